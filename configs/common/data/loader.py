@@ -1,0 +1,47 @@
+"""Loaders with the guide's multi-scale polygons; a recipe names the data sets.
+
+`train` draws global batches that do not depend on the number of processes; `val` serves the
+evaluation during training, `test` (None: the same as val) serves --eval-only.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from omegaconf import OmegaConf
+
+from d2ext.data.loader import build_test_loader, build_train_loader
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_train_loader)(
+    dataset=L(get_detection_dataset_dicts)(names=None, filter_empty=True),
+    mapper=L(DatasetMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.ResizeShortestEdge)(
+                short_edge_length=[640, 672, 704, 736, 768, 800],
+                sample_style="choice",
+                max_size=1333,
+            ),
+            L(T.RandomFlip)(horizontal=True),
+        ],
+        image_format="BGR",
+        use_instance_mask=True,
+    ),
+    total_batch_size="${train.reference_batch_size}",
+    num_workers=4,
+    seed="${train.seed}",
+    reference_batch_size="${train.reference_batch_size}",
+    reference_world_size="${train.reference_world_size}",
+)
+
+dataloader.val = L(build_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names=None, filter_empty=False),
+    mapper=L(DatasetMapper)(
+        is_train=False,
+        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+        image_format="${...train.mapper.image_format}",
+    ),
+    num_workers=2,
+)
+dataloader.test = None

@@ -1,0 +1,38 @@
+"""Mask R-CNN small enough for a laptop CPU: EfficientNet-Lite0, a 128-channel FPN, light heads.
+
+The backbone is timm's tf_efficientnet_lite0 (strides 4 to 32, 24/40/112/320 channels) and expects
+RGB with mean = std = 127.5. Relative to Detectron2's R50 model only widths and sampling differ.
+"""
+
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+
+from d2ext.modeling.timm_backbone import TimmBackbone
+
+model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
+
+model.input_format = "RGB"
+model.pixel_mean = [127.5, 127.5, 127.5]
+model.pixel_std = [127.5, 127.5, 127.5]
+model.backbone.bottom_up = L(TimmBackbone)(
+    name="tf_efficientnet_lite0",
+    out_features=["res2", "res3", "res4", "res5"],
+    freeze_at=2,
+)
+model.backbone.out_channels = 128
+model.proposal_generator.head.in_channels = 128
+model.proposal_generator.pre_nms_topk = (1000, 500)
+model.proposal_generator.post_nms_topk = (300, 200)
+model.proposal_generator.batch_size_per_image = 128
+
+heads = model.roi_heads
+heads.num_classes = None  # None: taken from the training data
+heads.batch_size_per_image = 64
+heads.box_pooler.sampling_ratio = 2
+heads.mask_pooler.sampling_ratio = 2
+heads.box_head.input_shape.channels = 128
+heads.box_head.fc_dims = [512, 512]
+heads.box_predictor.input_shape.channels = 512
+heads.mask_head.input_shape.channels = 128
+heads.mask_head.conv_dims = [128, 128, 128]
+del heads

@@ -1,0 +1,1 @@
+"""A config file and overrides to a checked config."""

@@ -1,0 +1,101 @@
+"""Epochs to iterations: the one place that does it."""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Period:
+    """How often something happens: every `iterations` or every `epochs`; neither means never."""
+
+    iterations: int = 0
+    epochs: int = 0
+
+    def due(self, done: int, schedule: "Schedule") -> bool:
+        """Whether the iteration that makes `done` complete iterations completes a period."""
+        if self.epochs:
+            return schedule.epoch(done) // self.epochs > schedule.epoch(done - 1) // self.epochs
+        return self.iterations > 0 and done % self.iterations == 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run and its periods, resolved against a data set.
+
+    Attributes:
+        num_images: N of the training set, after filtering.
+        batch_size: images per optimizer step over all ranks.
+        max_iter: optimizer steps of the run.
+        warmup_iters: steps of linear warm-up, or None to leave the schedule as the config has it.
+        in_epochs: whether the run's length was given in epochs.
+        eval_period: of the evaluation.
+        checkpoint_period: of the checkpoints.
+    """
+
+    num_images: int
+    batch_size: int
+    max_iter: int
+    warmup_iters: int | None
+    in_epochs: bool
+    eval_period: Period
+    checkpoint_period: Period
+
+    def epoch(self, done: int) -> int:
+        """Complete epochs after `done` iterations."""
+        return done * self.batch_size // self.num_images
+
+    @property
+    def epochs(self) -> float:
+        """Length of the run in epochs."""
+        return self.max_iter * self.batch_size / self.num_images
+
+
+def resolve_schedule(train: Any, batch_size: int, num_images: int) -> Schedule:
+    """Turns the `train` section's epochs and periods into iterations.
+
+    Args:
+        train: the config's section; `max_epochs` or `max_iter`, `eval_period`,
+            `checkpointer.period` and, if present, `warmup_iters` are read.
+        batch_size: images per optimizer step over all ranks.
+        num_images: of the training set.
+
+    Raises:
+        UserError: a length or period that is not positive or cannot be read.
+    """
+    epochs, iterations = train.get("max_epochs"), train.get("max_iter")
+    if (epochs is None) == (iterations is None):
+        raise UserError("set exactly one of train.max_epochs and train.max_iter")
+    field, value = ("max_epochs", epochs) if iterations is None else ("max_iter", iterations)
+    if value <= 0:
+        raise UserError(f"train.{field}={value}: a run needs a positive length")
+    if iterations is None:
+        # Exact fractions: 0.1 epochs of 10 images is one image, not two.
+        iterations = math.ceil(Fraction(str(epochs)) * num_images / batch_size)
+    warmup = train.get("warmup_iters")
+    if warmup is not None:
+        if warmup < 0:
+            raise UserError(f"train.warmup_iters={warmup} is negative")
+        warmup = min(warmup, iterations // 2)
+    return Schedule(
+        num_images,
+        batch_size,
+        iterations,
+        warmup,
+        epochs is not None,
+        _period("train.eval_period", train.eval_period),
+        _period("train.checkpointer.period", train.checkpointer.period),
+    )
+
+
+def _period(field: str, value: int | str | None) -> Period:
+    if value is None or isinstance(value, int) and value >= 0:
+        return Period(iterations=value or 0)
+    match = re.fullmatch(r"(\d+) ?epochs?", str(value).strip())
+    if match and int(match[1]) > 0:
+        return Period(epochs=int(match[1]))
+    raise UserError(f'{field}={value!r}: give iterations (0 for never) or, say, "2 epochs"')

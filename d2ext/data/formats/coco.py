@@ -1,0 +1,222 @@
+"""COCO annotations (https://cocodataset.org/#format-data), read and made without torch."""
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.data.formats.common import nearest, polygon_area, read_json
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
+
+
+def coco_classes(json_file: str | Path) -> tuple[str, ...]:
+    """The category names of a COCO file in the order of their ids; raises as `read_coco` does."""
+    return tuple(_categories(_load(json_file), json_file).values())
+
+
+def coco_category_ids(json_file: str | Path, classes: Sequence[str]) -> list[int]:
+    """The file's category id of each of `classes`, for results in the file's own numbers."""
+    indices = _category_ids(_categories(_load(json_file), json_file), classes, json_file)
+    ids = {index: category_id for category_id, index in indices.items() if index is not None}
+    return [ids[i] for i in range(len(classes))]
+
+
+def read_coco(
+    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> list[dict]:
+    """Reads a COCO file into Detectron2's dataset dicts; whether the images exist is not looked at.
+
+    Left out are annotations marked `ignore`, those without a box of positive size or without a
+    valid polygon (a warning counts these two), and those of categories that are not in `classes`.
+
+    Args:
+        json_file: the COCO JSON.
+        image_root: the folder that its file names are relative to.
+        classes: category names; `category_id` is an index into them. None takes all of the file
+            in the order of their ids.
+
+    Returns:
+        One dict an image, also for images without annotations, by rising `image_id` (the file's).
+        Segmentations are lists of polygons or compressed RLE.
+
+    Raises:
+        UserError: the file is absent or no COCO file, lacks a category of `classes` or a key,
+            repeats an image id, or has an annotation of an unknown image or category.
+    """
+    content = _load(json_file)
+    category_ids = _category_ids(_categories(content, json_file), classes, json_file)
+    records = {}
+    for i, image in enumerate(content["images"]):
+        try:
+            image_id = image["id"]
+            if not isinstance(image_id, int):
+                raise TypeError(f"the id {image_id!r} is no integer")
+            record = {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "image_id": image_id,
+                "height": image["height"],
+                "width": image["width"],
+                "annotations": [],
+            }
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{json_file}: images[{i}] is malformed ({e!r}); correct it") from e
+        if image_id in records:
+            raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
+        records[image_id] = record
+
+    left_out = Counter()
+    for i, annotation in enumerate(content["annotations"]):
+        where = f"{json_file}: annotations[{i}]"
+        try:
+            image_id, category = annotation["image_id"], annotation["category_id"]
+            if image_id not in records:
+                raise UserError(f"{where} is of the image {image_id}, which `images` lacks")
+            if category not in category_ids:
+                raise UserError(f"{where} is of the category {category}, which `categories` lacks")
+            if annotation.get("ignore", 0) == 1 or category_ids[category] is None:
+                continue
+            record = records[image_id]
+            read, problem = _read(annotation, record["height"], record["width"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{where} is malformed ({e!r}); correct it") from e
+        if problem:
+            left_out[problem] += 1
+        else:
+            read["category_id"] = category_ids[category]
+            record["annotations"].append(read)
+    if left_out:
+        counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
+        logger.warning("%s: %d annotations left out: %s", json_file, left_out.total(), counts)
+    return [records[image_id] for image_id in sorted(records)]
+
+
+def _load(json_file: str | Path) -> dict:
+    content = read_json(json_file)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{json_file} is no COCO annotation file: it has no list {key!r}")
+    return content
+
+
+def _categories(content: dict, json_file: str | Path) -> dict[int, str]:
+    """Id to name, by rising id."""
+    try:
+        names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        distinct = set(names.values())
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{json_file}: `categories` is malformed ({e!r}); correct it") from e
+    if len(distinct) < len(content["categories"]):
+        raise UserError(f"{json_file}: `categories` repeats an id or a name; make them distinct")
+    return names
+
+
+def _category_ids(
+    categories: dict[int, str], classes: Sequence[str] | None, json_file: str | Path
+) -> dict[int, int | None]:
+    """The file's category ids to indices into `classes`; None for those that are not wanted."""
+    if classes is None:
+        classes = list(categories.values())
+    for name in classes:
+        if name not in categories.values():
+            hint = nearest(name, categories.values())
+            raise UserError(f"{json_file} has no category {name!r}; {hint}")
+    index = {name: i for i, name in enumerate(classes)}
+    return {category_id: index.get(name) for category_id, name in categories.items()}
+
+
+def _read(annotation: dict, height: int, width: int) -> tuple[dict, str]:
+    """The annotation without its category, or the reason to leave it out."""
+    x, y, w, h = annotation.get("bbox") or (0, 0, 0, 0)
+    if not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
+        return {}, "without a box of positive size"
+    read = {
+        "bbox": [x, y, x + w, y + h],
+        "bbox_mode": _XYXY,
+        "iscrowd": annotation.get("iscrowd", 0),
+    }
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        read["segmentation"] = _compressed(segmentation, height, width)
+    elif segmentation:
+        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+        if not polygons:
+            return {}, "without a valid polygon"
+        read["segmentation"] = polygons
+    return read, ""
+
+
+def _compressed(rle: dict, height: int, width: int) -> dict:
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(f"the RLE has the size {rle['size']}, its image {[height, width]}")
+    if isinstance(rle["counts"], list):
+        from pycocotools import mask
+
+        rle = mask.frPyObjects(rle, height, width)
+    return _text(rle)
+
+
+def _text(rle: dict) -> dict:
+    """The RLE with its counts as text, which JSON can hold, as pycocotools takes it, too."""
+    counts = rle["counts"]
+    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def to_coco(
+    records: Sequence[dict], classes: Sequence[str], image_root: str | Path | None = None
+) -> dict:
+    """Makes a COCO dict of Detectron2's dataset dicts.
+
+    Annotation ids count from 1: pycocotools takes 0 for "no match", which costs a detection its
+    true positive. Category ids are the dataset dicts' plus 1.
+
+    Args:
+        records: dataset dicts; boxes are XYXY_ABS or XYWH_ABS.
+        classes: class names by `category_id`.
+        image_root: the folder that file names shall be relative to; None leaves them as they are.
+
+    Raises:
+        UserError: boxes are of another mode.
+    """
+    images, annotations = [], []
+    for record in records:
+        name = os.fspath(record["file_name"])
+        images.append(
+            {
+                "id": record["image_id"],
+                "file_name": name if image_root is None else os.path.relpath(name, image_root),
+                "width": record["width"],
+                "height": record["height"],
+            }
+        )
+        for a in record.get("annotations", ()):
+            if a["bbox_mode"] not in (_XYXY, _XYWH):
+                raise UserError(f"{name}: boxes of the mode {a['bbox_mode']!r} are not supported")
+            x, y, w, h = map(float, a["bbox"])
+            if a["bbox_mode"] == _XYXY:
+                w, h = w - x, h - y
+            made = {
+                "id": len(annotations) + 1,
+                "image_id": record["image_id"],
+                "category_id": a["category_id"] + 1,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": a.get("iscrowd", 0),
+            }
+            segmentation = a.get("segmentation")
+            if isinstance(segmentation, dict):
+                from pycocotools import mask
+
+                made["segmentation"] = _text(segmentation)
+                made["area"] = float(mask.area(segmentation))
+            elif segmentation:
+                made["segmentation"] = segmentation
+                made["area"] = sum(map(polygon_area, segmentation))
+            annotations.append(made)
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,46 @@
+"""What the readers share: a JSON file read with clear errors, names compared, areas of polygons."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2ext.errors import UserError
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads an annotation file.
+
+    Raises:
+        UserError: it is absent, cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"the annotation file {path} does not exist; check json_file, or set data.root to the"
+            " folder that holds the data"
+        ) from None
+    except OSError as e:
+        raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
+    except ValueError as e:  # bad JSON or bad UTF-8
+        raise UserError(
+            f"{path} is no valid JSON ({e}); export or download the annotations again"
+        ) from e
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A hint for an error message: the known name nearest to `name`, else all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
+
+
+def polygon_area(polygon: Sequence[float]) -> float:
+    """Area in square pixels of [x0, y0, x1, y1, ...] (shoelace formula)."""
+    xs, ys = polygon[::2], polygon[1::2]
+    twice = sum(xs[i - 1] * y - x * ys[i - 1] for i, (x, y) in enumerate(zip(xs, ys, strict=True)))
+    return abs(twice) / 2

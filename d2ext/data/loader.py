@@ -1,0 +1,171 @@
+"""Loaders for training and evaluation."""
+
+import contextlib
+import logging
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from d2ext.data.sampler import BatchSampler, EpochOrder
+from d2ext.errors import UserError
+
+
+def build_train_loader(
+    dataset: list[dict],
+    mapper: Callable[[dict], dict],
+    *,
+    total_batch_size: int,
+    num_workers: int,
+    seed: int,
+    reference_batch_size: int,
+    reference_world_size: int,
+    start_iter: int = 0,
+) -> Iterable[list[dict]]:
+    """This rank's part of the global batches, from iteration `start_iter` on, for ever.
+
+    Images, order and augmentation depend on (seed, iteration, position) only, so neither the
+    number of processes nor that of loader workers changes what the model sees.
+
+    Args:
+        dataset: Detectron2 dataset dicts.
+        mapper: a dataset dict to the model's input; may use any of the global generators.
+        total_batch_size: images per step over all ranks.
+        num_workers: loader processes of this rank.
+        seed: of the run.
+        reference_batch_size: with `reference_world_size`, gives the images per worker that the
+            recipe was made for, and so the size of the groups that share an orientation.
+        reference_world_size: see above.
+        start_iter: the first iteration.
+
+    Raises:
+        UserError: while iterating, when an image cannot be read.
+    """
+    portrait = np.array([d["height"] > d["width"] for d in dataset])
+    group_size = max(reference_batch_size // reference_world_size, 1)
+    sampler = BatchSampler(
+        EpochOrder(portrait, group_size, seed),
+        total_batch_size,
+        comm.get_rank(),
+        comm.get_world_size(),
+        start_iter,
+    )
+    loader = DataLoader(
+        _SeededDataset(dataset, mapper, seed),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_init_worker,
+        persistent_workers=num_workers > 0,
+    )
+    return _RaiseFailures(loader)
+
+
+def build_test_loader(
+    dataset: list[dict], mapper: Callable[[dict], dict], *, num_workers: int
+) -> Iterable[list[dict]]:
+    """Detectron2's test loader (one image a batch, ranks take consecutive parts in order)."""
+    return _RaiseFailures(
+        build_detection_test_loader(
+            dataset, mapper=_ReportFailures(mapper), num_workers=num_workers
+        )
+    )
+
+
+class _Failure:
+    """A sample that could not be made; crosses the process border, where an exception cannot."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class _ReportFailures:
+    """The mapper, with unreadable images turned into `_Failure`s that name the file."""
+
+    def __init__(self, mapper: Callable[[dict], dict]):
+        self._mapper = mapper
+
+    def __call__(self, record: dict) -> dict | _Failure:
+        try:
+            return self._mapper(record)
+        except FileNotFoundError:
+            return _Failure(f"image {record['file_name']} is listed but absent; add or unlist it")
+        except SizeMismatchError as e:
+            return _Failure(f"{e} (EXIF orientation counts)")
+        except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
+            return _Failure(
+                f"image {record['file_name']} cannot be read: {e}; replace or unlist it"
+            )
+
+
+class _SeededDataset(Dataset):
+    """Samples by (index, position), each with generators of its own.
+
+    Detectron2's transforms draw from numpy's global generator; torch's and Python's are seeded as
+    well for the user's own. All are put back, since with no loader workers they are the trainer's.
+    """
+
+    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
+        # Serialised once: Python objects would be copied page by page into every worker.
+        self._records = DatasetFromList(records, copy=False)
+        self._mapper = _ReportFailures(mapper)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
+        index, position = key
+        with generators_seeded(self._seed, position):
+            return self._mapper(self._records[index])
+
+
+@contextlib.contextmanager
+def generators_seeded(*key: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and torch's global generators from integers; puts them back after."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(key).generate_state(3)
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        torch.manual_seed(int(words[2]))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class _RaiseFailures:
+    """A loader that raises the first failure of a batch in the trainer's process."""
+
+    def __init__(self, loader: Iterable[list]):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            for sample in batch:
+                if isinstance(sample, _Failure):
+                    raise UserError(sample.message)
+            yield batch
+
+
+def _as_list(samples: list) -> list:
+    return samples
+
+
+def _init_worker(worker_id: int) -> None:
+    # Signals reach the whole process group. The trainer decides what to do; workers just serve.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    logging.getLogger("PIL").setLevel(logging.WARNING)

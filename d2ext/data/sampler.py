@@ -1,0 +1,87 @@
+"""Which images each training step sees: a pure function of (seed, iteration, position).
+
+The stream of images is the concatenation of epochs; step i takes places i*A to (i+1)*A - 1, where A
+is the images per step over all ranks. No state: starting at any iteration only counts integers.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class EpochOrder:
+    """The order of the images in each epoch, every image once.
+
+    Images come in groups of `group_size` that share an orientation, so that padding a batch wastes
+    little whatever the number of processes (Detectron2 groups later, in a stateful buffer).
+    Members left over of both orientations form mixed groups at the end of the epoch.
+
+    Args:
+        portrait: bool array (N,), True where an image is higher than wide.
+        group_size: images per group; batches should hold whole groups.
+        seed: of the run.
+    """
+
+    def __init__(self, portrait: np.ndarray, group_size: int, seed: int):
+        self._portrait = np.asarray(portrait, dtype=bool)
+        self._group_size = group_size
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._portrait)
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The image indices (N,) of epoch `number`, counted from 0."""
+        rng = np.random.default_rng((self._seed, number))
+        shuffled = rng.permutation(len(self))
+        # The epoch before may have left a group unfilled: fill it first, or all groups would shift.
+        head, rest = np.split(shuffled, [min(-number * len(self) % self._group_size, len(self))])
+        groups, leftover = [], []
+        for side in (False, True):
+            members = rest[self._portrait[rest] == side]
+            whole = len(members) // self._group_size * self._group_size
+            groups.append(members[:whole].reshape(-1, self._group_size))
+            leftover.append(members[whole:])
+        groups = rng.permutation(np.concatenate(groups))  # rows
+        return np.concatenate([head, groups.ravel(), rng.permutation(np.concatenate(leftover))])
+
+
+class BatchSampler:
+    """Yields this rank's share of each global batch, for ever: lists of (image index, position).
+
+    `position` is the place in the stream over all epochs; it seeds the sample's augmentation.
+
+    Args:
+        order: of the images.
+        total_batch_size: images per step over all ranks.
+        rank: of this process.
+        world_size: number of processes; must divide total_batch_size.
+        start_iter: the first step to yield.
+    """
+
+    def __init__(
+        self,
+        order: EpochOrder,
+        total_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_iter: int = 0,
+    ):
+        self._order = order
+        self._total = total_batch_size
+        self._share = total_batch_size // world_size
+        self._offset = rank * self._share
+        self._start_iter = start_iter
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size, current, indices = len(self._order), -1, None
+        start = self._start_iter * self._total + self._offset
+        while True:
+            batch = []
+            for position in range(start, start + self._share):
+                epoch, place = divmod(position, size)
+                if epoch != current:
+                    current, indices = epoch, self._order.epoch(epoch)
+                batch.append((int(indices[place]), position))
+            yield batch
+            start += self._total

@@ -1,0 +1,212 @@
+"""What training this installation can do: versions, GPUs, Detectron2's operators, and a real step.
+
+torch and Detectron2 are imported in a child process only (doctor_probe.py): a broken build can kill
+the process that imports it, and the doctor has to outlive the patient.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from d2ext import __version__
+from d2ext.engine.doctor_probe import MARK
+
+_SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+_TIMEOUT = 300  # seconds; a GPU's first use can take a minute
+
+# Step of the probe -> what does not work when it fails.
+_SUBJECTS = {
+    "torch": "torch cannot be used",
+    "torchvision": "torchvision cannot be used",
+    "detectron2": "Detectron2 cannot be used",
+    "operators": "Detectron2's compiled operators crash",
+    "train": "a training step fails",
+}
+
+
+@dataclass
+class Diagnosis:
+    """Facts as (label, text), warnings, and problems: what keeps training from working."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{label:<20} {text}" for label, text in self.facts]
+        lines += [f"warning: {text}" for text in self.warnings]
+        lines += [f"problem: {text}" for text in self.problems]
+        lines.append("training cannot work" if self.problems else "training works")
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Examines this interpreter's installation and trains one step with it.
+
+    Never raises for what it finds: a package that is missing, too old or broken is a problem.
+    """
+    found = Diagnosis()
+    found.facts.append(("d2ext", __version__))
+    found.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
+    found.facts += [(name, installed(name) or "not installed") for name in _SHOWN]
+    found.facts.append(("Detectron2", which_detectron2()))
+    opencv = [f"{name} {installed(name)}" for name in _OPENCV if installed(name)]
+    found.facts.append(("OpenCV", ", ".join(opencv) or "not installed"))
+    found.facts.append(("datasets", describe_datasets()))
+    if len(opencv) > 1:
+        found.warnings.append(
+            "several OpenCV packages overwrite one another: uninstall all of them, then install one"
+        )
+    if installed("detectron2") and installed("sal-detectron2"):
+        found.warnings.append(f"two Detectron2 packages overwrite one another. Remedy: {remedy()}")
+    found.problems += unmet_requirements()
+
+    results, problem = probe()
+    found.facts += _hardware(results.get("torch"), found.warnings)
+    if "operators" in results:
+        found.facts += _operators(results["operators"], found.warnings)
+    if "train" in results:
+        found.facts.append(("training test", results["train"]["text"]))
+    if problem:
+        found.problems.append(problem)
+    return found
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed distribution, read without importing it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def which_detectron2() -> str:
+    """Which Detectron2 this is: the PyPI wheel, upstream (with its commit, if known), or none."""
+    if version := installed("sal-detectron2"):
+        built_from = ", upstream main of 2024-04-17 (a59f0563)" if version == "0.7.2" else ""
+        return f"{version}, the PyPI wheel sal-detectron2{built_from}"
+    if version := installed("detectron2"):
+        origin = json.loads(
+            metadata.distribution("detectron2").read_text("direct_url.json") or "{}"
+        )
+        commit = origin.get("vcs_info", {}).get("commit_id")
+        return f"{version}, upstream, " + (f"commit {commit}" if commit else "commit unknown")
+    return "not installed"
+
+
+def describe_datasets() -> str:
+    """Where datasets are looked for, and whether the balloon dataset is there."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    balloon = root / "balloon"
+    if (balloon / "SYNTHETIC").exists():
+        state = "balloon is synthetic"
+    elif (balloon / "train" / "via_region_data.json").is_file():
+        state = "balloon is there"
+    else:
+        state = "no balloon (tools/prepare_data.py balloon)"
+    source = "DETECTRON2_DATASETS" if "DETECTRON2_DATASETS" in os.environ else "the default"
+    return f"{root} ({source}): {state}"
+
+
+def unmet_requirements() -> list[str]:
+    """What d2ext requires and this installation lacks; empty where d2ext itself isn't installed."""
+    try:
+        from packaging.requirements import Requirement
+
+        required = metadata.requires("d2ext") or []
+    except ImportError:  # packaging is missing, or d2ext runs from a checkout
+        return []
+    unmet = []
+    for requirement in map(Requirement, required):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            unmet.append(
+                f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {remedy()}"
+            )
+    return unmet
+
+
+def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Imports torch, torchvision and Detectron2 in a child process and trains one step there.
+
+    Returns:
+        The result of each step that succeeded, and what is wrong with the first that did not.
+    """
+    # -P: this file's folder must not come before the standard library.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("doctor_probe.py"))]
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+        )
+        output, status = child.stdout, child.returncode
+    except subprocess.TimeoutExpired as e:
+        # The output is bytes here even with text=True.
+        output, status = (e.stdout or b"").decode(errors="replace"), None
+    results: dict[str, dict[str, Any]] = {}
+    step, error = "torch", None
+    for line in output.splitlines():
+        if line.startswith(MARK):
+            said = json.loads(line.removeprefix(MARK))
+            step, error = said["step"], said.get("error")
+            if "result" in said:
+                results[step] = said["result"]
+    if list(results) == list(_SUBJECTS):
+        return results, None
+    if error is None and status is None:
+        error = f"no answer after {_TIMEOUT} s"
+    elif error is None:
+        error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
+    way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
+    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {remedy()}{way_out}"
+
+
+def remedy() -> str:
+    """How to come to an installation that works."""
+    # What `make env` made, it takes for complete until it is removed.
+    if (Path(sys.prefix) / "d2ext-stamp").exists():
+        return f"`rm -r {sys.prefix}`, then `make env`"
+    return "`make env` makes an environment that holds what d2ext needs"
+
+
+def _hardware(torch: dict[str, Any] | None, warnings: list[str]) -> list[tuple[str, str]]:
+    facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
+    if torch is None:
+        return [*facts, ("GPUs", "unknown, since torch does not work")]
+    if torch["gpus"]:
+        return [*facts, ("GPUs", ", ".join(torch["gpus"]))]
+    if Path("/dev/nvidia0").exists():
+        build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "a build without CUDA"
+        warnings.append(
+            f"there is an NVIDIA device, but torch ({build}) sees no GPU: see"
+            " CUDA_VISIBLE_DEVICES, and the driver's version in nvidia-smi"
+        )
+    return [*facts, ("GPUs", "none, training runs on the CPU")]
+
+
+def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:
+    if result["no_cuda"]:
+        warnings.append(
+            "Detectron2's compiled operators were built without CUDA and do not run on the GPU:"
+            " install the CUDA toolkit, then `DETECTRON2=git make env` in a new D2EXT_VENV"
+        )
+    if not result["missing"]:
+        return [("compiled operators", "all there")]
+    remedy = "`DETECTRON2=git make env` builds them; Faster and Mask R-CNN do without"
+    missing = [("without", f"{name}: {result_of}") for name, result_of in result["missing"]]
+    reason = f" ({result['reason']})" if result["reason"] else ""
+    return [("compiled operators", f"missing{reason}; {remedy}"), *missing]

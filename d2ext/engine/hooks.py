@@ -1,0 +1,135 @@
+"""What happens around training steps; each hook does one thing."""
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from d2ext.config.schedule import Schedule
+from d2ext.engine.checkpoint import link_checkpoint, mark_last, prune, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class LearningRate(HookBase):
+    """Sets each group's learning rate to its base times the schedule's multiplier.
+
+    Stateless, so that a resumed run follows the config it is given, not the rates it stored.
+
+    Args:
+        optimizer: its groups' present rates are the bases.
+        multiplier: fvcore ParamScheduler, from the fraction of the run (0 to 1) to a factor.
+    """
+
+    def __init__(self, optimizer: Optimizer, multiplier: Callable[[float], float]):
+        self._groups = optimizer.param_groups
+        self._bases = [group["lr"] for group in optimizer.param_groups]
+        self._multiplier = multiplier
+
+    def before_step(self) -> None:
+        factor = self._multiplier(self.trainer.iter / self.trainer.max_iter)
+        for group, base in zip(self._groups, self._bases, strict=True):
+            group["lr"] = base * factor
+        self.trainer.storage.put_scalar("lr", self._groups[0]["lr"], smoothing_hint=False)
+
+
+class Checkpoint(HookBase):
+    """Writes a checkpoint at each period and at the end; also when a signal stops the run.
+
+    Args:
+        folder: output directory.
+        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
+        keep: number of periodic checkpoints to keep; 0 keeps all.
+        content: returns the checkpoint's content after so many iterations.
+    """
+
+    def __init__(
+        self, folder: Path, schedule: Schedule, keep: int, content: Callable[[int], dict[str, Any]]
+    ):
+        self._folder = folder
+        self._schedule = schedule
+        self._keep = keep
+        self._content = content
+        self._saved = -1
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        if last or self._schedule.checkpoint_period.due(done, self._schedule):
+            path = self._save(done)
+            if last:
+                mark_last(link_checkpoint(path, "model_final.pth"))
+
+    def after_train(self) -> None:
+        # A stopped run only: one that failed has no state worth keeping.
+        if self.trainer.stopped_by and self._saved != self.trainer.iter:
+            self._save(self.trainer.iter)
+
+    def _save(self, done: int) -> Path:
+        schedule = self._schedule
+        whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
+        if schedule.checkpoint_period.epochs and whole_epoch:
+            name = f"epoch_{schedule.epoch(done)}.pth"
+        else:
+            name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
+        path = self._folder / name
+        save_checkpoint(path, self._content(done))
+        mark_last(path)
+        prune(self._folder, self._keep)
+        self._saved = done
+        logger.info("Saved %s", path)
+        return path
+
+
+class Evaluate(HookBase):
+    """Evaluates at each period and at the end, and logs the numbers with the losses.
+
+    Args:
+        schedule: of the run.
+        run: evaluates after so many iterations and returns flat results.
+    """
+
+    def __init__(self, schedule: Schedule, run: Callable[[int], dict[str, float]]):
+        self._schedule = schedule
+        self._run = run
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        if last or self._schedule.eval_period.due(done, self._schedule):
+            results = self._run(done)
+            finite = {k: v for k, v in results.items() if math.isfinite(v)}  # JSON has no NaN
+            self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
+
+
+class ProgressBar(HookBase):
+    """A live bar with ETA, loss and learning rate, where stderr is a terminal."""
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            desc="train",
+            unit="it",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def after_step(self) -> None:
+        storage = self.trainer.storage
+        self._bar.set_postfix(
+            loss=f"{storage.history('total_loss').median(20):.3f}",
+            lr=f"{storage.history('lr').latest():.2g}",
+            refresh=False,
+        )
+        self._bar.update()
+
+    def after_train(self) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()

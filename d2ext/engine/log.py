@@ -1,0 +1,56 @@
+"""Where log records go: plain lines to a file, the ones a person follows to the terminal."""
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
+_LOGGERS = ("d2ext", "detectron2", "fvcore", "py.warnings")
+# Details for the file: tensors by name that a fine-tuning leaves out, libraries' own warnings.
+_FILE_ONLY = ("fvcore.common.checkpoint", "py.warnings")
+
+
+def setup_logging(file: Path | None = None) -> None:
+    """Sends d2ext's, Detectron2's and fvcore's records to stdout and, appended, to `file`.
+
+    On a terminal a progress bar takes the place of the loss lines; the file has them always.
+    Calling it again replaces the earlier file.
+    """
+    logging.captureWarnings(True)
+    # torch warns of its own tracer whenever a Detectron2 model is called.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    console = _Console()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(_for_console)
+    handlers: list[logging.Handler] = [console]
+    if file:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for old in logger.handlers:
+            old.close()
+        logger.handlers = list(handlers)
+
+
+def _for_console(record: logging.LogRecord) -> bool:
+    if record.name == "detectron2.utils.events":
+        return not sys.stderr.isatty()
+    if record.name in _FILE_ONLY:
+        return False
+    return record.name.startswith("d2ext") or record.levelno >= logging.WARNING
+
+
+class _Console(logging.Handler):
+    """stdout, without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if record.levelno >= logging.WARNING:
+            line = f"{record.levelname.lower()}: {line}"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()

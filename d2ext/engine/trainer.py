@@ -1,0 +1,112 @@
+"""The training loop, over Detectron2's hooks and event storage."""
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.optim import Optimizer
+
+from d2ext.engine.signals import StopSignals
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Runs optimizer steps and hooks from one iteration to another, or until a signal.
+
+    Detectron2's SimpleTrainer cannot stop between steps and starts each run with the generators
+    where history left them; here each step's randomness follows from (seed, iteration).
+
+    Attributes:
+        model, optimizer: as given.
+        iter: the current iteration, counted from 0.
+        start_iter, max_iter: of this run.
+        storage: Detectron2's EventStorage, open while training.
+        stopped_by: the signal that ended the run early, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: Iterable[list[dict]],
+        hooks: Sequence[HookBase],
+        seed: int,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self._loader = loader
+        self._hooks = hooks
+        self._seed = seed
+        self.stopped_by: str | None = None
+        for hook in hooks:
+            hook.trainer = weakref.proxy(self)
+
+    def train(self, start_iter: int, max_iter: int, signals: StopSignals) -> None:
+        """Trains iterations `start_iter` to `max_iter` - 1.
+
+        Raises:
+            UserError: the loss is not finite, or an image cannot be read.
+        """
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        self.model.train()
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self._call_hooks("before_train")
+                batches = iter(self._loader)
+                for self.iter in range(start_iter, max_iter):
+                    self.storage.iter = self.iter
+                    self._call_hooks("before_step")
+                    self._step(batches)
+                    self._call_hooks("after_step")
+                    if signals.received and self.iter + 1 < max_iter:
+                        self.stopped_by = signals.received
+                        break
+                # From here on, as Detectron2's hooks expect, the number of iterations done.
+                self.iter = self.storage.iter = self.iter + 1
+            finally:
+                self._call_hooks("after_train")
+
+    def _step(self, batches) -> None:
+        start = time.perf_counter()
+        batch = next(batches)
+        data_time = time.perf_counter() - start
+        # Proposal sampling and dropout draw from torch's generator.
+        seed = np.random.SeedSequence((self._seed, self.iter, comm.get_rank())).generate_state(1)
+        torch.manual_seed(int(seed[0]))
+        losses = self.model(batch)
+        total = sum(losses.values())
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        self._record(losses, data_time, batch)
+
+    def _record(self, losses: dict[str, torch.Tensor], data_time: float, batch) -> None:
+        # One transfer for all losses; Detectron2's heads synchronise many times before.
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        total = sum(values)
+        if not math.isfinite(total):
+            each = ", ".join(f"{k} {v:.3g}" for k, v in zip(losses, values, strict=True))
+            files = ", ".join(sample["file_name"] for sample in batch)
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise UserError(
+                f"the loss is not finite at iteration {self.iter} ({each}); lr {lr:.3g}, images"
+                f" {files}. A lower optimizer.lr or a longer train.warmup_iters is the usual remedy"
+            )
+        self.storage.put_scalars(
+            total_loss=total, **dict(zip(losses, values, strict=True)), data_time=data_time
+        )
+
+    def _call_hooks(self, moment: str) -> None:
+        for hook in self._hooks:
+            getattr(hook, moment)()

@@ -1,0 +1,30 @@
+"""Errors that are part of the interface, and the one place that turns them into an exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one or two lines naming field or file, value and remedy."""
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Runs a tool's `main` and exits with its status: 2 and one line for the user's mistakes.
+
+    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is no error.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # Python would fail again while it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)

@@ -1,0 +1,77 @@
+"""COCO average precision of boxes and masks (https://cocodataset.org/#detection-eval)."""
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Sequence
+
+from d2ext.data.formats.coco import to_coco
+
+logger = logging.getLogger(__name__)
+
+
+class CocoMetric:
+    """AP of a detector on one data set, computed by hotcoco (equal to pycocotools to six digits).
+
+    Args:
+        tasks: `bbox`, `segm` or both; None takes `bbox`, and `segm` where predictions and ground
+            truth have masks.
+        per_class: adds `AP-<class>` where there are several classes.
+    """
+
+    def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = True):
+        self._tasks = tasks
+        self._per_class = per_class
+
+    def __call__(
+        self, records: list[dict], classes: Sequence[str], predictions: list[dict]
+    ) -> dict[str, float]:
+        """Evaluates one data set.
+
+        Args:
+            records: Detectron2 dataset dicts with ground truth.
+            classes: class names by category_id.
+            predictions: COCO results; `category_id` counts from 0 as in the records, `bbox` is
+                [x, y, width, height] in pixels, `segmentation` an RLE (absent without masks).
+
+        Returns:
+            `<task>/<name>` to percent; NaN where the data set holds no such object.
+        """
+        truth = to_coco(records, classes)
+        with_masks = any("segmentation" in a for a in truth["annotations"])
+        with_masks &= not predictions or "segmentation" in predictions[0]
+        numbers = {}
+        for task in self._tasks or (["bbox", "segm"] if with_masks else ["bbox"]):
+            for name, value in _evaluate(truth, predictions, task, self._per_class).items():
+                numbers[f"{task}/{name}"] = value
+        return numbers
+
+
+def _evaluate(truth: dict, predictions: list[dict], task: str, per_class: bool) -> dict[str, float]:
+    import hotcoco
+
+    results = [
+        {**p, "category_id": p["category_id"] + 1}  # to_coco numbers categories from 1
+        for p in predictions
+        if math.isfinite(p["score"])  # anything else breaks the sort inside every backend
+    ]
+    gt = hotcoco.COCO(truth)
+    evaluation = hotcoco.COCOeval(gt, gt.load_res(results), task)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()) as table:
+        evaluation.summarize()
+    logger.info("COCO %s:\n%s", task, table.getvalue().rstrip())
+    numbers = evaluation.get_results(per_class=per_class and len(truth["categories"]) > 1)
+    # "AP/<class>" is Detectron2's "AP-<class>": a slash separates dataset, metric, task and name.
+    numbers = {name.replace("/", "-", 1): _percent(value) for name, value in numbers.items()}
+    if per_class and len(truth["categories"]) > 1:  # hotcoco leaves out classes without objects
+        for category in truth["categories"]:
+            numbers.setdefault(f"AP-{category['name']}", math.nan)
+    return numbers
+
+
+def _percent(value: float) -> float:
+    # The COCO tools write -1 where there is no ground truth to average over.
+    return math.nan if value < 0 else 100 * value

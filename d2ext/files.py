@@ -1,0 +1,42 @@
+"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from d2ext.errors import UserError
+
+
+@contextlib.contextmanager
+def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
+    """Opens a new file that takes `path`'s place when the block ends without an exception.
+
+    Raises:
+        UserError: the folder cannot be written to or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(
+            f"cannot write {path}: {e.strerror or e}; free space or choose another"
+            " output directory (--work-dir)"
+        ) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON; raises UserError as `replaced` does."""
+    with replaced(path) as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")

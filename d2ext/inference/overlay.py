@@ -1,0 +1,159 @@
+"""Pictures that show an image's ground truth beside its predictions."""
+
+import colorsys
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw, ImageFont
+
+from d2ext.errors import UserError
+
+# Pixels: a picture's long side is brought into this range, so that big photos draw quickly and
+# the labels on small images can be read.
+_LONG_SIDE = (512, 1024)
+_HEADER, _GAP = 36, 6
+
+Color = tuple[float, float, float]
+
+
+def write_overlays(
+    records: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    metadata: Any,
+    out_dir: str | os.PathLike[str],
+    score_threshold: float = 0.5,
+    limit: int = 32,
+) -> list[Path]:
+    """Writes one JPEG an image: ground truth on the left, predictions on the right.
+
+    Args:
+        records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks).
+        predictions: COCO results of the same images; `category_id` counts from 0, `bbox` is XYWH
+            in pixels, `segmentation` (RLE) may be missing.
+        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
+        out_dir: the folder; pictures that an earlier evaluation left in it are removed.
+        score_threshold: predictions with a lower score are not drawn.
+        limit: number of pictures; of more records, evenly spread ones are drawn.
+
+    Returns:
+        The files, in the order of the records, named after the images.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for stale in out_dir.glob("*.jpg"):
+        stale.unlink()
+
+    by_image = defaultdict(list)
+    for p in predictions:
+        if p["score"] >= score_threshold:
+            by_image[p["image_id"]].append(p)
+
+    count = min(limit, len(records))
+    files: list[Path] = []
+    for i in np.linspace(0, len(records) - 1, count).astype(int):
+        record = records[i]
+        truth, predicted = record.get("annotations", []), by_image[record["image_id"]]
+        panels = [
+            (f"ground truth ({len(truth)})", truth),
+            (f"predictions, score >= {score_threshold:.2f} ({len(predicted)})", predicted),
+        ]
+        file = _free_name(out_dir, Path(record["file_name"]).stem)
+        _draw(record, panels, metadata).save(file, quality=85)
+        files.append(file)
+    return files
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    file, n = folder / f"{stem}.jpg", 2
+    while file.exists():
+        file, n = folder / f"{stem}_{n}.jpg", n + 1
+    return file
+
+
+def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> Image.Image:
+    try:
+        photo = Image.fromarray(read_image(record["file_name"], "RGB"))
+    except (OSError, SyntaxError, ValueError) as e:  # what Pillow raises for broken files
+        raise UserError(f"cannot draw {record['file_name']}: {e}") from e
+    long = max(photo.size)
+    factor = min(max(long, _LONG_SIDE[0]), _LONG_SIDE[1]) / long
+    w, h = (max(1, round(side * factor)) for side in photo.size)
+    photo = photo.resize((w, h), Image.Resampling.LANCZOS, reducing_gap=2)
+
+    page = Image.new("RGB", (2 * w + _GAP, h + _HEADER), "white")
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((0, 0, page.width, _HEADER - 1), fill=(24, 28, 38))
+    font = ImageFont.load_default(size=min(20, w / 15))  # /15: the longest header fits a panel
+    for left, (title, instances) in zip((0, w + _GAP), panels, strict=True):
+        drawn = _instances(np.asarray(photo), record, instances, metadata)
+        page.paste(Image.fromarray(drawn), (left, _HEADER))
+        draw.text((left + 10, _HEADER / 2), title, "white", font, anchor="lm")
+    return page
+
+
+def _instances(photo: np.ndarray, record: dict, instances: list[dict], metadata: Any) -> np.ndarray:
+    """The photo (H x W x 3) with the instances, whose coordinates are those of the record."""
+    if not instances:
+        return photo
+    scale = np.array([photo.shape[1] / record["width"], photo.shape[0] / record["height"]])
+    boxes = [
+        BoxMode.convert(x["bbox"], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
+        for x in instances
+    ]
+    # A "$" in a class name is a dollar, not the start of a formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        drawing = Visualizer(photo).overlay_instances(
+            boxes=np.asarray(boxes) * np.tile(scale, 2),
+            masks=[_mask(x.get("segmentation"), scale, photo.shape[:2]) for x in instances],
+            labels=[_label(x, metadata) for x in instances],
+            assigned_colors=_colors(instances, metadata),
+            alpha=0.4,
+        )
+        return drawing.get_image()
+
+
+def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
+    """Polygons or RLE as Visualizer takes them (polygons or a H x W mask), in the photo's size."""
+    if not isinstance(segmentation, dict):
+        polygons = [np.asarray(p, dtype=float) for p in segmentation or ()]
+        return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    return cv2.resize(mask_util.decode(segmentation), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _label(instance: dict, metadata: Any) -> str:
+    names, c = metadata.thing_classes, instance["category_id"]
+    label = names[c] if c < len(names) else f"class {c}"
+    if "score" in instance:
+        label += f" {instance['score']:.2f}"
+    return label + " (crowd)" * bool(instance.get("iscrowd"))
+
+
+def _colors(instances: list[dict], metadata: Any) -> list[Color]:
+    """One colour an instance: shades of the class's colour, or with one class any hue."""
+    palette = getattr(metadata, "thing_colors", None) or ()
+    colors = []
+    for k, instance in enumerate(instances):
+        c = instance["category_id"]
+        if len(palette) > 1 and c < len(palette):
+            hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in palette[c]))
+            light = min(max(light + (0, 0.15, -0.15)[k % 3], 0.2), 0.8)
+        else:
+            # Steps of the golden ratio keep any number of hues apart.
+            hue, light, saturation = (k * 0.618034) % 1, 0.55, 0.9
+        colors.append(colorsys.hls_to_rgb(hue, light, saturation))
+    return colors

@@ -1,0 +1,1 @@
+"""Models that Detectron2 lacks."""

@@ -1,0 +1,5 @@
+"""A run directory -> one page. Reads files only and needs neither torch nor detectron2."""
+
+from d2ext.report.page import write_report
+
+__all__ = ["write_report"]

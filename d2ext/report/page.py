@@ -1,0 +1,238 @@
+"""A run -> one self-contained HTML page."""
+
+import base64
+import io
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from d2ext.errors import UserError
+from d2ext.report.charts import Line, smooth, svg
+from d2ext.report.read import Evaluation, Run, read_run
+
+_AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MAX_LOSSES = 8  # lines in the chart of the loss's parts
+_MAX_PICTURES = 24
+_MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+# Tried in turn until a picture fits its share: its longest side in pixels and JPEG quality.
+_PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Writes `report.html` into a run directory: one file that needs nothing beside it.
+
+    Args:
+        run_dir: what a training or evaluation run wrote. Parts that are missing or damaged are
+            named in the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: `run_dir` is no run directory, or the page cannot be written.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder; give the work directory of a run")
+    if not any((run_dir / f).is_file() for f in ("run.json", "metrics.json", "results.json")):
+        raise UserError(f"{run_dir}: no run.json, metrics.json or results.json; not a run's folder")
+    run = read_run(run_dir)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("page.html").render(
+        name=run.info.get("name") or run_dir.resolve().name,
+        info=run.info,
+        started=_date(run.info.get("started")),
+        duration=_duration(run.info.get("train_seconds")),
+        config=run.config,
+        notes=_notes(run),
+        synthetic=[d for d in run.info["datasets"] if run.synthetic(d)],
+        tiles=list(_tiles(run)),
+        table=list(_table(run)),
+        ap_names=_AP_NAMES,
+        all_numbers=_all_numbers(run),
+        evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
+        charts=list(_charts(run)),
+        galleries=list(_galleries(run)),
+    )
+    page, temporary = run_dir / "report.html", run_dir / f".report.html.{os.getpid()}"
+    try:
+        temporary.write_text(html, encoding="utf-8", errors="replace")
+        os.replace(temporary, page)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {page}: {e.strerror}") from e
+    return page
+
+
+def _notes(run: Run) -> list[str]:
+    """Sentences on what the page does not show, and why."""
+    notes = list(run.damaged)
+    if "total_loss" not in run.curves:
+        notes.append("No training losses: only an evaluation, or stopped before the first one.")
+    elif "train_seconds" not in run.info:
+        last = run.curves["total_loss"][-1][0]
+        notes.append(f"Training has not finished: the last losses are from iteration {last}.")
+    if not run.evaluations:
+        notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
+    if not any(run.overlays.values()):
+        notes.append("No pictures: the folder overlays/ is missing or empty.")
+    if not run.info["versions"]:
+        notes.append("The run left no list of versions (run.json).")
+    if not run.config:
+        notes.append("No config.yaml.")
+    return notes
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    """Takes a result's key apart: balloon_val/coco/segm/AP50 -> balloon_val, coco segm, AP50."""
+    dataset, metric, task, name = ["", "", "", *key.rsplit("/", 3)][-4:]
+    return dataset, f"{metric} {task}".strip(), name
+
+
+def _describe(which: str, evaluation: Evaluation) -> str:
+    known = evaluation.iteration is not None
+    return f"{which}, iteration {evaluation.iteration}" if known else which
+
+
+def _rows(run: Run, evaluation: Evaluation) -> dict[tuple[str, str], dict[str, float | None]]:
+    """(dataset, task) -> name -> number, for the names that the table shows."""
+    rows: dict[tuple[str, str], dict[str, float | None]] = {}
+    for key, value in evaluation.results.items():
+        dataset, task, name = _split(key)
+        if dataset and name in _AP_NAMES:
+            rows.setdefault((dataset, task), {})[name] = value
+    return rows
+
+
+def _tiles(run: Run) -> Iterator[dict[str, Any]]:
+    which = "best" if "best" in run.evaluations else "last"
+    if which not in run.evaluations:
+        return
+    evaluation = run.evaluations[which]
+    for (dataset, task), numbers in _rows(run, evaluation).items():
+        if numbers.get("AP") is not None:
+            yield {
+                "label": f"{task} AP",
+                "value": numbers["AP"],
+                "ap50": numbers.get("AP50"),
+                "detail": f"{dataset} ({_describe(which, evaluation)})",
+                "synthetic": run.synthetic(dataset),
+            }
+
+
+def _table(run: Run) -> Iterator[dict[str, Any]]:
+    best, last = run.evaluations.get("best"), run.evaluations.get("last")
+    shown = dict(run.evaluations)
+    if best is not None and best == last:
+        shown = {"best and last": best}
+    by_row = {which: _rows(run, evaluation) for which, evaluation in shown.items()}
+    for dataset, task in dict.fromkeys(row for rows in by_row.values() for row in rows):
+        for which, evaluation in shown.items():
+            if (dataset, task) in by_row[which]:
+                yield {
+                    "dataset": dataset,
+                    "synthetic": run.synthetic(dataset),
+                    "task": task,
+                    "which": _describe(which, evaluation),
+                    "numbers": by_row[which][dataset, task],
+                }
+
+
+def _all_numbers(run: Run) -> list[tuple[str, list[float | None]]]:
+    keys = dict.fromkeys(key for e in run.evaluations.values() for key in e.results)
+    return [(key, [e.results.get(key) for e in run.evaluations.values()]) for key in keys]
+
+
+def _charts(run: Run) -> Iterator[dict[str, Any]]:
+    def loss_line(name: str, color: int) -> Line:
+        curve = run.curves[name]
+        return Line(name, smooth(curve), raw=curve, color=color)
+
+    pale = "Pale: as logged; strong: moving average."
+    if "total_loss" in run.curves:
+        yield _chart("Total loss", pale, svg([loss_line("total_loss", 0)], "total loss"))
+    parts = [n for n in run.curves if n.startswith("loss")]
+    # By size, so that the legend reads like the picture, from top to bottom.
+    parts.sort(key=lambda n: -sum(v for _, v in run.curves[n]) / len(run.curves[n]))
+    if parts:
+        lines = [loss_line(name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
+        some = f" The {_MAX_LOSSES} largest of {len(parts)}." if len(parts) > _MAX_LOSSES else ""
+        yield _chart("Parts of the loss", pale + some, svg(lines, "loss"))
+    if "lr" in run.curves:
+        chart = svg([Line("lr", run.curves["lr"])], "learning rate")
+        yield _chart("Learning rate", "Of the first parameter group.", chart)
+
+    datasets: dict[str, dict[str, list[Line]]] = {}
+    for key in sorted(run.curves):
+        dataset, task, name = _split(key)
+        if dataset and name in ("AP", "AP50"):
+            tasks = datasets.setdefault(dataset, {})
+            color = list(tasks).index(task) if task in tasks else len(tasks)
+            line = Line(f"{task} {name}", run.curves[key], color=color, dashed=name == "AP50")
+            tasks.setdefault(task, []).append(line)
+    for dataset, tasks in datasets.items():
+        lines = [line for group in tasks.values() for line in group]
+        chart = svg(lines, "AP (percent)", ylim=(0, 100))
+        yield _chart(f"AP on {dataset}", "", chart, synthetic=run.synthetic(dataset))
+
+
+def _chart(title: str, text: str, chart: str, synthetic: bool = False) -> dict[str, Any]:
+    # matplotlib has escaped what it was given.
+    return {"title": title, "text": text, "svg": Markup(chart), "synthetic": synthetic}
+
+
+def _galleries(run: Run) -> Iterator[dict[str, Any]]:
+    folders = {dataset: files for dataset, files in run.overlays.items() if files}
+    share = max(1, _MAX_PICTURES // max(1, len(folders)))
+    chosen = {dataset: files[:share] for dataset, files in folders.items()}
+    budget = _MAX_PICTURE_BYTES // max(1, sum(map(len, chosen.values())))
+    for dataset, files in chosen.items():
+        pictures = [{"name": file.stem, "uri": _data_uri(file, budget)} for file in files]
+        yield {
+            "dataset": dataset,
+            "synthetic": run.synthetic(dataset),
+            "total": len(folders[dataset]),
+            "pictures": [p for p in pictures if p["uri"]],
+        }
+
+
+def _data_uri(file: Path, budget: int) -> str | None:
+    """A picture as a data URI of at most some `budget` bytes of JPEG; None if it is broken."""
+    try:
+        picture = Image.open(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    for side, quality in _PICTURE_SIZES:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= budget:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _date(iso: Any) -> str:
+    try:
+        return f"{datetime.fromisoformat(iso):%-d %B %Y, %H:%M}"
+    except (TypeError, ValueError):
+        return str(iso or "")
+
+
+def _duration(seconds: Any) -> str:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds < 1e12:
+        return ""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {s} s"

@@ -1,0 +1,118 @@
+"""A run directory's files -> plain values; a missing or damaged part reads as empty."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Curve = list[tuple[int, float]]  # (iteration, value) in the order of the iterations
+
+
+@dataclass
+class Evaluation:
+    """One evaluation in results.json; None stands for an undefined number."""
+
+    iteration: int | None
+    results: dict[str, float | None]  # "<dataset>/<metric>/<task>/<name>" -> number
+
+
+@dataclass
+class Run:
+    """What the files of a run directory say."""
+
+    info: dict[str, Any]  # run.json; its "versions" and "datasets" are always dicts
+    config: str
+    curves: dict[str, Curve]
+    evaluations: dict[str, Evaluation]  # "best", "last": those that exist
+    overlays: dict[str, list[Path]]  # dataset -> pictures
+    damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
+
+    def synthetic(self, dataset: str) -> bool:
+        """Whether run.json says that a dataset's pictures are drawn, not photographed."""
+        entry = self.info["datasets"].get(dataset)
+        return isinstance(entry, dict) and entry.get("synthetic") is True
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads run.json, config.yaml, metrics.json, results.json and the names of the overlays."""
+    damaged: list[str] = []
+    info = _read_object(run_dir / "run.json", damaged)
+    for key in ("versions", "datasets"):
+        if not isinstance(info.get(key), dict):
+            info[key] = {}
+    evaluations = {}
+    results = _read_object(run_dir / "results.json", damaged)
+    for name in ("best", "last"):
+        entry = results.get(name)
+        if isinstance(entry, dict) and isinstance(entry.get("results"), dict):
+            numbers = {key: _number(value) for key, value in entry["results"].items()}
+            evaluations[name] = Evaluation(_iteration(entry.get("iteration")), numbers)
+    overlays = {
+        folder.name: sorted(folder.glob("*.jpg"))
+        for folder in sorted((run_dir / "overlays").glob("*"))
+        if folder.is_dir()
+    }
+    return Run(
+        info=info,
+        config=_read_text(run_dir / "config.yaml"),
+        curves=_read_metrics(run_dir / "metrics.json", damaged),
+        evaluations=evaluations,
+        overlays=overlays,
+        damaged=damaged,
+    )
+
+
+def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
+    """Detectron2's JSON lines -> one curve a name; a resumed run's later lines win."""
+    curves: dict[str, dict[int, float]] = {}
+    unreadable = 0
+    for line in _read_text(path).splitlines():
+        row = _parse(line)
+        iteration = _iteration(row.get("iteration")) if isinstance(row, dict) else None
+        if iteration is None:
+            unreadable += bool(line.strip())
+            continue
+        for name, value in row.items():
+            number = _number(value)
+            if number is not None and name != "iteration":
+                curves.setdefault(name, {})[iteration] = number
+    if unreadable:
+        damaged.append(f"metrics.json: {unreadable} unreadable line(s) left out.")
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read_object(path: Path, damaged: list[str]) -> dict[str, Any]:
+    text = _read_text(path)
+    value = _parse(text)
+    if isinstance(value, dict):
+        return value
+    if text:
+        damaged.append(f"{path.name} is damaged and was left out.")
+    return {}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _iteration(value: Any) -> int | None:
+    # Above 2**53 a float (all that a chart knows) no longer holds every integer.
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
+def _number(value: Any) -> float | None:
+    """A number that can be drawn: finite, and no further from 0 than a diverged fp32 loss."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e39:
+        return None
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,84 @@
+"""tools/prepare_data.py by its real command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d2ext.data.synthetic import draw_balloons
+
+
+def command(repo: Path, *args: object) -> list[str]:
+    """The command line of the tool."""
+    return [sys.executable, str(repo / "tools" / "prepare_data.py"), *map(str, args)]
+
+
+def test_a_dataset_that_is_there_is_described(repo: Path, tmp_path: Path) -> None:
+    draw_balloons(tmp_path / "balloon", num_train=2, num_val=1, long_side=160)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    run = subprocess.run(
+        command(repo, "balloon"), env=environment, capture_output=True, text=True, check=True
+    )
+    assert len(run.stdout.splitlines()) == 1
+    assert str(tmp_path / "balloon") in run.stdout and "synthetic" in run.stdout
+    assert "2 + 1 images" in run.stdout
+
+
+def test_help_and_work_import_no_torch(repo: Path, tmp_path: Path) -> None:
+    draw_balloons(tmp_path / "balloon", num_train=1, num_val=1, long_side=160)
+    for args in (["--help"], ["balloon", "--root", tmp_path]):
+        line = command(repo, *args)
+        line.insert(1, "-Ximporttime")
+        run = subprocess.run(line, capture_output=True, text=True, check=True)
+        modules = {x.rsplit("|", 1)[1].strip() for x in run.stderr.splitlines() if "|" in x}
+        assert "argparse" in modules
+        assert not modules & {"torch", "detectron2", "cv2"}
+
+
+def test_a_user_error_is_one_line_and_status_2(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = subprocess.run(
+        command(repo, "balloon", "--synthetic", "--root", tmp_path / "file"),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_leaves_nothing(repo: Path, tmp_path: Path) -> None:
+    # A limit on the size of a file fails in the same place as a full disk.
+    limited = ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh"]
+    run = subprocess.run(
+        [*limited, *command(repo, "balloon", "--synthetic", "--root", tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2, run.stderr
+    assert "error: cannot write" in run.stderr and len(run.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(repo: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(repo, "balloon", "--synthetic", "--root", tmp_path), stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*/train/*.jpg")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, b"interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [[], ["ballon"], ["balloon", "extra"]])
+def test_a_wrong_command_line_is_refused(repo: Path, args: list[str]) -> None:
+    run = subprocess.run(command(repo, *args), capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "usage:" in run.stderr and "Traceback" not in run.stderr

@@ -1,0 +1,219 @@
+"""tools/train_net.py, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+
+
+def _command(repo, *args):
+    return [sys.executable, "tools/train_net.py", "--config-file", LITE0, *map(str, args)]
+
+
+def _losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+
+
+def test_help_needs_no_torch(repo):
+    code = (
+        "import runpy, sys; sys.argv = ['train_net.py', '--help']\n"
+        "try: runpy.run_path('tools/train_net.py', run_name='__main__')\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'detectron2', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--num-gpus", "--dist-url", "--resume-from", "--no-validate", "--cfg-options"):
+        assert flag in done.stdout
+
+
+def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
+    """One smoke test of the whole: what a run leaves, and that --eval-only gives its numbers."""
+    work = tmp_path / "run"
+    done = subprocess.run(
+        _command(repo, "--work-dir", work, "--options", *tiny, "train.seed=3"),
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "synthetic" in done.stdout and "CPU" in done.stdout
+    for name in (
+        "config.yaml",
+        "log.txt",
+        "report.html",
+        "model_final.pth",
+        "model_final.pth.sha256",
+    ):
+        assert (work / name).is_file(), name
+    assert (work / "last_checkpoint").read_text() == "model_final.pth"
+    assert len(list((work / "overlays" / "balloon_val").glob("*.jpg"))) == 2
+    assert list(work.glob("events.out.tfevents*"))
+    assert sorted(_losses(work)) == [0, 1, 2, 3]
+    about = json.loads((work / "run.json").read_text())
+    assert about["datasets"]["balloon_val"] == {
+        "images": 2,
+        "instances": about["datasets"]["balloon_val"]["instances"],
+        "synthetic": True,
+    }
+    assert "train.seed=3" in about["command"]
+    trained = json.loads((work / "results.json").read_text())["last"]
+    assert trained["iteration"] == 4
+    assert {"balloon_val/coco/bbox/AP", "balloon_val/coco/segm/AP50"} <= set(trained["results"])
+    html = (work / "report.html").read_text()
+    assert "synthetic" in html
+
+    done = subprocess.run(
+        _command(repo, "--work-dir", work, "--eval-only", "--weights", "last", *tiny),
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Average Precision" in done.stdout and "COCO segm" in done.stdout
+    evaluated = json.loads((work / "eval" / "results.json").read_text())["last"]["results"]
+    assert evaluated == pytest.approx(trained["results"])
+    assert json.loads((work / "eval" / "predictions" / "balloon_val.json").read_text()) is not None
+    # The training's own results stay.
+    assert json.loads((work / "results.json").read_text())["last"] == trained
+
+
+def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
+    assert train_net("--work-dir", whole, *common).status == 0
+    assert train_net("--work-dir", parts, *common).status == 0
+    # As if killed behind the first checkpoint.
+    (parts / "last_checkpoint").write_text("model_0000001.pth")
+    (parts / "metrics.json").unlink()
+    resumed = train_net("--work-dir", parts, "--resume", *common)
+    assert resumed.status == 0, resumed.stderr
+    assert "goes on at iteration 2" in resumed.stdout
+    assert sorted(_losses(parts)) == [2, 3]
+    a, b = (torch.load(d / "model_final.pth", weights_only=True)["model"] for d in (whole, parts))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_resume_from_takes_the_state_and_the_new_rate(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
+    assert train_net("--work-dir", tmp_path / "a", *common).status == 0
+    done = train_net(
+        "--work-dir",
+        tmp_path / "b",
+        "--resume-from",
+        tmp_path / "a" / "model_0000001.pth",
+        *common,
+        "optimizer.lr=0.25",
+        "train.warmup_iters=0",
+    )
+    assert done.status == 0, done.stderr
+    lines = [json.loads(x) for x in (tmp_path / "b" / "metrics.json").read_text().splitlines()]
+    first = next(line for line in lines if "lr" in line)
+    assert first["iteration"] == 2
+    # Cosine from 1 to 0.01, at half of the run.
+    assert first["lr"] == pytest.approx(0.25 * 0.505, rel=1e-6)
+
+
+def test_a_damaged_checkpoint_is_passed_over(train_net, tiny, tmp_path):
+    common = [
+        "--no-validate",
+        "--work-dir",
+        tmp_path,
+        "--options",
+        *tiny,
+        "train.checkpointer.period=2",
+    ]
+    assert train_net(*common).status == 0
+    for name in ("model_final.pth", "model_0000003.pth"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_bytes(content)
+    done = train_net("--resume", *common)
+    assert done.status == 0
+    assert "goes on at iteration 2" in done.stdout
+    done = train_net("--eval-only", "--weights", tmp_path / "gone.pth", *common[1:])
+    assert done.status == 2 and "gone.pth" in done.stderr
+
+
+def test_number_of_loader_workers_changes_nothing(train_net, tiny, tmp_path):
+    losses = []
+    for workers in (0, 1, 3):
+        work = tmp_path / str(workers)
+        options = [*tiny, f"dataloader.train.num_workers={workers}"]
+        assert train_net("--no-validate", "--work-dir", work, "--options", *options).status == 0
+        losses.append(_losses(work))
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
+    """To the whole process group, loader workers included, as Slurm and terminals send it."""
+    options = [*tiny, "train.max_iter=100000", "dataloader.train.num_workers=2"]
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen(
+            _command(repo, "--work-dir", tmp_path / "run", "--options", *options),
+            cwd=repo,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    metrics = tmp_path / "run" / "metrics.json"
+    deadline = time.time() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.time() < deadline, (tmp_path / "out").read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == 75, (tmp_path / "out").read_text()
+    assert signal.Signals(number).name in (tmp_path / "out").read_text()
+    name = (tmp_path / "run" / "last_checkpoint").read_text()
+    state = torch.load(tmp_path / "run" / name, weights_only=True)
+    assert state["iterations_done"] == max(_losses(tmp_path / "run")) + 1
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_epochs_name_their_checkpoints_and_old_ones_go(train_net, tiny, tmp_path):
+    options = [*tiny, "train.max_epochs=4", "train.checkpointer.period=1 epoch"]
+    options.remove("train.max_iter=4")
+    options.append("train.checkpointer.max_to_keep=2")
+    done = train_net("--no-validate", "--work-dir", tmp_path, "--options", *options)
+    assert done.status == 0, done.stderr
+    names = sorted(p.name for p in tmp_path.glob("*.pth"))
+    assert names == ["epoch_3.pth", "epoch_4.pth", "model_final.pth"]
+    assert len(list(tmp_path.glob("*.sha256"))) == 3
+
+
+def test_evaluation_period(train_net, tiny, tmp_path):
+    done = train_net("--work-dir", tmp_path, "--options", *tiny, "train.eval_period=2")
+    assert done.status == 0, done.stderr
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines if any("coco/bbox/AP50" in k for k in x)] == [1, 3]
+
+
+def test_dry_run_writes_nothing(train_net, tiny, tmp_path):
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
+    assert done.status == 0, done.stderr
+    assert "4 iterations" in done.stdout and "lr 0.0" in done.stdout
+    assert not (tmp_path / "run").exists()
+    done = train_net("--dry-run", "--eval-only", "--work-dir", tmp_path / "run", "--options", *tiny)
+    assert done.status == 0, done.stderr
+
+
+def test_the_guide_s_recipe_plans_with_local_weights(train_net, tiny_root, tmp_path, repo):
+    (tmp_path / "w.pth").touch()
+    done = train_net(
+        "--dry-run",
+        f"data.root={tiny_root}",
+        f"train.init_checkpoint={tmp_path / 'w.pth'}",
+        config=repo / "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
+    )
+    assert done.status == 0, done.stderr
+    assert "12 epochs = 72 iterations" in done.stdout and "lr 0.00125" in done.stdout

@@ -1,0 +1,186 @@
+"""Bad input to tools/train_net.py: one clear line with the remedy, status 2, nothing left behind."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def mistake(train_net, tiny, tmp_path):
+    """Runs a command that must fail with one line of all these words and write no file."""
+
+    def run(*args, words, options=(), **kwargs):
+        work = tmp_path / "run"
+        done = train_net("--work-dir", work, *args, "--options", *tiny, *options, **kwargs)
+        assert done.status == 2, done
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) <= 2
+        assert all(word in done.stderr for word in words), done.stderr
+        assert not [p for p in work.rglob("*.pth")]
+        return work
+
+    return run
+
+
+def test_missing_config(mistake):
+    work = mistake(config="configs/nothing.py", words=["configs/nothing.py", "does not exist"])
+    assert not work.exists()
+
+
+def test_missing_data(mistake, tmp_path):
+    work = mistake(
+        options=[f"data.root={tmp_path / 'none'}"], words=["via_region_data.json", "data.root"]
+    )
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimzer.lr=1", ["optimzer.lr", "did you mean 'optimizer.lr'"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "float", "'fast'"]),
+        ("train.max_epochs=0", ["train.max_epochs=0"]),
+        ("train.seed=-1", ["train.seed=-1"]),
+        ("train.device=tpu", ["train.device='tpu'", "cuda or cpu"]),
+        ("dataloader.train.total_batch_size=0", ["dataloader.train.total_batch_size=0"]),
+        ("dataloader.train.dataset.names=baloon_train", ["baloon_train", "balloon_train"]),
+        ("model.roi_heads.num_classes=80", ["model.roi_heads.num_classes=80", "1 classes"]),
+        ("datasets.balloon_val.classes=[kite]", ["balloon_train", "kite", "balloon"]),
+        ("train.init_checkpoint=/no/such.pth", ["/no/such.pth", "train.init_checkpoint="]),
+        ("train.init_checkpoint=package://no_such/x.pth", ["no-such", "not installed"]),
+        ("train.init_checkpoint=http://127.0.0.1:9/x.pth", ["127.0.0.1:9", "local file"]),
+    ],
+)
+def test_a_wrong_field(mistake, override, words):
+    options = [override]
+    if "max_epochs" in override:
+        options = [override, "train.max_iter=null"]
+        words = ["train.max_epochs"]
+    assert not mistake(options=options, words=words).exists()
+
+
+def test_a_flag_behind_the_overrides(train_net, tiny):
+    done = train_net(*tiny, "--eval-only")
+    assert done.status == 2
+    assert "--eval-only" in done.stderr and "before" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num-gpus", "2"], ["--num-gpus 2", "not built yet"]),
+        (["--num-machines", "2"], ["--num-machines 2", "not built yet"]),
+        (["--num-gpus", "0"], ["--num-gpus"]),
+        (["--weights", "last"], ["--weights", "--eval-only"]),
+        (["--eval-only", "--weights", "last"], ["--weights last", "no checkpoint"]),
+        (["--eval-only", "--weights", "best"], ["--weights best", "model_best.pth"]),
+        (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+        (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "no such file"]),
+    ],
+)
+def test_flags_that_do_not_fit(mistake, flags, words):
+    assert not mistake(*flags, words=words).exists()
+
+
+def test_a_listed_image_that_is_absent(mistake, tiny_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    gone = next((root / "balloon" / "val").glob("*.jpg"))
+    gone.unlink()
+    work = mistake(options=[f"data.root={root}"], words=[gone.name, "balloon"])
+    assert not work.exists()
+
+
+def test_an_image_that_cannot_be_decoded(mistake, tiny_root, tmp_path):
+    """Its header is whole, so that only the loader, in the middle of training, can notice."""
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    for image in (root / "balloon" / "train").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:900])
+    mistake("--no-validate", options=[f"data.root={root}"], words=["cannot be read", "train"])
+
+
+def test_an_output_directory_with_another_run(train_net, tiny, tmp_path):
+    work = tmp_path / "run"
+    common = ["--no-validate", "--work-dir", work, "--options", *tiny, "train.max_iter=1"]
+    assert train_net(*common).status == 0
+    before = (work / "metrics.json").read_text()
+    done = train_net(*common)
+    assert done.status == 2
+    assert all(
+        word in done.stderr for word in ("another run", "--resume", "--overwrite", "--work-dir")
+    )
+    assert (work / "metrics.json").read_text() == before
+    assert train_net("--overwrite", *common).status == 0
+    aside = [p for p in tmp_path.iterdir() if p.name.startswith("run.")]
+    assert len(aside) == 1 and (aside[0] / "metrics.json").read_text() == before
+
+
+def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
+    (tmp_path / "file").touch()
+    done = train_net("--work-dir", tmp_path / "file" / "run", "--options", *tiny)
+    assert done.status == 2
+    assert "file is no directory" in done.stderr
+
+
+def test_a_full_disk(repo, tiny, tmp_path):
+    """A limit on file sizes stands in for the disk: the same system call fails the same way."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    command = [sys.executable, "tools/train_net.py", "--config-file"]
+    command += ["configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--no-validate"]
+    done = subprocess.run(
+        [*command, "--work-dir", str(tmp_path / "run"), "--options", *tiny, "train.max_iter=1"],
+        cwd=repo,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr and "--work-dir" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("*.pth")) and not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_loss_that_is_not_finite(mistake):
+    mistake(
+        "--no-validate",
+        options=["optimizer.lr=1e30", "train.warmup_iters=0"],
+        words=["not finite", "optimizer.lr", "iteration"],
+    )
+
+
+def test_weights_of_another_model(mistake, tmp_path):
+    import torch
+
+    torch.save({"model": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
+    mistake(
+        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"], words=["w.pth", "fits the model"]
+    )
+    (tmp_path / "w.pth").write_bytes(b"no checkpoint")
+    mistake(
+        "--overwrite",
+        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
+        words=["w.pth", "cannot be read"],
+    )
+
+
+def test_results_are_json(train_net, tiny, tmp_path):
+    """No NaN in any JSON file, also where nothing was detected."""
+    done = train_net("--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1")
+    assert done.status == 0, done.stderr
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    for line in (tmp_path / "metrics.json").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)

@@ -1,0 +1,133 @@
+"""Strict overrides, on a small config of every kind of field."""
+
+import pytest
+from detectron2.config import LazyCall as L
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch.optim import SGD
+
+from d2ext.config.overrides import apply_overrides
+from d2ext.errors import UserError
+
+
+@pytest.fixture
+def cfg():
+    return OmegaConf.create(
+        dict(
+            train=dict(
+                max_epochs=12,
+                max_iter=None,
+                seed=0,
+                eval_period="1 epoch",
+                init_checkpoint="",
+                amp=dict(enabled=False),
+                checkpointer=dict(period=5000, max_to_keep=3),
+            ),
+            optimizer=L(SGD)(lr=0.02, momentum=0.9),
+            model=dict(mean=[1.0, 2.0, 3.0], augmentations=[dict(size=3)], size="${train.seed}"),
+            dataloader=dict(val=dict(dataset=dict(names="a"))),
+        ),
+        flags={"allow_objects": True},
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optimizer.lr=1e-3", "optimizer.lr", 1e-3),
+        ("optimizer.lr=1", "optimizer.lr", 1),
+        ("train.amp.enabled=True", "train.amp.enabled", True),
+        ("train.eval_period=500", "train.eval_period", 500),
+        ("train.eval_period=2 epochs", "train.eval_period", "2 epochs"),
+        ("train.init_checkpoint=", "train.init_checkpoint", ""),
+        ("train.init_checkpoint=/a=b/(c), d/ü.pth", "train.init_checkpoint", "/a=b/(c), d/ü.pth"),
+        ("train.init_checkpoint=null", "train.init_checkpoint", None),
+        ("model.mean=[4, 5.5, 6]", "model.mean", [4, 5.5, 6]),
+        ("model.mean[1]=7.0", "model.mean", [1.0, 7.0, 3.0]),
+        ("model.augmentations.0.size=9", "model.augmentations[0].size", 9),
+        ("model.size=5", "model.size", 5),
+        ("model.size=${train.max_epochs}", "model.size", 12),
+        ("dataloader.val.dataset.names=[a, b]", "dataloader.val.dataset.names", ["a", "b"]),
+        ("train.checkpointer={period: 7}", "train.checkpointer.period", 7),
+        ("train.checkpointer={period: 7}", "train.checkpointer.max_to_keep", 3),
+        ("optimizer.nesterov=True", "optimizer.nesterov", True),
+        ("+train.new.deep=3", "train.new.deep", 3),
+    ],
+)
+def test_a_value_reaches_its_field(cfg, override, key, value):
+    apply_overrides(cfg, [override])
+    assert OmegaConf.select(cfg, key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimzer.lr=1", ["optimzer.lr", "did you mean 'optimizer.lr'"]),
+        ("train.lr=1", ["train.lr", "did you mean 'optimizer.lr'"]),
+        ("optimizer.nestrov=True", ["unknown key", "optimizer.nestrov"]),
+        ("train.checkpointer={perod: 7}", ["train.checkpointer.period"]),
+        ("optimizer.lr=abc", ["optimizer.lr", "float", "'abc'"]),
+        ("optimizer.nesterov=3", ["optimizer.nesterov", "bool", "3"]),
+        ("train.seed=1.5", ["train.seed", "int", "1.5"]),
+        ("train.seed=True", ["train.seed", "int", "True"]),
+        ("train.amp.enabled=1", ["train.amp.enabled", "bool"]),
+        ("model.mean=3", ["model.mean", "list"]),
+        ("train.amp=True", ["train.amp", "dict"]),
+        ("train.seed.deep=1", ["train.seed", "no fields"]),
+        ("model.mean[3]=1.0", ["model.mean[3]"]),
+        ("model.mean=[1", ["model.mean", "[1"]),
+        ("train.eval_period=1.5", ["train.eval_period", "int or str"]),
+        ("--eval-only", ["--eval-only", "before the first key=value"]),
+        ("train.seed", ["train.seed", "key=value"]),
+        ("=3", ["key=value"]),
+    ],
+)
+def test_a_mistake_is_one_clear_line(cfg, override, words):
+    before = OmegaConf.to_yaml(cfg)
+    with pytest.raises(UserError) as e:
+        apply_overrides(cfg, [override])
+    assert all(word in str(e.value) for word in words), str(e.value)
+    assert "\n" not in str(e.value)
+    assert OmegaConf.to_yaml(cfg) == before
+
+
+def test_the_length_of_a_run_has_one_owner(cfg):
+    apply_overrides(cfg, ["train.max_iter=9"])
+    assert (cfg.train.max_epochs, cfg.train.max_iter) == (None, 9)
+    apply_overrides(cfg, ["train.max_epochs=2"])
+    assert (cfg.train.max_epochs, cfg.train.max_iter) == (2, None)
+    with pytest.raises(UserError, match="keep one"):
+        apply_overrides(cfg, ["train.max_epochs=2", "train.max_iter=9"])
+
+
+def test_kwargs_pass_to_the_base_class_only():
+    class Base:
+        def __init__(self, width=1, **kwargs): ...
+
+    class Derived(Base):
+        def __init__(self, height=1, **kwargs): ...
+
+    cfg = OmegaConf.create(dict(node=L(Derived)()), flags={"allow_objects": True})
+    apply_overrides(cfg, ["node.height=2", "node.width=3"])
+    assert (cfg.node.height, cfg.node.width) == (2, 3)
+    with pytest.raises(UserError, match="unknown key"):
+        apply_overrides(cfg, ["node.anything=3"])
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+def test_any_text_is_a_value_or_one_line(text):
+    cfg = OmegaConf.create(dict(a=dict(b="x")))
+    try:
+        apply_overrides(cfg, [f"a.b={text}"])
+    except UserError as e:
+        assert "a.b" in str(e)
+    else:
+        assert isinstance(OmegaConf.to_container(cfg)["a"]["b"], str | None)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_round_trip(number):
+    cfg = OmegaConf.create(dict(a=0.5))
+    apply_overrides(cfg, [f"a={number!r}"])
+    assert cfg.a == number

@@ -1,0 +1,62 @@
+"""Epochs to iterations."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from d2ext.config.schedule import resolve_schedule
+from d2ext.errors import UserError
+
+
+def _train(**fields):
+    defaults = dict(max_epochs=None, max_iter=None, eval_period="1 epoch", warmup_iters=5)
+    return OmegaConf.create(defaults | dict(checkpointer=dict(period=100)) | fields)
+
+
+def test_the_guide_s_epochs():
+    schedule = resolve_schedule(_train(max_epochs=12), batch_size=16, num_images=118_000)
+    assert schedule.max_iter == 88_500
+    assert schedule.warmup_iters == 5
+
+
+def test_warm_up_takes_at_most_half_of_a_short_run():
+    assert resolve_schedule(_train(max_iter=6), 2, 10).warmup_iters == 3
+    assert resolve_schedule(_train(max_iter=6, warmup_iters=None), 2, 10).warmup_iters is None
+
+
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 7), st.integers(1, 3))
+def test_each_period_of_epochs_is_due_once(batch, images, epochs, every):
+    train = _train(max_epochs=epochs, eval_period=f"{every} epochs")
+    schedule = resolve_schedule(train, batch, images)
+    due = [i for i in range(1, schedule.max_iter + 1) if schedule.eval_period.due(i, schedule)]
+    # An iteration is due when it is the first to have seen all images of a period, and only then.
+    ends = {-(-every * k * images // batch) for k in range(1, epochs // every + 1)}
+    assert set(due) >= ends
+    assert all(schedule.epoch(i) // every > schedule.epoch(i - 1) // every for i in due)
+    assert schedule.max_iter * batch >= epochs * images > (schedule.max_iter - 1) * batch
+
+
+def test_iterations_and_never():
+    schedule = resolve_schedule(_train(max_iter=10, eval_period=4), 1, 3)
+    assert [i for i in range(1, 11) if schedule.eval_period.due(i, schedule)] == [4, 8]
+    schedule = resolve_schedule(_train(max_iter=10, eval_period=0), 1, 3)
+    assert not any(schedule.eval_period.due(i, schedule) for i in range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(), "exactly one"),
+        (dict(max_iter=3, max_epochs=3), "exactly one"),
+        (dict(max_iter=0), "train.max_iter=0"),
+        (dict(max_epochs=-1), "train.max_epochs=-1"),
+        (dict(max_iter=3, eval_period="2 years"), "train.eval_period='2 years'"),
+        (dict(max_iter=3, eval_period="0 epochs"), "train.eval_period"),
+        (dict(max_iter=3, eval_period=-1), "train.eval_period=-1"),
+        (dict(max_iter=3, warmup_iters=-1), "train.warmup_iters"),
+    ],
+)
+def test_a_wrong_length_names_its_field(fields, words):
+    with pytest.raises(UserError, match=words):
+        resolve_schedule(_train(**fields), 1, 10)

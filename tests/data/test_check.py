@@ -1,0 +1,85 @@
+"""The check before a run: counts, and the errors that would otherwise come hours later."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from d2ext.data.check import check_dataset, format_summary
+from d2ext.data.formats.via import read_via
+from d2ext.data.synthetic import draw_balloons
+from d2ext.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four drawn images."""
+    root = tmp_path_factory.mktemp("drawn")
+    draw_balloons(root, num_train=4, num_val=0, long_side=160)
+    return root / "train"
+
+
+@pytest.fixture
+def records(drawn: Path) -> list[dict]:
+    """The dataset dicts of `drawn`."""
+    return read_via(drawn / "via_region_data.json", drawn, ["balloon"])
+
+
+def test_counts(records: list[dict]) -> None:
+    total = sum(len(r["annotations"]) for r in records)
+    assert total > 4
+    records[0]["annotations"] = []
+    records[1]["annotations"] = [{**records[1]["annotations"][0], "iscrowd": 1}]
+    left = sum(len(r["annotations"]) for r in records[2:])
+    summary = check_dataset("some_train", records, ["balloon", "kite"])
+    assert (summary.name, summary.images, summary.instances) == ("some_train", 4, left)
+    assert summary.per_class == {"balloon": left, "kite": 0}
+    assert summary.empty == 2
+    assert summary.problems == ["no object of kite", "2 of 4 images have no objects"]
+    header, line, *notes = format_summary([summary]).splitlines()
+    assert header.split()[:2] == ["data", "set"]
+    assert line.split() == ["some_train", "4", str(left), "balloon", f"{left},", "kite", "0"]
+    assert [n.split("note: ")[1] for n in notes] == summary.problems
+
+
+def test_the_table_lines_up_and_stays_narrow(records: list[dict]) -> None:
+    classes = ["balloon", *(f"class {i}" for i in range(300))]
+    names = ("a", "a_much_longer_name")
+    summaries = [check_dataset(name, records, classes) for name in names]
+    lines = [x for x in format_summary(summaries).splitlines() if "note:" not in x]
+    assert (
+        len({line.index("objects a class" if "images" in line else "balloon ") for line in lines})
+        == 1
+    )
+    assert max(map(len, lines)) < 140
+
+
+def test_missing_images_are_counted_and_the_first_is_named(
+    records: list[dict], drawn: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(drawn, tmp_path / "copy")
+    moved = copy.deepcopy(records)
+    for record in moved:
+        record["file_name"] = str(tmp_path / "copy" / Path(record["file_name"]).name)
+    assert check_dataset("x", moved, ["balloon"]).images == 4
+    Path(moved[1]["file_name"]).unlink()
+    moved[3]["file_name"] = str(tmp_path / "no folder" / "d.jpg")
+    with pytest.raises(UserError) as e:
+        check_dataset("x", moved, ["balloon"])
+    assert "data set 'x': 2 of 4 images are missing" in str(e.value)
+    assert moved[1]["file_name"] in str(e.value) and "datasets.x.image_root" in str(e.value)
+
+
+@pytest.mark.parametrize("category", [1, -1])
+def test_a_category_beyond_the_classes_is_named(records: list[dict], category: int) -> None:
+    records[2]["annotations"][0]["category_id"] = category
+    with pytest.raises(UserError) as e:
+        check_dataset("x", records, ["balloon"])
+    assert f"{records[2]['file_name']} has category_id {category}" in str(e.value)
+    assert "datasets.x.classes" in str(e.value)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(UserError, match="'x' holds no images"):
+        check_dataset("x", [], ["balloon"])

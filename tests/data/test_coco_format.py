@@ -1,0 +1,223 @@
+"""COCO files: what is read, what is refused, and that what is made evaluates as it should."""
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
+from d2ext.data.formats.via import read_via
+from d2ext.data.synthetic import draw_balloons
+from d2ext.errors import UserError
+
+SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
+
+
+def content(**changes: object) -> dict:
+    """A small COCO file: categories out of order, ids with gaps, an image without annotations."""
+    image = {"height": 8, "width": 10}
+    annotation = {"iscrowd": 0, "area": 16, "bbox": [1, 1, 4, 4], "segmentation": [SQUARE]}
+    return {
+        "images": [
+            {**image, "id": 30, "file_name": "c.jpg"},
+            {**image, "id": 7, "file_name": "sub/a.jpg"},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": [
+            {**annotation, "id": 5, "image_id": 7, "category_id": 18},
+            {**annotation, "id": 6, "image_id": 7, "category_id": 3},
+        ],
+        **changes,
+    }
+
+
+def read(folder: Path, what: object, classes: list | None = None) -> list[dict]:
+    """Writes the file and reads it."""
+    (folder / "coco.json").write_text(json.dumps(what))
+    return read_coco(folder / "coco.json", "/photos", classes)
+
+
+def with_annotation(**changes: object) -> dict:
+    """The small file with only its first annotation, changed; a change to None removes the key."""
+    made = content()
+    annotation = {**made["annotations"][0], **changes}
+    made["annotations"] = [{k: v for k, v in annotation.items() if v is not None}]
+    return made
+
+
+def test_images_and_classes_come_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    first, second = read(tmp_path, content())
+    assert coco_classes(tmp_path / "coco.json") == ("cat", "dog")
+    assert [a["category_id"] for a in first.pop("annotations")] == [1, 0]
+    assert first == {"file_name": "/photos/sub/a.jpg", "image_id": 7, "height": 8, "width": 10}
+    assert (second["image_id"], second["annotations"]) == (30, [])
+
+
+def test_an_annotation_is_read_whole(tmp_path: Path) -> None:
+    first, _ = read(tmp_path, with_annotation())
+    assert first["annotations"] == [
+        {
+            "bbox": [1, 1, 5, 5],
+            "bbox_mode": 0,
+            "category_id": 1,
+            "segmentation": [SQUARE],
+            "iscrowd": 0,
+        }
+    ]
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    first, _ = read(tmp_path, content(), ["dog", "cat"])
+    assert [a["category_id"] for a in first["annotations"]] == [0, 1]
+    first, _ = read(tmp_path, content(), ["dog"])
+    assert [a["category_id"] for a in first["annotations"]] == [0]
+    with pytest.raises(UserError, match=r"no category 'dogs'; did you mean 'dog'\?"):
+        read(tmp_path, content(), ["cat", "dogs"])
+
+
+def test_annotations_are_left_out_for_a_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = content()
+    template = made["annotations"][0]
+    for i, change in enumerate(
+        (
+            {"ignore": 1},
+            {"bbox": None},
+            {"bbox": [1, 1, 0, 4]},
+            {"bbox": [1, 1, 4, -4]},
+            {"bbox": [float("nan"), 1, 4, 4]},
+            {"segmentation": [[1, 1, 2, 2], [1, 1, 2, 2, 3, 3, 4]]},
+            {"segmentation": [[1, 1, 2, 2], SQUARE]},
+            {"segmentation": None},
+        )
+    ):
+        made["annotations"].append({**template, "id": 10 + i, **change})
+    first, _ = read(tmp_path, made)
+    assert [a.get("segmentation") for a in first["annotations"]] == [[SQUARE]] * 3 + [None]
+    (warning,) = caplog.messages
+    assert "5 annotations left out" in warning
+    assert "4 without a box" in warning and "1 without a valid polygon" in warning
+
+
+def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 10), np.uint8)
+    pixels[2:5, 3:9] = 1
+    flat, runs, value = pixels.T.ravel(), [0], 0
+    for pixel in flat:
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    compressed = mask.encode(np.asfortranarray(pixels))
+    compressed["counts"] = compressed["counts"].decode()
+    for rle in ({"size": [8, 10], "counts": runs}, compressed):
+        records = read(tmp_path, with_annotation(segmentation=rle, iscrowd=1))
+        (annotation,) = records[0]["annotations"]
+        assert annotation["iscrowd"] == 1
+        assert (mask.decode(annotation["segmentation"]) == pixels).all()
+        made = json.loads(json.dumps(to_coco(records, ["cat", "dog"])))["annotations"][0]
+        assert made["area"] == 18
+        assert (mask.decode(made["segmentation"]) == pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ([], "no COCO annotation file: it has no list 'images'"),
+        ({"images": []}, "it has no list 'annotations'"),
+        (content(images=[{"id": 7, "file_name": "a.jpg", "width": 1}]), r"images\[0\].*height"),
+        (content(images=[{**content()["images"][0], "id": "x"}]), r"images\[0\].*'x'"),
+        (content(images=content()["images"] * 2), "image id 30 appears twice"),
+        (content(categories=[{"id": 1}]), "`categories` is malformed.*name"),
+        (content(categories=[{"id": i, "name": "cat"} for i in (1, 2)]), "repeats"),
+        (with_annotation(image_id=8), r"annotations\[0\] is of the image 8, which"),
+        (with_annotation(image_id=None), r"annotations\[0\].*image_id"),
+        (with_annotation(category_id=4), r"annotations\[0\] is of the category 4, which"),
+        (with_annotation(bbox=[1, 2, 3]), r"annotations\[0\] is malformed"),
+        (with_annotation(bbox=[1, 2, 3, "4"]), r"annotations\[0\] is malformed"),
+        (with_annotation(segmentation=[1, 2, 3]), r"annotations\[0\] is malformed"),
+        (with_annotation(segmentation={"counts": [3]}), r"annotations\[0\].*size"),
+        (with_annotation(segmentation={"counts": [3], "size": [1, 3]}), r"size \[1, 3\]"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, what: object, message: str) -> None:
+    with pytest.raises(UserError, match=message) as e:
+        read(tmp_path, what)
+    assert str(tmp_path / "coco.json") in str(e.value)
+
+
+def test_box_modes(tmp_path: Path) -> None:
+    records = read(tmp_path, with_annotation())
+    as_read = to_coco(records, ["cat", "dog"])
+    annotation = records[0]["annotations"][0]
+    annotation.update(bbox=[1, 1, 4, 4], bbox_mode=1)  # XYWH_ABS
+    assert to_coco(records, ["cat", "dog"]) == as_read
+    assert as_read["annotations"][0]["bbox"] == [1, 1, 4, 4]
+    annotation.update(bbox=[3, 3, 4, 4, 30], bbox_mode=4)  # XYWHA_ABS, rotated
+    with pytest.raises(UserError, match="mode 4"):
+        to_coco(records, ["cat", "dog"])
+
+
+def average_precision(truth: dict, task: str) -> float:
+    """AP by pycocotools of detections that equal the ground truth."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO()
+        gt.dataset = json.loads(json.dumps(truth))
+        gt.createIndex()
+        results = [{**copy.deepcopy(a), "score": 0.9} for a in gt.dataset["annotations"]]
+        for result in results:
+            result["segmentation"] = gt.annToRLE(result)
+        evaluation = COCOeval(gt, gt.loadRes(results), task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats[0]
+
+
+boxes = st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 50), st.integers(1, 50))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(boxes, st.integers(0, 1)), max_size=4), min_size=1, max_size=3
+    ).filter(any)  # pycocotools takes no empty results
+)
+def test_perfect_detections_have_an_ap_of_1(images: list) -> None:
+    records = []
+    for image_id, objects in enumerate(images, start=1):
+        annotations = []
+        for (x, y, w, h), category in objects:
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            box = {"bbox": [x, y, x + w, y + h], "bbox_mode": 0, "segmentation": [polygon]}
+            annotations.append({**box, "category_id": category})
+        records.append(
+            {
+                "file_name": f"{image_id}.jpg",
+                "image_id": image_id,
+                "height": 100,
+                "width": 100,
+                "annotations": annotations,
+            }
+        )
+    truth = to_coco(records, ["cat", "dog"])
+    assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in truth["annotations"])
+    assert average_precision(truth, "bbox") == pytest.approx(1)
+
+
+def test_perfect_masks_of_drawn_balloons_have_an_ap_of_1(tmp_path: Path) -> None:
+    draw_balloons(tmp_path, num_train=4, num_val=0, long_side=160)
+    records = read_via(tmp_path / "train/via_region_data.json", tmp_path / "train", ["balloon"])
+    truth = to_coco(records, ["balloon"], tmp_path / "train")
+    assert [i["file_name"] for i in truth["images"]] == [f"train_00{i}.jpg" for i in range(4)]
+    assert average_precision(truth, "segm") == pytest.approx(1)
