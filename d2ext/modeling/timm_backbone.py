@@ -54,7 +54,8 @@ def rename_efficientnet_lite0(state: dict[str, Tensor], model: nn.Module) -> dic
     The old names number blocks through the whole network and BatchNorms from 0; timm numbers
     blocks per stage and names convolutions by their part (pw: expand, dw: depthwise, pwl: project).
     """
-    prefix, net = next((n, m.net) for n, m in model.named_modules() if isinstance(m, TimmBackbone))
+    path, net = next((n, m.net) for n, m in model.named_modules() if isinstance(m, TimmBackbone))
+    prefix = f"{path}." if path else ""
     flat = [f"blocks.{s}.{b}" for s, stage in enumerate(net.blocks) for b in range(len(stage))]
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
     parts = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
@@ -73,5 +74,5 @@ def rename_efficientnet_lite0(state: dict[str, Tensor], model: nn.Module) -> dic
                 continue  # the classifier
             name = f"{top[part]}.{leaf}"
         if leaf != "num_batches_tracked":
-            renamed[f"{prefix}.net.{name}"] = value
+            renamed[f"{prefix}net.{name}"] = value
     return renamed

@@ -1,4 +1,4 @@
-"""Bad input to tools/train_net.py: one clear line with the remedy, status 2, nothing left behind."""
+"""Bad input to tools/train_net.py: one line with the remedy, status 2, nothing left behind."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ def mistake(train_net, tiny, tmp_path):
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) <= 2
         assert all(word in done.stderr for word in words), done.stderr
-        assert not [p for p in work.rglob("*.pth")]
+        assert not list(work.rglob("*.pth"))
         return work
 
     return run

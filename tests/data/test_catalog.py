@@ -1,0 +1,73 @@
+"""Datasets declared in a config."""
+
+import pytest
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from d2ext.data.catalog import Dataset, coco_dataset, register_datasets, via_dataset
+from d2ext.data.formats.coco import to_coco
+from d2ext.errors import UserError
+from d2ext.files import write_json
+
+
+def _declare(root, **changes):
+    folder = root / "balloon" / "val"
+    fields = dict(
+        json_file=str(folder / "via_region_data.json"), image_root=str(folder), classes=["balloon"]
+    )
+    return L(via_dataset)(**fields | changes)
+
+
+def no_dataset(**_):
+    return 3
+
+
+def test_a_declared_set_is_detectron2_s(tiny_root):
+    declaration = _declare(tiny_root, palette=[[1, 2, 3]])
+    register_datasets({"catalog_a": declaration})
+    records = DatasetCatalog.get("catalog_a")
+    assert len(records) == 2
+    assert all(a["bbox_mode"] is BoxMode.XYXY_ABS for r in records for a in r["annotations"])
+    assert MetadataCatalog.get("catalog_a").thing_classes == ["balloon"]
+    assert MetadataCatalog.get("catalog_a").thing_colors == [(1, 2, 3)]
+    register_datasets({"catalog_a": declaration})  # again: nothing happens
+
+
+def test_coco_is_the_same_set(tiny_root, tmp_path):
+    register_datasets({"catalog_b": _declare(tiny_root)})
+    records = DatasetCatalog.get("catalog_b")
+    write_json(tmp_path / "a.json", to_coco(records, ["balloon"]))
+    declaration = L(coco_dataset)(json_file=str(tmp_path / "a.json"), image_root="/")
+    register_datasets({"catalog_c": declaration})
+    again = DatasetCatalog.get("catalog_c")
+    assert MetadataCatalog.get("catalog_c").thing_classes == ["balloon"]
+    boxes = [[a["bbox"] for a in r["annotations"]] for r in records]
+    assert [[a["bbox"] for a in r["annotations"]] for r in again] == [
+        [pytest.approx(box) for box in image] for image in boxes
+    ]
+
+
+def test_mistakes(tiny_root):
+    register_datasets({"catalog_d": _declare(tiny_root)})
+    with pytest.raises(UserError, match="catalog_d is declared twice"):
+        register_datasets({"catalog_d": _declare(tiny_root, classes=["kite"])})
+    with pytest.raises(UserError, match="'a.b' holds a dot"):
+        register_datasets({"a.b": _declare(tiny_root)})
+    with pytest.raises(UserError, match="datasets.catalog_e.*unexpected"):
+        register_datasets({"catalog_e": _declare(tiny_root, colour=3)})
+    with pytest.raises(UserError, match="not a d2ext Dataset"):
+        register_datasets({"catalog_f": L(no_dataset)()})
+    with pytest.raises(UserError, match=r"give a list, such as \[balloon\]"):
+        register_datasets({"catalog_g": _declare(tiny_root, classes="balloon")})
+    assert "catalog_e" not in DatasetCatalog.list()
+
+
+def test_a_function_of_one_s_own(tiny_root):
+    register_datasets({"catalog_h": L(own_dataset)(size=7)})
+    assert DatasetCatalog.get("catalog_h")[0]["height"] == 7
+
+
+def own_dataset(size):
+    """What a user writes in a module of theirs."""
+    return Dataset(lambda: [dict(file_name="a", image_id=1, height=size, width=1)], ["thing"])

@@ -1,0 +1,60 @@
+"""What a training step sees depends on seed and position only."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from d2ext.data.loader import build_test_loader, build_train_loader, generators_seeded
+from d2ext.errors import UserError
+
+RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for i in range(7)]
+
+
+class Noise:
+    """A mapper that draws from every global generator, as augmentations of users do."""
+
+    def __call__(self, record):
+        draws = np.random.rand(), random.random(), float(torch.rand(1))
+        return {"image_id": record["image_id"], "draws": draws}
+
+
+class Broken:
+    def __call__(self, record):
+        raise OSError("image file is truncated")
+
+
+def _take(steps, **options):
+    defaults = dict(total_batch_size=4, num_workers=0, seed=1)
+    defaults |= dict(reference_batch_size=2, reference_world_size=1)
+    loader = iter(build_train_loader(RECORDS, Noise(), **defaults | options))
+    return [next(loader) for _ in range(steps)]
+
+
+def test_neither_workers_nor_the_past_matter():
+    batches = _take(6)
+    np.random.seed(0)
+    assert _take(6) == batches
+    assert _take(6, num_workers=2) == batches
+    assert _take(3, start_iter=3) == batches[3:]
+    assert _take(6, seed=2) != batches
+
+
+def test_the_trainer_s_generators_stay_as_they_were():
+    np.random.seed(5), random.seed(5), torch.manual_seed(5)
+    expected = np.random.rand(), random.random(), float(torch.rand(1))
+    np.random.seed(5), random.seed(5), torch.manual_seed(5)
+    with generators_seeded(1, 2):
+        np.random.rand(), random.random(), torch.rand(1)
+    assert (np.random.rand(), random.random(), float(torch.rand(1))) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_named(num_workers):
+    options = dict(total_batch_size=1, num_workers=num_workers, seed=0)
+    options |= dict(reference_batch_size=1, reference_world_size=1)
+    with pytest.raises(UserError, match=r"\d.jpg cannot be read: image file is truncated"):
+        next(iter(build_train_loader(RECORDS, Broken(), **options)))
+    with pytest.raises(UserError, match="0.jpg cannot be read"):
+        next(iter(build_test_loader(RECORDS, Broken(), num_workers=num_workers)))

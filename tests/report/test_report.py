@@ -1,0 +1,303 @@
+"""The report: what it shows, what it escapes, and how it bears missing or damaged parts."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from d2ext.errors import UserError
+from d2ext.report import write_report
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Fails on badly nested tags; collects text and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def page(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def write_metrics(run_dir: Path, rows: list[dict]) -> None:
+    (run_dir / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_run(run_dir: Path, dataset: str = "balloon_val", synthetic: bool = False) -> Path:
+    """A finished run of 100 iterations."""
+    info = {
+        "name": "my_recipe",
+        "config_file": "configs/my_recipe.py",
+        "command": "python tools/train_net.py --config-file configs/my_recipe.py",
+        "started": "2026-03-04T10:11:12",
+        "versions": {"torch": "2.14.1", "detectron2": "0.6"},
+        "machine": "a laptop",
+        "device": "cpu",
+        "datasets": {dataset: {"synthetic": synthetic, "images": 13, "instances": 50}},
+        "train_seconds": 332.4,
+    }
+    results = {
+        f"{dataset}/coco/bbox/AP": 47.25,
+        f"{dataset}/coco/bbox/APs": None,
+        f"{dataset}/coco/segm/AP": 51.66,
+        f"{dataset}/coco/segm/AP50": 70.04,
+        f"{dataset}/voc/bbox/mAP": 66.6,
+    }
+    rows = [
+        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1, "loss_mask": 2, "lr": 0.01}
+        for i in range(0, 100, 5)
+    ]
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "run.json").write_text(json.dumps(info))
+    (run_dir / "config.yaml").write_text("train:\n  max_iter: 100\n")
+    write_metrics(run_dir, [*rows, {"iteration": 99, **results}])
+    best = {k: v and v + 1 for k, v in results.items()}
+    evaluations = {
+        "last": {"iteration": 100, "results": results},
+        "best": {"iteration": 50, "results": best},
+    }
+    (run_dir / "results.json").write_text(json.dumps(evaluations))
+    overlays = run_dir / "overlays" / dataset
+    overlays.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 32), "red").save(overlays / "photo.jpg")
+    return run_dir
+
+
+def test_finished_run(tmp_path):
+    shown = page(write_run(tmp_path))
+    for text in (
+        *("my_recipe", "4 March 2026", "5 min 32 s", "a laptop", "cpu", "torch 2.14.1"),
+        *("configs/my_recipe.py", "python tools/train_net.py --config-file", "max_iter: 100"),
+        *("13 images, 50 instances", "photo"),
+        # results.json, the best and the last; APs is null, mAP is only in the full list
+        *("47.2", "48.2", "51.7", "52.7", "70.0", "71.0", "–", "balloon_val/voc/bbox/mAP", "66.6"),
+        *("best, iteration 50", "last, iteration 100"),
+        # the charts with their axes and legends
+        *("Total loss", "loss_cls", "loss_mask", "Learning rate", "iteration", "learning rate"),
+        *("AP on balloon_val", "coco segm AP50", "coco bbox AP", "AP (percent)"),
+    ):
+        assert text in shown.text, text
+    assert shown.tags.count("svg") == 4
+    assert shown.tags.count("img") == 1
+    assert ("class", "notes") not in shown.attributes
+    assert [p.name for p in tmp_path.iterdir() if "report" in p.name] == ["report.html"]
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    shown = page(write_run(tmp_path))
+    for name, value in shown.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert value.startswith(("data:", "#")), value
+    html = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert "script" not in shown.tags
+
+
+def test_what_files_say_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>\"'&"
+    write_run(tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    for key in ("name", "command", "config_file", "machine", "device", "started"):
+        info[key] = evil
+    info["versions"] = {evil: evil}
+    info["datasets"] = {evil: {"synthetic": True, "images": evil, "instances": evil}}
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    (tmp_path / "config.yaml").write_text(evil)
+    results = {evil + "/coco/" + evil + "/AP": 1, evil: 2}
+    evaluation = {"iteration": 3, "results": results}
+    (tmp_path / "results.json").write_text(json.dumps({"last": evaluation}))
+    rows = [{"iteration": i, "loss" + evil: 1, "total_loss": 1, **results} for i in (1, 2)]
+    write_metrics(tmp_path, rows)
+    folder = tmp_path / "overlays" / "<script>x"
+    folder.mkdir()
+    Image.new("RGB", (64, 32)).save(folder / "<script>'\"&.jpg")
+
+    shown = page(tmp_path)
+    assert "script" not in shown.tags
+    assert not [name for name, _ in shown.attributes if name.startswith("on")]
+    assert shown.text.count("<script>alert(1)</script>\"'&") > 12
+    assert "loss<script>" in shown.text  # in a chart's legend
+    assert "<script>'\"&" in shown.text  # a picture's name
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_data_is_said_so(tmp_path, synthetic):
+    shown = page(write_run(tmp_path, synthetic=synthetic))
+    assert ("Synthetic data." in shown.text) is synthetic
+    assert (("class", "banner") in shown.attributes) is synthetic
+    # beside the numbers: 2 tiles, 4 rows of the table, chart, pictures, list of datasets
+    assert shown.attributes.count(("class", "badge")) == (9 if synthetic else 0)
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("run.json", "The run left no list of versions"),
+        ("config.yaml", "No config.yaml."),
+        ("metrics.json", "No training losses"),
+        ("results.json", "No results.json, so no AP"),
+        ("overlays", "No pictures"),
+    ],
+)
+def test_a_missing_part_is_named(tmp_path, missing, sentence):
+    write_run(tmp_path)
+    assert sentence not in page(tmp_path).text
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    assert sentence in page(tmp_path).text
+
+
+def test_interrupted_run(tmp_path):
+    write_run(tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    del info["train_seconds"]
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    assert "not finished: the last losses are from iteration 95" in page(tmp_path).text
+
+
+def test_damaged_parts(tmp_path):
+    write_run(tmp_path)
+    with open(tmp_path / "metrics.json", "a") as f:
+        f.write('{"iteration": 104, "total_l')  # killed while it wrote
+    (tmp_path / "results.json").write_text('{"last": {"iter')
+    (tmp_path / "overlays/balloon_val/cut.jpg").write_bytes(b"\xff\xd8\xff")
+    shown = page(tmp_path)
+    assert "metrics.json: 1 unreadable line" in shown.text
+    assert "results.json is damaged" in shown.text
+    assert "1 of the 2 pictures" in shown.text
+    assert shown.tags.count("svg") == 4
+
+
+def test_later_lines_of_a_resumed_run_win(tmp_path):
+    write_run(tmp_path)
+    clean = write_report(tmp_path).read_text()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    lost = [{**row, "total_loss": 1e4, "lr": 7} for row in rows if row["iteration"] >= 50]
+    write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:]])
+    resumed = write_report(tmp_path).read_text()
+    # Only the line of the evaluation, which had no loss, took the lost one's.
+    write_metrics(tmp_path, [*rows, lost[-1]])
+    assert lost[-1]["iteration"] == 99
+    assert resumed == write_report(tmp_path).read_text() != clean
+
+
+def test_best_equal_to_last_is_one_row(tmp_path):
+    write_run(tmp_path)
+    evaluation = {"iteration": 100, "results": {"balloon_val/coco/segm/AP": 51.66}}
+    both = {"last": evaluation, "best": evaluation}
+    (tmp_path / "results.json").write_text(json.dumps(both))
+    assert "(best and last, iteration 100)" in page(tmp_path).text
+
+
+def test_many_big_pictures_stay_small(tmp_path):
+    write_run(tmp_path)
+    noise = Image.frombytes("RGB", (1400, 700), random.Random(0).randbytes(1400 * 700 * 3))
+    folder = tmp_path / "overlays/balloon_val"
+    noise.save(folder / "photo.jpg", quality=90)
+    for i in range(29):
+        (folder / f"{i}.jpg").hardlink_to(folder / "photo.jpg")
+    shown = page(tmp_path)
+    assert shown.tags.count("img") == 24
+    assert "24 of the 30 pictures" in shown.text
+    assert (tmp_path / "report.html").stat().st_size < 8e6
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+names = st.sampled_from(["total_loss", "loss_a", "lr", "d/coco/segm/AP", "d/coco/bbox/AP50"])
+rows = st.dictionaries(names | st.text(max_size=8), st.floats() | json_values, max_size=4)
+good_rows = st.builds(lambda row, i: {**row, "iteration": i}, rows, st.integers())
+lines = st.one_of(
+    st.text(), (rows | good_rows | json_values).map(json.dumps), st.just("[" * 100_000)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.lists(lines, max_size=8),
+    files=st.fixed_dictionaries(
+        {},
+        optional={
+            "run.json": json_values
+            | st.fixed_dictionaries(
+                {}, optional=dict.fromkeys(["name", "started", "datasets", "versions"], json_values)
+            ),
+            "results.json": st.fixed_dictionaries(
+                {}, optional={"last": json_values, "best": st.builds(dict, results=rows)}
+            ),
+        },
+    ),
+)
+def test_any_junk_gives_a_page(tmp_path_factory, lines, files):
+    run_dir = tmp_path_factory.mktemp("junk")
+    (run_dir / "metrics.json").write_text("\n".join(lines), encoding="utf-8")
+    for name, value in files.items():
+        (run_dir / name).write_text(json.dumps(value))
+    page(run_dir)
+
+
+def test_command(tmp_path):
+    write_run(tmp_path)
+    code = (
+        "import runpy, sys; sys.argv[1:] = [sys.argv[1]]\n"
+        "try: runpy.run_module('d2ext.report', run_name='__main__')\n"
+        "finally: print([m for m in sys.modules if m in ('torch', 'detectron2')])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(tmp_path / "report.html"), "[]"]
+
+
+def test_not_a_run_directory(tmp_path):
+    command = [sys.executable, "-m", "d2ext.report", str(tmp_path / "absent")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*absent: no such folder.*\n", done.stderr)
+    with pytest.raises(UserError, match=r"no run\.json"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_page(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.html"):
+        write_report(tmp_path)
+    assert not list(tmp_path.glob(".report*"))

@@ -1,0 +1,66 @@
+"""The house rules that a machine can check: what imports what, and what starts at once."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+# Imports run downward only (docs/architecture.md).
+LAYERS = ["config", "modeling", "data", "evaluation", "inference", "report", "engine"]
+ALLOWED = {
+    "config": set(),
+    "modeling": set(),
+    "data": set(),
+    "evaluation": {"data"},
+    "inference": set(),
+    "report": set(),
+    "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
+}
+COMMON = {"errors", "files"}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_downward(repo, layer):
+    files = list((repo / "d2ext" / layer).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in _imports(file):
+            parts = name.split(".")
+            if parts[0] == "configs":
+                pytest.fail(f"{file} imports configs")
+            if parts[0] == "d2ext" and len(parts) > 1:
+                assert parts[1] in {layer} | ALLOWED[layer] | COMMON, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "d2ext",
+        "d2ext.config.load",
+        "d2ext.config.schedule",
+        "d2ext.data.formats.via",
+        "d2ext.data.formats.coco",
+        "d2ext.data.check",
+        "d2ext.data.balloon",
+        "d2ext.evaluation.coco",
+        "d2ext.report",
+    ],
+)
+def test_these_start_at_once(repo, module):
+    code = f"import sys, {module}; assert not {{'torch', 'detectron2'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tools_are_thin(repo):
+    for tool in (repo / "tools").glob("*.py"):
+        assert len(tool.read_text().splitlines()) <= 130, tool

@@ -1,0 +1,169 @@
+"""setup.py, the requirement files, the Makefile and the set-up script, held against the code."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+
+import pytest
+import setuptools  # noqa: F401  provides distutils
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import d2ext
+
+OWN = {"d2ext", "configs", "tools", "tests", "detectron2"}  # Detectron2 has no release to require
+
+
+@pytest.fixture
+def package(repo, monkeypatch):
+    """The distribution that setup.py describes."""
+    from distutils.core import run_setup
+
+    monkeypatch.chdir(repo)
+    return run_setup("setup.py", stop_after="init")
+
+
+def requirements(lines):
+    """Requirement lines as {canonical name: Requirement}."""
+    parsed = map(Requirement, lines)
+    return {canonicalize_name(r.name): r for r in parsed}
+
+
+def pins(path):
+    """The requirements of a requirement file, without comments, options and hashes."""
+    text = re.sub(r"\s#.*|^#.*", "", path.read_text().replace("\\\n", " "), flags=re.M)
+    lines = [re.sub(r"\s--hash=\S+", "", line).strip() for line in text.splitlines()]
+    return requirements(line for line in lines if line and not line.startswith("-"))
+
+
+def imports(path):
+    """Top-level names of the modules that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "extras"),
+    [(["d2ext", "configs", "tools"], []), (["tests", "benchmarks"], ["dev"])],
+    ids=["package", "tests"],
+)
+def test_whatever_is_imported_is_required(repo, package, folders, extras):
+    """A fresh installation has every module that the code imports."""
+    required = requirements(package.install_requires)
+    for extra in extras:
+        required |= requirements(package.extras_require[extra])
+    providers = metadata.packages_distributions()
+    missing = []
+    for path in (file for folder in folders for file in (repo / folder).rglob("*.py")):
+        for name in set(imports(path)) - OWN - sys.stdlib_module_names - {"distutils"}:
+            if not {canonicalize_name(d) for d in providers.get(name, [])} & required.keys():
+                missing.append(f"{path.relative_to(repo)} imports {name}")
+    assert not missing
+
+
+def test_pins_are_exact_and_fit_the_ranges(repo, package):
+    """Each pin has one version, which setup.py allows; all that setup.py asks for is pinned."""
+    folder = repo / "requirements"
+    files = ["build", "base", "dev", "weights", "detectron2-pypi", "constraints"]
+    pinned = {}
+    for file in files:
+        for name, requirement in pins(folder / f"{file}.txt").items():
+            assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"{file}: {requirement}"
+            assert name not in pinned, f"{name} is pinned twice, the second time in {file}.txt"
+            pinned[name] = str(requirement.specifier).removeprefix("==")
+    wanted = [package.install_requires, *package.extras_require.values()]
+    for requirement in (r for lines in wanted for r in requirements(lines).values()):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version and requirement.specifier.contains(version), str(requirement)
+
+
+def test_packages_of_others_carry_a_hash_and_git_a_commit(repo):
+    """What is not published by its authors cannot change behind our back."""
+    for name in ("weights", "detectron2-pypi"):
+        text = (repo / f"requirements/{name}.txt").read_text()
+        assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) == len(pins_of(text)) == 1
+    git = (repo / "requirements/detectron2-git.txt").read_text()
+    assert re.search(r"facebookresearch/detectron2\.git@[0-9a-f]{40}$", git.strip())
+
+
+def pins_of(text):
+    """The `name==version` of a requirement file's text."""
+    return re.findall(r"^[\w-]+==\S+", text, re.M)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
+    """`pip install .` brings every file of d2ext/, and no top-level `tools` or `tests`."""
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copytree(repo / "d2ext", source / "d2ext", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+        if (repo / name).exists():
+            shutil.copy(repo / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    files = {str(f.relative_to(source)) for f in (source / "d2ext").rglob("*") if f.is_file()}
+    subprocess.run([*command, "--no-index", "-w", tmp_path, source], check=True)
+    with zipfile.ZipFile(tmp_path / f"d2ext-{d2ext.__version__}-py3-none-any.whl") as wheel:
+        names = set(wheel.namelist())
+    info = f"d2ext-{d2ext.__version__}.dist-info"
+    assert {name for name in names if not name.startswith(info)} == files
+    assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint"])
+def test_the_makefile_names_files_that_exist(repo, target):
+    """`make TARGET` would run; what it would run is there."""
+    make = subprocess.run(
+        ["make", "-n", target, "D2EXT_VENV=/x"], cwd=repo, capture_output=True, text=True
+    )
+    assert make.returncode == 0, make.stderr
+    named = re.findall(r"(?:tools|configs|requirements)/[\w./-]+\.(?:py|sh)", make.stdout)
+    assert "requirements/install.sh" in named
+    assert not [name for name in named if not (repo / name).exists()]
+
+
+class TestInstall:
+    """requirements/install.sh, where it refuses; what it installs needs a network."""
+
+    def install(self, repo, **env):
+        """Runs the script with no other settings than these."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DETECTRON2")}
+        return subprocess.run(
+            ["sh", str(repo / "requirements/install.sh")],
+            env=kept | {k: str(v) for k, v in env.items()},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def test_unknown_route(self, repo, tmp_path):
+        """A typo in DETECTRON2 is not taken for the default."""
+        result = self.install(repo, D2EXT_VENV=tmp_path / "venv", DETECTRON2="conda")
+        assert result.returncode == 2
+        assert result.stderr == "error: DETECTRON2=conda: choose pypi, git or skip\n"
+        assert not (tmp_path / "venv").exists()
+
+    def test_python_that_is_too_old(self, repo, tmp_path):
+        """One line that names the interpreter and the remedy, and no environment."""
+        old = tmp_path / "python3.10"
+        old.write_text("#!/bin/sh\nexit 1\n")  # the answer of an old one to the version check
+        old.chmod(0o755)
+        result = self.install(repo, D2EXT_VENV=tmp_path / "venv", PYTHON=old)
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"error: {old} is no Python 3.11 or newer")
+        assert not (tmp_path / "venv").exists()
+
+    def test_folder_that_is_no_environment(self, repo, tmp_path):
+        """A mistaken D2EXT_VENV does not fill somebody's folder."""
+        (tmp_path / "thesis.tex").touch()
+        result = self.install(repo, D2EXT_VENV=tmp_path, PYTHON=sys.executable)
+        assert result.returncode == 2
+        assert "holds something that is no environment" in result.stderr
+        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
