@@ -80,6 +80,8 @@ def train_net(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
                 tool.run_tool(tool.main)
         finally:
             sys.argv = argv
+            if catalog := sys.modules.get("d2ext.data.catalog"):
+                catalog.unregister_datasets()
         out = capsys.readouterr()
         return Finished(e.value.code, out.out, out.err)
 

@@ -37,7 +37,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
     for text in overrides:
         if text.startswith("-"):
             raise UserError(
-                f"the flag {text!r} stands behind the overrides; flags go before the first key=value"
+                f"the flag {text!r} stands behind the overrides; put it before the first key=value"
             )
         key, equals, value = text.partition("=")
         if not equals or not key.strip("+ "):

@@ -115,6 +115,16 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
         _registered[name] = content
 
 
+def unregister_datasets() -> None:
+    """Forgets what `register_datasets` registered, for a process that goes on to another config."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in _registered:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    _registered.clear()
+
+
 def _load(dataset: Dataset) -> list[dict]:
     """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
     from detectron2.structures import BoxMode

@@ -33,7 +33,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         UserError: the disk is full or the folder cannot be written to.
     """
     with replaced(path, "wb") as f:
-        torch.save(content, f)
+        try:
+            torch.save(content, f)
+        except RuntimeError as e:  # how torch's zip writer hides that the disk is full
+            raise e.__context__ if isinstance(e.__context__, OSError) else e from None
         f.flush()
         digest = _sha256(Path(f.name))
         # From here to the renaming the old file has no hash, which is allowed; a wrong one is not.

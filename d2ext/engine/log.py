@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
-_LOGGERS = ("d2ext", "detectron2", "fvcore", "py.warnings")
+_LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
 # Details for the file: tensors by name that a fine-tuning leaves out, libraries' own warnings.
-_FILE_ONLY = ("fvcore.common.checkpoint", "py.warnings")
+_FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Sends d2ext's, Detectron2's and fvcore's records to stdout and, appended, to `file`.
+    """Sends d2ext's, Detectron2's, fvcore's and iopath's records to stdout and, appended, to `file`.
 
     On a terminal a progress bar takes the place of the loss lines; the file has them always.
     Calling it again replaces the earlier file.
@@ -40,7 +40,7 @@ def setup_logging(file: Path | None = None) -> None:
 def _for_console(record: logging.LogRecord) -> bool:
     if record.name == "detectron2.utils.events":
         return not sys.stderr.isatty()
-    if record.name in _FILE_ONLY:
+    if record.name.startswith(_FILE_ONLY):
         return False
     return record.name.startswith("d2ext") or record.levelno >= logging.WARNING
 

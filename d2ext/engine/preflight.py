@@ -4,11 +4,12 @@ Preflight turns a config and the command's flags into a `Plan` of plain values, 
 every process; each of its checks names the field, the value and the remedy.
 """
 
+import copy
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -255,14 +256,17 @@ def _num_classes(model: Any, classes: list[str]) -> int:
     return len(classes)
 
 
-def set_num_classes(model: Any, num_classes: int) -> None:
-    """Fills the class count of each head that leaves it to the data, in place."""
+def with_num_classes(model: Any, num_classes: int) -> Any:
+    """A copy of a model's config in which heads that leave their class count to the data have it."""
+    model = copy.deepcopy(model)  # keeps its parent, which interpolations need
     for field, value in list(_class_fields(model, "")):
         if value is None:
-            node, parts = model, field.strip(".").split(".")
-            for part in parts[:-1]:
+            *parents, last = field.removeprefix(".").split(".")
+            node = model
+            for part in parents:
                 node = node[part]
-            node[parts[-1]] = num_classes
+            node[last] = num_classes
+    return model
 
 
 def _class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
@@ -327,8 +331,3 @@ def _weights_to_evaluate(
     if not init_checkpoint:
         raise UserError("nothing to evaluate: give --weights best, last or a file")
     return init_checkpoint
-
-
-def plan_as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan in plain containers."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()}

@@ -24,7 +24,7 @@ from d2ext.data.catalog import register_datasets
 from d2ext.engine import checkpoint as ckpt
 from d2ext.engine.hooks import Checkpoint, Evaluate, LearningRate, ProgressBar
 from d2ext.engine.log import setup_logging
-from d2ext.engine.preflight import Plan, check_free_space, make_output_dir, set_num_classes
+from d2ext.engine.preflight import Plan, check_free_space, make_output_dir, with_num_classes
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.trainer import Trainer
 from d2ext.evaluation.suite import Suite, finite_or_none, write_predictions
@@ -54,14 +54,13 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
     _log_plan(plan)
     if aside:
         logger.info("The earlier run was moved to %s", aside)
-    LazyConfig.save(cfg, str(out / "config.yaml"))
-    _write_about(out, plan, about)
-
     register_datasets(cfg.datasets)
     model, optimizer = _build(cfg, plan)
+    check_free_space(out, _checkpoint_bytes(model))
+    LazyConfig.save(cfg, str(out / "config.yaml"))
+    _write_about(out, plan, about)
     start_iter = _start(model, optimizer, plan)
     schedule = plan.schedule
-    check_free_space(out, _checkpoint_bytes(model))
 
     def content(done: int) -> dict[str, Any]:
         return {
@@ -113,8 +112,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     LazyConfig.save(cfg, str(out / "config.yaml"))
     _write_about(out, plan, about)
     register_datasets(cfg.datasets)
-    set_num_classes(cfg.model, plan.num_classes)
-    model = instantiate(cfg.model).to(plan.device)
+    model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
     ckpt.load_weights(model, plan.weights)
     suite = Suite(cfg.dataloader.get("test") or cfg.dataloader.val, cfg.evaluators)
     _evaluate(model, suite, out, done=0)
@@ -124,8 +122,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
 
 def _build(cfg: Any, plan: Plan) -> tuple[nn.Module, Optimizer]:
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
-    set_num_classes(cfg.model, plan.num_classes)
-    model = instantiate(cfg.model).to(plan.device)
+    model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
     if cfg.train.get("channels_last", False):
         model = model.to(memory_format=torch.channels_last)
     cfg.optimizer.params.model = model

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -77,34 +77,42 @@ class Trainer:
             finally:
                 self._call_hooks("after_train")
 
-    def _step(self, batches) -> None:
+    def _step(self, batches: Iterator[list[dict]]) -> None:
         start = time.perf_counter()
         batch = next(batches)
         data_time = time.perf_counter() - start
         # Proposal sampling and dropout draw from torch's generator.
         seed = np.random.SeedSequence((self._seed, self.iter, comm.get_rank())).generate_state(1)
         torch.manual_seed(int(seed[0]))
-        losses = self.model(batch)
+        try:
+            losses = self.model(batch)
+        except FloatingPointError as e:  # Detectron2's RPN noticed before the loss could
+            raise self._diverged(batch, str(e)) from e
         total = sum(losses.values())
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
         self._record(losses, data_time, batch)
 
-    def _record(self, losses: dict[str, torch.Tensor], data_time: float, batch) -> None:
+    def _record(
+        self, losses: dict[str, torch.Tensor], data_time: float, batch: list[dict]
+    ) -> None:
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         total = sum(values)
         if not math.isfinite(total):
-            each = ", ".join(f"{k} {v:.3g}" for k, v in zip(losses, values, strict=True))
-            files = ", ".join(sample["file_name"] for sample in batch)
-            lr = self.optimizer.param_groups[0]["lr"]
-            raise UserError(
-                f"the loss is not finite at iteration {self.iter} ({each}); lr {lr:.3g}, images"
-                f" {files}. A lower optimizer.lr or a longer train.warmup_iters is the usual remedy"
-            )
+            each = (f"{name} {value:.3g}" for name, value in zip(losses, values, strict=True))
+            raise self._diverged(batch, ", ".join(each))
         self.storage.put_scalars(
             total_loss=total, **dict(zip(losses, values, strict=True)), data_time=data_time
+        )
+
+    def _diverged(self, batch: list[dict], reason: str) -> UserError:
+        files = ", ".join(sample["file_name"] for sample in batch)
+        return UserError(
+            f"the loss is not finite at iteration {self.iter} ({reason}; lr"
+            f" {self.optimizer.param_groups[0]['lr']:.3g}; images {files}); a lower optimizer.lr or"
+            " a longer train.warmup_iters is the usual remedy"
         )
 
     def _call_hooks(self, moment: str) -> None:

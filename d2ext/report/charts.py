@@ -76,14 +76,14 @@ def svg(lines: Sequence[Line], ylabel: str, ylim: tuple[float, float] | None = N
                 ms=3,
                 label=line.label,
             )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("iteration")
         axes.set_ylabel(ylabel)
         axes.set_ylim(ylim)
         axes.grid(color=_INK, alpha=0.12)
-        if len(lines) > 1:
-            figure.legend(
-                loc="outside lower center", ncols=2 if len(lines) <= 4 else 3, frameon=False
-            )
+        if any(line.label != ylabel for line in lines):
+            columns = 2 if len(lines) <= 4 else 3
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)

@@ -81,9 +81,10 @@ def _notes(run: Run) -> list[str]:
     notes = list(run.damaged)
     if "total_loss" not in run.curves:
         notes.append("No training losses: only an evaluation, or stopped before the first one.")
-    elif "train_seconds" not in run.info:
+    elif run.info.get("stopped_by") or "train_seconds" not in run.info:
         last = run.curves["total_loss"][-1][0]
-        notes.append(f"Training has not finished: the last losses are from iteration {last}.")
+        cause = f" (stopped by {run.info['stopped_by']})" if run.info.get("stopped_by") else ""
+        notes.append(f"Training has not finished{cause}: its last losses are of iteration {last}.")
     if not run.evaluations:
         notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
     if not any(run.overlays.values()):
@@ -156,22 +157,23 @@ def _all_numbers(run: Run) -> list[tuple[str, list[float | None]]]:
 
 
 def _charts(run: Run) -> Iterator[dict[str, Any]]:
-    def loss_line(name: str, color: int) -> Line:
+    def loss_line(name: str, label: str, color: int = 0) -> Line:
         curve = run.curves[name]
-        return Line(name, smooth(curve), raw=curve, color=color)
+        return Line(label, smooth(curve), raw=curve, color=color)
 
     pale = "Pale: as logged; strong: moving average."
     if "total_loss" in run.curves:
-        yield _chart("Total loss", pale, svg([loss_line("total_loss", 0)], "total loss"))
+        chart = svg([loss_line("total_loss", "total loss")], "total loss")
+        yield _chart("Total loss", pale, chart)
     parts = [n for n in run.curves if n.startswith("loss")]
     # By size, so that the legend reads like the picture, from top to bottom.
     parts.sort(key=lambda n: -sum(v for _, v in run.curves[n]) / len(run.curves[n]))
     if parts:
-        lines = [loss_line(name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
+        lines = [loss_line(name, name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
         some = f" The {_MAX_LOSSES} largest of {len(parts)}." if len(parts) > _MAX_LOSSES else ""
         yield _chart("Parts of the loss", pale + some, svg(lines, "loss"))
     if "lr" in run.curves:
-        chart = svg([Line("lr", run.curves["lr"])], "learning rate")
+        chart = svg([Line("learning rate", run.curves["lr"])], "learning rate")
         yield _chart("Learning rate", "Of the first parameter group.", chart)
 
     datasets: dict[str, dict[str, list[Line]]] = {}
@@ -233,6 +235,8 @@ def _date(iso: Any) -> str:
 def _duration(seconds: Any) -> str:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds < 1e12:
         return ""
-    minutes, s = divmod(round(seconds), 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {s} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
