@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 
-
 # What a disk says that is full, over its quota or read-only, whoever was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 

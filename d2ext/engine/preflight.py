@@ -81,7 +81,8 @@ def plan_run(
     """
     if num_gpus < 1 or num_machines < 1:
         raise UserError("--num-gpus and --num-machines count from 1")
-    device, device_words = _device(cfg.train.get("device", "cuda"), num_gpus)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device, device_words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpus)
     if num_gpus * num_machines > 1:
         raise UserError(
             f"--num-gpus {num_gpus} --num-machines {num_machines}: training with several processes"
@@ -163,18 +164,29 @@ def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
         )
 
 
-def _device(requested: str, num_gpus: int) -> tuple[str, str]:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+def choose_device(requested: str, num_gpus: int, visible: int) -> tuple[str, str]:
+    """The device to train on, and what to say of it.
+
+    Args:
+        requested: `train.device`, `cuda` or `cpu`; without a GPU the CPU takes its place.
+        num_gpus: `--num-gpus`.
+        visible: number of GPUs that torch sees.
+
+    Raises:
+        UserError: more GPUs are asked for than there are, or an unknown device.
+    """
     cpu = f"CPU, {torch.get_num_threads()} threads"
     if requested == "cpu":
         return "cpu", cpu
-    if not requested.startswith("cuda"):
+    if requested != "cuda":
         raise UserError(f"train.device={requested!r}: give cuda or cpu")
-    if not gpus:
+    if not visible:
         return "cpu", f"{cpu} (no GPU is visible)"
-    if num_gpus > gpus:
-        raise UserError(f"--num-gpus {num_gpus}: this machine has {gpus}")
-    return requested, f"GPU, {torch.cuda.get_device_name(0)}"
+    if num_gpus > visible:
+        raise UserError(
+            f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"
+        )
+    return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
 def _traces(output_dir: Path) -> list[str]:
@@ -257,7 +269,7 @@ def _num_classes(model: Any, classes: list[str]) -> int:
 
 
 def with_num_classes(model: Any, num_classes: int) -> Any:
-    """A copy of a model's config in which heads that leave their class count to the data have it."""
+    """A copy of a model's config; heads that leave their class count to the data have it there."""
     model = copy.deepcopy(model)  # keeps its parent, which interpolations need
     for field, value in list(_class_fields(model, "")):
         if value is None:

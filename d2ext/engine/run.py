@@ -76,7 +76,9 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
         d2_hooks.IterationTimer(),
         ProgressBar(),
         Checkpoint(out, schedule, cfg.train.checkpointer.get("max_to_keep", 0), content),
-        Evaluate(schedule, lambda done: _evaluate(model, suite, out, done)) if suite else None,
+        Evaluate(schedule, lambda done: _evaluate(model, suite, plan, out, done))
+        if suite
+        else None,
         d2_hooks.PeriodicWriter(
             [
                 CommonMetricPrinter(schedule.max_iter),
@@ -115,7 +117,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
     ckpt.load_weights(model, plan.weights)
     suite = Suite(cfg.dataloader.get("test") or cfg.dataloader.val, cfg.evaluators)
-    _evaluate(model, suite, out, done=0)
+    _evaluate(model, suite, plan, out, done=0)
     logger.info("The report is %s", write_report(out))
     return 0
 
@@ -178,10 +180,14 @@ def _train_loader(cfg: Any, start_iter: int) -> Any:
     return instantiate(loader)
 
 
-def _evaluate(model: nn.Module, suite: Suite, out: Path, done: int) -> dict[str, float]:
+def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path, done: int) -> dict[str, float]:
     results = {}
     for evaluation in suite.evaluate(model):
         results |= evaluation.results
+        synthetic = " (synthetic data)" * plan.datasets[evaluation.dataset]["synthetic"]
+        headline = {k: v for k, v in evaluation.results.items() if k.endswith("/AP")}
+        for key, value in headline.items():
+            logger.info("%s%s %.1f", key, synthetic, value)
         write_predictions(evaluation, out / "predictions")
         write_overlays(
             evaluation.records,

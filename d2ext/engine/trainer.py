@@ -94,9 +94,7 @@ class Trainer:
         self.optimizer.step()
         self._record(losses, data_time, batch)
 
-    def _record(
-        self, losses: dict[str, torch.Tensor], data_time: float, batch: list[dict]
-    ) -> None:
+    def _record(self, losses: dict[str, torch.Tensor], data_time: float, batch: list[dict]) -> None:
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         total = sum(values)

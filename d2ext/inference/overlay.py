@@ -137,7 +137,8 @@ def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
 
 def _label(instance: dict, metadata: Any) -> str:
     names, c = metadata.thing_classes, instance["category_id"]
-    label = names[c] if c < len(names) else f"class {c}"
+    # A name from a JSON file may hold half a character, which cannot be drawn.
+    label = names[c].encode(errors="replace").decode() if c < len(names) else f"class {c}"
     if "score" in instance:
         label += f" {instance['score']:.2f}"
     return label + " (crowd)" * bool(instance.get("iscrowd"))

@@ -74,7 +74,7 @@ def svg(lines: Sequence[Line], ylabel: str, ylim: tuple[float, float] | None = N
                 ls="--" if line.dashed else "-",
                 marker="o" if len(line.curve) <= 30 else None,
                 ms=3,
-                label=line.label,
+                label=line.label.encode(errors="replace").decode(),  # JSON may hold half characters
             )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("iteration")

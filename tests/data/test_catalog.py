@@ -63,6 +63,20 @@ def test_mistakes(tiny_root):
     assert "catalog_e" not in DatasetCatalog.list()
 
 
+def test_a_function_inside_the_config_is_refused(tmp_path):
+    from detectron2.config import LazyConfig
+
+    (tmp_path / "c.py").write_text(
+        "from detectron2.config import LazyCall as L\n"
+        "def mine():\n    return 3\n"
+        "datasets = dict(catalog_i=L(mine)())\n"
+    )
+    with pytest.raises(UserError, match="mine cannot be imported.*not in the config file"):
+        register_datasets(LazyConfig.load(str(tmp_path / "c.py")).datasets)
+    with pytest.raises(UserError, match="catalog_j is no L"):
+        register_datasets({"catalog_j": "/data/train.json"})
+
+
 def test_a_function_of_one_s_own(tiny_root):
     register_datasets({"catalog_h": L(own_dataset)(size=7)})
     assert DatasetCatalog.get("catalog_h")[0]["height"] == 7

@@ -189,7 +189,10 @@ def test_unreadable_image(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 @settings(max_examples=25, deadline=None)
-@given(name=st.text() | st.sampled_from(["$x$^", "US$ {", "气球"]), category=st.integers(0, 2))
+@given(
+    name=st.text() | st.sampled_from([r"$\foo$", "US$ {", "气球", "\ud800"]),
+    category=st.integers(0, 2),
+)
 def test_any_class_name(tmp_path_factory, name, category):
     folder = tmp_path_factory.mktemp("names")
     record = write_image(folder, size=(320, 240))

@@ -1,0 +1,34 @@
+# make demo: from nothing to a trained balloon model and its report. `make` lists the rest.
+export D2EXT_VENV ?= .venv
+PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
+DEMO = mask_rcnn_lite0_fpn_balloon
+
+.PHONY: help env demo test test-slow test-all lint
+
+help:
+	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
+	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
+	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
+	@echo "make test-all  those and the slow ones"
+	@echo "make lint      the style checks"
+
+env:
+	@sh requirements/install.sh
+
+demo: env
+	$(PYTHON_ENV) tools/prepare_data.py balloon
+	$(PYTHON_ENV) tools/train_net.py --config-file configs/balloon/$(DEMO).py --overwrite $(ARGS)
+	@echo "report: $(CURDIR)/work_dirs/$(DEMO)/report.html"
+
+test: env
+	$(PYTHON_ENV) -m pytest -m "not slow" $(ARGS)
+
+# pytest ends with status 5 where no test is slow.
+test-slow: env
+	$(PYTHON_ENV) -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+
+test-all: test test-slow
+
+lint: env
+	$(PYTHON_ENV) -m ruff check .
+	$(PYTHON_ENV) -m ruff format --check .

@@ -1,0 +1,48 @@
+"""How long `tools/train_net.py --help` takes, against the imports of Detectron2's own tool.
+
+    python benchmarks/startup.py
+
+Detectron2's packages do not ship tools/lazyconfig_train_net.py; what costs time in it is done here:
+its imports, then its parser's help.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = [sys.executable, "tools/train_net.py", "--help"]
+THEIRS = [
+    sys.executable,
+    "-c",
+    "from detectron2.checkpoint import DetectionCheckpointer\n"
+    "from detectron2.config import LazyConfig, instantiate\n"
+    "from detectron2.engine import default_argument_parser, hooks, launch\n"
+    "from detectron2.engine.defaults import create_ddp_model\n"
+    "from detectron2.evaluation import inference_on_dataset, print_csv_format\n"
+    "from detectron2.utils import comm\n"
+    "default_argument_parser().parse_args(['--help'])",
+]
+
+
+def _seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints the medians of five pairs, after one pair that warms the disk cache."""
+    pairs = [(_seconds(OURS), _seconds(THEIRS)) for _ in range(6)][1:]
+    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(b / a for a, b in pairs)
+    print(machine())
+    print(f"tools/train_net.py --help {ours:.2f} s; Detectron2's {theirs:.2f} s; {ratio:.0f} times")
+
+
+if __name__ == "__main__":
+    main()

