@@ -93,7 +93,10 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
     started = time.perf_counter()
     with StopSignals() as signals:
         trainer.train(start_iter, schedule.max_iter, signals)
-    _write_about(out, plan, about | {"train_seconds": round(time.perf_counter() - started, 1)})
+    about = about | {"train_seconds": round(time.perf_counter() - started, 1)}
+    if trainer.stopped_by:
+        about["stopped_by"] = trainer.stopped_by
+    _write_about(out, plan, about)
     logger.info("The report is %s", write_report(out))
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
@@ -117,7 +120,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
     ckpt.load_weights(model, plan.weights)
     suite = Suite(cfg.dataloader.get("test") or cfg.dataloader.val, cfg.evaluators)
-    _evaluate(model, suite, plan, out, done=0)
+    _evaluate(model, suite, plan, out, done=None)
     logger.info("The report is %s", write_report(out))
     return 0
 
@@ -181,23 +184,21 @@ def _train_loader(cfg: Any, start_iter: int) -> Any:
 
 
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path, done: int) -> dict[str, float]:
-    results = {}
-    for evaluation in suite.evaluate(model):
-        results |= evaluation.results
-        synthetic = " (synthetic data)" * plan.datasets[evaluation.dataset]["synthetic"]
-        headline = {k: v for k, v in evaluation.results.items() if k.endswith("/AP")}
-        for key, value in headline.items():
-            logger.info("%s%s %.1f", key, synthetic, value)
-        write_predictions(evaluation, out / "predictions")
-        write_overlays(
-            evaluation.records,
-            evaluation.predictions,
-            MetadataCatalog.get(evaluation.dataset),
-            out / "overlays" / evaluation.dataset,
-        )
+    evaluations = suite.evaluate(model)
+    results = {key: value for e in evaluations for key, value in e.results.items()}
     write_json(
         out / "results.json", {"last": {"iteration": done, "results": finite_or_none(results)}}
     )
+    for evaluation in evaluations:
+        name = evaluation.dataset
+        synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]
+        for key, value in evaluation.results.items():
+            if key.endswith("/AP"):
+                logger.info("%s%s %.1f", key, synthetic, value)
+        write_predictions(evaluation, out / "predictions")
+        metadata = MetadataCatalog.get(name)
+        folder = out / "overlays" / name
+        write_overlays(evaluation.records, evaluation.predictions, metadata, folder)
     return results
 
 

@@ -1,10 +1,14 @@
 """tools/train_net.py, as a user types it."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -177,7 +181,7 @@ def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
     name = (tmp_path / "run" / "last_checkpoint").read_text()
     state = torch.load(tmp_path / "run" / name, weights_only=True)
     assert state["iterations_done"] == max(_losses(tmp_path / "run")) + 1
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert signal.Signals(number).name in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_epochs_name_their_checkpoints_and_old_ones_go(train_net, tiny, tmp_path):
@@ -196,6 +200,29 @@ def test_evaluation_period(train_net, tiny, tmp_path):
     assert done.status == 0, done.stderr
     lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [x["iteration"] for x in lines if any("coco/bbox/AP50" in k for k in x)] == [1, 3]
+
+
+def test_a_terminal_shows_a_bar(repo, tiny, tmp_path):
+    """With ETA, loss and rate, in place of the loss lines; the file has the lines."""
+    terminal, other = pty.openpty()
+    termios.tcsetwinsize(other, (24, 150))
+    process = subprocess.Popen(
+        _command(repo, "--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny),
+        cwd=repo,
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side was closed
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    shown = shown.decode()
+    assert process.wait() == 0, shown
+    assert re.search(r"train: 100%.*4/4 \[\d+:\d+<\d+:\d+.*loss=\d+\.\d+, lr=", shown), shown
+    assert "loss_mask:" not in shown
+    assert "loss_mask:" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_dry_run_writes_nothing(train_net, tiny, tmp_path):
