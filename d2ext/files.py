@@ -21,7 +21,7 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode) as f:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())

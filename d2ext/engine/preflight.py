@@ -304,12 +304,13 @@ def _schedule(cfg: Any) -> Schedule:
 
 
 def _schedule_lines(cfg: Any, s: Schedule) -> list[str]:
+    workers, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
+    tuned = f" (tuned for {workers} x {batch // workers} images)" if workers and batch else ""
     return [
-        f"run         {s.num_images} images, {s.batch_size} a step: {s.epochs:.4g} epochs ="
-        f" {s.max_iter} iterations",
-        f"rate        lr {cfg.optimizer.lr:g} after {s.warmup_iters or 0} iterations of warm-up"
-        f" (tuned for {cfg.train.get('reference_world_size')} workers and"
-        f" {cfg.train.get('reference_batch_size')} images a step)",
+        f"run         {s.num_images} images, {s.batch_size} a step on 1 worker: {s.epochs:.4g}"
+        f" epochs = {s.max_iter} iterations",
+        f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
+        " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",
     ]
 

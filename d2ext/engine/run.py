@@ -61,6 +61,9 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
     _write_about(out, plan, about)
     start_iter = _start(model, optimizer, plan)
     schedule = plan.schedule
+    if start_iter >= schedule.max_iter:
+        logger.info("Nothing to train: the run ends at iteration %d", schedule.max_iter)
+        return 0
 
     def content(done: int) -> dict[str, Any]:
         return {

@@ -63,17 +63,18 @@ class Trainer:
         with EventStorage(start_iter) as self.storage:
             try:
                 self._call_hooks("before_train")
-                batches = iter(self._loader)
+                batches, done = iter(self._loader), start_iter
                 for self.iter in range(start_iter, max_iter):
                     self.storage.iter = self.iter
                     self._call_hooks("before_step")
                     self._step(batches)
                     self._call_hooks("after_step")
-                    if signals.received and self.iter + 1 < max_iter:
+                    done = self.iter + 1
+                    if signals.received and done < max_iter:
                         self.stopped_by = signals.received
                         break
                 # From here on, as Detectron2's hooks expect, the number of iterations done.
-                self.iter = self.storage.iter = self.iter + 1
+                self.iter = self.storage.iter = done
             finally:
                 self._call_hooks("after_train")
 

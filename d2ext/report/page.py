@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from d2ext.errors import UserError
+from d2ext.files import replaced
 from d2ext.report.charts import Line, smooth, svg
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -66,13 +67,9 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         charts=list(_charts(run)),
         galleries=list(_galleries(run)),
     )
-    page, temporary = run_dir / "report.html", run_dir / f".report.html.{os.getpid()}"
-    try:
-        temporary.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(temporary, page)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {page}: {e.strerror}") from e
+    page = run_dir / "report.html"
+    with replaced(page, "wb") as f:
+        f.write(html.encode("utf-8", errors="replace"))
     return page
 
 

@@ -106,6 +106,16 @@ def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_resuming_what_is_done_or_not_begun(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
+    done = train_net("--resume", *common)
+    assert done.status == 0 and "nothing to resume; iteration 0" in done.stdout
+    before = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    done = train_net("--resume", *common)
+    assert done.status == 0 and "Nothing to train" in done.stdout
+    assert (tmp_path / "model_final.pth").stat().st_mtime_ns == before
+
+
 def test_resume_from_takes_the_state_and_the_new_rate(train_net, tiny, tmp_path):
     common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
     assert train_net("--work-dir", tmp_path / "a", *common).status == 0
