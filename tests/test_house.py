@@ -17,7 +17,7 @@ ALLOWED = {
     "report": set(),
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
 }
-COMMON = {"errors", "files"}
+COMMON = {"errors", "files", "guard"}
 
 
 def _imports(path):

@@ -16,6 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import UserError, run_tool
+from d2ext.guard import guard_spawned_child
+
+if __name__ == "__mp_main__":
+    guard_spawned_child()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,10 +30,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a recipe, or a run's config.yaml")
-    add("--num-gpus", type=int, default=1, help="processes on this machine (default: 1)")
-    add("--num-machines", type=int, default=1, help="machines in all (default: 1)")
-    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    add("--dist-url", default="auto", help="where processes meet, tcp://HOST:PORT")
+    add("--num-gpus", type=int, help="processes on this machine, CPU ones without a GPU (1)")
+    add("--num-machines", type=int, help="machines in all (1, or $NNODES)")
+    add("--machine-rank", type=int, help="number of this machine, from 0 (0, or $NODE_RANK)")
+    add("--dist-url", help="where processes meet, tcp://HOST:PORT (a free port of this machine)")
+    add("--dist-timeout", type=float, default=1800, help="seconds to wait for peers (1800)")
+    add("--auto-scale-lr", action="store_true", help="adapt batch and rate to the workers")
     add("--work-dir", metavar="DIR", help="output (default: work_dirs/<config name>)")
     add("--overwrite", action="store_true", help="move an earlier run in there aside")
     add("--resume", action="store_true", help="go on from the newest good checkpoint in there")
@@ -68,38 +74,61 @@ def main() -> int:
         raise UserError("give one of --resume, --resume-from and --overwrite")
 
     from d2ext.config.load import load_config
+    from d2ext.engine.launch import find_layout
     from d2ext.engine.log import setup_logging
 
     setup_logging()
-    cfg = load_config(args.config_file, args.options + args.overrides)
+    overrides = args.options + args.overrides
+    if args.auto_scale_lr:
+        overrides = ["+train.auto_scale_lr.enabled=True", *overrides]
+    cfg = load_config(args.config_file, overrides)
     if args.work_dir:
         cfg.train.output_dir = args.work_dir
+    meet = cfg.train.get("dist") or {}
+    layout = find_layout(
+        os.environ,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url or meet.get("url"),
+        meet.get("port"),
+    )
 
-    from d2ext.engine.preflight import plan_run
+    from d2ext.engine.preflight import choose_device, plan_run
+    from d2ext.engine.ranks import start_ranks
+    from d2ext.engine.run import Job, run_rank
 
     name = Path(args.config_file).stem
-    plan = plan_run(
-        cfg,
-        name,
-        num_gpus=args.num_gpus,
-        num_machines=args.num_machines,
+    options = dict(
+        num_gpus=layout.per_machine,
+        world_size=layout.world_size,
         eval_only=args.eval_only,
         weights=args.weights,
         resume=args.resume,
         resume_from=args.resume_from,
         overwrite=args.overwrite,
     )
+    plan = None
+    if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
+        plan = plan_run(cfg, name, **options)
     if args.dry_run:
-        print(*plan.lines, sep="\n")
         return 0
-
-    from d2ext.engine import run
-
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    about = {"name": name, "config_file": args.config_file, "command": command}
-    if args.eval_only:
-        return run.evaluate_only(cfg, plan, about)
-    return run.train(cfg, plan, about, args.overwrite, validate=not args.no_validate)
+    job = Job(
+        args.config_file,
+        overrides,
+        args.work_dir,
+        about={
+            "name": name,
+            "config_file": args.config_file,
+            "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        },
+        options=options,
+        plan=plan,
+        eval_only=args.eval_only,
+        validate=not args.no_validate,
+    )
+    device = choose_device(cfg.train.get("device", "cuda"), layout.per_machine)[0]
+    return start_ranks(layout, run_rank, (job,), args.dist_timeout, device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,12 @@ train = dict(
     # added: what optimizer.lr was tuned for, workers and images per optimizer step in all
     reference_world_size=8,
     reference_batch_size=16,
+    accumulate=1,  # added: micro-batches per optimizer step and worker
+    # added: --auto-scale-lr; rule linear or sqrt, None leaves it to the optimizer
+    auto_scale_lr=dict(enabled=False, rule=None),
+    # added: where processes meet (the guide's dist_params); --dist-url wins
+    dist=dict(backend=None, port=None, url=None),
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     device="cuda",  # without a visible GPU the CPU is used, and the log says so
     channels_last=False,  # added: memory layout of the convolutions; 1.2 times as fast on the CPU
 )

@@ -37,11 +37,23 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
             f" {', '.join(_SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in cfg))
         )
+    if "dist_params" in cfg:  # the guide's name for it
+        _merge_dist(cfg, path)
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") and cfg.train.get("max_iter"):
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
     apply_overrides(cfg, overrides)
     return cfg
+
+
+def _merge_dist(cfg: Any, path: Path) -> None:
+    given = cfg.pop("dist_params")
+    known = ("backend", "port", "url")
+    if unknown := set(given) - set(known):
+        raise UserError(
+            f"{path}: dist_params has {', '.join(unknown)}; it takes {', '.join(known)}"
+        )
+    cfg.train.dist = {**cfg.train.get("dist", {}), **given}
 
 
 def _execute(path: Path) -> Any:

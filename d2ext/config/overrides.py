@@ -43,6 +43,8 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
         if not equals or not key.strip("+ "):
             raise UserError(f"the override {text!r} is not of the form key=value")
         force, key = key.startswith("+"), key.removeprefix("+").strip()
+        if key.startswith("dist_params."):  # the guide's name for it
+            key = key.replace("dist_params", "train.dist", 1)
         _set(cfg, key, _parse(key, value), force)
         keys.append(key)
     if {"train.max_epochs", "train.max_iter"} <= set(keys):

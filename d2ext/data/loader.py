@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.errors import UserError
+from d2ext.guard import die_with_parent
 
 
 def build_train_loader(
@@ -26,9 +27,10 @@ def build_train_loader(
     seed: int,
     reference_batch_size: int,
     reference_world_size: int,
+    accumulate: int = 1,
     start_iter: int = 0,
 ) -> Iterable[list[dict]]:
-    """This rank's part of the global batches, from iteration `start_iter` on, for ever.
+    """This rank's micro-batches of the global batches, from iteration `start_iter` on, for ever.
 
     Images, order and augmentation depend on (seed, iteration, position) only, so neither the
     number of processes nor that of loader workers changes what the model sees.
@@ -36,12 +38,13 @@ def build_train_loader(
     Args:
         dataset: Detectron2 dataset dicts.
         mapper: a dataset dict to the model's input; may use any of the global generators.
-        total_batch_size: images per step over all ranks.
+        total_batch_size: images per optimizer step over all ranks and micro-batches.
         num_workers: loader processes of this rank.
         seed: of the run.
         reference_batch_size: with `reference_world_size`, gives the images per worker that the
             recipe was made for, and so the size of the groups that share an orientation.
         reference_world_size: see above.
+        accumulate: micro-batches per step; each next() gives one of them.
         start_iter: the first iteration.
 
     Raises:
@@ -54,6 +57,7 @@ def build_train_loader(
         total_batch_size,
         comm.get_rank(),
         comm.get_world_size(),
+        accumulate,
         start_iter,
     )
     loader = DataLoader(
@@ -164,6 +168,8 @@ def _as_list(samples: list) -> list:
 
 
 def _init_worker(worker_id: int) -> None:
+    # Its rank may be killed, and it would wait for work for ever.
+    die_with_parent()
     # Signals reach the whole process group. The trainer decides what to do; workers just serve.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,7 @@ The stream of images is the concatenation of epochs; step i takes places i*A to 
 is the images per step over all ranks. No state: starting at any iteration only counts integers.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,12 +27,18 @@ class EpochOrder:
         self._portrait = np.asarray(portrait, dtype=bool)
         self._group_size = group_size
         self._seed = seed
+        self._number, self._indices = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._portrait)
 
     def epoch(self, number: int) -> np.ndarray:
-        """The image indices (N,) of epoch `number`, counted from 0."""
+        """The image indices (N,) of epoch `number`, counted from 0; the last one is remembered."""
+        if number != self._number:
+            self._number, self._indices = number, self._shuffle(number)
+        return self._indices
+
+    def _shuffle(self, number: int) -> np.ndarray:
         rng = np.random.default_rng((self._seed, number))
         shuffled = rng.permutation(len(self))
         # The epoch before may have left a group unfilled: fill it first, or all groups would shift.
@@ -47,15 +54,19 @@ class EpochOrder:
 
 
 class BatchSampler:
-    """Yields this rank's share of each global batch, for ever: lists of (image index, position).
+    """Yields this rank's micro-batches, for ever: lists of (image index, position).
 
-    `position` is the place in the stream over all epochs; it seeds the sample's augmentation.
+    `position` is the place in the stream over all epochs; it seeds the sample's augmentation. A
+    global batch falls into world_size * accumulate micro-batches of equal size; rank r has the
+    consecutive ones from r * accumulate on. So N ranks see what one rank accumulating N times sees.
 
     Args:
         order: of the images.
-        total_batch_size: images per step over all ranks.
+        total_batch_size: images per step over all ranks and micro-batches.
         rank: of this process.
-        world_size: number of processes; must divide total_batch_size.
+        world_size: number of processes.
+        accumulate: micro-batches per step and rank; world_size * accumulate must divide
+            total_batch_size.
         start_iter: the first step to yield.
     """
 
@@ -65,23 +76,21 @@ class BatchSampler:
         total_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
         start_iter: int = 0,
     ):
         self._order = order
         self._total = total_batch_size
-        self._share = total_batch_size // world_size
-        self._offset = rank * self._share
+        self._size = total_batch_size // (world_size * accumulate)
+        self._micro_batches = range(rank * accumulate, (rank + 1) * accumulate)
         self._start_iter = start_iter
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size, current, indices = len(self._order), -1, None
-        start = self._start_iter * self._total + self._offset
-        while True:
-            batch = []
-            for position in range(start, start + self._share):
-                epoch, place = divmod(position, size)
-                if epoch != current:
-                    current, indices = epoch, self._order.epoch(epoch)
-                batch.append((int(indices[place]), position))
-            yield batch
-            start += self._total
+        for step in itertools.count(self._start_iter):
+            for number in self._micro_batches:
+                first = step * self._total + number * self._size
+                yield [(self._image(p), p) for p in range(first, first + self._size)]
+
+    def _image(self, position: int) -> int:
+        epoch, place = divmod(position, len(self._order))
+        return int(self._order.epoch(epoch)[place])

@@ -12,11 +12,12 @@ _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
 _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
-def setup_logging(file: Path | None = None) -> None:
+def setup_logging(file: Path | None = None, quiet: bool = False) -> None:
     """Sends what d2ext and the libraries below it log to stdout and, appended, to `file`.
 
     On a terminal a progress bar takes the place of the loss lines; the file has them always.
-    Calling it again replaces the earlier file.
+    `quiet`, of ranks other than 0, leaves only warnings to the terminal. Calling it again
+    replaces the earlier file.
     """
     logging.captureWarnings(True)
     # torch warns of its own tracer whenever a Detectron2 model is called.
@@ -24,13 +25,15 @@ def setup_logging(file: Path | None = None) -> None:
     console = _Console()
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(_for_console)
+    console.setLevel(logging.WARNING if quiet else logging.INFO)
     handlers: list[logging.Handler] = [console]
     if file:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
+        # Debug records of ours are for the file: what the terminal has seen before there was one.
+        logger.setLevel(logging.DEBUG if name == "d2ext" else logging.INFO)
         logger.propagate = False
         for old in logger.handlers:
             old.close()

@@ -5,9 +5,7 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import copy
-import os
-import shutil
-import time
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,19 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import OmegaConf
 
+from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.catalog import register_datasets
 from d2ext.data.check import check_dataset, format_summary
 from d2ext.data.synthetic import is_synthetic
-from d2ext.engine.checkpoint import LAST, local_weights, newest_good
+from d2ext.engine.checkpoint import local_weights, newest_good
+from d2ext.engine.output_dir import check_writable, refuse_mixing
 from d2ext.errors import UserError
 from d2ext.evaluation.suite import test_sets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Plan:
         schedule: epochs and periods in iterations; None for an evaluation only.
         weights: local path of the initial weights, or of those to evaluate.
         resume: local path of the checkpoint to go on from, or None.
+        scaling: `ScalingReport.as_dict()` where learning rates were scaled, else None.
         lines: the plan in words.
     """
 
@@ -48,6 +52,7 @@ class Plan:
     schedule: Schedule | None
     weights: str
     resume: Path | None
+    scaling: dict[str, Any] | None
     lines: list[str]
 
 
@@ -56,20 +61,20 @@ def plan_run(
     name: str,
     *,
     num_gpus: int = 1,
-    num_machines: int = 1,
+    world_size: int = 1,
     eval_only: bool = False,
     weights: str | None = None,
     resume: bool = False,
     resume_from: str | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Checks a config against the data, the model and the machine; writes nothing.
+    """Checks a config against the data, the model and the machine; logs the plan, writes nothing.
 
     Args:
         cfg: of `load_config`.
         name: of the config file; the default output directory is called so.
         num_gpus: processes on this machine.
-        num_machines: machines in all.
+        world_size: processes over all machines.
         eval_only: no training; `weights` are evaluated.
         weights: `best`, `last` or a file, for an evaluation only.
         resume: go on from the newest good checkpoint of the output directory, if there is one.
@@ -79,47 +84,54 @@ def plan_run(
     Raises:
         UserError: for whatever the user can mend.
     """
-    if num_gpus < 1 or num_machines < 1:
-        raise UserError("--num-gpus and --num-machines count from 1")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device, device_words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpus)
-    if num_gpus * num_machines > 1:
-        raise UserError(
-            f"--num-gpus {num_gpus} --num-machines {num_machines}: training with several processes"
-            " is not built yet; leave both at 1"
-        )
+    lines: list[str] = []
+
+    def say(*more: str) -> None:
+        for line in more:
+            logger.info(line)
+        lines.extend(more)
+
+    device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus)
     if (seed := cfg.train.get("seed", 0)) < 0:
         raise UserError(f"train.seed={seed}: a seed is 0 or more")
     output_dir = Path(cfg.train.output_dir or Path("work_dirs") / name)
+    say(f"output      {output_dir}", f"device      {words}")
+    scaling = None
+    if not eval_only and OmegaConf.select(cfg, "train.auto_scale_lr.enabled"):
+        cfg, report = scale_config(cfg, world_size)
+        scaling = report.as_dict()
+        say(*report.lines())
+    if not eval_only:
+        accumulate = cfg.train.get("accumulate", 1)
+        check_batch(cfg.dataloader.train.total_batch_size, world_size, accumulate)
     if not eval_only and not resume and not resume_from and not overwrite:
-        _refuse_mixing(output_dir)
-    _check_writable(output_dir)
+        refuse_mixing(output_dir)
+    check_writable(output_dir)
 
     register_datasets(cfg.datasets)
     splits = {"train": cfg.dataloader.train, "val": cfg.dataloader.val}
-    test = cfg.dataloader.get("test") or cfg.dataloader.val
     if eval_only:
-        splits = {"test": test}
+        splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.val}
     datasets, classes, table = _datasets(splits)
+    say(*table)
     num_classes = _num_classes(cfg.model, classes)
 
     checkpoint = Path(resume_from) if resume_from else newest_good(output_dir) if resume else None
     if resume_from and not checkpoint.is_file():
         raise UserError(f"--resume-from {resume_from}: no such file")
-    lines = [f"output      {output_dir}", f"device      {device_words}", *table]
     if eval_only:
         source = _weights_to_evaluate(weights, checkpoint, output_dir, cfg.train.init_checkpoint)
         schedule = None
-        lines.append(f"weights     {source}")
+        say(f"weights     {source}")
     else:
         source = cfg.train.init_checkpoint
         schedule = _schedule(cfg)
-        lines += _schedule_lines(cfg, schedule)
+        say(*_schedule_lines(cfg, schedule, world_size))
         if checkpoint:
-            lines.append(f"start       resumes {checkpoint}")
+            say(f"start       resumes {checkpoint}")
         else:
             nothing = "nothing to resume; " * resume
-            lines.append(f"start       {nothing}iteration 0, weights {source or 'at random'}")
+            say(f"start       {nothing}iteration 0, weights {source or 'at random'}")
     return Plan(
         output_dir,
         device,
@@ -128,53 +140,24 @@ def plan_run(
         schedule,
         "" if checkpoint and not eval_only else local_weights(source),
         None if eval_only else checkpoint,
+        scaling,
         lines,
     )
 
 
-def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
-    """Creates the output directory; with `overwrite` an earlier run there is moved aside.
-
-    Returns:
-        Where the earlier run went, or None.
-    """
-    aside = None
-    try:
-        if overwrite and _traces(output_dir):
-            aside = output_dir.with_name(f"{output_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            number = 1
-            while aside.exists():
-                aside = aside.with_name(f"{aside.name}-{number}")
-            os.rename(output_dir, aside)
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(
-            f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
-        ) from e
-    return aside
-
-
-def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
-    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
-    free = shutil.disk_usage(output_dir).free
-    if free < 2 * checkpoint_bytes:
-        raise UserError(
-            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
-            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
-        )
-
-
-def choose_device(requested: str, num_gpus: int, visible: int) -> tuple[str, str]:
+def choose_device(requested: str, num_gpus: int, visible: int | None = None) -> tuple[str, str]:
     """The device to train on, and what to say of it.
 
     Args:
         requested: `train.device`, `cuda` or `cpu`; without a GPU the CPU takes its place.
         num_gpus: `--num-gpus`.
-        visible: number of GPUs that torch sees.
+        visible: number of GPUs; None asks torch.
 
     Raises:
         UserError: more GPUs are asked for than there are, or an unknown device.
     """
+    if visible is None:
+        visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cpu = f"CPU, {torch.get_num_threads()} threads"
     if requested == "cpu":
         return "cpu", cpu
@@ -187,28 +170,6 @@ def choose_device(requested: str, num_gpus: int, visible: int) -> tuple[str, str
             f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"
         )
     return "cuda", f"GPU, {num_gpus} of {visible}"
-
-
-def _traces(output_dir: Path) -> list[str]:
-    return [f for f in ("run.json", "metrics.json", LAST) if (output_dir / f).exists()]
-
-
-def _refuse_mixing(output_dir: Path) -> None:
-    if _traces(output_dir):
-        raise UserError(
-            f"the output directory {output_dir} holds another run; --resume goes on with it,"
-            " --overwrite moves it aside, --work-dir chooses another place"
-        )
-
-
-def _check_writable(output_dir: Path) -> None:
-    existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"the output directory {output_dir}: {existing} is no directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(
-            f"the output directory {output_dir} is not writable; choose another --work-dir"
-        )
 
 
 def _datasets(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
@@ -297,18 +258,20 @@ def _schedule(cfg: Any) -> Schedule:
     images = len(instantiate(cfg.dataloader.train.dataset))
     if not images:
         raise UserError(f"no image of {names} has an object to learn from")
-    batch_size = cfg.dataloader.train.total_batch_size
-    if batch_size < 1:
-        raise UserError(f"dataloader.train.total_batch_size={batch_size}: give 1 or more")
-    return resolve_schedule(cfg.train, batch_size, images)
+    return resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images)
 
 
-def _schedule_lines(cfg: Any, s: Schedule) -> list[str]:
+def _schedule_lines(cfg: Any, s: Schedule, world_size: int) -> list[str]:
     workers, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
-    tuned = f" (tuned for {workers} x {batch // workers} images)" if workers and batch else ""
+    tuned, scaled = "", OmegaConf.select(cfg, "train.auto_scale_lr.enabled")
+    if workers and batch and not scaled:
+        tuned = f" (tuned for {workers} x {batch // workers} images"
+        tuned += "; --auto-scale-lr adapts it)" if workers != world_size else ")"
+    each = cfg.train.get("accumulate", 1)
+    micro = f" in {each} micro-batches" if each > 1 else ""
     return [
-        f"run         {s.num_images} images, {s.batch_size} a step on 1 worker: {s.epochs:.4g}"
-        f" epochs = {s.max_iter} iterations",
+        f"run         {s.num_images} images, {s.batch_size} a step, {s.batch_size // world_size} on"
+        f" each of {world_size} workers{micro}: {s.epochs:.4g} epochs = {s.max_iter} iterations",
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",

@@ -1,5 +1,6 @@
 """The training loop, over Detectron2's hooks and event storage."""
 
+import contextlib
 import logging
 import math
 import time
@@ -12,8 +13,10 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from d2ext.engine.distributed import agree
 from d2ext.engine.signals import StopSignals
 from d2ext.errors import UserError
 
@@ -27,7 +30,7 @@ class Trainer:
     where history left them; here each step's randomness follows from (seed, iteration).
 
     Attributes:
-        model, optimizer: as given.
+        model, optimizer: as given; the model may be wrapped for several processes.
         iter: the current iteration, counted from 0.
         start_iter, max_iter: of this run.
         storage: Detectron2's EventStorage, open while training.
@@ -41,12 +44,14 @@ class Trainer:
         loader: Iterable[list[dict]],
         hooks: Sequence[HookBase],
         seed: int,
+        accumulate: int = 1,
     ):
         self.model = model
         self.optimizer = optimizer
         self._loader = loader
         self._hooks = hooks
         self._seed = seed
+        self._accumulate = accumulate
         self.stopped_by: str | None = None
         for hook in hooks:
             hook.trainer = weakref.proxy(self)
@@ -67,44 +72,54 @@ class Trainer:
                 for self.iter in range(start_iter, max_iter):
                     self.storage.iter = self.iter
                     self._call_hooks("before_step")
-                    self._step(batches)
+                    losses = self._step(batches)
+                    means, stop = agree(list(losses.values()), signals.received)
+                    losses = dict(zip(losses, means, strict=True))
+                    self.storage.put_scalars(total_loss=sum(means), **losses)
                     self._call_hooks("after_step")
                     done = self.iter + 1
-                    if signals.received and done < max_iter:
-                        self.stopped_by = signals.received
+                    if stop and done < max_iter:
+                        self.stopped_by = stop
                         break
                 # From here on, as Detectron2's hooks expect, the number of iterations done.
                 self.iter = self.storage.iter = done
             finally:
                 self._call_hooks("after_train")
 
-    def _step(self, batches: Iterator[list[dict]]) -> None:
-        start = time.perf_counter()
-        batch = next(batches)
-        data_time = time.perf_counter() - start
-        # Proposal sampling and dropout draw from torch's generator.
-        seed = np.random.SeedSequence((self._seed, self.iter, comm.get_rank())).generate_state(1)
-        torch.manual_seed(int(seed[0]))
+    def _step(self, batches: Iterator[list[dict]]) -> dict[str, float]:
+        """One optimizer step; returns this rank's losses, means over its micro-batches."""
+        data_time, losses = 0.0, []
+        for k in range(self._accumulate):
+            start = time.perf_counter()
+            batch = next(batches)
+            data_time += time.perf_counter() - start
+            # Proposal sampling and dropout draw from torch's generator.
+            number = comm.get_rank() * self._accumulate + k
+            words = np.random.SeedSequence((self._seed, self.iter, number)).generate_state(1)
+            torch.manual_seed(int(words[0]))
+            last = k + 1 == self._accumulate
+            # Gradients are exchanged once a step, behind the last micro-batch.
+            wait = isinstance(self.model, DistributedDataParallel) and not last
+            with self.model.no_sync() if wait else contextlib.nullcontext():
+                losses.append(self._backward(batch))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.storage.put_scalar("data_time", data_time)
+        return {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
+
+    def _backward(self, batch: list[dict]) -> dict[str, float]:
+        """One micro-batch's losses; its gradients are added to those of the step."""
         try:
             losses = self.model(batch)
         except FloatingPointError as e:  # Detectron2's RPN noticed before the loss could
             raise self._diverged(batch, str(e)) from e
-        total = sum(losses.values())
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
-        self._record(losses, data_time, batch)
-
-    def _record(self, losses: dict[str, torch.Tensor], data_time: float, batch: list[dict]) -> None:
+        (sum(losses.values()) / self._accumulate).backward()
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-        total = sum(values)
-        if not math.isfinite(total):
+        if not math.isfinite(sum(values)):
             each = (f"{name} {value:.3g}" for name, value in zip(losses, values, strict=True))
             raise self._diverged(batch, ", ".join(each))
-        self.storage.put_scalars(
-            total_loss=total, **dict(zip(losses, values, strict=True)), data_time=data_time
-        )
+        return dict(zip(losses, values, strict=True))
 
     def _diverged(self, batch: list[dict], reason: str) -> UserError:
         files = ", ".join(sample["file_name"] for sample in batch)

@@ -31,6 +31,7 @@ dataloader.train = L(build_train_loader)(
     total_batch_size="${train.reference_batch_size}",
     num_workers=4,
     seed="${train.seed}",
+    accumulate="${train.accumulate}",
     reference_batch_size="${train.reference_batch_size}",
     reference_world_size="${train.reference_world_size}",
 )

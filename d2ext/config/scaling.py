@@ -1,0 +1,299 @@
+"""From the workers a recipe was tuned for to the workers at hand: `--auto-scale-lr`.
+
+A worker is one process (one GPU); a batch is the images of one optimizer step, over all workers and
+micro-batches. A recipe states the R workers (`train.reference_world_size`) and the batch of B
+images (`train.reference_batch_size`) that its learning rate belongs to.
+"""
+
+import copy
+import functools
+import math
+import operator
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from d2ext.errors import UserError
+
+_BATCH = "dataloader.train.total_batch_size"
+# Optimizers that divide by a running mean of squared gradients, by name (AdamW, NAdam, ...).
+_ADAPTIVE = re.compile("adam|adagrad|adafactor|rmsprop|lamb", re.IGNORECASE)
+_FieldPath = tuple[str | int, ...]
+_Plan = dict[_FieldPath, tuple[Any, Any]]  # field: (before, after)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field of the config, before and after."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class ScalingReport:
+    """What `scale_config` did.
+
+    Attributes:
+        reference_world_size, reference_batch_size: R and B; world_size, batch_size: W and A.
+        rule: `linear` or `sqrt`.
+        scale: s = A/B, which iteration counts are divided by.
+        lr_factor: s or sqrt(s), which learning rates are multiplied by.
+        changes: every field that changed; none if s is 1, or if the config was scaled before.
+        warnings: one line each.
+    """
+
+    reference_world_size: int
+    reference_batch_size: int
+    world_size: int
+    batch_size: int
+    rule: str
+    scale: float
+    lr_factor: float
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for a terminal; one line if nothing changed."""
+        now = f"{_count(self.world_size, 'worker')}, {_count(self.batch_size, 'image')} a step"
+        tuned = f"{_count(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
+        if self.scale == 1:
+            return [f"scaling     none: {now} is the batch that the recipe was tuned for ({tuned})"]
+        if not self.changes:
+            return [f"scaling     done before: the config is scaled for {now}"]
+        return [
+            f"scaling     {now}; the recipe was tuned for {tuned}: learning rates x"
+            f" {self.lr_factor:.4g} ({self.rule})",
+            *(f"            {c.field} {_text(c.before)} -> {_text(c.after)}" for c in self.changes),
+            *(f"            warning: {warning}" for warning in self.warnings),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values for JSON."""
+        return asdict(self)
+
+
+def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
+    """Scales a recipe to `world_size` workers; the input stays as it is.
+
+    The batch becomes A = W*B/R, so that a worker keeps its images, unless the user set
+    `dataloader.train.total_batch_size`: in a recipe that is an interpolation of B, and a number is
+    the user's. With s = A/B:
+
+    - Learning rates (`lr` and `*_lr` under `optimizer`, those of single parameters included) are
+      multiplied by s (`linear`, Goyal et al. 2017, for SGD) or sqrt(s) (`sqrt`, Malladi et al.
+      2022, for the Adam family); `train.auto_scale_lr.rule` says which, None leaves it to the
+      optimizer. Factors of a rate (`bias_lr_factor`, `lr_factor_func`) scale with their rate.
+    - `train.max_iter`, `train.eval_period`, `train.checkpointer.period`, where they count
+      iterations, are divided by s and rounded up: a run sees no fewer images than before, and a
+      period never becomes 0, which would mean never. What is given in epochs stays.
+    - Milestones of the schedule are relative to its end (fvcore's schedulers are scale-invariant)
+      and stay, unless that end is `train.max_iter`: then they count iterations and are divided.
+    - Warm-up keeps its iterations. `train.warmup_iters` counts them; for a config without it,
+      Detectron2's fraction of the run (`lr_multiplier.warmup_length`) is adjusted, up to half.
+
+    The scaled config notes its W in `train.auto_scale_lr.scaled_for`; scaling it again changes
+    nothing. A run saves the unscaled config, so that a reload never meets the note.
+
+    Args:
+        cfg: of `load_config`.
+        world_size: W, processes on all machines together.
+
+    Raises:
+        UserError: R or B is missing or wrong, the batch does not divide among the workers and
+            their micro-batches (`train.accumulate`), an unknown rule, a rate that is no number, or
+            a config that was scaled for another W.
+    """
+    reference_world_size = _reference(cfg.train, "reference_world_size", "workers")
+    reference_batch = _reference(cfg.train, "reference_batch_size", "images a step")
+    scaled_for = OmegaConf.select(cfg, "train.auto_scale_lr.scaled_for")
+    if scaled_for not in (None, world_size):
+        raise UserError(
+            f"the config is scaled already, for {_count(scaled_for, 'worker')} and not {world_size}"
+            " (train.auto_scale_lr.scaled_for); start from the unscaled one"
+        )
+    batch = _batch_size(cfg, world_size, reference_world_size, reference_batch)
+    scale = Fraction(batch, reference_batch)
+    rule, warnings = _rule(cfg)
+    lr_factor = float(scale) if rule == "linear" else math.sqrt(scale)
+
+    scaled, plan = copy.deepcopy(cfg), {}
+    if scaled_for is None and scale != 1:
+        before = cfg.dataloader.train.total_batch_size
+        plan = {tuple(_BATCH.split(".")): (before, batch)}
+        plan |= _learning_rates(cfg.optimizer, lr_factor) | _iterations(cfg, scale)
+        plan |= _milestones(cfg, scale) | _warmup(cfg, scale)
+        _write(scaled, plan)
+        OmegaConf.update(scaled, "train.auto_scale_lr.scaled_for", world_size, force_add=True)
+    changes = [Change(".".join(map(str, f)), before, after) for f, (before, after) in plan.items()]
+    return scaled, ScalingReport(
+        reference_world_size=reference_world_size,
+        reference_batch_size=reference_batch,
+        world_size=world_size,
+        batch_size=batch,
+        rule=rule,
+        scale=float(scale),
+        lr_factor=lr_factor,
+        changes=tuple(c for c in changes if c.before != c.after),
+        warnings=warnings if scale != 1 else (),
+    )
+
+
+def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1) -> None:
+    """Raises UserError unless a batch divides among workers and their micro-batches."""
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise UserError(f"train.accumulate={accumulate!r}: give 1 or more micro-batches")
+    if batch_size <= 0:
+        raise UserError(f"{_BATCH}={batch_size}: give 1 or more")
+    unit = world_size * accumulate
+    below = batch_size // unit * unit
+    if batch_size != below:
+        parts = _count(world_size, "worker")
+        if accumulate > 1:
+            parts += f" with {accumulate} micro-batches (train.accumulate) each"
+        nearest = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise UserError(
+            f"a batch of {float(batch_size):.6g} images does not divide among {parts};"
+            f" the nearest that does: {_BATCH}={nearest}"
+        )
+
+
+def check_name(config_name: str, reference_world_size: int, reference_batch_size: int) -> None:
+    """Raises UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
+
+    `_32x4d_` is a ResNeXt width; a name without `_NxM_` says nothing.
+    """
+    match = re.search(r"_(\d+)x(\d+)(?=_|$)", Path(config_name).name.removesuffix(".py"))
+    if not match:
+        return
+    workers, images = map(int, match.groups())
+    if (workers, workers * images) != (reference_world_size, reference_batch_size):
+        raise UserError(
+            f"{config_name} is named for {workers} workers of {images} images: give it"
+            f" train.reference_world_size={workers} (not {reference_world_size}) and"
+            f" train.reference_batch_size={workers * images} (not {reference_batch_size})"
+        )
+
+
+def _reference(train: Any, name: str, unit: str) -> int:
+    value = train.get(name)
+    if value is None:
+        plus = "" if name in train else "+"
+        raise UserError(
+            f"train.{name} is not set: --auto-scale-lr needs the {unit} that the learning rate was"
+            f" tuned for; say {plus}train.{name}=N"
+        )
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"train.{name}={value!r}: give the number of {unit}, 1 or more")
+    return value
+
+
+def _batch_size(cfg: Any, world_size: int, reference_world_size: int, reference_batch: int) -> int:
+    loader, accumulate = cfg.dataloader.train, cfg.train.get("accumulate", 1)
+    batch = loader.get("total_batch_size")
+    if not isinstance(batch, int):
+        raise UserError(f"{_BATCH}={batch!r}: give a number of images")
+    if OmegaConf.is_interpolation(loader, "total_batch_size") and batch == reference_batch:
+        batch = Fraction(world_size * reference_batch, reference_world_size)
+    check_batch(batch, world_size, accumulate)
+    return int(batch)
+
+
+def _rule(cfg: Any) -> tuple[str, tuple[str, ...]]:
+    target = cfg.optimizer.get("_target_", "")
+    name = getattr(target, "__name__", str(target)).rpartition(".")[2]
+    suits = "sqrt" if _ADAPTIVE.search(name) else "linear"
+    rule = OmegaConf.select(cfg, "train.auto_scale_lr.rule") or suits
+    if rule not in ("linear", "sqrt"):
+        raise UserError(f"train.auto_scale_lr.rule={rule!r}: give linear or sqrt")
+    warning = f"train.auto_scale_lr.rule={rule} with {name}: {suits} suits it better"
+    return rule, (warning,) * (rule != suits)
+
+
+def _learning_rates(optimizer: Any, factor: float) -> _Plan:
+    plan = {}
+    for path, node in _fields(optimizer, ("optimizer",)):
+        if path[-1] != "lr" and not str(path[-1]).endswith("_lr"):
+            continue
+        rate = node[path[-1]]
+        if isinstance(rate, (int, float)):
+            plan[path] = (rate, rate * factor)
+        elif rate is not None:
+            raise UserError(
+                f"{'.'.join(map(str, path))}={rate!r}: --auto-scale-lr can only scale a number"
+            )
+    if not plan:
+        raise UserError("optimizer.lr is not set: --auto-scale-lr has no learning rate to scale")
+    return plan
+
+
+def _iterations(cfg: Any, scale: Fraction) -> _Plan:
+    plan = {}
+    for field in ("train.max_iter", "train.eval_period", "train.checkpointer.period"):
+        value = OmegaConf.select(cfg, field)
+        if isinstance(value, (int, float)) and value > 0:
+            plan[tuple(field.split("."))] = (value, math.ceil(value / scale))
+    return plan
+
+
+def _milestones(cfg: Any, scale: Fraction) -> _Plan:
+    plan = {}
+    for path, node in _fields(cfg.get("lr_multiplier"), ("lr_multiplier",)):
+        if path[-1] != "milestones" or not node.milestones:
+            continue
+        before, end = list(node.milestones), node.get("num_updates")
+        steps = before if end is None else [*before, end]
+        if steps[-1] != cfg.train.get("max_iter"):
+            continue
+        after = [math.ceil(step / scale) for step in steps]
+        if len(set(after)) < len(after):
+            # Too short a run to tell the steps apart. The unscaled numbers mean the same; they are
+            # written all the same, since an interpolation of train.max_iter would move.
+            after = steps
+        plan[path] = (before, after[: len(before)])
+        if end is not None:
+            plan[*path[:-1], "num_updates"] = (end, after[-1])
+    return plan
+
+
+def _warmup(cfg: Any, scale: Fraction) -> _Plan:
+    fraction = (cfg.get("lr_multiplier") or {}).get("warmup_length")
+    if cfg.train.get("warmup_iters") is not None or not fraction:
+        return {}
+    # A run counted in epochs becomes s times shorter.
+    before, after = _iterations(cfg, scale).get(("train", "max_iter"), (scale, 1))
+    length = min(fraction * float(before / after), max(fraction, 0.5))
+    return {("lr_multiplier", "warmup_length"): (fraction, length)}
+
+
+def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
+    """(path, parent) of every field below a node; interpolations are not entered."""
+    if not isinstance(node, (DictConfig, ListConfig)):
+        return
+    for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
+        yield (*path, key), node
+        if not OmegaConf.is_interpolation(node, key):
+            yield from _fields(node[key], (*path, key))
+
+
+def _write(cfg: Any, plan: _Plan) -> None:
+    """Sets plain fields first, then those interpolations that did not follow by themselves."""
+    for interpolations in (False, True):
+        for (*parents, last), (_, value) in plan.items():
+            node = functools.reduce(operator.getitem, parents, cfg)
+            if OmegaConf.is_interpolation(node, last) == interpolations and node[last] != value:
+                node[last] = value
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

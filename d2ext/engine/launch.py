@@ -1,0 +1,156 @@
+"""The processes of a run: how many, where, who starts them, and what becomes of them.
+
+Order: explicit flags, then torchrun's environment, then an srun step of several tasks, then
+Detectron2's `launch()`, which spawns this machine's processes.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from d2ext.errors import UserError
+
+# Below Linux's range for outgoing connections, which could take a port between check and use.
+_PORTS = range(15000, 32768)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which processes a run has.
+
+    Attributes:
+        starter: `self` (this process spawns its machine's ranks), `torchrun` or `srun` (this
+            process is one of the ranks).
+        num_machines, machine_rank: as the flags of these names.
+        per_machine: processes on each machine.
+        url: where they meet, `tcp://host:port`; "" for a single process.
+        rank: this process's global rank; of the first one that it spawns, for `self`.
+    """
+
+    starter: str
+    num_machines: int = 1
+    machine_rank: int = 0
+    per_machine: int = 1
+    url: str = ""
+    rank: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all machines."""
+        return self.num_machines * self.per_machine
+
+
+def find_layout(
+    env: Mapping[str, str],
+    num_gpus: int | None = None,
+    num_machines: int | None = None,
+    machine_rank: int | None = None,
+    dist_url: str | None = None,
+    port: int | None = None,
+) -> Layout:
+    """Says which processes a run has, from flags (None: not given) and the environment.
+
+    Args:
+        env: of the process. `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `PORT` or `MASTER_PORT` are
+            defaults for the flags, as in the guide's scripts.
+        num_gpus: `--num-gpus`, processes on this machine.
+        num_machines: `--num-machines`.
+        machine_rank: `--machine-rank`.
+        dist_url: `--dist-url`, `auto` for a free port on this machine.
+        port: `train.dist.port` of the config.
+
+    Raises:
+        UserError: numbers that contradict one another, or several machines without an address.
+    """
+    explicit = num_gpus is not None or num_machines is not None
+    if not explicit and {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= set(env):
+        return _torchrun(env)
+    if not explicit and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return _srun(env, port)
+    machines = num_machines if num_machines is not None else _number(env, "NNODES", 1)
+    rank = machine_rank if machine_rank is not None else _number(env, "NODE_RANK", 0)
+    per_machine = 1 if num_gpus is None else num_gpus
+    if per_machine < 1 or machines < 1:
+        raise UserError("--num-gpus and --num-machines count from 1")
+    if not 0 <= rank < machines:
+        raise UserError(
+            f"--machine-rank {rank}: {machines} machines have the ranks 0 to {machines - 1}"
+        )
+    if machines * per_machine == 1:
+        return Layout("self")
+    if port is None:
+        port = _number(env, "PORT", None) or _number(env, "MASTER_PORT", None)
+    if dist_url in (None, "auto"):
+        host = env.get("MASTER_ADDR") if machines > 1 or port else "127.0.0.1"
+        if machines > 1 and not (host and port):
+            raise UserError(
+                "several machines need an address: --dist-url tcp://HOST_OF_MACHINE_0:PORT"
+            )
+        dist_url = f"tcp://{host or '127.0.0.1'}:{port or free_port()}"
+    if not dist_url.startswith("tcp://") or not dist_url.rpartition(":")[2].isdecimal():
+        raise UserError(f"--dist-url {dist_url}: give tcp://HOST:PORT")
+    return Layout("self", machines, rank, per_machine, dist_url, rank * per_machine)
+
+
+def free_port() -> int:
+    """A port on which this machine can listen now."""
+    for port in _PORTS[os.getpid() % 1000 :: 7]:
+        if port_is_free(port):
+            return port
+    raise UserError("no free port between 15000 and 32767; give one with --dist-url")
+
+
+def port_is_free(port: int) -> bool:
+    """Whether this machine can listen on a port, found by trying."""
+    with socket.socket() as s:
+        # As torch's store does: a port in TIME_WAIT is free.
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _torchrun(env: Mapping[str, str]) -> Layout:
+    world, per_machine, rank = (int(env[k]) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
+    if world % per_machine:
+        raise UserError(
+            f"torchrun started {world} processes, {per_machine} on this machine: each"
+            " machine needs the same number"
+        )
+    url = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    return Layout("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
+
+
+def _srun(env: Mapping[str, str], port: int | None) -> Layout:
+    world, rank = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"])
+    machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
+    if world % machines or "," in env.get("SLURM_STEP_TASKS_PER_NODE", ""):
+        raise UserError(
+            f"srun started {world} tasks on {machines} nodes unevenly; give --ntasks-per-node"
+        )
+    nodes = subprocess.run(
+        ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if port is None:
+        # The same for all tasks of a step, another for another step.
+        number = 101 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))
+        port = _PORTS[number % len(_PORTS)]
+    per_machine = world // machines
+    url = f"tcp://{nodes[0]}:{port}"
+    return Layout("srun", machines, rank // per_machine, per_machine, url, rank)
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:
+    value = env.get(name, "")
+    if not value:
+        return default
+    if not value.isdecimal():
+        raise UserError(f"the environment's {name}={value} is no number")
+    return int(value)

@@ -1,0 +1,65 @@
+"""The output directory: never two runs in one, never a run in a place that cannot hold it."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from d2ext.engine.checkpoint import LAST
+from d2ext.errors import UserError
+
+
+def refuse_mixing(output_dir: Path) -> None:
+    """Raises UserError if a run is in there."""
+    if _traces(output_dir):
+        raise UserError(
+            f"the output directory {output_dir} holds another run; --resume goes on with it,"
+            " --overwrite moves it aside, --work-dir chooses another place"
+        )
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raises UserError if a directory cannot be made or written to; makes nothing."""
+    existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"the output directory {output_dir}: {existing} is no directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"the output directory {output_dir} is not writable; choose another --work-dir"
+        )
+
+
+def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
+    """Creates the output directory; with `overwrite` an earlier run there is moved aside.
+
+    Returns:
+        Where the earlier run went, or None.
+    """
+    aside = None
+    try:
+        if overwrite and _traces(output_dir):
+            aside = output_dir.with_name(f"{output_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            number = 1
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}-{number}")
+            os.rename(output_dir, aside)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
+        ) from e
+    return aside
+
+
+def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
+    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
+    free = shutil.disk_usage(output_dir).free
+    if free < 2 * checkpoint_bytes:
+        raise UserError(
+            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
+            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
+        )
+
+
+def _traces(output_dir: Path) -> list[str]:
+    return [f for f in ("run.json", "metrics.json", LAST) if (output_dir / f).exists()]

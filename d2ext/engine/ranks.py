@@ -1,0 +1,302 @@
+"""Starts this machine's ranks, watches over them, and says why a run failed.
+
+Guards against faults of Detectron2's `launch()`: it returns normally after a KeyboardInterrupt,
+blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks alive when it is
+killed.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from d2ext.engine.launch import Layout, port_is_free
+from d2ext.errors import UserError
+from d2ext.guard import LAUNCHER, die_with_parent
+
+_GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_LOST_PEER = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|store", re.I
+)
+
+
+def start_ranks(
+    layout: Layout, target: Callable[..., int], args: tuple, timeout: float, device: str
+) -> int:
+    """Runs `target(*args)` in every rank of the run that this process is to start or is.
+
+    Args:
+        layout: of `find_layout`.
+        target: importable function; returns the exit status.
+        args: for it; they are pickled.
+        timeout: seconds to wait for peers, in the rendezvous and in each exchange.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        The exit status of the ranks, or 1 when one failed (2 for a UserError); its cause has been
+        printed then.
+
+    Raises:
+        UserError: the ranks cannot meet.
+    """
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
+    if layout.starter != "self":
+        join_ranks(layout, timeout, device)
+        return _guarded(target, args)
+    if layout.world_size == 1:
+        return target(*args)
+    _check_meeting_place(layout, timeout)
+    folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
+    os.environ[LAUNCHER] = str(os.getpid())
+    failure = None
+    try:
+        with _signals_forwarded(folder), _stragglers_killed(folder):
+            launch(
+                _rank_main,
+                layout.per_machine,
+                layout.num_machines,
+                layout.machine_rank,
+                layout.url,
+                args=(folder, target, args),
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+    except (
+        torch.multiprocessing.ProcessRaisedException,
+        torch.multiprocessing.ProcessExitedException,
+    ) as e:
+        failure = e
+    finally:
+        for pid in _pids(folder).values():
+            _kill(pid, signal.SIGKILL)
+    try:
+        return _outcome(layout, folder, failure)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def join_ranks(layout: Layout, timeout: float, device: str) -> None:
+    """Joins the process group of a run whose ranks torchrun or srun started.
+
+    Raises:
+        UserError: the others do not come.
+    """
+    local_rank = layout.rank % layout.per_machine
+    os.environ.setdefault("MASTER_ADDR", layout.url.removeprefix("tcp://").rpartition(":")[0])
+    os.environ.setdefault("MASTER_PORT", layout.url.rpartition(":")[2])
+    try:
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            init_method="env://" if layout.starter == "torchrun" else layout.url,
+            world_size=layout.world_size,
+            rank=layout.rank,
+            timeout=datetime.timedelta(seconds=timeout),
+        )
+    except (dist.DistError, RuntimeError) as e:
+        raise UserError(_meeting_failed(layout, str(e))) from e
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    comm.create_local_process_group(layout.per_machine)
+    comm.synchronize()
+
+
+def _rank_main(folder: Path, target: Callable[..., int], args: tuple) -> None:
+    """What a spawned rank runs once it has met the others."""
+    die_with_parent()
+    os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
+    rank = comm.get_rank()
+    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    try:
+        status = target(*args)
+        comm.synchronize()  # a rank that leaves early looks like one that died
+    except BaseException as e:
+        _write_error(folder / f"{rank}.json", rank, e)
+        sys.stdout.flush()
+        os._exit(1)  # destructors of process groups can wait for peers
+    (folder / f"{rank}.status").write_text(str(status))
+
+
+def _guarded(target: Callable[..., int], args: tuple) -> int:
+    """Runs a rank that somebody else started; an error names the rank."""
+    try:
+        return target(*args)
+    except Exception as e:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "error.json"
+            _write_error(path, comm.get_rank(), e)
+            _print_error(json.loads(path.read_text()))
+        sys.stdout.flush()
+        os._exit(2 if isinstance(e, UserError) else 1)
+
+
+def _check_meeting_place(layout: Layout, timeout: float) -> None:
+    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
+    if layout.machine_rank == 0:
+        if not port_is_free(int(port)):
+            raise UserError(
+                f"port {port} of {layout.url} is taken; choose another one with --dist-url, or"
+                " leave it out on a single machine"
+            )
+        return
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except socket.gaierror as e:
+            raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e}); is it"
+                    " started, and its port open?"
+                ) from e
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _signals_forwarded(folder: Path) -> Iterator[None]:
+    """Passes TERM, INT, USR1 and USR2 on to the ranks; they decide, this process waits."""
+
+    def forward(number: int, frame: Any) -> None:
+        # A terminal's Ctrl-C has reached the ranks already, and a second one means "at once".
+        number = signal.SIGTERM if number == signal.SIGINT else number
+        for pid in _pids(folder).values():
+            _kill(pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stragglers_killed(folder: Path) -> Iterator[None]:
+    """Kills the peers of a dead rank that are still there after a while.
+
+    It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            pids = _pids(folder)
+            done = {int(p.stem) for p in folder.glob("*.status")}
+            if any(not _alive(pid) for rank, pid in pids.items() if rank not in done):
+                if over.wait(_GRACE):
+                    return
+                for pid in _pids(folder).values():
+                    _kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _outcome(layout: Layout, folder: Path, failure: Exception | None) -> int:
+    statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
+    if failure is None and len(statuses) == layout.per_machine:
+        return max(statuses.values())
+    errors = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    errors.sort(key=lambda e: (e["kind"] == "communication", e["time"]))
+    killed = getattr(failure, "signal_name", None)
+    if errors and errors[0]["kind"] != "communication":
+        _print_error(errors[0])
+        return 2 if errors[0]["kind"] == "user" else 1
+    if killed:
+        rank = layout.rank + failure.error_index
+        print(
+            f"error: rank {rank} on {socket.gethostname()} was killed by {killed}"
+            + " (out of memory?)" * (killed == "SIGKILL"),
+            file=sys.stderr,
+        )
+        return 1
+    if errors:
+        _print_error(errors[0])
+        return 1
+    if failure is None:
+        print("interrupted", file=sys.stderr)
+        return 130
+    # It failed before the ranks had met.
+    raise UserError(_meeting_failed(layout, str(failure)))
+
+
+def _meeting_failed(layout: Layout, text: str) -> str:
+    if joined := re.search(r"(\d+)/(\d+) clients joined", text):
+        return (
+            f"only {joined[1]} of {joined[2]} processes came to {layout.url} in time; start the"
+            " other machines, or wait longer with --dist-timeout"
+        )
+    last = text.strip().splitlines()[-1]
+    return f"the processes could not meet at {layout.url}: {last}"
+
+
+def _write_error(path: Path, rank: int, e: BaseException) -> None:
+    if isinstance(e, UserError):
+        kind = "user"
+    elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
+        kind = "communication"
+    else:
+        kind = "other"
+    content = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "kind": kind,
+        "message": str(e) if kind == "user" else f"{type(e).__name__}: {e}",
+        "traceback": traceback.format_exc(),
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, path)
+
+
+def _print_error(error: dict[str, Any]) -> None:
+    if error["kind"] == "other":
+        print(error["traceback"], file=sys.stderr)
+    where = f"rank {error['rank']} on {error['host']}"
+    print(f"error: {where}: {error['message']}", file=sys.stderr, flush=True)
+
+
+def _pids(folder: Path) -> dict[int, int]:
+    """Global rank to process id, of the ranks that have met."""
+    texts = {int(p.stem): p.read_text() for p in folder.glob("*.pid")}
+    return {rank: int(text) for rank, text in texts.items() if text}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if _alive(pid):
+            os.kill(pid, number)
