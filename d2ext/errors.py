@@ -1,9 +1,11 @@
 """Errors that are part of the interface, and the one place that turns them into an exit status."""
 
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 # What a disk says that is full, over its quota or read-only, whoever was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -11,6 +13,25 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 class UserError(Exception):
     """A mistake the user can mend: one or two lines naming field or file, value and remedy."""
+
+
+@contextlib.contextmanager
+def building(section: str) -> Iterator[None]:
+    """Turns what goes wrong while a section of the config is built into a UserError that names it.
+
+    Constructors of models, optimizers and loaders raise whatever they like for a wrong argument.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        reason = (str(e).strip() or "no message").splitlines()[0]
+        raise UserError(
+            f"{section} cannot be built: {type(e).__name__}: {reason}"
+            f" ({frame.filename}:{frame.lineno})"
+        ) from e
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

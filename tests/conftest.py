@@ -22,7 +22,7 @@ def repo() -> Path:
 @pytest.fixture(scope="session")
 def real_balloon() -> Path:
     """The folder with the real balloon photos; skips where they are not at hand."""
-    root = Path(os.environ.get("DETECTRON2_DATASETS", REPO / "datasets")) / "balloon"
+    root = Path(os.environ.get("DETECTRON2_DATASETS") or REPO / "datasets") / "balloon"
     if not (root / "train" / "via_region_data.json").is_file() or (root / "SYNTHETIC").exists():
         pytest.skip(f"needs the real balloon photos in {root} (set DETECTRON2_DATASETS)")
     return root

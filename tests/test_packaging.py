@@ -16,7 +16,14 @@ from packaging.utils import canonicalize_name
 
 import d2ext
 
-OWN = {"d2ext", "configs", "tools", "tests", "detectron2"}  # Detectron2 has no release to require
+OWN = {
+    "common",
+    "d2ext",
+    "configs",
+    "tools",
+    "tests",
+    "detectron2",
+}  # Detectron2 has no release to require
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     balloon.add_argument(
         "--root",
         type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
         help="folder of the datasets (default: $DETECTRON2_DATASETS, else datasets)",
     )
     balloon.add_argument(

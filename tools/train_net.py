@@ -8,18 +8,20 @@ python tools/train_net.py --config-file X train.max_epochs=24 optimizer.lr=1e-3
 """
 
 import argparse
+import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from d2ext.engine.log import setup_logging
 from d2ext.errors import UserError, run_tool
 from d2ext.guard import guard_spawned_child
 
-if __name__ == "__mp_main__":
+if __name__ == "__mp_main__":  # a rank, before it imports torch
     guard_spawned_child()
+    setup_logging(quiet=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,20 +72,21 @@ def main() -> int:
         raise UserError(
             "--weights goes with --eval-only; train.init_checkpoint=... starts training"
         )
-    if args.resume and args.resume_from or args.overwrite and (args.resume or args.resume_from):
-        raise UserError("give one of --resume, --resume-from and --overwrite")
+    if args.resume and (args.resume_from or args.overwrite):
+        raise UserError(
+            "--resume goes with neither --resume-from nor --overwrite; give one of them"
+        )
 
     from d2ext.config.load import load_config
     from d2ext.engine.launch import find_layout
-    from d2ext.engine.log import setup_logging
 
     setup_logging()
     overrides = args.options + args.overrides
     if args.auto_scale_lr:
         overrides = ["+train.auto_scale_lr.enabled=True", *overrides]
-    cfg = load_config(args.config_file, overrides)
     if args.work_dir:
-        cfg.train.output_dir = args.work_dir
+        overrides = [f"+train.output_dir={json.dumps(args.work_dir)}", *overrides]
+    cfg = load_config(args.config_file, overrides)
     meet = cfg.train.get("dist") or {}
     layout = find_layout(
         os.environ,
@@ -94,11 +97,12 @@ def main() -> int:
         meet.get("port"),
     )
 
+    from d2ext.engine.about import describe
     from d2ext.engine.preflight import choose_device, plan_run
     from d2ext.engine.ranks import start_ranks
     from d2ext.engine.run import Job, run_rank
 
-    name = Path(args.config_file).stem
+    about = describe(args.config_file, sys.argv)
     options = dict(
         num_gpus=layout.per_machine,
         world_size=layout.world_size,
@@ -107,26 +111,14 @@ def main() -> int:
         resume=args.resume,
         resume_from=args.resume_from,
         overwrite=args.overwrite,
+        validate=not args.no_validate,
     )
     plan = None
     if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
-        plan = plan_run(cfg, name, **options)
+        plan = plan_run(cfg, about["name"], **options)
     if args.dry_run:
         return 0
-    job = Job(
-        args.config_file,
-        overrides,
-        args.work_dir,
-        about={
-            "name": name,
-            "config_file": args.config_file,
-            "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        },
-        options=options,
-        plan=plan,
-        eval_only=args.eval_only,
-        validate=not args.no_validate,
-    )
+    job = Job(args.config_file, overrides, about, options, plan)
     device = choose_device(cfg.train.get("device", "cuda"), layout.per_machine)[0]
     return start_ranks(layout, run_rank, (job,), args.dist_timeout, device)
 

@@ -1,15 +1,15 @@
 """A config file and overrides to a config."""
 
 import builtins
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
 from d2ext.errors import UserError
-
-_SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets")
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -20,40 +20,44 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
         overrides: `key=value` strings, see `apply_overrides`.
 
     Returns:
-        An omegaconf DictConfig with all sections that a training needs.
+        An omegaconf DictConfig with all sections that a training needs, see `check_config`.
 
     Raises:
         UserError: the file is absent, is no LazyConfig, fails, or an override is wrong.
     """
+    from omegaconf import DictConfig
+
     path = Path(config_file)
+    if path.is_dir():
+        raise UserError(f"the config {path} is a folder; name a .py or .yaml file in it")
     if not path.is_file():
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
     cfg = _execute(path)
-    missing = [name for name in _SECTIONS if name not in cfg]
+    given = cfg if isinstance(cfg, DictConfig) and not cfg._is_none() else {}  # a list; nothing
+    missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
         raise UserError(
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
-            f" {', '.join(_SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in cfg))
+            f" {', '.join(SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in given))
         )
     if "dist_params" in cfg:  # the guide's name for it
         _merge_dist(cfg, path)
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
-    if cfg.train.get("max_epochs") and cfg.train.get("max_iter"):
+    if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
     apply_overrides(cfg, overrides)
+    check_config(cfg)
     return cfg
 
 
 def _merge_dist(cfg: Any, path: Path) -> None:
     given = cfg.pop("dist_params")
     known = ("backend", "port", "url")
-    if unknown := set(given) - set(known):
-        raise UserError(
-            f"{path}: dist_params has {', '.join(unknown)}; it takes {', '.join(known)}"
-        )
-    cfg.train.dist = {**cfg.train.get("dist", {}), **given}
+    if not hasattr(given, "keys") or set(given) - set(known):
+        raise UserError(f"{path}: dist_params={given}; it takes a dict of {', '.join(known)}")
+    cfg.train.dist = {**(cfg.train.get("dist") or {}), **given}
 
 
 def _execute(path: Path) -> Any:
@@ -61,28 +65,40 @@ def _execute(path: Path) -> Any:
 
     original = builtins.__import__
     try:
-        return LazyConfig.load(str(path))
+        # Absolute, since Detectron2 cannot go up from a bare name (`from ..common` in c.py).
+        return LazyConfig.load(os.path.abspath(path))
     except UserError:
         raise
-    except Exception as e:  # a config is code: whatever it raises is a mistake in that file
+    except (Exception, SystemExit) as e:  # a config is code: all it raises is a mistake in there
         cause = e.__cause__ if isinstance(e.__cause__, SyntaxError) else e
-        raise UserError(f"{_place(path, cause)}: {type(cause).__name__}: {cause}") from e
+        # YAML's errors and some others have many lines; `problem` is the first that says anything.
+        reason = (
+            str(getattr(cause, "problem", None) or cause).strip() or "no message"
+        ).splitlines()
+        raise UserError(f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}") from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
         builtins.__import__ = original
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """`file:line` of the last frame inside a config file."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        name = error.filename if error.filename != "<unknown>" else path
-        return f"{name}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    # Frames of compiled configs carry the path as it was opened, below that of the top file.
-    root = str(path.parent.parent)
-    mine = [f for f in frames if f.filename == str(path) or f.filename.startswith(root)]
-    inside = [f for f in mine if "site-packages" not in f.filename]
-    return f"{inside[-1].filename}:{inside[-1].lineno}" if inside else str(path)
+    """`file:line` of the innermost config file at work, or the file that could not be read."""
+    file, line = str(path), None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__package__")).startswith("detectron2._cfg_loader"):
+            file, line = frame.f_code.co_filename, number  # code of a config
+        elif frame.f_globals.get("__name__") == "detectron2.config.lazy":
+            if "filename" in frame.f_locals:  # Detectron2 reads and parses the next file
+                file, line = frame.f_locals["filename"], None
+    mark = getattr(error, "problem_mark", None)
+    if mark and mark.name == file:  # YAML
+        line = mark.line + 1
+    elif isinstance(error.__cause__, SyntaxError):  # of Detectron2's parsing, which names no file
+        line = error.__cause__.lineno
+    elif isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
+        file, line = error.filename, error.lineno
+    file = file.removeprefix(os.path.join(os.getcwd(), ""))
+    return f"{file}:{line}" if line else file
 
 
 def _similar(path: Path) -> str:

@@ -6,35 +6,42 @@ Detectron2's own `LazyConfig.apply_overrides` adds a misspelt key silently, and 
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2ext.config.check import check_field
 from d2ext.errors import UserError
 
-# Fields that take more than the type of their present value. The last parts of the key decide.
+# Fields that take more than the type of their present value, beside those that check.py knows. The
+# last parts of the key decide.
 _UNIONS: dict[tuple[str, ...], tuple[type, ...]] = {
-    ("eval_period",): (int, str),  # iterations or "2 epochs"
-    ("checkpointer", "period"): (int, str),
     ("dataset", "names"): (str, list),
     ("short_edge_length",): (int, list),
 }
+# A run has one length: a value for one clears the other.
+_OTHER_LENGTH = {"train.max_epochs": "max_iter", "train.max_iter": "max_epochs"}
+# What a plain number, true, false or null is made of.
+_WORD = re.compile(r"[-+.:~\w]+")
 
 
 def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
     """Applies `key=value` strings to a config in place, in their order.
 
-    The value is YAML. `+key=value` adds a field that the config does not know. Setting one of
-    `train.max_epochs` and `train.max_iter` clears the other.
+    A value that starts with a bracket, brace or quote is YAML; a number, true, false or null is
+    what YAML takes it for; everything else is text, to its end. `+key=value` adds a field that the
+    config does not know. A value for `train.max_epochs` clears `train.max_iter` and vice versa.
 
     Args:
         cfg: an omegaconf DictConfig.
         overrides: as typed behind the command.
 
     Raises:
-        UserError: a flag among them, no `=`, an unknown key, a wrong type, both lengths of a run.
+        UserError: a flag among them, no `=`, an unknown key, a wrong type.
     """
-    keys = []
     for text in overrides:
+        if text == "--":  # the shell's end of the flags
+            continue
         if text.startswith("-"):
             raise UserError(
                 f"the flag {text!r} stands behind the overrides; put it before the first key=value"
@@ -46,17 +53,11 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
         if key.startswith("dist_params."):  # the guide's name for it
             key = key.replace("dist_params", "train.dist", 1)
         _set(cfg, key, _parse(key, value), force)
-        keys.append(key)
-    if {"train.max_epochs", "train.max_iter"} <= set(keys):
-        raise UserError("train.max_epochs and train.max_iter are both set; keep one of them")
-    if "train.max_epochs" in keys:
-        cfg.train.max_iter = None
-    if "train.max_iter" in keys:
-        cfg.train.max_epochs = None
 
 
 def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
     from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf.errors import GrammarParseError
 
     node, parts = cfg, _split(key)
     for depth, part in enumerate(parts[:-1]):
@@ -64,13 +65,13 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
             if not (force and isinstance(node, DictConfig)):
                 raise _unknown(cfg, key)
             node[part] = OmegaConf.create({}, flags={"allow_objects": True})
-        node = node[_index(node, part)]
+        node = _value(node, part)
         if not isinstance(node, (DictConfig, ListConfig)):
             prefix = ".".join(parts[: depth + 1])
             raise UserError(f"{key}: {prefix} is {node!r}, which has no fields")
     leaf = parts[-1]
     if _holds(node, leaf):
-        old = node[_index(node, leaf)]
+        old = _value(node, leaf)
         _check_type(key, value, old)
         if isinstance(old, DictConfig) and isinstance(value, dict):
             # A dict merges into the one there, so that each of its keys is checked as well.
@@ -81,7 +82,23 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
         raise _unknown(cfg, key)
     elif not force and (default := _parameters(node)[leaf].default) is not inspect.Parameter.empty:
         _check_type(key, value, default)
-    node[_index(node, leaf)] = value
+    try:
+        node[_index(node, leaf)] = value
+    except GrammarParseError as e:  # half an interpolation
+        raise UserError(f"{key}: cannot read {value!r}: {str(e).splitlines()[0]}") from e
+    other = _OTHER_LENGTH.get(".".join(parts))
+    if other and other in node and value is not None:
+        node[other] = None
+
+
+def _value(node: Any, part: str) -> Any:
+    """What a field holds; None if that is an interpolation that does not resolve, or `???`."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return node[_index(node, part)]
+    except OmegaConfBaseException:
+        return None
 
 
 def _split(key: str) -> list[str]:
@@ -108,23 +125,34 @@ def _parse(key: str, text: str) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not text:
-        return ""
+    plain = text[:1] not in tuple("[{'\"")
+    if plain and not _WORD.fullmatch(text.strip()):
+        return text
     try:
         # omegaconf's YAML reads 1e-4 as a number, which plain YAML 1.1 does not.
-        return OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)[0]
+        value = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)[0]
+        if plain:
+            return text if isinstance(value, str | list | dict) else value
+        if yaml.compose(text).end_mark.index < len(text.rstrip()):
+            raise yaml.MarkedYAMLError(problem="it ends before the text does")
+        return value
     except (yaml.YAMLError, OmegaConfBaseException) as e:
+        if plain:
+            return text
         reason = str(getattr(e, "problem", None) or e).splitlines()[0]
         raise UserError(f"{key}: cannot read the value {text!r}: {reason}; quote it") from e
 
 
 def _check_type(key: str, value: Any, old: Any) -> None:
+    if isinstance(value, str) and value.startswith("${"):
+        return
     parts = tuple(_split(key))
+    if check_field(".".join(parts), value):
+        return
     allowed = next((types for end, types in _UNIONS.items() if parts[-len(end) :] == end), None)
     if allowed is None and old is not None:
         allowed = (float, int) if isinstance(old, float) else (_kind(old),)
-    interpolation = isinstance(value, str) and value.startswith("${")
-    if value is None or allowed is None or interpolation or _kind(value) in allowed:
+    if value is None or allowed is None or _kind(value) in allowed:
         return
     names = " or ".join(t.__name__ for t in allowed)
     raise UserError(f"{key} takes {names}, not {_kind(value).__name__} ({value!r})")

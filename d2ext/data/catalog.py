@@ -22,7 +22,8 @@ class Dataset:
     Attributes:
         load: returns Detectron2's dataset dicts; may raise UserError.
         classes: names in the order of `category_id`.
-        metadata: further entries for Detectron2's MetadataCatalog.
+        metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
+            learns from the annotations.
     """
 
     load: Callable[[], list[dict]]
@@ -59,10 +60,16 @@ def coco_dataset(
 ) -> Dataset:
     """Photos annotated in a COCO JSON; `classes` None takes the file's categories by their ids."""
     names = coco_classes(json_file) if classes is None else _names(classes)
-    load = partial(read_coco, json_file, image_root, names)
-    return Dataset(
-        load, names, {**_colors(palette), "image_root": image_root, "json_file": json_file}
-    )
+    metadata = {**_colors(palette), "image_root": image_root, "json_file": json_file}
+
+    def load() -> list[dict]:
+        # The entry by which Detectron2, too, writes results in the file's own category ids.
+        records, metadata["thing_dataset_id_to_contiguous_id"] = read_coco(
+            json_file, image_root, names
+        )
+        return records
+
+    return Dataset(load, names, metadata)
 
 
 def _names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -114,7 +121,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
                 f"datasets.{name}: _target_ returned {type(dataset).__name__}, not a d2ext Dataset;"
                 " use via_dataset, coco_dataset or a function that returns one"
             )
-        DatasetCatalog.register(name, partial(_load, dataset))
+        DatasetCatalog.register(name, partial(_load, name, dataset))
         MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
         _registered[name] = content
 
@@ -138,11 +145,13 @@ def unregister_datasets() -> None:
     _registered.clear()
 
 
-def _load(dataset: Dataset) -> list[dict]:
+def _load(name: str, dataset: Dataset) -> list[dict]:
     """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
+    from detectron2.data import MetadataCatalog
     from detectron2.structures import BoxMode
 
     records = dataset.load()
+    MetadataCatalog.get(name).set(**dataset.metadata)
     for record in records:
         for annotation in record.get("annotations", ()):
             annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from d2ext.errors import UserError
 
@@ -33,9 +34,12 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
     """Checks Detectron2's dataset dicts and counts what they hold.
 
     Raises:
-        UserError: there are no images, image files are absent, or an annotation's `category_id`
+        UserError: there are no images, image files are absent, classes or image ids are not
+            distinct, a height or width is no positive integer, or an annotation's `category_id`
             is no index into `classes`.
     """
+    if twice := _repeated(classes):
+        raise UserError(f"datasets.{name}.classes names {twice[0]!r} twice; make them distinct")
     if not records:
         raise UserError(f"data set {name!r} holds no images; check its annotation file")
     absent = _absent([r["file_name"] for r in records])
@@ -43,6 +47,22 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
         raise UserError(
             f"data set {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
             f" {absent[0]}; put them there, or check datasets.{name}.image_root"
+        )
+    for record in records:
+        for side in ("height", "width"):
+            value = record.get(side)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value <= 0:
+                raise UserError(
+                    f"data set {name!r}: {record['file_name']} has {side}={value!r}, which is no"
+                    " positive integer; correct its annotation file"
+                )
+    image_ids = [r.get("image_id") for r in records]
+    if None in image_ids:
+        file_name = records[image_ids.index(None)]["file_name"]
+        raise UserError(f"data set {name!r}: {file_name} has no image_id; number the images")
+    if twice := _repeated(image_ids):
+        raise UserError(
+            f"data set {name!r} has the image_id {twice[0]!r} twice; make them distinct"
         )
     counts, empty = Counter(), 0
     for record in records:
@@ -64,6 +84,47 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
     if empty:
         problems.append(f"{empty} of {len(records)} images have no objects")
     return DatasetSummary(name, len(records), counts.total(), per_class, empty, problems)
+
+
+def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> None:
+    """Checks that a model with masks can learn from Detectron2's dataset dicts.
+
+    Crowds may be as they like: Detectron2 does not train on them.
+
+    Args:
+        name: of the data set in the config.
+        records: its dataset dicts.
+        mask_format: the mapper's `instance_mask_format`, which is `polygon` or `bitmask`; None
+            for a model without masks, which takes any data.
+
+    Raises:
+        UserError: objects lack a mask, are of a format that the mapper does not take, or there is
+            no such format.
+    """
+    if mask_format is None:
+        return
+    field = "dataloader.train.mapper"
+    if mask_format not in ("polygon", "bitmask"):
+        raise UserError(f"{field}.instance_mask_format={mask_format!r}: give polygon or bitmask")
+    objects = [
+        (record["file_name"], annotation.get("segmentation"))
+        for record in records
+        for annotation in record.get("annotations", ())
+        if not annotation.get("iscrowd", 0)
+    ]
+    lacking = [file for file, masks in objects if not (isinstance(masks, list | dict) and masks)]
+    if lacking:
+        raise UserError(
+            f"data set {name!r}: {len(lacking)} of {len(objects)} objects have no `segmentation`,"
+            f" the first is in {lacking[0]}; add it, or train boxes only: a model without a mask"
+            f" head, such as Faster R-CNN, with {field}.use_instance_mask=False"
+        )
+    encoded = [file for file, masks in objects if isinstance(masks, dict)]
+    if encoded and mask_format == "polygon":
+        raise UserError(
+            f"data set {name!r}: {len(encoded)} of {len(objects)} masks are RLE, not polygons, the"
+            f" first is in {encoded[0]}; set {field}.instance_mask_format=bitmask"
+        )
 
 
 def format_summary(summaries: Sequence[DatasetSummary]) -> str:
@@ -92,6 +153,10 @@ def _absent(paths: Sequence[str]) -> list[str]:
         if file_name not in listed[folder]:
             absent.append(path)
     return absent
+
+
+def _repeated(values: Sequence) -> list:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _first(words: Sequence[str], limit: int = 5) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -74,12 +75,21 @@ def build_train_loader(
 def build_test_loader(
     dataset: list[dict], mapper: Callable[[dict], dict], *, num_workers: int
 ) -> Iterable[list[dict]]:
-    """Detectron2's test loader (one image a batch, ranks take consecutive parts in order)."""
-    return _RaiseFailures(
-        build_detection_test_loader(
-            dataset, mapper=_ReportFailures(mapper), num_workers=num_workers
-        )
+    """Gives one image a batch; ranks take consecutive parts in order, each image once.
+
+    Detectron2's test loader, but for its workers, which a signal to the process group would end.
+
+    Raises:
+        UserError: while iterating, when an image cannot be read.
+    """
+    loader = DataLoader(
+        MapDataset(DatasetFromList(dataset, copy=False), _ReportFailures(mapper)),
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_init_worker,
     )
+    return _RaiseFailures(loader)
 
 
 class _Failure:

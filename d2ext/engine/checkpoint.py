@@ -58,6 +58,12 @@ def link_checkpoint(path: Path, name: str) -> Path:
     return target
 
 
+def save_final(path: Path, folder: Path) -> None:
+    """Makes `path`, the last checkpoint of a run, its `model_final.pth` as well."""
+    if path.parent.resolve() == folder.resolve():
+        mark_last(link_checkpoint(path, "model_final.pth"))
+
+
 def mark_last(path: Path) -> None:
     """Makes `path` the checkpoint that a resume takes."""
     with replaced(path.with_name(LAST)) as f:
@@ -78,15 +84,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
         raise UserError(f"the checkpoint {path} cannot be read: {_first_line(e)}") from e
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{path} is no training checkpoint (it has no 'model')")
+    for key in ("model", "optimizer", "iterations_done", "images_seen"):
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(
+                f"{path} is no training checkpoint of d2ext (it has no {key!r});"
+                " train.init_checkpoint takes the weights of others"
+            )
     return content
 
 
 def intact(path: Path) -> bool:
     """Whether a checkpoint agrees with its hash; one without a hash is taken as it is."""
     sidecar = _sidecar(path)
-    return not sidecar.is_file() or sidecar.read_text().split()[0] == _sha256(path)
+    return not sidecar.is_file() or sidecar.read_text().split()[:1] == [_sha256(path)]
 
 
 def newest_good(folder: Path) -> Path | None:
@@ -110,18 +120,19 @@ def periodic_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` periodic checkpoints of a folder; 0 keeps all."""
-    for path in periodic_checkpoints(folder)[:-keep] if keep else []:
+    """Deletes all but the newest `keep` periodic checkpoints of a folder; 0 or less keeps all."""
+    for path in periodic_checkpoints(folder)[:-keep] if keep > 0 else []:
         path.unlink()
         _sidecar(path).unlink(missing_ok=True)
 
 
-def local_weights(path: str) -> str:
+def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
     """Brings initial weights to this machine.
 
     Args:
         path: a file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
             file that an installed Python package carries. A `?query` stays.
+        field: the option that gave it, for messages.
 
     Returns:
         A local path (with the query); "" for "".
@@ -132,26 +143,27 @@ def local_weights(path: str) -> str:
     if not path:
         return ""
     plain, mark, query = path.partition("?")
-    hint = "pass a local file with train.init_checkpoint=/path/to/file"
+    hint = f"pass a local file with {field}=/path/to/file"
     if plain.startswith("package://"):
         package, _, inside = plain.removeprefix("package://").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
             raise UserError(
-                f"train.init_checkpoint={path}: the package {package.replace('_', '-')} is not"
+                f"{field}={path}: the package {package.replace('_', '-')} is not"
                 f" installed; install it or {hint}"
             )
         local = str(Path(spec.submodule_search_locations[0]) / inside)
     else:
+        # iopath's own default would be ~/.torch.
+        cache = os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext"
+        os.environ.setdefault("FVCORE_CACHE", os.path.expanduser(cache))
         try:
             local = PathManager.get_local_path(plain)
         # urllib, requests and iopath each raise their own.
         except Exception as e:
-            raise UserError(
-                f"train.init_checkpoint={path} cannot be reached ({_first_line(e)}); {hint}"
-            ) from e
+            raise UserError(f"{field}={path} cannot be reached ({_first_line(e)}); {hint}") from e
     if not os.path.isfile(local):
-        raise UserError(f"train.init_checkpoint={path}: no such file; {hint}")
+        raise UserError(f"{field}={path}: no such file; {hint}")
     return local + mark + query
 
 
@@ -164,9 +176,12 @@ def load_weights(model: nn.Module, path: str) -> None:
         UserError: the file cannot be read, or nothing in it fits the model.
     """
     checkpointer = _WeightsReader(model)
+    if not intact(Path(path.partition("?")[0])):
+        raise UserError(f"the weights {path} are damaged (their sha256 differs); use others")
     try:
         checkpointer.load(path, checkpointables=[])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as e:
+    # Whatever is in the file, readers of several libraries raise what comes to them.
+    except Exception as e:
         raise UserError(f"the weights {path} cannot be read: {_first_line(e)}") from e
     if not checkpointer.loaded:
         raise UserError(f"none of the {checkpointer.offered} tensors in {path} fits the model")

@@ -109,7 +109,7 @@ def which_detectron2() -> str:
 
 def describe_datasets() -> str:
     """Where datasets are looked for, and whether the balloon dataset is there."""
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
     balloon = root / "balloon"
     if (balloon / "SYNTHETIC").exists():
         state = "balloon is synthetic"
@@ -117,7 +117,7 @@ def describe_datasets() -> str:
         state = "balloon is there"
     else:
         state = "no balloon (tools/prepare_data.py balloon)"
-    source = "DETECTRON2_DATASETS" if "DETECTRON2_DATASETS" in os.environ else "the default"
+    source = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "the default"
     return f"{root} ({source}): {state}"
 
 

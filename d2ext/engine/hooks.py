@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from d2ext.config.schedule import Schedule
-from d2ext.engine.checkpoint import link_checkpoint, mark_last, prune, save_checkpoint
+from d2ext.engine.checkpoint import mark_last, prune, save_checkpoint, save_final
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Checkpoint(HookBase):
         if last or self._schedule.checkpoint_period.due(done, self._schedule):
             path = self._save(done)
             if last:
-                mark_last(link_checkpoint(path, "model_final.pth"))
+                save_final(path, self._folder)
 
     def after_train(self) -> None:
         # A stopped run only: one that failed has no state worth keeping.

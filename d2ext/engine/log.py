@@ -1,6 +1,7 @@
 """Where log records go: plain lines to a file, the ones a person follows to the terminal."""
 
 import logging
+import logging.handlers
 import sys
 from pathlib import Path
 
@@ -12,12 +13,12 @@ _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
 _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
-def setup_logging(file: Path | None = None, quiet: bool = False) -> None:
-    """Sends what d2ext and the libraries below it log to stdout and, appended, to `file`.
+def setup_logging(quiet: bool = False) -> None:
+    """Sends what d2ext and the libraries below it log to stdout, and keeps it for `log_to_file`.
 
     On a terminal a progress bar takes the place of the loss lines; the file has them always.
-    `quiet`, of ranks other than 0, leaves only warnings to the terminal. Calling it again
-    replaces the earlier file.
+    `quiet`, of ranks other than 0, leaves only warnings to the terminal. Calling it again starts
+    anew.
     """
     logging.captureWarnings(True)
     # torch warns of its own tracer whenever a Detectron2 model is called.
@@ -26,26 +27,42 @@ def setup_logging(file: Path | None = None, quiet: bool = False) -> None:
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(_for_console)
     console.setLevel(logging.WARNING if quiet else logging.INFO)
-    handlers: list[logging.Handler] = [console]
-    if file:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-        handlers[-1].setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    kept = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        # Debug records of ours are for the file: what the terminal has seen before there was one.
-        logger.setLevel(logging.DEBUG if name == "d2ext" else logging.INFO)
+        logger.setLevel(logging.INFO)
         logger.propagate = False
         for old in logger.handlers:
             old.close()
-        logger.handlers = list(handlers)
+        logger.handlers = [console, kept]
+
+
+def log_to_file(file: Path) -> None:
+    """Appends what has been logged since `setup_logging`, and all that follows, to `file`."""
+    handler = _File(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for kept in [h for h in logger.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+            kept.setTarget(handler)
+            kept.flush()
+            logger.removeHandler(kept)
+        logger.addHandler(handler)
 
 
 def _for_console(record: logging.LogRecord) -> bool:
-    if record.name == "detectron2.utils.events":
-        return not sys.stderr.isatty()
     if record.name.startswith(_FILE_ONLY):
         return False
+    if record.name == "detectron2.utils.events":
+        return not sys.stderr.isatty()
     return record.name.startswith("d2ext") or record.levelno >= logging.WARNING
+
+
+class _File(logging.FileHandler):
+    """A file whose disk may fill up: that is an error of the run, not of each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
 
 
 class _Console(logging.Handler):

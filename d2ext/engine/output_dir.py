@@ -1,5 +1,6 @@
 """The output directory: never two runs in one, never a run in a place that cannot hold it."""
 
+import itertools
 import os
 import shutil
 import time
@@ -20,12 +21,23 @@ def refuse_mixing(output_dir: Path) -> None:
 
 def check_writable(output_dir: Path) -> None:
     """Raises UserError if a directory cannot be made or written to; makes nothing."""
-    existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"the output directory {output_dir}: {existing} is no directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        existing = _existing(output_dir)
+        if not existing.is_dir():
+            raise UserError(f"the output directory {output_dir}: {existing} is no directory")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"the output directory {output_dir} is not writable; choose --work-dir")
+    except OSError as e:
+        raise UserError(f"the output directory {output_dir}: {e.strerror}") from e
+
+
+def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
+    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
+    free = shutil.disk_usage(_existing(output_dir)).free
+    if free < 2 * checkpoint_bytes:
         raise UserError(
-            f"the output directory {output_dir} is not writable; choose another --work-dir"
+            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
+            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
         )
 
 
@@ -38,11 +50,11 @@ def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
     aside = None
     try:
         if overwrite and _traces(output_dir):
-            aside = output_dir.with_name(f"{output_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            number = 1
-            while aside.exists():
-                aside = aside.with_name(f"{aside.name}-{number}")
-            os.rename(output_dir, aside)
+            whole = output_dir.resolve()  # "." has no name to add to
+            stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            names = (f"{stem}-{i}" if i else stem for i in itertools.count())
+            aside = next(p for p in map(whole.with_name, names) if not p.exists())
+            os.rename(whole, aside)
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(
@@ -51,14 +63,8 @@ def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
     return aside
 
 
-def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
-    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
-    free = shutil.disk_usage(output_dir).free
-    if free < 2 * checkpoint_bytes:
-        raise UserError(
-            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
-            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
-        )
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def _traces(output_dir: Path) -> list[str]:

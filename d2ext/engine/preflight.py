@@ -5,6 +5,7 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import copy
+import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.catalog import register_datasets
-from d2ext.data.check import check_dataset, format_summary
+from d2ext.data.check import check_dataset, check_masks, format_summary
 from d2ext.data.synthetic import is_synthetic
 from d2ext.engine.checkpoint import local_weights, newest_good
 from d2ext.engine.output_dir import check_writable, refuse_mixing
-from d2ext.errors import UserError
+from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,11 @@ def plan_run(
     resume: bool = False,
     resume_from: str | None = None,
     overwrite: bool = False,
+    validate: bool = True,
 ) -> Plan:
-    """Checks a config against the data, the model and the machine; logs the plan, writes nothing.
+    """Checks a config against the data, the model and the machine, and logs the plan.
+
+    Nothing is written but initial weights that are not at hand yet, to the cache ($D2EXT_CACHE).
 
     Args:
         cfg: of `load_config`.
@@ -80,6 +84,7 @@ def plan_run(
         resume: go on from the newest good checkpoint of the output directory, if there is one.
         resume_from: go on from this checkpoint.
         overwrite: an earlier run in the output directory will be moved aside.
+        validate: the run will be evaluated on `dataloader.val`.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -92,9 +97,7 @@ def plan_run(
         lines.extend(more)
 
     device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus)
-    if (seed := cfg.train.get("seed", 0)) < 0:
-        raise UserError(f"train.seed={seed}: a seed is 0 or more")
-    output_dir = Path(cfg.train.output_dir or Path("work_dirs") / name)
+    output_dir = Path(cfg.train.get("output_dir") or Path("work_dirs") / name)
     say(f"output      {output_dir}", f"device      {words}")
     scaling = None
     if not eval_only and OmegaConf.select(cfg, "train.auto_scale_lr.enabled"):
@@ -104,27 +107,37 @@ def plan_run(
     if not eval_only:
         accumulate = cfg.train.get("accumulate", 1)
         check_batch(cfg.dataloader.train.total_batch_size, world_size, accumulate)
-    if not eval_only and not resume and not resume_from and not overwrite:
+    checkpoint = Path(resume_from) if resume_from else None
+    if resume_from and not checkpoint.is_file():
+        raise UserError(f"--resume-from {resume_from}: no such file")
+    # A checkpoint of the run that is in there goes on with it, another one does not.
+    goes_on = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
+    if not eval_only and not goes_on and not overwrite:
         refuse_mixing(output_dir)
     check_writable(output_dir)
+    if resume:
+        checkpoint = newest_good(output_dir)
 
     register_datasets(cfg.datasets)
-    splits = {"train": cfg.dataloader.train, "val": cfg.dataloader.val}
     if eval_only:
-        splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.val}
+        splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
+    else:
+        splits = {"train": cfg.dataloader.train}
+        if validate:
+            splits["val"] = cfg.dataloader.get("val")
     datasets, classes, table = _datasets(splits)
     say(*table)
     num_classes = _num_classes(cfg.model, classes)
 
-    checkpoint = Path(resume_from) if resume_from else newest_good(output_dir) if resume else None
-    if resume_from and not checkpoint.is_file():
-        raise UserError(f"--resume-from {resume_from}: no such file")
+    field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
-        source = _weights_to_evaluate(weights, checkpoint, output_dir, cfg.train.init_checkpoint)
+        source = _weights_to_evaluate(
+            weights, checkpoint, output_dir, cfg.train.get("init_checkpoint")
+        )
         schedule = None
         say(f"weights     {source}")
     else:
-        source = cfg.train.init_checkpoint
+        source = cfg.train.get("init_checkpoint") or ""
         schedule = _schedule(cfg)
         say(*_schedule_lines(cfg, schedule, world_size))
         if checkpoint:
@@ -138,7 +151,7 @@ def plan_run(
         num_classes,
         datasets,
         schedule,
-        "" if checkpoint and not eval_only else local_weights(source),
+        "" if checkpoint and not eval_only else local_weights(source, field),
         None if eval_only else checkpoint,
         scaling,
         lines,
@@ -176,15 +189,22 @@ def _datasets(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
     """Reads and checks every data set; their classes must agree by name and order."""
     summaries, datasets, classes, first = [], {}, None, None
     for split, loader in splits.items():
-        for name in test_sets(loader):
+        field = f"dataloader.{split}"
+        if not loader:
+            raise UserError(f"{field} is null: give it, or train with --no-validate")
+        names = test_sets(loader)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{field}.dataset.names={names}: give the name of a data set, or several"
+            )
+        for name in names:
             if name not in DatasetCatalog.list():
-                known = ", ".join(DatasetCatalog.list()[-6:])
-                raise UserError(
-                    f"dataloader.{split}.dataset.names={name}: no such data set; declare it under"
-                    f" `datasets` (known: {known})"
-                )
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+                raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
             metadata = MetadataCatalog.get(name)
-            records = DatasetCatalog.get(name)
+            with building(f"datasets.{name}"):
+                records = DatasetCatalog.get(name)
             mine = list(metadata.get("thing_classes", []))
             if classes is not None and mine != classes:
                 raise UserError(
@@ -195,6 +215,8 @@ def _datasets(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
             if name in datasets:
                 continue
             summary = check_dataset(name, records, mine)
+            if split == "train":
+                check_masks(name, records, _mask_format(loader))
             summaries.append(summary)
             datasets[name] = {
                 "images": summary.images,
@@ -206,6 +228,14 @@ def _datasets(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
     if fake:
         table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
     return datasets, classes or [], table
+
+
+def _mask_format(loader: Any) -> str | None:
+    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
+    mapper = loader.get("mapper") or {}
+    if not mapper.get("use_instance_mask", False):
+        return None
+    return mapper.get("instance_mask_format", "polygon")
 
 
 def _synthetic(metadata: Any) -> bool:
@@ -237,27 +267,25 @@ def with_num_classes(model: Any, num_classes: int) -> Any:
             *parents, last = field.removeprefix(".").split(".")
             node = model
             for part in parents:
-                node = node[part]
+                node = node[int(part) if isinstance(node, ListConfig) else part]
             node[last] = num_classes
     return model
 
 
 def _class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
-    from omegaconf import DictConfig
-
-    for key, child in node.items():
+    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
+    for key, child in items:
         if key == "num_classes":
             yield f"{prefix}.{key}", child
         # Semantic heads count stuff, not the data set's things.
-        elif isinstance(child, DictConfig) and key != "sem_seg_head":
+        elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
             yield from _class_fields(child, f"{prefix}.{key}")
 
 
 def _schedule(cfg: Any) -> Schedule:
     names = cfg.dataloader.train.dataset.names
-    images = len(instantiate(cfg.dataloader.train.dataset))
-    if not images:
-        raise UserError(f"no image of {names} has an object to learn from")
+    with building(f"dataloader.train.dataset ({names})"):
+        images = len(instantiate(cfg.dataloader.train.dataset))
     return resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images)
 
 
@@ -286,7 +314,7 @@ def _words(period: Period) -> str:
 
 
 def _weights_to_evaluate(
-    weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str
+    weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str | None
 ) -> str:
     if weights == "last":
         found = newest_good(output_dir)

@@ -67,6 +67,9 @@ def start_ranks(
     _check_meeting_place(layout, timeout)
     folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
     os.environ[LAUNCHER] = str(os.getpid())
+    # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     failure = None
     try:
         with _signals_forwarded(folder), _stragglers_killed(folder):

@@ -7,8 +7,11 @@ import math
 from collections.abc import Sequence
 
 from d2ext.data.formats.coco import to_coco
+from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_TASKS = ("bbox", "segm")
 
 
 class CocoMetric:
@@ -18,9 +21,19 @@ class CocoMetric:
         tasks: `bbox`, `segm` or both; None takes `bbox`, and `segm` where predictions and ground
             truth have masks.
         per_class: adds `AP-<class>` where there are several classes.
+
+    Raises:
+        UserError: `tasks` is no list or holds something else.
     """
 
     def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = True):
+        # A text is a sequence, too: "bbox" would be the tasks b, b, o and x.
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str)
+        if tasks is not None and not (is_list and all(task in _TASKS for task in tasks)):
+            raise UserError(
+                f"CocoMetric: tasks={tasks!r}; give a list of {' and '.join(_TASKS)}, such as"
+                " [bbox], or null"
+            )
         self._tasks = tasks
         self._per_class = per_class
 

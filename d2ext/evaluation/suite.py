@@ -19,7 +19,6 @@ from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
-from d2ext.data.formats.coco import coco_category_ids
 from d2ext.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -134,16 +133,14 @@ def to_results(image_id: int, instances: Any) -> list[dict]:
 def write_predictions(evaluation: Evaluation, folder: Path) -> None:
     """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
 
-    A data set without ids of its own counts its classes from 1, as its conversion to COCO does.
+    A data set that was loaded without ids of its own counts its classes from 1, as its conversion
+    to COCO does.
     """
     metadata = MetadataCatalog.get(evaluation.dataset)
-    classes = metadata.thing_classes
-    if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):  # Detectron2's own sets
+    if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
         ids = {index: category_id for category_id, index in contiguous.items()}
-    elif json_file := metadata.get("json_file"):
-        ids = coco_category_ids(json_file, classes)
     else:
-        ids = range(1, len(classes) + 1)
+        ids = range(1, len(metadata.thing_classes) + 1)
     write_json(
         folder / f"{evaluation.dataset}.json",
         [{**p, "category_id": ids[p["category_id"]]} for p in evaluation.predictions],

@@ -107,13 +107,29 @@ def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
 
 
 def test_resuming_what_is_done_or_not_begun(train_net, tiny, tmp_path):
-    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
+    common = ["--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     done = train_net("--resume", *common)
     assert done.status == 0 and "nothing to resume; iteration 0" in done.stdout
     before = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    results = (tmp_path / "results.json").read_text()
+    # As if killed in the last evaluation.
+    (tmp_path / "results.json").unlink()
     done = train_net("--resume", *common)
-    assert done.status == 0 and "Nothing to train" in done.stdout
+    assert done.status == 0 and "Nothing left to train" in done.stdout
+    assert (tmp_path / "results.json").read_text() == results
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_a_run_s_config_goes_on_where_it_lies(train_net, tiny, tmp_path):
+    done = train_net(
+        "--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny, "train.max_iter=1"
+    )
+    assert done.status == 0, done.stderr
+    config = tmp_path / "run" / "config.yaml"
+    done = train_net("--no-validate", "--resume", "train.max_iter=2", config=config)
+    assert done.status == 0, done.stderr
+    assert "goes on at iteration 1" in done.stdout
+    assert (tmp_path / "run" / "model_0000001.pth").is_file()
 
 
 def test_resume_from_takes_the_state_and_the_new_rate(train_net, tiny, tmp_path):

@@ -12,9 +12,12 @@ import pytest
 
 @pytest.fixture
 def mistake(train_net, tiny, tmp_path):
-    """Runs a command that must fail with one line of all these words and write no file."""
+    """Runs a command that must fail with one line of all these words and write no file.
 
-    def run(*args, words, options=(), **kwargs):
+    `training`: it fails behind the first step, and leaves no checkpoint.
+    """
+
+    def run(*args, words, options=(), training=False, **kwargs):
         work = tmp_path / "run"
         done = train_net("--work-dir", work, *args, "--options", *tiny, *options, **kwargs)
         assert done.status == 2, done
@@ -22,22 +25,21 @@ def mistake(train_net, tiny, tmp_path):
         line = done.stderr.strip().splitlines()[-1]
         assert line.startswith("error: ") and "Traceback" not in done.stderr
         assert all(word in line for word in words), done.stderr
-        assert not list(work.rglob("*.pth"))
-        return work
+        if training:
+            assert not list(work.rglob("*.pth"))
+        else:
+            assert not work.exists()
 
     return run
 
 
 def test_missing_config(mistake):
-    work = mistake(config="configs/nothing.py", words=["configs/nothing.py", "does not exist"])
-    assert not work.exists()
+    mistake(config="configs/nothing.py", words=["configs/nothing.py", "does not exist"])
 
 
 def test_missing_data(mistake, tmp_path):
-    work = mistake(
-        options=[f"data.root={tmp_path / 'none'}"], words=["via_region_data.json", "data.root"]
-    )
-    assert not work.exists()
+    options = [f"data.root={tmp_path / 'none'}"]
+    mistake(options=options, words=["via_region_data.json", "data.root", "prepare_data.py balloon"])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,17 @@ def test_missing_data(mistake, tmp_path):
     [
         ("optimzer.lr=1", ["optimzer.lr", "did you mean 'optimizer.lr'"]),
         ("optimizer.lr=fast", ["optimizer.lr", "float", "'fast'"]),
-        ("train.max_epochs=0", ["train.max_epochs=0"]),
+        ("train.max_iter=0", ["train.max_iter=0"]),
+        ("train.max_iter=abc", ["train.max_iter", "'abc'"]),
+        ("train.seed=null", ["train.seed"]),
+        ("train.log_period=0", ["train.log_period=0"]),
+        ("optimizer.lr=-1", ["optimizer.lr"]),
+        ("+optimizer.foo=1", ["optimizer cannot be built", "foo"]),
+        ("model.backbone.bottom_up.name=resnet999", ["model cannot be built", "resnet999"]),
+        ("dataloader.train.num_workers=-1", ["dataloader.train cannot be built"]),
+        ("evaluators.coco.tasks=[box]", ["box"]),
+        ("dataloader.val=null", ["dataloader.val is null", "--no-validate"]),
+        ("dataloader.val.dataset.names=[]", ["dataloader.val.dataset.names"]),
         ("train.seed=-1", ["train.seed=-1"]),
         ("train.device=tpu", ["train.device='tpu'", "cuda or cpu"]),
         ("dataloader.train.total_batch_size=0", ["dataloader.train.total_batch_size=0"]),
@@ -58,11 +70,7 @@ def test_missing_data(mistake, tmp_path):
     ],
 )
 def test_a_wrong_field(mistake, override, words):
-    options = [override]
-    if "max_epochs" in override:
-        options = [override, "train.max_iter=null"]
-        words = ["train.max_epochs"]
-    assert not mistake(options=options, words=words).exists()
+    mistake(options=[override], words=words)
 
 
 def test_a_flag_behind_the_overrides(train_net, tiny):
@@ -74,18 +82,19 @@ def test_a_flag_behind_the_overrides(train_net, tiny):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--num-gpus", "2"], ["--num-gpus 2", "not built yet"]),
-        (["--num-machines", "2"], ["--num-machines 2", "not built yet"]),
+        (["--num-machines", "2"], ["--dist-url tcp://"]),
+        (["--num-machines", "2", "--machine-rank", "2"], ["--machine-rank 2", "0 to 1"]),
         (["--num-gpus", "0"], ["--num-gpus"]),
         (["--weights", "last"], ["--weights", "--eval-only"]),
         (["--eval-only", "--weights", "last"], ["--weights last", "no checkpoint"]),
         (["--eval-only", "--weights", "best"], ["--weights best", "model_best.pth"]),
+        (["--eval-only", "--weights", "/no/x.pth"], ["--weights=/no/x.pth", "no such file"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "no such file"]),
     ],
 )
 def test_flags_that_do_not_fit(mistake, flags, words):
-    assert not mistake(*flags, words=words).exists()
+    mistake(*flags, words=words)
 
 
 def test_a_listed_image_that_is_absent(mistake, tiny_root, tmp_path):
@@ -93,8 +102,7 @@ def test_a_listed_image_that_is_absent(mistake, tiny_root, tmp_path):
     shutil.copytree(tiny_root, root)
     gone = next((root / "balloon" / "val").glob("*.jpg"))
     gone.unlink()
-    work = mistake(options=[f"data.root={root}"], words=[gone.name, "balloon"])
-    assert not work.exists()
+    mistake(options=[f"data.root={root}"], words=[gone.name, "balloon"])
 
 
 def test_an_image_that_cannot_be_decoded(mistake, tiny_root, tmp_path):
@@ -103,7 +111,8 @@ def test_an_image_that_cannot_be_decoded(mistake, tiny_root, tmp_path):
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
         image.write_bytes(image.read_bytes()[:900])
-    mistake("--no-validate", options=[f"data.root={root}"], words=["cannot be read", "train"])
+    words = ["cannot be read", "train"]
+    mistake("--no-validate", options=[f"data.root={root}"], words=words, training=True)
 
 
 def test_an_output_directory_with_another_run(train_net, tiny, tmp_path):
@@ -129,26 +138,53 @@ def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
     assert "file is no directory" in done.stderr
 
 
-def test_a_full_disk(repo, tiny, tmp_path):
-    """A limit on file sizes stands in for the disk: the same system call fails the same way."""
+@pytest.mark.parametrize("limit", [2**10, 2**20])
+def test_a_full_disk(repo, tiny, tmp_path, limit):
+    """A limit on file sizes stands in for the disk: the same system call fails the same way.
 
-    def limit():
+    1 KiB is less than the log or the config takes, 1 MiB less than a checkpoint.
+    """
+
+    def limit_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, "tools/train_net.py", "--config-file"]
     command += ["configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--no-validate"]
     done = subprocess.run(
         [*command, "--work-dir", str(tmp_path / "run"), "--options", *tiny, "train.max_iter=1"],
         cwd=repo,
-        preexec_fn=limit,
+        preexec_fn=limit_files,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr and "--work-dir" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr + done.stdout
     assert not list((tmp_path / "run").glob("*.pth")) and not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
+    work = tmp_path / "run"
+    common = ["--no-validate", "--work-dir", work, "--options", *tiny, "train.max_iter=1"]
+    assert train_net(*common).status == 0
+    before = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
+    for flag, override, words in [
+        ("--resume", "model.roi_heads.box_head.fc_dims=[16]", "does not fit this config"),
+        ("--overwrite", "+optimizer.foo=1", "optimizer cannot be built"),
+        ("--overwrite", "train.init_checkpoint=/no/file.pth", "/no/file.pth"),
+    ]:
+        done = train_net(flag, *common, override)
+        assert done.status == 2 and words in done.stderr, done.stderr
+    assert {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    other = tmp_path / "other.pth"
+    shutil.copy(work / "model_final.pth", other)
+    done = train_net("--resume-from", other, *common)
+    assert done.status == 2 and "another run" in done.stderr
+    # Starting over from a file of the run that is moved aside.
+    done = train_net("--overwrite", *common, f"train.init_checkpoint={work / 'model_final.pth'}")
+    assert done.status == 0, done.stderr
 
 
 def test_a_loss_that_is_not_finite(mistake):
@@ -156,6 +192,7 @@ def test_a_loss_that_is_not_finite(mistake):
         "--no-validate",
         options=["optimizer.lr=1e30", "train.warmup_iters=0"],
         words=["not finite", "optimizer.lr", "iteration"],
+        training=True,
     )
 
 
@@ -168,7 +205,6 @@ def test_weights_of_another_model(mistake, tmp_path):
     )
     (tmp_path / "w.pth").write_bytes(b"no checkpoint")
     mistake(
-        "--overwrite",
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
         words=["w.pth", "cannot be read"],
     )

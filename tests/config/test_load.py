@@ -1,10 +1,14 @@
 """Config files: what loads, and what a broken one says."""
 
 import builtins
+import os
+import subprocess
+import sys
 
 import pytest
 
 from d2ext.config.load import load_config
+from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
 
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
@@ -40,14 +44,35 @@ def test_a_saved_config_loads_again(repo, tmp_path):
         ("from detectron2.nowhere import x\n", ["c.py:1", "detectron2.nowhere"]),
         ("model = dict()\n", ["no section", "dataloader", "train"]),
         ("MODEL = dict()\n", ["yacs"]),
+        ("import sys\nsys.exit(3)\n", ["c.py:2", "SystemExit"]),
+        ("\nraise ValueError('first\\nsecond')\n", ["c.py:2: ValueError: first"]),
+        ("\nraise ValueError\n", ["c.py:2: ValueError"]),
+        ("return\n", ["c.py:1", "SyntaxError"]),
+        ("\neval('1 +')\n", ["c.py:2", "SyntaxError"]),
+        ("def f():\n    return 1 / 0\nf()\n", ["c.py:2", "ZeroDivisionError"]),
+        ("# caf\xe9\n".encode("latin-1"), ["c.py: UnicodeDecodeError"]),
+        ("from .other import x\n", ["other.py:2", "ZeroDivisionError"]),
+        ("from .syntax import x\n", ["syntax.py:3", "SyntaxError"]),
+        ("from .latin import x\n", ["latin.py: UnicodeDecodeError"]),
+        ("\nfrom .empty import x\n", ["c.py:2", "KeyError: 'x'"]),
+        (
+            "from detectron2.config import LazyConfig\nLazyConfig.load_rel('broken.yaml')\n",
+            ["broken.yaml:2"],
+        ),
     ],
 )
 def test_a_broken_config_names_file_and_line(tmp_path, content, words):
     original = builtins.__import__
-    (tmp_path / "c.py").write_text(content)
+    (tmp_path / "c.py").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "other.py").write_text("\nx = 1 / 0\n")
+    (tmp_path / "syntax.py").write_text("\n\nx = (\n")
+    (tmp_path / "latin.py").write_bytes("# caf\xe9\n".encode("latin-1"))
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "broken.yaml").write_text("train:\n  a: b: c\n")
     with pytest.raises(UserError) as e:
         load_config(tmp_path / "c.py")
     assert all(word in str(e.value) for word in words), str(e.value)
+    assert "\n" not in str(e.value)
     # Detectron2 leaves its own import behind when a config raises.
     assert builtins.__import__ is original
 
@@ -62,10 +87,76 @@ def test_an_absent_config_names_the_nearest(repo):
 def test_both_lengths_in_a_file_are_refused(tmp_path, repo):
     text = "\n".join(
         [
-            "model = dataloader = optimizer = lr_multiplier = datasets = dict()",
+            "model = dataloader = optimizer = lr_multiplier = datasets = evaluators = dict()",
             "train = dict(max_epochs=1, max_iter=2)",
         ]
     )
     (tmp_path / "c.py").write_text(text)
     with pytest.raises(UserError, match="both train.max_epochs and train.max_iter"):
         load_config(tmp_path / "c.py")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["c.yaml has no section model"]),
+        (b"- model\n", ["c.yaml has no section model"]),
+        (b"model\n", ["c.yaml has no section model"]),
+        (b"5\n", ["c.yaml", "'int'"]),
+        (b"train:\n  seed: 0\n  a: b: c\n", ["c.yaml:3", "not allowed here"]),
+        ("train: caf\xe9\n".encode("latin-1"), ["c.yaml: UnicodeDecodeError"]),
+        (b"train: null\nmodel: 5\n", ["no section model", "train"]),
+        (b"x: !!python/object/apply:sys.exit [3]\n", ["c.yaml: SystemExit: 3"]),
+    ],
+)
+def test_a_broken_yaml_names_file_and_line(tmp_path, content, words):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError) as e:
+        load_config(tmp_path / "c.yaml")
+    assert all(word in str(e.value) for word in words), str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_folder_is_no_config(repo):
+    with pytest.raises(UserError, match="configs/balloon is a folder"):
+        load_config(repo / "configs" / "balloon")
+
+
+def test_a_config_loads_from_its_own_folder(repo, monkeypatch):
+    monkeypatch.chdir((repo / RECIPE).parent)
+    assert load_config((repo / RECIPE).name).train.max_epochs == 22
+
+
+def test_errors_name_files_as_seen_from_here(tmp_path, monkeypatch):
+    (tmp_path / "c.py").write_text("x = 1 / 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^c\.py:1: ZeroDivisionError"):
+        load_config("c.py")
+
+
+@pytest.mark.parametrize("dist", ["null", "5", "[1]", "{prot: 1}"])
+def test_dist_params_takes_the_fields_of_dist(tmp_path, dist):
+    sections = "model dataloader optimizer lr_multiplier train datasets evaluators".split()
+    text = "".join(f"{name}: {{}}\n" for name in sections)
+    (tmp_path / "c.yaml").write_text(f"{text}dist_params: {dist}\n")
+    with pytest.raises(UserError, match="c.yaml: dist_params=.*backend, port, url"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_an_empty_data_root_is_none(repo, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    assert load_config(repo / RECIPE).data.root == "datasets"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    assert load_config(repo / RECIPE).data.root == "/data"
+
+
+def test_prepare_data_takes_an_empty_data_root_for_none(repo, tmp_path):
+    draw_balloons(tmp_path / "datasets" / "balloon", num_train=1, num_val=1, long_side=160)
+    done = subprocess.run(
+        [sys.executable, str(repo / "tools" / "prepare_data.py"), "balloon"],
+        env={**os.environ, "DETECTRON2_DATASETS": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "1 + 1 images" in done.stdout, done.stderr

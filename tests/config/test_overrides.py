@@ -2,7 +2,7 @@
 
 import pytest
 from detectron2.config import LazyCall as L
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.optim import SGD
@@ -53,6 +53,13 @@ def cfg():
         ("train.checkpointer={period: 7}", "train.checkpointer.max_to_keep", 3),
         ("optimizer.nesterov=True", "optimizer.nesterov", True),
         ("+train.new.deep=3", "train.new.deep", 3),
+        ("train.init_checkpoint=a #1.pth", "train.init_checkpoint", "a #1.pth"),
+        ("train.init_checkpoint=#", "train.init_checkpoint", "#"),
+        ("train.init_checkpoint=x\n- y", "train.init_checkpoint", "x\n- y"),
+        ("train.init_checkpoint= a: b ", "train.init_checkpoint", " a: b "),
+        ("train.init_checkpoint='a #1'", "train.init_checkpoint", "a #1"),
+        ("train.init_checkpoint='5'", "train.init_checkpoint", "5"),
+        ("train.seed= 5 ", "train.seed", 5),
     ],
 )
 def test_a_value_reaches_its_field(cfg, override, key, value):
@@ -78,6 +85,14 @@ def test_a_value_reaches_its_field(cfg, override, key, value):
         ("model.mean[3]=1.0", ["model.mean[3]"]),
         ("model.mean=[1", ["model.mean", "[1"]),
         ("train.eval_period=1.5", ["train.eval_period", "int or str"]),
+        ("train.seed=5 # five", ["train.seed", "'5 # five'"]),
+        ("train.max_iter=abc", ["train.max_iter='abc'", "int or null"]),
+        ("train.max_iter=1e4", ["train.max_iter=10000.0", "int or null"]),
+        ("train.max_iter=true", ["train.max_iter=True", "int or null"]),
+        ("train.seed=null", ["train.seed=None", "int, 0 or more"]),
+        ("model.mean=[1.0] # x", ["model.mean", "ends before", "quote it"]),
+        ("train.init_checkpoint='a' b", ["train.init_checkpoint", "quote it"]),
+        ("train.init_checkpoint=${train", ["train.init_checkpoint", "${train"]),
         ("--eval-only", ["--eval-only", "before the first key=value"]),
         ("train.seed", ["train.seed", "key=value"]),
         ("=3", ["key=value"]),
@@ -97,8 +112,24 @@ def test_the_length_of_a_run_has_one_owner(cfg):
     assert (cfg.train.max_epochs, cfg.train.max_iter) == (None, 9)
     apply_overrides(cfg, ["train.max_epochs=2"])
     assert (cfg.train.max_epochs, cfg.train.max_iter) == (2, None)
-    with pytest.raises(UserError, match="keep one"):
-        apply_overrides(cfg, ["train.max_epochs=2", "train.max_iter=9"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lengths"),
+    [
+        (["train.max_epochs=2", "train.max_iter=9"], (None, 9)),
+        (["train.max_iter=9", "train.max_epochs=2"], (2, None)),
+        (["train.max_epochs=2", "train.max_iter=null"], (2, None)),
+        (["train.max_iter=null"], (12, None)),
+        (["train.max_epochs=1.5"], (1.5, None)),
+        (["train={max_iter: 9}"], (None, 9)),
+        (["train[max_iter]=9"], (None, 9)),
+        (["train.max_epochs=null"], (None, None)),
+    ],
+)
+def test_the_last_length_that_is_set_wins(cfg, overrides, lengths):
+    apply_overrides(cfg, overrides)
+    assert (cfg.train.max_epochs, cfg.train.max_iter) == lengths
 
 
 def test_kwargs_pass_to_the_base_class_only():
@@ -115,15 +146,32 @@ def test_kwargs_pass_to_the_base_class_only():
         apply_overrides(cfg, ["node.anything=3"])
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+def test_the_shell_s_end_of_flags_is_no_override(cfg):
+    apply_overrides(cfg, ["--", "train.seed=3"])
+    assert cfg.train.seed == 3
+
+
+def test_a_field_that_does_not_resolve_can_be_set(cfg):
+    apply_overrides(cfg, ["model.size=${nope}", "model.size=5"])
+    assert cfg.model.size == 5
+
+
+@given(st.text(st.characters(codec="utf-8")))
+@example("a #b")
+@example("a\n- b")
+@example("[a] # b")
+@example("???")
 def test_any_text_is_a_value_or_one_line(text):
     cfg = OmegaConf.create(dict(a=dict(b="x")))
     try:
         apply_overrides(cfg, [f"a.b={text}"])
     except UserError as e:
-        assert "a.b" in str(e)
+        assert "a.b" in str(e) and "\n" not in str(e)
     else:
-        assert isinstance(OmegaConf.to_container(cfg)["a"]["b"], str | None)
+        value = OmegaConf.to_container(cfg)["a"]["b"]
+        assert isinstance(value, str | None)
+        # Only a quote changes a text; nothing is cut off.
+        assert value is None or value == text or text[0] in "'\""
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

@@ -1,13 +1,18 @@
 """Datasets declared in a config."""
 
+import json
+
 import pytest
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ext.data.catalog import Dataset, coco_dataset, register_datasets, via_dataset
 from d2ext.data.formats.coco import to_coco
 from d2ext.errors import UserError
+from d2ext.evaluation.suite import Evaluation, write_predictions
 from d2ext.files import write_json
 
 
@@ -46,6 +51,56 @@ def test_coco_is_the_same_set(tiny_root, tmp_path):
     assert [[a["bbox"] for a in r["annotations"]] for r in again] == [
         [pytest.approx(box) for box in image] for image in boxes
     ]
+
+
+def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
+    """Ours, and those of Detectron2's own evaluator."""
+    register_datasets({"catalog_k": _declare(tiny_root)})
+    content = to_coco(DatasetCatalog.get("catalog_k"), ["balloon"])
+    content["categories"] = [{"id": 7, "name": "balloon"}, {"id": 3, "name": "kite"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 7
+    write_json(tmp_path / "a.json", content)
+    declaration = L(coco_dataset)(
+        json_file=str(tmp_path / "a.json"), image_root="/", classes=["balloon"]
+    )
+    register_datasets({"catalog_l": declaration})
+    records = DatasetCatalog.get("catalog_l")
+    DatasetCatalog.get("catalog_l")  # again: nothing happens
+    assert MetadataCatalog.get("catalog_l").thing_dataset_id_to_contiguous_id == {7: 0}
+
+    found = [
+        {"image_id": r["image_id"], "category_id": 0, "bbox": [1, 1, 9, 9], "score": 0.5}
+        for r in records
+    ]
+    for name, category_id in (("catalog_l", 7), ("catalog_k", 1)):
+        write_predictions(Evaluation(name, records, found, {}), tmp_path)
+        written = json.loads((tmp_path / f"{name}.json").read_text())
+        assert written == [{**result, "category_id": category_id} for result in found]
+
+    evaluator = COCOEvaluator("catalog_l", tasks=["bbox"], distributed=False)
+    evaluator.reset()
+    for record in records:
+        truth = Instances((record["height"], record["width"]))
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]])
+        truth.pred_boxes = Boxes(boxes)
+        truth.scores = torch.ones(len(boxes))
+        truth.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
+        evaluator.process([record], [{"instances": truth}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_an_absent_annotation_file_names_the_remedy(tmp_path):
+    declaration = _declare(tmp_path)
+    register_datasets({"catalog_m": declaration})
+    with pytest.raises(UserError) as e:
+        DatasetCatalog.get("catalog_m")
+    assert declaration.json_file in str(e.value) and "data.root" in str(e.value)
+    assert f"python tools/prepare_data.py balloon --root {tmp_path}" in str(e.value)
+    register_datasets({"catalog_n": _declare(tmp_path, json_file=str(tmp_path / "mine.json"))})
+    with pytest.raises(UserError, match="mine.json does not exist; check json_file") as e:
+        DatasetCatalog.get("catalog_n")
+    assert "prepare_data" not in str(e.value)
 
 
 def test_mistakes(tiny_root):

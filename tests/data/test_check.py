@@ -4,9 +4,11 @@ import copy
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask
 import pytest
 
-from d2ext.data.check import check_dataset, format_summary
+from d2ext.data.check import check_dataset, check_masks, format_summary
 from d2ext.data.formats.via import read_via
 from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
@@ -83,3 +85,92 @@ def test_a_category_beyond_the_classes_is_named(records: list[dict], category: i
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="'x' holds no images"):
         check_dataset("x", [], ["balloon"])
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+@pytest.mark.parametrize("value", [None, "100", True, 0, -3, 160.0, float("nan")])
+def test_sizes_are_positive_integers(records: list[dict], side: str, value: object) -> None:
+    records[3][side] = value
+    with pytest.raises(UserError) as e:
+        check_dataset("x", records, ["balloon"])
+    assert f"{records[3]['file_name']} has {side}={value!r}" in str(e.value)
+
+
+def test_numpy_s_integers_are_sizes(records: list[dict]) -> None:
+    records[0]["height"] = np.int64(records[0]["height"])
+    assert check_dataset("x", records, ["balloon"]).images == 4
+
+
+def test_classes_and_image_ids_are_distinct(records: list[dict]) -> None:
+    with pytest.raises(UserError, match="datasets.x.classes names 'balloon' twice"):
+        check_dataset("x", records, ["balloon", "kite", "balloon"])
+    records[1]["image_id"] = records[3]["image_id"]
+    with pytest.raises(UserError, match="'x' has the image_id 4 twice"):
+        check_dataset("x", records, ["balloon"])
+    del records[1]["image_id"]
+    with pytest.raises(UserError, match=f"{records[1]['file_name']} has no image_id"):
+        check_dataset("x", records, ["balloon"])
+
+
+def _as_rle(record: dict, annotation: dict) -> None:
+    size = record["height"], record["width"]
+    (rle,) = pycocotools.mask.frPyObjects(annotation["segmentation"], *size)
+    annotation["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+
+
+def test_objects_without_masks_are_counted(records: list[dict]) -> None:
+    total = sum(len(r["annotations"]) for r in records)
+    check_masks("x", records, "polygon")
+    del records[1]["annotations"][0]["segmentation"]
+    records[2]["annotations"][0]["segmentation"] = []
+    for mask_format in ("polygon", "bitmask"):
+        with pytest.raises(UserError) as e:
+            check_masks("x", records, mask_format)
+        assert f"data set 'x': 2 of {total} objects have no `segmentation`" in str(e.value)
+        assert f"the first is in {records[1]['file_name']};" in str(e.value)
+        assert "dataloader.train.mapper.use_instance_mask=False" in str(e.value)
+        assert "Faster R-CNN" in str(e.value)
+    check_masks("x", records, None)
+    for record in records[1:3]:
+        record["annotations"][0]["iscrowd"] = 1
+    check_masks("x", records, "polygon")
+
+
+def test_rle_needs_bitmasks(records: list[dict]) -> None:
+    _as_rle(records[1], records[1]["annotations"][0])
+    with pytest.raises(UserError) as e:
+        check_masks("x", records, "polygon")
+    assert "data set 'x': 1 of" in str(e.value) and records[1]["file_name"] in str(e.value)
+    assert "dataloader.train.mapper.instance_mask_format=bitmask" in str(e.value)
+    check_masks("x", records, "bitmask")
+    records[1]["annotations"][0]["iscrowd"] = 1
+    check_masks("x", records, "polygon")
+
+
+def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:
+    with pytest.raises(UserError, match="instance_mask_format='rle': give polygon or bitmask"):
+        check_masks("x", records, "rle")
+
+
+def test_bitmasks_take_polygons_and_rle_in_one_image(records: list[dict]) -> None:
+    """What the remedy promises of Detectron2's mapper."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+    from detectron2.structures import BoxMode
+
+    record = next(r for r in records if len(r["annotations"]) > 1)
+    for annotation in record["annotations"]:
+        annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.RandomFlip(prob=1.0)],
+        image_format="BGR",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+    )
+    as_polygons = mapper(record)["instances"].gt_masks.tensor
+    _as_rle(record, record["annotations"][0])
+    mixed = mapper(record)["instances"].gt_masks.tensor
+    # One and the same outline, but for rounding at its edge.
+    assert (mixed[0] ^ as_polygons[0]).sum() < 0.1 * as_polygons[0].sum()
+    assert (mixed[1:] == as_polygons[1:]).all()

@@ -43,7 +43,7 @@ def content(**changes: object) -> dict:
 def read(folder: Path, what: object, classes: list | None = None) -> list[dict]:
     """Writes the file and reads it."""
     (folder / "coco.json").write_text(json.dumps(what))
-    return read_coco(folder / "coco.json", "/photos", classes)
+    return read_coco(folder / "coco.json", "/photos", classes)[0]
 
 
 def with_annotation(**changes: object) -> dict:
@@ -71,6 +71,7 @@ def test_an_annotation_is_read_whole(tmp_path: Path) -> None:
             "category_id": 1,
             "segmentation": [SQUARE],
             "iscrowd": 0,
+            "area": 16,
         }
     ]
 
@@ -80,6 +81,8 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     assert [a["category_id"] for a in first["annotations"]] == [0, 1]
     first, _ = read(tmp_path, content(), ["dog"])
     assert [a["category_id"] for a in first["annotations"]] == [0]
+    assert read_coco(tmp_path / "coco.json", "/photos", ["dog", "cat"])[1] == {3: 1, 18: 0}
+    assert read_coco(tmp_path / "coco.json", "/photos", ["dog"])[1] == {18: 0}
     with pytest.raises(UserError, match=r"no category 'dogs'; did you mean 'dog'\?"):
         read(tmp_path, content(), ["cat", "dogs"])
 
@@ -121,7 +124,7 @@ def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
     compressed = mask.encode(np.asfortranarray(pixels))
     compressed["counts"] = compressed["counts"].decode()
     for rle in ({"size": [8, 10], "counts": runs}, compressed):
-        records = read(tmp_path, with_annotation(segmentation=rle, iscrowd=1))
+        records = read(tmp_path, with_annotation(segmentation=rle, iscrowd=1, area=None))
         (annotation,) = records[0]["annotations"]
         assert annotation["iscrowd"] == 1
         assert (mask.decode(annotation["segmentation"]) == pixels).all()
@@ -145,6 +148,8 @@ def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
         (with_annotation(category_id=4), r"annotations\[0\] is of the category 4, which"),
         (with_annotation(bbox=[1, 2, 3]), r"annotations\[0\] is malformed"),
         (with_annotation(bbox=[1, 2, 3, "4"]), r"annotations\[0\] is malformed"),
+        (with_annotation(area="16"), r"annotations\[0\] is malformed"),
+        (with_annotation(area=float("inf")), r"annotations\[0\].*area is inf"),
         (with_annotation(segmentation=[1, 2, 3]), r"annotations\[0\] is malformed"),
         (with_annotation(segmentation={"counts": [3]}), r"annotations\[0\].*size"),
         (with_annotation(segmentation={"counts": [3], "size": [1, 3]}), r"size \[1, 3\]"),
@@ -154,6 +159,12 @@ def test_bad_files_are_refused(tmp_path: Path, what: object, message: str) -> No
     with pytest.raises(UserError, match=message) as e:
         read(tmp_path, what)
     assert str(tmp_path / "coco.json") in str(e.value)
+
+
+def test_the_file_s_area_counts(tmp_path: Path) -> None:
+    for area, made in ((12.5, 12.5), (0, 0), (None, 16)):
+        records = read(tmp_path, with_annotation(area=area))
+        assert to_coco(records, ["cat", "dog"])["annotations"][0]["area"] == made
 
 
 def test_box_modes(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What a training step sees depends on seed and position only."""
 
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -58,3 +61,14 @@ def test_a_broken_image_is_named(num_workers):
         next(iter(build_train_loader(RECORDS, Broken(), **options)))
     with pytest.raises(UserError, match="0.jpg cannot be read"):
         next(iter(build_test_loader(RECORDS, Broken(), num_workers=num_workers)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_leave_the_workers_of_a_test_loader_working(number):
+    before = set(multiprocessing.active_children())
+    batches = iter(build_test_loader(RECORDS, Noise(), num_workers=1))
+    seen = [next(batches)]
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, number)  # most of its images are still to come
+    seen += batches
+    assert [[sample["image_id"] for sample in batch] for batch in seen] == [[i] for i in range(7)]

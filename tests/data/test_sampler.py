@@ -40,7 +40,7 @@ def test_ranks_and_a_late_start_see_the_same_stream(data, size, world_size, shar
     total = world_size * share
     alone = list(islice(BatchSampler(order, total), start + 5))
     ranks = [
-        list(islice(BatchSampler(order, total, rank, world_size, start), 5))
+        list(islice(BatchSampler(order, total, rank, world_size, start_iter=start), 5))
         for rank in range(world_size)
     ]
     together = [sum(parts, []) for parts in zip(*ranks, strict=True)]

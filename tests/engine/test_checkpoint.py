@@ -17,7 +17,8 @@ from d2ext.errors import UserError
 
 
 def _save(folder, name, value=0.0):
-    ckpt.save_checkpoint(folder / name, {"model": {"w": torch.full((3,), value)}})
+    content = {"model": {"w": torch.full((3,), value)}, "optimizer": {}}
+    ckpt.save_checkpoint(folder / name, content | {"iterations_done": 1, "images_seen": 1})
     return folder / name
 
 
@@ -81,7 +82,8 @@ def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
         "folder = pathlib.Path(sys.argv[1])\n"
         "for i in range(10**6):\n"
         "    path = folder / f'model_{i:07d}.pth'\n"
-        "    c.save_checkpoint(path, {'model': {'w': torch.full((10**5,), float(i))}})\n"
+        "    content = {'model': {'w': torch.full((10**5,), float(i))}, 'optimizer': {}}\n"
+        "    c.save_checkpoint(path, content | {'iterations_done': i, 'images_seen': i})\n"
         "    c.mark_last(path)\n"
         "    c.prune(folder, keep=2)\n"
     )

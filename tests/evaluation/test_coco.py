@@ -1,19 +1,24 @@
 """Our AP is pycocotools' AP, and odd input gives defined numbers."""
 
 import contextlib
+import copy
 import io
 import math
 
 import numpy as np
 import pycocotools.mask
 import pytest
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from d2ext.data.formats.coco import to_coco
+from d2ext.data.formats.coco import read_coco, to_coco
+from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
+from d2ext.files import write_json
 
 CLASSES = ("balloon", "kite")
 
@@ -48,12 +53,16 @@ def _prediction(image_id: int, box: tuple[int, int, int, int, int], score: float
 
 
 def _pycocotools(records: list[dict], predictions: list[dict], task: str) -> dict[str, float]:
+    found = [p | {"category_id": p["category_id"] + 1} for p in predictions]
+    return _official(to_coco(records, CLASSES), found, task)
+
+
+def _official(content: dict, results: list[dict], task: str) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = to_coco(records, CLASSES)
+        truth.dataset = copy.deepcopy(content)
         truth.createIndex()
-        found = truth.loadRes([p | {"category_id": p["category_id"] + 1} for p in predictions])
-        evaluation = COCOeval(truth, found, task)
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), task)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -120,3 +129,38 @@ def test_boxes_without_masks_give_boxes_only():
     record, prediction = _record(1, [(1, 1, 9, 9, 0)]), _prediction(1, (1, 1, 9, 9, 0), 0.5)
     del prediction["segmentation"]
     assert {k.split("/")[0] for k in CocoMetric()([record], CLASSES, [prediction])} == {"bbox"}
+
+
+def test_sizes_are_those_of_the_file(tmp_path):
+    """COCO's areas are those of the masks as drawn, not of the polygons: they decide APs to APl."""
+    truth = to_coco([_record(1, [(5, 5, 40, 40, 0), (60, 60, 60, 60, 0)])], CLASSES)
+    truth["annotations"][0]["area"] = 900.0  # small, though its polygon is of medium size
+    write_json(tmp_path / "truth.json", truth)
+    records, _ = read_coco(tmp_path / "truth.json", tmp_path, CLASSES)
+    predictions = [
+        _prediction(1, (5, 5, 40, 40, 0), 0.9),
+        _prediction(1, (60, 60, 50, 60, 0), 0.8),
+        _prediction(1, (10, 70, 30, 20, 0), 0.7),
+    ]
+    ours = CocoMetric()(records, CLASSES, predictions)
+    found = [p | {"category_id": p["category_id"] + 1} for p in predictions]
+    for task in ("bbox", "segm"):
+        official = _official(truth, found, task)
+        assert official["APs"] > 0 and 0 < official["APm"] < 100 and official["APl"] < 0
+        for name in ("AP", "APs", "APm"):
+            assert ours[f"{task}/{name}"] == pytest.approx(official[name], abs=1e-6)
+        assert math.isnan(ours[f"{task}/APl"])
+
+
+@pytest.mark.parametrize("tasks", ["bbox", ["box"], ["bbox", None], [["bbox"]], 3, {"bbox": 1}])
+def test_tasks_are_checked_at_once(tasks):
+    with pytest.raises(UserError) as e:
+        CocoMetric(tasks=tasks)
+    assert repr(tasks) in str(e.value) and "bbox and segm" in str(e.value)
+
+
+def test_tasks_of_a_config():
+    metric = instantiate(L(CocoMetric)(tasks=["segm"]))
+    box = (10, 10, 40, 40, 0)
+    numbers = metric([_record(1, [box])], CLASSES, [_prediction(1, box, 0.9)])
+    assert {key.split("/")[0] for key in numbers} == {"segm"}

@@ -3,11 +3,15 @@
 `python tools/prepare_data.py balloon` puts it under data.root; `data.root=/elsewhere` moves it.
 """
 
+import os
+
 from detectron2.config import LazyCall as L
 
 from d2ext.data.catalog import via_dataset
 
 data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}")
+if os.environ.get("DETECTRON2_DATASETS") == "":  # as if unset
+    data["root"] = "datasets"
 
 
 def _split(name):

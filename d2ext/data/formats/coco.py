@@ -20,16 +20,9 @@ def coco_classes(json_file: str | Path) -> tuple[str, ...]:
     return tuple(_categories(_load(json_file), json_file).values())
 
 
-def coco_category_ids(json_file: str | Path, classes: Sequence[str]) -> list[int]:
-    """The file's category id of each of `classes`, for results in the file's own numbers."""
-    indices = _category_ids(_categories(_load(json_file), json_file), classes, json_file)
-    ids = {index: category_id for category_id, index in indices.items() if index is not None}
-    return [ids[i] for i in range(len(classes))]
-
-
 def read_coco(
     json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
-) -> list[dict]:
+) -> tuple[list[dict], dict[int, int]]:
     """Reads a COCO file into Detectron2's dataset dicts; whether the images exist is not looked at.
 
     Left out are annotations marked `ignore`, those without a box of positive size or without a
@@ -42,8 +35,9 @@ def read_coco(
             in the order of their ids.
 
     Returns:
-        One dict an image, also for images without annotations, by rising `image_id` (the file's).
-        Segmentations are lists of polygons or compressed RLE.
+        One dict an image, also for images without annotations, by rising `image_id` (the file's);
+        segmentations are lists of polygons or compressed RLE, `area` is the file's where it has
+        one. And the file's id of each class to its index into `classes`.
 
     Raises:
         UserError: the file is absent or no COCO file, lacks a category of `classes` or a key,
@@ -93,7 +87,8 @@ def read_coco(
     if left_out:
         counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
         logger.warning("%s: %d annotations left out: %s", json_file, left_out.total(), counts)
-    return [records[image_id] for image_id in sorted(records)]
+    indices = {id_: index for id_, index in category_ids.items() if index is not None}
+    return [records[image_id] for image_id in sorted(records)], indices
 
 
 def _load(json_file: str | Path) -> dict:
@@ -140,6 +135,10 @@ def _read(annotation: dict, height: int, width: int) -> tuple[dict, str]:
         "bbox_mode": _XYXY,
         "iscrowd": annotation.get("iscrowd", 0),
     }
+    if (area := annotation.get("area")) is not None:
+        if not math.isfinite(area):
+            raise ValueError(f"the area is {area}")
+        read["area"] = area  # Detectron2 ignores it; APs, APm and APl are defined by it
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         read["segmentation"] = _compressed(segmentation, height, width)
@@ -173,7 +172,8 @@ def to_coco(
     """Makes a COCO dict of Detectron2's dataset dicts.
 
     Annotation ids count from 1: pycocotools takes 0 for "no match", which costs a detection its
-    true positive. Category ids are the dataset dicts' plus 1.
+    true positive. Category ids are the dataset dicts' plus 1. An annotation without `area` has
+    that of its mask, else of its box.
 
     Args:
         records: dataset dicts; boxes are XYXY_ABS or XYWH_ABS.
@@ -217,6 +217,8 @@ def to_coco(
             elif segmentation:
                 made["segmentation"] = segmentation
                 made["area"] = sum(map(polygon_area, segmentation))
+            if "area" in a:
+                made["area"] = float(a["area"])
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

@@ -15,13 +15,15 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: it is absent, cannot be read, or is no JSON.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(
-            f"the annotation file {path} does not exist; check json_file, or set data.root to the"
-            " folder that holds the data"
-        ) from None
+        remedy = "check json_file, or set data.root to the folder that holds the data"
+        if path.match("balloon/*/via_region_data.json"):  # the recipes' own set
+            root = path.parents[2]
+            remedy += f", or fetch it: python tools/prepare_data.py balloon --root {root}"
+        raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
     except ValueError as e:  # bad JSON or bad UTF-8

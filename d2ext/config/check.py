@@ -1,0 +1,118 @@
+"""What the fields of a config take that d2ext itself reads: types, null, bounds."""
+
+from typing import Any, NamedTuple
+
+from d2ext.errors import UserError
+
+SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets", "evaluators")
+
+
+class _Takes(NamedTuple):
+    types: tuple[type, ...]
+    null: bool = False
+    least: int | None = None
+    above: int | None = None
+
+    def accepts(self, value: Any) -> bool:
+        if value is None:
+            return self.null
+        if not isinstance(value, self.types) or isinstance(value, bool) and bool not in self.types:
+            return False
+        return not (self.least is not None and value < self.least) and (
+            self.above is None or self.above < value < float("inf")
+        )
+
+    def __str__(self) -> str:
+        text = " or ".join([*(t.__name__ for t in self.types), *["null"] * self.null])
+        if self.least is not None:
+            text += f", {self.least} or more"
+        return text if self.above is None else f"{text}, above {self.above}"
+
+
+_PERIOD = _Takes((int, str), null=True)  # schedule.py reads the text
+_FIELDS = {
+    "train.seed": _Takes((int,), least=0),
+    "train.log_period": _Takes((int,), least=1),
+    "train.max_iter": _Takes((int,), null=True, least=1),
+    "train.max_epochs": _Takes((int, float), null=True, above=0),
+    "train.warmup_iters": _Takes((int,), null=True, least=0),
+    "train.accumulate": _Takes((int,), least=1),
+    "train.reference_world_size": _Takes((int,), null=True, least=1),
+    "train.reference_batch_size": _Takes((int,), null=True, least=1),
+    "train.eval_period": _PERIOD,
+    "train.checkpointer": _Takes((dict,)),
+    "train.checkpointer.period": _PERIOD,
+    "train.checkpointer.max_to_keep": _Takes((int,), least=-1),  # -1 and 0 keep all
+    "train.device": _Takes((str,)),
+    "train.output_dir": _Takes((str,), null=True),
+    "train.init_checkpoint": _Takes((str,), null=True),
+    "train.channels_last": _Takes((bool,)),
+    "train.auto_scale_lr": _Takes((dict,)),
+    "train.dist": _Takes((dict,)),
+    "train.dist.port": _Takes((int,), null=True, least=0),
+    "optimizer.lr": _Takes((int, float), above=0),
+    "dataloader.train.total_batch_size": _Takes((int,), least=1),
+}
+
+
+def check_config(cfg: Any) -> None:
+    """Checks the sections and the fields that d2ext reads; an absent field is fine.
+
+    Args:
+        cfg: an omegaconf DictConfig; it stays as it is.
+
+    Raises:
+        UserError: an interpolation that does not resolve, a section that is missing or no dict, or
+            a field with a value that it does not take.
+    """
+    from omegaconf import OmegaConf
+
+    # Before anything is resolved, since what refers to a missing section cannot be.
+    _check_sections(OmegaConf.to_container(cfg, resolve=False))
+    values = _resolve(cfg)
+    _check_sections(values)
+    for key in _FIELDS:
+        node, (*parents, leaf) = values, key.split(".")
+        for name in parents:
+            node = node.get(name, {})
+        if leaf in node:
+            check_field(key, node[leaf])
+
+
+def check_field(key: str, value: Any) -> bool:
+    """Whether `key` is in the table here; raises UserError if it is and does not take `value`."""
+    takes = _FIELDS.get(key)
+    if takes and not takes.accepts(value):
+        raise UserError(f"{key}={value!r}: takes {takes}")
+    return takes is not None
+
+
+def _check_sections(values: dict[str, Any]) -> None:
+    for name in SECTIONS:
+        if name not in values:
+            raise UserError(f"the config has no section {name}")
+        _check_dict(name, values[name])
+    if isinstance(loaders := values["dataloader"], dict):
+        _check_dict("dataloader.train", loaders.get("train"))
+        for name in ("val", "test"):  # null: no validation; the same as val
+            if loaders.get(name) is not None:
+                _check_dict(f"dataloader.{name}", loaders[name], " or null")
+
+
+def _check_dict(key: str, value: Any, more: str = "") -> None:
+    interpolation = isinstance(value, str) and value.startswith("${")
+    if not isinstance(value, dict) and not interpolation:
+        raise UserError(f"{key}={value!r}: takes dict{more}")
+
+
+def _resolve(cfg: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        # First, since other sections refer to it: the error names the field that is wrong itself.
+        OmegaConf.to_container(cfg.train, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        reason = str(e.msg or e).splitlines()[0]
+        raise UserError(f"{e.full_key or 'the config'}: {reason}") from e

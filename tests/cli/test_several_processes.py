@@ -1,0 +1,219 @@
+"""Several processes over gloo, by the real command: the same result, and a clean end always."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2ext.engine.launch import free_port
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+
+
+@pytest.fixture
+def small(tiny):
+    """Two workers of one image each; one thread a process, since cores are few."""
+    return [*tiny, "train.reference_world_size=2", "train.max_iter=2"]
+
+
+@pytest.fixture
+def start(repo):
+    """Starts the command in a session of its own; kills what is left of it."""
+    started = []
+
+    def run(*args, env=None, prefix=(sys.executable,)):
+        process = subprocess.Popen(
+            [*prefix, "tools/train_net.py", "--config-file", LITE0, *map(str, args)],
+            cwd=repo,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        for pid in _session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _session(leader: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _end(process, seconds=120):
+    """Output and status; nothing of the session may survive."""
+    output = process.communicate(timeout=seconds)[0]
+    deadline = time.time() + 10
+    while (left := _session(process.pid)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not left, output
+    return output, process.returncode
+
+
+def _weights(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+
+def _losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line["total_loss"] for line in lines if "total_loss" in line]
+
+
+def test_two_processes_are_one_that_accumulates(start, small, tmp_path):
+    """Bit for bit the same images, so the same losses and weights but for the order of sums."""
+    two = start("--num-gpus", 2, "--work-dir", tmp_path / "two", "--options", *small)
+    output, status = _end(two)
+    assert status == 0, output
+    table = [line.split() for line in output.splitlines()]
+    ranks = [row for row in table if len(row) == 4 and row[0] in "01" and row[3] == "cpu"]
+    assert [row[0] for row in ranks] == ["0", "1"] and ranks[0][1] == socket.gethostname()
+    assert "1 on each of 2 workers" in output
+    one = start(
+        "--no-validate", "--work-dir", tmp_path / "one", "--options", *small, "train.accumulate=2"
+    )
+    output, status = _end(one)
+    assert status == 0, output
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-5)
+    a, b = _weights(tmp_path / "two"), _weights(tmp_path / "one")
+    for key in a:
+        assert torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-6), key
+    results = json.loads((tmp_path / "two" / "results.json").read_text())["last"]["results"]
+    assert "balloon_val/coco/segm/AP" in results
+    predictions = json.loads((tmp_path / "two" / "predictions" / "balloon_val.json").read_text())
+    assert {p["image_id"] for p in predictions} <= {1, 2}
+
+
+def test_two_machines_and_scaling(start, small, tmp_path):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-machines", 2, "--dist-url", url, "--auto-scale-lr", "--no-validate"]
+    common += ["--work-dir", tmp_path, "--options", *small, "train.reference_world_size=1"]
+    second = start("--machine-rank", 1, *common)
+    first = start("--machine-rank", 0, *common)
+    for process in (first, second):
+        output, status = _end(process)
+        assert status == 0, output
+    scaling = json.loads((tmp_path / "scaling.json").read_text())
+    assert (scaling["world_size"], scaling["batch_size"], scaling["scale"]) == (2, 4, 2.0)
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_torchrun(start, small, tmp_path):
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    prefix += ["--master-port", str(free_port())]
+    process = start("--no-validate", "--work-dir", tmp_path, "--options", *small, prefix=prefix)
+    output, status = _end(process)
+    assert status == 0, output
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
+    """Every image is broken behind its header: both ranks notice, or one and then its peer."""
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    for image in (root / "balloon" / "train").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:900])
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path / "run", "--options", *small, f"data.root={root}"
+    )
+    output, status = _end(process)
+    last = output.strip().splitlines()[-1]
+    assert status == 2 and last.startswith("error: rank "), output
+    assert socket.gethostname() in last and "cannot be read" in last
+
+
+def test_a_killed_rank_ends_the_run(start, small, tmp_path):
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+    )
+    _wait_for_step(process, tmp_path)
+    ranks = [pid for pid in _session(process.pid) if _is_rank(pid, process.pid)]
+    os.kill(max(ranks), signal.SIGKILL)
+    start_time = time.time()
+    output, status = _end(process, seconds=30)
+    assert status == 1 and time.time() - start_time < 20
+    assert "was killed by SIGKILL" in output.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("moment", ["imports", "training"])
+def test_no_rank_survives_its_launcher(start, small, tmp_path, moment):
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+    )
+    if moment == "training":
+        _wait_for_step(process, tmp_path)
+    else:
+        while len(_session(process.pid)) < 3:
+            time.sleep(0.02)
+    process.kill()
+    _end(process)
+
+
+def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+    )
+    _wait_for_step(process, tmp_path)
+    os.kill(process.pid, signal.SIGTERM)
+    output, status = _end(process, seconds=60)
+    assert status == 75, output
+    assert "Stopped by SIGTERM" in output
+    assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
+
+
+def test_peers_that_do_not_come(start, small, tmp_path):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]
+    common += ["--work-dir", tmp_path, "--options", *small]
+    output, status = _end(start("--machine-rank", 0, *common))
+    assert status == 2 and "only 1 of 2 processes came" in output.splitlines()[-1], output
+    output, status = _end(start("--machine-rank", 1, *common))
+    assert status == 2 and "machine 0 cannot be reached" in output.splitlines()[-1], output
+
+
+def test_a_taken_port_and_a_batch_that_does_not_divide(train_net, small, tmp_path):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+        done = train_net(
+            "--num-gpus", 2, "--dist-url", url, "--work-dir", tmp_path / "run", "--options", *small
+        )
+    assert done.status == 2 and "is taken" in done.stderr and not (tmp_path / "run").exists()
+    done = train_net("--num-gpus", 3, "--work-dir", tmp_path / "run", "--options", *small)
+    assert done.status == 2 and "does not divide among 3 workers" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _wait_for_step(process, folder):
+    deadline = time.time() + 120
+    metrics = folder / "metrics.json"
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 1):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.1)
+
+
+def _is_rank(pid: int, launcher: int) -> bool:
+    command = Path(f"/proc/{pid}/cmdline").read_text()
+    return pid != launcher and "spawn_main" in command
