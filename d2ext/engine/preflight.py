@@ -4,10 +4,9 @@ Preflight turns a config and the command's flags into a `Plan` of plain values, 
 every process; each of its checks names the field, the value and the remedy.
 """
 
-import copy
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
@@ -23,6 +22,7 @@ from d2ext.data.catalog import register_datasets
 from d2ext.data.check import check_dataset, check_masks, format_summary
 from d2ext.data.synthetic import is_synthetic
 from d2ext.engine.checkpoint import local_weights, newest_good
+from d2ext.engine.classes import check_num_classes
 from d2ext.engine.output_dir import check_writable, refuse_mixing
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
@@ -127,7 +127,7 @@ def plan_run(
             splits["val"] = cfg.dataloader.get("val")
     datasets, classes, table = _datasets(splits)
     say(*table)
-    num_classes = _num_classes(cfg.model, classes)
+    num_classes = check_num_classes(cfg.model, classes)
 
     field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
@@ -241,45 +241,6 @@ def _mask_format(loader: Any) -> str | None:
 def _synthetic(metadata: Any) -> bool:
     root = metadata.get("image_root")
     return root is not None and is_synthetic(Path(root).parent)
-
-
-def _num_classes(model: Any, classes: list[str]) -> int:
-    """The data's class count, checked against each head that states one.
-
-    Raises:
-        UserError: a head has another number.
-    """
-    for field, value in _class_fields(model, "model"):
-        if value is not None and value != len(classes):
-            raise UserError(
-                f"{field}={value}, but the data has {len(classes)} classes"
-                f" ({', '.join(classes[:8])}{', ...' * (len(classes) > 8)}); set {field}="
-                f"{len(classes)}, or null to take it from the data"
-            )
-    return len(classes)
-
-
-def with_num_classes(model: Any, num_classes: int) -> Any:
-    """A copy of a model's config; heads that leave their class count to the data have it there."""
-    model = copy.deepcopy(model)  # keeps its parent, which interpolations need
-    for field, value in list(_class_fields(model, "")):
-        if value is None:
-            *parents, last = field.removeprefix(".").split(".")
-            node = model
-            for part in parents:
-                node = node[int(part) if isinstance(node, ListConfig) else part]
-            node[last] = num_classes
-    return model
-
-
-def _class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
-    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
-    for key, child in items:
-        if key == "num_classes":
-            yield f"{prefix}.{key}", child
-        # Semantic heads count stuff, not the data set's things.
-        elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
-            yield from _class_fields(child, f"{prefix}.{key}")
 
 
 def _schedule(cfg: Any) -> Schedule:

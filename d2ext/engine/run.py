@@ -8,30 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from omegaconf import OmegaConf
 from torch import nn
-from torch.optim import Optimizer
 
 from d2ext.config.load import load_config
 from d2ext.config.scaling import scale_config
-from d2ext.config.schedule import Schedule
 from d2ext.data.catalog import register_datasets
 from d2ext.engine import checkpoint as ckpt
 from d2ext.engine.about import finish_about, write_about
+from d2ext.engine.build import (
+    build_model,
+    build_multiplier,
+    build_optimizer,
+    build_suite,
+    build_train_loader,
+    load_start,
+)
 from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
 from d2ext.engine.hooks import Checkpoint, Evaluate, LearningRate, ProgressBar
 from d2ext.engine.log import log_to_file, setup_logging
 from d2ext.engine.output_dir import check_free_space, make_output_dir
-from d2ext.engine.preflight import Plan, plan_run, with_num_classes
+from d2ext.engine.preflight import Plan, plan_run
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.trainer import Trainer
-from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import Suite, finite_or_none, write_predictions
 from d2ext.files import replaced, write_json
 from d2ext.inference.overlay import write_overlays
@@ -90,13 +93,12 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
         cfg, _ = scale_config(cfg, comm.get_world_size())
     log_ranks(plan.device)
     register_datasets(cfg.datasets)
-    model, optimizer = _build(cfg, plan)
-    start_iter = _start(model, optimizer, plan)
-    with building("lr_multiplier"):
-        multiplier = _lr_multiplier(cfg, schedule)
-    with building("dataloader.train"):
-        loader = _train_loader(cfg, start_iter)
-    suite = _suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
+    model = build_model(cfg, plan)
+    optimizer = build_optimizer(cfg, model)
+    start_iter = load_start(model, optimizer, plan)
+    multiplier = build_multiplier(cfg, schedule)
+    loader = build_train_loader(cfg, start_iter)
+    suite = build_suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
     if main:
         check_free_space(out, _checkpoint_bytes(model))
         aside = make_output_dir(out, overwrite)
@@ -161,12 +163,11 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     out, main = plan.output_dir / "eval", comm.is_main_process()
     log_ranks(plan.device)
     register_datasets(cfg.datasets)
-    with building("model"):
-        model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
+    model = build_model(cfg, plan)
     if main:
         ckpt.load_weights(model, plan.weights)
     copy_from_main(model)
-    suite = _suite("dataloader.test", cfg.dataloader.get("test") or cfg.dataloader.val, cfg)
+    suite = build_suite("dataloader.test", cfg.dataloader.get("test") or cfg.dataloader.val, cfg)
     if main:
         make_output_dir(out, overwrite=False)
         log_to_file(out / "log.txt")
@@ -196,11 +197,6 @@ def _last_evaluated(out: Path) -> int | None:
     return json.loads(path.read_text())["last"]["iteration"] if path.is_file() else None
 
 
-def _suite(section: str, loader: Any, cfg: Any) -> Suite:
-    with building(f"{section} or evaluators"):
-        return Suite(loader, cfg.evaluators)
-
-
 def _save_config(cfg: Any, out: Path) -> None:
     """Writes config.yaml, which resumes where it lies, whole or not at all."""
     cfg = copy.deepcopy(cfg)
@@ -211,69 +207,6 @@ def _save_config(cfg: Any, out: Path) -> None:
         text = Path(folder, "config.yaml").read_text()
     with replaced(out / "config.yaml") as f:
         f.write(text)
-
-
-def _build(cfg: Any, plan: Plan) -> tuple[nn.Module, Optimizer]:
-    torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
-    with building("model"):
-        model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
-    if cfg.train.get("channels_last", False):
-        model = model.to(memory_format=torch.channels_last)
-    settings = copy.deepcopy(cfg.optimizer)
-    settings.params.model = model
-    with building("optimizer"):
-        optimizer = instantiate(settings)
-    count = sum(p.numel() for p in model.parameters())
-    logger.info("The model has %.1f million parameters", count / 1e6)
-    return model, optimizer
-
-
-def _start(model: nn.Module, optimizer: Optimizer, plan: Plan) -> int:
-    """Loads what the plan says and returns the first iteration."""
-    if not plan.resume:
-        if plan.weights and comm.is_main_process():
-            ckpt.load_weights(model, plan.weights)
-        copy_from_main(model)
-        return 0
-    state = from_main(lambda: ckpt.read_checkpoint(plan.resume))
-    settings = [
-        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-    ]
-    try:
-        if (theirs := state.get("optimizer_type")) != type(optimizer).__name__:
-            raise ValueError(f"its optimizer is {theirs}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as e:
-        raise UserError(
-            f"{plan.resume} does not fit this config ({str(e).splitlines()[0]}); resume needs the"
-            " model and optimizer it was trained with, train.init_checkpoint takes weights alone"
-        ) from e
-    # The config's rates and decays win over the stored ones.
-    for group, mine in zip(optimizer.param_groups, settings, strict=True):
-        group.update(mine)
-    batch = plan.schedule.batch_size
-    start = state["images_seen"] // batch
-    before = state["images_seen"] // max(state["iterations_done"], 1)
-    change = f" ({before} images a step before, {batch} now)" if before != batch else ""
-    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
-    return start
-
-
-def _lr_multiplier(cfg: Any, schedule: Schedule) -> Any:
-    settings = copy.deepcopy(cfg.lr_multiplier)
-    if schedule.warmup_iters is not None and "warmup_length" in settings:
-        settings.warmup_length = schedule.warmup_iters / schedule.max_iter
-    return instantiate(settings)
-
-
-def _train_loader(cfg: Any, start_iter: int) -> Any:
-    settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
-    if OmegaConf.select(settings, "seed") is not None:
-        settings.start_iter = start_iter
-    elif start_iter:
-        logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
-    return instantiate(settings)
 
 
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path, done: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,6 +104,7 @@ def test_two_processes_are_one_that_accumulates(start, small, tmp_path):
     assert {p["image_id"] for p in predictions} <= {1, 2}
 
 
+@pytest.mark.slow
 def test_two_machines_and_scaling(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--auto-scale-lr", "--no-validate"]
@@ -117,6 +119,7 @@ def test_two_machines_and_scaling(start, small, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+@pytest.mark.slow
 def test_torchrun(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     prefix += ["--master-port", str(free_port())]
@@ -128,8 +131,6 @@ def test_torchrun(start, small, tmp_path):
 
 def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
     """Every image is broken behind its header: both ranks notice, or one and then its peer."""
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
@@ -143,6 +144,7 @@ def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
     assert socket.gethostname() in last and "cannot be read" in last
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run(start, small, tmp_path):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
@@ -156,6 +158,7 @@ def test_a_killed_rank_ends_the_run(start, small, tmp_path):
     assert "was killed by SIGKILL" in output.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["imports", "training"])
 def test_no_rank_survives_its_launcher(start, small, tmp_path, moment):
     process = start(
@@ -170,6 +173,7 @@ def test_no_rank_survives_its_launcher(start, small, tmp_path, moment):
     _end(process)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
@@ -182,6 +186,7 @@ def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
     assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
 
 
+@pytest.mark.slow
 def test_peers_that_do_not_come(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]

@@ -1,0 +1,100 @@
+"""What a training consists of, built from the config: every mistake names its section."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from d2ext.config.schedule import Schedule
+from d2ext.engine import checkpoint as ckpt
+from d2ext.engine.classes import with_num_classes
+from d2ext.engine.distributed import copy_from_main, from_main
+from d2ext.engine.preflight import Plan
+from d2ext.errors import UserError, building
+from d2ext.evaluation.suite import Suite
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: Any, plan: Plan) -> nn.Module:
+    """The model on its device, its heads with the data's class count; the same for a seed."""
+    torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
+    with building("model"):
+        model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
+    if cfg.train.get("channels_last", False):
+        model = model.to(memory_format=torch.channels_last)
+    count = sum(p.numel() for p in model.parameters())
+    logger.info("The model has %.1f million parameters", count / 1e6)
+    return model
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
+    """The optimizer of a model's parameters."""
+    settings = copy.deepcopy(cfg.optimizer)
+    settings.params.model = model
+    with building("optimizer"):
+        return instantiate(settings)
+
+
+def load_start(model: nn.Module, optimizer: Optimizer, plan: Plan) -> int:
+    """Loads weights or the checkpoint to resume, as planned; returns the first iteration."""
+    if not plan.resume:
+        if plan.weights and comm.is_main_process():
+            ckpt.load_weights(model, plan.weights)
+        copy_from_main(model)
+        return 0
+    state = from_main(lambda: ckpt.read_checkpoint(plan.resume))
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+    ]
+    try:
+        if (theirs := state.get("optimizer_type")) != type(optimizer).__name__:
+            raise ValueError(f"its optimizer is {theirs}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as e:
+        raise UserError(
+            f"{plan.resume} does not fit this config ({str(e).splitlines()[0]}); resume needs the"
+            " model and optimizer it was trained with, train.init_checkpoint takes weights alone"
+        ) from e
+    # The config's rates and decays win over the stored ones.
+    for group, mine in zip(optimizer.param_groups, settings, strict=True):
+        group.update(mine)
+    batch = plan.schedule.batch_size
+    start = state["images_seen"] // batch
+    before = state["images_seen"] // max(state["iterations_done"], 1)
+    change = f" ({before} images a step before, {batch} now)" if before != batch else ""
+    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
+    return start
+
+
+def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
+    """The schedule of the learning rate, with the warm-up as a fraction of the run."""
+    settings = copy.deepcopy(cfg.lr_multiplier)
+    if schedule.warmup_iters is not None and "warmup_length" in settings:
+        settings.warmup_length = schedule.warmup_iters / schedule.max_iter
+    with building("lr_multiplier"):
+        return instantiate(settings)
+
+
+def build_train_loader(cfg: Any, start_iter: int) -> Any:
+    """The training loader, from iteration `start_iter` on."""
+    settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
+    if OmegaConf.select(settings, "seed") is not None:
+        settings.start_iter = start_iter
+    elif start_iter:
+        logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
+    with building("dataloader.train"):
+        return instantiate(settings)
+
+
+def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
+    """Test sets and metrics; `section` names the loader's place in the config."""
+    with building(f"{section} or evaluators"):
+        return Suite(loader, cfg.evaluators)

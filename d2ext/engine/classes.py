@@ -1,0 +1,48 @@
+"""The class count of a model's heads: taken from the data, or checked against it."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from d2ext.errors import UserError
+
+
+def check_num_classes(model: Any, classes: list[str]) -> int:
+    """The data's class count, checked against each head that states one.
+
+    Raises:
+        UserError: a head has another number.
+    """
+    for field, value in _class_fields(model, "model"):
+        if value is not None and value != len(classes):
+            raise UserError(
+                f"{field}={value}, but the data has {len(classes)} classes"
+                f" ({', '.join(classes[:8])}{', ...' * (len(classes) > 8)}); set {field}="
+                f"{len(classes)}, or null to take it from the data"
+            )
+    return len(classes)
+
+
+def with_num_classes(model: Any, num_classes: int) -> Any:
+    """A copy of a model's config; heads that leave their class count to the data have it there."""
+    model = copy.deepcopy(model)  # keeps its parent, which interpolations need
+    for field, value in list(_class_fields(model, "")):
+        if value is None:
+            *parents, last = field.removeprefix(".").split(".")
+            node = model
+            for part in parents:
+                node = node[int(part) if isinstance(node, ListConfig) else part]
+            node[last] = num_classes
+    return model
+
+
+def _class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
+    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
+    for key, child in items:
+        if key == "num_classes":
+            yield f"{prefix}.{key}", child
+        # Semantic heads count stuff, not the data set's things.
+        elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
+            yield from _class_fields(child, f"{prefix}.{key}")
