@@ -19,7 +19,8 @@ train = dict(
     accumulate=1,  # added: micro-batches per optimizer step and worker
     # added: --auto-scale-lr; rule linear or sqrt, None leaves it to the optimizer
     auto_scale_lr=dict(enabled=False, rule=None),
-    # added: where processes meet (the guide's dist_params); --dist-url wins
+    # added: where processes meet (the guide's dist_params); --dist-url wins; the backend follows
+    # from the device
     dist=dict(backend=None, port=None, url=None),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     device="cuda",  # without a visible GPU the CPU is used, and the log says so

@@ -80,7 +80,8 @@ def resolve_schedule(train: Any, batch_size: int, num_images: int) -> Schedule:
     if warmup is not None:
         if warmup < 0:
             raise UserError(f"train.warmup_iters={warmup} is negative")
-        warmup = min(warmup, iterations // 2)
+        # A short run has a shorter warm-up, yet never starts at the full rate.
+        warmup = min(warmup, max(iterations // 2, 1))
     return Schedule(
         num_images,
         batch_size,

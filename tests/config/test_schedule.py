@@ -22,6 +22,8 @@ def test_the_guide_s_epochs():
 
 def test_warm_up_takes_at_most_half_of_a_short_run():
     assert resolve_schedule(_train(max_iter=6), 2, 10).warmup_iters == 3
+    assert resolve_schedule(_train(max_iter=1), 2, 10).warmup_iters == 1
+    assert resolve_schedule(_train(max_iter=1, warmup_iters=0), 2, 10).warmup_iters == 0
     assert resolve_schedule(_train(max_iter=6, warmup_iters=None), 2, 10).warmup_iters is None
 
 
