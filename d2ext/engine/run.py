@@ -147,7 +147,7 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
         trainer.train(start_iter, schedule.max_iter, signals)
     if main:
         finish_about(out, started, trainer.stopped_by)
-        logger.info("The report is %s", write_report(out))
+        _report(out, plan)
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
         return EXIT_STOPPED
@@ -175,7 +175,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
         write_about(out, plan, about)
     _evaluate(model, suite, plan, out, done=None)
     if main:
-        logger.info("The report is %s", write_report(out))
+        _report(out, plan)
     return 0
 
 
@@ -188,8 +188,13 @@ def _end(model: nn.Module, suite: Suite | None, plan: Plan, done: int) -> int:
     if suite and _last_evaluated(out) != done:
         _evaluate(model, suite, plan, out, done)
     if comm.is_main_process():
-        logger.info("The report is %s", write_report(out))
+        _report(out, plan)
     return 0
+
+
+def _report(out: Path, plan: Plan) -> None:
+    synthetic = " (synthetic data)" * any(d["synthetic"] for d in plan.datasets.values())
+    logger.info("The report%s is %s", synthetic, write_report(out))
 
 
 def _last_evaluated(out: Path) -> int | None:
