@@ -251,16 +251,18 @@ def _schedule(cfg: Any) -> Schedule:
 
 
 def _schedule_lines(cfg: Any, s: Schedule, world_size: int) -> list[str]:
-    workers, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
+    reference, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
     tuned, scaled = "", OmegaConf.select(cfg, "train.auto_scale_lr.enabled")
-    if workers and batch and not scaled:
-        tuned = f" (tuned for {workers} x {batch // workers} images"
-        tuned += "; --auto-scale-lr adapts it)" if workers != world_size else ")"
+    if reference and batch and not scaled:
+        tuned = f" (tuned for {reference} x {batch // reference} images"
+        tuned += "; --auto-scale-lr adapts it)" if reference != world_size else ")"
     each = cfg.train.get("accumulate", 1)
     micro = f" in {each} micro-batches" if each > 1 else ""
+    share = f"{s.batch_size // world_size} on each of {world_size} workers"
+    workers = "on 1 worker" if world_size == 1 else share
     return [
-        f"run         {s.num_images} images, {s.batch_size} a step, {s.batch_size // world_size} on"
-        f" each of {world_size} workers{micro}: {s.epochs:.4g} epochs = {s.max_iter} iterations",
+        f"run         {s.num_images} images, {s.batch_size} a step, {workers}{micro}:"
+        f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",
