@@ -120,7 +120,8 @@ def main() -> int:
         return 0
     job = Job(args.config_file, overrides, about, options, plan)
     device = choose_device(cfg.train.get("device", "cuda"), layout.per_machine)[0]
-    return start_ranks(layout, run_rank, (job,), args.dist_timeout, device)
+    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / about["name"])
+    return start_ranks(layout, run_rank, (job,), args.dist_timeout, device, out)
 
 
 if __name__ == "__main__":

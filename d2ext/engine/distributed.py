@@ -51,13 +51,13 @@ def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
 
 
 def log_ranks(device: str) -> None:
-    """Rank, host and device of every process, as a table on rank 0."""
+    """Rank, its number on its host, host and device of every process, as a table on rank 0."""
     if device == "cuda":
         device = f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
-    mine = (comm.get_rank(), socket.gethostname(), os.getpid(), device)
+    mine = (comm.get_rank(), comm.get_local_rank(), socket.gethostname(), os.getpid(), device)
     rows = comm.gather(mine)
     if len(rows) > 1:
-        logger.info("%s", tabulate(rows, headers=("rank", "host", "pid", "device")))
+        logger.info("%s", tabulate(rows, headers=("rank", "local", "host", "pid", "device")))
 
 
 def agree(values: Sequence[float], mine: str | None) -> tuple[list[float], str | None]:

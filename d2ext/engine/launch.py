@@ -7,6 +7,7 @@ Detectron2's `launch()`, which spawns this machine's processes.
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -112,6 +113,36 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def check_meeting_place(layout: Layout, timeout: float) -> None:
+    """Machine 0 must be able to listen, the others must reach it within `timeout` seconds.
+
+    Raises:
+        UserError: the port is taken, the host is unknown, or nobody answers.
+    """
+    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
+    if layout.machine_rank == 0:
+        if not port_is_free(int(port)):
+            raise UserError(
+                f"port {port} of {layout.url} is taken; choose another one with --dist-url, or"
+                " leave it out on a single machine"
+            )
+        return
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except socket.gaierror as e:
+            raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e}); is it"
+                    " started, and its port open?"
+                ) from e
+            time.sleep(0.5)
 
 
 def _torchrun(env: Mapping[str, str]) -> Layout:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from d2ext.engine.launch import Layout, port_is_free
+from d2ext.engine.launch import Layout, check_meeting_place
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 
@@ -39,7 +39,12 @@ _LOST_PEER = re.compile(
 
 
 def start_ranks(
-    layout: Layout, target: Callable[..., int], args: tuple, timeout: float, device: str
+    layout: Layout,
+    target: Callable[..., int],
+    args: tuple,
+    timeout: float,
+    device: str,
+    output_dir: Path,
 ) -> int:
     """Runs `target(*args)` in every rank of the run that this process is to start or is.
 
@@ -49,6 +54,8 @@ def start_ranks(
         args: for it; they are pickled.
         timeout: seconds to wait for peers, in the rendezvous and in each exchange.
         device: `cpu` or `cuda`.
+        output_dir: of the run; ranks leave their errors in `errors/` there, which on a shared disk
+            tells every machine the cause.
 
     Returns:
         The exit status of the ranks, or 1 when one failed (2 for a UserError); its cause has been
@@ -64,13 +71,13 @@ def start_ranks(
         return _guarded(target, args)
     if layout.world_size == 1:
         return target(*args)
-    _check_meeting_place(layout, timeout)
+    check_meeting_place(layout, timeout)
     folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
     os.environ[LAUNCHER] = str(os.getpid())
     # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
-    failure = None
+    failure, errors, started = None, output_dir / "errors", time.time()
     try:
         with _signals_forwarded(folder), _stragglers_killed(folder):
             launch(
@@ -79,7 +86,7 @@ def start_ranks(
                 layout.num_machines,
                 layout.machine_rank,
                 layout.url,
-                args=(folder, target, args),
+                args=(folder, errors, target, args),
                 timeout=datetime.timedelta(seconds=timeout),
             )
     except (
@@ -91,7 +98,7 @@ def start_ranks(
         for pid in _pids(folder).values():
             _kill(pid, signal.SIGKILL)
     try:
-        return _outcome(layout, folder, failure)
+        return _outcome(layout, folder, failure, _errors_since(errors, started))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,7 +128,7 @@ def join_ranks(layout: Layout, timeout: float, device: str) -> None:
     comm.synchronize()
 
 
-def _rank_main(folder: Path, target: Callable[..., int], args: tuple) -> None:
+def _rank_main(folder: Path, errors: Path, target: Callable[..., int], args: tuple) -> None:
     """What a spawned rank runs once it has met the others."""
     die_with_parent()
     os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
@@ -132,6 +139,9 @@ def _rank_main(folder: Path, target: Callable[..., int], args: tuple) -> None:
         comm.synchronize()  # a rank that leaves early looks like one that died
     except BaseException as e:
         _write_error(folder / f"{rank}.json", rank, e)
+        if errors.parent.is_dir():
+            errors.mkdir(exist_ok=True)
+            _write_error(errors / f"rank-{rank}.json", rank, e)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
     (folder / f"{rank}.status").write_text(str(status))
@@ -148,31 +158,6 @@ def _guarded(target: Callable[..., int], args: tuple) -> int:
             _print_error(json.loads(path.read_text()))
         sys.stdout.flush()
         os._exit(2 if isinstance(e, UserError) else 1)
-
-
-def _check_meeting_place(layout: Layout, timeout: float) -> None:
-    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
-    if layout.machine_rank == 0:
-        if not port_is_free(int(port)):
-            raise UserError(
-                f"port {port} of {layout.url} is taken; choose another one with --dist-url, or"
-                " leave it out on a single machine"
-            )
-        return
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except socket.gaierror as e:
-            raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
-        except OSError as e:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e}); is it"
-                    " started, and its port open?"
-                ) from e
-            time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -220,11 +205,19 @@ def _stragglers_killed(folder: Path) -> Iterator[None]:
         thread.join()
 
 
-def _outcome(layout: Layout, folder: Path, failure: Exception | None) -> int:
+def _errors_since(errors: Path, started: float) -> list[dict[str, Any]]:
+    """What ranks on any machine left; file times, since clocks may differ."""
+    paths = [p for p in errors.glob("rank-*.json") if p.stat().st_mtime >= started]
+    return [json.loads(p.read_text()) for p in paths]
+
+
+def _outcome(
+    layout: Layout, folder: Path, failure: Exception | None, errors: list[dict[str, Any]]
+) -> int:
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
     if failure is None and len(statuses) == layout.per_machine:
         return max(statuses.values())
-    errors = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    errors = errors + [json.loads(p.read_text()) for p in folder.glob("*.json")]
     errors.sort(key=lambda e: (e["kind"] == "communication", e["time"]))
     killed = getattr(failure, "signal_name", None)
     if errors and errors[0]["kind"] != "communication":

@@ -65,7 +65,10 @@ def test_a_full_disk_leaves_nothing(repo: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing(repo: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(repo, "balloon", "--synthetic", "--root", tmp_path), stderr=subprocess.PIPE
+        command(repo, "balloon", "--synthetic", "--root", tmp_path),
+        stderr=subprocess.PIPE,
+        # A shell's background job, which these tests may be, ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/*/train/*.jpg")) and time.monotonic() < deadline:

@@ -16,6 +16,7 @@ import torch
 from d2ext.engine.launch import free_port
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+TOOL = ["tools/train_net.py", "--config-file", LITE0]
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def start(repo):
     """Starts the command in a session of its own; kills what is left of it."""
     started = []
 
-    def run(*args, env=None, prefix=(sys.executable,)):
+    def run(*args, env=None, prefix=(sys.executable,), tool=TOOL):
         process = subprocess.Popen(
-            [*prefix, "tools/train_net.py", "--config-file", LITE0, *map(str, args)],
+            [*prefix, *tool, *map(str, args)],
             cwd=repo,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
             stdout=subprocess.PIPE,
@@ -71,6 +72,12 @@ def _end(process, seconds=120):
     return output, process.returncode
 
 
+def _table(output):
+    """Rank and local rank of each row of the table of ranks."""
+    rows = [line.split() for line in output.splitlines()]
+    return [row[:2] for row in rows if len(row) == 5 and row[4] == "cpu"]
+
+
 def _weights(folder):
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
@@ -85,9 +92,7 @@ def test_two_processes_are_one_that_accumulates(start, small, tmp_path):
     two = start("--num-gpus", 2, "--work-dir", tmp_path / "two", "--options", *small)
     output, status = _end(two)
     assert status == 0, output
-    table = [line.split() for line in output.splitlines()]
-    ranks = [row for row in table if len(row) == 4 and row[0] in "01" and row[3] == "cpu"]
-    assert [row[0] for row in ranks] == ["0", "1"] and ranks[0][1] == socket.gethostname()
+    assert _table(output) == [["0", "0"], ["1", "1"]] and socket.gethostname() in output
     assert "1 on each of 2 workers" in output
     one = start(
         "--no-validate", "--work-dir", tmp_path / "one", "--options", *small, "train.accumulate=2"
@@ -120,6 +125,66 @@ def test_two_machines_and_scaling(start, small, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_machines_of_two(start, small, tmp_path):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-gpus", 2, "--num-machines", 2, "--dist-url", url, "--no-validate"]
+    common += ["--work-dir", tmp_path, "--options", *small, "dataloader.train.total_batch_size=4"]
+    processes = [start("--machine-rank", rank, *common) for rank in (0, 1)]
+    outputs = []
+    for process in processes:
+        output, status = _end(process, seconds=240)
+        assert status == 0, output
+        outputs.append(output)
+    assert _table(outputs[0]) == [["0", "0"], ["1", "1"], ["2", "0"], ["3", "1"]]
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_by_the_guide_s_script(start, small, tmp_path):
+    """Without a port each finds its own."""
+    processes = [
+        start(
+            "2",
+            "--no-validate",
+            "--work-dir",
+            tmp_path / name,
+            "--options",
+            *small,
+            prefix=["bash"],
+            tool=["tools/dist_train.sh", LITE0],
+            env={"PYTHON": sys.executable},
+        )
+        for name in "ab"
+    ]
+    for process in processes:
+        output, status = _end(process, seconds=240)
+        assert status == 0, output
+    a, b = (_weights(tmp_path / name) for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_resumed_with_another_number_of_workers(start, small, tmp_path):
+    """At the same global batch it goes on as if nothing had happened; at another, by images."""
+    common = ["--no-validate", "--options", *small, "train.max_iter=4", "train.accumulate=2"]
+    common += ["train.checkpointer.period=2"]
+    output, status = _end(start("--work-dir", tmp_path / "whole", *common))
+    assert status == 0, output
+    first = tmp_path / "whole" / "model_0000001.pth"
+    common = [c for c in common if c != "train.accumulate=2"]
+    more = ["--num-gpus", 2, "--resume-from", first]
+    output, status = _end(start("--work-dir", tmp_path / "two", *more, *common))
+    assert status == 0 and "goes on at iteration 2" in output, output
+    a, b = _weights(tmp_path / "whole"), _weights(tmp_path / "two")
+    for key in a:
+        assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5), key
+    common += ["dataloader.train.total_batch_size=4"]
+    output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
+    assert status == 0, output
+    assert "goes on at iteration 1 (2 images a step before, 4 now)" in output
+
+
+@pytest.mark.slow
 def test_torchrun(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     prefix += ["--master-port", str(free_port())]
@@ -142,6 +207,47 @@ def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
     last = output.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: rank "), output
     assert socket.gethostname() in last and "cannot be read" in last
+    errors = [json.loads(p.read_text()) for p in (tmp_path / "run" / "errors").glob("*.json")]
+    assert errors and all(e["rank"] in (0, 1) for e in errors)
+
+
+@pytest.mark.slow
+def test_every_machine_tells_the_cause(start, small, tiny_root, tmp_path):
+    """One machine's copy of the photos is broken; the other says so, not that it lost a peer."""
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    for image in (root / "balloon" / "train").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:900])
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-machines", 2, "--dist-url", url, "--no-validate"]
+    common += ["--work-dir", tmp_path / "run", "--options", *small]
+    second = start("--machine-rank", 1, *common, f"data.root={root}")
+    first = start("--machine-rank", 0, *common)
+    for process in (first, second):
+        output, status = _end(process)
+        last = output.strip().splitlines()[-1]
+        assert status == 2 and "rank 1" in last and "cannot be read" in last, output
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines(start, small, tmp_path):
+    common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    common += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    processes = [
+        start(
+            "--no-validate",
+            "--work-dir",
+            tmp_path,
+            "--options",
+            *small,
+            prefix=[sys.executable, *common, "--local-addr", "127.0.0.1"],
+        )
+        for _ in range(2)
+    ]
+    ended = [_end(process) for process in processes]
+    assert [status for _, status in ended] == [0, 0], ended
+    assert [["0", "0"], ["1", "0"]] in [_table(output) for output, _ in ended]
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 @pytest.mark.slow

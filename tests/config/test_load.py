@@ -160,3 +160,17 @@ def test_prepare_data_takes_an_empty_data_root_for_none(repo, tmp_path):
         text=True,
     )
     assert done.returncode == 0 and "1 + 1 images" in done.stdout, done.stderr
+
+
+def test_the_guide_s_dist_params(repo, tmp_path):
+    """As an override and in a config they are train.dist."""
+    cfg = load_config(repo / RECIPE, ["dist_params.port=29501"])
+    assert cfg.train.dist.port == 29501
+    folder = tmp_path / "balloon"
+    folder.mkdir()
+    (tmp_path / "common").symlink_to(repo / "configs" / "common")
+    text = (repo / RECIPE).read_text() + "\ndist_params = dict(backend='nccl', port=29500)\n"
+    (folder / "c.py").write_text(text)
+    cfg = load_config(folder / "c.py")
+    assert (cfg.train.dist.backend, cfg.train.dist.port) == ("nccl", 29500)
+    assert "dist_params" not in cfg

@@ -3,6 +3,7 @@
 import pytest
 
 from d2ext.config.load import load_config
+from d2ext.config.scaling import check_name
 
 RECIPES = [
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
@@ -20,6 +21,7 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     cfg = load_config(repo / recipe)
     assert cfg.dataloader.train.total_batch_size == cfg.train.reference_batch_size
     assert cfg.train.reference_batch_size % cfg.train.reference_world_size == 0
+    check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe}\n" in text
     assert "python tools/train_net.py --config-file $CONFIG\n" in text
