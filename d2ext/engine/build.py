@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -45,8 +44,8 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
 def load_start(model: nn.Module, optimizer: Optimizer, plan: Plan) -> int:
     """Loads weights or the checkpoint to resume, as planned; returns the first iteration."""
     if not plan.resume:
-        if plan.weights and comm.is_main_process():
-            ckpt.load_weights(model, plan.weights)
+        if plan.weights:
+            from_main(lambda: ckpt.load_weights(model, plan.weights))
         copy_from_main(model)
         return 0
     state = from_main(lambda: ckpt.read_checkpoint(plan.resume))

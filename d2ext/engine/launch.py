@@ -17,6 +17,9 @@ from d2ext.errors import UserError
 _PORTS = range(15000, 32768)
 
 
+_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which processes a run has.
@@ -66,7 +69,7 @@ def find_layout(
         UserError: numbers that contradict one another, or several machines without an address.
     """
     explicit = num_gpus is not None or num_machines is not None
-    if not explicit and {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= set(env):
+    if not explicit and _TORCHRUN <= set(env):
         return _torchrun(env)
     if not explicit and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return _srun(env, port)
@@ -90,7 +93,8 @@ def find_layout(
                 "several machines need an address: --dist-url tcp://HOST_OF_MACHINE_0:PORT"
             )
         dist_url = f"tcp://{host or '127.0.0.1'}:{port or free_port()}"
-    if not dist_url.startswith("tcp://") or not dist_url.rpartition(":")[2].isdecimal():
+    last = dist_url.rpartition(":")[2]
+    if not dist_url.startswith("tcp://") or not last.isdecimal() or not 0 < int(last) < 65536:
         raise UserError(f"--dist-url {dist_url}: give tcp://HOST:PORT")
     return Layout("self", machines, rank, per_machine, dist_url, rank * per_machine)
 
@@ -163,12 +167,17 @@ def _srun(env: Mapping[str, str], port: int | None) -> Layout:
         raise UserError(
             f"srun started {world} tasks on {machines} nodes unevenly; give --ntasks-per-node"
         )
-    nodes = subprocess.run(
-        ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    if int(env.get("SLURM_LOCALID", rank % (world // machines))) != rank % (world // machines):
+        raise UserError("srun dealt out the tasks in turn; give --distribution=block")
+    try:
+        nodes = subprocess.run(
+            ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise UserError(f"an srun step of {world} tasks, but scontrol does not answer: {e}") from e
     if port is None:
         # The same for all tasks of a step, another for another step.
         number = 101 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))

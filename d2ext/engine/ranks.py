@@ -8,6 +8,7 @@ killed.
 import contextlib
 import datetime
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -64,6 +65,8 @@ def start_ranks(
     Raises:
         UserError: the ranks cannot meet.
     """
+    if not 0 < timeout < 1e7:
+        raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
     if layout.starter != "self":
@@ -167,7 +170,9 @@ def _signals_forwarded(folder: Path) -> Iterator[None]:
     def forward(number: int, frame: Any) -> None:
         # A terminal's Ctrl-C has reached the ranks already, and a second one means "at once".
         number = signal.SIGTERM if number == signal.SIGINT else number
-        for pid in _pids(folder).values():
+        # Those that are still importing or waiting for others end by the signal's default action.
+        children = {child.pid for child in multiprocessing.active_children()}
+        for pid in children | set(_pids(folder).values()):
             _kill(pid, number)
 
     previous = {number: signal.signal(number, forward) for number in _FORWARDED}
@@ -223,6 +228,9 @@ def _outcome(
     if errors and errors[0]["kind"] != "communication":
         _print_error(errors[0])
         return 2 if errors[0]["kind"] == "user" else 1
+    if killed in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        print(f"interrupted by {killed} before training began", file=sys.stderr)
+        return 130
     if killed:
         rank = layout.rank + failure.error_index
         print(
@@ -247,7 +255,7 @@ def _meeting_failed(layout: Layout, text: str) -> str:
             f"only {joined[1]} of {joined[2]} processes came to {layout.url} in time; start the"
             " other machines, or wait longer with --dist-timeout"
         )
-    last = text.strip().splitlines()[-1]
+    last = (text.strip() or "no reason given").splitlines()[-1]
     return f"the processes could not meet at {layout.url}: {last}"
 
 

@@ -164,8 +164,7 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     log_ranks(plan.device)
     register_datasets(cfg.datasets)
     model = build_model(cfg, plan)
-    if main:
-        ckpt.load_weights(model, plan.weights)
+    from_main(lambda: ckpt.load_weights(model, plan.weights))
     copy_from_main(model)
     suite = build_suite("dataloader.test", cfg.dataloader.get("test") or cfg.dataloader.val, cfg)
     if main:
@@ -185,7 +184,8 @@ def _end(model: nn.Module, suite: Suite | None, plan: Plan, done: int) -> int:
     logger.info("Nothing left to train: the run ends at iteration %d", plan.schedule.max_iter)
     if comm.is_main_process() and plan.resume.name != "model_final.pth":
         ckpt.save_final(plan.resume, out)
-    if suite and _last_evaluated(out) != done:
+    # Rank 0's answer for all: others may not see its disk.
+    if suite and from_main(lambda: _last_evaluated(out)) != done:
         _evaluate(model, suite, plan, out, done)
     if comm.is_main_process():
         _report(out, plan)

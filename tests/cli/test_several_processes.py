@@ -293,6 +293,17 @@ def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_before_training_ends_it(start, small, tmp_path):
+    process = start("--num-gpus", 2, "--work-dir", tmp_path / "run", "--options", *small)
+    while len(_session(process.pid)) < 4:  # launcher, semaphore tracker, two ranks that import
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    output, status = _end(process, seconds=40)
+    assert status == 130 and "interrupted" in output.strip().splitlines()[-1], output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_peers_that_do_not_come(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]

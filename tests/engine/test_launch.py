@@ -56,6 +56,7 @@ def test_torchrun_is_believed_unless_flags_speak():
         (dict(num_machines=2), "--dist-url tcp://"),
         (dict(num_gpus=2, dist_url="node0:1234"), "give tcp://HOST:PORT"),
         (dict(num_gpus=2, dist_url="tcp://node0"), "give tcp://HOST:PORT"),
+        (dict(num_gpus=2, dist_url="tcp://node0:99999"), "give tcp://HOST:PORT"),
         (dict(env=dict(NNODES="two")), "NNODES=two"),
         (dict(env=TORCHRUN | dict(LOCAL_WORLD_SIZE="3")), "the same number"),
     ],
