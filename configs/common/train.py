@@ -9,7 +9,7 @@ train = dict(
     max_epochs=12,  # added: set either this or max_iter; overriding one clears the other
     max_iter=None,
     eval_period="1 epoch",  # iterations, or "N epochs"; 0 turns periodic evaluation off
-    checkpointer=dict(period="1 epoch", max_to_keep=3),  # max_to_keep=0 keeps all
+    checkpointer=dict(period="1 epoch", max_to_keep=3),  # 0 or -1 keeps all
     log_period=20,  # iterations
     warmup_iters=500,  # added: iterations of linear warm-up; at most half of the run
     seed=0,  # added: data order, augmentation, proposal sampling and initial weights follow from it

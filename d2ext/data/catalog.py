@@ -1,7 +1,8 @@
 """Datasets declared in the config, registered in Detectron2's catalogs by every process.
 
-A dataset function of the config, such as `via_dataset`, reads nothing: it returns a `Dataset`,
-whose `load` reads the annotations when a loader or an evaluator asks for them.
+A dataset function of the config, such as `via_dataset`, returns a `Dataset`, whose `load` reads the
+annotations when a loader or an evaluator asks for them (`coco_dataset` without `classes` reads the
+file for its categories at once).
 """
 
 import pydoc

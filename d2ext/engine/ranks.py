@@ -34,8 +34,9 @@ from d2ext.guard import LAUNCHER, die_with_parent
 
 _GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
 _LOST_PEER = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|store", re.I
+    r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
 
 

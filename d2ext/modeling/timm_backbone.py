@@ -14,7 +14,8 @@ class TimmBackbone(Backbone):
     Args:
         name: a timm model that supports `features_only`, for example `tf_efficientnet_lite0`.
         out_features: names for the features of strides 4, 8, 16 and 32, finest first.
-        freeze_at: 0 trains everything; 1 freezes the stem; n also the first n - 1 stages.
+        freeze_at: 0 trains everything; 1 freezes the stem; n also the first n - 1 stages. Above 0
+            the model must keep its stages in `blocks`, as the EfficientNets do.
     """
 
     def __init__(self, name: str, out_features: list[str], freeze_at: int = 0):
