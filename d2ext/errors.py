@@ -15,6 +15,15 @@ class UserError(Exception):
     """A mistake the user can mend: one or two lines naming field or file, value and remedy."""
 
 
+def user_message(e: BaseException) -> str | None:
+    """The line for an error that the user can mend, a full disk among them; None for others."""
+    if isinstance(e, UserError):
+        return str(e)
+    if isinstance(e, OSError) and e.errno in _DISK:
+        return f"cannot write {e.filename or 'a file'}: {e.strerror}"
+    return None
+
+
 @contextlib.contextmanager
 def building(section: str) -> Iterator[None]:
     """Turns what goes wrong while a section of the config is built into a UserError that names it.
@@ -42,17 +51,14 @@ def run_tool(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
         sys.stdout.flush()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        status = 2
     except BrokenPipeError:
         # Python would fail again while it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except OSError as e:
-        if e.errno not in _DISK:
+    except (UserError, OSError) as e:
+        if (message := user_message(e)) is None:
             raise
-        print(f"error: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -103,8 +103,9 @@ def main() -> int:
     from d2ext.engine.run import Job, run_rank
 
     about = describe(args.config_file, sys.argv)
+    gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")
     options = dict(
-        num_gpus=layout.per_machine,
+        **gpus,
         world_size=layout.world_size,
         eval_only=args.eval_only,
         weights=args.weights,
@@ -119,7 +120,7 @@ def main() -> int:
     if args.dry_run:
         return 0
     job = Job(args.config_file, overrides, about, options, plan)
-    device = choose_device(cfg.train.get("device", "cuda"), layout.per_machine)[0]
+    device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
     out = Path(cfg.train.get("output_dir") or Path("work_dirs") / about["name"])
     return start_ranks(layout, run_rank, (job,), args.dist_timeout, device, out)
 

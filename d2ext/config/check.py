@@ -1,10 +1,15 @@
 """What the fields of a config take that d2ext itself reads: types, null, bounds."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from d2ext.errors import UserError
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets", "evaluators")
+
+# What each step computes follows from these; the places of files are a machine's own matter.
+_SHARED = ("model", "optimizer", "lr_multiplier", "train")
+_OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
 
 
 class _Takes(NamedTuple):
@@ -85,6 +90,30 @@ def check_field(key: str, value: Any) -> bool:
     if takes and not takes.accepts(value):
         raise UserError(f"{key}={value!r}: takes {takes}")
     return takes is not None
+
+
+def shared_fields(cfg: Any) -> dict[str, str]:
+    """The fields that say what each step computes, by dotted key: the same on every machine.
+
+    Paths, data roots and loader processes are not among them; a machine may have its own.
+    """
+    values = _resolve(cfg)
+    found = {key: text for name in _SHARED for key, text in _leaves(name, values[name])}
+    batch = values["dataloader"]["train"].get("total_batch_size")
+    found["dataloader.train.total_batch_size"] = str(batch)
+    return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from _leaves(f"{key}.{name}", part)
+    elif hasattr(value, "__qualname__"):  # a function or class; others' texts may hold addresses
+        yield key, f"{value.__module__}.{value.__qualname__}"
+    else:
+        plain = isinstance(value, str | int | float | None)
+        yield key, str(value) if plain else type(value).__name__
 
 
 def _check_sections(values: dict[str, Any]) -> None:

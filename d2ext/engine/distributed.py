@@ -1,5 +1,6 @@
 """What the ranks of a run tell one another; all of it does nothing in a single process."""
 
+import datetime
 import logging
 import os
 import signal
@@ -14,21 +15,38 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from d2ext.errors import UserError
+from d2ext.errors import UserError, user_message
 
 logger = logging.getLogger(__name__)
 
 
+def set_timeout(seconds: float) -> None:
+    """How long the exchanges of plain values wait, which go over gloo in any case.
+
+    Detectron2 makes their group beside NCCL's, with torch's 30 minutes whatever the user says.
+    """
+    if comm.get_world_size() > 1:
+        # The name from torch 2.8 on, and the one before.
+        set_on_group = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+        set_on_group(datetime.timedelta(seconds=seconds), comm._get_global_gloo_group())
+
+
 def from_main(make: Callable[[], Any]) -> Any:
-    """What `make` returns on rank 0, on every rank; if it raises there, all stop with its error."""
+    """What `make` returns on rank 0, on every rank.
+
+    Raises:
+        UserError: on every rank, if the user's mistake made it fail on rank 0.
+    """
     if comm.get_world_size() == 1:
         return make()
     content: list[Any] = [None, None]
     if comm.is_main_process():
         try:
             content[0] = make()
-        except UserError as e:
-            content[1] = str(e)
+        except (UserError, OSError) as e:
+            content[1] = user_message(e)
+            if content[1] is None:
+                raise
     dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
     if content[1] is not None:
         raise UserError(content[1])
@@ -46,7 +64,7 @@ def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
     """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
     if comm.get_world_size() == 1:
         return model
-    ids = [comm.get_local_rank()] if device == "cuda" else None
+    ids = [torch.cuda.current_device()] if device == "cuda" else None
     return create_ddp_model(model, **{"device_ids": ids, **cfg.train.get("ddp", {})})
 
 

@@ -72,7 +72,7 @@ def find_layout(
     if not explicit and _TORCHRUN <= set(env):
         return _torchrun(env)
     if not explicit and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _srun(env, port)
+        return _srun(env, dist_url, port)
     machines = num_machines if num_machines is not None else _number(env, "NNODES", 1)
     rank = machine_rank if machine_rank is not None else _number(env, "NODE_RANK", 0)
     per_machine = 1 if num_gpus is None else num_gpus
@@ -84,8 +84,7 @@ def find_layout(
         )
     if machines * per_machine == 1:
         return Layout("self")
-    if port is None:
-        port = _number(env, "PORT", None) or _number(env, "MASTER_PORT", None)
+    port = port or _port(env)
     if dist_url in (None, "auto"):
         host = env.get("MASTER_ADDR") if machines > 1 or port else "127.0.0.1"
         if machines > 1 and not (host and port):
@@ -93,9 +92,7 @@ def find_layout(
                 "several machines need an address: --dist-url tcp://HOST_OF_MACHINE_0:PORT"
             )
         dist_url = f"tcp://{host or '127.0.0.1'}:{port or free_port()}"
-    last = dist_url.rpartition(":")[2]
-    if not dist_url.startswith("tcp://") or not last.isdecimal() or not 0 < int(last) < 65536:
-        raise UserError(f"--dist-url {dist_url}: give tcp://HOST:PORT")
+    _check_url(dist_url)
     return Layout("self", machines, rank, per_machine, dist_url, rank * per_machine)
 
 
@@ -160,7 +157,7 @@ def _torchrun(env: Mapping[str, str]) -> Layout:
     return Layout("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
 
 
-def _srun(env: Mapping[str, str], port: int | None) -> Layout:
+def _srun(env: Mapping[str, str], dist_url: str | None, port: int | None) -> Layout:
     world, rank = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"])
     machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
     if world % machines or "," in env.get("SLURM_STEP_TASKS_PER_NODE", ""):
@@ -169,22 +166,41 @@ def _srun(env: Mapping[str, str], port: int | None) -> Layout:
         )
     if int(env.get("SLURM_LOCALID", rank % (world // machines))) != rank % (world // machines):
         raise UserError("srun dealt out the tasks in turn; give --distribution=block")
+    if dist_url in (None, "auto"):
+        port = port or _port(env)
+        if port is None:
+            # The same for all tasks of a step, another for another step.
+            number = 101 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))
+            port = _PORTS[number % len(_PORTS)]
+        dist_url = f"tcp://{_first_node(env)}:{port}"
+    _check_url(dist_url)
+    per_machine = world // machines
+    return Layout("srun", machines, rank // per_machine, per_machine, dist_url, rank)
+
+
+def _first_node(env: Mapping[str, str]) -> str:
     try:
-        nodes = subprocess.run(
+        return subprocess.run(
             ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]],
             capture_output=True,
             text=True,
             check=True,
-        ).stdout.split()
-    except (OSError, subprocess.CalledProcessError) as e:
-        raise UserError(f"an srun step of {world} tasks, but scontrol does not answer: {e}") from e
-    if port is None:
-        # The same for all tasks of a step, another for another step.
-        number = 101 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))
-        port = _PORTS[number % len(_PORTS)]
-    per_machine = world // machines
-    url = f"tcp://{nodes[0]}:{port}"
-    return Layout("srun", machines, rank // per_machine, per_machine, url, rank)
+        ).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, KeyError, IndexError) as e:
+        raise UserError(
+            f"an srun step of several tasks, but scontrol does not tell its nodes ({e}); give"
+            " --dist-url tcp://HOST_OF_FIRST_TASK:PORT"
+        ) from e
+
+
+def _check_url(url: str) -> None:
+    port = url.rpartition(":")[2]
+    if not url.startswith("tcp://") or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"--dist-url {url}: give tcp://HOST:PORT")
+
+
+def _port(env: Mapping[str, str]) -> int | None:
+    return _number(env, "PORT", None) or _number(env, "MASTER_PORT", None)
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:

@@ -62,6 +62,7 @@ def plan_run(
     name: str,
     *,
     num_gpus: int = 1,
+    gpu_each: bool = False,
     world_size: int = 1,
     eval_only: bool = False,
     weights: str | None = None,
@@ -78,6 +79,7 @@ def plan_run(
         cfg: of `load_config`.
         name: of the config file; the default output directory is called so.
         num_gpus: processes on this machine.
+        gpu_each: of `choose_device`.
         world_size: processes over all machines.
         eval_only: no training; `weights` are evaluated.
         weights: `best`, `last` or a file, for an evaluation only.
@@ -96,7 +98,7 @@ def plan_run(
             logger.info(line)
         lines.extend(more)
 
-    device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus)
+    device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpu_each)
     output_dir = Path(cfg.train.get("output_dir") or Path("work_dirs") / name)
     say(f"output      {output_dir}", f"device      {words}")
     scaling = None
@@ -158,12 +160,15 @@ def plan_run(
     )
 
 
-def choose_device(requested: str, num_gpus: int, visible: int | None = None) -> tuple[str, str]:
+def choose_device(
+    requested: str, num_gpus: int, gpu_each: bool = False, visible: int | None = None
+) -> tuple[str, str]:
     """The device to train on, and what to say of it.
 
     Args:
         requested: `train.device`, `cuda` or `cpu`; without a GPU the CPU takes its place.
         num_gpus: `--num-gpus`.
+        gpu_each: a single visible GPU is this process's own (`srun --gpus-per-task=1`).
         visible: number of GPUs; None asks torch.
 
     Raises:
@@ -178,6 +183,8 @@ def choose_device(requested: str, num_gpus: int, visible: int | None = None) -> 
         raise UserError(f"train.device={requested!r}: give cuda or cpu")
     if not visible:
         return "cpu", f"{cpu} (no GPU is visible)"
+    if gpu_each and visible == 1:
+        return "cuda", "GPU, one for each process"
     if num_gpus > visible:
         raise UserError(
             f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"

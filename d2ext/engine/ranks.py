@@ -17,8 +17,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,20 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from d2ext.engine.distributed import set_timeout
+from d2ext.engine.failures import (
+    FailureFolder,
+    cause,
+    describe_failure,
+    print_failure,
+    write_failure,
+)
 from d2ext.engine.launch import Layout, check_meeting_place
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 
 _GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
-_LOST_PEER = re.compile(
-    r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
-)
 
 
 def start_ranks(
@@ -60,8 +62,8 @@ def start_ranks(
             tells every machine the cause.
 
     Returns:
-        The exit status of the ranks, or 1 when one failed (2 for a UserError); its cause has been
-        printed then.
+        The exit status of the ranks, or 1 when one failed (2 for a UserError, 130 after a second
+        Ctrl-C); its cause has been printed then.
 
     Raises:
         UserError: the ranks cannot meet.
@@ -70,9 +72,10 @@ def start_ranks(
         raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
+    failures = FailureFolder(output_dir)
     if layout.starter != "self":
         join_ranks(layout, timeout, device)
-        return _guarded(target, args)
+        return _guarded(failures, target, args)
     if layout.world_size == 1:
         return target(*args)
     check_meeting_place(layout, timeout)
@@ -81,28 +84,28 @@ def start_ranks(
     # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
-    failure, errors, started = None, output_dir / "errors", time.time()
+    failed = None
     try:
-        with _signals_forwarded(folder), _stragglers_killed(folder):
+        with _signals_forwarded(folder), _stragglers_killed(folder) as vanished:
             launch(
                 _rank_main,
                 layout.per_machine,
                 layout.num_machines,
                 layout.machine_rank,
                 layout.url,
-                args=(folder, errors, target, args),
+                args=(folder, failures, timeout, target, args),
                 timeout=datetime.timedelta(seconds=timeout),
             )
     except (
         torch.multiprocessing.ProcessRaisedException,
         torch.multiprocessing.ProcessExitedException,
     ) as e:
-        failure = e
+        failed = e
     finally:
         for pid in _pids(folder).values():
             _kill(pid, signal.SIGKILL)
     try:
-        return _outcome(layout, folder, failure, _errors_since(errors, started))
+        return _outcome(layout, folder, failed, failures.new(), vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,7 +116,12 @@ def join_ranks(layout: Layout, timeout: float, device: str) -> None:
     Raises:
         UserError: the others do not come.
     """
-    local_rank = layout.rank % layout.per_machine
+    if layout.starter == "srun" and layout.rank == 0:
+        check_meeting_place(layout, timeout)
+    if device == "cuda":
+        # srun may give each task a GPU of its own, the only one that it sees.
+        alone = layout.starter == "srun" and torch.cuda.device_count() == 1
+        torch.cuda.set_device(0 if alone else layout.rank % layout.per_machine)
     os.environ.setdefault("MASTER_ADDR", layout.url.removeprefix("tcp://").rpartition(":")[0])
     os.environ.setdefault("MASTER_PORT", layout.url.rpartition(":")[2])
     try:
@@ -126,42 +134,45 @@ def join_ranks(layout: Layout, timeout: float, device: str) -> None:
         )
     except (dist.DistError, RuntimeError) as e:
         raise UserError(_meeting_failed(layout, str(e))) from e
-    if device == "cuda":
-        torch.cuda.set_device(local_rank)
     comm.create_local_process_group(layout.per_machine)
+    set_timeout(timeout)
     comm.synchronize()
 
 
-def _rank_main(folder: Path, errors: Path, target: Callable[..., int], args: tuple) -> None:
+def _rank_main(
+    folder: Path, failures: FailureFolder, timeout: float, target: Callable[..., int], args: tuple
+) -> None:
     """What a spawned rank runs once it has met the others."""
     die_with_parent()
     os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
     rank = comm.get_rank()
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
     try:
+        set_timeout(timeout)
         status = target(*args)
         comm.synchronize()  # a rank that leaves early looks like one that died
     except BaseException as e:
-        _write_error(folder / f"{rank}.json", rank, e)
-        if errors.parent.is_dir():
-            errors.mkdir(exist_ok=True)
-            _write_error(errors / f"rank-{rank}.json", rank, e)
+        failure = describe_failure(rank, e)
+        write_failure(folder / f"{rank}.json", failure)
+        failures.add(failure)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
     (folder / f"{rank}.status").write_text(str(status))
 
 
-def _guarded(target: Callable[..., int], args: tuple) -> int:
-    """Runs a rank that somebody else started; an error names the rank."""
+def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> int:
+    """Runs a rank that somebody else started; it tells the cause itself."""
     try:
-        return target(*args)
-    except Exception as e:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "error.json"
-            _write_error(path, comm.get_rank(), e)
-            _print_error(json.loads(path.read_text()))
+        status = target(*args)
+        comm.synchronize()  # a rank that leaves early looks like one that died
+    except BaseException as e:
+        failure = describe_failure(comm.get_rank(), e)
+        failures.add(failure)
+        status = print_failure(failures.wait_for_cause(failure))
         sys.stdout.flush()
-        os._exit(2 if isinstance(e, UserError) else 1)
+        os._exit(status)  # destructors of process groups can wait for peers
+    dist.destroy_process_group()
+    return status
 
 
 @contextlib.contextmanager
@@ -185,18 +196,22 @@ def _signals_forwarded(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stragglers_killed(folder: Path) -> Iterator[None]:
+def _stragglers_killed(folder: Path) -> Iterator[list[int]]:
     """Kills the peers of a dead rank that are still there after a while.
 
     It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
+
+    Yields:
+        A list that receives the ranks found dead first which left no word: killed from outside.
     """
-    over = threading.Event()
+    over, vanished = threading.Event(), []
 
     def watch() -> None:
         while not over.wait(0.3):
-            pids = _pids(folder)
-            done = {int(p.stem) for p in folder.glob("*.status")}
-            if any(not _alive(pid) for rank, pid in pids.items() if rank not in done):
+            dead = {rank for rank, pid in _pids(folder).items() if not _alive(pid)}
+            dead -= {int(p.stem) for p in folder.glob("*.status")}
+            if dead:
+                vanished.extend(dead - {int(p.stem) for p in folder.glob("*.json")})
                 if over.wait(_GRACE):
                     return
                 for pid in _pids(folder).values():
@@ -205,49 +220,46 @@ def _stragglers_killed(folder: Path) -> Iterator[None]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield vanished
     finally:
         over.set()
         thread.join()
 
 
-def _errors_since(errors: Path, started: float) -> list[dict[str, Any]]:
-    """What ranks on any machine left; file times, since clocks may differ."""
-    paths = [p for p in errors.glob("rank-*.json") if p.stat().st_mtime >= started]
-    return [json.loads(p.read_text()) for p in paths]
-
-
 def _outcome(
-    layout: Layout, folder: Path, failure: Exception | None, errors: list[dict[str, Any]]
+    layout: Layout,
+    folder: Path,
+    failed: Exception | None,
+    elsewhere: list[dict[str, Any]],
+    vanished: list[int],
 ) -> int:
+    """Says why it failed, if it did, and returns the exit status."""
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
-    if failure is None and len(statuses) == layout.per_machine:
+    if failed is None and len(statuses) == layout.per_machine:
         return max(statuses.values())
-    errors = errors + [json.loads(p.read_text()) for p in folder.glob("*.json")]
-    errors.sort(key=lambda e: (e["kind"] == "communication", e["time"]))
-    killed = getattr(failure, "signal_name", None)
-    if errors and errors[0]["kind"] != "communication":
-        _print_error(errors[0])
-        return 2 if errors[0]["kind"] == "user" else 1
+    first = cause(elsewhere + [json.loads(p.read_text()) for p in folder.glob("*.json")])
+    if first and first["kind"] != "communication":
+        return print_failure(first)
+    killed = getattr(failed, "signal_name", None)
     if killed in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        print(f"interrupted by {killed} before training began", file=sys.stderr)
+        print(f"interrupted by {killed}", file=sys.stderr)
         return 130
-    if killed:
-        rank = layout.rank + failure.error_index
+    if killed or vanished:
+        rank = layout.rank + failed.error_index if killed else min(vanished)
         print(
-            f"error: rank {rank} on {socket.gethostname()} was killed by {killed}"
-            + " (out of memory?)" * (killed == "SIGKILL"),
+            f"error: rank {rank} on {socket.gethostname()} was killed"
+            + f" by {killed}" * bool(killed)
+            + " (out of memory?)" * (killed in (None, "SIGKILL")),
             file=sys.stderr,
         )
         return 1
-    if errors:
-        _print_error(errors[0])
-        return 1
-    if failure is None:
+    if first:
+        return print_failure(first)
+    if failed is None:
         print("interrupted", file=sys.stderr)
         return 130
     # It failed before the ranks had met.
-    raise UserError(_meeting_failed(layout, str(failure)))
+    raise UserError(_meeting_failed(layout, str(failed)))
 
 
 def _meeting_failed(layout: Layout, text: str) -> str:
@@ -258,33 +270,6 @@ def _meeting_failed(layout: Layout, text: str) -> str:
         )
     last = (text.strip() or "no reason given").splitlines()[-1]
     return f"the processes could not meet at {layout.url}: {last}"
-
-
-def _write_error(path: Path, rank: int, e: BaseException) -> None:
-    if isinstance(e, UserError):
-        kind = "user"
-    elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
-        kind = "communication"
-    else:
-        kind = "other"
-    content = {
-        "rank": rank,
-        "host": socket.gethostname(),
-        "time": time.time(),
-        "kind": kind,
-        "message": str(e) if kind == "user" else f"{type(e).__name__}: {e}",
-        "traceback": traceback.format_exc(),
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
-
-
-def _print_error(error: dict[str, Any]) -> None:
-    if error["kind"] == "other":
-        print(error["traceback"], file=sys.stderr)
-    where = f"rank {error['rank']} on {error['host']}"
-    print(f"error: {where}: {error['message']}", file=sys.stderr, flush=True)
 
 
 def _pids(folder: Path) -> dict[int, int]:

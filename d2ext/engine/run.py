@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
+from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
 from d2ext.config.scaling import scale_config
 from d2ext.data.catalog import register_datasets
@@ -35,6 +36,7 @@ from d2ext.engine.output_dir import check_free_space, make_output_dir
 from d2ext.engine.preflight import Plan, plan_run
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.trainer import Trainer
+from d2ext.errors import UserError
 from d2ext.evaluation.suite import Suite, finite_or_none, write_predictions
 from d2ext.files import replaced, write_json
 from d2ext.inference.overlay import write_overlays
@@ -66,10 +68,24 @@ def run_rank(job: Job) -> int:
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
     cfg = load_config(job.config_file, job.overrides)
-    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **job.options))
-    if job.options["eval_only"]:
+    _check_same_config(cfg)
+    # The flags of the first machine are those of the run.
+    options = from_main(lambda: job.options)
+    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
+    if options["eval_only"]:
         return evaluate_only(cfg, plan, job.about)
-    return train(cfg, plan, job.about, job.options["overwrite"], job.options["validate"])
+    return train(cfg, plan, job.about, options["overwrite"], options["validate"])
+
+
+def _check_same_config(cfg: Any) -> None:
+    mine = shared_fields(cfg)
+    first = from_main(lambda: mine)
+    for key in sorted(mine.keys() | first.keys()):
+        if mine.get(key) != first.get(key):
+            raise UserError(
+                f"{key} is {mine.get(key, 'absent')} here and {first.get(key, 'absent')} for rank"
+                " 0; give every machine the same config and overrides"
+            )
 
 
 def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate: bool) -> int:
@@ -99,7 +115,8 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
     multiplier = build_multiplier(cfg, schedule)
     loader = build_train_loader(cfg, start_iter)
     suite = build_suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
-    if main:
+
+    def open_folder() -> None:
         check_free_space(out, _checkpoint_bytes(model))
         aside = make_output_dir(out, overwrite)
         log_to_file(out / "log.txt")
@@ -107,11 +124,15 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
             logger.info("The earlier run was moved to %s", aside)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
+
+    def describe_run() -> float:
+        _save_config(unscaled, out)
+        return write_about(out, plan, about)
+
+    from_main(open_folder)
     if start_iter >= schedule.max_iter:
         return _end(model, suite, plan, start_iter)
-    if main:
-        _save_config(unscaled, out)
-        started = write_about(out, plan, about)
+    started = from_main(describe_run)
 
     def content(done: int) -> dict[str, Any]:
         return {
@@ -160,20 +181,23 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     Returns:
         The exit status 0.
     """
-    out, main = plan.output_dir / "eval", comm.is_main_process()
+    out = plan.output_dir / "eval"
     log_ranks(plan.device)
     register_datasets(cfg.datasets)
     model = build_model(cfg, plan)
     from_main(lambda: ckpt.load_weights(model, plan.weights))
     copy_from_main(model)
     suite = build_suite("dataloader.test", cfg.dataloader.get("test") or cfg.dataloader.val, cfg)
-    if main:
+
+    def open_folder() -> None:
         make_output_dir(out, overwrite=False)
         log_to_file(out / "log.txt")
         _save_config(cfg, out)
         write_about(out, plan, about)
+
+    from_main(open_folder)
     _evaluate(model, suite, plan, out, done=None)
-    if main:
+    if comm.is_main_process():
         _report(out, plan)
     return 0
 

@@ -230,6 +230,37 @@ def test_every_machine_tells_the_cause(start, small, tiny_root, tmp_path):
 
 
 @pytest.mark.slow
+def test_machines_started_differently(start, small, tmp_path):
+    """What would train something else, or wait for ever, is named by every machine."""
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-machines", 2, "--dist-url", url]
+    common += ["--work-dir", tmp_path / "run", "--options", *small]
+    second = start("--machine-rank", 1, *common, "train.seed=5")
+    first = start("--machine-rank", 0, *common)
+    output, status = _end(second)
+    assert status == 2 and "train.seed is 5 here and 0 for rank 0" in output.splitlines()[-1]
+    output, status = _end(first)
+    assert status != 0 and not (tmp_path / "run").exists(), output
+
+
+@pytest.mark.slow
+def test_torchrun_tells_the_cause(start, small, tiny_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    for image in (root / "balloon" / "train").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:900])
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    prefix += ["--master-port", str(free_port())]
+    run = tmp_path / "run"
+    process = start("--work-dir", run, "--options", *small, f"data.root={root}", prefix=prefix)
+    output, status = _end(process)
+    said = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert status == 1 and said and all("cannot be read" in line for line in said), output
+    assert output.count("Traceback") == 1  # torchrun's own
+    assert list((run / "errors").glob("rank-*.json"))
+
+
+@pytest.mark.slow
 def test_torchrun_on_two_machines(start, small, tmp_path):
     common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     common += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
@@ -290,6 +321,25 @@ def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
     assert status == 75, output
     assert "Stopped by SIGTERM" in output
     assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_it_at_once(start, small, tmp_path):
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+    )
+    _wait_for_step(process, tmp_path)
+    ranks = [pid for pid in _session(process.pid) if _is_rank(pid, process.pid)]
+    for rank in ranks:  # both before a step can end
+        os.kill(rank, signal.SIGSTOP)
+        os.kill(rank, signal.SIGINT)
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, status = _end(process, seconds=30)
+    assert status == 130 and output.strip().splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -44,6 +44,35 @@ def test_neither_workers_nor_the_past_matter():
     assert _take(6, seed=2) != batches
 
 
+def _rank(rank, store, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    results.put((rank, {n: _take(6, num_workers=n) for n in (0, 1, 3)}))
+    torch.distributed.barrier()
+
+
+def test_any_layout_sees_the_same(tmp_path):
+    """1 process, 2 processes, 1 that accumulates; 0, 1 or 3 workers: the same draws in order."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_rank, args=(rank, tmp_path / "store", results)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    ranks = dict(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    whole = _take(6)
+    for workers in (0, 1, 3):
+        parts = zip(ranks[0][workers], ranks[1][workers], strict=True)
+        assert [a + b for a, b in parts] == whole
+        micro = _take(12, num_workers=workers, accumulate=2)
+        assert [a + b for a, b in zip(micro[::2], micro[1::2], strict=True)] == whole
+
+
 def test_the_trainer_s_generators_stay_as_they_were():
     np.random.seed(5), random.seed(5), torch.manual_seed(5)
     expected = np.random.rand(), random.random(), float(torch.rand(1))

@@ -1,5 +1,6 @@
 """Which processes a run has: flags first, then torchrun, then srun, then one's own."""
 
+import os
 import socket
 
 import pytest
@@ -45,6 +46,53 @@ def test_torchrun_is_believed_unless_flags_speak():
     assert (layout.starter, layout.rank, layout.world_size) == ("torchrun", 5, 8)
     assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 4)
     assert find_layout(TORCHRUN, num_gpus=2).starter == "self"
+
+
+@pytest.fixture
+def srun(tmp_path, monkeypatch):
+    """The environment of task 3 of a step of 2 x 2, and a scontrol that knows its nodes."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return dict(
+        SLURM_STEP_NUM_TASKS="4",
+        SLURM_STEP_NUM_NODES="2",
+        SLURM_STEP_TASKS_PER_NODE="2(x2)",
+        SLURM_STEP_NODELIST="n[1-2]",
+        SLURM_PROCID="3",
+        SLURM_LOCALID="1",
+        SLURM_JOB_ID="7",
+        SLURM_STEP_ID="0",
+    )
+
+
+def test_an_srun_step_of_several_tasks(srun):
+    layout = find_layout(srun)
+    assert (layout.starter, layout.rank, layout.world_size) == ("srun", 3, 4)
+    assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 2)
+    host, _, port = layout.url.rpartition(":")
+    assert host == "tcp://n1" and 1024 < int(port) < 32768
+    assert find_layout(srun | dict(SLURM_PROCID="0", SLURM_LOCALID="0")).url == layout.url
+    assert find_layout(srun | dict(SLURM_STEP_ID="1")).url != layout.url
+    assert find_layout(srun | dict(PORT="29501")).url == "tcp://n1:29501"
+    assert find_layout(srun, port=29502).url == "tcp://n1:29502"
+    assert find_layout(srun, dist_url="tcp://n9:29503").url == "tcp://n9:29503"
+    assert find_layout(srun, num_gpus=2).starter == "self"
+    assert find_layout(srun | TORCHRUN).starter == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (dict(SLURM_STEP_TASKS_PER_NODE="3,1"), "--ntasks-per-node"),
+        (dict(SLURM_PROCID="1", SLURM_LOCALID="0"), "--distribution=block"),
+        (dict(SLURM_STEP_NODELIST="elsewhere"), "scontrol does not tell"),
+    ],
+)
+def test_srun_steps_that_cannot_be(srun, more, words):
+    with pytest.raises(UserError, match=words):
+        find_layout(srun | more)
 
 
 @pytest.mark.parametrize(
