@@ -17,8 +17,24 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def guard_spawned_child() -> None:
-    """For the first line of a spawned rank: it ends with its launcher, even one dead by now.
+def guard_rank(module: str) -> bool:
+    """For a tool's first lines: a rank ends with what started it, torchrun or our launcher.
+
+    Args:
+        module: the tool's `__name__`.
+
+    Returns:
+        Whether this process is a rank that our launcher spawned.
+    """
+    if module == "__mp_main__":
+        _guard_spawned_child()
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    return module == "__mp_main__"
+
+
+def _guard_spawned_child() -> None:
+    """It ends with its launcher, even one dead by now.
 
     torch asks Linux for SIGINT instead, later; in a rendezvous Python would not hear that, so its
     default action is put back, which kills.

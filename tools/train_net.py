@@ -2,9 +2,9 @@
 """Trains and evaluates a LazyConfig recipe.
 
 python tools/train_net.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py
+python tools/train_net.py --config-file X train.max_epochs=24 optimizer.lr=1e-3
 python tools/train_net.py --config-file X --resume
 python tools/train_net.py --config-file X --eval-only --weights last
-python tools/train_net.py --config-file X train.max_epochs=24 optimizer.lr=1e-3
 """
 
 import argparse
@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.engine.log import setup_logging
 from d2ext.errors import UserError, run_tool
-from d2ext.guard import guard_spawned_child
+from d2ext.guard import guard_rank
 
-if __name__ == "__mp_main__":  # a rank, before it imports torch
-    guard_spawned_child()
+if guard_rank(__name__):  # before it imports torch
     setup_logging(quiet=True)
 
 
@@ -44,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume-from", metavar="FILE", help="go on from this checkpoint")
     add("--eval-only", action="store_true", help="evaluate instead of training")
     add("--weights", metavar="best|last|FILE", help="what --eval-only evaluates")
+    add("--tta", action="store_true", help="flips and sizes of dataloader.tta, with --eval-only")
+    add(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="KEY>=N",
+        help="a result's bound, or exit 1",
+    )
     add("--no-validate", action="store_true", help="train without evaluation")
     add("--dry-run", action="store_true", help="check everything, print the plan, stop")
     add(
@@ -104,16 +111,9 @@ def main() -> int:
 
     about = describe(args.config_file, sys.argv)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")
-    options = dict(
-        **gpus,
-        world_size=layout.world_size,
-        eval_only=args.eval_only,
-        weights=args.weights,
-        resume=args.resume,
-        resume_from=args.resume_from,
-        overwrite=args.overwrite,
-        validate=not args.no_validate,
-    )
+    flags = ("eval_only", "weights", "resume", "resume_from", "overwrite", "tta", "expect")
+    options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}
+    options |= dict(world_size=layout.world_size, validate=not args.no_validate)
     plan = None
     if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
         plan = plan_run(cfg, about["name"], **options)

@@ -38,6 +38,7 @@ dataloader.val.dataset.names = "balloon_val"
 dataloader.val.mapper.augmentations[0].short_edge_length = 640
 dataloader.val.mapper.augmentations[0].max_size = 1280
 dataloader.val.num_workers = 1
+dataloader.tta.min_sizes = [512, 640, 768]
 
 train.reference_world_size = 1
 train.reference_batch_size = 4
@@ -46,6 +47,7 @@ optimizer.weight_decay = 0.05
 train.max_epochs = 22
 train.eval_period = "11 epochs"
 train.checkpointer.period = "11 epochs"
+train.best.metric = "coco/segm/AP"
 train.warmup_iters = 50
 train.channels_last = True
 train.init_checkpoint = (

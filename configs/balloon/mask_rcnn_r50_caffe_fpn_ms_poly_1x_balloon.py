@@ -27,6 +27,7 @@ train.reference_world_size = 1
 train.reference_batch_size = 1
 optimizer.lr = 0.02 / 16
 train.warmup_iters = 100
+train.best.metric = "coco/segm/AP"
 train.init_checkpoint = (
     "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl"
 )

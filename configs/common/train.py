@@ -22,6 +22,16 @@ train = dict(
     # added: where processes meet (the guide's dist_params); --dist-url wins; the backend follows
     # from the device
     dist=dict(backend=None, port=None, url=None),
+    # added: training aids, all off
+    amp=dict(enabled=False, dtype="float16"),  # mixed precision; bfloat16 also on the CPU
+    clip_grad_norm=None,  # upper bound of the gradients' L2 norm
+    ema_decay=None,  # moving average of the weights, for evaluation; 0.999 suits some 1000 steps
+    # model_best.pth by a result of the first val set, "coco/segm/AP"; "<dataset>/..." of another
+    best=dict(metric=None, mode="max"),
+    early_stopping_patience=None,  # evaluations without a better train.best.metric
+    sync_bn=False,  # BatchNorm over all workers, where the model's norm is BN
+    compile=dict(enabled=False, backend="inductor"),  # torch.compile of the backbone
+    deterministic=False,  # repeatable GPU kernels, also where slower
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     device="cuda",  # without a visible GPU the CPU is used, and the log says so
     channels_last=False,  # added: memory layout of the convolutions; 1.2 times as fast on the CPU

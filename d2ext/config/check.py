@@ -1,5 +1,6 @@
 """What the fields of a config take that d2ext itself reads: types, null, bounds."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,23 +16,31 @@ _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "t
 class _Takes(NamedTuple):
     types: tuple[type, ...]
     null: bool = False
+    among: tuple[str, ...] = ()
     least: int | None = None
     above: int | None = None
+    below: float = math.inf
 
     def accepts(self, value: Any) -> bool:
         if value is None:
             return self.null
+        if self.among:
+            return value in self.among
         if not isinstance(value, self.types) or isinstance(value, bool) and bool not in self.types:
             return False
         return not (self.least is not None and value < self.least) and (
-            self.above is None or self.above < value < float("inf")
+            self.above is None or self.above < value < self.below
         )
 
     def __str__(self) -> str:
+        if self.among:
+            return " or ".join(self.among)
         text = " or ".join([*(t.__name__ for t in self.types), *["null"] * self.null])
         if self.least is not None:
             text += f", {self.least} or more"
-        return text if self.above is None else f"{text}, above {self.above}"
+        if self.above is not None:
+            text += f", above {self.above}" + f" and below {self.below}" * (self.below < math.inf)
+        return text
 
 
 _PERIOD = _Takes((int, str), null=True)  # schedule.py reads the text
@@ -52,9 +61,23 @@ _FIELDS = {
     "train.output_dir": _Takes((str,), null=True),
     "train.init_checkpoint": _Takes((str,), null=True),
     "train.channels_last": _Takes((bool,)),
+    "train.deterministic": _Takes((bool,)),
+    "train.clip_grad_norm": _Takes((int, float), null=True, above=0),
+    "train.ema_decay": _Takes((float,), null=True, above=0, below=1),
+    "train.sync_bn": _Takes((bool,)),
+    "train.amp": _Takes((dict,)),
+    "train.amp.enabled": _Takes((bool,)),
+    "train.amp.dtype": _Takes((str,), among=("float16", "bfloat16")),
+    "train.compile": _Takes((dict,)),
+    "train.compile.enabled": _Takes((bool,)),
+    "train.best": _Takes((dict,)),
+    "train.best.metric": _Takes((str,), null=True),
+    "train.best.mode": _Takes((str,), among=("max", "min")),
+    "train.early_stopping_patience": _Takes((int,), null=True, least=1),
     "train.auto_scale_lr": _Takes((dict,)),
     "train.dist": _Takes((dict,)),
-    "train.dist.port": _Takes((int,), null=True, least=0),
+    "train.dist.backend": _Takes((str,), null=True, among=("nccl", "gloo")),
+    "train.dist.port": _Takes((int,), null=True, above=0, below=65536),
     "optimizer.lr": _Takes((int, float), above=0),
     "dataloader.train.total_batch_size": _Takes((int,), least=1),
 }

@@ -47,9 +47,22 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
+    warmup = _warmup(cfg)
     apply_overrides(cfg, overrides)
+    if warmup and _warmup(cfg) and cfg.lr_multiplier.warmup_length == warmup[0]:
+        cfg.train.warmup_iters = warmup[1]
     check_config(cfg)
     return cfg
+
+
+def _warmup(cfg: Any) -> tuple[float, int] | None:
+    """Detectron2's fraction of the run for warm-up, and the iterations that a file means by it."""
+    multiplier = cfg.get("lr_multiplier") or {}
+    fraction = multiplier.get("warmup_length") if hasattr(multiplier, "get") else None
+    length = cfg.train.get("max_iter")
+    if cfg.train.get("warmup_iters") is not None or not isinstance(fraction, float) or not fraction:
+        return None
+    return (fraction, round(fraction * length)) if isinstance(length, int) else None
 
 
 def _merge_dist(cfg: Any, path: Path) -> None:

@@ -147,6 +147,8 @@ def _check_type(key: str, value: Any, old: Any) -> None:
     if isinstance(value, str) and value.startswith("${"):
         return
     parts = tuple(_split(key))
+    if parts[-1] == "_target_" and isinstance(value, str):  # a function by its name
+        return
     if check_field(".".join(parts), value):
         return
     allowed = next((types for end, types in _UNIONS.items() if parts[-len(end) :] == end), None)

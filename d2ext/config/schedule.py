@@ -23,6 +23,9 @@ class Period:
         return self.iterations > 0 and done % self.iterations == 0
 
 
+_LEAST_WARMUP = 10  # iterations
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The length of a run and its periods, resolved against a data set.
@@ -55,7 +58,9 @@ class Schedule:
         return self.max_iter * self.batch_size / self.num_images
 
 
-def resolve_schedule(train: Any, batch_size: int, num_images: int) -> Schedule:
+def resolve_schedule(
+    train: Any, batch_size: int, num_images: int, warmup_fraction: float = 0.0
+) -> Schedule:
     """Turns the `train` section's epochs and periods into iterations.
 
     Args:
@@ -63,6 +68,7 @@ def resolve_schedule(train: Any, batch_size: int, num_images: int) -> Schedule:
             `checkpointer.period` and, if present, `warmup_iters` are read.
         batch_size: images per optimizer step over all ranks.
         num_images: of the training set.
+        warmup_fraction: of the run, where `warmup_iters` is None.
 
     Raises:
         UserError: a length or period that is not positive or cannot be read.
@@ -77,6 +83,8 @@ def resolve_schedule(train: Any, batch_size: int, num_images: int) -> Schedule:
         # Exact fractions: 0.1 epochs of 10 images is one image, not two.
         iterations = math.ceil(Fraction(str(epochs)) * num_images / batch_size)
     warmup = train.get("warmup_iters")
+    if warmup is None and warmup_fraction > 0:
+        warmup = max(round(warmup_fraction * iterations), _LEAST_WARMUP)
     if warmup is not None:
         if warmup < 0:
             raise UserError(f"train.warmup_iters={warmup} is negative")

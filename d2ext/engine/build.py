@@ -11,11 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from d2ext.config.schedule import Schedule
-from d2ext.engine import checkpoint as ckpt
+from d2ext.engine.aids import with_sync_bn
 from d2ext.engine.classes import with_num_classes
-from d2ext.engine.distributed import copy_from_main, from_main
 from d2ext.engine.preflight import Plan
-from d2ext.errors import UserError, building
+from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,10 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """The model on its device, its heads with the data's class count; the same for a seed."""
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
     with building("model"):
-        model = instantiate(with_num_classes(cfg.model, plan.num_classes)).to(plan.device)
+        model = instantiate(with_num_classes(cfg.model, plan.num_classes))
+    if cfg.train.get("sync_bn", False):
+        model = with_sync_bn(model, plan.device)
+    model = model.to(plan.device)
     if cfg.train.get("channels_last", False):
         model = model.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in model.parameters())
@@ -39,38 +41,6 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     settings.params.model = model
     with building("optimizer"):
         return instantiate(settings)
-
-
-def load_start(model: nn.Module, optimizer: Optimizer, plan: Plan) -> int:
-    """Loads weights or the checkpoint to resume, as planned; returns the first iteration."""
-    if not plan.resume:
-        if plan.weights:
-            from_main(lambda: ckpt.load_weights(model, plan.weights))
-        copy_from_main(model)
-        return 0
-    state = from_main(lambda: ckpt.read_checkpoint(plan.resume))
-    settings = [
-        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-    ]
-    try:
-        if (theirs := state.get("optimizer_type")) != type(optimizer).__name__:
-            raise ValueError(f"its optimizer is {theirs}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as e:
-        raise UserError(
-            f"{plan.resume} does not fit this config ({str(e).splitlines()[0]}); resume needs the"
-            " model and optimizer it was trained with, train.init_checkpoint takes weights alone"
-        ) from e
-    # The config's rates and decays win over the stored ones.
-    for group, mine in zip(optimizer.param_groups, settings, strict=True):
-        group.update(mine)
-    batch = plan.schedule.batch_size
-    start = state["images_seen"] // batch
-    before = state["images_seen"] // max(state["iterations_done"], 1)
-    change = f" ({before} images a step before, {batch} now)" if before != batch else ""
-    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
-    return start
 
 
 def build_multiplier(cfg: Any, schedule: Schedule) -> Any:

@@ -24,6 +24,7 @@ from d2ext.modeling.timm_backbone import rename_efficientnet_lite0
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest checkpoint
+BEST = "model_best.pth"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -48,9 +49,11 @@ def link_checkpoint(path: Path, name: str) -> Path:
     """Gives a checkpoint a second name, without a second copy where the file system can."""
     target = path.with_name(name)
     _sidecar(target).unlink(missing_ok=True)
-    target.unlink(missing_ok=True)
+    link = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
-        os.link(path, target)
+        os.link(path, link)
+        os.replace(link, target)
+        link.unlink(missing_ok=True)  # both names of one file already: nothing was replaced
     except OSError:
         with replaced(target, "wb") as f, open(path, "rb") as source:
             shutil.copyfileobj(source, f)
@@ -214,6 +217,9 @@ class _WeightsReader(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if "ema" in checkpoint:
+            logger.info("The checkpoint's averaged weights (EMA) are taken")
+            checkpoint["model"] = checkpoint.pop("ema")
         state = checkpoint["model"]
         if "_conv_stem.weight" in state:
             checkpoint["model"] = state = rename_efficientnet_lite0(state, self.model)

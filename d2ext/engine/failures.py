@@ -18,11 +18,14 @@ from d2ext.errors import user_message
 _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
-_ORDER = ("user", "other", "interrupted", "communication")  # the last ones follow from others
+_CAUSES = ("user", "other", "killed")  # "interrupted" and "communication" may follow from others
 
 
 def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
-    """What is to be known of a rank's error, as plain values: `kind` is one of `_ORDER`."""
+    """What is to be known of a rank's error, as plain values.
+
+    Its `kind` is user, other, interrupted or communication (a lost peer).
+    """
     message = f"{type(e).__name__}: {e}"
     if (mistake := user_message(e)) is not None:
         kind, message = "user", mistake
@@ -32,14 +35,19 @@ def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
         kind = "communication"
     else:
         kind = "other"
-    return {
-        "rank": rank,
-        "host": socket.gethostname(),
-        "time": time.time(),
-        "kind": kind,
-        "message": message,
-        "traceback": "".join(traceback.format_exception(e)),
-    }
+    return _failure(rank, kind, message, "".join(traceback.format_exception(e)))
+
+
+def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
+    """The same for a rank that was killed from outside, by a signal's name if that is known."""
+    message = "was killed" + f" by {by}" * bool(by)
+    return _failure(rank, "killed", message + " (out of memory?)" * (by in (None, "SIGKILL")))
+
+
+def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, Any]:
+    host = socket.gethostname()
+    content = {"rank": rank, "host": host, "time": time.time(), "kind": kind}
+    return {**content, "message": message, "traceback": text}
 
 
 def write_failure(path: Path, failure: dict[str, Any]) -> None:
@@ -58,15 +66,17 @@ def print_failure(failure: dict[str, Any]) -> int:
     if kind == "other":
         print(failure["traceback"], file=sys.stderr)
     where = f"rank {failure['rank']} on {failure['host']}"
-    print(f"error: {where}: {failure['message']}", file=sys.stderr, flush=True)
+    message = failure["message"]
+    if kind == "communication":
+        message = f"it lost another rank, which has not said why ({message.splitlines()[0]})"
+    print(f"error: {where}: {message}", file=sys.stderr, flush=True)
     return 2 if kind == "user" else 1
 
 
 def cause(failures: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first one that is no consequence of another, if there is one."""
     own = [f for f in failures if f["kind"] != "communication"]
-    rank = _ORDER.index
-    return min(own or failures, key=lambda f: (rank(f["kind"]) > 1, f["time"]), default=None)
+    return min(own or failures, key=lambda f: (f["kind"] not in _CAUSES, f["time"]), default=None)
 
 
 class FailureFolder:
@@ -96,7 +106,7 @@ class FailureFolder:
             if self._before.get(path) != changed
         ]
 
-    def wait_for_cause(self, mine: dict[str, Any], seconds: float = 2.0) -> dict[str, Any]:
+    def wait_for_cause(self, mine: dict[str, Any], seconds: float = 5.0) -> dict[str, Any]:
         """`mine`, unless it is a lost peer and that peer says within some seconds what it had."""
         deadline = time.monotonic() + seconds
         while True:

@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from d2ext.config.schedule import Schedule
-from d2ext.engine.checkpoint import mark_last, prune, save_checkpoint, save_final
+from d2ext.engine.checkpoint import (
+    BEST,
+    link_checkpoint,
+    mark_last,
+    prune,
+    save_checkpoint,
+    save_final,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +65,32 @@ class Checkpoint(HookBase):
         self._schedule = schedule
         self._keep = keep
         self._content = content
-        self._saved = -1
+        self._saved, self._path = -1, None
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
         if last or self._schedule.checkpoint_period.due(done, self._schedule):
-            path = self._save(done)
+            self._save(done)
             if last:
-                save_final(path, self._folder)
+                save_final(self._path, self._folder)
 
     def after_train(self) -> None:
-        # A stopped run only: one that failed has no state worth keeping.
-        if self.trainer.stopped_by and self._saved != self.trainer.iter:
-            self._save(self.trainer.iter)
+        # Not where it failed: that state is not worth keeping.
+        if self.trainer.stopped_by or self.trainer.ended_early:
+            if self._saved != self.trainer.iter:
+                self._save(self.trainer.iter)
+            if self.trainer.ended_early:
+                save_final(self._path, self._folder)
 
-    def _save(self, done: int) -> Path:
+    def save_best(self, done: int) -> None:
+        """Keeps the present state as `model_best.pth`; a resume does not take it."""
+        if self._saved == done:
+            link_checkpoint(self._path, BEST)
+        else:
+            save_checkpoint(self._folder / BEST, self._content(done))
+
+    def _save(self, done: int) -> None:
         schedule = self._schedule
         whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
         if schedule.checkpoint_period.epochs and whole_epoch:
@@ -82,9 +101,24 @@ class Checkpoint(HookBase):
         save_checkpoint(path, self._content(done))
         mark_last(path)
         prune(self._folder, self._keep)
-        self._saved = done
+        self._saved, self._path = done, path
         logger.info("Saved %s", path)
-        return path
+
+
+class AverageWeights(HookBase):
+    """Moves the averaged weights behind each step.
+
+    Args:
+        averaged: of `aids.averaged`.
+        model: that is trained, unwrapped.
+    """
+
+    def __init__(self, averaged: AveragedModel, model: nn.Module):
+        self._averaged = averaged
+        self._model = model
+
+    def after_step(self) -> None:
+        self._averaged.update_parameters(self._model)
 
 
 class Evaluate(HookBase):
@@ -92,20 +126,41 @@ class Evaluate(HookBase):
 
     Args:
         schedule: of the run.
-        run: evaluates after so many iterations and returns flat results.
+        run: evaluates after so many iterations; returns flat results on rank 0, and on all ranks
+            why the run should end now, or None.
+        evaluated: iterations behind the last evaluation of a run that is resumed.
     """
 
-    def __init__(self, schedule: Schedule, run: Callable[[int], dict[str, float]]):
+    def __init__(
+        self,
+        schedule: Schedule,
+        run: Callable[[int], tuple[dict[str, float], str | None]],
+        evaluated: int | None,
+    ):
         self._schedule = schedule
         self._run = run
+        self._evaluated = evaluated
+
+    def before_train(self) -> None:
+        # A run that ended between the checkpoint and its evaluation.
+        done = self.trainer.start_iter
+        due = done and self._schedule.eval_period.due(done, self._schedule)
+        if due and self._evaluated != done:
+            self._evaluate(done)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
         if last or self._schedule.eval_period.due(done, self._schedule):
-            results = self._run(done)
-            finite = {k: v for k, v in results.items() if math.isfinite(v)}  # JSON has no NaN
-            self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
+            self._evaluate(done)
+
+    def _evaluate(self, done: int) -> None:
+        results, reason = self._run(done)
+        finite = {k: v for k, v in results.items() if math.isfinite(v)}  # JSON has no NaN
+        self.trainer.storage.iter = done - 1
+        self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
+        if reason and done < self.trainer.max_iter:
+            self.trainer.ended_early = reason
 
 
 class ProgressBar(HookBase):

@@ -4,6 +4,7 @@ Order: explicit flags, then torchrun's environment, then an srun step of several
 Detectron2's `launch()`, which spawns this machine's processes.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -86,12 +87,12 @@ def find_layout(
         return Layout("self")
     port = port or _port(env)
     if dist_url in (None, "auto"):
-        host = env.get("MASTER_ADDR") if machines > 1 or port else "127.0.0.1"
+        host = env.get("MASTER_ADDR") if machines > 1 else "127.0.0.1"
         if machines > 1 and not (host and port):
             raise UserError(
                 "several machines need an address: --dist-url tcp://HOST_OF_MACHINE_0:PORT"
             )
-        dist_url = f"tcp://{host or '127.0.0.1'}:{port or free_port()}"
+        dist_url = f"tcp://{host}:{port or free_port()}"
     _check_url(dist_url)
     return Layout("self", machines, rank, per_machine, dist_url, rank * per_machine)
 
@@ -123,11 +124,14 @@ def check_meeting_place(layout: Layout, timeout: float) -> None:
         UserError: the port is taken, the host is unknown, or nobody answers.
     """
     host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except (socket.gaierror, UnicodeError) as e:
+        raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
     if layout.machine_rank == 0:
         if not port_is_free(int(port)):
             raise UserError(
-                f"port {port} of {layout.url} is taken; choose another one with --dist-url, or"
-                " leave it out on a single machine"
+                f"port {port} of {layout.url} is taken; choose another one with --dist-url or PORT"
             )
         return
     deadline = time.monotonic() + timeout
@@ -135,8 +139,6 @@ def check_meeting_place(layout: Layout, timeout: float) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
             return
-        except socket.gaierror as e:
-            raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
         except OSError as e:
             if time.monotonic() > deadline:
                 raise UserError(
@@ -144,6 +146,13 @@ def check_meeting_place(layout: Layout, timeout: float) -> None:
                     " started, and its port open?"
                 ) from e
             time.sleep(0.5)
+
+
+def end_step(env: Mapping[str, str]) -> None:
+    """Ends the srun step that this task belongs to."""
+    step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
+    with contextlib.suppress(OSError):  # no scancel: the others end by their timeout
+        subprocess.run(["scancel", step], capture_output=True)
 
 
 def _torchrun(env: Mapping[str, str]) -> Layout:
@@ -200,7 +209,12 @@ def _check_url(url: str) -> None:
 
 
 def _port(env: Mapping[str, str]) -> int | None:
-    return _number(env, "PORT", None) or _number(env, "MASTER_PORT", None)
+    for name in ("PORT", "MASTER_PORT"):
+        if port := _number(env, name, None):
+            if port > 65535:
+                raise UserError(f"the environment's {name}={port} is no port; 65535 is the highest")
+            return port
+    return None
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:

@@ -1,10 +1,12 @@
 """The output directory: never two runs in one, never a run in a place that cannot hold it."""
 
+import fcntl
 import itertools
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import IO
 
 from d2ext.engine.checkpoint import LAST
 from d2ext.errors import UserError
@@ -41,14 +43,25 @@ def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
         )
 
 
-def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
-    """Creates the output directory; with `overwrite` an earlier run there is moved aside.
+def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> Path | None:
+    """Creates the output directory and keeps it for this process.
+
+    Args:
+        output_dir: of the run.
+        overwrite: an earlier run there is moved aside.
+        resume: an earlier run there is to go on.
 
     Returns:
         Where the earlier run went, or None.
+
+    Raises:
+        UserError: another process writes there, another run has come to be there, or it cannot be
+            written to.
     """
     aside = None
     try:
+        if output_dir.is_dir():
+            _claim(output_dir)
         if overwrite and _traces(output_dir):
             whole = output_dir.resolve()  # "." has no name to add to
             stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
@@ -56,11 +69,34 @@ def make_output_dir(output_dir: Path, overwrite: bool) -> Path | None:
             aside = next(p for p in map(whole.with_name, names) if not p.exists())
             os.rename(whole, aside)
         output_dir.mkdir(parents=True, exist_ok=True)
+        _claim(output_dir)
     except OSError as e:
         raise UserError(
             f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
         ) from e
+    if not resume:
+        refuse_mixing(output_dir)
     return aside
+
+
+_held: list[IO] = []  # the lock of this process's present run; the system frees it at its end
+
+
+def _claim(output_dir: Path) -> None:
+    while _held:
+        _held.pop().close()
+    lock = open(output_dir / ".lock", "w")  # it stays open
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise UserError(
+            f"another process is writing to the output directory {output_dir}; choose another"
+            " --work-dir, or wait for it"
+        ) from e
+    except OSError:  # a file system without locks
+        lock.close()
+        return
+    _held.append(lock)
 
 
 def _existing(path: Path) -> Path:

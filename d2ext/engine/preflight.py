@@ -4,27 +4,26 @@ Preflight turns a config and the command's flags into a `Plan` of plain values, 
 every process; each of its checks names the field, the value and the remedy.
 """
 
-import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.catalog import register_datasets
-from d2ext.data.check import check_dataset, check_masks, format_summary
-from d2ext.data.synthetic import is_synthetic
 from d2ext.engine.checkpoint import local_weights, newest_good
 from d2ext.engine.classes import check_num_classes
+from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
 from d2ext.engine.output_dir import check_writable, refuse_mixing
+from d2ext.engine.splits import check_splits
 from d2ext.errors import UserError, building
+from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 
 logger = logging.getLogger(__name__)
@@ -38,12 +37,13 @@ class Plan:
         output_dir: of the run.
         device: `cpu` or `cuda`.
         num_classes: for every head of the model.
-        datasets: name to `images`, `instances`, `synthetic`.
+        datasets: name to `images`, `instances`, `masks`, `synthetic`.
         schedule: epochs and periods in iterations; None for an evaluation only.
         weights: local path of the initial weights, or of those to evaluate.
         resume: local path of the checkpoint to go on from, or None.
         scaling: `ScalingReport.as_dict()` where learning rates were scaled, else None.
         lines: the plan in words.
+        best_metric: the result that decides what is best, or None.
     """
 
     output_dir: Path
@@ -55,6 +55,7 @@ class Plan:
     resume: Path | None
     scaling: dict[str, Any] | None
     lines: list[str]
+    best_metric: str | None = None
 
 
 def plan_run(
@@ -70,6 +71,8 @@ def plan_run(
     resume_from: str | None = None,
     overwrite: bool = False,
     validate: bool = True,
+    tta: bool = False,
+    expect: Sequence[str] = (),
 ) -> Plan:
     """Checks a config against the data, the model and the machine, and logs the plan.
 
@@ -87,6 +90,8 @@ def plan_run(
         resume_from: go on from this checkpoint.
         overwrite: an earlier run in the output directory will be moved aside.
         validate: the run will be evaluated on `dataloader.val`.
+        tta: test-time augmentation, for an evaluation only.
+        expect: bounds on results, of `parse_expectation`.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -101,6 +106,7 @@ def plan_run(
     device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpu_each)
     output_dir = Path(cfg.train.get("output_dir") or Path("work_dirs") / name)
     say(f"output      {output_dir}", f"device      {words}")
+    check_options(cfg, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and OmegaConf.select(cfg, "train.auto_scale_lr.enabled"):
         cfg, report = scale_config(cfg, world_size)
@@ -127,9 +133,17 @@ def plan_run(
         splits = {"train": cfg.dataloader.train}
         if validate:
             splits["val"] = cfg.dataloader.get("val")
-    datasets, classes, table = _datasets(splits)
+    datasets, classes, table = check_splits(splits)
     say(*table)
     num_classes = check_num_classes(cfg.model, classes)
+    tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
+    wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
+    best = None
+    if validate and not eval_only and (best := best_metric(cfg.train, tested)):
+        wanted["train.best.metric"] = best
+    check_metrics(
+        cfg.evaluators, wanted, {name: (classes, datasets[name]["masks"]) for name in tested}
+    )
 
     field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
@@ -141,6 +155,7 @@ def plan_run(
     else:
         source = cfg.train.get("init_checkpoint") or ""
         schedule = _schedule(cfg)
+        check_schedule(cfg.train, schedule)
         say(*_schedule_lines(cfg, schedule, world_size))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
@@ -157,6 +172,7 @@ def plan_run(
         None if eval_only else checkpoint,
         scaling,
         lines,
+        best,
     )
 
 
@@ -192,69 +208,12 @@ def choose_device(
     return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
-def _datasets(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
-    """Reads and checks every data set; their classes must agree by name and order."""
-    summaries, datasets, classes, first = [], {}, None, None
-    for split, loader in splits.items():
-        field = f"dataloader.{split}"
-        if not loader:
-            raise UserError(f"{field} is null: give it, or train with --no-validate")
-        names = test_sets(loader)
-        if not names or not all(isinstance(name, str) for name in names):
-            raise UserError(
-                f"{field}.dataset.names={names}: give the name of a data set, or several"
-            )
-        for name in names:
-            if name not in DatasetCatalog.list():
-                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
-                raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
-            metadata = MetadataCatalog.get(name)
-            with building(f"datasets.{name}"):
-                records = DatasetCatalog.get(name)
-            mine = list(metadata.get("thing_classes", []))
-            if classes is not None and mine != classes:
-                raise UserError(
-                    f"the data sets {first} and {name} differ in their classes: {classes} and"
-                    f" {mine}; give both the same `classes`"
-                )
-            classes, first = mine, first or name
-            if name in datasets:
-                continue
-            summary = check_dataset(name, records, mine)
-            if split == "train":
-                check_masks(name, records, _mask_format(loader))
-            summaries.append(summary)
-            datasets[name] = {
-                "images": summary.images,
-                "instances": summary.instances,
-                "synthetic": _synthetic(metadata),
-            }
-    table = [f"data        {line}" for line in format_summary(summaries).splitlines()]
-    fake = [name for name, d in datasets.items() if d["synthetic"]]
-    if fake:
-        table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
-    return datasets, classes or [], table
-
-
-def _mask_format(loader: Any) -> str | None:
-    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
-    mapper = loader.get("mapper") or {}
-    if not mapper.get("use_instance_mask", False):
-        return None
-    return mapper.get("instance_mask_format", "polygon")
-
-
-def _synthetic(metadata: Any) -> bool:
-    root = metadata.get("image_root")
-    return root is not None and is_synthetic(Path(root).parent)
-
-
 def _schedule(cfg: Any) -> Schedule:
     names = cfg.dataloader.train.dataset.names
     with building(f"dataloader.train.dataset ({names})"):
         images = len(instantiate(cfg.dataloader.train.dataset))
-    return resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images)
+    fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
+    return resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images, fraction)
 
 
 def _schedule_lines(cfg: Any, s: Schedule, world_size: int) -> list[str]:

@@ -8,12 +8,12 @@ killed.
 import contextlib
 import datetime
 import json
+import logging
 import multiprocessing
 import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -31,15 +31,17 @@ from d2ext.engine.failures import (
     FailureFolder,
     cause,
     describe_failure,
+    describe_killed,
     print_failure,
     write_failure,
 )
-from d2ext.engine.launch import Layout, check_meeting_place
+from d2ext.engine.launch import Layout, check_meeting_place, end_step
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 
 _GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_FORWARDED_NAMES = [number.name for number in _FORWARDED]
 
 
 def start_ranks(
@@ -74,11 +76,19 @@ def start_ranks(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
     failures = FailureFolder(output_dir)
     if layout.starter != "self":
-        join_ranks(layout, timeout, device)
+        try:
+            join_ranks(layout, timeout, device)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
+            if layout.starter == "srun":
+                end_step(os.environ)  # its other tasks would wait
+            return 2
         return _guarded(failures, target, args)
     if layout.world_size == 1:
         return target(*args)
     check_meeting_place(layout, timeout)
+    # torch announces whom it ends; the cause is told here.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
     os.environ[LAUNCHER] = str(os.getpid())
     # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
@@ -105,7 +115,7 @@ def start_ranks(
         for pid in _pids(folder).values():
             _kill(pid, signal.SIGKILL)
     try:
-        return _outcome(layout, folder, failed, failures.new(), vanished)
+        return _outcome(layout, folder, failed, failures, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -230,33 +240,23 @@ def _outcome(
     layout: Layout,
     folder: Path,
     failed: Exception | None,
-    elsewhere: list[dict[str, Any]],
+    failures: FailureFolder,
     vanished: list[int],
 ) -> int:
     """Says why it failed, if it did, and returns the exit status."""
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
     if failed is None and len(statuses) == layout.per_machine:
         return max(statuses.values())
-    first = cause(elsewhere + [json.loads(p.read_text()) for p in folder.glob("*.json")])
-    if first and first["kind"] != "communication":
-        return print_failure(first)
-    killed = getattr(failed, "signal_name", None)
-    if killed in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        print(f"interrupted by {killed}", file=sys.stderr)
-        return 130
-    if killed or vanished:
-        rank = layout.rank + failed.error_index if killed else min(vanished)
-        print(
-            f"error: rank {rank} on {socket.gethostname()} was killed"
-            + f" by {killed}" * bool(killed)
-            + " (out of memory?)" * (killed in (None, "SIGKILL")),
-            file=sys.stderr,
-        )
-        return 1
-    if first:
-        return print_failure(first)
-    if failed is None:
-        print("interrupted", file=sys.stderr)
+    mine = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    by = getattr(failed, "signal_name", None)
+    if by not in _FORWARDED_NAMES and (by or vanished):
+        rank = layout.rank + failed.error_index if by else min(vanished)
+        mine.append(describe_killed(rank, by))
+        failures.add(mine[-1])
+    if first := cause(mine):
+        return print_failure(failures.wait_for_cause(first))
+    if failed is None or by in _FORWARDED_NAMES:
+        print("interrupted" + f" by {by}" * bool(by), file=sys.stderr)
         return 130
     # It failed before the ranks had met.
     raise UserError(_meeting_failed(layout, str(failed)))
@@ -267,6 +267,11 @@ def _meeting_failed(layout: Layout, text: str) -> str:
         return (
             f"only {joined[1]} of {joined[2]} processes came to {layout.url} in time; start the"
             " other machines, or wait longer with --dist-timeout"
+        )
+    if "wait timeout" in text:
+        return (
+            f"not all {layout.world_size} processes came to {layout.url} in time; are --num-gpus"
+            " and --num-machines the same on every machine?"
         )
     last = (text.strip() or "no reason given").splitlines()[-1]
     return f"the processes could not meet at {layout.url}: {last}"

@@ -1,9 +1,10 @@
 """One run, from a checked plan to a directory of results."""
 
 import copy
-import json
 import logging
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,21 @@ from d2ext.config.scaling import scale_config
 from d2ext.data.catalog import register_datasets
 from d2ext.engine import checkpoint as ckpt
 from d2ext.engine.about import finish_about, write_about
-from d2ext.engine.build import (
-    build_model,
-    build_multiplier,
-    build_optimizer,
-    build_suite,
-    build_train_loader,
-    load_start,
-)
+from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
+from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
 from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
-from d2ext.engine.hooks import Checkpoint, Evaluate, LearningRate, ProgressBar
+from d2ext.engine.hooks import AverageWeights, Checkpoint, Evaluate, LearningRate, ProgressBar
 from d2ext.engine.log import log_to_file, setup_logging
 from d2ext.engine.output_dir import check_free_space, make_output_dir
 from d2ext.engine.preflight import Plan, plan_run
+from d2ext.engine.results import Results
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
+from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
-from d2ext.errors import UserError
-from d2ext.evaluation.suite import Suite, finite_or_none, write_predictions
+from d2ext.errors import UserError, building
+from d2ext.evaluation.expect import parse_expectation
+from d2ext.evaluation.suite import Suite, write_predictions
+from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.files import replaced, write_json
 from d2ext.inference.overlay import write_overlays
 from d2ext.report import write_report
@@ -72,9 +71,12 @@ def run_rank(job: Job) -> int:
     # The flags of the first machine are those of the run.
     options = from_main(lambda: job.options)
     plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
+    if cfg.train.get("deterministic", False):
+        make_deterministic()
     if options["eval_only"]:
-        return evaluate_only(cfg, plan, job.about)
-    return train(cfg, plan, job.about, options["overwrite"], options["validate"])
+        return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
+    named = {name: options[name] for name in ("overwrite", "validate", "expect")}
+    return train(cfg, plan, job.about, **named)
 
 
 def _check_same_config(cfg: Any) -> None:
@@ -88,7 +90,14 @@ def _check_same_config(cfg: Any) -> None:
             )
 
 
-def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate: bool) -> int:
+def train(
+    cfg: Any,
+    plan: Plan,
+    about: dict[str, Any],
+    overwrite: bool = False,
+    validate: bool = True,
+    expect: Sequence[str] = (),
+) -> int:
     """Trains, evaluates, and leaves the run directory that docs/architecture.md describes.
 
     Everything is built and loaded before the output directory is touched.
@@ -99,87 +108,130 @@ def train(cfg: Any, plan: Plan, about: dict[str, Any], overwrite: bool, validate
         about: of `about.describe`.
         overwrite: move an earlier run in the output directory aside.
         validate: evaluate at the config's periods and at the end.
+        expect: of `parse_expectation`, for the last evaluation.
 
     Returns:
-        The exit status: 0, or 75 when a signal stopped the run after it was saved.
+        The exit status: 0, 1 if an expectation does not hold, or 75 when a signal stopped the run
+        after it was saved.
     """
     out, schedule, main = plan.output_dir, plan.schedule, comm.is_main_process()
     unscaled = cfg
     if plan.scaling:
         cfg, _ = scale_config(cfg, comm.get_world_size())
+    options = cfg.train
     log_ranks(plan.device)
     register_datasets(cfg.datasets)
-    model = build_model(cfg, plan)
-    optimizer = build_optimizer(cfg, model)
-    start_iter = load_start(model, optimizer, plan)
+    state, start_iter = start_state(cfg, plan)
     multiplier = build_multiplier(cfg, schedule)
     loader = build_train_loader(cfg, start_iter)
     suite = build_suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
 
-    def open_folder() -> None:
-        check_free_space(out, _checkpoint_bytes(model))
-        aside = make_output_dir(out, overwrite)
+    mode = options.get("best", {}).get("mode", "max")
+
+    def open_folder() -> Results:
+        check_free_space(out, state.nbytes())
+        aside = make_output_dir(out, overwrite, resume=bool(plan.resume))
         log_to_file(out / "log.txt")
         if aside:
             logger.info("The earlier run was moved to %s", aside)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
+        return Results(out / "results.json", plan.best_metric, mode, start_iter)
+
+    results = from_main(open_folder)
+    checkpoint = Checkpoint(
+        out,
+        schedule,
+        options.checkpointer.get("max_to_keep", 0),
+        lambda done: state.content(done, schedule.batch_size),
+    )
+    patience = options.get("early_stopping_patience")
+
+    def evaluate(done: int) -> tuple[dict[str, float], str | None]:
+        numbers = _evaluate(state.evaluated, suite, plan, out)
+
+        def judge() -> str | None:
+            if results.is_better(numbers):
+                checkpoint.save_best(done)
+            results.record(done, numbers)
+            return results.exhausted(patience)
+
+        return numbers, from_main(judge)
+
+    evaluated = results.last["iteration"] if results.last else None
+    if start_iter >= schedule.max_iter or start_iter and suite and results.exhausted(patience):
+        logger.info("Nothing left to train: the run ends at iteration %d", start_iter)
+        if main and plan.resume.name != "model_final.pth":
+            ckpt.save_final(plan.resume, out)
+        if suite and evaluated != start_iter:
+            evaluate(start_iter)
+        if main:
+            _report(out, plan)
+        return _status(results, expect)
 
     def describe_run() -> float:
         _save_config(unscaled, out)
         return write_about(out, plan, about)
 
-    from_main(open_folder)
-    if start_iter >= schedule.max_iter:
-        return _end(model, suite, plan, start_iter)
     started = from_main(describe_run)
-
-    def content(done: int) -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "optimizer_type": type(optimizer).__name__,
-            "iterations_done": done,
-            "images_seen": done * schedule.batch_size,
-        }
-
-    hooks = [LearningRate(optimizer, multiplier), d2_hooks.IterationTimer()]
+    hooks = [LearningRate(state.optimizer, multiplier), d2_hooks.IterationTimer()]
+    if state.average:
+        hooks.append(AverageWeights(state.average, state.model))
     if main:
-        keep = cfg.train.checkpointer.get("max_to_keep", 0)
-        hooks += [ProgressBar(), Checkpoint(out, schedule, keep, content)]
+        hooks += [ProgressBar(), checkpoint]
     if suite:
-        hooks.append(Evaluate(schedule, lambda done: _evaluate(model, suite, plan, out, done)))
+        hooks.append(Evaluate(schedule, evaluate, evaluated))
     if main:
         writers = [
             CommonMetricPrinter(schedule.max_iter),
             JSONWriter(str(out / "metrics.json")),
             TensorboardXWriter(str(out)),
         ]
-        hooks.append(d2_hooks.PeriodicWriter(writers, period=cfg.train.get("log_period", 20)))
+        hooks.append(d2_hooks.PeriodicWriter(writers, period=options.get("log_period", 20)))
+    if options.get("compile", {}).get("enabled", False):
+        compile_backbone(state.model, options.compile)
     trainer = Trainer(
-        distributed(model, cfg, plan.device),
-        optimizer,
+        distributed(state.model, cfg, plan.device),
+        state.optimizer,
         loader,
         hooks,
-        cfg.train.get("seed", 0),
-        cfg.train.get("accumulate", 1),
+        options.get("seed", 0),
+        options.get("accumulate", 1),
+        autocast(options.get("amp", {}), plan.device),
+        state.scaler,
+        options.get("clip_grad_norm"),
     )
     with StopSignals() as signals:
         trainer.train(start_iter, schedule.max_iter, signals)
+    if trainer.ended_early:
+        logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
         finish_about(out, started, trainer.stopped_by)
         _report(out, plan)
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
         return EXIT_STOPPED
-    return 0
+    return _status(results, expect)
 
 
-def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
+def evaluate_only(
+    cfg: Any,
+    plan: Plan,
+    about: dict[str, Any],
+    tta: bool = False,
+    expect: Sequence[str] = (),
+) -> int:
     """Evaluates `plan.weights` and writes the results to `<output_dir>/eval`.
 
+    Args:
+        cfg: of `load_config`.
+        plan: of `plan_run`.
+        about: of `about.describe`.
+        tta: with test-time augmentation, `dataloader.tta`.
+        expect: of `parse_expectation`.
+
     Returns:
-        The exit status 0.
+        The exit status, 0, or 1 if an expectation does not hold.
     """
     out = plan.output_dir / "eval"
     log_ranks(plan.device)
@@ -187,43 +239,42 @@ def evaluate_only(cfg: Any, plan: Plan, about: dict[str, Any]) -> int:
     model = build_model(cfg, plan)
     from_main(lambda: ckpt.load_weights(model, plan.weights))
     copy_from_main(model)
-    suite = build_suite("dataloader.test", cfg.dataloader.get("test") or cfg.dataloader.val, cfg)
+    loader = cfg.dataloader.get("test") or cfg.dataloader.val
+    if tta:
+        with building("--tta"):
+            model = with_tta(model, **cfg.dataloader.tta)
+        loader = untransformed(loader)
+    suite = build_suite("dataloader.test", loader, cfg)
 
-    def open_folder() -> None:
-        make_output_dir(out, overwrite=False)
+    def open_folder() -> Results:
+        make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         log_to_file(out / "log.txt")
         _save_config(cfg, out)
         write_about(out, plan, about)
+        return Results(out / "results.json", None, "max", done=0)
 
-    from_main(open_folder)
-    _evaluate(model, suite, plan, out, done=None)
+    results = from_main(open_folder)
+    numbers = _evaluate(model, suite, plan, out)
     if comm.is_main_process():
+        results.record(None, numbers)
         _report(out, plan)
-    return 0
+    return _status(results, expect)
 
 
-def _end(model: nn.Module, suite: Suite | None, plan: Plan, done: int) -> int:
-    """For a resumed run that has no step left: what it may not have come to at its end."""
-    out = plan.output_dir
-    logger.info("Nothing left to train: the run ends at iteration %d", plan.schedule.max_iter)
-    if comm.is_main_process() and plan.resume.name != "model_final.pth":
-        ckpt.save_final(plan.resume, out)
-    # Rank 0's answer for all: others may not see its disk.
-    if suite and from_main(lambda: _last_evaluated(out)) != done:
-        _evaluate(model, suite, plan, out, done)
-    if comm.is_main_process():
-        _report(out, plan)
-    return 0
+def _status(results: Results, expect: Sequence[str]) -> int:
+    """The exit status of a run that has come to its end; rank 0 has the results."""
+    if not comm.is_main_process():
+        return 0
+    numbers = results.last["results"] if results.last else {}
+    failures = [parse_expectation(text).failure(numbers) for text in expect]
+    for line in filter(None, failures):
+        print(f"error: {line}", file=sys.stderr)
+    return int(any(failures))
 
 
 def _report(out: Path, plan: Plan) -> None:
     synthetic = " (synthetic data)" * any(d["synthetic"] for d in plan.datasets.values())
     logger.info("The report%s is %s", synthetic, write_report(out))
-
-
-def _last_evaluated(out: Path) -> int | None:
-    path = out / "results.json"
-    return json.loads(path.read_text())["last"]["iteration"] if path.is_file() else None
 
 
 def _save_config(cfg: Any, out: Path) -> None:
@@ -238,14 +289,11 @@ def _save_config(cfg: Any, out: Path) -> None:
         f.write(text)
 
 
-def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path, done: int) -> dict[str, float]:
+def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:
+    """Flat results on rank 0, with predictions and overlays in the run directory."""
     evaluations = suite.evaluate(model)
     if not comm.is_main_process():
         return {}
-    results = {key: value for e in evaluations for key, value in e.results.items()}
-    write_json(
-        out / "results.json", {"last": {"iteration": done, "results": finite_or_none(results)}}
-    )
     for evaluation in evaluations:
         name = evaluation.dataset
         synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]
@@ -256,9 +304,4 @@ def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path, done: int) 
         metadata = MetadataCatalog.get(name)
         folder = out / "overlays" / name
         write_overlays(evaluation.records, evaluation.predictions, metadata, folder)
-    return results
-
-
-def _checkpoint_bytes(model: nn.Module) -> int:
-    """An upper bound: weights and two optimizer moments."""
-    return 3 * sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return {key: value for e in evaluations for key, value in e.results.items()}

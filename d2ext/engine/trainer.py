@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from d2ext.engine.distributed import agree
@@ -29,12 +30,25 @@ class Trainer:
     Detectron2's SimpleTrainer cannot stop between steps and starts each run with the generators
     where history left them; here each step's randomness follows from (seed, iteration).
 
+    Args:
+        model: Detectron2's; it may be wrapped for several processes.
+        optimizer: of its parameters.
+        loader: gives this rank's micro-batches for ever.
+        hooks: in the order in which they are called.
+        seed: of the run.
+        accumulate: micro-batches per step.
+        autocast: makes the context of a forward pass.
+        scaler: of the losses; None does not scale.
+        clip_grad_norm: upper bound of the gradients' L2 norm over all parameters, or None.
+
     Attributes:
-        model, optimizer: as given; the model may be wrapped for several processes.
+        model, optimizer: as given.
         iter: the current iteration, counted from 0.
         start_iter, max_iter: of this run.
         storage: Detectron2's EventStorage, open while training.
-        stopped_by: the signal that ended the run early, or None.
+        stopped_by: the signal that stopped the run, or None.
+        ended_early: why a hook has ended the run before `max_iter`, or None; hooks set it, on all
+            ranks alike.
     """
 
     def __init__(
@@ -45,6 +59,9 @@ class Trainer:
         hooks: Sequence[HookBase],
         seed: int,
         accumulate: int = 1,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_grad_norm: float | None = None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -52,7 +69,11 @@ class Trainer:
         self._hooks = hooks
         self._seed = seed
         self._accumulate = accumulate
+        self._autocast = autocast
+        self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self._clip_grad_norm = clip_grad_norm
         self.stopped_by: str | None = None
+        self.ended_early: str | None = None
         for hook in hooks:
             hook.trainer = weakref.proxy(self)
 
@@ -70,6 +91,8 @@ class Trainer:
                 self._call_hooks("before_train")
                 batches, done = iter(self._loader), start_iter
                 for self.iter in range(start_iter, max_iter):
+                    if self.ended_early:
+                        break
                     self.storage.iter = self.iter
                     self._call_hooks("before_step")
                     losses = self._step(batches)
@@ -102,7 +125,12 @@ class Trainer:
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else contextlib.nullcontext():
                 losses.append(self._backward(batch))
-        self.optimizer.step()
+        if self._clip_grad_norm:
+            self._scaler.unscale_(self.optimizer)
+            norm = clip_grad_norm_(self.model.parameters(), self._clip_grad_norm)
+            self.storage.put_scalar("grad_norm", norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.optimizer.zero_grad()
         self.storage.put_scalar("data_time", data_time)
         return {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
@@ -110,10 +138,11 @@ class Trainer:
     def _backward(self, batch: list[dict]) -> dict[str, float]:
         """One micro-batch's losses; its gradients are added to those of the step."""
         try:
-            losses = self.model(batch)
+            with self._autocast():
+                losses = self.model(batch)
         except FloatingPointError as e:  # Detectron2's RPN noticed before the loss could
             raise self._diverged(batch, str(e)) from e
-        (sum(losses.values()) / self._accumulate).backward()
+        self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         if not math.isfinite(sum(values)):

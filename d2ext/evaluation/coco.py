@@ -55,13 +55,29 @@ class CocoMetric:
         with_masks = any("segmentation" in a for a in truth["annotations"])
         with_masks &= not predictions or "segmentation" in predictions[0]
         numbers = {}
-        for task in self._tasks or (["bbox", "segm"] if with_masks else ["bbox"]):
-            for name, value in _evaluate(truth, predictions, task, self._per_class).items():
-                numbers[f"{task}/{name}"] = value
+        for task in self._wanted(with_masks):
+            evaluated, table = _evaluate(truth, predictions, task, self._per_class)
+            logger.info("COCO %s:\n%s", task, table)
+            numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
         return numbers
 
+    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+        """The names of the results that a data set will have."""
+        nothing = to_coco([], classes)
+        return {
+            f"{task}/{name}"
+            for task in self._wanted(with_masks)
+            for name in _evaluate(nothing, [], task, self._per_class)[0]
+        }
 
-def _evaluate(truth: dict, predictions: list[dict], task: str, per_class: bool) -> dict[str, float]:
+    def _wanted(self, with_masks: bool) -> Sequence[str]:
+        return self._tasks or (["bbox", "segm"] if with_masks else ["bbox"])
+
+
+def _evaluate(
+    truth: dict, predictions: list[dict], task: str, per_class: bool
+) -> tuple[dict[str, float], str]:
+    """The numbers by name, and the usual table of them."""
     import hotcoco
 
     results = [
@@ -75,14 +91,13 @@ def _evaluate(truth: dict, predictions: list[dict], task: str, per_class: bool) 
     evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as table:
         evaluation.summarize()
-    logger.info("COCO %s:\n%s", task, table.getvalue().rstrip())
     numbers = evaluation.get_results(per_class=per_class and len(truth["categories"]) > 1)
     # "AP/<class>" is Detectron2's "AP-<class>": a slash separates dataset, metric, task and name.
     numbers = {name.replace("/", "-", 1): _percent(value) for name, value in numbers.items()}
     if per_class and len(truth["categories"]) > 1:  # hotcoco leaves out classes without objects
         for category in truth["categories"]:
             numbers.setdefault(f"AP-{category['name']}", math.nan)
-    return numbers
+    return numbers, table.getvalue().rstrip()
 
 
 def _percent(value: float) -> float:

@@ -174,14 +174,20 @@ def test_resumed_with_another_number_of_workers(start, small, tmp_path):
     common = [c for c in common if c != "train.accumulate=2"]
     more = ["--num-gpus", 2, "--resume-from", first]
     output, status = _end(start("--work-dir", tmp_path / "two", *more, *common))
-    assert status == 0 and "goes on at iteration 2" in output, output
+    assert status == 0 and "goes on at iteration 2 (1 workers before, 2 now, the" in output, output
     a, b = _weights(tmp_path / "whole"), _weights(tmp_path / "two")
     for key in a:
         assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5), key
     common += ["dataloader.train.total_batch_size=4"]
     output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
     assert status == 0, output
-    assert "goes on at iteration 1 (2 images a step before, 4 now)" in output
+    assert "goes on at iteration 1 (2 images a step before, 4 now; 1 workers before" in output
+    # Scaled by the flag: twice the workers, twice the images, half of the iterations.
+    common = [c for c in common if "total_batch_size" not in c] + ["train.reference_world_size=1"]
+    more.append("--auto-scale-lr")
+    output, status = _end(start("--work-dir", tmp_path / "scaled", *more, *common))
+    assert status == 0 and "goes on at iteration 1 (2 images" in output, output
+    assert json.loads((tmp_path / "scaled" / "scaling.json").read_text())["batch_size"] == 4
 
 
 @pytest.mark.slow
@@ -244,6 +250,58 @@ def test_machines_started_differently(start, small, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_rank_s_own_exception_is_the_last_line(start, small, tmp_path):
+    """A schedule that divides by zero on rank 1 only, after the first step."""
+    (tmp_path / "odd.py").write_text(
+        "from detectron2.utils import comm\n"
+        "def multiplier(**settings):\n"
+        "    return lambda where: 1 / (where < 0.4 or comm.get_rank() == 0)\n"
+    )
+    process = start(
+        "--num-gpus",
+        2,
+        "--no-validate",
+        "--work-dir",
+        tmp_path / "run",
+        "--options",
+        *small,
+        "lr_multiplier._target_=odd.multiplier",
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    output, status = _end(process)
+    last = output.strip().splitlines()[-1]
+    assert status == 1 and last.startswith(f"error: rank 1 on {socket.gethostname()}: "), output
+    assert "ZeroDivisionError" in last and "odd.py" in output
+
+
+@pytest.mark.slow
+def test_tasks_of_srun(start, small, tmp_path):
+    """Two tasks of one step, by the variables that srun sets; then a port that is taken."""
+    step = dict(SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="1", SLURM_JOB_ID="1")
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--no-validate", "--dist-url", url, "--work-dir", tmp_path, "--options", *small]
+    tasks = [start(*common, env={**step, "SLURM_PROCID": str(rank)}) for rank in (0, 1)]
+    ended = [_end(task) for task in tasks]
+    assert [status for _, status in ended] == [0, 0], ended
+    assert _table(ended[0][0]) == [["0", "0"], ["1", "1"]]
+    assert (tmp_path / "model_final.pth").is_file()
+    # What ends a step whose first task cannot listen; here it ends the other task.
+    other = start(*common, env={**step, "SLURM_PROCID": "1"})
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.parent.mkdir()
+    scancel.write_text(f'#!/bin/sh\n[ "$1" = 1.None ] && kill -9 -{other.pid}\n')
+    scancel.chmod(0o755)
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("", int(url.rpartition(":")[2])))
+        s.listen()
+        path = f"{scancel.parent}:{os.environ['PATH']}"
+        output, status = _end(start(*common, env={**step, "SLURM_PROCID": "0", "PATH": path}))
+        assert status == 2 and "is taken" in output.splitlines()[-1], output
+        _end(other)
+
+
+@pytest.mark.slow
 def test_torchrun_tells_the_cause(start, small, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
@@ -279,6 +337,46 @@ def test_torchrun_on_two_machines(start, small, tmp_path):
     assert [status for _, status in ended] == [0, 0], ended
     assert [["0", "0"], ["1", "0"]] in [_table(output) for output, _ in ended]
     assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_no_rank_survives_torchrun(start, small, tmp_path):
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    prefix += ["--master-port", str(free_port())]
+    options = [*small, "train.max_iter=100000"]
+    process = start("--no-validate", "--work-dir", tmp_path, "--options", *options, prefix=prefix)
+    _wait_for_step(process, tmp_path)
+    process.kill()
+    _end(process)
+
+
+@pytest.mark.slow
+def test_every_machine_hears_of_a_killed_rank(start, small, tmp_path):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-machines", 2, "--dist-url", url, "--no-validate"]
+    common += ["--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"]
+    second = start("--machine-rank", 1, *common)
+    first = start("--machine-rank", 0, *common)
+    _wait_for_step(first, tmp_path)
+    (rank,) = [pid for pid in _session(second.pid) if _is_rank(pid, second.pid)]
+    os.kill(rank, signal.SIGKILL)
+    for process in (first, second):
+        output, status = _end(process, seconds=40)
+        last = output.strip().splitlines()[-1]
+        assert status == 1 and "rank 1 on" in last and "was killed" in last, output
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_directory_do_not_mix(start, small, tmp_path):
+    run = tmp_path / "run"
+    processes = [
+        start("--no-validate", "--work-dir", run, "--options", *small, f"train.seed={seed}")
+        for seed in (1, 2)
+    ]
+    ended = sorted((_end(process) for process in processes), key=lambda end: end[1])
+    assert [status for _, status in ended] == [0, 2], ended
+    assert "output directory" in ended[1][0].splitlines()[-1]
+    assert len(list(run.glob("events.out.*"))) == 1
 
 
 @pytest.mark.slow
@@ -373,6 +471,9 @@ def test_a_taken_port_and_a_batch_that_does_not_divide(train_net, small, tmp_pat
             "--num-gpus", 2, "--dist-url", url, "--work-dir", tmp_path / "run", "--options", *small
         )
     assert done.status == 2 and "is taken" in done.stderr and not (tmp_path / "run").exists()
+    url = "tcp://no.such.host.invalid:29515"
+    done = train_net("--num-gpus", 2, "--dist-url", url, "--options", *small)
+    assert done.status == 2 and "no.such.host.invalid is unknown" in done.stderr
     done = train_net("--num-gpus", 3, "--work-dir", tmp_path / "run", "--options", *small)
     assert done.status == 2 and "does not divide among 3 workers" in done.stderr
     assert not (tmp_path / "run").exists()

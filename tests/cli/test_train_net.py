@@ -66,6 +66,7 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
     assert about["datasets"]["balloon_val"] == {
         "images": 2,
         "instances": about["datasets"]["balloon_val"]["instances"],
+        "masks": True,
         "synthetic": True,
     }
     assert "train.seed=3" in about["command"]

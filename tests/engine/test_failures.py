@@ -7,7 +7,13 @@ import time
 import pytest
 import torch.distributed as dist
 
-from d2ext.engine.failures import FailureFolder, cause, describe_failure, print_failure
+from d2ext.engine.failures import (
+    FailureFolder,
+    cause,
+    describe_failure,
+    describe_killed,
+    print_failure,
+)
 from d2ext.errors import UserError
 
 LOST = dist.DistError("Connection closed by peer")
@@ -19,6 +25,8 @@ def test_the_first_cause_wins_over_lost_peers_and_interruptions():
     assert cause([lost, stopped, later, own]) is own
     assert cause([lost, stopped]) is stopped
     assert cause([lost]) is lost
+    killed = describe_killed(1, None)
+    assert cause([lost, stopped, killed]) is killed
     assert cause([]) is None
 
 

@@ -39,6 +39,8 @@ def test_the_guide_s_environment_is_a_default():
     assert (layout.num_machines, layout.machine_rank, layout.url) == (2, 1, "tcp://a:29501")
     assert find_layout(env, 8, machine_rank=0, port=7777).url == "tcp://a:7777"
     assert find_layout(dict(PORT="29501"), 2).url == "tcp://127.0.0.1:29501"
+    one_machine = dict(PORT="29501", MASTER_ADDR="left.over")
+    assert find_layout(one_machine, 2).url == "tcp://127.0.0.1:29501"
 
 
 def test_torchrun_is_believed_unless_flags_speak():
@@ -106,6 +108,7 @@ def test_srun_steps_that_cannot_be(srun, more, words):
         (dict(num_gpus=2, dist_url="tcp://node0"), "give tcp://HOST:PORT"),
         (dict(num_gpus=2, dist_url="tcp://node0:99999"), "give tcp://HOST:PORT"),
         (dict(env=dict(NNODES="two")), "NNODES=two"),
+        (dict(num_gpus=2, env=dict(PORT="70000")), "PORT=70000"),
         (dict(env=TORCHRUN | dict(LOCAL_WORLD_SIZE="3")), "the same number"),
     ],
 )

@@ -70,3 +70,12 @@ def test_ranks_are_micro_batches_bit_for_bit(tmp_path, repo, monkeypatch):
     alone = _weights(world=1, accumulate=2)
     assert _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet") == alone
     assert _weights(world=1, accumulate=1) != alone
+
+
+@pytest.mark.slow
+def test_ranks_that_accumulate(tmp_path, repo, monkeypatch):
+    """2 ranks x 2 micro-batches are 1 x 4, but for the order of sums."""
+    monkeypatch.chdir(repo)
+    four = _weights(world=2, accumulate=2, url=f"file://{tmp_path}/meet")
+    for ours, theirs in zip(four, _weights(world=1, accumulate=4), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)

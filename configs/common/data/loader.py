@@ -1,7 +1,8 @@
 """Loaders with the guide's multi-scale polygons; a recipe names the data sets.
 
 `train` draws global batches that do not depend on the number of processes; `val` serves the
-evaluation during training, `test` (None: the same as val) serves --eval-only.
+evaluation during training, `test` (None: the same as val) serves --eval-only; `tta` says which
+versions of an image --tta looks at.
 """
 
 import detectron2.data.transforms as T
@@ -46,3 +47,4 @@ dataloader.val = L(build_test_loader)(
     num_workers=2,
 )
 dataloader.test = None
+dataloader.tta = dict(min_sizes=[640, 800, 960], max_size=1600, flip=True)  # for --tta

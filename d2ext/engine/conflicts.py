@@ -1,0 +1,119 @@
+"""Settings that contradict one another, found before anything is built."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+
+from d2ext.config.schedule import Schedule
+from d2ext.errors import UserError, building
+
+logger = logging.getLogger(__name__)
+
+
+def check_options(
+    cfg: Any,
+    device: str,
+    validate: bool,
+    eval_only: bool,
+    tta: bool,
+    expect: Sequence[str],
+) -> None:
+    """Checks what needs no data: mixed precision, compiler, early stopping, and the flags.
+
+    Raises:
+        UserError: two settings do not go together; it names both.
+    """
+    train = cfg.train
+    if expect and not validate and not eval_only:
+        raise UserError("--expect needs the evaluation that --no-validate leaves out")
+    if tta and not eval_only:
+        raise UserError("--tta goes with --eval-only")
+    if tta and not cfg.dataloader.get("tta"):
+        raise UserError("--tta: the config has no dataloader.tta with min_sizes, max_size, flip")
+    if eval_only:
+        return
+    follows = "nccl" if device == "cuda" else "gloo"
+    if (backend := (train.get("dist") or {}).get("backend") or follows) != follows:
+        logger.warning("train.dist.backend=%s: on this device it is %s", backend, follows)
+    amp, compiler = train.get("amp", {}), train.get("compile", {})
+    if amp.get("enabled", False) and device == "cpu" and amp.get("dtype") != "bfloat16":
+        raise UserError(
+            "train.amp: float16 needs a GPU, and this run is on the CPU; give"
+            " train.amp.dtype=bfloat16 or train.amp.enabled=false"
+        )
+    if compiler.get("enabled", False):
+        _check_compiler(compiler.get("backend", "inductor"), device)
+    if train.get("early_stopping_patience"):
+        field = "train.early_stopping_patience"
+        if not validate:
+            raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
+        if not train.get("best", {}).get("metric"):
+            raise UserError(f"{field} needs train.best.metric, the result that is to improve")
+
+
+def check_schedule(train: Any, schedule: Schedule) -> None:
+    """Raises UserError where early stopping would meet a single evaluation at the end."""
+    period = schedule.eval_period
+    if train.get("early_stopping_patience") and not (period.epochs or period.iterations):
+        raise UserError(
+            "train.early_stopping_patience needs periodic evaluations; train.eval_period=0 leaves"
+            " only the one at the end"
+        )
+
+
+def check_metrics(
+    evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
+) -> None:
+    """Checks that results which settings refer to will be there.
+
+    Args:
+        evaluators: of the config.
+        wanted: a setting to the key of a result.
+        sets: test set to `(class names, whether it has masks)`.
+
+    Raises:
+        UserError: no such result; the nearest ones are named.
+    """
+    if not wanted:
+        return
+    keys: set[str] = set()
+    open_ended = []  # metrics that do not say what they will return
+    for metric, settings in evaluators.items():
+        with building(f"evaluators.{metric}"):
+            made = instantiate(settings)
+        for name, (classes, masks) in sets.items():
+            if hasattr(made, "keys"):
+                keys |= {f"{name}/{metric}/{key}" for key in made.keys(classes, masks)}
+            else:
+                open_ended.append(f"{name}/{metric}/")
+    for setting, key in wanted.items():
+        if key not in keys and not key.startswith(tuple(open_ended)):
+            main = sorted(k for k in keys if k.endswith("/AP")) or open_ended
+            raise UserError(
+                f"{setting}: no evaluation gives {key}; there will be, among others,"
+                f" {', '.join(main)}"
+            )
+
+
+def best_metric(train: Any, tested: Sequence[str]) -> str | None:
+    """The key of `train.best.metric`, which is of the first test set unless it names one."""
+    metric = train.get("best", {}).get("metric")
+    if not metric or not tested or metric.startswith(tuple(f"{name}/" for name in tested)):
+        return metric
+    return f"{tested[0]}/{metric}"
+
+
+def _check_compiler(backend: str, device: str) -> None:
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise UserError(f"train.compile.backend={backend}: torch has {', '.join(known)}")
+    if backend == "inductor" and device == "cpu":
+        if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+            raise UserError(
+                "train.compile: inductor needs a C++ compiler on the CPU, and there is none;"
+                " install g++, or give train.compile.enabled=false"
+            )

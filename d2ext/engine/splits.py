@@ -1,0 +1,84 @@
+"""The data sets that a run reads, checked before anything is built."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.synthetic import is_synthetic
+from d2ext.errors import UserError, building
+from d2ext.evaluation.suite import test_sets
+
+
+def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+    """Reads and checks every data set; their classes must agree by name and order.
+
+    Args:
+        splits: train, val or test to its loader's config.
+
+    Returns:
+        `Plan.datasets`, the class names, and the table to print.
+
+    Raises:
+        UserError: a data set is absent, damaged, or of other classes.
+    """
+    summaries, datasets, classes, first = [], {}, None, None
+    for split, loader in splits.items():
+        field = f"dataloader.{split}"
+        if not loader:
+            raise UserError(f"{field} is null: give it, or train with --no-validate")
+        names = test_sets(loader)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{field}.dataset.names={names}: give the name of a data set, or several"
+            )
+        for name in names:
+            if name not in DatasetCatalog.list():
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+                raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
+            metadata = MetadataCatalog.get(name)
+            with building(f"datasets.{name}"):
+                records = DatasetCatalog.get(name)
+            mine = list(metadata.get("thing_classes", []))
+            if classes is not None and mine != classes:
+                raise UserError(
+                    f"the data sets {first} and {name} differ in their classes: {classes} and"
+                    f" {mine}; give both the same `classes`"
+                )
+            classes, first = mine, first or name
+            if name in datasets:
+                continue
+            summary = check_dataset(name, records, mine)
+            if split == "train":
+                check_masks(name, records, _mask_format(loader))
+            summaries.append(summary)
+            datasets[name] = {
+                "images": summary.images,
+                "instances": summary.instances,
+                "synthetic": _synthetic(metadata),
+                "masks": any(
+                    "segmentation" in a for r in records for a in r.get("annotations", ())
+                ),
+            }
+    table = [f"data        {line}" for line in format_summary(summaries).splitlines()]
+    fake = [name for name, d in datasets.items() if d["synthetic"]]
+    if fake:
+        table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
+    return datasets, classes or [], table
+
+
+def _mask_format(loader: Any) -> str | None:
+    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
+    mapper = loader.get("mapper") or {}
+    if not mapper.get("use_instance_mask", False):
+        return None
+    return mapper.get("instance_mask_format", "polygon")
+
+
+def _synthetic(metadata: Any) -> bool:
+    root = metadata.get("image_root")
+    return root is not None and is_synthetic(Path(root).parent)

@@ -1,0 +1,132 @@
+"""What a training changes: built from the config, written to checkpoints, read from them."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from d2ext.engine import checkpoint as ckpt
+from d2ext.engine.aids import averaged, grad_scaler
+from d2ext.engine.build import build_model, build_optimizer
+from d2ext.engine.distributed import copy_from_main, from_main
+from d2ext.engine.preflight import Plan
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """Weights and what belongs to them.
+
+    Attributes:
+        model: unwrapped.
+        optimizer: of its parameters.
+        scaler: of the losses; does nothing where it is not enabled.
+        average: the averaged weights, or None.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate: the averaged weights where there are some."""
+        return self.average.module if self.average else self.model
+
+    def content(self, done: int, batch_size: int) -> dict[str, Any]:
+        """A checkpoint after `done` iterations: tensors and plain types only."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_type": type(self.optimizer).__name__,
+            "iterations_done": done,
+            "images_seen": done * batch_size,
+            "world_size": comm.get_world_size(),
+        }
+        if self.average:
+            content["ema"] = self.average.module.state_dict()
+        if self.scaler.is_enabled():
+            content["scaler"] = self.scaler.state_dict()
+        return content
+
+    def nbytes(self) -> int:
+        """An upper bound of a checkpoint's size: weights and two optimizer moments."""
+        tensors = self.model.state_dict().values()
+        return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
+
+
+def start_state(cfg: Any, plan: Plan) -> tuple[State, int]:
+    """Builds the state and loads weights, or the checkpoint to resume, as planned.
+
+    Returns:
+        The state and the first iteration.
+
+    Raises:
+        UserError: something cannot be built or loaded.
+    """
+    model = build_model(cfg, plan)
+    optimizer = build_optimizer(cfg, model)
+    scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
+    start = 0
+    if plan.resume:
+        content = from_main(lambda: ckpt.read_checkpoint(plan.resume))
+        start = _resume(model, optimizer, scaler, content, plan)
+    else:
+        content = {}
+        if plan.weights:
+            from_main(lambda: ckpt.load_weights(model, plan.weights))
+        copy_from_main(model)
+    decay = cfg.train.get("ema_decay")
+    average = averaged(model, decay) if decay else None
+    if average and "ema" in content:
+        average.module.load_state_dict(content["ema"])
+        average.n_averaged.fill_(start)
+    elif average and start:
+        logger.info("The checkpoint has no averaged weights: the average starts from its weights")
+    return State(model, optimizer, scaler, average), start
+
+
+def _resume(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    content: dict[str, Any],
+    plan: Plan,
+) -> int:
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+    ]
+    try:
+        if (theirs := content.get("optimizer_type")) != type(optimizer).__name__:
+            raise ValueError(f"its optimizer is {theirs}")
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as e:
+        raise UserError(
+            f"{plan.resume} does not fit this config ({str(e).splitlines()[0]}); resume needs the"
+            " model and optimizer it was trained with, train.init_checkpoint takes weights alone"
+        ) from e
+    # The config's rates and decays win over the stored ones.
+    for group, mine in zip(optimizer.param_groups, settings, strict=True):
+        group.update(mine)
+    if scaler.is_enabled() and "scaler" in content:
+        scaler.load_state_dict(content["scaler"])
+    batch = plan.schedule.batch_size
+    start = content["images_seen"] // batch
+    before = content["images_seen"] // max(content["iterations_done"], 1)
+    workers, now = content.get("world_size"), comm.get_world_size()
+    changes = [f"{before} images a step before, {batch} now"] * (before != batch)
+    if workers not in (None, now):
+        same = ", the images and their order stay" * (before == batch)
+        changes.append(f"{workers} workers before, {now} now{same}")
+    change = f" ({'; '.join(changes)})" if changes else ""
+    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
+    return start

@@ -1,0 +1,44 @@
+"""Test-time augmentation: detections of an image flipped and at several sizes, merged."""
+
+import copy
+from typing import Any
+
+from detectron2.config import get_cfg
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from torch import nn
+
+
+def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
+    """The model with Detectron2's test-time augmentation; same inputs and outputs.
+
+    Boxes of all versions go through one non-maximum suppression, masks are averaged.
+
+    Args:
+        model: a GeneralizedRCNN with standard heads.
+        min_sizes: short sides in pixels.
+        max_size: bound of the long side.
+        flip: also mirrored.
+
+    Raises:
+        AssertionError, AttributeError: another kind of model.
+    """
+    heads = model.roi_heads
+    predictor = heads.box_predictor
+    if isinstance(predictor, nn.ModuleList):  # a cascade
+        predictor = predictor[-1]
+    # Detectron2's class reads a config of its older kind.
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = heads.mask_on
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = predictor.test_nms_thresh
+    cfg.TEST.DETECTIONS_PER_IMAGE = predictor.test_topk_per_image
+    mapper = DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip)
+    return GeneralizedRCNNWithTTA(cfg, model, mapper)
+
+
+def untransformed(loader_cfg: Any) -> Any:
+    """A test loader's config (a copy) whose images come as they are, to be resized only once."""
+    cfg = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
+    if "augmentations" in (cfg.get("mapper") or {}):
+        cfg.mapper.augmentations = []
+    return cfg
