@@ -20,6 +20,7 @@ from ..common.schedule import multistep_90k as lr_multiplier
 from ..common.train import train
 
 dataloader.train.mapper.use_instance_mask = False
+evaluators.coco.tasks = ["bbox"]  # also where it detects nothing
 dataloader.train.mapper.augmentations[0].short_edge_length = 800  # one scale
 
 optimizer.lr = 0.02  # belongs to 8 workers x 2 images, the default of train.reference_*

@@ -1,9 +1,12 @@
-"""Checks Cityscapes, which only its registered users may download."""
+"""Cityscapes: only its users may download it, and Detectron2 reads it with a package of its own."""
 
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from d2ext.errors import UserError
 
@@ -29,15 +32,7 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
     lacking = []
     for split, expected in images.items():
         photos, truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
-        names = {p for p in _files(photos) if p.endswith(_SUFFIX)}
-        if len(names) != expected:
-            lacking.append(f"{photos} holds {len(names):,} of {expected:,} images")
-        stems = {name.removesuffix(_SUFFIX) for name in names}
-        found = _files(truth)
-        for suffix in _ANNOTATIONS:
-            absent = sorted(stem + suffix for stem in stems if stem + suffix not in found)
-            if absent:
-                lacking.append(f"{truth} lacks {len(absent):,} files such as {absent[0]}")
+        lacking += _lacking(photos, truth, expected)
     if lacking:
         raise UserError(
             f"{'; '.join(lacking)}.\nLog in at https://www.cityscapes-dataset.com/downloads, fetch"
@@ -45,13 +40,62 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
             f" unzip -d {folder} leftImg8bit_trainvaltest.zip; unzip -d {folder}"
             " gtFine_trainvaltest.zip"
         )
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise UserError(
-            f"{folder} is complete, but the package that Detectron2 reads it with is not"
-            " installed: pip install cityscapesscripts"
-        )
+    _require_package()
     counts = " + ".join(f"{n:,}" for n in images.values())
     return f"{folder} holds {counts} images with their fine annotations"
+
+
+def require_cityscapes(metadata: Any) -> None:
+    """Checks what Detectron2 needs to read one of its own Cityscapes data sets.
+
+    Args:
+        metadata: Detectron2's of the data set; nothing is said of others than Cityscapes.
+
+    Raises:
+        UserError: see `check_cityscapes`; any number of images will do.
+    """
+    if metadata.get("evaluator_type") != "cityscapes_instance":
+        return
+    _require_package()
+    if lacking := _lacking(Path(metadata.image_dir), Path(metadata.gt_dir), None):
+        raise UserError(
+            f"{'; '.join(lacking)}; put Cityscapes there (python tools/prepare_data.py cityscapes"
+            " says how), or set the environment variable DETECTRON2_DATASETS to the folder that"
+            " holds it"
+        )
+
+
+def name_labels() -> None:
+    """Lets Detectron2's main find the package, which it imports by a name of its authors' own.
+
+    Since their commit 4823082a; nothing else answers to that name.
+    """
+    theirs = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
+    if theirs not in sys.modules and importlib.util.find_spec("cityscapesscripts"):
+        sys.modules[theirs] = importlib.import_module("cityscapesscripts.helpers.labels")
+
+
+def _require_package() -> None:
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        raise UserError(
+            "the package that Detectron2 reads Cityscapes with is not installed: pip install"
+            " cityscapesscripts"
+        )
+
+
+def _lacking(photos: Path, truth: Path, expected: int | None) -> list[str]:
+    """What a split lacks, in words; `expected` images, or at least one."""
+    names = {name for name in _files(photos) if name.endswith(_SUFFIX)}
+    lacking = []
+    if expected is not None and len(names) != expected:
+        lacking.append(f"{photos} holds {len(names):,} of {expected:,} images")
+    elif not names:
+        lacking.append(f"{photos} holds no images")
+    found, stems = _files(truth), {name.removesuffix(_SUFFIX) for name in names}
+    for suffix in _ANNOTATIONS:
+        if absent := sorted(stem + suffix for stem in stems if stem + suffix not in found):
+            lacking.append(f"{truth} lacks {len(absent):,} files, {absent[0]} the first")
+    return lacking
 
 
 def _files(folder: Path) -> set[str]:
