@@ -90,6 +90,9 @@ def main() -> None:
     elif args.dataset == "cityscapes":
         print(check_cityscapes(args.root))
     if config:
+        from d2ext.engine.log import setup_logging
+
+        setup_logging()
         from d2ext.config.load import load_config
         from d2ext.engine.checkpoint import local_weights
 
