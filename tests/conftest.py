@@ -1,7 +1,9 @@
 """Fixtures shared by all tests."""
 
 import importlib.util
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,59 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("datasets")
     draw_balloons(root / "balloon", num_train=6, num_val=2, long_side=160, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with COCO's layout and 80 classes: the tiny balloons, as sports balls."""
+    from detectron2.data import MetadataCatalog
+
+    from d2ext.data.formats.coco import to_coco
+    from d2ext.data.formats.via import read_via
+
+    root = tmp_path_factory.mktemp("datasets")
+    classes = MetadataCatalog.get("coco_2017_val").thing_classes
+    (root / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        images = root / "coco" / f"{split}2017"
+        shutil.copytree(tiny_root / "balloon" / split, images)
+        records = read_via(images / "via_region_data.json", images, ["balloon"])
+        for annotation in (a for r in records for a in r["annotations"]):
+            annotation["category_id"] = classes.index("sports ball")
+        content = json.dumps(to_coco(records, classes, images))
+        (root / "coco" / "annotations" / f"instances_{split}2017.json").write_text(content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with Cityscapes' layout: 2 + 1 images of 192 x 96, a car and a person each."""
+    from PIL import Image, ImageDraw
+
+    root = tmp_path_factory.mktemp("datasets")
+    shapes = {"car": [20, 30, 90, 80], "person": [110, 20, 140, 85]}  # x0, y0, x1, y1
+    ids = {"car": 26, "person": 24}
+    for split, count in (("train", 2), ("val", 1)):
+        photos = root / "cityscapes" / "leftImg8bit" / split / "town"
+        truth = root / "cityscapes" / "gtFine" / split / "town"
+        photos.mkdir(parents=True)
+        truth.mkdir(parents=True)
+        for i in range(count):
+            photo, objects = Image.new("RGB", (192, 96), (90, 90, 100 + i)), []
+            labels, instances = Image.new("L", photo.size, 7), Image.new("I;16", photo.size, 7)
+            for name, (x0, y0, x1, y1) in shapes.items():
+                polygon = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+                objects.append({"label": name, "polygon": polygon})
+                ImageDraw.Draw(photo).rectangle((x0, y0, x1, y1), fill=(200, 40 * i, 30))
+                labels.paste(ids[name], (x0, y0, x1, y1))
+                instances.paste(ids[name] * 1000, (x0, y0, x1, y1))
+            stem = f"town_{i:06d}_000019"
+            photo.save(photos / f"{stem}_leftImg8bit.png")
+            labels.save(truth / f"{stem}_gtFine_labelIds.png")
+            instances.save(truth / f"{stem}_gtFine_instanceIds.png")
+            described = {"imgHeight": 96, "imgWidth": 192, "objects": objects}
+            (truth / f"{stem}_gtFine_polygons.json").write_text(json.dumps(described))
     return root
 
 

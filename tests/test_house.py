@@ -51,6 +51,8 @@ def test_imports_run_downward(repo, layer):
         "d2ext.data.formats.coco",
         "d2ext.data.check",
         "d2ext.data.balloon",
+        "d2ext.data.cityscapes",
+        "d2ext.data.coco2017",
         "d2ext.evaluation.coco",
         "d2ext.report",
     ],

@@ -23,7 +23,6 @@ from ..common.train import train
 model.roi_heads.num_classes = 1
 
 dataloader.train.dataset.names = "balloon_train"
-dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.augmentations = [
     # Crops of a fixed size show small balloons large at the price of a small image.
     L(T.ResizeShortestEdge)(

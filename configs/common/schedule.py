@@ -16,8 +16,19 @@ def _with_warmup(scheduler):
     )
 
 
-# The guide's 1x: 12 epochs, a tenth of the rate after epochs 8 and 11.
-multistep_1x = _with_warmup(
-    L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[8, 11, 12])
-)
+def _multistep(*steps):
+    """A tenth of the rate after each step but the last, which is the end."""
+    values = [1.0, 0.1, 0.01][: len(steps)]
+    return _with_warmup(L(MultiStepParamScheduler)(values=values, milestones=list(steps)))
+
+
+# In epochs: MMDetection's schedule_1x.py, its schedule_20e.py, and the 3x of its configs/common (12
+# epochs over the data three times, steps after 9 and 11).
+multistep_1x = _multistep(8, 11, 12)
+multistep_20e = _multistep(16, 19, 20)
+multistep_3x = _multistep(27, 33, 36)
+# In iterations: Detectron2's 1x, MMDetection's 90k.
+multistep_90k = _multistep(60000, 80000, 90000)
+# MMDetection's for Cityscapes: 8 epochs over the data eight times, a step after 7.
+multistep_cityscapes = _multistep(56, 64)
 cosine = _with_warmup(L(CosineParamScheduler)(start_value=1.0, end_value=0.01))

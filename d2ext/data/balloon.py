@@ -2,13 +2,12 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from d2ext.data.download import Unreachable, download
+from d2ext.data.download import Unreachable, download, unpack, writing
 from d2ext.data.formats.via import read_via
 from d2ext.data.synthetic import draw_balloons, is_synthetic
 from d2ext.errors import UserError
@@ -45,7 +44,7 @@ def prepare_balloon(
     """
     root = Path(root)
     target = root / "balloon"
-    try:
+    with writing(target):
         if target.is_dir() and any(target.iterdir()):
             return _check(target, digest)
         root.mkdir(parents=True, exist_ok=True)
@@ -60,11 +59,6 @@ def prepare_balloon(
             if synthetic:
                 draw_balloons(made)
             os.replace(made, target)
-    except OSError as e:
-        raise UserError(
-            f"cannot write {target}: {e.strerror or e}; free space, or choose another folder with"
-            " --root"
-        ) from e
     if synthetic:
         return f"drew synthetic balloons, {why}: {_check(target, digest)}"
     return f"downloaded and checked: {_check(target, digest)}"
@@ -120,7 +114,8 @@ def _fetch(folder: Path, archive: Path, url: str, digest: str) -> None:
     """
     download(url, archive)
     try:
-        _unpack(archive, folder)
+        for split in _SPLITS:
+            unpack(archive, f"balloon/{split}", folder / split)
         found, _ = _content(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UserError) as e:
         found = str(e)
@@ -129,21 +124,3 @@ def _fetch(folder: Path, archive: Path, url: str, digest: str) -> None:
             f"{url} does not hold the balloon dataset (digest {found}, expected {digest}); nothing"
             " was kept. Try again later, or draw a stand-in with --synthetic"
         )
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    for split in _SPLITS:
-        (folder / split).mkdir(parents=True)
-    with zipfile.ZipFile(archive) as z:
-        for member in z.infolist():
-            parts = PurePosixPath(member.filename).parts
-            # Nothing but balloon/<split>/<file>: no path outside, no __MACOSX, no .DS_Store.
-            if (
-                len(parts) == 3
-                and parts[0] == "balloon"
-                and parts[1] in _SPLITS
-                and not parts[2].startswith(".")
-                and not member.is_dir()
-            ):
-                with z.open(member) as source, open(folder.joinpath(*parts[1:]), "wb") as f:
-                    shutil.copyfileobj(source, f)

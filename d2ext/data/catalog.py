@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from d2ext.data.cityscapes import name_labels
 from d2ext.data.formats.coco import coco_classes, read_coco
 from d2ext.data.formats.via import read_via
 from d2ext.errors import UserError
@@ -89,7 +90,8 @@ _registered: dict[str, Any] = {}
 def register_datasets(datasets: Mapping[str, Any]) -> None:
     """Registers the `datasets` section of a config in this process.
 
-    Registering a name again with the same content does nothing.
+    Registering a name again with the same content does nothing. Detectron2's own data sets are
+    registered already; its Cityscapes is made readable (`name_labels`).
 
     Raises:
         UserError: a name with a dot, one that is taken by another dataset, or a bad declaration.
@@ -98,6 +100,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from omegaconf import OmegaConf
 
+    name_labels()
     for name, declaration in datasets.items():
         if not hasattr(declaration, "get") or "_target_" not in declaration:
             raise UserError(f"datasets.{name} is no L(function)(...), such as L(via_dataset)(...)")

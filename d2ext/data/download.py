@@ -1,10 +1,18 @@
-"""Downloads a file with a progress bar."""
+"""Downloads a file with a progress bar, going on where an earlier attempt broke off; unpacks it."""
 
+import contextlib
 import http.client
+import os
+import shutil
+import urllib.error
 import urllib.request
-from pathlib import Path
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
+
+from d2ext.errors import UserError
 
 _TIMEOUT = 10  # seconds without an answer or a byte; a machine without a network shall not wait
 
@@ -16,23 +24,61 @@ class Unreachable(Exception):
 def download(url: str, path: Path) -> None:
     """Writes what `url` holds to `path`; the bar goes to stderr.
 
+    What `path` holds already is taken for the beginning of it, and only the rest is asked for. A
+    server that cannot give a part (RFC 9110, Range) sends all of it anew. Whether the parts belong
+    together, only a checksum can say.
+
     Raises:
         Unreachable: see there. What has arrived remains in `path`.
         OSError: `path` cannot be written.
     """
-    try:
-        response = urllib.request.urlopen(url, timeout=_TIMEOUT)
-    except (OSError, http.client.HTTPException) as e:  # URLError is an OSError
-        raise Unreachable(f"{url}: {getattr(e, 'reason', None) or e}") from e
-    size = int(response.headers.get("Content-Length") or 0)
+    here = path.stat().st_size if path.exists() else 0
+    response = _open(url, here)
+    if response is None:
+        return
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        here = 0
+    size = here + int(response.headers.get("Content-Length") or 0)
     # disable=None: no bar where stderr is a log file.
-    bar = tqdm(desc=Path(url).name, total=size or None, unit="B", unit_scale=True, disable=None)
-    with response, bar, open(path, "wb") as f:
+    bar = tqdm(
+        desc=Path(url).name,
+        total=size if size > here else None,
+        initial=here,
+        unit="B",
+        unit_scale=True,
+        disable=None,
+    )
+    with response, bar, open(path, "r+b" if here else "wb") as f:
+        f.seek(here)
         while chunk := _read(response, url):
             bar.update(f.write(chunk))
         received = f.tell()
     if received < size:
         raise Unreachable(f"{url}: the connection broke off after {received} of {size} bytes")
+
+
+def _open(url: str, here: int) -> http.client.HTTPResponse | None:
+    """The answer with the bytes from `here` on, or with all; None if there are no more."""
+    headers = {"Range": f"bytes={here}-"} if here else {}
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT
+        )
+    except urllib.error.HTTPError as e:
+        e.close()
+        if here and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # `bytes */<size>`: either all is here, or what is here is something else.
+            whole = e.headers.get("Content-Range", "").rpartition("/")[2] == str(here)
+            return None if whole else _open(url, 0)
+        raise Unreachable(f"{url}: {e.code} {e.reason}") from e
+    except (OSError, http.client.HTTPException) as e:  # URLError is an OSError
+        raise Unreachable(f"{url}: {getattr(e, 'reason', None) or e}") from e
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+        if start != str(here):
+            response.close()
+            return _open(url, 0)
+    return response
 
 
 def _read(response: http.client.HTTPResponse, url: str) -> bytes:
@@ -41,3 +87,56 @@ def _read(response: http.client.HTTPResponse, url: str) -> bytes:
         return response.read(1 << 16)
     except (OSError, http.client.HTTPException) as e:
         raise Unreachable(f"{url}: the connection broke off ({e})") from e
+
+
+def unpack(archive: Path, folder: str, target: Path) -> None:
+    """Writes the files that a zip holds directly in `folder` to the new folder `target`.
+
+    Nothing else: no path outside, no __MACOSX, no .DS_Store.
+
+    Raises:
+        OSError: `target` cannot be written.
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: the zip is damaged.
+    """
+    target.mkdir(parents=True)
+    with zipfile.ZipFile(archive) as z:
+        for member in tqdm(z.infolist(), desc=f"unpacking {folder}", unit="files", disable=None):
+            path = PurePosixPath(member.filename)
+            if (
+                path.parent == PurePosixPath(folder)
+                and not member.is_dir()
+                and not path.name.startswith(".")
+            ):
+                with z.open(member) as source, open(target / path.name, "wb") as f:
+                    shutil.copyfileobj(source, f)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns an OSError while `target` is made into a UserError that names it."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"cannot write {target}: {e.strerror or e}; free space, or choose another folder with"
+            " --root"
+        ) from e
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises UserError unless `needed` bytes are free where `folder` is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{os.fspath(folder)} has {in_words(free)} free, {in_words(needed)} are needed; free"
+            " space, or choose another folder with --root"
+        )
+
+
+def in_words(size: int) -> str:
+    """Bytes as a file manager says it."""
+    unit = next(u for u in ("TB", "GB", "MB", "KB") if size >= _UNITS[u] or u == "KB")
+    return f"{size / _UNITS[unit]:.3g} {unit}"
+
+
+_UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}

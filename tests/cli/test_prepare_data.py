@@ -80,7 +80,56 @@ def test_ctrl_c_leaves_nothing(repo: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("args", [[], ["ballon"], ["balloon", "extra"]])
+def test_coco_and_cityscapes_are_checked_without_torch(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text("{}")
+    for name, words in (
+        ("coco", f"{tmp_path}/coco/annotations lacks instances_val2017.json"),
+        ("cityscapes", "Log in at https://www.cityscapes-dataset.com/downloads"),
+    ):
+        line = command(repo, name, "--root", tmp_path)
+        line.insert(1, "-Ximporttime")
+        run = subprocess.run(line, capture_output=True, text=True)
+        said = [x for x in run.stderr.splitlines() if not x.startswith("import time:")]
+        assert (run.returncode, run.stdout) == (2, "")
+        assert said[0].startswith("error: ") and words in "".join(said)
+        modules = {x.rsplit("|", 1)[1].strip() for x in run.stderr.splitlines() if "|" in x}
+        assert "argparse" in modules and not modules & {"torch", "detectron2"}
+
+
+def test_initial_weights_are_fetched_beside_a_data_set(repo: Path, tmp_path: Path) -> None:
+    draw_balloons(tmp_path / "balloon", num_train=1, num_val=1, long_side=160)
+    recipe = repo / "configs" / "balloon" / "mask_rcnn_lite0_fpn_balloon.py"
+    run = subprocess.run(
+        command(repo, "balloon", "--root", tmp_path, "--weights", recipe),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    balloon, weights = run.stdout.splitlines()
+    assert "1 + 1 images" in balloon
+    assert weights.startswith("package://") and weights.endswith("57934424.pth (18.8 MB)")
+
+
+def test_a_recipe_without_initial_weights_says_so(repo: Path, tmp_path: Path) -> None:
+    recipe = repo / "configs" / "balloon" / "mask_rcnn_lite0_fpn_balloon.py"
+    (tmp_path / "scratch.py").write_text(
+        "from detectron2.config import LazyConfig\n"
+        f"globals().update(LazyConfig.load({str(recipe)!r}))\n"
+        "train.init_checkpoint = ''\n"
+    )
+    run = subprocess.run(
+        command(repo, "--weights", tmp_path / "scratch.py"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"{tmp_path}/scratch.py has no initial weights (train.init_checkpoint)\n"
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["ballon"], ["balloon", "extra"], ["coco", "--parts", "val"], ["--weights"]]
+)
 def test_a_wrong_command_line_is_refused(repo: Path, args: list[str]) -> None:
     run = subprocess.run(command(repo, *args), capture_output=True, text=True)
     assert run.returncode == 2

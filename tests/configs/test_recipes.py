@@ -1,13 +1,51 @@
 """Every recipe: loads, states its reference, and trains a step of the model it describes."""
 
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import torch
+from detectron2.config import instantiate
 
 from d2ext.config.load import load_config
 from d2ext.config.scaling import check_name
 
-RECIPES = [
+BALLOON = {
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
     "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
+}
+R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
+CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
+FASTER, MASK = "configs/faster_rcnn/faster_rcnn_r50", "configs/mask_rcnn/mask_rcnn_r50"
+# Workers, images a step, rate, length in epochs or iterations, steps down.
+SCHEDULES = {
+    f"{FASTER}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{FASTER}_caffe_fpn_90k_coco.py": (8, 16, 0.02, 90000, [60000, 80000]),
+    f"{MASK}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{MASK}_caffe_fpn_ms_poly_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{MASK}_caffe_fpn_ms_poly_32x3_3x_coco.py": (32, 96, 0.12, 36, [27, 33]),
+    f"{MASK}_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
+    f"{MASK}_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{MASK}_fpn_8x1_20e_coco.py": (8, 8, 0.01, 20, [16, 19]),
+    CITYSCAPES: (8, 8, 0.01, 64, [56]),
+}
+RECIPES = sorted({*BALLOON, *SCHEDULES})
+QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
+
+# A step from random weights (the real ones need the network) on two tiny images.
+ONE_STEP = [
+    "train.init_checkpoint=",
+    "train.max_iter=1",
+    "train.reference_world_size=1",
+    "train.reference_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.val.num_workers=0",
+    "dataloader.train.mapper.augmentations[0].short_edge_length=[64,96]",
+    "dataloader.val.mapper.augmentations[0].short_edge_length=96",
 ]
 
 
@@ -24,11 +62,38 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe}\n" in text
-    assert "python tools/train_net.py --config-file $CONFIG\n" in text
+    train = r"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8)?\n"
+    assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
+    assert f"python tools/prepare_data.py {recipe.rpartition('_')[2].removesuffix('.py')}\n" in text
+
+
+@pytest.mark.parametrize("recipe", SCHEDULES)
+def test_a_recipe_has_the_schedule_that_its_name_promises(repo, recipe):
+    workers, images, rate, length, steps = SCHEDULES[recipe]
+    cfg = load_config(repo / recipe)
+    assert (cfg.train.reference_world_size, cfg.train.reference_batch_size) == (workers, images)
+    assert cfg.optimizer.lr == pytest.approx(rate)
+    assert (cfg.train.max_epochs or cfg.train.max_iter) == length
+    multiplier = instantiate(cfg.lr_multiplier.scheduler)
+    for i, step in enumerate(steps):
+        assert multiplier(0.999 * step / length) == pytest.approx(0.1**i)
+        assert multiplier(1.001 * step / length) == pytest.approx(0.1 ** (i + 1))
+    # The style of the weights is that of the model and its input.
+    pytorch = "torchvision" in cfg.train.init_checkpoint
+    assert pytorch == (recipe.startswith(f"{MASK}_fpn"))
+    assert cfg.model.backbone.bottom_up.stages.stride_in_1x1 != pytorch
+    assert cfg.model.input_format == ("RGB" if pytorch else "BGR")
+    for loader in (cfg.dataloader.train, cfg.dataloader.val):
+        assert loader.mapper.image_format == cfg.model.input_format
+    assert (cfg.model.pixel_std[0] == 58.395) == pytorch
+    # One scale, or several.
+    scales = cfg.dataloader.train.mapper.augmentations[0].short_edge_length
+    several = "_ms_" in recipe or recipe == CITYSCAPES
+    assert (not isinstance(scales, int)) == several
 
 
 def test_the_guide_s_example(repo):
-    cfg = load_config(repo / RECIPES[1])
+    cfg = load_config(repo / R50_BALLOON)
     assert cfg.model.roi_heads.num_classes == 1
     assert cfg.model.roi_heads.box_predictor.num_classes == 1
     assert cfg.model.roi_heads.mask_head.num_classes == 1
@@ -39,18 +104,62 @@ def test_the_guide_s_example(repo):
     assert "detectron2://COCO-InstanceSegmentation/mask_rcnn" in cfg.train.init_checkpoint
 
 
-def test_the_r50_recipe_trains_a_step(repo, train_net, tiny_root, tmp_path):
-    """From random weights (the zoo's need the network) on tiny images."""
-    done = train_net(
-        "--no-validate",
-        "--work-dir",
-        tmp_path,
-        f"data.root={tiny_root}",
-        "train.init_checkpoint=",
-        "train.max_iter=1",
-        "dataloader.train.num_workers=0",
-        "dataloader.train.mapper.augmentations[0].short_edge_length=96",
-        config=repo / RECIPES[1],
-    )
+def test_the_r50_balloon_recipe_trains_a_step(repo, train_net, tiny_root, tmp_path):
+    options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_root}"]
+    done = train_net(*options, *ONE_STEP, config=repo / R50_BALLOON)
     assert done.status == 0, done.stderr
     assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe not in QUICK))
+        for recipe in SCHEDULES
+        if recipe != CITYSCAPES
+    ],
+)
+def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recipe):
+    options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}"]
+    done = train_net(*options, *ONE_STEP, config=repo / recipe)
+    assert done.status == 0, done.stderr
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 81
+    assert ("mask" in recipe) == any("mask_head" in name for name in weights)
+
+
+def test_the_cityscapes_recipe_trains_a_step(repo, tiny_cityscapes, tmp_path):
+    """In a process of its own: Detectron2 looks for its data sets when it is imported."""
+    options = ["--no-validate", "--work-dir", tmp_path, *ONE_STEP]
+    done = subprocess.run(
+        [sys.executable, "tools/train_net.py", "--config-file", CITYSCAPES, *map(str, options)],
+        cwd=repo,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tiny_cityscapes)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cityscapes_fine_instance_seg_train +2 +4  person 2, rider 0", done.stdout)
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 9
+
+
+def test_a_recipe_starts_from_a_model_zoo_pickle(repo, train_net, tiny_coco, tmp_path):
+    """ImageNet weights as the zoo has them: numpy arrays, named as in Detectron2's ResNet."""
+    recipe = repo / f"{FASTER}_caffe_fpn_1x_coco.py"
+    torch.manual_seed(1)
+    state = instantiate(load_config(recipe).model.backbone.bottom_up).state_dict()
+    content = {
+        "model": {name: tensor.numpy() for name, tensor in state.items()},
+        "__author__": "a test",
+        "matching_heuristics": True,
+    }
+    Path(tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
+    options = ["--no-validate", "--work-dir", tmp_path / "run", f"data.root={tiny_coco}", *ONE_STEP]
+    options.append(f"train.init_checkpoint={tmp_path / 'R-50.pkl'}")
+    done = train_net(*options, config=recipe)
+    assert done.status == 0, done.stderr
+    assert f"Loaded {len(state)} of the model's" in done.stdout
+    trained = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    stem = "stem.conv1.weight"  # frozen
+    assert torch.equal(trained[f"backbone.bottom_up.{stem}"], state[stem])

@@ -10,7 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ext.data.catalog import Dataset, coco_dataset, register_datasets, via_dataset
-from d2ext.data.formats.coco import to_coco
+from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.errors import UserError
 from d2ext.evaluation.suite import Evaluation, write_predictions
 from d2ext.files import write_json
@@ -97,6 +97,9 @@ def test_an_absent_annotation_file_names_the_remedy(tmp_path):
         DatasetCatalog.get("catalog_m")
     assert declaration.json_file in str(e.value) and "data.root" in str(e.value)
     assert f"python tools/prepare_data.py balloon --root {tmp_path}" in str(e.value)
+    coco = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    with pytest.raises(UserError, match=f"prepare_data.py coco --root {tmp_path}$"):
+        read_coco(coco, tmp_path)
     register_datasets({"catalog_n": _declare(tmp_path, json_file=str(tmp_path / "mine.json"))})
     with pytest.raises(UserError, match="mine.json does not exist; check json_file") as e:
         DatasetCatalog.get("catalog_n")

@@ -3,15 +3,11 @@
 `python tools/prepare_data.py balloon` puts it under data.root; `data.root=/elsewhere` moves it.
 """
 
-import os
-
 from detectron2.config import LazyCall as L
 
 from d2ext.data.catalog import via_dataset
 
-data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}")
-if os.environ.get("DETECTRON2_DATASETS") == "":  # as if unset
-    data["root"] = "datasets"
+from .root import data
 
 
 def _split(name):

@@ -26,7 +26,7 @@ dataloader.train = L(build_train_loader)(
             ),
             L(T.RandomFlip)(horizontal=True),
         ],
-        image_format="BGR",
+        image_format="${model.input_format}",
         use_instance_mask=True,
     ),
     total_batch_size="${train.reference_batch_size}",
@@ -42,7 +42,7 @@ dataloader.val = L(build_test_loader)(
     mapper=L(DatasetMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
-        image_format="${...train.mapper.image_format}",
+        image_format="${model.input_format}",
     ),
     num_workers=2,
 )

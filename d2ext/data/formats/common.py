@@ -20,9 +20,14 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         remedy = "check json_file, or set data.root to the folder that holds the data"
-        if path.match("balloon/*/via_region_data.json"):  # the recipes' own set
-            root = path.parents[2]
-            remedy += f", or fetch it: python tools/prepare_data.py balloon --root {root}"
+        own = {  # the recipes' own sets
+            "balloon/*/via_region_data.json": "balloon",
+            "coco/annotations/instances_*2017.json": "coco",
+        }
+        for pattern, name in own.items():
+            if path.match(pattern):
+                command = f"python tools/prepare_data.py {name} --root {path.parents[2]}"
+                remedy += f", or fetch it: {command}"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e

@@ -1,0 +1,27 @@
+"""COCO 2017 (118,287 + 5,000 photos, 80 classes) and loaders for it.
+
+`python tools/prepare_data.py coco` puts it under data.root; `data.root=/elsewhere` moves it.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import MetadataCatalog
+
+from d2ext.data.catalog import coco_dataset
+
+from .loader import dataloader
+from .root import data
+
+
+def _split(name):
+    return L(coco_dataset)(
+        json_file=f"${{data.root}}/coco/annotations/instances_{name}.json",
+        image_root=f"${{data.root}}/coco/{name}",
+        # Given, so that no process reads 476 MB only to know them.
+        classes=MetadataCatalog.get("coco_2017_train").thing_classes,
+    )
+
+
+# Not coco_2017_train and coco_2017_val, which Detectron2 has registered itself.
+datasets = dict(coco_train=_split("train2017"), coco_val=_split("val2017"))
+dataloader.train.dataset.names = "coco_train"
+dataloader.val.dataset.names = "coco_val"

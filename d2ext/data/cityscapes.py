@@ -1,0 +1,110 @@
+"""Cityscapes: only its users may download it, and Detectron2 reads it with a package of its own."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2ext.errors import UserError
+
+_IMAGES = {"train": 2975, "val": 500}
+_SUFFIX = "_leftImg8bit.png"
+_ANNOTATIONS = ("_gtFine_polygons.json", "_gtFine_instanceIds.png", "_gtFine_labelIds.png")
+
+
+def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> str:
+    """Checks the layout that Detectron2 reads, root/cityscapes/{leftImg8bit,gtFine}/<split>/<city>.
+
+    Args:
+        root: the folder of data sets, $DETECTRON2_DATASETS.
+        images: number of images by split.
+
+    Returns:
+        A line that says what is there.
+
+    Raises:
+        UserError: images or their annotations are missing, or the package that reads them.
+    """
+    folder = Path(root) / "cityscapes"
+    lacking = []
+    for split, expected in images.items():
+        photos, truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
+        lacking += _lacking(photos, truth, expected)
+    if lacking:
+        raise UserError(
+            f"{'; '.join(lacking)}.\nLog in at https://www.cityscapes-dataset.com/downloads, fetch"
+            " leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and unpack both there:"
+            f" unzip -d {folder} leftImg8bit_trainvaltest.zip; unzip -d {folder}"
+            " gtFine_trainvaltest.zip"
+        )
+    _require_package()
+    counts = " + ".join(f"{n:,}" for n in images.values())
+    return f"{folder} holds {counts} images with their fine annotations"
+
+
+def require_cityscapes(metadata: Any) -> None:
+    """Checks what Detectron2 needs to read one of its own Cityscapes data sets.
+
+    Args:
+        metadata: Detectron2's of the data set; nothing is said of others than Cityscapes.
+
+    Raises:
+        UserError: see `check_cityscapes`; any number of images will do.
+    """
+    if metadata.get("evaluator_type") != "cityscapes_instance":
+        return
+    _require_package()
+    if lacking := _lacking(Path(metadata.image_dir), Path(metadata.gt_dir), None):
+        raise UserError(
+            f"{'; '.join(lacking)}; put Cityscapes there (python tools/prepare_data.py cityscapes"
+            " says how), or set the environment variable DETECTRON2_DATASETS to the folder that"
+            " holds it"
+        )
+
+
+def name_labels() -> None:
+    """Lets Detectron2's main find the package, which it imports by a name of its authors' own.
+
+    Since their commit 4823082a; nothing else answers to that name.
+    """
+    theirs = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
+    if theirs not in sys.modules and importlib.util.find_spec("cityscapesscripts"):
+        sys.modules[theirs] = importlib.import_module("cityscapesscripts.helpers.labels")
+
+
+def _require_package() -> None:
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        raise UserError(
+            "the package that Detectron2 reads Cityscapes with is not installed: pip install"
+            " cityscapesscripts"
+        )
+
+
+def _lacking(photos: Path, truth: Path, expected: int | None) -> list[str]:
+    """What a split lacks, in words; `expected` images, or at least one."""
+    names = {name for name in _files(photos) if name.endswith(_SUFFIX)}
+    lacking = []
+    if expected is not None and len(names) != expected:
+        lacking.append(f"{photos} holds {len(names):,} of {expected:,} images")
+    elif not names:
+        lacking.append(f"{photos} holds no images")
+    found, stems = _files(truth), {name.removesuffix(_SUFFIX) for name in names}
+    for suffix in _ANNOTATIONS:
+        if absent := sorted(stem + suffix for stem in stems if stem + suffix not in found):
+            lacking.append(f"{truth} lacks {len(absent):,} files, {absent[0]} the first")
+    return lacking
+
+
+def _files(folder: Path) -> set[str]:
+    """`<city>/<file>` of all files in the folders of a folder."""
+    if not folder.is_dir():
+        return set()
+    return {
+        os.path.join(city.name, name)
+        for city in os.scandir(folder)
+        if city.is_dir()
+        for name in os.listdir(city)
+    }
