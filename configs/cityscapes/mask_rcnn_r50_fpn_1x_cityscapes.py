@@ -31,6 +31,7 @@ resize.sample_style = "range"
 resize.max_size = 2048
 dataloader.val.mapper.augmentations[0].short_edge_length = 1024
 dataloader.val.mapper.augmentations[0].max_size = 2048
+dataloader.tta = dict(min_sizes=[896, 1024, 1152], max_size=2304, flip=True)
 del resize
 
 train.reference_world_size = 8

@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.synthetic import is_synthetic
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
@@ -41,6 +42,7 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
                 hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
                 raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
             metadata = MetadataCatalog.get(name)
+            require_cityscapes(metadata)
             with building(f"datasets.{name}"):
                 records = DatasetCatalog.get(name)
             mine = list(metadata.get("thing_classes", []))

@@ -51,7 +51,10 @@ class CocoMetric:
         Returns:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
-        truth = to_coco(records, classes)
+        # Numbered anew: an image id may be a text (Cityscapes'), which no backend takes.
+        ids = {record["image_id"]: i for i, record in enumerate(records, start=1)}
+        truth = to_coco([{**r, "image_id": ids[r["image_id"]]} for r in records], classes)
+        predictions = [{**p, "image_id": ids[p["image_id"]]} for p in predictions]
         with_masks = any("segmentation" in a for a in truth["annotations"])
         with_masks &= not predictions or "segmentation" in predictions[0]
         numbers = {}

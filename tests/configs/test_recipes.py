@@ -1,5 +1,6 @@
 """Every recipe: loads, states its reference, and trains a step of the model it describes."""
 
+import json
 import os
 import pickle
 import re
@@ -128,17 +129,36 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
     assert ("mask" in recipe) == any("mask_head" in name for name in weights)
 
 
-def test_the_cityscapes_recipe_trains_a_step(repo, tiny_cityscapes, tmp_path):
+def _cityscapes(repo, root, *options):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
-    options = ["--no-validate", "--work-dir", tmp_path, *ONE_STEP]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "tools/train_net.py", "--config-file", CITYSCAPES, *map(str, options)],
         cwd=repo,
-        env={**os.environ, "DETECTRON2_DATASETS": str(tiny_cityscapes)},
+        env={**os.environ, "DETECTRON2_DATASETS": str(root)},
         capture_output=True,
         text=True,
     )
+
+
+def test_absent_cityscapes_are_one_line(repo, tmp_path):
+    done = _cityscapes(repo, tmp_path, "--dry-run")
+    assert done.returncode == 2
+    assert "train holds no images; put Cityscapes there (python tools/prepare_data" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_cityscapes_recipe_trains_a_step_and_is_evaluated(repo, tiny_cityscapes, tmp_path):
+    """Its image ids are texts."""
+    untrained = ["optimizer.lr=1e-9", "model.roi_heads.box_predictor.test_score_thresh=0.0"]
+    done = _cityscapes(repo, tiny_cityscapes, "--work-dir", tmp_path, *ONE_STEP, *untrained)
     assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())["last"]["results"]
+    assert results["cityscapes_fine_instance_seg_val/coco/segm/AP"] is not None
+    predictions = json.loads(
+        (tmp_path / "predictions" / "cityscapes_fine_instance_seg_val.json").read_text()
+    )
+    assert {p["image_id"] for p in predictions} == {"town_000000_000019_leftImg8bit.png"}
+    assert len(list((tmp_path / "overlays").glob("*/*.jpg"))) == 1
     assert re.search(r"cityscapes_fine_instance_seg_train +2 +4  person 2, rider 0", done.stdout)
     weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 9
