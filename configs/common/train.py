@@ -30,7 +30,7 @@ train = dict(
     best=dict(metric=None, mode="max"),
     early_stopping_patience=None,  # evaluations without a better train.best.metric
     sync_bn=False,  # BatchNorm over all workers, where the model's norm is BN
-    compile=dict(enabled=False, backend="inductor"),  # torch.compile of the backbone
+    compile=dict(enabled=False, backend="inductor", dynamic=None),  # torch.compile; the backbone
     deterministic=False,  # repeatable GPU kernels, also where slower
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     device="cuda",  # without a visible GPU the CPU is used, and the log says so

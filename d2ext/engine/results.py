@@ -87,7 +87,8 @@ class Results:
         if not patience or len(self._scores) - 1 - number < patience:
             return None
         score = "none" if best is None else f"{best:.4g} at iteration {self._scores[number][0]}"
-        return f"{patience} evaluations brought no better {self._metric} than {score}"
+        evaluations = f"{patience} evaluation" + "s" * (patience > 1)
+        return f"{evaluations} brought no better {self._metric} than {score}"
 
 
 def _better(score: float | None, than: float | None, mode: str) -> bool:

@@ -126,7 +126,7 @@ def _resume(
     changes = [f"{before} images a step before, {batch} now"] * (before != batch)
     if workers not in (None, now):
         same = ", the images and their order stay" * (before == batch)
-        changes.append(f"{workers} workers before, {now} now{same}")
+        changes.append(f"world size {workers} before, {now} now{same}")
     change = f" ({'; '.join(changes)})" if changes else ""
     logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
     return start

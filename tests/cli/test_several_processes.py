@@ -174,14 +174,15 @@ def test_resumed_with_another_number_of_workers(start, small, tmp_path):
     common = [c for c in common if c != "train.accumulate=2"]
     more = ["--num-gpus", 2, "--resume-from", first]
     output, status = _end(start("--work-dir", tmp_path / "two", *more, *common))
-    assert status == 0 and "goes on at iteration 2 (1 workers before, 2 now, the" in output, output
+    assert status == 0, output
+    assert "goes on at iteration 2 (world size 1 before, 2 now, the images" in output
     a, b = _weights(tmp_path / "whole"), _weights(tmp_path / "two")
     for key in a:
         assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5), key
     common += ["dataloader.train.total_batch_size=4"]
     output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
     assert status == 0, output
-    assert "goes on at iteration 1 (2 images a step before, 4 now; 1 workers before" in output
+    assert "goes on at iteration 1 (2 images a step before, 4 now; world size 1 before" in output
     # Scaled by the flag: twice the workers, twice the images, half of the iterations.
     common = [c for c in common if "total_batch_size" not in c] + ["train.reference_world_size=1"]
     more.append("--auto-scale-lr")

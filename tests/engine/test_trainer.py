@@ -1,4 +1,4 @@
-"""The loop on a toy net: two ranks are, bit for bit, one that accumulates two micro-batches."""
+"""The loop and its aids on a toy net: two ranks are one that accumulates two micro-batches."""
 
 import json
 import os
@@ -11,10 +11,13 @@ TOY = """
 import json, sys, torch, torch.distributed as dist
 from torch import nn
 from detectron2.utils import comm
+from d2ext.engine.aids import autocast, averaged
+from d2ext.engine.hooks import AverageWeights
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
 world, rank, accumulate, url = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+aids = json.loads(sys.argv[5])
 if world > 1:
     dist.init_process_group("gloo", init_method=url, world_size=world, rank=rank)
 
@@ -39,20 +42,27 @@ def micro_batches():
 torch.manual_seed(0)
 model = Toy()
 wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-trainer = Trainer(wrapped, optimizer, micro_batches(), [], seed=3, accumulate=accumulate)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+average = averaged(model, aids["ema_decay"]) if "ema_decay" in aids else None
+hooks = [AverageWeights(average, model)] if average else []
+precision = autocast(aids.get("amp", {}), "cpu")
+clip = aids.get("clip_grad_norm")
+trainer = Trainer(
+    wrapped, optimizer, micro_batches(), hooks, 3, accumulate, precision, clip_grad_norm=clip
+)
 with StopSignals() as signals:
     trainer.train(0, 20, signals)
 if rank == 0:
-    print(json.dumps([p.flatten().tolist() for p in model.parameters()]))
+    last = average.module if average else model
+    print(json.dumps([p.flatten().tolist() for p in last.parameters()]))
 """
 
 
-def _weights(world: int, accumulate: int, url: str = "") -> list:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def _weights(world: int, accumulate: int, url: str = "", **aids) -> list:
+    environment, options = os.environ | {"OMP_NUM_THREADS": "1"}, json.dumps(aids)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TOY, str(world), str(rank), str(accumulate), url],
+            [sys.executable, "-c", TOY, *map(str, (world, rank, accumulate, url)), options],
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
@@ -79,3 +89,23 @@ def test_ranks_that_accumulate(tmp_path, repo, monkeypatch):
     four = _weights(world=2, accumulate=2, url=f"file://{tmp_path}/meet")
     for ours, theirs in zip(four, _weights(world=1, accumulate=4), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+AIDS = {
+    "clipping": dict(clip_grad_norm=0.1),
+    "ema": dict(ema_decay=0.9),
+    "bf16": dict(amp=dict(enabled=True, dtype="bfloat16")),
+}
+AIDS["all"] = AIDS["clipping"] | AIDS["ema"] | AIDS["bf16"]
+
+
+@pytest.mark.parametrize(
+    "aid", [pytest.param(n, marks=[pytest.mark.slow] * (n != "all")) for n in AIDS]
+)
+def test_an_aid_has_its_effect_in_any_layout(tmp_path, repo, monkeypatch, aid):
+    monkeypatch.chdir(repo)
+    aided = _weights(world=1, accumulate=2, **AIDS[aid])
+    assert aided != _weights(world=1, accumulate=2)
+    two = _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet", **AIDS[aid])
+    for ours, theirs in zip(two, aided, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
