@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,29 @@ def read_json(path: str | Path) -> Any:
         raise UserError(
             f"{path} is no valid JSON ({e}); export or download the annotations again"
         ) from e
+
+
+def inside(root: str | Path, name: object, where: str) -> str:
+    """The path of an image that an annotation file names, which must lie in the image folder.
+
+    The check is lexical: symbolic links in the folder may lead elsewhere.
+
+    Args:
+        root: the folder.
+        name: as the annotation file has it, relative to the folder.
+        where: the place in the annotation file, for messages.
+
+    Raises:
+        UserError: it is no text, empty, absolute, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UserError(f"{where}: the image name {name!r} is no file name; correct it")
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in ("..", "."):
+        raise UserError(
+            f"{where}: the image {name!r} is not in the image folder {root}; name it relative to"
+            " that folder"
+        )
+    return os.path.join(root, name)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
