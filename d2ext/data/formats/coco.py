@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.data.formats.common import nearest, read_json
-from d2ext.data.formats.objects import image_record, mask_area, read_object, text_rle
+from d2ext.data.formats.objects import (
+    MALFORMED,
+    image_record,
+    mask_area,
+    read_object,
+    short,
+    text_rle,
+)
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What values that are not as the format wants raise.
-_MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 _XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
 
 
@@ -57,8 +62,8 @@ def read_coco(
         try:
             image_id, size = image["id"], (image["height"], image["width"])
             record = image_record(image_root, image["file_name"], image_id, size, where)
-        except _MALFORMED as e:
-            raise UserError(f"{where} is malformed ({_words(e)}); correct it") from e
+        except MALFORMED as e:
+            raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
         if image_id in records:
             raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
         records[image_id] = record
@@ -76,8 +81,8 @@ def read_coco(
                 continue
             record = records[image_id]
             read, problem = _read(annotation, record["height"], record["width"], repaired)
-        except _MALFORMED as e:
-            raise UserError(f"{where} is malformed ({_words(e)}); correct it") from e
+        except MALFORMED as e:
+            raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
         if problem:
             left_out[problem] += 1
         else:
@@ -107,7 +112,7 @@ def _categories(content: dict, json_file: str | Path) -> dict[int, str]:
         if wrong := [n for n in names.items() if tuple(map(type, n)) != (int, str)]:
             raise TypeError(f"{wrong[0][0]!r} and {wrong[0][1]!r} are no integer id and text")
     except (KeyError, TypeError) as e:
-        reason = _words(e)
+        reason = short(e)
         raise UserError(f"{json_file}: `categories` is malformed ({reason}); correct it") from e
     if len(distinct) < len(content["categories"]):
         raise UserError(f"{json_file}: `categories` repeats an id or a name; make them distinct")
@@ -152,12 +157,6 @@ def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple
 def _counts(counter: Counter) -> tuple[str, str]:
     parts = ", ".join(f"{n} {what}" for what, n in counter.items())
     return f"{counter.total()} annotations", parts
-
-
-def _words(e: Exception) -> str:
-    """A short reason: files hold values of any length."""
-    text = f"no {e}" if isinstance(e, KeyError) else str(e)
-    return text if len(text) <= 120 else text[:100] + "..."
 
 
 def to_coco(

@@ -9,6 +9,8 @@ import numpy as np
 
 from d2ext.data.formats.common import inside, polygon_area
 
+# What values that are not as a format wants raise in its reader.
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 # No image is that large; the operators of masks would count through every pixel up to it.
 _FAR = 1_000_000
 
@@ -27,7 +29,7 @@ def image_record(
 
     Raises:
         UserError: the name leads out of the folder.
-        ValueError: another value is wrong.
+        MALFORMED: another value is wrong.
     """
     if type(image_id) is not int:
         raise ValueError(f"the id {image_id!r} is no integer")
@@ -56,7 +58,7 @@ def read_object(
         corners, or compressed RLE with its counts as text. Else an empty dict and the reason.
 
     Raises:
-        TypeError, ValueError, KeyError, OverflowError: a value is not what the format wants.
+        MALFORMED: a value is not what the format wants.
     """
     x0, y0, x1, y1 = box or (0, 0, 0, 0)
     if not _numbers((x0, y0, x1, y1)) or not (x1 > x0 and y1 > y0):
@@ -89,6 +91,12 @@ def text_rle(rle: dict) -> dict:
     """The RLE with its counts as text, which JSON can hold, as pycocotools takes it, too."""
     counts = rle["counts"]
     return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def short(value: object) -> str:
+    """A value or an error in a few words for a message: files hold texts of any length."""
+    text = f"no {value}" if isinstance(value, KeyError) else str(value)
+    return text if len(text) <= 120 else text[:100] + "..."
 
 
 def _numbers(values: Sequence[float]) -> bool:
