@@ -74,9 +74,11 @@ def read_coco(
         try:
             image_id, category = annotation["image_id"], annotation["category_id"]
             if image_id not in records:
-                raise UserError(f"{where} is of the image {image_id}, which `images` lacks")
+                raise UserError(f"{where} is of the image {short(image_id)}, which `images` lacks")
             if category not in category_ids:
-                raise UserError(f"{where} is of the category {category}, which `categories` lacks")
+                raise UserError(
+                    f"{where} is of the category {short(category)}, which `categories` lacks"
+                )
             if annotation.get("ignore", 0) == 1 or category_ids[category] is None:
                 continue
             record = records[image_id]
