@@ -55,7 +55,7 @@ def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
     try:
         parts = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, msgspec.Raw])
         return {key: decode(key, part) for key, part in parts.items()}
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):
         return read_json(path)  # NaN, UTF-16, a list; or it says what is wrong
 
 
