@@ -119,7 +119,7 @@ def test_the_r50_balloon_recipe_trains_a_step(repo, train_net, tiny_root, tmp_pa
     assert (tmp_path / "model_final.pth").is_file()
 
 
-@pytest.mark.parametrize("recipe", sorted(CUSTOM))
+@pytest.mark.parametrize("recipe", [min(CUSTOM), pytest.param(max(CUSTOM), marks=pytest.mark.slow)])
 def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
     repo, train_net, tiny_coco, tmp_path, monkeypatch, recipe
 ):
