@@ -95,6 +95,7 @@ def annotated_dataset(
     image_root: str | None,
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
+    missing_ok: bool = False,
 ) -> Dataset:
     """Annotated photos, whose format is recognised from the file (`annotation_format`).
 
@@ -105,11 +106,29 @@ def annotated_dataset(
         classes: names of the classes to use; None takes all of the file. Regions of a VIA file
             that have no class are of the one that is given here.
         palette: one RGB colour (0 to 255) a class, for pictures.
+        missing_ok: a class that the file lacks is one without objects, for a validation set; else
+            it is a mistake.
     """
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
-    return readers[annotation_format(json_file)](json_file, image_root, classes, palette)
+    reader = partial(readers[annotation_format(json_file)], json_file, image_root)
+    if classes is None or not missing_ok:
+        return reader(classes, palette)
+    classes = _names(classes)
+    metadata = {**_colors(palette, classes), "image_root": image_root}
+
+    def load() -> list[dict]:
+        try:
+            dataset = reader(classes)
+            records = dataset.load()
+        except UserError:  # a class is missing; what else is wrong is so here, too
+            dataset = with_classes(reader(), classes)
+            records = dataset.load()
+        metadata.update(dataset.metadata)
+        return records
+
+    return Dataset(load, classes, metadata)
 
 
 def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:

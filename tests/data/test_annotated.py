@@ -113,6 +113,10 @@ def test_one_declaration_reads_any_format(write):
         assert part.metadata["thing_colors"] == [(1, 2, 3)]
         with pytest.raises(UserError, match=r"'cats'; did you mean 'cat'\?"):
             annotated_dataset(file, "/photos", classes=["cats"]).load()
+        valid = annotated_dataset(file, "/photos", classes=["bird", "cat"], missing_ok=True)
+        (record,) = valid.load()
+        assert [a["category_id"] for a in record["annotations"]] == [1]
+        assert set(valid.metadata.get("thing_dataset_id_to_contiguous_id", {0: 1}).values()) >= {1}
     assert middle_dataset(files["any_middle"], "/p").classes == ("dog", "cat")
 
 

@@ -14,7 +14,7 @@ from .loader import dataloader
 data = dict(
     train=dict(json=None, images=None),
     val=dict(json=None, images=None),
-    classes=None,  # None: all that the training file has; the validation follows it by name
+    classes=None,  # None: all that the training file has; the validation follows by name
     palette=None,  # [[220, 20, 60], ...]: a colour for each class, in pictures
 )
 datasets = dict(
@@ -25,7 +25,10 @@ datasets = dict(
         palette="${data.palette}",
     ),
     custom_val=L(annotated_dataset)(
-        json_file="${data.val.json}", image_root="${data.val.images}", classes=None
+        json_file="${data.val.json}",
+        image_root="${data.val.images}",
+        classes="${data.classes}",
+        missing_ok=True,
     ),
 )
 dataloader.train.dataset.names = "custom_train"
