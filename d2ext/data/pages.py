@@ -5,6 +5,7 @@ in one go, and worth nothing where it is cut off. (Arrow's IPC files hold no che
 importing pyarrow takes 27 MB in each process, half of what a further process may take.)
 """
 
+import itertools
 import json
 import mmap
 import struct
@@ -44,8 +45,9 @@ class PagesWriter:
         """Adds bytes as an array of uint8 that is not checked when the file is opened."""
         self._align()
         offset = self._at
-        for piece in pieces:
-            self._write(piece)
+        pieces = iter(pieces)
+        while chunk := b"".join(itertools.islice(pieces, 256)):
+            self._write(chunk)
         self._arrays[name] = {"dtype": "|u1", "shape": [self._at - offset], "offset": offset}
 
     def finish(self, info: dict[str, Any]) -> None:

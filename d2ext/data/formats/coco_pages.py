@@ -7,8 +7,11 @@ explains, and gives the same records.
 
 import codecs
 import gc
+import itertools
 import json
 import logging
+import math
+import operator
 import os
 import re
 import zlib
@@ -43,10 +46,10 @@ class _Annotation(msgspec.Struct, gc=False):
     category_id: int
     bbox: tuple[float, float, float, float]
     segmentation: msgspec.Raw = _NOTHING
-    area: float | None = None
+    area: float = math.nan
     iscrowd: int = 0
     ignore: int = 0
-    keypoints: msgspec.Raw = _NOTHING
+    keypoints: list | None = None
 
 
 class _File(msgspec.Struct):
@@ -58,6 +61,8 @@ class _File(msgspec.Struct):
 # What is left of polygons without numbers and spaces: 6 or more numbers each, an even count.
 _POLYGONS = re.compile(rb"\[\[,(?:,,){2,}\](?:,\[,(?:,,){2,}\])*\]")
 _NUMBERS = b"0123456789.- \t\r\n"
+_HUGE = re.compile(rb"\d{4300}")  # no number that Python reads
+_CHUNK = 10_000  # texts that are looked at together
 _EXACT = 2.0**52  # below it a float is exact where the file has an integer
 
 
@@ -103,7 +108,7 @@ class _Parsed:
     ):
         indices = _category_ids(categories, classes, json_file)
         self._images = sorted(content.images, key=lambda image: image.id)
-        self._names = [inside(image_root, i.file_name, "images") for i in self._images]
+        self._names = _paths(image_root, [image.file_name for image in self._images])
         self.info = {
             "classes": list(categories.values() if classes is None else classes),
             "category_ids": [[id_, i] for id_, i in indices.items() if i is not None],
@@ -115,12 +120,15 @@ class _Parsed:
 
         kept = content.annotations
         count = len(kept)
-        of_image = np.fromiter((a.image_id for a in kept), np.int64, count)
-        category = np.fromiter((a.category_id for a in kept), np.int64, count)
-        crowds = np.fromiter((a.iscrowd for a in kept), np.int64, count)
-        areas = np.array([a.area for a in kept], np.float64)  # None becomes NaN
-        boxes = np.array([a.bbox for a in kept], np.float64).reshape(-1, 4)
-        _require(not any(len(a.keypoints) > 4 for a in kept))
+
+        def column(name: str, dtype: type = np.int64) -> np.ndarray:
+            return np.fromiter(map(operator.attrgetter(name), kept), dtype, count)
+
+        of_image, category, crowds = column("image_id"), column("category_id"), column("iscrowd")
+        areas = column("area", np.float64)
+        numbers = itertools.chain.from_iterable(a.bbox for a in kept)
+        boxes = np.fromiter(numbers, np.float64, 4 * count).reshape(-1, 4)
+        _require(not any(map(operator.attrgetter("keypoints"), kept)))
         _require(np.all((crowds == 0) | (crowds == 1)))
         _require(np.all(np.abs(boxes) < _EXACT) and not np.any(np.abs(areas) >= _EXACT))
         image = np.searchsorted(ids, of_image)
@@ -131,11 +139,11 @@ class _Parsed:
         _require(np.all(known[np.minimum(place, len(known) - 1)] == category) if count else True)
         label = labels[place] if count else np.empty(0, np.int32)
 
-        wanted = np.fromiter((a.ignore != 1 for a in kept), bool, count) & (label >= 0)
+        wanted = (column("ignore") != 1) & (label >= 0)
         boxed = np.all(boxes[:, 2:] > 0, axis=1)
         order = np.argsort(image, kind="stable")
         order = order[(wanted & boxed)[order]]
-        self._segmentations, masks = self._read_masks(kept, order, image)
+        texts, masks = self._read_masks(kept, wanted & boxed, image)
         without_polygon = masks == _INVALID
         left_out = Counter({
             "without a box of positive size": int(np.sum(wanted & ~boxed)),
@@ -144,9 +152,10 @@ class _Parsed:
         if left_out.total():
             counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items() if n)
             logger.warning("%s: %d annotations left out: %s", json_file, left_out.total(), counts)
-        order, masks = order[~without_polygon], masks[~without_polygon]
+        order = order[~without_polygon[order]]
+        self._texts = [texts[i] for i in order.tolist()]
 
-        image, crowds = image[order], crowds[order]
+        image, crowds, masks = image[order], crowds[order], masks[order]
         boxes[:, 2:] += boxes[:, :2]
         self._arrays = {
             "boxes": boxes[order],
@@ -167,31 +176,22 @@ class _Parsed:
         )
 
     def _read_masks(
-        self, annotations: list[_Annotation], order: np.ndarray, image: np.ndarray
+        self, annotations: list[_Annotation], kept: np.ndarray, image: np.ndarray
     ) -> tuple[list, np.ndarray]:
-        """The texts of the valid masks, and for each annotation of `order` which kind it has."""
-        kinds = np.full(len(order), _POLYGON, np.int8)
-        texts, known = [], {}
-        for row, i in enumerate(order.tolist()):
-            text = annotations[i].segmentation
-            shape = bytes(text).translate(None, _NUMBERS)
-            plain = known.get(shape)
-            if plain is None:
-                plain = known[shape] = _POLYGONS.fullmatch(shape) is not None
-            if plain and len(text) < 4000:  # a number of 4,300 digits is more than Python takes
-                texts.append(text)
+        """The texts of the masks of the annotations to be kept, and the kind that each is."""
+        kinds = np.full(len(annotations), _POLYGON, np.int8)
+        texts = [a.segmentation for a in annotations]
+        for i in _not_plain(texts):
+            if not kept[i]:
                 continue
-            value, at = json.loads(bytes(text)), image[i]
-            box = {"bbox": annotations[i].bbox, "segmentation": value}
-            read, problem = _read(box, int(self._heights[at]), int(self._widths[at]))
-            if problem:
-                kinds[row] = _INVALID
-                continue
+            box = {"bbox": annotations[i].bbox, "segmentation": json.loads(bytes(texts[i]))}
+            read, problem = _read(box, int(self._heights[image[i]]), int(self._widths[image[i]]))
             masks = read.get("segmentation")
             if isinstance(masks, list):
                 _require(all(type(x) in (int, float) for polygon in masks for x in polygon))
-            kinds[row] = {list: _POLYGON, dict: _RLE}.get(type(masks), _NO_MASK)
-            texts.append(json.dumps(masks).encode())
+            kind = {list: _POLYGON, dict: _RLE}.get(type(masks), _NO_MASK)
+            kinds[i] = _INVALID if problem else kind
+            texts[i] = json.dumps(masks).encode()
         return texts, kinds
 
     def write(self, file: IO[bytes], more: dict[str, Any]) -> None:
@@ -212,14 +212,40 @@ class _Parsed:
         first = 0
         rows = zip(self._images, self._names, self._counts.tolist(), strict=True)
         for i, (image, name, count) in enumerate(rows):
-            texts = b",".join(self._segmentations[first : first + count])
-            text = b"[%d,%b,[%b]]" % (image.id, json.dumps(name).encode(), texts)
+            texts = b",".join(self._texts[first : first + count])
+            text = b"[%d,%b,[%b]]" % (image.id, msgspec.json.encode(name), texts)
             lengths[i], crcs[i] = len(text), zlib.crc32(text)
             first += count
             yield text
 
 
 _INVALID, _NO_MASK, _POLYGON, _RLE = range(4)
+
+
+def _paths(image_root: str | Path, names: list[str]) -> list[str]:
+    """The names in the folder; `inside` looks at those that could lead out of it."""
+    prefix = os.path.join(image_root, "")
+    return [
+        inside(image_root, name, "images")
+        if "/" in name or "\0" in name or name in ("", ".", "..")
+        else prefix + name
+        for name in names
+    ]
+
+
+def _not_plain(texts: list) -> Iterator[int]:
+    """The places of texts that are no valid polygons of plain numbers."""
+    known = {}
+    for first in range(0, len(texts), _CHUNK):
+        chunk = texts[first : first + _CHUNK]
+        shapes = b"\0".join(chunk).translate(None, _NUMBERS).split(b"\0")
+        _require(len(shapes) == len(chunk))
+        for row, shape in enumerate(shapes, start=first):
+            plain = known.get(shape)
+            if plain is None:
+                plain = known[shape] = _POLYGONS.fullmatch(shape) is not None
+            if not plain or (len(texts[row]) > 4300 and _HUGE.search(texts[row])):
+                yield row
 
 
 def _require(ordinary: Any) -> None:
