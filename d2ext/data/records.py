@@ -10,7 +10,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import IO, Any
@@ -65,7 +65,23 @@ class Columns:
         )
 
 
-class Records(Sequence):
+class _Decoded(Sequence):
+    """A sequence whose elements are made when they are asked for."""
+
+    def __iter__(self) -> Iterator[dict]:
+        # Sequence's own would take an IndexError from within an element for the end.
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return select(self, np.arange(len(self))[index])
+        i = operator.index(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        return self._record(i % len(self))
+
+
+class Records(_Decoded):
     """Dataset dicts in a buffer that `write_records` or the COCO reader filled.
 
     An element is decoded anew whenever it is asked for, so it may be changed freely. A pickled
@@ -102,10 +118,7 @@ class Records(Sequence):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return select(self, np.arange(len(self))[index])
-        i = _position(index, len(self))
+    def _record(self, i: int) -> dict:
         data = self._data[self._ends[i - 1] if i else 0 : self._ends[i]]
         if zlib.crc32(data) != self._arrays["crcs"][i]:
             raise UserError(
@@ -140,7 +153,7 @@ class Records(Sequence):
         return Records, (source if isinstance(source, str) else bytes(source),)
 
 
-class View(Sequence):
+class View(_Decoded):
     """Dataset dicts of other sequences, chosen and perhaps changed; see select, join, applied.
 
     Args:
@@ -163,19 +176,25 @@ class View(Sequence):
     def __len__(self) -> int:
         return self._starts[-1] if self.indices is None else len(self.indices)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return select(self, np.arange(len(self))[index])
-        i = _position(index, len(self))
+    def _record(self, i: int) -> dict:
         i = i if self.indices is None else int(self.indices[i])
         part = bisect.bisect_right(self._starts, i) - 1
         record = self.parts[part][i - self._starts[part]]
         return self._function(record) if self._function else record
 
 
-def select(records: Sequence[dict], indices: Iterable[int]) -> View:
-    """The records with these indices, in this order; an index may come several times."""
-    return View([records], np.asarray(indices, dtype=np.int64))
+def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
+    """The records with these indices, in this order; an index may come several times.
+
+    Args:
+        records: dataset dicts.
+        indices: as numpy takes them: integers, or a bool for each record.
+
+    Raises:
+        IndexError: there are not so many records.
+    """
+    chosen = np.asarray(indices, None if len(indices) else np.int64)
+    return View([records], np.arange(len(records))[chosen])
 
 
 def join(parts: Sequence[Sequence[dict]]) -> View:
@@ -202,9 +221,7 @@ def columns_of(records: Sequence[dict]) -> Columns:
     sizes = np.array(
         [[_size(r.get("height")), _size(r.get("width"))] for r in records], np.int32
     ).reshape(-1, 2)
-    objects = [
-        [a for a in r.get("annotations", ()) if not a.get("iscrowd", 0)] for r in records
-    ]
+    objects = [[a for a in r.get("annotations", ()) if not a.get("iscrowd", 0)] for r in records]
     kinds = [[a.get("segmentation") for a in image] for image in objects]
     return Columns(
         sizes[:, 0],
@@ -291,13 +308,6 @@ def _decode(data: memoryview) -> Any:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:  # NaN, or a number that JSON can name and a float cannot hold
         return json.loads(bytes(data))
-
-
-def _position(index: Any, length: int) -> int:
-    i = operator.index(index)
-    if not -length <= i < length:
-        raise IndexError(f"record {i} of {length}")
-    return i % length
 
 
 def _size(value: Any) -> int:
