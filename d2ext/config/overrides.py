@@ -17,6 +17,7 @@ from d2ext.errors import UserError
 # last parts of the key decide.
 _UNIONS: dict[tuple[str, ...], tuple[type, ...]] = {
     ("dataset", "names"): (str, list),
+    ("dataset", "repeat"): (int, list),
     ("short_edge_length",): (int, list),
 }
 # A run has one length: a value for one clears the other.

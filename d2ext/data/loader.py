@@ -1,10 +1,11 @@
 """Loaders for training and evaluation."""
 
 import contextlib
+import copy
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from d2ext.data.sampler import BatchSampler, EpochOrder
+from d2ext.data.training_set import TrainingSet
 from d2ext.errors import UserError
 from d2ext.guard import die_with_parent
 
 
 def build_train_loader(
-    dataset: list[dict],
+    dataset: TrainingSet | Sequence[dict],
     mapper: Callable[[dict], dict],
     *,
     total_batch_size: int,
@@ -37,8 +39,9 @@ def build_train_loader(
     number of processes nor that of loader workers changes what the model sees.
 
     Args:
-        dataset: Detectron2 dataset dicts.
-        mapper: a dataset dict to the model's input; may use any of the global generators.
+        dataset: of `training_set`, or Detectron2 dataset dicts.
+        mapper: a dataset dict to the model's input; may use any of the global generators. One that
+            makes masks as polygons makes bitmaps for images with RLE, which polygons cannot hold.
         total_batch_size: images per optimizer step over all ranks and micro-batches.
         num_workers: loader processes of this rank.
         seed: of the run.
@@ -51,10 +54,13 @@ def build_train_loader(
     Raises:
         UserError: while iterating, when an image cannot be read.
     """
-    portrait = np.array([d["height"] > d["width"] for d in dataset])
+    records, repeats = dataset, None
+    if isinstance(dataset, TrainingSet):
+        records, repeats = dataset.records, dataset.repeats
+    portrait = np.array([d["height"] > d["width"] for d in records])
     group_size = max(reference_batch_size // reference_world_size, 1)
     sampler = BatchSampler(
-        EpochOrder(portrait, group_size, seed),
+        EpochOrder(portrait, group_size, seed, repeats),
         total_batch_size,
         comm.get_rank(),
         comm.get_world_size(),
@@ -62,7 +68,7 @@ def build_train_loader(
         start_iter,
     )
     loader = DataLoader(
-        _SeededDataset(dataset, mapper, seed),
+        _SeededDataset(records, _RleAsBitmaps(mapper), seed),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_list,
@@ -116,6 +122,25 @@ class _ReportFailures:
             return _Failure(
                 f"image {record['file_name']} cannot be read: {e}; replace or unlist it"
             )
+
+
+class _RleAsBitmaps:
+    """Detectron2's mapper, with the masks of an image as bitmaps where one of them is an RLE.
+
+    Its mapper raises there if it is told to make polygons. All other images keep them: they are
+    exact at any size, and small. The mask head's loss takes either, image by image.
+    """
+
+    def __init__(self, mapper: Callable[[dict], dict]):
+        self._mapper = self._for_rle = mapper
+        if getattr(mapper, "instance_mask_format", None) == "polygon":
+            self._for_rle = copy.copy(mapper)
+            self._for_rle.instance_mask_format = "bitmask"
+
+    def __call__(self, record: dict) -> dict:
+        objects = (a for a in record.get("annotations", ()) if not a.get("iscrowd", 0))
+        has_rle = any(isinstance(a.get("segmentation"), dict) for a in objects)
+        return (self._for_rle if has_rle else self._mapper)(record)
 
 
 class _SeededDataset(Dataset):

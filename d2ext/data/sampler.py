@@ -10,8 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 
 
+def epoch_length(repeats: np.ndarray) -> int:
+    """Images in each epoch, the same for all of them: the sum of the factors (N,), rounded."""
+    whole = np.floor(repeats)
+    return int(whole.sum()) + round(float((repeats - whole).sum()))
+
+
 class EpochOrder:
-    """The order of the images in each epoch, every image once.
+    """The order of the images in each epoch, every image once, or as often as `repeats` says.
 
     Images come in groups of `group_size` that share an orientation, so that padding a batch wastes
     little whatever the number of processes (Detectron2 groups later, in a stateful buffer).
@@ -21,26 +27,37 @@ class EpochOrder:
         portrait: bool array (N,), True where an image is higher than wide.
         group_size: images per group; batches should hold whole groups.
         seed: of the run.
+        repeats: float array (N,), how often an epoch shows each image on average. What is behind
+            the point is rounded anew in each epoch, so that all have the same length.
     """
 
-    def __init__(self, portrait: np.ndarray, group_size: int, seed: int):
+    def __init__(
+        self,
+        portrait: np.ndarray,
+        group_size: int,
+        seed: int,
+        repeats: np.ndarray | None = None,
+    ):
         self._portrait = np.asarray(portrait, dtype=bool)
+        self._repeats = np.ones(len(self._portrait)) if repeats is None else np.asarray(repeats)
+        self._length = epoch_length(self._repeats)
         self._group_size = group_size
         self._seed = seed
         self._number, self._indices = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._portrait)
+        """Images in an epoch."""
+        return self._length
 
     def epoch(self, number: int) -> np.ndarray:
-        """The image indices (N,) of epoch `number`, counted from 0; the last one is remembered."""
+        """The image indices (len(self),) of epoch `number`, from 0; the last one is remembered."""
         if number != self._number:
             self._number, self._indices = number, self._shuffle(number)
         return self._indices
 
     def _shuffle(self, number: int) -> np.ndarray:
         rng = np.random.default_rng((self._seed, number))
-        shuffled = rng.permutation(len(self))
+        shuffled = self._shown(number)[rng.permutation(len(self))]
         # The epoch before may have left a group unfilled: fill it first, or all groups would shift.
         head, rest = np.split(shuffled, [min(-number * len(self) % self._group_size, len(self))])
         groups, leftover = [], []
@@ -51,6 +68,24 @@ class EpochOrder:
             leftover.append(members[whole:])
         groups = rng.permutation(np.concatenate(groups))  # rows
         return np.concatenate([head, groups.ravel(), rng.permutation(np.concatenate(leftover))])
+
+    def _shown(self, number: int) -> np.ndarray:
+        """The image indices (len(self),) of an epoch in rising order, each as often as it appears.
+
+        Systematic sampling: on a line where each image is as long as its fraction, points at equal
+        distances behind a random start choose who is rounded up. Expected counts are exact but for
+        the rounding of the epoch's length.
+        """
+        counts = np.floor(self._repeats).astype(np.int64)
+        fractions = self._repeats - counts
+        extra = len(self) - counts.sum()
+        if extra:
+            rng = np.random.default_rng((self._seed, number, 1))
+            order = rng.permutation(len(counts))
+            line = np.cumsum(fractions[order])
+            points = np.floor(line / line[-1] * extra + rng.random())
+            counts[order] += np.diff(points, prepend=0).astype(np.int64)
+        return np.repeat(np.arange(len(counts)), counts)
 
 
 class BatchSampler:

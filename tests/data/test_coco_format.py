@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
+from d2ext.data.formats.objects import read_object
 from d2ext.data.formats.via import read_via
 from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
@@ -232,3 +233,89 @@ def test_perfect_masks_of_drawn_balloons_have_an_ap_of_1(tmp_path: Path) -> None
     truth = to_coco(records, ["balloon"], tmp_path / "train")
     assert [i["file_name"] for i in truth["images"]] == [f"train_00{i}.jpg" for i in range(4)]
     assert average_precision(truth, "segm") == pytest.approx(1)
+
+
+def test_polygons_and_rle_may_share_an_image(tmp_path: Path) -> None:
+    made = with_annotation()
+    rle = {"size": [8, 10], "counts": [9, 4, 67]}
+    made["annotations"].append({**made["annotations"][0], "segmentation": rle})
+    first, _ = read(tmp_path, made)
+    polygons, encoded = (a["segmentation"] for a in first["annotations"])
+    assert polygons == [SQUARE]
+    assert mask.decode(encoded).T.ravel().nonzero()[0].tolist() == [9, 10, 11, 12]
+
+
+def test_what_is_missing_is_repaired_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first, _ = read(tmp_path, with_annotation(area=None, iscrowd=None))
+    assert (first["annotations"][0]["area"], first["annotations"][0]["iscrowd"]) == (16, 0)
+    (message,) = caplog.messages
+    assert "repaired: 1 without iscrowd (0), 1 without area" in message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_any_rle_of_pycocotools_is_taken_and_a_damaged_one_is_not(h, w, data) -> None:
+    bits = data.draw(st.lists(st.booleans(), min_size=h * w, max_size=h * w))
+    pixels = np.array(bits, np.uint8).reshape(h, w)
+    rle = mask.encode(np.asfortranarray(pixels))
+    text = rle["counts"].decode()
+    read_, _ = read_object([0, 0, 1, 1], {"size": [h, w], "counts": text}, h, w)
+    assert (mask.decode(read_["segmentation"]) == pixels).all()
+    cut = data.draw(st.integers(0, len(text) - 1))
+    with pytest.raises(ValueError, match="RLE"):  # it covers less
+        read_object([0, 0, 1, 1], {"size": [h, w], "counts": text[:cut]}, h, w)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segmentation": {"size": [8, 10], "counts": [1, 2]}},
+        {"segmentation": {"size": [8, 10], "counts": [-1, 81]}},
+        {"segmentation": {"size": [8, 10], "counts": [1.5, 78.5]}},
+        {"segmentation": {"size": [8, 10], "counts": "\x7f\x7f"}},
+        {"segmentation": {"size": [8, 10], "counts": "ooooooooooo0"}},
+        {"segmentation": {"size": [8, 10], "counts": None}},
+        {"segmentation": [["1", 1, 5, 1, 5, 5]]},
+        {"segmentation": "RLE"},
+        {"bbox": [True, [], 4, 4]},
+        {"bbox": [10**400, 1, 4, 4]},
+        {"iscrowd": 7},
+        {"area": [16]},
+    ],
+)
+def test_damaged_annotations_are_refused(tmp_path: Path, change: dict) -> None:
+    with pytest.raises(UserError, match=r"annotations\[0\] is malformed"):
+        read(tmp_path, with_annotation(**change))
+
+
+@pytest.mark.parametrize("point", [float("nan"), float("inf"), 1e7, -1e300])
+def test_polygons_that_no_image_holds_are_left_out(tmp_path: Path, point: float) -> None:
+    far = [1, 1, point, 1, 5, 5]
+    first, _ = read(tmp_path, with_annotation(segmentation=[far, SQUARE]))
+    assert first["annotations"][0]["segmentation"] == [SQUARE]
+    assert read(tmp_path, with_annotation(segmentation=[far]))[0]["annotations"] == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "", 7, None])
+def test_images_are_in_their_folder(tmp_path: Path, name: object) -> None:
+    made = content()
+    made["images"][1]["file_name"] = name
+    with pytest.raises(UserError, match=r"coco.json: images\[1\]"):
+        read(tmp_path, made)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8.5, 8), ("8", 8), (True, 8), (8, 10**9), (8, -1)])
+def test_images_have_a_size(tmp_path: Path, size: tuple) -> None:
+    made = content()
+    made["images"][0].update(height=size[0], width=size[1])
+    with pytest.raises(UserError, match=r"images\[0\] is malformed.*no positive integer"):
+        read(tmp_path, made)
+
+
+def test_nesting_without_end_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "coco.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="no valid JSON"):
+        read_coco(tmp_path / "coco.json", tmp_path)

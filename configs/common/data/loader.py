@@ -11,11 +11,17 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from d2ext.data.loader import build_test_loader, build_train_loader
+from d2ext.data.training_set import training_set
 
 dataloader = OmegaConf.create()
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names=None, filter_empty=True),
+    dataset=L(training_set)(
+        names=None,  # one data set, or several to join
+        filter_empty=True,  # leave out images without objects
+        repeat=1,  # epochs of each data set that one epoch holds; a list for several
+        oversample_threshold=None,  # images with classes rarer than this come up more often
+    ),
     mapper=L(DatasetMapper)(
         is_train=True,
         augmentations=[

@@ -7,7 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import nearest, polygon_area, read_json
+from d2ext.data.formats.common import nearest, read_json
+from d2ext.data.formats.objects import (
+    MALFORMED,
+    image_record,
+    mask_area,
+    read_object,
+    short,
+    text_rle,
+)
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +35,8 @@ def read_coco(
 
     Left out are annotations marked `ignore`, those without a box of positive size or without a
     valid polygon (a warning counts these two), and those of categories that are not in `classes`.
+    An absent `iscrowd` is 0, an absent `area` that of the mask, and a line says so; keypoints are
+    not looked at.
 
     Args:
         json_file: the COCO JSON.
@@ -36,35 +46,29 @@ def read_coco(
 
     Returns:
         One dict an image, also for images without annotations, by rising `image_id` (the file's);
-        segmentations are lists of polygons or compressed RLE, `area` is the file's where it has
-        one. And the file's id of each class to its index into `classes`.
+        segmentations are lists of polygons or compressed RLE, both also in one image. And the
+        file's id of each class to its index into `classes`.
 
     Raises:
         UserError: the file is absent or no COCO file, lacks a category of `classes` or a key,
-            repeats an image id, or has an annotation of an unknown image or category.
+            repeats an image id, names an image outside of the folder, or has an annotation that is
+            damaged or of an unknown image or category.
     """
     content = _load(json_file)
     category_ids = _category_ids(_categories(content, json_file), classes, json_file)
     records = {}
     for i, image in enumerate(content["images"]):
+        where = f"{json_file}: images[{i}]"
         try:
-            image_id = image["id"]
-            if not isinstance(image_id, int):
-                raise TypeError(f"the id {image_id!r} is no integer")
-            record = {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "image_id": image_id,
-                "height": image["height"],
-                "width": image["width"],
-                "annotations": [],
-            }
-        except (KeyError, TypeError) as e:
-            raise UserError(f"{json_file}: images[{i}] is malformed ({e!r}); correct it") from e
+            image_id, size = image["id"], (image["height"], image["width"])
+            record = image_record(image_root, image["file_name"], image_id, size, where)
+        except MALFORMED as e:
+            raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
         if image_id in records:
             raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
         records[image_id] = record
 
-    left_out = Counter()
+    left_out, repaired = Counter(), Counter()
     for i, annotation in enumerate(content["annotations"]):
         where = f"{json_file}: annotations[{i}]"
         try:
@@ -76,17 +80,18 @@ def read_coco(
             if annotation.get("ignore", 0) == 1 or category_ids[category] is None:
                 continue
             record = records[image_id]
-            read, problem = _read(annotation, record["height"], record["width"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{where} is malformed ({e!r}); correct it") from e
+            read, problem = _read(annotation, record["height"], record["width"], repaired)
+        except MALFORMED as e:
+            raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
         if problem:
             left_out[problem] += 1
         else:
             read["category_id"] = category_ids[category]
             record["annotations"].append(read)
     if left_out:
-        counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
-        logger.warning("%s: %d annotations left out: %s", json_file, left_out.total(), counts)
+        logger.warning("%s: %s left out: %s", json_file, *_counts(left_out))
+    if repaired:
+        logger.info("%s: %s repaired: %s", json_file, *_counts(repaired))
     indices = {id_: index for id_, index in category_ids.items() if index is not None}
     return [records[image_id] for image_id in sorted(records)], indices
 
@@ -104,8 +109,11 @@ def _categories(content: dict, json_file: str | Path) -> dict[int, str]:
     try:
         names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         distinct = set(names.values())
+        if wrong := [n for n in names.items() if tuple(map(type, n)) != (int, str)]:
+            raise TypeError(f"{wrong[0][0]!r} and {wrong[0][1]!r} are no integer id and text")
     except (KeyError, TypeError) as e:
-        raise UserError(f"{json_file}: `categories` is malformed ({e!r}); correct it") from e
+        reason = short(e)
+        raise UserError(f"{json_file}: `categories` is malformed ({reason}); correct it") from e
     if len(distinct) < len(content["categories"]):
         raise UserError(f"{json_file}: `categories` repeats an id or a name; make them distinct")
     return names
@@ -125,45 +133,30 @@ def _category_ids(
     return {category_id: index.get(name) for category_id, name in categories.items()}
 
 
-def _read(annotation: dict, height: int, width: int) -> tuple[dict, str]:
+def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple[dict, str]:
     """The annotation without its category, or the reason to leave it out."""
     x, y, w, h = annotation.get("bbox") or (0, 0, 0, 0)
-    if not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
-        return {}, "without a box of positive size"
-    read = {
-        "bbox": [x, y, x + w, y + h],
-        "bbox_mode": _XYXY,
-        "iscrowd": annotation.get("iscrowd", 0),
-    }
-    if (area := annotation.get("area")) is not None:
-        if not math.isfinite(area):
-            raise ValueError(f"the area is {area}")
-        read["area"] = area  # Detectron2 ignores it; APs, APm and APl are defined by it
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        read["segmentation"] = _compressed(segmentation, height, width)
-    elif segmentation:
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            return {}, "without a valid polygon"
-        read["segmentation"] = polygons
-    return read, ""
+    read, problem = read_object([x, y, x + w, y + h], annotation.get("segmentation"), height, width)
+    if problem:
+        return {}, problem
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    if crowd is None:
+        crowd = 0
+        repaired["without iscrowd (0)"] += 1
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {crowd!r}")
+    if area is None:
+        area = mask_area(read.get("segmentation"), w, h)
+        repaired["without area (the mask's, else the box's)"] += 1
+    if not math.isfinite(area):
+        raise ValueError(f"the area is {area}")
+    # Detectron2 ignores the area; APs, APm and APl are defined by it.
+    return {**read, "iscrowd": int(crowd), "area": area}, ""
 
 
-def _compressed(rle: dict, height: int, width: int) -> dict:
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(f"the RLE has the size {rle['size']}, its image {[height, width]}")
-    if isinstance(rle["counts"], list):
-        from pycocotools import mask
-
-        rle = mask.frPyObjects(rle, height, width)
-    return _text(rle)
-
-
-def _text(rle: dict) -> dict:
-    """The RLE with its counts as text, which JSON can hold, as pycocotools takes it, too."""
-    counts = rle["counts"]
-    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+def _counts(counter: Counter) -> tuple[str, str]:
+    parts = ", ".join(f"{n} {what}" for what, n in counter.items())
+    return f"{counter.total()} annotations", parts
 
 
 def to_coco(
@@ -205,20 +198,12 @@ def to_coco(
                 "image_id": record["image_id"],
                 "category_id": a["category_id"] + 1,
                 "bbox": [x, y, w, h],
-                "area": w * h,
                 "iscrowd": a.get("iscrowd", 0),
             }
-            segmentation = a.get("segmentation")
-            if isinstance(segmentation, dict):
-                from pycocotools import mask
-
-                made["segmentation"] = _text(segmentation)
-                made["area"] = float(mask.area(segmentation))
-            elif segmentation:
-                made["segmentation"] = segmentation
-                made["area"] = sum(map(polygon_area, segmentation))
-            if "area" in a:
-                made["area"] = float(a["area"])
+            if segmentation := a.get("segmentation"):
+                is_rle = isinstance(segmentation, dict)
+                made["segmentation"] = text_rle(segmentation) if is_rle else segmentation
+            made["area"] = float(a["area"] if "area" in a else mask_area(segmentation, w, h))
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

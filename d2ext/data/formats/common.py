@@ -32,7 +32,7 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
-    except ValueError as e:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError) as e:  # bad JSON or bad UTF-8; nested without end
         raise UserError(
             f"{path} is no valid JSON ({e}); export or download the annotations again"
         ) from e

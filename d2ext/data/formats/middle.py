@@ -1,0 +1,119 @@
+"""MMDetection's middle format: {"metainfo": {...}, "data_list": [...]}.
+
+https://mmdetection.readthedocs.io/en/latest/advanced_guides/customize_dataset.html
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.data.formats.common import nearest, read_json
+from d2ext.data.formats.objects import MALFORMED, image_record, mask_area, read_object, short
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def middle_classes(json_file: str | Path) -> tuple[str, ...]:
+    """The classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
+    return _classes(_load(json_file), json_file)
+
+
+def read_middle(
+    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> list[dict]:
+    """Reads a file of MMDetection's middle format into Detectron2's dataset dicts.
+
+    Objects with `ignore_flag` become crowds, as MMDetection's own conversion to COCO makes them.
+    Left out are those without a box of positive size or without a valid polygon (a warning counts
+    them), and those of classes that are not in `classes`.
+
+    Args:
+        json_file: the annotation file. Boxes are [x0, y0, x1, y1] in pixels; `mask`, where there
+            is one, holds polygons or an RLE.
+        image_root: the folder that `img_path` is relative to.
+        classes: class names; `category_id` is an index into them. None takes those of `metainfo`.
+
+    Returns:
+        One dict an image, in the order of the file. `image_id` is `img_id` where all images have
+        one, else it counts from 1.
+
+    Raises:
+        UserError: the file is absent or of another format, lacks a class of `classes`, repeats an
+            image id, names an image outside of the folder, or holds a damaged value.
+    """
+    content = _load(json_file)
+    known = _classes(content, json_file)
+    for name in classes or ():
+        if name not in known:
+            raise UserError(f"{json_file} has no class {name!r}; {nearest(name, known)}")
+    wanted = {name: i for i, name in enumerate(known if classes is None else classes)}
+    images, records, left_out = content["data_list"], [], Counter()
+    numbered = all(isinstance(image, dict) and "img_id" in image for image in images)
+    for i, image in enumerate(images):
+        where = f"{json_file}: data_list[{i}]"
+        try:
+            size = image["height"], image["width"]
+            image_id = image["img_id"] if numbered else i + 1
+            record = image_record(image_root, image["img_path"], image_id, size, where)
+            for k, instance in enumerate(image.get("instances") or ()):
+                where = f"{json_file}: data_list[{i}].instances[{k}]"
+                category = wanted.get(_label(instance["bbox_label"], known))
+                read, problem = _read(instance, record)
+                if problem:
+                    left_out[problem] += 1
+                elif category is not None:
+                    record["annotations"].append({**read, "category_id": category})
+        except MALFORMED as e:
+            raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
+        records.append(record)
+    if len({r["image_id"] for r in records}) < len(records):
+        raise UserError(f"{json_file}: an img_id appears twice; renumber the images")
+    if left_out:
+        counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
+        logger.warning("%s: %d instances left out: %s", json_file, left_out.total(), counts)
+    return records
+
+
+def _load(json_file: str | Path) -> dict:
+    content = read_json(json_file)
+    for key, kind in (("metainfo", dict), ("data_list", list)):
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise UserError(
+                f"{json_file} is not of MMDetection's middle format: it has no {kind.__name__}"
+                f" {key!r}"
+            )
+    return content
+
+
+def _classes(content: dict, json_file: str | Path) -> tuple[str, ...]:
+    metainfo = content["metainfo"]
+    classes = metainfo.get(
+        "classes", metainfo.get("CLASSES")
+    )  # MMDetection 3.0's release candidates
+    texts = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+    if not texts or not classes or len(set(classes)) < len(classes):
+        raise UserError(
+            f"{json_file}: metainfo.classes={short(classes)}; give the list of class names"
+        )
+    return tuple(classes)
+
+
+def _label(label: object, known: Sequence[str]) -> str:
+    if type(label) is not int or not 0 <= label < len(known):
+        raise ValueError(f"bbox_label is {label!r}, there are {len(known)} classes")
+    return known[label]
+
+
+def _read(instance: dict, record: dict) -> tuple[dict, str]:
+    read, problem = read_object(
+        instance["bbox"], instance.get("mask"), record["height"], record["width"]
+    )
+    if problem:
+        return {}, problem
+    if (ignore := instance.get("ignore_flag", 0)) not in (0, 1):
+        raise ValueError(f"ignore_flag is {ignore!r}")
+    x0, y0, x1, y1 = read["bbox"]
+    area = mask_area(read.get("segmentation"), x1 - x0, y1 - y0)
+    return {**read, "iscrowd": int(ignore), "area": area}, ""

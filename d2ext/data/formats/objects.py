@@ -1,0 +1,146 @@
+"""An image's entry and an object's box and mask, as JSON formats hold them, checked and read."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2ext.data.formats.common import inside, polygon_area
+
+# What values that are not as a format wants raise in its reader.
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+# No image is that large; the operators of masks would count through every pixel up to it.
+_FAR = 1_000_000
+
+
+def image_record(
+    root: str | Path, name: object, image_id: object, size: Sequence[object], where: str
+) -> dict:
+    """Detectron2's dict of an image, still without annotations.
+
+    Args:
+        root: the image folder.
+        name: of the file, relative to it.
+        image_id: an integer.
+        size: height and width in pixels.
+        where: the place in the annotation file, for messages.
+
+    Raises:
+        UserError: the name leads out of the folder.
+        MALFORMED: another value is wrong.
+    """
+    if type(image_id) is not int:
+        raise ValueError(f"the id {image_id!r} is no integer")
+    sides = {}
+    for side, value in zip(("height", "width"), size, strict=True):
+        if type(value) not in (int, float) or not 0 < value < _FAR or value != int(value):
+            raise ValueError(f"the {side} {value!r} is no positive integer")
+        sides[side] = int(value)
+    file_name = inside(root, name, where)
+    return {"file_name": file_name, "image_id": image_id, **sides, "annotations": []}
+
+
+def read_object(
+    box: Sequence[float] | None, segmentation: Any, height: int, width: int
+) -> tuple[dict, str]:
+    """Box and mask of an object for Detectron2, or the reason to leave it out.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels, or None.
+        segmentation: polygons, RLE (compressed or not), or nothing.
+        height: of the image in pixels.
+        width: likewise.
+
+    Returns:
+        `bbox`, `bbox_mode`, and `segmentation` where there is one: polygons of at least three
+        corners, or compressed RLE with its counts as text. Else an empty dict and the reason.
+
+    Raises:
+        MALFORMED: a value is not what the format wants.
+    """
+    x0, y0, x1, y1 = box or (0, 0, 0, 0)
+    if not _numbers((x0, y0, x1, y1)) or not (x1 > x0 and y1 > y0):
+        return {}, "without a box of positive size"
+    read = {"bbox": [x0, y0, x1, y1], "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
+    if isinstance(segmentation, dict):
+        read["segmentation"] = _compressed(segmentation, height, width)
+    elif segmentation:
+        if not isinstance(segmentation, list):
+            raise TypeError(f"the segmentation is {segmentation!r}")
+        # Each is checked: `and` would hide a text behind a polygon that is too short.
+        valid = [(_numbers(p), len(p) >= 6 and len(p) % 2 == 0) for p in segmentation]
+        polygons = [p for p, ok in zip(segmentation, valid, strict=True) if all(ok)]
+        if not polygons:
+            return {}, "without a valid polygon"
+        read["segmentation"] = polygons
+    return read, ""
+
+
+def mask_area(segmentation: Any, width: float, height: float) -> float:
+    """Square pixels of polygons or compressed RLE; without either those of the box."""
+    if isinstance(segmentation, dict):
+        from pycocotools import mask
+
+        return float(mask.area(segmentation))
+    return sum(map(polygon_area, segmentation)) if segmentation else width * height
+
+
+def text_rle(rle: dict) -> dict:
+    """The RLE with its counts as text, which JSON can hold, as pycocotools takes it, too."""
+    counts = rle["counts"]
+    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def short(value: object) -> str:
+    """A value or an error in a few words for a message: files hold texts of any length."""
+    text = f"no {value}" if isinstance(value, KeyError) else str(value)
+    return text if len(text) <= 120 else text[:100] + "..."
+
+
+def _numbers(values: Sequence[float]) -> bool:
+    """Whether all are finite and no farther away than any image reaches; TypeError for others."""
+    if not set(map(type, values)) <= {int, float}:  # a bool counts as no number
+        raise TypeError(f"{values!r} are not numbers")
+    # One pass of C code: NaN fails every comparison, yet min and max may skip it.
+    return not values or (math.isfinite(math.fsum(values)) and max(map(abs, values)) < _FAR)
+
+
+def _compressed(rle: dict, height: int, width: int) -> dict:
+    size, counts = rle["size"], rle["counts"]
+    if list(size) != [height, width]:
+        raise ValueError(f"the RLE has the size {size}, its image {[height, width]}")
+    runs = np.asarray(counts) if isinstance(counts, list) else _runs(counts)
+    # pycocotools reads and writes beyond its memory where they are wrong.
+    if runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any():
+        raise ValueError("the counts of the RLE are no lengths of runs")
+    if (covered := int(runs.sum())) != height * width:
+        raise ValueError(f"the RLE covers {covered} pixels, its image has {height * width}")
+    if isinstance(counts, list):
+        from pycocotools import mask
+
+        return text_rle(mask.frPyObjects({"size": [height, width], "counts": counts}, *size))
+    return {"size": [height, width], "counts": counts}
+
+
+def _runs(text: str) -> np.ndarray:
+    """The lengths of the runs in a compressed RLE, as pycocotools' rleFrString has them.
+
+    Characters hold 5 bits each, the lowest first, and whether more follow; the last one's highest
+    is the sign. From the fourth on a length is a difference to the last but one.
+    """
+    code = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    more = (code & 32) != 0
+    if not len(code) or code.min() < 0 or code.max() > 63 or more[-1]:
+        raise ValueError("the counts of the RLE are damaged")
+    ends = np.flatnonzero(~more)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(code)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise ValueError("the counts of the RLE are damaged")
+    runs = np.add.reduceat((code & 31) << (5 * place), starts)
+    runs -= ((code[ends] & 16) != 0) * (np.int64(1) << (5 * (place[ends] + 1)))
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

@@ -1,0 +1,98 @@
+"""The images that a training draws from: data sets joined, some images left out, some repeated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+from d2ext.data.sampler import epoch_length
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images and how often an epoch shows each.
+
+    Attributes:
+        records: Detectron2 dataset dicts.
+        repeats: float array (N,): the mean number of times an epoch shows each record.
+        left_out: images without objects that `filter_empty` took away.
+    """
+
+    records: Sequence[dict]
+    repeats: np.ndarray
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        return epoch_length(self.repeats)
+
+    def __str__(self) -> str:
+        """For a plan: the images of an epoch, and where they differ from those of the files."""
+        text = f"{len(self)} images"
+        if self.left_out:
+            text += f" ({self.left_out} without objects left out, filter_empty)"
+        if len(self) != len(self.records):
+            most = f"{self.repeats.max():.3g}"
+            text += f" from {len(self.records)}, repeated up to {most} times,"
+        return text
+
+
+def training_set(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    repeat: int | Sequence[int] = 1,
+    oversample_threshold: float | None = None,
+) -> TrainingSet:
+    """Registered data sets as one: MMDetection's Concat-, Repeat- and ClassBalancedDataset.
+
+    Args:
+        names: one data set, or several to join.
+        filter_empty: leave out images without objects (crowds are none).
+        repeat: how often an epoch shows the images; a list has one number for each of `names`.
+        oversample_threshold: an image with a class that fewer than this part of the images (of all
+            `names`, those left out not counted) holds is shown more often, on average the root of
+            threshold / part times (Gupta et al. 2019, LVIS; they take 0.001).
+
+    Raises:
+        UserError: an argument is wrong, or no image is left.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    times = [repeat] * len(names) if isinstance(repeat, int) else list(repeat)
+    field = "dataloader.train.dataset"
+    if len(times) != len(names) or not all(type(t) is int and t > 0 for t in times):
+        raise UserError(
+            f"{field}.repeat={repeat}: give a positive integer, or one for each of"
+            f" {', '.join(names)}"
+        )
+    records, repeats, left_out = [], [], 0
+    for name, count in zip(names, times, strict=True):
+        every = DatasetCatalog.get(name)
+        kept = [r for r in every if not filter_empty or _has_objects(r)]
+        left_out += len(every) - len(kept)
+        records += kept
+        repeats += [float(count)] * len(kept)
+    if not records:
+        raise UserError(
+            f"{', '.join(names)}: no image has an object; annotate some, or set"
+            f" {field}.filter_empty=False"
+        )
+    factors = np.array(repeats)
+    if oversample_threshold is not None:
+        if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
+            raise UserError(
+                f"{field}.oversample_threshold={oversample_threshold}: give a part of the images"
+                " above 0 and up to 1, or null"
+            )
+        annotated = [{"annotations": r.get("annotations", ())} for r in records]
+        rare = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            annotated, oversample_threshold
+        )
+        factors *= rare.numpy()
+    return TrainingSet(records, factors, left_out)
+
+
+def _has_objects(record: dict) -> bool:
+    return any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
