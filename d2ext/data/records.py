@@ -12,57 +12,14 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import IO, Any
 
 import msgspec
 import numpy as np
 
+from d2ext.data.columns import Columns, list_columns
 from d2ext.data.pages import PagesWriter, map_file, read_pages
 from d2ext.errors import UserError
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What samplers, filters and checks need of N images; crowds are no objects.
-
-    Attributes:
-        heights: int32 (N,), pixels; -1 where a record has no positive integer.
-        widths: the same.
-        objects: int32 (N,), objects of each image.
-        polygons: int32 (N,), how many of them have polygons.
-        rles: int32 (N,), how many have an RLE.
-        categories: int32 (objects.sum(),), `category_id` of each object, image by image; -1 where
-            an object has no integer.
-    """
-
-    heights: np.ndarray
-    widths: np.ndarray
-    objects: np.ndarray
-    polygons: np.ndarray
-    rles: np.ndarray
-    categories: np.ndarray
-
-    NAMES = ("heights", "widths", "objects", "polygons", "rles", "categories")
-
-    def take(self, indices: np.ndarray) -> "Columns":
-        """The columns of these images."""
-        starts = np.concatenate([[0], np.cumsum(self.objects)])
-        counts = self.objects[indices]
-        first = np.repeat(starts[:-1][indices] - np.cumsum(counts) + counts, counts)
-        categories = self.categories[first + np.arange(counts.sum())]
-        images = (getattr(self, name)[indices] for name in self.NAMES[:-1])
-        return Columns(*images, categories)
-
-    def category_counts(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objects and images of each class: two int64 arrays (num_classes,)."""
-        image = np.repeat(np.arange(len(self.objects)), self.objects)
-        valid = (self.categories >= 0) & (self.categories < num_classes)
-        pairs = np.unique(image[valid] * num_classes + self.categories[valid])
-        return (
-            np.bincount(self.categories[valid], minlength=num_classes),
-            np.bincount(pairs % num_classes, minlength=num_classes),
-        )
 
 
 class _Decoded(Sequence):
@@ -170,7 +127,7 @@ class View(_Decoded):
     ):
         self.parts = parts
         self.indices = indices
-        self._function = function
+        self.function = function
         self._starts = np.cumsum([0, *map(len, parts)]).tolist()
 
     def __len__(self) -> int:
@@ -180,7 +137,7 @@ class View(_Decoded):
         i = i if self.indices is None else int(self.indices[i])
         part = bisect.bisect_right(self._starts, i) - 1
         record = self.parts[part][i - self._starts[part]]
-        return self._function(record) if self._function else record
+        return self.function(record) if self.function else record
 
 
 def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
@@ -210,32 +167,39 @@ def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
     return View([records], function=function)
 
 
+def relabeled(records: Sequence[dict], labels: Sequence[int | None]) -> View:
+    """The records with `category_id` c as labels[c]; annotations of which it is None are left out.
+
+    The records given stay as they are.
+    """
+    return View([records], function=_Relabel(tuple(labels)))
+
+
+@dataclass(frozen=True)
+class _Relabel:
+    labels: tuple[int | None, ...]
+
+    def __call__(self, record: dict) -> dict:
+        if "annotations" not in record:
+            return record
+        pairs = [(a, self.labels[a["category_id"]]) for a in record["annotations"]]
+        kept = [{**a, "category_id": label} for a, label in pairs if label is not None]
+        return {**record, "annotations": kept}
+
+
 def columns_of(records: Sequence[dict]) -> Columns:
     """The columns of a list or of any of this module's sequences, which need no decoding."""
     if isinstance(records, Records):
         return records.columns
     if isinstance(records, View):
         parts = [columns_of(part) for part in records.parts]
-        joined = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
-        return joined if records.indices is None else joined.take(records.indices)
-    sizes = np.array(
-        [[_size(r.get("height")), _size(r.get("width"))] for r in records], np.int32
-    ).reshape(-1, 2)
-    objects = [[a for a in r.get("annotations", ()) if not a.get("iscrowd", 0)] for r in records]
-    kinds = [[a.get("segmentation") for a in image] for image in objects]
-    return Columns(
-        sizes[:, 0],
-        sizes[:, 1],
-        *(np.array([sum(map(kind, image)) for image in kinds], np.int32) for kind in _KINDS),
-        np.array([_integer(a.get("category_id")) for i in objects for a in i], np.int32),
-    )
-
-
-_KINDS = (
-    lambda masks: 1,
-    lambda masks: isinstance(masks, list) and bool(masks),
-    lambda masks: isinstance(masks, dict) and bool(masks),
-)
+        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
+        if records.indices is not None:
+            columns = columns.take(records.indices)
+        if isinstance(records.function, _Relabel):
+            columns = columns.relabeled(records.function.labels)
+        return columns
+    return list_columns(records)
 
 
 def file_names_of(records: Sequence[dict]) -> list[str]:
@@ -308,13 +272,3 @@ def _decode(data: memoryview) -> Any:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:  # NaN, or a number that JSON can name and a float cannot hold
         return json.loads(bytes(data))
-
-
-def _size(value: Any) -> int:
-    number = _integer(value)
-    return number if number > 0 else -1
-
-
-def _integer(value: Any) -> int:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return int(value) if whole and abs(value) < 2**31 else -1

@@ -146,12 +146,12 @@ class _Place:
         except FileNotFoundError:
             return None
         except (OSError, Damaged) as e:
-            self._warn(f"{entry} is damaged ({e}); it is made again")
+            self._say(logging.WARNING, f"{entry} is damaged ({e}); it is made again")
             return None
         with contextlib.suppress(OSError):
             os.utime(entry)  # in use: see _remove_old
-        for message in records.info["messages"]:
-            self._warn(message)
+        for level, message in records.info["messages"]:
+            self._say(level, message)
         return records
 
     def _make(self, make: Callable[[], _Write], trouble: Exception | None) -> Records:
@@ -166,7 +166,7 @@ class _Place:
             sha256 = hashing.result()
         if _stamp(self.file) != stamp:
             raise UserError(f"{self.file} was changed while it was read; start again")
-        self._said.update((self.key, m) for m in messages)
+        self._said.update((self.key, message) for _, message in messages)
         more = {"messages": messages}
         if trouble is None:
             entry = self._entry(sha256)
@@ -182,10 +182,11 @@ class _Place:
                 if not isinstance(e.__cause__, OSError):
                     raise
                 trouble = e.__cause__
-        self._warn(
+        self._say(
+            logging.WARNING,
             f"{self.folder} cannot hold data sets ({trouble.strerror or trouble}); each process"
             " parses them anew and keeps them in memory; set D2EXT_CACHE to a folder with space",
-            key="cache",
+            about="the cache",
         )
         memory = io.BytesIO()
         write(memory, more)
@@ -219,20 +220,20 @@ class _Place:
                     if time.time() - old.stat().st_mtime > age:
                         old.unlink()
 
-    def _warn(self, message: str, key: str | None = None) -> None:
-        """Warns once a process."""
-        said = (key or self.key, "" if key else message)
+    def _say(self, level: int, message: str, about: str = "") -> None:
+        """Logs a message once a process: one about this file, or the first one `about` it."""
+        said = (about,) if about else (self.key, message)
         if said not in self._said:
             self._said.add(said)
-            logger.warning("%s", message)
+            logger.log(level, "%s", message)
 
 
 @contextlib.contextmanager
-def _messages() -> Iterator[list[str]]:
-    """Collects what readers warn of."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
+def _messages() -> Iterator[list[tuple[int, str]]]:
+    """Collects the levels and messages of what readers log."""
+    messages: list[tuple[int, str]] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: messages.append((record.levelno, record.getMessage()))
     readers = logging.getLogger("d2ext.data.formats")
     readers.addHandler(handler)
     try:

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2ext.data import store
+from d2ext.data.columns import Columns
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_pages import parse_coco
-from d2ext.data.records import Records, applied, columns_of, join, select
+from d2ext.data.records import Records, applied, columns_of, join, relabeled, select
 from d2ext.data.store import cache_dir, stored, stored_coco
 from d2ext.errors import UserError
 
@@ -342,13 +343,23 @@ def test_views_and_their_columns(reader: Reader) -> None:
     plain[0]["annotations"] = []
     assert list(view) == plain
     assert [view[-1], *view[1:3]] == [plain[3], *plain[1:3]]
-    for name in ("heights", "widths", "objects", "polygons", "rles", "categories"):
+    for name in Columns.NAMES:
         ours, theirs = getattr(columns_of(view), name), getattr(columns_of(plain), name)
         assert ours.tolist() == theirs.tolist() and ours.dtype == theirs.dtype, name
     counts = [c.tolist() for c in columns_of(view).category_counts(2)]
     assert counts == [[6, 0], [3, 0]]
     with pytest.raises(IndexError):
         view[4]
+
+
+def test_relabeled(reader: Reader) -> None:
+    records = load(reader)
+    both = join([records, relabeled(records, [1]), relabeled(records, [None])])
+    classes = [[a["category_id"] for a in r["annotations"]] for r in both]
+    assert classes == [[0] * 3] * 3 + [[1] * 3] * 3 + [[]] * 3
+    for name in Columns.NAMES:
+        ours, theirs = getattr(columns_of(both), name), getattr(columns_of(list(both)), name)
+        assert ours.tolist() == theirs.tolist() and ours.dtype == theirs.dtype, name
 
 
 def coco(**more: object) -> dict:
@@ -367,41 +378,56 @@ number = st.one_of(
     st.floats(-3, 60),
     st.sampled_from([1e-7, 1e5, 0.0, 2**60, 1e999, -1e999, float("nan"), None, "4", True]),
 )
-fine = st.one_of(st.integers(0, 60), st.floats(0, 60), st.sampled_from([1e-07, 1e5]))
-polygons = st.lists(st.lists(fine, max_size=8), max_size=3)
-segmentations = st.one_of(
-    polygons,
-    st.lists(fine.map(lambda x: [x] * 6), min_size=1, max_size=2),
+fine = st.one_of(st.integers(0, 60), st.floats(0, 60), st.sampled_from([1e-07, 1e5, 12345678]))
+polygon = st.integers(3, 5).flatmap(lambda n: st.lists(fine, min_size=2 * n, max_size=2 * n))
+good_masks = st.one_of(
+    st.lists(polygon, min_size=1, max_size=2),
+    st.lists(st.lists(fine, max_size=8), max_size=3),  # some are too short, or odd
     st.just({"size": [10, 20], "counts": [30, 10, 160]}),
     st.just({"size": [10, 20], "counts": "n0:V6"}),
+    st.none(),
+)
+bad_masks = st.one_of(
     st.just({"size": [20, 10], "counts": [200]}),
     st.lists(number, max_size=7),
     st.lists(st.lists(number, min_size=6, max_size=6), max_size=2),
-    st.none(),
 )
-annotations = st.fixed_dictionaries(
-    {
-        "image_id": st.sampled_from([30, 30, 30, 7]),
-        "category_id": st.sampled_from([3, 1]),
-        "bbox": st.lists(fine, min_size=4, max_size=4),
-    },
-    optional={
-        "segmentation": segmentations,
-        "area": st.one_of(fine, fine, number),
-        "iscrowd": st.sampled_from([0, 0, 1]),
-        "ignore": st.sampled_from([0, 0, 1]),
-        "id": st.integers(),
-        "attributes": st.just({"x": [1, "\u20ac\\"]}),
-        "keypoints": st.sampled_from([[], [1, 2, 2]]),
-    },
+
+
+def _annotations(masks: st.SearchStrategy, area: st.SearchStrategy) -> st.SearchStrategy:
+    side = st.one_of(st.integers(1, 60), st.floats(0.5, 60), st.sampled_from([0, 1e-30, 1e7]))
+    one = st.fixed_dictionaries(
+        {
+            "image_id": st.sampled_from([30, 30, 30, 7]),
+            "category_id": st.sampled_from([3, 1]),
+            "bbox": st.tuples(fine, fine, side, side).map(list),
+        },
+        optional={
+            "segmentation": masks,
+            "area": area,
+            "iscrowd": st.sampled_from([0, 0, 1]),
+            "ignore": st.sampled_from([0, 0, 1]),
+            "id": st.integers(),
+            "attributes": st.just({"x": [1, "\u20ac\\"]}),
+            "keypoints": st.sampled_from([[], [1, 2, 2]]),
+        },
+    )
+    return st.lists(one, max_size=6)
+
+
+annotations = st.one_of(
+    _annotations(good_masks, fine),
+    _annotations(good_masks, fine),
+    _annotations(bad_masks, fine),
+    _annotations(good_masks, number),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(annotations, max_size=6),
+    annotations,
     st.sampled_from([None, ["dog"], ["cat", "dog"], ["cow"]]),
-    st.sampled_from([{}, {}, {}, {"image_id": 8}, {"category_id": 4}, {"bbox": [1, 2, 3]}]),
+    st.sampled_from([{}, {}, {}, {}, {}, {"image_id": 8}, {"category_id": 4}, {"bbox": [1, 2, 3]}]),
     st.booleans(),
 )
 def test_a_stored_coco_file_gives_the_reader_s_records(
@@ -433,7 +459,7 @@ def test_a_stored_coco_file_gives_the_reader_s_records(
     assert records.image_ids() == [r["image_id"] for r in plain]
     assert records.file_names() == [r["file_name"] for r in plain]
     expected = columns_of(plain)
-    for name in ("heights", "widths", "objects", "polygons", "rles", "categories"):
+    for name in Columns.NAMES:
         assert getattr(records.columns, name).tolist() == getattr(expected, name).tolist()
 
 
@@ -475,11 +501,13 @@ def test_left_out_annotations_are_counted_as_the_reader_does(
     bad = [{**box, "bbox": [1, 1, 0, 5]}] * 2 + [{**box, "segmentation": [[1, 2, 3, 4]]}]
     file = tmp_path / "coco.json"
     file.write_text(json.dumps(coco(annotations=[*bad, box])))
+    caplog.set_level(logging.INFO)
     read_coco(file, "imgs")
     theirs = caplog.messages[:]
+    assert "left out" in theirs[0] and "repaired" in theirs[1]
     caplog.clear()
     assert parse_coco(file, "imgs")
-    assert caplog.messages == theirs != []
+    assert caplog.messages == theirs
 
 
 def test_real_photos_coco(tmp_path: Path, real_balloon: Path) -> None:

@@ -23,14 +23,17 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.coco import _categories, _category_ids, _read
+from d2ext.data.columns import POLYGON, Columns, mask_kind
+from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
 from d2ext.data.formats.common import inside
+from d2ext.data.formats.objects import MALFORMED
 from d2ext.data.pages import PagesWriter
-from d2ext.data.records import Columns, write_columns
+from d2ext.data.records import write_columns
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_ABSENT = -(2**62)
 _NOTHING = msgspec.Raw(b"null")
 
 
@@ -47,9 +50,8 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     segmentation: msgspec.Raw = _NOTHING
     area: float = math.nan
-    iscrowd: int = 0
+    iscrowd: int = _ABSENT
     ignore: int = 0
-    keypoints: list | None = None
 
 
 class _File(msgspec.Struct):
@@ -58,11 +60,12 @@ class _File(msgspec.Struct):
     categories: msgspec.Raw
 
 
-# What is left of polygons without numbers and spaces: 6 or more numbers each, an even count.
+# What is left of polygons without digits and spaces: 6 or more numbers each, an even count.
 _POLYGONS = re.compile(rb"\[\[,(?:,,){2,}\](?:,\[,(?:,,){2,}\])*\]")
-_NUMBERS = b"0123456789.- \t\r\n"
-_HUGE = re.compile(rb"\d{4300}")  # no number that Python reads
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_FAR = (b",0000000", b"[0000000")  # 7 digits before the point, among the others as zeros
 _CHUNK = 10_000  # texts that are looked at together
+_SIZE = 1_000_000  # pixels; what reaches as far is no image, box or polygon
 _EXACT = 2.0**52  # below it a float is exact where the file has an integer
 
 
@@ -84,7 +87,7 @@ def parse_coco(
         content = msgspec.json.decode(data, type=_File)
         categories = _categories({"categories": json.loads(bytes(content.categories))}, json_file)
         return _Parsed(content, categories, json_file, image_root, classes).write
-    except (OSError, ValueError, OverflowError, TypeError, UserError, _Odd):
+    except (OSError, RecursionError, UserError, _Odd, *MALFORMED):
         return None
     finally:
         if collecting:
@@ -115,8 +118,7 @@ class _Parsed:
         }
         ids = np.fromiter((i.id for i in self._images), np.int64, len(self._images))
         sizes = np.array([(i.height, i.width) for i in self._images], np.int32).reshape(-1, 2)
-        self._heights, self._widths = sizes.T
-        _require(np.all(ids[1:] != ids[:-1]) and np.all(sizes > 0))
+        _require(np.all(ids[1:] != ids[:-1]) and np.all((sizes > 0) & (sizes < _SIZE)))
 
         kept = content.annotations
         count = len(kept)
@@ -128,9 +130,11 @@ class _Parsed:
         areas = column("area", np.float64)
         numbers = itertools.chain.from_iterable(a.bbox for a in kept)
         boxes = np.fromiter(numbers, np.float64, 4 * count).reshape(-1, 4)
-        _require(not any(map(operator.attrgetter("keypoints"), kept)))
+        boxes[:, 2:] += boxes[:, :2]
+        lacks_crowd, lacks_area = crowds == _ABSENT, np.isnan(areas)
+        crowds[lacks_crowd] = 0
         _require(np.all((crowds == 0) | (crowds == 1)))
-        _require(np.all(np.abs(boxes) < _EXACT) and not np.any(np.abs(areas) >= _EXACT))
+        _require(not np.any(np.abs(areas) >= _EXACT))
         image = np.searchsorted(ids, of_image)
         _require(np.all(ids[np.minimum(image, len(ids) - 1)] == of_image) if count else True)
         known = np.array(sorted(indices), np.int64)
@@ -140,59 +144,52 @@ class _Parsed:
         label = labels[place] if count else np.empty(0, np.int32)
 
         wanted = (column("ignore") != 1) & (label >= 0)
-        boxed = np.all(boxes[:, 2:] > 0, axis=1)
-        order = np.argsort(image, kind="stable")
-        order = order[(wanted & boxed)[order]]
-        texts, masks = self._read_masks(kept, wanted & boxed, image)
-        without_polygon = masks == _INVALID
-        left_out = Counter({
-            "without a box of positive size": int(np.sum(wanted & ~boxed)),
-            "without a valid polygon": int(np.sum(without_polygon)),
-        })  # fmt: skip
-        if left_out.total():
-            counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items() if n)
-            logger.warning("%s: %d annotations left out: %s", json_file, left_out.total(), counts)
-        order = order[~without_polygon[order]]
-        self._texts = [texts[i] for i in order.tolist()]
+        boxed = np.all(np.abs(boxes) < _SIZE, axis=1) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        left_out = Counter({"without a box of positive size": int(np.sum(wanted & ~boxed))})
+        repaired: Counter = Counter()
+        valid = wanted & boxed
+        texts = [a.segmentation for a in kept]
+        masks = np.full(count, POLYGON, np.int8)
+        slow = np.zeros(count, bool)
+        slow[_not_plain(texts)] = True
+        slow = valid & (slow | lacks_area)
+        for i in np.flatnonzero(slow).tolist():
+            annotation = {"bbox": kept[i].bbox, "segmentation": json.loads(bytes(texts[i]))}
+            annotation["iscrowd"] = None if lacks_crowd[i] else int(crowds[i])
+            annotation["area"] = None if lacks_area[i] else float(areas[i])
+            height, width = sizes[image[i]].tolist()
+            read, problem = _read(annotation, height, width, repaired)
+            if problem:
+                left_out[problem] += 1
+                valid[i] = False
+            else:
+                areas[i] = read["area"]
+                masks[i] = mask_kind(read)
+                texts[i] = json.dumps(read.get("segmentation")).encode()
+        repaired["without iscrowd (0)"] += int(np.sum(lacks_crowd & valid & ~slow))
+        if +left_out:
+            logger.warning("%s: %s left out: %s", json_file, *_counts(+left_out))
+        if +repaired:
+            logger.info("%s: %s repaired: %s", json_file, *_counts(+repaired))
 
-        image, crowds, masks = image[order], crowds[order], masks[order]
-        boxes[:, 2:] += boxes[:, :2]
+        order = np.argsort(image, kind="stable")
+        order = order[valid[order]]
+        self._texts = [texts[i] for i in order.tolist()]
+        image, crowds, label = image[order], crowds[order], label[order]
         self._arrays = {
             "boxes": boxes[order],
             "crowds": crowds.astype(np.uint8),
-            "labels": label[order],
+            "labels": label,
             "areas": areas[order],
         }
-        images, objects = len(ids), crowds == 0
-        self._counts = np.bincount(image, minlength=images)
+        objects = crowds == 0
+        self._counts = np.bincount(image, minlength=len(ids))
         self._columns = Columns(
-            self._heights,
-            self._widths,
-            *(
-                np.bincount(image[objects & chosen], minlength=images).astype(np.int32)
-                for chosen in (True, masks == _POLYGON, masks == _RLE)
-            ),
-            label[order][objects],
+            *sizes.T,
+            np.bincount(image[objects], minlength=len(ids)).astype(np.int32),
+            label[objects],
+            masks[order][objects],
         )
-
-    def _read_masks(
-        self, annotations: list[_Annotation], kept: np.ndarray, image: np.ndarray
-    ) -> tuple[list, np.ndarray]:
-        """The texts of the masks of the annotations to be kept, and the kind that each is."""
-        kinds = np.full(len(annotations), _POLYGON, np.int8)
-        texts = [a.segmentation for a in annotations]
-        for i in _not_plain(texts):
-            if not kept[i]:
-                continue
-            box = {"bbox": annotations[i].bbox, "segmentation": json.loads(bytes(texts[i]))}
-            read, problem = _read(box, int(self._heights[image[i]]), int(self._widths[image[i]]))
-            masks = read.get("segmentation")
-            if isinstance(masks, list):
-                _require(all(type(x) in (int, float) for polygon in masks for x in polygon))
-            kind = {list: _POLYGON, dict: _RLE}.get(type(masks), _NO_MASK)
-            kinds[i] = _INVALID if problem else kind
-            texts[i] = json.dumps(masks).encode()
-        return texts, kinds
 
     def write(self, file: IO[bytes], more: dict[str, Any]) -> None:
         """Writes the store."""
@@ -219,9 +216,6 @@ class _Parsed:
             yield text
 
 
-_INVALID, _NO_MASK, _POLYGON, _RLE = range(4)
-
-
 def _paths(image_root: str | Path, names: list[str]) -> list[str]:
     """The names in the folder; `inside` looks at those that could lead out of it."""
     prefix = os.path.join(image_root, "")
@@ -233,19 +227,25 @@ def _paths(image_root: str | Path, names: list[str]) -> list[str]:
     ]
 
 
-def _not_plain(texts: list) -> Iterator[int]:
-    """The places of texts that are no valid polygons of plain numbers."""
-    known = {}
+def _not_plain(texts: list) -> list[int]:
+    """The places of texts that are no valid polygons of plain numbers below _SIZE."""
+    places, known = [], {}
     for first in range(0, len(texts), _CHUNK):
         chunk = texts[first : first + _CHUNK]
-        shapes = b"\0".join(chunk).translate(None, _NUMBERS).split(b"\0")
+        zeros = b"\0".join(chunk).translate(_DIGITS, b"- \t\r\n")
+        far = any(mark in zeros for mark in _FAR)
+        shapes = zeros.translate(None, b"0.").split(b"\0")
         _require(len(shapes) == len(chunk))
         for row, shape in enumerate(shapes, start=first):
             plain = known.get(shape)
             if plain is None:
                 plain = known[shape] = _POLYGONS.fullmatch(shape) is not None
-            if not plain or (len(texts[row]) > 4300 and _HUGE.search(texts[row])):
-                yield row
+            if plain and far:
+                zeros = bytes(texts[row]).translate(_DIGITS, b"- \t\r\n")
+                plain = not any(mark in zeros for mark in _FAR)
+            if not plain:
+                places.append(row)
+    return places
 
 
 def _require(ordinary: Any) -> None:
