@@ -85,11 +85,11 @@ def mask_kind(annotation: dict) -> int:
     return kind if kind == NO_MASK or masks else NO_MASK
 
 
-def _size(value: Any) -> int:
+def _size(value: object) -> int:
     number = _integer(value)
     return number if number > 0 else -1
 
 
-def _integer(value: Any) -> int:
+def _integer(value: object) -> int:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     return int(value) if whole and abs(value) < 2**31 else -1
