@@ -6,7 +6,7 @@ FILE is made by coco_file.py where it is not given (118,287 images, 860,000 obje
 of a process of its own: the first start (an empty cache), a later one, a further rank (one that
 iterates over all records while another process does) and Detectron2's `load_coco_json` with the
 serialised list that its loaders make. Times hold no imports; USS is memory that no other process
-shares.
+shares, some of it pages of files, which the system takes back when it needs them.
 """
 
 import json
@@ -24,10 +24,10 @@ from common import machine
 IMAGES = "train2017"
 
 
-def _uss() -> float:
-    """Unique memory of this process in MB."""
+def _unique(kind: str = "Private") -> float:
+    """Unique memory of this process in MB, all or one kind."""
     with open("/proc/self/smaps_rollup") as f:
-        return sum(int(line.split()[1]) for line in f if line.startswith("Private")) / 1024
+        return sum(int(line.split()[1]) for line in f if line.startswith(kind)) / 1024
 
 
 def _store(file: str) -> dict:
@@ -45,13 +45,14 @@ def _detectron2(file: str) -> dict:
 
 def _measured(load: object) -> dict:
     """Seconds and MB of loading, then of iterating; waits for a line of input before it ends."""
-    before, start, cpu = _uss(), time.perf_counter(), time.process_time()
+    before, start, cpu = _unique(), time.perf_counter(), time.process_time()
     records = load()
     numbers = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     numbers["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     numbers["objects"] = sum(len(record["annotations"]) for record in records)
-    numbers |= {"iterate": time.perf_counter() - start, "uss": _uss() - before}
+    numbers |= {"iterate": time.perf_counter() - start, "uss": _unique() - before}
+    numbers["clean"] = _unique("Private_Clean")
     print(json.dumps(numbers), flush=True)
     sys.stdin.readline()
     return numbers
@@ -74,8 +75,8 @@ def main() -> None:
         if len(sys.argv) == 1:
             make_coco(file)
         print(f"{file.stat().st_size / 1e6:.0f} MB\n")
-        print("| | seconds | of the CPU | peak MB | USS MB | all records, seconds |")
-        print("|---|---|---|---|---|---|")
+        print("| | seconds | of the CPU | peak MB | USS MB | of the file | all records, seconds |")
+        print("|---|---|---|---|---|---|---|")
         running = []
         for name, what in (
             ("first start", "store"),
@@ -86,7 +87,7 @@ def main() -> None:
             running.append(process)
             print(
                 f"| {name} | {n['seconds']:.2f} | {n['cpu']:.2f} | {n['peak']:.0f} |"
-                f" {n['uss']:.0f} | {n['iterate']:.1f} |"
+                f" {n['uss']:.0f} | {n['clean']:.0f} | {n['iterate']:.1f} |"
             )
         for process in running:
             process.communicate("\n")

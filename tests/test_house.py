@@ -49,6 +49,7 @@ def test_imports_run_downward(repo, layer):
         "d2ext.config.schedule",
         "d2ext.data.formats.via",
         "d2ext.data.formats.coco",
+        "d2ext.data.store",
         "d2ext.data.check",
         "d2ext.data.balloon",
         "d2ext.data.cityscapes",
