@@ -12,8 +12,11 @@ from functools import partial
 from typing import Any
 
 from d2ext.data.cityscapes import name_labels
+from d2ext.data.classes import FILE_IDS, select_classes, select_metadata
+from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes, read_coco
-from d2ext.data.formats.via import read_via
+from d2ext.data.formats.middle import middle_classes, read_middle
+from d2ext.data.formats.recognise import annotation_format
 from d2ext.errors import UserError
 
 
@@ -36,7 +39,7 @@ class Dataset:
 def via_dataset(
     json_file: str,
     image_root: str,
-    classes: Sequence[str],
+    classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     attribute: str | None = None,
 ) -> Dataset:
@@ -45,13 +48,16 @@ def via_dataset(
     Args:
         json_file: VIA annotations or project (versions 1 and 2).
         image_root: folder of the photos.
-        classes: class names; with more than one, `attribute` says where regions hold theirs.
+        classes: class names; with more than one, `attribute` says where regions hold theirs. None
+            takes those that the regions have.
         palette: one RGB colour (0 to 255) a class, for pictures.
         attribute: the region attribute that holds the class name.
     """
+    if classes is None:
+        classes, attribute = via.via_classes(json_file, attribute)
     classes = _names(classes)
-    load = partial(read_via, json_file, image_root, classes, attribute=attribute)
-    return Dataset(load, classes, {**_colors(palette), "image_root": image_root})
+    load = partial(via.read_via, json_file, image_root, classes, attribute=attribute)
+    return Dataset(load, classes, {**_colors(palette, classes), "image_root": image_root})
 
 
 def coco_dataset(
@@ -62,16 +68,69 @@ def coco_dataset(
 ) -> Dataset:
     """Photos annotated in a COCO JSON; `classes` None takes the file's categories by their ids."""
     names = coco_classes(json_file) if classes is None else _names(classes)
-    metadata = {**_colors(palette), "image_root": image_root, "json_file": json_file}
+    metadata = {**_colors(palette, names), "image_root": image_root, "json_file": json_file}
 
     def load() -> list[dict]:
         # The entry by which Detectron2, too, writes results in the file's own category ids.
-        records, metadata["thing_dataset_id_to_contiguous_id"] = read_coco(
-            json_file, image_root, names
-        )
+        records, metadata[FILE_IDS] = read_coco(json_file, image_root, names)
         return records
 
     return Dataset(load, names, metadata)
+
+
+def middle_dataset(
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> Dataset:
+    """Photos annotated in MMDetection's middle format; `classes` None takes all of the file's."""
+    names = middle_classes(json_file) if classes is None else _names(classes)
+    load = partial(read_middle, json_file, image_root, names)
+    return Dataset(load, names, {**_colors(palette, names), "image_root": image_root})
+
+
+def annotated_dataset(
+    json_file: str | None,
+    image_root: str | None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> Dataset:
+    """Annotated photos, whose format is recognised from the file (`annotation_format`).
+
+    Args:
+        json_file: COCO, VIA (JSON, project or CSV) or MMDetection's middle format. None is a set
+            that is not given: whoever reads it is told so.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes all of the file. Regions of a VIA file
+            that have no class are of the one that is given here.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+    """
+    if not json_file or not image_root:
+        return Dataset(partial(_not_given, json_file), ())
+    readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
+    return readers[annotation_format(json_file)](json_file, image_root, classes, palette)
+
+
+def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """A data set with its classes matched to `classes` by name; objects of others are left out."""
+    mine, classes = tuple(dataset.classes), tuple(classes)
+    made = select_metadata(dataset.metadata, mine, classes)
+
+    def load() -> list[dict]:
+        records = dataset.load()
+        made.update(select_metadata(dataset.metadata, mine, classes))  # what it has learned
+        return select_classes(records, mine, classes)
+
+    return Dataset(load, classes, made)
+
+
+def _not_given(json_file: str | None) -> list[dict]:
+    lacks = "the folder of its images" if json_file else "the annotation file"
+    raise UserError(
+        f"{lacks} is not given; in configs/custom that is data.train.json=FILE"
+        " data.train.images=FOLDER, and data.val.json and data.val.images for the validation"
+    )
 
 
 def _names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -80,11 +139,21 @@ def _names(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _colors(palette: Sequence[Sequence[int]] | None) -> dict:
-    return {"thing_colors": [tuple(c) for c in palette]} if palette else {}
+def _colors(palette: Sequence[Sequence[int]] | None, classes: Sequence[str]) -> dict:
+    if not palette:
+        return {}
+    colors = [tuple(color) for color in palette]
+    bytes_ = all(len(c) == 3 and all(type(v) is int and 0 <= v < 256 for v in c) for c in colors)
+    if len(colors) != len(classes) or not bytes_:
+        raise UserError(
+            f"palette={colors}: give a colour [red, green, blue], 0 to 255, for each of the"
+            f" {len(classes)} classes ({', '.join(classes[:8])})"
+        )
+    return {"thing_colors": colors}
 
 
-_registered: dict[str, Any] = {}
+_registered: dict[str, Any] = {}  # the declarations
+_datasets: dict[str, Dataset] = {}
 
 
 def register_datasets(datasets: Mapping[str, Any]) -> None:
@@ -97,7 +166,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
         UserError: a name with a dot, one that is taken by another dataset, or a bad declaration.
     """
     from detectron2.config import instantiate
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import DatasetCatalog
     from omegaconf import OmegaConf
 
     name_labels()
@@ -125,9 +194,33 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
                 f"datasets.{name}: _target_ returned {type(dataset).__name__}, not a d2ext Dataset;"
                 " use via_dataset, coco_dataset or a function that returns one"
             )
-        DatasetCatalog.register(name, partial(_load, name, dataset))
-        MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
+        _register(name, dataset)
         _registered[name] = content
+
+
+def use_classes(name: str, classes: Sequence[str]) -> None:
+    """Makes a registered data set count its classes as `classes` does, matched by name.
+
+    Objects of other classes are left out from now on.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    metadata = MetadataCatalog.get(name).as_dict()
+    mine = metadata.pop("thing_classes")
+    del metadata["name"]
+    if list(mine) != list(classes):
+        dataset = _datasets.get(name) or Dataset(DatasetCatalog[name], mine, metadata)
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        _register(name, with_classes(dataset, classes))
+
+
+def _register(name: str, dataset: Dataset) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    DatasetCatalog.register(name, partial(_load, name, dataset))
+    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
+    _datasets[name] = dataset
 
 
 def _require_importable(name: str, target: Any) -> None:
@@ -146,6 +239,7 @@ def unregister_datasets() -> None:
     for name in _registered:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+        del _datasets[name]
     _registered.clear()
 
 

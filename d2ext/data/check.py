@@ -94,12 +94,12 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
     Args:
         name: of the data set in the config.
         records: its dataset dicts.
-        mask_format: the mapper's `instance_mask_format`, which is `polygon` or `bitmask`; None
-            for a model without masks, which takes any data.
+        mask_format: the mapper's `instance_mask_format`, which is `polygon` or `bitmask` (both
+            take polygons and RLE, see `build_train_loader`); None for a model without masks, which
+            takes any data.
 
     Raises:
-        UserError: objects lack a mask, are of a format that the mapper does not take, or there is
-            no such format.
+        UserError: objects lack a mask, or there is no such format.
     """
     if mask_format is None:
         return
@@ -118,12 +118,6 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
             f"data set {name!r}: {len(lacking)} of {len(objects)} objects have no `segmentation`,"
             f" the first is in {lacking[0]}; add it, or train boxes only: a model without a mask"
             f" head, such as Faster R-CNN, with {field}.use_instance_mask=False"
-        )
-    encoded = [file for file, masks in objects if isinstance(masks, dict)]
-    if encoded and mask_format == "polygon":
-        raise UserError(
-            f"data set {name!r}: {len(encoded)} of {len(objects)} masks are RLE, not polygons, the"
-            f" first is in {encoded[0]}; set {field}.instance_mask_format=bitmask"
         )
 
 

@@ -36,7 +36,7 @@ class TrainingSet:
             text += f" ({self.left_out} without objects left out, filter_empty)"
         if len(self) != len(self.records):
             most = f"{self.repeats.max():.3g}"
-            text += f" from {len(self.records)}, repeated up to {most} times,"
+            text += f" from {len(self.records)}, repeated up to {most} times"
         return text
 
 

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
-from d2ext.data.catalog import register_datasets
+from d2ext.data.training_set import TrainingSet
+from d2ext.engine.agree import declare_datasets
 from d2ext.engine.checkpoint import local_weights, newest_good
 from d2ext.engine.classes import check_num_classes
 from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
@@ -126,7 +127,7 @@ def plan_run(
     if resume:
         checkpoint = newest_good(output_dir)
 
-    register_datasets(cfg.datasets)
+    differences = declare_datasets(cfg)
     if eval_only:
         splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
     else:
@@ -134,7 +135,7 @@ def plan_run(
         if validate:
             splits["val"] = cfg.dataloader.get("val")
     datasets, classes, table = check_splits(splits)
-    say(*table)
+    say(*table, *(f"data        note: {difference}" for difference in differences))
     num_classes = check_num_classes(cfg.model, classes)
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
@@ -154,9 +155,9 @@ def plan_run(
         say(f"weights     {source}")
     else:
         source = cfg.train.get("init_checkpoint") or ""
-        schedule = _schedule(cfg)
+        schedule, images = _schedule(cfg)
         check_schedule(cfg.train, schedule)
-        say(*_schedule_lines(cfg, schedule, world_size))
+        say(*_schedule_lines(cfg, schedule, world_size, images))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
         else:
@@ -208,15 +209,18 @@ def choose_device(
     return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
-def _schedule(cfg: Any) -> Schedule:
+def _schedule(cfg: Any) -> tuple[Schedule, str]:
+    """The schedule, and the images of an epoch in words."""
     names = cfg.dataloader.train.dataset.names
     with building(f"dataloader.train.dataset ({names})"):
-        images = len(instantiate(cfg.dataloader.train.dataset))
+        dataset = instantiate(cfg.dataloader.train.dataset)
+    images = len(dataset)
     fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
-    return resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images, fraction)
+    schedule = resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images, fraction)
+    return schedule, str(dataset) if isinstance(dataset, TrainingSet) else f"{images} images"
 
 
-def _schedule_lines(cfg: Any, s: Schedule, world_size: int) -> list[str]:
+def _schedule_lines(cfg: Any, s: Schedule, world_size: int, images: str) -> list[str]:
     reference, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
     tuned, scaled = "", OmegaConf.select(cfg, "train.auto_scale_lr.enabled")
     if reference and batch and not scaled:
@@ -227,7 +231,7 @@ def _schedule_lines(cfg: Any, s: Schedule, world_size: int) -> list[str]:
     share = f"{s.batch_size // world_size} on each of {world_size} workers"
     workers = "on 1 worker" if world_size == 1 else share
     return [
-        f"run         {s.num_images} images, {s.batch_size} a step, {workers}{micro}:"
+        f"run         {images}, {s.batch_size} a step, {workers}{micro}:"
         f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",

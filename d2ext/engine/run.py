@@ -19,9 +19,9 @@ from torch import nn
 from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
 from d2ext.config.scaling import scale_config
-from d2ext.data.catalog import register_datasets
 from d2ext.engine import checkpoint as ckpt
 from d2ext.engine.about import finish_about, write_about
+from d2ext.engine.agree import declare_datasets
 from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
 from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
 from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
@@ -120,7 +120,7 @@ def train(
         cfg, _ = scale_config(cfg, comm.get_world_size())
     options = cfg.train
     log_ranks(plan.device)
-    register_datasets(cfg.datasets)
+    declare_datasets(cfg)
     state, start_iter = start_state(cfg, plan)
     multiplier = build_multiplier(cfg, schedule)
     loader = build_train_loader(cfg, start_iter)
@@ -235,7 +235,7 @@ def evaluate_only(
     """
     out = plan.output_dir / "eval"
     log_ranks(plan.device)
-    register_datasets(cfg.datasets)
+    declare_datasets(cfg)
     model = build_model(cfg, plan)
     from_main(lambda: ckpt.load_weights(model, plan.weights))
     copy_from_main(model)

@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pycocotools.mask
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -18,6 +20,10 @@ from d2ext.config.scaling import check_name
 BALLOON = {
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
     "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
+}
+CUSTOM = {
+    "configs/custom/mask_rcnn_lite0_fpn.py",
+    "configs/custom/mask_rcnn_r50_fpn.py",
 }
 R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
@@ -34,7 +40,7 @@ SCHEDULES = {
     f"{MASK}_fpn_8x1_20e_coco.py": (8, 8, 0.01, 20, [16, 19]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
 }
-RECIPES = sorted({*BALLOON, *SCHEDULES})
+RECIPES = sorted({*BALLOON, *CUSTOM, *SCHEDULES})
 QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
 
 # A step from random weights (the real ones need the network) on two tiny images.
@@ -63,9 +69,10 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe}\n" in text
-    train = r"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8)?\n"
+    train = r"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8| \$DATA)?\n"
     assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
-    assert f"python tools/prepare_data.py {recipe.rpartition('_')[2].removesuffix('.py')}\n" in text
+    data = recipe.rpartition("_")[2].removesuffix(".py")
+    assert recipe in CUSTOM or f"python tools/prepare_data.py {data}\n" in text
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
@@ -110,6 +117,47 @@ def test_the_r50_balloon_recipe_trains_a_step(repo, train_net, tiny_root, tmp_pa
     done = train_net(*options, *ONE_STEP, config=repo / R50_BALLOON)
     assert done.status == 0, done.stderr
     assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("recipe", [min(CUSTOM), pytest.param(max(CUSTOM), marks=pytest.mark.slow)])
+def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
+    repo, train_net, tiny_coco, tmp_path, monkeypatch, recipe
+):
+    """With the very overrides of its head; categories of the two files in different order."""
+    for split, name in (("train", "a"), ("val", "b")):
+        source = tiny_coco / "coco" / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(source.read_text())
+        ball = next(c for c in content["categories"] if c["name"] == "sports ball")
+        kite = {"id": 900 if split == "train" else 2, "name": "kite"}
+        content["categories"] = [ball, kite]
+        if split == "train":  # an RLE among polygons
+            first = content["annotations"][0]
+            image = next(i for i in content["images"] if i["id"] == first["image_id"])
+            size = image["height"], image["width"]
+            (rle,) = pycocotools.mask.frPyObjects(first["segmentation"], *size)
+            first["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        shutil.copytree(tiny_coco / "coco" / f"{split}2017", tmp_path / "imgs", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    given = re.search(r'DATA="(.*)"', (repo / recipe).read_text())[1].split()
+    done = train_net("--work-dir", "run", *given, *ONE_STEP, config=repo / recipe)
+    assert done.status == 0, done.stderr
+    weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 3
+    assert re.search(r"custom_train +6 +\d+  sports ball \d+, kite 0", done.stdout)
+    assert re.search(r"custom_val +2 +\d+  sports ball \d+, kite 0", done.stdout)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["results"]
+    assert "custom_val/coco/segm/AP-sports ball" in results
+
+
+def test_data_that_are_not_given_are_one_line(repo, train_net, tmp_path):
+    recipe = repo / min(CUSTOM)
+    done = train_net("--work-dir", tmp_path / "run", config=recipe)
+    assert done.status == 2
+    assert "the annotation file is not given" in done.stderr
+    assert "data.train.json=FILE data.train.images=FOLDER" in done.stderr
+    done = train_net("--work-dir", tmp_path / "run", "data.train.json=a.json", config=recipe)
+    assert "the folder of its images is not given" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_declared_set_is_detectron2_s(tiny_root):
 def test_coco_is_the_same_set(tiny_root, tmp_path):
     register_datasets({"catalog_b": _declare(tiny_root)})
     records = DatasetCatalog.get("catalog_b")
-    write_json(tmp_path / "a.json", to_coco(records, ["balloon"]))
+    write_json(tmp_path / "a.json", to_coco(records, ["balloon"], "/"))
     declaration = L(coco_dataset)(json_file=str(tmp_path / "a.json"), image_root="/")
     register_datasets({"catalog_c": declaration})
     again = DatasetCatalog.get("catalog_c")
@@ -56,7 +56,7 @@ def test_coco_is_the_same_set(tiny_root, tmp_path):
 def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
     """Ours, and those of Detectron2's own evaluator."""
     register_datasets({"catalog_k": _declare(tiny_root)})
-    content = to_coco(DatasetCatalog.get("catalog_k"), ["balloon"])
+    content = to_coco(DatasetCatalog.get("catalog_k"), ["balloon"], "/")
     content["categories"] = [{"id": 7, "name": "balloon"}, {"id": 3, "name": "kite"}]
     for annotation in content["annotations"]:
         annotation["category_id"] = 7

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pycocotools.mask
 import pytest
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
@@ -112,12 +111,6 @@ def test_classes_and_image_ids_are_distinct(records: list[dict]) -> None:
         check_dataset("x", records, ["balloon"])
 
 
-def _as_rle(record: dict, annotation: dict) -> None:
-    size = record["height"], record["width"]
-    (rle,) = pycocotools.mask.frPyObjects(annotation["segmentation"], *size)
-    annotation["segmentation"] = {**rle, "counts": rle["counts"].decode()}
-
-
 def test_objects_without_masks_are_counted(records: list[dict]) -> None:
     total = sum(len(r["annotations"]) for r in records)
     check_masks("x", records, "polygon")
@@ -136,41 +129,6 @@ def test_objects_without_masks_are_counted(records: list[dict]) -> None:
     check_masks("x", records, "polygon")
 
 
-def test_rle_needs_bitmasks(records: list[dict]) -> None:
-    _as_rle(records[1], records[1]["annotations"][0])
-    with pytest.raises(UserError) as e:
-        check_masks("x", records, "polygon")
-    assert "data set 'x': 1 of" in str(e.value) and records[1]["file_name"] in str(e.value)
-    assert "dataloader.train.mapper.instance_mask_format=bitmask" in str(e.value)
-    check_masks("x", records, "bitmask")
-    records[1]["annotations"][0]["iscrowd"] = 1
-    check_masks("x", records, "polygon")
-
-
 def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:
     with pytest.raises(UserError, match="instance_mask_format='rle': give polygon or bitmask"):
         check_masks("x", records, "rle")
-
-
-def test_bitmasks_take_polygons_and_rle_in_one_image(records: list[dict]) -> None:
-    """What the remedy promises of Detectron2's mapper."""
-    from detectron2.data import DatasetMapper
-    from detectron2.data import transforms as T
-    from detectron2.structures import BoxMode
-
-    record = next(r for r in records if len(r["annotations"]) > 1)
-    for annotation in record["annotations"]:
-        annotation["bbox_mode"] = BoxMode.XYXY_ABS
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=[T.RandomFlip(prob=1.0)],
-        image_format="BGR",
-        use_instance_mask=True,
-        instance_mask_format="bitmask",
-    )
-    as_polygons = mapper(record)["instances"].gt_masks.tensor
-    _as_rle(record, record["annotations"][0])
-    mixed = mapper(record)["instances"].gt_masks.tensor
-    # One and the same outline, but for rounding at its edge.
-    assert (mixed[0] ^ as_polygons[0]).sum() < 0.1 * as_polygons[0].sum()
-    assert (mixed[1:] == as_polygons[1:]).all()

@@ -6,9 +6,13 @@ import random
 import signal
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
+from detectron2.data import DatasetMapper
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks, polygons_to_bitmask
 
+from d2ext.data.formats.via import read_via
 from d2ext.data.loader import build_test_loader, build_train_loader, generators_seeded
 from d2ext.errors import UserError
 
@@ -42,6 +46,45 @@ def test_neither_workers_nor_the_past_matter():
     assert _take(6, num_workers=2) == batches
     assert _take(3, start_iter=3) == batches[3:]
     assert _take(6, seed=2) != batches
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_polygons_and_rle_in_one_image_train(tiny_root, mask_format):
+    """Detectron2's mapper raises there. Only the image with an RLE gets bitmaps."""
+    folder = tiny_root / "balloon" / "train"
+    records = read_via(folder / "via_region_data.json", folder, ["balloon"])
+    records = sorted(records, key=lambda r: -len(r["annotations"]))[:2]
+    for annotation in (a for r in records for a in r["annotations"]):
+        annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[],
+        image_format="BGR",
+        use_instance_mask=True,
+        instance_mask_format=mask_format,
+        recompute_boxes=True,
+    )
+
+    def masks(records):
+        options = dict(total_batch_size=2, num_workers=0, seed=0)
+        options |= dict(reference_batch_size=1, reference_world_size=1)
+        samples = next(iter(build_train_loader(records, mapper, **options)))
+        by_id = {s["image_id"]: s["instances"].gt_masks for s in samples}
+        return [by_id[r["image_id"]] for r in records]
+
+    polygons = masks(records)
+    size = records[0]["height"], records[0]["width"]
+    first = records[0]["annotations"][0]
+    (rle,) = pycocotools.mask.frPyObjects(first["segmentation"], *size)
+    first["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+    mixed, other = masks(records)
+    assert isinstance(mixed, BitMasks) and isinstance(other, type(polygons[1]))
+    if mask_format == "polygon":
+        assert isinstance(other, PolygonMasks)
+        before = [polygons_to_bitmask(p, *size) for p in polygons[0].polygons]
+    else:
+        before = polygons[0].tensor.numpy()
+    assert (mixed.tensor.numpy() == before).all()
 
 
 def _rank(rank, store, results):

@@ -67,7 +67,7 @@ def test_each_set_is_repeated(sets):
     dataset = training_set(["many", "few"], repeat=[1, 3])
     assert len(dataset) == 8 + 9
     assert str(dataset).endswith(
-        "17 images (2 without objects left out, filter_empty) from 11, repeated up to 3 times,"
+        "17 images (2 without objects left out, filter_empty) from 11, repeated up to 3 times"
     )
     for number in range(3):
         shown = _epoch(dataset, number)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import nearest, read_json
+from d2ext.data.formats.common import nearest, outline, read_json
 from d2ext.data.formats.objects import (
     MALFORMED,
     image_record,
@@ -25,7 +25,7 @@ _XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
 
 def coco_classes(json_file: str | Path) -> tuple[str, ...]:
     """The category names of a COCO file in the order of their ids; raises as `read_coco` does."""
-    return tuple(_categories(_load(json_file), json_file).values())
+    return tuple(_categories(_load(json_file, ("categories",)), json_file).values())
 
 
 def read_coco(
@@ -74,9 +74,11 @@ def read_coco(
         try:
             image_id, category = annotation["image_id"], annotation["category_id"]
             if image_id not in records:
-                raise UserError(f"{where} is of the image {image_id}, which `images` lacks")
+                raise UserError(f"{where} is of the image {short(image_id)}, which `images` lacks")
             if category not in category_ids:
-                raise UserError(f"{where} is of the category {category}, which `categories` lacks")
+                raise UserError(
+                    f"{where} is of the category {short(category)}, which `categories` lacks"
+                )
             if annotation.get("ignore", 0) == 1 or category_ids[category] is None:
                 continue
             record = records[image_id]
@@ -96,8 +98,8 @@ def read_coco(
     return [records[image_id] for image_id in sorted(records)], indices
 
 
-def _load(json_file: str | Path) -> dict:
-    content = read_json(json_file)
+def _load(json_file: str | Path, keys: Sequence[str] | None = None) -> dict:
+    content = read_json(json_file) if keys is None else outline(json_file, keys)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{json_file} is no COCO annotation file: it has no list {key!r}")

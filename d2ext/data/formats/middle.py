@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import nearest, read_json
+from d2ext.data.formats.common import nearest, outline, read_json
 from d2ext.data.formats.objects import MALFORMED, image_record, mask_area, read_object, short
 from d2ext.errors import UserError
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def middle_classes(json_file: str | Path) -> tuple[str, ...]:
     """The classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
-    return _classes(_load(json_file), json_file)
+    return _classes(_load(json_file, ("metainfo",)), json_file)
 
 
 def read_middle(
@@ -76,8 +76,8 @@ def read_middle(
     return records
 
 
-def _load(json_file: str | Path) -> dict:
-    content = read_json(json_file)
+def _load(json_file: str | Path, keys: Sequence[str] | None = None) -> dict:
+    content = read_json(json_file) if keys is None else outline(json_file, keys)
     for key, kind in (("metainfo", dict), ("data_list", list)):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise UserError(

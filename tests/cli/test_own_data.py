@@ -1,0 +1,131 @@
+"""README's section on one's own data: its commands and its code, as they stand there."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from d2ext.data.formats.coco import to_coco
+from d2ext.data.formats.via import read_via
+
+QUICK = ["train.max_iter=1", "train.reference_batch_size=1", "train.init_checkpoint="]
+QUICK += ["dataloader.train.num_workers=0", "dataloader.val.num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def section(repo):
+    return re.search(
+        r"## Your own photos\n(.*?)\n## ", (repo / "README.md").read_text(), re.DOTALL
+    )[1]
+
+
+@pytest.fixture
+def photos(tiny_root, tmp_path):
+    """a.json and b.json of the tiny balloons in COCO's format, and imgs."""
+    for split, name in (("train", "a"), ("val", "b")):
+        source = tiny_root / "balloon" / split
+        records = read_via(source / "via_region_data.json", source, ["balloon"])
+        (tmp_path / f"{name}.json").write_text(json.dumps(to_coco(records, ["balloon"], source)))
+        shutil.copytree(source, tmp_path / "imgs", dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands(repo, train_net, photos, section, monkeypatch):
+    data = shlex.split(re.search(r"DATA=(.*)", section)[1])[0].split()
+    commands = re.findall(r"^ +python tools/train_net.py --config-file (\S+) (.*)$", section, re.M)
+    assert len(commands) == 3
+    monkeypatch.chdir(photos)
+    for config, rest in commands:
+        flags = [word for word in shlex.split(rest) if word != "$DATA"]
+        done = train_net(*flags, *data, *QUICK, config=repo / config)
+        assert done.status == 0, done.stderr
+        assert "custom_val" in done.stdout and "balloon" in done.stdout
+
+
+def test_the_overrides(repo, train_net, photos, section, monkeypatch):
+    data = shlex.split(re.search(r"DATA=(.*)", section)[1])[0].split()
+    monkeypatch.chdir(photos)
+    config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
+    overrides = re.findall(r"`(?:data|dataloader)[\w.]+=.*?`", section.replace("\n  ", " "))
+    assert len(overrides) >= 5
+    for text in overrides:
+        (override,) = shlex.split(text.strip("`"))
+        if "names=" in override:  # data sets that are not here
+            continue
+        override = override.replace("[cat, dog]", "[balloon]").replace(", [0, 128, 0]", "")
+        done = train_net("--dry-run", *data, *QUICK, override, config=config)
+        assert done.status == 0, (override, done.stderr)
+
+
+def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monkeypatch):
+    content = json.loads((photos / "a.json").read_text())
+    empty = content["images"][0]["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != empty]
+    (photos / "a.json").write_text(json.dumps(content))
+    monkeypatch.chdir(photos)
+    options = ["data.train.json=a.json", "data.train.images=imgs", "train.init_checkpoint="]
+    options += ["dataloader.train.dataset.repeat=3", "train.reference_batch_size=3"]
+    config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
+    done = train_net("--no-validate", "--dry-run", *options, config=config)
+    assert done.status == 0, done.stderr
+    words = r"run +15 images \(1 without objects left out, filter_empty\) from 5, repeated up to 3"
+    assert re.search(words, done.stdout), done.stdout
+    assert "24 epochs = 120 iterations" in done.stdout
+    options.append("dataloader.train.dataset.filter_empty=False")
+    done = train_net("--no-validate", "--dry-run", *options, config=config)
+    assert re.search(r"run +18 images from 6", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_a_format_of_one_s_own_in_two_processes(repo, photos, section):
+    """The function and the config of README, in a checkout's copy of configs/."""
+    module, config = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(re.sub(r"\n\s*\n", "\n", module[module.index("def ") :]).splitlines()) <= 11
+    (photos / "my_photos.py").write_text(module)
+    shutil.copytree(repo / "configs", photos / "configs")
+    config = config.replace("/data/photos", "imgs").replace("/data/", "")
+    (photos / "configs" / "custom" / "mine.py").write_text(config)
+    for split, name in (("train", "a"), ("val", "b")):
+        coco = json.loads((photos / f"{name}.json").read_text())
+        records = []
+        for image in coco["images"]:
+            mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+            objects = [
+                {
+                    "bbox": [x, y, x + w, y + h],
+                    "category_id": i % 2,
+                    "segmentation": a["segmentation"],
+                }
+                for i, a in enumerate(mine)
+                for x, y, w, h in [a["bbox"]]
+            ]
+            size = {key: image[key] for key in ("file_name", "height", "width")}
+            records.append({**size, "annotations": objects})
+        (photos / f"{split}.json").write_text(json.dumps(records))
+    done = subprocess.run(
+        [
+            sys.executable,
+            repo / "tools" / "train_net.py",
+            *"--config-file configs/custom/mine.py --num-gpus 2 --work-dir run".split(),
+            *"train.max_iter=2 train.reference_batch_size=2 train.init_checkpoint=".split(),
+            *"dataloader.train.num_workers=1 dataloader.val.num_workers=0".split(),
+            "dataloader.train.mapper.augmentations[0].short_edge_length=96",
+            "dataloader.val.mapper.augmentations[0].short_edge_length=96",
+        ],
+        cwd=photos,
+        env={**os.environ, "PYTHONPATH": str(photos)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"mine_train +6 +\d+  cat \d+, dog \d+", done.stdout), done.stdout
+    assert "1 on each of 2 workers" in done.stdout
+    results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
+    assert {"mine_val/coco/segm/AP-cat", "mine_val/coco/segm/AP-dog"} <= results.keys()
