@@ -82,6 +82,29 @@ def stored_coco(
     return _Place(json_file, options).load(make)
 
 
+def remembered(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
+    """A JSON value that depends on an annotation file alone, computed once for it.
+
+    Args:
+        file: the annotation file.
+        what: the value's name.
+        compute: gives the value; may raise what it likes.
+    """
+    place = _Place(file, {"value": what})
+    try:
+        stamp = _stamp(place.file)
+    except OSError:
+        return compute()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(place.index.read_bytes())
+        if known["stamp"] == stamp:
+            return known["value"]
+    value = compute()
+    with contextlib.suppress(UserError):  # nothing can be written: computed the next time, too
+        write_json(place.index, {"file": place.file, "stamp": stamp, "value": value})
+    return value
+
+
 def cache_dir() -> Path:
     """The folder of the entries."""
     return Path(os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext").expanduser() / "datasets"
