@@ -113,8 +113,8 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
         first = file_names_of(records)[columns.images()[lacking[0]]]
         raise UserError(
             f"data set {name!r}: {len(lacking)} of {len(columns.masks)} objects have no"
-            f" `segmentation`, the first is in {first}; add it, or train boxes only: a model without"
-            f" a mask head, such as Faster R-CNN, with {field}.use_instance_mask=False"
+            f" `segmentation`, the first is in {first}; add it, or train boxes only: a model"
+            f" without a mask head, such as Faster R-CNN, with {field}.use_instance_mask=False"
         )
 
 
