@@ -19,7 +19,7 @@ from d2ext.data.columns import Columns
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_pages import parse_coco
 from d2ext.data.records import Records, applied, columns_of, join, relabeled, select
-from d2ext.data.store import cache_dir, stored, stored_coco
+from d2ext.data.store import cache_dir, remembered, stored, stored_coco
 from d2ext.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -523,3 +523,23 @@ def test_real_photos_coco(tmp_path: Path, real_balloon: Path) -> None:
     for file in files:
         assert parse_coco(file, folder)
         assert list(stored_coco(file, folder)) == read_coco(file, folder)[0]
+
+
+def test_a_value_is_computed_once_for_a_file(reader: Reader, cache: Path) -> None:
+    calls = []
+
+    def value() -> list[str]:
+        calls.append(1)
+        return ["cat"]
+
+    assert [remembered(reader.file, "classes", value) for _ in range(3)] == [["cat"]] * 3
+    assert len(calls) == 1
+    reader.file.touch()
+    assert remembered(reader.file, "classes", value) == ["cat"]
+    assert len(calls) == 2
+    for entry in cache.glob("*.json"):
+        entry.write_text("{")
+    assert remembered(reader.file, "other", value) == remembered(reader.file, "classes", value)
+    assert len(calls) == 4
+    with pytest.raises(FileNotFoundError):
+        remembered(cache / "absent", "x", lambda: open(cache / "absent"))
