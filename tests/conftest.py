@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,14 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data sets that tests make do not fill the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("D2EXT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def test_imports_run_downward(repo, layer):
         "d2ext.data.formats.middle",
         "d2ext.data.formats.recognise",
         "d2ext.data.classes",
+        "d2ext.data.store",
         "d2ext.data.check",
         "d2ext.data.balloon",
         "d2ext.data.cityscapes",

@@ -14,9 +14,11 @@ from typing import Any
 from d2ext.data.cityscapes import name_labels
 from d2ext.data.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.formats import via
-from d2ext.data.formats.coco import coco_classes, read_coco
+from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.middle import middle_classes, read_middle
 from d2ext.data.formats.recognise import annotation_format
+from d2ext.data.records import applied
+from d2ext.data.store import remembered, stored, stored_coco
 from d2ext.errors import UserError
 
 
@@ -31,7 +33,7 @@ class Dataset:
             learns from the annotations.
     """
 
-    load: Callable[[], list[dict]]
+    load: Callable[[], Sequence[dict]]
     classes: Sequence[str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,12 +69,16 @@ def coco_dataset(
     palette: Sequence[Sequence[int]] | None = None,
 ) -> Dataset:
     """Photos annotated in a COCO JSON; `classes` None takes the file's categories by their ids."""
-    names = coco_classes(json_file) if classes is None else _names(classes)
+    if classes is None:
+        names = tuple(remembered(json_file, "coco_classes", lambda: coco_classes(json_file)))
+    else:
+        names = classes = _names(classes)
     metadata = {**_colors(palette, names), "image_root": image_root, "json_file": json_file}
 
-    def load() -> list[dict]:
+    def load() -> Sequence[dict]:
+        records = stored_coco(json_file, image_root, classes)
         # The entry by which Detectron2, too, writes results in the file's own category ids.
-        records, metadata[FILE_IDS] = read_coco(json_file, image_root, names)
+        metadata[FILE_IDS] = dict(records.info["category_ids"])
         return records
 
     return Dataset(load, names, metadata)
@@ -86,7 +92,11 @@ def middle_dataset(
 ) -> Dataset:
     """Photos annotated in MMDetection's middle format; `classes` None takes all of the file's."""
     names = middle_classes(json_file) if classes is None else _names(classes)
-    load = partial(read_middle, json_file, image_root, names)
+    options = {"reader": "middle", "image_root": str(image_root), "classes": list(names)}
+
+    def load() -> Sequence[dict]:
+        return stored(json_file, options, lambda: (read_middle(json_file, image_root, names), {}))
+
     return Dataset(load, names, {**_colors(palette, names), "image_root": image_root})
 
 
@@ -112,7 +122,8 @@ def annotated_dataset(
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
-    reader = partial(readers[annotation_format(json_file)], json_file, image_root)
+    form = remembered(json_file, "format", lambda: annotation_format(json_file))
+    reader = partial(readers[form], json_file, image_root)
     if classes is None or not missing_ok:
         return reader(classes, palette)
     classes = _names(classes)
@@ -136,7 +147,7 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     mine, classes = tuple(dataset.classes), tuple(classes)
     made = select_metadata(dataset.metadata, mine, classes)
 
-    def load() -> list[dict]:
+    def load() -> Sequence[dict]:
         records = dataset.load()
         made.update(select_metadata(dataset.metadata, mine, classes))  # what it has learned
         return select_classes(records, mine, classes)
@@ -262,14 +273,20 @@ def unregister_datasets() -> None:
     _registered.clear()
 
 
-def _load(name: str, dataset: Dataset) -> list[dict]:
+def _load(name: str, dataset: Dataset) -> Sequence[dict]:
     """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
     from detectron2.data import MetadataCatalog
-    from detectron2.structures import BoxMode
 
     records = dataset.load()
     MetadataCatalog.get(name).set(**dataset.metadata)
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
-    return records
+    if not isinstance(records, list):  # decoded when they are asked for
+        return applied(records, _with_box_modes)
+    return [_with_box_modes(record) for record in records]
+
+
+def _with_box_modes(record: dict) -> dict:
+    from detectron2.structures import BoxMode
+
+    for annotation in record.get("annotations", ()):
+        annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
+    return record

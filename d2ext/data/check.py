@@ -4,8 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
+import numpy as np
+
+from d2ext.data.columns import NO_MASK
+from d2ext.data.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
 
 
@@ -42,40 +45,38 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
         raise UserError(f"datasets.{name}.classes names {twice[0]!r} twice; make them distinct")
     if not records:
         raise UserError(f"data set {name!r} holds no images; check its annotation file")
-    absent = _absent([r["file_name"] for r in records])
+    names, columns = file_names_of(records), columns_of(records)
+    absent = _absent(names)
     if absent:
         raise UserError(
             f"data set {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
             f" {absent[0]}; put them there, or check datasets.{name}.image_root"
         )
-    for record in records:
-        for side in ("height", "width"):
-            value = record.get(side)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value <= 0:
-                raise UserError(
-                    f"data set {name!r}: {record['file_name']} has {side}={value!r}, which is no"
-                    " positive integer; correct its annotation file"
-                )
-    image_ids = [r.get("image_id") for r in records]
+    for side, values in (("height", columns.heights), ("width", columns.widths)):
+        for i in np.flatnonzero(values < 0)[:1]:
+            raise UserError(
+                f"data set {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is no"
+                " positive integer; correct its annotation file"
+            )
+    image_ids = image_ids_of(records)
     if None in image_ids:
-        file_name = records[image_ids.index(None)]["file_name"]
+        file_name = names[image_ids.index(None)]
         raise UserError(f"data set {name!r}: {file_name} has no image_id; number the images")
     if twice := _repeated(image_ids):
         raise UserError(
             f"data set {name!r} has the image_id {twice[0]!r} twice; make them distinct"
         )
-    counts, empty = Counter(), 0
-    for record in records:
-        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        empty += not objects
-        counts.update(a["category_id"] for a in objects)
-        for a in record.get("annotations", ()):
-            if not 0 <= a["category_id"] < len(classes):
-                raise UserError(
-                    f"data set {name!r}: {record['file_name']} has category_id"
-                    f" {a['category_id']}, but there are {len(classes)} classes (ids from 0);"
-                    f" correct the annotation or datasets.{name}.classes"
-                )
+    unknown = (columns.categories < 0) | (columns.categories >= len(classes))
+    for i in columns.images()[unknown][:1]:
+        ids = [a.get("category_id") for a in records[i]["annotations"] if not a.get("iscrowd", 0)]
+        wrong = next(c for c in ids if c not in range(len(classes)))
+        raise UserError(
+            f"data set {name!r}: {names[i]} has category_id {wrong}, but there are"
+            f" {len(classes)} classes (ids from 0); correct the annotation or"
+            f" datasets.{name}.classes"
+        )
+    counts = columns.category_counts(len(classes))[0].tolist()
+    empty = int(np.sum(columns.objects == 0))
     per_class = {c: counts[i] for i, c in enumerate(classes)}
     unseen = [c for c, n in per_class.items() if n == 0]
     problems = []
@@ -83,7 +84,7 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
         problems.append(f"no object of {_first(unseen)}")
     if empty:
         problems.append(f"{empty} of {len(records)} images have no objects")
-    return DatasetSummary(name, len(records), counts.total(), per_class, empty, problems)
+    return DatasetSummary(name, len(records), sum(counts), per_class, empty, problems)
 
 
 def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> None:
@@ -106,18 +107,14 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
     field = "dataloader.train.mapper"
     if mask_format not in ("polygon", "bitmask"):
         raise UserError(f"{field}.instance_mask_format={mask_format!r}: give polygon or bitmask")
-    objects = [
-        (record["file_name"], annotation.get("segmentation"))
-        for record in records
-        for annotation in record.get("annotations", ())
-        if not annotation.get("iscrowd", 0)
-    ]
-    lacking = [file for file, masks in objects if not (isinstance(masks, list | dict) and masks)]
-    if lacking:
+    columns = columns_of(records)
+    lacking = np.flatnonzero(columns.masks == NO_MASK)
+    if len(lacking):
+        first = file_names_of(records)[columns.images()[lacking[0]]]
         raise UserError(
-            f"data set {name!r}: {len(lacking)} of {len(objects)} objects have no `segmentation`,"
-            f" the first is in {lacking[0]}; add it, or train boxes only: a model without a mask"
-            f" head, such as Faster R-CNN, with {field}.use_instance_mask=False"
+            f"data set {name!r}: {len(lacking)} of {len(columns.masks)} objects have no"
+            f" `segmentation`, the first is in {first}; add it, or train boxes only: a model"
+            f" without a mask head, such as Faster R-CNN, with {field}.use_instance_mask=False"
         )
 
 

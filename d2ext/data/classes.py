@@ -3,32 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from d2ext.data.records import relabeled
+
 # Detectron2's name for a file's category ids, by which results are written.
 FILE_IDS = "thing_dataset_id_to_contiguous_id"
 
 
 def select_classes(
     records: Sequence[dict], mine: Sequence[str], classes: Sequence[str]
-) -> list[dict]:
+) -> Sequence[dict]:
     """Records whose `category_id` counts `classes` instead of `mine`; the input stays as it is.
 
     Objects of other classes are left out.
     """
     index = {name: i for i, name in enumerate(classes)}
     new = [index.get(name) for name in mine]
-    return [
-        {
-            **record,
-            "annotations": [
-                {**a, "category_id": new[a["category_id"]]}
-                for a in record["annotations"]
-                if new[a["category_id"]] is not None
-            ],
-        }
-        if "annotations" in record
-        else record
-        for record in records
-    ]
+    return relabeled(records, new)
 
 
 def select_metadata(

@@ -6,15 +6,17 @@ import logging
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
 from d2ext.errors import UserError
@@ -57,7 +59,8 @@ def build_train_loader(
     records, repeats = dataset, None
     if isinstance(dataset, TrainingSet):
         records, repeats = dataset.records, dataset.repeats
-    portrait = np.array([d["height"] > d["width"] for d in records])
+    columns = columns_of(records)
+    portrait = columns.heights > columns.widths
     group_size = max(reference_batch_size // reference_world_size, 1)
     sampler = BatchSampler(
         EpochOrder(portrait, group_size, seed, repeats),
@@ -79,7 +82,7 @@ def build_train_loader(
 
 
 def build_test_loader(
-    dataset: list[dict], mapper: Callable[[dict], dict], *, num_workers: int
+    dataset: Sequence[dict], mapper: Callable[[dict], dict], *, num_workers: int
 ) -> Iterable[list[dict]]:
     """Gives one image a batch; ranks take consecutive parts in order, each image once.
 
@@ -89,7 +92,7 @@ def build_test_loader(
         UserError: while iterating, when an image cannot be read.
     """
     loader = DataLoader(
-        MapDataset(DatasetFromList(dataset, copy=False), _ReportFailures(mapper)),
+        _Mapped(dataset, _ReportFailures(mapper)),
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         collate_fn=_as_list,
@@ -143,26 +146,47 @@ class _RleAsBitmaps:
         return (self._for_rle if has_rle else self._mapper)(record)
 
 
-class _SeededDataset(Dataset):
+class _Mapped(Dataset):
+    """Records, each sent through a function."""
+
+    def __init__(self, records: Sequence[dict], function: Callable[[dict], Any]):
+        self._records = _shared(records)
+        self._function = function
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._function(self._records[index])
+
+
+class _SeededDataset(_Mapped):
     """Samples by (index, position), each with generators of its own.
 
     Detectron2's transforms draw from numpy's global generator; torch's and Python's are seeded as
     well for the user's own. All are put back, since with no loader workers they are the trainer's.
     """
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
-        # Serialised once: Python objects would be copied page by page into every worker.
-        self._records = DatasetFromList(records, copy=False)
-        self._mapper = _ReportFailures(mapper)
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
+        super().__init__(records, _ReportFailures(mapper))
         self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
         index, position = key
         with generators_seeded(self._seed, position):
-            return self._mapper(self._records[index])
+            return super().__getitem__(index)
+
+
+def _shared(records: Sequence[dict]) -> Sequence[dict]:
+    """The records in memory that worker processes share.
+
+    Of a list Python's reference counts would copy every page into each of them: it is serialised.
+    """
+    if isinstance(records, Records):
+        return records
+    if isinstance(records, View):
+        return View(list(map(_shared, records.parts)), records.indices, records.function)
+    return DatasetFromList(records, copy=False)
 
 
 @contextlib.contextmanager

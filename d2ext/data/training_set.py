@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 
+from d2ext.data.columns import Columns
+from d2ext.data.records import columns_of, join, select
 from d2ext.data.sampler import epoch_length
 from d2ext.errors import UserError
 
@@ -67,18 +68,19 @@ def training_set(
             f"{field}.repeat={repeat}: give a positive integer, or one for each of"
             f" {', '.join(names)}"
         )
-    records, repeats, left_out = [], [], 0
+    parts, repeats, left_out = [], [], 0
     for name, count in zip(names, times, strict=True):
         every = DatasetCatalog.get(name)
-        kept = [r for r in every if not filter_empty or _has_objects(r)]
-        left_out += len(every) - len(kept)
-        records += kept
-        repeats += [float(count)] * len(kept)
-    if not records:
+        kept = columns_of(every).objects > 0 if filter_empty else np.ones(len(every), bool)
+        left_out += int(np.sum(~kept))
+        parts.append(every if kept.all() else select(every, kept))
+        repeats += [float(count)] * len(parts[-1])
+    if not repeats:
         raise UserError(
             f"{', '.join(names)}: no image has an object; annotate some, or set"
             f" {field}.filter_empty=False"
         )
+    records = parts[0] if len(parts) == 1 else join(parts)
     factors = np.array(repeats)
     if oversample_threshold is not None:
         if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
@@ -86,13 +88,22 @@ def training_set(
                 f"{field}.oversample_threshold={oversample_threshold}: give a part of the images"
                 " above 0 and up to 1, or null"
             )
-        annotated = [{"annotations": r.get("annotations", ())} for r in records]
-        rare = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            annotated, oversample_threshold
-        )
-        factors *= rare.numpy()
+        factors *= _rare(columns_of(records), oversample_threshold)
     return TrainingSet(records, factors, left_out)
 
 
-def _has_objects(record: dict) -> bool:
-    return any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
+def _rare(columns: Columns, threshold: float) -> np.ndarray:
+    """Float array (N,): how often to show each image, by the rarest class that it holds."""
+    factors = np.ones(len(columns.objects))
+    _, images = columns.category_counts(int(columns.categories.max(initial=0)) + 1)
+    of_class = np.sqrt(threshold * len(factors) / np.maximum(images, 1))
+    np.maximum.at(factors, columns.images(), of_class[columns.categories])
+    return factors
+
+
+def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
+    """The images of registered data sets, in their order, decoded when they are asked for."""
+    names = [names] if isinstance(names, str) else list(names)
+    parts = [DatasetCatalog.get(name) for name in names]
+    records = parts[0] if len(parts) == 1 else join(parts)
+    return select(records, columns_of(records).objects > 0) if filter_empty else records

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
 from d2ext.data.cityscapes import require_cityscapes
+from d2ext.data.columns import NO_MASK
+from d2ext.data.records import columns_of
 from d2ext.data.synthetic import is_synthetic
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
@@ -62,9 +65,7 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
                 "images": summary.images,
                 "instances": summary.instances,
                 "synthetic": _synthetic(metadata),
-                "masks": any(
-                    "segmentation" in a for r in records for a in r.get("annotations", ())
-                ),
+                "masks": bool(np.any(columns_of(records).masks != NO_MASK)),
             }
     table = [f"data        {line}" for line in format_summary(summaries).splitlines()]
     fake = [name for name, d in datasets.items() if d["synthetic"]]

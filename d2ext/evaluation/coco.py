@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from d2ext.data.formats.coco import to_coco
+from d2ext.data.records import image_ids_of
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class CocoMetric:
         self._per_class = per_class
 
     def __call__(
-        self, records: list[dict], classes: Sequence[str], predictions: list[dict]
+        self, records: Sequence[dict], classes: Sequence[str], predictions: list[dict]
     ) -> dict[str, float]:
         """Evaluates one data set.
 
@@ -52,8 +53,8 @@ class CocoMetric:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
         # Numbered anew: an image id may be a text (Cityscapes'), which no backend takes.
-        ids = {record["image_id"]: i for i, record in enumerate(records, start=1)}
-        truth = to_coco([{**r, "image_id": ids[r["image_id"]]} for r in records], classes)
+        ids = {image_id: i for i, image_id in enumerate(image_ids_of(records), start=1)}
+        truth = to_coco(({**r, "image_id": ids[r["image_id"]]} for r in records), classes)
         predictions = [{**p, "image_id": ids[p["image_id"]]} for p in predictions]
         with_masks = any("segmentation" in a for a in truth["annotations"])
         with_masks &= not predictions or "segmentation" in predictions[0]

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from omegaconf import ListConfig
@@ -36,7 +36,7 @@ class Evaluation:
     """
 
     dataset: str
-    records: list[dict]
+    records: Sequence[dict]
     predictions: list[dict]
     results: dict[str, float]
 
@@ -61,7 +61,7 @@ class Suite:
         for name in test_sets(loader_cfg):
             one_set = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
             one_set.dataset.names = name
-            records = get_detection_dataset_dicts(name, filter_empty=False)
+            records = DatasetCatalog.get(name)
             self._sets.append((name, instantiate(one_set), records))
 
     def evaluate(self, model: nn.Module) -> list[Evaluation]:

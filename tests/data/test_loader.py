@@ -1,5 +1,6 @@
 """What a training step sees depends on seed and position only."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -14,6 +15,8 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks, polygons_to_b
 
 from d2ext.data.formats.via import read_via
 from d2ext.data.loader import build_test_loader, build_train_loader, generators_seeded
+from d2ext.data.records import select
+from d2ext.data.store import stored
 from d2ext.errors import UserError
 
 RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for i in range(7)]
@@ -144,3 +147,24 @@ def test_signals_leave_the_workers_of_a_test_loader_working(number):
     os.kill(worker.pid, number)  # most of its images are still to come
     seen += batches
     assert [[sample["image_id"] for sample in batch] for batch in seen] == [[i] for i in range(7)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stored_records_are_lists_to_the_loaders(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "a.json"
+    file.write_text("anything")
+    records = stored(file, {}, lambda: (RECORDS, {}))
+    options = dict(total_batch_size=4, num_workers=num_workers, seed=1)
+    options |= dict(reference_batch_size=4, reference_world_size=2)
+
+    def both(data):
+        train = list(itertools.islice(build_train_loader(data, Noise(), **options), 5))
+        return train, list(build_test_loader(data, _same, num_workers=num_workers))
+
+    expected = both(RECORDS)
+    assert both(records) == both(select(records, range(7))) == expected
+
+
+def _same(record):
+    return record

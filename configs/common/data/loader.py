@@ -7,11 +7,11 @@ versions of an image --tta looks at.
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper
 from omegaconf import OmegaConf
 
 from d2ext.data.loader import build_test_loader, build_train_loader
-from d2ext.data.training_set import training_set
+from d2ext.data.training_set import evaluation_set, training_set
 
 dataloader = OmegaConf.create()
 
@@ -44,7 +44,7 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.val = L(build_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names=None, filter_empty=False),
+    dataset=L(evaluation_set)(names=None),
     mapper=L(DatasetMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],

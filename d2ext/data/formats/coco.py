@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from d2ext.data.formats.common import nearest, outline, read_json
@@ -162,7 +162,7 @@ def _counts(counter: Counter) -> tuple[str, str]:
 
 
 def to_coco(
-    records: Sequence[dict], classes: Sequence[str], image_root: str | Path | None = None
+    records: Iterable[dict], classes: Sequence[str], image_root: str | Path | None = None
 ) -> dict:
     """Makes a COCO dict of Detectron2's dataset dicts.
 
