@@ -2,7 +2,7 @@
 """Converts annotations to COCO, or from COCO to another format.
 
 python tools/convert_dataset.py via via_region_data.json --images photos --output coco.json
-python tools/convert_dataset.py via project.csv --images photos --output coco.json --class-attribute kind
+python tools/convert_dataset.py via via.csv --images photos --class-attribute kind --output a.json
 python tools/convert_dataset.py labelme annotations --images photos --output coco.json
 python tools/convert_dataset.py yolo data.yaml --images images/train --output coco.json
 python tools/convert_dataset.py voc Annotations --images JPEGImages --output coco.json

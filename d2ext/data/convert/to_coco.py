@@ -1,5 +1,6 @@
 """Other formats to a COCO file."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def convert_to_coco(
         records, names = READERS[kind](source, images, classes)
     if not records:
         raise UserError(f"{source} lists no image; nothing was written")
-    content = to_coco(records, names, images)
+    content = to_coco(records, names)
+    root = len(os.path.join(images, ""))
+    for image in content["images"]:  # os.path.relpath takes as long as reading the image's size
+        image["file_name"] = os.path.normpath(image["file_name"][root:])
     for annotation in content["annotations"]:
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:
@@ -83,5 +87,5 @@ def convert_to_coco(
         f.write(msgspec.json.encode(content))
     return (
         f"{output}: {len(content['images'])} images, {len(content['annotations'])} objects,"
-        f" {len(names)} classes ({', '.join(names[:10])}{', ...' * (len(names) > 10)})"
+        f" classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"
     )

@@ -209,16 +209,17 @@ def to_coco(
                 "iscrowd": a.get("iscrowd", 0),
             }
             segmentation = a.get("segmentation")
-            if isinstance(segmentation, dict):
-                from pycocotools import mask
-
-                made["segmentation"] = _text(segmentation)
-                made["area"] = float(mask.area(segmentation))
-            elif segmentation:
-                made["segmentation"] = segmentation
-                made["area"] = sum(map(polygon_area, segmentation))
+            if segmentation:
+                rle = isinstance(segmentation, dict)
+                made["segmentation"] = _text(segmentation) if rle else segmentation
             if "area" in a:
                 made["area"] = float(a["area"])
+            elif isinstance(segmentation, dict):
+                from pycocotools import mask
+
+                made["area"] = float(mask.area(segmentation))
+            elif segmentation:
+                made["area"] = sum(map(polygon_area, segmentation))
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

@@ -116,8 +116,11 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 def polygon_area(polygon: Sequence[float]) -> float:
     """Area in square pixels of [x0, y0, x1, y1, ...] (shoelace formula)."""
+    if not polygon:
+        return 0.0
     xs, ys = polygon[::2], polygon[1::2]
-    return abs(sum(map(mul, xs, [*ys[1:], *ys[:1]])) - sum(map(mul, ys, [*xs[1:], *xs[:1]]))) / 2
+    there = sum(map(mul, xs, ys[1:])) + xs[-1] * ys[0]  # map ends with the shorter one
+    return abs(there - sum(map(mul, ys, xs[1:])) - ys[-1] * xs[0]) / 2
 
 
 def natural(name: str) -> tuple:

@@ -11,7 +11,7 @@ from d2ext.errors import UserError
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _EXIF_ORIENTATION = 0x0112
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # Huffman tables, an extension, arithmetic conditioning
-_HEADER = 16384  # bytes in which a JPEG's frame is looked for
+_HEADER = 4096  # bytes in which a JPEG's frame is looked for
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -24,18 +24,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UserError: it cannot be read as an image.
     """
     try:
-        with open(path, "rb") as f:
-            if size := _plain_jpeg_size(f.read(_HEADER)):
-                return size
-            f.seek(0)
-            with Image.open(f) as image:
-                width, height = image.size
-                try:
-                    # The base class's: PNG's own decodes the whole image in search of late data.
-                    exif = Image.Image.getexif(image)
-                    turned = exif.get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-                except Exception:  # Detectron2, too, takes unreadable EXIF data for none
-                    turned = False
+        if size := _plain_jpeg_size(_start(path)):
+            return size
+        with Image.open(path) as image:
+            width, height = image.size
+            try:
+                # The base class's: PNG's own decodes the whole image in search of late EXIF data.
+                turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            except Exception:  # Detectron2, too, takes unreadable EXIF data for none
+                turned = False
     except FileNotFoundError:
         raise
     except (OSError, ValueError, Image.DecompressionBombError) as e:
@@ -43,6 +40,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
             f"the image {path} cannot be read ({e}); replace it, or remove it from the annotations"
         ) from e
     return (height, width) if turned else (width, height)
+
+
+def _start(path: str | Path) -> bytes:
+    """The first bytes of a file, by the system's own calls: half the time of Python's files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, _HEADER)
+    finally:
+        os.close(descriptor)
 
 
 def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:

@@ -143,7 +143,7 @@ def _add_objects(
             raise UserError(f"{file}: shapes[{i}] is malformed ({e}); correct it") from e
         objects.setdefault(key, (category, []))[1].append(polygon)
     for category, polygons in objects.values():
-        add_polygons(record, category, polygons, left_out)
+        add_polygons(record, category, polygons, left_out)  # of numbers that were checked
 
 
 def _polygon(kind: object, points: list) -> list[float]:

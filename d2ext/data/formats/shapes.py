@@ -59,30 +59,34 @@ def add_polygons(
         category: index of the class.
         polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels.
         left_out: counts objects without area or outside of the image.
+
+    Raises:
+        ValueError: a coordinate is not finite or too large.
     """
-    if not any(map(polygon_area, polygons)):
-        left_out["without area"] += 1
-        return
     width, height = record["width"], record["height"]
-    beyond = max(_beyond(p, width, height) for p in polygons)
+    left, top, right, bottom = box = _bounds(polygons)
+    area = sum(map(polygon_area, polygons))
+    if not (-_FARTHEST < area + left + top and area < _FARTHEST**2):  # nor NaN, which is not less
+        raise ValueError("a coordinate is not finite or too large")
+    beyond = left < 0 or top < 0 or right > width or bottom > height
     parts = polygons
-    if beyond > _EDGE:
-        parts = [part for p in polygons for part in _cut(p, width, height)]
-    elif beyond > 0:
-        parts = [_moved(p, width, height) for p in polygons]
-    parts = [p for p in parts if polygon_area(p) > 0]
-    if not parts:
-        left_out["outside of the image"] += 1
-        return
-    left_out.cut += beyond > _EDGE
-    xs = [x for p in parts for x in p[::2]]
-    ys = [y for p in parts for y in p[1::2]]
+    if not area or beyond or len(polygons) > 1:
+        parts = [p for p in polygons if polygon_area(p) > 0]
+        if not parts:
+            left_out["without area"] += 1
+            return
+        parts = _inside(parts, width, height, left_out)
+        if not parts:
+            left_out["outside of the image"] += 1
+            return
+        box, area = _bounds(parts), sum(map(polygon_area, parts))
     record["annotations"].append(
         {
-            "bbox": [min(xs), min(ys), max(xs), max(ys)],
+            "bbox": box,
             "bbox_mode": XYXY,
             "category_id": category,
             "segmentation": parts,
+            "area": area,
             "iscrowd": 0,
         }
     )
@@ -110,16 +114,28 @@ def add_box(
     )
 
 
-def _beyond(polygon: list[float], width: int, height: int) -> float:
-    """How far a polygon reaches out of the image, in pixels; not positive: it does not."""
-    xs, ys = polygon[::2], polygon[1::2]
-    return max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
+def _bounds(polygons: Sequence[list[float]]) -> list[float]:
+    """The box around polygons: left, top, right, bottom."""
+    xs = [x for p in polygons for x in p[::2]] if len(polygons) > 1 else polygons[0][::2]
+    ys = [y for p in polygons for y in p[1::2]] if len(polygons) > 1 else polygons[0][1::2]
+    return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def _moved(polygon: list[float], width: int, height: int) -> list[float]:
-    """The polygon with its corners outside of the image moved to the edge."""
-    limits = (float(width), float(height))
-    return [min(max(c, 0.0), limits[i % 2]) for i, c in enumerate(polygon)]
+def _inside(
+    polygons: Sequence[list[float]], width: int, height: int, left_out: LeftOut
+) -> list[list[float]]:
+    """What of polygons lies in the image; corners on its edge, or just beyond, are moved there."""
+    left, top, right, bottom = _bounds(polygons)
+    beyond = max(-left, -top, right - width, bottom - height)
+    if beyond > _EDGE:
+        left_out.cut += 1
+        parts = [part for p in polygons for part in _cut(p, width, height)]
+    elif beyond > 0:
+        sides = (float(width), float(height))
+        parts = [[min(max(c, 0.0), sides[i % 2]) for i, c in enumerate(p)] for p in polygons]
+    else:
+        return list(polygons)
+    return [p for p in parts if polygon_area(p) > 0]
 
 
 def _cut(polygon: list[float], width: int, height: int) -> list[list[float]]:
@@ -143,7 +159,7 @@ def numbers(values: Sequence[float]) -> list[float]:
         raise TypeError("a list of numbers is missing")
     if not set(map(type, values)) <= {int, float}:
         raise TypeError("a coordinate is no number")
-    if values and not (max(map(abs, values)) < _FARTHEST and math.isfinite(sum(values))):
+    if not all(-_FARTHEST < value < _FARTHEST for value in values):
         raise ValueError("a coordinate is not finite or too large")
     return list(map(float, values))
 

@@ -142,10 +142,9 @@ def _add(
             left_out[f"of the class {shown(value)}" if value else "without a class"] += 1
             return
     try:
-        polygon = _polygon(region.shape)
+        add_polygons(record, category, [_polygon(region.shape)], left_out)
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise UserError(f"{region.where} is malformed ({e!r}); correct it in VIA") from e
-    add_polygons(record, category, [polygon], left_out)
 
 
 def _polygon(shape: dict) -> list[float]:
@@ -156,11 +155,14 @@ def _polygon(shape: dict) -> list[float]:
 
     match shape["name"]:
         case "polygon" | "polyline":
-            xs, ys = numbers(shape["all_points_x"]), numbers(shape["all_points_y"])
-            points = list(zip(xs, ys, strict=True))
-            if len(points) > 1 and points[0] == points[-1]:
-                points.pop()  # VIA 1 repeats the first corner
-            return [c + 0.5 for point in points for c in point]
+            xs, ys = shape["all_points_x"], shape["all_points_y"]
+            if not isinstance(xs, list) or not isinstance(ys, list) or not 0 < len(xs) == len(ys):
+                raise ValueError("all_points_x and all_points_y are no lists of one length")
+            if len(xs) > 1 and xs[0] == xs[-1] and ys[0] == ys[-1]:
+                xs, ys = xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
+            polygon = [0.5] * (2 * len(xs))
+            polygon[::2], polygon[1::2] = [x + 0.5 for x in xs], [y + 0.5 for y in ys]
+            return polygon
         case "rect":
             x, y, width, height = values("x", "y", "width", "height")
             polygon = rectangle(x, y, x + width, y + height)
