@@ -1,6 +1,7 @@
 """Images as the readers need them: sizes from headers, the files of a folder."""
 
 import os
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from d2ext.errors import UserError
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _EXIF_ORIENTATION = 0x0112
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # Huffman tables, an extension, arithmetic conditioning
+_SEGMENT = struct.Struct(">BBHBHH")  # 0xFF, marker, length; of a frame: depth, height, width
 _HEADER = 4096  # bytes in which a JPEG's frame is looked for
 
 
@@ -59,15 +61,13 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
     """
     if header[:2] != b"\xff\xd8":
         return None
-    at = 2
-    while at + 9 <= len(header) and header[at] == 0xFF:
-        marker, length = header[at + 1], int.from_bytes(header[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height = int.from_bytes(header[at + 5 : at + 7])
-            width = int.from_bytes(header[at + 7 : at + 9])
-            return (width, height) if width and height else None
-        if marker == 0xE1 and header[at + 4 : at + 8] == b"Exif":
+    at, end = 2, len(header) - 9
+    while at <= end:
+        mark, marker, length, _, height, width = _SEGMENT.unpack_from(header, at)
+        if mark != 0xFF or (marker == 0xE1 and header[at + 4 : at + 8] == b"Exif"):
             return None
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            return (width, height) if width and height else None
         at += 2 + length
     return None
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.data.formats.common import polygon_area
+from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
 _FARTHEST = 1e6  # pixels; what lies farther away is no coordinate
@@ -49,6 +50,70 @@ def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
     }
 
 
+def shifted(
+    polygons: Sequence[list[float]], shift: float, where: Sequence[str]
+) -> list[tuple[list[float], list[float], float]]:
+    """Moves polygons and measures them, all at once, which takes a third of the time.
+
+    Args:
+        polygons: each [x0, y0, x1, y1, ...] in pixels.
+        shift: what to add to each coordinate.
+        where: the place of each in the annotation file, for messages.
+
+    Returns:
+        Of each the moved polygon, its box (x0, y0, x1, y1) and its area in square pixels.
+
+    Raises:
+        UserError: a coordinate is no number, not finite or too large, or a polygon has none.
+    """
+    if not polygons:
+        return []
+    import numpy as np
+
+    flat = [c for polygon in polygons for c in polygon]
+    try:
+        if not set(map(type, flat)) <= {int, float} or not all(polygons):
+            raise ValueError
+        moved = np.array(flat, dtype=float) + shift
+        if not (np.abs(moved) < _FARTHEST).all():
+            raise ValueError
+    except (ValueError, OverflowError):
+        for polygon, place in zip(polygons, where, strict=True):
+            try:
+                if not numbers(polygon):
+                    raise ValueError("it has no corner")
+            except (TypeError, ValueError) as e:
+                raise UserError(f"{place} is malformed ({e}); correct it") from None
+        raise  # cannot be
+    ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
+    starts = np.concatenate(([0], ends[:-1]))
+    following = np.arange(1, len(moved) // 2 + 1)
+    following[ends - 1] = starts
+    x, y = moved[::2], moved[1::2]
+    areas = np.abs(np.add.reduceat(x * y[following] - y * x[following], starts)) / 2
+    bounds = [f.reduceat(c, starts) for f in (np.minimum, np.maximum) for c in (x, y)]
+    flat, boxes = moved.tolist(), np.stack(bounds, axis=1).tolist()
+    ranges = zip((2 * starts).tolist(), (2 * ends).tolist(), strict=True)
+    cut = (flat[a:b] for a, b in ranges)
+    return list(zip(cut, boxes, areas.tolist(), strict=True))
+
+
+def add_polygon(
+    record: dict,
+    category: int,
+    polygon: list[float],
+    box: list[float],
+    area: float,
+    left_out: LeftOut,
+) -> None:
+    """Adds an object of one polygon, whose box and area are known, as `add_polygons` does."""
+    x0, y0, x1, y1 = box
+    if area > 0 and x0 >= 0 and y0 >= 0 and x1 <= record["width"] and y1 <= record["height"]:
+        _append(record, category, [polygon], box, area)
+    else:
+        add_polygons(record, category, [polygon], left_out)
+
+
 def add_polygons(
     record: dict, category: int, polygons: Sequence[list[float]], left_out: LeftOut
 ) -> None:
@@ -57,35 +122,29 @@ def add_polygons(
     Args:
         record: the dataset dict.
         category: index of the class.
-        polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels.
+        polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
         left_out: counts objects without area or outside of the image.
-
-    Raises:
-        ValueError: a coordinate is not finite or too large.
     """
-    width, height = record["width"], record["height"]
-    left, top, right, bottom = box = _bounds(polygons)
-    area = sum(map(polygon_area, polygons))
-    if not (-_FARTHEST < area + left + top and area < _FARTHEST**2):  # nor NaN, which is not less
-        raise ValueError("a coordinate is not finite or too large")
-    beyond = left < 0 or top < 0 or right > width or bottom > height
-    parts = polygons
-    if not area or beyond or len(polygons) > 1:
-        parts = [p for p in polygons if polygon_area(p) > 0]
-        if not parts:
-            left_out["without area"] += 1
-            return
-        parts = _inside(parts, width, height, left_out)
-        if not parts:
-            left_out["outside of the image"] += 1
-            return
-        box, area = _bounds(parts), sum(map(polygon_area, parts))
+    parts = [p for p in polygons if polygon_area(p) > 0]
+    if not parts:
+        left_out["without area"] += 1
+        return
+    parts = _inside(parts, record["width"], record["height"], left_out)
+    if not parts:
+        left_out["outside of the image"] += 1
+        return
+    _append(record, category, parts, _bounds(parts), sum(map(polygon_area, parts)))
+
+
+def _append(
+    record: dict, category: int, polygons: list[list[float]], box: list[float], area: float
+) -> None:
     record["annotations"].append(
         {
             "bbox": box,
             "bbox_mode": XYXY,
             "category_id": category,
-            "segmentation": parts,
+            "segmentation": polygons,
             "area": area,
             "iscrowd": 0,
         }
@@ -116,8 +175,7 @@ def add_box(
 
 def _bounds(polygons: Sequence[list[float]]) -> list[float]:
     """The box around polygons: left, top, right, bottom."""
-    xs = [x for p in polygons for x in p[::2]] if len(polygons) > 1 else polygons[0][::2]
-    ys = [y for p in polygons for y in p[1::2]] if len(polygons) > 1 else polygons[0][1::2]
+    xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 

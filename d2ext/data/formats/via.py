@@ -10,7 +10,15 @@ from pathlib import Path
 
 from d2ext.data.formats.common import by_name, inside, natural, shown
 from d2ext.data.formats.images import existing, image_size
-from d2ext.data.formats.shapes import LeftOut, add_polygons, arc, new_record, numbers, rectangle
+from d2ext.data.formats.shapes import (
+    LeftOut,
+    add_polygon,
+    arc,
+    new_record,
+    numbers,
+    rectangle,
+    shifted,
+)
 from d2ext.data.formats.via_classes import class_of, find_attribute
 from d2ext.data.formats.via_file import Entry, Region, read_entries
 from d2ext.errors import UserError
@@ -61,7 +69,8 @@ def read_via(
         classes = found
     indices = None if found is None else by_name(found, classes, json_file)
 
-    records, absent, left_out, repeated = {}, [], LeftOut(), 0
+    records, absent, left_out, repeated = {}, [], LeftOut(), []
+    objects: list[tuple[dict, int, Region]] = []
     for entry in entries:
         path = existing(inside(image_root, entry.file_name, entry.where))
         key = os.path.normpath(path)
@@ -72,19 +81,23 @@ def read_via(
                 absent.append(path)
                 continue
         else:
-            repeated += 1
-        record = records[key]
-        before = len(record["annotations"])
+            repeated.append(records[key])
         for region in entry.regions:
-            _add(record, region, attribute, indices, left_out)
-        if before:
-            objects = {(a["category_id"], *a["segmentation"][0]): a for a in record["annotations"]}
-            record["annotations"] = list(objects.values())
+            category = _category(region, attribute, indices, left_out)
+            if category is not None:
+                objects.append((records[key], category, region))
     if absent:
         raise UserError(
             f"{json_file}: {len(absent)} of {len(entries)} listed images are absent, the first is"
             f" {absent[0]}; put them there, or check image_root"
         )
+    outlines = [_outline(region) for _, _, region in objects]
+    moved = shifted(outlines, 0.5, [region.where for _, _, region in objects])
+    for (record, category, _), (polygon, box, area) in zip(objects, moved, strict=True):
+        add_polygon(record, category, polygon, box, area, left_out)
+    for record in repeated:
+        distinct = {(a["category_id"], *a["segmentation"][0]): a for a in record["annotations"]}
+        record["annotations"] = list(distinct.values())
     if repeated:
         logger.warning(
             "%s: %d entries repeat an image; their regions are put together", json_file, repeated
@@ -122,55 +135,53 @@ def _names(regions: Sequence[Region], attribute: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural))
 
 
-def _add(
-    record: dict,
+def _category(
     region: Region,
     attribute: str | None,
     indices: dict[str, int | None] | None,
     left_out: LeftOut,
-) -> None:
-    """Adds a region to its image's dataset dict, or counts it."""
+) -> int | None:
+    """The class of a region; None, and counted, for one to leave out."""
     name = region.shape["name"]
     if name not in _SHAPES:
         left_out[name if isinstance(name, str) else shown(name)] += 1
-        return
-    category = 0
-    if indices is not None:
-        value = class_of(region, attribute)
-        category = indices.get(value)
-        if category is None:
-            left_out[f"of the class {shown(value)}" if value else "without a class"] += 1
-            return
+        return None
+    if indices is None:
+        return 0
+    value = class_of(region, attribute)
+    category = indices.get(value)
+    if category is None:
+        left_out[f"of the class {shown(value)}" if value else "without a class"] += 1
+    return category
+
+
+def _outline(region: Region) -> list[float]:
+    """[x0, y0, x1, y1, ...] in VIA's coordinates; those of polygons are not checked.
+
+    Raises:
+        UserError: the shape lacks what belongs to it.
+    """
+    shape = region.shape
     try:
-        add_polygons(record, category, [_polygon(region.shape)], left_out)
-    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        match shape["name"]:
+            case "polygon" | "polyline":
+                xs, ys = shape["all_points_x"], shape["all_points_y"]
+                if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
+                    raise ValueError("all_points_x and all_points_y are no lists of one length")
+                if len(xs) > 1 and xs[0] == xs[-1] and ys[0] == ys[-1]:
+                    xs, ys = xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
+                outline = [0] * (2 * len(xs))
+                outline[::2], outline[1::2] = xs, ys
+                return outline
+            case "rect":
+                x, y, width, height = numbers([shape[k] for k in ("x", "y", "width", "height")])
+                return rectangle(x, y, x + width, y + height)
+            case "circle":
+                cx, cy, r = numbers([shape[k] for k in ("cx", "cy", "r")])
+                return arc(cx, cy, r, r)
+            case _:
+                cx, cy, rx, ry = numbers([shape[k] for k in ("cx", "cy", "rx", "ry")])
+                (angle,) = numbers([shape.get("theta", 0)])  # radians; VIA 1 has none
+                return arc(cx, cy, rx, ry, angle)
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"{region.where} is malformed ({e!r}); correct it in VIA") from e
-
-
-def _polygon(shape: dict) -> list[float]:
-    """[x0, y0, x1, y1, ...] in Detectron2's coordinates."""
-
-    def values(*names: str) -> list[float]:
-        return numbers([shape[name] for name in names])
-
-    match shape["name"]:
-        case "polygon" | "polyline":
-            xs, ys = shape["all_points_x"], shape["all_points_y"]
-            if not isinstance(xs, list) or not isinstance(ys, list) or not 0 < len(xs) == len(ys):
-                raise ValueError("all_points_x and all_points_y are no lists of one length")
-            if len(xs) > 1 and xs[0] == xs[-1] and ys[0] == ys[-1]:
-                xs, ys = xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
-            polygon = [0.5] * (2 * len(xs))
-            polygon[::2], polygon[1::2] = [x + 0.5 for x in xs], [y + 0.5 for y in ys]
-            return polygon
-        case "rect":
-            x, y, width, height = values("x", "y", "width", "height")
-            polygon = rectangle(x, y, x + width, y + height)
-        case "circle":
-            cx, cy, r = values("cx", "cy", "r")
-            polygon = arc(cx, cy, r, r)
-        case "ellipse":
-            cx, cy, rx, ry = values("cx", "cy", "rx", "ry")
-            (angle,) = numbers([shape.get("theta", 0)])  # radians; VIA 1 has none
-            polygon = arc(cx, cy, rx, ry, angle)
-    return [c + 0.5 for c in polygon]
