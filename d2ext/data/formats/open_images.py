@@ -13,7 +13,7 @@ from pathlib import Path
 
 from d2ext.data.formats.common import by_name, read_bytes, shown
 from d2ext.data.formats.images import image_size, images_in
-from d2ext.data.formats.shapes import LeftOut, add_box, new_record, numbers
+from d2ext.data.formats.shapes import LeftOut, add_box, new_record, parsed
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ def read_open_images(
     rows: dict[str, list[tuple[str, list[float], int]]] = {}
     for where, row in _rows(source):
         try:
-            box = numbers([float(row[column]) for column in _BOX])
+            box = parsed([row[column] or "" for column in _BOX])
             if not (min(box) >= 0 and max(box) <= 1):
                 raise ValueError(f"coordinates go from 0 to 1, not {shown(box)}")
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")
             group = row.get("IsGroupOf") == "1"
-        except (TypeError, ValueError, OverflowError) as e:
+        except ValueError as e:
             raise UserError(f"{where} is malformed ({e}); download the file again") from e
         rows.setdefault(row["ImageID"], []).append((name, box, int(group)))
 

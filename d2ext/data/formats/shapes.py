@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import polygon_area
+from d2ext.data.formats.common import polygon_area, shown
 from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
@@ -139,6 +139,11 @@ def add_polygons(
 def _append(
     record: dict, category: int, polygons: list[list[float]], box: list[float], area: float
 ) -> None:
+    if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # an outline drawn twice
+        import shapely
+
+        shapes = [shapely.Polygon(list(zip(p[::2], p[1::2], strict=True))) for p in polygons]
+        area = shapely.union_all([shapely.make_valid(shape) for shape in shapes]).area
     record["annotations"].append(
         {
             "bbox": box,
@@ -220,6 +225,15 @@ def numbers(values: Sequence[float]) -> list[float]:
     if not all(-_FARTHEST < value < _FARTHEST for value in values):
         raise ValueError("a coordinate is not finite or too large")
     return list(map(float, values))
+
+
+def parsed(texts: Sequence[str]) -> list[float]:
+    """The numbers that texts hold; raises ValueError where one holds none, or as `numbers` does."""
+    try:
+        values = list(map(float, texts))
+    except ValueError:
+        raise ValueError(f"{shown(' '.join(texts))} are no numbers") from None
+    return numbers(values)
 
 
 def arc(cx: float, cy: float, rx: float, ry: float, angle: float = 0) -> list[float]:

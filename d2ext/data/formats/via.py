@@ -100,7 +100,9 @@ def read_via(
         record["annotations"] = list(distinct.values())
     if repeated:
         logger.warning(
-            "%s: %d entries repeat an image; their regions are put together", json_file, repeated
+            "%s: %d entries repeat an image; their regions are put together",
+            json_file,
+            len(repeated),
         )
     left_out.warn(logger, json_file)
     return list(records.values())

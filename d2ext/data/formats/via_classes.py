@@ -62,7 +62,7 @@ def find_attribute(
     """
     columns = _columns(regions)
     if attribute is not None:
-        if regions and attribute not in columns:
+        if regions and all(r.attributes.get(attribute) in (None, "", {}) for r in regions):
             raise UserError(
                 f"{file}: no region has the attribute {attribute!r} that holds the class (they"
                 f" have: {_listed(columns)}); set it in VIA, or name another (--class-attribute)"

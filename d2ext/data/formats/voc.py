@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from d2ext.data.formats.common import by_name, inside, is_text, natural, read_bytes, shown
 from d2ext.data.formats.images import existing, image_size, images_in
-from d2ext.data.formats.shapes import LeftOut, add_box, new_record, numbers
+from d2ext.data.formats.shapes import LeftOut, add_box, new_record, parsed
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _number(element: ElementTree.Element, path: str, default: float | None = Non
         if default is None:
             raise ValueError(f"an object lacks {path}")
         return default
-    (number,) = numbers([float(text)])
+    (number,) = parsed([text])
     return number
 
 

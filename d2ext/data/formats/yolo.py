@@ -14,7 +14,7 @@ import yaml
 
 from d2ext.data.formats.common import by_name, read_bytes, shown
 from d2ext.data.formats.images import image_size, images_in
-from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, new_record, numbers, rectangle
+from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, new_record, parsed, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -99,15 +99,15 @@ def _add(
     if poses:
         fields = fields[:5]
     try:
-        number = float(fields[0])
+        (number,) = parsed(fields[:1])
         if number not in range(len(found)):
             raise ValueError(f"the class {shown(fields[0])} is none of 0 to {len(found) - 1}")
-        values = numbers([float(f) for f in fields[1:]])
+        values = parsed(fields[1:])
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError(f"{len(fields)} numbers are neither a box nor a polygon")
         if not (min(values) >= -_SLACK and max(values) <= 1 + _SLACK):
             raise ValueError("coordinates go from 0 to 1")
-    except (ValueError, OverflowError) as e:
+    except ValueError as e:
         raise UserError(f"{where}: {e}; correct the label") from e
     name = found[int(number)]
     category = index[name]
@@ -164,7 +164,7 @@ def _yaml_names(file: Path) -> tuple[tuple[str, ...], bool]:
         if len(set(names)) < len(names):
             raise ValueError("`names` repeats a name")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
+        reason = shown(" ".join(str(e).split()) or type(e).__name__)
         raise UserError(f"{file} is no data.yaml of YOLO ({reason}); correct it") from e
     return names, "kpt_shape" in content
 
