@@ -128,7 +128,7 @@ def _damaged_json(value: object, rng: random.Random) -> bytes:
                 node.append(rng.choice(JUNK))
             case 2:
                 deep: object = 1
-                for _ in range(rng.choice((5, 300, 900))):
+                for _ in range(rng.choice((5, 100, 250))):
                     deep = rng.choice(([deep], {"a": deep}))
                 node[key] = deep
             case _:

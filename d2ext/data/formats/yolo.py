@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt", "obj.names")
 _NO_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt"}
+_LONGEST = 1_000_000  # bytes of a data.yaml; PyYAML reads some 100 kB a second
 _SLACK = 0.02  # of the image's side: annotation tools round, and some reach over the edge
 
 
@@ -150,7 +151,9 @@ def _names(source: Path) -> tuple[tuple[str, ...] | None, bool]:
 
 def _yaml_names(file: Path) -> tuple[tuple[str, ...], bool]:
     try:
-        content = yaml.safe_load(read_bytes(file))
+        if len(text := read_bytes(file)) > _LONGEST:
+            raise ValueError(f"{len(text)} bytes are too many")
+        content = yaml.safe_load(text)
         names = content["names"]
         if isinstance(names, dict):
             if sorted(names) != list(range(len(names))):
