@@ -16,6 +16,8 @@ from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
+# What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
+_WRONG = (ValueError, OverflowError, RecursionError)
 
 # Beyond 2**53 other programs round a JSON number.
 _Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -147,13 +149,13 @@ def _convert(chunk: list, kind: type) -> tuple[list, dict[int, str]]:
     """Entries as `kind`, None where they cannot be, with the reason."""
     try:
         return msgspec.convert(chunk, list[kind]), {}
-    except (msgspec.ValidationError, RecursionError):
+    except _WRONG:
         pass
     made, reasons = [], {}
     for i, entry in enumerate(chunk):
         try:
             made.append(msgspec.convert(entry, kind))
-        except (msgspec.ValidationError, RecursionError) as e:
+        except _WRONG as e:
             made.append(None)
             reasons[i] = str(e).replace("$.", "")
     return made, reasons
@@ -172,6 +174,8 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
         [e for c in _chunks(parts[part], TYPES[part], decode, malformed[part]) for e in c]
         for part in ("images", "categories")
     )
+    _no_unicode(images, "file_name", malformed["images"])
+    _no_unicode(categories, "name", malformed["categories"])
     ids, boxes, areas, masks = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], []
     no_box, nan = (np.nan,) * 4, float("nan")
     none = Annotation(-1, -1, -1)
@@ -216,6 +220,17 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
         malformed=malformed,
         good=good,
     )
+
+
+def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:
+    """JSON can name half a surrogate, which no file system and no terminal takes."""
+    for i, entry in enumerate(entries):
+        if entry and not getattr(entry, key).isascii():
+            try:
+                getattr(entry, key).encode()
+            except UnicodeEncodeError:
+                entries[i] = None
+                reasons[i] = f"{key} holds characters that are none"
 
 
 @contextmanager

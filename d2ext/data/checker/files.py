@@ -132,13 +132,13 @@ def identical(
 
 
 def categories_against(c: Columns, other: Columns) -> Iterator[Finding]:
-    """Category names that only one of two sets has."""
+    """Category names that only one of two sets has; the other's rows follow ours."""
     ours, theirs = set(c.category_name), set(other.category_name)
     if ours != theirs:
         rows = [i for i, name in enumerate(c.category_name) if name not in theirs]
-        lacking = sorted(theirs - ours)
+        lacking = [i for i, name in enumerate(other.category_name) if name not in ours]
         parts = [f"{c.category_name[rows[0]]!r} is only here"] if rows else []
-        parts += [f"{lacking[0]!r} only there"] if lacking else []
+        parts += [f"{other.category_name[lacking[0]]!r} only there"] if lacking else []
         yield finding("against_categories", [*rows, *lacking], "categories", ", ".join(parts))
 
 

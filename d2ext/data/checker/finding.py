@@ -129,7 +129,7 @@ class Finding:
     """
 
     code: str
-    rows: Sequence[int] = field(repr=False)
+    rows: list[int] = field(repr=False)
     part: str
     example: str
     severity: str
@@ -152,7 +152,8 @@ class Finding:
 
 def finding(code: str, rows: Sequence[int], part: str, example: str, severity: str = "") -> Finding:
     """A finding with the severity of its kind, unless another is given."""
-    return Finding(code, rows, part, shown(example), severity or KINDS[code][0])
+    where = [int(row) for row in rows]
+    return Finding(code, where, part, shown(example), severity or KINDS[code][0])
 
 
 def shown(text: str, limit: int = 300) -> str:

@@ -10,12 +10,15 @@ from d2ext.data.checker.finding import ERROR, Finding
 from d2ext.data.checker.mending import Mending
 from d2ext.errors import UserError
 
-_ROUNDS = 20  # each removes or mends something; real files take two or three
+_ROUNDS = 50  # each removes or mends something; real files take two or three
 
-REMEDIES: dict[str, Callable[[Mending, Finding], None]] = {
-    **mend_entries.REMEDIES,
-    **mend_annotations.REMEDIES,
-}
+# Later ones wait for the earlier: only when its image is right can a mask be said not to fit it.
+STAGES: tuple[dict[str, Callable[[Mending, Finding], None]], ...] = (
+    mend_entries.REMEDIES,
+    mend_annotations.ENTRIES,
+    mend_annotations.SHAPES,
+)
+REMEDIES = {code: remedy for stage in STAGES for code, remedy in stage.items()}
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,12 @@ def fix(
     for turn in range(_ROUNDS + 1):
         m.begin(columns(content))
         left, before = findings(m.columns), m.done
-        if turn < _ROUNDS:
+        for stage in STAGES if turn < _ROUNDS else ():
             for f in left:
-                if f.code in REMEDIES:
-                    REMEDIES[f.code](m, f)
+                if f.code in stage:
+                    stage[f.code](m, f)
+            if m.done > before:
+                break
         if m.done == before:
             break
         m.end()

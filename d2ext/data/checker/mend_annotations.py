@@ -94,11 +94,18 @@ def _annotation_duplicate(m: Mending, f: Finding) -> None:
 
 
 def _unknown_image(m: Mending, f: Finding) -> None:
-    if m.columns.malformed["images"]:
-        return  # once these are mended, it may be known
     for row in f.rows:
         if entry := m.get("annotations", row):
             m.remove("annotations", row, f"there is no image {entry['image_id']}")
+
+
+def _unknown_category(m: Mending, f: Finding) -> None:
+    taken = set(m.columns.category_name)
+    for number in dict.fromkeys(m.columns.category[f.rows].tolist()):
+        name = f"category_{number}"
+        while name in taken:
+            name += "_"
+        m.add("categories", {"id": number, "name": name}, f"{name}: name it")
 
 
 def _box_from_mask(m: Mending, f: Finding) -> None:
@@ -191,12 +198,15 @@ def _rle_box(rle: dict) -> list[float]:
     return mask.toBbox(made).tolist()
 
 
-REMEDIES = {
+ENTRIES = {
     "annotation_malformed": _annotation_malformed,
     "annotation_id_zero": _new_id,
     "annotation_duplicate_id": _new_id,
     "annotation_duplicate": _annotation_duplicate,
     "unknown_image": _unknown_image,
+    "unknown_category": _unknown_category,
+}
+SHAPES = {
     "box_none": _box_from_mask,
     "box_outside": _box_from_mask,
     "box_over_edge": _box_over_edge,

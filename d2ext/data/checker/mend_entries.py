@@ -61,7 +61,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
             m.remove("images", row, "it is no object")
             continue
         name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not _is_unicode(name):
             m.remove("images", row, f"file_name {as_json(name)} is no name")
             continue
         values = {"id": numbers.integer(entry.get("id"))}
@@ -159,6 +159,7 @@ def _category_malformed(m: Mending, f: Finding) -> None:
         if isinstance(name, int | float) and not isinstance(name, bool):
             name = str(name)
         name = name if isinstance(name, str) and name else f"category_{number}"
+        name = name.encode("utf-8", "replace").decode()
         _say(m, "categories", row, entry, {"id": number, "name": name})
 
 
@@ -201,15 +202,11 @@ def _category_mojibake(m: Mending, f: Finding) -> None:
             m.set("categories", row, f"name {entry['name']!r} -> {better!r}", name=better)
 
 
-def _unknown_category(m: Mending, f: Finding) -> None:
-    if m.columns.malformed["categories"]:
-        return  # once these are mended, it may be known
-    taken = set(m.columns.category_name)
-    for number in dict.fromkeys(m.columns.category[f.rows].tolist()):
-        name = f"category_{number}"
-        while name in taken:
-            name += "_"
-        m.add("categories", {"id": number, "name": name}, f"{name}: name it")
+def _is_unicode(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _say(m: Mending, part: str, row: int, entry: dict, values: dict) -> None:
@@ -230,5 +227,4 @@ REMEDIES = {
     "category_duplicate_id": _category_duplicate_id,
     "category_duplicate_name": _category_duplicate_name,
     "category_mojibake": _category_mojibake,
-    "unknown_category": _unknown_category,
 }

@@ -4,6 +4,7 @@ import itertools
 import json
 from typing import Any
 
+from d2ext.data.checker import numbers
 from d2ext.data.checker.columns import PARTS, Columns
 from d2ext.data.checker.finding import shown
 
@@ -87,7 +88,9 @@ class Mending:
     def fresh_id(self, part: str) -> int:
         """The smallest id from 1 that is not taken."""
         if part not in self._fresh:
-            ids = {e.get("id") for e in self.content[part] if _has_number(e)}
+            # "7" is a 7 that is not mended yet.
+            entries = (e for e in self.content[part] if isinstance(e, dict))
+            ids = {numbers.integer(e.get("id")) for e in entries}
             self._fresh[part] = (i for i in itertools.count(1) if i not in ids)
         return next(self._fresh[part])
 
@@ -96,6 +99,3 @@ def as_json(value: Any) -> str:
     """A value for a note."""
     return json.dumps(value, default=str)
 
-
-def _has_number(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), int)
