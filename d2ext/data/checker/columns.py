@@ -104,6 +104,8 @@ def read_columns(json_file: str | Path) -> Columns:
     """
     try:
         data = Path(json_file).read_bytes()
+        if not data.isascii():
+            data.decode()  # msgspec lets bad UTF-8 pass where it is not asked for the text
         lists = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         parts = {part: msgspec.json.decode(lists[part], type=list[msgspec.Raw]) for part in PARTS}
         return _columns(parts, _decode_text)

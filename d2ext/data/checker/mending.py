@@ -98,4 +98,3 @@ class Mending:
 def as_json(value: Any) -> str:
     """A value for a note."""
     return json.dumps(value, default=str)
-

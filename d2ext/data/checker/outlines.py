@@ -92,46 +92,52 @@ def _encoded(masks: Sequence[Any], rows: np.ndarray, out: Outlines) -> None:
 
 
 def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> None:
-    corners = np.fromiter(map(len, polygons), np.int64) // 2
+    n = len(out.area)
+    corners = np.fromiter(map(len, polygons), np.int64, len(polygons)) // 2
     flat = np.fromiter(chain.from_iterable(polygons), float, 2 * corners.sum())
-    points = flat.reshape(-1, 2)
-    starts = np.cumsum(corners) - corners
-    finite = np.logical_and.reduceat(np.isfinite(points).all(1), starts)
-    out.not_finite[owner[~finite]] = True
-    after = np.arange(1, len(points) + 1)
-    after[starts + corners - 1] = starts
-    x, y = points.T - np.repeat(points[starts], corners, 0).T  # far from 0 products lose digits
-    areas = np.abs(np.add.reduceat(x * y[after] - x[after] * y, starts)) / 2
+    ends = np.cumsum(corners)
+    starts = ends - corners
+    x, y = np.ascontiguousarray(flat[::2]), np.ascontiguousarray(flat[1::2])
+    middle_x, middle_y = np.add.reduceat(x, starts) / corners, np.add.reduceat(y, starts) / corners
+    # Around the middle: far from it products lose digits.
+    u, v = x - np.repeat(middle_x, corners), y - np.repeat(middle_y, corners)
+    next_u, next_v = _following(u, starts, ends), _following(v, starts, ends)
+    turn = u * next_v - next_u * v
+    areas = np.abs(np.add.reduceat(turn, starts)) / 2
+    finite = np.isfinite(areas)
+    if not finite.all():
+        finite = np.logical_and.reduceat(np.isfinite(x) & np.isfinite(y), starts)
+        out.not_finite[owner[~finite]] = True
     solid = finite & (areas > 0)
     np.add.at(out.degenerate, owner[~solid], 1)
     np.add.at(out.polygons, owner[solid], 1)
-    if not solid.any():
-        return
-    # Equal polygons have equal sums; those of others are equal by chance only.
-    sums = np.add.reduceat(x * y, starts) + points[starts] @ [1.0, 0.7548776662466927]
-    np.add.at(out.hash, owner[finite], sums[finite])
+    # Equal polygons have equal numbers; those of others are equal by chance only.
+    np.add.at(out.hash, owner[finite], (areas + 0.7549 * middle_x + 0.5698 * middle_y)[finite])
     rows = np.unique(owner[solid])
-    total = np.bincount(owner[solid], areas[solid], len(out.area))
-    out.area[rows] = total[rows]
+    out.area[rows] = np.bincount(owner[solid], areas[solid], n)[rows]
     out.largest[rows] = 0
     np.maximum.at(out.largest, owner[solid], areas[solid])
-    low = np.full((len(out.area), 2), np.inf)
-    high = -low
-    np.minimum.at(low, owner[solid], np.minimum.reduceat(points, starts)[solid])
-    np.maximum.at(high, owner[solid], np.maximum.reduceat(points, starts)[solid])
-    out.extent[rows] = np.hstack([low, high - low])[rows]
-    # A polygon that turns one way around its middle cannot cross itself; shapely sees the rest.
-    middle = np.add.reduceat(points, starts) / corners[:, None]
-    u, v = (points - np.repeat(middle, corners, 0)).T
-    turn = u * v[after] - u[after] * v
+    for i, side in enumerate((x, y)):
+        low, high = np.full(n, np.inf), np.full(n, -np.inf)
+        np.minimum.at(low, owner[solid], np.minimum.reduceat(side, starts)[solid])
+        np.maximum.at(high, owner[solid], np.maximum.reduceat(side, starts)[solid])
+        out.extent[rows, i], out.extent[rows, 2 + i] = low[rows], (high - low)[rows]
+    # A polygon cannot cross itself that turns one way around its middle, and once: that is, it
+    # comes up through the middle's level once. shapely looks at the others.
     one_way = (np.minimum.reduceat(turn, starts) > 0) | (np.maximum.reduceat(turn, starts) < 0)
-    # ... once, that is, if it comes up through the level of its middle once.
-    up = (v < 0) & (v[after] >= 0)
-    once = np.add.reduceat(up, starts, dtype=np.int64) == 1
-    open_ = np.flatnonzero(solid & ~(one_way & once))
-    if len(open_):
-        wanted = np.repeat(np.isin(np.arange(len(corners)), open_), corners)
+    once = np.add.reduceat((v < 0) & (next_v >= 0), starts, dtype=np.int64) == 1
+    unsure = solid & ~(one_way & once)
+    if unsure.any():
+        wanted = np.repeat(unsure, corners)
         rings = shapely.linearrings(
-            points[wanted], indices=np.repeat(np.arange(len(open_)), corners[open_])
+            x[wanted], y[wanted], indices=np.repeat(np.arange(unsure.sum()), corners[unsure])
         )
-        np.add.at(out.crossing, owner[open_[~shapely.is_simple(rings)]], 1)
+        np.add.at(out.crossing, owner[unsure][~shapely.is_simple(rings)], 1)
+
+
+def _following(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Each polygon's values from its second on, then its first."""
+    following = np.empty_like(values)
+    following[:-1] = values[1:]
+    following[ends - 1] = values[starts]
+    return following
