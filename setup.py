@@ -20,6 +20,7 @@ INSTALL_REQUIRES = [
     "Jinja2>=3.1",  # the report's page
     "MarkupSafe>=2.1",  # and what is escaped in it
     "matplotlib>=3.8",  # the report's curves
+    "msgspec>=0.19",  # large annotation files: typed, and several times as fast as json
     "numpy>=1.26",  # images, boxes and masks
     "omegaconf>=2.3,<2.4",  # configs; bounded as in Detectron2
     # OpenCV without windows, which imports on servers too. An environment with opencv-python
@@ -29,7 +30,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",  # reads photos
     "pycocotools>=2.0.8",  # RLE masks
     "PyYAML>=6.0.1",  # values of overrides
-    "shapely>=2.0",  # fvcore's crops cut polygons with it
+    "shapely>=2.0",  # fvcore's crops cut polygons with it; which ones cross themselves
     "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it
     "tabulate>=0.9",  # the table of ranks
     "tensorboard>=2.14",  # a run's event files

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 import d2ext
 
 OWN = {
+    "coco_file",
     "common",
     "d2ext",
     "configs",

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
+_AHEAD = 4  # chunks whose masks are still to be looked at
 # What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
 _WRONG = (ValueError, OverflowError, RecursionError)
 
@@ -178,28 +180,10 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
     )
     _no_unicode(images, "file_name", malformed["images"])
     _no_unicode(categories, "name", malformed["categories"])
-    ids, boxes, areas, masks = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], []
-    no_box, nan = (np.nan,) * 4, float("nan")
-    none = Annotation(-1, -1, -1)
     with _no_collection():
-        first = 0
-        wrong = malformed["annotations"]
-        for chunk in _chunks(parts["annotations"], Annotation, decode, wrong):
-            chunk = [a or none for a in chunk]
-            ids.append(
-                np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
-            )
-            boxes.append(np.array([a.bbox or no_box for a in chunk]))
-            areas.append([nan if a.area is None else a.area for a in chunk])
-            masks.append(outlines([a.segmentation for a in chunk]))
-            has_box = np.array([a.bbox is not None for a in chunk], bool)
-            has_area = np.array([a.area is not None for a in chunk], bool)
-            bad = has_box & ~np.isfinite(boxes[-1]).all(1)
-            bad |= has_area & ~np.isfinite(areas[-1]) | masks[-1].not_finite
-            for row in np.flatnonzero(bad).tolist():
-                wrong.setdefault(first + row, "holds NaN or an infinite number")
-            first += len(chunk)
-    ids, boxes = np.concatenate(ids), np.concatenate(boxes)
+        ids, boxes, areas, masks = _annotations(
+            parts["annotations"], decode, malformed["annotations"]
+        )
     sizes = {"images": len(images), "annotations": len(ids), "categories": len(categories)}
     good = {part: np.ones(size, bool) for part, size in sizes.items()}
     for part, reasons in malformed.items():
@@ -217,11 +201,42 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
         category=ids[:, 2],
         crowd=ids[:, 3] == 1,
         box=boxes,
-        area=np.concatenate(areas),
-        masks=join(masks),
+        area=areas,
+        masks=masks,
         malformed=malformed,
         good=good,
     )
+
+
+def _annotations(
+    entries: list, decode: Callable, wrong: dict[int, str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Outlines]:
+    """Ids (own, image's, category's, crowd), boxes, areas and masks; adds to `wrong`."""
+    ids, boxes, areas, masks = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], []
+    no_box, nan = (np.nan,) * 4, float("nan")
+    none = Annotation(-1, -1, -1)
+    # NaN stands for "without" below, so that one in the file must be told from it here.
+    not_finite = [np.empty(0, bool)]
+    with ThreadPoolExecutor(1) as pool:  # numpy and GEOS let the reading go on meanwhile
+        for chunk in _chunks(entries, Annotation, decode, wrong):
+            chunk = [a or none for a in chunk]
+            masks.append(pool.submit(outlines, [a.segmentation for a in chunk]))
+            ids.append(
+                np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
+            )
+            boxes.append(np.array([a.bbox or no_box for a in chunk]))
+            areas.append([nan if a.area is None else a.area for a in chunk])
+            has_box = np.array([a.bbox is not None for a in chunk], bool)
+            has_area = np.array([a.area is not None for a in chunk], bool)
+            not_finite.append(
+                (has_box & ~np.isfinite(boxes[-1]).all(1)) | (has_area & ~np.isfinite(areas[-1]))
+            )
+            if len(masks) > _AHEAD:
+                masks[-_AHEAD].result()
+    shapes = join([done.result() for done in masks])
+    for row in np.flatnonzero(np.concatenate(not_finite) | shapes.not_finite).tolist():
+        wrong.setdefault(row, "holds NaN or an infinite number")
+    return np.concatenate(ids), np.concatenate(boxes), np.concatenate(areas), shapes
 
 
 def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:
