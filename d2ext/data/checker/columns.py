@@ -19,7 +19,7 @@ PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
 _AHEAD = 4  # chunks whose masks are still to be looked at
 # What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
-_WRONG = (ValueError, OverflowError, RecursionError)
+NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 
 # Beyond 2**53 other programs round a JSON number.
 _Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -153,13 +153,13 @@ def _convert(chunk: list, kind: type) -> tuple[list, dict[int, str]]:
     """Entries as `kind`, None where they cannot be, with the reason."""
     try:
         return msgspec.convert(chunk, list[kind]), {}
-    except _WRONG:
+    except NOT_OF_TYPE:
         pass
     made, reasons = [], {}
     for i, entry in enumerate(chunk):
         try:
             made.append(msgspec.convert(entry, kind))
-        except _WRONG as e:
+        except NOT_OF_TYPE as e:
             made.append(None)
             reasons[i] = str(e).replace("$.", "")
     return made, reasons

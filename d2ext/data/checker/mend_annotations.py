@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.checker import numbers, place
-from d2ext.data.checker.columns import Rle
+from d2ext.data.checker.columns import NOT_OF_TYPE, Rle
 from d2ext.data.checker.finding import Finding
 from d2ext.data.checker.mending import Mending, as_json
 from d2ext.data.checker.outlines import outlines
@@ -65,7 +65,7 @@ def _segmentation(value: Any) -> Any:
         return polygons or None
     try:
         msgspec.convert(value, Rle)
-    except (msgspec.ValidationError, RecursionError):
+    except NOT_OF_TYPE:
         return None
     return value
 

@@ -88,7 +88,7 @@ def shape(content: dict, annotation: dict) -> Any:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutations())
 def test_whatever_is_spoilt_is_mended_and_the_rest_is_left(spoilt: tuple[dict, set[int]]) -> None:
     content, kept = spoilt
