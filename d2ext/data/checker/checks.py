@@ -1,0 +1,53 @@
+"""The checks in their order; those that need no image are the fast part, which preflight runs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from d2ext.data.checker import entries, shapes, statistics
+from d2ext.data.checker.columns import Columns, columns, read_columns
+from d2ext.data.checker.finding import KINDS, SEVERITIES, Finding
+from d2ext.data.checker.statistics import Anchors
+
+CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
+    entries.malformed,
+    entries.image_ids,
+    entries.image_names,
+    entries.categories,
+    entries.annotation_ids,
+    entries.references,
+    entries.repetitions,
+    shapes.boxes,
+    shapes.masks,
+    shapes.areas,
+    statistics.empty_images,
+    statistics.balance,
+)
+
+
+def fast_findings(
+    content: Columns | dict | str | Path,
+    anchors: Anchors = Anchors(),  # noqa: B008
+) -> list[Finding]:
+    """What a COCO file shows without its images.
+
+    Args:
+        content: the file, what is in it, or its columns.
+        anchors: what object sizes are held against.
+
+    Returns:
+        Findings, errors first.
+
+    Raises:
+        UserError: it cannot be read or is no COCO file.
+    """
+    if isinstance(content, str | Path):
+        content = read_columns(content)
+    c = content if isinstance(content, Columns) else columns(content)
+    found = [f for check in CHECKS for f in check(c)]
+    return in_order([*found, *statistics.object_sizes(c, anchors)])
+
+
+def in_order(findings: list[Finding]) -> list[Finding]:
+    """Errors first, then as in `KINDS`."""
+    kinds = list(KINDS)
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.code)))

@@ -1,0 +1,162 @@
+"""What a check reports: every kind of finding, how bad it is, and what `--fix` does with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+ERROR, WARNING, INFO = "error", "warning", "info"
+SEVERITIES = (ERROR, WARNING, INFO)
+_STAYS = "stays as it is"
+
+# code -> severity, what it means, what --fix does. An error stops the training, or falsifies what
+# is learnt or measured without a word; a warning costs objects or hints at a mistake.
+KINDS: dict[str, tuple[str, str, str]] = {
+    # images
+    "image_malformed": (
+        ERROR,
+        "images with missing or wrong values",
+        "numbers written as text are read, a size is taken from the image file; else the entry is"
+        " removed",
+    ),
+    "image_path": (
+        ERROR,
+        "image names that lead out of the image folder",
+        "the name is made relative to the folder where the file lies in it; else removed",
+    ),
+    "image_duplicate_id": (
+        ERROR,
+        "image ids used twice",
+        "the first keeps the id and the annotations, the others get new ids",
+    ),
+    "image_duplicate_entry": (
+        ERROR,
+        "image files listed twice, so that each entry lacks the other's objects",
+        "the entries become one, which has the objects of both",
+    ),
+    "image_missing": (
+        ERROR,
+        "images without a file",
+        "renamed where only upper case, accents, encoding or slashes differ; else removed",
+    ),
+    "image_unreadable": (ERROR, "files that cannot be read as an image", "removed"),
+    "image_size": (
+        ERROR,
+        "images whose width or height is not the file's",
+        "width and height are the file's, turned as its EXIF data say; shapes are not turned",
+    ),
+    "image_identical": (WARNING, "image files with the content of another", _STAYS),
+    "image_empty": (INFO, "images without objects", _STAYS),
+    "image_none": (WARNING, "no images at all", _STAYS),
+    # categories
+    "category_malformed": (
+        ERROR,
+        "categories with missing or wrong values",
+        "named category_<id>; removed where there is no id",
+    ),
+    "category_duplicate_id": (
+        ERROR,
+        "category ids used twice",
+        "the first keeps the id and the annotations, another name gets a new id",
+    ),
+    "category_duplicate_name": (ERROR, "category names used twice", "they become one category"),
+    "category_mojibake": (
+        WARNING,
+        "category names in a wrong encoding",
+        "decoded, unless that name is taken",
+    ),
+    "category_unused": (WARNING, "categories without objects", _STAYS),
+    "category_imbalance": (INFO, "categories with under a hundredth of the largest", _STAYS),
+    "image_mojibake": (
+        WARNING,
+        "image names in a wrong encoding",
+        "stays as it is; a file that is missed for it is found under its right name",
+    ),
+    # annotations
+    "annotation_malformed": (
+        ERROR,
+        "annotations with missing or wrong values",
+        "repaired from what is left (a box from its mask, an area from either); else removed",
+    ),
+    "annotation_id_zero": (ERROR, "annotations with the id 0, which pycocotools takes for no match",
+                           "gets a new id"),
+    "annotation_duplicate_id": (ERROR, "annotation ids used twice", "the others get new ids"),
+    "annotation_duplicate": (WARNING, "annotations that repeat another", "the copies are removed"),
+    "unknown_image": (ERROR, "annotations of images that are not listed", "removed"),
+    "unknown_category": (
+        ERROR,
+        "annotations of categories that are not listed",
+        "kept: a category named category_<id> is added; name it",
+    ),
+    "box_none": (WARNING, "objects without a box of positive size", "made from the mask; else"
+                 " removed"),
+    "box_outside": (ERROR, "boxes outside of their image", "made from the mask; else removed"),
+    "box_over_edge": (WARNING, "boxes that reach over their image's edge", "cut at the edge"),
+    "box_not_of_mask": (WARNING, "boxes that are not those of their masks", _STAYS),
+    "polygon_degenerate": (
+        WARNING,
+        "polygons of under 3 points, an odd number of values, or zero area",
+        "removed; with the object where that was its only mask and other objects have masks",
+    ),
+    "polygon_crossing": (WARNING, "polygons that cross themselves", _STAYS),
+    "rle_invalid": (
+        ERROR,
+        "RLE masks that do not fill their size",
+        "removed; with the object where other objects have masks",
+    ),
+    "rle_size": (
+        ERROR,
+        "RLE masks of another size than their image",
+        "removed; with the object where other objects have masks",
+    ),
+    "area_missing": (WARNING, "objects without an area", "that of the mask, else of the box"),
+    "area_not_of_mask": (WARNING, "areas that are not those of their masks", "that of the mask"),
+    "object_anchors": (INFO, "objects that no anchor overlaps by half", _STAYS),
+    # between two files
+    "against_identical": (WARNING, "image files with the content of one of the other set", _STAYS),
+    "against_categories": (WARNING, "categories that only one of the two sets has", _STAYS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A kind of fault that a file has.
+
+    Attributes:
+        code: which one; a key of `KINDS`.
+        rows: where: indices into the file's list, which is `part`.
+        part: `images`, `annotations` or `categories`.
+        example: the first place, and what is there.
+        severity: `error`, `warning` or `info`.
+    """
+
+    code: str
+    rows: list[int] = field(repr=False)
+    part: str
+    example: str
+    severity: str
+
+    @property
+    def count(self) -> int:
+        """How often."""
+        return len(self.rows)
+
+    @property
+    def what(self) -> str:
+        """What the code means."""
+        return KINDS[self.code][1]
+
+    @property
+    def fix(self) -> str:
+        """What `--fix` does with it."""
+        return KINDS[self.code][2]
+
+
+def finding(code: str, rows: Sequence[int], part: str, example: str, severity: str = "") -> Finding:
+    """A finding with the severity of its kind, unless another is given."""
+    where = [int(row) for row in rows]
+    return Finding(code, where, part, shown(example), severity or KINDS[code][0])
+
+
+def shown(text: str, limit: int = 300) -> str:
+    """Text of a file as one short line that any terminal and any encoding can show."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,218 @@
+"""What `--fix` does with annotations."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from d2ext.data.checker import numbers, place
+from d2ext.data.checker.columns import NOT_OF_TYPE, Rle
+from d2ext.data.checker.finding import Finding
+from d2ext.data.checker.mending import Mending, as_json
+from d2ext.data.checker.outlines import outlines
+
+
+def _annotation_malformed(m: Mending, f: Finding) -> None:
+    for row in f.rows:
+        entry = m.get("annotations", row)
+        if not isinstance(entry, dict):
+            m.remove("annotations", row, "it is no object")
+            continue
+        made = dict(entry)
+        for key in ("image_id", "category_id"):
+            made[key] = numbers.integer(entry.get(key))
+            if made[key] is None:
+                m.remove("annotations", row, f"{key} {as_json(entry.get(key))} is no integer")
+                break
+        else:
+            made["id"] = numbers.integer(entry.get("id"))
+            if made["id"] is None:
+                made["id"] = m.fresh_id("annotations")
+            made |= {
+                "bbox": _box(entry.get("bbox")),
+                "area": numbers.number(entry.get("area")),
+                "iscrowd": int(numbers.number(_plain(entry.get("iscrowd"))) == 1),
+                "segmentation": _segmentation(entry.get("segmentation")),
+            }
+            optional = ("bbox", "area", "segmentation")
+            made = {k: v for k, v in made.items() if v is not None or k not in optional}
+            changed = [k for k in {**entry, **made} if _differ(entry.get(k), made.get(k))]
+            what = ", ".join(
+                f"{k} {as_json(entry.get(k))[:60]} -> {as_json(made.get(k))[:60]}" for k in changed
+            )
+            m.replace("annotations", row, made, what)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return type(a) is not type(b) or a != b
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def _box(value: Any) -> list[float] | None:
+    box = numbers.numbers(value)
+    return box if box and len(box) == 4 else None
+
+
+def _segmentation(value: Any) -> Any:
+    """Polygons whose values are numbers, or an RLE; None for anything else."""
+    if isinstance(value, list):
+        if flat := numbers.numbers(value):  # one polygon without its list
+            return [flat]
+        polygons = [made for p in value if (made := numbers.numbers(p))]
+        return polygons or None
+    try:
+        msgspec.convert(value, Rle)
+    except NOT_OF_TYPE:
+        return None
+    return value
+
+
+def _new_id(m: Mending, f: Finding) -> None:
+    for row in f.rows:
+        if entry := m.get("annotations", row):
+            new = m.fresh_id("annotations")
+            m.set("annotations", row, f"id {entry['id']} -> {new}", id=new)
+
+
+def _annotation_duplicate(m: Mending, f: Finding) -> None:
+    wanted = set(m.columns.image[f.rows].tolist())
+    suspects = set(f.rows)
+    seen: dict[int, list[dict]] = {}
+    for row in np.flatnonzero(np.isin(m.columns.image, list(wanted))).tolist():
+        entry = m.get("annotations", row)
+        if not entry or not m.columns.good["annotations"][row]:
+            continue
+        shape = {k: v for k, v in entry.items() if k != "id"}
+        others = seen.setdefault(entry["image_id"], [])
+        if row in suspects and shape in others:
+            m.remove("annotations", row, "it repeats another")
+        else:
+            others.append(shape)
+
+
+def _unknown_image(m: Mending, f: Finding) -> None:
+    for row in f.rows:
+        if entry := m.get("annotations", row):
+            m.remove("annotations", row, f"there is no image {entry['image_id']}")
+
+
+def _unknown_category(m: Mending, f: Finding) -> None:
+    taken = set(m.columns.category_name)
+    for number in dict.fromkeys(m.columns.category[f.rows].tolist()):
+        name = f"category_{number}"
+        while name in taken:
+            name += "_"
+        m.add("categories", {"id": number, "name": name}, f"{name}: name it")
+
+
+def _box_from_mask(m: Mending, f: Finding) -> None:
+    c = m.columns
+    width, height = _image_sizes(m).tolist()
+    for row in f.rows:
+        if m.get("annotations", row) is None or width[row] < 0:
+            continue
+        x, y, w, h = c.masks.extent[row].tolist()
+        right, low = min(x + w, width[row]), min(y + h, height[row])
+        x, y = max(x, 0.0), max(y, 0.0)
+        box = [x, y, right - x, low - y]
+        if c.masks.rle[row] and not np.isnan(c.masks.area[row]):
+            box = _rle_box(m.get("annotations", row)["segmentation"])
+        if np.isfinite(box).all() and box[2] > 0 and box[3] > 0:
+            m.set("annotations", row, f"bbox -> {box}, its mask's", bbox=box)
+        else:
+            m.remove("annotations", row, "it has no box in the image, and no mask to make it from")
+
+
+def _box_over_edge(m: Mending, f: Finding) -> None:
+    width, height = _image_sizes(m).tolist()
+    for row in f.rows:
+        if not (entry := m.get("annotations", row)):
+            continue
+        x, y, w, h = entry["bbox"]
+        left, top = max(x, 0), max(y, 0)
+        box = [left, top, min(x + w, width[row]) - left, min(y + h, height[row]) - top]
+        if box[2] > 0 and box[3] > 0:
+            m.set("annotations", row, f"bbox {entry['bbox']} -> {box}", bbox=box)
+        else:  # numbers so large that their sum swallows the size
+            m.remove("annotations", row, f"its box {entry['bbox']} has nothing in the image")
+
+
+def _image_sizes(m: Mending) -> np.ndarray:
+    """(2, A) width and height of each annotation's image; -1 without one."""
+    rows = place.image_rows(m.columns)
+    return np.append(m.columns.image_size, [[-1, -1]], 0)[rows].T
+
+
+def _polygon_degenerate(m: Mending, f: Finding) -> None:
+    for row in f.rows:
+        if not (entry := m.get("annotations", row)):
+            continue
+        kept = [p for p in entry["segmentation"] if not outlines([[p]]).degenerate[0]]
+        if kept:
+            n = len(entry["segmentation"]) - len(kept)
+            m.set("annotations", row, f"{n} polygons removed", segmentation=kept)
+        else:
+            _drop_mask(m, row, "its polygons have no area")
+
+
+def _rle_unusable(m: Mending, f: Finding) -> None:
+    why = "its RLE does not fit the image" if f.code == "rle_size" else "its RLE is damaged"
+    for row in f.rows:
+        if m.get("annotations", row):
+            _drop_mask(m, row, why)
+
+
+def _drop_mask(m: Mending, row: int, why: str) -> None:
+    """In a set with masks an object without one cannot be learnt; in a set of boxes it can."""
+    c = m.columns
+    entry = m.get("annotations", row)
+    usable = c.good["annotations"] & (c.masks.area > 0)
+    usable[row] = False
+    if usable.any() or not entry.get("bbox"):
+        m.remove("annotations", row, why)
+    else:
+        m.set("annotations", row, f"mask removed: {why}", segmentation=None, area=None)
+
+
+def _area(m: Mending, f: Finding) -> None:
+    c = m.columns
+    for row in f.rows:
+        if not (entry := m.get("annotations", row)):
+            continue
+        area = float(c.masks.area[row])
+        if not np.isfinite(area):
+            area = float(c.box[row, 2] * c.box[row, 3])
+        if np.isfinite(area) and area >= 0 and area != entry.get("area"):
+            was = as_json(entry.get("area"))
+            m.set("annotations", row, f"area {was} -> {area:g}", area=area)
+
+
+def _rle_box(rle: dict) -> list[float]:
+    """x, y, width, height of a sound RLE."""
+    from pycocotools import mask
+
+    made = mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+    return mask.toBbox(made).tolist()
+
+
+ENTRIES = {
+    "annotation_malformed": _annotation_malformed,
+    "annotation_id_zero": _new_id,
+    "annotation_duplicate_id": _new_id,
+    "annotation_duplicate": _annotation_duplicate,
+    "unknown_image": _unknown_image,
+    "unknown_category": _unknown_category,
+}
+SHAPES = {
+    "box_none": _box_from_mask,
+    "box_outside": _box_from_mask,
+    "box_over_edge": _box_over_edge,
+    "polygon_degenerate": _polygon_degenerate,
+    "rle_invalid": _rle_unusable,
+    "rle_size": _rle_unusable,
+    "area_missing": _area,
+    "area_not_of_mask": _area,
+}
