@@ -189,6 +189,11 @@ class Loader:
                     raise UserError(sample.message)
             yield batch
 
+    @property
+    def images(self) -> int:
+        """The number of images of an epoch."""
+        return len(self._loader.dataset)
+
     def pairs(
         self, skip: int = 0, mapped: bool = True
     ) -> Iterator[tuple[dict, dict | UserError | None]]:
