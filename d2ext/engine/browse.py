@@ -1,8 +1,6 @@
 """What the model sees: a config's images as annotated, and as its mapper makes them."""
 
 import contextlib
-import copy
-import difflib
 import itertools
 import json
 import logging
@@ -11,23 +9,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size, convert_image_to_rgb, read_image
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
-from detectron2.utils.env import seed_all_rng
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm import tqdm
 
-from d2ext.data.catalog import register_datasets
-from d2ext.data.cityscapes import require_cityscapes
-from d2ext.data.loader import Loader, build_test_loader
-from d2ext.errors import UserError, building
+from d2ext.engine.samples import Split, open_split
+from d2ext.errors import UserError
 from d2ext.inference.overlay import font_has
 from d2ext.inference.sheets import View, make_figures, make_tile, write_html, write_jpegs
 
@@ -73,18 +64,18 @@ def browse(
     """
     folder = Path(output or Path("work_dirs") / "browse" / f"{name}_{split}")
     _refuse_mixing(folder)
-    source = _open(cfg, split, start)
-    total = source.images if count is None else count
-    if split != "train":
-        total = min(total, source.images - start)
+    opened = open_split(cfg, split, start)
+    total = opened.images if count is None else count
+    if split != "train":  # a training goes on with the next epoch
+        total = min(total, opened.images - start)
         if total <= 0:
-            raise UserError(f"--start {start}: the set has {source.images} images, from 0")
-    pairs = itertools.islice(source.loader.pairs(source.skip, augmented), total)
+            raise UserError(f"--start {start}: {split} has {opened.images} images, counted from 0")
+    pairs = itertools.islice(opened.pairs(augmented), total)
     pairs = tqdm(pairs, total=total, unit="image", disable=None)
     seen = _Seen(augmented)
     render = make_figures if html else make_tile
     with _replaced(folder) as new:
-        shown = _show(enumerate(pairs, start), source, render, seen)
+        shown = _show(enumerate(pairs, start), opened, render, seen)
         if html:
             files = [new / "index.html"]
             facts = {"data": split, "images from": start, "seed": cfg.train.get("seed", 0)}
@@ -99,7 +90,7 @@ def browse(
     for line in closing["notes"]:
         logger.warning(line)
     if not html:
-        _warn_of_glyphs(source.metadata.thing_classes)
+        _warn_of_glyphs(opened.metadata.thing_classes)
     pages = f" and {len(files) - 1} more" * (len(files) > 1)
     logger.info("%s %s%s", closing["summary"], folder / files[0].name, pages)
     return int(bool(seen.failures))
@@ -126,91 +117,9 @@ class _Seen:
         return {"summary": summary + ".", "notes": notes}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A split of the config, ready to be shown; `skip` samples of the loader come too early."""
-
-    loader: Loader
-    metadata: SimpleNamespace
-    image_format: str
-    batch: int | None
-    skip: int
-
-    @property
-    def images(self) -> int:
-        return self.loader.images
-
-
-def _open(cfg: Any, split: str, start: int) -> _Source:
-    register_datasets(cfg.datasets)
-    section = f"dataloader.{split}"
-    settings = cfg.dataloader.get(split)
-    if split == "test" and not settings:
-        settings = cfg.dataloader.get("val")
-    if not settings or not settings.get("dataset") or not settings.get("mapper"):
-        raise UserError(f"{section} has no dataset and mapper to look at; choose another --split")
-    settings = copy.deepcopy(settings)  # keeps its parent, which interpolations need
-    metadata = _metadata(section, list(_names(settings.dataset)))
-    image_format = settings.mapper.get("image_format") or "BGR"  # Detectron2's default
-    with building(section):
-        if split == "train" and OmegaConf.select(settings, "seed") is not None:
-            batch = settings.total_batch_size
-            settings.start_iter, skip = divmod(start, batch)
-            # One process sees all of a global batch, in the order of the ranks.
-            settings.num_workers, settings.accumulate = 0, 1
-            return _Source(instantiate(settings), metadata, image_format, batch, skip)
-        records = instantiate(settings.dataset)
-        if split == "train":
-            logger.warning("%s is not d2ext's: a training has another order and draws", section)
-            seed_all_rng(cfg.train.get("seed", 0))
-        else:
-            _keep_truth(settings.mapper, records)
-        loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
-    return _Source(loader, metadata, image_format, None, start)
-
-
-def _names(dataset: Any) -> Iterator[str]:
-    """The names of the data sets anywhere in a `dataset` section."""
-    if isinstance(dataset, DictConfig):
-        for key, value in dataset.items():
-            if key == "names":
-                yield from [value] if isinstance(value, str) else value or ()
-            else:
-                yield from _names(value)
-    elif isinstance(dataset, ListConfig):
-        for value in dataset:
-            yield from _names(value)
-
-
-def _metadata(section: str, names: list[str]) -> SimpleNamespace:
-    """Classes and colours of the data sets, which agree in them."""
-    if not names:
-        raise UserError(f"{section}.dataset.names is empty: give the name of a data set")
-    for name in names:
-        if name not in DatasetCatalog.list():
-            near = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
-            raise UserError(f"{section}.dataset.names={name}: no such data set; {hint}")
-        require_cityscapes(MetadataCatalog.get(name))
-    metadata = MetadataCatalog.get(names[0])
-    return SimpleNamespace(
-        thing_classes=list(metadata.get("thing_classes", [])),
-        thing_colors=metadata.get("thing_colors"),
-    )
-
-
-def _keep_truth(mapper: Any, records: list[dict]) -> None:
-    """Has an evaluation's mapper transform the annotations as well, which it leaves out."""
-    if "is_train" in mapper:
-        mapper.is_train = True
-        objects = (a for r in records for a in r.get("annotations", ()))
-        mapper.use_instance_mask = all("segmentation" in a for a in objects)
-        mapper.instance_mask_format = "bitmask"  # takes polygons and RLE
-
-
 def _show(
     pairs: Iterable[tuple[int, tuple[dict, Any]]],
-    source: _Source,
+    split: Split,
     render: Callable[[list[View], Any], Any],
     seen: _Seen,
 ) -> Iterator[Any]:
@@ -221,9 +130,8 @@ def _show(
                 raise sample
             views = [_annotated(place, record)]
             if sample is not None:
-                number = f", iteration {place // source.batch}" if source.batch else ""
-                views.append(_mapped(sample, f"model's input{number}", source.image_format))
-            rendered = render(views, source.metadata)
+                views.append(_mapped(sample, split.about(place), split.image_format))
+            rendered = render(views, split.metadata)
         except UserError as e:
             seen.failures.append(str(e))
         except Exception as e:  # one odd image or annotation does not end a page of hundreds
@@ -288,20 +196,15 @@ def _warn_of_glyphs(classes: list[str]) -> None:
 
 def _refuse_mixing(folder: Path) -> None:
     """Raises UserError if anything but pages of this tool is in there."""
+    if not os.path.lexists(folder):
+        return
     try:
         found = set(os.listdir(folder))
-        ours = {_INDEX, *json.loads((folder / _INDEX).read_text())["files"]} if found else set()
-    except FileNotFoundError:
-        if not folder.exists():
-            return
-        found, ours = {"?"}, set()
+        ours = {_INDEX, *json.loads((folder / _INDEX).read_text())["files"]} if found else found
     except (OSError, ValueError, LookupError, TypeError):
-        found, ours = {"?"}, set()
+        raise UserError(f"--output {folder} is no folder of this tool's; choose another") from None
     if found - ours:
-        raise UserError(
-            f"--output {folder}: no folder, or one with other files than pages of this tool;"
-            " choose another"
-        )
+        raise UserError(f"--output {folder} also holds {min(found - ours)}; choose another folder")
 
 
 @contextlib.contextmanager

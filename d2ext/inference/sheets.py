@@ -62,9 +62,8 @@ def write_jpegs(tiles: Iterable[Image.Image], folder: Path) -> list[Path]:
     tiles = iter(tiles)
     while first := next(tiles, None):
         per_page = _DOWN * (_ACROSS * _CELL[0] // (first.width - _GAP))
-        on_page = [first, *itertools.islice(tiles, per_page - 1)]
         file = folder / f"page_{len(files) + 1:03d}.jpg"
-        _page(on_page).save(file, quality=88)
+        _page([first, *itertools.islice(tiles, per_page - 1)]).save(file, quality=88)
         files.append(file)
     return files
 
