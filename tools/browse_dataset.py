@@ -2,7 +2,7 @@
 """Shows what the model will really see: a config's images before and after augmentation.
 
 python tools/browse_dataset.py --config-file configs/balloon/mask_rcnn_lite0_fpn_balloon.py
-python tools/browse_dataset.py --config-file X --html --count 100 dataloader.train.mapper...=...
+python tools/browse_dataset.py --config-file X --html --count 100 data.root=/elsewhere
 python tools/browse_dataset.py --config-file X --split val --all --no-augmentation
 
 Left, an image as annotated; right, the very sample that a training takes at that place: cropped,
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_number(0), metavar="S", help="of the training (the config's train.seed)")
     add("--output", metavar="DIR", help="a folder of its own (work_dirs/browse/<config>_<split>)")
     add("--html", action="store_true", help="one page that needs no other file, instead of JPEGs")
-    add("--no-augmentation", action="store_true", help="the images as annotated only, larger sets")
+    add("--no-augmentation", action="store_true", help="the images as annotated only")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser
 

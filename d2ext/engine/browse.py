@@ -78,7 +78,9 @@ def browse(
         shown = _show(enumerate(pairs, start), opened, render, seen)
         if html:
             files = [new / "index.html"]
-            facts = {"data": split, "images from": start, "seed": cfg.train.get("seed", 0)}
+            facts = {"split": split, "data": ", ".join(opened.names), "from place": start}
+            if split == "train":
+                facts["seed"] = cfg.dataloader.train.seed
             write_html(shown, files[0], name, facts, seen.closing)
         else:
             files = write_jpegs(shown, new)

@@ -22,6 +22,7 @@ class Split:
     """A split, ready to be read from a place on.
 
     Attributes:
+        names: of the data sets.
         loader: a run's, in this process and for all ranks.
         skip: samples of the loader that lie before the place.
         metadata: `thing_classes`, and `thing_colors` or None.
@@ -29,6 +30,7 @@ class Split:
         batch: images per optimizer step; None for an evaluation.
     """
 
+    names: list[str]
     loader: Loader
     skip: int
     metadata: SimpleNamespace
@@ -72,7 +74,8 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     if not settings or not settings.get("dataset") or not settings.get("mapper"):
         raise UserError(f"{section} has no dataset and mapper to look at; choose another --split")
     settings = copy.deepcopy(settings)  # keeps its parent, which interpolations need
-    metadata = _metadata(section, list(_names(settings.dataset)))
+    names = list(_names(settings.dataset))
+    metadata = _metadata(section, names)
     image_format = settings.mapper.get("image_format", "BGR") or "RGB"
     batch, skip = None, start
     with building(section):
@@ -93,7 +96,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
             loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
     if not isinstance(loader, Loader) or not loader.images:
         raise UserError(f"{section} is no loader of d2ext's, or one without images")
-    return Split(loader, skip, metadata, image_format, batch)
+    return Split(names, loader, skip, metadata, image_format, batch)
 
 
 def _names(dataset: Any) -> Iterator[str]:

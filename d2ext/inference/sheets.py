@@ -182,12 +182,15 @@ def _labels(view: View, metadata: Any) -> Iterator[dict[str, Any]]:
     """Where labels stand, in percent of the picture, and what they say."""
     h, w = view.photo.shape[:2]
     for x in view.instances:
-        x0, y0, *_ = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+        x0, y0, x1, _ = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+        # Near the right edge, there is room to the left of the box's other corner.
+        side, at = ("left", x0) if x0 < 0.75 * w else ("right", w - x1)
         color = class_color(x["category_id"], metadata)
         yield {
             "text": class_name(x["category_id"], metadata) + " (crowd)" * bool(x.get("iscrowd")),
-            "left": round(100 * min(max(x0 / w, 0), 1), 2),
-            "top": round(100 * min(max(y0 / h, 0), 1), 2),
+            "side": side,
+            "at": round(100 * min(max(at / w, 0), 1), 2),
+            "top": round(100 * min(max(y0 / h, 0), 0.96), 2),
             "color": "rgb({}, {}, {})".format(*color),
             "ink": "#000" if np.dot(color, (0.3, 0.59, 0.11)) > 140 else "#fff",
         }

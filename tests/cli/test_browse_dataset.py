@@ -80,21 +80,21 @@ FLIP = "+dataloader.train.mapper.augmentations[1].prob="
 
 
 def test_jpeg_pages(browse, tmp_path, tiny):
-    done = browse("--count", 10, *tiny, "train.seed=3")
+    done = browse("--count", 9, *tiny, "train.seed=3")
     out = tmp_path / "out"
     assert done.status == 0 and not done.stderr
     assert sorted(p.name for p in out.iterdir()) == ["browse.json", "page_001.jpg", "page_002.jpg"]
     assert Image.open(out / "page_001.jpg").size == (1824, 1504)
     index = json.loads((out / "browse.json").read_text())
-    assert (index["images"], index["split"], index["failures"]) == (10, "train", [])
-    said = f"10 images, {index['objects']} annotated objects, {index['input_objects']} in the model"
+    assert (index["images"], index["split"], index["failures"]) == (9, "train", [])
+    said = f"9 images, {index['objects']} annotated objects, {index['input_objects']} in the model"
     assert said in done.stdout and f"{out / 'page_001.jpg'} and 1 more" in done.stdout
     assert index["objects"] > 0
     first = (out / "page_001.jpg").read_bytes()
     # Flags also behind the overrides; the same seed, the same pictures.
-    assert browse(*tiny, "--count", 10, "--seed", 3).status == 0
+    assert browse(*tiny, "--count", 9, "--seed", 3).status == 0
     assert (out / "page_001.jpg").read_bytes() == first
-    assert browse(*tiny, "--seed", 4, "--count", 10).status == 0
+    assert browse(*tiny, "--seed", 4, "--count", 9).status == 0
     assert (out / "page_001.jpg").read_bytes() != first
 
 
@@ -261,6 +261,7 @@ def test_the_start_far_on(browse, tmp_path, tiny):
     assert "#1000000001" in text and "iteration 500000000" in text
 
 
+@pytest.mark.slow
 def test_cityscapes(tmp_path, tiny_cityscapes):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
     config = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
