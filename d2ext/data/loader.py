@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
+import itertools
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def build_train_loader(
     reference_world_size: int,
     accumulate: int = 1,
     start_iter: int = 0,
-) -> Iterable[list[dict]]:
+) -> "Loader":
     """This rank's micro-batches of the global batches, from iteration `start_iter` on, for ever.
 
     Images, order and augmentation depend on (seed, iteration, position) only, so neither the
@@ -78,12 +78,12 @@ def build_train_loader(
         worker_init_fn=_init_worker,
         persistent_workers=num_workers > 0,
     )
-    return _RaiseFailures(loader)
+    return Loader(loader)
 
 
 def build_test_loader(
     dataset: Sequence[dict], mapper: Callable[[dict], dict], *, num_workers: int
-) -> Iterable[list[dict]]:
+) -> "Loader":
     """Gives one image a batch; ranks take consecutive parts in order, each image once.
 
     Detectron2's test loader, but for its workers, which a signal to the process group would end.
@@ -92,13 +92,13 @@ def build_test_loader(
         UserError: while iterating, when an image cannot be read.
     """
     loader = DataLoader(
-        _Mapped(dataset, _ReportFailures(mapper)),
+        _MappedDataset(dataset, mapper),
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
     )
-    return _RaiseFailures(loader)
+    return Loader(loader)
 
 
 class _Failure:
@@ -146,21 +146,25 @@ class _RleAsBitmaps:
         return (self._for_rle if has_rle else self._mapper)(record)
 
 
-class _Mapped(Dataset):
-    """Records, each sent through a function."""
+class _MappedDataset(Dataset):
+    """Samples by index."""
 
-    def __init__(self, records: Sequence[dict], function: Callable[[dict], Any]):
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict]):
         self._records = _shared(records)
-        self._function = function
+        self._mapper = _ReportFailures(mapper)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Any:
-        return self._function(self._records[index])
+    def record(self, key: int) -> dict:
+        """The dataset dict (a copy) that the sample at `key` is made of."""
+        return self._records[key]
+
+    def __getitem__(self, key: int) -> dict | _Failure:
+        return self._mapper(self.record(key))
 
 
-class _SeededDataset(_Mapped):
+class _SeededDataset(_MappedDataset):
     """Samples by (index, position), each with generators of its own.
 
     Detectron2's transforms draw from numpy's global generator; torch's and Python's are seeded as
@@ -168,13 +172,15 @@ class _SeededDataset(_Mapped):
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
-        super().__init__(records, _ReportFailures(mapper))
+        super().__init__(records, mapper)
         self._seed = seed
 
+    def record(self, key: tuple[int, int]) -> dict:
+        return super().record(key[0])
+
     def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
-        index, position = key
-        with generators_seeded(self._seed, position):
-            return super().__getitem__(index)
+        with generators_seeded(self._seed, key[1]):
+            return super().__getitem__(key)
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
@@ -205,10 +211,10 @@ def generators_seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class _RaiseFailures:
-    """A loader that raises the first failure of a batch in the trainer's process."""
+class Loader:
+    """A DataLoader that raises the first failure of a batch in the trainer's process."""
 
-    def __init__(self, loader: Iterable[list]):
+    def __init__(self, loader: DataLoader):
         self._loader = loader
 
     def __len__(self) -> int:
@@ -220,6 +226,41 @@ class _RaiseFailures:
                 if isinstance(sample, _Failure):
                     raise UserError(sample.message)
             yield batch
+
+    @property
+    def images(self) -> int:
+        """The number of images of an epoch."""
+        return len(self._loader.dataset)
+
+    def pairs(
+        self, skip: int = 0, mapped: bool = True
+    ) -> Iterator[tuple[dict, dict | UserError | None]]:
+        """The samples one by one, made in this process, each with the dataset dict it is made of.
+
+        Args:
+            skip: samples to leave out at first; their images are not read.
+            mapped: False gives None for samples, and reads no image.
+
+        Yields:
+            In the loader's order, a dataset dict and its sample; where that cannot be made, what
+            is wrong, and the next ones go on.
+        """
+        keys = itertools.chain.from_iterable(self._loader.batch_sampler)
+        dataset = self._loader.dataset
+        for key in itertools.islice(keys, skip, None):
+            sample = None
+            if mapped:
+                try:
+                    sample = dataset[key]
+                except Exception as e:  # whatever a mapper raises; a training would end here
+                    sample = UserError(f"{dataset.record(key)['file_name']}: {_in_words(e)}")
+            if isinstance(sample, _Failure):
+                sample = UserError(sample.message)
+            yield dataset.record(key), sample
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _as_list(samples: list) -> list:

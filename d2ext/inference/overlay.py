@@ -4,6 +4,7 @@ import colorsys
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ext.errors import UserError
@@ -98,28 +100,59 @@ def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> 
     draw.rectangle((0, 0, page.width, _HEADER - 1), fill=(24, 28, 38))
     font = ImageFont.load_default(size=min(20, w / 15))  # /15: the longest header fits a panel
     for left, (title, instances) in zip((0, w + _GAP), panels, strict=True):
-        drawn = _instances(np.asarray(photo), record, instances, metadata)
+        drawn = draw_instances(np.asarray(photo), instances, metadata, _size(record))
         page.paste(Image.fromarray(drawn), (left, _HEADER))
         draw.text((left + 10, _HEADER / 2), title, "white", font, anchor="lm")
     return page
 
 
-def _instances(photo: np.ndarray, record: dict, instances: list[dict], metadata: Any) -> np.ndarray:
-    """The photo (H x W x 3) with the instances, whose coordinates are those of the record."""
+def _size(record: dict) -> tuple[int, int]:
+    return record["width"], record["height"]
+
+
+def draw_instances(
+    photo: np.ndarray,
+    instances: Sequence[dict[str, Any]],
+    metadata: Any,
+    size: tuple[int, int],
+    by_class: bool = False,
+    labels: bool = True,
+) -> np.ndarray:
+    """Draws boxes, masks and labels.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        instances: Detectron2 annotations (boxes in any mode; polygons, RLE or no masks), perhaps
+            with a `score`.
+        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
+        size: width and height of the image whose pixels the coordinates mean; the photo may be
+            another size of it.
+        by_class: the objects of a class have one colour, `class_color`, not shades or hues.
+        labels: names of the classes at the boxes.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
     if not instances:
         return photo
-    scale = np.array([photo.shape[1] / record["width"], photo.shape[0] / record["height"]])
+    scale = np.array([photo.shape[1] / size[0], photo.shape[0] / size[1]])
     boxes = [
         BoxMode.convert(x["bbox"], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
         for x in instances
     ]
+    if by_class:
+        colors = [
+            tuple(v / 255 for v in class_color(x["category_id"], metadata)) for x in instances
+        ]
+    else:
+        colors = _colors(instances, metadata)
     # A "$" in a class name is a dollar, not the start of a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         drawing = Visualizer(photo).overlay_instances(
             boxes=np.asarray(boxes) * np.tile(scale, 2),
             masks=[_mask(x.get("segmentation"), scale, photo.shape[:2]) for x in instances],
-            labels=[_label(x, metadata) for x in instances],
-            assigned_colors=_colors(instances, metadata),
+            labels=[_label(x, metadata) for x in instances] if labels else None,
+            assigned_colors=colors,
             alpha=0.4,
         )
         return drawing.get_image()
@@ -136,12 +169,47 @@ def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
 
 
 def _label(instance: dict, metadata: Any) -> str:
-    names, c = metadata.thing_classes, instance["category_id"]
-    # A name from a JSON file may hold half a character, which cannot be drawn.
-    label = names[c].encode(errors="replace").decode() if c < len(names) else f"class {c}"
+    label = class_name(instance["category_id"], metadata)
+    if not font_has(label):
+        label = f"class {instance['category_id']}"
     if "score" in instance:
         label += f" {instance['score']:.2f}"
     return label + " (crowd)" * bool(instance.get("iscrowd"))
+
+
+def class_name(category: int, metadata: Any) -> str:
+    """A class's name; `class 7` for a category that has none."""
+    names = metadata.thing_classes
+    return names[category] if 0 <= category < len(names) else f"class {category}"
+
+
+def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
+    """A class's colour, RGB 0 to 255: the data set's own, or a hue far from its neighbours'."""
+    palette = getattr(metadata, "thing_colors", None) or ()
+    if 0 <= category < len(palette):
+        return tuple(palette[category])
+    return tuple(round(255 * v) for v in _hue(category))
+
+
+@cache
+def label_font() -> str:
+    """The file of the font that labels are drawn with."""
+    return findfont(FontProperties(family=["sans-serif"]))
+
+
+@cache
+def _glyphs() -> frozenset[str]:
+    return frozenset(map(chr, get_font(label_font()).get_charmap()))
+
+
+def font_has(text: str) -> bool:
+    """Whether labels in a picture can show a text; DejaVu Sans knows no Chinese, for example."""
+    return set(text) <= _glyphs()
+
+
+def _hue(k: int) -> Color:
+    """Steps of the golden ratio keep any number of hues apart."""
+    return colorsys.hls_to_rgb((k * 0.618034) % 1, 0.55, 0.9)
 
 
 def _colors(instances: list[dict], metadata: Any) -> list[Color]:
@@ -153,8 +221,7 @@ def _colors(instances: list[dict], metadata: Any) -> list[Color]:
         if len(palette) > 1 and c < len(palette):
             hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in palette[c]))
             light = min(max(light + (0, 0.15, -0.15)[k % 3], 0.2), 0.8)
+            colors.append(colorsys.hls_to_rgb(hue, light, saturation))
         else:
-            # Steps of the golden ratio keep any number of hues apart.
-            hue, light, saturation = (k * 0.618034) % 1, 0.55, 0.9
-        colors.append(colorsys.hls_to_rgb(hue, light, saturation))
+            colors.append(_hue(k))
     return colors

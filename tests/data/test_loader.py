@@ -138,6 +138,35 @@ def test_a_broken_image_is_named(num_workers):
         next(iter(build_test_loader(RECORDS, Broken(), num_workers=num_workers)))
 
 
+class Picky(Noise):
+    """Fails on some images, in ways that are known and in others."""
+
+    def __call__(self, record):
+        if record["image_id"] == 1:
+            raise OSError("image file is truncated")
+        if record["image_id"] == 2:
+            raise KeyError("a mapper's own")
+        return super().__call__(record)
+
+
+def test_pairs_are_what_a_training_sees_and_go_on_behind_a_failure():
+    options = dict(total_batch_size=4, num_workers=0, seed=1)
+    options |= dict(reference_batch_size=2, reference_world_size=1)
+    trained = [sample for batch in _take(5) for sample in batch][3:]
+    loader = build_train_loader(RECORDS, Picky(), **options)
+    assert loader.images == 7
+    pairs = list(itertools.islice(loader.pairs(skip=3), 17))
+    assert [record["image_id"] for record, _ in pairs] == [t["image_id"] for t in trained]
+    said = {1: "1.jpg cannot be read: image file is truncated", 2: "2.jpg: KeyError: 'a mapper's"}
+    for (record, sample), other in zip(pairs, trained, strict=True):
+        if words := said.get(record["image_id"]):
+            assert isinstance(sample, UserError) and words in str(sample).replace('"', "'")
+        else:
+            assert sample == other
+    tested = list(build_test_loader(RECORDS, Picky(), num_workers=0).pairs(mapped=False))
+    assert tested == [(record, None) for record in RECORDS]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_leave_the_workers_of_a_test_loader_working(number):
     before = set(multiprocessing.active_children())
