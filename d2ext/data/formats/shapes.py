@@ -16,6 +16,7 @@ from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
 _FARTHEST = 1e6  # pixels; what lies farther away is no coordinate
+_LEAST = 1e-6  # square pixels; below it is what rounding leaves of a line
 # A corner this far outside was set on the edge: it is moved there. Pixels.
 _EDGE = 1.0
 XYXY = 0  # BoxMode.XYXY_ABS, which would need torch
@@ -109,7 +110,7 @@ def add_polygon(
 ) -> None:
     """Adds an object of one polygon, whose box and area are known, as `add_polygons` does."""
     x0, y0, x1, y1 = box
-    if area > 0 and x0 >= 0 and y0 >= 0 and x1 <= record["width"] and y1 <= record["height"]:
+    if area > _LEAST and x0 >= 0 and y0 >= 0 and x1 <= record["width"] and y1 <= record["height"]:
         _append(record, category, [polygon], box, area)
     else:
         add_polygons(record, category, [polygon], left_out)
@@ -126,7 +127,7 @@ def add_polygons(
         polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
         left_out: counts objects without area or outside of the image.
     """
-    parts = [p for p in polygons if polygon_area(p) > 0]
+    parts = [p for p in polygons if polygon_area(p) > _LEAST]
     if not parts:
         left_out["without area"] += 1
         return
@@ -199,7 +200,7 @@ def _inside(
         parts = [[min(max(c, 0.0), sides[i % 2]) for i, c in enumerate(p)] for p in polygons]
     else:
         return list(polygons)
-    return [p for p in parts if polygon_area(p) > 0]
+    return [p for p in parts if polygon_area(p) > _LEAST]
 
 
 def _cut(polygon: list[float], width: int, height: int) -> list[list[float]]:

@@ -91,7 +91,9 @@ def _is_entry(value: object) -> bool:
 
 def _entry(value: dict, file: str | Path) -> Entry:
     name = value["filename"]
-    entry = Entry(name, f"{file}: image {name if isinstance(name, str) else shown(name)}")
+    entry = Entry(
+        name, f"{file}: image {name if isinstance(name, str) and len(name) < 300 else shown(name)}"
+    )
     regions = value.get("regions") or ()
     # VIA 1 keeps regions in an object with the keys "0", "1", ..., VIA 2 in a list.
     for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
