@@ -9,9 +9,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.checker.checks import fast_findings
+from d2ext.data.checker.finding import ERROR
 from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.columns import NO_MASK
 from d2ext.data.records import columns_of
+from d2ext.data.store import remembered
 from d2ext.data.synthetic import is_synthetic
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
@@ -46,6 +49,8 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
                 raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
+            if file := metadata.get("json_file"):
+                _check_file(file, metadata.get("image_root"))
             with building(f"datasets.{name}"):
                 records = DatasetCatalog.get(name)
             mine = list(metadata.get("thing_classes", []))
@@ -72,6 +77,22 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
     if fake:
         table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
     return datasets, classes or [], table
+
+
+def _check_file(json_file: str, image_root: str | None) -> None:
+    """Stops on the errors that tools/check_dataset.py finds in a COCO file without its images."""
+    command = f"python tools/check_dataset.py {json_file} --images {image_root}"
+
+    def errors() -> list[str]:
+        found = [f for f in fast_findings(json_file) if f.severity == ERROR]
+        return [f"{f.count} {f.what} (such as {f.example})" for f in found]
+
+    if found := remembered(json_file, "errors", errors):
+        more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
+        raise UserError(
+            f"{json_file} has {found[0]}{more}; see all with {command}, mend them with --fix"
+            " OUT.json"
+        )
 
 
 def _mask_format(loader: Any) -> str | None:
