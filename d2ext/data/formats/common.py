@@ -3,22 +3,61 @@
 import difflib
 import json
 import os
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from d2ext.errors import UserError
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 100
+
+
+def shown(value: object) -> str:
+    """A value of an annotation file for a message: shortened, however long or nested it is."""
+    return _shown.repr(value)
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads an annotation file.
+    """Reads an annotation file; raises UserError as `read_bytes` and `parse_json` do."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes, path: str | Path) -> Any:
+    """The value of a JSON text in UTF-8, -16 or -32, with or without a byte order mark.
+
+    Args:
+        content: the text.
+        path: where it comes from, for messages.
 
     Raises:
-        UserError: it is absent, cannot be read, or is no JSON.
+        UserError: it is no JSON, or is nested deeper than Python can follow.
+    """
+    try:
+        try:
+            return msgspec.json.decode(content)  # three times as fast as json
+        except msgspec.DecodeError:
+            return json.loads(content)  # knows NaN and other encodings, and says where it failed
+    except ValueError as e:  # bad JSON or bad UTF-8
+        reason = str(e)
+    except RecursionError:
+        reason = "lists or objects are nested too deep"
+    raise UserError(f"{path} is no valid JSON ({reason}); export or download the annotations again")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        UserError: it is absent, or cannot be read.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         remedy = "check json_file, or set data.root to the folder that holds the data"
         own = {  # the recipes' own sets
@@ -32,10 +71,6 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:  # bad JSON or bad UTF-8; nested without end
-        raise UserError(
-            f"{path} is no valid JSON ({e}); export or download the annotations again"
-        ) from e
 
 
 def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
@@ -46,17 +81,17 @@ def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
     Raises:
         UserError: as `read_json` does.
     """
-    import msgspec
 
     def decode(key: str, part: msgspec.Raw) -> Any:
         empty = {b"[": b"[]", b"{": b"{}"}.get(bytes(memoryview(part)[:1]))
         return json.loads(bytes(part) if key in keys or not empty else empty)
 
+    content = read_bytes(path)
     try:
-        parts = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, msgspec.Raw])
+        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         return {key: decode(key, part) for key, part in parts.items()}
-    except (OSError, ValueError, RecursionError):
-        return read_json(path)  # NaN, UTF-16, a list; or it says what is wrong
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return parse_json(content, path)  # NaN, UTF-16, a list; or it says what is wrong
 
 
 def inside(root: str | Path, name: object, where: str) -> str:
@@ -72,14 +107,23 @@ def inside(root: str | Path, name: object, where: str) -> str:
     Raises:
         UserError: it is no text, empty, absolute, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError(f"{where}: the image name {name!r:.100} is no file name; correct it")
+    if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
+        raise UserError(f"{where}: the image name {shown(name)} is no file name; correct it")
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in ("..", "."):
         raise UserError(
-            f"{where}: the image {name!r:.300} is not in the image folder {root}; name it relative"
+            f"{where}: the image {shown(name)} is not in the image folder {root}; name it relative"
             " to that folder"
         )
     return os.path.join(root, name)
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: JSON's escapes can name halves of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -93,6 +137,28 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 def polygon_area(polygon: Sequence[float]) -> float:
     """Area in square pixels of [x0, y0, x1, y1, ...] (shoelace formula)."""
+    if not polygon:
+        return 0.0
     xs, ys = polygon[::2], polygon[1::2]
-    twice = sum(xs[i - 1] * y - x * ys[i - 1] for i, (x, y) in enumerate(zip(xs, ys, strict=True)))
-    return abs(twice) / 2
+    there = sum(map(mul, xs, ys[1:])) + xs[-1] * ys[0]  # map ends with the shorter one
+    return abs(there - sum(map(mul, ys, xs[1:])) - ys[-1] * xs[0]) / 2
+
+
+def natural(name: str) -> tuple:
+    """A key that sorts names, numbers by their value and before words."""
+    return (not name.isdecimal(), len(name) if name.isdecimal() else 0, name)
+
+
+def by_name(
+    found: Sequence[str], classes: Sequence[str], file: str | Path
+) -> dict[str, int | None]:
+    """The classes of a file as indices into those that are wanted; None for the others.
+
+    Raises:
+        UserError: the file has classes, and none of them is wanted.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    if found and index.keys().isdisjoint(found):
+        hint = nearest(classes[0], found) if classes else "name some"
+        raise UserError(f"{file} has none of the classes {', '.join(map(shown, classes))}; {hint}")
+    return {name: index.get(name) for name in found}

@@ -1,0 +1,1 @@
+"""Annotation files from one format to another, by way of COCO."""

@@ -1,0 +1,220 @@
+"""A COCO file to other formats.
+
+hotcoco writes boxes as YOLO, VOC, Open Images and CVAT. LabelMe and YOLO's polygons are written
+here: supervision 0.31, which knows them, draws each polygon as a mask of the image's size and takes
+its outline again. A circle of 64 corners comes back as steps between whole pixels, crowds become
+objects, subfolders are lost, and it decodes every image. Here a polygon stays as it is.
+"""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
+from d2ext.data.formats.common import inside
+from d2ext.errors import UserError
+from d2ext.files import write_json
+
+
+def convert_from_coco(
+    source: str | Path, kind: str, output: str | Path, images: str | Path | None = None
+) -> str:
+    """Writes the annotations of a COCO file in another format.
+
+    Args:
+        source: the COCO JSON.
+        kind: one of `WRITERS`.
+        output: the folder to make, or for `open_images` and `cvat` the file.
+        images: folder of the images, which LabelMe's files then name; else they name the image as
+            if it lay beside them.
+
+    Returns:
+        A line that says what was written and left out.
+
+    Raises:
+        UserError: the file is absent or malformed, two images would have the same label file, or
+            `output` exists or cannot be written. Then nothing is left at `output`.
+    """
+    output = Path(output)
+    if output.exists():
+        raise UserError(f"{output} exists; name a new --output, or remove it")
+    classes = coco_classes(source)
+    records, _ = read_coco(source, "")
+    for record in records:
+        inside(".", record["file_name"], str(source))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            made = Path(folder) / "made"
+            counts = WRITERS[kind](records, classes, made, images)
+            os.replace(made, output)
+    except OSError as e:
+        raise UserError(f"cannot write {output}: {e.strerror or e}") from e
+    return f"{output}: " + ", ".join(
+        f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n or name == "images"
+    )
+
+
+def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
+    import hotcoco
+
+    content = to_coco(records, classes)
+    for annotation in content["annotations"]:
+        annotation["is_group_of"] = bool(annotation["iscrowd"])
+    return hotcoco.COCO(content)
+
+
+def _by_hotcoco(method: str) -> Callable[..., dict[str, int]]:
+    def write(
+        records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+    ) -> dict[str, int]:
+        try:
+            counts = getattr(_hotcoco(records, classes), method)(str(made))
+        except ValueError as e:
+            raise UserError(f"not possible in this format: {e}") from e
+        if method == "to_yolo":  # hotcoco leaves out the quotes of names such as "yes" and "1"
+            (made / "data.yaml").write_text(_data_yaml(classes), encoding="utf-8")
+        return counts
+
+    return write
+
+
+def _data_yaml(classes: Sequence[str]) -> str:
+    content = {"nc": len(classes), "names": list(classes)}
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+
+
+def _to_yolo_seg(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """Label files in the folders of the images, and data.yaml; YOLO has polygons only."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_polygon": 0}
+    for record, file in _label_files(records, made, ".txt"):
+        counts["images"] += 1
+        lines = []
+        for a in record["annotations"]:
+            if a["iscrowd"]:
+                counts["skipped_crowd"] += 1
+            elif not isinstance(a.get("segmentation"), list):
+                counts["skipped_no_polygon"] += 1
+            else:
+                polygon = _joined(a["segmentation"])
+                sides = (record["width"], record["height"])
+                values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(polygon))
+                lines.append(f"{a['category_id']} {' '.join(values)}\n")
+        counts["annotations"] += len(lines)
+        file.write_text("".join(lines))
+    (made / "data.yaml").write_text(_data_yaml(classes), encoding="utf-8")
+    return counts
+
+
+def _joined(polygons: list[list[float]]) -> list[float]:
+    """One outline of several: each from its first corner round to it, and back without area."""
+    if len(polygons) == 1:
+        return polygons[0]
+    there = [c for p in polygons for c in (*p, *p[:2])]
+    back = [c for p in polygons[-2:0:-1] for c in p[:2]]
+    return there + back
+
+
+def _to_labelme(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """A JSON an image, in the folders of the images; objects without a mask are rectangles."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    for record, file in _label_files(records, made, ".json"):
+        shapes = []
+        for number, a in enumerate(record["annotations"]):
+            if a["iscrowd"]:
+                counts["skipped_crowd"] += 1
+                continue
+            counts["annotations"] += 1
+            for shape in _shapes(a, number):
+                shapes.append({"label": classes[a["category_id"]], **shape, "flags": {}})
+        counts["images"] += 1
+        name = record["file_name"]
+        place = file.parent.relative_to(made)
+        content = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": os.path.basename(name)
+            if images is None
+            else os.path.relpath(os.path.join(images, name), made.parent.parent / "made" / place),
+            "imageData": None,
+            "imageHeight": record["height"],
+            "imageWidth": record["width"],
+        }
+        write_json(file, content)
+    return counts
+
+
+def _shapes(annotation: dict, number: int) -> list[dict]:
+    """An annotation as shapes of LabelMe, without label."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return [_mask(segmentation)]
+    if not segmentation:
+        x0, y0, x1, y1 = map(float, annotation["bbox"])
+        return [{"points": [[x0, y0], [x1, y1]], "group_id": None, "shape_type": "rectangle"}]
+    group = number if len(segmentation) > 1 else None
+    return [
+        {
+            "points": [[x, y] for x, y in zip(p[::2], p[1::2], strict=True)],
+            "group_id": group,
+            "shape_type": "polygon",
+        }
+        for p in segmentation
+    ]
+
+
+def _mask(rle: dict) -> dict:
+    """LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    from PIL import Image
+    from pycocotools import mask
+
+    x, y, width, height = map(int, mask.toBbox(rle))
+    part = mask.decode(rle)[y : y + height, x : x + width]
+    png = io.BytesIO()
+    Image.fromarray(part * 255).convert("1").save(png, "PNG")
+    return {
+        "points": [[float(x), float(y)], [float(x + width - 1), float(y + height - 1)]],
+        "group_id": None,
+        "shape_type": "mask",
+        "mask": base64.b64encode(png.getvalue()).decode("ascii"),
+    }
+
+
+def _label_files(records: Sequence[dict], made: Path, suffix: str):
+    """Each record with its label file, whose folder exists.
+
+    Raises:
+        UserError: two images would have the same one.
+    """
+    made.mkdir()
+    seen: dict[Path, str] = {}
+    for record in records:
+        file = made / Path(os.path.splitext(record["file_name"])[0] + suffix)
+        if file in seen:
+            raise UserError(
+                f"the images {seen[file]} and {record['file_name']} would have the same label"
+                " file; rename one"
+            )
+        seen[file] = record["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield record, file
+
+
+WRITERS: dict[str, Callable[..., dict[str, int]]] = {
+    "cvat": _by_hotcoco("to_cvat"),
+    "labelme": _to_labelme,
+    "open_images": _by_hotcoco("to_oid"),
+    "voc": _by_hotcoco("to_voc"),
+    "yolo": _by_hotcoco("to_yolo"),
+    "yolo_seg": _to_yolo_seg,
+}

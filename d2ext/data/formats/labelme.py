@@ -1,0 +1,203 @@
+"""LabelMe's JSON, a file an image (https://github.com/wkentaro/labelme).
+
+Written here because supervision 0.31, the one library with a reader, draws every polygon as a
+mask and takes its outline again, which moves it by up to a pixel and fills it with corners, drops
+subfolders, and leaves circles and masks out; hotcoco has none.
+"""
+
+import base64
+import binascii
+import io
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from PIL import Image
+
+from d2ext.data.formats.common import by_name, inside, is_text, natural, read_json, shown
+from d2ext.data.formats.images import existing
+from d2ext.data.formats.shapes import XYXY, LeftOut, add_polygons, arc, numbers, rectangle
+from d2ext.data.formats.voc import files_below, sized_record
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_SHAPES = ("polygon", "rectangle", "circle", "mask")
+
+
+def read_labelme(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    """Reads LabelMe's annotations into Detectron2's dataset dicts.
+
+    Polygons, rectangles, circles and masks are read; points and lines are left out, and a warning
+    counts them. Coordinates are taken as they are: LabelMe counts from the image's corner. Shapes
+    of one label and one `group_id` are one object.
+
+    Args:
+        source: the folder of the JSON files, or one file.
+        image_root: the folder of the images. `imagePath` is looked for there, from the place that
+            the JSON has in `source`, then by its last part alone.
+        classes: class names; `category_id` is an index into them. None takes the labels, sorted.
+
+    Returns:
+        One dict an image, in the order of the JSON files' names, and the class names.
+
+    Raises:
+        UserError: a file is absent or malformed, an image is absent or of another size than its
+            JSON says.
+    """
+    source = Path(source)
+    read, found = [], set()
+    for file in files_below(source, ".json"):
+        content = _load(file)
+        found |= {s["label"].strip() for s in content["shapes"] if _shape_type(s) in _SHAPES}
+        read.append((file, content))
+    names = tuple(sorted(found, key=natural))
+    wanted = tuple(classes or names)
+    index = by_name(names, wanted, source)
+    records, left_out, seen = [], LeftOut(), {}
+    for file, content in read:
+        path = _image(file, content["imagePath"], source, image_root)
+        if path in seen:
+            raise UserError(f"{file} and {seen[path]} describe the same image {path}; remove one")
+        seen[path] = file
+        record = sized_record(path, len(records) + 1, _size(content, file), file)
+        _add_objects(record, content["shapes"], index, left_out, file)
+        records.append(record)
+    left_out.warn(logger, source)
+    return records, wanted
+
+
+def _load(file: Path) -> dict:
+    content = read_json(file)
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("shapes"), list)
+        or not isinstance(content.get("imagePath"), str)
+    ):
+        raise UserError(f"{file} is no annotation of LabelMe (it has 'shapes' and 'imagePath')")
+    for i, shape in enumerate(content["shapes"]):
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label.strip() or not is_text(label):
+            raise UserError(f"{file}: shapes[{i}] has no label; set it in LabelMe")
+    return content
+
+
+def _shape_type(shape: dict) -> object:
+    return shape.get("shape_type") or "polygon"  # which early versions do not write
+
+
+def _size(content: dict, file: Path) -> tuple[float, float] | None:
+    size = (content.get("imageWidth"), content.get("imageHeight"))
+    if None in size:
+        return None
+    try:
+        width, height = numbers(size)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{file}: imageWidth or imageHeight: {e}; correct it") from e
+    return (width, height)
+
+
+def _image(file: Path, name: str, source: Path, image_root: str | Path) -> str:
+    """`imagePath` is relative to the JSON file, in the style of the system that it was saved on."""
+    folder = "" if source.is_file() else os.path.relpath(file.parent, source)
+    name = name.replace("\\", "/")
+    near = os.path.normpath(os.path.join(folder, name))
+    last = PureWindowsPath(name).name
+    for candidate in (near, os.path.normpath(os.path.join(folder, last)), last):
+        if os.path.isabs(candidate) or candidate.split("/")[0] in ("..", "."):
+            continue
+        path = existing(inside(image_root, candidate, str(file)))
+        if os.path.isfile(path):
+            return path
+    return inside(image_root, last, str(file))
+
+
+def _add_objects(
+    record: dict,
+    shapes: Sequence[dict],
+    index: dict[str, int | None],
+    left_out: LeftOut,
+    file: Path,
+) -> None:
+    """Adds the objects of an image in the order of their first shapes."""
+    objects: dict[object, tuple[int, list[list[float]]]] = {}
+    for i, shape in enumerate(shapes):
+        kind, label = _shape_type(shape), shape["label"].strip()
+        if kind not in _SHAPES:
+            left_out[kind if isinstance(kind, str) else shown(kind)] += 1
+            continue
+        if (category := index[label]) is None:
+            left_out[f"of the class {shown(label)}"] += 1
+            continue
+        group = shape.get("group_id")
+        try:
+            if kind == "mask":
+                _add_mask(record, category, shape, left_out)
+                continue
+            polygon = _polygon(kind, shape["points"])
+            key = i if group is None else (label, int(group))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as e:
+            raise UserError(f"{file}: shapes[{i}] is malformed ({e}); correct it") from e
+        objects.setdefault(key, (category, []))[1].append(polygon)
+    for category, polygons in objects.values():
+        add_polygons(record, category, polygons, left_out)  # of numbers that were checked
+
+
+def _polygon(kind: object, points: list) -> list[float]:
+    """[x0, y0, x1, y1, ...] in pixels."""
+    if not isinstance(points, list):
+        raise TypeError("`points` is no list")
+    points = [numbers(point) for point in points]
+    if any(len(point) != 2 for point in points):
+        raise ValueError("a point has not two coordinates")
+    if kind == "polygon":
+        if not points:
+            raise ValueError("it has no point")
+        return [c for point in points for c in point]
+    if len(points) < 2:
+        raise ValueError(f"a {kind} has two points")
+    (x0, y0), (x1, y1) = points[0], points[1]
+    if kind == "rectangle":  # with two opposite corners, or with all four
+        xs, ys = [p[0] for p in points], [p[1] for p in points]
+        return rectangle(min(xs), min(ys), max(xs), max(ys))
+    radius = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5  # a circle: its centre and a point on it
+    return arc(x0, y0, radius, radius)
+
+
+def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> None:
+    """Adds LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    import numpy as np
+    from pycocotools import mask as coco_mask
+
+    (x0, y0), (x1, y1) = (map(round, numbers(point)) for point in shape["points"])
+    try:
+        png = io.BytesIO(base64.b64decode(shape["mask"], validate=True))
+    except binascii.Error as e:
+        raise ValueError(f"`mask` is no base64: {e}") from e
+    with Image.open(png) as image:
+        if image.size != (x1 - x0 + 1, y1 - y0 + 1):
+            raise ValueError(
+                f"`mask` has {image.size} pixels, its box {(x1 - x0 + 1, y1 - y0 + 1)}"
+            )
+        if x0 < 0 or y0 < 0 or x1 >= record["width"] or y1 >= record["height"]:
+            raise ValueError("`mask` reaches out of the image")
+        part = np.asarray(image.convert("1"))
+    full = np.zeros((record["height"], record["width"]), dtype=np.uint8, order="F")
+    full[y0 : y1 + 1, x0 : x1 + 1] = part
+    if not part.any():
+        left_out["without area"] += 1
+        return
+    rle = coco_mask.encode(full)
+    x, y, width, height = map(float, coco_mask.toBbox(rle))
+    record["annotations"].append(
+        {
+            "bbox": [x, y, x + width, y + height],
+            "bbox_mode": XYXY,
+            "category_id": category,
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "iscrowd": 0,
+        }
+    )

@@ -1,0 +1,121 @@
+"""Open Images' boxes (https://storage.googleapis.com/openimages/web/download_v7.html).
+
+Written here because hotcoco 1.3's reader drops the suffix of file names and gives an image that is
+absent the size 1 x 1 without a word; supervision has none.
+"""
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from d2ext.data.formats.common import by_name, read_bytes, shown
+from d2ext.data.formats.images import image_size, images_in
+from d2ext.data.formats.shapes import LeftOut, add_box, new_record, parsed
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_BOX = ("XMin", "YMin", "XMax", "YMax")
+
+
+def read_open_images(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    """Reads Open Images' boxes into Detectron2's dataset dicts.
+
+    Images are found by their name without its suffix, in subfolders too. Read are those that are
+    there: most people have a part of the data set; the others are counted in a warning. A box of a
+    group is a crowd (`iscrowd` 1), which training leaves out and COCO's metric does not count.
+
+    Args:
+        source: the CSV with the columns ImageID, LabelName, XMin, XMax, YMin, YMax and maybe
+            IsGroupOf; coordinates from 0 to 1. Where a `*class-descriptions*.csv` lies beside it,
+            classes have the names that it gives, else their codes, such as /m/0cmf2.
+        image_root: the folder of the images.
+        classes: class names; `category_id` is an index into them. None takes those of the boxes,
+            sorted.
+
+    Returns:
+        One dict an image, in the order of the CSV, and the class names.
+
+    Raises:
+        UserError: a file is absent or malformed, or none of the images is there.
+    """
+    source = Path(source)
+    descriptions = _descriptions(source)
+    files: dict[str, str] = {}
+    for name in images_in(image_root):
+        stem = os.path.splitext(os.path.basename(name))[0]
+        if stem in files:
+            raise UserError(
+                f"{image_root}: {files[stem]} and {name} are both the image {stem}; remove one"
+            )
+        files[stem] = name
+    rows: dict[str, list[tuple[str, list[float], int]]] = {}
+    for where, row in _rows(source):
+        try:
+            box = parsed([row[column] or "" for column in _BOX])
+            if not (min(box) >= 0 and max(box) <= 1):
+                raise ValueError(f"coordinates go from 0 to 1, not {shown(box)}")
+            name = descriptions.get(row["LabelName"], row["LabelName"])
+            if not name or not row["ImageID"]:
+                raise ValueError("it lacks an ImageID or a LabelName")
+            group = row.get("IsGroupOf") == "1"
+        except ValueError as e:
+            raise UserError(f"{where} is malformed ({e}); download the file again") from e
+        rows.setdefault(row["ImageID"], []).append((name, box, int(group)))
+
+    here = {image: boxes for image, boxes in rows.items() if image in files}
+    if not here:
+        raise UserError(f"{image_root} has no image of {source} (<ImageID>.jpg); check --images")
+    if len(here) < len(rows):
+        logger.warning("%s: %d images are absent, left out", source, len(rows) - len(here))
+    found = tuple(sorted({name for boxes in here.values() for name, _, _ in boxes}))
+    wanted = tuple(classes or found)
+    index = by_name(found, wanted, source)
+    records, left_out = [], LeftOut()
+    for image, boxes in here.items():
+        path = os.path.join(image_root, files[image])
+        record = new_record(path, len(records) + 1, image_size(path))
+        sides = (record["width"], record["height"]) * 2
+        for name, box, group in boxes:
+            if index[name] is None:
+                left_out[f"of the class {shown(name)}"] += 1
+                continue
+            box = [c * side for c, side in zip(box, sides, strict=True)]
+            add_box(record, index[name], box, left_out, iscrowd=group)
+        records.append(record)
+    left_out.warn(logger, source)
+    return records, wanted
+
+
+def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row with its place in the file."""
+    try:
+        text = read_bytes(source).decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames or ())
+        if missing:
+            raise UserError(
+                f"{source} is no CSV of Open Images' boxes: it lacks {', '.join(sorted(missing))}"
+            )
+        for row in rows:
+            yield f"{source}: line {rows.line_num}", row
+    except (csv.Error, UnicodeError) as e:
+        raise UserError(f"{source} is no CSV in UTF-8 ({e}); download it again") from e
+
+
+def _descriptions(source: Path) -> dict[str, str]:
+    """Code to name."""
+    files = sorted(source.parent.glob("*class-descriptions*.csv"))
+    if not files:
+        return {}
+    try:
+        text = read_bytes(files[0]).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) >= 2]
+    except (csv.Error, UnicodeError) as e:
+        raise UserError(f"{files[0]} is no CSV in UTF-8 ({e}); download it again") from e
+    return {code: name for code, name, *_ in rows}

@@ -1,0 +1,325 @@
+"""LabelMe, YOLO, VOC and Open Images to COCO, and back: where objects lie, and what is refused."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask
+
+from d2ext.data.convert.from_coco import convert_from_coco
+from d2ext.data.convert.to_coco import convert_to_coco
+from d2ext.errors import UserError
+
+NAME = "sub/a b.c ü.jpg"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of two images, of 40 x 30 and 20 x 10 pixels."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / NAME)
+    Image.new("L", (20, 10)).save(folder / "b.png")
+    return folder
+
+
+def convert(tmp_path: Path, kind: str, source: Path, *args: object) -> dict:
+    """The COCO content that `source` becomes."""
+    out = tmp_path / "coco.json"
+    convert_to_coco(kind, source, tmp_path / "images", out, *args)
+    return json.loads(out.read_text())
+
+
+def objects(content: dict) -> list[tuple]:
+    """(file name, class, box, area, iscrowd) of each object."""
+    names = {i["id"]: i["file_name"] for i in content["images"]}
+    classes = {c["id"]: c["name"] for c in content["categories"]}
+    return [
+        (names[a["image_id"]], classes[a["category_id"]], a["bbox"], a["area"], a["iscrowd"])
+        for a in content["annotations"]
+    ]
+
+
+def labelme(shapes: list[dict], **fields: object) -> str:
+    """A file of LabelMe."""
+    return json.dumps(
+        {"shapes": shapes, "imagePath": NAME, "imageWidth": 40, "imageHeight": 30, **fields}
+    )
+
+
+class TestLabelMe:
+    def read(self, tmp_path: Path, *shapes: dict, **fields: object) -> dict:
+        """Converts one file."""
+        (tmp_path / "l").mkdir(exist_ok=True)
+        (tmp_path / "l" / "a.json").write_text(labelme(list(shapes), **fields))
+        return convert(tmp_path, "labelme", tmp_path / "l")
+
+    def test_shapes(self, tmp_path: Path, images: Path, caplog) -> None:
+        png = io.BytesIO()
+        part = Image.new("1", (4, 3), 1)
+        part.putpixel((0, 0), 0)
+        part.save(png, "PNG")
+        content = self.read(
+            tmp_path,
+            {"label": "z", "points": [[1, 1], [9, 1], [9, 9.5]]},
+            {"label": "a", "points": [[9, 8], [3, 4]], "shape_type": "rectangle"},
+            {"label": "z", "points": [[20, 15], [20, 20]], "shape_type": "circle"},
+            {"label": "z", "points": [[20, 15]], "shape_type": "point"},
+            {
+                "label": "m",
+                "points": [[5, 6], [8, 8]],
+                "shape_type": "mask",
+                "mask": base64.b64encode(png.getvalue()).decode(),
+            },
+        )
+        assert [c["name"] for c in content["categories"]] == ["a", "m", "z"]
+        found = {o[1]: o for o in objects(content) if o[1] != "z"}
+        assert found["a"] == (NAME, "a", [3, 4, 6, 4], 24, 0)
+        assert found["m"] == (NAME, "m", [5, 6, 4, 3], 11, 0)
+        first, circle = (o for o in objects(content) if o[1] == "z")
+        assert first[2:4] == ([1, 1, 8, 8.5], 34)
+        assert circle[2] == pytest.approx([15, 10, 10, 10])
+        assert "1 point" in caplog.text
+
+    def test_a_group_is_one_object(self, tmp_path: Path, images: Path) -> None:
+        boxes = ([[0, 0], [5, 5]], [[10, 10], [15, 15]], [[20, 0], [25, 5]])
+        shapes = [
+            {"label": "a", "points": p, "shape_type": "rectangle", "group_id": g}
+            for p, g in zip(boxes, (1, 1, None), strict=True)
+        ]
+        content = self.read(tmp_path, *shapes)
+        assert [o[2:4] for o in objects(content)] == [([0, 0, 15, 15], 50), ([20, 0, 5, 5], 25)]
+        assert len(content["annotations"][0]["segmentation"]) == 2
+
+    @pytest.mark.parametrize("path", ["..\\images\\b.png", "b.png", "C:\\u\\b.png", "/x/b.png"])
+    def test_paths_of_other_machines(self, tmp_path: Path, images: Path, path: str) -> None:
+        content = self.read(tmp_path, imagePath=path, imageWidth=None)
+        assert [i["file_name"] for i in content["images"]] == ["b.png"]
+
+    def test_paths_do_not_leave_the_folder(self, tmp_path: Path, images: Path) -> None:
+        Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+        with pytest.raises(UserError, match=r"images/secret\.png is absent"):
+            self.read(tmp_path, imagePath="../secret.png")
+
+    def test_an_image_of_another_size_is_refused(self, tmp_path: Path, images: Path) -> None:
+        with pytest.raises(UserError, match="30 x 40 pixels.* has 40 x 30"):
+            self.read(tmp_path, imageWidth=30, imageHeight=40)
+
+
+class TestYolo:
+    @pytest.fixture
+    def labels(self, tmp_path: Path, images: Path) -> Path:
+        """Boxes and polygons of three classes; b.png has none."""
+        (tmp_path / "labels" / "sub").mkdir(parents=True)
+        text = "2 0.5 0.5 0.25 0.4\n0 0.1 0.1 0.9 0.1 0.9 0.9\n\n"
+        (tmp_path / "labels" / "sub" / "a b.c ü.txt").write_text(text)
+        (tmp_path / "data.yaml").write_text("names: {0: zebra, 2: cat, 1: 'no'}\n")
+        return tmp_path / "labels"
+
+    @pytest.mark.parametrize("source", ["data.yaml", "labels"])
+    def test_boxes_and_polygons(self, tmp_path: Path, labels: Path, source: str) -> None:
+        content = convert(tmp_path, "yolo", tmp_path / source)
+        assert [c["name"] for c in content["categories"]] == ["zebra", "no", "cat"]
+        assert [i["file_name"] for i in content["images"]] == ["b.png", NAME]
+        box, polygon = objects(content)
+        assert box == (NAME, "cat", pytest.approx([15, 9, 10, 12]), pytest.approx(120), 0)
+        assert polygon[:3] == (NAME, "zebra", pytest.approx([4, 3, 32, 24]))
+        assert polygon[3] == pytest.approx(32 * 24 / 2)
+        assert content["annotations"][0]["segmentation"] == []
+
+    def test_classes_choose_and_order(self, tmp_path: Path, labels: Path, caplog) -> None:
+        content = convert(tmp_path, "yolo", labels, ["cat", "no"])
+        assert [(o[1]) for o in objects(content)] == ["cat"]
+        assert content["annotations"][0]["category_id"] == 1
+        assert "1 of the class 'zebra'" in caplog.text
+
+    def test_names_must_be_known(self, tmp_path: Path, labels: Path) -> None:
+        (tmp_path / "data.yaml").unlink()
+        with pytest.raises(UserError, match="--classes"):
+            convert(tmp_path, "yolo", labels)
+        assert len(objects(convert(tmp_path, "yolo", labels, ["x", "y", "z"]))) == 2
+
+    @pytest.mark.parametrize(
+        "line",
+        ["3 0.5 0.5 1 1", "1.5 0.5 0.5 1 1", "0 5 5 10 10", "0 0.5 0.5 1", "0 nan 0.5 1 1", "x"],
+    )
+    def test_a_malformed_line_is_named(self, tmp_path: Path, labels: Path, line: str) -> None:
+        (labels / "b.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
+        with pytest.raises(UserError, match=r"b\.txt:2: "):
+            convert(tmp_path, "yolo", labels)
+
+    def test_labels_without_an_image_are_named(self, tmp_path: Path, labels: Path) -> None:
+        (labels / "c.txt").write_text("")
+        with pytest.raises(UserError, match=r"1 label files have no image.*c\.txt"):
+            convert(tmp_path, "yolo", labels)
+
+
+VOC = """<annotation><filename>{name}</filename>
+<size><width>40</width><height>30</height></size>
+<object><name>salt &amp; pepper</name><difficult>0</difficult>
+ <part><name>lid</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>
+ </part><bndbox><ymax>30</ymax><ymin>11</ymin><xmin>1</xmin><xmax>40</xmax></bndbox></object>
+<object><name>cat</name><difficult>1</difficult>
+ <bndbox><xmin>3</xmin><ymin>4</ymin><xmax>5</xmax><ymax>6</ymax></bndbox></object>
+</annotation>"""
+
+
+class TestVoc:
+    def test_boxes_hold_their_last_pixel(self, tmp_path: Path, images: Path) -> None:
+        (tmp_path / "v" / "Annotations").mkdir(parents=True)
+        (tmp_path / "v" / "Annotations" / "a.xml").write_text(VOC.format(name=NAME))
+        assert objects(convert(tmp_path, "voc", tmp_path / "v")) == [
+            (NAME, "salt & pepper", [0, 10, 40, 20], 800, 0),
+            (NAME, "cat", [2, 3, 3, 3], 9, 1),
+        ]
+
+    def test_an_image_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
+        Image.new("RGB", (40, 30)).save(images / "x.jpeg")
+        (tmp_path / "x.xml").write_text(VOC.format(name="renamed.jpg"))
+        content = convert(tmp_path, "voc", tmp_path / "x.xml")
+        assert content["images"][0]["file_name"] == "x.jpeg"
+
+    def test_paths_do_not_leave_the_folder(self, tmp_path: Path, images: Path) -> None:
+        (tmp_path / "x.xml").write_text(VOC.format(name="../../etc/passwd"))
+        with pytest.raises(UserError, match="is not in the image folder"):
+            convert(tmp_path, "voc", tmp_path / "x.xml")
+
+
+class TestOpenImages:
+    CSV = (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n"
+        "b,x,/m/2,1,0.5,1,0.2,0.6,0,1\nabsent,x,/m/1,1,0,1,0,1,0,0\nb,x,/m/1,1,0,1,0,1,0,0\n"
+    )
+
+    def test_boxes_names_and_groups(self, tmp_path: Path, images: Path, caplog) -> None:
+        (tmp_path / "boxes.csv").write_text(self.CSV)
+        assert [
+            o[1] for o in objects(convert(tmp_path, "open_images", tmp_path / "boxes.csv"))
+        ] == [
+            "/m/2",
+            "/m/1",
+        ]
+        (tmp_path / "class-descriptions-boxable.csv").write_text('/m/1,"Dog, big"\n/m/2,Cat\n')
+        assert objects(convert(tmp_path, "open_images", tmp_path / "boxes.csv")) == [
+            ("b.png", "Cat", pytest.approx([10, 2, 10, 4]), pytest.approx(40), 1),
+            ("b.png", "Dog, big", [0, 0, 20, 10], 200, 0),
+        ]
+        assert "1 images are absent" in caplog.text
+
+    def test_another_csv_is_refused(self, tmp_path: Path, images: Path) -> None:
+        (tmp_path / "boxes.csv").write_text("a,b\n1,2\n")
+        with pytest.raises(UserError, match="lacks ImageID, LabelName"):
+            convert(tmp_path, "open_images", tmp_path / "boxes.csv")
+
+
+class TestBack:
+    @pytest.fixture
+    def coco(self, tmp_path: Path, images: Path) -> Path:
+        """Polygons, two parts, an RLE, a box, a crowd; class names that formats trip over."""
+        rle = mask.frPyObjects([[10, 10, 20, 10, 20, 25]], 30, 40)[0]
+        rle = {**rle, "counts": rle["counts"].decode()}
+        square = [1.5, 2, 9.5, 2, 9.5, 8, 1.5, 8]
+        shapes = [
+            (9, [square], [1.5, 2, 8, 6], 0),
+            (4, [square, [20, 20, 30, 20, 30, 28]], [1.5, 2, 28.5, 26], 0),
+            (9, rle, [10, 10, 10, 15], 0),
+            (4, [], [5, 5, 10, 10], 0),
+            (4, {"size": [30, 40], "counts": [0, 1200]}, [0, 0, 40, 30], 1),
+        ]
+        content = {
+            "images": [
+                {"id": 5, "file_name": NAME, "width": 40, "height": 30},
+                {"id": 8, "file_name": "b.png", "width": 20, "height": 10},
+            ],
+            "categories": [{"id": 9, "name": "yes"}, {"id": 4, "name": "a: b & 'c'"}],
+            "annotations": [
+                {"id": i, "image_id": 5, "category_id": c, "segmentation": s, "bbox": b}
+                | {"iscrowd": crowd, "area": 1.0}
+                for i, (c, s, b, crowd) in enumerate(shapes, start=1)
+            ],
+        }
+        (tmp_path / "in.json").write_text(json.dumps(content))
+        return tmp_path / "in.json"
+
+    def test_labelme_and_back_is_exact(self, tmp_path: Path, coco: Path) -> None:
+        said = convert_from_coco(coco, "labelme", tmp_path / "l", tmp_path / "images")
+        assert "4 annotations" in said and "1 skipped crowd" in said
+        made = json.loads((tmp_path / "l" / NAME).with_suffix(".json").read_text())
+        assert (tmp_path / "l" / "sub" / made["imagePath"]).resolve() == tmp_path / "images" / NAME
+        content = convert(tmp_path, "labelme", tmp_path / "l")
+        assert sorted((o[1], o[2], o[3]) for o in objects(content)) == [
+            ("a: b & 'c'", [1.5, 2, 28.5, 26], 48 + 40),
+            ("a: b & 'c'", [5, 5, 10, 10], 100),
+            ("yes", [1.5, 2, 8, 6], 48),
+            ("yes", pytest.approx([10, 10, 10, 15], abs=1), pytest.approx(75, abs=8)),
+        ]
+
+    def test_yolo_polygons_and_back(self, tmp_path: Path, coco: Path) -> None:
+        convert_from_coco(coco, "yolo_seg", tmp_path / "labels")
+        content = convert(tmp_path, "yolo", tmp_path / "labels")
+        assert [c["name"] for c in content["categories"]] == ["a: b & 'c'", "yes"]
+        first, two = objects(content)
+        assert first[1:4] == (
+            "yes",
+            pytest.approx([1.5, 2, 8, 6], abs=1e-3),
+            pytest.approx(48, 1e-3),
+        )
+        assert two[3] == pytest.approx(48 + 40, rel=1e-3)  # one outline round both parts
+
+    @pytest.mark.parametrize("kind", ["voc", "yolo", "open_images", "cvat"])
+    def test_hotcoco_writes_boxes(self, tmp_path: Path, coco: Path, kind: str) -> None:
+        assert " images, " in convert_from_coco(coco, kind, tmp_path / "out")
+        text = "".join(
+            p.read_text() for p in [tmp_path / "out", *tmp_path.glob("out/**/*")] if p.is_file()
+        )
+        assert "yes" in text
+
+    def test_yolo_names_stay_texts(self, tmp_path: Path, coco: Path) -> None:
+        convert_from_coco(coco, "yolo", tmp_path / "out")
+        names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]
+        assert names == ["a: b & 'c'", "yes"]
+
+    def test_nothing_is_overwritten_or_left(self, tmp_path: Path, coco: Path) -> None:
+        (tmp_path / "out").mkdir()
+        with pytest.raises(UserError, match="out exists"):
+            convert_from_coco(coco, "yolo", tmp_path / "out")
+        content = json.loads(coco.read_text())
+        content["images"][1]["file_name"] = "other/" + Path(NAME).name
+        coco.write_text(json.dumps(content))
+        before = set(tmp_path.iterdir())
+        with pytest.raises(UserError, match="share the file stem"):
+            convert_from_coco(coco, "yolo", tmp_path / "new")
+        content["images"][1]["file_name"] = "../b.png"
+        coco.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="not in the image folder"):
+            convert_from_coco(coco, "labelme", tmp_path / "new")
+        assert set(tmp_path.iterdir()) == before
+
+
+def test_runs_give_the_same_bytes_and_ids_from_1(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "x.xml").write_text(VOC.format(name=NAME))
+    made = []
+    for _ in range(2):
+        content = convert(tmp_path, "voc", tmp_path / "x.xml")
+        made.append((tmp_path / "coco.json").read_bytes())
+    assert made[0] == made[1]
+    for key in ("images", "annotations", "categories"):
+        assert [x["id"] for x in content[key]] == [*range(1, len(content[key]) + 1)]
+    assert set(content["categories"][0]) == {"id", "name", "supercategory"}
+    assert set(content["annotations"][0]) == {
+        *("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd")
+    }
+
+
+def test_repeated_classes_and_an_absent_folder_are_refused(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "x.xml").write_text(VOC.format(name=NAME))
+    with pytest.raises(UserError, match="repeats a name"):
+        convert(tmp_path, "voc", tmp_path / "x.xml", ["a", "a"])
+    with pytest.raises(UserError, match="none does not exist"):
+        convert_to_coco("voc", tmp_path / "x.xml", tmp_path / "none", tmp_path / "out.json")
+    with pytest.raises(UserError, match="holds no .xml file"):
+        convert(tmp_path, "voc", images)

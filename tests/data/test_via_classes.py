@@ -1,0 +1,106 @@
+"""Which attribute of VIA's regions holds the class."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from d2ext.data.formats.via import read_via, via_classes
+from d2ext.errors import UserError
+
+BOX = {"name": "rect", "x": 1, "y": 2, "width": 6, "height": 4}
+
+
+@pytest.fixture
+def via(tmp_path: Path):
+    """Writes an export of one image, with a region for each of the given attributes."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+
+    def write(*attributes: dict, shape: dict = BOX) -> Path:
+        regions = [{"shape_attributes": shape, "region_attributes": a} for a in attributes]
+        content = {"a": {"filename": "a.jpg", "size": 1, "regions": regions}}
+        (tmp_path / "via.json").write_text(json.dumps(content))
+        return tmp_path / "via.json"
+
+    return write
+
+
+def ids(file: Path, *args: object, **kwargs: object) -> list[int]:
+    """The categories of the objects."""
+    (record,) = read_via(file, file.parent, *args, **kwargs)
+    return [a["category_id"] for a in record["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ([{"label": "dog"}, {"label": " cat "}], (("cat", "dog"), "label")),
+        ([{"class_id": 10}, {"class_id": 9}], (("9", "10"), "class_id")),
+        ([{"class_id": "10"}, {"class_id": "9"}], (("9", "10"), "class_id")),
+        ([{"type": {"balloon": True}}], (("balloon",), "type")),
+        ([{"type": {"balloon": True, "cat": False}}, {"type": {}}], (("balloon",), "type")),
+        # A usual name among others.
+        ([{"occluded": "y", "name": "a"}, {"occluded": "n", "name": "a"}], (("a",), "name")),
+        # The same split in two attributes.
+        ([{"class_id": 1, "class": "b"}, {"class_id": 0, "class": "a"}], (("a", "b"), "class")),
+        ([{"colour": "red", "fruit": "apple"}], (("red",), "colour")),
+        # One that is empty everywhere is none.
+        ([{"name": "", "kind": "x"}, {"name": "", "kind": "y"}], (("x", "y"), "kind")),
+    ],
+)
+def test_the_attribute_is_found(via, attributes: list, expected: tuple) -> None:
+    assert via_classes(via(*attributes)) == expected
+
+
+def test_it_asks_where_it_cannot_tell(via) -> None:
+    file = via({"colour": "red", "fruit": "apple"}, {"colour": "red", "fruit": "pear"})
+    with pytest.raises(UserError) as e:
+        via_classes(file)
+    message = str(e.value)
+    assert "'colour', 'fruit'" in message and "--class-attribute" in message
+    assert "'apple'" in message and "\n" not in message
+    assert via_classes(file, "fruit") == (("apple", "pear"), "fruit")
+    # Classes that are known tell it, too.
+    assert ids(file, ["pear", "apple"]) == [1, 0]
+
+
+def test_train_and_val_may_name_it_differently(via) -> None:
+    classes, _ = via_classes(via({"name": "dog"}, {"name": "cat"}))
+    assert ids(via({"label": "dog", "who": "me"}, {"label": "cat", "who": "me"}), classes) == [1, 0]
+
+
+def test_without_an_attribute_the_class_must_be_told(via) -> None:
+    file = via({}, {})
+    with pytest.raises(UserError, match="--classes"):
+        via_classes(file)
+    with pytest.raises(UserError, match="--classes"):
+        read_via(file, file.parent, ["a", "b"])
+    assert ids(file, ["balloon"]) == [0, 0]
+
+
+def test_one_class_is_not_given_to_regions_of_another(via) -> None:
+    file = via({"name": "dog"})
+    with pytest.raises(UserError, match="did you mean 'dog'"):
+        read_via(file, file.parent, ["dgo"])
+    # An attribute that is no class does not matter.
+    assert ids(via({"quality": "good"}), ["cell"]) == [0]
+
+
+def test_empty_labels_and_other_classes_are_counted(via, caplog) -> None:
+    file = via({"name": "dog"}, {"name": ""}, {}, {"name": "cat"}, {"name": None})
+    assert ids(file, ["dog"]) == [0]
+    assert "4 objects left out: 3 without a class, 1 of the class 'cat'" in caplog.text
+    assert ids(file) == [1, 0]
+
+
+def test_several_classes_at_once_are_refused(via) -> None:
+    file = via({"type": {"dog": True, "cat": True}})
+    with pytest.raises(UserError, match="region 0: type=.*is not one class"):
+        via_classes(file, "type")
+
+
+def test_points_have_no_say(via) -> None:
+    file = via({"name": "eye"}, shape={"name": "point", "cx": 1, "cy": 1})
+    with pytest.raises(UserError, match="--classes"):
+        via_classes(file)
