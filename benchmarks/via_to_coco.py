@@ -3,7 +3,8 @@
 python benchmarks/via_to_coco.py $DETECTRON2_DATASETS/balloon/train
 
 The guide's is that of MMDetection's documentation, line by line, with cv2.imread for mmcv.imread,
-which calls it, and json for mmengine's load and dump. It decodes every photo to learn its size.
+which calls it, and json.load and json.dump for mmengine's load and dump, likewise. It decodes
+every photo to learn its size.
 """
 
 import json
@@ -23,7 +24,8 @@ ROUNDS = 15
 
 def guide(ann_file: Path, out_file: Path, image_prefix: Path) -> None:
     """`convert_balloon_to_coco` of the guide."""
-    data_infos = json.loads(ann_file.read_text())
+    with open(ann_file) as f:
+        data_infos = json.load(f)
     annotations, images, obj_count = [], [], 0
     for idx, v in enumerate(data_infos.values()):
         filename = v["filename"]
@@ -50,7 +52,8 @@ def guide(ann_file: Path, out_file: Path, image_prefix: Path) -> None:
             obj_count += 1
     categories = [{"id": 0, "name": "balloon"}]
     content = dict(images=images, annotations=annotations, categories=categories)
-    out_file.write_text(json.dumps(content))
+    with open(out_file, "w") as f:
+        json.dump(content, f)
 
 
 def seconds(function: Callable, *args: object) -> tuple[float, float]:

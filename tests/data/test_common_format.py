@@ -12,7 +12,21 @@ def test_names_in_the_folder(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../a.jpg", "b/../../a.jpg", "/etc/passwd", "a\0.jpg", None, 5, ["a"]]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../a.jpg",
+        "b/../../a.jpg",
+        "/etc/passwd",
+        "a\0.jpg",
+        None,
+        5,
+        ["a"],
+        "x" * 300,
+        "\ud800",
+    ],
 )
 def test_names_elsewhere_are_refused(name):
     with pytest.raises(UserError, match="x.json: images.0.: the image"):

@@ -105,6 +105,22 @@ class TestLabelMe:
         with pytest.raises(UserError, match=r"images/secret\.png is absent"):
             self.read(tmp_path, imagePath="../secret.png")
 
+    def test_the_output_may_lie_beside_the_input(self, tmp_path: Path, images: Path) -> None:
+        (tmp_path / "l").mkdir()
+        (tmp_path / "l" / "z.json").write_text(labelme([]))
+        made = []
+        for _ in range(2):
+            convert_to_coco("labelme", tmp_path / "l", images, tmp_path / "l" / "coco.json")
+            made.append((tmp_path / "l" / "coco.json").read_text())
+        assert made[0] == made[1]
+
+    def test_the_input_is_not_overwritten(self, tmp_path: Path, images: Path) -> None:
+        file = tmp_path / "a.json"
+        file.write_text(labelme([]))
+        with pytest.raises(UserError, match="is the input"):
+            convert_to_coco("labelme", file, images, file)
+        assert file.read_text() == labelme([])
+
     def test_an_image_of_another_size_is_refused(self, tmp_path: Path, images: Path) -> None:
         with pytest.raises(UserError, match="30 x 40 pixels.* has 40 x 30"):
             self.read(tmp_path, imageWidth=30, imageHeight=40)

@@ -66,7 +66,9 @@ def convert_to_coco(
     """
     if classes is not None and len(set(classes)) < len(classes):
         raise UserError(f"--classes {' '.join(classes)} repeats a name; make them distinct")
-    source, images = Path(source), Path(images)
+    source, images, output = Path(source), Path(images), Path(output)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is the input; name another file")
     if not images.is_dir():
         raise UserError(f"the image folder {images} does not exist; give --images the right one")
     if kind == "via":
@@ -83,7 +85,7 @@ def convert_to_coco(
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:
         category.setdefault("supercategory", "")
-    with replaced(Path(output), "wb") as f:
+    with replaced(output, "wb") as f:
         f.write(msgspec.json.encode(content))
     return (
         f"{output}: {len(content['images'])} images, {len(content['annotations'])} objects,"

@@ -105,9 +105,10 @@ def inside(root: str | Path, name: object, where: str) -> str:
         where: the place in the annotation file, for messages.
 
     Raises:
-        UserError: it is no text, empty, absolute, or leads out of the folder.
+        UserError: it is no text, empty, too long, absolute, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
+    fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
+    if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
         raise UserError(f"{where}: the image name {shown(name)} is no file name; correct it")
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in ("..", "."):
         raise UserError(

@@ -51,7 +51,8 @@ def read_labelme(
     source = Path(source)
     read, found = [], set()
     for file in files_below(source, ".json"):
-        content = _load(file)
+        if (content := _load(file)) is None:
+            continue
         found |= {s["label"].strip() for s in content["shapes"] if _shape_type(s) in _SHAPES}
         read.append((file, content))
     names = tuple(sorted(found, key=natural))
@@ -70,8 +71,11 @@ def read_labelme(
     return records, wanted
 
 
-def _load(file: Path) -> dict:
+def _load(file: Path) -> dict | None:
+    """The content of a file; None for one of COCO, which may have been made of the others."""
     content = read_json(file)
+    if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+        return None
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("shapes"), list)

@@ -7,7 +7,8 @@ pixel's centre is (0.5, 0.5).
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from d2ext.data.formats.common import polygon_area, shown
@@ -52,14 +53,14 @@ def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
 
 
 def shifted(
-    polygons: Sequence[list[float]], shift: float, where: Sequence[str]
+    polygons: Sequence[list[float]], shift: float, where: Callable[[int], str]
 ) -> list[tuple[list[float], list[float], float]]:
     """Moves polygons and measures them, all at once, which takes a third of the time.
 
     Args:
         polygons: each [x0, y0, x1, y1, ...] in pixels.
         shift: what to add to each coordinate.
-        where: the place of each in the annotation file, for messages.
+        where: gives the place of one in the annotation file, for messages.
 
     Returns:
         Of each the moved polygon, its box (x0, y0, x1, y1) and its area in square pixels.
@@ -71,7 +72,7 @@ def shifted(
         return []
     import numpy as np
 
-    flat = [c for polygon in polygons for c in polygon]
+    flat = list(chain.from_iterable(polygons))
     try:
         if not set(map(type, flat)) <= {int, float} or not all(polygons):
             raise ValueError
@@ -79,12 +80,12 @@ def shifted(
         if not (np.abs(moved) < _FARTHEST).all():
             raise ValueError
     except (ValueError, OverflowError):
-        for polygon, place in zip(polygons, where, strict=True):
+        for i, polygon in enumerate(polygons):
             try:
                 if not numbers(polygon):
                     raise ValueError("it has no corner")
             except (TypeError, ValueError) as e:
-                raise UserError(f"{place} is malformed ({e}); correct it") from None
+                raise UserError(f"{where(i)} is malformed ({e}); correct it") from None
         raise  # cannot be
     ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
     starts = np.concatenate(([0], ends[:-1]))

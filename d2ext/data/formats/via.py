@@ -92,7 +92,7 @@ def read_via(
             f" {absent[0]}; put them there, or check image_root"
         )
     outlines = [_outline(region) for _, _, region in objects]
-    moved = shifted(outlines, 0.5, [region.where for _, _, region in objects])
+    moved = shifted(outlines, 0.5, lambda i: objects[i][2].where)
     for (record, category, _), (polygon, box, area) in zip(objects, moved, strict=True):
         add_polygon(record, category, polygon, box, area, left_out)
     for record in repeated:

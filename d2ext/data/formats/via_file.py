@@ -19,14 +19,21 @@ class Region(NamedTuple):
     """A region as the file has it.
 
     Attributes:
-        where: the place in the file, for messages.
+        image: the place of the image in the file, for messages.
+        key: the region's in the image.
         shape: `shape_attributes`.
         attributes: `region_attributes`.
     """
 
-    where: str
+    image: str
+    key: object
     shape: dict[str, Any]
     attributes: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The place in the file, for messages."""
+        return f"{self.image}, region {self.key}"
 
 
 @dataclass
@@ -88,15 +95,14 @@ def _entry(value: dict, file: str | Path) -> Entry:
     regions = value.get("regions") or ()
     # VIA 1 keeps regions in an object with the keys "0", "1", ..., VIA 2 in a list.
     for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
-        where = f"{entry.where}, region {key}"
         shape = region.get("shape_attributes") if isinstance(region, dict) else None
         attributes = (region.get("region_attributes") or {}) if shape else {}
         if not isinstance(shape, dict) or "name" not in shape or not isinstance(attributes, dict):
             raise UserError(
-                f"{where} is malformed (a region has 'shape_attributes' with a 'name', and"
-                " 'region_attributes'); correct it in VIA"
+                f"{entry.where}, region {key} is malformed (a region has 'shape_attributes' with a"
+                " 'name', and 'region_attributes'); correct it in VIA"
             )
-        entry.regions.append(Region(where, shape, attributes))
+        entry.regions.append(Region(entry.where, key, shape, attributes))
     return entry
 
 
@@ -130,7 +136,7 @@ def _csv_entries(content: bytes, file: str | Path) -> list[Entry]:
                     f"{where} is malformed (region_shape_attributes={shown(cells[0])},"
                     f" region_attributes={shown(cells[1])}); export the annotations again"
                 )
-            entry.regions.append(Region(where, shape, attributes))
+            entry.regions.append(Region(where, row.get("region_id"), shape, attributes))
     except (csv.Error, UnicodeError) as e:
         raise UserError(f"{file} is no CSV in UTF-8 ({e}); export the annotations again") from e
     return list(entries.values())
