@@ -10,7 +10,7 @@ from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from d2ext.errors import UserError
+from d2ext.errors import UserError, building
 
 
 def make_deterministic() -> None:
@@ -67,6 +67,7 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     found = False
     for parent in list(model.modules()):
         for name, child in parent.named_children():
+            found |= isinstance(child, NaiveSyncBatchNorm)  # as the model's own config has it
             # Exactly these: subclasses do more, as timm's, which carry the activation.
             if type(child) in (nn.BatchNorm2d, nn.SyncBatchNorm):
                 found = True
@@ -87,9 +88,13 @@ def compile_backbone(model: nn.Module, options: Any) -> None:
     Args:
         model: its `backbone`, or all of it where it has none.
         options: `enabled` and arguments of torch.compile.
+
+    Raises:
+        UserError: torch does not take them.
     """
     arguments = {k: v for k, v in options.items() if k != "enabled"}
-    getattr(model, "backbone", model).compile(**arguments)
+    with building("train.compile"):
+        getattr(model, "backbone", model).compile(**arguments)
 
 
 def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:

@@ -128,24 +128,23 @@ class Evaluate(HookBase):
         schedule: of the run.
         run: evaluates after so many iterations; returns flat results on rank 0, and on all ranks
             why the run should end now, or None.
-        evaluated: iterations behind the last evaluation of a run that is resumed.
+        pending: a run that is resumed has not been evaluated where it goes on.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         run: Callable[[int], tuple[dict[str, float], str | None]],
-        evaluated: int | None,
+        pending: bool,
     ):
         self._schedule = schedule
         self._run = run
-        self._evaluated = evaluated
+        self._pending = pending
 
     def before_train(self) -> None:
         # A run that ended between the checkpoint and its evaluation.
         done = self.trainer.start_iter
-        due = done and self._schedule.eval_period.due(done, self._schedule)
-        if due and self._evaluated != done:
+        if self._pending and self._schedule.eval_period.due(done, self._schedule):
             self._evaluate(done)
 
     def after_step(self) -> None:

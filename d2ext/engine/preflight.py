@@ -142,8 +142,12 @@ def plan_run(
     best = None
     if validate and not eval_only and (best := best_metric(cfg.train, tested)):
         wanted["train.best.metric"] = best
+    heads = cfg.model.get("roi_heads")
+    masks = heads is None or heads.get("mask_head") is not None
     check_metrics(
-        cfg.evaluators, wanted, {name: (classes, datasets[name]["masks"]) for name in tested}
+        cfg.evaluators,
+        wanted,
+        {name: (classes, masks and datasets[name]["masks"]) for name in tested},
     )
 
     field = "--weights" if weights else "train.init_checkpoint"

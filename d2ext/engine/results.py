@@ -22,24 +22,36 @@ class Results:
         mode: `max` or `min`, which scores are better.
         done: iterations that the run has behind it; later scores, which a resumed run will meet
             again, do not count towards stopping.
+        start: the same, in steps of the present batch size; None: of the same size.
 
     Attributes:
         last: `iteration` and `results` of the last evaluation, or None.
         best: those of the best one, with `metric` and `mode`, or None.
     """
 
-    def __init__(self, path: Path, metric: str | None, mode: str, done: int):
+    def __init__(
+        self, path: Path, metric: str | None, mode: str, done: int, start: int | None = None
+    ):
         self._path = path
         self._metric, self._mode = metric, mode
         content = json.loads(path.read_text()) if done and path.is_file() else {}
         self.last: dict | None = content.get("last")
         self.best: dict | None = content.get("best")
         scores = [(i, score) for i, score in content.get("scores", []) if i <= done]
-        goal = (self._metric, self._mode)
-        if self.best and (self.best["metric"], self.best["mode"]) != goal:
+        if start not in (None, done):  # numbers of iterations as the run counts them from now on
+            scores = [(round(i * start / done), score) for i, score in scores]
+            for entry in filter(None, (self.last, self.best)):
+                entry["iteration"] = round(entry["iteration"] * start / done)
+        goal = (metric, mode)
+        if metric and self.best and (self.best["metric"], self.best["mode"]) != goal:
             logger.info("Another train.best than before: the best so far no longer counts")
             self.best, scores = None, []
         self._scores = scores
+
+    def evaluated(self, done: int) -> bool:
+        """Whether there was an evaluation after so many iterations."""
+        last = self.last["iteration"] if self.last else None
+        return done == last or any(done == i for i, _ in self._scores)
 
     def is_better(self, results: Mapping[str, float]) -> bool:
         """Whether these results are better than the best so far; NaN never is.
@@ -69,6 +81,7 @@ class Results:
         self.last = {"iteration": iteration, "results": finite_or_none(results)}
         content = {"last": self.last}
         if self._metric:
+            self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last["results"][self._metric]))
             content |= {"best": self.best} if self.best else {}
             content["scores"] = self._scores

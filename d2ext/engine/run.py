@@ -121,11 +121,13 @@ def train(
     options = cfg.train
     log_ranks(plan.device)
     declare_datasets(cfg)
-    state, start_iter = start_state(cfg, plan)
+    state = start_state(cfg, plan)
+    start_iter = state.start_iter
+    if options.get("compile", {}).get("enabled", False):
+        compile_backbone(state.model, options.compile)
     multiplier = build_multiplier(cfg, schedule)
     loader = build_train_loader(cfg, start_iter)
     suite = build_suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
-
     mode = options.get("best", {}).get("mode", "max")
 
     def open_folder() -> Results:
@@ -136,7 +138,8 @@ def train(
             logger.info("The earlier run was moved to %s", aside)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
-        return Results(out / "results.json", plan.best_metric, mode, start_iter)
+        file = out / "results.json"
+        return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter)
 
     results = from_main(open_folder)
     checkpoint = Checkpoint(
@@ -158,12 +161,12 @@ def train(
 
         return numbers, from_main(judge)
 
-    evaluated = results.last["iteration"] if results.last else None
+    pending = start_iter > 0 and not results.evaluated(start_iter)
     if start_iter >= schedule.max_iter or start_iter and suite and results.exhausted(patience):
         logger.info("Nothing left to train: the run ends at iteration %d", start_iter)
         if main and plan.resume.name != "model_final.pth":
             ckpt.save_final(plan.resume, out)
-        if suite and evaluated != start_iter:
+        if suite and pending:
             evaluate(start_iter)
         if main:
             _report(out, plan)
@@ -180,7 +183,7 @@ def train(
     if main:
         hooks += [ProgressBar(), checkpoint]
     if suite:
-        hooks.append(Evaluate(schedule, evaluate, evaluated))
+        hooks.append(Evaluate(schedule, evaluate, pending))
     if main:
         writers = [
             CommonMetricPrinter(schedule.max_iter),
@@ -188,8 +191,6 @@ def train(
             TensorboardXWriter(str(out)),
         ]
         hooks.append(d2_hooks.PeriodicWriter(writers, period=options.get("log_period", 20)))
-    if options.get("compile", {}).get("enabled", False):
-        compile_backbone(state.model, options.compile)
     trainer = Trainer(
         distributed(state.model, cfg, plan.device),
         state.optimizer,

@@ -29,12 +29,16 @@ class State:
         optimizer: of its parameters.
         scaler: of the losses; does nothing where it is not enabled.
         average: the averaged weights, or None.
+        start_iter: the first iteration to train.
+        checkpoint_iter: the same as the resumed checkpoint counts it, whose batch may differ.
     """
 
     model: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
+    start_iter: int = 0
+    checkpoint_iter: int = 0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -53,6 +57,7 @@ class State:
         }
         if self.average:
             content["ema"] = self.average.module.state_dict()
+            content["ema_updates"] = int(self.average.n_averaged)
         if self.scaler.is_enabled():
             content["scaler"] = self.scaler.state_dict()
         return content
@@ -63,11 +68,8 @@ class State:
         return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
 
 
-def start_state(cfg: Any, plan: Plan) -> tuple[State, int]:
+def start_state(cfg: Any, plan: Plan) -> State:
     """Builds the state and loads weights, or the checkpoint to resume, as planned.
-
-    Returns:
-        The state and the first iteration.
 
     Raises:
         UserError: something cannot be built or loaded.
@@ -88,10 +90,10 @@ def start_state(cfg: Any, plan: Plan) -> tuple[State, int]:
     average = averaged(model, decay) if decay else None
     if average and "ema" in content:
         average.module.load_state_dict(content["ema"])
-        average.n_averaged.fill_(start)
+        average.n_averaged.fill_(content["ema_updates"])
     elif average and start:
         logger.info("The checkpoint has no averaged weights: the average starts from its weights")
-    return State(model, optimizer, scaler, average), start
+    return State(model, optimizer, scaler, average, start, content.get("iterations_done", 0))
 
 
 def _resume(

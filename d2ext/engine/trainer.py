@@ -128,7 +128,8 @@ class Trainer:
         if self._clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
             norm = clip_grad_norm_(self.model.parameters(), self._clip_grad_norm)
-            self.storage.put_scalar("grad_norm", norm)
+            if math.isfinite(norm := float(norm)):  # JSON has no infinity; float16 overflows
+                self.storage.put_scalar("grad_norm", norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()

@@ -7,6 +7,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from torch import nn
 
+from d2ext.errors import UserError
+
 
 def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
     """The model with Detectron2's test-time augmentation; same inputs and outputs.
@@ -20,8 +22,11 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
         flip: also mirrored.
 
     Raises:
+        UserError: there are no sizes.
         AssertionError, AttributeError: another kind of model.
     """
+    if not min_sizes:
+        raise UserError("dataloader.tta.min_sizes=[]: give short sides in pixels, such as [800]")
     heads = model.roi_heads
     predictor = heads.box_predictor
     if isinstance(predictor, nn.ModuleList):  # a cascade

@@ -196,6 +196,7 @@ def test_test_time_augmentation(train_net, tiny, plain, sizes, tmp_path):
     for name, flags, options in (
         ("plain", [], []),
         ("one", ["--tta"], ["dataloader.tta.min_sizes=[96]", "dataloader.tta.flip=False"]),
+        ("flip", ["--tta"], ["dataloader.tta.min_sizes=[96]"]),
         ("all", ["--tta"], sizes),
     ):
         work = tmp_path / name
@@ -206,7 +207,8 @@ def test_test_time_augmentation(train_net, tiny, plain, sizes, tmp_path):
     boxes = {name: [p["bbox"] for p in ps[:5]] for name, ps in found.items()}
     # One version of the image, at the size of the plain evaluation, is the plain evaluation.
     assert boxes["one"] == [pytest.approx(box, abs=1.0) for box in boxes["plain"]]
-    assert boxes["all"] != boxes["plain"]
+    for name in ("flip", "all"):
+        assert boxes[name] != [pytest.approx(box, abs=1.0) for box in boxes["plain"]]
     # Nothing is found where nothing may be.
     nothing = [*tiny, "model.roi_heads.box_predictor.test_score_thresh=1.0", *sizes]
     done = train_net(*evaluate, "--tta", "--work-dir", tmp_path / "nothing", *nothing)
@@ -249,6 +251,12 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
         ("--expect AP=1", "", "give a result and its bound"),
         ("--tta", "", "--tta goes with --eval-only"),
         ("--eval-only --tta", "dataloader.tta=null", "has no dataloader.tta"),
+        ("--eval-only --tta", "dataloader.tta.min_sizes=[]", "dataloader.tta.min_sizes=[]: give"),
+        (
+            "",
+            "train.compile.enabled=True +train.compile.mode=fast",
+            "train.compile cannot be built",
+        ),
         ("", "train.compile.enabled=True train.compile.backend=fast", "torch has aot_eager"),
         ("", "train.sync_bn=True", "no BatchNorm to synchronise"),
     ],
@@ -301,6 +309,7 @@ def test_two_processes_stop_early_together_and_synchronise(repo, tiny, sizes, tm
     common = ["--work-dir", str(tmp_path / "run"), *tiny, *sizes, "model.backbone.norm=BN"]
     common += ["train.eval_period=1", "train.early_stopping_patience=1", "optimizer.lr=1e-12"]
     common += ["train.reference_world_size=2", "train.sync_bn=True", "train.max_iter=9"]
+    common += ["train.accumulate=2", "train.reference_batch_size=4"]
 
     def run(*flags):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -69,6 +69,7 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe}\n" in text
+    assert "\nReference: " in text  # where its numbers come from
     train = r"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8| \$DATA)?\n"
     assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
     data = recipe.rpartition("_")[2].removesuffix(".py")

@@ -7,7 +7,13 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
-from d2ext.engine.aids import averaged, grad_scaler, make_deterministic, with_sync_bn
+from d2ext.engine.aids import (
+    averaged,
+    compile_backbone,
+    grad_scaler,
+    make_deterministic,
+    with_sync_bn,
+)
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
@@ -54,6 +60,12 @@ def test_a_loss_that_overflows_float16_is_scaled_down_and_its_step_left_out():
     assert model.w.tolist() == pytest.approx([-0.3, -0.4], rel=1e-5)
 
 
+def test_an_infinite_norm_is_not_logged():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    _, trainer = _train(1, x=(30.0, 40.0), scaler=scaler, clip_grad_norm=1.0)
+    assert "grad_norm" not in trainer.storage.histories()
+
+
 def test_only_float16_is_scaled():
     assert grad_scaler({"enabled": True, "dtype": "float16"}, "cpu").is_enabled()
     assert not grad_scaler({"enabled": True, "dtype": "bfloat16"}, "cpu").is_enabled()
@@ -85,6 +97,23 @@ def test_deterministic_kernels_are_asked_for():
         torch.use_deterministic_algorithms(before)
 
 
+def test_only_the_backbone_is_compiled():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = nn.Module()
+    model.backbone, model.head = nn.Linear(2, 3), nn.Linear(3, 1)
+    keys = list(model.state_dict())
+    compile_backbone(model, {"enabled": True, "backend": backend})
+    model.head(model.backbone(torch.rand(1, 2)))
+    assert len(compiled) == 1 and list(model.state_dict()) == keys
+    with pytest.raises(UserError, match="train.compile cannot be built: .*mode"):
+        compile_backbone(model, {"enabled": True, "mode": "fast"})
+
+
 def _norms() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3)))
 
@@ -98,6 +127,11 @@ def test_sync_bn_keeps_parameters_and_keys():
     assert all(a is b for a, b in zip(synced.parameters(), parameters, strict=True))
     gpu = with_sync_bn(_norms(), "cuda")
     assert [type(m) for m in gpu.modules()].count(nn.SyncBatchNorm) == 2
+
+
+def test_a_model_that_synchronises_already_stays():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), NaiveSyncBatchNorm(3))
+    assert type(with_sync_bn(model, "cpu")[1]) is NaiveSyncBatchNorm
 
 
 def test_sync_bn_without_batch_norm_is_said():
