@@ -86,11 +86,12 @@ def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
         empty = {b"[": b"[]", b"{": b"{}"}.get(bytes(memoryview(part)[:1]))
         return json.loads(bytes(part) if key in keys or not empty else empty)
 
+    content = read_bytes(path)
     try:
-        parts = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, msgspec.Raw])
+        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         return {key: decode(key, part) for key, part in parts.items()}
-    except (OSError, ValueError, RecursionError):
-        return read_json(path)  # NaN, UTF-16, a list; or it says what is wrong
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return parse_json(content, path)  # NaN, UTF-16, a list; or it says what is wrong
 
 
 def inside(root: str | Path, name: object, where: str) -> str:
