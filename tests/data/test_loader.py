@@ -98,6 +98,7 @@ def _rank(rank, store, results):
     torch.distributed.barrier()
 
 
+@pytest.mark.slow
 def test_any_layout_sees_the_same(tmp_path):
     """1 process, 2 processes, 1 that accumulates; 0, 1 or 3 workers: the same draws in order."""
     context = multiprocessing.get_context("spawn")

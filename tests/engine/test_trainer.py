@@ -99,9 +99,8 @@ AIDS = {
 AIDS["all"] = AIDS["clipping"] | AIDS["ema"] | AIDS["bf16"]
 
 
-@pytest.mark.parametrize(
-    "aid", [pytest.param(n, marks=[pytest.mark.slow] * (n != "all")) for n in AIDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("aid", AIDS)
 def test_an_aid_has_its_effect_in_any_layout(tmp_path, repo, monkeypatch, aid):
     monkeypatch.chdir(repo)
     aided = _weights(world=1, accumulate=2, **AIDS[aid])
