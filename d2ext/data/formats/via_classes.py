@@ -73,7 +73,8 @@ def find_attribute(
             return None
         raise UserError(
             f"{file}: no region has an attribute that could hold its class; name the one class of"
-            " all regions (--classes NAME), or set the attribute in VIA"
+            " all regions (--classes NAME; data.classes=[NAME] in configs/custom), or set the"
+            " attribute in VIA"
         )
     groups = _groups(columns)
     if classes is not None:
