@@ -126,26 +126,34 @@ class Finished:
 
 
 @pytest.fixture
-def train_net(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs tools/train_net.py in this process (a new one costs seconds of imports)."""
-    spec = importlib.util.spec_from_file_location("train_net", REPO / "tools" / "train_net.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs a tool of `tools/` in this process (a new one costs seconds of imports)."""
 
-    def run(*args: str | Path, config: str | Path = REPO / LITE0) -> Finished:
-        argv, sys.argv = (
-            sys.argv,
-            ["tools/train_net.py", "--config-file", str(config), *map(str, args)],
-        )
+    def run(name: str, *args: str | Path) -> Finished:
+        file = REPO / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        before, sys.argv = sys.argv, list(map(str, [file, *args]))
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as e:
                 tool.run_tool(tool.main)
         finally:
-            sys.argv = argv
+            sys.argv = before
             if catalog := sys.modules.get("d2ext.data.catalog"):
                 catalog.unregister_datasets()
         out = capsys.readouterr()
         return Finished(e.value.code, out.out, out.err)
+
+    return run
+
+
+@pytest.fixture
+def train_net(run_tool: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Runs tools/train_net.py in this process."""
+
+    def run(*args: str | Path, config: str | Path = REPO / LITE0) -> Finished:
+        return run_tool("train_net", "--config-file", config, *args)
 
     return run

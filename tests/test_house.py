@@ -17,7 +17,7 @@ ALLOWED = {
     "report": set(),
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
 }
-COMMON = {"errors", "files", "guard"}
+COMMON = {"errors", "files", "guard", "html"}
 
 
 def _imports(path):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
+from d2ext.html import page_template
 from d2ext.inference.overlay import (
     class_color,
     class_name,
@@ -146,14 +146,7 @@ def write_html(
         facts: name to value, at the top.
         closing: called behind the last entry, for `summary` (a sentence) and `notes` (a list).
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("sheets.html")
+    template = page_template(Path(__file__).with_name("sheets.html"))
     with open(file, "wb") as f:
         for part in template.generate(name=name, facts=facts, entries=figures, closing=closing):
             f.write(part.encode("utf-8", errors="replace"))

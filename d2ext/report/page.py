@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.files import replaced
+from d2ext.html import page_template
 from d2ext.report.charts import Line, smooth, svg
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -44,14 +44,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     if not any((run_dir / f).is_file() for f in ("run.json", "metrics.json", "results.json")):
         raise UserError(f"{run_dir}: no run.json, metrics.json or results.json; not a run's folder")
     run = read_run(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("page.html").render(
+    html = page_template(Path(__file__).with_name("page.html")).render(
         name=run.info.get("name") or run_dir.resolve().name,
         info=run.info,
         started=_date(run.info.get("started")),

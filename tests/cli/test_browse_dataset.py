@@ -1,7 +1,6 @@
 """tools/browse_dataset.py: the pages, where they go, and how it ends."""
 
 import base64
-import importlib.util
 import io
 import json
 import re
@@ -13,33 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LITE0, REPO, Finished
+from tests.conftest import LITE0, REPO
 
 RED, GRAY = (220, 30, 30), (120, 120, 120)
 
 
 @pytest.fixture
-def browse(capsys, tmp_path):
+def browse(run_tool, tmp_path):
     """Runs the tool in this process, into `tmp_path / "out"`."""
-    file = REPO / "tools" / "browse_dataset.py"
-    spec = importlib.util.spec_from_file_location("browse_dataset", file)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
 
     def run(*args, config=REPO / LITE0):
-        argv = [str(file), "--config-file", config, "--output", tmp_path / "out", *args]
-        before, sys.argv = sys.argv, list(map(str, argv))
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as e:
-                tool.run_tool(tool.main)
-        finally:
-            sys.argv = before
-            if catalog := sys.modules.get("d2ext.data.catalog"):
-                catalog.unregister_datasets()
-        out = capsys.readouterr()
+        out = ["--output", tmp_path / "out"]
+        done = run_tool("browse_dataset", "--config-file", config, *out, *args)
         assert not list(tmp_path.glob(".*.tmp"))
-        return Finished(e.value.code, out.out, out.err)
+        return done
 
     return run
 

@@ -14,7 +14,6 @@ from d2ext.data.catalog import (
     unregister_datasets,
     use_classes,
 )
-from d2ext.data.formats import via
 from d2ext.data.formats.recognise import annotation_format
 from d2ext.engine.agree import declare_datasets
 from d2ext.errors import UserError
@@ -126,8 +125,6 @@ def test_via_with_the_classes_given_or_found(tiny_root, tmp_path, write):
     dataset = annotated_dataset(str(file), str(folder), classes=["balloon"])
     objects = [a for r in dataset.load() for a in r["annotations"]]
     assert objects and {a["category_id"] for a in objects} == {0}
-    if not hasattr(via, "via_classes"):
-        pytest.skip("via_classes is not there yet")
     content = json.loads(file.read_text())
     for i, entry in enumerate(content.values()):
         regions = entry["regions"]

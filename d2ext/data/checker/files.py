@@ -15,11 +15,10 @@ from d2ext.data.checker import place
 from d2ext.data.checker.columns import Columns
 from d2ext.data.checker.finding import Finding, finding
 from d2ext.data.formats.common import inside
+from d2ext.data.formats.images import is_turned
 from d2ext.errors import UserError
 
 DECODED_BY_ITSELF = 500  # a set of up to so many images is decoded unless that is refused
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,7 @@ def _photo(path: str, decode: bool) -> Photo:
     try:
         length = os.path.getsize(path)
         with Image.open(path) as image:
-            stored = image.size
-            try:
-                # The base class's: PNG's own decodes the whole image in search of late EXIF data.
-                turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED
-            except Exception:  # Detectron2, too, takes unreadable EXIF data for none
-                turned = False
+            stored, turned = image.size, is_turned(image)
             if decode:
                 image.load()
         return Photo(stored[::-1] if turned else stored, stored, length=length)

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from d2ext.data.checker.columns import Columns
 from d2ext.data.checker.finding import SEVERITIES, Finding
 from d2ext.data.checker.fix import Fixed
 from d2ext.files import replaced
+from d2ext.html import page_template
 
 if TYPE_CHECKING:
     from d2ext.data.checker.run import Source
@@ -21,14 +20,7 @@ def write_page(
     path: Path, source: "Source", c: Columns, findings: list[Finding], fixed: Fixed | None
 ) -> None:
     """Writes the page; raises UserError where it cannot be."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("page.html").render(
+    html = page_template(Path(__file__).with_name("page.html")).render(
         name=source.json_file.name,
         source=source,
         counts=[

@@ -30,11 +30,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return size
         with Image.open(path) as image:
             width, height = image.size
-            try:
-                # The base class's: PNG's own decodes the whole image in search of late EXIF data.
-                turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-            except Exception:  # Detectron2, too, takes unreadable EXIF data for none
-                turned = False
+            turned = is_turned(image)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, Image.DecompressionBombError) as e:
@@ -42,6 +38,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
             f"the image {path} cannot be read ({e}); replace it, or remove it from the annotations"
         ) from e
     return (height, width) if turned else (width, height)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image's EXIF orientation swaps its width and height."""
+    try:
+        # The base class's: PNG's own decodes the whole image in search of late EXIF data.
+        return Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # Detectron2, too, takes unreadable EXIF data for none
+        return False
 
 
 def _start(path: str | Path) -> bytes:
