@@ -1,9 +1,7 @@
 """A COCO file as arrays, read in chunks: half a gigabyte in seconds, whatever is in it."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +10,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.checker.outlines import Outlines, join, outlines
-from d2ext.data.formats.common import read_json
+from d2ext.data.formats.common import no_collection, read_json
 from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
@@ -118,7 +116,7 @@ def read_columns(json_file: str | Path) -> Columns:
 
 def read_content(json_file: str | Path) -> dict:
     """Reads a COCO file as it is; raises as `read_columns` does."""
-    with _no_collection():
+    with no_collection():
         try:
             content = msgspec.json.decode(Path(json_file).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -180,7 +178,7 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
     )
     _no_unicode(images, "file_name", malformed["images"])
     _no_unicode(categories, "name", malformed["categories"])
-    with _no_collection():
+    with no_collection():
         ids, boxes, areas, masks = _annotations(
             parts["annotations"], decode, malformed["annotations"]
         )
@@ -248,15 +246,3 @@ def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:
             except UnicodeEncodeError:
                 entries[i] = None
                 reasons[i] = f"{key} holds characters that are none"
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Millions of new objects, none of them garbage, would be looked through again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from d2ext.data.formats.coco import to_coco
+from d2ext.data.formats.common import no_collection
 from d2ext.data.formats.labelme import read_labelme
 from d2ext.data.formats.open_images import read_open_images
 from d2ext.data.formats.via import read_via, via_classes
@@ -35,6 +36,7 @@ READERS: dict[str, Callable[[Path, Path, Sequence[str] | None], Read]] = {
 FORMATS = ("via", *READERS)
 
 
+@no_collection()
 def convert_to_coco(
     kind: str,
     source: str | Path,

@@ -6,7 +6,6 @@ explains, and gives the same records.
 """
 
 import codecs
-import gc
 import itertools
 import json
 import logging
@@ -25,7 +24,7 @@ import numpy as np
 
 from d2ext.data.columns import POLYGON, Columns, mask_kind
 from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
-from d2ext.data.formats.common import inside
+from d2ext.data.formats.common import inside, no_collection
 from d2ext.data.formats.objects import MALFORMED
 from d2ext.data.pages import PagesWriter
 from d2ext.data.records import write_columns
@@ -69,6 +68,7 @@ _SIZE = 1_000_000  # pixels; what reaches as far is no image, box or polygon
 _EXACT = 2.0**52  # below it a float is exact where the file has an integer
 
 
+@no_collection()
 def parse_coco(
     json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> Callable[[IO[bytes], dict[str, Any]], None] | None:
@@ -78,8 +78,6 @@ def parse_coco(
         A function of a file to write the store to and of more entries for its info; None where
         `read_coco` must have a look at the file.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # there are millions of new objects and no circles: it would look at all, often
     try:
         data = Path(json_file).read_bytes()
         if not _is_utf8(data):
@@ -89,9 +87,6 @@ def parse_coco(
         return _Parsed(content, categories, json_file, image_root, classes).write
     except (OSError, RecursionError, UserError, _Odd, *MALFORMED):
         return None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class _Odd(Exception):

@@ -1,10 +1,12 @@
 """What the readers share: a JSON file read with clear errors, names compared, areas of polygons."""
 
+import contextlib
 import difflib
+import gc
 import json
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,21 @@ def read_bytes(path: str | Path) -> bytes:
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection while a file is read; a decorator, too.
+
+    It would look through the file's objects, which hold no circles, again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def outline(path: str | Path, keys: Collection[str] = ()) -> Any:

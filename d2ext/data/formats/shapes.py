@@ -72,11 +72,10 @@ def shifted(
         return []
     import numpy as np
 
-    flat = list(chain.from_iterable(polygons))
     try:
-        if not set(map(type, flat)) <= {int, float} or not all(polygons):
+        if not set(map(type, chain.from_iterable(polygons))) <= {int, float} or not all(polygons):
             raise ValueError
-        moved = np.array(flat, dtype=float) + shift
+        moved = np.fromiter(chain.from_iterable(polygons), float) + shift
         if not (np.abs(moved) < _FARTHEST).all():
             raise ValueError
     except (ValueError, OverflowError):
