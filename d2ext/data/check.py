@@ -50,7 +50,8 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
     if absent:
         raise UserError(
             f"data set {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
-            f" {absent[0]}; put them there, or check datasets.{name}.image_root"
+            f" {absent[0]}; put them there, or check datasets.{name}.image_root (in"
+            " configs/custom that is data.train.images, or data.val.images)"
         )
     for side, values in (("height", columns.heights), ("width", columns.widths)):
         for i in np.flatnonzero(values < 0)[:1]:

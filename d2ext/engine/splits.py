@@ -84,10 +84,10 @@ def _check_file(json_file: str, image_root: str | None) -> None:
     command = f"python tools/check_dataset.py {json_file} --images {image_root}"
 
     def errors() -> list[str]:
-        found = [f for f in fast_findings(json_file) if f.severity == ERROR]
-        return [f"{f.count} {f.what} (such as {f.example})" for f in found]
+        found = fast_findings(json_file, images=image_root)
+        return [f"{f.count} {f.what} (such as {f.example})" for f in found if f.severity == ERROR]
 
-    if found := remembered(json_file, "errors", errors):
+    if found := remembered(json_file, f"errors {image_root}", errors):
         more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
         raise UserError(
             f"{json_file} has {found[0]}{more}; see all with {command}, mend them with --fix"

@@ -1,5 +1,7 @@
 """Image names in annotation files stay in the image folder."""
 
+import os
+
 import pytest
 
 from d2ext.data.formats.common import inside
@@ -11,6 +13,12 @@ def test_names_in_the_folder(name):
     assert inside("/photos", name, "x") == f"/photos/{name}"
 
 
+def test_absolute_names_in_the_folder():
+    assert inside("/photos", "/photos/b/a.jpg", "x") == "/photos/b/a.jpg"
+    assert inside("/", "/photos/a.jpg", "x") == "/photos/a.jpg"  # any name is asked for
+    assert inside("photos", os.path.abspath("photos/a.jpg"), "x") == "photos/a.jpg"
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -20,6 +28,8 @@ def test_names_in_the_folder(name):
         "../a.jpg",
         "b/../../a.jpg",
         "/etc/passwd",
+        "/photos/../a.jpg",
+        "/photos2/a.jpg",
         "a\0.jpg",
         None,
         5,

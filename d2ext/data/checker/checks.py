@@ -11,7 +11,7 @@ from d2ext.data.checker.statistics import Anchors
 CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
     entries.malformed,
     entries.image_ids,
-    entries.image_names,
+    entries.encodings,
     entries.categories,
     entries.annotation_ids,
     entries.references,
@@ -27,12 +27,14 @@ CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
 def fast_findings(
     content: Columns | dict | str | Path,
     anchors: Anchors = Anchors(),  # noqa: B008
+    images: str | Path | None = None,
 ) -> list[Finding]:
     """What a COCO file shows without its images.
 
     Args:
         content: the file, what is in it, or its columns.
         anchors: what object sizes are held against.
+        images: their folder, which is not looked into; without it no absolute name is good.
 
     Returns:
         Findings, errors first.
@@ -44,6 +46,7 @@ def fast_findings(
         content = read_columns(content)
     c = content if isinstance(content, Columns) else columns(content)
     found = [f for check in CHECKS for f in check(c)]
+    found += entries.image_paths(c, images)
     return in_order([*found, *statistics.object_sizes(c, anchors)])
 
 

@@ -1,6 +1,8 @@
 """Checks of ids, names and references: whatever a COCO file says beside its shapes."""
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -37,17 +39,24 @@ def image_ids(c: Columns) -> Iterator[Finding]:
         yield finding("image_duplicate_entry", again, "images", example)
 
 
-def image_names(c: Columns) -> Iterator[Finding]:
-    """Names that lead out of the image folder, and names in a wrong encoding."""
+def image_paths(c: Columns, images: str | Path | None) -> Iterator[Finding]:
+    """Names that lead out of the image folder."""
     wrong = []
     for i in np.flatnonzero(c.good["images"]):
         try:
-            inside("", c.image_name[i], "")
+            if images is None and os.path.isabs(c.image_name[i]):
+                wrong.append(i)
+            else:
+                inside(images or "", c.image_name[i], "")
         except UserError:
             wrong.append(i)
     if wrong:
         example = f"images[{wrong[0]}] (id {c.image_id[wrong[0]]}): {c.image_name[wrong[0]]!r}"
         yield finding("image_path", wrong, "images", example)
+
+
+def encodings(c: Columns) -> Iterator[Finding]:
+    """Names of images in a wrong encoding."""
     yield from _mojibake("image_mojibake", c.image_name, "images")
 
 

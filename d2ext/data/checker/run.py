@@ -63,7 +63,7 @@ def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
     other_photos = _album(other_root, False)
 
     def check(c: Columns) -> list[Finding]:
-        found = fast_findings(c, source.anchors)
+        found = fast_findings(c, source.anchors, source.images)
         if other is not None:
             found += categories_against(c, other)
         if source.images is not None:

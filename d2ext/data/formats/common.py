@@ -118,19 +118,21 @@ def inside(root: str | Path, name: object, where: str) -> str:
 
     Args:
         root: the folder.
-        name: as the annotation file has it, relative to the folder.
+        name: as the annotation file has it, relative to the folder, or absolute and in it.
         where: the place in the annotation file, for messages.
 
     Raises:
-        UserError: it is no text, empty, too long, absolute, or leads out of the folder.
+        UserError: it is no text, empty, too long, or leads out of the folder.
     """
     fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
     if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
         raise UserError(f"{where}: the image name {shown(name)} is no file name; correct it")
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in ("..", "."):
+    if os.path.isabs(name):
+        name = os.path.relpath(name, root)
+    if os.path.normpath(name).split(os.sep)[0] in ("..", "."):
         raise UserError(
             f"{where}: the image {shown(name)} is not in the image folder {root}; name it relative"
-            " to that folder"
+            " to that folder, or give the folder that holds all images (/ allows any)"
         )
     return os.path.join(root, name)
 

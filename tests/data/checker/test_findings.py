@@ -31,6 +31,13 @@ def test_a_faultless_file_has_no_findings(content: dict, photos: Path, written: 
     assert codes(findings_of(Source(path, photos))(read_columns(path))) == {}
 
 
+def test_absolute_names_are_good_in_the_folder(content: dict, photos: Path) -> None:
+    for image in content["images"]:
+        image["file_name"] = str(photos.resolve() / image["file_name"])
+    assert codes(fast_findings(content)) == {"image_path": [0, 1, 2]}
+    assert codes(fast_findings(content, images=photos)) == {}
+
+
 def change(part: str, row: int, **values: object) -> Callable[[dict], None]:
     return lambda content: content[part][row].update(values)
 

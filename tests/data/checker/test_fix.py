@@ -127,7 +127,7 @@ def test_a_mended_file_is_read_and_says_what_was_done(
 def test_values_are_saved_where_they_can_be(content: dict, photos: Path, written: Callable) -> None:
     """Names of other spelling, sizes, numbers as text, a box from its mask: nothing is removed."""
     images, annotations = content["images"], content["annotations"]
-    images[0]["file_name"] = str(photos / "a.jpg")
+    images[0]["file_name"] = f"../{photos.name}/a.jpg"
     images[1] |= {"file_name": "SUB\\B.jpg", "width": 99}
     del images[2]["height"]
     annotations[0] |= {"bbox": None, "area": None, "id": "1"}
