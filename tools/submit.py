@@ -44,13 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="anything sbatch knows")
     add("--seeds", metavar="1,2,3", help="a job array, one run directory each")
     add("--max-requeues", type=int, default=100, metavar="N", help="how often it may return (100)")
-    add(
-        "--signal-delay",
-        type=int,
-        default=120,
-        metavar="SECONDS",
-        help="for saving, before the time limit (120)",
-    )
+    add("--signal-delay", type=int, default=120, metavar="S", help="seconds for saving (120)")
     add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, stop")
     add("--wait", action="store_true", help="show rank 0's log; exit with the training's status")
     return parser

@@ -29,6 +29,8 @@ from d2ext.slurm.record import Record
 
 _MEETING = 600.0  # seconds that another machine may take to start, or its disk to show a file
 _GRACE = 15.0  # seconds that trainers have once another machine's have failed
+_KILLS = 3  # starts that end so without a new checkpoint before nobody tries again
+_BY_SLURM = "Slurm has requeued it"
 _LOST = ("killed", "communication")  # kinds of errors of ranks behind which no mistake stands
 
 
@@ -68,9 +70,12 @@ class Training:
         here, record = JobEnvironment(), Record(self.folder)
         if here.global_rank:
             self._run_other(here)
-        if self._exhausted(record):
-            self._finish(record, 1, "it was requeued again")
-        record.begin(here.hostname)
+        if len(record.attempts) > self.max_requeues:
+            self._finish(
+                record, 1, f"it came back more often than --max-requeues {self.max_requeues}"
+            )
+        nodes = os.environ.get("SLURM_JOB_NODELIST", here.hostname)
+        record.begin(nodes, newest(record.run_dir))
         try:
             status = self._run_trainers(here, lambda: self._failed_elsewhere(here))
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -79,10 +84,7 @@ class Training:
         why, again = self._judge(record, here, status, signalled=False)
         if not again:
             self._finish(record, status, why)
-        record.end(why)
-        print(f"requeued: {why}", flush=True)
-        here._requeue(0)
-        sys.exit(EXIT_STOPPED)
+        self._come_back(record, here, why)
 
     def checkpoint(self) -> DelayedSubmission:
         """Waits until the trainers have saved; called by submitit for a signal, in the first task.
@@ -99,6 +101,8 @@ class Training:
         why, again = self._judge(record, here, status, signalled=True)
         if not again:
             raise _Ended(status, why)
+        if why.startswith(_BY_SLURM):
+            self._come_back(record, here, why)
         record.end(why)
         print(f"requeued: {why}", flush=True)
         return DelayedSubmission(replace(self))
@@ -115,10 +119,7 @@ class Training:
         why, again = self._judge(record, here, 128 - status, signalled=False)
         if not again:
             self._finish(record, status, why)
-        record.end(why)
-        print(f"requeued: {why}", flush=True)
-        here._requeue(0)
-        sys.exit(status)
+        self._come_back(record, here, why)
 
     def _run_other(self, here: JobEnvironment) -> NoReturn:
         """Another machine than the first, which alone decides what becomes of the job."""
@@ -132,11 +133,10 @@ class Training:
     def _run_trainers(
         self, here: JobEnvironment, failed_elsewhere: Callable[[], int | None] = lambda: None
     ) -> int:
-        env, flags = dict(os.environ), []
+        env, flags = dict(os.environ), ["--machine-rank", str(here.global_rank)]
         if self.num_machines > 1:
             host, port = self._meet(here)
             env |= {"MASTER_ADDR": host, "PORT": port}
-            flags = ["--machine-rank", str(here.global_rank)]
         begun = newest(Record(self.folder).run_dir) != self.untouched
         flags += self.goes_on if begun else self.start
         command = [*self.command, *flags, *self.overrides]
@@ -178,11 +178,19 @@ class Training:
         why = self._interruption(record, here, status, signalled)
         if why is None:
             return _last_words(here.paths.stdout) if status else "finished", False
-        state = job_state(here.raw_job_id) if here.cluster == "slurm" else None
-        if record.cancelled or state not in (None, "RUNNING"):
-            return f"cancelled ({why})" if record.cancelled else f"{state}: {why}", False
-        if self._exhausted(record, 1):
-            return f"requeued {record.requeues} times, as --max-requeues allows: {why}", False
+        if record.cancelled:
+            return f"cancelled: {why}", False
+        if here.cluster == "slurm" and (now := job_state(here.raw_job_id)):
+            state, restarts = now
+            if restarts > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+                return f"{_BY_SLURM}: {why}", True
+            if state != "RUNNING":  # Slurm says COMPLETING for both
+                return f"cancelled, or its time was up before it had saved: {why}", False
+        if len(record.attempts) > self.max_requeues:
+            return f"{why}, after {record.requeues} requeues, all that --max-requeues allows", False
+        last = [attempt["checkpoint"] for attempt in record.attempts[-_KILLS:]]
+        if status != EXIT_STOPPED and last == [newest(record.run_dir)] * _KILLS:
+            return f"{why}, for the {_KILLS}rd time without a new checkpoint", False
         return why, True
 
     def _interruption(
@@ -190,7 +198,7 @@ class Training:
     ) -> str | None:
         """What ended the trainers that is no fault of theirs, or None."""
         if status == EXIT_STOPPED and (signalled or here.cluster == "slurm"):
-            return "saved before the end of its time here"
+            return "preempted or out of time, and saved"
         if signalled and (status == 130 or status < 0):
             return "the signal came before the first step"
         if status < 0:
@@ -209,8 +217,12 @@ class Training:
         first = cause(failures)
         return first if first and first["kind"] in _LOST else None
 
-    def _exhausted(self, record: Record, more: int = 0) -> bool:
-        return record.requeues + more > self.max_requeues
+    def _come_back(self, record: Record, here: JobEnvironment, why: str) -> NoReturn:
+        record.end(why)
+        print(f"requeued: {why}", flush=True)
+        if not why.startswith(_BY_SLURM):
+            here._requeue(0)
+        sys.exit(EXIT_STOPPED)
 
     def _finish(self, record: Record, status: int, why: str) -> NoReturn:
         """The end of the job: says why, and exits."""

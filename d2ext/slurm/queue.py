@@ -21,10 +21,10 @@ def living_jobs() -> dict[str, tuple[str, str, str]] | None:
     return {job: (state, nodes, reason) for job, state, nodes, reason in rows}
 
 
-def job_state(job: str) -> str | None:
-    """State of a job, such as RUNNING; None where Slurm does not say."""
-    text = _ask("squeue", "-h", "-j", job, "-o", "%T")
-    return text.split()[0] if text and text.split() else None
+def job_state(job: str) -> tuple[str, int] | None:
+    """State of a job, such as RUNNING, and how often it was requeued; None: Slurm is silent."""
+    words = (_ask("squeue", "-h", "-j", job, "-O", "State:30,RestartCnt:10") or "").split()
+    return (words[0], int(words[1])) if len(words) == 2 else None
 
 
 def past_states(jobs: Sequence[str]) -> dict[str, str]:

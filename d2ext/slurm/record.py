@@ -49,7 +49,7 @@ class Record:
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """`started`, `ended` (Unix time), `host`, `why` it ended, of each time it was started."""
+        """Each start's `started`, `nodes`, `checkpoint`, and `ended` and `why` if it has ended."""
         return _read(self.folder / "attempts.json").get("attempts", [])
 
     @property
@@ -62,9 +62,10 @@ class Record:
         """How often it was started again, by whomever."""
         return max(0, len(self.attempts) - 1)
 
-    def begin(self, host: str) -> None:
-        """Notes the start of an attempt."""
-        attempts = [*self.attempts, {"started": time.time(), "host": host}]
+    def begin(self, nodes: str, checkpoint: int | None) -> None:
+        """Notes the start of an attempt, and which checkpoint was there (`job.newest`)."""
+        start = {"started": time.time(), "nodes": nodes, "checkpoint": checkpoint}
+        attempts = [*self.attempts, start]
         write_json(self.folder / "attempts.json", {"attempts": attempts})
 
     def end(self, why: str, status: int | None = None) -> None:

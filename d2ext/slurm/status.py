@@ -84,7 +84,7 @@ def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _state(record: Record, living: dict, past: dict[str, str]) -> tuple[str, str]:
     job, outcome = record.submission, record.outcome
     if outcome:
-        return _ending(outcome), ""
+        return _ending(outcome), record.attempts[-1]["nodes"] if record.attempts else ""
     if job["cluster"] == "local":
         alive = Path(f"/proc/{job['job']}").exists()
         return ("RUNNING", "this machine") if alive else ("killed", "")
