@@ -227,9 +227,9 @@ class Training:
     def _finish(self, record: Record, status: int, why: str) -> NoReturn:
         """The end of the job: says why, and exits."""
         status = status if status >= 0 else 128 - status
-        record.end(why, status)
         if status:
             print(f"not requeued (status {status}): {why}", file=sys.stderr, flush=True)
+        record.end(why, status)
         sys.exit(status)
 
 

@@ -100,7 +100,7 @@ def _ending(outcome: dict[str, Any]) -> str:
     if outcome["status"] == 0:
         return "finished"
     reason = outcome["reason"]
-    return reason.partition(" ")[0] if reason.startswith("cancelled") else f"failed: {reason:.60}"
+    return "cancelled" if reason.startswith("cancelled:") else f"stopped: {reason:.60}"
 
 
 def _last_ap(run_dir: Path) -> str:
