@@ -189,7 +189,8 @@ class Training:
         if len(record.attempts) > self.max_requeues:
             return f"{why}, after {record.requeues} requeues, all that --max-requeues allows", False
         last = [attempt["checkpoint"] for attempt in record.attempts[-_KILLS:]]
-        if status != EXIT_STOPPED and last == [newest(record.run_dir)] * _KILLS:
+        killed = status != EXIT_STOPPED and not signalled
+        if killed and last == [newest(record.run_dir)] * _KILLS:
             return f"{why}, for the {_KILLS}rd time without a new checkpoint", False
         return why, True
 

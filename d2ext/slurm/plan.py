@@ -128,10 +128,9 @@ def make_plan(request: Request) -> Job:
     runs = runs or [Run(Path(output))]
     for run in runs:
         _refuse_second(run.directory)
-        if run.seed is not None and not (request.resume or request.overwrite):
-            from d2ext.engine.output_dir import refuse_mixing
-
-            refuse_mixing(run.directory)
+        taken = (run.directory / "run.json").exists()
+        if taken and run.seed is not None and not (request.resume or request.overwrite):
+            raise UserError(f"{run.directory} holds another run: --resume, --overwrite, --work-dir")
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"
     limit = f"{minutes} minutes" if minutes < _FOREVER else "no time limit"

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -127,6 +128,7 @@ def _moved_aside(job: Job) -> Iterator[None]:
     """--overwrite: earlier runs are moved aside, and back if nothing is submitted."""
     moved = []
     if job.request.overwrite:
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
         from d2ext.engine.output_dir import make_output_dir
 
         with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
