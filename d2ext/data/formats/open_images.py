@@ -45,7 +45,7 @@ def read_open_images(
         UserError: a file is absent or malformed, or none of the images is there.
     """
     source = Path(source)
-    descriptions = _descriptions(source)
+    descriptions = class_descriptions(source)
     files: dict[str, str] = {}
     for name in images_in(image_root):
         stem = os.path.splitext(os.path.basename(name))[0]
@@ -108,9 +108,13 @@ def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise UserError(f"{source} is no CSV in UTF-8 ({e}); download it again") from e
 
 
-def _descriptions(source: Path) -> dict[str, str]:
-    """Code to name."""
-    files = sorted(source.parent.glob("*class-descriptions*.csv"))
+def class_descriptions(source: str | Path) -> dict[str, str]:
+    """Code to name, of the `*class-descriptions*.csv` beside a file; empty where there is none.
+
+    Raises:
+        UserError: it is no CSV.
+    """
+    files = sorted(Path(source).parent.glob("*class-descriptions*.csv"))
     if not files:
         return {}
     try:
