@@ -143,7 +143,7 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
     """
     scripts = _scripts()
     ids = np.asfortranarray(np.asarray(Image.open(file)).astype(np.int32))
-    void = np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval])
+    void = _encoded(np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval]))
     result = {"groundTruth": {}, "prediction": {}}
     present, counts = np.unique(ids, return_counts=True)
     for c, name in enumerate(truth.classes):
@@ -161,8 +161,8 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
                     f"CityscapesMetric: a mask has {mask['size'][1]} x {mask['size'][0]} pixels,"
                     f" {file} has {ids.shape[1]} x {ids.shape[0]}"
                 )
-        regions = [ids == o["instID"] for o in objects] + [void]
-        areas, common = _intersections(masks, regions)
+        regions = [_encoded(ids == o["instID"]) for o in objects] if masks else []
+        areas, common = _intersections(masks, [*regions, void])
         predicted = [
             {"confidence": float(detections.scores[r]), "pixelCount": int(a), "matchedGt": []}
             | {"voidIntersection": int(shared[-1])}
@@ -179,13 +179,16 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
     return result
 
 
-def _intersections(masks: list[dict], regions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(mask: np.ndarray) -> dict:
+    return pycocotools.mask.encode(mask.view(np.uint8))
+
+
+def _intersections(masks: list[dict], regions: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """(D,) areas of D masks and (D, R) of what each has in common with R regions, in pixels."""
     if not masks:
         return np.zeros(0), np.zeros((0, len(regions)))
     areas = pycocotools.mask.area(masks)
-    encoded = [pycocotools.mask.encode(r.view(np.uint8)) for r in regions]
     # Of a crowd, pycocotools gives the part of the mask that lies in it.
-    inside = pycocotools.mask.iou(masks, encoded, [1] * len(regions))
+    inside = pycocotools.mask.iou(masks, regions, [1] * len(regions))
     # An empty mask or region: 0 / 0.
     return areas, np.rint(np.nan_to_num(inside) * areas[:, None])

@@ -82,38 +82,30 @@ class OpenImagesMetric:
         above = self._above_by_index(truth.classes)
         truth = _expanded(truth, above)
         if self._expand_detections:
-            detections = _expanded(dataclasses.replace(detections, masks=None), above)
+            detections = _expanded(detections, above)
         groups = truth.group_of | truth.crowd
         ap = average_precision(truth, detections, [0.5], truth.difficult, groups)
         numbers, table = named("bbox", ["AP50"], ap, truth.classes, self._per_class)
-        logger.info("Open Images bbox:\n%s", table)
+        more = sum(map(len, above))
+        logger.info("Open Images bbox, %d pairs of a class and one above it:\n%s", more, table)
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
         """The names of the results that a data set will have; raises UserError as a call does."""
         self._above_by_index(classes)
-        return set(named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0])
+        return set(
+            named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0]
+        )
 
     def _above_by_index(self, classes: Sequence[str]) -> list[list[int]]:
         """The classes above each class."""
         index = {name: i for i, name in enumerate(classes)}
-        if self._file is not None:
-            if not (unknown := [name for name in self._above if name not in index]):
-                pass
-            elif len(unknown) == len(self._above):
-                raise UserError(
-                    f"{self._file} names none of the classes {shown(list(classes))}, but"
-                    f" {shown(unknown[0])} and so on; where it has codes, put Open Images'"
-                    " class-descriptions-boxable.csv beside it"
-                )
-            else:  # the root, and classes that this part of the data does not have
-                logger.info(
-                    "%s: %d of %d names are no classes here, such as %s; left out",
-                    self._file,
-                    len(unknown),
-                    len(self._above),
-                    unknown[0],
-                )
+        if self._file is not None and not (index.keys() & self._above):
+            raise UserError(
+                f"{self._file} names none of the classes {shown(list(classes))}, but"
+                f" {shown(list(self._above))}; where it has codes, put Open Images'"
+                " class-descriptions-boxable.csv beside it"
+            )
         return [sorted(index[a] for a in self._above.get(c, ()) if a in index) for c in classes]
 
 
@@ -127,6 +119,8 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
     Raises:
         UserError: the file is absent or malformed.
     """
+    if not Path(path).is_file():
+        raise UserError(f"OpenImagesMetric: hierarchy_file={path} does not exist; correct the path")
     names = class_descriptions(path)
     above: dict[str, set[str]] = {}
     todo = [(read_json(path), frozenset())]
@@ -145,21 +139,18 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
     return above
 
 
+_PER_INSTANCE = ("image", "boxes", "areas", "crowd", "difficult", "group_of", "scores")
+
+
 def _expanded(
     instances: GroundTruth | Detections, above: list[list[int]]
 ) -> GroundTruth | Detections:
-    """Adds each instance once more for every class above its own."""
-    extra = [(c, a) for c, classes in enumerate(above) for a in classes]
-    rows = [np.arange(len(instances.label)), *(np.flatnonzero(instances.label == c) for c, _ in extra)]
-    taken = np.concatenate(rows)
-    label = np.concatenate(
-        [instances.label, *(np.full(len(r), a) for r, (_, a) in zip(rows[1:], extra, strict=True))]
-    ).astype(np.int64)
-    columns = {
-        field.name: getattr(instances, field.name)[taken]
-        for field in dataclasses.fields(instances)
-        if field.name in ("image", "boxes", "areas", "crowd", "difficult", "group_of", "scores")
-    }
-    if isinstance(instances, GroundTruth):
-        columns["segmentations"] = None
-    return dataclasses.replace(instances, label=label, **columns)
+    """Adds each instance, without its mask, once more for every class above its own."""
+    pairs = [(c, a) for c, classes in enumerate(above) for a in classes]
+    copied = [np.flatnonzero(instances.label == c) for c, _ in pairs]
+    rows = np.concatenate([np.arange(len(instances.label)), *copied])
+    label = instances.label[rows]
+    label[len(instances.label) :] = np.repeat([a for _, a in pairs], list(map(len, copied)))
+    masks = "segmentations" if isinstance(instances, GroundTruth) else "masks"
+    columns = {c: getattr(instances, c)[rows] for c in _PER_INSTANCE if hasattr(instances, c)}
+    return dataclasses.replace(instances, label=label, **columns, **{masks: None})
