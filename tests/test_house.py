@@ -62,7 +62,11 @@ def test_imports_run_downward(repo, layer):
         "d2ext.data.balloon",
         "d2ext.data.cityscapes",
         "d2ext.data.coco2017",
+        "d2ext.evaluation.average_precision",
+        "d2ext.evaluation.cityscapes",
         "d2ext.evaluation.coco",
+        "d2ext.evaluation.open_images",
+        "d2ext.evaluation.voc",
         "d2ext.report",
     ],
 )

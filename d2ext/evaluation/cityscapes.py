@@ -1,9 +1,9 @@
 """Cityscapes' own average precision of masks (https://www.cityscapes-dataset.com/benchmarks/).
 
 The numbers are those of cityscapesscripts (evalInstanceLevelSemanticLabeling), whose
-`evaluateMatches` is called. Its way there is not taken: it reads a PNG for every detection and
-compares it with every object pixel by pixel, takes a function that numpy 2.4 has not got any more,
-writes `matches.json` into the current folder, and ends the process on an error.
+`evaluateMatches` is called. Its way there, which Detectron2 takes, is not: it reads a PNG for every
+detection and compares it with every object pixel by pixel, it ends the process on an error, and
+with numpy 2.4 (no `in1d`; integers that its JSON does not know) version 2.3 of it fails.
 """
 
 import copy
@@ -142,7 +142,7 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
         {"groundTruth": {class: objects}, "prediction": {class: detections}}; areas are pixels.
     """
     scripts = _scripts()
-    ids = np.asfortranarray(np.asarray(Image.open(file)).astype(np.int32))
+    ids = np.asarray(Image.open(file)).astype(np.int32)
     void = _encoded(np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval]))
     result = {"groundTruth": {}, "prediction": {}}
     present, counts = np.unique(ids, return_counts=True)
@@ -180,7 +180,7 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
 
 
 def _encoded(mask: np.ndarray) -> dict:
-    return pycocotools.mask.encode(mask.view(np.uint8))
+    return pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def _intersections(masks: list[dict], regions: list[dict]) -> tuple[np.ndarray, np.ndarray]:
