@@ -63,7 +63,11 @@ def read_open_images(
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")
-            group = row.get("IsGroupOf") == "1"
+            group = _GROUP_OF[(row.get("IsGroupOf") or "").strip().lower()]
+        except KeyError:
+            raise UserError(
+                f"{where}: IsGroupOf={shown(row['IsGroupOf'])} is neither 0 nor 1; correct it"
+            ) from None
         except ValueError as e:
             raise UserError(f"{where} is malformed ({e}); download the file again") from e
         rows.setdefault(row["ImageID"], []).append((name, box, int(group)))
@@ -90,6 +94,12 @@ def read_open_images(
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted
+
+
+# As Open Images writes it (-1: not known), and as spreadsheets and pandas do.
+_GROUP_OF = {"1": 1, "1.0": 1, "true": 1} | dict.fromkeys(
+    ("", "0", "0.0", "false", "-1", "-1.0"), 0
+)
 
 
 def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
