@@ -10,6 +10,7 @@ from d2ext.data.checker.columns import NOT_OF_TYPE, Rle
 from d2ext.data.checker.finding import Finding
 from d2ext.data.checker.mending import Mending, as_json
 from d2ext.data.checker.outlines import outlines
+from d2ext.data.formats.rle import compressed
 
 
 def _annotation_malformed(m: Mending, f: Finding) -> None:
@@ -194,8 +195,7 @@ def _rle_box(rle: dict) -> list[float]:
     """x, y, width, height of a sound RLE."""
     from pycocotools import mask
 
-    made = mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
-    return mask.toBbox(made).tolist()
+    return mask.toBbox(compressed(rle)).tolist()
 
 
 ENTRIES = {

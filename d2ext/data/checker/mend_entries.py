@@ -13,6 +13,7 @@ from d2ext.data.checker.entries import demojibake
 from d2ext.data.checker.files import Photo
 from d2ext.data.checker.finding import Finding
 from d2ext.data.checker.mending import Mending, as_json
+from d2ext.data.formats.objects import FAR
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
             values["id"] = m.fresh_id("images")
         for side in ("width", "height"):
             value = numbers.integer(entry.get(side))
-            values[side] = value if value and 0 < value <= 2**31 else None
+            values[side] = value if value and 0 < value < FAR else None
         if None in values.values():
             photo = m.files.photo(name) if m.files else None
             if not photo:

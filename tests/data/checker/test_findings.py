@@ -53,6 +53,7 @@ def repeat(part: str, row: int, **values: object) -> Callable[[dict], None]:
 SPOILT = [
     (change("images", 1, width="64"), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 1, height=0), {"image_malformed": [1], "unknown_image": [2, 3]}),
+    (change("images", 1, height=10**6), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 0, file_name="/etc/a.jpg"), {"image_path": [0]}),
     (change("images", 0, file_name="sub/../../a.jpg"), {"image_path": [0]}),
     (change("images", 0, file_name="h\u00c3\u00bc.jpg"), {"image_mojibake": [0]}),
@@ -104,6 +105,15 @@ SPOILT = [
     (
         change("annotations", 2, segmentation={"size": [48, 64], "counts": "\x00~~~\u1234oops"}),
         {"rle_invalid": [2]},
+    ),
+    (
+        # A question mark would be a run of 15, and the runs fill the size.
+        change("annotations", 2, segmentation={"size": [48, 64], "counts": "\u1234ao2"}),
+        {"rle_invalid": [2]},
+    ),
+    (
+        change("annotations", 2, segmentation={"size": [48, 64], "counts": [10**400]}),
+        {"annotation_malformed": [2], "image_empty": [1]},
     ),
     (change("images", 1, width=63), {"rle_size": [2, 3]}),
     (lambda c: c["annotations"].clear(), {"image_empty": [0, 1, 2], "category_unused": [0, 1]}),
