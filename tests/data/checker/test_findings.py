@@ -77,6 +77,8 @@ SPOILT = [
     (change("annotations", 0, id=10**30), {"annotation_malformed": [0]}),
     (change("annotations", 0, segmentation=[1, 1, 9, 1, 9, 9]), {"annotation_malformed": [0]}),
     (lose("annotations", 0, "id"), {"annotation_malformed": [0]}),
+    (lose("annotations", 0, "segmentation"), {"mask_none": [0]}),
+    (change("annotations", 0, segmentation=[]), {"mask_none": [0]}),
     (lose("annotations", 0, "area"), {"area_missing": [0]}),
     (lose("annotations", 0, "bbox"), {"box_none": [0]}),
     (change("annotations", 0, bbox=[10, 10, 0, 16]), {"box_none": [0], "box_not_of_mask": None}),
