@@ -169,5 +169,6 @@ def finding(code: str, rows: Sequence[int], part: str, example: str, severity: s
 
 def shown(text: str, limit: int = 300) -> str:
     """Text of a file as one short line that any terminal and any encoding can show."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -174,8 +174,7 @@ def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None
     if not ((low < 0) | (high > (width, height))).any() or not (np.abs([low, high]) < FAR).all():
         return None
     polygons = [p for p in m.get("annotations", row)["segmentation"] if len(p) >= 6]
-    image = place.image_rows(m.columns, np.array([row]))[0]
-    record = new_record(m.columns.image_name[image], 0, (width, height))
+    record = new_record(m.where("annotations", row), 0, (width, height))
     add_polygons(record, 0, [p for p in polygons if len(p) % 2 == 0], LeftOut())
     if not record["annotations"]:
         return None

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from d2ext.data.checker import numbers
+from d2ext.data.checker import numbers, place
 from d2ext.data.checker.entries import demojibake
 from d2ext.data.checker.files import Photo
 from d2ext.data.checker.finding import Finding, shown
@@ -66,6 +66,7 @@ def _loose(name: str) -> str:
 
 
 def _image_malformed(m: Mending, f: Finding) -> None:
+    rows_of = place.by_image(m.columns)
     for row in f.rows:
         entry = m.get("images", row)
         if not isinstance(entry, dict):
@@ -89,7 +90,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
                 continue
             # A side that is wrong, too, is seen when both are there.
             sides = (values["width"], values["height"])
-            size = frame(m, values["id"], photo, sides)
+            size = frame(m.columns, rows_of(values["id"]), photo, sides)
             values["width"], values["height"] = (a or b for a, b in zip(sides, size, strict=True))
         _say(m, "images", row, entry, values)
 

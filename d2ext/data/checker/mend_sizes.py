@@ -115,20 +115,19 @@ class Move:
         return made
 
 
-def frame(m: Mending, image: int, photo: Photo, sides: Sequence[int | None]) -> Size:
+def frame(c: Columns, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size:
     """The size of a photo that an entry without its own is most likely of: as read, or as stored.
 
     Args:
-        m: the mending.
-        image: the entry's id.
+        c: the file.
+        rows: the entry's annotations.
         photo: the photo.
         sides: width and height of the entry as far as they are known.
     """
-    rows = place.by_image(m.columns)(image)
 
     def fits(size: Size) -> bool:
         known = all(a in (None, b) for a, b in zip(sides, size, strict=True))
-        return known and bool(_fit(m.columns, rows, size).all())
+        return known and bool(_fit(c, rows, size).all())
 
     return photo.stored if fits(photo.stored) and not fits(photo.size) else photo.size
 
