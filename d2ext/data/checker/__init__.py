@@ -2,6 +2,6 @@
 
 `columns.py` turns a file into arrays, `entries.py`, `shapes.py` and `statistics.py` look at these,
 `files.py` at the images; `fix.py` mends, with `mend_entries.py`, `mend_annotations.py` and
-`mend_sizes.py` (shapes go with their pixels); `run.py` is the tool and `page.py` its report. A check
+`mend_sizes.py` (shapes go with their pixels); `run.py` is the tool, `page.py` its report. A check
 is a function from content to findings. Nothing here imports torch.
 """
