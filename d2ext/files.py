@@ -28,8 +28,7 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
         os.replace(temporary, path)
     except OSError as e:
         raise UserError(
-            f"cannot write {path}: {e.strerror or e}; free space or choose another"
-            " output directory (--work-dir)"
+            f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
         temporary.unlink(missing_ok=True)

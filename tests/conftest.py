@@ -73,6 +73,7 @@ def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with Cityscapes' layout: 2 + 1 images of 192 x 96, a car and a person each."""
+    import numpy as np
     from PIL import Image, ImageDraw
 
     root = tmp_path_factory.mktemp("datasets")
@@ -85,17 +86,18 @@ def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         truth.mkdir(parents=True)
         for i in range(count):
             photo, objects = Image.new("RGB", (192, 96), (90, 90, 100 + i)), []
-            labels, instances = Image.new("L", photo.size, 7), Image.new("I;16", photo.size, 7)
+            labels = Image.new("L", photo.size, 7)
+            instances = np.full((96, 192), 7, dtype=np.uint16)  # Pillow's paste spoils 16 bits
             for name, (x0, y0, x1, y1) in shapes.items():
                 polygon = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
                 objects.append({"label": name, "polygon": polygon})
                 ImageDraw.Draw(photo).rectangle((x0, y0, x1, y1), fill=(200, 40 * i, 30))
                 labels.paste(ids[name], (x0, y0, x1, y1))
-                instances.paste(ids[name] * 1000, (x0, y0, x1, y1))
+                instances[y0:y1, x0:x1] = ids[name] * 1000
             stem = f"town_{i:06d}_000019"
             photo.save(photos / f"{stem}_leftImg8bit.png")
             labels.save(truth / f"{stem}_gtFine_labelIds.png")
-            instances.save(truth / f"{stem}_gtFine_instanceIds.png")
+            Image.fromarray(instances).save(truth / f"{stem}_gtFine_instanceIds.png")
             described = {"imgHeight": 96, "imgWidth": 192, "objects": objects}
             (truth / f"{stem}_gtFine_polygons.json").write_text(json.dumps(described))
     return root

@@ -6,10 +6,11 @@ python tools/check_dataset.py train.json --images photos --fix mended.json --htm
 python tools/check_dataset.py train.json --images photos --against val.json --against-images more
 
 Exit status: 0 clean or warnings only, 1 errors, 2 unreadable. With --fix it is that of the new
-file: 0.
+file: 0; or 2 where nothing is written, because an error cannot be mended without a loss.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Checks what the command line names."""
     args = _parser().parse_args()
-    if min(args.anchors) <= 0 or args.short_side <= 0:
+    if not all(0 < size < math.inf for size in (*args.anchors, args.short_side)):
         raise UserError("--anchors and --short-side are pixels: give positive numbers")
     if args.against_images and not args.against:
         raise UserError("--against-images without --against: name the other file, too")

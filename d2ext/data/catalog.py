@@ -106,6 +106,7 @@ def annotated_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     missing_ok: bool = False,
+    attribute: str | None = None,
 ) -> Dataset:
     """Annotated photos, whose format is recognised from the file (`annotation_format`).
 
@@ -118,16 +119,21 @@ def annotated_dataset(
         palette: one RGB colour (0 to 255) a class, for pictures.
         missing_ok: a class that the file lacks is one without objects, for a validation set; else
             it is a mistake.
+        attribute: of VIA's regions, holds their class; None finds it.
     """
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
     form = remembered(json_file, "format", lambda: annotation_format(json_file))
     reader = partial(readers[form], json_file, image_root)
+    if form == "via":
+        reader = partial(reader, attribute=attribute)
     if classes is None or not missing_ok:
         return reader(classes, palette)
     classes = _names(classes)
     metadata = {**_colors(palette, classes), "image_root": image_root}
+    if form == "coco":
+        metadata["json_file"] = json_file
 
     def load() -> list[dict]:
         try:
@@ -280,8 +286,25 @@ def _load(name: str, dataset: Dataset) -> Sequence[dict]:
     records = dataset.load()
     MetadataCatalog.get(name).set(**dataset.metadata)
     if not isinstance(records, list):  # decoded when they are asked for
+        if not isinstance(records, Sequence):
+            raise UserError(
+                f"datasets.{name}: `load` returned a {type(records).__name__}; return a list of"
+                " Detectron2's dataset dicts"
+            )
         return applied(records, _with_box_modes)
+    _check_boxes(name, records)
     return [_with_box_modes(record) for record in records]
+
+
+def _check_boxes(name: str, records: list[dict]) -> None:
+    """A function of the user's may leave out what Detectron2 asks for in the middle of a run."""
+    for record in records:
+        for i, a in enumerate(record.get("annotations", ())):
+            if len(a.get("bbox", ())) != 4 or a.get("bbox_mode") not in (0, 1):
+                raise UserError(
+                    f"datasets.{name}: {record.get('file_name')}: annotations[{i}] needs a bbox of"
+                    " four numbers, and bbox_mode 0 (x0, y0, x1, y1) or 1 (x, y, width, height)"
+                )
 
 
 def _with_box_modes(record: dict) -> dict:

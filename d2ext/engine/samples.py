@@ -11,9 +11,9 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from d2ext.data.catalog import register_datasets
 from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.loader import Loader, build_test_loader
+from d2ext.engine.agree import declare_datasets
 from d2ext.errors import UserError, building
 
 
@@ -66,7 +66,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: the config or the data set is wrong.
     """
-    register_datasets(cfg.datasets)
+    declare_datasets(cfg)
     section = f"dataloader.{split}"
     settings = cfg.dataloader.get(split)
     if split == "test" and not settings:

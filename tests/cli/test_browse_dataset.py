@@ -281,3 +281,16 @@ def test_help_starts_at_once(repo):
     assert run.returncode == 0 and "--no-augmentation" in run.stdout
     modules = {line.rsplit("|", 1)[1].strip() for line in run.stderr.splitlines() if "|" in line}
     assert "argparse" in modules and not modules & {"torch", "detectron2", "cv2", "numpy"}
+
+
+def test_joined_sets_are_labelled_by_their_own_classes(browse, tmp_path):
+    """Classes whose ids differ between the files, as a training matches them by name."""
+    first = coco(tmp_path / "one", [{**OBJECT, "category_id": 2}], ["cat", "dog"])
+    second = coco(tmp_path / "two", [OBJECT], ["dog", "cat"])
+    second = [o.replace("coco_train", "coco_val") for o in second if "coco_train" in o]
+    first = [o for o in first if "coco_train" in o]
+    names = "dataloader.train.dataset.names=[coco_train,coco_val]"
+    done = browse("--html", "--count", 2, "--no-augmentation", *first, *second, names, config=COCO)
+    assert done.status == 0, done.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count(">dog</b>") > 0 and ">cat</b>" not in page

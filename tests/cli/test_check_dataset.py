@@ -105,6 +105,8 @@ def test_text_of_the_file_is_shown_as_text(tool: Callable, tmp_path: Path) -> No
         ["--against", "nowhere.json"],
         ["--against-images", "."],
         ["--anchors", "0"],
+        ["--anchors", "32", "nan"],
+        ["--anchors", "inf"],
         ["--short-side", "-1"],
     ],
 )
@@ -113,6 +115,31 @@ def test_mistakes_in_the_command_are_one_line(
 ) -> None:
     status, _, error = tool(write(tmp_path / "a.json", coco(tmp_path)), *args)
     assert status == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--html", "a.json"],
+        ["--fix", "a.json"],
+        ["--fix", "sub/../a.json"],
+        ["--html", "link.json"],
+        ["--fix", "new", "--html", "new"],
+        ["--fix", "new", "--html", "sub/../new"],
+        ["--against", "b.json", "--fix", "b.json"],
+    ],
+)
+def test_no_file_is_written_over_that_is_used(
+    args: list[str], tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    texts = [write(tmp_path / f"{x}.json", coco(tmp_path)).read_bytes() for x in "ab"]
+    (tmp_path / "link.json").hardlink_to("a.json")
+    status, _, error = tool("a.json", *args)
+    assert status == 2 and "give another name" in error and len(error.splitlines()) == 1
+    assert [(tmp_path / f"{x}.json").read_bytes() for x in "ab"] == texts
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("seed", range(4))

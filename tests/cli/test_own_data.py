@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,23 @@ def test_the_commands(repo, train_net, photos, section, monkeypatch):
         done = train_net(*flags, *data, *QUICK, config=repo / config)
         assert done.status == 0, done.stderr
         assert "custom_val" in done.stdout and "balloon" in done.stdout
+
+
+def test_the_commands_that_look_at_the_data(run_tool, photos, section, repo, monkeypatch):
+    shutil.copytree(repo / "configs", photos / "configs")
+    monkeypatch.chdir(photos)
+    before = len(json.loads(Path("a.json").read_text())["annotations"])
+    back = ["coco", "a.json", "--to", "yolo", "--output", "labels"]
+    assert run_tool("convert_dataset", *back).status == 0
+    data = re.search(r'DATA="(.*)"', section)[1]
+    commands = re.findall(r"^ +python tools/(convert|check|browse)(_dataset.py .*)$", section, re.M)
+    assert [name for name, _ in commands] == ["convert", "check", "browse"]
+    for name, rest in commands:
+        words = shlex.split(rest.replace("$DATA", data), comments=True)[1:]
+        done = run_tool(f"{name}_dataset", *words)
+        assert done.status == 0, done.stderr
+    assert len(json.loads(Path("a.json").read_text())["annotations"]) == before
+    assert "mended.json" in os.listdir() and "report.html" in os.listdir()
 
 
 def test_the_overrides(repo, train_net, photos, section, monkeypatch):

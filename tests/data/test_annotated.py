@@ -8,9 +8,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2ext.data.catalog import (
+    Dataset,
     annotated_dataset,
     coco_dataset,
     middle_dataset,
+    register_datasets,
     unregister_datasets,
     use_classes,
 )
@@ -227,3 +229,44 @@ def test_a_set_that_others_registered_follows_as_well():
     finally:
         DatasetCatalog.remove("theirs")
         MetadataCatalog.remove("theirs")
+
+
+def test_the_validation_of_chosen_classes_is_known_by_its_file(write, tmp_path):
+    file = write("v.json", _coco(["cat"], ["cat"]))
+    dataset = annotated_dataset(file, str(tmp_path), classes=["cat"], missing_ok=True)
+    assert dataset.metadata["json_file"] == file  # which preflight checks
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "a.xml", "labels"])
+def test_formats_that_are_converted_say_so(tmp_path, name):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    (tmp_path / "a.xml").write_text("<annotation/>")
+    with pytest.raises(UserError, match="tools/convert_dataset.py"):
+        annotation_format(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        (None, "returned a NoneType; return a list"),
+        ((r for r in ()), "returned a generator; return a list"),
+        ([{"file_name": "a.jpg", "annotations": [{"bbox": [0, 0, 1, 1]}]}], "needs a bbox of four"),
+        ([{"file_name": "a", "annotations": [{"bbox": [0, 1], "bbox_mode": 0}]}], "annotations.0."),
+    ],
+)
+def test_records_of_an_own_function_are_checked(write, records, words):
+    register_datasets({"own_a": L(_own)(records=7)})
+    try:
+        OWN["records"] = records
+        with pytest.raises(UserError, match=f"datasets.own_a: .*{words}"):
+            DatasetCatalog.get("own_a")
+    finally:
+        OWN.clear()
+
+
+OWN = {}
+
+
+def _own(records):
+    return Dataset(lambda: OWN["records"], ["thing"])

@@ -101,7 +101,7 @@ def test_an_absent_annotation_file_names_the_remedy(tmp_path):
     with pytest.raises(UserError, match=f"prepare_data.py coco --root {tmp_path}$"):
         read_coco(coco, tmp_path)
     register_datasets({"catalog_n": _declare(tmp_path, json_file=str(tmp_path / "mine.json"))})
-    with pytest.raises(UserError, match="mine.json does not exist; check json_file") as e:
+    with pytest.raises(UserError, match="mine.json does not exist; check the path") as e:
         DatasetCatalog.get("catalog_n")
     assert "prepare_data" not in str(e.value)
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.formats.images import image_size
 from d2ext.data.formats.via import read_via
 from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
@@ -132,3 +134,22 @@ def test_objects_without_masks_are_counted(records: list[dict]) -> None:
 def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:
     with pytest.raises(UserError, match="instance_mask_format='rle': give polygon or bitmask"):
         check_masks("x", records, "rle")
+
+
+def test_sizes_that_the_images_do_not_have(records: list[dict]) -> None:
+    records[2]["width"] += 1
+    with pytest.raises(UserError, match="pixels for .* which is read with .*check_dataset.py"):
+        check_dataset("x", records, ["balloon"])
+
+
+@pytest.mark.parametrize("key", ["exif", "xmp"])
+def test_sizes_of_turned_photos_are_those_that_detectron2_reads(tmp_path: Path, key: str) -> None:
+    from detectron2.data.detection_utils import read_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
+    more = {"exif": exif} if key == "exif" else {"xmp": xmp}
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", **more)
+    height, width = read_image(tmp_path / "a.jpg").shape[:2]
+    assert image_size(tmp_path / "a.jpg") == (width, height) == (30, 40)

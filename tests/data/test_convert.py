@@ -168,6 +168,21 @@ class TestYolo:
         with pytest.raises(UserError, match=r"b\.txt:2: "):
             convert(tmp_path, "yolo", labels)
 
+    @pytest.mark.parametrize("names", ["ball\nball\n", "ball\n\nkite\n"])
+    def test_names_repeated_or_blank_are_refused(
+        self, tmp_path: Path, labels: Path, names: str
+    ) -> None:
+        (tmp_path / "data.yaml").unlink()
+        (labels / "classes.txt").write_text(names)
+        with pytest.raises(UserError, match="classes.txt repeats a name, or has a blank line"):
+            convert(tmp_path, "yolo", labels)
+
+    def test_a_suffix_in_capitals(self, tmp_path: Path, labels: Path) -> None:
+        before = objects(convert(tmp_path, "yolo", labels))
+        file = next(labels.rglob("*.txt"))
+        file.rename(file.with_suffix(".TXT"))
+        assert objects(convert(tmp_path, "yolo", labels)) == before
+
     def test_labels_without_an_image_are_named(self, tmp_path: Path, labels: Path) -> None:
         (labels / "c.txt").write_text("")
         with pytest.raises(UserError, match=r"1 label files have no image.*c\.txt"):
@@ -225,6 +240,16 @@ class TestOpenImages:
             ("b.png", "Dog, big", [0, 0, 20, 10], 200, 0),
         ]
         assert "1 images are absent" in caplog.text
+
+    @pytest.mark.parametrize(("text", "crowd"), [("True", 1), ("1.0", 1), ("False", 0), ("-1", 0)])
+    def test_groups_as_others_write_them(
+        self, tmp_path: Path, images: Path, text: str, crowd: int
+    ) -> None:
+        (tmp_path / "boxes.csv").write_text(self.CSV.replace("0.6,0,1", f"0.6,0,{text}"))
+        assert objects(convert(tmp_path, "open_images", tmp_path / "boxes.csv"))[0][-1] == crowd
+        (tmp_path / "boxes.csv").write_text(self.CSV.replace("0.6,0,1", "0.6,0,maybe"))
+        with pytest.raises(UserError, match="line 2: IsGroupOf='maybe' is neither"):
+            convert(tmp_path, "open_images", tmp_path / "boxes.csv")
 
     def test_another_csv_is_refused(self, tmp_path: Path, images: Path) -> None:
         (tmp_path / "boxes.csv").write_text("a,b\n1,2\n")
@@ -308,7 +333,7 @@ class TestBack:
         coco.write_text(json.dumps(content))
         before = set(tmp_path.iterdir())
         with pytest.raises(UserError, match="share the file stem"):
-            convert_from_coco(coco, "yolo", tmp_path / "new")
+            convert_from_coco(coco, "voc", tmp_path / "new")
         content["images"][1]["file_name"] = "../b.png"
         coco.write_text(json.dumps(content))
         with pytest.raises(UserError, match="not in the image folder"):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import random
 import time
 
@@ -131,7 +132,7 @@ def _check(records, classes, root):
     """What a right result has: every value of its kind, and to_coco and pycocotools take it."""
     for record in records:
         assert record["file_name"].startswith(f"{root}/")
-        assert ".." not in record["file_name"].split("/") or "sub" in record["file_name"]
+        assert os.path.normpath(record["file_name"]).startswith(f"{root}/")
         assert type(record["image_id"]) is int
         assert type(record["height"]) is type(record["width"]) is int
         for a in record["annotations"]:

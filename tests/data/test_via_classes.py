@@ -104,3 +104,18 @@ def test_points_have_no_say(via) -> None:
     file = via({"name": "eye"}, shape={"name": "point", "cx": 1, "cy": 1})
     with pytest.raises(UserError, match="--classes"):
         via_classes(file)
+
+
+def test_a_region_of_two_classes_is_named(via) -> None:
+    both = {"type": {"cat": True, "dog": True}}
+    file = via({"type": {"cat": True}, "quality": "good"}, {**both, "quality": "bad"})
+    with pytest.raises(UserError, match="region 1: type=.* is not one class"):
+        via_classes(file)  # not those of quality
+    with pytest.raises(UserError, match="region 1: type="):
+        read_via(file, file.parent, ["cat", "dog"])
+    assert via_classes(file, "quality") == (("bad", "good"), "quality")
+    with pytest.raises(UserError, match="region 0: type="):
+        via_classes(via(both))
+    # An attribute of a more usual name holds the class; this one has several values by its nature.
+    assert via_classes(via({"name": "a", **both})) == (("a",), "name")
+    assert via_classes(via({"name": "a", "flags": both["type"]})) == (("a",), "name")

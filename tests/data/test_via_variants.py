@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,16 @@ def test_entries_of_one_image_are_merged(tmp_path: Path, caplog) -> None:
     assert "1 entries repeat an image" in caplog.text
 
 
+def test_entries_under_one_key_are_all_read(tmp_path: Path) -> None:
+    """A file that somebody put together of two."""
+    image(tmp_path, "a.jpg")
+    square = {"name": "rect", "x": 20, "y": 10, "width": 5, "height": 5}
+    one, two = (json.dumps(entry("a.jpg", shape, label="x")) for shape in (TRIANGLE, square))
+    (tmp_path / "via.json").write_text(f'{{"a.jpg-1": {one}, "a.jpg-1": {two}}}')
+    (record,) = read_via(tmp_path / "via.json", tmp_path)
+    assert len(record["annotations"]) == 2
+
+
 def test_names_in_another_unicode_form_are_found(tmp_path: Path) -> None:
     image(tmp_path, "a\u0308.jpg")
     (record,) = read_via(write(tmp_path, entry("\u00e4.jpg", TRIANGLE)), tmp_path, ["x"])
@@ -175,3 +186,13 @@ def test_malformed_csv_is_refused(tmp_path: Path, content: bytes) -> None:
     image(tmp_path, "a.jpg")
     with pytest.raises(UserError, match=r"via\.csv"):
         read_via(tmp_path / "via.csv", tmp_path, ["x"])
+
+
+def test_an_outline_of_many_crossings_is_refused(tmp_path: Path) -> None:
+    """Its exact area would take minutes, and more memory than there is."""
+    image(tmp_path, "a.jpg")
+    rng = random.Random(0)
+    xs, ys = ([rng.uniform(-20, 60) for _ in range(200_000)] for _ in range(2))
+    shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+    with pytest.raises(UserError, match="a.jpg: an outline has 200000 corners"):
+        read_via(write(tmp_path, entry("a.jpg", shape, label="x")), tmp_path)

@@ -15,6 +15,7 @@ data = dict(
     train=dict(json=None, images=None),
     val=dict(json=None, images=None),
     classes=None,  # None: all that the training file has; the validation follows by name
+    class_attribute=None,  # of VIA's regions, holds their class; None: it is found
     palette=None,  # [[220, 20, 60], ...]: a colour for each class, in pictures
 )
 datasets = dict(
@@ -23,12 +24,14 @@ datasets = dict(
         image_root="${data.train.images}",
         classes="${data.classes}",
         palette="${data.palette}",
+        attribute="${data.class_attribute}",
     ),
     custom_val=L(annotated_dataset)(
         json_file="${data.val.json}",
         image_root="${data.val.images}",
         classes="${data.classes}",
         missing_ok=True,
+        attribute="${data.class_attribute}",
     ),
 )
 dataloader.train.dataset.names = "custom_train"

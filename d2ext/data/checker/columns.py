@@ -11,6 +11,7 @@ import numpy as np
 
 from d2ext.data.checker.outlines import Outlines, join, outlines
 from d2ext.data.formats.common import no_collection, read_json
+from d2ext.data.formats.objects import FAR
 from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
@@ -20,22 +21,22 @@ _AHEAD = 4  # chunks whose masks are still to be looked at
 NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 
 # Beyond 2**53 other programs round a JSON number.
-_Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-_Side = Annotated[int, msgspec.Meta(gt=0, le=2**31)]
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Side = Annotated[int, msgspec.Meta(gt=0, lt=FAR)]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Rle(msgspec.Struct, gc=False):
     """A mask as COCO has it; `counts` may be compressed."""
 
-    size: tuple[int, int]
-    counts: str | list[int]
+    size: tuple[_Integer, _Integer]
+    counts: str | list[_Integer]
 
 
 class Image(msgspec.Struct, gc=False):
     """An entry of `images`, as far as it is looked at."""
 
-    id: _Id
+    id: _Integer
     file_name: _Text
     width: _Side
     height: _Side
@@ -44,16 +45,16 @@ class Image(msgspec.Struct, gc=False):
 class Category(msgspec.Struct, gc=False):
     """An entry of `categories`, as far as it is looked at."""
 
-    id: _Id
+    id: _Integer
     name: _Text
 
 
 class Annotation(msgspec.Struct, gc=False):
     """An entry of `annotations`, as far as it is looked at."""
 
-    id: _Id
-    image_id: _Id
-    category_id: _Id
+    id: _Integer
+    image_id: _Integer
+    category_id: _Integer
     bbox: tuple[float, float, float, float] | None = None
     area: float | None = None
     iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
@@ -117,14 +118,7 @@ def read_columns(json_file: str | Path) -> Columns:
 def read_content(json_file: str | Path) -> dict:
     """Reads a COCO file as it is; raises as `read_columns` does."""
     with no_collection():
-        try:
-            content = msgspec.json.decode(Path(json_file).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            try:
-                content = read_json(json_file)
-            except RecursionError:
-                raise UserError(f"{json_file} is nested too deeply to be a COCO file") from None
-    return content
+        return read_json(json_file)
 
 
 def columns(content: Any, name: str | Path = "the content") -> Columns:

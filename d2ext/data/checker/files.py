@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
 from d2ext.data.checker import place
 from d2ext.data.checker.columns import Columns
@@ -28,12 +29,14 @@ class Photo:
     Attributes:
         size: width and height as Detectron2 reads it, turned as its EXIF data say; None without.
         stored: width and height of the file's pixels.
+        orientation: 5 to 8 where the EXIF data turn it by 90 degrees, else 1.
         problem: why there is no size; `absent` where there is no file.
         length: of the file, in bytes.
     """
 
     size: tuple[int, int] | None
     stored: tuple[int, int] | None = None
+    orientation: int = 1
     problem: str = ""
     length: int = 0
 
@@ -56,9 +59,11 @@ def _photo(path: str, decode: bool) -> Photo:
         length = os.path.getsize(path)
         with Image.open(path) as image:
             stored, turned = image.size, is_turned(image)
+            orientation = int(Image.Image.getexif(image)[Base.Orientation]) if turned else 1
             if decode:
                 image.load()
-        return Photo(stored[::-1] if turned else stored, stored, length=length)
+        size = stored[::-1] if turned else stored
+        return Photo(size, stored, orientation, length=length)
     except (FileNotFoundError, NotADirectoryError):
         return Photo(None, problem="absent")
     except Exception as e:  # Pillow's readers raise whatever a damaged file makes them stumble over
@@ -86,7 +91,7 @@ def image_files(c: Columns, photos: Mapping[str, Photo]) -> Iterator[Finding]:
         if turned:
             example += (
                 f" (its EXIF orientation turns it, as for {len(turned)} of these {len(wrong)};"
-                " see whether the boxes are turned, too)"
+                " --fix turns the shapes, too)"
             )
         yield finding("image_size", wrong, "images", example)
 

@@ -14,13 +14,14 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_malformed": (
         ERROR,
         "images with missing or wrong values",
-        "numbers written as text are read, a size is taken from the image file; else the entry is"
-        " removed",
+        "numbers written as text are read, ids that are text become numbers wherever they stand, a"
+        " size is taken from the image file; else the entry is removed",
     ),
     "image_path": (
         ERROR,
         "image names that lead out of the image folder",
-        "the name is made relative to the folder where the file lies in it; else removed",
+        "renamed where the file lies in the folder, or the only one of that name does; removed"
+        " where none does",
     ),
     "image_duplicate_id": (
         ERROR,
@@ -35,13 +36,15 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_missing": (
         ERROR,
         "images without a file",
-        "renamed where only upper case, accents, encoding or slashes differ; else removed",
+        "renamed where one file differs in upper case, accents, encoding or slashes only; removed"
+        " where none does",
     ),
     "image_unreadable": (ERROR, "files that cannot be read as an image", "removed"),
     "image_size": (
         ERROR,
         "images whose width or height is not the file's",
-        "width and height are the file's, turned as its EXIF data say; shapes are not turned",
+        "shapes are turned as the EXIF data say, scaled where the proportions are the file's, or"
+        " left where they only fit the file; else nothing is written",
     ),
     "image_identical": (WARNING, "image files with the content of another", _STAYS),
     "image_empty": (INFO, "images without objects", _STAYS),
@@ -89,12 +92,20 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "box_none": (WARNING, "objects without a box of positive size", "made from the mask; else"
                  " removed"),
     "box_outside": (ERROR, "boxes outside of their image", "made from the mask; else removed"),
-    "box_over_edge": (WARNING, "boxes that reach over their image's edge", "cut at the edge"),
+    "box_over_edge": (WARNING, "boxes that reach over their image's edge", "cut at the edge, with"
+                      " the polygons"),
     "box_not_of_mask": (WARNING, "boxes that are not those of their masks", _STAYS),
+    "mask_none": (
+        WARNING,
+        "objects without a mask where others have one, which a model with masks does not train on",
+        "stays as it is: add masks, or train boxes only (a model such as Faster R-CNN, with"
+        " dataloader.train.mapper.use_instance_mask=False)",
+    ),
     "polygon_degenerate": (
         WARNING,
         "polygons of under 3 points, an odd number of values, or zero area",
-        "removed; with the object where that was its only mask and other objects have masks",
+        "points that stand each in a list of its own become one polygon; else removed, with the"
+        " object where that was its only mask and other objects have masks",
     ),
     "polygon_crossing": (WARNING, "polygons that cross themselves", _STAYS),
     "rle_invalid": (
@@ -158,5 +169,6 @@ def finding(code: str, rows: Sequence[int], part: str, example: str, severity: s
 
 def shown(text: str, limit: int = 300) -> str:
     """Text of a file as one short line that any terminal and any encoding can show."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,5 +1,6 @@
 """What `--fix` does with annotations."""
 
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -10,6 +11,9 @@ from d2ext.data.checker.columns import NOT_OF_TYPE, Rle
 from d2ext.data.checker.finding import Finding
 from d2ext.data.checker.mending import Mending, as_json
 from d2ext.data.checker.outlines import outlines
+from d2ext.data.formats.objects import FAR
+from d2ext.data.formats.rle import compressed
+from d2ext.data.formats.shapes import LeftOut, add_polygons, new_record
 
 
 def _annotation_malformed(m: Mending, f: Finding) -> None:
@@ -19,8 +23,8 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
             m.remove("annotations", row, "it is no object")
             continue
         made = dict(entry)
-        for key in ("image_id", "category_id"):
-            made[key] = numbers.integer(entry.get(key))
+        for key, part in (("image_id", "images"), ("category_id", "categories")):
+            made[key] = m.reference(part, entry.get(key))
             if made[key] is None:
                 m.remove("annotations", row, f"{key} {as_json(entry.get(key))} is no integer")
                 break
@@ -61,13 +65,25 @@ def _segmentation(value: Any) -> Any:
     if isinstance(value, list):
         if flat := numbers.numbers(value):  # one polygon without its list
             return [flat]
-        polygons = [made for p in value if (made := numbers.numbers(p))]
+        polygons = [made for p in value if (made := numbers.numbers(p) or _flat(p))]
         return polygons or None
+    if isinstance(value, dict) and isinstance(value.get("counts"), list):
+        value = {**value, "counts": [numbers.integer(run) for run in value["counts"]]}
+    if isinstance(value, dict) and isinstance(value.get("size"), list):
+        value = {**value, "size": [numbers.integer(side) for side in value["size"]]}
     try:
         msgspec.convert(value, Rle)
     except NOT_OF_TYPE:
         return None
     return value
+
+
+def _flat(points: Any) -> list[float] | None:
+    """[x0, y0, x1, y1, ...] of [[x0, y0], [x1, y1], ...]; None for anything else."""
+    pairs = list(map(numbers.numbers, points)) if isinstance(points, list) else []
+    if len(pairs) < 3 or not all(pair and len(pair) == 2 for pair in pairs):
+        return None
+    return list(chain.from_iterable(pairs))
 
 
 def _new_id(m: Mending, f: Finding) -> None:
@@ -101,8 +117,9 @@ def _unknown_image(m: Mending, f: Finding) -> None:
 
 def _unknown_category(m: Mending, f: Finding) -> None:
     taken = set(m.columns.category_name)
+    texts = {number: text for text, number in m.of_text["categories"].items()}
     for number in dict.fromkeys(m.columns.category[f.rows].tolist()):
-        name = f"category_{number}"
+        name = texts.get(number, f"category_{number}")
         while name in taken:
             name += "_"
         m.add("categories", {"id": number, "name": name}, f"{name}: name it")
@@ -118,6 +135,9 @@ def _box_from_mask(m: Mending, f: Finding) -> None:
         right, low = min(x + w, width[row]), min(y + h, height[row])
         x, y = max(x, 0.0), max(y, 0.0)
         box = [x, y, right - x, low - y]
+        if cut := _cut(m, row, width[row], height[row]):
+            m.set("annotations", row, f"bbox -> {cut['bbox']}, its mask's, which is cut", **cut)
+            continue
         if c.masks.rle[row] and not np.isnan(c.masks.area[row]):
             box = _rle_box(m.get("annotations", row)["segmentation"])
         if np.isfinite(box).all() and box[2] > 0 and box[3] > 0:
@@ -131,6 +151,10 @@ def _box_over_edge(m: Mending, f: Finding) -> None:
     for row in f.rows:
         if not (entry := m.get("annotations", row)):
             continue
+        if cut := _cut(m, row, width[row], height[row]):
+            what = f"bbox {entry['bbox']} -> {cut['bbox']}, its mask's, which is cut"
+            m.set("annotations", row, what, **cut)
+            continue
         x, y, w, h = entry["bbox"]
         left, top = max(x, 0), max(y, 0)
         box = [left, top, min(x + w, width[row]) - left, min(y + h, height[row]) - top]
@@ -138,6 +162,26 @@ def _box_over_edge(m: Mending, f: Finding) -> None:
             m.set("annotations", row, f"bbox {entry['bbox']} -> {box}", bbox=box)
         else:  # numbers so large that their sum swallows the size
             m.remove("annotations", row, f"its box {entry['bbox']} has nothing in the image")
+
+
+def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None:
+    """Polygons that reach over the edge, cut there as the readers do it, with their box and area.
+
+    None where they do not, or nothing is left.
+    """
+    extent = m.columns.masks.extent[row]
+    low, high = extent[:2], extent[:2] + extent[2:]
+    if not ((low < 0) | (high > (width, height))).any() or not (np.abs([low, high]) < FAR).all():
+        return None
+    polygons = [p for p in m.get("annotations", row)["segmentation"] if len(p) >= 6]
+    record = new_record(m.where("annotations", row), 0, (width, height))
+    add_polygons(record, 0, [p for p in polygons if len(p) % 2 == 0], LeftOut())
+    if not record["annotations"]:
+        return None
+    made = record["annotations"][0]
+    x0, y0, x1, y1 = made["bbox"]
+    box = [x0, y0, x1 - x0, y1 - y0]
+    return {"bbox": box, "segmentation": made["segmentation"], "area": made["area"]}
 
 
 def _image_sizes(m: Mending) -> np.ndarray:
@@ -150,9 +194,12 @@ def _polygon_degenerate(m: Mending, f: Finding) -> None:
     for row in f.rows:
         if not (entry := m.get("annotations", row)):
             continue
-        kept = [p for p in entry["segmentation"] if not outlines([[p]]).degenerate[0]]
-        if kept:
-            n = len(entry["segmentation"]) - len(kept)
+        polygons = entry["segmentation"]
+        kept = [p for p in polygons if not outlines([[p]]).degenerate[0]]
+        if not kept and (flat := _flat(polygons)) and not outlines([[flat]]).degenerate[0]:
+            m.set("annotations", row, "its points are one polygon now", segmentation=[flat])
+        elif kept:
+            n = len(polygons) - len(kept)
             m.set("annotations", row, f"{n} polygons removed", segmentation=kept)
         else:
             _drop_mask(m, row, "its polygons have no area")
@@ -180,8 +227,9 @@ def _drop_mask(m: Mending, row: int, why: str) -> None:
 def _area(m: Mending, f: Finding) -> None:
     c = m.columns
     for row in f.rows:
-        if not (entry := m.get("annotations", row)):
-            continue
+        entry = m.get("annotations", row)
+        if not entry or entry.get("area") not in (None, c.area[row]):
+            continue  # it has that of the mask as it is by now
         area = float(c.masks.area[row])
         if not np.isfinite(area):
             area = float(c.box[row, 2] * c.box[row, 3])
@@ -194,8 +242,7 @@ def _rle_box(rle: dict) -> list[float]:
     """x, y, width, height of a sound RLE."""
     from pycocotools import mask
 
-    made = mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
-    return mask.toBbox(made).tolist()
+    return mask.toBbox(compressed(rle)).tolist()
 
 
 ENTRIES = {

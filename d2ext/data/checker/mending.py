@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from typing import Any
 
 from d2ext.data.checker import numbers
@@ -20,6 +21,7 @@ class Mending:
         columns: of the content, as the round began.
         changes: a line for each change.
         done: number of changes.
+        of_text: of each part, the integer ids that were given to ids that are text.
     """
 
     def __init__(self, content: dict, files: Any = None):
@@ -30,6 +32,8 @@ class Mending:
             content[part] = list(content[part])
         # The row that an entry had in the file, which is what a reader can look up.
         self._origin = {part: list(range(len(content[part]))) for part in PARTS}
+        self.of_text: dict[str, dict[str, int]] = {part: {} for part in PARTS}
+        self._ids: dict[str, Counter] = {}
         self._fresh: dict[str, Any] = {}
         self.columns: Columns
 
@@ -41,7 +45,7 @@ class Mending:
     def begin(self, columns: Columns) -> None:
         """Begins a round."""
         self.columns = columns
-        self._fresh = {}
+        self._ids, self._fresh = {}, {}
 
     def end(self) -> None:
         """Ends a round: what was removed goes."""
@@ -81,18 +85,49 @@ class Mending:
 
     def note(self, part: str, row: int, what: str) -> None:
         """Notes a change."""
+        self.changes.append(shown(f"{self.where(part, row)}: {what}"))
+
+    def where(self, part: str, row: int) -> str:
+        """The place that an entry had in the file."""
         origin = self._origin[part][row]
-        where = "a new entry" if origin is None else f"{part}[{origin}]"
-        self.changes.append(shown(f"{where}: {what}"))
+        return "a new entry" if origin is None else f"{part}[{origin}]"
 
     def fresh_id(self, part: str) -> int:
         """The smallest id from 1 that is not taken."""
         if part not in self._fresh:
-            # "7" is a 7 that is not mended yet.
-            entries = (e for e in self.content[part] if isinstance(e, dict))
-            ids = {numbers.integer(e.get("id")) for e in entries}
-            self._fresh[part] = (i for i in itertools.count(1) if i not in ids)
+            taken = {*self._taken(part), *self.of_text[part].values()}
+            self._fresh[part] = (i for i in itertools.count(1) if i not in taken)
         return next(self._fresh[part])
+
+    def integer_id(self, part: str, value: Any) -> int:
+        """The id of an entry as an integer; "x" is the same one wherever it is referred to."""
+        number = numbers.integer(value)
+        if isinstance(value, str):
+            # "7" is a 7, and so is "07", unless there is a 7 besides.
+            if number is None or (str(number) != value and self._taken(part)[number] > 1):
+                if value not in self.of_text[part]:
+                    self.of_text[part][value] = self.fresh_id(part)
+                return self.of_text[part][value]
+        return self.fresh_id(part) if number is None else number
+
+    def reference(self, part: str, value: Any) -> int | None:
+        """The id that an annotation refers to, as `integer_id` has made it; None if it is none.
+
+        A category may be referred to by its name; a text that is no name, either, gets an id.
+        """
+        known = self.of_text[part].get(value) if isinstance(value, str) else None
+        known = numbers.integer(value) if known is None else known
+        if known is None and part == "categories" and isinstance(value, str) and value:
+            named = [e["id"] for e in self.content[part] if e["name"] == value]
+            known = self.of_text[part][value] = named[0] if named else self.fresh_id(part)
+        return known
+
+    def _taken(self, part: str) -> Counter:
+        """How often each integer is an id; "7" is a 7 that is not mended yet."""
+        if part not in self._ids:
+            entries = (e for e in self.content[part] if isinstance(e, dict))
+            self._ids[part] = Counter(numbers.integer(e.get("id")) for e in entries)
+        return self._ids[part]
 
 
 def as_json(value: Any) -> str:

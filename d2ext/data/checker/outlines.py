@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import shapely
 
-from d2ext.data.checker.rle import rle_areas
+from d2ext.data.formats.objects import FAR
+from d2ext.data.formats.rle import rle_areas
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def outlines(masks: Sequence[Any]) -> Outlines:
 
 
 def _encoded(masks: Sequence[Any], rows: np.ndarray, out: Outlines) -> None:
-    biggest = 2**31
-    sizes = np.array([[min(max(s, 0), biggest) for s in m.size] for m in masks], np.int64)
+    sizes = np.array([[min(max(s, 0), FAR) for s in m.size] for m in masks], np.int64)
     out.rle[rows] = True
     out.rle_size[rows] = sizes[:, ::-1]
     counts = [m.counts for m in masks]

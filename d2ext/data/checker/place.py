@@ -1,5 +1,7 @@
 """Where something is in a COCO file, in words; and the joins between its lists."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from d2ext.data.checker.columns import Columns
@@ -51,6 +53,14 @@ def image_rows(c: Columns, annotations: np.ndarray | None = None) -> np.ndarray:
     """The row in `images` of each annotation; -1 without one."""
     wanted = c.image if annotations is None else c.image[annotations]
     return found(wanted, c.image_id, c.good["images"])
+
+
+def by_image(c: Columns) -> Callable[[int], np.ndarray]:
+    """Gives the rows of the good annotations of an image id."""
+    rows = np.flatnonzero(c.good["annotations"])
+    rows = rows[np.argsort(c.image[rows], kind="stable")]
+    ids = c.image[rows]
+    return lambda image: rows[slice(*np.searchsorted(ids, (image, image + 1)))]
 
 
 def category_rows(c: Columns) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The tool: a COCO file and its images -> findings, a mended file, a page, and a status."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +99,15 @@ def mend(source: Source, output: Path, check: Callable[[Columns], list[Finding]]
     """Writes the file without its errors.
 
     Raises:
-        UserError: the output is the input, the images are all missing, or it cannot be written.
+        UserError: nothing would be left, an error has to stay (see
+            `fix`), or it cannot be written.
     """
-    if output.exists() and output.samefile(source.json_file):
-        raise UserError(f"--fix {output} is the file that is checked; give another name")
     content = read_content(source.json_file)
     files = Files(source.images, check.photos) if source.images else None
     fixed = fix(content, check, files, own=True)
-    if content["images"] and not fixed.content["images"]:
-        raise UserError(f"no image of {source.json_file} would be left; check --images")
+    for part, remedy in (("images", "check --images"), ("annotations", "see the findings")):
+        if content[part] and not fixed.content[part]:
+            raise UserError(f"none of {source.json_file}'s {part} would be left; {remedy}")
     with replaced(output, "wb") as f:
         f.write(_encoded(fixed.content))
     return fixed
@@ -128,8 +129,10 @@ def check_dataset(source: Source, output: Path | None = None, page: Path | None 
         1 if there are errors (in what was written, where that was asked for), else 0.
 
     Raises:
-        UserError: a file or folder is absent, or is no COCO file, or cannot be written.
+        UserError: a file or folder is absent, or is no COCO file, or cannot be written; it is
+            written to and read, or written twice; or `mend` refuses.
     """
+    _refuse_overwriting(source, output, page)
     c = read_columns(source.json_file)
     check = findings_of(source)
     found = check(c)
@@ -151,6 +154,20 @@ def check_dataset(source: Source, output: Path | None = None, page: Path | None 
         print(f"{page} written")
     left = fixed.findings if fixed else found
     return int(any(f.severity == ERROR for f in left))
+
+
+def _refuse_overwriting(source: Source, output: Path | None, page: Path | None) -> None:
+    used = {"JSON": source.json_file, "--against": source.against, "--fix": output}
+    for option, path in (("--fix", output), ("--html", page)):
+        for other, file in used.items():
+            if path and file and other != option and _is_same(path, file):
+                raise UserError(f"{option} {path} is the file of {other}, too; give another name")
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    """Also where links lead to it, or where it is not there yet."""
+    both = a.exists() and b.exists()
+    return a.samefile(b) if both else os.path.realpath(a) == os.path.realpath(b)
 
 
 def lines(findings: list[Finding], fixing: bool = True) -> list[str]:

@@ -54,7 +54,10 @@ def boxes(c: Columns) -> Iterator[Finding]:
 def masks(c: Columns) -> Iterator[Finding]:
     """Polygons and RLE that are damaged."""
     good, m = c.good["annotations"], c.masks
+    objects = good & ~c.crowd
+    none = objects & ~m.rle & (m.polygons == 0) & (m.degenerate == 0)
     for code, what in (
+        ("mask_none", none & (objects & (m.area > 0)).any()),
         ("polygon_degenerate", m.degenerate),
         ("polygon_crossing", m.crossing),
         ("rle_invalid", m.rle & np.isnan(m.area)),

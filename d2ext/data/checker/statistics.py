@@ -86,9 +86,10 @@ def object_sizes(c: Columns, anchors: Anchors = Anchors()) -> Iterator[Finding]:
                 aw, ah = size / ratio**0.5, size * ratio**0.5
                 shared = np.minimum(w, aw) * np.minimum(h, ah)
                 best = np.fmax(best, shared / (w * h + aw * ah - shared))
+        sides = np.sqrt(w * h)
     missed = rows[best < _OVERLAP]
     if len(missed):
-        side = np.sqrt(w * h)[best < _OVERLAP]
+        side = sides[best < _OVERLAP]
         share = len(missed) / len(rows)
         small, large = (side < min(anchors.sizes)).sum(), (side > max(anchors.sizes)).sum()
         example = (

@@ -1,9 +1,10 @@
 """A COCO file to other formats.
 
-hotcoco writes boxes as YOLO, VOC, Open Images and CVAT. LabelMe and YOLO's polygons are written
-here: supervision 0.31, which knows them, draws each polygon as a mask of the image's size and takes
-its outline again. A circle of 64 corners comes back as steps between whole pixels, crowds become
-objects, subfolders are lost, and it decodes every image. Here a polygon stays as it is.
+hotcoco writes boxes as VOC, Open Images and CVAT. YOLO is written here, as hotcoco 1.3 drops the
+images' subfolders, and so is LabelMe: supervision 0.31, which knows polygons of both, draws each as
+a mask of the image's size and takes its outline again. A circle of 64 corners comes back as steps
+between whole pixels, crowds become objects, subfolders are lost, and it decodes every image. Here a
+polygon stays as it is.
 """
 
 import base64
@@ -11,6 +12,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -77,22 +79,19 @@ def _by_hotcoco(method: str) -> Callable[..., dict[str, int]]:
             counts = getattr(_hotcoco(records, classes), method)(str(made))
         except ValueError as e:
             raise UserError(f"not possible in this format: {e}") from e
-        if method == "to_yolo":  # hotcoco leaves out the quotes of names such as "yes" and "1"
-            (made / "data.yaml").write_text(_data_yaml(classes), encoding="utf-8")
         return counts
 
     return write
 
 
-def _data_yaml(classes: Sequence[str]) -> str:
-    content = {"nc": len(classes), "names": list(classes)}
-    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-
-
-def _to_yolo_seg(
-    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+def _to_yolo(
+    records: Sequence[dict],
+    classes: Sequence[str],
+    made: Path,
+    images: str | Path | None,
+    polygons: bool,
 ) -> dict[str, int]:
-    """Label files in the folders of the images, and data.yaml; YOLO has polygons only."""
+    """Label files in the folders of the images, and data.yaml; of polygons, or of boxes."""
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_polygon": 0}
     for record, file in _label_files(records, made, ".txt"):
         counts["images"] += 1
@@ -100,16 +99,20 @@ def _to_yolo_seg(
         for a in record["annotations"]:
             if a["iscrowd"]:
                 counts["skipped_crowd"] += 1
-            elif not isinstance(a.get("segmentation"), list):
+            elif polygons and not isinstance(a.get("segmentation"), list):
                 counts["skipped_no_polygon"] += 1
             else:
-                polygon = _joined(a["segmentation"])
+                x0, y0, x1, y1 = a["bbox"]
+                box = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+                numbers = _joined(a["segmentation"]) if polygons else box
                 sides = (record["width"], record["height"])
-                values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(polygon))
+                values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(numbers))
                 lines.append(f"{a['category_id']} {' '.join(values)}\n")
         counts["annotations"] += len(lines)
         file.write_text("".join(lines))
-    (made / "data.yaml").write_text(_data_yaml(classes), encoding="utf-8")
+    content = {"nc": len(classes), "names": list(classes)}
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    (made / "data.yaml").write_text(text, encoding="utf-8")
     return counts
 
 
@@ -215,6 +218,6 @@ WRITERS: dict[str, Callable[..., dict[str, int]]] = {
     "labelme": _to_labelme,
     "open_images": _by_hotcoco("to_oid"),
     "voc": _by_hotcoco("to_voc"),
-    "yolo": _by_hotcoco("to_yolo"),
-    "yolo_seg": _to_yolo_seg,
+    "yolo": partial(_to_yolo, polygons=False),
+    "yolo_seg": partial(_to_yolo, polygons=True),
 }

@@ -14,8 +14,8 @@ from d2ext.data.formats.objects import (
     mask_area,
     read_object,
     short,
-    text_rle,
 )
+from d2ext.data.formats.rle import compressed
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def to_coco(
             }
             if segmentation := a.get("segmentation"):
                 is_rle = isinstance(segmentation, dict)
-                made["segmentation"] = text_rle(segmentation) if is_rle else segmentation
+                made["segmentation"] = compressed(segmentation) if is_rle else segmentation
             made["area"] = float(a["area"] if "area" in a else mask_area(segmentation, w, h))
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]

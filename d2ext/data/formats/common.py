@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,25 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_bytes(path), path)
 
 
-def parse_json(content: bytes, path: str | Path) -> Any:
+def parse_json(
+    content: bytes,
+    path: str | Path,
+    make_object: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """The value of a JSON text in UTF-8, -16 or -32, with or without a byte order mark.
 
     Args:
         content: the text.
         path: where it comes from, for messages.
+        make_object: makes an object of its keys and values; None makes a dict, in which the last
+            of equal keys counts.
 
     Raises:
         UserError: it is no JSON, or is nested deeper than Python can follow.
     """
     try:
+        if make_object is not None:
+            return json.loads(content, object_pairs_hook=make_object)
         try:
             return msgspec.json.decode(content)  # three times as fast as json
         except msgspec.DecodeError:
@@ -61,7 +69,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        remedy = "check json_file, or set data.root to the folder that holds the data"
+        remedy = "check the path (in a recipe's config: data.root, the folder that holds the data)"
         own = {  # the recipes' own sets
             "balloon/*/via_region_data.json": "balloon",
             "coco/annotations/instances_*2017.json": "coco",

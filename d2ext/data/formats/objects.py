@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from d2ext.data.formats.common import inside, polygon_area
+from d2ext.data.formats.rle import compressed, rle_areas
 
 # What values that are not as a format wants raise in its reader.
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 # No image is that large; the operators of masks would count through every pixel up to it.
-_FAR = 1_000_000
+FAR = 1_000_000
 
 
 def image_record(
@@ -35,7 +36,7 @@ def image_record(
         raise ValueError(f"the id {image_id!r} is no integer")
     sides = {}
     for side, value in zip(("height", "width"), size, strict=True):
-        if type(value) not in (int, float) or not 0 < value < _FAR or value != int(value):
+        if type(value) not in (int, float) or not 0 < value < FAR or value != int(value):
             raise ValueError(f"the {side} {value!r} is no positive integer")
         sides[side] = int(value)
     file_name = inside(root, name, where)
@@ -87,12 +88,6 @@ def mask_area(segmentation: Any, width: float, height: float) -> float:
     return sum(map(polygon_area, segmentation)) if segmentation else width * height
 
 
-def text_rle(rle: dict) -> dict:
-    """The RLE with its counts as text, which JSON can hold, as pycocotools takes it, too."""
-    counts = rle["counts"]
-    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-
-
 def short(value: object) -> str:
     """A value or an error in a few words for a message: files hold texts of any length."""
     text = f"no {value}" if isinstance(value, KeyError) else str(value)
@@ -104,43 +99,16 @@ def _numbers(values: Sequence[float]) -> bool:
     if not set(map(type, values)) <= {int, float}:  # a bool counts as no number
         raise TypeError(f"{values!r} are not numbers")
     # One pass of C code: NaN fails every comparison, yet min and max may skip it.
-    return not values or (math.isfinite(math.fsum(values)) and max(map(abs, values)) < _FAR)
+    return not values or (math.isfinite(math.fsum(values)) and max(map(abs, values)) < FAR)
 
 
 def _compressed(rle: dict, height: int, width: int) -> dict:
     size, counts = rle["size"], rle["counts"]
     if list(size) != [height, width]:
         raise ValueError(f"the RLE has the size {size}, its image {[height, width]}")
-    runs = np.asarray(counts) if isinstance(counts, list) else _runs(counts)
-    # pycocotools reads and writes beyond its memory where they are wrong.
-    if runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any():
+    if not isinstance(counts, str) and not set(map(type, counts)) <= {int}:
         raise ValueError("the counts of the RLE are no lengths of runs")
-    if (covered := int(runs.sum())) != height * width:
-        raise ValueError(f"the RLE covers {covered} pixels, its image has {height * width}")
-    if isinstance(counts, list):
-        from pycocotools import mask
-
-        return text_rle(mask.frPyObjects({"size": [height, width], "counts": counts}, *size))
-    return {"size": [height, width], "counts": counts}
-
-
-def _runs(text: str) -> np.ndarray:
-    """The lengths of the runs in a compressed RLE, as pycocotools' rleFrString has them.
-
-    Characters hold 5 bits each, the lowest first, and whether more follow; the last one's highest
-    is the sign. From the fourth on a length is a difference to the last but one.
-    """
-    code = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
-    more = (code & 32) != 0
-    if not len(code) or code.min() < 0 or code.max() > 63 or more[-1]:
-        raise ValueError("the counts of the RLE are damaged")
-    ends = np.flatnonzero(~more)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(code)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 6:
-        raise ValueError("the counts of the RLE are damaged")
-    runs = np.add.reduceat((code & 31) << (5 * place), starts)
-    runs -= ((code[ends] & 16) != 0) * (np.int64(1) << (5 * (place[ends] + 1)))
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    # pycocotools reads and writes beyond its memory where they are wrong.
+    if np.isnan(rle_areas([counts], np.array([[height, width]]))[0]):
+        raise ValueError(f"the RLE is damaged, or does not cover {height} x {width} pixels")
+    return compressed({"size": [height, width], "counts": counts})

@@ -45,7 +45,7 @@ def read_open_images(
         UserError: a file is absent or malformed, or none of the images is there.
     """
     source = Path(source)
-    descriptions = _descriptions(source)
+    descriptions = class_descriptions(source)
     files: dict[str, str] = {}
     for name in images_in(image_root):
         stem = os.path.splitext(os.path.basename(name))[0]
@@ -63,7 +63,11 @@ def read_open_images(
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")
-            group = row.get("IsGroupOf") == "1"
+            group = _GROUP_OF[(row.get("IsGroupOf") or "").strip().lower()]
+        except KeyError:
+            raise UserError(
+                f"{where}: IsGroupOf={shown(row['IsGroupOf'])} is neither 0 nor 1; correct it"
+            ) from None
         except ValueError as e:
             raise UserError(f"{where} is malformed ({e}); download the file again") from e
         rows.setdefault(row["ImageID"], []).append((name, box, int(group)))
@@ -92,6 +96,12 @@ def read_open_images(
     return records, wanted
 
 
+# As Open Images writes it (-1: not known), and as spreadsheets and pandas do.
+_GROUP_OF = {"1": 1, "1.0": 1, "true": 1} | dict.fromkeys(
+    ("", "0", "0.0", "false", "-1", "-1.0"), 0
+)
+
+
 def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row with its place in the file."""
     try:
@@ -108,9 +118,13 @@ def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise UserError(f"{source} is no CSV in UTF-8 ({e}); download it again") from e
 
 
-def _descriptions(source: Path) -> dict[str, str]:
-    """Code to name."""
-    files = sorted(source.parent.glob("*class-descriptions*.csv"))
+def class_descriptions(source: str | Path) -> dict[str, str]:
+    """Code to name, of the `*class-descriptions*.csv` beside a file; empty where there is none.
+
+    Raises:
+        UserError: it is no CSV.
+    """
+    files = sorted(Path(source).parent.glob("*class-descriptions*.csv"))
     if not files:
         return {}
     try:

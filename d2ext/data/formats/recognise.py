@@ -13,7 +13,10 @@ def annotation_format(file: str | Path) -> str:
     Raises:
         UserError: the file is absent, cannot be read, or is of none of these.
     """
-    if Path(file).suffix.lower() == ".csv":
+    suffix = Path(file).suffix.lower()
+    if suffix in (".yaml", ".yml", ".xml", ".txt") or Path(file).is_dir():
+        raise _unknown(file)
+    if suffix == ".csv":
         known = _is_via_csv(Path(file))
         if known:
             return "via"
@@ -27,7 +30,11 @@ def annotation_format(file: str | Path) -> str:
                 return "middle"
             if "_via_img_metadata" in content or _has_via_entries(file, content):
                 return "via"
-    raise UserError(
+    raise _unknown(file)
+
+
+def _unknown(file: str | Path) -> UserError:
+    return UserError(
         f"{file} is of no format that is known here: COCO (images, annotations, categories), VIA 1"
         " or 2 (JSON, project or CSV), MMDetection's middle format (metainfo, data_list); convert"
         " it with tools/convert_dataset.py"

@@ -19,6 +19,7 @@ _FARTHEST = 1e6  # pixels; what lies farther away is no coordinate
 _LEAST = 1e-6  # square pixels; below it is what rounding leaves of a line
 # A corner this far outside was set on the edge: it is moved there. Pixels.
 _EDGE = 1.0
+_MOST_CORNERS = 20_000
 XYXY = 0  # BoxMode.XYXY_ABS, which would need torch
 
 
@@ -130,7 +131,7 @@ def add_polygons(
     if not parts:
         left_out["without area"] += 1
         return
-    parts = _inside(parts, record["width"], record["height"], left_out)
+    parts = _inside(parts, record, left_out)
     if not parts:
         left_out["outside of the image"] += 1
         return
@@ -143,7 +144,7 @@ def _append(
     if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # an outline drawn twice
         import shapely
 
-        shapes = [shapely.Polygon(list(zip(p[::2], p[1::2], strict=True))) for p in polygons]
+        shapes = [_shape(p, record) for p in polygons]
         area = shapely.union_all([shapely.make_valid(shape) for shape in shapes]).area
     record["annotations"].append(
         {
@@ -185,15 +186,14 @@ def _bounds(polygons: Sequence[list[float]]) -> list[float]:
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def _inside(
-    polygons: Sequence[list[float]], width: int, height: int, left_out: LeftOut
-) -> list[list[float]]:
+def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) -> list[list[float]]:
     """What of polygons lies in the image; corners on its edge, or just beyond, are moved there."""
+    width, height = record["width"], record["height"]
     left, top, right, bottom = _bounds(polygons)
     beyond = max(-left, -top, right - width, bottom - height)
     if beyond > _EDGE:
         left_out.cut += 1
-        parts = [part for p in polygons for part in _cut(p, width, height)]
+        parts = [part for p in polygons for part in _cut(_shape(p, record), width, height)]
     elif beyond > 0:
         sides = (float(width), float(height))
         parts = [[min(max(c, 0.0), sides[i % 2]) for i, c in enumerate(p)] for p in polygons]
@@ -202,11 +202,26 @@ def _inside(
     return [p for p in parts if polygon_area(p) > _LEAST]
 
 
-def _cut(polygon: list[float], width: int, height: int) -> list[list[float]]:
-    """What of a polygon lies in the image."""
+def _shape(polygon: list[float], record: dict):
+    """The polygon for shapely, whose time and memory grow with the square of its crossings.
+
+    Raises:
+        UserError: it has more corners than anybody draws.
+    """
     import shapely  # a tenth of a second
 
-    shape = shapely.Polygon(list(zip(polygon[::2], polygon[1::2], strict=True)))
+    if len(polygon) > 2 * _MOST_CORNERS:
+        raise UserError(
+            f"{record['file_name']}: an outline has {len(polygon) // 2} corners and crosses itself"
+            " or the image's edge; simplify it"
+        )
+    return shapely.Polygon(list(zip(polygon[::2], polygon[1::2], strict=True)))
+
+
+def _cut(shape, width: int, height: int) -> list[list[float]]:
+    """What of a polygon lies in the image."""
+    import shapely
+
     cut = shapely.clip_by_rect(shape, 0, 0, width, height)  # takes self-crossing ones, too
     parts = [p for p in shapely.get_parts(cut) if p.geom_type == "Polygon" and not p.is_empty]
     return [[float(c) for xy in p.exterior.coords[:-1] for c in xy] for p in parts]

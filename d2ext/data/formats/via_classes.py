@@ -51,7 +51,8 @@ def find_attribute(
     `attribute`, where it is given. Else the candidates are all attributes that no region has
     several values of; with `classes` those that hold at least one of them. Candidates that split
     the regions in the same way count as one. Of several the one with a usual name is taken, such
-    as `name` or `class`, where there is only one such.
+    as `name` or `class`, where there is only one such. Where an attribute with a more usual name,
+    or the only one, is no candidate, its region is an error.
 
     Returns:
         Its name; None where no attribute tells, and `classes` has one name, which all regions are
@@ -60,14 +61,18 @@ def find_attribute(
     Raises:
         UserError: it has to be told: which attribute, or which class.
     """
-    columns = _columns(regions)
+    columns, spoilt = _columns(regions)
     if attribute is not None:
         if regions and all(r.attributes.get(attribute) in (None, "", {}) for r in regions):
             raise UserError(
                 f"{file}: no region has the attribute {attribute!r} that holds the class (they"
-                f" have: {_listed(columns)}); set it in VIA, or name another (--class-attribute)"
+                f" have: {_listed([*columns, *spoilt])}); set it in VIA, or name another"
+                " (--class-attribute)"
             )
         return attribute
+    usual_first = sorted((name for name in spoilt if _usual([name]) or not columns), key=_rank)
+    if not columns and usual_first:
+        raise spoilt[usual_first[0]]
     if not columns:
         if classes is not None and (len(classes) == 1 or not regions):
             return None
@@ -88,6 +93,8 @@ def find_attribute(
             if not {*columns[a]}.isdisjoint(classes)
         ]
         if not known:
+            if usual_first:
+                raise spoilt[usual_first[0]]
             if len(classes) == 1 and not any(_usual(g) for g in groups):
                 return None
             raise UserError(
@@ -98,27 +105,36 @@ def find_attribute(
         groups = known
     if len(groups) > 1:
         groups = [g for g in groups if _usual(g)] or groups
+    if classes is None and usual_first and _rank(usual_first[0]) < _rank(groups[0][0]):
+        raise spoilt[usual_first[0]]
     if len(groups) > 1:
         raise UserError(
             f"{file}: the class of a region could be in {_listed(g[0] for g in groups)}"
             f" ({_examples({g[0]: columns[g[0]] for g in groups})}); choose one with"
-            " --class-attribute (in a config: attribute=...)"
+            " --class-attribute (in a config: attribute=..., in configs/custom"
+            " data.class_attribute)"
         )
     return groups[0][0]
 
 
-def _columns(regions: Sequence[Region]) -> dict[str, list[str | None]]:
-    """Attribute to its class of each region; without those that hold none, or several at once."""
+def _columns(
+    regions: Sequence[Region],
+) -> tuple[dict[str, list[str | None]], dict[str, UserError]]:
+    """Attribute to its class of each region, without those that hold none.
+
+    And those that hold several at once, or no text, with the error of their first such region.
+    """
     names = dict.fromkeys(name for region in regions for name in region.attributes)
-    columns = {}
+    columns, spoilt = {}, {}
     for name in names:
         try:
             column = [class_of(region, name) for region in regions]
-        except UserError:
+        except UserError as e:
+            spoilt[name] = e
             continue
         if any(column):
             columns[name] = column
-    return columns
+    return columns, spoilt
 
 
 def _groups(columns: dict[str, list[str | None]]) -> list[list[str]]:

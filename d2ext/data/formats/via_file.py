@@ -54,7 +54,11 @@ def read_entries(file: str | Path) -> list[Entry]:
     content = read_bytes(file)
     text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:1] in b"{[" or Path(file).suffix.lower() == ".json":
-        return [_entry(value, file) for value in _images(parse_json(content, file), file)]
+        images = list(_images(parse_json(content, file), file))
+        if content.count(b'"filename"') != len(images):
+            # A file put together of two may have a key twice, and a dict keeps one of them.
+            images = list(_images(parse_json(content, file, _every_image), file))
+        return [_entry(value, file) for value in images]
     return _csv_entries(content, file)
 
 
@@ -69,6 +73,14 @@ def _images(content: object, file: str | Path) -> Iterable[object]:
         if isinstance(content, dict) and all(map(_is_entry, content.values())):
             return content.values()
     raise _no_via(file)
+
+
+def _every_image(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, where an image whose key there is already gets another one."""
+    made: dict = {}
+    for key, value in pairs:
+        made[(key, len(made)) if key in made and _is_entry(value) else key] = value
+    return made
 
 
 def _no_via(file: str | Path) -> UserError:

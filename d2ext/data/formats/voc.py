@@ -84,7 +84,8 @@ def files_below(source: Path, suffix: str, usual: str = "") -> list[Path]:
     if source.is_file():
         return [source]
     folder = source / usual if (source / usual).is_dir() else source
-    if not (files := sorted(p for p in folder.rglob(f"*{suffix}") if p.is_file())):
+    found = (p for p in folder.rglob("*") if p.suffix.lower() == suffix and p.is_file())
+    if not (files := sorted(found)):
         raise UserError(f"{source} holds no {suffix} file; give the folder of the annotations")
     return files
 
@@ -102,8 +103,8 @@ def sized_record(path: str, image_id: int, size: tuple[float, float] | None, fil
     if size is not None and tuple(size) != actual:
         raise UserError(
             f"{file} is for an image of {size[0]:g} x {size[1]:g} pixels, {path} has"
-            f" {actual[0]} x {actual[1]} (as its EXIF orientation says); use the image that was"
-            " annotated, or annotate it again"
+            f" {actual[0]} x {actual[1]} (turned as its EXIF orientation says, where it has one);"
+            " use the image that was annotated, or annotate it again"
         )
     return new_record(path, image_id, actual)
 

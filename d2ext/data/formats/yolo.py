@@ -65,7 +65,8 @@ def read_yolo(
     if len(labels) < len(images):
         names = sorted(set(images) - set(labels.values()))
         raise UserError(f"{image_root / names[0]} has a namesake with another suffix; rename one")
-    unused = [p for p in _label_files(folder) if os.path.splitext(p)[0] not in labels]
+    files = {os.path.splitext(name)[0]: name for name in _label_files(folder)}
+    unused = [name for stem, name in files.items() if stem not in labels]
     if unused:
         raise UserError(
             f"{len(unused)} label files have no image in {image_root}, the first is"
@@ -75,12 +76,12 @@ def read_yolo(
     for stem, name in labels.items():
         path = os.path.join(image_root, name)
         record = new_record(path, len(records) + 1, image_size(path))
-        file = folder / f"{stem}.txt"
-        if file.exists():
+        if stem in files:
+            file = folder / files[stem]
             for number, line in enumerate(_lines(file), start=1):
                 _add(record, line.split(), found, index, poses, left_out, f"{file}:{number}")
         records.append(record)
-    if images and not any((folder / f"{stem}.txt").exists() for stem in labels):
+    if images and not files:
         raise UserError(f"{folder} has no label file of an image in {image_root}; check both")
     left_out.warn(logger, source)
     return records, wanted
@@ -145,8 +146,18 @@ def _names(source: Path) -> tuple[tuple[str, ...] | None, bool]:
             if (file := folder / name).is_file():
                 if file.suffix in (".yaml", ".yml"):
                     return _yaml_names(file)
-                return tuple(line.strip() for line in _lines(file) if line.strip()), False
+                return _listed_names(file), False
     return None, False
+
+
+def _listed_names(file: Path) -> tuple[str, ...]:
+    """The names of a text file, a line each; blank lines may stand at its end only."""
+    names = tuple(line.strip() for line in _lines(file))
+    while names and not names[-1]:
+        names = names[:-1]
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"{file} repeats a name, or has a blank line between names; correct it")
+    return names
 
 
 def _yaml_names(file: Path) -> tuple[tuple[str, ...], bool]:
@@ -185,5 +196,6 @@ def _labels(source: Path, image_root: Path) -> Path:
 
 
 def _label_files(folder: Path) -> list[str]:
-    files = (str(p.relative_to(folder)) for p in folder.rglob("*.txt"))
+    texts = (p for p in folder.rglob("*") if p.suffix.lower() == ".txt")
+    files = (str(p.relative_to(folder)) for p in texts)
     return sorted(f for f in files if os.path.basename(f).lower() not in _NO_LABELS)

@@ -54,6 +54,14 @@ def annotation(
     }
 
 
+def draw_photos(root: Path) -> None:
+    """Writes the images of `made` into a folder."""
+    (root / "sub").mkdir(parents=True)
+    for i, entry in enumerate(made()["images"]):
+        size = (entry["width"], entry["height"])
+        Image.new("RGB", size, (90 * i, 0, 0)).save(root / entry["file_name"])
+
+
 @pytest.fixture
 def content() -> dict:
     """The faultless content, for a test to spoil."""
@@ -64,10 +72,7 @@ def content() -> dict:
 def photos(tmp_path: Path) -> Path:
     """The folder with the images of `content`."""
     root = tmp_path / "photos"
-    (root / "sub").mkdir(parents=True)
-    for i, entry in enumerate(made()["images"]):
-        size = (entry["width"], entry["height"])
-        Image.new("RGB", size, (90 * i, 0, 0)).save(root / entry["file_name"])
+    draw_photos(root)
     return root
 
 

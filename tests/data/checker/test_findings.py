@@ -53,6 +53,7 @@ def repeat(part: str, row: int, **values: object) -> Callable[[dict], None]:
 SPOILT = [
     (change("images", 1, width="64"), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 1, height=0), {"image_malformed": [1], "unknown_image": [2, 3]}),
+    (change("images", 1, height=10**6), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 0, file_name="/etc/a.jpg"), {"image_path": [0]}),
     (change("images", 0, file_name="sub/../../a.jpg"), {"image_path": [0]}),
     (change("images", 0, file_name="h\u00c3\u00bc.jpg"), {"image_mojibake": [0]}),
@@ -76,6 +77,8 @@ SPOILT = [
     (change("annotations", 0, id=10**30), {"annotation_malformed": [0]}),
     (change("annotations", 0, segmentation=[1, 1, 9, 1, 9, 9]), {"annotation_malformed": [0]}),
     (lose("annotations", 0, "id"), {"annotation_malformed": [0]}),
+    (lose("annotations", 0, "segmentation"), {"mask_none": [0]}),
+    (change("annotations", 0, segmentation=[]), {"mask_none": [0]}),
     (lose("annotations", 0, "area"), {"area_missing": [0]}),
     (lose("annotations", 0, "bbox"), {"box_none": [0]}),
     (change("annotations", 0, bbox=[10, 10, 0, 16]), {"box_none": [0], "box_not_of_mask": None}),
@@ -104,6 +107,15 @@ SPOILT = [
     (
         change("annotations", 2, segmentation={"size": [48, 64], "counts": "\x00~~~\u1234oops"}),
         {"rle_invalid": [2]},
+    ),
+    (
+        # A question mark would be a run of 15, and the runs fill the size.
+        change("annotations", 2, segmentation={"size": [48, 64], "counts": "\u1234ao2"}),
+        {"rle_invalid": [2]},
+    ),
+    (
+        change("annotations", 2, segmentation={"size": [48, 64], "counts": [10**400]}),
+        {"annotation_malformed": [2], "image_empty": [1]},
     ),
     (change("images", 1, width=63), {"rle_size": [2, 3]}),
     (lambda c: c["annotations"].clear(), {"image_empty": [0, 1, 2], "category_unused": [0, 1]}),

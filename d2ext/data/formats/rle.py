@@ -1,10 +1,11 @@
-"""Areas of RLE masks (https://cocodataset.org/#format-data), many at once and whatever they hold.
+"""RLE masks (https://cocodataset.org/#format-data): areas, many at once and whatever they hold.
 
 pycocotools reads past its memory where the counts are garbage, so none go there unchecked.
 """
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,16 @@ def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarra
     return areas
 
 
+def compressed(rle: dict[str, Any]) -> dict[str, Any]:
+    """A sound RLE with its counts as compressed text, which both JSON and pycocotools take."""
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        from pycocotools import mask
+
+        counts = mask.frPyObjects(rle, *rle["size"])["counts"]
+    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
 def _list_runs(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lengths = np.fromiter(map(len, counts), np.int64)
     runs = np.fromiter(chain.from_iterable(counts), float, lengths.sum())
@@ -47,7 +58,8 @@ def _text_runs(counts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     From the fourth on, a run is stored as its difference to the one before the last.
     """
     lengths = np.fromiter(map(len, counts), np.int64)
-    text = "".join(counts).encode("ascii", "replace")
+    # What is not ASCII must not become a question mark, which is a digit here.
+    text = "".join(c if c.isascii() else "\x7f" * len(c) for c in counts).encode()
     values = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     of_char = np.repeat(np.arange(len(counts)), lengths)
     is_last = (values & 0x20) == 0

@@ -1,0 +1,194 @@
+"""Cityscapes' own average precision of masks (https://www.cityscapes-dataset.com/benchmarks/).
+
+The numbers are those of cityscapesscripts (evalInstanceLevelSemanticLabeling), whose
+`evaluateMatches` is called. Its way there, which Detectron2 takes, is not: it reads a PNG for every
+detection and compares it with every object pixel by pixel, it ends the process on an error, and
+with numpy 2.4 (no `in1d`; integers that its JSON does not know) version 2.3 of it fails.
+"""
+
+import copy
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pycocotools.mask
+from PIL import Image
+
+from d2ext.errors import UserError
+from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.tables import mean, named
+
+logger = logging.getLogger(__name__)
+
+_NAMES = ("AP", "AP50")
+_SUFFIX = "_leftImg8bit"
+_TRUTH = "_gtFine_instanceIds.png"
+
+
+class CityscapesMetric:
+    """AP of masks, the mean over IoU 0.5 to 0.95, and AP50; what lies on void counts nothing.
+
+    Ground truth is read from Cityscapes' own files `*_gtFine_instanceIds.png`: they alone have the
+    void. A class without objects of 100 pixels has no AP and is left out of the means. A mask
+    without pixels counts nothing.
+
+    Args:
+        gt_dir: the folder gtFine/<split>, which holds `<city>/*_gtFine_instanceIds.png`. None finds
+            it beside each image's leftImg8bit/<split>.
+        per_class: adds the numbers of each class.
+
+    Raises:
+        UserError: an argument is of the wrong kind, or Cityscapes' scripts are not installed.
+    """
+
+    def __init__(self, gt_dir: str | None = None, per_class: bool = True):
+        if not isinstance(gt_dir, (str, Path, type(None))):
+            raise UserError(f"CityscapesMetric: gt_dir={gt_dir!r}; give a path, or null")
+        if not isinstance(per_class, bool):
+            raise UserError(f"CityscapesMetric: per_class={per_class!r}; give true or false")
+        _scripts()
+        self._gt_dir = gt_dir
+        self._per_class = per_class
+
+    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+        """Evaluates one data set.
+
+        Args:
+            truth: the images, by file name, and the classes; its objects are not looked at.
+            detections: with masks.
+
+        Returns:
+            `segm/AP` and `segm/AP50`, and each with `-<class>` for the classes; percent, NaN where
+            there are no objects.
+
+        Raises:
+            UserError: masks or ground truth files are absent, or classes are not Cityscapes'.
+        """
+        scripts = _scripts()
+        _check(truth.classes, detections.masks is not None or not len(detections.scores))
+        # The scripts' thresholds and sizes; in a copy, as they are global.
+        args = copy.deepcopy(scripts.args)
+        args.instLabels = list(truth.classes)
+        order = np.argsort(detections.image, kind="stable")
+        ends = np.searchsorted(detections.image[order], np.arange(len(truth.image_ids) + 1))
+        matches = {}
+        for i, file_name in enumerate(truth.file_names):
+            file = _truth_file(file_name, self._gt_dir)
+            matches[str(file)] = _compare(file, truth, detections, order[ends[i] : ends[i + 1]])
+        (ap,) = scripts.evaluateMatches(matches, args)  # (C, 10); no distances are known
+        values = np.array([[mean(row) for row in ap], ap[:, 0]])
+        numbers, table = named("segm", _NAMES, values, truth.classes, self._per_class)
+        logger.info("Cityscapes segm:\n%s", table)
+        return numbers
+
+    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+        """The names of the results that a data set will have; raises UserError as a call does."""
+        _check(classes, with_masks)
+        return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
+
+
+def _scripts() -> ModuleType:
+    try:
+        return importlib.import_module(
+            "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+        )
+    except ImportError as e:
+        raise UserError(
+            f"CityscapesMetric: Cityscapes' scripts cannot be loaded ({e}); pip install"
+            " cityscapesscripts pyquaternion"
+        ) from e
+
+
+def _check(classes: Sequence[str], with_masks: bool) -> None:
+    labels = _scripts().labels
+    known = [label.name for label in labels if label.hasInstances and not label.ignoreInEval]
+    if unknown := [c for c in classes if c not in known]:
+        raise UserError(
+            f"CityscapesMetric: {unknown[0]!r} is none of Cityscapes' classes ({', '.join(known)});"
+            " take CocoMetric for other data"
+        )
+    if not with_masks:
+        raise UserError("CityscapesMetric: there are no masks to evaluate; take CocoMetric")
+
+
+def _truth_file(file_name: str, gt_dir: str | None) -> Path:
+    """The ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
+    image = Path(file_name)
+    if gt_dir is None and len(image.parts) >= 4:
+        gt_dir = image.parents[2].parent / "gtFine" / image.parent.parent.name
+    file = Path(gt_dir or "", image.parent.name, image.stem.removesuffix(_SUFFIX) + _TRUTH)
+    if not file.is_file():
+        raise UserError(
+            f"CityscapesMetric: {file}, the ground truth of {file_name}, does not exist; keep"
+            " Cityscapes' layout, or set gt_dir to the folder gtFine/<split>"
+        )
+    return file
+
+
+def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.ndarray) -> dict:
+    """One image as `evaluateMatches` takes it: objects and detections, each with the other's.
+
+    Args:
+        file: its ground truth: 1000 * label + number for an object, the label alone for a group of
+            them or for a class without objects.
+        truth: the classes.
+        detections: of all images.
+        rows: indices of this image's.
+
+    Returns:
+        {"groundTruth": {class: objects}, "prediction": {class: detections}}; areas are pixels.
+    """
+    scripts = _scripts()
+    ids = np.asarray(Image.open(file)).astype(np.int32)
+    void = _encoded(np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval]))
+    result = {"groundTruth": {}, "prediction": {}}
+    present, counts = np.unique(ids, return_counts=True)
+    for c, name in enumerate(truth.classes):
+        class_id = scripts.name2label[name].id
+        mine = np.where(present < 1000, present, present // 1000) == class_id
+        objects = [
+            {"instID": int(i), "pixelCount": int(n), "medDist": -1, "distConf": 0.0}
+            for i, n in zip(present[mine], counts[mine], strict=True)
+        ]
+        found = [r for r in rows if detections.label[r] == c]
+        masks = [detections.masks[r] for r in found]
+        for mask in masks:
+            if tuple(mask["size"]) != ids.shape:
+                raise UserError(
+                    f"CityscapesMetric: a mask has {mask['size'][1]} x {mask['size'][0]} pixels,"
+                    f" {file} has {ids.shape[1]} x {ids.shape[0]}"
+                )
+        regions = [_encoded(ids == o["instID"]) for o in objects] if masks else []
+        areas, common = _intersections(masks, [*regions, void])
+        predicted = [
+            {"confidence": float(detections.scores[r]), "pixelCount": int(a), "matchedGt": []}
+            | {"voidIntersection": int(shared[-1])}
+            for r, a, shared in zip(found, areas, common, strict=True)
+        ]
+        result["prediction"][name] = [p for p in predicted if p["pixelCount"]]
+        result["groundTruth"][name] = [o | {"matchedPred": []} for o in objects]
+        for p, shared in zip(predicted, common, strict=True):
+            for o, pixels in zip(result["groundTruth"][name], shared, strict=False):  # without void
+                if pixels:
+                    both = {"intersection": int(pixels)}
+                    p["matchedGt"].append({k: o[k] for k in o if k != "matchedPred"} | both)
+                    o["matchedPred"].append({k: p[k] for k in ("pixelCount", "confidence")} | both)
+    return result
+
+
+def _encoded(mask: np.ndarray) -> dict:
+    return pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def _intersections(masks: list[dict], regions: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) areas of D masks and (D, R) of what each has in common with R regions, in pixels."""
+    if not masks:
+        return np.zeros(0), np.zeros((0, len(regions)))
+    areas = pycocotools.mask.area(masks)
+    # Of a crowd, pycocotools gives the part of the mask that lies in it.
+    inside = pycocotools.mask.iou(masks, regions, [1] * len(regions))
+    # An empty mask or region: 0 / 0.
+    return areas, np.rint(np.nan_to_num(inside) * areas[:, None])

@@ -1,0 +1,105 @@
+"""Pascal VOC's average precision of boxes, on any data set (host.robots.ox.ac.uk/pascal/VOC/)."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+
+from d2ext.errors import UserError
+from d2ext.evaluation.average_precision import average_precision
+from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.tables import named
+
+logger = logging.getLogger(__name__)
+
+_MODES = ("area", "11points")
+
+
+class VocMetric:
+    """AP as the VOC development kit computes it: see `average_precision`.
+
+    Objects that are difficult, crowds or groups are neither hits nor misses: VOC knows only the
+    first, and none of them is a single object that a detector should find. They are matched by IoU.
+    A class without objects has no AP and is left out of means; one without detections has 0.
+
+    Detectron2 and MMDetection take recalls of 0.1 * k in floating point, where 3 of 5 found objects
+    fall short of 0.6; their 11 points differ by that. Detectron2 also rounds detections (boxes to
+    0.1, scores to 0.001) and wants more than the threshold; VOC and MMDetection take it as reached.
+
+    Args:
+        iou_thresholds: from above 0 to 1.
+        mode: `area` under the curve, VOC from 2010 on; `11points`, VOC 2007.
+        plus_one: adds a pixel to widths and heights, for boxes whose right and bottom are indices
+            of pixels, as in VOC's XML; d2ext's and Detectron2's readers of VOC have done it.
+        per_class: adds the numbers of each class.
+
+    Raises:
+        UserError: an argument is of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        iou_thresholds: Sequence[float] = (0.5,),
+        mode: str = "area",
+        plus_one: bool = False,
+        per_class: bool = True,
+    ):
+        is_list = isinstance(iou_thresholds, Sequence) and not isinstance(iou_thresholds, str)
+        if not (is_list and iou_thresholds and all(map(_is_threshold, iou_thresholds))):
+            raise UserError(
+                f"VocMetric: iou_thresholds={iou_thresholds!r}; give a list of numbers above 0 and"
+                " up to 1, such as [0.5]"
+            )
+        if mode not in _MODES:
+            raise UserError(f"VocMetric: mode={mode!r}; choose {' or '.join(_MODES)}")
+        for name, value in (("plus_one", plus_one), ("per_class", per_class)):
+            if not isinstance(value, bool):
+                raise UserError(f"VocMetric: {name}={value!r}; give true or false")
+        self._thresholds = sorted(set(map(float, iou_thresholds)))
+        self._mode = mode
+        self._plus_one = plus_one
+        self._per_class = per_class
+
+    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+        """Evaluates one data set.
+
+        Args:
+            truth: its objects.
+            detections: with any number of detections an image; masks are not looked at.
+
+        Returns:
+            `bbox/AP50` and so on for each threshold, `bbox/AP` for their mean, each with `-<class>`
+            for the classes; percent, NaN where there are no objects.
+        """
+        if self._plus_one:
+            truth, detections = _grown(truth), _grown(detections)
+        ignored = truth.difficult | truth.crowd | truth.group_of
+        ap = average_precision(
+            truth,
+            detections,
+            self._thresholds,
+            ignored,
+            np.zeros_like(ignored),
+            self._mode == "11points",
+        )
+        numbers, table = self._named(ap, truth.classes)
+        logger.info("Pascal VOC bbox, %s:\n%s", self._mode, table)
+        return numbers
+
+    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+        """The names of the results that a data set will have."""
+        return set(self._named(np.zeros((len(self._thresholds), len(classes))), classes)[0])
+
+    def _named(self, ap: np.ndarray, classes: Sequence[str]) -> tuple[dict[str, float], str]:
+        names = ["AP", *(f"AP{100 * t:g}" for t in self._thresholds)]
+        return named("bbox", names, np.vstack([ap.mean(axis=0), ap]), classes, self._per_class)
+
+
+def _is_threshold(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _grown(instances: GroundTruth | Detections) -> GroundTruth | Detections:
+    return dataclasses.replace(instances, boxes=instances.boxes + [0, 0, 1, 1])
