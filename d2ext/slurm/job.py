@@ -141,6 +141,8 @@ class Training:
         flags += self.goes_on if begun else self.start
         command = [*self.command, *flags, *self.overrides]
         self._pid = subprocess.Popen(command, env=env, preexec_fn=die_with_parent).pid
+        if here.cluster == "local":  # Slurm's signals reach every process
+            signal.signal(signal.SIGTERM, lambda number, _: os.kill(self._pid, number))
         return _wait(self._pid, failed_elsewhere)
 
     def _meet(self, here: JobEnvironment) -> tuple[str, str]:
@@ -180,6 +182,8 @@ class Training:
             return _last_words(here.paths.stdout) if status else "finished", False
         if record.cancelled:
             return f"cancelled: {why}", False
+        if here.cluster == "local" and not signalled:
+            return f"stopped by hand: {why}", False
         if here.cluster == "slurm" and (now := job_state(here.raw_job_id)):
             state, restarts = now
             if restarts > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
@@ -198,8 +202,8 @@ class Training:
         self, record: Record, here: JobEnvironment, status: int, signalled: bool
     ) -> str | None:
         """What ended the trainers that is no fault of theirs, or None."""
-        if status == EXIT_STOPPED and (signalled or here.cluster == "slurm"):
-            return "preempted or out of time, and saved"
+        if status == EXIT_STOPPED:
+            return "preempted or out of time, and saved" if here.cluster == "slurm" else "saved"
         if signalled and (status == 130 or status < 0):
             return "the signal came before the first step"
         if status < 0:

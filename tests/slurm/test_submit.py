@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from d2ext.errors import UserError
 from d2ext.slurm.options import parse_options
 from d2ext.slurm.queue import parse_time
-from d2ext.slurm.record import find_records, new_record
+from d2ext.slurm.record import find_records, new_record, newest_record
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 
@@ -144,3 +146,30 @@ def test_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
     assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
+
+
+@pytest.mark.slow
+def test_cancel_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
+    """It goes on behind the command, which has ended; cancelled, it saves."""
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    flags = ["--config-file", LITE0, "--work-dir", out, *tiny, "train.max_iter=3000"]
+    assert submit(repo, *flags, env=no_slurm).returncode == 0
+    job = newest_record(out).submission["job"]
+    try:
+        _until(lambda: (out / "metrics.json").exists())
+        assert "is cancelled" in submit(repo, "cancel", env=no_slurm).stdout
+        _until(lambda: newest_record(out).outcome)
+        _until(lambda: not Path(f"/proc/{job}").exists())
+    finally:
+        if Path(f"/proc/{job}").exists():
+            os.kill(int(job), signal.SIGTERM)
+    assert (out / "last_checkpoint").exists()
+    assert "cancelled" in submit(repo, "status", out, env=no_slurm).stdout
+
+
+def _until(condition, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
