@@ -156,7 +156,23 @@ def _environment(job: Job) -> Iterator[None]:
         if job.cluster == "local":
             paths = [str(REPO), before.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = ":".join(filter(None, paths))
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
-        yield
+        with _detached() if job.cluster == "local" else contextlib.nullcontext():
+            yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _detached() -> Iterator[None]:
+    """What is started now outlives the terminal, and holds no pipe of this command's open."""
+    sys.stdout.flush()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    kept = [os.dup(number) for number in range(3)]
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nowhere, number)
+    yield
+    for number, copy in enumerate(kept):
+        os.dup2(copy, number)
+        os.close(copy)
+    os.close(nowhere)
