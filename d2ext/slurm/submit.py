@@ -156,10 +156,12 @@ def _environment(job: Job) -> Iterator[None]:
         if job.cluster == "local":
             paths = [str(REPO), before.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = ":".join(filter(None, paths))
-        with _detached() if job.cluster == "local" else contextlib.nullcontext():
-            yield
-    os.environ.clear()
-    os.environ.update(before)
+        try:
+            with _detached() if job.cluster == "local" else contextlib.nullcontext():
+                yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -171,8 +173,10 @@ def _detached() -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
-    yield
-    for number, copy in enumerate(kept):
-        os.dup2(copy, number)
-        os.close(copy)
-    os.close(nowhere)
+    try:
+        yield
+    finally:
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
