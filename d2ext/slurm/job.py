@@ -205,7 +205,7 @@ class Training:
         if status == EXIT_STOPPED:
             return "preempted or out of time, and saved" if here.cluster == "slurm" else "saved"
         if signalled and (status == 130 or status < 0):
-            return "the signal came before the first step"
+            return "preempted or out of time, before or behind the steps"
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
         if status == 1 and (failure := self._failure(record)):

@@ -1,6 +1,7 @@
 """Hands a checked job to submitit."""
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -37,12 +38,15 @@ def submit(job: Job) -> list[Record]:
         executor = make_executor(job, job.base / "slurm" / stamp)
         with _environment(job):
             try:
-                with executor.batch() if len(trainings) > 1 else contextlib.nullcontext():
+                several = executor.batch() if len(trainings) > 1 else contextlib.nullcontext()
+                # submitit prints what it raises as well.
+                with contextlib.redirect_stderr(io.StringIO()), several:
                     jobs = [executor.submit(each) for each in trainings]
             except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:
                 words = str(e).strip().splitlines() or ["no reason given"]
                 hint = "; train.device=cpu asks for no GPUs" * ("gres" in words[-1])
-                raise UserError(f"sbatch refused the job: {words[-1]}{hint}") from e
+                reason = words[-1].removeprefix("sbatch: error: ")
+                raise UserError(f"sbatch refused the job: {reason}{hint}") from e
     for record, handed in zip(records, jobs, strict=True):
         record.submitted(
             job=handed.job_id,

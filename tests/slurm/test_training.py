@@ -106,6 +106,7 @@ def test_mistakes_are_not_requeued(cluster, start, tiny, tmp_path):
     nowhere = cluster.submit("--partition", "nowhere", "--time", "5", *tiny, check=False)
     assert nowhere.returncode == 2 and "nowhere" not in nowhere.stdout
     assert nowhere.stderr.startswith("error: sbatch refused the job: ")
+    assert nowhere.stderr.count("\n") == 1
     flags = ["--partition", "dev", "--work-dir", tmp_path / "nan", "--wait", *tiny]
     done = cluster.submit(*flags, "optimizer.lr=1e9", "train.max_iter=20", check=False)
     assert done.returncode == 2, done.stdout
