@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
+from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,12 @@ class Suite:
                 seconds,
             )
             classes = MetadataCatalog.get(name).thing_classes
+            truth = ground_truth(records, classes)
+            found = detections(truth, predictions)
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in self._metrics.items()
-                for key, value in metric(records, classes, predictions).items()
+                for key, value in metric(truth, found).items()
             }
             evaluations.append(Evaluation(name, records, predictions, results))
         return evaluations

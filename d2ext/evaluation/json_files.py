@@ -1,0 +1,72 @@
+"""JSON files of a known form, parsed by msgspec without dicts, and their columns."""
+
+import contextlib
+import gc
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from d2ext.data.formats.objects import short
+from d2ext.errors import UserError
+
+Box = tuple[float, float, float, float]
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Without garbage collection: of millions of new objects without circles it would see all."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def decoded(path: Path, kind: Any, wanted: str) -> Any:
+    """A JSON file as a msgspec type.
+
+    Args:
+        path: the file.
+        kind: the type.
+        wanted: what it should be, for messages.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, cut off, or of another form.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; check the path") from e
+    try:
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(data, type=kind)
+        content = json.loads(data)  # knows NaN and UTF-16, and says where it is bad
+        try:
+            return msgspec.convert(content, kind)
+        except msgspec.ValidationError as e:
+            reason = re.sub(r" - at `\$(.+)`", r" at \1", str(e)).replace("`", "")
+            raise UserError(f"{path} is no {wanted} ({reason})") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is cut off or no JSON ({short(e)}); write it once more") from e
+
+
+def box_column(entries: Sequence[Any]) -> np.ndarray:
+    """Their `bbox`, float64 (N, 4)."""
+    numbers = chain.from_iterable(map(attrgetter("bbox"), entries))
+    return np.fromiter(numbers, np.float64, 4 * len(entries)).reshape(-1, 4)
+
+
+def index_column(entries: Sequence[Any], name: str, index: Mapping[Hashable, int]) -> np.ndarray:
+    """What `index` gives for an attribute of each, int64 (N,); -1 where it holds no such value."""
+    find = index.get
+    values = (find(value, -1) for value in map(attrgetter(name), entries))
+    return np.fromiter(values, np.int64, len(entries))
