@@ -39,6 +39,20 @@ def chosen_backend(backend: str) -> str:
     return backend
 
 
+def evaluable(tasks: Sequence[str] | None, truth: GroundTruth, found: Detections) -> Sequence[str]:
+    """The tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
+
+    Raises:
+        UserError: masks shall be compared, and the detections have none.
+    """
+    masks = found.masks is not None or not len(found.scores)
+    if tasks is None:
+        return ["bbox", "segm"] if masks and truth.segmentations is not None else ["bbox"]
+    if "segm" in tasks and not masks:
+        raise UserError("the task segm needs masks; the detections have boxes alone")
+    return tasks
+
+
 def matched(
     truth: GroundTruth,
     found: Detections,
@@ -74,7 +88,7 @@ def matched(
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
 
 
-def hotcoco_pair(truth: GroundTruth, found: Detections, task: str, **options: Any) -> Any:
+def hotcoco_pair(truth: GroundTruth, found: Detections, task: str, lvis_style: bool = False) -> Any:
     """A hotcoco.COCOeval still to be evaluated.
 
     Image i has the id i + 1, class c the id c + 1, row r of the objects or detections the id r + 1.
@@ -83,26 +97,32 @@ def hotcoco_pair(truth: GroundTruth, found: Detections, task: str, **options: An
         truth: the objects.
         found: the detections.
         task: `bbox` or `segm`.
-        options: of COCOeval, such as lvis_style.
+        lvis_style: as LVIS evaluates. It knows no crowds: they are as difficult objects.
     """
     import hotcoco
 
     masks = task == "segm"
+    crowd = truth.crowd | truth.group_of
+    areas = _areas(truth)
+    images, categories = _images(truth), _categories(truth)
+    if lvis_style:
+        areas = np.where(crowd, _IGNORED_AREA, areas)
+        _add_lvis(truth, images, categories)
     gt = hotcoco.COCO.from_arrays(
-        _images(truth),
-        _categories(truth),
+        images,
+        categories,
         truth.image + 1,
         truth.label + 1,
         truth.boxes,
-        area=_areas(truth),
-        iscrowd=truth.crowd | truth.group_of,
-        segmentation=segmentations(truth) if masks else None,
+        area=areas,
+        iscrowd=crowd & (not lvis_style),
+        segmentation=_segmentations(truth) if masks else None,
     )
     rows = np.column_stack([found.image + 1, found.boxes, found.scores, found.label + 1])
-    dt = gt.load_res(rows, segmentation=found.masks if masks else None)
+    dt = gt.load_res(rows, segmentation=_masks(found) if masks else None)
     if masks:
-        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=hotcoco.mask.area(list(found.masks)))
-    return hotcoco.COCOeval(gt, dt, task, **options)
+        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=hotcoco.mask.area(_masks(found)))
+    return hotcoco.COCOeval(gt, dt, task, lvis_style=lvis_style)
 
 
 def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
@@ -113,14 +133,14 @@ def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
 
     masks = task == "segm"
     if masks:  # one by one: pycocotools 2.0.11 fails on more than 255 with numpy 2
-        areas = np.array([mask.area(m) for m in found.masks], np.float64)
+        areas = np.array([mask.area(m) for m in _masks(found)], np.float64)
     else:
         areas = found.boxes[:, 2] * found.boxes[:, 3]
     crowd = truth.crowd | truth.group_of
-    objects = _annotations(truth, _areas(truth), segmentations(truth) if masks else None)
+    objects = _annotations(truth, _areas(truth), _segmentations(truth) if masks else None)
     for a, value in zip(objects, crowd.tolist(), strict=True):
         a["iscrowd"] = int(value)
-    results = _annotations(found, areas, found.masks if masks else None)
+    results = _annotations(found, areas, _masks(found) if masks else None)
     for a, score in zip(results, found.scores.tolist(), strict=True):
         a["score"], a["iscrowd"] = score, 0
     sides = []
@@ -151,7 +171,11 @@ def _annotations(
     return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, start=1)]
 
 
-def segmentations(truth: GroundTruth) -> list:
+def _masks(found: Detections) -> list[dict]:
+    return list(found.masks or ())  # without detections there may be None
+
+
+def _segmentations(truth: GroundTruth) -> list:
     """Polygons or RLE of every object; of one without a mask the corners of its box."""
     given = truth.segmentations or [None] * len(truth.image)
     return [
@@ -170,6 +194,24 @@ def _images(truth: GroundTruth) -> list[dict]:
         {"id": i, "file_name": "", "height": height, "width": width}
         for i, (height, width) in enumerate(sizes, start=1)
     ]
+
+
+def _add_lvis(truth: GroundTruth, images: list[dict], categories: list[dict]) -> None:
+    """What LVIS's files hold beside COCO's; without negatives these are all the other classes."""
+    every = np.arange(1, len(categories) + 1)
+    present: list[set] = [set() for _ in images]
+    for i, label in zip(truth.image.tolist(), truth.label.tolist(), strict=True):
+        present[i].add(label + 1)
+    for i, image in enumerate(images):
+        if truth.negatives is None:
+            image["neg_category_ids"] = np.setdiff1d(every, list(present[i])).tolist()
+        else:
+            image["neg_category_ids"] = [c + 1 for c in truth.negatives[i]]
+        marked = () if truth.not_exhaustive is None else truth.not_exhaustive[i]
+        image["not_exhaustive_category_ids"] = [c + 1 for c in marked]
+    for category, frequency in zip(categories, truth.frequencies or (), strict=False):
+        if frequency:
+            category["frequency"] = frequency
 
 
 def _categories(truth: GroundTruth) -> list[dict]:

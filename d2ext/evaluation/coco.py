@@ -9,7 +9,7 @@ import numpy as np
 import tabulate
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, matched
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -82,12 +82,8 @@ class CocoMetric:
         Returns:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
-        with_masks = truth.segmentations is not None
-        with_masks &= detections.masks is not None or not len(detections.scores)
         numbers = {}
-        for task in self._wanted(with_masks):
-            if task == "segm" and detections.masks is None and len(detections.scores):
-                raise UserError("CocoMetric: the task segm needs masks; the detections have none")
+        for task in evaluable(self._tasks, truth, detections):
             evaluated = self._evaluate(truth, detections, task)
             numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
         return numbers
@@ -95,20 +91,15 @@ class CocoMetric:
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
         """The names of the results that a data set will have."""
         keys = set()
-        for task in self._wanted(with_masks):
+        for task in self._tasks or (["bbox", "segm"] if with_masks else ["bbox"]):
             names = [line.name for line in self._lines(task)]
             if self._per_class and task != "proposals":
                 names += [f"AP-{name}" for name in classes]
             keys.update(f"{task}/{name}" for name in names)
         return keys
 
-    def _wanted(self, with_masks: bool) -> Sequence[str]:
-        return self._tasks or (["bbox", "segm"] if with_masks else ["bbox"])
-
     def _evaluate(self, truth: GroundTruth, found: Detections, task: str) -> dict[str, float]:
         proposals = task == "proposals"
-        if found.masks is None and task == "segm":  # there are no detections
-            found = Detections(found.image, found.label, found.boxes, found.scores, [])
         limits = _PROPOSALS if proposals else self._max_detections
         curves = matched(
             truth,
@@ -187,7 +178,8 @@ class _Line:
 
 def table_text(rows: Sequence[dict]) -> str:
     """Rows with the same keys as a table of plain text; floats have two digits."""
-    return tabulate.tabulate(rows, headers="keys", floatfmt=".2f", disable_numparse=False)
+    # Classes, in the first column, are texts, whatever they look like.
+    return tabulate.tabulate(rows, headers="keys", floatfmt=".2f", disable_numparse=[0])
 
 
 def _percent(values: np.ndarray) -> float:

@@ -29,7 +29,7 @@ def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
     assert ours == pytest.approx(theirs, abs=1e-9, rel=0, nan_ok=True)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data_sets())
 def test_both_backends_are_pycocotools(tmp_path, data_set):
     content, results = data_set
