@@ -183,10 +183,14 @@ def table_text(rows: Sequence[dict]) -> str:
 
 
 def _percent(values: np.ndarray) -> float:
-    # The COCO tools write -1 where there is no ground truth to average over. They add an epsilon to
-    # a denominator: rounded, a perfect detector has 100 and not 99.99999999999997.
+    # The COCO tools write -1 where there is no ground truth to average over.
     values = values[values > -1]
-    return round(100 * float(np.mean(values)), 10) if values.size else math.nan
+    return exact_100(100 * float(np.mean(values))) if values.size else math.nan
+
+
+def exact_100(percent: float) -> float:
+    """The number, but 99.99999999999997 as 100: the COCO tools add an epsilon to a denominator."""
+    return 100.0 if percent > 100 - 1e-9 else percent
 
 
 def _is_list(value: object) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
+from d2ext.evaluation.coco import exact_100
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -81,4 +82,4 @@ class LvisMetric:
 
 
 def _percent(value: float) -> float:
-    return math.nan if value < 0 else round(100 * value, 10)  # as CocoMetric does
+    return math.nan if value < 0 else exact_100(100 * value)

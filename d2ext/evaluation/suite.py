@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,8 +147,3 @@ def write_predictions(evaluation: Evaluation, folder: Path) -> None:
         folder / f"{evaluation.dataset}.json",
         [{**p, "category_id": ids[p["category_id"]]} for p in evaluation.predictions],
     )
-
-
-def finite_or_none(results: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as None: JSON has no NaN."""
-    return {k: v if math.isfinite(v) else None for k, v in results.items()}
