@@ -106,17 +106,17 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
     categories = sorted(content.categories, key=attrgetter("id"))
     if len({type(image.id) for image in images}) == 1:
         images.sort(key=attrgetter("id"))
-    indices = {
-        "image": {image.id: i for i, image in enumerate(images)},
-        "category": {category.id: c for c, category in enumerate(categories)},
+    ids = {
+        "image": [image.id for image in images],
+        "category": [category.id for category in categories],
     }
-    if len(indices["image"]) < len(images):
+    if len(set(ids["image"])) < len(images):
         raise UserError(f"{path}: an id of `images` appears twice; renumber them")
-    if min(len(indices["category"]), len({c.name for c in categories})) < len(categories):
+    if min(len(set(ids["category"])), len({c.name for c in categories})) < len(categories):
         raise UserError(f"{path}: `categories` repeats an id or a name; make them distinct")
     columns = {}
-    for name, index in indices.items():
-        columns[name] = index_column(annotations, f"{name}_id", index)
+    for name, known in ids.items():
+        columns[name] = index_column(annotations, f"{name}_id", known)
         for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
             value = shown(getattr(annotations[i], f"{name}_id"))
             raise UserError(f"{path}: annotations[{i}] is of an unknown {name}, {value}")
@@ -125,10 +125,10 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         image = images[columns["image"][i]]
         masks[i] = _checked(path, i, annotations[i], image.height, image.width)
     has_masks = with_masks and any(mask is not None for mask in masks)
-    labels = indices["category"]
+    labels = {id_: c for c, id_ in enumerate(ids["category"])}
     frequencies = [category.frequency for category in categories]
     truth = GroundTruth(
-        image_ids=[image.id for image in images],
+        image_ids=ids["image"],
         file_names=[image.file_name for image in images],
         heights=np.array([image.height for image in images], np.int64),
         widths=np.array([image.width for image in images], np.int64),
@@ -145,7 +145,7 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         not_exhaustive=_labels([image.not_exhaustive_category_ids for image in images], labels),
         frequencies=frequencies if any(frequencies) else None,
     )
-    return Dataset(path, truth, list(labels))
+    return Dataset(path, truth, ids["category"])
 
 
 def _checked(path: Path, i: int, annotation: _Masked, height: int, width: int) -> Any:

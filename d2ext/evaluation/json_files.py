@@ -4,7 +4,7 @@ import contextlib
 import gc
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -65,8 +65,14 @@ def box_column(entries: Sequence[Any]) -> np.ndarray:
     return np.fromiter(numbers, np.float64, 4 * len(entries)).reshape(-1, 4)
 
 
-def index_column(entries: Sequence[Any], name: str, index: Mapping[Hashable, int]) -> np.ndarray:
-    """What `index` gives for an attribute of each, int64 (N,); -1 where it holds no such value."""
-    find = index.get
-    values = (find(value, -1) for value in map(attrgetter(name), entries))
-    return np.fromiter(values, np.int64, len(entries))
+def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> np.ndarray:
+    """The place in `ids` of an attribute of each, int64 (N,); -1 where it is none of them."""
+    if ids and all(type(id_) is int for id_ in ids):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # some are texts, or huge
+            known = np.array(ids, np.int64)
+            asked = np.fromiter(map(attrgetter(name), entries), np.int64, len(entries))
+            order = np.argsort(known)
+            place = order[np.searchsorted(known, asked, sorter=order).clip(max=len(ids) - 1)]
+            return np.where(known[place] == asked, place, -1)
+    index = {id_: i for i, id_ in enumerate(ids)}
+    return np.array([index.get(getattr(e, name), -1) for e in entries], np.int64)

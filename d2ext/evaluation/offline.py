@@ -12,6 +12,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyse, printed
 from d2ext.evaluation.backends import evaluable
 from d2ext.evaluation.dataset_file import read_dataset
+from d2ext.evaluation.json_files import no_collection
 from d2ext.evaluation.results_file import read_results, to_detections
 from d2ext.files import finite_or_none, write_json
 
@@ -55,7 +56,7 @@ def evaluate_files(
     if len(set(metrics)) < len(metrics):
         raise UserError(f"--metrics {' '.join(metrics)}: name each once")
     wanted = {name: _made(name, per_class, backend) for name in metrics}
-    with _printing():
+    with _printing(), no_collection():
         results = read_results(predictions)
         data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
         found = to_detections(predictions, results, data)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TypedDict
 
@@ -49,9 +50,10 @@ def read_results(path: Path) -> list[Result]:
         )
     lacking = {}
     for name in ("bbox", "segmentation"):
-        lacking[name] = [i for i, r in enumerate(results) if getattr(r, name) is None]
-        if 0 < len(lacking[name]) < len(results):
-            raise UserError(f"{path}: entry {lacking[name][0]} has no {name}, others have")
+        values = list(map(attrgetter(name), results))
+        lacking[name] = values.count(None)
+        if 0 < lacking[name] < len(results):
+            raise UserError(f"{path}: entry {values.index(None)} has no {name}, others have")
     if results and all(lacking.values()):
         raise UserError(f"{path}: entry 0 has neither bbox nor segmentation")
     return results
@@ -80,8 +82,8 @@ def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detect
         boxes = pycocotools.mask.toBbox(masks)
     else:
         boxes = box_column(results)
-    scores = [np.nan if r.score is None else r.score for r in results]
-    found = Detections(image, label, boxes, np.array(scores, np.float64), masks)
+    scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
+    found = Detections(image, label, boxes, scores, masks)
     if results:
         _check_boxes(path, found, truth)
     _check_distinct(path, found)
@@ -93,7 +95,7 @@ def _known(
 ) -> np.ndarray:
     """The index of each entry's image or category."""
     name = f"{what}_id"
-    column = index_column(results, name, {id_: i for i, id_ in enumerate(ids)})
+    column = index_column(results, name, ids)
     unknown = np.flatnonzero(column < 0)
     if not len(unknown):
         return column
