@@ -41,8 +41,8 @@ _PYCOCOTOOLS = "from pycocotools.cocoeval import COCOeval\n" + _COMMON
 _DETECTRON2 = "from detectron2.evaluation.fast_eval_api import COCOeval_opt as COCOeval\n" + _COMMON
 
 
-def _run(command: list) -> tuple[float, float] | None:
-    """Wall seconds and GB; None where it fails."""
+def _run(command: list) -> tuple[float, float, float] | None:
+    """Wall seconds, CPU seconds and GB; None where it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -50,7 +50,8 @@ def _run(command: list) -> tuple[float, float] | None:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         return None
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    cpu = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - start, cpu, usage.ru_maxrss / 1e6
 
 
 def main() -> None:
@@ -92,8 +93,11 @@ def main() -> None:
                 else:
                     error = max(abs(a - b) for a, b in zip(numbers, expected, strict=True))
                     what = f"largest difference of an AP {error:.1e}"
-                seconds, memory = min(taken)
-                print(f"{task}: {name}: {seconds:.2f} s, {memory:.2f} GB, {what}", flush=True)
+                wall, cpu, memory = map(min, zip(*taken, strict=True))
+                print(
+                    f"{task}: {name}: {wall:.2f} s, CPU {cpu:.2f} s, {memory:.2f} GB, {what}",
+                    flush=True,
+                )
         start = time.perf_counter()
         subprocess.run([sys.executable, "tools/evaluate.py", "--help"], cwd=ROOT, stdout=-3)
         print(f"tools/evaluate.py --help: {time.perf_counter() - start:.2f} s")

@@ -32,7 +32,8 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -55,7 +55,7 @@ class Analysis:
         rows = np.fromiter(status.keys(), np.int64, len(status)) - 1
         self.outcome[rows] = [value == "tp" for value in status.values()]
         self.counted = ~(truth.crowd | truth.group_of | truth.difficult)
-        self._order = np.argsort(-found.scores, kind="stable")
+        self._order = np.lexsort([found.image, -found.scores])
         self._order = self._order[self.outcome[self._order] >= 0]
 
     def best_score(self) -> dict | None:

@@ -179,7 +179,9 @@ class _Line:
 def table_text(rows: Sequence[dict]) -> str:
     """Rows with the same keys as a table of plain text; floats have two digits."""
     # Classes, in the first column, are texts, whatever they look like.
-    return tabulate.tabulate(rows, headers="keys", floatfmt=".2f", disable_numparse=[0])
+    return tabulate.tabulate(
+        rows, headers="keys", floatfmt=".2f", disable_numparse=[0] if rows else False
+    )
 
 
 def _percent(values: np.ndarray) -> float:

@@ -6,6 +6,7 @@ are, so that the numbers are those that pycocotools gives for the file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from d2ext.data.formats.objects import MALFORMED, mask_area, read_object, short
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column, no_collection
+
+_FAR = 1_000_000  # pixels; no image reaches as far, and the operators of masks would count to it
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -47,7 +50,7 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class _Masked(_Annotation, gc=False):
-    segmentation: list | dict | None = None
+    segmentation: list[list[float]] | dict | None = None
 
 
 class _Boxes(msgspec.Struct):
@@ -120,8 +123,8 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
             value = shown(getattr(annotations[i], f"{name}_id"))
             raise UserError(f"{path}: annotations[{i}] is of an unknown {name}, {value}")
-    masks: list = [None] * len(annotations)
-    for i in range(len(annotations)) if with_masks else lacking:
+    masks = [a.segmentation for a in annotations] if with_masks else [None] * len(annotations)
+    for i in sorted({*lacking, *_not_plain(masks)}):
         image = images[columns["image"][i]]
         masks[i] = _checked(path, i, annotations[i], image.height, image.width)
     has_masks = with_masks and any(mask is not None for mask in masks)
@@ -146,6 +149,19 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         frequencies=frequencies if any(frequencies) else None,
     )
     return Dataset(path, truth, ids["category"])
+
+
+def _not_plain(masks: list) -> list[int]:
+    """Those that are no polygons of three corners or more; all where some reaches far."""
+    odd = []
+    for i, mask in enumerate(masks):
+        if type(mask) is dict or mask == []:
+            odd.append(i)
+        elif mask and (min(map(len, mask)) < 6 or any(len(p) % 2 for p in mask)):
+            odd.append(i)
+    plain = chain.from_iterable(chain.from_iterable(m for m in masks if type(m) is list))
+    numbers = np.fromiter(plain, np.float64)
+    return list(range(len(masks))) if np.any(~(np.abs(numbers) < _FAR)) else odd
 
 
 def _checked(path: Path, i: int, annotation: _Masked, height: int, width: int) -> Any:

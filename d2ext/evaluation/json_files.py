@@ -67,12 +67,13 @@ def box_column(entries: Sequence[Any]) -> np.ndarray:
 
 def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> np.ndarray:
     """The place in `ids` of an attribute of each, int64 (N,); -1 where it is none of them."""
-    if ids and all(type(id_) is int for id_ in ids):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):  # some are texts, or huge
-            known = np.array(ids, np.int64)
-            asked = np.fromiter(map(attrgetter(name), entries), np.int64, len(entries))
+    values = list(map(attrgetter(name), entries))
+    # All at once, unless there are texts, which numpy would take for numbers, or huge numbers.
+    if set(map(type, values)) == set(map(type, ids)) == {int}:
+        with contextlib.suppress(OverflowError):
+            known, asked = np.array(ids, np.int64), np.array(values, np.int64)
             order = np.argsort(known)
             place = order[np.searchsorted(known, asked, sorter=order).clip(max=len(ids) - 1)]
             return np.where(known[place] == asked, place, -1)
     index = {id_: i for i, id_ in enumerate(ids)}
-    return np.array([index.get(getattr(e, name), -1) for e in entries], np.int64)
+    return np.array([index.get(value, -1) for value in values], np.int64)

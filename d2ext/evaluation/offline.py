@@ -56,34 +56,43 @@ def evaluate_files(
     if len(set(metrics)) < len(metrics):
         raise UserError(f"--metrics {' '.join(metrics)}: name each once")
     wanted = {name: _made(name, per_class, backend) for name in metrics}
+    # What is read dies with the call, before the collector would look at all of it.
     with _printing(), no_collection():
-        results = read_results(predictions)
-        data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
-        found = to_detections(predictions, results, data)
-        del results  # hundreds of megabytes
-        truth = data.truth
-        logger.info(
-            "%d images, %d objects of %d classes, %d detections",
-            len(truth.image_ids),
-            len(truth.image),
-            len(truth.classes),
-            len(found.scores),
-        )
-        numbers = {
-            f"{name}/{key}": value
-            for name, metric in wanted.items()
-            for key, value in metric(truth, found).items()
-        }
-        analyses = {}
-        if parts and any(parts.values()):
-            for task in evaluable(None, truth, found):
-                analyses[task] = analyse(truth, found, task, parts)
-                logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
+        numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {})
     if out is not None:
         write_json(out, finite_or_none(numbers))
         if analyses:
             write_json(out.with_name(f"{out.stem}_analysis.json"), analyses)
     return numbers
+
+
+def _evaluated(
+    predictions: Path, dataset: Path, metrics: Mapping[str, Any], parts: Mapping[str, bool]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The numbers, and the analyses by task."""
+    results = read_results(predictions)
+    data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
+    found = to_detections(predictions, results, data)
+    del results  # hundreds of megabytes
+    truth = data.truth
+    logger.info(
+        "%d images, %d objects of %d classes, %d detections",
+        len(truth.image_ids),
+        len(truth.image),
+        len(truth.classes),
+        len(found.scores),
+    )
+    numbers = {
+        f"{name}/{key}": value
+        for name, metric in metrics.items()
+        for key, value in metric(truth, found).items()
+    }
+    analyses = {}
+    if any(parts.values()):
+        for task in evaluable(None, truth, found):
+            analyses[task] = analyse(truth, found, task, parts)
+            logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
+    return numbers, analyses
 
 
 def _made(name: str, per_class: bool, backend: str) -> Any:

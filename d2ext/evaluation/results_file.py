@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TypedDict
 
@@ -113,15 +113,16 @@ def _known(
 
 def _check_masks(path: Path, masks: list[dict], heights: np.ndarray, widths: np.ndarray) -> None:
     """Checks the RLEs, and compresses those that are not."""
-    sizes = np.stack([heights, widths], 1).tolist()
-    for i, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
-        if mask["size"] != size:
-            raise UserError(
-                f"{path}: the RLE of entry {i} has the size {mask['size']}, its image (height,"
-                f" width) {size}; masks must be of the image's size"
-            )
-        if isinstance(mask["counts"], list):
-            masks[i] = _checked_mask(path, i, mask)
+    wanted = np.stack([heights, widths], 1).tolist()
+    sizes = list(map(itemgetter("size"), masks))
+    if sizes != wanted:
+        i = next(i for i, size in enumerate(sizes) if size != wanted[i])
+        raise UserError(
+            f"{path}: the RLE of entry {i} has the size {sizes[i]}, its image (height, width)"
+            f" {wanted[i]}; masks must be of the image's size"
+        )
+    if list in set(map(type, map(itemgetter("counts"), masks))):
+        masks[:] = [_checked_mask(path, i, mask) for i, mask in enumerate(masks)]
     # The operators are quick for all at once, and say what is wrong, but not where.
     with contextlib.suppress(ImportError, ValueError):
         import hotcoco
@@ -187,7 +188,7 @@ def _check_distinct(path: Path, found: Detections) -> None:
     order = np.argsort(sums, kind="stable")
     for place in np.flatnonzero(sums[order][1:] == sums[order][:-1]).tolist():
         first, second = order[place], order[place + 1]
-        same = rows[first].tobytes() == rows[second].tobytes()
+        same = rows[first].tolist() == rows[second].tolist()  # which NaN never is
         if same and (found.masks is None or found.masks[first] == found.masks[second]):
             raise UserError(
                 f"{path}: the entries {first} and {second} are the same; was the file joined of"
