@@ -35,7 +35,7 @@ def chosen_backend(backend: str) -> str:
             logger.warning("hotcoco is absent (pip install hotcoco); pycocotools evaluates, slowly")
         return "pycocotools" if absent else "hotcoco"
     if backend == "hotcoco" and absent:
-        raise UserError("hotcoco is not installed; pip install hotcoco, or choose pycocotools")
+        raise UserError("hotcoco, which this needs, is not installed; pip install hotcoco")
     return backend
 
 

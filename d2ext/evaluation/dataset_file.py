@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.common import shown
+from d2ext.data.formats.common import no_collection, shown
 from d2ext.data.formats.objects import MALFORMED, mask_area, read_object, short
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
-from d2ext.evaluation.json_files import Box, box_column, decoded, index_column, no_collection
+from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
 
 _FAR = 1_000_000  # pixels; no image reaches as far, and the operators of masks would count to it
 

@@ -1,10 +1,9 @@
 """JSON files of a known form, parsed by msgspec without dicts, and their columns."""
 
 import contextlib
-import gc
 import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -17,18 +16,6 @@ from d2ext.data.formats.objects import short
 from d2ext.errors import UserError
 
 Box = tuple[float, float, float, float]
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Without garbage collection: of millions of new objects without circles it would see all."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def decoded(path: Path, kind: Any, wanted: str) -> Any:

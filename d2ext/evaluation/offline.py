@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext.data.formats.common import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyse, printed
-from d2ext.evaluation.backends import evaluable
+from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.dataset_file import read_dataset
-from d2ext.evaluation.json_files import no_collection
 from d2ext.evaluation.results_file import read_results, to_detections
 from d2ext.files import finite_or_none, write_json
 
@@ -51,10 +51,13 @@ def evaluate_files(
         `<metric>/<task>/<name>` to percent, NaN where undefined.
 
     Raises:
-        UserError: a file is not what it should be, or an output cannot be written.
+        UserError: a file is not what it should be, an output cannot be written, or hotcoco is
+            absent where it is needed.
     """
     if len(set(metrics)) < len(metrics):
         raise UserError(f"--metrics {' '.join(metrics)}: name each once")
+    if parts and any(parts.values()):
+        chosen_backend("hotcoco")
     wanted = {name: _made(name, per_class, backend) for name in metrics}
     # What is read dies with the call, before the collector would look at all of it.
     with _printing(), no_collection():

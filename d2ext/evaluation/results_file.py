@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pycocotools.mask
 
-from d2ext.data.formats.common import shown
+from d2ext.data.formats.common import no_collection, shown
 from d2ext.data.formats.objects import MALFORMED, read_object, short
 from d2ext.errors import UserError
 from d2ext.evaluation.dataset_file import Dataset
 from d2ext.evaluation.instances import Detections, GroundTruth, finite
-from d2ext.evaluation.json_files import Box, box_column, decoded, index_column, no_collection
+from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
 
 _REACH = 0.05  # of the image's side by which boxes stick out that are not [x, y, width, height]
 

@@ -82,8 +82,6 @@ def test_per_class(tmp_path, evaluate):
 
 
 def test_several_metrics_at_once(tmp_path, evaluate):
-    pytest.importorskip("d2ext.evaluation.voc")
-    pytest.importorskip("d2ext.evaluation.open_images")
     metrics = ["coco", "voc", "open_images", "lvis"]
     done = evaluate(_results(), "--metrics", *metrics, "--out", tmp_path / "out.json")
     assert done.status == 0, done.stderr
@@ -208,6 +206,33 @@ def test_annotations_without_area_and_box(tmp_path, evaluate):
     assert evaluate(_results(), "--out", expected).status == 0
     assert evaluate(_results(), "--out", numbers, content=content).status == 0
     assert json.loads(numbers.read_text()) == json.loads(expected.read_text())
+
+
+def test_without_hotcoco(repo: Path, tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(_content()))
+    (tmp_path / "found.json").write_text(json.dumps(_results()))
+    code = (
+        "import importlib.machinery, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "class Finder(importlib.machinery.PathFinder):\n"
+        "    def find_spec(name, *args):\n"
+        "        if name != 'hotcoco':\n"
+        "            return importlib.machinery.PathFinder.find_spec(name, *args)\n"
+        "sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    files = [tmp_path / "found.json", "--dataset", tmp_path / "truth.json"]
+
+    def run(*flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, repo / "tools" / "evaluate.py", *files, *flags]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "hotcoco is absent" in done.stderr and "COCO bbox (pycocotools)" in done.stdout
+    for flags in (("--metrics", "lvis"), ("--errors",), ("--backend", "hotcoco")):
+        done = run(*flags)
+        assert done.returncode == 2 and done.stdout == ""
+        assert "pip install hotcoco" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
