@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +32,8 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,3 +41,8 @@ def write_json(path: Path, content: Any) -> None:
     with replaced(path) as f:
         json.dump(content, f, indent=1)
         f.write("\n")
+
+
+def finite_or_none(results: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN as None: JSON has no NaN."""
+    return {k: v if math.isfinite(v) else None for k, v in results.items()}

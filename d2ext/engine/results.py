@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from d2ext.errors import UserError
-from d2ext.evaluation.suite import finite_or_none
-from d2ext.files import write_json
+from d2ext.files import finite_or_none, write_json
 
 logger = logging.getLogger(__name__)
 

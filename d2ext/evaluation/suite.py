@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
+from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,12 @@ class Suite:
                 seconds,
             )
             classes = MetadataCatalog.get(name).thing_classes
+            truth = ground_truth(records, classes)
+            found = detections(truth, predictions)
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in self._metrics.items()
-                for key, value in metric(records, classes, predictions).items()
+                for key, value in metric(truth, found).items()
             }
             evaluations.append(Evaluation(name, records, predictions, results))
         return evaluations
@@ -145,8 +147,3 @@ def write_predictions(evaluation: Evaluation, folder: Path) -> None:
         folder / f"{evaluation.dataset}.json",
         [{**p, "category_id": ids[p["category_id"]]} for p in evaluation.predictions],
     )
-
-
-def finite_or_none(results: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as None: JSON has no NaN."""
-    return {k: v if math.isfinite(v) else None for k, v in results.items()}
