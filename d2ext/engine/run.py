@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -25,6 +24,7 @@ from d2ext.engine.agree import declare_datasets
 from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
 from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
 from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
+from d2ext.engine.evaluation_files import write_evaluation
 from d2ext.engine.hooks import AverageWeights, Checkpoint, Evaluate, LearningRate, ProgressBar
 from d2ext.engine.log import log_to_file, setup_logging
 from d2ext.engine.output_dir import check_free_space, make_output_dir
@@ -35,10 +35,9 @@ from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError, building
 from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import Suite, write_predictions
+from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.files import replaced, write_json
-from d2ext.inference.overlay import write_overlays
 from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -291,7 +290,7 @@ def _save_config(cfg: Any, out: Path) -> None:
 
 
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:
-    """Flat results on rank 0, with predictions and overlays in the run directory."""
+    """Flat results on rank 0, with predictions, analyses and overlays in the run directory."""
     evaluations = suite.evaluate(model)
     if not comm.is_main_process():
         return {}
@@ -301,8 +300,5 @@ def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str
         for key, value in evaluation.results.items():
             if key.endswith("/AP"):
                 logger.info("%s%s %.1f", key, synthetic, value)
-        write_predictions(evaluation, out / "predictions")
-        metadata = MetadataCatalog.get(name)
-        folder = out / "overlays" / name
-        write_overlays(evaluation.records, evaluation.predictions, metadata, folder)
+        write_evaluation(evaluation, out)
     return {key: value for e in evaluations for key, value in e.results.items()}
