@@ -3,7 +3,10 @@
 Masks are encoded as they come, so that what is kept does not grow with the size of the images.
 """
 
+import io
+import itertools
 import logging
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +42,19 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
     model.eval()
-    mine = []
+    # In one block of memory: what is kept of an image in small ones lies between its masks, so that
+    # glibc cannot use again, nor give back, what those took.
+    kept, count = io.BytesIO(), 0
     try:
         with torch.inference_mode():
             for inputs in loader:
                 for sample, output in zip(inputs, model(inputs), strict=True):
-                    mine.append(_image(place[sample["image_id"]], output["instances"]))
+                    pickle.dump(_image(place[sample["image_id"]], output["instances"]), kept)
+                    count += 1
     finally:
         model.train(training)
-    return _gathered(mine, len(image_ids))
+    kept.seek(0)
+    return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
 
 def _image(place: int, instances: Any) -> tuple[int, Detections]:
@@ -73,13 +80,18 @@ def _encoded(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
-def _gathered(mine: list[tuple[int, Detections]], count: int) -> Detections | None:
-    """What all ranks have, in chunks, so that no message holds a whole rank's detections."""
-    rounds = max(comm.all_gather(-(-len(mine) // _CHUNK)))
+def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
+    """What all ranks have, in chunks, so that no message holds a whole rank's detections.
+
+    Args:
+        mine: place and detections of this rank's images.
+        length: how many they are.
+        count: images of the data set.
+    """
+    rounds = max(comm.all_gather(-(-length // _CHUNK)))
     seen, parts = np.zeros(count, bool), []
     for _ in range(rounds):
-        chunk = mine[:_CHUNK]
-        del mine[:_CHUNK]  # what is sent is kept no longer
+        chunk = list(itertools.islice(mine, _CHUNK))
         packed = ([place for place, _ in chunk], _joined([found for _, found in chunk]))
         for places, found in comm.gather(packed):
             new = [place for place in places if not seen[place]]

@@ -12,14 +12,6 @@ from d2ext.report.charts import Line, svg
 _MATRIX = 20  # classes of a matrix that is shown whole
 _CONFUSIONS = 20  # the most frequent ones, of a larger matrix
 _CURVES = 8  # lines in a chart
-CAUSES = {
-    "Cls": "wrong class",
-    "Loc": "wrong place",
-    "Both": "wrong class and place",
-    "Dupe": "found twice",
-    "Bkg": "nothing there",
-    "Miss": "missed",
-}
 
 
 class Best(msgspec.Struct):
@@ -58,6 +50,7 @@ class Confusions(msgspec.Struct):
 class Cause(msgspec.Struct):
     """A kind of error."""
 
+    meaning: str
     count: int
     delta_AP: float
 

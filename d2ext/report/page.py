@@ -14,7 +14,7 @@ from PIL import Image
 from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.html import page_template
-from d2ext.report.analysis import CAUSES, captions, sections
+from d2ext.report.analysis import captions, sections
 from d2ext.report.charts import Line, smooth, svg
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -59,7 +59,6 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         all_numbers=_all_numbers(run),
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
-        cause_words=CAUSES,
         analyses={d: list(sections(a)) for d, a in run.analyses.items()},
         galleries=list(_galleries(run, run_dir)),
     )
