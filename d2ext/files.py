@@ -27,6 +27,7 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
@@ -34,6 +35,16 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the new name survive a power cut as well, where the file system knows how."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_json(path: Path, content: Any) -> None:
