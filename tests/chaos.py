@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+"""Kills, stops and damages trainings for ten minutes, and says whether a step was ever lost.
+
+python tests/chaos.py                 # all of it: a part of `make test-all`
+python tests/chaos.py --only killed --runs 3 --seed 5
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch; so that forks are safe and cores are few
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tabulate import tabulate
+
+import d2ext.engine.preflight
+import d2ext.engine.ranks
+import d2ext.engine.run  # noqa: F401 - what forked runs need, imported once
+from d2ext.data.synthetic import draw_balloons
+from tests.chaotic.damages import DAMAGES, soak
+from tests.chaotic.stories import LAYOUTS, PERIOD, difference, killed, stopped, until_ended
+
+AT_ONCE = 2
+# How often each layout is killed, and stopped; 20 runs each.
+KILLED = dict(zip(LAYOUTS, (4, 3, 3, 3, 2, 3, 2), strict=True))
+STOPPED = dict(zip(LAYOUTS, (4, 3, 3, 3, 3, 3, 1), strict=True))
+
+
+_KEEP_ALL = "train.checkpointer.max_to_keep=0"
+
+
+def main() -> int:
+    """Runs the parts that are asked for; returns 1 if anything was not as documented."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("killed", "stopped", "damaged", "soak"))
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    args = parser.parse_args()
+    wanted = [args.only] if args.only else ["killed", "stopped", "damaged", "soak"]
+    print(f"seed {args.seed}", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="d2ext-chaos-") as folder:
+        root = Path(folder)
+        os.environ["D2EXT_CACHE"] = str(root / "cache")
+        data = root / "data"
+        draw_balloons(data / "balloon", num_train=6, num_val=2, long_side=160, seed=0)
+        bad = sum(PARTS[name](root, data, args) for name in wanted)
+    print(f"{bad} not as documented; {time.monotonic() - start:.0f} s, seed {args.seed}")
+    return int(bad > 0)
+
+
+def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Callable:
+    def part(root: Path, data: Path, args: argparse.Namespace) -> int:
+        names = [name for name, count in counts.items() for _ in range(count)]
+        if args.runs < len(names):
+            names = names[:: len(names) // args.runs][: args.runs]
+        wholes = {}
+        for layout in map(LAYOUTS.get, names):
+            if layout.key not in wholes:
+                folder = root / f"{story.__name__}-whole{len(wholes)}"
+                wholes[layout.key] = whole = layout.start(folder, data)
+                _drive([until_ended(whole)])
+                if whole.status != 0:
+                    raise SystemExit(whole.text())
+        rows = [{"run": i, "layout": name} for i, name in enumerate(names)]
+        _drive(
+            [
+                story(root / f"{story.__name__}{i}", data, LAYOUTS[name], args.seed + i, row)
+                for i, (name, row) in enumerate(zip(names, rows, strict=True))
+            ]
+        )
+        for i, row in enumerate(rows):
+            layout = LAYOUTS[row["layout"]]
+            text = row.pop("output")
+            row["equal"] = difference(root / f"{story.__name__}{i}", wholes[layout.key].folder)
+            # A save beside the training is over some steps later.
+            most = most_redone + (PERIOD if layout.asynchronous and most_redone else 0)
+            row["ok"] = row["status"] == 0 and not row["equal"] and max(row["redone"]) <= most
+            row["equal"] = row["equal"] or "bit for bit"
+            if not row["ok"]:
+                print(text[-3000:])
+        print(f"\n{story.__name__}: {len(rows)} runs")
+        print(tabulate(rows, headers="keys"), flush=True)
+        return sum(not row["ok"] for row in rows)
+
+    return part
+
+
+def _damaged(root: Path, data: Path, args: argparse.Namespace) -> int:
+    rows = [{"damage": name} for name in DAMAGES]
+    whole = LAYOUTS["1 process"].start(root / "all", data, "--cfg-options", _KEEP_ALL)
+    _drive([until_ended(whole)])
+    if whole.status != 0:
+        raise SystemExit(whole.text())
+    _drive(
+        [
+            damage(root / f"damage{i}", data, whole.folder, row)
+            for i, (damage, row) in enumerate(zip(DAMAGES.values(), rows, strict=True))
+        ]
+    )
+    print(f"\ndamaged: {len(rows)} kinds")
+    for row in rows:
+        if not row["ok"]:
+            print(row.get("output", "")[-3000:])
+        row.pop("output", None)
+    print(tabulate(rows, headers="keys"), flush=True)
+    return sum(not row["ok"] for row in rows)
+
+
+def _soak(root: Path, data: Path, args: argparse.Namespace) -> int:
+    row: dict = {}
+    _drive([soak(root / "soak", data, row)])
+    print("\nsoak")
+    print(json.dumps(row, indent=1), flush=True)
+    return int(not row["ok"])
+
+
+def _drive(stories: list[Iterator[None]]) -> None:
+    """Lets a few of them go on at once, in turn."""
+    waiting, active = list(stories), []
+    while waiting or active:
+        while waiting and len(active) < AT_ONCE:
+            active.append(waiting.pop(0))
+        for story in list(active):
+            if next(story, "over") == "over":
+                active.remove(story)
+        time.sleep(0.002)
+
+
+PARTS = {
+    "killed": _stories(killed, KILLED, most_redone=PERIOD),
+    "stopped": _stories(stopped, STOPPED, most_redone=0),
+    "damaged": _damaged,
+    "soak": _soak,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
