@@ -33,7 +33,7 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):  # not there, or the disk is what failed
             temporary.unlink()
 
 

@@ -209,16 +209,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         batches = iter(self._loader)
-        workers = getattr(batches, "_workers", [])
         try:
             for batch in batches:
                 yield [self._checked(sample) for sample in batch]
         finally:
-            del batches  # asks the workers to end, and waits some seconds
-            # One that hangs in a read ignores torch's TERM; Python would wait for it for ever.
-            for worker in workers:
-                if worker.is_alive():
-                    worker.kill()
+            # Not left to the garbage collector: Python would wait for workers at its end.
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+                # One that hangs in a read ignores torch's TERM.
+                for worker in batches._workers:
+                    if worker.is_alive():
+                        worker.kill()
 
     def _checked(self, sample: dict | Failure | Replaced) -> dict:
         if isinstance(sample, Failure):

@@ -63,6 +63,13 @@ def copy_from_main(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def copy_buffers_from_main(model: nn.Module) -> None:
+    """Gives every rank rank 0's running statistics, which are those that checkpoints hold."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
     """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
     if comm.get_world_size() == 1:

@@ -24,7 +24,13 @@ from d2ext.engine.agree import declare_datasets
 from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
 from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
-from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
+from d2ext.engine.distributed import (
+    copy_buffers_from_main,
+    copy_from_main,
+    distributed,
+    from_main,
+    log_ranks,
+)
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
@@ -180,6 +186,7 @@ def train(
             if main and signals.received and done > start_iter:
                 checkpoint.save_now(done)
 
+        copy_buffers_from_main(state.evaluated)
         hook = state.evaluated.register_forward_pre_hook(save_when_stopped)
         try:
             numbers = _evaluate(state.evaluated, suite, plan, out)
