@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tabulate import tabulate
 
-import d2ext.engine.preflight
-import d2ext.engine.ranks
-import d2ext.engine.run  # noqa: F401 - what forked runs need, imported once
+import d2ext.engine.job
+import d2ext.engine.ranks  # noqa: F401 - what forked runs need, imported once
 from d2ext.data.synthetic import draw_balloons
 from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import LAYOUTS, PERIOD, difference, killed, stopped, until_ended
@@ -124,16 +123,20 @@ def _soak(root: Path, data: Path, args: argparse.Namespace) -> int:
     return int(not row["ok"])
 
 
-def _drive(stories: list[Iterator[None]]) -> None:
-    """Lets a few of them go on at once, in turn."""
+def _drive(stories: list[Iterator[float | None]]) -> None:
+    """Lets a few of them go on at once, in turn; they yield the seconds that they can wait."""
     waiting, active = list(stories), []
     while waiting or active:
         while waiting and len(active) < AT_ONCE:
             active.append(waiting.pop(0))
+        pause = 0.05
         for story in list(active):
-            if next(story, "over") == "over":
+            try:
+                pause = min(pause, next(story) or pause)
+            except StopIteration:
                 active.remove(story)
-        time.sleep(0.002)
+                print(end=".", flush=True)
+        time.sleep(pause)
 
 
 PARTS = {

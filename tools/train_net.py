@@ -103,9 +103,9 @@ def main() -> int:
     )
 
     from d2ext.engine.about import describe
+    from d2ext.engine.job import Job, run_rank
     from d2ext.engine.preflight import choose_device, plan_run
     from d2ext.engine.ranks import start_ranks
-    from d2ext.engine.run import Job, run_rank
 
     about = describe(args.config_file, sys.argv)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")

@@ -1,10 +1,8 @@
 """One run, from a checked plan to a directory of results."""
 
-import copy
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from d2ext.config.check import shared_fields
-from d2ext.config.load import load_config
-from d2ext.config.saved import saved_text
 from d2ext.config.scaling import scale_config
 from d2ext.engine import checkpoint as ckpt
-from d2ext.engine.about import finish_about, write_about
+from d2ext.engine.about import finish_about, save_config, write_about
 from d2ext.engine.agree import declare_datasets
-from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
+from d2ext.engine.aids import autocast, compile_backbone
 from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
 from d2ext.engine.distributed import (
@@ -34,72 +29,24 @@ from d2ext.engine.distributed import (
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
-from d2ext.engine.log import end_last_line, log_to_file, setup_logging
+from d2ext.engine.log import end_last_line, log_to_file
 from d2ext.engine.output_dir import check_free_space, make_output_dir
-from d2ext.engine.preflight import Plan, plan_run
+from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
 from d2ext.engine.saving import Checkpoint
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
 from d2ext.engine.weights import load_weights
-from d2ext.errors import UserError, building
+from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite, write_predictions
 from d2ext.evaluation.tta import untransformed, with_tta
-from d2ext.files import replaced, write_json
+from d2ext.files import write_json
 from d2ext.inference.overlay import write_overlays
 from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What travels to every rank: plain values; each loads the config again.
-
-    Attributes:
-        config_file, overrides: for `load_config`.
-        about: of `about.describe`.
-        options: of `plan_run`.
-        plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
-        deadline: of `signals.deadline`, on this machine's clock.
-    """
-
-    config_file: str
-    overrides: list[str]
-    about: dict[str, Any]
-    options: dict[str, Any]
-    plan: Plan | None
-    deadline: float | None = None
-
-
-def run_rank(job: Job) -> int:
-    """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
-    if comm.get_world_size() > 1:  # else the tool has done so
-        setup_logging(quiet=not comm.is_main_process())
-    cfg = load_config(job.config_file, job.overrides)
-    _check_same_config(cfg)
-    # The flags of the first machine are those of the run.
-    options = from_main(lambda: job.options)
-    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
-    if cfg.train.get("deterministic", False):
-        make_deterministic()
-    if options["eval_only"]:
-        return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
-    named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}
-    return train(cfg, plan, job.about, **named, deadline=job.deadline)
-
-
-def _check_same_config(cfg: Any) -> None:
-    mine = shared_fields(cfg)
-    first = from_main(lambda: mine)
-    for key in sorted(mine.keys() | first.keys()):
-        if mine.get(key) != first.get(key):
-            raise UserError(
-                f"{key} is {mine.get(key, 'absent')} here and {first.get(key, 'absent')} for rank"
-                " 0; give every machine the same config and overrides"
-            )
 
 
 def train(
@@ -213,7 +160,7 @@ def train(
         return _status(results, expect)
 
     def describe_run() -> float:
-        _save_config(unscaled, out)
+        save_config(unscaled, out)
         return write_about(out, plan, about)
 
     started = from_main(describe_run)
@@ -292,7 +239,7 @@ def evaluate_only(
     def open_folder() -> Results:
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         log_to_file(out / "log.txt")
-        _save_config(cfg, out)
+        save_config(cfg, out)
         write_about(out, plan, about)
         return Results(out / "results.json", None, "max", done=0)
 
@@ -318,17 +265,6 @@ def _status(results: Results, expect: Sequence[str]) -> int:
 def _report(out: Path, plan: Plan) -> None:
     synthetic = " (synthetic data)" * any(d["synthetic"] for d in plan.datasets.values())
     logger.info("The report%s is %s", synthetic, write_report(out))
-
-
-def _save_config(cfg: Any, out: Path) -> None:
-    """Writes config.yaml, which resumes where it lies, whole or not at all."""
-    cfg = copy.deepcopy(cfg)
-    cfg.train.output_dir = str(out)
-    text, problem = saved_text(cfg)
-    if problem:
-        logger.warning("config.yaml is for reading only, start with the recipe: %s", problem)
-    with replaced(out / "config.yaml") as f:
-        f.write(text)
 
 
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:

@@ -27,7 +27,7 @@ def _case(outcome: str, mend: bool = True) -> Callable:
     """
 
     def decorate(damage: Callable[[Path], object]) -> Callable:
-        def story(folder: Path, data: Path, whole: Path, row: dict) -> Iterator[None]:
+        def story(folder: Path, data: Path, whole: Path, row: dict) -> Iterator[float | None]:
             _killed_behind_12(whole, folder)
             row["documented"] = outcome
             with contextlib.ExitStack() as stack:
@@ -197,7 +197,7 @@ DAMAGES = {
 }
 
 
-def soak(folder: Path, data: Path, row: dict) -> Iterator[None]:
+def soak(folder: Path, data: Path, row: dict) -> Iterator[float | None]:
     """A run of 300 evaluations and checkpoints, whose memory, files and threads are watched."""
     options = f"train.max_iter={_EVALUATIONS} train.eval_period=1 train.checkpointer.period=1"
     options += " train.checkpointer.asynchronous=true dataloader.val.num_workers=1"
@@ -210,8 +210,7 @@ def soak(folder: Path, data: Path, row: dict) -> Iterator[None]:
             files, threads = (len(list((process / d).iterdir())) for d in ("fd", "task"))
             if (at := done(folder)) not in seen:
                 seen[at] = pages * os.sysconf("SC_PAGE_SIZE") // 2**20, files, threads
-        for _ in range(50):
-            yield
+        yield
     early = [seen[i] for i in sorted(seen) if _EVALUATIONS // 4 <= i < _EVALUATIONS // 2]
     late = [seen[i] for i in sorted(seen) if i >= _EVALUATIONS * 3 // 4]
     for name, a, b in zip(

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from d2ext.guard import die_with_parent
+
 REPO = Path(__file__).resolve().parent.parent.parent
 RECIPE = "tests/chaotic/recipe.py"
 TOOL = "tools/train_net.py"
@@ -114,6 +116,7 @@ def _fork(main: Callable[[], int]) -> int:
 
 
 def _main(args: list[str], output: Path, ranks: int) -> int:
+    die_with_parent()  # no run outlives this test
     os.setsid()
     os.chdir(REPO)
     with open(output, "w") as f:

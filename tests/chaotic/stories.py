@@ -52,7 +52,7 @@ LAYOUTS = {
 }
 
 
-def until_ended(run: Run, seconds: float = 240) -> Iterator[None]:
+def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
     """Waits for a run; one that hangs is killed, and its status says so."""
     while not run.ended():
         if time.monotonic() - run.started > seconds:
@@ -60,7 +60,9 @@ def until_ended(run: Run, seconds: float = 240) -> Iterator[None]:
         yield
 
 
-def killed(folder: Path, data: Path, layout: Layout, seed: int, row: dict) -> Iterator[None]:
+def killed(
+    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+) -> Iterator[float | None]:
     """A run that is killed three times and resumed; `row` gets what the table shows."""
     rng = random.Random(seed)
     starts, kills = [], []
@@ -94,7 +96,9 @@ def killed(folder: Path, data: Path, layout: Layout, seed: int, row: dict) -> It
     row["output"] = run.text()
 
 
-def stopped(folder: Path, data: Path, layout: Layout, seed: int, row: dict) -> Iterator[None]:
+def stopped(
+    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+) -> Iterator[float | None]:
     """A run that gets SIGTERM, as a whole group, and is resumed."""
     rng = random.Random(seed)
     run = layout.start(folder, data)
@@ -130,20 +134,19 @@ def difference(folder: Path, whole: Path) -> str | None:
     return None if next(results) == next(results) else "other results"
 
 
-def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[None]:
+def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[float | None]:
     """Waits for so many more steps, for a file being written behind them, or some seconds."""
     at = time.monotonic() + seconds
     while not run.ended():
-        start = run.start_iter()
         if moment == "any" and time.monotonic() > at:
             return
-        trained = start is not None and _steps(run) >= steps
-        if moment == "step" and trained:
+        trained = run.start_iter() is not None and _steps(run)
+        if moment == "step" and trained >= steps:
             return
-        while moment == "save" and start is not None and _steps(run) >= 1:
+        while moment == "save" and trained:
             if _saving(run.folder) or run.ended():
                 return
-            yield
+            yield 0.001
         yield
 
 

@@ -224,12 +224,13 @@ def test_bad_images_are_replaced_by_others_that_the_position_gives():
     batches = list(itertools.islice(loader, 6))
     assert all(len(batch) == 4 for batch in batches)
     assert not {1, 4} & {sample["image_id"] for batch in batches for sample in batch}
-    assert sum(loader.replaced.values()) == 6  # of 24 samples, 7 images an epoch
     assert {m.split()[1] for m in loader.replaced} == {"1.jpg", "4.jpg"}
     assert list(itertools.islice(_skipping(num_workers=2), 6)) == batches
     assert list(itertools.islice(_skipping(start_iter=3), 3)) == batches[3:]
     # What can be read is what it would be without the others.
     whole = list(itertools.islice(_skipping(broken=()), 6))
+    bad = sum(sample["image_id"] in (1, 4) for batch in whole for sample in batch)
+    assert sum(loader.replaced.values()) == bad > 5
     pairs = [(a, b) for x, y in zip(batches, whole, strict=True) for a, b in zip(x, y, strict=True)]
     assert all(a == b for a, b in pairs if b["image_id"] not in (1, 4))
 

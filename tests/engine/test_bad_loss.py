@@ -80,7 +80,7 @@ def test_stopping_says_what_reproduces_it():
     for words in (
         "iteration 2",
         "loss_a nan",
-        "loss_b 1",
+        "loss_b -0.9",
         "lr 0.1",
         "seed 7",
         "2-0.jpg",
