@@ -71,22 +71,21 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
                 if whole.status != 0:
                     raise SystemExit(whole.text())
         rows = [{"run": i, "layout": name} for i, name in enumerate(names)]
-        _drive(
-            [
-                story(root / f"{story.__name__}{i}", data, LAYOUTS[name], args.seed + i, row)
-                for i, (name, row) in enumerate(zip(names, rows, strict=True))
-            ]
-        )
-        for i, row in enumerate(rows):
-            layout = LAYOUTS[row["layout"]]
+
+        def one(row: dict) -> Iterator[float | None]:
+            folder, layout = root / f"{story.__name__}{row['run']}", LAYOUTS[row["layout"]]
+            begun = time.monotonic()
+            yield from story(folder, data, layout, args.seed + row["run"], row)
             text = row.pop("output")
-            row["equal"] = difference(root / f"{story.__name__}{i}", wholes[layout.key].folder)
+            row["equal"] = difference(folder, wholes[layout.key].folder)
             # A save beside the training is over some steps later.
             most = most_redone + (PERIOD if layout.asynchronous and most_redone else 0)
             row["ok"] = row["status"] == 0 and not row["equal"] and max(row["redone"]) <= most
             row["equal"] = row["equal"] or "bit for bit"
-            if not row["ok"]:
-                print(text[-3000:])
+            row["seconds"] = round(time.monotonic() - begun)
+            print(*row.values(), "" if row["ok"] else text[-3000:], sep="  ", flush=True)
+
+        _drive(list(map(one, rows)))
         print(f"\n{story.__name__}: {len(rows)} runs")
         print(tabulate(rows, headers="keys"), flush=True)
         return sum(not row["ok"] for row in rows)
@@ -135,7 +134,6 @@ def _drive(stories: list[Iterator[float | None]]) -> None:
                 pause = min(pause, next(story) or pause)
             except StopIteration:
                 active.remove(story)
-                print(end=".", flush=True)
         time.sleep(pause)
 
 
