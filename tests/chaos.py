@@ -25,7 +25,15 @@ import d2ext.engine.job
 import d2ext.engine.ranks  # noqa: F401 - what forked runs need, imported once
 from d2ext.data.synthetic import draw_balloons
 from tests.chaotic.damages import DAMAGES, soak
-from tests.chaotic.stories import LAYOUTS, PERIOD, difference, killed, stopped, until_ended
+from tests.chaotic.stories import (
+    LAYOUTS,
+    PERIOD,
+    Layout,
+    difference,
+    killed,
+    stopped,
+    until_ended,
+)
 
 AT_ONCE = 2
 # How often each layout is killed, and stopped; 20 runs each.
@@ -62,14 +70,9 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
         names = [name for name, count in counts.items() for _ in range(count)]
         if args.runs < len(names):
             names = names[:: len(names) // args.runs][: args.runs]
-        wholes = {}
-        for layout in map(LAYOUTS.get, names):
-            if layout.key not in wholes:
-                folder = root / f"{story.__name__}-whole{len(wholes)}"
-                wholes[layout.key] = whole = layout.start(folder, data)
-                _drive([until_ended(whole)])
-                if whole.status != 0:
-                    raise SystemExit(whole.text())
+        layouts = {LAYOUTS[name].key: LAYOUTS[name] for name in names}
+        wholes = {key: root / f"{story.__name__}-whole{i}" for i, key in enumerate(layouts)}
+        _drive([_whole(layouts[key], wholes[key], data) for key in layouts])
         rows = [{"run": i, "layout": name} for i, name in enumerate(names)]
 
         def one(row: dict) -> Iterator[float | None]:
@@ -77,7 +80,7 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
             begun = time.monotonic()
             yield from story(folder, data, layout, args.seed + row["run"], row)
             text = row.pop("output")
-            row["equal"] = difference(folder, wholes[layout.key].folder)
+            row["equal"] = difference(folder, wholes[layout.key])
             # A save beside the training is over some steps later.
             most = most_redone + (PERIOD if layout.asynchronous and most_redone else 0)
             row["ok"] = row["status"] == 0 and not row["equal"] and max(row["redone"]) <= most
@@ -93,15 +96,21 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
     return part
 
 
+def _whole(layout: Layout, folder: Path, data: Path, *flags: str) -> Iterator[float | None]:
+    """The run that never stops, to compare with."""
+    run = layout.start(folder, data, *flags)
+    yield from until_ended(run)
+    if run.status != 0:
+        raise SystemExit(run.text())
+
+
 def _damaged(root: Path, data: Path, args: argparse.Namespace) -> int:
     rows = [{"damage": name} for name in DAMAGES]
-    whole = LAYOUTS["1 process"].start(root / "all", data, "--cfg-options", _KEEP_ALL)
-    _drive([until_ended(whole)])
-    if whole.status != 0:
-        raise SystemExit(whole.text())
+    whole = root / "all"
+    _drive([_whole(LAYOUTS["1 process"], whole, data, "--cfg-options", _KEEP_ALL)])
     _drive(
         [
-            damage(root / f"damage{i}", data, whole.folder, row)
+            damage(root / f"damage{i}", data, whole, row)
             for i, (damage, row) in enumerate(zip(DAMAGES.values(), rows, strict=True))
         ]
     )
