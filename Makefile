@@ -3,13 +3,14 @@ export D2EXT_VENV ?= .venv
 PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-all lint
+.PHONY: help env demo test test-slow test-all chaos lint
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
-	@echo "make test-all  those and the slow ones"
+	@echo "make test-all  those, the slow ones and chaos"
+	@echo "make chaos     trainings that are killed, stopped, damaged; in test-all, too (CHAOS='--seed 3')"
 	@echo "make lint      the style checks"
 
 env:
@@ -27,7 +28,10 @@ test: env
 test-slow: env
 	$(PYTHON_ENV) -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
 
-test-all: test test-slow
+chaos: env
+	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
+
+test-all: test test-slow chaos
 
 lint: env
 	$(PYTHON_ENV) -m ruff check .

@@ -27,13 +27,24 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):  # not there, or the disk is what failed
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the new name survive a power cut as well, where the file system knows how."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -47,6 +47,7 @@ def test_imports_run_downward(repo, layer):
         "d2ext",
         "d2ext.config.load",
         "d2ext.config.schedule",
+        "d2ext.config.saved",
         "d2ext.data.formats.via",
         "d2ext.data.formats.coco",
         "d2ext.data.formats.middle",

@@ -22,6 +22,11 @@ _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 _MAX_PICTURES = 24
 _MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+# What a training counts, and what it means.
+_LEFT_OUT = {
+    "bad_images": "Samples whose image could not be read, so that another one took its place",
+    "skipped_steps": "Steps left out because their loss was not finite",
+}
 # Tried in turn until a picture fits its share: its longest side in pixels and JPEG quality.
 _PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
@@ -77,6 +82,9 @@ def _notes(run: Run) -> list[str]:
         last = run.curves["total_loss"][-1][0]
         cause = f" (stopped by {run.info['stopped_by']})" if run.info.get("stopped_by") else ""
         notes.append(f"Training has not finished{cause}: its last losses are of iteration {last}.")
+    for name, words in _LEFT_OUT.items():
+        if counts := run.curves.get(name):
+            notes.append(f"{words}: {counts[-1][1]:.0f} (log.txt names them).")
     if not run.evaluations:
         notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
     if not any(run.overlays.values()):
