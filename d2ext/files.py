@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,12 +27,24 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or the disk is what failed
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the new name survive a power cut as well, where the file system knows how."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,3 +52,8 @@ def write_json(path: Path, content: Any) -> None:
     with replaced(path) as f:
         json.dump(content, f, indent=1)
         f.write("\n")
+
+
+def finite_or_none(results: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN as None: JSON has no NaN."""
+    return {k: v if math.isfinite(v) else None for k, v in results.items()}

@@ -94,7 +94,7 @@ def main() -> None:
 
         setup_logging()
         from d2ext.config.load import load_config
-        from d2ext.engine.checkpoint import local_weights
+        from d2ext.engine.weights import local_weights
 
         source = load_config(config).train.get("init_checkpoint")
         if not source:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,16 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="move an earlier run in there aside")
     add("--resume", action="store_true", help="go on from the newest good checkpoint in there")
     add("--resume-from", metavar="FILE", help="go on from this checkpoint")
+    add("--time-limit", metavar="3h50m", help="then save and leave with status 75")
     add("--eval-only", action="store_true", help="evaluate instead of training")
     add("--weights", metavar="best|last|FILE", help="what --eval-only evaluates")
     add("--tta", action="store_true", help="flips and sizes of dataloader.tta, with --eval-only")
-    add(
-        "--expect",
-        action="append",
-        default=[],
-        metavar="KEY>=N",
-        help="a result's bound, or exit 1",
-    )
+    add("--expect", action="append", default=[], metavar="KEY>=N", help="a bound, or exit 1")
     add("--no-validate", action="store_true", help="train without evaluation")
     add("--dry-run", action="store_true", help="check everything, print the plan, stop")
     add(
@@ -74,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Reads the command line and runs what it says; returns the exit status."""
-    args = _parser().parse_args()
+    started, args = time.monotonic(), _parser().parse_args()
     if args.weights and not args.eval_only:
         raise UserError(
             "--weights goes with --eval-only; train.init_checkpoint=... starts training"
@@ -86,7 +82,9 @@ def main() -> int:
 
     from d2ext.config.load import load_config
     from d2ext.engine.launch import find_layout
+    from d2ext.engine.signals import deadline
 
+    end = deadline(args.time_limit, started)
     setup_logging()
     overrides = args.options + args.overrides
     if args.auto_scale_lr:
@@ -105,9 +103,9 @@ def main() -> int:
     )
 
     from d2ext.engine.about import describe
+    from d2ext.engine.job import Job, run_rank
     from d2ext.engine.preflight import choose_device, plan_run
     from d2ext.engine.ranks import start_ranks
-    from d2ext.engine.run import Job, run_rank
 
     about = describe(args.config_file, sys.argv)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")
@@ -119,7 +117,7 @@ def main() -> int:
         plan = plan_run(cfg, about["name"], **options)
     if args.dry_run:
         return 0
-    job = Job(args.config_file, overrides, about, options, plan)
+    job = Job(args.config_file, overrides, about, options, plan, end)
     device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
     out = Path(cfg.train.get("output_dir") or Path("work_dirs") / about["name"])
     return start_ranks(layout, run_rank, (job,), args.dist_timeout, device, out)

@@ -9,7 +9,12 @@ train = dict(
     max_epochs=12,  # added: set either this or max_iter; overriding one clears the other
     max_iter=None,
     eval_period="1 epoch",  # iterations, or "N epochs"; 0 turns periodic evaluation off
-    checkpointer=dict(period="1 epoch", max_to_keep=3),  # 0 or -1 keeps all
+    # max_to_keep 0 or -1 keeps all; added: asynchronous, written beside the training from a copy
+    checkpointer=dict(period="1 epoch", max_to_keep=3, asynchronous=False),
+    # added: a loss that is NaN or infinite, and an image that cannot be read: "stop", or "skip" the
+    # step (so many in a run at most) and take another image
+    bad_loss=dict(policy="stop", max_skipped=10),
+    bad_images="stop",
     log_period=20,  # iterations
     warmup_iters=500,  # added: iterations of linear warm-up; at most half of the run
     seed=0,  # added: data order, augmentation, proposal sampling and initial weights follow from it

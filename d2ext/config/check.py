@@ -11,6 +11,19 @@ SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datas
 # What each step computes follows from these; the places of files are a machine's own matter.
 _SHARED = ("model", "optimizer", "lr_multiplier", "train")
 _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
+# What a run may change on its way and still compute the same.
+_BESIDE_TRAINING = (
+    "train.eval_period",
+    "train.checkpointer",
+    "train.log_period",
+    "train.best",
+    "train.early_stopping_patience",
+    "train.ddp",
+    "train.compile",
+    "train.accumulate",  # with the workers, it is a matter of the layout
+    "dataloader.train.accumulate",
+    "dataloader.train.num_workers",
+)
 
 
 class _Takes(NamedTuple):
@@ -57,6 +70,11 @@ _FIELDS = {
     "train.checkpointer": _Takes((dict,)),
     "train.checkpointer.period": _PERIOD,
     "train.checkpointer.max_to_keep": _Takes((int,), least=-1),  # -1 and 0 keep all
+    "train.checkpointer.asynchronous": _Takes((bool,)),
+    "train.bad_loss": _Takes((dict,)),
+    "train.bad_loss.policy": _Takes((str,), among=("stop", "skip")),
+    "train.bad_loss.max_skipped": _Takes((int,), least=0),
+    "train.bad_images": _Takes((str,), among=("stop", "skip")),
     "train.device": _Takes((str,)),
     "train.output_dir": _Takes((str,), null=True),
     "train.init_checkpoint": _Takes((str,), null=True),
@@ -125,6 +143,13 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     batch = values["dataloader"]["train"].get("total_batch_size")
     found["dataloader.train.total_batch_size"] = str(batch)
     return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
+
+
+def training_fields(cfg: Any) -> dict[str, str]:
+    """The fields whose change makes another training of a run, by dotted key."""
+    loader = dict(_leaves("dataloader.train", _resolve(cfg)["dataloader"]["train"]))
+    found = shared_fields(cfg) | loader
+    return {key: text for key, text in found.items() if not key.startswith(_BESIDE_TRAINING)}
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.saved import parse_saved
 from d2ext.errors import UserError
 
 
@@ -78,6 +79,8 @@ def _execute(path: Path) -> Any:
 
     original = builtins.__import__
     try:
+        if path.suffix != ".py":
+            return parse_saved(path.read_text(encoding="utf-8"), str(path))
         # Absolute, since Detectron2 cannot go up from a bare name (`from ..common` in c.py).
         return LazyConfig.load(os.path.abspath(path))
     except UserError:

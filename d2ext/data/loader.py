@@ -1,26 +1,31 @@
 """Loaders for training and evaluation."""
 
 import contextlib
-import copy
 import itertools
 import logging
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from d2ext.data.mapping import Failure, Replaced, ReportFailures, RleAsBitmaps
 from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
 from d2ext.errors import UserError
 from d2ext.guard import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 600  # seconds for a batch; behind it a disk hangs
+_REPLACEMENTS = 20  # images to try in the place of one that cannot be read
 
 
 def build_train_loader(
@@ -34,6 +39,7 @@ def build_train_loader(
     reference_world_size: int,
     accumulate: int = 1,
     start_iter: int = 0,
+    bad_images: str = "stop",
 ) -> "Loader":
     """This rank's micro-batches of the global batches, from iteration `start_iter` on, for ever.
 
@@ -52,6 +58,8 @@ def build_train_loader(
         reference_world_size: see above.
         accumulate: micro-batches per step; each next() gives one of them.
         start_iter: the first iteration.
+        bad_images: what an image that cannot be read does: `stop`, or `skip`: another one takes
+            its place, so that all ranks have as many.
 
     Raises:
         UserError: while iterating, when an image cannot be read.
@@ -71,12 +79,12 @@ def build_train_loader(
         start_iter,
     )
     loader = DataLoader(
-        _SeededDataset(records, _RleAsBitmaps(mapper), seed),
+        _SeededDataset(records, RleAsBitmaps(mapper), seed, replaces=bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=num_workers,
+        timeout=_PATIENCE if num_workers else 0,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
-        persistent_workers=num_workers > 0,
     )
     return Loader(loader)
 
@@ -101,66 +109,21 @@ def build_test_loader(
     return Loader(loader)
 
 
-class _Failure:
-    """A sample that could not be made; crosses the process border, where an exception cannot."""
-
-    def __init__(self, message: str):
-        self.message = message
-
-
-class _ReportFailures:
-    """The mapper, with unreadable images turned into `_Failure`s that name the file."""
-
-    def __init__(self, mapper: Callable[[dict], dict]):
-        self._mapper = mapper
-
-    def __call__(self, record: dict) -> dict | _Failure:
-        try:
-            return self._mapper(record)
-        except FileNotFoundError:
-            return _Failure(f"image {record['file_name']} is listed but absent; add or unlist it")
-        except SizeMismatchError as e:
-            return _Failure(f"{e} (EXIF orientation counts)")
-        except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
-            return _Failure(
-                f"image {record['file_name']} cannot be read: {e}; replace or unlist it"
-            )
-
-
-class _RleAsBitmaps:
-    """Detectron2's mapper, with the masks of an image as bitmaps where one of them is an RLE.
-
-    Its mapper raises there if it is told to make polygons. All other images keep them: they are
-    exact at any size, and small. The mask head's loss takes either, image by image.
-    """
-
-    def __init__(self, mapper: Callable[[dict], dict]):
-        self._mapper = self._for_rle = mapper
-        if getattr(mapper, "instance_mask_format", None) == "polygon":
-            self._for_rle = copy.copy(mapper)
-            self._for_rle.instance_mask_format = "bitmask"
-
-    def __call__(self, record: dict) -> dict:
-        objects = (a for a in record.get("annotations", ()) if not a.get("iscrowd", 0))
-        has_rle = any(isinstance(a.get("segmentation"), dict) for a in objects)
-        return (self._for_rle if has_rle else self._mapper)(record)
-
-
 class _MappedDataset(Dataset):
     """Samples by index."""
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict]):
-        self._records = _shared(records)
-        self._mapper = _ReportFailures(mapper)
+        self.records = _shared(records)
+        self._mapper = ReportFailures(mapper)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def record(self, key: int) -> dict:
         """The dataset dict (a copy) that the sample at `key` is made of."""
-        return self._records[key]
+        return self.records[key]
 
-    def __getitem__(self, key: int) -> dict | _Failure:
+    def __getitem__(self, key: int) -> dict | Failure:
         return self._mapper(self.record(key))
 
 
@@ -171,14 +134,33 @@ class _SeededDataset(_MappedDataset):
     well for the user's own. All are put back, since with no loader workers they are the trainer's.
     """
 
-    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
+    def __init__(
+        self,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        replaces: bool = False,
+    ):
         super().__init__(records, mapper)
         self._seed = seed
+        self._replaces = replaces
 
     def record(self, key: tuple[int, int]) -> dict:
         return super().record(key[0])
 
-    def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
+    def __getitem__(self, key: tuple[int, int]) -> dict | Failure | Replaced:
+        sample = self._sample(key)
+        if not self._replaces or not isinstance(sample, Failure):
+            return sample
+        # Drawn from seed and position, so that a resumed run takes the same ones.
+        others = np.random.default_rng((self._seed, key[1], 2))
+        for other in others.integers(len(self), size=_REPLACEMENTS):
+            found = self._sample((int(other), key[1]))
+            if not isinstance(found, Failure):
+                return Replaced(found, sample.message)
+        return Failure(f"{sample.message} (nor could {_REPLACEMENTS} others in its place)")
+
+    def _sample(self, key: tuple[int, int]) -> dict | Failure:
         with generators_seeded(self._seed, key[1]):
             return super().__getitem__(key)
 
@@ -212,20 +194,47 @@ def generators_seeded(*key: int) -> Iterator[None]:
 
 
 class Loader:
-    """A DataLoader that raises the first failure of a batch in the trainer's process."""
+    """A DataLoader that raises the first failure of a batch in the trainer's process.
+
+    Attributes:
+        replaced: what was wrong with images whose place another one took, and how often it did.
+    """
 
     def __init__(self, loader: DataLoader):
         self._loader = loader
+        self.replaced: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self._loader:
-            for sample in batch:
-                if isinstance(sample, _Failure):
-                    raise UserError(sample.message)
-            yield batch
+        batches = iter(self._loader)
+        try:
+            for batch in batches:
+                yield [self._checked(sample) for sample in batch]
+        finally:
+            # Not left to the garbage collector: Python would wait for workers at its end.
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+                # One that hangs in a read ignores torch's TERM.
+                for worker in batches._workers:
+                    if worker.is_alive():
+                        worker.kill()
+
+    def _checked(self, sample: dict | Failure | Replaced) -> dict:
+        if isinstance(sample, Failure):
+            raise UserError(sample.message)
+        if not isinstance(sample, Replaced):
+            return sample
+        self.replaced[sample.message] += 1
+        if self.replaced[sample.message] == 1:
+            logger.warning("%s; another image takes its place, each time", sample.message)
+        return sample.sample
+
+    @property
+    def records(self) -> Sequence[dict]:
+        """The dataset dicts that it draws from."""
+        return self._loader.dataset.records
 
     @property
     def images(self) -> int:
@@ -254,7 +263,7 @@ class Loader:
                     sample = dataset[key]
                 except Exception as e:  # whatever a mapper raises; a training would end here
                     sample = UserError(f"{dataset.record(key)['file_name']}: {_in_words(e)}")
-            if isinstance(sample, _Failure):
+            if isinstance(sample, Failure | Replaced):
                 sample = UserError(sample.message)
             yield dataset.record(key), sample
 

@@ -1,7 +1,9 @@
-"""run.json: what a run is, where it runs and since when."""
+"""run.json and config.yaml: what a run is, where it runs and since when."""
 
+import copy
 import datetime
 import json
+import logging
 import os
 import platform
 import shlex
@@ -11,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from d2ext import __version__
+from d2ext.config.saved import saved_text
 from d2ext.engine.preflight import Plan
-from d2ext.files import write_json
+from d2ext.files import replaced, write_json
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "timm", "hotcoco")
 
@@ -69,6 +74,17 @@ def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
     if stopped_by:
         content["stopped_by"] = stopped_by
     write_json(out / "run.json", content)
+
+
+def save_config(cfg: Any, out: Path) -> None:
+    """Writes config.yaml, which resumes where it lies, whole or not at all."""
+    cfg = copy.deepcopy(cfg)
+    cfg.train.output_dir = str(out)
+    text, problem = saved_text(cfg)
+    if problem:
+        logger.warning("config.yaml is for reading only, start with the recipe: %s", problem)
+    with replaced(out / "config.yaml") as f:
+        f.write(text)
 
 
 def _read(out: Path) -> dict[str, Any]:

@@ -1,38 +1,39 @@
 """Checkpoint files: written whole, hashed, found again, and read without running their code."""
 
 import hashlib
-import importlib.util
 import logging
+import math
 import os
 import pickle
 import re
 import shutil
-from collections import OrderedDict
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor
 
 from d2ext.errors import UserError
 from d2ext.files import replaced
-from d2ext.modeling.timm_backbone import rename_efficientnet_lite0
 
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest checkpoint
 BEST = "model_best.pth"
+FINAL = "model_final.pth"
+_DAMAGED = ".damaged"  # added to the name of what is set aside
+_IMAGES = "# images seen: "  # in the sidecar; sha256sum --check takes it for a comment
+_MARGIN = 2**20  # bytes that a checkpoint takes beside its tensors, at most about
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint and `<path>.sha256`; a reader sees the old file or the whole new one.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written to.
+        UserError: the disk is full, or would be, or the folder cannot be written to.
     """
+    _check_room(path, _nbytes(content))
     with replaced(path, "wb") as f:
         try:
             torch.save(content, f)
@@ -42,7 +43,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         digest = _sha256(Path(f.name))
         # From here to the renaming the old file has no hash, which is allowed; a wrong one is not.
         _sidecar(path).unlink(missing_ok=True)
-    _write_sidecar(path, digest)
+    _write_sidecar(path, f"{digest}  {path.name}\n{_IMAGES}{content.get('images_seen', 0)}\n")
 
 
 def link_checkpoint(path: Path, name: str) -> Path:
@@ -55,16 +56,17 @@ def link_checkpoint(path: Path, name: str) -> Path:
         os.replace(link, target)
         link.unlink(missing_ok=True)  # both names of one file already: nothing was replaced
     except OSError:
+        _check_room(target, path.stat().st_size)
         with replaced(target, "wb") as f, open(path, "rb") as source:
             shutil.copyfileobj(source, f)
-    _write_sidecar(target, _sidecar(path).read_text().split()[0])
+    _write_sidecar(target, _sidecar(path).read_text().replace(f"  {path.name}\n", f"  {name}\n"))
     return target
 
 
 def save_final(path: Path, folder: Path) -> None:
     """Makes `path`, the last checkpoint of a run, its `model_final.pth` as well."""
     if path.parent.resolve() == folder.resolve():
-        mark_last(link_checkpoint(path, "model_final.pth"))
+        mark_last(link_checkpoint(path, FINAL))
 
 
 def mark_last(path: Path) -> None:
@@ -81,12 +83,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist")
-    if not intact(path):
-        raise UserError(f"the checkpoint {path} is damaged (its sha256 differs); use another one")
+    if reason := damage(path):
+        raise UserError(f"the checkpoint {path} is damaged ({reason}); use another one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
-        raise UserError(f"the checkpoint {path} cannot be read: {_first_line(e)}") from e
+        raise UserError(f"the checkpoint {path} cannot be read: {first_line(e)}") from e
     for key in ("model", "optimizer", "iterations_done", "images_seen"):
         if not isinstance(content, dict) or key not in content:
             raise UserError(
@@ -96,179 +98,135 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def intact(path: Path) -> bool:
-    """Whether a checkpoint agrees with its hash; one without a hash is taken as it is."""
-    sidecar = _sidecar(path)
-    return not sidecar.is_file() or sidecar.read_text().split()[:1] == [_sha256(path)]
+def damage(path: Path) -> str | None:
+    """What is wrong with a file by its hash, or, without one, by the sums inside; None: nothing."""
+    words = _sidecar_text(path).split()
+    if words:
+        return None if words[0] == _sha256(path) else "its sha256 differs"
+    if path.stat().st_size == 0:
+        return "it is empty"
+    try:  # torch writes zip files; Detectron2's old ones and pickles have no sums
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except zipfile.BadZipFile as e:
+        with open(path, "rb") as f:
+            return f"{e}" if f.read(2) == b"PK" else None
+    return f"its part {bad} differs from its checksum" if bad else None
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint of a run: `last_checkpoint`'s, else the latest before it."""
+def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest good checkpoint of a run, and the damaged ones that are newer.
+
+    That is `last_checkpoint`'s, else the one of most images. The damaged ones are named in the log,
+    and stay where they are.
+    """
+    candidates = _found(folder, r"(model|epoch)_(\d+|final)\.pth")[::-1]
     pointer = folder / LAST
-    candidates = periodic_checkpoints(folder)[::-1]
     if pointer.is_file():
-        named = folder / pointer.read_text().strip()
-        candidates = [named, *(c for c in candidates if c != named)]
+        # Only a name: wherever a damaged pointer leads, it is not out of this folder.
+        named = folder / Path(pointer.read_text(errors="replace").strip() or "nothing").name
+        if named.is_file():
+            candidates = [named, *(c for c in candidates if c != named)]
+        else:
+            logger.warning("%s names %s, which does not exist", pointer, named.name)
+    damaged = []
     for path in candidates:
-        if path.is_file() and intact(path):
-            return path
-        logger.warning("The checkpoint %s is absent or damaged; trying the one before it", path)
-    return None
+        reason = damage(path)
+        if reason is None:
+            if damaged:
+                logger.warning("%s is the newest good checkpoint", path)
+            return path, damaged
+        logger.warning("The checkpoint %s is damaged (%s); trying the one before it", path, reason)
+        damaged.append(path)
+    return None, damaged
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that nothing takes it for a good one."""
+    target = path.with_name(path.name + _DAMAGED)
+    os.replace(path, target)
+    _sidecar(path).unlink(missing_ok=True)
+    return target
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
-    """`model_<iteration>.pth` and `epoch_<n>.pth` of a folder, oldest first."""
-    found = [p for p in folder.glob("*.pth") if re.fullmatch(r"(model|epoch)_\d+\.pth", p.name)]
-    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+    """`model_<iteration>.pth` and `epoch_<n>.pth` of a folder, of fewest images first."""
+    return _found(folder, r"(model|epoch)_\d+\.pth")
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` periodic checkpoints of a folder; 0 or less keeps all."""
-    for path in periodic_checkpoints(folder)[:-keep] if keep > 0 else []:
+def prune(folder: Path, keep: int, newest: Path) -> None:
+    """Deletes all but the last `keep` periodic checkpoints up to `newest`; 0 or less keeps all.
+
+    Those beyond are of a run that went further before it was resumed from an older checkpoint.
+    """
+    found = periodic_checkpoints(folder)
+    found = found[: found.index(newest) + 1] if newest in found else found
+    for path in found[:-keep] if keep > 0 else []:
         path.unlink()
         _sidecar(path).unlink(missing_ok=True)
 
 
-def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
-    """Brings initial weights to this machine.
-
-    Args:
-        path: a file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
-            file that an installed Python package carries. A `?query` stays.
-        field: the option that gave it, for messages.
-
-    Returns:
-        A local path (with the query); "" for "".
-
-    Raises:
-        UserError: it cannot be reached.
-    """
-    if not path:
-        return ""
-    plain, mark, query = path.partition("?")
-    hint = f"pass a local file with {field}=/path/to/file"
-    if plain.startswith("package://"):
-        package, _, inside = plain.removeprefix("package://").partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"{field}={path}: the package {package.replace('_', '-')} is not"
-                f" installed; install it or {hint}"
-            )
-        local = str(Path(spec.submodule_search_locations[0]) / inside)
-    else:
-        # iopath's own default would be ~/.torch.
-        cache = os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext"
-        os.environ.setdefault("FVCORE_CACHE", os.path.expanduser(cache))
-        try:
-            local = PathManager.get_local_path(plain)
-        # urllib, requests and iopath each raise their own.
-        except Exception as e:
-            raise UserError(f"{field}={path} cannot be reached ({_first_line(e)}); {hint}") from e
-    if not os.path.isfile(local):
-        raise UserError(f"{field}={path}: no such file; {hint}")
-    return local + mark + query
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the unfinished files of processes that were killed while they wrote."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
-def load_weights(model: nn.Module, path: str) -> None:
-    """Loads initial weights in any format that Detectron2 reads, and timm's Lite0 package.
+def first_line(e: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
 
-    Tensors whose shape differs (heads for other classes) stay as initialised; the log names them.
 
-    Raises:
-        UserError: the file cannot be read, or nothing in it fits the model.
-    """
-    checkpointer = _WeightsReader(model)
-    if not intact(Path(path.partition("?")[0])):
-        raise UserError(f"the weights {path} are damaged (their sha256 differs); use others")
+def _found(folder: Path, pattern: str) -> list[Path]:
+    found = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name)]
+    # By images, since clocks jump; several names of one file stand in the order of their names.
+    return sorted(found, key=lambda p: (_images_seen(p), p.stat().st_mtime_ns, p.name))
+
+
+def _images_seen(path: Path) -> float:
+    """Of the sidecar, else of the file itself; of a file that cannot be read: infinity."""
+    for line in _sidecar_text(path).splitlines():
+        if line.startswith(_IMAGES) and line.removeprefix(_IMAGES).strip().isdecimal():
+            return int(line.removeprefix(_IMAGES))
     try:
-        checkpointer.load(path, checkpointables=[])
-    # Whatever is in the file, readers of several libraries raise what comes to them.
-    except Exception as e:
-        raise UserError(f"the weights {path} cannot be read: {_first_line(e)}") from e
-    if not checkpointer.loaded:
-        raise UserError(f"none of the {checkpointer.offered} tensors in {path} fits the model")
-    logger.info(
-        "Loaded %d of the model's %d tensors from %s; the others start at random",
-        checkpointer.loaded,
-        len(model.state_dict()),
-        path,
-    )
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["images_seen"])
+    # Whatever is in the file, torch's reader raises what comes to it; it is looked at first.
+    except Exception:
+        return math.inf
 
 
-class _WeightsReader(DetectionCheckpointer):
-    """Detectron2's reader of weights, made safe: no pickle runs code."""
-
-    loaded = offered = 0
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        # The same cases as Detectron2's reader distinguishes.
-        with open(filename, "rb") as f:
-            data = _PlainUnpickler(f, encoding="latin1").load()
-        if "model" in data and "__author__" in data:
-            return data
-        data = data.get("blobs", data)
-        data = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
-
-    def _torch_load(self, filename: str) -> dict[str, Any]:
-        return torch.load(filename, map_location="cpu", weights_only=True)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if "ema" in checkpoint:
-            logger.info("The checkpoint's averaged weights (EMA) are taken")
-            checkpoint["model"] = checkpoint.pop("ema")
-        state = checkpoint["model"]
-        if "_conv_stem.weight" in state:
-            checkpoint["model"] = state = rename_efficientnet_lite0(state, self.model)
-        self.offered = len(state)
-        incompatible = super()._load_model(checkpoint)
-        expected = len(self.model.state_dict())
-        self.loaded = expected - len(incompatible.missing_keys)
-        return incompatible
+def _nbytes(content: Any) -> int:
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(map(_nbytes, content.values()))
+    return sum(map(_nbytes, content)) if isinstance(content, list | tuple) else 0
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers, and refuses everything else.
-
-    https://docs.python.org/3/library/pickle.html#restricting-globals
-    """
-
-    _ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],
-        ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes Python 2's byte strings
-            return super().find_class(module, name)
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}; only arrays and plain containers are read"
-            ) from None
+def _check_room(path: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else math.inf
+    if free < nbytes + _MARGIN:
+        raise UserError(
+            f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the"
+            " disk are free; the checkpoints before it are whole: free space and --resume"
+        )
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _write_sidecar(path: Path, digest: str) -> None:
+def _sidecar_text(path: Path) -> str:
+    sidecar = _sidecar(path)
+    return sidecar.read_text(errors="replace") if sidecar.is_file() else ""
+
+
+def _write_sidecar(path: Path, text: str) -> None:
     with replaced(_sidecar(path)) as f:
-        f.write(f"{digest}  {path.name}\n")  # what sha256sum --check reads
+        f.write(text)  # what sha256sum --check reads
 
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _first_line(e: BaseException) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]

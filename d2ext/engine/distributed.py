@@ -2,11 +2,11 @@
 
 import datetime
 import logging
+import math
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,12 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from d2ext.engine.signals import REASONS
 from d2ext.errors import UserError, user_message
 
 logger = logging.getLogger(__name__)
+
+_SLOTS = 256  # losses of a model, at most; 2 KB in each step's exchange
 
 
 def set_timeout(seconds: float) -> None:
@@ -60,6 +63,13 @@ def copy_from_main(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def copy_buffers_from_main(model: nn.Module) -> None:
+    """Gives every rank rank 0's running statistics, which are those that checkpoints hold."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
     """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
     if comm.get_world_size() == 1:
@@ -78,21 +88,43 @@ def log_ranks(device: str) -> None:
         logger.info("%s", tabulate(rows, headers=("rank", "local", "host", "pid", "device")))
 
 
-def agree(values: Sequence[float], mine: str | None) -> tuple[list[float], str | None]:
-    """Means over the ranks, and a signal that any of them got; each step, every rank calls this.
+class Vote(NamedTuple):
+    """What all ranks know behind a step.
 
-    So all ranks stop behind the same step, though a signal reaches them at different times. It goes
+    Attributes:
+        means: of the ranks' losses; one that is not finite makes its mean so.
+        stop: why any rank wants to stop, of `signals.REASONS`.
+        bad_images: samples that were replaced, over all ranks.
+    """
+
+    means: list[float]
+    stop: str | None
+    bad_images: int
+
+
+def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vote:
+    """Tells the ranks one another's losses and wishes; each step, every rank calls this.
+
+    It stands between the gradients and the optimizer, so that a step is taken by all ranks or by
+    none, and all stop behind the same one, though a signal reaches them at different times. It goes
     over the CPU, also where gradients go over NCCL, which have just made the ranks wait anyway.
 
     Args:
-        values: of this rank; as many on every rank.
-        mine: the signal that this rank has received, or None.
+        values: losses of this rank; as many on every rank, or none where there is no loss because
+            the forward pass failed.
+        stop: why this rank wants to stop, or None.
+        bad_images: samples that this rank has replaced so far.
     """
     if comm.get_world_size() == 1:
-        return list(values), mine
-    sent = torch.tensor([signal.Signals[mine] if mine else 0, *values], dtype=torch.float64)
+        return Vote(list(values) or [math.nan], stop, bad_images)
+    if len(values) > _SLOTS:
+        raise ValueError(f"the model has {len(values)} losses; {_SLOTS} can be exchanged")
+    head = [REASONS.index(stop), bad_images, len(values)]
+    rest = [math.nan] * (_SLOTS - len(values))
+    sent = torch.tensor([*head, *values, *rest], dtype=torch.float64)
     received = [torch.empty_like(sent) for _ in range(comm.get_world_size())]
     dist.all_gather(received, sent, group=comm._get_global_gloo_group())
     table = torch.stack(received)
-    number = int(table[:, 0].max())
-    return table[:, 1:].mean(dim=0).tolist(), signal.Signals(number).name if number else None
+    reasons, images, counts = table[:, :3].long().T
+    means = table[:, 3 : 3 + max(int(counts.max()), 1)].mean(dim=0)
+    return Vote(means.tolist(), REASONS[int(reasons.max())], int(images.sum()))

@@ -1,11 +1,8 @@
 """What happens around training steps; each hook does one thing."""
 
-import logging
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -14,16 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from d2ext.config.schedule import Schedule
-from d2ext.engine.checkpoint import (
-    BEST,
-    link_checkpoint,
-    mark_last,
-    prune,
-    save_checkpoint,
-    save_final,
-)
-
-logger = logging.getLogger(__name__)
 
 
 class LearningRate(HookBase):
@@ -46,63 +33,6 @@ class LearningRate(HookBase):
         for group, base in zip(self._groups, self._bases, strict=True):
             group["lr"] = base * factor
         self.trainer.storage.put_scalar("lr", self._groups[0]["lr"], smoothing_hint=False)
-
-
-class Checkpoint(HookBase):
-    """Writes a checkpoint at each period and at the end; also when a signal stops the run.
-
-    Args:
-        folder: output directory.
-        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
-        keep: number of periodic checkpoints to keep; 0 keeps all.
-        content: returns the checkpoint's content after so many iterations.
-    """
-
-    def __init__(
-        self, folder: Path, schedule: Schedule, keep: int, content: Callable[[int], dict[str, Any]]
-    ):
-        self._folder = folder
-        self._schedule = schedule
-        self._keep = keep
-        self._content = content
-        self._saved, self._path = -1, None
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        last = done == self.trainer.max_iter
-        if last or self._schedule.checkpoint_period.due(done, self._schedule):
-            self._save(done)
-            if last:
-                save_final(self._path, self._folder)
-
-    def after_train(self) -> None:
-        # Not where it failed: that state is not worth keeping.
-        if self.trainer.stopped_by or self.trainer.ended_early:
-            if self._saved != self.trainer.iter:
-                self._save(self.trainer.iter)
-            if self.trainer.ended_early:
-                save_final(self._path, self._folder)
-
-    def save_best(self, done: int) -> None:
-        """Keeps the present state as `model_best.pth`; a resume does not take it."""
-        if self._saved == done:
-            link_checkpoint(self._path, BEST)
-        else:
-            save_checkpoint(self._folder / BEST, self._content(done))
-
-    def _save(self, done: int) -> None:
-        schedule = self._schedule
-        whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
-        if schedule.checkpoint_period.epochs and whole_epoch:
-            name = f"epoch_{schedule.epoch(done)}.pth"
-        else:
-            name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
-        path = self._folder / name
-        save_checkpoint(path, self._content(done))
-        mark_last(path)
-        prune(self._folder, self._keep)
-        self._saved, self._path = done, path
-        logger.info("Saved %s", path)
 
 
 class AverageWeights(HookBase):
@@ -176,12 +106,13 @@ class ProgressBar(HookBase):
         )
 
     def after_step(self) -> None:
-        storage = self.trainer.storage
-        self._bar.set_postfix(
-            loss=f"{storage.history('total_loss').median(20):.3f}",
-            lr=f"{storage.history('lr').latest():.2g}",
-            refresh=False,
-        )
+        numbers = self.trainer.storage.histories()
+        if "total_loss" in numbers:  # else the first step was left out
+            self._bar.set_postfix(
+                loss=f"{numbers['total_loss'].median(20):.3f}",
+                lr=f"{numbers['lr'].latest():.2g}",
+                refresh=False,
+            )
         self._bar.update()
 
     def after_train(self) -> None:

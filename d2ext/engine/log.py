@@ -50,6 +50,13 @@ def log_to_file(file: Path) -> None:
         logger.addHandler(handler)
 
 
+def end_last_line(file: Path) -> None:
+    """Ends a line that a full disk or a kill broke off, so that the next one stands alone."""
+    if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        with open(file, "ab") as f:
+            f.write(b"\n")
+
+
 def _for_console(record: logging.LogRecord) -> bool:
     if record.name.startswith(_FILE_ONLY):
         return False

@@ -11,6 +11,8 @@ from typing import IO
 from d2ext.engine.checkpoint import LAST
 from d2ext.errors import UserError
 
+_PATIENCE = 15.0  # seconds for what was killed to be gone
+
 
 def refuse_mixing(output_dir: Path) -> None:
     """Raises UserError if a run is in there."""
@@ -49,7 +51,8 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
     Args:
         output_dir: of the run.
         overwrite: an earlier run there is moved aside.
-        resume: an earlier run there is to go on.
+        resume: an earlier run there is to go on; processes of it that are about to end are waited
+            for.
 
     Returns:
         Where the earlier run went, or None.
@@ -61,7 +64,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
     aside = None
     try:
         if output_dir.is_dir():
-            _claim(output_dir)
+            _claim(output_dir, resume)
         if overwrite and _traces(output_dir):
             whole = output_dir.resolve()  # "." has no name to add to
             stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
@@ -69,7 +72,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
             aside = next(p for p in map(whole.with_name, names) if not p.exists())
             os.rename(whole, aside)
         output_dir.mkdir(parents=True, exist_ok=True)
-        _claim(output_dir)
+        _claim(output_dir, resume)
     except OSError as e:
         raise UserError(
             f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
@@ -79,24 +82,50 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
     return aside
 
 
+def wait_until_free(output_dir: Path) -> None:
+    """Waits for a process that is about to end there; makes nothing.
+
+    It may be saving: only then is it known which checkpoint is the newest.
+
+    Raises:
+        UserError: it does not end.
+    """
+    _release()
+    if (output_dir / ".lock").is_file():
+        with open(output_dir / ".lock") as lock:
+            _lock(lock, output_dir, wait=True)
+
+
 _held: list[IO] = []  # the lock of this process's present run; the system frees it at its end
 
 
-def _claim(output_dir: Path) -> None:
+def _claim(output_dir: Path, wait: bool) -> None:
+    _release()
+    lock = open(output_dir / ".lock", "w")  # it stays open
+    _lock(lock, output_dir, wait)
+    _held.append(lock)
+
+
+def _release() -> None:
     while _held:
         _held.pop().close()
-    lock = open(output_dir / ".lock", "w")  # it stays open
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise UserError(
-            f"another process is writing to the output directory {output_dir}; choose another"
-            " --work-dir, or wait for it"
-        ) from e
-    except OSError:  # a file system without locks
-        lock.close()
-        return
-    _held.append(lock)
+
+
+def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
+    deadline = time.monotonic() + _PATIENCE * wait
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.close()
+                raise UserError(
+                    f"another process is writing to the output directory {output_dir}; choose"
+                    " another --work-dir, or wait for it"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return
 
 
 def _existing(path: Path) -> Path:

@@ -19,11 +19,12 @@ from d2ext.config.scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.training_set import TrainingSet
 from d2ext.engine.agree import declare_datasets
-from d2ext.engine.checkpoint import local_weights, newest_good
+from d2ext.engine.checkpoint import find_newest
 from d2ext.engine.classes import check_num_classes
 from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
-from d2ext.engine.output_dir import check_writable, refuse_mixing
+from d2ext.engine.output_dir import check_writable, refuse_mixing, wait_until_free
 from d2ext.engine.splits import check_splits
+from d2ext.engine.weights import local_weights
 from d2ext.errors import UserError, building
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
@@ -46,6 +47,7 @@ class Plan:
         scaling: `ScalingReport.as_dict()` where learning rates were scaled, else None.
         lines: the plan in words.
         best_metric: the result that decides what is best, or None.
+        damaged: checkpoints that are to be set aside.
     """
 
     output_dir: Path
@@ -58,6 +60,7 @@ class Plan:
     scaling: dict[str, Any] | None
     lines: list[str]
     best_metric: str | None = None
+    damaged: tuple[Path, ...] = ()
 
 
 def plan_run(
@@ -117,7 +120,7 @@ def plan_run(
     if not eval_only:
         accumulate = cfg.train.get("accumulate", 1)
         check_batch(cfg.dataloader.train.total_batch_size, world_size, accumulate)
-    checkpoint = Path(resume_from) if resume_from else None
+    checkpoint, damaged = Path(resume_from) if resume_from else None, []
     if resume_from and not checkpoint.is_file():
         raise UserError(f"--resume-from {resume_from}: no such file")
     # A checkpoint of the run that is in there goes on with it, another one does not.
@@ -126,7 +129,9 @@ def plan_run(
         refuse_mixing(output_dir)
     check_writable(output_dir)
     if resume:
-        checkpoint = newest_good(output_dir)
+        if not eval_only:
+            wait_until_free(output_dir)
+        checkpoint, damaged = find_newest(output_dir)
 
     differences = declare_datasets(cfg)
     if eval_only:
@@ -179,6 +184,7 @@ def plan_run(
         scaling,
         lines,
         best,
+        () if eval_only else tuple(damaged),
     )
 
 
@@ -257,7 +263,7 @@ def _weights_to_evaluate(
     weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str | None
 ) -> str:
     if weights == "last":
-        found = newest_good(output_dir)
+        found, _ = find_newest(output_dir)
         if not found:
             raise UserError(
                 f"--weights last: {output_dir} has no checkpoint; train first, or name a file"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from d2ext.engine.checkpoint import BEST
 from d2ext.errors import UserError
-from d2ext.evaluation.suite import finite_or_none
-from d2ext.files import write_json
+from d2ext.files import finite_or_none, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Results:
         done: iterations that the run has behind it; later scores, which a resumed run will meet
             again, do not count towards stopping.
         start: the same, in steps of the present batch size; None: of the same size.
+        saved: `content` as the resumed checkpoint holds it, for where the file is lost.
 
     Attributes:
         last: `iteration` and `results` of the last evaluation, or None.
@@ -30,11 +31,17 @@ class Results:
     """
 
     def __init__(
-        self, path: Path, metric: str | None, mode: str, done: int, start: int | None = None
+        self,
+        path: Path,
+        metric: str | None,
+        mode: str,
+        done: int,
+        start: int | None = None,
+        saved: dict | None = None,
     ):
         self._path = path
         self._metric, self._mode = metric, mode
-        content = json.loads(path.read_text()) if done and path.is_file() else {}
+        content = _read(path, saved or {}) if done else {}
         self.last: dict | None = content.get("last")
         self.best: dict | None = content.get("best")
         scores = [(i, score) for i, score in content.get("scores", []) if i <= done]
@@ -79,13 +86,18 @@ class Results:
                 "results": finite_or_none(results),
             }
         self.last = {"iteration": iteration, "results": finite_or_none(results)}
-        content = {"last": self.last}
         if self._metric:
             self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last["results"][self._metric]))
+        write_json(self._path, self.content())
+
+    def content(self) -> dict:
+        """Of the file: plain values."""
+        content = {"last": self.last}
+        if self._metric:
             content |= {"best": self.best} if self.best else {}
             content["scores"] = self._scores
-        write_json(self._path, content)
+        return content
 
     def exhausted(self, patience: int | None) -> str | None:
         """Why early stopping ends the run now, or None.
@@ -102,6 +114,19 @@ class Results:
         score = "none" if best is None else f"{best:.4g} at iteration {self._scores[number][0]}"
         evaluations = f"{patience} evaluation" + "s" * (patience > 1)
         return f"{evaluations} brought no better {self._metric} than {score}"
+
+
+def _read(path: Path, saved: dict) -> dict:
+    """The file's content; where it is lost or damaged, what the checkpoint has kept of it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        logger.warning("%s is damaged; the checkpoint's results are taken", path)
+    # A best score whose weights are not here would stand for nothing.
+    lost = not path.with_name(BEST).is_file()
+    return {key: value for key, value in saved.items() if key != "best" or not lost}
 
 
 def _better(score: float | None, than: float | None, mode: str) -> bool:

@@ -1,93 +1,51 @@
 """One run, from a checked plan to a directory of results."""
 
-import copy
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from d2ext.config.check import shared_fields
-from d2ext.config.load import load_config
 from d2ext.config.scaling import scale_config
 from d2ext.engine import checkpoint as ckpt
-from d2ext.engine.about import finish_about, write_about
+from d2ext.engine.about import finish_about, save_config, write_about
 from d2ext.engine.agree import declare_datasets
-from d2ext.engine.aids import autocast, compile_backbone, make_deterministic
+from d2ext.engine.aids import autocast, compile_backbone
+from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
-from d2ext.engine.distributed import copy_from_main, distributed, from_main, log_ranks
-from d2ext.engine.hooks import AverageWeights, Checkpoint, Evaluate, LearningRate, ProgressBar
-from d2ext.engine.log import log_to_file, setup_logging
+from d2ext.engine.distributed import (
+    copy_buffers_from_main,
+    copy_from_main,
+    distributed,
+    from_main,
+    log_ranks,
+)
+from d2ext.engine.evaluation_files import write_evaluation
+from d2ext.engine.explain import shortages_explained
+from d2ext.engine.fingerprint import fingerprint, warn_of_changes
+from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
+from d2ext.engine.log import end_last_line, log_to_file
 from d2ext.engine.output_dir import check_free_space, make_output_dir
-from d2ext.engine.preflight import Plan, plan_run
+from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
+from d2ext.engine.saving import Checkpoint
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
-from d2ext.errors import UserError, building
+from d2ext.engine.weights import load_weights
+from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import Suite, write_predictions
+from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
-from d2ext.files import replaced, write_json
-from d2ext.inference.overlay import write_overlays
+from d2ext.files import write_json
 from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What travels to every rank: plain values; each loads the config again.
-
-    Attributes:
-        config_file, overrides: for `load_config`.
-        about: of `about.describe`.
-        options: of `plan_run`.
-        plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
-    """
-
-    config_file: str
-    overrides: list[str]
-    about: dict[str, Any]
-    options: dict[str, Any]
-    plan: Plan | None
-
-
-def run_rank(job: Job) -> int:
-    """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
-    if comm.get_world_size() > 1:  # else the tool has done so
-        setup_logging(quiet=not comm.is_main_process())
-    cfg = load_config(job.config_file, job.overrides)
-    _check_same_config(cfg)
-    # The flags of the first machine are those of the run.
-    options = from_main(lambda: job.options)
-    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
-    if cfg.train.get("deterministic", False):
-        make_deterministic()
-    if options["eval_only"]:
-        return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
-    named = {name: options[name] for name in ("overwrite", "validate", "expect")}
-    return train(cfg, plan, job.about, **named)
-
-
-def _check_same_config(cfg: Any) -> None:
-    mine = shared_fields(cfg)
-    first = from_main(lambda: mine)
-    for key in sorted(mine.keys() | first.keys()):
-        if mine.get(key) != first.get(key):
-            raise UserError(
-                f"{key} is {mine.get(key, 'absent')} here and {first.get(key, 'absent')} for rank"
-                " 0; give every machine the same config and overrides"
-            )
 
 
 def train(
@@ -95,8 +53,10 @@ def train(
     plan: Plan,
     about: dict[str, Any],
     overwrite: bool = False,
+    resume: bool = False,
     validate: bool = True,
     expect: Sequence[str] = (),
+    deadline: float | None = None,
 ) -> int:
     """Trains, evaluates, and leaves the run directory that docs/architecture.md describes.
 
@@ -107,8 +67,10 @@ def train(
         plan: of `plan_run`.
         about: of `about.describe`.
         overwrite: move an earlier run in the output directory aside.
+        resume: go on with it, also where it was killed before its first checkpoint.
         validate: evaluate at the config's periods and at the end.
         expect: of `parse_expectation`, for the last evaluation.
+        deadline: of `signals.deadline`.
 
     Returns:
         The exit status: 0, 1 if an expectation does not hold, or 75 when a signal stopped the run
@@ -132,26 +94,50 @@ def train(
 
     def open_folder() -> Results:
         check_free_space(out, state.nbytes())
-        aside = make_output_dir(out, overwrite, resume=bool(plan.resume))
+        aside = make_output_dir(out, overwrite, resume=resume or bool(plan.resume))
+        ckpt.remove_leftovers(out)
+        end_last_line(out / "metrics.json")
         log_to_file(out / "log.txt")
+        for path in plan.damaged:
+            logger.warning("%s is damaged and was renamed to %s", path, ckpt.set_aside(path).name)
         if aside:
             logger.info("The earlier run was moved to %s", aside)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
         file = out / "results.json"
-        return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter)
+        saved = state.resumed.get("results")
+        return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
 
     results = from_main(open_folder)
-    checkpoint = Checkpoint(
-        out,
-        schedule,
-        options.checkpointer.get("max_to_keep", 0),
-        lambda done: state.content(done, schedule.batch_size),
-    )
+    made_of = fingerprint(unscaled, loader) if main else {}
+    warn_of_changes(state.resumed, made_of)
+
+    def content(done: int) -> dict[str, Any]:
+        return {
+            **state.content(done, schedule.batch_size, options.get("accumulate", 1)),
+            "seed": options.get("seed", 0),
+            "fingerprint": made_of,
+            "results": results.content(),
+        }
+
+    saving = options.checkpointer
+    keep, beside = saving.get("max_to_keep", 0), saving.get("asynchronous", False)
+    checkpoint = Checkpoint(out, schedule, keep, content, beside)
+    signals = StopSignals(deadline)
     patience = options.get("early_stopping_patience")
 
     def evaluate(done: int) -> tuple[dict[str, float], str | None]:
-        numbers = _evaluate(state.evaluated, suite, plan, out)
+        def save_when_stopped(*_: Any) -> None:
+            # The evaluation may be killed before it is over; a resume makes up for it.
+            if main and signals.received and done > start_iter:
+                checkpoint.save_now(done)
+
+        copy_buffers_from_main(state.evaluated)
+        hook = state.evaluated.register_forward_pre_hook(save_when_stopped)
+        try:
+            numbers = _evaluate(state.evaluated, suite, plan, out)
+        finally:
+            hook.remove()
 
         def judge() -> str | None:
             if results.is_better(numbers):
@@ -173,7 +159,7 @@ def train(
         return _status(results, expect)
 
     def describe_run() -> float:
-        _save_config(unscaled, out)
+        save_config(unscaled, out)
         return write_about(out, plan, about)
 
     started = from_main(describe_run)
@@ -192,7 +178,7 @@ def train(
         ]
         hooks.append(d2_hooks.PeriodicWriter(writers, period=options.get("log_period", 20)))
     trainer = Trainer(
-        distributed(state.model, cfg, plan.device),
+        distributed(Guarded(state.model), cfg, plan.device),
         state.optimizer,
         loader,
         hooks,
@@ -201,9 +187,11 @@ def train(
         autocast(options.get("amp", {}), plan.device),
         state.scaler,
         options.get("clip_grad_norm"),
+        BadLoss(**options.get("bad_loss", {})),
     )
-    with StopSignals() as signals:
-        trainer.train(start_iter, schedule.max_iter, signals)
+    memory = state.resumed if state.checkpoint_iter == start_iter else {}
+    with signals:
+        trainer.train(start_iter, schedule.max_iter, signals, memory)
     if trainer.ended_early:
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
@@ -238,7 +226,7 @@ def evaluate_only(
     log_ranks(plan.device)
     declare_datasets(cfg)
     model = build_model(cfg, plan)
-    from_main(lambda: ckpt.load_weights(model, plan.weights))
+    from_main(lambda: load_weights(model, plan.weights))
     copy_from_main(model)
     loader = cfg.dataloader.get("test") or cfg.dataloader.val
     if tta:
@@ -250,7 +238,7 @@ def evaluate_only(
     def open_folder() -> Results:
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         log_to_file(out / "log.txt")
-        _save_config(cfg, out)
+        save_config(cfg, out)
         write_about(out, plan, about)
         return Results(out / "results.json", None, "max", done=0)
 
@@ -278,21 +266,14 @@ def _report(out: Path, plan: Plan) -> None:
     logger.info("The report%s is %s", synthetic, write_report(out))
 
 
-def _save_config(cfg: Any, out: Path) -> None:
-    """Writes config.yaml, which resumes where it lies, whole or not at all."""
-    cfg = copy.deepcopy(cfg)
-    cfg.train.output_dir = str(out)
-    # Detectron2 writes in place, and logs what goes wrong with the disk.
-    with tempfile.TemporaryDirectory() as folder:
-        LazyConfig.save(cfg, f"{folder}/config.yaml")
-        text = Path(folder, "config.yaml").read_text()
-    with replaced(out / "config.yaml") as f:
-        f.write(text)
-
-
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:
-    """Flat results on rank 0, with predictions and overlays in the run directory."""
-    evaluations = suite.evaluate(model)
+    """Flat results on rank 0, with predictions, analyses and overlays in the run directory."""
+    with shortages_explained(
+        lambda: "in the evaluation",
+        "take smaller images (dataloader.val.mapper.augmentations)",
+        "dataloader.val.num_workers",
+    ):
+        evaluations = suite.evaluate(model)
     if not comm.is_main_process():
         return {}
     for evaluation in evaluations:
@@ -301,8 +282,5 @@ def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str
         for key, value in evaluation.results.items():
             if key.endswith("/AP"):
                 logger.info("%s%s %.1f", key, synthetic, value)
-        write_predictions(evaluation, out / "predictions")
-        metadata = MetadataCatalog.get(name)
-        folder = out / "overlays" / name
-        write_overlays(evaluation.records, evaluation.predictions, metadata, folder)
+        write_evaluation(evaluation, out)
     return {key: value for e in evaluations for key, value in e.results.items()}

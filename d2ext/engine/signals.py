@@ -1,24 +1,43 @@
-"""Signals that ask a training to finish its step, save and leave."""
+"""Signals, and a limit of time, that ask a training to finish its step, save and leave."""
 
+import os
+import re
 import signal
+import threading
+import time
 from types import FrameType
 
+from d2ext.errors import UserError
+
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, with --resume
+TIME_LIMIT = "--time-limit"
+# What can stop a run, by the number under which ranks tell one another; 0 is nothing.
+REASONS = (None, "SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", TIME_LIMIT)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_LAST_PATIENCE = 2.0  # seconds that cleaning up may take behind a second Ctrl-C
 
 
 class StopSignals:
-    """Notes TERM, INT, USR1 and USR2 while the `with` block runs.
+    """Notes TERM, INT, USR1 and USR2 while the `with` block runs, and the end of the time.
 
-    A second INT raises KeyboardInterrupt at once, for whoever cannot wait for the step.
+    A second INT raises KeyboardInterrupt at once, for whoever cannot wait for the step; what is
+    still there two seconds later ends without cleaning up.
 
-    Attributes:
-        received: name of the first signal, or None.
+    Args:
+        deadline: on the monotonic clock, behind which `received` is `--time-limit`; None: never.
     """
 
-    def __init__(self) -> None:
-        self.received: str | None = None
+    def __init__(self, deadline: float | None = None) -> None:
+        self._deadline = deadline
+        self._signal: str | None = None
+
+    @property
+    def received(self) -> str | None:
+        """Why to stop: name of the first signal, `--time-limit`, or None."""
+        if self._signal is None and self._deadline is not None:
+            return TIME_LIMIT if time.monotonic() >= self._deadline else None
+        return self._signal
 
     def __enter__(self) -> "StopSignals":
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -29,6 +48,29 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if self._signal and number == signal.SIGINT:
+            # A loader worker that hangs in a read would be waited for.
+            end = threading.Timer(_LAST_PATIENCE, os._exit, (130,))
+            end.daemon = True
+            end.start()
             raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number).name
+        self._signal = self._signal or signal.Signals(number).name
+
+
+def deadline(limit: str | None, since: float) -> float | None:
+    """`--time-limit` as a point on the monotonic clock; None stays None.
+
+    Args:
+        limit: such as 3h50m, 1d12h or 90s.
+        since: when the command started, on the same clock.
+
+    Raises:
+        UserError: it cannot be read, or is no time at all.
+    """
+    if limit is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", limit)
+    numbers = [int(n or 0) for n in match.groups()] if match else [0]
+    if not any(numbers):
+        raise UserError(f"--time-limit {limit}: give days, hours, minutes, seconds, as in 3h50m")
+    return since + sum(n * s for n, s in zip(numbers, (86400, 3600, 60, 1), strict=True))

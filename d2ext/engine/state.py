@@ -1,7 +1,7 @@
 """What a training changes: built from the config, written to checkpoints, read from them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,12 @@ from d2ext.engine.aids import averaged, grad_scaler
 from d2ext.engine.build import build_model, build_optimizer
 from d2ext.engine.distributed import copy_from_main, from_main
 from d2ext.engine.preflight import Plan
+from d2ext.engine.weights import load_weights
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_TENSORS = ("model", "optimizer", "ema")  # entries of a checkpoint
 
 
 @dataclass
@@ -31,6 +34,7 @@ class State:
         average: the averaged weights, or None.
         start_iter: the first iteration to train.
         checkpoint_iter: the same as the resumed checkpoint counts it, whose batch may differ.
+        resumed: of the resumed checkpoint all but the tensors; of a fresh start nothing.
     """
 
     model: nn.Module
@@ -39,13 +43,14 @@ class State:
     average: AveragedModel | None
     start_iter: int = 0
     checkpoint_iter: int = 0
+    resumed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> nn.Module:
         """The model to evaluate: the averaged weights where there are some."""
         return self.average.module if self.average else self.model
 
-    def content(self, done: int, batch_size: int) -> dict[str, Any]:
+    def content(self, done: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:
         """A checkpoint after `done` iterations: tensors and plain types only."""
         content = {
             "model": self.model.state_dict(),
@@ -54,6 +59,7 @@ class State:
             "iterations_done": done,
             "images_seen": done * batch_size,
             "world_size": comm.get_world_size(),
+            "accumulate": accumulate,
         }
         if self.average:
             content["ema"] = self.average.module.state_dict()
@@ -84,16 +90,18 @@ def start_state(cfg: Any, plan: Plan) -> State:
     else:
         content = {}
         if plan.weights:
-            from_main(lambda: ckpt.load_weights(model, plan.weights))
+            from_main(lambda: load_weights(model, plan.weights))
         copy_from_main(model)
     decay = cfg.train.get("ema_decay")
     average = averaged(model, decay) if decay else None
     if average and "ema" in content:
+        _check_fit(average.module, content["ema"], plan)
         average.module.load_state_dict(content["ema"])
         average.n_averaged.fill_(content["ema_updates"])
     elif average and start:
         logger.info("The checkpoint has no averaged weights: the average starts from its weights")
-    return State(model, optimizer, scaler, average, start, content.get("iterations_done", 0))
+    rest = {key: value for key, value in content.items() if key not in _TENSORS}
+    return State(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
 
 
 def _resume(
@@ -106,16 +114,14 @@ def _resume(
     settings = [
         {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
     ]
+    _check_fit(model, content["model"], plan)
+    model.load_state_dict(content["model"])
     try:
         if (theirs := content.get("optimizer_type")) != type(optimizer).__name__:
-            raise ValueError(f"its optimizer is {theirs}")
-        model.load_state_dict(content["model"])
+            raise ValueError(f"its optimizer is {theirs}, not {type(optimizer).__name__}")
         optimizer.load_state_dict(content["optimizer"])
     except (KeyError, RuntimeError, ValueError) as e:
-        raise UserError(
-            f"{plan.resume} does not fit this config ({str(e).splitlines()[0]}); resume needs the"
-            " model and optimizer it was trained with, train.init_checkpoint takes weights alone"
-        ) from e
+        raise UserError(_does_not_fit(plan, str(e).splitlines()[0])) from e
     # The config's rates and decays win over the stored ones.
     for group, mine in zip(optimizer.param_groups, settings, strict=True):
         group.update(mine)
@@ -132,3 +138,35 @@ def _resume(
     change = f" ({'; '.join(changes)})" if changes else ""
     logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
     return start
+
+
+def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) -> None:
+    """Raises UserError that names what one of them lacks, and what has another shape."""
+    mine = model.state_dict()
+    shapes = [
+        f"{key} is {_shape(theirs[key])} there and {_shape(mine[key])} here"
+        for key in mine.keys() & theirs.keys()
+        if mine[key].shape != theirs[key].shape
+    ]
+    found = [
+        f"{len(names)} tensors {words}, {sorted(names)[0]} the first"
+        for names, words in (
+            (mine.keys() - theirs.keys(), "are missing there"),
+            (theirs.keys() - mine.keys(), "are unknown here"),
+        )
+        if names
+    ]
+    more = [f"{len(shapes) - 2} more differ in shape"] * (len(shapes) > 2)
+    if shapes or found:
+        raise UserError(_does_not_fit(plan, "; ".join([*sorted(shapes)[:2], *more, *found])))
+
+
+def _does_not_fit(plan: Plan, reason: str) -> str:
+    return (
+        f"{plan.resume} does not fit this config ({reason}); resume needs the model and optimizer"
+        " it was trained with, train.init_checkpoint takes weights alone"
+    )
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

@@ -6,6 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.distributed import agree
+from d2ext.engine.explain import batch_words, shortages_explained
 from d2ext.engine.signals import StopSignals
-from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_WINDOW = 20  # iterations whose median Detectron2's writers show
+_OF_THE_CLOCK = ("time", "data_time")
 
 
 class Trainer:
@@ -31,7 +36,7 @@ class Trainer:
     where history left them; here each step's randomness follows from (seed, iteration).
 
     Args:
-        model: Detectron2's; it may be wrapped for several processes.
+        model: Detectron2's in a `Guarded`, which may be wrapped for several processes.
         optimizer: of its parameters.
         loader: gives this rank's micro-batches for ever.
         hooks: in the order in which they are called.
@@ -40,15 +45,18 @@ class Trainer:
         autocast: makes the context of a forward pass.
         scaler: of the losses; None does not scale.
         clip_grad_norm: upper bound of the gradients' L2 norm over all parameters, or None.
+        bad_loss: what to do about a loss that is not finite; None stops.
 
     Attributes:
         model, optimizer: as given.
         iter: the current iteration, counted from 0.
         start_iter, max_iter: of this run.
         storage: Detectron2's EventStorage, open while training.
-        stopped_by: the signal that stopped the run, or None.
+        stopped_by: why the run was stopped, of `signals.REASONS`.
         ended_early: why a hook has ended the run before `max_iter`, or None; hooks set it, on all
             ranks alike.
+        error: the exception that ends the run, for `after_train`.
+        bad_images: samples that were replaced over all ranks and parts of the run.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Trainer:
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         scaler: torch.amp.GradScaler | None = None,
         clip_grad_norm: float | None = None,
+        bad_loss: BadLoss | None = None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -72,49 +81,120 @@ class Trainer:
         self._autocast = autocast
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
+        self._bad_loss = bad_loss or BadLoss()
+        self._batch: list[dict] = []
+        self._images_before = 0
+        self.bad_images = 0
         self.stopped_by: str | None = None
         self.ended_early: str | None = None
+        self.error: BaseException | None = None
         for hook in hooks:
             hook.trainer = weakref.proxy(self)
 
-    def train(self, start_iter: int, max_iter: int, signals: StopSignals) -> None:
+    def train(
+        self,
+        start_iter: int,
+        max_iter: int,
+        signals: StopSignals,
+        memory: dict[str, Any] | None = None,
+    ) -> None:
         """Trains iterations `start_iter` to `max_iter` - 1.
 
+        Args:
+            start_iter: the first one.
+            max_iter: of the run.
+            signals: what asks it to stop.
+            memory: of `memory()` after `start_iter` iterations.
+
         Raises:
-            UserError: the loss is not finite, or an image cannot be read.
+            UserError: the loss is not finite, an image cannot be read, or the machine runs out of
+                something.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         self.model.train()
+        shortages = shortages_explained(
+            lambda: f"at iteration {self.iter}: {batch_words(self._batch)} in a micro-batch",
+            "lower dataloader.train.total_batch_size, raise train.accumulate, take smaller images"
+            " (dataloader.train.mapper.augmentations) or train.amp.enabled=True",
+            "dataloader.train.num_workers",
+        )
         with EventStorage(start_iter) as self.storage:
+            self._remember(memory or {})
+            batches = iter(self._loader)
             try:
-                self._call_hooks("before_train")
-                batches, done = iter(self._loader), start_iter
-                for self.iter in range(start_iter, max_iter):
-                    if self.ended_early:
-                        break
-                    self.storage.iter = self.iter
-                    self._call_hooks("before_step")
-                    losses = self._step(batches)
-                    means, stop = agree(list(losses.values()), signals.received)
-                    losses = dict(zip(losses, means, strict=True))
-                    self.storage.put_scalars(total_loss=sum(means), **losses)
-                    self._call_hooks("after_step")
-                    done = self.iter + 1
-                    if stop and done < max_iter:
-                        self.stopped_by = stop
-                        break
-                # From here on, as Detectron2's hooks expect, the number of iterations done.
-                self.iter = self.storage.iter = done
+                with shortages:
+                    self._loop(batches, signals)
+            except BaseException as e:
+                self.error = e
+                raise
             finally:
+                if hasattr(batches, "close"):  # a generator, as d2ext's loader is: ends its workers
+                    batches.close()
                 self._call_hooks("after_train")
 
-    def _step(self, batches: Iterator[list[dict]]) -> dict[str, float]:
-        """One optimizer step; returns this rank's losses, means over its micro-batches."""
+    def memory(self) -> dict[str, Any]:
+        """What a resumed run has to know of its past, in plain types."""
+        smoothed = [name for name, is_so in self.storage.smoothing_hints().items() if is_so]
+        recent = {
+            name: [[i, value] for value, i in self.storage.history(name).values()[-_WINDOW:]]
+            for name in smoothed
+            if name not in _OF_THE_CLOCK
+        }
+        counts = {"skipped_steps": self._bad_loss.skipped, "bad_images": self.bad_images}
+        return {**counts, "recent": recent}
+
+    def _remember(self, memory: dict[str, Any]) -> None:
+        self._bad_loss.skipped = memory.get("skipped_steps", 0)
+        self._images_before = self.bad_images = memory.get("bad_images", 0)
+        # Logged losses are medians, which go on as if nothing had happened.
+        for name, values in memory.get("recent", {}).items():
+            for self.storage.iter, value in values:
+                self.storage.put_scalar(name, value)
+        self.storage.iter = self.start_iter
+
+    def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
+        self._call_hooks("before_train")
+        done, last = self.start_iter, self.max_iter
+        for self.iter in range(done, last):
+            if self.ended_early:
+                break
+            self.storage.iter = self.iter
+            self._call_hooks("before_step")
+            self._bad_loss.before_step(self.model)
+            losses = self._gradients(batches)
+            replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
+            vote = agree(list(losses.values()), signals.received, sum(replaced.values()))
+            if all(map(math.isfinite, vote.means)) and self._update():
+                losses = dict(zip(losses, vote.means, strict=True))
+                self.storage.put_scalars(total_loss=sum(vote.means), **losses)
+            else:
+                lr = self.optimizer.param_groups[0]["lr"]
+                self._bad_loss.judge(self.model, self.iter, lr, self._seed)
+                self.storage.put_scalar(
+                    "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
+                )
+            self.optimizer.zero_grad()
+            self.bad_images = self._images_before + vote.bad_images
+            if self.bad_images:
+                self.storage.put_scalar("bad_images", self.bad_images, smoothing_hint=False)
+            self._call_hooks("after_step")
+            done = self.iter + 1
+            if vote.stop and done < last:
+                self.stopped_by = vote.stop
+                break
+        # From here on, as Detectron2's hooks expect, the number of iterations done.
+        self.iter = self.storage.iter = done
+
+    def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
+        """Gradients of a step; returns this rank's losses, means over its micro-batches.
+
+        Without any where a forward pass failed; the gradients are of no use then.
+        """
         data_time, losses = 0.0, []
         for k in range(self._accumulate):
             start = time.perf_counter()
-            batch = next(batches)
+            self._batch = next(batches)
             data_time += time.perf_counter() - start
             # Proposal sampling and dropout draw from torch's generator.
             number = comm.get_rank() * self._accumulate + k
@@ -124,40 +204,45 @@ class Trainer:
             # Gradients are exchanged once a step, behind the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else contextlib.nullcontext():
-                losses.append(self._backward(batch))
-        if self._clip_grad_norm:
-            self._scaler.unscale_(self.optimizer)
-            norm = clip_grad_norm_(self.model.parameters(), self._clip_grad_norm)
-            if math.isfinite(norm := float(norm)):  # JSON has no infinity; float16 overflows
-                self.storage.put_scalar("grad_norm", norm)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad()
+                losses.append(self._backward(self._batch))
         self.storage.put_scalar("data_time", data_time)
+        if not all(losses):
+            return {}
         return {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
 
     def _backward(self, batch: list[dict]) -> dict[str, float]:
         """One micro-batch's losses; its gradients are added to those of the step."""
-        try:
-            with self._autocast():
-                losses = self.model(batch)
-        except FloatingPointError as e:  # Detectron2's RPN noticed before the loss could
-            raise self._diverged(batch, str(e)) from e
+        with self._autocast():
+            losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-        if not math.isfinite(sum(values)):
-            each = (f"{name} {value:.3g}" for name, value in zip(losses, values, strict=True))
-            raise self._diverged(batch, ", ".join(each))
-        return dict(zip(losses, values, strict=True))
+        values = dict(zip(losses, values, strict=True))
+        if Guarded.FAILED in values:
+            wrapped = isinstance(self.model, DistributedDataParallel)
+            guard = self.model.module if wrapped else self.model
+            self._bad_loss.note({}, batch, guard.reason)
+            return {}
+        if not all(map(math.isfinite, values.values())):
+            self._bad_loss.note(values, batch)
+        return values
 
-    def _diverged(self, batch: list[dict], reason: str) -> UserError:
-        files = ", ".join(sample["file_name"] for sample in batch)
-        return UserError(
-            f"the loss is not finite at iteration {self.iter} ({reason}; lr"
-            f" {self.optimizer.param_groups[0]['lr']:.3g}; images {files}); a lower optimizer.lr or"
-            " a longer train.warmup_iters is the usual remedy"
-        )
+    def _update(self) -> bool:
+        """The optimizer's step; False where the gradients, the same on all ranks, are bad.
+
+        Those of float16 may overflow; its scaler leaves the step out and tries smaller ones.
+        """
+        if self._clip_grad_norm:
+            self._scaler.unscale_(self.optimizer)
+            norm = float(clip_grad_norm_(self.model.parameters(), self._clip_grad_norm))
+            if math.isfinite(norm):  # JSON has no infinity
+                self.storage.put_scalar("grad_norm", norm)
+            elif not self._scaler.is_enabled():
+                self._bad_loss.note({"grad_norm": norm}, self._batch)
+                return False
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return True
 
     def _call_hooks(self, moment: str) -> None:
         for hook in self._hooks:

@@ -1,109 +1,207 @@
-"""COCO average precision of boxes and masks (https://cocodataset.org/#detection-eval)."""
+"""COCO average precision of boxes, masks and proposals (https://cocodataset.org/#detection-eval)."""
 
-import contextlib
-import io
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from d2ext.data.formats.coco import to_coco
-from d2ext.data.records import image_ids_of
+import numpy as np
+import tabulate
+
 from d2ext.errors import UserError
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched
+from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
 
-_TASKS = ("bbox", "segm")
+_TASKS = ("bbox", "segm", "proposals")
+_SIZES = ("all", "small", "medium", "large")
+_PROPOSALS = (100, 300, 1000)  # as in the proposal metrics of Detectron2 and MMDetection
+IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # those of COCO
+MAX_DETECTIONS = (1, 10, 100)
 
 
 class CocoMetric:
-    """AP of a detector on one data set, computed by hotcoco (equal to pycocotools to six digits).
+    """AP and AR of a detector on one data set: pycocotools' numbers, in percent.
+
+    `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (where these
+    are among the thresholds), `APs`, `APm`, `APl` (objects up to 32², 96² and any pixels), `AR<n>`
+    with n detections an image and class, `ARs`, `ARm`, `ARl`, and `AP-<class>`. What has no n is
+    with the most detections. `proposals` takes all classes as one, and gives `AR@100`, `AR@300`,
+    `AR@1000`, `ARs@1000`, `ARm@1000`, `ARl@1000` of the boxes. What is odd about data is defined in
+    `d2ext.evaluation.instances`.
 
     Args:
-        tasks: `bbox`, `segm` or both; None takes `bbox`, and `segm` where predictions and ground
-            truth have masks.
-        per_class: adds `AP-<class>` where there are several classes.
+        tasks: `bbox`, `segm`, `proposals` or several; None takes `bbox`, and `segm` where
+            detections and ground truth have masks.
+        per_class: adds `AP-<class>`.
+        iou_thresholds: above 0, up to 1.
+        max_detections: of an image and class, by score.
+        backend: `hotcoco`, `pycocotools`, or `auto`: hotcoco where it is installed.
 
     Raises:
-        UserError: `tasks` is no list or holds something else.
+        UserError: an argument is something else.
     """
 
-    def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = True):
-        # A text is a sequence, too: "bbox" would be the tasks b, b, o and x.
-        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str)
-        if tasks is not None and not (is_list and all(task in _TASKS for task in tasks)):
+    def __init__(
+        self,
+        tasks: Sequence[str] | None = None,
+        per_class: bool = True,
+        iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+        max_detections: Sequence[int] = MAX_DETECTIONS,
+        backend: str = "auto",
+    ):
+        if tasks is not None and not (_is_list(tasks) and all(task in _TASKS for task in tasks)):
             raise UserError(
-                f"CocoMetric: tasks={tasks!r}; give a list of {' and '.join(_TASKS)}, such as"
-                " [bbox], or null"
+                f"CocoMetric: tasks={tasks!r}; give a list of {', '.join(_TASKS[:-1])} and"
+                f" {_TASKS[-1]}, such as [bbox], or null"
+            )
+        if not _rising(iou_thresholds, (int, float)) or iou_thresholds[-1] > 1:
+            raise UserError(
+                f"CocoMetric: iou_thresholds={iou_thresholds!r}; give a list of rising numbers"
+                " above 0 and up to 1, such as [0.5, 0.75]"
+            )
+        if not _rising(max_detections, (int,)):
+            raise UserError(
+                f"CocoMetric: max_detections={max_detections!r}; give a list of rising integers"
+                " above 0, such as [1, 10, 100]"
             )
         self._tasks = tasks
         self._per_class = per_class
+        self._iou_thresholds = np.array(iou_thresholds, np.float64)
+        self._max_detections = list(max_detections)
+        self._backend = chosen_backend(backend)
 
-    def __call__(
-        self, records: Sequence[dict], classes: Sequence[str], predictions: list[dict]
-    ) -> dict[str, float]:
-        """Evaluates one data set.
+    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+        """Evaluates one data set, and logs a table.
 
         Args:
-            records: Detectron2 dataset dicts with ground truth.
-            classes: class names by category_id.
-            predictions: COCO results; `category_id` counts from 0 as in the records, `bbox` is
-                [x, y, width, height] in pixels, `segmentation` an RLE (absent without masks).
+            truth: its objects.
+            detections: in its images.
 
         Returns:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
-        # Numbered anew: an image id may be a text (Cityscapes'), which no backend takes.
-        ids = {image_id: i for i, image_id in enumerate(image_ids_of(records), start=1)}
-        truth = to_coco(({**r, "image_id": ids[r["image_id"]]} for r in records), classes)
-        predictions = [{**p, "image_id": ids[p["image_id"]]} for p in predictions]
-        with_masks = any("segmentation" in a for a in truth["annotations"])
-        with_masks &= not predictions or "segmentation" in predictions[0]
         numbers = {}
-        for task in self._wanted(with_masks):
-            evaluated, table = _evaluate(truth, predictions, task, self._per_class)
-            logger.info("COCO %s:\n%s", task, table)
+        for task in evaluable(self._tasks, truth, detections):
+            evaluated = self._evaluate(truth, detections, task)
             numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
         """The names of the results that a data set will have."""
-        nothing = to_coco([], classes)
-        return {
-            f"{task}/{name}"
-            for task in self._wanted(with_masks)
-            for name in _evaluate(nothing, [], task, self._per_class)[0]
-        }
+        keys = set()
+        for task in self._tasks or (["bbox", "segm"] if with_masks else ["bbox"]):
+            names = [line.name for line in self._lines(task)]
+            if self._per_class and task != "proposals":
+                names += [f"AP-{name}" for name in classes]
+            keys.update(f"{task}/{name}" for name in names)
+        return keys
 
-    def _wanted(self, with_masks: bool) -> Sequence[str]:
-        return self._tasks or (["bbox", "segm"] if with_masks else ["bbox"])
+    def _evaluate(self, truth: GroundTruth, found: Detections, task: str) -> dict[str, float]:
+        proposals = task == "proposals"
+        limits = _PROPOSALS if proposals else self._max_detections
+        curves = matched(
+            truth,
+            found,
+            "bbox" if proposals else task,
+            self._iou_thresholds,
+            limits,
+            self._backend,
+            by_class=not proposals,
+        )
+        lines = self._lines(task)
+        numbers = {line.name: _percent(line.values(curves)) for line in lines}
+        table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
+        logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
+        if self._per_class and not proposals:
+            rows = self._class_rows(truth, found, curves, lines)
+            numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
+            logger.info("COCO %s by class:\n%s", task, table_text(rows))
+        return numbers
+
+    def _lines(self, task: str) -> list["_Line"]:
+        if task == "proposals":
+            limits = [(f"AR@{limit}", i, limit) for i, limit in enumerate(_PROPOSALS)]
+            last, suffix = _PROPOSALS[-1], f"@{_PROPOSALS[-1]}"
+            lines = []
+        else:
+            limits = [(f"AR{limit}", i, limit) for i, limit in enumerate(self._max_detections)]
+            last, suffix = self._max_detections[-1], ""
+            lines = [_Line("AP", "precision", max_detections=last)]
+            for iou in (0.5, 0.75):
+                if len(at := np.flatnonzero(np.isclose(self._iou_thresholds, iou))):
+                    name = f"AP{100 * iou:.0f}"
+                    lines.append(_Line(name, "precision", int(at[0]), max_detections=last))
+            lines += [_Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in _SIZES[1:]]
+        lines += [_Line(name, "recall", None, "all", i, limit) for name, i, limit in limits]
+        return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
+
+    def _class_rows(
+        self, truth: GroundTruth, found: Detections, curves: dict, lines: list["_Line"]
+    ) -> list[dict]:
+        counted = ~(truth.crowd | truth.difficult | truth.group_of)
+        objects = np.bincount(truth.label[counted], minlength=len(truth.classes))
+        detections = np.bincount(found.label, minlength=len(truth.classes))
+        shown = [line for line in lines if line.size == "all" and line.limit == -1]
+        return [
+            {"class": name, "objects": int(objects[c]), "detections": int(detections[c])}
+            | {line.name: _percent(line.values(curves)[..., c]) for line in shown}
+            for c, name in enumerate(truth.classes)
+        ]
 
 
-def _evaluate(
-    truth: dict, predictions: list[dict], task: str, per_class: bool
-) -> tuple[dict[str, float], str]:
-    """The numbers by name, and the usual table of them."""
-    import hotcoco
+@dataclass(frozen=True)
+class _Line:
+    """A number of COCO's table, and where in the arrays it is."""
 
-    results = [
-        {**p, "category_id": p["category_id"] + 1}  # to_coco numbers categories from 1
-        for p in predictions
-        if math.isfinite(p["score"])  # anything else breaks the sort inside every backend
-    ]
-    gt = hotcoco.COCO(truth)
-    evaluation = hotcoco.COCOeval(gt, gt.load_res(results), task)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()) as table:
-        evaluation.summarize()
-    numbers = evaluation.get_results(per_class=per_class and len(truth["categories"]) > 1)
-    # "AP/<class>" is Detectron2's "AP-<class>": a slash separates dataset, metric, task and name.
-    numbers = {name.replace("/", "-", 1): _percent(value) for name, value in numbers.items()}
-    if per_class and len(truth["categories"]) > 1:  # hotcoco leaves out classes without objects
-        for category in truth["categories"]:
-            numbers.setdefault(f"AP-{category['name']}", math.nan)
-    return numbers, table.getvalue().rstrip()
+    name: str
+    array: str
+    iou: int | None = None  # its index; None for the mean
+    size: str = "all"
+    limit: int = -1  # its index
+    max_detections: int = 0
+
+    def values(self, curves: dict[str, np.ndarray]) -> np.ndarray:
+        """What the number is the mean of; classes are the last axis."""
+        values = curves[self.array][..., _SIZES.index(self.size), self.limit]
+        return values if self.iou is None else values[self.iou]
+
+    def text(self, value: float, thresholds: np.ndarray) -> str:
+        """The line as pycocotools prints it, in percent."""
+        what = "Average Precision  (AP)" if self.array == "precision" else "Average Recall     (AR)"
+        ious = thresholds if self.iou is None else thresholds[self.iou : self.iou + 1]
+        iou = ":".join(f"{t:.2f}" for t in sorted({ious[0], ious[-1]}))
+        limit = f"maxDets={self.max_detections:>4}"
+        return f" {what} @[ IoU={iou:<9} | area={self.size:>6} | {limit} ] = {value:6.2f}"
 
 
-def _percent(value: float) -> float:
+def table_text(rows: Sequence[dict]) -> str:
+    """Rows with the same keys as a table of plain text; floats have two digits."""
+    # Classes, in the first column, are texts, whatever they look like.
+    return tabulate.tabulate(
+        rows, headers="keys", floatfmt=".2f", disable_numparse=[0] if rows else False
+    )
+
+
+def _percent(values: np.ndarray) -> float:
     # The COCO tools write -1 where there is no ground truth to average over.
-    return math.nan if value < 0 else 100 * value
+    values = values[values > -1]
+    return exact_100(100 * float(np.mean(values))) if values.size else math.nan
+
+
+def exact_100(percent: float) -> float:
+    """The number, but 99.99999999999997 as 100: the COCO tools add an epsilon to a denominator."""
+    return 100.0 if percent > 100 - 1e-9 else percent
+
+
+def _is_list(value: object) -> bool:
+    # A text is a sequence, too: "bbox" would be the tasks b, b, o and x.
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _rising(values: object, types: tuple) -> bool:
+    """Whether it is a list of rising numbers above 0."""
+    if not _is_list(values) or not values or not all(type(v) in types for v in values):
+        return False
+    return all(a < b for a, b in zip([0, *values], values, strict=False))

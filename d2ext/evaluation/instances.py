@@ -1,10 +1,37 @@
-"""Ground truth and detections as columns: what every metric takes. Neither torch nor files here."""
+"""Ground truth and detections as columns: what every metric takes. Neither torch nor files here.
 
+What is odd is defined here, once for all metrics and both backends:
+
+- No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
+  the whole data set, a data set without images or annotations): NaN, and means leave it out.
+- A detection whose score or box is no finite number is dropped, and the log says how many were.
+- Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
+  nothing: such a detection is a false positive, such an object is always missed.
+- A crowd is a region: any number of detections in it (intersection over the detection's own area)
+  count neither for nor against the detector. A group is a crowd but to the metric of Open Images.
+- A difficult object (VOC's `difficult`, `ignore` in a COCO file) is neither hit nor miss. (For
+  boxes and masks pycocotools reads `ignore`, but overwrites it by `iscrowd`.)
+- Where masks are compared, an object without one has its box as mask. The size of a detection is
+  the area of its mask there, as in Detectron2, not that of its box.
+- A run-length encoding that ends before its image does has background there for hotcoco; the
+  pycocotools backend refuses it, as pycocotools itself would never come to an end.
+- Of detections with the same score in an image, the one that stands first comes first; of two
+  images the one with the lower id. Ids of annotations are of no account, be they 0 or repeated.
+"""
+
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from d2ext.data.formats.objects import mask_area
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
 
 
 @dataclass(frozen=True)
@@ -26,6 +53,11 @@ class GroundTruth:
         group_of: (N,) bool, Open Images' IsGroupOf.
         segmentations: N COCO segmentations (polygons or RLE; None for an object without one), or
             None where no object has one.
+        negatives: of each image the classes (indices) that were looked for and are not there, as
+            LVIS has them; None where every class was looked for in every image.
+        not_exhaustive: of each image the classes of which not all objects are marked (LVIS); None
+            where there are no such.
+        frequencies: C texts, LVIS's `r`, `c` or `f`; None where they are unknown.
     """
 
     image_ids: Sequence[Any]
@@ -41,6 +73,9 @@ class GroundTruth:
     difficult: np.ndarray
     group_of: np.ndarray
     segmentations: Sequence[Any] | None
+    negatives: Sequence[Sequence[int]] | None = None
+    not_exhaustive: Sequence[Sequence[int]] | None = None
+    frequencies: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,7 @@ class Detections:
         boxes: (M, 4) float64, [x, y, width, height] in pixels.
         scores: (M,) float64.
         masks: M compressed RLEs of the image's size, or None for boxes alone.
+        mask_areas: (M,) float64, pixels in the masks, where somebody has counted them.
     """
 
     image: np.ndarray
@@ -60,3 +96,115 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     masks: Sequence[dict] | None
+    mask_areas: np.ndarray | None = None
+
+
+def ground_truth(
+    records: Sequence[dict], classes: Sequence[str], frequencies: Sequence[str] | None = None
+) -> GroundTruth:
+    """The columns of Detectron2's dataset dicts.
+
+    Of an annotation `bbox`, `bbox_mode`, `category_id`, and where they are there `area` (else the
+    mask's, else the box's), `segmentation`, `iscrowd`, `difficult` or `ignore`, `is_group_of`; of a
+    record also `neg_category_ids` and `not_exhaustive_category_ids`, which count from 1 as
+    Detectron2's LVIS reader leaves them.
+
+    Args:
+        records: dataset dicts; boxes are XYXY_ABS or XYWH_ABS. Each is looked at once.
+        classes: class names by category_id.
+        frequencies: of the classes, for LVIS.
+
+    Raises:
+        UserError: boxes are of another mode.
+    """
+    ids, names, sizes, rows, areas, segmentations = [], [], [], [], [], []
+    lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for i, record in enumerate(records):
+        ids.append(record.get("image_id", i))
+        names.append(record["file_name"])
+        sizes.append((record["height"], record["width"]))
+        for key, values in lists.items():
+            values.append([id_ - 1 for id_ in record[key]] if key in record else None)
+        for a in record.get("annotations", ()):
+            mode = a["bbox_mode"]
+            if mode not in (_XYXY, _XYWH):
+                raise UserError(
+                    f"{record['file_name']}: boxes of the mode {mode!r} are not supported"
+                )
+            segmentation = a.get("segmentation") or None
+            segmentations.append(segmentation)
+            x, y, w, h = a["bbox"]
+            if mode == _XYXY:
+                w, h = w - x, h - y
+            areas.append(a["area"] if "area" in a else mask_area(segmentation, w, h))
+            difficult = bool(a.get("difficult") or a.get("ignore"))
+            crowd, group = bool(a.get("iscrowd")), bool(a.get("is_group_of"))
+            rows.append((i, a["category_id"], x, y, w, h, crowd, difficult, group))
+    heights, widths = np.array(sizes, np.int64).reshape(-1, 2).T
+    table = np.array(rows, np.float64).reshape(-1, 9)
+    negatives, not_exhaustive = (
+        None if all(v is None for v in values) else [v or [] for v in values]
+        for values in lists.values()
+    )
+    return GroundTruth(
+        ids,
+        names,
+        heights,
+        widths,
+        list(classes),
+        *table[:, :2].astype(np.int64).T,
+        table[:, 2:6],
+        np.array(areas, np.float64),
+        *table[:, 6:].astype(bool).T,
+        segmentations if any(s is not None for s in segmentations) else None,
+        negatives,
+        not_exhaustive,
+        frequencies,
+    )
+
+
+def detections(truth: GroundTruth, results: Sequence[dict]) -> Detections:
+    """The columns of COCO results.
+
+    Args:
+        truth: holds the images.
+        results: `image_id` is one of `truth.image_ids`, `category_id` an index into its classes,
+            `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all or
+            none).
+    """
+    index = {image_id: i for i, image_id in enumerate(truth.image_ids)}
+    with_masks = bool(results) and "segmentation" in results[0]
+    return finite(
+        Detections(
+            np.array([index[r["image_id"]] for r in results], np.int64),
+            np.array([r["category_id"] for r in results], np.int64),
+            np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4),
+            np.array([r["score"] for r in results], np.float64),
+            [r["segmentation"] for r in results] if with_masks else None,
+        )
+    )
+
+
+def finite(found: Detections) -> Detections:
+    """The detections whose scores and boxes are finite numbers; a warning counts the others.
+
+    Any other would break the sort by score inside every backend.
+    """
+    kept = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
+    if kept.all():
+        return found
+    logger.warning(
+        "%d of %d detections dropped: their score or box is no finite number",
+        np.sum(~kept),
+        len(kept),
+    )
+    return take(found, np.flatnonzero(kept))
+
+
+def take(found: Detections, rows: np.ndarray) -> Detections:
+    """The detections of these rows, int64."""
+    masks = None if found.masks is None else [found.masks[i] for i in rows.tolist()]
+    areas = None if found.mask_areas is None else found.mask_areas[rows]
+    return Detections(
+        found.image[rows], found.label[rows], found.boxes[rows], found.scores[rows], masks, areas
+    )

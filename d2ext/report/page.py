@@ -14,6 +14,7 @@ from PIL import Image
 from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.html import page_template
+from d2ext.report.analysis import captions, sections
 from d2ext.report.charts import Line, smooth, svg
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -21,6 +22,11 @@ _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 _MAX_PICTURES = 24
 _MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+# What a training counts, and what it means.
+_LEFT_OUT = {
+    "bad_images": "Samples whose image could not be read, so that another one took its place",
+    "skipped_steps": "Steps left out because their loss was not finite",
+}
 # Tried in turn until a picture fits its share: its longest side in pixels and JPEG quality.
 _PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
@@ -58,7 +64,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         all_numbers=_all_numbers(run),
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
-        galleries=list(_galleries(run)),
+        analyses={d: list(sections(a)) for d, a in run.analyses.items()},
+        galleries=list(_galleries(run, run_dir)),
     )
     page = run_dir / "report.html"
     with replaced(page, "wb") as f:
@@ -75,6 +82,9 @@ def _notes(run: Run) -> list[str]:
         last = run.curves["total_loss"][-1][0]
         cause = f" (stopped by {run.info['stopped_by']})" if run.info.get("stopped_by") else ""
         notes.append(f"Training has not finished{cause}: its last losses are of iteration {last}.")
+    for name, words in _LEFT_OUT.items():
+        if counts := run.curves.get(name):
+            notes.append(f"{words}: {counts[-1][1]:.0f} (log.txt names them).")
     if not run.evaluations:
         notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
     if not any(run.overlays.values()):
@@ -185,13 +195,25 @@ def _chart(title: str, text: str, chart: str, synthetic: bool = False) -> dict[s
     return {"title": title, "text": text, "svg": Markup(chart), "synthetic": synthetic}
 
 
-def _galleries(run: Run) -> Iterator[dict[str, Any]]:
+def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
     folders = {dataset: files for dataset, files in run.overlays.items() if files}
     share = max(1, _MAX_PICTURES // max(1, len(folders)))
-    chosen = {dataset: files[:share] for dataset, files in folders.items()}
+    words = {
+        run_dir / picture: text
+        for a in run.analyses.values()
+        for picture, text in captions(a).items()
+    }
+    rank = {file: i for i, file in enumerate(words)}
+    chosen = {
+        dataset: sorted(files, key=lambda file: rank.get(file, len(rank)))[:share]
+        for dataset, files in folders.items()
+    }
     budget = _MAX_PICTURE_BYTES // max(1, sum(map(len, chosen.values())))
     for dataset, files in chosen.items():
-        pictures = [{"name": file.stem, "uri": _data_uri(file, budget)} for file in files]
+        pictures = [
+            {"name": file.stem, "uri": _data_uri(file, budget), "text": words.get(file, "")}
+            for file in files
+        ]
         yield {
             "dataset": dataset,
             "synthetic": run.synthetic(dataset),

@@ -106,7 +106,7 @@ def test_both_lengths_in_a_file_are_refused(tmp_path, repo):
         (b"train:\n  seed: 0\n  a: b: c\n", ["c.yaml:3", "not allowed here"]),
         ("train: caf\xe9\n".encode("latin-1"), ["c.yaml: UnicodeDecodeError"]),
         (b"train: null\nmodel: 5\n", ["no section model", "train"]),
-        (b"x: !!python/object/apply:sys.exit [3]\n", ["c.yaml: SystemExit: 3"]),
+        (b"x: !!python/object/apply:sys.exit [3]\n", ["c.yaml:1", "apply:sys.exit"]),
     ],
 )
 def test_a_broken_yaml_names_file_and_line(tmp_path, content, words):

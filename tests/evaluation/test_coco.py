@@ -1,166 +1,338 @@
-"""Our AP is pycocotools' AP, and odd input gives defined numbers."""
+"""Our numbers are pycocotools' numbers, on both backends, and odd input gives defined ones."""
 
-import contextlib
 import copy
-import io
+import json
+import logging
 import math
+import os
+from pathlib import Path
 
 import numpy as np
-import pycocotools.mask
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from d2ext.data.formats.coco import read_coco, to_coco
+from d2ext.data.formats.via import read_via, via_classes
 from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
-from d2ext.files import write_json
+from d2ext.evaluation.instances import detections, ground_truth
+from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, corners, data_sets, official, rle
 
-CLASSES = ("balloon", "kite")
-
-
-def _record(image_id: int, boxes: list[tuple[int, int, int, int, int]]) -> dict:
-    annotations = [
-        {
-            "bbox": [x, y, x + w, y + h],
-            "bbox_mode": 0,
-            "category_id": c,
-            "iscrowd": 0,
-            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-        }
-        for x, y, w, h, c in boxes
-    ]
-    return dict(
-        file_name=f"{image_id}.jpg",
-        image_id=image_id,
-        height=128,
-        width=128,
-        annotations=annotations,
-    )
+BACKENDS = ("hotcoco", "pycocotools")
+backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def _prediction(image_id: int, box: tuple[int, int, int, int, int], score: float) -> dict:
-    x, y, w, h, c = box
-    mask = np.zeros((128, 128), dtype=np.uint8, order="F")
-    mask[y : y + h, x : x + w] = 1
-    rle = pycocotools.mask.encode(mask)
-    rle["counts"] = rle["counts"].decode()
-    return dict(image_id=image_id, category_id=c, bbox=[x, y, w, h], score=score, segmentation=rle)
+def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    assert ours == pytest.approx(theirs, abs=1e-9, rel=0, nan_ok=True)
 
 
-def _pycocotools(records: list[dict], predictions: list[dict], task: str) -> dict[str, float]:
-    found = [p | {"category_id": p["category_id"] + 1} for p in predictions]
-    return _official(to_coco(records, CLASSES), found, task)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data_sets())
+def test_both_backends_are_pycocotools(tmp_path, data_set):
+    content, results = data_set
+    truth, found = columns(content, results, tmp_path)
+    for task in ("bbox", "segm"):
+        theirs = official(content, results, task)
+        for backend in BACKENDS:
+            metric = CocoMetric(tasks=[task], per_class=False, backend=backend)
+            _close(metric(truth, found), {f"{task}/{k}": v for k, v in theirs.items()})
 
 
-def _official(content: dict, results: list[dict], task: str) -> dict[str, float]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = copy.deepcopy(content)
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), task)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
-    return dict(zip(names, evaluation.stats[:9] * 100, strict=True))
-
-
-boxes = st.tuples(
-    st.integers(0, 60),
-    st.integers(0, 60),
-    st.integers(2, 60),
-    st.integers(2, 60),
-    st.integers(0, 1),
-)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(st.lists(boxes, max_size=4), min_size=1, max_size=3),
-    st.lists(st.tuples(st.integers(1, 3), boxes, st.integers(1, 1000)), min_size=1, max_size=12),
+    data_sets(),
+    st.lists(st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]), min_size=1, unique=True).map(sorted),
+    st.lists(st.integers(1, 9), min_size=1, unique=True).map(sorted),
 )
-def test_numbers_are_those_of_pycocotools(truth, found):
-    records = [_record(i + 1, image) for i, image in enumerate(truth)]
-    # Equal scores are ordered differently by every implementation.
-    found = {score: (image_id, box) for image_id, box, score in found}
-    predictions = [
-        _prediction(min(image_id, len(records)), box, score / 1000)
-        for score, (image_id, box) in found.items()
-    ]
-    ours = CocoMetric(tasks=["bbox", "segm"])(records, CLASSES, predictions)
-    for task in ("bbox", "segm"):
-        for name, theirs in _pycocotools(records, predictions, task).items():
-            mine = ours[f"{task}/{name}"]
-            assert math.isnan(mine) if theirs < 0 else mine == pytest.approx(theirs, abs=1e-6)
-
-
-def test_a_perfect_detector_has_ap_100():
-    """Also for the first annotation, whose id pycocotools must not see as 0."""
-    box = (10, 10, 40, 40, 0)
-    numbers = CocoMetric()([_record(1, [box])], CLASSES, [_prediction(1, box, 0.9)])
-    assert numbers["bbox/AP"] == pytest.approx(100)
-    assert numbers["segm/AP"] == pytest.approx(100)
-    assert numbers["segm/AP-balloon"] == pytest.approx(100)
-    assert math.isnan(numbers["segm/AP-kite"])
-
-
-def test_no_predictions_is_zero_and_no_truth_is_nan():
-    assert CocoMetric()([_record(1, [(1, 1, 9, 9, 0)])], CLASSES, [])["segm/AP"] == 0
-    numbers = CocoMetric()([_record(1, [])], CLASSES, [_prediction(1, (1, 1, 9, 9, 0), 0.5)])
-    assert math.isnan(numbers["bbox/AP"])
-    assert math.isnan(CocoMetric()([_record(1, [])], CLASSES, [])["bbox/AP"])
-
-
-def test_scores_that_are_no_numbers_are_dropped():
-    box = (10, 10, 40, 40, 0)
-    good, bad = _prediction(1, box, 0.9), _prediction(1, box, math.nan)
-    records = [_record(1, [box])]
-    assert CocoMetric()(records, CLASSES, [bad, good]) == pytest.approx(
-        CocoMetric()(records, CLASSES, [good]), nan_ok=True
+def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits):
+    truth, found = columns(*data_set, tmp_path)
+    hotcoco, pycocotools = (
+        CocoMetric(
+            ["bbox", "segm", "proposals"],
+            iou_thresholds=thresholds,
+            max_detections=limits,
+            backend=backend,
+        )
+        for backend in BACKENDS
     )
+    numbers = hotcoco(truth, found)
+    _close(numbers, pycocotools(truth, found))
+    assert numbers.keys() == hotcoco.keys(truth.classes, with_masks=True)
 
 
-def test_boxes_without_masks_give_boxes_only():
-    record, prediction = _record(1, [(1, 1, 9, 9, 0)]), _prediction(1, (1, 1, 9, 9, 0), 0.5)
-    del prediction["segmentation"]
-    assert {k.split("/")[0] for k in CocoMetric()([record], CLASSES, [prediction])} == {"bbox"}
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data_sets())
+def test_proposals_are_those_of_pycocotools(tmp_path, data_set):
+    content, results = data_set
+    numbers = CocoMetric(["proposals"])(*columns(content, results, tmp_path))
+    theirs = official(content, results, "bbox", useCats=0, maxDets=[100, 300, 1000])
+    for ours, name in [("AR@100", "AR1"), ("AR@300", "AR10"), ("AR@1000", "AR100")]:
+        _close({"": numbers[f"proposals/{ours}"]}, {"": theirs[name]})
+    _close({"": numbers["proposals/ARs@1000"]}, {"": theirs["ARs"]})
 
 
-def test_sizes_are_those_of_the_file(tmp_path):
-    """COCO's areas are those of the masks as drawn, not of the polygons: they decide APs to APl."""
-    truth = to_coco([_record(1, [(5, 5, 40, 40, 0), (60, 60, 60, 60, 0)])], CLASSES)
-    truth["annotations"][0]["area"] = 900.0  # small, though its polygon is of medium size
-    write_json(tmp_path / "truth.json", truth)
-    records, _ = read_coco(tmp_path / "truth.json", tmp_path, CLASSES)
-    predictions = [
-        _prediction(1, (5, 5, 40, 40, 0), 0.9),
-        _prediction(1, (60, 60, 50, 60, 0), 0.8),
-        _prediction(1, (10, 70, 30, 20, 0), 0.7),
+def _content(*images: list[list]) -> dict:
+    """Images with objects of [x, y, width, height, class]."""
+    objects = [(i, *o) for i, image in enumerate(images, start=1) for o in image]
+    return {
+        "images": [
+            {"id": i + 1, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH}
+            for i in range(len(images))
+        ],
+        "categories": [{"id": 1, "name": "balloon"}, {"id": 2, "name": "kite"}],
+        "annotations": [
+            {
+                "id": i,  # the first is 0, which pycocotools takes for "no match"
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+                "segmentation": corners(box),
+            }
+            for i, (image, *box, category) in enumerate(objects)
+        ],
+    }
+
+
+def _result(image: int, category: int, box: list[float], score: float) -> dict:
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def _copied(content: dict) -> list[dict]:
+    """Perfect results."""
+    return [
+        _result(a["image_id"], a["category_id"], a["bbox"], 0.9)
+        for a in content["annotations"]
+        if not a["iscrowd"]
     ]
-    ours = CocoMetric()(records, CLASSES, predictions)
-    found = [p | {"category_id": p["category_id"] + 1} for p in predictions]
-    for task in ("bbox", "segm"):
-        official = _official(truth, found, task)
-        assert official["APs"] > 0 and 0 < official["APm"] < 100 and official["APl"] < 0
-        for name in ("AP", "APs", "APm"):
-            assert ours[f"{task}/{name}"] == pytest.approx(official[name], abs=1e-6)
-        assert math.isnan(ours[f"{task}/APl"])
+
+
+@backends
+def test_a_perfect_detector_scores_exactly_100(tmp_path, backend):
+    content = _content([[10, 10, 40, 40, 1], [60, 60, 20, 20, 1]])
+    numbers = CocoMetric(backend=backend)(*columns(content, _copied(content), tmp_path))
+    assert numbers["bbox/AP"] == numbers["bbox/AP50"] == numbers["bbox/AP-balloon"] == 100
+    assert numbers["bbox/APs"] == numbers["bbox/APm"] == numbers["bbox/AR100"] == 100
+    assert numbers["bbox/AR1"] == 50
+    assert math.isnan(numbers["bbox/APl"]) and math.isnan(numbers["bbox/AP-kite"])
+
+
+@backends
+@pytest.mark.parametrize("shift, thresholds", [(1, 8), (2, 6), (3, 4), (5, 1), (6, 0), (40, 0)])
+def test_shifted_boxes_score_what_the_arithmetic_says(tmp_path, backend, shift, thresholds):
+    """A box of side 16 moved by s has the IoU (16 - s) / (16 + s): .88, .78, .68, .52, .45, 0."""
+    content = _content([[10, 10, 16, 16, 1]], [[30, 50, 16, 16, 2]])
+    moved = copy.deepcopy(_copied(content))
+    for result in moved:
+        result["bbox"][0] += shift
+    numbers = CocoMetric(backend=backend)(*columns(content, moved, tmp_path))
+    assert numbers["bbox/AP"] == pytest.approx(10 * thresholds, abs=1e-9)
+    assert numbers["bbox/AP50"] == (100 if thresholds else 0)
+
+
+@backends
+def test_no_detections_is_0_and_no_objects_is_nan(tmp_path, backend):
+    metric = CocoMetric(["bbox", "proposals"], backend=backend)
+    content = _content([[10, 10, 40, 40, 1]])
+    numbers = metric(*columns(content, [], tmp_path))
+    assert numbers["bbox/AP"] == numbers["bbox/AR100"] == numbers["proposals/AR@100"] == 0
+    empty, found = _content([]), [_result(1, 1, [1, 1, 9, 9], 0.5)]
+    for results in (found, []):
+        assert all(map(math.isnan, metric(*columns(empty, results, tmp_path)).values()))
+    empty["images"] = []
+    assert all(map(math.isnan, metric(*columns(empty, [], tmp_path)).values()))
+    masks = CocoMetric(["segm"], backend=backend)
+    assert masks(*columns(content, [], tmp_path))["segm/AP"] == 0
+
+
+@backends
+def test_difficult_objects_are_neither_hit_nor_miss(tmp_path, backend):
+    content = _content([[10, 10, 40, 40, 1], [60, 60, 20, 20, 1]])
+    content["annotations"][1]["ignore"] = 1
+    both = _copied(content)
+    both[1]["score"] = 1.0
+    for results in (both, both[:1]):
+        metric = CocoMetric(backend=backend)
+        assert metric(*columns(content, results, tmp_path))["bbox/AP"] == 100
+    both.append(_result(1, 1, [61, 61, 20, 20], 0.95))  # only one of them is excused
+    assert metric(*columns(content, both, tmp_path))["bbox/AP"] == 50
+
+
+@backends
+def test_groups_are_crowds(tmp_path, backend):
+    content = _content([[10, 10, 40, 40, 1], [60, 60, 60, 40, 1]])
+    content["annotations"][1]["is_group_of"] = True
+    results = _copied(content)[:1]
+    results += [_result(1, 1, [60 + x, 60, 10, 10], 0.95) for x in (0, 10, 20)]
+    assert CocoMetric(backend=backend)(*columns(content, results, tmp_path))["bbox/AP"] == 100
+
+
+@backends
+def test_scores_that_are_no_numbers_are_dropped(tmp_path, backend, caplog):
+    content = _content([[10, 10, 40, 40, 1]])
+    results = _copied(content)
+    good = CocoMetric(backend=backend)(*columns(content, results, tmp_path))
+    wrong = [_result(1, 1, [10, 10, 41, 40], math.nan), _result(1, 1, [9, 9, 41, 40], math.inf)]
+    wrong += [_result(1, 1, [10, 10, math.nan, 40], 0.95)]
+    _close(CocoMetric(backend=backend)(*columns(content, wrong + results, tmp_path)), good)
+    assert "3 of 4 detections dropped" in caplog.text
+
+
+@backends
+def test_objects_without_a_mask_have_their_box_as_mask(tmp_path, backend):
+    content = _content([[10, 10, 40, 40, 1], [60, 60, 20, 20, 1]])
+    del content["annotations"][1]["segmentation"]
+    results = [r | {"segmentation": _rectangle(r["bbox"])} for r in _copied(content)]
+    assert CocoMetric(backend=backend)(*columns(content, results, tmp_path))["segm/AP"] == 100
+
+
+def _rectangle(box: list[int]) -> dict:
+    x, y, w, h = box
+    counts = [x * HEIGHT + y, *([h, HEIGHT - h] * w)][:-1]
+    return {"size": [HEIGHT, WIDTH], "counts": [*counts, HEIGHT * WIDTH - sum(counts)]}
+
+
+@backends
+def test_one_class_has_its_line(tmp_path, backend, caplog):
+    content = _content([[10, 10, 40, 40, 1]])
+    del content["categories"][1]
+    with caplog.at_level(logging.INFO):
+        numbers = CocoMetric(backend=backend)(*columns(content, _copied(content), tmp_path))
+    assert numbers["bbox/AP-balloon"] == 100
+    assert "balloon" in caplog.text and f"COCO bbox ({backend})" in caplog.text
+
+
+def test_masks_are_evaluated_where_both_sides_have_them(tmp_path):
+    content = _content([[10, 10, 40, 40, 1]])
+    boxes = _copied(content)
+    masks = [r | {"segmentation": rle(r["bbox"])} for r in boxes]
+    for results, tasks in ((boxes, {"bbox"}), (masks, {"bbox", "segm"}), ([], {"bbox", "segm"})):
+        numbers = CocoMetric()(*columns(content, results, tmp_path))
+        assert {key.split("/")[0] for key in numbers} == tasks
+    with pytest.raises(UserError, match="needs masks"):
+        CocoMetric(["segm"])(*columns(content, boxes, tmp_path))
 
 
 @pytest.mark.parametrize("tasks", ["bbox", ["box"], ["bbox", None], [["bbox"]], 3, {"bbox": 1}])
 def test_tasks_are_checked_at_once(tasks):
     with pytest.raises(UserError) as e:
         CocoMetric(tasks=tasks)
-    assert repr(tasks) in str(e.value) and "bbox and segm" in str(e.value)
+    assert repr(tasks) in str(e.value) and "bbox, segm and proposals" in str(e.value)
 
 
-def test_tasks_of_a_config():
-    metric = instantiate(L(CocoMetric)(tasks=["segm"]))
-    box = (10, 10, 40, 40, 0)
-    numbers = metric([_record(1, [box])], CLASSES, [_prediction(1, box, 0.9)])
-    assert {key.split("/")[0] for key in numbers} == {"segm"}
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iou_thresholds": []},
+        {"iou_thresholds": [0.5, 0.5]},
+        {"iou_thresholds": [0, 0.5]},
+        {"iou_thresholds": [50]},
+        {"iou_thresholds": 0.5},
+        {"max_detections": [100, 10]},
+        {"max_detections": [1.5]},
+        {"max_detections": [0]},
+        {"backend": "fast"},
+    ],
+)
+def test_settings_are_checked_at_once(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        CocoMetric(**wrong)
+
+
+def test_settings_of_a_config(tmp_path):
+    metric = instantiate(L(CocoMetric)(tasks=["bbox"], iou_thresholds=[0.3], max_detections=[7]))
+    content = _content([[10, 10, 40, 40, 1]])
+    numbers = metric(*columns(content, _copied(content), tmp_path))
+    assert numbers["bbox/AP"] == numbers["bbox/AR7"] == 100 and "bbox/AP50" not in numbers
+
+
+def test_dataset_dicts_give_the_numbers_of_their_file(tmp_path):
+    """Sizes are those of the file, which are not those of the polygons: they decide APs to APl."""
+    content = _content([[5, 5, 40, 40, 1], [60, 60, 60, 50, 2]])
+    content["annotations"][0]["area"] = 900.0  # small, though its polygon is of medium size
+    results = [r | {"segmentation": rle(r["bbox"])} for r in _copied(content)]
+    results.append(_result(1, 1, [10, 70, 30, 20], 0.7) | {"segmentation": rle([10, 70, 30, 20])})
+    expected = CocoMetric()(*columns(content, results, tmp_path))
+    assert expected["bbox/APs"] == 100 and math.isnan(expected["bbox/APl"])
+    records, ids = read_coco(tmp_path / "truth.json", tmp_path)
+    truth = ground_truth(records, ["balloon", "kite"])
+    found = [r | {"category_id": ids[r["category_id"]]} for r in results]
+    _close(CocoMetric()(truth, detections(truth, found)), expected)
+
+
+def _real(name: str) -> Path:
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / name
+    if not root.exists():
+        pytest.skip(f"needs {root} (set DETECTRON2_DATASETS)")
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_photos_with_crowds(tmp_path, split):
+    """Objects moved, lost and invented: pycocotools' numbers, by both backends."""
+    content = json.loads((_real("coco_permissive") / f"instances_{split}.json").read_bytes())
+    rng = np.random.default_rng(0)
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
+    names, results = [c["id"] for c in content["categories"]], []
+    for a in content["annotations"]:
+        for wrong in rng.choice([0.02, 0.1, 0.3], rng.integers(0, 4)):
+            box = np.array(a["bbox"]) + rng.normal(0, wrong, 4) * np.tile(a["bbox"][2:], 2)
+            box = np.abs(box).round(2).tolist()
+            category = a["category_id"] if rng.random() < 0.8 else int(rng.choice(names))
+            result = _result(a["image_id"], category, box, round(rng.random(), 1))
+            results.append(result | {"segmentation": rle(box, *sizes[a["image_id"]])})
+    truth, found = columns(content, results, tmp_path)
+    for task in ("bbox", "segm"):
+        theirs = official(content, results, task)
+        assert 1 < theirs["AP"] < 99
+        for backend in BACKENDS:
+            numbers = CocoMetric([task], per_class=False, backend=backend)(truth, found)
+            _close(numbers, {f"{task}/{k}": v for k, v in theirs.items()})
+
+
+def _perfect(content: dict, folder: Path) -> None:
+    truth = columns(content, [], folder)[0]
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
+    from pycocotools import mask
+
+    results = []
+    for a in content["annotations"]:
+        if not a["iscrowd"]:
+            shape = a["segmentation"]
+            if isinstance(shape, list):
+                shape = mask.merge(mask.frPyObjects(shape, *sizes[a["image_id"]]))
+                shape["counts"] = shape["counts"].decode()
+            result = _result(a["image_id"], a["category_id"], a["bbox"], 0.9)
+            results.append(result | {"segmentation": shape})
+    truth, found = columns(content, results, folder)
+    for backend in BACKENDS:
+        numbers = CocoMetric(max_detections=[1000], backend=backend)(truth, found)
+        assert {v for v in numbers.values() if not math.isnan(v)} == {100}
+        assert {"bbox/AP", "segm/AP"} <= {k for k, v in numbers.items() if v == 100}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_perfect_on_real_photos(tmp_path, split):
+    path = _real("coco_permissive") / f"instances_{split}.json"
+    _perfect(json.loads(path.read_bytes()), tmp_path)
+
+
+def test_perfect_on_shapes_drawn_with_via(tmp_path):
+    folder = _real("via_shapes") / "v1"
+    path = folder / "via_region_data.json"
+    classes, _ = via_classes(path)
+    records = read_via(path, folder, classes)
+    _perfect(to_coco(records, classes), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_perfect_on_the_balloons(tmp_path, real_balloon, split):
+    folder = real_balloon / split
+    records = read_via(folder / "via_region_data.json", folder, ["balloon"])
+    for i, record in enumerate(records, start=1):
+        record["image_id"] = i
+    _perfect(to_coco(records, ["balloon"]), tmp_path)

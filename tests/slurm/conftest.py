@@ -166,12 +166,6 @@ def without_slurm(repo: Path, tiny: list[str], tmp_path_factory: pytest.TempPath
     return train
 
 
-def iterations(run_dir: Path) -> list[int]:
-    """The steps whose losses were written, in the order of writing."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.json").read_text().splitlines()]
-    return [row["iteration"] for row in rows if "total_loss" in row]
-
-
 def losses(run_dir: Path) -> list[float]:
     """Total losses, by iteration."""
     rows = [json.loads(line) for line in (run_dir / "metrics.json").read_text().splitlines()]

@@ -39,6 +39,7 @@ dataloader.train = L(build_train_loader)(
     num_workers=4,
     seed="${train.seed}",
     accumulate="${train.accumulate}",
+    bad_images="${train.bad_images}",
     reference_batch_size="${train.reference_batch_size}",
     reference_world_size="${train.reference_world_size}",
 )

@@ -1,0 +1,57 @@
+"""A dataset dict to a sample, or to what is wrong with it, which crosses the process border."""
+
+import copy
+from collections.abc import Callable
+
+from detectron2.data.detection_utils import SizeMismatchError
+
+
+class Failure:
+    """A sample that could not be made; crosses the process border, where an exception cannot."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class Replaced:
+    """A sample made of another image, and what is wrong with the one whose place it takes."""
+
+    def __init__(self, sample: dict, message: str):
+        self.sample = sample
+        self.message = message
+
+
+class ReportFailures:
+    """The mapper, with unreadable images turned into `Failure`s that name the file."""
+
+    def __init__(self, mapper: Callable[[dict], dict]):
+        self._mapper = mapper
+
+    def __call__(self, record: dict) -> dict | Failure:
+        try:
+            return self._mapper(record)
+        except FileNotFoundError:
+            return Failure(f"image {record['file_name']} is listed but absent; add or unlist it")
+        except SizeMismatchError as e:
+            return Failure(f"{e} (EXIF orientation counts)")
+        except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
+            return Failure(f"image {record['file_name']} cannot be read: {e}; replace or unlist it")
+
+
+class RleAsBitmaps:
+    """Detectron2's mapper, with the masks of an image as bitmaps where one of them is an RLE.
+
+    Its mapper raises there if it is told to make polygons. All other images keep them: they are
+    exact at any size, and small. The mask head's loss takes either, image by image.
+    """
+
+    def __init__(self, mapper: Callable[[dict], dict]):
+        self._mapper = self._for_rle = mapper
+        if getattr(mapper, "instance_mask_format", None) == "polygon":
+            self._for_rle = copy.copy(mapper)
+            self._for_rle.instance_mask_format = "bitmask"
+
+    def __call__(self, record: dict) -> dict:
+        objects = (a for a in record.get("annotations", ()) if not a.get("iscrowd", 0))
+        has_rle = any(isinstance(a.get("segmentation"), dict) for a in objects)
+        return (self._for_rle if has_rle else self._mapper)(record)

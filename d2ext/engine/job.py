@@ -1,0 +1,63 @@
+"""What travels to every rank of a run, and what a rank makes of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.utils import comm
+
+from d2ext.config.check import shared_fields
+from d2ext.config.load import load_config
+from d2ext.engine.aids import make_deterministic
+from d2ext.engine.distributed import from_main
+from d2ext.engine.log import setup_logging
+from d2ext.engine.preflight import Plan, plan_run
+from d2ext.engine.run import evaluate_only, train
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What travels to every rank: plain values; each loads the config again.
+
+    Attributes:
+        config_file, overrides: for `load_config`.
+        about: of `about.describe`.
+        options: of `plan_run`.
+        plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
+        deadline: of `signals.deadline`, on this machine's clock.
+    """
+
+    config_file: str
+    overrides: list[str]
+    about: dict[str, Any]
+    options: dict[str, Any]
+    plan: Plan | None
+    deadline: float | None = None
+
+
+def run_rank(job: Job) -> int:
+    """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
+    if comm.get_world_size() > 1:  # else the tool has done so
+        setup_logging(quiet=not comm.is_main_process())
+    cfg = load_config(job.config_file, job.overrides)
+    _check_same_config(cfg)
+    # The flags of the first machine are those of the run.
+    options = from_main(lambda: job.options)
+    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
+    if cfg.train.get("deterministic", False):
+        make_deterministic()
+    if options["eval_only"]:
+        return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
+    named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}
+    return train(cfg, plan, job.about, **named, deadline=job.deadline)
+
+
+def _check_same_config(cfg: Any) -> None:
+    mine = shared_fields(cfg)
+    first = from_main(lambda: mine)
+    for key in sorted(mine.keys() | first.keys()):
+        if mine.get(key) != first.get(key):
+            raise UserError(
+                f"{key} is {mine.get(key, 'absent')} here and {first.get(key, 'absent')} for rank"
+                " 0; give every machine the same config and overrides"
+            )

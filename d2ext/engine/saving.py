@@ -1,0 +1,173 @@
+"""When checkpoints are written, and by which thread."""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor
+
+from d2ext.config.schedule import Schedule
+from d2ext.engine.checkpoint import (
+    BEST,
+    LAST,
+    link_checkpoint,
+    mark_last,
+    prune,
+    save_checkpoint,
+    save_final,
+)
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint(HookBase):
+    """Writes a checkpoint at each period and at the end; also when a signal stops the run.
+
+    Args:
+        folder: output directory.
+        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
+        keep: number of periodic checkpoints to keep; 0 keeps all.
+        content: returns the checkpoint's content after so many iterations.
+        asynchronous: write periodic ones beside the training, from a copy in the CPU's memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schedule: Schedule,
+        keep: int,
+        content: Callable[[int], dict[str, Any]],
+        asynchronous: bool = False,
+    ):
+        self._folder = folder
+        self._schedule = schedule
+        self._keep = keep
+        self._content = content
+        self._asynchronous = asynchronous
+        self._writer = _Writer()
+        self._saved, self._path = -1, None
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        if last or self._schedule.checkpoint_period.due(done, self._schedule):
+            self._save(done)
+            if last:
+                self._finish()
+
+    def after_train(self) -> None:
+        if self.trainer.error:  # that state is not worth keeping
+            # Those who cannot wait for a step do not wait for a file.
+            if not isinstance(self.trainer.error, KeyboardInterrupt):
+                self._writer.end()
+        elif self.trainer.stopped_by or self.trainer.ended_early:
+            self.save_now(self.trainer.iter)
+            if self.trainer.ended_early:
+                self._finish()
+
+    def save_now(self, done: int) -> None:
+        """Has the state after `done` iterations on the disk before it returns."""
+        if self._saved != done:
+            self._save(done)
+        self._writer.wait()
+
+    def save_best(self, done: int) -> None:
+        """Keeps the present state as `model_best.pth`; a resume does not take it."""
+        self._writer.wait()
+        if self._saved == done:
+            link_checkpoint(self._path, BEST)
+        else:
+            save_checkpoint(self._folder / BEST, self._finite_content(done))
+
+    def _finish(self) -> None:
+        self._writer.wait()
+        save_final(self._path, self._folder)
+
+    def _save(self, done: int) -> None:
+        schedule = self._schedule
+        whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
+        if schedule.checkpoint_period.epochs and whole_epoch:
+            name = f"epoch_{schedule.epoch(done)}.pth"
+        else:
+            name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
+        path = self._folder / name
+        self._writer.wait()  # one at a time; an error of the last one is raised here
+        content = self._finite_content(done)
+
+        def write() -> None:
+            save_checkpoint(path, content)
+            mark_last(path)
+            prune(self._folder, self._keep, path)
+            logger.info("Saved %s", path)
+
+        if self._asynchronous:
+            content = _copied(content)
+            self._writer.start(write)
+        else:
+            write()
+        self._saved, self._path = done, path
+
+    def _finite_content(self, done: int) -> dict[str, Any]:
+        # Without a trainer there was nothing left to train.
+        content = {**self._content(done), **(self.trainer.memory() if self.trainer else {})}
+        tensors = [t for t in content["model"].values() if t.is_floating_point()]
+        # One answer from the device for all of them.
+        if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
+            raise UserError(
+                f"the weights are not finite after {done} iterations; they are not saved, and"
+                f" {self._folder / LAST} names the last good checkpoint; a lower optimizer.lr or"
+                " train.clip_grad_norm=10 is the usual remedy"
+            )
+        return content
+
+
+class _Writer:
+    """A thread for one file at a time; what goes wrong in it is raised by the next `wait`."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begins to write; the one before must have been waited for."""
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as e:
+                self._error = e
+
+        # A daemon: whoever presses Ctrl-C twice does not wait, and the last save is waited for.
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises what went wrong."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def end(self) -> None:
+        """Waits, where another error is being raised already; a second one is printed."""
+        try:
+            self.wait()
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+
+
+def _copied(content: Any) -> Any:
+    """The content with its tensors in memory of their own, which training does not change."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content

@@ -1,0 +1,85 @@
+"""LVIS's average precision (https://www.lvisdataset.org, Gupta et al. 2019), by hotcoco."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2ext.errors import UserError
+from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
+from d2ext.evaluation.coco import exact_100
+from d2ext.evaluation.instances import Detections, GroundTruth
+
+logger = logging.getLogger(__name__)
+
+_TASKS = ("bbox", "segm")
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+_RECALLS = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
+
+
+class LvisMetric:
+    """AP as LVIS defines it, in percent: with up to 300 detections an image, of all classes.
+
+    A detection of a class that an image was not searched for (neither among its objects nor among
+    its negatives) is left out; where not all objects of a class are marked, one without a match is
+    no error. On a data set without such lists, every class was searched for everywhere. Gives `AP`,
+    `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR@300`, `ARs@300`, `ARm@300`, `ARl@300`, and `APr`,
+    `APc`, `APf` of rare, common and frequent classes, NaN where frequencies are unknown.
+
+    Args:
+        tasks: `bbox`, `segm` or both; None takes `bbox`, and `segm` where detections and ground
+            truth have masks.
+        per_class: adds `AP-<class>`.
+
+    Raises:
+        UserError: `tasks` is something else, or hotcoco is not installed.
+    """
+
+    def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = False):
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str)
+        if tasks is not None and not (is_list and all(task in _TASKS for task in tasks)):
+            raise UserError(
+                f"LvisMetric: tasks={tasks!r}; give a list of {' and '.join(_TASKS)}, or null"
+            )
+        self._tasks = tasks
+        self._per_class = per_class
+        chosen_backend("hotcoco")
+
+    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+        """Evaluates one data set, and logs a table.
+
+        Args:
+            truth: its objects.
+            detections: in its images.
+
+        Returns:
+            `<task>/<name>` to percent; NaN where the data set holds no such object.
+        """
+        numbers = {}
+        for task in evaluable(self._tasks, truth, detections):
+            evaluation = hotcoco_pair(truth, detections, task, lvis_style=True)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            lines = evaluation.summary_lines()
+            logger.info("LVIS %s:\n%s", task, "\n".join(lines))
+            found = evaluation.get_results()
+            values = {name: _percent(found.get(name, -1)) for name in (*_NAMES, *_RECALLS)}
+            if self._per_class:
+                precision = evaluation.eval["precision"][:, :, :, 0, -1]
+                for c, name in enumerate(truth.classes):
+                    known = precision[:, :, c][precision[:, :, c] > -1]
+                    values[f"AP-{name}"] = _percent(float(np.mean(known)) if known.size else -1)
+            numbers |= {f"{task}/{name}": value for name, value in values.items()}
+        return numbers
+
+    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+        """The names of the results that a data set will have."""
+        names = [*_NAMES, *_RECALLS]
+        names += [f"AP-{name}" for name in classes] if self._per_class else []
+        tasks = self._tasks or (["bbox", "segm"] if with_masks else ["bbox"])
+        return {f"{task}/{name}" for task in tasks for name in names}
+
+
+def _percent(value: float) -> float:
+    return math.nan if value < 0 else exact_100(100 * value)

@@ -1,0 +1,199 @@
+"""A COCO results file (https://cocodataset.org/#format-results) as detections, checked."""
+
+import contextlib
+from collections.abc import Sequence
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import TypedDict
+
+import msgspec
+import numpy as np
+import pycocotools.mask
+
+from d2ext.data.formats.common import no_collection, shown
+from d2ext.data.formats.objects import MALFORMED, read_object, short
+from d2ext.errors import UserError
+from d2ext.evaluation.backends import mask_areas
+from d2ext.evaluation.dataset_file import Dataset
+from d2ext.evaluation.instances import Detections, GroundTruth, finite
+from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
+
+_REACH = 0.05  # of the image's side by which boxes stick out that are not [x, y, width, height]
+
+
+class _Rle(TypedDict):
+    size: list[int]
+    counts: str | list[int]
+
+
+class Result(msgspec.Struct, gc=False):
+    """An entry. A score of null is what some writers make of NaN."""
+
+    image_id: int | str
+    category_id: int
+    score: float | None
+    bbox: Box | None = None
+    segmentation: _Rle | None = None
+
+
+def read_results(path: Path) -> list[Result]:
+    """The entries of a results file, all of them with a box or all with a mask, or both.
+
+    Raises:
+        UserError: it is absent, cut off, or no list of such entries.
+    """
+    with no_collection():
+        results = decoded(
+            path,
+            list[Result],
+            "list of COCO results: each has image_id, category_id, score, bbox as [x, y, width,"
+            " height] and maybe segmentation as RLE",
+        )
+    lacking = {}
+    for name in ("bbox", "segmentation"):
+        values = list(map(attrgetter(name), results))
+        lacking[name] = values.count(None)
+        if 0 < lacking[name] < len(results):
+            raise UserError(f"{path}: entry {values.index(None)} has no {name}, others have")
+    if results and all(lacking.values()):
+        raise UserError(f"{path}: entry 0 has neither bbox nor segmentation")
+    return results
+
+
+def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detections:
+    """The entries as detections in the images of a data set.
+
+    Args:
+        path: where they are from, for messages.
+        results: the entries.
+        dataset: holds the images.
+
+    Raises:
+        UserError: an entry is of an unknown image or category, appears twice, or its mask does not
+            fit its image; or boxes are [x0, y0, x1, y1].
+    """
+    truth = dataset.truth
+    image = _known(path, results, "image", truth.image_ids, dataset.path)
+    label = _known(path, results, "category", dataset.category_ids, dataset.path)
+    masks = areas = None
+    if results and results[0].segmentation is not None:
+        masks = [r.segmentation for r in results]
+        areas = _check_masks(path, masks, truth.heights[image], truth.widths[image])
+    if results and results[0].bbox is None:
+        boxes = pycocotools.mask.toBbox(masks)
+    else:
+        boxes = box_column(results)
+    scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
+    found = Detections(image, label, boxes, scores, masks, areas)
+    if results:
+        _check_boxes(path, found, truth)
+    _check_distinct(path, found)
+    return finite(found)
+
+
+def _known(
+    path: Path, results: list[Result], what: str, ids: Sequence, dataset: Path
+) -> np.ndarray:
+    """The index of each entry's image or category."""
+    name = f"{what}_id"
+    column = index_column(results, name, ids)
+    unknown = np.flatnonzero(column < 0)
+    if not len(unknown):
+        return column
+    first = unknown[0]
+    value = getattr(results[first], name)
+    remedy = "give the predictions of this data set"
+    if what == "category" and value == min(r.category_id for r in results) == min(ids) - 1:
+        remedy = f"the ids count from {value}, those of the data set from {min(ids)}: add 1"
+    raise UserError(
+        f"{path}: the {name} {shown(value)} of entry {first}"
+        f" ({len(unknown)} of {len(results)} entries have such ids) is unknown to {dataset};"
+        f" {remedy}"
+    )
+
+
+def _check_masks(
+    path: Path, masks: list[dict], heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """Checks the RLEs, compresses those that are not, and gives their areas."""
+    wanted = np.stack([heights, widths], 1).tolist()
+    sizes = list(map(itemgetter("size"), masks))
+    if sizes != wanted:
+        i = next(i for i, size in enumerate(sizes) if size != wanted[i])
+        raise UserError(
+            f"{path}: the RLE of entry {i} has the size {sizes[i]}, its image (height, width)"
+            f" {wanted[i]}; masks must be of the image's size"
+        )
+    if list in set(map(type, map(itemgetter("counts"), masks))):
+        masks[:] = [_checked_mask(path, i, mask) for i, mask in enumerate(masks)]
+    with contextlib.suppress(ImportError, ValueError):
+        import hotcoco
+
+        return hotcoco.mask.area(masks).astype(np.float64)  # twenty times as fast
+    areas = mask_areas(masks)
+    for i in np.flatnonzero(np.isnan(areas))[:1].tolist():
+        raise UserError(f"{path}: the RLE of entry {i} is damaged, or does not fill its image")
+    return areas
+
+
+def _checked_mask(path: Path, i: int, mask: dict) -> dict:
+    try:
+        return read_object([0, 0, 1, 1], mask, *mask["size"])[0]["segmentation"]
+    except MALFORMED as e:
+        raise UserError(f"{path}: the RLE of entry {i} is malformed ({short(e)})") from e
+
+
+def _check_boxes(path: Path, found: Detections, truth: GroundTruth) -> None:
+    """Whether boxes are [x, y, width, height].
+
+    They are not where many stick out of their images, all fit in them as [x0, y0, x1, y1], and they
+    then overlap the objects better.
+    """
+    boxes, start, end = found.boxes, found.boxes[:, :2], found.boxes[:, 2:]
+    sides = np.stack([truth.widths, truth.heights], 1)[found.image]
+    sticks_out = (start + end > (1 + _REACH) * sides + 1).any(1)
+    fits = ((end >= start) & (end <= sides + 1) & (start >= -1)).all(1)
+    if sticks_out.mean() >= 0.1 and fits.mean() >= 0.99:
+        other = np.hstack([start, end - start])
+        if _overlap(other, found, truth) > _overlap(boxes, found, truth):
+            i = np.flatnonzero(sticks_out)[0]
+            raise UserError(
+                f"{path}: boxes seem to be [x0, y0, x1, y1]: as COCO's [x, y, width, height]"
+                f" {100 * sticks_out.mean():.0f}% of them stick out of their images, such as"
+                f" {boxes[i].tolist()} of entry {i} in {sides[i, 0]} x {sides[i, 1]} pixels; write"
+                " x1 - x0 and y1 - y0"
+            )
+    for i in np.flatnonzero((end < 0).any(1))[:1].tolist():
+        raise UserError(
+            f"{path}: the box of entry {i}, {boxes[i].tolist()}, has a negative width or height;"
+            " COCO's boxes are [x, y, width, height]"
+        )
+
+
+def _overlap(boxes: np.ndarray, found: Detections, truth: GroundTruth) -> float:
+    """Mean over the first boxes of the best IoU with an object of the image."""
+    best = []
+    for row in range(min(len(boxes), 300)):
+        objects = truth.boxes[truth.image == found.image[row]]
+        if len(objects):
+            best.append(
+                pycocotools.mask.iou(boxes[row : row + 1], objects, [0] * len(objects)).max()
+            )
+    return float(np.mean(best)) if best else 0.0
+
+
+def _check_distinct(path: Path, found: Detections) -> None:
+    """Whether no entry is there twice; a file that was joined of several tends to have such."""
+    rows = np.column_stack([found.image, found.label, found.boxes, found.scores])
+    # Sorted by a checksum, which takes a tenth of the time that sorting rows takes.
+    factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | 1
+    sums = (rows.view(np.uint64) * factors).sum(1, dtype=np.uint64)
+    order = np.argsort(sums, kind="stable")
+    for place in np.flatnonzero(sums[order][1:] == sums[order][:-1]).tolist():
+        first, second = order[place], order[place + 1]
+        same = rows[first].tolist() == rows[second].tolist()  # which NaN never is
+        if same and (found.masks is None or found.masks[first] == found.masks[second]):
+            raise UserError(
+                f"{path}: the entries {first} and {second} are the same; was the file joined of"
+                " parts that overlap? Leave out what is there twice"
+            )

@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Kills, stops and damages trainings for ten minutes, and says whether a step was ever lost.
+
+python tests/chaos.py                 # all of it: a part of `make test-all`
+python tests/chaos.py --only killed --runs 3 --seed 5
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch; so that forks are safe and cores are few
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tabulate import tabulate
+
+import d2ext.engine.job
+import d2ext.engine.ranks  # noqa: F401 - what forked runs need, imported once
+from d2ext.data.synthetic import draw_balloons
+from tests.chaotic.damages import DAMAGES, soak
+from tests.chaotic.stories import (
+    LAYOUTS,
+    PERIOD,
+    Layout,
+    difference,
+    killed,
+    stopped,
+    until_ended,
+)
+
+AT_ONCE = 2
+# How often each layout is killed, and stopped; 20 runs each.
+KILLED = dict(zip(LAYOUTS, (4, 3, 3, 3, 2, 3, 2), strict=True))
+STOPPED = dict(zip(LAYOUTS, (4, 3, 3, 3, 3, 3, 1), strict=True))
+
+
+_KEEP_ALL = "train.checkpointer.max_to_keep=0"
+
+
+def main() -> int:
+    """Runs the parts that are asked for; returns 1 if anything was not as documented."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("killed", "stopped", "damaged", "soak"))
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    args = parser.parse_args()
+    wanted = [args.only] if args.only else ["killed", "stopped", "damaged", "soak"]
+    print(f"seed {args.seed}", flush=True)
+    start = time.monotonic()
+    root = Path(tempfile.mkdtemp(prefix="d2ext-chaos-"))  # forks would clean up one that knows how
+    try:
+        os.environ["D2EXT_CACHE"] = str(root / "cache")
+        draw_balloons(root / "data/balloon", num_train=6, num_val=2, long_side=160, seed=0)
+        bad = sum(PARTS[name](root, root / "data", args) for name in wanted)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    print(f"{bad} not as documented; {time.monotonic() - start:.0f} s, seed {args.seed}")
+    return int(bad > 0)
+
+
+def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Callable:
+    def part(root: Path, data: Path, args: argparse.Namespace) -> int:
+        names = [name for name, count in counts.items() for _ in range(count)]
+        if args.runs < len(names):
+            names = names[:: len(names) // args.runs][: args.runs]
+        layouts = {LAYOUTS[name].key: LAYOUTS[name] for name in names}
+        wholes = {key: root / f"{story.__name__}-whole{i}" for i, key in enumerate(layouts)}
+        _drive([_whole(layouts[key], wholes[key], data) for key in layouts])
+        rows = [{"run": i, "layout": name} for i, name in enumerate(names)]
+
+        def one(row: dict) -> Iterator[float | None]:
+            folder, layout = root / f"{story.__name__}{row['run']}", LAYOUTS[row["layout"]]
+            begun = time.monotonic()
+            yield from story(folder, data, layout, args.seed + row["run"], row)
+            text = row.pop("output")
+            row["equal"] = difference(folder, wholes[layout.key])
+            # A save beside the training is over some steps later.
+            most = most_redone + (PERIOD if layout.asynchronous and most_redone else 0)
+            row["ok"] = row["status"] == 0 and not row["equal"] and max(row["redone"]) <= most
+            row["equal"] = row["equal"] or "bit for bit"
+            row["seconds"] = round(time.monotonic() - begun)
+            print(*row.values(), "" if row["ok"] else text[-3000:], sep="  ", flush=True)
+
+        _drive(list(map(one, rows)))
+        print(f"\n{story.__name__}: {len(rows)} runs")
+        print(tabulate(rows, headers="keys"), flush=True)
+        return sum(not row["ok"] for row in rows)
+
+    return part
+
+
+def _whole(layout: Layout, folder: Path, data: Path, *flags: str) -> Iterator[float | None]:
+    """The run that never stops, to compare with."""
+    run = layout.start(folder, data, *flags)
+    yield from until_ended(run)
+    if run.status != 0:
+        raise SystemExit(run.text())
+
+
+def _damaged(root: Path, data: Path, args: argparse.Namespace) -> int:
+    rows = [{"damage": name} for name in DAMAGES]
+    whole = root / "all"
+    _drive([_whole(LAYOUTS["1 process"], whole, data, "--cfg-options", _KEEP_ALL)])
+    _drive(
+        [
+            damage(root / f"damage{i}", data, whole, row)
+            for i, (damage, row) in enumerate(zip(DAMAGES.values(), rows, strict=True))
+        ]
+    )
+    print(f"\ndamaged: {len(rows)} kinds")
+    for row in rows:
+        if not row["ok"]:
+            print(row.get("output", "")[-3000:])
+        row.pop("output", None)
+    print(tabulate(rows, headers="keys"), flush=True)
+    return sum(not row["ok"] for row in rows)
+
+
+def _soak(root: Path, data: Path, args: argparse.Namespace) -> int:
+    row: dict = {}
+    _drive([soak(root / "soak", data, row)])
+    print("\nsoak")
+    print(json.dumps(row, indent=1), flush=True)
+    return int(not row["ok"])
+
+
+def _drive(stories: list[Iterator[float | None]]) -> None:
+    """Lets a few of them go on at once, in turn; they yield the seconds that they can wait."""
+    waiting, active = list(stories), []
+    while waiting or active:
+        while waiting and len(active) < AT_ONCE:
+            active.append(waiting.pop(0))
+        pause = 0.05
+        for story in list(active):
+            try:
+                pause = min(pause, next(story) or pause)
+            except StopIteration:
+                active.remove(story)
+        time.sleep(pause)
+
+
+PARTS = {
+    "killed": _stories(killed, KILLED, most_redone=PERIOD),
+    "stopped": _stories(stopped, STOPPED, most_redone=0),
+    "damaged": _damaged,
+    "soak": _soak,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

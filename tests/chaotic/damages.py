@@ -1,0 +1,234 @@
+"""Twelve damages to a checkpoint directory and their documented outcome; and a long run's soak."""
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tests.chaotic.processes import Run, done
+from tests.chaotic.stories import difference, until_ended
+
+NEWEST, BEFORE = "model_0000011.pth", "model_0000008.pth"
+_EVALUATIONS = 300
+
+
+def _case(outcome: str, mend: bool = True) -> Callable:
+    """A damage: does something to a directory, and says how the resume that follows must end.
+
+    Args:
+        outcome: `goes on at N` or the words of the last line; the latter with status 2.
+        mend: whether the run, the cause being gone, then ends as if nothing had happened.
+    """
+
+    def decorate(damage: Callable[[Path], object]) -> Callable:
+        def story(folder: Path, data: Path, whole: Path, row: dict) -> Iterator[float | None]:
+            _killed_behind_12(whole, folder)
+            row["documented"] = outcome
+            with contextlib.ExitStack() as stack:
+                extra = damage(folder, stack) or []
+                if extra == "skip":
+                    row.update(got="skipped: needs root, to mount", ok=True)
+                    return
+                run = Run(folder, ["--resume", f"data.root={data}", *extra])
+                yield from until_ended(run)
+                row["output"] = text = run.text()
+                last = (text.strip().splitlines() or ["nothing"])[-1]
+                expected = outcome.partition(";")[0]
+                good = expected in text if run.status == 0 else expected in last
+                good &= "Traceback" not in text and run.status == (0 if "goes on" in outcome else 2)
+                row["got"] = f"status {run.status}: " + (expected if good else last)[-110:]
+                if run.status != 0 and mend:  # the cause is gone, nothing is lost
+                    stack.close()
+                    again = Run(folder, ["--resume", f"data.root={data}"])
+                    yield from until_ended(again)
+                    row["output"] += again.text()
+                    good &= again.status == 0
+                renamed = (folder / f"{NEWEST}.damaged").is_file()
+                good &= renamed == ("set aside" in outcome)
+                row["then"] = difference(folder, whole) or "bit for bit"
+                row["ok"] = good and row["then"] == "bit for bit"
+
+        return story
+
+    return decorate
+
+
+def _killed_behind_12(whole: Path, folder: Path) -> None:
+    shutil.copytree(whole, folder)
+    for path in [*folder.glob("model_final*"), *folder.glob("model_000001[45]*")]:
+        path.unlink()
+    (folder / "last_checkpoint").write_text(NEWEST)
+    rows = (folder / "metrics.json").read_text().splitlines(keepends=True)
+    (folder / "metrics.json").write_text("".join(rows[:12]))
+    (folder / "results.json").unlink()  # of the end; the checkpoints have what was known then
+
+
+@_case("goes on at iteration 9; set aside")
+def truncated(folder: Path, stack: contextlib.ExitStack) -> None:
+    os.truncate(folder / NEWEST, (folder / NEWEST).stat().st_size // 2)
+
+
+@_case("goes on at iteration 9; set aside")
+def bit_flipped(folder: Path, stack: contextlib.ExitStack) -> None:
+    content = bytearray((folder / NEWEST).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / NEWEST).write_bytes(content)
+
+
+@_case("goes on at iteration 9; set aside")
+def empty(folder: Path, stack: contextlib.ExitStack) -> None:
+    os.truncate(folder / NEWEST, 0)
+    (folder / f"{NEWEST}.sha256").unlink()
+
+
+@_case("goes on at iteration 12")
+def missing_pointer(folder: Path, stack: contextlib.ExitStack) -> None:
+    (folder / "last_checkpoint").unlink()
+
+
+@_case("goes on at iteration 12")
+def pointer_to_a_missing_file(folder: Path, stack: contextlib.ExitStack) -> None:
+    (folder / "last_checkpoint").write_text("model_0000014.pth")
+
+
+@_case("is not writable")
+def read_only(folder: Path, stack: contextlib.ExitStack) -> object:
+    if os.getuid():
+        folder.chmod(0o500)
+        stack.callback(folder.chmod, 0o700)
+        return None
+    # Root may write anywhere but on a disk that nobody may write to.
+    if _mount("--bind", folder, folder):
+        return "skip"
+    stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    return None
+
+
+@_case("of the disk are free")
+def full_disk(folder: Path, stack: contextlib.ExitStack) -> object:
+    real = folder.with_name(folder.name + "-real")
+    folder.rename(real)
+    folder.mkdir()
+    room = sum(p.stat().st_size for p in real.rglob("*") if p.is_file()) + 12_000_000
+    if os.getuid() or _mount("-t", "tmpfs", "-o", f"size={room}", "tmpfs", folder):
+        folder.rmdir()
+        real.rename(folder)
+        return "skip"
+
+    def mend() -> None:
+        kept = folder.with_name(folder.name + "-kept")
+        shutil.copytree(folder, kept)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+        kept.rename(folder)
+
+    stack.callback(mend)
+    shutil.copytree(real, folder, dirs_exist_ok=True)
+    # All checkpoints are kept: the third new one does not fit any more.
+    return ["train.checkpointer.max_to_keep=0", "train.checkpointer.period=1"]
+
+
+@_case("does not fit this config (")
+def wrong_model(folder: Path, stack: contextlib.ExitStack) -> list[str]:
+    return [
+        "model.roi_heads.box_head.fc_dims=[24]",
+        "model.roi_heads.box_predictor.input_shape.channels=24",
+    ]
+
+
+@_case("is no training checkpoint of d2ext")
+def wrong_torch_file(folder: Path, stack: contextlib.ExitStack) -> None:
+    shutil.copy(folder / NEWEST, kept := folder / "kept")
+    (folder / f"{NEWEST}.sha256").rename(folder / "kept.sha256")
+    torch.save({"weights": torch.zeros(3)}, folder / NEWEST)
+
+    def mend() -> None:
+        kept.rename(folder / NEWEST)
+        (folder / "kept.sha256").rename(folder / f"{NEWEST}.sha256")
+
+    stack.callback(mend)
+
+
+@_case("goes on at iteration 12")
+def leftover_temporary(folder: Path, stack: contextlib.ExitStack) -> None:
+    leftover = folder / ".model_0000014.pth.4711.tmp"
+    leftover.write_bytes(b"PK half")
+
+    def gone() -> None:
+        if leftover.exists():
+            raise AssertionError(f"{leftover} is still there")
+
+    stack.callback(gone)
+
+
+@_case("another process is writing to the output directory")
+def two_writers(folder: Path, stack: contextlib.ExitStack) -> None:
+    # A lock as the other process holds it, whatever it is doing.
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2)"
+    code += "; print(flush=True); time.sleep(99)"
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    stack.callback(other.wait)
+    stack.callback(other.kill)
+
+
+@_case("goes on at iteration 12")
+def clock_jump(folder: Path, stack: contextlib.ExitStack) -> None:
+    """The newest file is of 1990 and the older ones are of the future; the pointer is lost."""
+    os.utime(folder / NEWEST, (631152000, 631152000))
+    os.utime(folder / BEFORE, (2**31, 2**31))
+    (folder / "last_checkpoint").unlink()
+
+
+DAMAGES = {
+    story.replace("_", " "): globals()[story]
+    for story in (
+        "truncated bit_flipped empty missing_pointer pointer_to_a_missing_file read_only full_disk"
+        " wrong_model wrong_torch_file leftover_temporary two_writers clock_jump"
+    ).split()
+}
+
+
+def soak(folder: Path, data: Path, row: dict) -> Iterator[float | None]:
+    """A run of 300 evaluations and checkpoints, whose memory, files and threads are watched."""
+    options = f"train.max_iter={_EVALUATIONS} train.eval_period=1 train.checkpointer.period=1"
+    options += " train.checkpointer.asynchronous=true dataloader.val.num_workers=1"
+    run = Run(folder, [f"data.root={data}", *options.split()])
+    seen: dict[int, tuple[int, int, int]] = {}
+    while not run.ended():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            process = Path(f"/proc/{run.pid}")
+            pages = int((process / "statm").read_text().split()[1])
+            files, threads = (len(list((process / d).iterdir())) for d in ("fd", "task"))
+            if (at := done(folder)) not in seen:
+                seen[at] = pages * os.sysconf("SC_PAGE_SIZE") // 2**20, files, threads
+        yield
+    early = [seen[i] for i in sorted(seen) if _EVALUATIONS // 4 <= i < _EVALUATIONS // 2]
+    late = [seen[i] for i in sorted(seen) if i >= _EVALUATIONS * 3 // 4]
+    for name, a, b in zip(
+        ("MiB", "files", "threads"), _columns(early), _columns(late), strict=True
+    ):
+        row[name] = [statistics.median(a), statistics.median(b)]
+    row["evaluations"], row["status"] = _EVALUATIONS, run.status
+    grown = row["MiB"][1] - row["MiB"][0]
+    row["ok"] = (
+        run.status == 0
+        and grown <= 15
+        and all(row[name][1] <= row[name][0] + 1 for name in ("files", "threads"))
+    )
+
+
+def _columns(rows: list[tuple]) -> list[tuple]:
+    return list(zip(*rows, strict=True))
+
+
+def _mount(*args: object) -> int:
+    return subprocess.run(["mount", *map(str, args)], capture_output=True).returncode

@@ -1,0 +1,172 @@
+"""What happens to a run: generators that yield while they wait, so that several go on."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests.chaotic.processes import Run, done, lines
+
+MAX_ITER, PERIOD = 16, 3  # of the recipe
+_CLOCK = ("time", "data_time", "eta_seconds")
+_AIDS = "train.ema_decay=0.9 train.amp.enabled=true train.amp.dtype=bfloat16"
+
+
+class Layout(NamedTuple):
+    """How a run is started; runs of the same `options` are the same run."""
+
+    options: str
+    ranks: int = 1
+    launcher: bool = False
+    asynchronous: bool = False
+
+    def start(self, folder: Path, data: Path, *flags: str) -> Run:
+        options = [f"data.root={data}", *self.options.split()]
+        options.append(f"train.checkpointer.asynchronous={self.asynchronous}")
+        if self.launcher:
+            return Run(folder, [*flags, "--num-gpus", str(self.ranks), *options])
+        return Run(folder, [*flags, *options], self.ranks)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells apart the runs that must not be equal."""
+        return self.options, self.ranks
+
+
+LAYOUTS = {
+    "1 process": Layout(""),
+    "2 loader workers, EMA": Layout("dataloader.train.num_workers=2 train.ema_decay=0.9"),
+    "accumulate 2, bf16, EMA, clip": Layout(
+        f"train.accumulate=2 {_AIDS} train.clip_grad_norm=1 dataloader.train.num_workers=1"
+    ),
+    "asynchronous": Layout("", asynchronous=True),
+    "2 ranks": Layout("dataloader.train.num_workers=1", ranks=2),
+    "2 ranks, accumulate 2, bf16, EMA": Layout(f"train.accumulate=2 {_AIDS}", ranks=2),
+    "2 ranks, own launcher": Layout("dataloader.train.num_workers=1", ranks=2, launcher=True),
+}
+
+
+def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
+    """Waits for a run; one that hangs is killed, and its status says so."""
+    while not run.ended():
+        if time.monotonic() - run.started > seconds:
+            run.kill("group", random)
+        yield
+
+
+def killed(
+    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+) -> Iterator[float | None]:
+    """A run that is killed three times and resumed; `row` gets what the table shows."""
+    rng = random.Random(seed)
+    starts, kills = [], []
+    for _ in range(3):
+        before = done(folder)
+        run = layout.start(folder, data, "--resume")
+        whom = rng.choice(["group", "rank", "parent"]) if layout.ranks > 1 else "group"
+        moment = rng.choice(["step", "step", "save", "any"])
+        target, wait = rng.randint(1, PERIOD), rng.uniform(0, 0.3)
+        yield from _until(run, moment, target, rng.uniform(0.3, 3))
+        if moment == "step":
+            end = time.monotonic() + wait
+            while time.monotonic() < end:
+                yield
+        saving = _saving(folder)
+        alive = run.status is None and not run.ended()
+        run.kill(whom, rng)
+        yield from until_ended(run)
+        reached = max(before, done(folder)) if run.start_iter() is None else done(folder)
+        starts.append(run.start_iter())
+        kills.append(f"{whom}/{'save' if saving else 'step'}@{reached}" if alive else "ended")
+        row["reached"] = [*row.get("reached", []), reached]
+    run = layout.start(folder, data, "--resume")
+    yield from until_ended(run)
+    starts.append(run.start_iter())
+    row["kills"], row["starts"], row["status"] = kills, starts, run.status
+    reached = row.pop("reached")
+    # A start that was killed before it knew where to go on has trained nothing.
+    pairs = [(r, next(s for s in starts[i + 1 :] if s is not None)) for i, r in enumerate(reached)]
+    row["redone"] = [max(r - s, 0) for r, s in pairs]
+    row["output"] = run.text()
+
+
+def stopped(
+    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+) -> Iterator[float | None]:
+    """A run that gets SIGTERM, as a whole group, and is resumed."""
+    rng = random.Random(seed)
+    run = layout.start(folder, data)
+    yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
+    end = time.monotonic() + rng.uniform(0, 0.3)
+    while time.monotonic() < end:
+        yield
+    os.killpg(run.pid, signal.SIGTERM)
+    yield from until_ended(run)
+    reached, first = done(folder), run.status
+    again = layout.start(folder, data, "--resume")
+    yield from until_ended(again)
+    row["kills"], row["starts"] = [f"TERM@{reached}"], [0, again.start_iter()]
+    row["redone"] = [reached - (again.start_iter() or 0)]
+    row["status"] = again.status if first == 75 else f"{first}, not 75"
+    row["output"] = run.text() + again.text()
+
+
+def difference(folder: Path, whole: Path) -> str | None:
+    """What is not bit for bit as in the run that never stopped, or None."""
+    if not (folder / "model_final.pth").is_file():
+        return "no model_final.pth"
+    a, b = (torch.load(d / "model_final.pth", weights_only=True) for d in (folder, whole))
+    for key in ("model", "ema", "optimizer", "recent", "iterations_done", "images_seen"):
+        if not _equal(a.get(key), b.get(key)):
+            return f"another {key}"
+    ours, theirs = ({n["iteration"]: _plain(n) for n in lines(d)} for d in (folder, whole))
+    if ours != theirs:
+        bad = min(i for i in theirs.keys() | ours.keys() if ours.get(i) != theirs.get(i))
+        names = [k for k in theirs.get(bad, {}) if ours.get(bad, {}).get(k) != theirs[bad][k]]
+        return f"other metrics at {bad}: {names[:3]}"
+    results = (json.loads((d / "results.json").read_text()) for d in (folder, whole))
+    return None if next(results) == next(results) else "other results"
+
+
+def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[float | None]:
+    """Waits for so many more steps, for a file being written behind them, or some seconds."""
+    at = time.monotonic() + seconds
+    while not run.ended():
+        if moment == "any" and time.monotonic() > at:
+            return
+        trained = run.start_iter() is not None and _steps(run)
+        if moment == "step" and trained >= steps:
+            return
+        while moment == "save" and trained:
+            if _saving(run.folder) or run.ended():
+                return
+            yield 0.001
+        yield
+
+
+def _steps(run: Run) -> int:
+    return len(list(lines(run.folder))) - run.lines_before
+
+
+def _saving(folder: Path) -> bool:
+    return any(".pth." in p.name for p in folder.glob(".*.tmp"))
+
+
+def _plain(line: dict) -> dict:
+    return {k: v for k, v in line.items() if k not in _CLOCK}
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b

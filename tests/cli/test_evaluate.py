@@ -1,0 +1,265 @@
+"""tools/evaluate.py by its command line."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.odd_data import corners, official, rle
+
+SIZE = {"height": 120, "width": 160}
+
+
+def _content() -> dict:
+    boxes = [[10, 10, 40, 40], [60, 20, 20, 20], [90, 70, 60, 40]]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", **SIZE} for i in (7, 8)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "ox"}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": image,
+                "category_id": 3 + 2 * (i % 2),
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+                "segmentation": corners(box),
+            }
+            for i, (image, box) in enumerate(
+                [(7, boxes[0]), (7, boxes[1]), (8, boxes[2]), (8, boxes[0])], start=1
+            )
+        ],
+    }
+
+
+def _results() -> list[dict]:
+    """A hit, one that is a bit off, and a false alarm."""
+    rows = [(7, 5, [10, 10, 40, 40], 0.9), (7, 3, [62, 20, 20, 20], 0.8), (8, 3, [5, 5, 9, 9], 0.7)]
+    names = ("image_id", "category_id", "bbox", "score")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.fixture
+def evaluate(tmp_path, run_tool):
+    """Runs the tool on these files."""
+
+    def run(results: object, *args: object, content: object = None):
+        truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+        truth.write_text(json.dumps(content or _content()))
+        text = results if isinstance(results, str) else json.dumps(results)
+        found.write_text(text)
+        return run_tool("evaluate", found, "--dataset", truth, *args)
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ["auto", "hotcoco", "pycocotools"])
+def test_numbers_in_full_precision(tmp_path, evaluate, backend):
+    results = [r | {"segmentation": rle(r["bbox"])} for r in _results()]
+    out = tmp_path / "out" / "results.json"
+    done = evaluate(results, "--out", out, "--backend", backend)
+    assert done.status == 0, done.stderr
+    assert "2 images, 4 objects of 3 classes, 3 detections" in done.stdout
+    assert "COCO bbox" in done.stdout and "Average Precision" in done.stdout
+    numbers = json.loads(out.read_text(), parse_constant=pytest.fail)  # JSON knows no NaN
+    for task in ("bbox", "segm"):
+        for name, value in official(_content(), results, task).items():
+            expected = None if math.isnan(value) else pytest.approx(value, abs=1e-9)
+            assert numbers[f"coco/{task}/{name}"] == expected
+    assert not any("cat" in key for key in numbers)
+
+
+def test_per_class(tmp_path, evaluate):
+    done = evaluate(_results(), "--per-class", "--out", tmp_path / "out.json")
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert numbers["coco/bbox/AP-dog"] == pytest.approx(100 * 51 / 101)
+    assert numbers["coco/bbox/AP-ox"] is None
+    assert "dog" in done.stdout
+
+
+def test_several_metrics_at_once(tmp_path, evaluate):
+    metrics = ["coco", "voc", "open_images", "lvis"]
+    done = evaluate(_results(), "--metrics", *metrics, "--out", tmp_path / "out.json")
+    assert done.status == 0, done.stderr
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert {key.split("/")[0] for key in numbers} == set(metrics)
+
+
+def test_analyses_go_beside_the_numbers(tmp_path, evaluate):
+    results = [r | {"segmentation": rle(r["bbox"])} for r in _results()]
+    flags = ("--confusion-matrix", "--pr-curves", "--errors")
+    done = evaluate(results, *flags, "--out", tmp_path / "out.json")
+    assert done.status == 0, done.stderr
+    content = json.loads((tmp_path / "out_analysis.json").read_text(), parse_constant=pytest.fail)
+    assert content.keys() == {"bbox", "segm"}
+    names = {"best_score", "confusion_matrix", "pr_curves", "errors", "images"}
+    assert content["bbox"].keys() == names
+    assert content["bbox"]["confusion_matrix"]["matrix"][0][0] == 1
+    for text in ("background", "highest F1", "TIDE", "lowest F1"):
+        assert text in done.stdout
+
+
+def test_results_of_masks_alone_and_of_nothing(tmp_path, evaluate):
+    masks = [{**r, "segmentation": rle(r["bbox"])} for r in _results()]
+    for mask in masks:
+        del mask["bbox"]
+    out = tmp_path / "out.json"
+    assert evaluate(masks, "--out", out).status == 0
+    assert json.loads(out.read_text())["coco/bbox/AP50"] > 0
+    assert evaluate([], "--out", out).status == 0
+    assert json.loads(out.read_text())["coco/segm/AP"] == 0
+
+
+def test_a_mask_that_ends_early_does_not_hang_pycocotools(evaluate):
+    results = [r | {"segmentation": {**MASK, "counts": "zz0"}} for r in _results()]
+    done = evaluate(results, "--backend", "pycocotools")
+    assert done.status == 2 and "does not fill its image" in done.stderr
+
+
+def test_scores_that_are_no_numbers(evaluate):
+    wrong = [{**_results()[0], "score": value, "bbox": [1, 2, 3, 4]} for value in (math.nan, None)]
+    done = evaluate(_results() + wrong)
+    assert done.status == 0 and "2 of 5 detections dropped" in done.stdout
+
+
+def _changed(**values: object) -> list[dict]:
+    return [*_results()[:-1], {**_results()[-1], **values}]
+
+
+def _without(name: str) -> list[dict]:
+    return [{k: v for k, v in r.items() if k != name} for r in _results()]
+
+
+def _xyxy() -> list[dict]:
+    results = _results() + _changed(bbox=[92, 70, 60, 40])[2:]
+    for result in results:
+        x, y, w, h = result["bbox"]
+        result["bbox"] = [x, y, x + w, y + h]
+    return results
+
+
+MASK = rle([10, 10, 40, 40])
+
+
+@pytest.mark.parametrize(
+    "results, said",
+    [
+        (json.dumps(_results())[:-30], "cut off"),
+        ("", "cut off"),
+        ("no json", "no JSON"),
+        (json.dumps(_content()), "no list of COCO results"),
+        (_without("score"), "`score`"),
+        (_without("bbox"), "entry 0 has neither bbox nor segmentation"),
+        ([*_results(), *_without("bbox")], "entry 3 has no bbox, others have"),
+        (_changed(image_id=99), "image_id 99 of entry 2 (1 of 3 entries"),
+        (_changed(image_id="7"), "image_id '7' of entry 2"),
+        (_changed(image_id=10**30), "of entry 2"),
+        (_changed(category_id=4), "category_id 4 of entry 2"),
+        (_changed(category_id=2), "add 1"),
+        (_changed(bbox=[1, 2, 3]), "[2].bbox"),
+        (_changed(bbox=[1, 2, -3, 4]), "negative width"),
+        (_changed(score="high"), "[2].score"),
+        (_changed(segmentation=MASK), "entry 0 has no segmentation, others have"),
+        ([*_results(), _results()[1]], "the entries 1 and 3 are the same"),
+        (_xyxy(), "boxes seem to be [x0, y0, x1, y1]"),
+        ([r | {"segmentation": rle([1, 1, 9, 9], 50, 50)} for r in _results()], "[50, 50]"),
+        ([r | {"segmentation": {**MASK, "counts": "A"}} for r in _results()], "entry 0"),
+        ([r | {"segmentation": {**MASK, "counts": "T_f0"}} for r in _results()], "entry 0"),
+        ([r | {"segmentation": corners([1, 1, 9, 9])} for r in _results()], "[0].segmentation"),
+    ],
+)
+def test_bad_predictions_are_one_clear_line(evaluate, results, said):
+    done = evaluate(results)
+    assert done.status == 2
+    assert done.stderr.count("\n") == 1 and "found.json" in done.stderr
+    assert said in done.stderr.replace("required field score", "`score`")
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"images": None}, "images"),
+        ({"annotations": [{"image_id": 7}]}, "annotations"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "categories"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "categories"),
+        ({"categories": [{"id": 3, "name": "cat"}]}, "unknown category, 5"),
+        ({"images": [{"id": 7, "file_name": "", **SIZE}]}, "unknown image, 8"),
+        ({"images": [{"id": 7, "file_name": "", **SIZE}] * 2}, "twice"),
+    ],
+)
+def test_bad_annotations_are_one_clear_line(evaluate, wrong, said):
+    done = evaluate(_results(), content=_content() | wrong)
+    assert done.status == 2
+    assert done.stderr.count("\n") == 1 and "truth.json" in done.stderr and said in done.stderr
+
+
+def test_files_that_are_not_there(tmp_path, run_tool, evaluate):
+    done = run_tool("evaluate", tmp_path / "none.json", "--dataset", tmp_path / "none.json")
+    assert done.status == 2 and "none.json" in done.stderr
+    done = evaluate(_results(), "--out", tmp_path / "found.json" / "out.json")
+    assert done.status == 2 and "cannot write" in done.stderr
+
+
+def test_annotations_without_area_and_box(tmp_path, evaluate):
+    content = _content()
+    for annotation in content["annotations"]:
+        del annotation["area"], annotation["bbox"], annotation["iscrowd"]
+    expected, numbers = tmp_path / "expected.json", tmp_path / "numbers.json"
+    assert evaluate(_results(), "--out", expected).status == 0
+    assert evaluate(_results(), "--out", numbers, content=content).status == 0
+    assert json.loads(numbers.read_text()) == json.loads(expected.read_text())
+
+
+def test_without_hotcoco(repo: Path, tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(_content()))
+    (tmp_path / "found.json").write_text(json.dumps(_results()))
+    code = (
+        "import importlib.machinery, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "class Finder(importlib.machinery.PathFinder):\n"
+        "    def find_spec(name, *args):\n"
+        "        if name != 'hotcoco':\n"
+        "            return importlib.machinery.PathFinder.find_spec(name, *args)\n"
+        "sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    files = [tmp_path / "found.json", "--dataset", tmp_path / "truth.json"]
+
+    def run(*flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, repo / "tools" / "evaluate.py", *files, *flags]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "hotcoco is absent" in done.stderr and "COCO bbox (pycocotools)" in done.stdout
+    for flags in (("--metrics", "lvis"), ("--errors",), ("--backend", "hotcoco")):
+        done = run(*flags)
+        assert done.returncode == 2 and done.stdout == ""
+        assert "pip install hotcoco" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(_content()))
+    (tmp_path / "found.json").write_text(json.dumps(_results()))
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as e:\n    assert not e.code, e.code\n"
+        "assert not {'torch', 'detectron2', 'cv2'} & set(sys.modules)"
+    )
+    files = [tmp_path / "found.json", "--dataset", tmp_path / "truth.json"]
+    flags = ["--errors", "--pr-curves", "--confusion-matrix", "--metrics", "coco", "lvis"]
+    tool = repo / "tools" / "evaluate.py"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tool, *files, *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, tool, "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.4

@@ -1,0 +1,110 @@
+"""What can go wrong in the middle of a training, by the real command; tests/chaos.py has kills."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_the_time_is_over(train_net, tiny, tmp_path):
+    """Saved, with status 75, and gone on with."""
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
+    done = train_net("--time-limit", "1s", *common, "train.max_iter=100000")
+    assert done.status == 75, done.stderr
+    assert "Stopped by --time-limit and saved" in done.stdout
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["stopped_by"] == "--time-limit"
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 1
+    done = train_net("--time-limit", "soon", *common)
+    assert done.status == 2 and "--time-limit soon" in done.stderr
+
+
+def test_killed_before_the_first_checkpoint(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
+    assert train_net(*common).status == 0
+    for path in [*tmp_path.glob("*.pth"), tmp_path / "last_checkpoint"]:
+        path.unlink()
+    (tmp_path / "metrics.json").write_text('{"iteration": 0, "total_lo')  # a line cut short
+    done = train_net("--resume", *common)
+    assert done.status == 0 and "nothing to resume; iteration 0" in done.stdout
+    assert '{"iteration": 0, "total_lo\n' in (tmp_path / "metrics.json").read_text()
+
+
+def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny]
+    assert train_net(*common, "train.max_iter=1").status == 0
+    same = ["train.max_iter=1", "train.log_period=3", "dataloader.train.num_workers=1"]
+    done = train_net("--resume", *common, *same)
+    assert done.status == 0 and "Since the checkpoint" not in done.stdout
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    done = train_net("--resume", *common, "train.max_iter=1", f"data.root={root}")
+    assert "Since the checkpoint" not in done.stdout  # the same images in another place
+    file = root / "balloon" / "train" / "via_region_data.json"
+    content = json.loads(file.read_text())
+    regions = next(iter(content.values()))["regions"]
+    shape = (regions["0"] if isinstance(regions, dict) else regions[0])["shape_attributes"]
+    shape["all_points_x"][0] += 1
+    file.write_text(json.dumps(content))
+    options = ["train.max_iter=2", f"data.root={root}", "optimizer.lr=0.01", "train.seed=5"]
+    done = train_net("--resume", *common, *options)
+    assert done.status == 0, done.stderr
+    for words in ("optimizer.lr (0.0005 before, 0.01 now)", "train.seed (0 before, 5 now)"):
+        assert words in done.stdout
+    assert "the training data have changed (6 images" in done.stdout
+    checkpoint = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    assert checkpoint["seed"] == 5 and checkpoint["accumulate"] == 1
+    assert checkpoint["fingerprint"]["data"]["images"] == 6
+
+
+def test_what_does_not_fit_is_named(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
+    assert train_net(*common).status == 0
+    for override, words in (
+        ("model.roi_heads.box_head.fc_dims=[16]", "box_head.fc1.weight is 256 x 4704 there"),
+        ("model.roi_heads.mask_head.conv_dims=[96,96]", "tensors are unknown here, roi_heads.mask"),
+        ("optimizer._target_=torch.optim.Adam", "its optimizer is AdamW, not Adam"),
+    ):
+        done = train_net("--resume", *common, override)
+        assert done.status == 2 and words in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_photo_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
+    """Cut short behind its header, so that no check before the training can see it."""
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    bad = sorted((root / "balloon" / "train").glob("*.jpg"))[0]
+    bad.write_bytes(bad.read_bytes()[:900])
+    work = tmp_path / "run"
+    options = [*tiny, f"data.root={root}", f"train.bad_images={policy}"]
+    done = train_net("--no-validate", "--work-dir", work, "--options", *options)
+    if policy == "stop":
+        assert done.status == 2 and bad.name in done.stderr
+        return
+    assert done.status == 0, done.stderr
+    assert f"{bad.name} cannot be read" in (work / "log.txt").read_text()
+    counts = [line["bad_images"] for line in _metrics(work) if "bad_images" in line]
+    assert counts and counts[-1] in (1, 2)  # 8 samples, 6 images
+    assert f"another one took its place: {counts[-1]:.0f} " in (work / "report.html").read_text()
+    final = torch.load(work / "model_final.pth", weights_only=True)
+    assert final["bad_images"] == counts[-1]
+
+
+def test_config_yaml_is_read_without_running_it(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny]
+    assert train_net(*common, "train.max_iter=1").status == 0
+    file = tmp_path / "run" / "config.yaml"
+    marker = tmp_path / "marker"
+    text = file.read_text()
+    file.write_text(f"{text}\nx: !!python/object/apply:pathlib.Path.touch [{marker}]\n")
+    done = train_net("--dry-run", "--overwrite", config=file)
+    assert done.status == 2 and "config.yaml:" in done.stderr and not marker.exists()
+    file.write_text(text)
+    assert train_net("--dry-run", "--overwrite", config=file).status == 0

@@ -1,0 +1,51 @@
+"""Lack of memory in words that name what to lower."""
+
+import pytest
+import torch
+from torch import nn
+
+from d2ext.engine.bad_loss import Guarded
+from d2ext.engine.signals import StopSignals
+from d2ext.engine.trainer import Trainer
+from d2ext.errors import UserError
+
+
+class Hungry(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self._error = error
+
+    def forward(self, batch):
+        raise self._error
+
+
+def _train(error):
+    model = Hungry(error)
+    batch = [{"image": torch.zeros(3, 8 * n, 30), "file_name": ""} for n in (1, 2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with StopSignals() as signals:
+        Trainer(Guarded(model), optimizer, iter([batch]), [], 0).train(3, 5, signals)
+
+
+@pytest.mark.parametrize(
+    ("error", "first"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "out of GPU memory",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+    ],
+)
+def test_batch_and_sizes_and_what_to_lower(error, first):
+    with pytest.raises(UserError) as e:
+        _train(error)
+    assert str(e.value).startswith(f"{first} at iteration 3: 2 images, padded to 16 x 30 pixels")
+    for words in ("dataloader.train.total_batch_size", "train.accumulate", "train.amp.enabled"):
+        assert words in str(e.value)
+
+
+def test_an_error_of_the_model_s_own_stays():
+    with pytest.raises(RuntimeError, match="of its own"):
+        _train(RuntimeError("of its own"))

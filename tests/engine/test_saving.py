@@ -1,0 +1,90 @@
+"""When checkpoints are written, by which thread, and what becomes of an error there."""
+
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from d2ext.config.schedule import Period, Schedule
+from d2ext.engine.checkpoint import find_newest, read_checkpoint
+from d2ext.engine.saving import Checkpoint
+from d2ext.errors import UserError
+
+SCHEDULE = Schedule(10, 1, 100, None, False, Period(), Period(iterations=1))
+BIG = torch.zeros(4_000_000)  # some 50 ms to write
+
+
+def _hook(folder, content, **options):
+    hook = Checkpoint(folder, SCHEDULE, 0, content, **options)
+    memory = dict(memory=lambda: {"skipped_steps": 0})
+    hook.trainer = SimpleNamespace(iter=0, max_iter=100, error=None, stopped_by=None, **memory)
+    return hook
+
+
+def _content(weights):
+    return lambda done: {
+        "model": {"w": weights},
+        "optimizer": {},
+        "iterations_done": done,
+        "images_seen": done,
+    }
+
+
+def test_training_goes_on_while_a_copy_is_written(tmp_path):
+    weights = BIG.clone()
+    hook = _hook(tmp_path, _content(weights), asynchronous=True)
+    hook.after_step()
+    weights += 1  # the next step
+    assert any(t.name == "checkpoint" for t in threading.enumerate())
+    hook.save_now(1)  # waits
+    assert not any(t.name == "checkpoint" for t in threading.enumerate())
+    assert not read_checkpoint(tmp_path / "model_0000000.pth")["model"]["w"].any()
+
+
+def test_one_at_a_time_and_in_order(tmp_path):
+    hook = _hook(tmp_path, _content(BIG), asynchronous=True)
+    for hook.trainer.iter in range(4):
+        hook.after_step()
+        assert sum(t.name == "checkpoint" for t in threading.enumerate()) <= 1
+    hook.save_best(4)  # of the state that is being written
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert os.path.samefile(tmp_path / "model_best.pth", tmp_path / "model_0000003.pth")
+
+
+@pytest.mark.parametrize("ends", ["after_step", "after_train"])
+def test_an_error_there_is_raised_at_the_next_occasion(tmp_path, ends):
+    hook = _hook(tmp_path / "run", _content(BIG), asynchronous=True)
+    (tmp_path / "run").write_text("no folder")
+    hook.after_step()
+    hook.trainer.iter, hook.trainer.stopped_by = 1, "SIGTERM"
+    with pytest.raises(UserError, match="cannot write .*model_0000000.pth"):
+        getattr(hook, ends)()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    hook = _hook(tmp_path, _content(torch.tensor([1.0, float("nan")])))
+    with pytest.raises(UserError, match="not finite after 1 iterations"):
+        hook.after_step()
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_while_a_thread_writes(tmp_path):
+    """The checkpoint before is there, and the half-written file is no checkpoint."""
+    pid = os.fork()
+    if not pid:
+        hook = _hook(tmp_path, _content(torch.zeros(20_000_000)), asynchronous=True)
+        hook.after_step()
+        hook.trainer.iter = 1
+        hook.after_step()  # waits for the first
+        while True:
+            time.sleep(1)
+    while not list(tmp_path.glob(".model_0000001*")):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    newest, damaged = find_newest(tmp_path)
+    assert newest.name == "model_0000000.pth" and not damaged

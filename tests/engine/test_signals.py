@@ -1,0 +1,64 @@
+"""What asks a training to stop: signals, and the clock."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from d2ext.engine.signals import StopSignals, deadline
+from d2ext.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3h50m", 13800), ("90s", 90), ("1d2h", 93600), ("2m1s", 121)]
+)
+def test_limits(text, seconds):
+    assert deadline(text, since=5.0) == 5.0 + seconds
+
+
+@pytest.mark.parametrize("text", ["", "0m", "50", "1m3h", "3.5h", "-1h", "soon"])
+def test_what_is_no_limit(text):
+    with pytest.raises(UserError, match="--time-limit .*3h50m"):
+        deadline(text, since=0.0)
+
+
+def test_the_clock_and_a_signal():
+    with StopSignals(time.monotonic() + 0.05) as signals:
+        assert signals.received is None
+        time.sleep(0.06)
+        assert signals.received == "--time-limit"
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == "SIGUSR1"
+    assert deadline(None, 0.0) is None
+
+
+HANGS = """
+import signal, time
+from torch.utils.data import DataLoader, Dataset
+from d2ext.data.loader import Loader, _init_worker
+from d2ext.engine.signals import StopSignals
+
+class Slow(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): print("hangs", flush=True); time.sleep(1000)
+
+with StopSignals():
+    for batch in Loader(DataLoader(Slow(), num_workers=2, worker_init_fn=_init_worker)):
+        pass
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs(repo):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS], cwd=repo, stdout=subprocess.PIPE, start_new_session=True
+    )
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # workers ignore it
+    time.sleep(0.5)
+    assert process.poll() is None
+    start = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130 and time.monotonic() - start < 4

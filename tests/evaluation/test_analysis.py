@@ -1,0 +1,142 @@
+"""Confusions, score thresholds, causes of errors and images, against hand-worked examples."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from d2ext.evaluation.analysis import Analysis, analyse, printed
+from d2ext.evaluation.coco import CocoMetric
+from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
+
+PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
+
+
+def _content(objects: list[tuple]) -> dict:
+    """Three images; objects of (image, category, box)."""
+    return {
+        "images": [
+            {"id": i, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"} for i in (1, 2, 3)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": 400}
+            for i, (image, category, box) in enumerate(objects, start=1)
+        ],
+    }
+
+
+def _result(image: int, category: int, box: list, score: float) -> dict:
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+A, B, C = [10, 10, 20, 20], [60, 60, 20, 20], [110, 20, 20, 20]
+
+
+def test_which_class_is_taken_for_which(tmp_path):
+    content = _content([(1, 1, A), (1, 1, B), (1, 2, C), (2, 2, A)])
+    results = [
+        _result(1, 1, A, 0.9),
+        _result(1, 2, B, 0.8),  # a cat taken for a dog
+        _result(1, 2, C, 0.7),
+        _result(3, 1, A, 0.6),  # nothing there
+        _result(3, 1, B, 0.1),  # too low a score
+    ]
+    analysis = Analysis(*columns(content, results, tmp_path))
+    matrix = analysis.confusion_matrix(min_score=0.5)
+    assert matrix["classes"] == ["cat", "dog"]
+    assert matrix["matrix"] == [[1, 1, 0], [0, 1, 1], [1, 0, 0]]
+    assert analysis.confusion_matrix()["min_score"] == 0.7 == analysis.best_score()["score"]
+
+
+def test_crowds_and_difficult_objects_confuse_nobody(tmp_path):
+    content = _content([(1, 1, A), (1, 1, [50, 50, 60, 60]), (2, 2, B)])
+    content["annotations"][1]["iscrowd"] = 1
+    content["annotations"][2]["ignore"] = 1
+    results = [_result(1, 1, box, 0.9) for box in (A, [52, 52, 9, 9], [70, 70, 9, 9])]
+    results.append(_result(2, 2, B, 0.9))
+    analysis = Analysis(*columns(content, results, tmp_path))
+    assert analysis.outcome.tolist() == [1, -1, -1, -1]
+    assert analysis.confusion_matrix(0)["matrix"] == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert analysis.images()["worst"] == analysis.images()["best"]
+    assert [c["count"] for c in analysis.errors()["causes"].values()] == [0] * 6
+
+
+def test_the_threshold_with_the_highest_f1(tmp_path):
+    """Hit, false alarm, hit, false alarm; 3 objects: F1 is 1/2, 2/5, 2/3, 4/7."""
+    content = _content([(1, 1, A), (1, 1, B), (1, 1, C)])
+    results = [
+        _result(1, 1, A, 0.9),
+        _result(2, 1, A, 0.8),
+        _result(1, 1, B, 0.7),
+        _result(2, 1, B, 0.6),
+    ]
+    cat, dog = Analysis(*columns(content, results, tmp_path)).pr_curves()
+    assert cat["best"] == {
+        "score": 0.7,
+        "f1": pytest.approx(2 / 3),
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(2 / 3),
+    }
+    assert cat["curve"]["precision"][33] == 1 and cat["curve"]["score"][33] == 0.9
+    assert cat["curve"]["precision"][66] == pytest.approx(2 / 3)
+    assert cat["curve"]["precision"][67] == 0 and cat["curve"]["score"][67] is None
+    assert dog["best"] is None and dog["AP50"] is None and set(dog["curve"]["precision"]) == {None}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data_sets())
+def test_thresholds_and_curves_are_those_of_brute_force(tmp_path, data_set):
+    truth, found = columns(*data_set, tmp_path)
+    results = analyse(truth, found, "bbox", PARTS)
+    json.dumps(results, allow_nan=False)
+    assert printed(results)
+    analysis = Analysis(truth, found)
+    ap50 = CocoMetric(["bbox"], iou_thresholds=[0.5])(truth, found)
+    for c, curve in enumerate(results["pr_curves"]):
+        expected = ap50[f"bbox/AP-{curve['class']}"]
+        assert curve["AP50"] == pytest.approx(expected if expected == expected else None, abs=1e-9)
+        ours = (found.label == c) & (analysis.outcome >= 0)
+        best = 0.0
+        for score in set(found.scores[ours]):
+            kept = ours & (found.scores >= score)
+            hits = np.sum(analysis.outcome[kept] == 1)
+            best = max(best, 2 * hits / (np.sum(kept) + curve["objects"]))
+        assert (curve["best"] or {"f1": 0})["f1"] == pytest.approx(best)
+    matrix = np.array(analysis.confusion_matrix(0)["matrix"])
+    assert matrix[:-1].sum() == analysis.counted.sum()
+    assert matrix[:, :-1].sum() == (analysis.outcome >= 0).sum()
+
+
+def test_errors_by_cause(tmp_path):
+    """One error of each kind, beside a hit."""
+    content = _content([(1, 1, A), (1, 2, B), (2, 1, A), (3, 2, A), (3, 1, C), (1, 1, C)])
+    results = [
+        _result(1, 1, A, 0.9),
+        _result(1, 1, [11, 10, 20, 20], 0.8),  # again
+        _result(1, 1, B, 0.7),  # of the wrong class
+        _result(2, 1, [20, 10, 20, 20], 0.6),  # IoU 1/3
+        _result(2, 2, C, 0.5),  # nothing there
+        _result(3, 1, [20, 10, 20, 20], 0.4),  # wrong class and place
+        _result(1, 1, C, 0.3),
+    ]
+    errors = Analysis(*columns(content, results, tmp_path)).errors()
+    counts = {cause: numbers["count"] for cause, numbers in errors["causes"].items()}
+    assert counts == {"Cls": 1, "Dupe": 1, "Loc": 1, "Bkg": 1, "Both": 1, "Miss": 2}
+    assert errors["causes"]["Loc"]["delta_AP"] > 0
+
+
+def test_best_and_worst_images(tmp_path):
+    content = _content([(1, 1, A), (1, 1, B), (2, 1, A), (2, 2, C)])
+    results = [_result(1, 1, A, 0.9), _result(1, 1, B, 0.9), _result(2, 1, A, 0.9)]
+    images = Analysis(*columns(content, results, tmp_path)).images()
+    assert [i["image_id"] for i in images["best"]] == [1, 2]  # in the third is nothing at all
+    assert images["worst"][0] == {
+        "image_id": 2,
+        "file_name": "2.jpg",
+        "f1": pytest.approx(2 / 3),
+        "hits": 1,
+        "false_alarms": 0,
+        "missed": 1,
+    }

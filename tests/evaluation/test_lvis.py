@@ -1,0 +1,110 @@
+"""LVIS's metric: what was not looked for does not count."""
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from d2ext.errors import UserError
+from d2ext.evaluation.coco import CocoMetric
+from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.lvis import LvisMetric
+from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data_sets())
+def test_where_everything_was_looked_for_it_is_cocos(tmp_path, data_set):
+    content, results = data_set
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 0  # LVIS has no crowds
+    truth, found = columns(content, results, tmp_path)
+    numbers = LvisMetric(["bbox", "segm"], per_class=True)(truth, found)
+    coco = CocoMetric(["bbox", "segm"], max_detections=[300])(truth, found)
+    for key, value in numbers.items():
+        if key[-3:] in ("APr", "APc", "APf"):
+            assert math.isnan(value)
+        else:
+            expected = coco[
+                key.replace("@300", "300") if "/AR@" in key else key.replace("@300", "")
+            ]
+            assert value == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def _content() -> dict:
+    images = [{"id": i, "height": HEIGHT, "width": WIDTH, "file_name": ""} for i in (1, 2)]
+    categories = [
+        {"id": i, "name": name, "frequency": name[0]}
+        for i, name in enumerate(("rare", "common", "frequent"), start=1)
+    ]
+    boxes = [[10, 10, 40, 40], [60, 60, 20, 20], [100, 20, 30, 30]]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": i, "bbox": box, "area": box[2] * box[3]}
+        for i, box in enumerate(boxes, start=1)
+    ]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _results(content: dict) -> list[dict]:
+    names = ("image_id", "category_id", "bbox")
+    return [{**{n: a[n] for n in names}, "score": 0.5} for a in content["annotations"]]
+
+
+def test_frequencies_negatives_and_what_is_not_exhaustive(tmp_path):
+    """One false alarm of a higher score, for each class: AP 50 where it counts."""
+    content = _content()
+    content["images"][1] |= {"neg_category_ids": [1, 3], "not_exhaustive_category_ids": [3]}
+    results = _results(content)
+    for category in (1, 2, 3):
+        wrong = {"image_id": 2, "category_id": category, "bbox": [1, 1, 9, 9], "score": 0.9}
+        results.append(wrong)
+    numbers = LvisMetric()(*columns(content, results, tmp_path))
+    assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)  # looked for, and not there
+    assert numbers["bbox/APc"] == 100  # not looked for
+    assert numbers["bbox/APf"] == 100  # there may be some that nobody marked
+    assert numbers["bbox/AP"] == pytest.approx(250 / 3, abs=1e-9)
+
+
+def test_dataset_dicts_as_detectron2_reads_them():
+    records = [
+        {"file_name": "", "image_id": i, "height": HEIGHT, "width": WIDTH, "annotations": []}
+        for i in (1, 2)
+    ]
+    box = {"bbox": [10, 10, 40, 40], "bbox_mode": 1, "category_id": 0}
+    records[0]["annotations"].append(box)
+    for record in records:
+        record |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    records[1]["neg_category_ids"] = [1]  # counts from 1, category_id from 0
+    truth = ground_truth(records, ["cat", "dog"], frequencies=["r", "f"])
+    assert truth.negatives == [[], [0]] and truth.not_exhaustive == [[], []]
+    results = [
+        {"image_id": 1, "category_id": 0, "bbox": [10, 10, 40, 40], "score": 0.5},
+        {"image_id": 2, "category_id": 0, "bbox": [10, 10, 40, 40], "score": 0.9},
+        {"image_id": 2, "category_id": 1, "bbox": [10, 10, 40, 40], "score": 0.9},
+    ]
+    metric = LvisMetric(per_class=True)
+    numbers = metric(truth, detections(truth, results))
+    assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)
+    assert math.isnan(numbers["bbox/APf"]) and math.isnan(numbers["bbox/AP-dog"])
+    assert numbers.keys() == metric.keys(truth.classes, with_masks=False)
+
+
+def test_crowds_are_neither_hit_nor_miss(tmp_path):
+    content = _content()
+    content["annotations"][0]["iscrowd"] = 1
+    for results in (_results(content), _results(content)[1:]):
+        numbers = LvisMetric()(*columns(content, results, tmp_path))
+        assert numbers["bbox/AP"] == 100 and math.isnan(numbers["bbox/APr"])
+
+
+def test_nothing_at_all(tmp_path):
+    content = _content()
+    assert LvisMetric()(*columns(content, [], tmp_path))["bbox/AP"] == 0
+    content["annotations"] = []
+    assert all(map(math.isnan, LvisMetric()(*columns(content, [], tmp_path)).values()))
+
+
+@pytest.mark.parametrize("tasks", ["bbox", ["proposals"]])
+def test_tasks_are_checked_at_once(tasks):
+    with pytest.raises(UserError, match="bbox and segm"):
+        LvisMetric(tasks)
