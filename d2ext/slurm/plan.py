@@ -123,11 +123,14 @@ def make_plan(request: Request) -> Job:
         )
     base = Path(request.work_dir or Path("work_dirs") / Path(request.config_file).stem)
     runs = [Run(base / f"seed_{seed}", seed) for seed in request.seeds]
+    for run in runs or [Run(base)]:
+        _refuse_second(run.directory)  # before train_net.py meets the lock of that run
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
     runs = runs or [Run(Path(output))]
+    if runs[0].directory != base and not request.seeds:  # train.output_dir
+        _refuse_second(runs[0].directory)
     for run in runs:
-        _refuse_second(run.directory)
         taken = (run.directory / "run.json").exists()
         if taken and run.seed is not None and not (request.resume or request.overwrite):
             raise UserError(f"{run.directory} holds another run: --resume, --overwrite, --work-dir")

@@ -13,7 +13,7 @@ from tests.slurm.conftest import LITE0, losses, same_weights
 pytestmark = pytest.mark.slow
 
 TWO = ("train.reference_world_size=2",)
-LONG = ("train.max_iter=30",)
+LONG = ("train.max_iter=20",)
 
 
 def test_one_node(cluster, start, without_slurm):
@@ -46,7 +46,7 @@ def test_two_nodes(start, without_slurm):
 
 def test_preempted_and_out_of_time(cluster, start, without_slurm):
     """A job of `dev` takes the nodes, later the time is up: saved, requeued, the same weights."""
-    long = ("train.max_iter=150", "train.eval_period=0", "train.checkpointer.period=0")
+    long = ("train.max_iter=120", "train.eval_period=0", "train.checkpointer.period=0")
     run = start("low", "--time", "20", "--signal-delay", "20", partition="low", more=long)
     run.wait_for_steps(1)
     cluster.run("sbatch", "-p", "dev", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
