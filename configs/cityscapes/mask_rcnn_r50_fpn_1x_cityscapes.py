@@ -17,6 +17,10 @@ which is caffe style, and so is this model; MMDetection's is pytorch style.
 A machine without network: `train.init_checkpoint=/path/to/model_final_f10217.pkl`.
 """
 
+from detectron2.config import LazyCall as L
+
+from d2ext.evaluation.cityscapes import CityscapesMetric
+
 from ..common.data.cityscapes import dataloader, datasets
 from ..common.evaluators import evaluators
 from ..common.models.mask_rcnn_fpn import model
@@ -33,6 +37,8 @@ dataloader.val.mapper.augmentations[0].short_edge_length = 1024
 dataloader.val.mapper.augmentations[0].max_size = 2048
 dataloader.tta = dict(min_sizes=[896, 1024, 1152], max_size=2304, flip=True)
 del resize
+
+evaluators.cityscapes = L(CityscapesMetric)()
 
 train.reference_world_size = 8
 train.reference_batch_size = 8

@@ -10,6 +10,7 @@ from detectron2.config import instantiate
 
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, building
+from d2ext.evaluation.suite import metrics_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def check_schedule(train: Any, schedule: Schedule) -> None:
 def check_metrics(
     evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
 ) -> None:
-    """Checks that results which settings refer to will be there.
+    """Checks the metrics, and that results which settings refer to will be there.
 
     Args:
         evaluators: of the config.
@@ -76,20 +77,21 @@ def check_metrics(
         sets: test set to `(class names, whether it has masks)`.
 
     Raises:
-        UserError: no such result; the nearest ones are named.
+        UserError: a metric's arguments are wrong, it does not go with a set, or there is no such
+            result; others are named.
     """
-    if not wanted:
-        return
     keys: set[str] = set()
     open_ended = []  # metrics that do not say what they will return
-    for metric, settings in evaluators.items():
-        with building(f"evaluators.{metric}"):
-            made = instantiate(settings)
-        for name, (classes, masks) in sets.items():
-            if hasattr(made, "keys"):
-                keys |= {f"{name}/{metric}/{key}" for key in made.keys(classes, masks)}
-            else:
+    for name, metrics in metrics_of(evaluators, list(sets)).items():
+        classes, masks = sets[name]
+        for metric, settings in metrics.items():
+            with building(f"evaluators.{metric}"):
+                made = instantiate(settings)
+                known = made.keys(classes, masks) if hasattr(made, "keys") else None
+            if known is None:
                 open_ended.append(f"{name}/{metric}/")
+            else:
+                keys |= {f"{name}/{metric}/{key}" for key in known}
     for setting, key in wanted.items():
         if key not in keys and not key.startswith(tuple(open_ended)):
             main = sorted(k for k in keys if k.endswith("/AP")) or open_ended

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -26,6 +25,7 @@ from d2ext.engine.distributed import (
     from_main,
     log_ranks,
 )
+from d2ext.engine.evaluation_files import write_evaluation
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
@@ -40,10 +40,9 @@ from d2ext.engine.trainer import Trainer
 from d2ext.engine.weights import load_weights
 from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import Suite, write_predictions
+from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.files import write_json
-from d2ext.inference.overlay import write_overlays
 from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -268,7 +267,7 @@ def _report(out: Path, plan: Plan) -> None:
 
 
 def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:
-    """Flat results on rank 0, with predictions and overlays in the run directory."""
+    """Flat results on rank 0, with predictions, analyses and overlays in the run directory."""
     with shortages_explained(
         lambda: "in the evaluation",
         "take smaller images (dataloader.val.mapper.augmentations)",
@@ -283,8 +282,5 @@ def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str
         for key, value in evaluation.results.items():
             if key.endswith("/AP"):
                 logger.info("%s%s %.1f", key, synthetic, value)
-        write_predictions(evaluation, out / "predictions")
-        metadata = MetadataCatalog.get(name)
-        folder = out / "overlays" / name
-        write_overlays(evaluation.records, evaluation.predictions, metadata, folder)
+        write_evaluation(evaluation, out)
     return {key: value for e in evaluations for key, value in e.results.items()}

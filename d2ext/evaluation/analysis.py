@@ -121,12 +121,16 @@ class Analysis:
 
         Returns:
             `AP50` in percent and `causes`: for each of Cls, Loc, Both, Dupe, Bkg and Miss its
-            `count` and `delta_AP`, the percent that AP50 would gain without them.
+            `meaning`, `count` and `delta_AP`, the percent that AP50 would gain without them.
         """
         tide = self._evaluation.tide_errors(pos_thr=IOU, bg_thr=0.1)
         causes = {
-            cause: {"count": int(tide["counts"][cause]), "delta_AP": 100 * tide["delta_ap"][cause]}
-            for cause in _CAUSES
+            cause: {
+                "meaning": meaning,
+                "count": int(tide["counts"][cause]),
+                "delta_AP": 100 * tide["delta_ap"][cause],
+            }
+            for cause, meaning in _CAUSES.items()
         }
         ap = 100 * tide["ap_base"] if self.counted.any() else None
         return {"AP50": ap, "causes": causes}
@@ -264,10 +268,7 @@ def _curves(curves: list[dict]) -> str:
 
 
 def _errors(content: dict) -> str:
-    rows = [
-        {"cause": cause, "meaning": _CAUSES[cause], **numbers}
-        for cause, numbers in content["causes"].items()
-    ]
+    rows = [{"cause": cause, **row} for cause, row in content["causes"].items()]
     return f"Errors by cause (TIDE), and what AP50 would gain:\n{table_text(rows)}"
 
 

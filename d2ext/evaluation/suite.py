@@ -5,39 +5,38 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pycocotools.mask
-import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
-from d2ext.evaluation.instances import detections, ground_truth
-from d2ext.files import write_json
+from d2ext.data.records import image_ids_of
+from d2ext.errors import UserError
+from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth
+from d2ext.evaluation.predictions import predict
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     """What one data set's evaluation leaves.
 
     Attributes:
         dataset: its name.
         records: Detectron2 dataset dicts.
-        predictions: COCO results; `category_id` counts from 0 as in the records.
+        truth: the objects in them.
+        detections: of the model.
         results: `<dataset>/<metric>/<task>/<name>` to a number, NaN where undefined.
     """
 
     dataset: str
     records: Sequence[dict]
-    predictions: list[dict]
+    truth: GroundTruth
+    detections: Detections
     results: dict[str, float]
 
 
@@ -47,22 +46,45 @@ def test_sets(loader_cfg: Any) -> list[str]:
     return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
 
 
+def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The metrics of each test set, by name.
+
+    Args:
+        evaluators: the config's section: metric name to its config, for all test sets; or a test
+            set's name to such a section, which that set has instead.
+        names: of the test sets.
+
+    Raises:
+        UserError: an entry is neither a metric nor named as a data set.
+    """
+    common = {key: value for key, value in evaluators.items() if "_target_" in value}
+    own = {key: value for key, value in evaluators.items() if key not in common}
+    if unknown := [key for key in own if key not in names and key not in DatasetCatalog.list()]:
+        raise UserError(
+            f"evaluators.{unknown[0]} is no metric (L(CocoMetric)(), for example), and there is no"
+            f" data set of this name; tested are {', '.join(names)}"
+        )
+    return {name: dict(own.get(name, common)) for name in names}
+
+
 class Suite:
     """The test sets of a loader's config and the metrics to compute on each.
 
     Args:
         loader_cfg: for example `dataloader.val`.
-        evaluators: metric name to its config.
+        evaluators: of `metrics_of`.
     """
 
     def __init__(self, loader_cfg: Any, evaluators: Mapping[str, Any]):
-        self._metrics = {name: instantiate(cfg) for name, cfg in evaluators.items()}
+        names = test_sets(loader_cfg)
+        metrics = metrics_of(evaluators, names)
         self._sets = []
-        for name in test_sets(loader_cfg):
+        for name in names:
             one_set = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
             one_set.dataset.names = name
-            records = DatasetCatalog.get(name)
-            self._sets.append((name, instantiate(one_set), records))
+            made = {metric: instantiate(cfg) for metric, cfg in metrics[name].items()}
+            self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
+        self._truths: dict[str, GroundTruth] = {}
 
     def evaluate(self, model: nn.Module) -> list[Evaluation]:
         """Runs the model over every set and every metric over its predictions.
@@ -74,76 +96,38 @@ class Suite:
             One Evaluation a set, on the main process; an empty list elsewhere.
         """
         evaluations = []
-        for name, loader, records in self._sets:
+        for name, loader, records, metrics in self._sets:
             start = time.perf_counter()
-            predictions = predict(model, loader)
+            found = predict(model, loader, image_ids_of(records))
             if not comm.is_main_process():
                 continue
-            seconds = time.perf_counter() - start
             logger.info(
                 "%s: %d images, %d detections, %.1f s",
                 name,
                 len(records),
-                len(predictions),
-                seconds,
+                len(found.scores),
+                time.perf_counter() - start,
             )
-            classes = MetadataCatalog.get(name).thing_classes
-            truth = ground_truth(records, classes)
-            found = detections(truth, predictions)
+            truth = self._truth(name, records)
             results = {
                 f"{name}/{metric_name}/{key}": value
-                for metric_name, metric in self._metrics.items()
+                for metric_name, metric in metrics.items()
                 for key, value in metric(truth, found).items()
             }
-            evaluations.append(Evaluation(name, records, predictions, results))
+            evaluations.append(Evaluation(name, records, truth, found, results))
         return evaluations
 
-
-def predict(model: nn.Module, loader: Any) -> list[dict]:
-    """COCO results of all ranks, in the order of the images, on the main process."""
-    training = model.training
-    model.eval()
-    results = []
-    try:
-        with torch.inference_mode():
-            for inputs in loader:
-                for sample, output in zip(inputs, model(inputs), strict=True):
-                    results.extend(to_results(sample["image_id"], output["instances"]))
-    finally:
-        model.train(training)
-    return [r for part in comm.gather(results) for r in part]
+    def _truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
+        if name not in self._truths:
+            metadata = MetadataCatalog.get(name)
+            counts = metadata.get("class_image_count")  # of Detectron2's LVIS
+            frequencies = counts and [
+                _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
+            ]
+            self._truths[name] = ground_truth(records, metadata.thing_classes, frequencies)
+        return self._truths[name]
 
 
-def to_results(image_id: int, instances: Any) -> list[dict]:
-    """One image's detections (Detectron2 Instances) as COCO results."""
-    instances = instances.to("cpu")
-    boxes = BoxMode.convert(
-        instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-    ).tolist()
-    scores, labels = instances.scores.tolist(), instances.pred_classes.tolist()
-    results = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-        for box, score, label in zip(boxes, scores, labels, strict=True)
-    ]
-    if instances.has("pred_masks"):
-        for result, mask in zip(results, instances.pred_masks.numpy(), strict=True):
-            rle = pycocotools.mask.encode(np.asfortranarray(mask))
-            result["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
-    return results
-
-
-def write_predictions(evaluation: Evaluation, folder: Path) -> None:
-    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
-
-    A data set that was loaded without ids of its own counts its classes from 1, as its conversion
-    to COCO does.
-    """
-    metadata = MetadataCatalog.get(evaluation.dataset)
-    if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
-        ids = {index: category_id for category_id, index in contiguous.items()}
-    else:
-        ids = range(1, len(metadata.thing_classes) + 1)
-    write_json(
-        folder / f"{evaluation.dataset}.json",
-        [{**p, "category_id": ids[p["category_id"]]} for p in evaluation.predictions],
-    )
+def _frequency(images: int) -> str:
+    """LVIS's group of a class with so many training images (Gupta et al. 2019)."""
+    return "r" if images <= 10 else "c" if images <= 100 else "f"

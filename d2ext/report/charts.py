@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d2ext.report.read import Curve
+Curve = list[tuple[float, float]]  # (iteration, value) in the order of the iterations
 
 # Told apart by colour-blind readers, and visible on white as well as on black.
 _PALETTE = ("#2f7ff7", "#e8710a", "#12a378", "#c74ad6", "#c79a00", "#e0435a", "#17a2c4", "#8a8f98")
@@ -33,13 +33,19 @@ def smooth(curve: Curve) -> Curve:
     return [(x, sum(w) / len(w)) for (x, _), w in zip(curve, windows, strict=True)]
 
 
-def svg(lines: Sequence[Line], ylabel: str, ylim: tuple[float, float] | None = None) -> str:
-    """A line chart over the iterations.
+def svg(
+    lines: Sequence[Line],
+    ylabel: str,
+    ylim: tuple[float, float] | None = None,
+    xlabel: str = "iteration",
+) -> str:
+    """A line chart, mostly over the iterations.
 
     Args:
         lines: what to draw; a line of one point is a dot.
         ylabel: name and unit of the values.
         ylim: the range shown (default: what the values need).
+        xlabel: name of what they are drawn over.
 
     Returns:
         An `<svg>` element without links or scripts, text escaped, about 8:5, at most some 30 KB
@@ -76,8 +82,8 @@ def svg(lines: Sequence[Line], ylabel: str, ylim: tuple[float, float] | None = N
                 ms=3,
                 label=line.label.encode(errors="replace").decode(),  # JSON may hold half characters
             )
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("iteration")
+        axes.xaxis.get_major_locator().set_params(integer=xlabel == "iteration")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.set_ylim(ylim)
         axes.grid(color=_INK, alpha=0.12)

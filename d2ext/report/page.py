@@ -14,6 +14,7 @@ from PIL import Image
 from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.html import page_template
+from d2ext.report.analysis import captions, sections
 from d2ext.report.charts import Line, smooth, svg
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -63,7 +64,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         all_numbers=_all_numbers(run),
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
-        galleries=list(_galleries(run)),
+        analyses={d: list(sections(a)) for d, a in run.analyses.items()},
+        galleries=list(_galleries(run, run_dir)),
     )
     page = run_dir / "report.html"
     with replaced(page, "wb") as f:
@@ -193,13 +195,25 @@ def _chart(title: str, text: str, chart: str, synthetic: bool = False) -> dict[s
     return {"title": title, "text": text, "svg": Markup(chart), "synthetic": synthetic}
 
 
-def _galleries(run: Run) -> Iterator[dict[str, Any]]:
+def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
     folders = {dataset: files for dataset, files in run.overlays.items() if files}
     share = max(1, _MAX_PICTURES // max(1, len(folders)))
-    chosen = {dataset: files[:share] for dataset, files in folders.items()}
+    words = {
+        run_dir / picture: text
+        for a in run.analyses.values()
+        for picture, text in captions(a).items()
+    }
+    rank = {file: i for i, file in enumerate(words)}
+    chosen = {
+        dataset: sorted(files, key=lambda file: rank.get(file, len(rank)))[:share]
+        for dataset, files in folders.items()
+    }
     budget = _MAX_PICTURE_BYTES // max(1, sum(map(len, chosen.values())))
     for dataset, files in chosen.items():
-        pictures = [{"name": file.stem, "uri": _data_uri(file, budget)} for file in files]
+        pictures = [
+            {"name": file.stem, "uri": _data_uri(file, budget), "text": words.get(file, "")}
+            for file in files
+        ]
         yield {
             "dataset": dataset,
             "synthetic": run.synthetic(dataset),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Curve = list[tuple[int, float]]  # (iteration, value) in the order of the iterations
+from d2ext.report.analysis import Analysis, read_analyses
+from d2ext.report.charts import Curve
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Run:
     curves: dict[str, Curve]
     evaluations: dict[str, Evaluation]  # "best", "last": those that exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
+    analyses: dict[str, Analysis]  # dataset -> where it goes wrong
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
 
     def synthetic(self, dataset: str) -> bool:
@@ -35,7 +37,7 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads run.json, config.yaml, metrics.json, results.json and the names of the overlays."""
+    """Reads run.json, config.yaml, metrics.json, results.json, analysis/ and overlays' names."""
     damaged: list[str] = []
     info = _read_object(run_dir / "run.json", damaged)
     for key in ("versions", "datasets"):
@@ -59,6 +61,7 @@ def read_run(run_dir: Path) -> Run:
         curves=_read_metrics(run_dir / "metrics.json", damaged),
         evaluations=evaluations,
         overlays=overlays,
+        analyses=read_analyses(run_dir / "analysis", damaged),
         damaged=damaged,
     )
 

@@ -19,7 +19,8 @@ from d2ext.data.catalog import (
 from d2ext.data.formats.recognise import annotation_format
 from d2ext.engine.agree import declare_datasets
 from d2ext.errors import UserError
-from d2ext.evaluation.suite import Evaluation, write_predictions
+from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.predictions import write_predictions
 
 
 def _coco(names, objects, **more):
@@ -185,7 +186,8 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     ids = MetadataCatalog.get("by_val").thing_dataset_id_to_contiguous_id
     assert {i: c for i, c in ids.items() if c < 2} == {40: 0, 20: 1} and len(ids) == 3
     found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 2, 2], "score": 1} for c in range(3)]
-    write_predictions(Evaluation("by_val", [], found, {}), tmp_path)
+    truth = ground_truth(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
+    write_predictions("by_val", detections(truth, found), truth.image_ids, tmp_path)
     written = json.loads((tmp_path / "by_val.json").read_text())
     assert [p["category_id"] for p in written[:2]] == [40, 20]
     assert written[2]["category_id"] > 40

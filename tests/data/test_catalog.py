@@ -12,7 +12,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from d2ext.data.catalog import Dataset, coco_dataset, register_datasets, via_dataset
 from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.errors import UserError
-from d2ext.evaluation.suite import Evaluation, write_predictions
+from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.predictions import write_predictions
 from d2ext.files import write_json
 
 
@@ -73,8 +74,9 @@ def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
         {"image_id": r["image_id"], "category_id": 0, "bbox": [1, 1, 9, 9], "score": 0.5}
         for r in records
     ]
+    truth = ground_truth(records, ["balloon"])
     for name, category_id in (("catalog_l", 7), ("catalog_k", 1)):
-        write_predictions(Evaluation(name, records, found, {}), tmp_path)
+        write_predictions(name, detections(truth, found), truth.image_ids, tmp_path)
         written = json.loads((tmp_path / f"{name}.json").read_text())
         assert written == [{**result, "category_id": category_id} for result in found]
 

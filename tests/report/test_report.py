@@ -297,3 +297,56 @@ def test_unwritable_page(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*report\.html"):
         write_report(tmp_path)
     assert not list(tmp_path.glob(".report*"))
+
+
+def write_analysis(run_dir: Path, classes: list[str], picture: str) -> dict:
+    """The file of an analysis of balloon_val."""
+    best = {"score": 0.4, "f1": 0.66, "precision": 0.7, "recall": 0.6}
+    row = {"objects": 9, "AP50": 51.2, "best": best, "curve": {"precision": [1.0] * 50 + [0] * 51}}
+    n = len(classes) + 1
+    image = {"image_id": 3, "f1": 0.25, "hits": 1, "false_alarms": 2, "missed": 4}
+    task = {
+        "best_score": best,
+        "confusion_matrix": {
+            "classes": classes,
+            "min_score": 0.4,
+            "matrix": [[100 * i + j for j in range(n)] for i in range(n)],
+        },
+        "pr_curves": [{"class": name, **row} for name in classes],
+        "errors": {
+            "AP50": 51.2,
+            "causes": {"Bkg": {"meaning": "nothing there", "count": 17, "delta_AP": 2.5}},
+        },
+        "images": {"min_score": 0.4, "best": [], "worst": [image]},
+    }
+    content = {"tasks": {"bbox": task, "segm": task}, "pictures": {"3": picture}}
+    (run_dir / "analysis").mkdir(exist_ok=True)
+    (run_dir / "analysis" / "balloon_val.json").write_text(json.dumps(content))
+    return content
+
+
+def test_where_it_goes_wrong(tmp_path):
+    run = write_run(tmp_path)
+    Image.new("RGB", (64, 32)).save(run / "overlays" / "balloon_val" / "awful.jpg")
+    write_analysis(run, ["ball<on>", "kite"], "overlays/balloon_val/photo.jpg")
+    shown = page(run)
+    for text in ("a score of 0.40 or more", "nothing there", "17", "+2.5", "ball<on>", "201"):
+        assert text in shown.text, text
+    worst = "photo (worst 1: F1 0.25, 1 found, 2 false alarms, 4 missed)"
+    assert shown.text.index(worst) < shown.text.index("awful")
+
+
+def test_of_many_classes_the_largest_confusions(tmp_path):
+    run = write_run(tmp_path)
+    write_analysis(run, [f"class {i}" for i in range(30)], "")
+    assert "The most frequent confusions" in page(run).text
+
+
+@pytest.mark.parametrize("key", ["tasks", "pictures"])
+def test_a_damaged_analysis_is_named(tmp_path, key):
+    run = write_run(tmp_path)
+    content = write_analysis(run, ["a"], "")
+    file = run / "analysis" / "balloon_val.json"
+    for text in ("", "[", json.dumps({**content, key: 5})):
+        file.write_text(text)
+        assert "analysis/balloon_val.json is damaged" in page(run).text

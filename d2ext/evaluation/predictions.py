@@ -1,0 +1,184 @@
+"""A model's detections of all ranks as columns, and their file.
+
+Masks are encoded as they come, so that what is kept does not grow with the size of the images.
+"""
+
+import io
+import itertools
+import logging
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from torch import nn
+
+from d2ext.evaluation.instances import Detections, finite, take
+from d2ext.files import replaced
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 256  # images that a rank sends at a time
+_WRITTEN = 10_000  # detections that are made into JSON at a time
+
+
+def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detections | None:
+    """The detections of all ranks, on the main process; None elsewhere.
+
+    An image that several ranks have looked at counts once, the first time.
+
+    Args:
+        model: takes Detectron2's inputs; its training mode is put back.
+        loader: batches of this rank's images.
+        image_ids: of the data set, in its order.
+    """
+    place = {image_id: i for i, image_id in enumerate(image_ids)}
+    training = model.training
+    model.eval()
+    # In one block of memory: what is kept of an image in small ones lies between its masks, so that
+    # glibc cannot use again, nor give back, what those took.
+    kept, count = io.BytesIO(), 0
+    try:
+        with torch.inference_mode():
+            for inputs in loader:
+                for sample, output in zip(inputs, model(inputs), strict=True):
+                    pickle.dump(_image(place[sample["image_id"]], output["instances"]), kept)
+                    count += 1
+    finally:
+        model.train(training)
+    kept.seek(0)
+    return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
+
+
+def _image(place: int, instances: Any) -> tuple[int, Detections]:
+    """One image's detections, Detectron2's Instances."""
+    instances = instances.to("cpu")
+    boxes = BoxMode.convert(
+        instances.pred_boxes.tensor.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+    )
+    masks = None
+    if instances.has("pred_masks"):
+        masks = [_encoded(mask) for mask in instances.pred_masks.numpy()]
+    return place, Detections(
+        np.full(len(boxes), place),
+        instances.pred_classes.numpy().astype(np.int64),
+        boxes.numpy(),
+        instances.scores.double().numpy(),
+        masks,
+    )
+
+
+def _encoded(mask: np.ndarray) -> dict:
+    rle = pycocotools.mask.encode(np.asfortranarray(mask))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
+    """What all ranks have, in chunks, so that no message holds a whole rank's detections.
+
+    Args:
+        mine: place and detections of this rank's images.
+        length: how many they are.
+        count: images of the data set.
+    """
+    rounds = max(comm.all_gather(-(-length // _CHUNK)))
+    seen, parts = np.zeros(count, bool), []
+    for _ in range(rounds):
+        chunk = list(itertools.islice(mine, _CHUNK))
+        packed = ([place for place, _ in chunk], _joined([found for _, found in chunk]))
+        for places, found in comm.gather(packed):
+            new = [place for place in places if not seen[place]]
+            if len(new) < len(places):
+                found = take(found, np.flatnonzero(np.isin(found.image, new)))
+            seen[new] = True
+            parts.append(found)
+    if not comm.is_main_process():
+        return None
+    if not seen.all():
+        logger.warning(
+            "%d of %d images were not looked at: their objects count as missed",
+            np.sum(~seen),
+            count,
+        )
+    found = _joined(parts)
+    return finite(take(found, np.argsort(found.image, kind="stable")))
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
+    """Detections one behind the other; with masks where the first ones have them."""
+    parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
+    masks = parts[0].masks
+    if masks is not None:
+        masks = [mask for part in parts for mask in part.masks]
+    names = ("image", "label", "boxes", "scores")
+    return Detections(*(np.concatenate([getattr(p, n) for p in parts]) for n in names), masks)
+
+
+_NONE = Detections(
+    np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), None
+)
+
+
+def results_of(
+    found: Detections, image_ids: Sequence[Any], rows: slice | np.ndarray
+) -> Iterator[dict]:
+    """COCO results of some detections; `category_id` is their label.
+
+    Args:
+        found: the detections.
+        image_ids: of the data set, in its order.
+        rows: which of them.
+    """
+    columns = (getattr(found, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
+    masks: Sequence[dict | None] = found.masks or [None] * len(found.scores)
+    chosen = np.arange(len(found.scores))[rows].tolist()
+    for row, image, label, box, score in zip(chosen, *columns, strict=True):
+        result = {"image_id": image_ids[image], "category_id": label, "bbox": box, "score": score}
+        yield result if masks[row] is None else {**result, "segmentation": masks[row]}
+
+
+def write_predictions(
+    dataset: str, found: Detections, image_ids: Sequence[Any], folder: Path
+) -> Path:
+    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
+
+    A data set that was loaded without ids of its own counts its classes from 1, as its conversion
+    to COCO does.
+
+    Args:
+        dataset: its name in Detectron2's catalogs.
+        found: the detections.
+        image_ids: of the data set, in its order.
+        folder: where to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    ids = _category_ids(dataset)
+    file = folder / f"{dataset}.json"
+    with replaced(file, "wb") as f:
+        f.write(b"[")
+        for start in range(0, len(found.scores), _WRITTEN):
+            results = results_of(found, image_ids, slice(start, start + _WRITTEN))
+            rows = [{**r, "category_id": ids[r["category_id"]]} for r in results]
+            f.write(b",\n"[not start :] + msgspec.json.encode(rows)[1:-1])
+        f.write(b"]\n")
+    return file
+
+
+def _category_ids(dataset: str) -> Mapping[int, int]:
+    """Class index to the data set's own category id."""
+    metadata = MetadataCatalog.get(dataset)
+    if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
+        return {index: category_id for category_id, index in contiguous.items()}
+    return dict(enumerate(range(1, len(metadata.thing_classes) + 1)))

@@ -1,0 +1,170 @@
+"""analysis/<dataset>.json of a run directory -> what the page shows of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from markupsafe import Markup
+
+from d2ext.report.charts import Line, svg
+
+_MATRIX = 20  # classes of a matrix that is shown whole
+_CONFUSIONS = 20  # the most frequent ones, of a larger matrix
+_CURVES = 8  # lines in a chart
+
+
+class Best(msgspec.Struct):
+    """A score threshold and what detections from it on are worth."""
+
+    score: float
+    f1: float
+    precision: float
+    recall: float
+
+
+class Curve(msgspec.Struct):
+    """Precision at the recalls 0, 0.01, ..., 1."""
+
+    precision: list[float | None]
+
+
+class ClassRow(msgspec.Struct):
+    """One class."""
+
+    name: str = msgspec.field(name="class")
+    objects: int
+    AP50: float | None
+    best: Best | None
+    curve: Curve
+
+
+class Confusions(msgspec.Struct):
+    """Rows are the objects' classes, columns the detections'; the last ones are the background."""
+
+    classes: list[str]
+    min_score: float
+    matrix: list[list[int]]
+
+
+class Cause(msgspec.Struct):
+    """A kind of error."""
+
+    meaning: str
+    count: int
+    delta_AP: float
+
+
+class Errors(msgspec.Struct):
+    """Errors by cause."""
+
+    AP50: float | None
+    causes: dict[str, Cause]
+
+
+class ImageRow(msgspec.Struct):
+    """One image."""
+
+    image_id: int | str
+    f1: float
+    hits: int
+    false_alarms: int
+    missed: int
+
+
+class Images(msgspec.Struct):
+    """The best and the worst images, at a score threshold."""
+
+    min_score: float
+    best: list[ImageRow]
+    worst: list[ImageRow]
+
+
+class Task(msgspec.Struct):
+    """The analysis of boxes or of masks."""
+
+    best_score: Best | None
+    confusion_matrix: Confusions
+    pr_curves: list[ClassRow]
+    errors: Errors
+    images: Images
+
+
+class Analysis(msgspec.Struct):
+    """A data set's file."""
+
+    tasks: dict[str, Task]
+    pictures: dict[str, str]
+
+
+def read_analyses(folder: Path, damaged: list[str]) -> dict[str, Analysis]:
+    """Data set to its analysis; sentences on what cannot be read are added to `damaged`."""
+    analyses = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            analyses[file.stem] = msgspec.json.decode(file.read_bytes(), type=Analysis)
+        except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            damaged.append(f"analysis/{file.name} is damaged and was left out.")
+    return analyses
+
+
+def sections(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    """What the page shows of each task, masks first."""
+    for name, task in reversed(analysis.tasks.items()):
+        yield {
+            "task": name,
+            "best": task.best_score,
+            "classes": task.pr_curves,
+            "curves": _curves(task.pr_curves),
+            "causes": task.errors.causes,
+            "AP50": task.errors.AP50,
+            "min_score": task.confusion_matrix.min_score,
+            **_confusions(task.confusion_matrix),
+        }
+
+
+def captions(analysis: Analysis) -> dict[str, str]:
+    """Picture (its path in the run directory) to words: the worst images first, then the best."""
+    if not analysis.tasks:
+        return {}
+    images = list(analysis.tasks.values())[-1].images
+    found: dict[str, str] = {}
+    for kind, rows in (("worst", images.worst), ("best", images.best)):
+        for i, row in enumerate(rows, start=1):
+            if picture := analysis.pictures.get(str(row.image_id)):
+                text = (
+                    f"{kind} {i}: F1 {row.f1:.2f}, {row.hits} found, {row.false_alarms} false"
+                    f" alarms, {row.missed} missed"
+                )
+                found.setdefault(picture, text)
+    return found
+
+
+def _curves(classes: list[ClassRow]) -> Markup:
+    """A chart of precision over recall, of the classes with the most objects."""
+    shown = sorted((c for c in classes if c.objects), key=lambda c: -c.objects)[:_CURVES]
+    lines = []
+    for i, c in enumerate(shown):
+        points = [(k / 100, p) for k, p in enumerate(c.curve.precision) if p is not None]
+        if points:
+            lines.append(Line(c.name, points, color=i))
+    # matplotlib has escaped what it was given.
+    return Markup(svg(lines, "precision", (0, 1.02), xlabel="recall") if lines else "")
+
+
+def _confusions(content: Confusions) -> dict[str, Any]:
+    """`matrix`, rows of a class and its cells, of few classes; else `pairs`, the largest cells."""
+    names = [*content.classes, "background"]
+    if len(content.classes) > _MATRIX:
+        cells = [
+            (count, names[i], names[j])
+            for i, row in enumerate(content.matrix[: len(names)])
+            for j, count in enumerate(row[: len(names)])
+            if i != j and count
+        ]
+        return {"names": names, "matrix": [], "pairs": sorted(cells, reverse=True)[:_CONFUSIONS]}
+    rows = [
+        (name, [(count, count / max(1, sum(row))) for count in row])
+        for name, row in zip(names, content.matrix, strict=False)
+    ]
+    return {"names": names, "matrix": rows, "pairs": []}

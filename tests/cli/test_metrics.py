@@ -1,0 +1,78 @@
+"""Any metric on any data set, named in the config; the same numbers by tools/evaluate.py."""
+
+import json
+
+import pytest
+
+VOC = "+evaluators.voc={_target_: d2ext.evaluation.voc.VocMetric, iou_thresholds: [0.3, 0.5]}"
+GROUPS = "+evaluators.open_images={_target_: d2ext.evaluation.open_images.OpenImagesMetric}"
+SETS = "dataloader.val.dataset.names=[balloon_val,balloon_train]"
+OWN = "+evaluators.balloon_train={mine: {_target_: d2ext.evaluation.voc.VocMetric}}"
+
+
+@pytest.fixture
+def results(train_net, tiny, tmp_path):
+    """Trains a step, evaluates with these overrides, and returns the run's folder and numbers."""
+
+    def run(*overrides):
+        out = tmp_path / "out"
+        done = train_net("--work-dir", out, "--overwrite", *tiny, "train.max_iter=1", *overrides)
+        assert done.status == 0, done.stderr
+        return out, json.loads((out / "results.json").read_text())["last"]["results"]
+
+    return run
+
+
+def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
+    out, numbers = results(VOC, GROUPS)
+    assert {key.split("/")[1] for key in numbers} == {"coco", "voc", "open_images"}
+    folder = tiny_root / "balloon" / "val"
+    truth = tmp_path / "truth.json"
+    convert = [folder / "via_region_data.json", "--images", folder, "--classes", "balloon"]
+    done = run_tool("convert_dataset", "via", *convert, "--output", truth)
+    assert done.status == 0, done.stderr
+    done = run_tool(
+        *("evaluate", out / "predictions" / "balloon_val.json", "--dataset", truth),
+        *("--metrics", "coco", "voc", "open_images", "--per-class", "--out", tmp_path / "o.json"),
+        *("--confusion-matrix", "--pr-curves", "--errors"),
+    )
+    assert done.status == 0, done.stderr
+    offline = json.loads((tmp_path / "o.json").read_text())
+    shared = {key.split("/", 1)[1] for key in numbers} & offline.keys()
+    assert {"coco/bbox/AP", "coco/segm/AP", "voc/bbox/AP50", "open_images/bbox/AP50"} <= shared
+    for key in shared - {"voc/bbox/AP", "voc/bbox/AP-balloon"}:  # of other thresholds
+        assert offline[key] == pytest.approx(numbers[f"balloon_val/{key}"], abs=1e-9), key
+    # And the analyses of the run are those of the files.
+    mine = json.loads((out / "analysis" / "balloon_val.json").read_text())["tasks"]
+    theirs = json.loads((tmp_path / "o_analysis.json").read_text())
+    assert mine["segm"]["confusion_matrix"] == theirs["segm"]["confusion_matrix"]
+    assert mine["bbox"]["errors"] == theirs["bbox"]["errors"]
+    page = (out / "report.html").read_text()
+    assert "Where it goes wrong: balloon_val" in page and "Confusions" in page
+
+
+def test_each_test_set_may_have_its_own(results):
+    out, numbers = results(SETS, OWN)
+    assert {tuple(key.split("/")[:2]) for key in numbers} == {
+        ("balloon_val", "coco"),
+        ("balloon_train", "mine"),
+    }
+    assert (out / "analysis" / "balloon_train.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+evaluators.voc={mode: area}", "evaluators.voc is no metric"),
+        (VOC.replace("0.3", "3"), "iou_thresholds="),
+        ("+evaluators.c={_target_: d2ext.evaluation.coco.CocoMetric, tasks: bbox}", "tasks='bbox'"),
+        (
+            "+evaluators.c={_target_: d2ext.evaluation.cityscapes.CityscapesMetric}",
+            "'balloon' is none of Cityscapes' classes",
+        ),
+        ("train.best.metric=voc/bbox/AP", "no evaluation gives balloon_val/voc/bbox/AP"),
+    ],
+)
+def test_mistakes_are_found_before_the_run(train_net, tiny, tmp_path, override, words):
+    done = train_net("--dry-run", "--work-dir", tmp_path / "out", *tiny, override)
+    assert done.status == 2 and words in done.stderr, done.stderr

@@ -1,0 +1,152 @@
+"""Detections of a model as columns: of one process and of several, and as a file."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import launch
+from detectron2.structures import Boxes, Instances
+
+from d2ext.evaluation.predictions import predict, results_of, write_predictions
+
+IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
+
+
+class Found(torch.nn.Module):
+    """Detects in each image as many objects as the last digit of its number says."""
+
+    def __init__(self, masks=True):
+        super().__init__()
+        self.masks = masks
+
+    def forward(self, inputs):
+        return [{"instances": self._found(int(sample["image_id"].split()[1]))} for sample in inputs]
+
+    def _found(self, i):
+        generator = torch.Generator().manual_seed(i)
+        n = i % 10
+        found = Instances((8, 9))
+        start = torch.rand(n, 2, generator=generator) * 4
+        found.pred_boxes = Boxes(torch.cat([start, start + 1 + torch.rand(n, 2)], 1))
+        found.pred_boxes.tensor[:, 2:] = start + 2
+        found.scores = torch.rand(n, generator=generator)
+        found.pred_classes = torch.arange(n) % 3
+        if self.masks:
+            found.pred_masks = torch.rand(n, 8, 9, generator=generator) > 0.5
+        return found
+
+
+def _loader(numbers):
+    """Batches of two."""
+    numbers = list(numbers)
+    for i in range(0, len(numbers), 2):
+        yield [{"image_id": IDS[k]} for k in numbers[i : i + 2]]
+
+
+def _rank(file, parts):
+    """What rank 0 has in the end, as results."""
+    from detectron2.utils import comm
+
+    found = predict(Found(), _loader(parts[comm.get_rank()]), IDS)
+    if comm.is_main_process():
+        rows = list(results_of(found, IDS, slice(None)))
+        with open(file, "w") as f:
+            json.dump(rows, f)
+    else:
+        assert found is None
+
+
+def test_the_columns_are_what_the_model_found():
+    model = Found().train()
+    found = predict(model, _loader([13, 4, 0]), IDS)
+    assert model.training
+    assert found.image.tolist() == [4] * 4 + [13] * 3  # in the order of the data set
+    expected = model._found(13)
+    assert found.label[4:].tolist() == expected.pred_classes.tolist()
+    assert found.scores[4:] == pytest.approx(expected.scores.numpy())
+    x0, y0, x1, y1 = expected.pred_boxes.tensor.T.double()
+    assert found.boxes[4:] == pytest.approx(torch.stack([x0, y0, x1 - x0, y1 - y0], 1).numpy())
+    from pycocotools import mask
+
+    for rle, truth in zip(found.masks[4:], expected.pred_masks, strict=True):
+        assert mask.decode(rle).tolist() == truth.int().tolist()
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_nothing_found(masks):
+    found = predict(Found(masks), _loader([0, 10]), IDS)
+    assert len(found.scores) == 0 and found.boxes.shape == (0, 4)
+
+
+def test_images_that_nobody_looked_at_are_counted(caplog):
+    predict(Found(), _loader(range(590)), IDS)
+    assert "10 of 600 images were not looked at" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_of_uneven_parts_that_overlap_find_the_same(tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    _rank(one, [range(600)])
+    parts = [range(0, 401), range(390, 600)]  # 11 images twice
+    launch(_rank, 2, dist_url="auto", args=(str(two), parts), timeout=None)
+    assert json.loads(two.read_text()) == json.loads(one.read_text())
+    assert len(json.loads(one.read_text())) == 600 * 4.5
+
+
+def test_the_file_holds_the_data_sets_own_category_ids(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2ext.evaluation.predictions._WRITTEN", 4)
+    found = predict(Found(), _loader([13, 4]), IDS)
+    MetadataCatalog.get("predictions_own").set(
+        thing_classes=["a", "b", "c"], thing_dataset_id_to_contiguous_id={70: 0, 2: 1, 3: 2}
+    )
+    MetadataCatalog.get("predictions_none").set(thing_classes=["a", "b", "c"])
+    for name, ids in (("predictions_own", [70, 2, 3]), ("predictions_none", [1, 2, 3])):
+        written = json.loads(write_predictions(name, found, IDS, tmp_path).read_text())
+        expected = list(results_of(found, IDS, slice(None)))
+        assert len(written) == 7
+        assert written == [{**r, "category_id": ids[r["category_id"]]} for r in expected]
+    nothing = predict(Found(), _loader([0]), IDS)
+    file = write_predictions("predictions_own", nothing, IDS, tmp_path)
+    assert json.loads(file.read_text()) == []
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_size_of_images():
+    """The masks of 200 more images, a million pixels each, would be a gigabyte."""
+    code = """
+import resource, torch
+from detectron2.structures import Boxes, Instances
+from d2ext.evaluation.predictions import predict
+class Model(torch.nn.Module):
+    def forward(self, inputs):
+        found = Instances((1000, 1000))
+        found.pred_boxes = Boxes(torch.tensor([[0., 0, 9, 9]] * 5))
+        found.scores, found.pred_classes = torch.ones(5), torch.zeros(5, dtype=torch.long)
+        found.pred_masks = torch.zeros(5, 1000, 1000, dtype=torch.bool)
+        found.pred_masks[:, :100] = True
+        return [{"instances": found}]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+loader = lambda n: ([{"image_id": i}] for i in range(n))
+predict(Model(), loader(100), range(100))  # glibc keeps some of what is freed, up to a bound
+before = peak()
+found = predict(Model(), loader(300), range(300))
+assert len(found.masks) == 1500
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200  # MB
+
+
+def test_scores_that_are_no_numbers_are_dropped(caplog):
+    class Odd(Found):
+        def _found(self, i):
+            found = super()._found(i)
+            found.scores[0] = np.nan
+            return found
+
+    assert len(predict(Odd(), _loader([13]), IDS).scores) == 2
+    assert "1 of 3 detections dropped" in caplog.text
