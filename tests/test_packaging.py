@@ -18,6 +18,7 @@ import d2ext
 
 OWN = {
     "coco_file",
+    "results_file",
     "common",
     "d2ext",
     "configs",

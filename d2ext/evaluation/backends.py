@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from d2ext.data.formats.rle import rle_areas
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
+_CHUNK = 5_000  # masks that are looked at together
 _IGNORED_AREA = 2e10  # above every range of sizes, so both backends leave the object out of account
 
 
@@ -121,21 +123,23 @@ def hotcoco_pair(truth: GroundTruth, found: Detections, task: str, lvis_style: b
     rows = np.column_stack([found.image + 1, found.boxes, found.scores, found.label + 1])
     dt = gt.load_res(rows, segmentation=_masks(found) if masks else None)
     if masks:
-        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=hotcoco.mask.area(_masks(found)))
+        areas = found.mask_areas
+        areas = hotcoco.mask.area(_masks(found)) if areas is None else areas
+        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=areas)
     return hotcoco.COCOeval(gt, dt, task, lvis_style=lvis_style)
 
 
 def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
     """A pycocotools COCOeval still to be evaluated."""
-    from pycocotools import mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     masks = task == "segm"
-    if masks:  # one by one: pycocotools 2.0.11 fails on more than 255 with numpy 2
-        areas = np.array([mask.area(m) for m in _masks(found)], np.float64)
-    else:
-        areas = found.boxes[:, 2] * found.boxes[:, 3]
+    areas = found.boxes[:, 2] * found.boxes[:, 3]
+    if masks:
+        areas = mask_areas(_masks(found))
+        for i in np.flatnonzero(np.isnan(areas))[:1].tolist():
+            raise UserError(f"the RLE of detection {i} does not fill its image")
     crowd = truth.crowd | truth.group_of
     objects = _annotations(truth, _areas(truth), _segmentations(truth) if masks else None)
     for a, value in zip(objects, crowd.tolist(), strict=True):
@@ -154,6 +158,18 @@ def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
         side.createIndex()
         sides.append(side)
     return COCOeval(*sides, task)
+
+
+def mask_areas(masks: Sequence[dict]) -> np.ndarray:
+    """Pixels in compressed RLEs, float64 (M,), as `rle_areas` counts them: NaN for damaged ones."""
+    areas = np.empty(len(masks))
+    for first in range(0, len(masks), _CHUNK):
+        part = masks[first : first + _CHUNK]
+        sizes = np.array([mask["size"] for mask in part])
+        counts = [mask["counts"] for mask in part]
+        counts = [c.decode("ascii") if isinstance(c, bytes) else c for c in counts]
+        areas[first : first + _CHUNK] = rle_areas(counts, sizes)
+    return areas
 
 
 def _annotations(

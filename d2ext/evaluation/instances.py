@@ -13,6 +13,8 @@ What is odd is defined here, once for all metrics and both backends:
   boxes and masks pycocotools reads `ignore`, but overwrites it by `iscrowd`.)
 - Where masks are compared, an object without one has its box as mask. The size of a detection is
   the area of its mask there, as in Detectron2, not that of its box.
+- A run-length encoding that ends before its image does has background there for hotcoco; the
+  pycocotools backend refuses it, as pycocotools itself would never come to an end.
 - Of detections with the same score in an image, the one that stands first comes first; of two
   images the one with the lower id. Ids of annotations are of no account, be they 0 or repeated.
 """
@@ -86,6 +88,7 @@ class Detections:
         boxes: (M, 4) float64, [x, y, width, height] in pixels.
         scores: (M,) float64.
         masks: M compressed RLEs of the image's size, or None for boxes alone.
+        mask_areas: (M,) float64, pixels in the masks, where somebody has counted them.
     """
 
     image: np.ndarray
@@ -93,6 +96,7 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     masks: Sequence[dict] | None
+    mask_areas: np.ndarray | None = None
 
 
 def ground_truth(
@@ -200,6 +204,7 @@ def finite(found: Detections) -> Detections:
 def take(found: Detections, rows: np.ndarray) -> Detections:
     """The detections of these rows, int64."""
     masks = None if found.masks is None else [found.masks[i] for i in rows.tolist()]
+    areas = None if found.mask_areas is None else found.mask_areas[rows]
     return Detections(
-        found.image[rows], found.label[rows], found.boxes[rows], found.scores[rows], masks
+        found.image[rows], found.label[rows], found.boxes[rows], found.scores[rows], masks, areas
     )

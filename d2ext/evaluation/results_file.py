@@ -13,6 +13,7 @@ import pycocotools.mask
 from d2ext.data.formats.common import no_collection, shown
 from d2ext.data.formats.objects import MALFORMED, read_object, short
 from d2ext.errors import UserError
+from d2ext.evaluation.backends import mask_areas
 from d2ext.evaluation.dataset_file import Dataset
 from d2ext.evaluation.instances import Detections, GroundTruth, finite
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
@@ -74,16 +75,16 @@ def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detect
     truth = dataset.truth
     image = _known(path, results, "image", truth.image_ids, dataset.path)
     label = _known(path, results, "category", dataset.category_ids, dataset.path)
-    masks = None
+    masks = areas = None
     if results and results[0].segmentation is not None:
         masks = [r.segmentation for r in results]
-        _check_masks(path, masks, truth.heights[image], truth.widths[image])
+        areas = _check_masks(path, masks, truth.heights[image], truth.widths[image])
     if results and results[0].bbox is None:
         boxes = pycocotools.mask.toBbox(masks)
     else:
         boxes = box_column(results)
     scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
-    found = Detections(image, label, boxes, scores, masks)
+    found = Detections(image, label, boxes, scores, masks, areas)
     if results:
         _check_boxes(path, found, truth)
     _check_distinct(path, found)
@@ -111,8 +112,10 @@ def _known(
     )
 
 
-def _check_masks(path: Path, masks: list[dict], heights: np.ndarray, widths: np.ndarray) -> None:
-    """Checks the RLEs, and compresses those that are not."""
+def _check_masks(
+    path: Path, masks: list[dict], heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """Checks the RLEs, compresses those that are not, and gives their areas."""
     wanted = np.stack([heights, widths], 1).tolist()
     sizes = list(map(itemgetter("size"), masks))
     if sizes != wanted:
@@ -123,14 +126,14 @@ def _check_masks(path: Path, masks: list[dict], heights: np.ndarray, widths: np.
         )
     if list in set(map(type, map(itemgetter("counts"), masks))):
         masks[:] = [_checked_mask(path, i, mask) for i, mask in enumerate(masks)]
-    # The operators are quick for all at once, and say what is wrong, but not where.
     with contextlib.suppress(ImportError, ValueError):
         import hotcoco
 
-        hotcoco.mask.area(masks)
-        return
-    for i, mask in enumerate(masks):
-        _checked_mask(path, i, mask)
+        return hotcoco.mask.area(masks).astype(np.float64)  # twenty times as fast
+    areas = mask_areas(masks)
+    for i in np.flatnonzero(np.isnan(areas))[:1].tolist():
+        raise UserError(f"{path}: the RLE of entry {i} is damaged, or does not fill its image")
+    return areas
 
 
 def _checked_mask(path: Path, i: int, mask: dict) -> dict:

@@ -114,6 +114,12 @@ def test_results_of_masks_alone_and_of_nothing(tmp_path, evaluate):
     assert json.loads(out.read_text())["coco/segm/AP"] == 0
 
 
+def test_a_mask_that_ends_early_does_not_hang_pycocotools(evaluate):
+    results = [r | {"segmentation": {**MASK, "counts": "zz0"}} for r in _results()]
+    done = evaluate(results, "--backend", "pycocotools")
+    assert done.status == 2 and "does not fill its image" in done.stderr
+
+
 def test_scores_that_are_no_numbers(evaluate):
     wrong = [{**_results()[0], "score": value, "bbox": [1, 2, 3, 4]} for value in (math.nan, None)]
     done = evaluate(_results() + wrong)

