@@ -132,7 +132,18 @@ class Trainer:
             finally:
                 if hasattr(batches, "close"):  # a generator, as d2ext's loader is: ends its workers
                     batches.close()
-                self._call_hooks("after_train")
+                self._after_train()
+
+    def _after_train(self) -> None:
+        for hook in self._hooks:
+            try:
+                hook.after_train()
+            except Exception as e:
+                # Behind an error hooks find what they do not expect, such as a step without an end;
+                # the error is what is to be told.
+                if self.error is None:
+                    raise
+                logger.warning("%s.after_train: %r", type(hook).__name__, e)
 
     def memory(self) -> dict[str, Any]:
         """What a resumed run has to know of its past, in plain types."""
