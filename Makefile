@@ -3,13 +3,14 @@ export D2EXT_VENV ?= .venv
 PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-all chaos lint
+.PHONY: help env demo test test-slow test-slurm test-all chaos lint
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
 	@echo "make test-all  those, the slow ones and chaos"
+	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged; in test-all, too (CHAOS='--seed 3')"
 	@echo "make lint      the style checks"
 
@@ -27,6 +28,9 @@ test: env
 # pytest ends with status 5 where no test is slow.
 test-slow: env
 	$(PYTHON_ENV) -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+
+test-slurm: env
+	bash tests/slurm/run.sh $(PYTHON_ENV) $(ARGS)
 
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)

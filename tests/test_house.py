@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # Imports run downward only (docs/architecture.md).
-LAYERS = ["config", "modeling", "data", "evaluation", "inference", "report", "engine"]
+LAYERS = ["config", "modeling", "data", "evaluation", "inference", "report", "engine", "slurm"]
 ALLOWED = {
     "config": set(),
     "modeling": set(),
@@ -16,6 +16,7 @@ ALLOWED = {
     "inference": set(),
     "report": set(),
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
+    "slurm": {"engine"},
 }
 COMMON = {"errors", "files", "guard", "html"}
 
@@ -73,6 +74,9 @@ def test_imports_run_downward(repo, layer):
         "d2ext.evaluation.open_images",
         "d2ext.evaluation.voc",
         "d2ext.report",
+        "d2ext.slurm.job",
+        "d2ext.slurm.submit",
+        "d2ext.slurm.status",
     ],
 )
 def test_these_start_at_once(repo, module):

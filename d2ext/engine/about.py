@@ -58,6 +58,7 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "device": plan.device,
         "datasets": plan.datasets,
+        "max_iter": plan.schedule and plan.schedule.max_iter,
     }
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]

@@ -98,11 +98,29 @@ def find_layout(
 
 
 def free_port() -> int:
-    """A port on which this machine can listen now."""
+    """A port on which this machine can listen now, and which no other run here has been given."""
     for port in _PORTS[os.getpid() % 1000 :: 7]:
-        if port_is_free(port):
+        if port_is_free(port) and _reserve(port):
             return port
     raise UserError("no free port between 15000 and 32767; give one with --dist-url")
+
+
+_reserved: list[socket.socket] = []
+
+
+def _reserve(port: int) -> bool:
+    """Takes a port for as long as this process lives: it is listened on only seconds later.
+
+    The mark is a name of Linux's abstract sockets, which goes with the process.
+    """
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0d2ext-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    _reserved.append(mark)
+    return True
 
 
 def port_is_free(port: int) -> bool:

@@ -5,6 +5,7 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,8 @@ def choose_device(
     Raises:
         UserError: more GPUs are asked for than there are, or an unknown device.
     """
+    if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
+        visible = int(os.environ["D2EXT_PLAN_GPUS"])
     if visible is None:
         visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cpu = f"CPU, {torch.get_num_threads()} threads"

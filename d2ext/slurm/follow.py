@@ -1,0 +1,78 @@
+"""Rank 0's log as it grows, and the end of a job."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.slurm.record import Record
+from d2ext.slurm.status import describe_state, is_over
+
+_ASK = 5.0  # seconds between two questions to Slurm
+_LATE = 10.0  # seconds that a shared disk may take to show how a job ended
+
+
+class _Log:
+    """What is new in a log."""
+
+    def __init__(self, record: Record, prefix: str):
+        self._path = Path(record.submission["log"])
+        self._prefix = prefix
+        self._at = 0
+
+    def show(self, whole: bool = False) -> None:
+        """Prints the new lines; with `whole` a last one without an end, too."""
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as f:
+            f.seek(self._at)
+            text = f.read()
+        end = len(text) if whole else text.rfind(b"\n") + 1
+        self._at += end
+        for line in text[:end].decode(errors="replace").splitlines():
+            print(f"{self._prefix}{line}")
+        sys.stdout.flush()
+
+
+def follow(records: Sequence[Record]) -> int:
+    """Shows rank 0's logs and what becomes of the jobs until all have ended.
+
+    Returns:
+        The highest exit status of the trainings; 1 for one that ended without telling.
+    """
+    logs = [_Log(r, f"{r.run_dir.name} | " * (len(records) > 1)) for r in records]
+    said: dict[int, str] = {}
+    asked, open_, statuses = 0.0, set(range(len(records))), [0]
+    while open_:
+        look = time.monotonic() - asked > _ASK
+        asked = time.monotonic() if look else asked
+        for i in sorted(open_):
+            record = records[i]
+            over = record.outcome is not None or look and _really_over(record)
+            logs[i].show(whole=over)
+            state = describe_state(record) if look or over else said.get(i)
+            if state != said.get(i):
+                said[i] = state
+                print(f"[{state}]", flush=True)
+            if over:
+                statuses.append((record.outcome or {"status": 1})["status"])
+                open_.discard(i)
+        time.sleep(0.5)
+    return max(statuses)
+
+
+def show(record: Record) -> None:
+    """Prints rank 0's log."""
+    _Log(record, "").show(whole=True)
+
+
+def _really_over(record: Record) -> bool:
+    """Whether it is gone; the disk gets time to show how it ended."""
+    if not is_over(record):
+        return False
+    end = time.monotonic() + _LATE
+    while record.outcome is None and time.monotonic() < end and record.submission:
+        if record.cancelled:
+            break
+        time.sleep(0.5)
+    return is_over(record)

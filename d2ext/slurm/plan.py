@@ -1,0 +1,186 @@
+"""From what the user asks for to a checked job; nothing is written or submitted here."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from d2ext.errors import UserError
+from d2ext.slurm.queue import default_time, has_slurm, parse_time
+from d2ext.slurm.record import newest_record
+from d2ext.slurm.status import describe_state, is_over
+
+REPO = Path(__file__).resolve().parent.parent.parent
+_FOREVER = 365 * 24 * 60  # minutes; submitit wants a number
+
+
+@dataclass
+class Request:
+    """What the user asks for; the fields are flags of tools/submit.py.
+
+    Attributes:
+        train: flags and overrides that mean something to train_net.py only.
+        slurm: more options of sbatch.
+    """
+
+    config_file: str
+    num_machines: int = 1
+    num_gpus: int = 1
+    work_dir: str | None = None
+    resume: bool = False
+    resume_from: str | None = None
+    overwrite: bool = False
+    eval_only: bool = False
+    train: list[str] = field(default_factory=list)
+    cluster: str | None = None
+    partition: str | None = None
+    job_name: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    time: str | None = None
+    qos: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    nodelist: str | None = None
+    seeds: list[int] = field(default_factory=list)
+    max_requeues: int = 100
+    signal_delay: int = 120
+    slurm: dict[str, str | bool] = field(default_factory=dict)
+
+    def command(self, work_dir: Path | None) -> list[str]:
+        """The first part of train_net.py's command line, up to the machine's number."""
+        counts = {"--num-gpus": self.num_gpus, "--num-machines": self.num_machines}
+        flags = [str(x) for pair in counts.items() for x in pair]
+        tool = [sys.executable, "-u", str(REPO / "tools" / "train_net.py")]
+        tool += ["--config-file", self.config_file, *flags]
+        tool += ["--eval-only"] * self.eval_only
+        return tool + (["--work-dir", str(work_dir)] if work_dir else [])
+
+
+@dataclass
+class Run:
+    """One training of a job.
+
+    Attributes:
+        directory: of the run.
+        seed: its `train.seed`, where the user gave --seeds.
+    """
+
+    directory: Path
+    seed: int | None = None
+
+
+@dataclass
+class Job:
+    """A checked request.
+
+    Attributes:
+        request: as given.
+        cluster: `slurm` or `local`.
+        runs: several for --seeds.
+        wants_gpus: whether the config trains on GPUs.
+        minutes: its time limit.
+        lines: the plan in words.
+    """
+
+    request: Request
+    cluster: str
+    runs: list[Run]
+    wants_gpus: bool
+    minutes: int
+    lines: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of the job."""
+        return self.request.job_name or Path(self.request.config_file).stem
+
+    @property
+    def base(self) -> Path:
+        """The run directory, or the one above those of the seeds."""
+        first = self.runs[0].directory.absolute()
+        return first.parent if self.request.seeds else first
+
+
+def make_plan(request: Request) -> Job:
+    """Checks a request, with all that train_net.py checks before it trains.
+
+    Raises:
+        UserError: something is wrong with it.
+    """
+    cluster, lines = _cluster(request)
+    minutes = parse_time(request.time) if request.time else None
+    if minutes is None and cluster == "slurm":
+        minutes = default_time(request.partition)
+    minutes = minutes or _FOREVER
+    if not 0 < request.signal_delay < minutes * 60:
+        raise UserError(
+            f"--signal-delay {request.signal_delay}: give seconds, fewer than the {minutes} minutes"
+            " of the job"
+        )
+    base = Path(request.work_dir or Path("work_dirs") / Path(request.config_file).stem)
+    runs = [Run(base / f"seed_{seed}", seed) for seed in request.seeds]
+    said = _check(request, cluster, runs[0] if runs else None)
+    output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
+    runs = runs or [Run(Path(output))]
+    for run in runs:
+        _refuse_second(run.directory)
+        taken = (run.directory / "run.json").exists()
+        if taken and run.seed is not None and not (request.resume or request.overwrite):
+            raise UserError(f"{run.directory} holds another run: --resume, --overwrite, --work-dir")
+    wants_gpus = not device.startswith("CPU")
+    what = "GPU" if wants_gpus else "CPU process"
+    limit = f"{minutes} minutes" if minutes < _FOREVER else "no time limit"
+    lines += [line for line in said.splitlines() if not line.startswith("device ")]
+    lines.append(
+        f"machines    {request.num_machines} x {request.num_gpus} {what}, {limit}, at most"
+        f" {request.max_requeues} requeues"
+    )
+    if runs[0].seed is not None:
+        lines.append(f"seeds       {len(runs)} runs, {runs[0].directory} to {runs[-1].directory}")
+    return Job(request, cluster, runs, wants_gpus, minutes, lines)
+
+
+def _cluster(request: Request) -> tuple[str, list[str]]:
+    """Where the job runs, and what is to be said of that."""
+    cluster, lines = request.cluster, []
+    if cluster == "slurm" and not has_slurm():
+        raise UserError("--cluster slurm: sbatch and srun are not on this machine's PATH")
+    if cluster is None:
+        cluster = "slurm" if has_slurm() else "local"
+        if cluster == "local":
+            lines.append("cluster     local: no Slurm is on this machine, so it runs here")
+    if cluster == "local" and request.num_machines > 1:
+        raise UserError(f"--num-machines {request.num_machines}: without Slurm there is one")
+    return cluster, lines
+
+
+def _check(request: Request, cluster: str, run: Run | None) -> str:
+    """What `train_net.py --dry-run` says."""
+    work_dir = run.directory if run else request.work_dir
+    seed = [f"train.seed={run.seed}"] if run else []
+    command = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]
+    command += ["--resume"] * request.resume + ["--overwrite"] * request.overwrite
+    command += ["--resume-from", request.resume_from] if request.resume_from else []
+    env = os.environ | {"MASTER_ADDR": "localhost", "PORT": os.environ.get("PORT") or "1"}
+    if cluster == "slurm":  # the job's machines have GPUs, this one need not
+        env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
+    done = subprocess.run(
+        [*command, *request.train, *seed], env=env, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1] if done.returncode == 2 else done.stderr
+        raise UserError(re.sub(r"^(train_net\.py: )?error: ", "", last))
+    return done.stdout
+
+
+def _refuse_second(directory: Path) -> None:
+    record = newest_record(directory)
+    if record and not is_over(record):
+        raise UserError(
+            f"{directory}: {describe_state(record)}; wait for it, `submit.py cancel {directory}`,"
+            " or choose another --work-dir"
+        )

@@ -1,0 +1,130 @@
+"""How runs are doing: from their directories, and from Slurm."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from d2ext.slurm.queue import living_jobs, past_states
+from d2ext.slurm.record import Record
+
+_RECENT = 20  # iterations whose times say how long the rest takes
+
+
+def is_over(record: Record) -> bool:
+    """Whether a job has come to its end, one way or another."""
+    job = record.submission
+    if record.outcome or not job:
+        return True
+    if job["cluster"] == "local":
+        return not Path(f"/proc/{job['job']}").exists()
+    living = living_jobs()
+    return living is not None and job["job"] not in living
+
+
+def describe_state(record: Record) -> str:
+    """A job's number and state in words."""
+    return f"job {record.submission['job']} is {_states([record])[0][0]}"
+
+
+def status_table(records: Sequence[Record]) -> str:
+    """State, nodes, progress, ETA, last AP and requeues of runs, one a line."""
+    rows = []
+    for record, (state, nodes) in zip(records, _states(records), strict=True):
+        done, total, seconds = progress(record.run_dir)
+        eta = "" if not seconds or state != "RUNNING" else _duration(seconds * (total - done))
+        rows.append(
+            (
+                os.path.relpath(record.run_dir),
+                record.submission["job"],
+                state,
+                nodes,
+                f"{done} of {total}" if total else "",
+                eta,
+                _last_ap(record.run_dir),
+                record.requeues,
+            )
+        )
+    headers = ("run", "job", "state", "nodes", "iteration", "ETA", "last AP", "requeues")
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def progress(run_dir: Path) -> tuple[int, int, float | None]:
+    """Iterations done, of how many, and seconds that one takes (None: not known)."""
+    rows = []
+    for line in _text(run_dir / "metrics.json").splitlines()[-200:]:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the line that is being written
+            continue
+    done = max((row["iteration"] + 1 for row in rows[-1:]), default=0)
+    times = [row["time"] for row in rows[-_RECENT:] if "time" in row]
+    total = _object(run_dir / "run.json").get("max_iter") or 0
+    return done, total, statistics.median(times) if times else None
+
+
+def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """State and nodes of each job."""
+    living = living_jobs() or {}
+    gone = [
+        r.submission["job"]
+        for r in records
+        if r.outcome is None and r.submission["cluster"] == "slurm"
+    ]
+    gone = [job for job in gone if job not in living]
+    past = past_states(gone) if gone else {}
+    return [_state(record, living, past) for record in records]
+
+
+def _state(record: Record, living: dict, past: dict[str, str]) -> tuple[str, str]:
+    job, outcome = record.submission, record.outcome
+    if outcome:
+        return _ending(outcome), record.attempts[-1]["nodes"] if record.attempts else ""
+    if job["cluster"] == "local":
+        alive = Path(f"/proc/{job['job']}").exists()
+        return ("RUNNING", "this machine") if alive else ("killed", "")
+    if job["job"] in living:
+        state, nodes, reason = living[job["job"]]
+        return (f"{state} ({reason})" if state == "PENDING" else state), nodes
+    if record.cancelled:
+        return "cancelled", ""
+    return past.get(job["job"], "gone"), ""
+
+
+def _ending(outcome: dict[str, Any]) -> str:
+    if outcome["status"] == 0:
+        return "finished"
+    reason = outcome["reason"]
+    return "cancelled" if reason.startswith("cancelled:") else f"stopped: {reason:.60}"
+
+
+def _last_ap(run_dir: Path) -> str:
+    results = _object(run_dir / "results.json").get("last", {}).get("results", {})
+    named = {key: value for key, value in results.items() if key.endswith("/AP")}
+    key = next((k for k in named if "/segm/" in k), next(iter(named), None))
+    return "" if key is None or named[key] is None else f"{named[key]:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        time.strftime("%H:%M:%S", time.gmtime(seconds))
+        if seconds < 86400
+        else (f"{seconds / 86400:.1f} days")
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    return json.loads(text) if text else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,169 @@
+"""Trainings as jobs of a real Slurm: finished, interrupted, killed, and several at once."""
+
+import os
+import re
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.slurm.conftest import LITE0, losses, same_weights
+
+pytestmark = pytest.mark.slow
+
+TWO = ("train.reference_world_size=2",)
+LONG = ("train.max_iter=30",)
+
+
+def test_one_node(cluster, start, without_slurm):
+    """The same training as without Slurm; --wait shows its log and returns its status."""
+    run = start("one", "--wait")
+    assert run.outcome["status"] == 0
+    assert losses(run.directory) == losses(without_slurm())
+    assert same_weights(run.directory, without_slurm())
+    table = cluster.tool("status", run.directory)
+    assert re.search(r"finished +node\d +4 of 4 .* 0$", table.strip()), table
+    assert "eta:" in cluster.tool("logs", run.directory)
+
+
+def test_two_nodes(start, without_slurm):
+    """Two processes on each of two nodes; machine 0 tells where they meet."""
+    four = ("train.reference_world_size=4", "train.reference_batch_size=4")
+    run = start("two", "--num-machines", "2", "--num-gpus", "2", "--wait", more=four)
+    alone = without_slurm("--num-gpus", "4", *four)
+    assert losses(run.directory) == losses(alone)
+    assert same_weights(run.directory, alone)
+    table = re.findall(r"^ +(\d) +(\d) +(node\d)", run.log, re.M)
+    assert table == [
+        ("0", "0", "node1"),
+        ("1", "1", "node1"),
+        ("2", "0", "node2"),
+        ("3", "1", "node2"),
+    ]
+    assert len(list(run.folder.glob("meet-*"))) == 1
+
+
+def test_preempted_and_out_of_time(cluster, start, without_slurm):
+    """A job of `dev` takes the nodes, later the time is up: saved, requeued, the same weights."""
+    long = ("train.max_iter=150", "train.eval_period=0", "train.checkpointer.period=0")
+    run = start("low", "--time", "20", "--signal-delay", "20", partition="low", more=long)
+    run.wait_for_steps(1)
+    cluster.run("sbatch", "-p", "dev", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    run.wait_for_steps(2)
+    # Slurm looks at the limits twice a minute.
+    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 50))
+    cluster.run("scontrol", "update", f"JobId={run.job}", f"EndTime={soon}")
+    cluster.until(lambda: "ended" in run.attempts[1], "the time limit is not heard of")
+    cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
+    assert run.wait_for_end()["status"] == 0
+    whys = [attempt["why"] for attempt in run.attempts]
+    assert whys == ["preempted or out of time, and saved"] * 2 + ["finished"]
+    goes_on = [int(n) for n in re.findall(r"goes on at iteration (\d+)", run.log)]
+    assert len(goes_on) == 2 and goes_on[0] < goes_on[1]
+    assert "this job is preempted" in run.log
+    alone = without_slurm(*long)
+    assert losses(run.directory) == losses(alone)  # no step is lost, none repeated
+    assert same_weights(run.directory, alone)
+
+
+def test_killed(cluster, start, without_slurm):
+    """A rank, the whole step, and the job itself by an administrator: it goes on each time."""
+    more = (*TWO, *LONG, "train.checkpointer.period=2")
+    run = start("killed", "--num-gpus", "2", more=more)
+    table = re.compile(r"^ +1 +1 +node\d +(\d+)", re.M)
+    cluster.until(lambda: run.attempts and table.search(run.log), "the ranks do not meet")
+    os.kill(int(table.findall(run.log)[-1]), signal.SIGKILL)  # before there is a checkpoint
+    run.wait_until_saved(2)
+    cluster.run("scancel", "--signal=KILL", f"{run.job}.0")
+    run.wait_until_saved(3)
+    cluster.run("scontrol", "requeue", run.job)
+    assert run.wait_for_end()["status"] == 0
+    assert "rank 1" in run.attempts[0]["why"] and "SIGKILL" in run.attempts[0]["why"]
+    assert run.attempts[1]["why"] == "killed by SIGKILL"
+    assert len(run.attempts) == 4
+    assert "killed" in cluster.tool("logs", run.directory)
+    assert same_weights(run.directory, without_slurm("--num-gpus", "2", *more))
+
+
+def test_no_more_requeues(cluster, start):
+    """--max-requeues: it saves, stays away, and says so."""
+    run = start("few", "--max-requeues", "0", more=LONG)
+    run.wait_for_steps(1)
+    cluster.run("scancel", "--signal=USR2", run.job)
+    outcome = run.wait_for_end()
+    assert outcome["status"] == 75
+    assert outcome["reason"].endswith("after 0 requeues, all that --max-requeues allows")
+    assert (run.directory / "last_checkpoint").exists() and "not requeued" in run.log
+
+
+def test_mistakes_are_not_requeued(cluster, start, tiny, tmp_path):
+    """One found at once is not submitted; one in the job ends it, with its status and one line."""
+    bad = cluster.submit("--partition", "dev", *tiny, "train.max_itre=3", check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "max_itre" in bad.stderr and "max_iter" in bad.stderr and not cluster.jobs()
+    nowhere = cluster.submit("--partition", "nowhere", "--time", "5", *tiny, check=False)
+    assert nowhere.returncode == 2 and "nowhere" not in nowhere.stdout
+    assert nowhere.stderr.startswith("error: sbatch refused the job: ")
+    assert nowhere.stderr.count("\n") == 1
+    flags = ["--partition", "dev", "--work-dir", tmp_path / "nan", "--wait", *tiny]
+    done = cluster.submit(*flags, "optimizer.lr=1e9", "train.max_iter=20", check=False)
+    assert done.returncode == 2, done.stdout
+    assert re.search(r"^not requeued \(status 2\): .*(finite|diverged|infinite)", done.stdout, re.M)
+    assert "stopped: " in cluster.tool("status", tmp_path / "nan")
+
+
+def test_cancelled_and_two_jobs_on_one_node(cluster, start, tiny):
+    """A cancelled one does not return; two of two processes each meet on ports of their own."""
+    long = start("c", more=("train.max_iter=3000",))
+    flags = ("--partition", "dev", "--work-dir", long.directory, "--resume")
+    again = cluster.submit(*flags, *tiny, check=False)
+    assert again.returncode == 2 and f"job {long.job} is" in again.stderr, again.stderr
+    long.wait_for_steps(1)
+    assert "is cancelled" in cluster.tool("cancel", long.directory)
+    cluster.until(lambda: not cluster.jobs(), "the cancelled job stays")
+    assert "cancelled" in cluster.tool("status", long.directory)
+    assert len(long.attempts) == 1
+    runs = [start(n, "--num-gpus", "2", "--nodelist", "node1", more=TWO) for n in ("a", "b")]
+    assert [run.wait_for_end()["status"] for run in runs] == [0, 0]
+    assert losses(runs[0].directory) == losses(runs[1].directory)
+
+
+def test_seeds(cluster, start):
+    """An array of jobs, each seed with a directory of its own."""
+    runs = start("seeds", "--seeds", "1,2", "--wait").directory
+    one, two = (losses(runs / f"seed_{seed}") for seed in (1, 2))
+    assert len(one) == len(two) == 4 and one != two
+    assert cluster.tool("status", runs).count("finished") == 2
+
+
+def test_the_guides_script(cluster, tiny, tmp_path):
+    """GPUS=2 takes two processes of one node though GPUS_PER_NODE stays 8; the rest is heard."""
+    cluster.env = cluster.env | {"GPUS": "2", "CPUS_PER_TASK": "1", "PYTHON": sys.executable}
+    cluster.env |= {"SRUN_ARGS": "-w node2 --comment=mine", "PORT": "23456"}
+    tiny_run = ("--time", "20", *tiny, *TWO)
+    run = cluster.run(
+        "bash", "tools/slurm_train.sh", "dev", "guide", LITE0, tmp_path / "g", *tiny_run
+    )
+    assert run.stdout.startswith(
+        "GPUS=2 on 1 x 2, CPUS_PER_TASK=1, SRUN_ARGS=-w node2 --comment=mine"
+    )
+    assert re.findall(r"^ +(\d) +\d +(node\d)", run.stdout, re.M) == [
+        ("0", "node2"),
+        ("1", "node2"),
+    ]
+    script = next((tmp_path / "g" / "slurm").glob("*/*_submission.sh")).read_text()
+    for line in ("cpus-per-task=2", "gpus-per-node=2", "job-name=guide", "comment=mine"):
+        assert f"#SBATCH --{line}\n" in script
+
+
+def test_train_net_inside_an_allocation(cluster, tiny, tmp_path, without_slurm):
+    """Typed in a batch script or an interactive allocation of several tasks, it is one process."""
+    train = f"{sys.executable} tools/train_net.py --config-file {LITE0} --work-dir {tmp_path}/"
+    overrides = " ".join(f"'{word}'" for word in tiny)
+    batch, typed = (f"{train}{name} {overrides}" for name in ("batch", "typed"))
+    cluster.run("sbatch", "-n2", "-o", tmp_path / "log", "--wrap", batch)
+    cluster.run("salloc", "-n2", "bash", "-c", typed)
+    cluster.until(lambda: not cluster.jobs(), "the batch script does not end")
+    for name in ("batch", "typed"):
+        assert losses(tmp_path / name) == losses(without_slurm())

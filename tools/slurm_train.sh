@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The guide's launcher: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments]
+# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5, for each GPU), SRUN_ARGS and PORT as there. It waits
+# for the job, as there; Ctrl-C ends the waiting, not the job.
+set -eu
+usage="usage: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments]"
+partition=${1:?$usage} name=${2:?$usage} config=${3:?$usage} work_dir=${4:?$usage}
+shift 4
+gpus=${GPUS:-8} each=${GPUS_PER_NODE:-8} cpus=${CPUS_PER_TASK:-5}
+((each <= gpus)) || each=$gpus # the guide's script takes a whole node for GPUS=4
+if ((gpus % each)); then
+    echo "error: GPUS=$gpus is no multiple of GPUS_PER_NODE=$each" >&2
+    exit 2
+fi
+echo "GPUS=$gpus on $((gpus / each)) x $each, CPUS_PER_TASK=$cpus, SRUN_ARGS=${SRUN_ARGS:-}, PORT=${PORT:-any}"
+exec "${PYTHON:-python}" "$(dirname "$0")/submit.py" --partition "$partition" --job-name "$name" \
+    --config-file "$config" --work-dir "$work_dir" --num-machines $((gpus / each)) --num-gpus "$each" \
+    --cpus-per-task $((cpus * each)) ${SRUN_ARGS:+--slurm="$SRUN_ARGS"} --wait "$@"

@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""Hands a training to Slurm, which carries it over preemption and time limits to its end.
+
+python tools/submit.py --partition dev --config-file X --num-machines 2 --num-gpus 8 --time 4:00:00
+python tools/submit.py --partition dev --config-file X --seeds 1,2,3 --wait train.max_epochs=24
+python tools/submit.py status [DIR] | logs [-f] [DIR] | cancel DIR
+
+Whatever else train_net.py takes, flags or overrides, goes to it. --resume is added whenever the
+job starts again. Without Slurm the training runs on this machine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from d2ext.errors import UserError, run_tool
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a recipe, or a run's config.yaml")
+    add("--num-machines", type=int, default=1, metavar="N", help="nodes (1)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs or CPU processes of each (1)")
+    add("--work-dir", metavar="DIR", help="output, on a shared disk (work_dirs/<config name>)")
+    add("--resume", action="store_true", help="go on with the run in there")
+    add("--resume-from", metavar="FILE", help="start from this checkpoint")
+    add("--overwrite", action="store_true", help="move an earlier run in there aside")
+    add("--eval-only", action="store_true", help="evaluate instead of training")
+    add("--cluster", choices=["slurm", "local"], help="(slurm where there is one)")
+    add("--partition", metavar="NAME")
+    add("--job-name", metavar="NAME", help="(config name)")
+    add("--cpus-per-task", type=int, metavar="N", help="CPU cores of a node (5 for each GPU)")
+    add("--mem", metavar="SIZE", help="memory of a node, such as 64G")
+    add("--time", help="limit of one start, H:M:S or D-H:M:S (the partition's)")
+    for name in ("qos", "account", "constraint", "exclude", "nodelist"):
+        add(f"--{name}", metavar="NAME" if name in ("qos", "account") else "LIST")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="anything sbatch knows")
+    add("--seeds", metavar="1,2,3", help="a job array, one run directory each")
+    add("--max-requeues", type=int, default=100, metavar="N", help="how often it may return (100)")
+    add("--signal-delay", type=int, default=120, metavar="S", help="seconds for saving (120)")
+    add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, stop")
+    add("--wait", action="store_true", help="show rank 0's log; exit with the training's status")
+    return parser
+
+
+def _command_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="runs that were submitted", allow_abbrev=False)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help="(all runs)")
+    parser.add_argument("-f", "--follow", action="store_true", help="of logs: until the end")
+    return parser
+
+
+def _status(args: argparse.Namespace) -> None:
+    from d2ext.slurm.record import find_records
+    from d2ext.slurm.status import status_table
+
+    print(status_table(find_records(args.work_dir)))
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from d2ext.slurm.follow import follow, show
+
+    records = _chosen(args)
+    if args.follow:
+        return follow(records)
+    for record in records:
+        show(record)
+    return 0
+
+
+def _cancel(args: argparse.Namespace) -> None:
+    from d2ext.slurm.cancel import cancel
+
+    for line in cancel(_chosen(args)):
+        print(line)
+
+
+def _chosen(args: argparse.Namespace) -> list:
+    from d2ext.slurm.record import find_records
+    from d2ext.slurm.status import is_over
+
+    records = find_records(args.work_dir)
+    if args.work_dir is None:  # the only one that runs is meant
+        records = [record for record in records if not is_over(record)]
+        if len(records) != 1:
+            raise UserError(f"{len(records)} runs are under way; name one's directory")
+    if not records:
+        raise UserError(f"{args.work_dir}: nothing was submitted from there")
+    return records
+
+
+COMMANDS = {"status": _status, "logs": _logs, "cancel": _cancel}
+
+
+def main() -> int | None:
+    """Reads the command line and runs what it says; returns the exit status."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        args = _command_parser().parse_args()
+        return COMMANDS[args.command](args)
+    args, train = _parser().parse_known_args()
+
+    from d2ext.slurm.follow import follow
+    from d2ext.slurm.options import make_request
+    from d2ext.slurm.plan import make_plan
+    from d2ext.slurm.submit import sbatch_text, submit
+
+    job = make_plan(make_request(vars(args), train))
+    print("\n".join(job.lines), flush=True)
+    if args.dry_run:
+        print("" if job.cluster == "local" else sbatch_text(job))
+        return 0
+    records = submit(job)
+    for record in records:
+        print(f"submitted   {record.submission['job']}: {record.run_dir}", flush=True)
+    return follow(records) if args.wait else 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
