@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills, stops and damages trainings for ten minutes, and says whether a step was ever lost.
 
-python tests/chaos.py                 # all of it: a part of `make test-all`
+python tests/chaos.py                 # all of it: `make chaos`
 python tests/chaos.py --only killed --runs 3 --seed 5
 """
 
