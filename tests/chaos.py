@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills, stops and damages trainings for ten minutes, and says whether a step was ever lost.
 
-python tests/chaos.py                 # all of it: a part of `make test-all`
+python tests/chaos.py                 # all of it: `make chaos`
 python tests/chaos.py --only killed --runs 3 --seed 5
 """
 
@@ -19,10 +19,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch; so that forks are safe and 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+# What forked runs need is imported once.
+import detectron2.model_zoo  # noqa: F401
+import matplotlib.backends.backend_svg  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
 from tabulate import tabulate
 
 import d2ext.engine.job
-import d2ext.engine.ranks  # noqa: F401 - what forked runs need, imported once
+import d2ext.engine.ranks  # noqa: F401
 from d2ext.data.synthetic import draw_balloons
 from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import (

@@ -24,6 +24,8 @@ from d2ext.guard import die_with_parent
 
 logger = logging.getLogger(__name__)
 
+# A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
+_FORK = "fork"
 _PATIENCE = 600  # seconds for a batch; behind it a disk hangs
 _REPLACEMENTS = 20  # images to try in the place of one that cannot be read
 
@@ -82,6 +84,7 @@ def build_train_loader(
         _SeededDataset(records, RleAsBitmaps(mapper), seed, replaces=bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=num_workers,
+        multiprocessing_context=_FORK if num_workers else None,
         timeout=_PATIENCE if num_workers else 0,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
@@ -103,6 +106,7 @@ def build_test_loader(
         _MappedDataset(dataset, mapper),
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
+        multiprocessing_context=_FORK if num_workers else None,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
     )

@@ -1,6 +1,7 @@
 """The training loop, over Detectron2's hooks and event storage."""
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -131,16 +132,29 @@ class Trainer:
             finally:
                 if hasattr(batches, "close"):  # a generator, as d2ext's loader is: ends its workers
                     batches.close()
-                self._call_hooks("after_train")
+                self._after_train()
+
+    def _after_train(self) -> None:
+        for hook in self._hooks:
+            try:
+                hook.after_train()
+            except Exception as e:
+                # Behind an error hooks find what they do not expect, such as a step without an end;
+                # the error is what is to be told.
+                if self.error is None:
+                    raise
+                logger.warning("%s.after_train: %r", type(hook).__name__, e)
 
     def memory(self) -> dict[str, Any]:
         """What a resumed run has to know of its past, in plain types."""
         smoothed = [name for name, is_so in self.storage.smoothing_hints().items() if is_so]
-        recent = {
-            name: [[i, value] for value, i in self.storage.history(name).values()[-_WINDOW:]]
-            for name in smoothed
-            if name not in _OF_THE_CLOCK
-        }
+        oldest = self.storage.iter - _WINDOW
+        recent = {}
+        for name in (name for name in smoothed if name not in _OF_THE_CLOCK):
+            # From the end, since a history holds the whole run.
+            backwards = reversed(self.storage.history(name).values())
+            kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)
+            recent[name] = [[i, value] for value, i in kept][::-1]
         counts = {"skipped_steps": self._bad_loss.skipped, "bad_images": self.bad_images}
         return {**counts, "recent": recent}
 
