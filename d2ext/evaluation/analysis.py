@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from d2ext.evaluation.backends import chosen_backend, hotcoco_pair
-from d2ext.evaluation.coco import table_text
 from d2ext.evaluation.instances import Detections, GroundTruth, take
+from d2ext.evaluation.tables import table_text
 
 IOU = 0.5
 _RECALLS = np.linspace(0, 1, 101)  # those of COCO

@@ -41,6 +41,11 @@ def chosen_backend(backend: str) -> str:
     return backend
 
 
+def usual_tasks(with_masks: bool) -> list[str]:
+    """What is evaluated where the user has not said it."""
+    return ["bbox", "segm"] if with_masks else ["bbox"]
+
+
 def evaluable(tasks: Sequence[str] | None, truth: GroundTruth, found: Detections) -> Sequence[str]:
     """The tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
 
@@ -49,7 +54,7 @@ def evaluable(tasks: Sequence[str] | None, truth: GroundTruth, found: Detections
     """
     masks = found.masks is not None or not len(found.scores)
     if tasks is None:
-        return ["bbox", "segm"] if masks and truth.segmentations is not None else ["bbox"]
+        return usual_tasks(masks and truth.segmentations is not None)
     if "segm" in tasks and not masks:
         raise UserError("the task segm needs masks; the detections have boxes alone")
     return tasks

@@ -19,7 +19,7 @@ from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.tables import mean, named
+from d2ext.evaluation.tables import check_flags, mean, named
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ class CityscapesMetric:
     def __init__(self, gt_dir: str | None = None, per_class: bool = True):
         if not isinstance(gt_dir, (str, Path, type(None))):
             raise UserError(f"CityscapesMetric: gt_dir={gt_dir!r}; give a path, or null")
-        if not isinstance(per_class, bool):
-            raise UserError(f"CityscapesMetric: per_class={per_class!r}; give true or false")
+        check_flags("CityscapesMetric", per_class=per_class)
         _scripts()
         self._gt_dir = gt_dir
         self._per_class = per_class

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tabulate
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, matched
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched, usual_tasks
 from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.tables import table_text
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class CocoMetric:
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
         """The names of the results that a data set will have."""
         keys = set()
-        for task in self._tasks or (["bbox", "segm"] if with_masks else ["bbox"]):
+        for task in self._tasks or usual_tasks(with_masks):
             names = [line.name for line in self._lines(task)]
             if self._per_class and task != "proposals":
                 names += [f"AP-{name}" for name in classes]
@@ -174,14 +174,6 @@ class _Line:
         iou = ":".join(f"{t:.2f}" for t in sorted({ious[0], ious[-1]}))
         limit = f"maxDets={self.max_detections:>4}"
         return f" {what} @[ IoU={iou:<9} | area={self.size:>6} | {limit} ] = {value:6.2f}"
-
-
-def table_text(rows: Sequence[dict]) -> str:
-    """Rows with the same keys as a table of plain text; floats have two digits."""
-    # Classes, in the first column, are texts, whatever they look like.
-    return tabulate.tabulate(
-        rows, headers="keys", floatfmt=".2f", disable_numparse=[0] if rows else False
-    )
 
 
 def _percent(values: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
+from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair, usual_tasks
 from d2ext.evaluation.coco import exact_100
 from d2ext.evaluation.instances import Detections, GroundTruth
 
@@ -77,7 +77,7 @@ class LvisMetric:
         """The names of the results that a data set will have."""
         names = [*_NAMES, *_RECALLS]
         names += [f"AP-{name}" for name in classes] if self._per_class else []
-        tasks = self._tasks or (["bbox", "segm"] if with_masks else ["bbox"])
+        tasks = self._tasks or usual_tasks(with_masks)
         return {f"{task}/{name}" for task in tasks for name in names}
 
 

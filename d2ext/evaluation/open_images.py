@@ -18,7 +18,7 @@ from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.tables import named
+from d2ext.evaluation.tables import check_flags, named
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,7 @@ class OpenImagesMetric:
         expand_detections: bool = True,
         per_class: bool = True,
     ):
-        for name, value in (("expand_detections", expand_detections), ("per_class", per_class)):
-            if not isinstance(value, bool):
-                raise UserError(f"OpenImagesMetric: {name}={value!r}; give true or false")
+        check_flags("OpenImagesMetric", expand_detections=expand_detections, per_class=per_class)
         if not isinstance(hierarchy_file, (str, Path, type(None))):
             raise UserError(
                 f"OpenImagesMetric: hierarchy_file={hierarchy_file!r}; give a path, or null"

@@ -1,10 +1,19 @@
-"""Numbers of classes as results and as a printed table."""
+"""What the metrics share: flags checked, numbers of classes as results and as a printed table."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from tabulate import tabulate
+
+from d2ext.errors import UserError
+
+
+def check_flags(metric: str, **flags: object) -> None:
+    """Raises UserError for an argument of a metric that is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{metric}: {name}={value!r}; give true or false")
 
 
 def named(
@@ -35,6 +44,12 @@ def named(
         }
     # Classes are texts, whatever they look like.
     return numbers, tabulate(rows, ("class", *names), floatfmt=".3f", disable_numparse=[0])
+
+
+def table_text(rows: Sequence[dict]) -> str:
+    """Rows with the same keys as a table of plain text; floats have two digits."""
+    # Classes, in the first column, are texts, whatever they look like.
+    return tabulate(rows, headers="keys", floatfmt=".2f", disable_numparse=[0] if rows else False)
 
 
 def mean(values: np.ndarray) -> float:

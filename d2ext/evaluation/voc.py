@@ -10,7 +10,7 @@ import numpy as np
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.tables import named
+from d2ext.evaluation.tables import check_flags, named
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ class VocMetric:
             )
         if mode not in _MODES:
             raise UserError(f"VocMetric: mode={mode!r}; choose {' or '.join(_MODES)}")
-        for name, value in (("plus_one", plus_one), ("per_class", per_class)):
-            if not isinstance(value, bool):
-                raise UserError(f"VocMetric: {name}={value!r}; give true or false")
+        check_flags("VocMetric", plus_one=plus_one, per_class=per_class)
         self._thresholds = sorted(set(map(float, iou_thresholds)))
         self._mode = mode
         self._plus_one = plus_one

@@ -37,7 +37,7 @@ class Record:
     @property
     def submission(self) -> dict[str, Any]:
         """`job` (its id), `cluster`, `log`, `name`, `max_requeues`; {} while it is submitted."""
-        return _read(self.folder / "submission.json")
+        return read_object(self.folder / "submission.json")
 
     def submitted(self, **facts: Any) -> None:
         """Notes the facts of `submission`, and the run for `status`."""
@@ -50,12 +50,12 @@ class Record:
     @property
     def attempts(self) -> list[dict[str, Any]]:
         """Each start's `started`, `nodes`, `checkpoint`, and `ended` and `why` if it has ended."""
-        return _read(self.folder / "attempts.json").get("attempts", [])
+        return read_object(self.folder / "attempts.json").get("attempts", [])
 
     @property
     def outcome(self) -> dict[str, Any] | None:
         """`status` and `reason` of a job that has come to its end, or None."""
-        return _read(self.folder / "attempts.json").get("outcome")
+        return read_object(self.folder / "attempts.json").get("outcome")
 
     @property
     def requeues(self) -> int:
@@ -104,7 +104,7 @@ def newest_record(run_dir: Path) -> Record | None:
 def find_records(run_dir: Path | None) -> list[Record]:
     """The runs in a directory: its own, or those of its seeds; without one, all of this user's."""
     if run_dir is None:
-        lines = _text(index_file()).splitlines()
+        lines = read_text(index_file()).splitlines()
         folders = list(dict.fromkeys(map(Path, lines)))
     else:
         folders = [run_dir, *sorted(run_dir.glob("seed_*"))]
@@ -116,13 +116,15 @@ def index_file() -> Path:
     return Path(os.environ.get("D2EXT_CACHE") or Path.home() / ".cache" / "d2ext") / "runs.txt"
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What is in a file; nothing where there is none."""
     try:
         return path.read_text()
     except FileNotFoundError:
         return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
-    text = _text(path)
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
+    text = read_text(path)
     return json.loads(text) if text else {}

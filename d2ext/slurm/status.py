@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from d2ext.slurm.queue import living_jobs, past_states
-from d2ext.slurm.record import Record
+from d2ext.slurm.record import Record, read_object, read_text
 
 _RECENT = 20  # iterations whose times say how long the rest takes
 
@@ -57,14 +57,14 @@ def status_table(records: Sequence[Record]) -> str:
 def progress(run_dir: Path) -> tuple[int, int, float | None]:
     """Iterations done, of how many, and seconds that one takes (None: not known)."""
     rows = []
-    for line in _text(run_dir / "metrics.json").splitlines()[-200:]:
+    for line in read_text(run_dir / "metrics.json").splitlines()[-200:]:
         try:
             rows.append(json.loads(line))
         except ValueError:  # the line that is being written
             continue
     done = max((row["iteration"] + 1 for row in rows[-1:]), default=0)
     times = [row["time"] for row in rows[-_RECENT:] if "time" in row]
-    total = _object(run_dir / "run.json").get("max_iter") or 0
+    total = read_object(run_dir / "run.json").get("max_iter") or 0
     return done, total, statistics.median(times) if times else None
 
 
@@ -104,7 +104,7 @@ def _ending(outcome: dict[str, Any]) -> str:
 
 
 def _last_ap(run_dir: Path) -> str:
-    results = _object(run_dir / "results.json").get("last", {}).get("results", {})
+    results = read_object(run_dir / "results.json").get("last", {}).get("results", {})
     named = {key: value for key, value in results.items() if key.endswith("/AP")}
     key = next((k for k in named if "/segm/" in k), next(iter(named), None))
     return "" if key is None or named[key] is None else f"{named[key]:.1f}"
@@ -116,15 +116,3 @@ def _duration(seconds: float) -> str:
         if seconds < 86400
         else (f"{seconds / 86400:.1f} days")
     )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    return json.loads(text) if text else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""

@@ -214,9 +214,14 @@ def test_annotations_without_area_and_box(tmp_path, evaluate):
     assert json.loads(numbers.read_text()) == json.loads(expected.read_text())
 
 
+def _files(folder: Path) -> list:
+    """The first arguments of the command."""
+    (folder / "truth.json").write_text(json.dumps(_content()))
+    (folder / "found.json").write_text(json.dumps(_results()))
+    return [folder / "found.json", "--dataset", folder / "truth.json"]
+
+
 def test_without_hotcoco(repo: Path, tmp_path):
-    (tmp_path / "truth.json").write_text(json.dumps(_content()))
-    (tmp_path / "found.json").write_text(json.dumps(_results()))
     code = (
         "import importlib.machinery, runpy, sys; sys.argv = sys.argv[1:]\n"
         "class Finder(importlib.machinery.PathFinder):\n"
@@ -226,7 +231,7 @@ def test_without_hotcoco(repo: Path, tmp_path):
         "sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    files = [tmp_path / "found.json", "--dataset", tmp_path / "truth.json"]
+    files = _files(tmp_path)
 
     def run(*flags: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", code, repo / "tools" / "evaluate.py", *files, *flags]
@@ -242,15 +247,13 @@ def test_without_hotcoco(repo: Path, tmp_path):
 
 
 def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
-    (tmp_path / "truth.json").write_text(json.dumps(_content()))
-    (tmp_path / "found.json").write_text(json.dumps(_results()))
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as e:\n    assert not e.code, e.code\n"
         "assert not {'torch', 'detectron2', 'cv2'} & set(sys.modules)"
     )
-    files = [tmp_path / "found.json", "--dataset", tmp_path / "truth.json"]
+    files = _files(tmp_path)
     flags = ["--errors", "--pr-curves", "--confusion-matrix", "--metrics", "coco", "lvis"]
     tool = repo / "tools" / "evaluate.py"
     done = subprocess.run(
