@@ -62,7 +62,8 @@ def _status(args: argparse.Namespace) -> None:
     from d2ext.slurm.record import find_records
     from d2ext.slurm.status import status_table
 
-    print(status_table(find_records(args.work_dir)))
+    records = find_records(args.work_dir)
+    print(status_table(records) if records else "no run was submitted")
 
 
 def _logs(args: argparse.Namespace) -> int:
