@@ -1,7 +1,8 @@
 """When checkpoints are written, by which thread, and what becomes of an error there."""
 
 import os
-import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -72,19 +73,25 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_while_a_thread_writes(tmp_path):
+def test_killed_while_a_thread_writes(repo, tmp_path):
     """The checkpoint before is there, and the half-written file is no checkpoint."""
-    pid = os.fork()
-    if not pid:
-        hook = _hook(tmp_path, _content(torch.zeros(20_000_000)), asynchronous=True)
-        hook.after_step()
-        hook.trainer.iter = 1
-        hook.after_step()  # waits for the first
-        while True:
-            time.sleep(1)
+    code = (  # in a new process: torch's threads do not survive a fork
+        "import pathlib, sys, time, torch\n"
+        "from tests.engine.test_saving import _content, _hook\n"
+        "weights = torch.zeros(20_000_000)\n"
+        "hook = _hook(pathlib.Path(sys.argv[1]), _content(weights), asynchronous=True)\n"
+        "hook.after_step()\n"
+        "hook.trainer.iter = 1\n"
+        "hook.after_step()  # waits for the first\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=repo
+    )
     while not list(tmp_path.glob(".model_0000001*")):
+        assert process.poll() is None
         time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    process.kill()
+    process.wait()
     newest, damaged = find_newest(tmp_path)
     assert newest.name == "model_0000000.pth" and not damaged
