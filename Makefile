@@ -1,6 +1,9 @@
 # make demo: from nothing to a trained balloon model and its report. `make` lists the rest.
 export D2EXT_VENV ?= .venv
 PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
+# Several tests at once, each on one thread, take a third of the time; memory limits how many.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxprocesses 4 \
+	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
 .PHONY: help env demo test test-slow test-slurm test-all chaos lint
@@ -23,11 +26,11 @@ demo: env
 	@echo "report: $(CURDIR)/work_dirs/$(DEMO)/report.html"
 
 test: env
-	$(PYTHON_ENV) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # pytest ends with status 5 where no test is slow.
 test-slow: env
-	$(PYTHON_ENV) -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]
 
 test-slurm: env
 	bash tests/slurm/run.sh $(PYTHON_ENV) $(ARGS)
