@@ -2,9 +2,10 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -90,6 +91,29 @@ class Evaluate(HookBase):
         self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
         if reason and done < self.trainer.max_iter:
             self.trainer.ended_early = reason
+
+
+class LostNumbers(HookBase):
+    """Writes the numbers of a checkpoint's step where a kill behind it left no time for them.
+
+    Args:
+        writers: of the numbers.
+        period: of the lines.
+        written: the last iteration that the run has written, or -1; None for a new run, which may
+            go on with another one's checkpoint.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int, written: int | None):
+        self._writers = writers
+        self._period = period
+        self._written = written
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        known = self._written is not None
+        if known and self._written < done - 1 and done % self._period == 0:
+            for writer in self._writers:
+                writer.write()
 
 
 class ProgressBar(HookBase):

@@ -1,5 +1,6 @@
 """Where log records go: plain lines to a file, the ones a person follows to the terminal."""
 
+import json
 import logging
 import logging.handlers
 import sys
@@ -55,6 +56,18 @@ def end_last_line(file: Path) -> None:
     if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
         with open(file, "ab") as f:
             f.write(b"\n")
+
+
+def last_iteration(metrics: Path) -> int | None:
+    """The last iteration in a file of Detectron2's JSON lines: -1 for none, None for no file."""
+    if not metrics.is_file():
+        return None
+    for line in reversed(metrics.read_bytes().splitlines()):
+        try:
+            return json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError):  # broken off
+            continue
+    return -1
 
 
 def _for_console(record: logging.LogRecord) -> bool:

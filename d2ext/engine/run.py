@@ -28,8 +28,8 @@ from d2ext.engine.distributed import (
 from d2ext.engine.evaluation_files import write_evaluation
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
-from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
-from d2ext.engine.log import end_last_line, log_to_file
+from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, LostNumbers, ProgressBar
+from d2ext.engine.log import end_last_line, last_iteration, log_to_file
 from d2ext.engine.output_dir import check_free_space, make_output_dir
 from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
@@ -171,12 +171,15 @@ def train(
     if suite:
         hooks.append(Evaluate(schedule, evaluate, pending))
     if main:
+        written = last_iteration(out / "metrics.json")
         writers = [
             CommonMetricPrinter(schedule.max_iter),
             JSONWriter(str(out / "metrics.json")),
             TensorboardXWriter(str(out)),
         ]
-        hooks.append(d2_hooks.PeriodicWriter(writers, period=options.get("log_period", 20)))
+        period = options.get("log_period", 20)
+        hooks.append(LostNumbers(writers[1:], period, written))
+        hooks.append(d2_hooks.PeriodicWriter(writers, period=period))
     trainer = Trainer(
         distributed(Guarded(state.model), cfg, plan.device),
         state.optimizer,

@@ -147,7 +147,13 @@ class Trainer:
 
     def memory(self) -> dict[str, Any]:
         """What a resumed run has to know of its past, in plain types."""
-        smoothed = [name for name, is_so in self.storage.smoothing_hints().items() if is_so]
+        hints = self.storage.smoothing_hints()
+        smoothed = [name for name, is_so in hints.items() if is_so]
+        present = {
+            name: value
+            for name, (value, i) in self.storage.latest().items()
+            if i == self.storage.iter and not hints[name]
+        }
         oldest = self.storage.iter - _WINDOW
         recent = {}
         for name in (name for name in smoothed if name not in _OF_THE_CLOCK):
@@ -156,7 +162,7 @@ class Trainer:
             kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)
             recent[name] = [[i, value] for value, i in kept][::-1]
         counts = {"skipped_steps": self._bad_loss.skipped, "bad_images": self.bad_images}
-        return {**counts, "recent": recent}
+        return {**counts, "recent": recent, "present": present}
 
     def _remember(self, memory: dict[str, Any]) -> None:
         self._bad_loss.skipped = memory.get("skipped_steps", 0)
@@ -165,6 +171,8 @@ class Trainer:
         for name, values in memory.get("recent", {}).items():
             for self.storage.iter, value in values:
                 self.storage.put_scalar(name, value)
+        self.storage.iter = self.start_iter - 1
+        self.storage.put_scalars(**memory.get("present", {}), smoothing_hint=False)
         self.storage.iter = self.start_iter
 
     def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
