@@ -12,8 +12,13 @@ from d2ext.errors import UserError
 
 
 @contextlib.contextmanager
-def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
+def replaced(path: Path, mode: str = "w", durable: bool = True) -> Iterator[IO]:
     """Opens a new file that takes `path`'s place when the block ends without an exception.
+
+    Args:
+        path: the file.
+        mode: as `open` has it.
+        durable: wait until a power cut cannot take it; for what can be made again, do not.
 
     Raises:
         UserError: the folder cannot be written to or the disk is full.
@@ -25,9 +30,11 @@ def replaced(path: Path, mode: str = "w") -> Iterator[IO]:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}; free space, or write to another place"

@@ -87,7 +87,7 @@ def convert_to_coco(
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:
         category.setdefault("supercategory", "")
-    with replaced(output, "wb") as f:
+    with replaced(output, "wb", durable=False) as f:
         f.write(msgspec.json.encode(content))
     return (
         f"{output}: {len(content['images'])} images, {len(content['annotations'])} objects,"

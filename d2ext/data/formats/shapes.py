@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
+import msgspec
+
 from d2ext.data.formats.common import polygon_area, shown
 from d2ext.errors import UserError
 
@@ -74,12 +76,13 @@ def shifted(
     import numpy as np
 
     try:
-        if not set(map(type, chain.from_iterable(polygons))) <= {int, float} or not all(polygons):
+        floats = msgspec.convert(polygons, list[list[float]])  # checks the types, and is fast
+        moved = np.fromiter(chain.from_iterable(floats), float) + shift
+        if not all(floats):
             raise ValueError
-        moved = np.fromiter(chain.from_iterable(polygons), float) + shift
         if not (np.abs(moved) < _FARTHEST).all():
             raise ValueError
-    except (ValueError, OverflowError):
+    except ValueError:
         for i, polygon in enumerate(polygons):
             try:
                 if not numbers(polygon):
