@@ -43,7 +43,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         digest = _sha256(Path(f.name))
         # From here to the renaming the old file has no hash, which is allowed; a wrong one is not.
         _sidecar(path).unlink(missing_ok=True)
-    _write_sidecar(path, f"{digest}  {path.name}\n{_IMAGES}{content.get('images_seen', 0)}\n")
+    _write_sidecar(path, digest, content.get("images_seen", 0))
 
 
 def link_checkpoint(path: Path, name: str) -> Path:
@@ -59,7 +59,8 @@ def link_checkpoint(path: Path, name: str) -> Path:
         _check_room(target, path.stat().st_size)
         with replaced(target, "wb") as f, open(path, "rb") as source:
             shutil.copyfileobj(source, f)
-    _write_sidecar(target, _sidecar(path).read_text().replace(f"  {path.name}\n", f"  {name}\n"))
+    # A kill behind the renaming of a file leaves it without a sidecar.
+    _write_sidecar(target, _stored_hash(path) or _sha256(path), _images_seen(path))
     return target
 
 
@@ -87,7 +88,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {path} is damaged ({reason}); use another one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+    # Whatever is in the file, torch's reader raises what comes to it.
+    except Exception as e:
         raise UserError(f"the checkpoint {path} cannot be read: {first_line(e)}") from e
     for key in ("model", "optimizer", "iterations_done", "images_seen"):
         if not isinstance(content, dict) or key not in content:
@@ -98,27 +100,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a file by its hash, or, without one, by the sums inside; None: nothing."""
-    words = _sidecar_text(path).split()
-    if words:
-        return None if words[0] == _sha256(path) else "its sha256 differs"
-    if path.stat().st_size == 0:
-        return "it is empty"
-    try:  # torch writes zip files; Detectron2's old ones and pickles have no sums
+def damage(path: Path, zipped: bool = True) -> str | None:
+    """What is wrong with a file by its hash, or, without one, by the sums inside; None: nothing.
+
+    Args:
+        path: the file.
+        zipped: it is a zip file, as torch writes them; else what is none, as old torch files and
+            pickles are, has no sums to look at.
+    """
+    try:
+        if stored := _stored_hash(path):
+            return None if stored == _sha256(path) else "its sha256 differs"
+        if path.stat().st_size == 0:
+            return "it is empty"
+        if not zipped and not zipfile.is_zipfile(path):
+            return None
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except zipfile.BadZipFile as e:
-        with open(path, "rb") as f:
-            return f"{e}" if f.read(2) == b"PK" else None
-    return f"its part {bad} differs from its checksum" if bad else None
+            if bad := archive.testzip():
+                return f"its part {bad} differs from its checksum"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        pass  # whole, but not for us to load; whoever reads it says so
+    # Both readers raise a dozen kinds of exceptions for a zip file with a bad byte.
+    except Exception as e:
+        return first_line(e)
+    return None
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest good checkpoint of a run, and the damaged ones that are newer.
 
-    That is `last_checkpoint`'s, else the one of most images. The damaged ones are named in the log,
-    and stay where they are.
+    That is `last_checkpoint`'s, else the one of most images. Those of more images than it names are
+    of a run that went further before it was resumed from an older one, and come last. The damaged
+    ones are named in the log, and stay where they are.
     """
     candidates = _found(folder, r"(model|epoch)_(\d+|final)\.pth")[::-1]
     pointer = folder / LAST
@@ -126,7 +140,9 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
         # Only a name: wherever a damaged pointer leads, it is not out of this folder.
         named = folder / Path(pointer.read_text(errors="replace").strip() or "nothing").name
         if named.is_file():
-            candidates = [named, *(c for c in candidates if c != named)]
+            before = candidates.index(named) if named in candidates else 0
+            later = [c for c in candidates[:before] if c != named]
+            candidates = [named, *(c for c in candidates if c not in (named, *later)), *later]
         else:
             logger.warning("%s names %s, which does not exist", pointer, named.name)
     damaged = []
@@ -168,17 +184,21 @@ def prune(folder: Path, keep: int, newest: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes the unfinished files of processes that were killed while they wrote."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for path in folder.rglob(".*.tmp"):
+        if path.relative_to(folder).parts[0] != "eval":  # an evaluation may be writing there
+            path.unlink(missing_ok=True)
 
 
 def first_line(e: BaseException) -> str:
     """What an exception says, in one line."""
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
+    lines = str(e).strip().splitlines() or [type(e).__name__]
+    # torch begins with the advice to run what is in the file.
+    lines = [line for line in lines if line and "weights_only" not in line]
+    return lines[0] if lines else "it is damaged, or of an old kind"
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:
-    found = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name)]
+    found = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name) and p.is_file()]
     # By images, since clocks jump; several names of one file stand in the order of their names.
     return sorted(found, key=lambda p: (_images_seen(p), p.stat().st_mtime_ns, p.name))
 
@@ -222,9 +242,15 @@ def _sidecar_text(path: Path) -> str:
     return sidecar.read_text(errors="replace") if sidecar.is_file() else ""
 
 
-def _write_sidecar(path: Path, text: str) -> None:
-    with replaced(_sidecar(path)) as f:
-        f.write(text)  # what sha256sum --check reads
+def _write_sidecar(path: Path, digest: str, images_seen: float) -> None:
+    with replaced(_sidecar(path)) as f:  # what sha256sum --check reads
+        f.write(f"{digest}  {path.name}\n{_IMAGES}{images_seen}\n")
+
+
+def _stored_hash(path: Path) -> str | None:
+    """Of the sidecar; None where it has none or is damaged itself."""
+    match = re.match(r"[0-9a-f]{64}\b", _sidecar_text(path))
+    return match and match[0]
 
 
 def _sha256(path: Path) -> str:

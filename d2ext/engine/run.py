@@ -240,6 +240,7 @@ def evaluate_only(
 
     def open_folder() -> Results:
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
+        ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
         save_config(cfg, out)
         write_about(out, plan, about)

@@ -169,5 +169,8 @@ def _copied(content: Any) -> Any:
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        return {key: _copied(value) for key, value in content.items()}
+        copied = type(content)((key, _copied(value)) for key, value in content.items())
+        if hasattr(content, "_metadata"):  # of a module's state
+            copied._metadata = content._metadata
+        return copied
     return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content

@@ -71,7 +71,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         UserError: the file cannot be read, or nothing in it fits the model.
     """
     checkpointer = _WeightsReader(model)
-    if reason := damage(Path(path.partition("?")[0])):
+    if reason := damage(Path(path.partition("?")[0]), zipped=False):
         raise UserError(f"the weights {path} are damaged ({reason}); use others")
     try:
         checkpointer.load(path, checkpointables=[])

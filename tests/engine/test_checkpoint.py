@@ -17,9 +17,9 @@ from d2ext.engine.weights import load_weights, local_weights
 from d2ext.errors import UserError
 
 
-def _save(folder, name, value=0.0):
+def _save(folder, name, value=0.0, images=1):
     content = {"model": {"w": torch.full((3,), value)}, "optimizer": {}}
-    ckpt.save_checkpoint(folder / name, content | {"iterations_done": 1, "images_seen": 1})
+    ckpt.save_checkpoint(folder / name, content | {"iterations_done": 1, "images_seen": images})
     return folder / name
 
 
@@ -38,6 +38,85 @@ def test_one_flipped_bit_is_an_error(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
         ckpt.read_checkpoint(path)
+
+
+def _no_sidecar(path):
+    path.with_name(f"{path.name}.sha256").unlink()
+    return path
+
+
+def test_any_flipped_bit_without_a_hash(tmp_path):
+    """The one before is taken, or the flip was in a byte that says nothing."""
+    old = _save(tmp_path, "model_0000001.pth", 1.0)
+    new = _no_sidecar(_save(tmp_path, "model_0000003.pth", 3.0))
+    ckpt.mark_last(new)
+    whole, passed = new.read_bytes(), 0
+    for i in range(0, len(whole), 13):
+        content = bytearray(whole)
+        content[i] ^= 1 << i % 8
+        new.write_bytes(content)
+        found = ckpt.find_newest(tmp_path)[0]
+        passed += found == old
+        assert ckpt.read_checkpoint(found)["model"]["w"][0] == (1.0 if found == old else 3.0)
+    assert passed > 50
+
+
+@pytest.mark.parametrize("damage", ["zeros", "half", "no head", "a folder"])
+def test_what_is_no_checkpoint_at_all_without_a_hash(tmp_path, damage):
+    old = _save(tmp_path, "model_0000001.pth")
+    new = _no_sidecar(_save(tmp_path, "model_0000003.pth"))
+    content = new.read_bytes()
+    new.unlink()
+    if damage == "a folder":
+        new.mkdir()
+    else:
+        half = content[: len(content) // 2]
+        parts = {"zeros": bytes(len(content)), "half": half, "no head": bytes(512) + content[512:]}
+        new.write_bytes(parts[damage])
+        ckpt.mark_last(new)
+    assert ckpt.find_newest(tmp_path)[0] == old
+
+
+def test_a_damaged_sidecar_is_no_damaged_checkpoint(tmp_path):
+    old, new = _save(tmp_path, "model_0000001.pth"), _save(tmp_path, "model_0000003.pth")
+    sidecar = new.with_name(f"{new.name}.sha256")
+    for content in (bytes(100), sidecar.read_bytes()[:20], b""):
+        sidecar.write_bytes(content)
+        ckpt.mark_last(new)
+        assert ckpt.find_newest(tmp_path) == (new, [])
+    new.write_bytes(new.read_bytes()[:-100])
+    assert ckpt.find_newest(tmp_path) == (old, [new])
+
+
+def test_the_one_before_is_of_the_same_branch(tmp_path):
+    """Checkpoints of a run that was gone on with from an older one come last."""
+    for i in (1, 3, 5, 7, 3):
+        path = _save(tmp_path, f"model_{i:07d}.pth", images=i)
+        ckpt.mark_last(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert ckpt.find_newest(tmp_path) == (tmp_path / "model_0000001.pth", [path])
+    (tmp_path / "model_0000001.pth").unlink()
+    assert ckpt.find_newest(tmp_path)[0] == tmp_path / "model_0000007.pth"
+
+
+def test_killed_between_a_checkpoint_and_its_sidecar(tmp_path):
+    path = _no_sidecar(_save(tmp_path, "model_0000001.pth", 2.0))
+    ckpt.save_final(path, tmp_path)
+    final = tmp_path / "model_final.pth"
+    assert ckpt.read_checkpoint(final)["model"]["w"][0] == 2.0
+    check = subprocess.run(["sha256sum", "--check", f"{final.name}.sha256"], cwd=tmp_path)
+    assert check.returncode == 0
+    assert "images seen: 1\n" in (tmp_path / f"{final.name}.sha256").read_text()
+
+
+def test_leftovers_go_wherever_they_are_but_with_another_process(tmp_path):
+    names = ("predictions/.a.json.99.tmp", ".model_1.pth.99.tmp", "eval/.a.json.99.tmp")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    ckpt.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*.tmp")] == [".a.json.99.tmp"]
+    assert (tmp_path / names[2]).exists()
 
 
 def test_a_second_name_survives_the_first(tmp_path):
@@ -125,6 +204,19 @@ def test_a_torch_file_with_code_is_refused(tmp_path):
     torch.save({"model": {"weight": _Evil()}}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="evil.pth cannot be read"):
         load_weights(nn.Linear(3, 2), str(tmp_path / "evil.pth"))
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    """A byte of the zip's directory names a way of packing that there is not; then zeros."""
+    model = nn.Linear(3, 2)
+    torch.save({"model": model.state_dict()}, tmp_path / "bad.pth")
+    content = bytearray((tmp_path / "bad.pth").read_bytes())
+    content[content.find(b"PK\x01\x02") + 10] = 99
+    for damaged in (content, bytes(len(content))):
+        (tmp_path / "bad.pth").write_bytes(damaged)
+        with pytest.raises(UserError, match="bad.pth (are damaged|cannot be read)") as e:
+            load_weights(model, str(tmp_path / "bad.pth"))
+        assert "weights_only" not in str(e.value)
 
 
 def test_a_head_for_other_classes_stays_as_it_was(tmp_path):

@@ -66,6 +66,16 @@ def test_an_error_there_is_raised_at_the_next_occasion(tmp_path, ends):
         getattr(hook, ends)()
 
 
+def test_a_copy_is_of_the_same_kind(tmp_path):
+    """Also of a module's state, whose versions stand beside its tensors."""
+    state = torch.nn.BatchNorm2d(3).state_dict()
+    for name, beside in (("a", False), ("b", True)):
+        content = _content(None)(1) | {"model": state}
+        _hook(tmp_path / name, lambda done, c=content: c, asynchronous=beside).save_now(1)
+    a, b = (read_checkpoint(tmp_path / n / "model_0000000.pth")["model"] for n in "ab")
+    assert type(a) is type(b) and a._metadata == b._metadata and a.keys() == b.keys()
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     hook = _hook(tmp_path, _content(torch.tensor([1.0, float("nan")])))
     with pytest.raises(UserError, match="not finite after 1 iterations"):
