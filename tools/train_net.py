@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.engine.log import setup_logging
+from d2ext.engine.signals import deadline, ignore_signals
 from d2ext.errors import UserError, run_tool
 from d2ext.guard import guard_rank
 
@@ -82,7 +83,6 @@ def main() -> int:
 
     from d2ext.config.load import load_config
     from d2ext.engine.launch import find_layout
-    from d2ext.engine.signals import deadline
 
     end = deadline(args.time_limit, started)
     setup_logging()
@@ -124,4 +124,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    try:
+        run_tool(main)
+    finally:
+        ignore_signals()

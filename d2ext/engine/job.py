@@ -12,6 +12,7 @@ from d2ext.engine.distributed import from_main
 from d2ext.engine.log import setup_logging
 from d2ext.engine.preflight import Plan, plan_run
 from d2ext.engine.run import evaluate_only, train
+from d2ext.engine.signals import StopSignals
 from d2ext.errors import UserError
 
 
@@ -49,7 +50,9 @@ def run_rank(job: Job) -> int:
     if options["eval_only"]:
         return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
     named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}
-    return train(cfg, plan, job.about, **named, deadline=job.deadline)
+    # From here to the end of the report: a signal that comes before the first step waits for it.
+    with StopSignals(job.deadline) as signals:
+        return train(cfg, plan, job.about, signals, **named)
 
 
 def _check_same_config(cfg: Any) -> None:

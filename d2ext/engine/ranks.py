@@ -5,21 +5,17 @@ blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks a
 killed.
 """
 
-import contextlib
 import datetime
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,12 +32,10 @@ from d2ext.engine.failures import (
     write_failure,
 )
 from d2ext.engine.launch import Layout, check_meeting_place, end_step
+from d2ext.engine.signals import ignore_signals, name_of
+from d2ext.engine.watch import FORWARDED, send, signals_forwarded, stragglers_killed
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
-
-_GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_FORWARDED_NAMES = [number.name for number in _FORWARDED]
 
 
 def start_ranks(
@@ -96,7 +90,7 @@ def start_ranks(
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     failed = None
     try:
-        with _signals_forwarded(folder), _stragglers_killed(folder) as vanished:
+        with signals_forwarded(folder) as sent, stragglers_killed(folder) as vanished:
             launch(
                 _rank_main,
                 layout.per_machine,
@@ -112,10 +106,9 @@ def start_ranks(
     ) as e:
         failed = e
     finally:
-        for pid in _pids(folder).values():
-            _kill(pid, signal.SIGKILL)
+        send(folder, signal.SIGKILL)
     try:
-        return _outcome(layout, folder, failed, failures, vanished)
+        return _outcome(layout, folder, failed, failures, sent, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -160,6 +153,7 @@ def _rank_main(
     try:
         set_timeout(timeout)
         status = target(*args)
+        ignore_signals()
         comm.synchronize()  # a rank that leaves early looks like one that died
     except BaseException as e:
         failure = describe_failure(rank, e)
@@ -174,6 +168,7 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
     """Runs a rank that somebody else started; it tells the cause itself."""
     try:
         status = target(*args)
+        ignore_signals()
         comm.synchronize()  # a rank that leaves early looks like one that died
     except BaseException as e:
         failure = describe_failure(comm.get_rank(), e)
@@ -185,78 +180,33 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
     return status
 
 
-@contextlib.contextmanager
-def _signals_forwarded(folder: Path) -> Iterator[None]:
-    """Passes TERM, INT, USR1 and USR2 on to the ranks; they decide, this process waits."""
-
-    def forward(number: int, frame: Any) -> None:
-        # A terminal's Ctrl-C has reached the ranks already, and a second one means "at once".
-        number = signal.SIGTERM if number == signal.SIGINT else number
-        # Those that are still importing or waiting for others end by the signal's default action.
-        children = {child.pid for child in multiprocessing.active_children()}
-        for pid in children | set(_pids(folder).values()):
-            _kill(pid, number)
-
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _stragglers_killed(folder: Path) -> Iterator[list[int]]:
-    """Kills the peers of a dead rank that are still there after a while.
-
-    It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
-
-    Yields:
-        A list that receives the ranks found dead first which left no word: killed from outside.
-    """
-    over, vanished = threading.Event(), []
-
-    def watch() -> None:
-        while not over.wait(0.3):
-            dead = {rank for rank, pid in _pids(folder).items() if not _alive(pid)}
-            dead -= {int(p.stem) for p in folder.glob("*.status")}
-            if dead:
-                vanished.extend(dead - {int(p.stem) for p in folder.glob("*.json")})
-                if over.wait(_GRACE):
-                    return
-                for pid in _pids(folder).values():
-                    _kill(pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield vanished
-    finally:
-        over.set()
-        thread.join()
-
-
 def _outcome(
     layout: Layout,
     folder: Path,
     failed: Exception | None,
     failures: FailureFolder,
+    sent: list[int],
     vanished: list[int],
 ) -> int:
     """Says why it failed, if it did, and returns the exit status."""
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
     if failed is None and len(statuses) == layout.per_machine:
         return max(statuses.values())
+    if signal.SIGKILL in sent:
+        print("interrupted", file=sys.stderr)
+        return 130
     mine = [json.loads(p.read_text()) for p in folder.glob("*.json")]
     by = getattr(failed, "signal_name", None)
-    if by not in _FORWARDED_NAMES and (by or vanished):
+    forwarded = by and signal.Signals[by] in FORWARDED
+    if not forwarded and (by or vanished):
         rank = layout.rank + failed.error_index if by else min(vanished)
         mine.append(describe_killed(rank, by))
         failures.add(mine[-1])
     if first := cause(mine):
         return print_failure(failures.wait_for_cause(first))
-    if failed is None or by in _FORWARDED_NAMES:
-        print("interrupted" + f" by {by}" * bool(by), file=sys.stderr)
+    if failed is None or forwarded:
+        by = f" by {name_of(signal.Signals[by])}" if by else ""
+        print(f"interrupted{by}", file=sys.stderr)
         return 130
     # It failed before the ranks had met.
     raise UserError(_meeting_failed(layout, str(failed)))
@@ -275,23 +225,3 @@ def _meeting_failed(layout: Layout, text: str) -> str:
         )
     last = (text.strip() or "no reason given").splitlines()[-1]
     return f"the processes could not meet at {layout.url}: {last}"
-
-
-def _pids(folder: Path) -> dict[int, int]:
-    """Global rank to process id, of the ranks that have met."""
-    texts = {int(p.stem): p.read_text() for p in folder.glob("*.pid")}
-    return {rank: int(text) for rank, text in texts.items() if text}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-def _kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if _alive(pid):
-            os.kill(pid, number)

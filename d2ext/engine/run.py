@@ -52,11 +52,11 @@ def train(
     cfg: Any,
     plan: Plan,
     about: dict[str, Any],
+    signals: StopSignals,
     overwrite: bool = False,
     resume: bool = False,
     validate: bool = True,
     expect: Sequence[str] = (),
-    deadline: float | None = None,
 ) -> int:
     """Trains, evaluates, and leaves the run directory that docs/architecture.md describes.
 
@@ -66,11 +66,11 @@ def train(
         cfg: of `load_config`.
         plan: of `plan_run`.
         about: of `about.describe`.
+        signals: what asks the run to stop, which it does behind its first step at the earliest.
         overwrite: move an earlier run in the output directory aside.
         resume: go on with it, also where it was killed before its first checkpoint.
         validate: evaluate at the config's periods and at the end.
         expect: of `parse_expectation`, for the last evaluation.
-        deadline: of `signals.deadline`.
 
     Returns:
         The exit status: 0, 1 if an expectation does not hold, or 75 when a signal stopped the run
@@ -123,7 +123,6 @@ def train(
     saving = options.checkpointer
     keep, beside = saving.get("max_to_keep", 0), saving.get("asynchronous", False)
     checkpoint = Checkpoint(out, schedule, keep, content, beside)
-    signals = StopSignals(deadline)
     patience = options.get("early_stopping_patience")
 
     def evaluate(done: int) -> tuple[dict[str, float], str | None]:
@@ -193,8 +192,7 @@ def train(
         BadLoss(**options.get("bad_loss", {})),
     )
     memory = state.resumed if state.checkpoint_iter == start_iter else {}
-    with signals:
-        trainer.train(start_iter, schedule.max_iter, signals, memory)
+    trainer.train(start_iter, schedule.max_iter, signals, memory)
     if trainer.ended_early:
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:

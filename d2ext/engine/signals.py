@@ -14,7 +14,10 @@ TIME_LIMIT = "--time-limit"
 # What can stop a run, by the number under which ranks tell one another; 0 is nothing.
 REASONS = (None, "SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", TIME_LIMIT)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# How our launcher passes on a SIGINT, which the terminal may have sent the rank as well.
+INTERRUPTED = signal.SIGRTMIN
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, INTERRUPTED)
 _LAST_PATIENCE = 2.0  # seconds that cleaning up may take behind a second Ctrl-C
 
 
@@ -54,7 +57,18 @@ class StopSignals:
             end.daemon = True
             end.start()
             raise KeyboardInterrupt
-        self._signal = self._signal or signal.Signals(number).name
+        self._signal = self._signal or name_of(number)
+
+
+def name_of(number: int) -> str:
+    """The name of a signal, as the one who sent it knows it."""
+    return signal.Signals(signal.SIGINT if number == INTERRUPTED else number).name
+
+
+def ignore_signals() -> None:
+    """For a process that is about to end, so that nothing changes its exit status."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def deadline(limit: str | None, since: float) -> float | None:

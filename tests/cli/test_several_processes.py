@@ -410,15 +410,16 @@ def test_no_rank_survives_its_launcher(start, small, tmp_path, moment):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_saves(start, small, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves(start, small, tmp_path, number):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
     )
     _wait_for_step(process, tmp_path)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     output, status = _end(process, seconds=60)
     assert status == 75, output
-    assert "Stopped by SIGTERM" in output
+    assert f"Stopped by {number.name}" in output
     assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
 
 
@@ -439,6 +440,23 @@ def test_a_second_ctrl_c_ends_it_at_once(start, small, tmp_path):
     output, status = _end(process, seconds=30)
     assert status == 130 and output.strip().splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_to_the_launcher_alone(start, small, tmp_path):
+    """Its ranks hang, and nobody else tells them."""
+    process = start(
+        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+    )
+    _wait_for_step(process, tmp_path)
+    for rank in (pid for pid in _session(process.pid) if _is_rank(pid, process.pid)):
+        os.kill(rank, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    output, status = _end(process, seconds=5)
+    assert status == 130 and output.strip().splitlines()[-1] == "interrupted", output
 
 
 @pytest.mark.slow

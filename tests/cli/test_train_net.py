@@ -222,6 +222,28 @@ def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
     assert signal.Signals(number).name in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_signals_from_the_first_to_the_last_moment(repo, tiny, tmp_path):
+    """Before the first step, which is then the only one, and again while it saves and ends."""
+    options = [*tiny, "train.max_iter=100000"]
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen(
+            _command(repo, "--work-dir", tmp_path / "run", "--options", *options),
+            cwd=repo,
+            stdout=out,
+            stderr=out,
+        )
+    while "The model has" not in (tmp_path / "out").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    assert process.returncode == 75, (tmp_path / "out").read_text()
+    assert sorted(_losses(tmp_path / "run")) == [0]
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_epochs_name_their_checkpoints_and_old_ones_go(train_net, tiny, tmp_path):
     options = [*tiny, "train.max_epochs=4", "train.checkpointer.period=1 epoch"]
     options.remove("train.max_iter=4")
