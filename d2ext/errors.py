@@ -20,7 +20,10 @@ def user_message(e: BaseException) -> str | None:
     if isinstance(e, UserError):
         return str(e)
     if isinstance(e, OSError) and e.errno in _DISK:
-        return f"cannot write {e.filename or 'a file'}: {e.strerror}"
+        return (
+            f"cannot write {e.filename or 'a file'}: {e.strerror}; free space, or write to another"
+            " place (a training goes on from its last checkpoint with --resume)"
+        )
     return None
 
 

@@ -2,16 +2,13 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
-
-from d2ext.config.schedule import Schedule
 
 
 class LearningRate(HookBase):
@@ -53,67 +50,49 @@ class AverageWeights(HookBase):
 
 
 class Evaluate(HookBase):
-    """Evaluates at each period and at the end, and logs the numbers with the losses.
+    """Evaluates where it is due, and gives the numbers to the step that lies behind.
 
     Args:
-        schedule: of the run.
+        due: whether there is an evaluation behind so many iterations.
         run: evaluates after so many iterations; returns flat results on rank 0, and on all ranks
             why the run should end now, or None.
-        pending: a run that is resumed has not been evaluated where it goes on.
+        known: the results where a resumed run goes on; None: it ended before it had them.
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        due: Callable[[int], bool],
         run: Callable[[int], tuple[dict[str, float], str | None]],
-        pending: bool,
+        known: Mapping[str, float | None] | None,
     ):
-        self._schedule = schedule
+        self._due = due
         self._run = run
-        self._pending = pending
+        self._known = known
 
     def before_train(self) -> None:
-        # A run that ended between the checkpoint and its evaluation.
         done = self.trainer.start_iter
-        if self._pending and self._schedule.eval_period.due(done, self._schedule):
+        if not done or not self._due(done):
+            return
+        if self._known is None:
             self._evaluate(done)
+        else:
+            self._put(self._known, done)
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        last = done == self.trainer.max_iter
-        if last or self._schedule.eval_period.due(done, self._schedule):
-            self._evaluate(done)
+        if self._due(self.trainer.iter + 1):
+            self._evaluate(self.trainer.iter + 1)
 
     def _evaluate(self, done: int) -> None:
         results, reason = self._run(done)
-        finite = {k: v for k, v in results.items() if math.isfinite(v)}  # JSON has no NaN
-        self.trainer.storage.iter = done - 1
-        self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
+        self._put(results, done)
         if reason and done < self.trainer.max_iter:
             self.trainer.ended_early = reason
 
-
-class LostNumbers(HookBase):
-    """Writes the numbers of a checkpoint's step where a kill behind it left no time for them.
-
-    Args:
-        writers: of the numbers.
-        period: of the lines.
-        written: the last iteration that the run has written, or -1; None for a new run, which may
-            go on with another one's checkpoint.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], period: int, written: int | None):
-        self._writers = writers
-        self._period = period
-        self._written = written
-
-    def before_train(self) -> None:
-        done = self.trainer.start_iter
-        known = self._written is not None
-        if known and self._written < done - 1 and done % self._period == 0:
-            for writer in self._writers:
-                writer.write()
+    def _put(self, results: Mapping[str, float | None], done: int) -> None:
+        # JSON has no NaN.
+        finite = {k: v for k, v in results.items() if v is not None and math.isfinite(v)}
+        self.trainer.storage.iter = done - 1
+        self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
 
 
 class ProgressBar(HookBase):

@@ -1,6 +1,5 @@
 """Where log records go: plain lines to a file, the ones a person follows to the terminal."""
 
-import json
 import logging
 import logging.handlers
 import sys
@@ -51,25 +50,6 @@ def log_to_file(file: Path) -> None:
         logger.addHandler(handler)
 
 
-def end_last_line(file: Path) -> None:
-    """Ends a line that a full disk or a kill broke off, so that the next one stands alone."""
-    if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
-        with open(file, "ab") as f:
-            f.write(b"\n")
-
-
-def last_iteration(metrics: Path) -> int | None:
-    """The last iteration in a file of Detectron2's JSON lines: -1 for none, None for no file."""
-    if not metrics.is_file():
-        return None
-    for line in reversed(metrics.read_bytes().splitlines()):
-        try:
-            return json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError):  # broken off
-            continue
-    return -1
-
-
 def _for_console(record: logging.LogRecord) -> bool:
     if record.name.startswith(_FILE_ONLY):
         return False
@@ -82,6 +62,9 @@ class _File(logging.FileHandler):
     """A file whose disk may fill up: that is an error of the run, not of each line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        e = sys.exception()
+        if isinstance(e, OSError):
+            raise OSError(e.errno, e.strerror, self.baseFilename)
         raise
 
 

@@ -55,10 +55,9 @@ class Results:
             self.best, scores = None, []
         self._scores = scores
 
-    def evaluated(self, done: int) -> bool:
-        """Whether there was an evaluation after so many iterations."""
-        last = self.last["iteration"] if self.last else None
-        return done == last or any(done == i for i, _ in self._scores)
+    def known(self, done: int) -> dict[str, float | None] | None:
+        """The results after so many iterations, if the last evaluation was there."""
+        return self.last["results"] if self.last and self.last["iteration"] == done else None
 
     def is_better(self, results: Mapping[str, float]) -> bool:
         """Whether these results are better than the best so far; NaN never is.

@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
 from d2ext.config.scaling import scale_config
@@ -28,8 +27,9 @@ from d2ext.engine.distributed import (
 from d2ext.engine.evaluation_files import write_evaluation
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
-from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, LostNumbers, ProgressBar
-from d2ext.engine.log import end_last_line, last_iteration, log_to_file
+from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
+from d2ext.engine.log import log_to_file
+from d2ext.engine.numbers import WriteNumbers
 from d2ext.engine.output_dir import check_free_space, make_output_dir
 from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
@@ -96,7 +96,6 @@ def train(
         check_free_space(out, state.nbytes())
         aside = make_output_dir(out, overwrite, resume=resume or bool(plan.resume))
         ckpt.remove_leftovers(out)
-        end_last_line(out / "metrics.json")
         log_to_file(out / "log.txt")
         for path in plan.damaged:
             logger.warning("%s is damaged and was renamed to %s", path, ckpt.set_aside(path).name)
@@ -146,16 +145,19 @@ def train(
 
         return numbers, from_main(judge)
 
-    pending = start_iter > 0 and not results.evaluated(start_iter)
-    if start_iter >= schedule.max_iter or start_iter and suite and results.exhausted(patience):
+    end = schedule.max_iter
+    if start_iter >= end or start_iter and suite and results.exhausted(patience):
         logger.info("Nothing left to train: the run ends at iteration %d", start_iter)
+        end = start_iter
         if main and plan.resume.name != "model_final.pth":
             ckpt.save_final(plan.resume, out)
-        if suite and pending:
-            evaluate(start_iter)
-        if main:
-            _report(out, plan)
-        return _status(results, expect)
+
+    def evaluation_due(done: int) -> bool:
+        return bool(suite) and (done == end or schedule.eval_period.due(done, schedule))
+
+    def numbers_due(done: int) -> bool:
+        period = options.get("log_period", 20)
+        return done % period == 0 or done == end or evaluation_due(done)
 
     def describe_run() -> float:
         save_config(unscaled, out)
@@ -168,17 +170,9 @@ def train(
     if main:
         hooks += [ProgressBar(), checkpoint]
     if suite:
-        hooks.append(Evaluate(schedule, evaluate, pending))
+        hooks.append(Evaluate(evaluation_due, evaluate, results.known(start_iter)))
     if main:
-        written = last_iteration(out / "metrics.json")
-        writers = [
-            CommonMetricPrinter(schedule.max_iter),
-            JSONWriter(str(out / "metrics.json")),
-            TensorboardXWriter(str(out)),
-        ]
-        period = options.get("log_period", 20)
-        hooks.append(LostNumbers(writers[1:], period, written))
-        hooks.append(d2_hooks.PeriodicWriter(writers, period=period))
+        hooks.append(WriteNumbers(out, numbers_due, schedule.max_iter))
     trainer = Trainer(
         distributed(Guarded(state.model), cfg, plan.device),
         state.optimizer,
@@ -192,7 +186,7 @@ def train(
         BadLoss(**options.get("bad_loss", {})),
     )
     memory = state.resumed if state.checkpoint_iter == start_iter else {}
-    trainer.train(start_iter, schedule.max_iter, signals, memory)
+    trainer.train(start_iter, end, signals, memory)
     if trainer.ended_early:
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:

@@ -114,8 +114,7 @@ class Checkpoint(HookBase):
         self._saved, self._path = done, path
 
     def _finite_content(self, done: int) -> dict[str, Any]:
-        # Without a trainer there was nothing left to train.
-        content = {**self._content(done), **(self.trainer.memory() if self.trainer else {})}
+        content = {**self._content(done), **self.trainer.memory()}
         tensors = [t for t in content["model"].values() if t.is_floating_point()]
         # One answer from the device for all of them.
         if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):

@@ -35,6 +35,47 @@ def test_killed_before_the_first_checkpoint(train_net, tiny, tmp_path):
     assert '{"iteration": 0, "total_lo\n' in (tmp_path / "metrics.json").read_text()
 
 
+def test_numbers_are_those_of_a_run_that_never_stopped(train_net, tiny, tmp_path):
+    """Lines and evaluations, wherever it was stopped, though losses are written seldom."""
+    common = ["--options", *tiny, "train.log_period=3", "train.eval_period=2"]
+    common += ["train.checkpointer.period=2"]
+    whole = tmp_path / "whole"
+    assert train_net("--work-dir", whole, *common).status == 0
+    lines = (whole / "metrics.json").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3]
+    evaluations = [{k: v for k, v in json.loads(x).items() if "balloon_val/" in k} for x in lines]
+
+    def killed(name, checkpoint, written, evaluated):
+        shutil.copytree(whole, tmp_path / name)
+        (tmp_path / name / "last_checkpoint").write_text(checkpoint)
+        (tmp_path / name / "metrics.json").write_text("".join(lines[:written]))
+        last = {"iteration": evaluated, "results": evaluations[max(evaluated - 2, 0)]}
+        (tmp_path / name / "results.json").write_text(json.dumps({"last": last, "scores": []}))
+
+    killed("before its numbers were written", "model_0000001.pth", 0, 2)
+    killed("in the last evaluation", "model_0000003.pth", 2, 2)
+    assert train_net("--work-dir", tmp_path / "stopped", "--time-limit=1s", *common).status == 75
+    for folder in tmp_path.iterdir():
+        done = train_net("--work-dir", folder, "--resume", *common)
+        assert done.status == 0, done.stderr
+        assert _plain(folder) == _plain(whole), folder.name
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log.txt"])
+def test_a_full_disk_is_named(train_net, tiny, tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
+    done = train_net("--resume", *common)
+    assert done.status == 2, done.stdout
+    assert f"cannot write {tmp_path / name}: No space left on device; free space" in done.stderr
+    assert "with --resume" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def _plain(folder):
+    clock = ("time", "data_time", "eta_seconds")
+    return [{k: v for k, v in line.items() if k not in clock} for line in _metrics(folder)]
+
+
 def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny]
     assert train_net(*common, "train.max_iter=1").status == 0

@@ -75,7 +75,7 @@ def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
 def test_an_evaluation_made_again_counts_once(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0, 2.0])
     resumed = Results(tmp_path / "results.json", KEY, "max", done=3)
-    assert resumed.evaluated(3) and not resumed.evaluated(5)
+    assert resumed.known(3) is None and resumed.known(4) == resumed.last["results"]
     resumed.record(3, {KEY: 3.0})
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
@@ -86,7 +86,7 @@ def test_another_batch_counts_iterations_anew(tmp_path):
     for i, score in ((10, 5.0), (20, 4.0), (30, 3.0)):
         results.record(i, {KEY: score})
     resumed = Results(tmp_path / "results.json", KEY, "max", done=30, start=15)
-    assert resumed.best["iteration"] == 5 and resumed.evaluated(15)
+    assert resumed.best["iteration"] == 5 and resumed.known(15)
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
 
