@@ -55,17 +55,18 @@ class Checkpoint(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        last = done == self.trainer.max_iter
-        if last or self._schedule.checkpoint_period.due(done, self._schedule):
-            self._save(done)
-            if last:
-                self._finish()
+        if done == self.trainer.max_iter:
+            self.save_now(done)
+            self._finish()
+        elif self._schedule.checkpoint_period.due(done, self._schedule) or self._writer.error:
+            self._save(done, self._asynchronous)
 
     def after_train(self) -> None:
         if self.trainer.error:  # that state is not worth keeping
             # Those who cannot wait for a step do not wait for a file.
             if not isinstance(self.trainer.error, KeyboardInterrupt):
-                self._writer.end()
+                if error := self._writer.end():
+                    print(f"error: {error}", file=sys.stderr)
         elif self.trainer.stopped_by or self.trainer.ended_early:
             self.save_now(self.trainer.iter)
             if self.trainer.ended_early:
@@ -73,23 +74,22 @@ class Checkpoint(HookBase):
 
     def save_now(self, done: int) -> None:
         """Has the state after `done` iterations on the disk before it returns."""
-        if self._saved != done:
-            self._save(done)
         self._writer.wait()
+        if self._saved != done or self._writer.error:
+            self._save(done, beside=False)
 
     def save_best(self, done: int) -> None:
         """Keeps the present state as `model_best.pth`; a resume does not take it."""
-        self._writer.wait()
         if self._saved == done:
+            self.save_now(done)
             link_checkpoint(self._path, BEST)
         else:
             save_checkpoint(self._folder / BEST, self._finite_content(done))
 
     def _finish(self) -> None:
-        self._writer.wait()
         save_final(self._path, self._folder)
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, beside: bool) -> None:
         schedule = self._schedule
         whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
         if schedule.checkpoint_period.epochs and whole_epoch:
@@ -97,7 +97,7 @@ class Checkpoint(HookBase):
         else:
             name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
         path = self._folder / name
-        self._writer.wait()  # one at a time; an error of the last one is raised here
+        failed = self._writer.end()  # one at a time
         content = self._finite_content(done)
 
         def write() -> None:
@@ -106,12 +106,14 @@ class Checkpoint(HookBase):
             prune(self._folder, self._keep, path)
             logger.info("Saved %s", path)
 
-        if self._asynchronous:
+        if beside and not failed:
             content = _copied(content)
             self._writer.start(write)
         else:
             write()
         self._saved, self._path = done, path
+        if failed:  # what was in the way is gone, and no step is lost
+            logger.warning("%s; %s was written in its place", failed, path)
 
     def _finite_content(self, done: int) -> dict[str, Any]:
         content = {**self._content(done), **self.trainer.memory()}
@@ -127,40 +129,40 @@ class Checkpoint(HookBase):
 
 
 class _Writer:
-    """A thread for one file at a time; what goes wrong in it is raised by the next `wait`."""
+    """A thread for one file at a time.
+
+    Attributes:
+        error: what went wrong in it, until `end` takes it.
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Begins to write; the one before must have been waited for."""
+        """Begins to write; the one before must have ended."""
 
         def run() -> None:
             try:
                 write()
             except BaseException as e:
-                self._error = e
+                self.error = e
 
         # A daemon: whoever presses Ctrl-C twice does not wait, and the last save is waited for.
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when nothing is being written; raises what went wrong."""
+        """Returns when nothing is being written."""
         if self._thread:
             self._thread.join()
             self._thread = None
-        error, self._error = self._error, None
-        if error:
-            raise error
 
-    def end(self) -> None:
-        """Waits, where another error is being raised already; a second one is printed."""
-        try:
-            self.wait()
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
+    def end(self) -> BaseException | None:
+        """Waits, and returns what went wrong, once."""
+        self.wait()
+        error, self.error = self.error, None
+        return error
 
 
 def _copied(content: Any) -> Any:

@@ -15,14 +15,15 @@ from d2ext.engine.checkpoint import find_newest, read_checkpoint
 from d2ext.engine.saving import Checkpoint
 from d2ext.errors import UserError
 
-SCHEDULE = Schedule(10, 1, 100, None, False, Period(), Period(iterations=1))
 BIG = torch.zeros(4_000_000)  # some 50 ms to write
 
 
-def _hook(folder, content, **options):
-    hook = Checkpoint(folder, SCHEDULE, 0, content, **options)
+def _hook(folder, content, period=1, **options):
+    schedule = Schedule(10, 1, 100, None, False, Period(), Period(iterations=period))
+    hook = Checkpoint(folder, schedule, 0, content, **options)
     memory = dict(memory=lambda: {"skipped_steps": 0})
-    hook.trainer = SimpleNamespace(iter=0, max_iter=100, error=None, stopped_by=None, **memory)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=100, error=None, **memory)
+    hook.trainer.stopped_by = hook.trainer.ended_early = None
     return hook
 
 
@@ -57,13 +58,31 @@ def test_one_at_a_time_and_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["after_step", "after_train"])
-def test_an_error_there_is_raised_at_the_next_occasion(tmp_path, ends):
-    hook = _hook(tmp_path / "run", _content(BIG), asynchronous=True)
+@pytest.mark.parametrize("mended", [False, True])
+def test_behind_an_error_there_the_next_state_is_tried(tmp_path, caplog, ends, mended):
+    """At the next step, though no checkpoint is due; what cannot be written then ends the run."""
+    hook = _hook(tmp_path / "run", _content(BIG), period=4, asynchronous=True)
     (tmp_path / "run").write_text("no folder")
+    hook.trainer.iter = 3
     hook.after_step()
-    hook.trainer.iter, hook.trainer.stopped_by = 1, "SIGTERM"
-    with pytest.raises(UserError, match="cannot write .*model_0000000.pth"):
+    _until_written()
+    hook.trainer.iter = 4
+    if ends == "after_train":
+        hook.trainer.stopped_by = "SIGTERM"
+        hook.trainer.iter = 5
+    if mended:
+        (tmp_path / "run").unlink()
         getattr(hook, ends)()
+        assert find_newest(tmp_path / "run")[0].name == "model_0000004.pth"
+        assert "model_0000003.pth" in caplog.text and "was written in its place" in caplog.text
+        return
+    with pytest.raises(UserError, match="cannot write .*model_0000004.pth"):
+        getattr(hook, ends)()
+
+
+def _until_written():
+    while any(t.name == "checkpoint" for t in threading.enumerate()):
+        time.sleep(0.01)
 
 
 def test_a_copy_is_of_the_same_kind(tmp_path):
