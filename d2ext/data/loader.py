@@ -93,11 +93,21 @@ def build_train_loader(
 
 
 def build_test_loader(
-    dataset: Sequence[dict], mapper: Callable[[dict], dict], *, num_workers: int
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    *,
+    num_workers: int,
+    bad_images: str = "stop",
 ) -> "Loader":
     """Gives one image a batch; ranks take consecutive parts in order, each image once.
 
     Detectron2's test loader, but for its workers, which a signal to the process group would end.
+
+    Args:
+        dataset: Detectron2 dataset dicts.
+        mapper: a dataset dict to the model's input.
+        num_workers: loader processes of this rank.
+        bad_images: what an image that cannot be read does: `stop`, or `skip`: its batch is empty.
 
     Raises:
         UserError: while iterating, when an image cannot be read.
@@ -107,10 +117,11 @@ def build_test_loader(
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         multiprocessing_context=_FORK if num_workers else None,
+        timeout=_PATIENCE if num_workers else 0,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
     )
-    return Loader(loader)
+    return Loader(loader, leaves_out=bad_images == "skip")
 
 
 class _MappedDataset(Dataset):
@@ -202,19 +213,26 @@ class Loader:
 
     Attributes:
         replaced: what was wrong with images whose place another one took, and how often it did.
+        left_out: what was wrong with images that are missing from the last pass.
     """
 
-    def __init__(self, loader: DataLoader):
+    def __init__(self, loader: DataLoader, leaves_out: bool = False):
         self._loader = loader
+        self._leaves_out = leaves_out
         self.replaced: Counter[str] = Counter()
+        self.left_out: list[str] = []
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
         batches = iter(self._loader)
+        self.left_out = []
         try:
             for batch in batches:
+                if self._leaves_out:
+                    self.left_out += [s.message for s in batch if isinstance(s, Failure)]
+                    batch = [s for s in batch if not isinstance(s, Failure)]
                 yield [self._checked(sample) for sample in batch]
         finally:
             # Not left to the garbage collector: Python would wait for workers at its end.

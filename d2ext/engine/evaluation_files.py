@@ -32,7 +32,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
         out: the run directory.
 
     Raises:
-        UserError: a file cannot be written, or an image cannot be read.
+        UserError: a file cannot be written.
     """
     name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
     write_predictions(name, found, truth.image_ids, out / "predictions")

@@ -32,7 +32,8 @@ _WRITTEN = 10_000  # detections that are made into JSON at a time
 def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detections | None:
     """The detections of all ranks, on the main process; None elsewhere.
 
-    An image that several ranks have looked at counts once, the first time.
+    An image that several ranks have looked at counts once, the first time; one that none has, since
+    it cannot be read, has no detections.
 
     Args:
         model: takes Detectron2's inputs; its training mode is put back.
@@ -47,12 +48,15 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
     kept, count = io.BytesIO(), 0
     try:
         with torch.inference_mode():
-            for inputs in loader:
+            for inputs in filter(None, loader):  # one whose images cannot be read is empty
                 for sample, output in zip(inputs, model(inputs), strict=True):
                     pickle.dump(_image(place[sample["image_id"]], output["instances"]), kept)
                     count += 1
     finally:
         model.train(training)
+    for messages in comm.gather(getattr(loader, "left_out", [])):  # a loader of the user's has none
+        for message in messages:
+            logger.warning("%s", message)
     kept.seek(0)
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 

@@ -18,8 +18,6 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
-from d2ext.errors import UserError
-
 # Pixels: a picture's long side is brought into this range, so that big photos draw quickly and
 # the labels on small images can be read.
 _LONG_SIDE = (512, 1024)
@@ -48,10 +46,8 @@ def write_overlays(
         limit: number of pictures; of more records, evenly spread ones are drawn.
 
     Returns:
-        The files, in the order of the records, named after the images.
-
-    Raises:
-        UserError: an image cannot be read.
+        The files, in the order of the records, named after the images; one that cannot be read is
+        grey.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -88,8 +84,8 @@ def _free_name(folder: Path, stem: str) -> Path:
 def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> Image.Image:
     try:
         photo = Image.fromarray(read_image(record["file_name"], "RGB"))
-    except (OSError, SyntaxError, ValueError) as e:  # what Pillow raises for broken files
-        raise UserError(f"cannot draw {record['file_name']}: {e}") from e
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken files
+        photo = Image.new("RGB", _size(record), "gray")
     long = max(photo.size)
     factor = min(max(long, _LONG_SIDE[0]), _LONG_SIDE[1]) / long
     w, h = (max(1, round(side * factor)) for side in photo.size)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pycocotools.mask
@@ -137,6 +138,37 @@ def test_a_broken_image_is_named(num_workers):
         next(iter(build_train_loader(RECORDS, Broken(), **options)))
     with pytest.raises(UserError, match="0.jpg cannot be read"):
         next(iter(build_test_loader(RECORDS, Broken(), num_workers=num_workers)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_of_an_evaluation_is_left_out(num_workers):
+    loader = build_test_loader(RECORDS, Once(), num_workers=num_workers, bad_images="skip")
+    for _ in range(2):
+        seen = [sample["image_id"] for batch in loader for sample in batch]
+        assert seen == [r["image_id"] for r in RECORDS if r["image_id"] != 1]
+        assert loader.left_out == [
+            "image 1.jpg cannot be read: image file is truncated; replace or unlist it"
+        ]
+
+
+class Hangs:
+    def __call__(self, record):
+        time.sleep(3)
+
+
+def test_a_disk_that_hangs_ends_an_evaluation(monkeypatch):
+    monkeypatch.setattr("d2ext.data.loader._PATIENCE", 0.5)
+    with pytest.raises(RuntimeError, match="DataLoader timed out"):
+        next(iter(build_test_loader(RECORDS, Hangs(), num_workers=1)))
+
+
+class Once(Noise):
+    """One image is broken."""
+
+    def __call__(self, record):
+        if record["image_id"] == 1:
+            raise OSError("image file is truncated")
+        return super().__call__(record)
 
 
 class Picky(Noise):

@@ -52,6 +52,7 @@ dataloader.val = L(build_test_loader)(
         image_format="${model.input_format}",
     ),
     num_workers=2,
+    bad_images="${train.bad_images}",
 )
 dataloader.test = None
 dataloader.tta = dict(min_sizes=[640, 800, 960], max_size=1600, flip=True)  # for --tta
