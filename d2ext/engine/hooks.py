@@ -34,7 +34,7 @@ class LearningRate(HookBase):
 
 
 class AverageWeights(HookBase):
-    """Moves the averaged weights behind each step.
+    """Moves the averaged weights behind each step that was taken.
 
     Args:
         averaged: of `aids.averaged`.
@@ -46,7 +46,8 @@ class AverageWeights(HookBase):
         self._model = model
 
     def after_step(self) -> None:
-        self._averaged.update_parameters(self._model)
+        if self.trainer.updated:
+            self._averaged.update_parameters(self._model)
 
 
 class Evaluate(HookBase):

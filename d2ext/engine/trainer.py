@@ -54,6 +54,7 @@ class Trainer:
         start_iter, max_iter: of this run.
         storage: Detectron2's EventStorage, open while training.
         stopped_by: why the run was stopped, of `signals.REASONS`.
+        updated: whether the present step was taken, which a bad loss prevents.
         ended_early: why a hook has ended the run before `max_iter`, or None; hooks set it, on all
             ranks alike.
         error: the exception that ends the run, for `after_train`.
@@ -86,6 +87,7 @@ class Trainer:
         self._batch: list[dict] = []
         self._images_before = 0
         self.bad_images = 0
+        self.updated = False
         self.stopped_by: str | None = None
         self.ended_early: str | None = None
         self.error: BaseException | None = None
@@ -187,7 +189,8 @@ class Trainer:
             losses = self._gradients(batches)
             replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
             vote = agree(list(losses.values()), signals.received, sum(replaced.values()))
-            if all(map(math.isfinite, vote.means)) and self._update():
+            self.updated = all(map(math.isfinite, vote.means)) and self._update()
+            if self.updated:
                 losses = dict(zip(losses, vote.means, strict=True))
                 self.storage.put_scalars(total_loss=sum(vote.means), **losses)
             else:

@@ -1,5 +1,6 @@
 """A loss that is not finite on any rank: no rank's weights change, and what is said of it."""
 
+import itertools
 import json
 import multiprocessing
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from d2ext.engine.aids import averaged
 from d2ext.engine.bad_loss import BadLoss, Guarded
+from d2ext.engine.hooks import AverageWeights
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
@@ -51,6 +54,28 @@ def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, *
         trainer.train(0, steps, signals)
     state = {k: v.flatten().tolist() for k, v in model.state_dict().items()}
     return state, judge.skipped, trainer
+
+
+def test_a_skipped_step_does_not_move_the_average():
+    first, second = itertools.islice(_batches({}), 2)
+    bad = next(_batches({0: float("nan")}))
+    averages = []
+    for batches in ([first, bad, second], [first, second]):
+        model = Net()
+        average = averaged(model, 0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(
+            Guarded(model),
+            optimizer,
+            batches,
+            [AverageWeights(average, model)],
+            7,
+            bad_loss=BadLoss("skip"),
+        )
+        with StopSignals() as signals:
+            trainer.train(0, len(batches), signals)
+        averages.append((int(average.n_averaged), average.module.w.tolist()))
+    assert averages[0] == averages[1] and averages[0][0] == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
