@@ -98,6 +98,9 @@ _FIELDS = {
     "train.dist.port": _Takes((int,), null=True, above=0, below=65536),
     "optimizer.lr": _Takes((int, float), above=0),
     "dataloader.train.total_batch_size": _Takes((int,), least=1),
+    "dataloader.train.num_workers": _Takes((int,), least=0),
+    "dataloader.val.num_workers": _Takes((int,), least=0),
+    "dataloader.test.num_workers": _Takes((int,), least=0),
 }
 
 
@@ -120,7 +123,7 @@ def check_config(cfg: Any) -> None:
     for key in _FIELDS:
         node, (*parents, leaf) = values, key.split(".")
         for name in parents:
-            node = node.get(name, {})
+            node = node.get(name) or {}  # dataloader.test may be null
         if leaf in node:
             check_field(key, node[leaf])
 

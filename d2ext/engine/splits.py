@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext.data.check import check_dataset, check_masks, format_summary
@@ -13,6 +14,8 @@ from d2ext.data.checker.checks import fast_findings
 from d2ext.data.checker.finding import ERROR
 from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.columns import NO_MASK
+from d2ext.data.loader import generators_seeded
+from d2ext.data.mapping import ReportFailures, RleAsBitmaps
 from d2ext.data.records import columns_of
 from d2ext.data.store import remembered
 from d2ext.data.synthetic import is_synthetic
@@ -63,6 +66,7 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
             if name in datasets:
                 continue
             summary = check_dataset(name, records, mine)
+            _check_mapper(f"{field}.mapper", loader, records[0])
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
             summaries.append(summary)
@@ -77,6 +81,14 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
     if fake:
         table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
     return datasets, classes or [], table
+
+
+def _check_mapper(field: str, loader: Any, record: dict) -> None:
+    """Maps an image: augmentations look at their arguments when they are applied."""
+    if settings := loader.get("mapper"):
+        with building(field), generators_seeded(0):
+            # One that cannot be read is another matter, of the run.
+            ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:

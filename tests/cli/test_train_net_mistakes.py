@@ -54,7 +54,12 @@ def test_missing_data(mistake, tmp_path):
         ("optimizer.lr=-1", ["optimizer.lr"]),
         ("+optimizer.foo=1", ["optimizer cannot be built", "foo"]),
         ("model.backbone.bottom_up.name=resnet999", ["model cannot be built", "resnet999"]),
-        ("dataloader.train.num_workers=-1", ["dataloader.train cannot be built"]),
+        ("dataloader.train.num_workers=-1", ["dataloader.train.num_workers=-1: takes int, 0"]),
+        ("dataloader.val.num_workers=-1", ["dataloader.val.num_workers=-1"]),
+        (
+            "dataloader.train.mapper.augmentations[0].short_edge_length=[]",
+            ["dataloader.train.mapper cannot be built"],
+        ),
         ("evaluators.coco.tasks=[box]", ["box"]),
         ("dataloader.val=null", ["dataloader.val is null", "--no-validate"]),
         ("dataloader.val.dataset.names=[]", ["dataloader.val.dataset.names"]),
