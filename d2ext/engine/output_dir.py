@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import logging
 import os
 import shutil
 import time
@@ -10,6 +11,8 @@ from typing import IO
 
 from d2ext.engine.checkpoint import LAST
 from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE = 15.0  # seconds for what was killed to be gone
 
@@ -124,7 +127,12 @@ def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
                     " another --work-dir, or wait for it"
                 ) from None
             time.sleep(0.1)
-        except OSError:  # a file system without locks
+        except OSError as e:
+            logger.warning(
+                "%s cannot be locked (%s): no other process must write there meanwhile",
+                output_dir,
+                e.strerror,
+            )
             return
 
 

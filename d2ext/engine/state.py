@@ -87,6 +87,7 @@ def start_state(cfg: Any, plan: Plan) -> State:
     if plan.resume:
         content = from_main(lambda: ckpt.read_checkpoint(plan.resume))
         start = _resume(model, optimizer, scaler, content, plan)
+        _warn_of_layout(content, cfg.train.get("accumulate", 1))
     else:
         content = {}
         if plan.weights:
@@ -138,6 +139,18 @@ def _resume(
     change = f" ({'; '.join(changes)})" if changes else ""
     logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
     return start
+
+
+def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:
+    """Proposals are drawn for each micro-batch, so another number of them is another training."""
+    before = content.get("world_size", 1) * content.get("accumulate", 1)
+    if before != (now := comm.get_world_size() * accumulate):
+        logger.warning(
+            "Since the checkpoint, the micro-batches of a step (processes x train.accumulate) have"
+            " changed: %d before, %d now; the run is no exact continuation",
+            before,
+            now,
+        )
 
 
 def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) -> None:

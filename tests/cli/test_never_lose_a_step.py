@@ -82,6 +82,8 @@ def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     same = ["train.max_iter=1", "train.log_period=3", "dataloader.train.num_workers=1"]
     done = train_net("--resume", *common, *same)
     assert done.status == 0 and "Since the checkpoint" not in done.stdout
+    done = train_net("--resume", *common, "train.max_iter=1", "train.accumulate=2")
+    assert "micro-batches of a step" in done.stdout and "1 before, 2 now" in done.stdout
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     done = train_net("--resume", *common, "train.max_iter=1", f"data.root={root}")
@@ -136,6 +138,27 @@ def test_a_photo_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
     assert f"another one took its place: {counts[-1]:.0f} " in (work / "report.html").read_text()
     final = torch.load(work / "model_final.pth", weights_only=True)
     assert final["bad_images"] == counts[-1]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_photo_of_the_evaluation_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
+    root, work = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_root, root)
+    bad, good = sorted((root / "balloon" / "val").glob("*.jpg"))
+    bad.write_bytes(bad.read_bytes()[:900])
+    options = [*tiny, f"data.root={root}", f"train.bad_images={policy}", "train.max_iter=1"]
+    options += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]
+    done = train_net("--work-dir", work, "--options", *options)
+    if policy == "stop":
+        assert done.status == 2 and f"{bad.name} cannot be read" in done.stderr
+        return
+    assert done.status == 0, done.stderr
+    log = (work / "log.txt").read_text()
+    assert f"{bad.name} cannot be read" in log and "1 of 2 images were not looked at" in log
+    predictions = json.loads((work / "predictions" / "balloon_val.json").read_text())
+    assert len({p["image_id"] for p in predictions}) == 1
+    pictures = [p.stem for p in (work / "overlays" / "balloon_val").glob("*.jpg")]
+    assert sorted(pictures) == [bad.stem, good.stem]
 
 
 def test_config_yaml_is_read_without_running_it(train_net, tiny, tmp_path):
