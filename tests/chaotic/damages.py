@@ -1,11 +1,12 @@
-"""Twelve damages to a checkpoint directory and their documented outcome; and a long run's soak."""
+"""Damages to a checkpoint directory and their documented outcome; and a long run's soak."""
 
 import contextlib
 import os
 import shutil
+import signal
 import statistics
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from tests.chaotic.stories import difference, until_ended
 
 NEWEST, BEFORE = "model_0000011.pth", "model_0000008.pth"
 _EVALUATIONS = 300
+_WOBBLE = 0.06  # of the resident memory, by the allocator's leave
 
 
-def _case(outcome: str, mend: bool = True) -> Callable:
+def _case(outcome: str, mend: bool = True, largest_file: int | None = None) -> Callable:
     """A damage: does something to a directory, and says how the resume that follows must end.
 
     Args:
         outcome: `goes on at N` or the words of the last line; the latter with status 2.
         mend: whether the run, the cause being gone, then ends as if nothing had happened.
+        largest_file: that the resume can write, in bytes.
     """
 
     def decorate(damage: Callable[[Path], object]) -> Callable:
@@ -33,9 +36,10 @@ def _case(outcome: str, mend: bool = True) -> Callable:
             with contextlib.ExitStack() as stack:
                 extra = damage(folder, stack) or []
                 if extra == "skip":
-                    row.update(got="skipped: needs root, to mount", ok=True)
+                    row.update(got="skipped, not root", ok="skipped")
                     return
-                run = Run(folder, ["--resume", f"data.root={data}", *extra])
+                args = ["--resume", f"data.root={data}", *extra]
+                run = Run(folder, args, largest_file=largest_file)
                 yield from until_ended(run)
                 row["output"] = text = run.text()
                 last = (text.strip().splitlines() or ["nothing"])[-1]
@@ -135,6 +139,11 @@ def full_disk(folder: Path, stack: contextlib.ExitStack) -> object:
     return ["train.checkpointer.max_to_keep=0", "train.checkpointer.period=1"]
 
 
+@_case("File too large", largest_file=1_500_000)
+def full_disk_half_way(folder: Path, stack: contextlib.ExitStack) -> None:
+    """The check before the save sees room enough."""
+
+
 @_case("does not fit this config (")
 def wrong_model(folder: Path, stack: contextlib.ExitStack) -> list[str]:
     return [
@@ -170,14 +179,20 @@ def leftover_temporary(folder: Path, stack: contextlib.ExitStack) -> None:
 
 @_case("another process is writing to the output directory")
 def two_writers(folder: Path, stack: contextlib.ExitStack) -> None:
-    # A lock as the other process holds it, whatever it is doing.
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2)"
-    code += "; print(flush=True); time.sleep(99)"
-    command = [sys.executable, "-c", code, str(folder / ".lock")]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE)
-    other.stdout.readline()
-    stack.callback(other.wait)
-    stack.callback(other.kill)
+    """The first one trains the same run, and is stopped in the middle of it, lock in hand."""
+    other = Run(folder, ["--resume", f"data.root={folder.parent / 'data'}"])
+    while not other.steps():
+        time.sleep(0.01)
+    os.killpg(other.pid, signal.SIGSTOP)
+
+    def end() -> None:
+        os.killpg(other.pid, signal.SIGCONT)
+        while not other.ended():
+            time.sleep(0.01)
+        if other.status != 0:
+            raise AssertionError(other.text())
+
+    stack.callback(end)
 
 
 @_case("goes on at iteration 12")
@@ -192,7 +207,7 @@ DAMAGES = {
     story.replace("_", " "): globals()[story]
     for story in (
         "truncated bit_flipped empty missing_pointer pointer_to_a_missing_file read_only full_disk"
-        " wrong_model wrong_torch_file leftover_temporary two_writers clock_jump"
+        " full_disk_half_way wrong_model wrong_torch_file leftover_temporary two_writers clock_jump"
     ).split()
 }
 
@@ -213,16 +228,16 @@ def soak(folder: Path, data: Path, row: dict) -> Iterator[float | None]:
         yield
     early = [seen[i] for i in sorted(seen) if _EVALUATIONS // 4 <= i < _EVALUATIONS // 2]
     late = [seen[i] for i in sorted(seen) if i >= _EVALUATIONS * 3 // 4]
+    row.update(evaluations=done(folder), status=run.status, ok=False)
+    if run.status != 0 or not early or not late:
+        row["output"] = run.text()[-3000:]
+        return
     for name, a, b in zip(
         ("MiB", "files", "threads"), _columns(early), _columns(late), strict=True
     ):
         row[name] = [statistics.median(a), statistics.median(b)]
-    row["evaluations"], row["status"] = _EVALUATIONS, run.status
-    grown = row["MiB"][1] - row["MiB"][0]
-    row["ok"] = (
-        run.status == 0
-        and grown <= 15
-        and all(row[name][1] <= row[name][0] + 1 for name in ("files", "threads"))
+    row["ok"] = row["MiB"][1] <= row["MiB"][0] * (1 + _WOBBLE) and all(
+        row[name][1] <= row[name][0] + 1 for name in ("files", "threads")
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import runpy
 import signal
 import sys
@@ -31,16 +32,19 @@ class Run:
         folder: the run's directory; what it prints goes beside it.
         args: for the tool.
         ranks: processes, started as torchrun does it where there are several.
+        largest_file: in bytes; what writes a larger one fails half way, as on a full disk.
     """
 
-    def __init__(self, folder: Path, args: list[str], ranks: int = 1):
+    def __init__(
+        self, folder: Path, args: list[str], ranks: int = 1, largest_file: int | None = None
+    ):
         self.folder = folder
         self.output = folder.with_suffix(f".{time.monotonic_ns()}.out")
         self.status: int | None = None
         self.started = time.monotonic()
         self.lines_before = len(list(lines(folder)))
         args = [TOOL, "--config-file", RECIPE, "--work-dir", str(folder), *args]
-        self.pid = _fork(lambda: _main(args, self.output, ranks))
+        self.pid = _fork(lambda: _main(args, self.output, ranks, largest_file))
 
     def ended(self) -> bool:
         """Whether the first process and all others of its session are gone."""
@@ -79,6 +83,11 @@ class Run:
             else:
                 os.kill(rng.choice(ranks) if ranks else self.pid, signal.SIGKILL)
 
+    def steps(self) -> int:
+        """So many steps have been taken since it went on, as far as they are logged."""
+        new = list(lines(self.folder))[self.lines_before :]
+        return new[-1]["iteration"] + 1 - (self.start_iter() or 0) if new else 0
+
     def text(self) -> str:
         """What it has printed."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
@@ -96,12 +105,11 @@ def done(folder: Path) -> int:
 
 
 def lines(folder: Path) -> Iterator[dict]:
-    """The lines of metrics.json that have losses."""
+    """The lines of metrics.json."""
     path = folder / "metrics.json"
     for text in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):  # one that is being written
-            if "total_loss" in (line := json.loads(text)):
-                yield line
+            yield json.loads(text)
 
 
 def _fork(main: Callable[[], int]) -> int:
@@ -115,10 +123,12 @@ def _fork(main: Callable[[], int]) -> int:
         os._exit(status)
 
 
-def _main(args: list[str], output: Path, ranks: int) -> int:
+def _main(args: list[str], output: Path, ranks: int, largest_file: int | None) -> int:
     die_with_parent()  # no run outlives this test
     os.setsid()
     os.chdir(REPO)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     with open(output, "w") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)

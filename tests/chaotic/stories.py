@@ -41,6 +41,7 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "1 process": Layout(""),
+    "logged seldom": Layout("train.log_period=4 train.eval_period=5"),
     "2 loader workers, EMA": Layout("dataloader.train.num_workers=2 train.ema_decay=0.9"),
     "accumulate 2, bf16, EMA, clip": Layout(
         f"train.accumulate=2 {_AIDS} train.clip_grad_norm=1 dataloader.train.num_workers=1"
@@ -63,9 +64,12 @@ def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
 def killed(
     folder: Path, data: Path, layout: Layout, seed: int, row: dict
 ) -> Iterator[float | None]:
-    """A run that is killed three times and resumed; `row` gets what the table shows."""
+    """A run that is killed three times and resumed; `row` gets what the table shows.
+
+    `moments` in it are of the kills, whom and when; fewer than three where the run ended before.
+    """
     rng = random.Random(seed)
-    starts, kills = [], []
+    starts, kills, row["moments"] = [], [], []
     for _ in range(3):
         before = done(folder)
         run = layout.start(folder, data, "--resume")
@@ -83,7 +87,9 @@ def killed(
         yield from until_ended(run)
         reached = max(before, done(folder)) if run.start_iter() is None else done(folder)
         starts.append(run.start_iter())
-        kills.append(f"{whom}/{'save' if saving else 'step'}@{reached}" if alive else "ended")
+        kind = f"{whom}/{'save' if saving else 'step'}"
+        kills.append(f"{kind}@{reached}" if alive else "ended")
+        row["moments"] += [kind] * alive
         row["reached"] = [*row.get("reached", []), reached]
     run = layout.start(folder, data, "--resume")
     yield from until_ended(run)
@@ -125,6 +131,7 @@ def difference(folder: Path, whole: Path) -> str | None:
     for key in ("model", "ema", "optimizer", "recent", "iterations_done", "images_seen"):
         if not _equal(a.get(key), b.get(key)):
             return f"another {key}"
+    # Losses, rates and evaluations; of iterations that were redone the later lines count.
     ours, theirs = ({n["iteration"]: _plain(n) for n in lines(d)} for d in (folder, whole))
     if ours != theirs:
         bad = min(i for i in theirs.keys() | ours.keys() if ours.get(i) != theirs.get(i))
@@ -140,7 +147,7 @@ def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[float 
     while not run.ended():
         if moment == "any" and time.monotonic() > at:
             return
-        trained = run.start_iter() is not None and _steps(run)
+        trained = run.start_iter() is not None and run.steps()
         if moment == "step" and trained >= steps:
             return
         while moment == "save" and trained:
@@ -148,10 +155,6 @@ def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[float 
                 return
             yield 0.001
         yield
-
-
-def _steps(run: Run) -> int:
-    return len(list(lines(run.folder))) - run.lines_before
 
 
 def _saving(folder: Path) -> bool:
