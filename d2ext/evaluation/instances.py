@@ -11,6 +11,9 @@ What is odd is defined here, once for all metrics and both backends:
   count neither for nor against the detector. A group is a crowd but to the metric of Open Images.
 - A difficult object (VOC's `difficult`, `ignore` in a COCO file) is neither hit nor miss. (For
   boxes and masks pycocotools reads `ignore`, but overwrites it by `iscrowd`.)
+- One that is crowd and group is a group to Open Images; one that is crowd and difficult is
+  difficult to Open Images and VOC; to COCO both are crowds, as they are to pycocotools. What VOC's
+  and Open Images' files become is so, since other programs know crowds alone.
 - Where masks are compared, an object without one has its box as mask. The size of a detection is
   the area of its mask there, as in Detectron2, not that of its box.
 - A run-length encoding that ends before its image does has background there for hotcoco; the
