@@ -139,8 +139,8 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
     for k in np.flatnonzero(heights * widths == 0)[:1].tolist():
         if has_masks:
             raise UserError(
-                f"{path}: images[{k}] (id {shown(images[k].id)}) has no height and width, which"
-                " masks need; add them, or give predictions without segmentation"
+                f"{path}: the image {shown(images[k].id)} has no height and width, which masks"
+                " need; add them, or give predictions without segmentation"
             )
     for i in sorted({*lacking, *_not_plain(masks)}):
         k = columns["image"][i]
@@ -176,10 +176,11 @@ def _sides(path: Path, images: list[_Image]) -> list[np.ndarray]:
     sides = []
     for name in ("height", "width"):
         values = [getattr(image, name) for image in images]
-        for i, value in enumerate(values):
+        for image, value in zip(images, values, strict=True):
             if value is not None and not (0 < value < _FAR and value == int(value)):
                 raise UserError(
-                    f"{path}: images[{i}]: the {name} {value} is no positive integer; correct it"
+                    f"{path}: the {name} {value} of the image {shown(image.id)} is no positive"
+                    " integer; correct it"
                 )
         sides.append(np.array([value or 0 for value in values], np.int64))
     return sides

@@ -237,7 +237,7 @@ def _annotation(**values: object) -> dict:
         ({"images": [{"id": 7, "file_name": "", **SIZE}] * 2}, "twice"),
         (
             {"images": [{"id": i, "height": 0, "width": 9} for i in (7, 8)]},
-            "images[0]: the height 0",
+            "height 0 of the image 7 is no",
         ),
         (_annotation(bbox=[1, 2, math.nan, 4]), "annotations[1] has the bbox [1.0, 2.0, nan, 4.0]"),
         (_annotation(bbox=[1, 2, 3, -4]), "annotations[1]"),
@@ -310,7 +310,7 @@ def test_numbers_as_other_programs_write_them(tmp_path, evaluate):
             json.loads(expected.read_text()), abs=1e-9
         )
     done = evaluate([r | {"segmentation": MASK} for r in results], content=content)
-    assert done.status == 2 and "images[0] (id 7.0) has no height and width" in done.stderr
+    assert done.status == 2 and "the image 7.0 has no height and width" in done.stderr
 
 
 @pytest.mark.filterwarnings("error")
