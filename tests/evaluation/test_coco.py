@@ -26,6 +26,9 @@ from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, corners, data_sets
 
 BACKENDS = ("hotcoco", "pycocotools")
 backends = pytest.mark.parametrize("backend", BACKENDS)
+# Of objects: marks, and what may be absent.
+ODD = [{}, {}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"segmentation": None}]
+ODD += [{"area": None}, {"area": 0}, {"area": 1e12}, {"iscrowd": None}, {"id": 0}]
 
 
 def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
@@ -49,9 +52,13 @@ def test_both_backends_are_pycocotools(tmp_path, data_set):
     data_sets(),
     st.lists(st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]), min_size=1, unique=True).map(sorted),
     st.lists(st.integers(1, 9), min_size=1, unique=True).map(sorted),
+    st.lists(st.sampled_from(ODD), min_size=8, max_size=8),
 )
-def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits):
-    truth, found = columns(*data_set, tmp_path)
+def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits, odd):
+    content, results = data_set
+    for annotation, marks in zip(content["annotations"], odd, strict=False):
+        annotation |= marks
+    truth, found = columns(content, results, tmp_path)
     hotcoco, pycocotools = (
         CocoMetric(
             ["bbox", "segm", "proposals"],
