@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
 _FORK = "fork"
+# Signals reach the whole process group. The trainer decides what to do; workers just serve.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PATIENCE = 600  # seconds for a batch; behind it a disk hangs
 _REPLACEMENTS = 20  # images to try in the place of one that cannot be read
 
@@ -226,7 +229,12 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        batches = iter(self._loader)
+        # None may come before the workers ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.left_out = []
         try:
             for batch in batches:
@@ -301,8 +309,9 @@ def _as_list(samples: list) -> list:
 def _init_worker(worker_id: int) -> None:
     # Its rank may be killed, and it would wait for work for ever.
     die_with_parent()
-    # Signals reach the whole process group. The trainer decides what to do; workers just serve.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # its threads do not survive a fork
     logging.getLogger("PIL").setLevel(logging.WARNING)

@@ -34,6 +34,7 @@ class StopSignals:
     def __init__(self, deadline: float | None = None) -> None:
         self._deadline = deadline
         self._signal: str | None = None
+        self._process = os.getpid()
 
     @property
     def received(self) -> str | None:
@@ -51,6 +52,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # Forked, as a pool of Detectron2's, which waits for workers that it sends a TERM.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self._signal and number == signal.SIGINT:
             # A loader worker that hangs in a read would be waited for.
             end = threading.Timer(_LAST_PATIENCE, os._exit, (130,))

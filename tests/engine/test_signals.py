@@ -35,6 +35,23 @@ def test_the_clock_and_a_signal():
     assert deadline(None, 0.0) is None
 
 
+POOL = """
+import multiprocessing
+from d2ext.engine.signals import StopSignals
+
+with StopSignals(), multiprocessing.get_context("fork").Pool(2) as pool:
+    print(sum(pool.map(abs, range(-5, 0))))
+"""
+
+
+def test_a_pool_of_processes_ends(repo):
+    """Detectron2 reads Cityscapes in one, and ends it by a TERM."""
+    done = subprocess.run(
+        [sys.executable, "-c", POOL], cwd=repo, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout == "15\n", done.stderr
+
+
 HANGS = """
 import signal, time
 from torch.utils.data import DataLoader, Dataset
