@@ -13,7 +13,8 @@ SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _EXIF_ORIENTATION = 0x0112
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # Huffman tables, an extension, arithmetic conditioning
 _SEGMENT = struct.Struct(">BBHBHH")  # 0xFF, marker, length; of a frame: depth, height, width
-_HEADER = 4096  # bytes in which a JPEG's frame is looked for
+_HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
+_TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation: EXIF, XMP
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -26,8 +27,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UserError: it cannot be read as an image.
     """
     try:
-        if size := _plain_jpeg_size(_start(path)):
-            return size
+        for length in _HEADERS:
+            if size := _plain_jpeg_size(_start(path, length)):
+                return size
         with Image.open(path) as image:
             width, height = image.size
             turned = is_turned(image)
@@ -49,17 +51,17 @@ def is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _start(path: str | Path) -> bytes:
+def _start(path: str | Path, length: int) -> bytes:
     """The first bytes of a file, by the system's own calls: half the time of Python's files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.read(descriptor, _HEADER)
+        return os.read(descriptor, length)
     finally:
         os.close(descriptor)
 
 
 def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG without EXIF or XMP data; Pillow takes 5 times as long.
+    """Width and height of a JPEG that nothing turns; Pillow takes 5 times as long.
 
     The segments of ITU T.81, annex B: 0xFF, a marker, a length; the frame (SOF) holds the size.
     None where Pillow has to look.
@@ -69,7 +71,7 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
     at, end = 2, len(header) - 9
     while at <= end:
         mark, marker, length, _, height, width = _SEGMENT.unpack_from(header, at)
-        if mark != 0xFF or marker == 0xE1:  # EXIF or XMP: either may hold an orientation
+        if mark != 0xFF or marker == 0xE1 and header[at + 4 : at + 8] in _TURNING:
             return None
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
             return (width, height) if width and height else None

@@ -157,8 +157,8 @@ def _category(
     return category
 
 
-def _outline(region: Region) -> list[float]:
-    """[x0, y0, x1, y1, ...] in VIA's coordinates; those of polygons are not checked.
+def _outline(region: Region) -> tuple[list[float], list[float]]:
+    """The xs and ys of its corners, in VIA's coordinates; those of polygons are not checked.
 
     Raises:
         UserError: the shape lacks what belongs to it.
@@ -171,19 +171,18 @@ def _outline(region: Region) -> list[float]:
                 if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
                     raise ValueError("all_points_x and all_points_y are no lists of one length")
                 if len(xs) > 1 and xs[0] == xs[-1] and ys[0] == ys[-1]:
-                    xs, ys = xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
-                outline = [0] * (2 * len(xs))
-                outline[::2], outline[1::2] = xs, ys
-                return outline
+                    return xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
+                return xs, ys
             case "rect":
                 x, y, width, height = numbers([shape[k] for k in ("x", "y", "width", "height")])
-                return rectangle(x, y, x + width, y + height)
+                points = rectangle(x, y, x + width, y + height)
             case "circle":
                 cx, cy, r = numbers([shape[k] for k in ("cx", "cy", "r")])
-                return arc(cx, cy, r, r)
+                points = arc(cx, cy, r, r)
             case _:
                 cx, cy, rx, ry = numbers([shape[k] for k in ("cx", "cy", "rx", "ry")])
                 (angle,) = numbers([shape.get("theta", 0)])  # radians; VIA 1 has none
-                return arc(cx, cy, rx, ry, angle)
+                points = arc(cx, cy, rx, ry, angle)
+        return points[::2], points[1::2]
     except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"{region.where} is malformed ({e!r}); correct it in VIA") from e
