@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=["coco", "voc", "open_images", "lvis"],
         help="default: coco",
     )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=["bbox", "segm", "proposals"],
+        help="what coco compares (default: bbox, and segm where there are masks)",
+    )
     parser.add_argument("--per-class", action="store_true", help="also the numbers of each class")
     parser.add_argument(
         "--confusion-matrix", action="store_true", help="which class is taken for which"
@@ -76,6 +82,7 @@ def main() -> None:
         parts=parts,
         out=args.out,
         backend=args.backend,
+        tasks=args.tasks,
     )
 
 

@@ -35,6 +35,7 @@ def evaluate_files(
     parts: Mapping[str, bool] | None = None,
     out: Path | None = None,
     backend: str = "auto",
+    tasks: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Reads each file once, prints the metrics' tables, and writes the numbers.
 
@@ -47,6 +48,7 @@ def evaluate_files(
         out: the file for the numbers; those of the analyses are written beside it, to
             `<its stem>_analysis.json`, by task. Both are replaced, or neither.
         backend: COCO's.
+        tasks: COCO's.
 
     Returns:
         `<metric>/<task>/<name>` to percent, NaN where undefined.
@@ -55,8 +57,11 @@ def evaluate_files(
         UserError: a file is not what it should be, an output cannot be written, or hotcoco is
             absent where it is needed.
     """
-    if len(set(metrics)) < len(metrics):
-        raise UserError(f"--metrics {' '.join(metrics)}: name each once")
+    for flag, values in (("--metrics", metrics), ("--tasks", tasks or ())):
+        if len(set(values)) < len(values):
+            raise UserError(f"{flag} {' '.join(values)}: name each once")
+    if tasks and "coco" not in metrics:
+        raise UserError(f"--tasks {' '.join(tasks)} is for --metrics coco, which is not asked for")
     if parts and any(parts.values()):
         chosen_backend("hotcoco")
         if parts.get("pr_curves") and out is None:
@@ -64,7 +69,8 @@ def evaluate_files(
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
         _check_place(file, (predictions, dataset))
-    wanted = {name: _made(name, per_class, backend) for name in metrics}
+    of_coco = {"backend": backend, "tasks": tasks}
+    wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
     # What is read dies with the call, before the collector would look at all of it.
     with _printing(), no_collection():
         numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {})
@@ -119,9 +125,8 @@ def _evaluated(
     return numbers, analyses
 
 
-def _made(name: str, per_class: bool, backend: str) -> Any:
+def _made(name: str, per_class: bool, options: Mapping[str, Any]) -> Any:
     module, kind = METRICS[name]
-    options = {"backend": backend} if name == "coco" else {}
     return getattr(importlib.import_module(module), kind)(per_class=per_class, **options)
 
 
