@@ -50,12 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="runs that were submitted", allow_abbrev=False)
-    parser.add_argument("command", choices=COMMANDS)
+def _read_command(name: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"submit.py {name}", allow_abbrev=False)
     parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help="(all runs)")
-    parser.add_argument("-f", "--follow", action="store_true", help="of logs: until the end")
-    return parser
+    if name == "logs":
+        parser.add_argument("-f", "--follow", action="store_true", help="until the end")
+    return parser.parse_intermixed_args(sys.argv[2:])
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -63,6 +63,8 @@ def _status(args: argparse.Namespace) -> None:
     from d2ext.slurm.status import status_table
 
     records = find_records(args.work_dir)
+    if args.work_dir and not records:
+        raise UserError(f"{args.work_dir}: nothing was submitted from there")
     print(status_table(records) if records else "no run was submitted")
 
 
@@ -104,8 +106,7 @@ COMMANDS = {"status": _status, "logs": _logs, "cancel": _cancel}
 def main() -> int | None:
     """Reads the command line and runs what it says; returns the exit status."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
-        args = _command_parser().parse_args()
-        return COMMANDS[args.command](args)
+        return COMMANDS[sys.argv[1]](_read_command(sys.argv[1]))
     args, train = _parser().parse_known_args()
 
     from d2ext.slurm.follow import follow
