@@ -10,6 +10,7 @@ job starts again. Without Slurm the training runs on this machine.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def main() -> int | None:
     from d2ext.slurm.plan import make_plan
     from d2ext.slurm.submit import sbatch_text, submit
 
-    job = make_plan(make_request(vars(args), train))
+    job = make_plan(make_request(vars(args), train, os.environ))
     print("\n".join(job.lines), flush=True)
     if args.dry_run:
         print("" if job.cluster == "local" else sbatch_text(job))
