@@ -1,9 +1,16 @@
-"""What every benchmark prints: where and when its numbers were taken."""
+"""What the benchmarks share: pairs of runs in turn, their record, and the machine they ran on."""
 
 import datetime
+import json
 import os
 import platform
+import statistics
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results.json"
 
 
 def machine() -> str:
@@ -16,3 +23,35 @@ def machine() -> str:
         f"{cpu}, {cores} cores, Python {platform.python_version()}, torch {version('torch')},"
         f" {datetime.date.today().isoformat()}"
     )
+
+
+def paired(
+    ours: Callable[[], float], theirs: Callable[[], float], rounds: int
+) -> list[tuple[float, float]]:
+    """Measures both in turn, after a round that warms caches: what disturbs one disturbs both."""
+    ours(), theirs()
+    return [(ours(), theirs()) for _ in range(rounds)]
+
+
+def record(name: str, pairs: Sequence[tuple[float, float]], unit: str) -> None:
+    """Prints a figure and keeps it in results.json: medians, and the median of the pairs' ratios.
+
+    Args:
+        name: of the figure.
+        pairs: (ours, theirs) of each round.
+        unit: `.../s` counts what is done in a second; of all others less is better. The ratio is
+            above 1 where ours is better.
+    """
+    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    more_is_better = unit.endswith("/s")
+    ratio = statistics.median(a / b if more_is_better else b / a for a, b in pairs)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known[name] = {
+        "ours": round(ours, 4),
+        "theirs": round(theirs, 4),
+        "ratio": round(ratio, 3),
+        "unit": unit,
+        "machine": machine(),
+    }
+    RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    print(f"{name}: {ours:.4g} {unit}, theirs {theirs:.4g} {unit}, ratio {ratio:.2f}", flush=True)

@@ -11,6 +11,11 @@ from typing import IO, Any
 from d2ext.errors import UserError
 
 
+def cache_dir() -> Path:
+    """Where what can be made again is kept: $D2EXT_CACHE, else ~/.cache/d2ext."""
+    return Path(os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext").expanduser()
+
+
 @contextlib.contextmanager
 def replaced(path: Path, mode: str = "w", durable: bool = True) -> Iterator[IO]:
     """Opens a new file that takes `path`'s place when the block ends without an exception.

@@ -7,10 +7,10 @@ versions of an image --tta looks at.
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper
 from omegaconf import OmegaConf
 
 from d2ext.data.loader import build_test_loader, build_train_loader
+from d2ext.data.mapper import Mapper
 from d2ext.data.training_set import evaluation_set, training_set
 
 dataloader = OmegaConf.create()
@@ -22,7 +22,7 @@ dataloader.train = L(build_train_loader)(
         repeat=1,  # epochs of each data set that one epoch holds; a list for several
         oversample_threshold=None,  # images with classes rarer than this come up more often
     ),
-    mapper=L(DatasetMapper)(
+    mapper=L(Mapper)(
         is_train=True,
         augmentations=[
             L(T.ResizeShortestEdge)(
@@ -46,7 +46,7 @@ dataloader.train = L(build_train_loader)(
 
 dataloader.val = L(build_test_loader)(
     dataset=L(evaluation_set)(names=None),
-    mapper=L(DatasetMapper)(
+    mapper=L(Mapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="${model.input_format}",

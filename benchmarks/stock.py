@@ -1,0 +1,71 @@
+"""Trains as Detectron2's own tools/lazyconfig_train_net.py does; the benchmarks' other side.
+
+    python benchmarks/stock.py FOLDER CONFIG [overrides]
+
+Its loader, mapper, trainer, hooks and writers in the order of that file's do_train (Detectron2's
+packages do not ship it), on the model, optimizer, schedule and data set that one of our recipes
+names. FOLDER gets its metrics.json.
+"""
+
+import sys
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import SimpleTrainer, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from d2ext.config.load import load_config
+from d2ext.data.catalog import register_datasets
+from d2ext.engine.weights import load_weights, local_weights
+
+
+def main() -> None:
+    """Trains `train.max_iter` iterations."""
+    folder, config, *overrides = sys.argv[1:]
+    cfg = load_config(config, overrides)
+    PathManager.mkdirs(folder)
+    logger = setup_logger(folder)
+    seed_all_rng(cfg.train.seed)
+    register_datasets(cfg.datasets)
+    model = instantiate(cfg.model)
+    logger.info("Model:\n%s", model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    data = cfg.dataloader.train
+    mapper = data.mapper
+    mapper["_target_"] = DatasetMapper
+    loader = build_detection_train_loader(
+        get_detection_dataset_dicts(data.dataset.names),
+        mapper=instantiate(mapper),
+        total_batch_size=data.total_batch_size,
+        num_workers=data.num_workers,
+    )
+    model = create_ddp_model(model)
+    trainer = SimpleTrainer(model, loader, optimizer)
+    checkpointer = DetectionCheckpointer(model, folder, trainer=trainer)
+    writers = default_writers(folder, cfg.train.max_iter)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, period=5000),
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period),
+        ]
+    )
+    if source := cfg.train.init_checkpoint:  # its own loader does not know these names
+        load_weights(model, local_weights(source, "train.init_checkpoint"))
+    trainer.train(0, cfg.train.max_iter)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Training against Detectron2's own script: images a second, time to the first step, peak memory.
+
+    python benchmarks/training.py [--only step_r50 ...] [--options data.root=...]
+
+Both sides run as commands, in turn, on the balloon photos: `tools/train_net.py`, and `stock.py`
+with Detectron2's mapper, loader and trainer. The model, its initial weights and the size of the
+images are the same. A step's time is the median of those behind the first ones, loading included.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import ROOT, paired, record
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
+COMMON = ["train.log_period=1", "dataloader.train.num_workers=1", "train.warmup_iters=0"]
+# A rate that leaves untrained weights finite, and the same size of images for every step.
+R50_512 = [
+    *COMMON,
+    "train.init_checkpoint=",
+    "optimizer.lr=1e-6",
+    "dataloader.train.mapper.augmentations[0].short_edge_length=512",
+    "train.reference_batch_size=2",
+]
+SHORT = [*COMMON, "train.max_iter=6"]
+DEMO = ["train.max_iter=60", "train.log_period=1"]  # its memory has reached its peak by then
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is measured: a field of `Run`, of both sides with `overrides`, ours with `more`."""
+
+    field: str
+    unit: str
+    config: str
+    overrides: Sequence[str]
+    more: Sequence[str] = ()
+    rounds: int = 3
+
+
+BFLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"]
+FIGURES = {
+    "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=12"]),
+    "step_lite0": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"]),
+    "step_lite0_bf16": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"], BFLOAT16),
+    "start": Figure("start", "s", LITE0, SHORT),
+    "peak_rss": Figure("peak", "MB", LITE0, DEMO, rounds=1),
+}
+
+
+class Run:
+    """A training as a command.
+
+    Attributes:
+        speed: steps a second, by the median one behind the first ones, loading included.
+        start: seconds from the command to the first step.
+        peak: MB of memory of the process that needs most.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        log, first, begun = folder.with_suffix(".log"), None, time.perf_counter()
+        with open(log, "w") as out:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        ended = (0, 0, None)
+        while not ended[0]:
+            ended = os.wait4(process.pid, os.WNOHANG)
+            if first is None and _lines(folder):
+                first = time.perf_counter() - begun
+            time.sleep(0.02)
+        if ended[1]:
+            raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
+        # Detectron2's timer leaves out the first three.
+        step = statistics.median(line["time"] for line in _lines(folder) if "time" in line)
+        self.speed = 1 / step
+        self.start = first - step  # the first line is written behind the first step
+        self.peak = ended[2].ru_maxrss / 1024
+
+
+def _lines(folder: Path) -> list[dict]:
+    """The steps that metrics.json has."""
+    file = folder / "metrics.json"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [
+        line for line in map(json.loads, (x for x in lines if x[-1:] == "\n")) if "time" in line
+    ]
+
+
+def main() -> None:
+    """Records the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES))
+    parser.add_argument("--options", nargs="*", default=[])
+    args = parser.parse_args()
+    for name in args.only:
+        _measure(name, FIGURES[name], args.options)
+
+
+def _measure(name: str, figure: Figure, options: Sequence[str]) -> None:
+    options = [*figure.overrides, *options]
+    with tempfile.TemporaryDirectory() as root:
+        ours, theirs = Path(root) / "ours", Path(root) / "theirs"
+        tool = [sys.executable, "tools/train_net.py", "--no-validate", "--work-dir", str(ours)]
+        tool += ["--config-file", figure.config, "--options", *options, *figure.more]
+        stock = [sys.executable, "benchmarks/stock.py", str(theirs), figure.config, *options]
+        pairs = paired(
+            lambda: getattr(Run(tool, ours), figure.field),
+            lambda: getattr(Run(stock, theirs), figure.field),
+            figure.rounds,
+        )
+    record(name, pairs, figure.unit)
+
+
+if __name__ == "__main__":
+    main()
