@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,7 +57,7 @@ class Training:
     num_machines: int
     max_requeues: int
     port: int | None
-    _pid: int = field(default=0, init=False)
+    _trainers: subprocess.Popen | None = field(default=None, init=False)
     _errors: dict[Path, int] = field(default_factory=dict, init=False)  # of earlier starts
 
     def __call__(self) -> NoReturn:
@@ -73,7 +73,7 @@ class Training:
                 self._finish(record, 1, why)
             status = self._run_trainers(here, lambda: self._failed_elsewhere(here))
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            self._decide(record, here, End(status, False, last_words(here.paths.stdout)))
+            self._decide(record, here, self._end(record, here, status))
         except UserError as e:  # the shared disk, mostly
             self._finish(record, 2, str(e))
 
@@ -86,11 +86,11 @@ class Training:
         here, record = JobEnvironment(), Record(self.folder)
         self._begin(record, here)
         status = -int(signal.SIGUSR2)
-        if self._pid:
-            if _exit_status(self._pid) is None:
-                os.kill(self._pid, signal.SIGUSR2)
-            status = _wait(self._pid)
-        self._decide(record, here, End(status, True, last_words(here.paths.stdout)))
+        if self._trainers:
+            if _exit_status(self._trainers.pid) is None:
+                os.kill(self._trainers.pid, signal.SIGUSR2)
+            status = _wait(self._trainers.pid)
+        self._decide(record, here, self._end(record, here, status, signalled=True))
 
     def step_ended(self, status: int, why: str | None = None) -> NoReturn:
         """Runs behind the tasks: sees to a job whose tasks could not decide what becomes of it.
@@ -138,12 +138,15 @@ class Training:
         begun = newest(Record(self.folder).run_dir) != self.untouched
         flags += self.goes_on if begun else self.start
         command = [*self.command, *flags, *self.overrides]
-        self._pid = subprocess.Popen(command, env=env, preexec_fn=die_with_parent).pid
-        if here.cluster == "local":  # Slurm's signals reach every process
-            signal.signal(signal.SIGTERM, lambda number, _: os.kill(self._pid, number))
+        # Kept: Python reaps the child of a Popen that is gone, and its status would be lost.
+        self._trainers = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+        pid = self._trainers.pid
+        if here.cluster == "local":  # Slurm ends what it has started, its signals reach all of it
+            die_with_parent()
+            signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
             if Record(self.folder).cancelled:  # before there was anyone to hear of it
-                os.kill(self._pid, signal.SIGTERM)
-        return _wait(self._pid, failed_elsewhere)
+                os.kill(pid, signal.SIGTERM)
+        return _wait(pid, failed_elsewhere)
 
     def _meet(self, here: JobEnvironment) -> tuple[str, str]:
         """Host and port where the ranks meet: the first machine tells the others."""
@@ -181,11 +184,16 @@ class Training:
         record.begin(start_number(), nodes, newest(record.run_dir))
         return True
 
+    def _end(
+        self, record: Record, here: JobEnvironment, status: int, signalled: bool = False
+    ) -> End:
+        now = rank_errors(record.run_dir)
+        errors = tuple(path for path in now if self._errors.get(path) != now[path])
+        return End(status, signalled, last_words(here.paths.stdout), errors)
+
     def _decide(self, record: Record, here: JobEnvironment, end: End) -> NoReturn:
         """The job comes back, or is at its end."""
-        new = rank_errors(record.run_dir)
-        errors = tuple(path for path in new if self._errors.get(path) != new[path])
-        verdict = judge(record, here, replace(end, errors=errors), self.max_requeues)
+        verdict = judge(record, here, end, self.max_requeues)
         if not verdict.again:
             self._finish(record, end.status, verdict.why)
         record.end(verdict.why)

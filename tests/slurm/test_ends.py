@@ -135,6 +135,7 @@ def test_slurm_that_answers_later(node, tmp_path):
     assert node.after(75) == (75, "") and node.requeues() == 2
 
 
+@pytest.mark.slow
 def test_slurm_that_does_not_answer(node):
     """The job is at its end, and tells why, be it that its task was killed while it asked."""
     node.submit(trainer("sys.exit(75)"))

@@ -11,7 +11,7 @@ import pytest
 
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
-from d2ext.slurm.process import identify
+from d2ext.slurm.process import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
 from tests.slurm.conftest import LITE0, submit, until
@@ -121,6 +121,17 @@ def test_max_requeues_bounds_the_starts(tmp_path, monkeypatch):
     assert record.outcome["reason"] == "saved, after 6 requeues, all that --max-requeues allows"
     assert Path(record.submission["log"]).read_text().count("requeued: saved") == 6
     assert len(record.attempts) == 7
+
+
+def test_nothing_is_left_of_a_killed_job(tmp_path, monkeypatch):
+    """Nobody could cancel it."""
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    (record,) = _start(tmp_path, [f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
+    trainer = identify((tmp_path / "pid").read_text().strip())
+    os.kill(int(record.submission["job"]), signal.SIGKILL)
+    until(lambda: not is_alive(trainer | {"job": (tmp_path / "pid").read_text().strip()}), 30)
+    assert " killed " in status_table([record])
 
 
 def test_one_seed_at_a_time(tmp_path, monkeypatch):
