@@ -2,8 +2,9 @@
 
 python benchmarks/evaluation.py [IMAGES OBJECTS DETECTIONS]
 
-The numbers of all are compared, too. Detectron2's compiled COCOeval is part of an installation
-from source alone; without it its line is left out.
+The numbers of all are compared, too, and the limits that hold at the usual size are checked: the
+status is 1 where one is broken. Detectron2's compiled COCOeval is part of an installation from
+source alone; without it its line says so.
 """
 
 import json
@@ -20,6 +21,7 @@ from results_file import make_results
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (5_000, 36_000, 500_000)
+ASKED = tuple(map(int, sys.argv[1:4])) or SIZE
 ROUNDS = 3
 
 _COMMON = """
@@ -41,67 +43,95 @@ _PYCOCOTOOLS = "from pycocotools.cocoeval import COCOeval\n" + _COMMON
 _DETECTRON2 = "from detectron2.evaluation.fast_eval_api import COCOeval_opt as COCOeval\n" + _COMMON
 
 
-def _run(command: list) -> tuple[float, float, float] | None:
-    """Wall seconds, CPU seconds and GB; None where it fails."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        return None
-    cpu = usage.ru_utime + usage.ru_stime
-    return time.perf_counter() - start, cpu, usage.ru_maxrss / 1e6
+# What a time may be at most, as a part of the other's; and the memory, GB, and the start, seconds.
+RATIOS = {
+    ("bbox", "pycocotools"): 30,
+    ("bbox", "Detectron2's compiled"): 10,
+    ("segm", "pycocotools"): 20,
+}
+MEMORY, START = 1.5, 0.4
 
 
-def main() -> None:
-    """Prints the times for boxes and masks."""
-    size = tuple(map(int, sys.argv[1:4])) or SIZE
+class _Failed(Exception):
+    """A command that failed, with the last line that it said."""
+
+
+def _run(command: list) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and GB."""
+    with tempfile.TemporaryFile("w+") as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        if status:
+            said.seek(0)
+            raise _Failed((said.read().strip().splitlines() or ["it said nothing"])[-1])
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+
+
+def _held(what: str, value: float, limit: float, at_least: bool = False) -> str:
+    """The limit and whether it holds, for the end of a line."""
+    sign = "at least" if at_least else "below"
+    if ASKED != SIZE:
+        return f"({sign} {limit:g} at the usual size)"
+    holds = value >= limit if at_least else value < limit
+    if not holds:
+        _broken.append(what)
+    return f"({sign} {limit:g}: {'holds' if holds else 'BROKEN'})"
+
+
+_broken: list[str] = []
+
+
+def _task(task: str, truth: Path, results: Path, out: Path) -> None:
+    """Runs all for one task, ours first."""
+    ours = ["tools/evaluate.py", results, "--dataset", truth, "--out", out]
+    taken = [_run([sys.executable, *ours]) for _ in range(ROUNDS)]
+    wall, cpu, _ = map(min, zip(*taken, strict=True))
+    peak = max(memory for _, _, memory in taken)
+    numbers = json.loads(out.read_bytes())
+    expected = [numbers[f"coco/{task}/{n}"] for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
+    also = "" if task == "bbox" else ", boxes too"
+    print(f"{task}: tools/evaluate.py: {wall:.2f} s, CPU {cpu:.2f} s, best of {ROUNDS}{also}")
+    print(f"{task}: peak {peak:.2f} GB {_held(f'{task} memory', peak, MEMORY)}", flush=True)
+    for name, code in (("Detectron2's compiled", _DETECTRON2), ("pycocotools", _PYCOCOTOOLS)):
+        try:
+            theirs, cpu, memory = _run([sys.executable, "-c", code, truth, results, task, out])
+        except _Failed as e:
+            print(f"{task}: {name}: not here ({e})", flush=True)
+            continue
+        pairs = zip(json.loads(out.read_bytes()), expected, strict=True)
+        error = max(abs(a - b) for a, b in pairs)
+        limit = RATIOS.get((task, name))
+        held = "" if limit is None else _held(f"{task} against {name}", theirs / wall, limit, True)
+        print(
+            f"{task}: {name}: {theirs:.2f} s, CPU {cpu:.2f} s, {memory:.2f} GB: ours is"
+            f" {theirs / wall:.1f} times as fast {held}; largest difference of an AP {error:.1e}",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Prints the times for boxes and masks; the status is 1 where a limit does not hold."""
     print(machine())
-    print("{} images, {} objects, {} detections".format(*size), flush=True)
+    print("{} images, {} objects, {} detections".format(*ASKED), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         truth, masks, boxes = (Path(folder) / f"{name}.json" for name in ("gt", "segm", "bbox"))
-        make_coco(truth, *size[:2])
-        make_results(truth, masks, size[2])
+        make_coco(truth, *ASKED[:2])
+        make_results(truth, masks, ASKED[2])
         content = json.loads(masks.read_bytes())
         for result in content:
             del result["segmentation"]
         boxes.write_text(json.dumps(content))
         del content
         for task, results in (("bbox", boxes), ("segm", masks)):
-            out = Path(folder) / "out.json"
-            ours = ["tools/evaluate.py", results, "--dataset", truth, "--out", out]
-            commands = {
-                "tools/evaluate.py": [sys.executable, *ours],
-                "Detectron2's compiled": [sys.executable, "-c", _DETECTRON2],
-                "pycocotools": [sys.executable, "-c", _PYCOCOTOOLS],
-            }
-            expected = None
-            for name, command in commands.items():
-                own = name == "tools/evaluate.py"
-                arguments = [] if own else [truth, results, task, out]
-                taken = [_run(command + arguments) for _ in range(ROUNDS if own else 1)]
-                if None in taken:
-                    print(f"{task}: {name}: not here")
-                    continue
-                numbers = json.loads(out.read_bytes())
-                if own:
-                    what = "" if task == "bbox" else " (boxes, too)"
-                    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-                    numbers = [numbers[f"coco/{task}/{n}"] for n in names]
-                    expected, what = numbers, f"best of {ROUNDS}{what}"
-                else:
-                    error = max(abs(a - b) for a, b in zip(numbers, expected, strict=True))
-                    what = f"largest difference of an AP {error:.1e}"
-                wall, cpu, memory = map(min, zip(*taken, strict=True))
-                print(
-                    f"{task}: {name}: {wall:.2f} s, CPU {cpu:.2f} s, {memory:.2f} GB, {what}",
-                    flush=True,
-                )
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "tools/evaluate.py", "--help"], cwd=ROOT, stdout=-3)
-        print(f"tools/evaluate.py --help: {time.perf_counter() - start:.2f} s")
+            _task(task, truth, results, Path(folder) / "out.json")
+    start = min(_run([sys.executable, "tools/evaluate.py", "--help"])[0] for _ in range(ROUNDS))
+    print(f"tools/evaluate.py --help: {start:.2f} s {_held('--help', start, START)}")
+    if _broken:
+        print(f"limits broken: {', '.join(_broken)}")
+    return int(bool(_broken))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

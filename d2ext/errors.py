@@ -46,14 +46,15 @@ def building(section: str) -> Iterator[None]:
 def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's `main` and exits with its status: 2 and one line for the user's mistakes.
 
-    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is no error.
+    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is no error. What the
+    terminal has no letters for is printed escaped.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would fail again while it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except (UserError, OSError) as e:
         if (message := user_message(e)) is None:
@@ -63,4 +64,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would fail again while it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2ext.data.columns import NO_MASK, Columns
+from d2ext.data.columns import NO_MASK, Columns, is_object
 from d2ext.data.formats.images import image_size
 from d2ext.data.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
@@ -74,7 +74,7 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
         )
     unknown = (columns.categories < 0) | (columns.categories >= len(classes))
     for i in columns.images()[unknown][:1]:
-        ids = [a.get("category_id") for a in records[i]["annotations"] if not a.get("iscrowd", 0)]
+        ids = [a.get("category_id") for a in filter(is_object, records[i]["annotations"])]
         wrong = next(c for c in ids if c not in range(len(classes)))
         raise UserError(
             f"data set {name!r}: {names[i]} has category_id {wrong}, but there are"

@@ -7,6 +7,7 @@ from d2ext.data.records import relabeled
 
 # Detectron2's name for a file's category ids, by which results are written.
 FILE_IDS = "thing_dataset_id_to_contiguous_id"
+ABSENT = "absent_classes"  # indices of classes that the file does not have
 
 
 def select_classes(
@@ -26,14 +27,16 @@ def select_metadata(
 ) -> dict[str, Any]:
     """A data set's metadata for `classes` instead of `mine`.
 
-    A class that the file does not have gets an id behind the file's, so that detections of it can
-    be written. Colours are kept where every class has one.
+    A class that the file does not have gets an id behind the file's, since Detectron2 wants one of
+    each, and is among the `ABSENT`. Colours are kept where every class has one.
     """
     made = dict(metadata)
     if ids := made.get(FILE_IDS):
-        known = {mine[index]: id_ for id_, index in ids.items()}
+        lacking = made.get(ABSENT, ())
+        known = {mine[index]: id_ for id_, index in ids.items() if index not in lacking}
         fresh = range(max(ids) + 1, max(ids) + 1 + len(classes))
         made[FILE_IDS] = {known.get(name, fresh[i]): i for i, name in enumerate(classes)}
+        made[ABSENT] = [i for i, name in enumerate(classes) if name not in known]
     if colors := made.pop("thing_colors", None):
         by_name = dict(zip(mine, colors, strict=False))
         if by_name.keys() >= set(classes):

@@ -7,11 +7,12 @@ from numbers import Integral
 import numpy as np
 
 NO_MASK, POLYGON, RLE = range(3)
+_NO_OBJECT = ("iscrowd", "difficult", "is_group_of")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What samplers, filters and checks need of N images with M objects; crowds are no objects.
+    """What samplers, filters and checks need of N images with M objects; see `is_object`.
 
     Attributes:
         heights: int32 (N,), pixels; -1 where a record has no positive integer.
@@ -68,7 +69,7 @@ class Columns:
 def list_columns(records: Sequence[dict]) -> Columns:
     """The columns of dataset dicts, each of which is looked at; see `records.columns_of`."""
     sizes = [(_size(r.get("height")), _size(r.get("width"))) for r in records]
-    objects = [[a for a in r.get("annotations", ()) if not a.get("iscrowd", 0)] for r in records]
+    objects = [list(filter(is_object, r.get("annotations", ()))) for r in records]
     every = [a for image in objects for a in image]
     return Columns(
         *np.array(sizes, np.int32).reshape(-1, 2).T,
@@ -76,6 +77,11 @@ def list_columns(records: Sequence[dict]) -> Columns:
         np.array([_integer(a.get("category_id")) for a in every], np.int32),
         np.array([mask_kind(a) for a in every], np.int8),
     )
+
+
+def is_object(annotation: dict) -> bool:
+    """Whether it is one to learn from: no crowd, no group, not difficult (or to be ignored)."""
+    return not any(map(annotation.get, _NO_OBJECT))
 
 
 def mask_kind(annotation: dict) -> int:

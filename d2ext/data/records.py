@@ -21,6 +21,8 @@ from d2ext.data.columns import Columns, list_columns
 from d2ext.data.pages import PagesWriter, map_file, read_pages
 from d2ext.errors import UserError
 
+CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits of `flags`, which a COCO file's objects have
+
 
 class _Decoded(Sequence):
     """A sequence whose elements are made when they are asked for."""
@@ -88,10 +90,15 @@ class Records(_Decoded):
         """The record of a COCO file, of which `data` holds only these three."""
         arrays = self._arrays
         part = slice(arrays["starts"][i], arrays["starts"][i + 1])
-        rows = (arrays[name][part].tolist() for name in ("boxes", "crowds", "labels", "areas"))
+        rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "labels", "areas"))
         annotations = []
-        for box, crowd, label, area, masks in zip(*rows, segmentations, strict=True):
+        for box, flags, label, area, masks in zip(*rows, segmentations, strict=True):
+            crowd = flags & CROWD
             annotation = {"bbox": box, "bbox_mode": 0, "iscrowd": crowd, "category_id": label}
+            if flags & DIFFICULT:
+                annotation["difficult"] = 1
+            if flags & GROUP_OF:
+                annotation["is_group_of"] = 1
             if area == area:
                 annotation["area"] = area
             if masks is not None:

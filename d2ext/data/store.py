@@ -26,7 +26,7 @@ from d2ext.files import replaced, write_json
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the records in the entries; a new one makes old entries unknown
+_VERSION = 2  # of the records in the entries; a new one makes old entries unknown
 _KEPT = 30 * 24 * 3600  # seconds after which an entry that nobody opened is removed
 
 Build = Callable[[], tuple[list[dict], dict[str, Any]]]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-from d2ext.data.columns import Columns
-from d2ext.data.records import columns_of, join, select
+from d2ext.data.columns import Columns, is_object
+from d2ext.data.records import applied, columns_of, join, select
 from d2ext.data.sampler import epoch_length
 from d2ext.errors import UserError
 
@@ -17,7 +17,7 @@ class TrainingSet:
     """Images and how often an epoch shows each.
 
     Attributes:
-        records: Detectron2 dataset dicts.
+        records: Detectron2 dataset dicts; what is no object to learn from is a crowd in them.
         repeats: float array (N,): the mean number of times an epoch shows each record.
         left_out: images without objects that `filter_empty` took away.
     """
@@ -51,7 +51,7 @@ def training_set(
 
     Args:
         names: one data set, or several to join.
-        filter_empty: leave out images without objects (crowds are none).
+        filter_empty: leave out images without objects (see `is_object`).
         repeat: how often an epoch shows the images; a list has one number for each of `names`.
         oversample_threshold: an image with a class that fewer than this part of the images (of all
             `names`, those left out not counted) holds is shown more often, on average the root of
@@ -89,7 +89,16 @@ def training_set(
                 " above 0 and up to 1, or null"
             )
         factors *= _rare(columns_of(records), oversample_threshold)
-    return TrainingSet(records, factors, left_out)
+    return TrainingSet(applied(records, _others_as_crowds), factors, left_out)
+
+
+def _others_as_crowds(record: dict) -> dict:
+    """Detectron2's mapper leaves out crowds alone."""
+    annotations = record.get("annotations", ())
+    if all(map(is_object, annotations)):
+        return record
+    marked = [a if is_object(a) else {**a, "iscrowd": 1} for a in annotations]
+    return {**record, "annotations": marked}
 
 
 def _rare(columns: Columns, threshold: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.rle import rle_areas
+from d2ext.data.formats.rle import completed, rle_areas
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, GroundTruth
 
@@ -140,16 +140,14 @@ def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     masks = task == "segm"
-    areas = found.boxes[:, 2] * found.boxes[:, 3]
+    areas, shapes = found.boxes[:, 2] * found.boxes[:, 3], None
     if masks:
-        areas = mask_areas(_masks(found))
-        for i in np.flatnonzero(np.isnan(areas))[:1].tolist():
-            raise UserError(f"the RLE of detection {i} does not fill its image")
+        shapes, areas = whole_masks(_masks(found))
     crowd = truth.crowd | truth.group_of
     objects = _annotations(truth, _areas(truth), _segmentations(truth) if masks else None)
     for a, value in zip(objects, crowd.tolist(), strict=True):
         a["iscrowd"] = int(value)
-    results = _annotations(found, areas, _masks(found) if masks else None)
+    results = _annotations(found, areas, shapes)
     for a, score in zip(results, found.scores.tolist(), strict=True):
         a["score"], a["iscrowd"] = score, 0
     sides = []
@@ -165,8 +163,24 @@ def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
     return COCOeval(*sides, task)
 
 
-def mask_areas(masks: Sequence[dict]) -> np.ndarray:
-    """Pixels in compressed RLEs, float64 (M,), as `rle_areas` counts them: NaN for damaged ones."""
+def whole_masks(masks: Sequence[dict]) -> tuple[list[dict], np.ndarray]:
+    """Compressed RLEs that fill their images, and the pixels in each, float64 (M,).
+
+    Raises:
+        UserError: one is damaged.
+    """
+    whole, areas = list(masks), _mask_areas(masks)
+    for i in np.flatnonzero(np.isnan(areas)).tolist():
+        try:
+            whole[i] = completed(masks[i])
+        except ValueError as e:
+            raise UserError(f"the RLE of entry {i}: {e}; write it once more") from e
+        areas[i] = _mask_areas(whole[i : i + 1])[0]
+    return whole, areas
+
+
+def _mask_areas(masks: Sequence[dict]) -> np.ndarray:
+    """As `rle_areas` counts them: NaN for damaged ones."""
     areas = np.empty(len(masks))
     for first in range(0, len(masks), _CHUNK):
         part = masks[first : first + _CHUNK]

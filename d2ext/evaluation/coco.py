@@ -10,7 +10,7 @@ import numpy as np
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, matched, usual_tasks
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.tables import table_text
+from d2ext.evaluation.tables import check_flags, table_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class CocoMetric:
         max_detections: Sequence[int] = MAX_DETECTIONS,
         backend: str = "auto",
     ):
-        if tasks is not None and not (_is_list(tasks) and all(task in _TASKS for task in tasks)):
+        check_flags("CocoMetric", per_class=per_class)
+        named = _is_list(tasks) and len(tasks) > 0 and all(task in _TASKS for task in tasks)
+        if tasks is not None and not named:
             raise UserError(
                 f"CocoMetric: tasks={tasks!r}; give a list of {', '.join(_TASKS[:-1])} and"
                 f" {_TASKS[-1]}, such as [bbox], or null"

@@ -1,15 +1,18 @@
 """A COCO annotation file, LVIS's included, as ground truth.
 
 Beside d2ext.data.formats.coco, which repairs a file for training: here all objects stay, as they
-are, so that the numbers are those that pycocotools gives for the file.
+are, so that the numbers are those that pycocotools gives for the file. A run's are the same, unless
+the file has objects that no training takes: boxes without an area and polygons that are none. Such
+boxes are always missed here, and the log says how many there are; a run leaves them out.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,33 +23,36 @@ from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
 
+logger = logging.getLogger(__name__)
+
 _FAR = 1_000_000  # pixels; no image reaches as far, and the operators of masks would count to it
+_Flag = Literal[0, 1] | bool | None
 
 
 class _Image(msgspec.Struct, gc=False):
-    id: int | str
-    height: int
-    width: int
+    id: int | str | float
+    height: int | float | None = None
+    width: int | float | None = None
     file_name: str = ""
     neg_category_ids: list[int] | None = None
     not_exhaustive_category_ids: list[int] | None = None
 
 
 class _Category(msgspec.Struct):
-    id: int
+    id: int | float
     name: str
     frequency: str | None = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int
+    image_id: int | str | float
+    category_id: int | float
     bbox: Box | None = None
     area: float | None = None
-    iscrowd: int | bool | None = 0
-    ignore: int | bool | None = 0
-    difficult: int | bool | None = 0
-    is_group_of: int | bool | None = 0
+    iscrowd: _Flag = 0
+    ignore: _Flag = 0
+    difficult: _Flag = 0
+    is_group_of: _Flag = 0
 
 
 class _Masked(_Annotation, gc=False):
@@ -85,7 +91,7 @@ def read_dataset(path: Path, with_masks: bool) -> Dataset:
 
     Read are of an annotation `image_id`, `category_id`, `bbox`, `area`, `segmentation`, `iscrowd`,
     `ignore`, `difficult` and `is_group_of`; an absent area is that of the mask, else of the box, an
-    absent box that of the mask.
+    absent box that of the mask. Where boxes alone are compared, images need no size.
 
     Args:
         path: the file.
@@ -93,7 +99,7 @@ def read_dataset(path: Path, with_masks: bool) -> Dataset:
 
     Raises:
         UserError: it is absent or malformed, repeats an id of an image or a category, or has an
-            annotation of an unknown one, or without box and mask.
+            annotation of an unknown one, without box and mask, or with numbers that are none.
     """
     with no_collection():
         wanted = "COCO annotation file with images, annotations and categories"
@@ -107,7 +113,7 @@ def read_dataset(path: Path, with_masks: bool) -> Dataset:
 def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: list[int]) -> Dataset:
     images, annotations = content.images, content.annotations
     categories = sorted(content.categories, key=attrgetter("id"))
-    if len({type(image.id) for image in images}) == 1:
+    if len({isinstance(image.id, str) for image in images}) == 1:
         images.sort(key=attrgetter("id"))
     ids = {
         "image": [image.id for image in images],
@@ -122,24 +128,38 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         columns[name] = index_column(annotations, f"{name}_id", known)
         for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
             value = shown(getattr(annotations[i], f"{name}_id"))
-            raise UserError(f"{path}: annotations[{i}] is of an unknown {name}, {value}")
+            plural = {"image": "images", "category": "categories"}[name]
+            raise UserError(
+                f"{path}: annotations[{i}] is of an unknown {name}, {value}: `{plural}` lacks this"
+                " id (a text is no number); add it, or leave the annotation out"
+            )
+    heights, widths = _sides(path, images)
     masks = [a.segmentation for a in annotations] if with_masks else [None] * len(annotations)
-    for i in sorted({*lacking, *_not_plain(masks)}):
-        image = images[columns["image"][i]]
-        masks[i] = _checked(path, i, annotations[i], image.height, image.width)
     has_masks = with_masks and any(mask is not None for mask in masks)
+    for k in np.flatnonzero(heights * widths == 0)[:1].tolist():
+        if has_masks:
+            raise UserError(
+                f"{path}: the image {shown(images[k].id)} has no height and width, which masks"
+                " need; add them, or give predictions without segmentation"
+            )
+    for i in sorted({*lacking, *_not_plain(masks)}):
+        k = columns["image"][i]
+        masks[i] = _checked(path, i, annotations[i], int(heights[k]), int(widths[k]))
+    boxes = box_column(annotations)
+    areas = np.array([a.area for a in annotations], np.float64)
+    _check_numbers(path, boxes, areas)
     labels = {id_: c for c, id_ in enumerate(ids["category"])}
     frequencies = [category.frequency for category in categories]
     truth = GroundTruth(
         image_ids=ids["image"],
         file_names=[image.file_name for image in images],
-        heights=np.array([image.height for image in images], np.int64),
-        widths=np.array([image.width for image in images], np.int64),
+        heights=heights,
+        widths=widths,
         classes=[category.name for category in categories],
         image=columns["image"],
         label=columns["category"],
-        boxes=box_column(annotations),
-        areas=np.array([a.area for a in annotations], np.float64),
+        boxes=boxes,
+        areas=areas,
         crowd=np.array([bool(a.iscrowd) for a in annotations], bool),
         difficult=np.array([bool(a.ignore or a.difficult) for a in annotations], bool),
         group_of=np.array([bool(a.is_group_of) for a in annotations], bool),
@@ -149,6 +169,41 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         frequencies=frequencies if any(frequencies) else None,
     )
     return Dataset(path, truth, ids["category"])
+
+
+def _sides(path: Path, images: list[_Image]) -> list[np.ndarray]:
+    """Heights and widths, int64 (I,); 0 where there is none."""
+    sides = []
+    for name in ("height", "width"):
+        values = [getattr(image, name) for image in images]
+        for image, value in zip(images, values, strict=True):
+            if value is not None and not (0 < value < _FAR and value == int(value)):
+                raise UserError(
+                    f"{path}: the {name} {value} of the image {shown(image.id)} is no positive"
+                    " integer; correct it"
+                )
+        sides.append(np.array([value or 0 for value in values], np.int64))
+    return sides
+
+
+def _check_numbers(path: Path, boxes: np.ndarray, areas: np.ndarray) -> None:
+    """Refuses boxes and areas that are none, which backends take differently; counts flat boxes."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = np.isfinite(boxes.sum(1) + boxes[:, 2:].prod(1)) & (boxes[:, 2:] >= 0).all(1)
+    good &= np.isfinite(areas) & (areas >= 0)
+    for i in np.flatnonzero(~good)[:1].tolist():
+        raise UserError(
+            f"{path}: annotations[{i}] has the bbox {boxes[i].tolist()} and the area {areas[i]}:"
+            " give [x, y, width, height] and square pixels, finite and no width, height or area"
+            " below 0"
+        )
+    if flat := int((boxes[:, 2:] == 0).any(1).sum()):
+        logger.warning(
+            "%s: %d objects have a box without an area: no detection finds them (in a run they are"
+            " left out)",
+            path,
+            flat,
+        )
 
 
 def _not_plain(masks: list) -> list[int]:

@@ -4,17 +4,21 @@ What is odd is defined here, once for all metrics and both backends:
 
 - No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
   the whole data set, a data set without images or annotations): NaN, and means leave it out.
-- A detection whose score or box is no finite number is dropped, and the log says how many were.
+- A detection whose score, box or area of the box is no finite number is dropped, and the log says
+  how many were; where none is left, all objects are missed.
 - Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
   nothing: such a detection is a false positive, such an object is always missed.
 - A crowd is a region: any number of detections in it (intersection over the detection's own area)
   count neither for nor against the detector. A group is a crowd but to the metric of Open Images.
 - A difficult object (VOC's `difficult`, `ignore` in a COCO file) is neither hit nor miss. (For
   boxes and masks pycocotools reads `ignore`, but overwrites it by `iscrowd`.)
+- One that is crowd and group is a group to Open Images; one that is crowd and difficult is
+  difficult to Open Images and VOC; to COCO both are crowds, as they are to pycocotools. What VOC's
+  and Open Images' files become is so, since other programs know crowds alone.
 - Where masks are compared, an object without one has its box as mask. The size of a detection is
   the area of its mask there, as in Detectron2, not that of its box.
-- A run-length encoding that ends before its image does has background there for hotcoco; the
-  pycocotools backend refuses it, as pycocotools itself would never come to an end.
+- A run-length encoding that ends before its image does has background there, as hotcoco takes it
+  (pycocotools itself would never come to an end). One that is empty or damaged is refused.
 - Of detections with the same score in an image, the one that stands first comes first; of two
   images the one with the lower id. Ids of annotations are of no account, be they 0 or repeated.
 """
@@ -186,11 +190,13 @@ def detections(truth: GroundTruth, results: Sequence[dict]) -> Detections:
 
 
 def finite(found: Detections) -> Detections:
-    """The detections whose scores and boxes are finite numbers; a warning counts the others.
+    """The detections whose scores, boxes and sizes are finite; a warning counts the others.
 
     Any other would break the sort by score inside every backend.
     """
-    kept = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = found.boxes[:, 2:].prod(1) + found.boxes.sum(1)
+    kept = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1) & np.isfinite(size)
     if kept.all():
         return found
     logger.warning(

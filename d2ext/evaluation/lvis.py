@@ -10,6 +10,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair, usual_tasks
 from d2ext.evaluation.coco import exact_100
 from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.tables import check_flags
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,12 @@ class LvisMetric:
         per_class: adds `AP-<class>`.
 
     Raises:
-        UserError: `tasks` is something else, or hotcoco is not installed.
+        UserError: an argument is something else, or hotcoco is not installed.
     """
 
     def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = False):
-        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str)
+        check_flags("LvisMetric", per_class=per_class)
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str) and len(tasks) > 0
         if tasks is not None and not (is_list and all(task in _TASKS for task in tasks)):
             raise UserError(
                 f"LvisMetric: tasks={tasks!r}; give a list of {' and '.join(_TASKS)}, or null"

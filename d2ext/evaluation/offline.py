@@ -2,8 +2,9 @@
 
 import contextlib
 import importlib
+import json
 import logging
-import sys
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from d2ext.evaluation.analysis import analyse, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.results_file import read_results, to_detections
-from d2ext.files import finite_or_none, write_json
+from d2ext.files import finite_or_none, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def evaluate_files(
         per_class: also the numbers of each class.
         parts: which analyses, as `analyse` takes them.
         out: the file for the numbers; those of the analyses are written beside it, to
-            `<its stem>_analysis.json`, by task.
+            `<its stem>_analysis.json`, by task. Both are replaced, or neither.
         backend: COCO's.
 
     Returns:
@@ -58,15 +59,35 @@ def evaluate_files(
         raise UserError(f"--metrics {' '.join(metrics)}: name each once")
     if parts and any(parts.values()):
         chosen_backend("hotcoco")
+        if parts.get("pr_curves") and out is None:
+            raise UserError("--pr-curves needs --out FILE: the curves go to FILE's _analysis.json")
+    files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
+    for file in files[: 1 + any((parts or {}).values())]:
+        _check_place(file, (predictions, dataset))
     wanted = {name: _made(name, per_class, backend) for name in metrics}
     # What is read dies with the call, before the collector would look at all of it.
     with _printing(), no_collection():
         numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {})
-    if out is not None:
-        write_json(out, finite_or_none(numbers))
-        if analyses:
-            write_json(out.with_name(f"{out.stem}_analysis.json"), analyses)
+    contents = [finite_or_none(numbers), analyses] if analyses else [finite_or_none(numbers)]
+    with contextlib.ExitStack() as stack:
+        for file, content in zip(files, contents, strict=False):
+            f = stack.enter_context(replaced(file))
+            json.dump(content, f, indent=1)
+            f.write("\n")
+            f.flush()  # a full disk replaces neither
     return numbers
+
+
+def _check_place(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError where a file would replace an input, or cannot be written."""
+    for file in inputs:
+        if out.exists() and file.exists() and out.samefile(file):
+            raise UserError(f"--out would replace {file}, which is read; name another file")
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file in it")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out: cannot write {out}: {parent} is no folder that takes files")
 
 
 def _evaluated(
@@ -104,11 +125,18 @@ def _made(name: str, per_class: bool, backend: str) -> Any:
     return getattr(importlib.import_module(module), kind)(per_class=per_class, **options)
 
 
+class _Printer(logging.Handler):
+    """Prints; logging's own handler would go on where nothing can be printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record))
+
+
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
     """Prints what evaluation logs, the tables among it."""
     evaluation = logging.getLogger("d2ext.evaluation")
-    handler, level = logging.StreamHandler(sys.stdout), evaluation.level
+    handler, level = _Printer(), evaluation.level
     evaluation.addHandler(handler)
     evaluation.setLevel(logging.INFO)
     try:

@@ -28,8 +28,9 @@ class OpenImagesMetric:
 
     A detection that misses all single objects and lies with half its area or more in the box of a
     group has found that group, which is one object to be found: of several in it the best is a hit,
-    and the others count nothing. A crowd of COCO is a group, a difficult object counts nothing.
-    On a data set without any of these and without a hierarchy this is VOC's AP.
+    and the others count nothing. So do detections in a crowd of COCO (which need not be found: it
+    has no single box that a detector should give) and those of a difficult object. On a data set
+    without groups and crowds and without a hierarchy this is VOC's AP.
 
     Open Images does not count a detection of a class that nobody looked for in the image
     (image-level labels). Data sets here have no such labels: such a detection is a false positive,
@@ -81,8 +82,9 @@ class OpenImagesMetric:
         truth = _expanded(truth, above)
         if self._expand_detections:
             detections = _expanded(detections, above)
-        groups = truth.group_of | truth.crowd
-        ap = average_precision(truth, detections, [0.5], truth.difficult, groups)
+        regions = truth.group_of | (truth.crowd & ~truth.difficult)
+        ignored = truth.difficult | (truth.crowd & ~truth.group_of)
+        ap = average_precision(truth, detections, [0.5], ignored, regions)
         numbers, table = named("bbox", ["AP50"], ap, truth.classes, self._per_class)
         more = sum(map(len, above))
         logger.info("Open Images bbox, %d pairs of a class and one above it:\n%s", more, table)

@@ -20,6 +20,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import nn
 
+from d2ext.data.classes import ABSENT
+from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.files import replaced
 
@@ -38,6 +40,9 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
         model: takes Detectron2's inputs; its training mode is put back.
         loader: batches of this rank's images.
         image_ids: of the data set, in its order.
+
+    Raises:
+        UserError: the model gives no instances, as a proposal network does.
     """
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
@@ -49,6 +54,12 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
         with torch.inference_mode():
             for inputs in loader:
                 for sample, output in zip(inputs, model(inputs), strict=True):
+                    if "instances" not in output:
+                        raise UserError(
+                            f"the model gives {', '.join(output)}, and no instances: evaluation"
+                            " takes detectors (CocoMetric's task proposals takes their boxes,"
+                            " whatever the class); evaluate nothing (--no-validate)"
+                        )
                     pickle.dump(_image(place[sample["image_id"]], output["instances"]), kept)
                     count += 1
     finally:
@@ -150,7 +161,8 @@ def write_predictions(
     """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
 
     A data set that was loaded without ids of its own counts its classes from 1, as its conversion
-    to COCO does.
+    to COCO does. Detections of classes that it does not have are left out, and the log says how
+    many: no id of the file is theirs.
 
     Args:
         dataset: its name in Detectron2's catalogs.
@@ -165,6 +177,10 @@ def write_predictions(
         UserError: it cannot be written.
     """
     ids = _category_ids(dataset)
+    absent = np.isin(found.label, MetadataCatalog.get(dataset).get(ABSENT, ()))
+    if absent.any():
+        logger.info("%s.json: %d detections of classes that it lacks", dataset, absent.sum())
+        found = take(found, np.flatnonzero(~absent))
     file = folder / f"{dataset}.json"
     with replaced(file, "wb") as f:
         f.write(b"[")

@@ -174,7 +174,15 @@ def _label(instance: dict, metadata: Any) -> str:
         label = f"class {instance['category_id']}"
     if "score" in instance:
         label += f" {instance['score']:.2f}"
-    return label + " (crowd)" * bool(instance.get("iscrowd"))
+    return label + mark(instance)
+
+
+def mark(annotation: dict) -> str:
+    """What a label says of an annotation that is neither hit nor miss; empty for others."""
+    for flag, word in (("difficult", "difficult"), ("is_group_of", "group"), ("iscrowd", "crowd")):
+        if annotation.get(flag):
+            return f" ({word})"
+    return ""
 
 
 def class_name(category: int, metadata: Any) -> str:

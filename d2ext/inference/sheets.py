@@ -19,6 +19,7 @@ from d2ext.inference.overlay import (
     draw_instances,
     font_has,
     label_font,
+    mark,
 )
 
 # Pixels. A JPEG page is _ACROSS x _DOWN cells, each a strip of text and a picture that fits below.
@@ -180,7 +181,7 @@ def _labels(view: View, metadata: Any) -> Iterator[dict[str, Any]]:
         side, at = ("left", x0) if x0 < 0.75 * w else ("right", w - x1)
         color = class_color(x["category_id"], metadata)
         yield {
-            "text": class_name(x["category_id"], metadata) + " (crowd)" * bool(x.get("iscrowd")),
+            "text": class_name(x["category_id"], metadata) + mark(x),
             "side": side,
             "at": round(100 * min(max(at / w, 0), 1), 2),
             "top": round(100 * min(max(y0 / h, 0), 0.96), 2),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -114,10 +115,28 @@ def test_results_of_masks_alone_and_of_nothing(tmp_path, evaluate):
     assert json.loads(out.read_text())["coco/segm/AP"] == 0
 
 
-def test_a_mask_that_ends_early_does_not_hang_pycocotools(evaluate):
-    results = [r | {"segmentation": {**MASK, "counts": "zz0"}} for r in _results()]
-    done = evaluate(results, "--backend", "pycocotools")
-    assert done.status == 2 and "does not fill its image" in done.stderr
+@pytest.mark.parametrize("left", [8, 5])
+def test_a_mask_that_ends_early_has_background_there(tmp_path, evaluate, left):
+    """By itself pycocotools would hang. Runs are left out at the end: an even or an odd number."""
+    runs = [10 * 120 + 10] + [40, 80] * 20
+    lost = [r | {"segmentation": _rle(runs[:left])} for r in _results()]
+    numbers = []
+    for backend in ("hotcoco", "pycocotools"):
+        done = evaluate(lost, "--backend", backend, "--out", tmp_path / "out.json")
+        assert done.status == 0, done.stderr
+        numbers.append(json.loads((tmp_path / "out.json").read_text()))
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", ["", "zz0", "o", "é1"])
+def test_masks_that_are_damaged_are_refused_by_both(evaluate, counts):
+    results = [r | {"segmentation": {**MASK, "counts": counts}} for r in _results()]
+    said = []
+    for backend in ("hotcoco", "pycocotools"):
+        done = evaluate(results, "--backend", backend)
+        assert done.status == 2 and "entry 0: its counts are damaged" in done.stderr
+        said.append(done.stderr)
+    assert said[0] == said[1]
 
 
 def test_scores_that_are_no_numbers(evaluate):
@@ -145,6 +164,16 @@ def _xyxy() -> list[dict]:
 MASK = rle([10, 10, 40, 40])
 
 
+def _masked(*boxes: list) -> list[dict]:
+    """Entries that differ in their masks alone."""
+    return [_results()[0] | {"segmentation": rle(box)} for box in boxes]
+
+
+def _places() -> list[dict]:
+    """Results with the places, 0 and 1, of their categories instead of the ids, 3 and 5."""
+    return [r | {"category_id": r["category_id"] // 5} for r in _results()]
+
+
 @pytest.mark.parametrize(
     "results, said",
     [
@@ -152,19 +181,29 @@ MASK = rle([10, 10, 40, 40])
         ("", "cut off"),
         ("no json", "no JSON"),
         (json.dumps(_content()), "no list of COCO results"),
-        (_without("score"), "`score`"),
+        (_without("score"), "required field score"),
         (_without("bbox"), "entry 0 has neither bbox nor segmentation"),
         ([*_results(), *_without("bbox")], "entry 3 has no bbox, others have"),
         (_changed(image_id=99), "image_id 99 of entry 2 (1 of 3 entries"),
         (_changed(image_id="7"), "image_id '7' of entry 2"),
+        (
+            _changed(image_id="7"),
+            "ids are texts here and numbers there: write them as the data set",
+        ),
         (_changed(image_id=10**30), "of entry 2"),
         (_changed(category_id=4), "category_id 4 of entry 2"),
-        (_changed(category_id=2), "add 1"),
+        (_changed(category_id=2), "give the predictions of this data set"),
+        (
+            _places(),
+            "places, from 0, of the data set's 3 ids, which have gaps: write the ids (0 is",
+        ),
+        (_places(), "(0 is 3, 2 is 9)"),
         (_changed(bbox=[1, 2, 3]), "[2].bbox"),
         (_changed(bbox=[1, 2, -3, 4]), "negative width"),
         (_changed(score="high"), "[2].score"),
         (_changed(segmentation=MASK), "entry 0 has no segmentation, others have"),
         ([*_results(), _results()[1]], "the entries 1 and 3 are the same"),
+        (_masked([9, 9, 40, 40], [5, 5, 9, 9], [9, 9, 40, 40]), "the entries 0 and 2 are the same"),
         (_xyxy(), "boxes seem to be [x0, y0, x1, y1]"),
         ([r | {"segmentation": rle([1, 1, 9, 9], 50, 50)} for r in _results()], "[50, 50]"),
         ([r | {"segmentation": {**MASK, "counts": "A"}} for r in _results()], "entry 0"),
@@ -176,7 +215,14 @@ def test_bad_predictions_are_one_clear_line(evaluate, results, said):
     done = evaluate(results)
     assert done.status == 2
     assert done.stderr.count("\n") == 1 and "found.json" in done.stderr
-    assert said in done.stderr.replace("required field score", "`score`")
+    assert said in done.stderr
+
+
+def _annotation(**values: object) -> dict:
+    """The annotations, with the second one changed."""
+    annotations = _content()["annotations"]
+    annotations[1] |= values
+    return {"annotations": annotations}
 
 
 @pytest.mark.parametrize(
@@ -189,12 +235,142 @@ def test_bad_predictions_are_one_clear_line(evaluate, results, said):
         ({"categories": [{"id": 3, "name": "cat"}]}, "unknown category, 5"),
         ({"images": [{"id": 7, "file_name": "", **SIZE}]}, "unknown image, 8"),
         ({"images": [{"id": 7, "file_name": "", **SIZE}] * 2}, "twice"),
+        (
+            {"images": [{"id": i, "height": 0, "width": 9} for i in (7, 8)]},
+            "height 0 of the image 7 is no",
+        ),
+        (_annotation(bbox=[1, 2, math.nan, 4]), "annotations[1] has the bbox [1.0, 2.0, nan, 4.0]"),
+        (_annotation(bbox=[1, 2, 3, -4]), "annotations[1]"),
+        (_annotation(bbox=[1, 2, 1e308, 1e308]), "annotations[1]"),
+        (_annotation(area=math.inf), "annotations[1] has the bbox"),
+        (_annotation(area=-1), "no width, height or area below 0"),
+        (
+            _annotation(image_id="7"),
+            "unknown image, '7': `images` lacks this id (a text is no number)",
+        ),
+        (_annotation(iscrowd=2), "annotations[1].iscrowd"),
     ],
 )
 def test_bad_annotations_are_one_clear_line(evaluate, wrong, said):
     done = evaluate(_results(), content=_content() | wrong)
     assert done.status == 2
     assert done.stderr.count("\n") == 1 and "truth.json" in done.stderr and said in done.stderr
+
+
+def test_category_ids_without_gaps_that_count_from_0(evaluate):
+    content = _content()
+    for c in content["categories"]:
+        c["id"] = {3: 1, 5: 2, 9: 3}[c["id"]]
+    for a in content["annotations"]:
+        a["category_id"] = {3: 1, 5: 2}[a["category_id"]]
+    done = evaluate(_places(), content=content)
+    assert done.status == 2 and "count from 0, those of the data set from 1: add 1" in done.stderr
+
+
+def test_boxes_of_corners_are_seen_though_some_reach_out_of_their_images(evaluate):
+    """As a detector's do: moved by up to 4 pixels, beyond the images' edges too."""
+    boxes = [[x, y, w, h] for x in (0, 50, 110) for y in (0, 60) for w, h in ((50, 60), (40, 50))]
+    content = _content()
+    template = content["annotations"][0]
+    content["annotations"] = [template | {"id": i, "bbox": box} for i, box in enumerate(boxes)]
+    moves = [-4, 3, -2, 4, 1]
+    results = [
+        _results()[0] | {"bbox": [x + move, y - move, x + w + move, y + h - move], "category_id": 3}
+        for (x, y, w, h), move in zip(boxes, moves * 3, strict=False)
+    ]
+    outside = [min(r["bbox"]) < -1 or r["bbox"][2] > 161 for r in results]
+    assert sum(outside) > 0.2 * len(results)
+    done = evaluate(results, content=content)
+    assert done.status == 2 and "boxes seem to be [x0, y0, x1, y1]" in done.stderr
+
+
+def test_numbers_as_other_programs_write_them(tmp_path, evaluate):
+    """7.0 for 7, and images without a size where boxes are compared alone."""
+    expected, numbers = tmp_path / "expected.json", tmp_path / "numbers.json"
+    assert evaluate(_results(), "--out", expected).status == 0
+    content = _content()
+    for image in content["images"]:
+        image |= {"id": float(image["id"]), "height": 120.0, "width": 160.0}
+    for annotation in content["annotations"]:
+        annotation |= {"image_id": float(annotation["image_id"])}
+    results = [
+        r | {"image_id": float(r["image_id"]), "category_id": float(r["category_id"])}
+        for r in _results()
+    ]
+    done = evaluate(results, "--out", numbers, content=content)
+    assert done.status == 0, done.stderr
+    assert numbers.read_text() == expected.read_text()
+    for image in content["images"]:
+        del image["height"], image["width"]
+    for backend in ("hotcoco", "pycocotools"):
+        numbers.unlink()
+        done = evaluate(results, "--out", numbers, "--backend", backend, content=content)
+        assert done.status == 0, done.stderr
+        assert json.loads(numbers.read_text()) == pytest.approx(
+            json.loads(expected.read_text()), abs=1e-9
+        )
+    done = evaluate([r | {"segmentation": MASK} for r in results], content=content)
+    assert done.status == 2 and "the image 7.0 has no height and width" in done.stderr
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_box_beyond_all_numbers_is_dropped(evaluate):
+    wrong = [_results()[0] | {"bbox": box} for box in ([1, 1, 1e308, 1e308], [1e308] * 4)]
+    done = evaluate(_results() + wrong)
+    assert done.status == 0 and "2 of 5 detections dropped" in done.stdout
+
+
+def test_objects_without_an_area_are_counted(evaluate):
+    done = evaluate(_results(), content=_content() | _annotation(bbox=[1, 2, 0, 4]))
+    assert done.status == 0
+    assert "1 objects have a box without an area: no detection finds them" in done.stdout
+
+
+def test_out_replaces_no_input_and_is_looked_at_first(tmp_path, evaluate):
+    (tmp_path / "link.json").symlink_to(tmp_path / "found.json")
+    (tmp_path / "made" / "o_analysis.json").mkdir(parents=True)
+    (tmp_path / "made" / "o.json").write_text("old")
+    for out, flags, said in (
+        ("truth.json", (), "--out would replace"),
+        ("found.json", (), "--out would replace"),
+        ("link.json", (), "--out would replace"),
+        ("made", (), "is a folder"),
+        ("made/o.json", ("--errors",), "o_analysis.json is a folder"),
+        ("found.json/o.json", (), "cannot write"),
+    ):
+        done = evaluate(_results(), "--out", tmp_path / out, *flags)
+        assert done.status == 2 and said in done.stderr and done.stdout == "", out
+        assert json.loads((tmp_path / "truth.json").read_text()) == _content()
+        assert json.loads((tmp_path / "found.json").read_text()) == _results()
+    assert (tmp_path / "made" / "o.json").read_text() == "old"
+
+
+def test_curves_need_a_file(evaluate):
+    done = evaluate(_results(), "--pr-curves")
+    assert done.status == 2 and "--pr-curves needs --out FILE" in done.stderr
+
+
+def test_where_nothing_can_be_printed(repo: Path, tmp_path):
+    """A closed pipe, a full disk, a terminal without the letters of a class."""
+    files = _files(tmp_path)
+    content = _content()
+    content["categories"][0]["name"] = "человек"
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    command = " ".join(map(str, [sys.executable, repo / "tools" / "evaluate.py", *files]))
+
+    def shell(line: str, **settings: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, env=os.environ | settings
+        )
+
+    many = f"{command} --per-class --metrics coco voc open_images"
+    closed = shell(f"{many} | true; exit ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED="1")
+    assert closed.returncode == 141 and closed.stderr == ""
+    full = shell(f"{many} > /dev/full")
+    assert full.returncode == 2
+    assert full.stderr == "error: cannot write a file: No space left on device\n"
+    latin = shell(many, PYTHONIOENCODING="latin-1")
+    assert latin.returncode == 0 and latin.stderr == "" and r"\u0447\u0435" in latin.stdout
 
 
 def test_files_that_are_not_there(tmp_path, run_tool, evaluate):
@@ -212,6 +388,20 @@ def test_annotations_without_area_and_box(tmp_path, evaluate):
     assert evaluate(_results(), "--out", expected).status == 0
     assert evaluate(_results(), "--out", numbers, content=content).status == 0
     assert json.loads(numbers.read_text()) == json.loads(expected.read_text())
+
+
+def _rle(runs: list[int]) -> dict:
+    """Runs as compressed text, as pycocotools writes it."""
+    text = ""
+    for i, run in enumerate(runs):
+        value = run - (runs[i - 2] if i > 2 else 0)
+        while True:
+            digit, value = value & 0x1F, value >> 5
+            more = value != (-1 if digit & 0x10 else 0)
+            text += chr(48 + digit + 0x20 * more)
+            if not more:
+                break
+    return {"size": [120, 160], "counts": text}
 
 
 def _files(folder: Path) -> list:
@@ -254,7 +444,8 @@ def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
         "assert not {'torch', 'detectron2', 'cv2'} & set(sys.modules)"
     )
     files = _files(tmp_path)
-    flags = ["--errors", "--pr-curves", "--confusion-matrix", "--metrics", "coco", "lvis"]
+    flags = ["--errors", "--pr-curves", "--confusion-matrix", "--out", tmp_path / "out.json"]
+    flags += ["--metrics", "coco", "voc", "open_images", "lvis"]
     tool = repo / "tools" / "evaluate.py"
     done = subprocess.run(
         [sys.executable, "-c", code, tool, *files, *flags], capture_output=True, text=True

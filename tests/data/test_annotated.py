@@ -19,8 +19,10 @@ from d2ext.data.catalog import (
 from d2ext.data.formats.recognise import annotation_format
 from d2ext.engine.agree import declare_datasets
 from d2ext.errors import UserError
+from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.evaluation.predictions import write_predictions
+from d2ext.evaluation.results_file import read_results, to_detections
 
 
 def _coco(names, objects, **more):
@@ -182,15 +184,19 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     assert _labels("by_val") == ["dog", "cat"] == _labels("by_val")
     assert _labels("by_train") == ["cat", "bird"]
     assert declare_datasets(cfg) == []  # again, as each process of a run does
-    # Results are in the file's ids; a class that it lacks has one behind them.
+    # Results are in the file's ids, so that evaluate.py takes them; a class that it lacks has one
+    # behind them, for Detectron2's own evaluator, and no results.
     ids = MetadataCatalog.get("by_val").thing_dataset_id_to_contiguous_id
     assert {i: c for i, c in ids.items() if c < 2} == {40: 0, 20: 1} and len(ids) == 3
     found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 2, 2], "score": 1} for c in range(3)]
     truth = ground_truth(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
     write_predictions("by_val", detections(truth, found), truth.image_ids, tmp_path)
     written = json.loads((tmp_path / "by_val.json").read_text())
-    assert [p["category_id"] for p in written[:2]] == [40, 20]
-    assert written[2]["category_id"] > 40
+    assert [p["category_id"] for p in written] == [40, 20]
+    results = read_results(tmp_path / "by_val.json")
+    theirs = read_dataset(tmp_path / "val.json", with_masks=False)
+    offline = to_detections(tmp_path / "by_val.json", results, theirs)
+    assert len(offline.scores) == 2
 
 
 def test_a_misspelt_class_is_guessed(write):

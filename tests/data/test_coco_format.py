@@ -95,7 +95,6 @@ def test_annotations_are_left_out_for_a_reason(
     template = made["annotations"][0]
     for i, change in enumerate(
         (
-            {"ignore": 1},
             {"bbox": None},
             {"bbox": [1, 1, 0, 4]},
             {"bbox": [1, 1, 4, -4]},
@@ -111,6 +110,26 @@ def test_annotations_are_left_out_for_a_reason(
     (warning,) = caplog.messages
     assert "5 annotations left out" in warning
     assert "4 without a box" in warning and "1 without a valid polygon" in warning
+
+
+@pytest.mark.parametrize(
+    ("marks", "read_as"),
+    [
+        ({"ignore": 1}, {"difficult": 1}),
+        ({"difficult": True, "ignore": 0}, {"difficult": 1}),
+        ({"is_group_of": True}, {"is_group_of": 1}),
+        ({"difficult": 1, "is_group_of": 1}, {"difficult": 1, "is_group_of": 1}),
+        ({"difficult": 0, "is_group_of": False, "ignore": None}, {}),
+    ],
+)
+def test_marks_of_objects_are_kept(tmp_path: Path, marks: dict, read_as: dict) -> None:
+    plain = read(tmp_path, with_annotation())[0]["annotations"][0]
+    (annotation,) = read(tmp_path, with_annotation(**marks))[0]["annotations"]
+    assert annotation == plain | read_as
+    (written,) = to_coco([read(tmp_path, with_annotation(**marks))[0]], ["cat", "dog"])[
+        "annotations"
+    ]
+    assert {k: v for k, v in written.items() if k in ("difficult", "is_group_of")} == read_as
 
 
 def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
@@ -283,6 +302,9 @@ def test_any_rle_of_pycocotools_is_taken_and_a_damaged_one_is_not(h, w, data) ->
         {"bbox": [True, [], 4, 4]},
         {"bbox": [10**400, 1, 4, 4]},
         {"iscrowd": 7},
+        {"ignore": 7},
+        {"difficult": "yes"},
+        {"is_group_of": [1]},
         {"area": [16]},
     ],
 )

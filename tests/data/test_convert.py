@@ -207,6 +207,8 @@ class TestVoc:
             (NAME, "salt & pepper", [0, 10, 40, 20], 800, 0),
             (NAME, "cat", [2, 3, 3, 3], 9, 1),
         ]
+        content = json.loads((tmp_path / "coco.json").read_text())
+        assert [a.get("difficult") for a in content["annotations"]] == [None, 1]
 
     def test_an_image_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(images / "x.jpeg")
@@ -239,6 +241,8 @@ class TestOpenImages:
             ("b.png", "Cat", pytest.approx([10, 2, 10, 4]), pytest.approx(40), 1),
             ("b.png", "Dog, big", [0, 0, 20, 10], 200, 0),
         ]
+        content = json.loads((tmp_path / "coco.json").read_text())
+        assert [a.get("is_group_of") for a in content["annotations"]] == [1, None]
         assert "1 images are absent" in caplog.text
 
     @pytest.mark.parametrize(("text", "crowd"), [("True", 1), ("1.0", 1), ("False", 0), ("-1", 0)])

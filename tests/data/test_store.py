@@ -407,6 +407,8 @@ def _annotations(masks: st.SearchStrategy, area: st.SearchStrategy) -> st.Search
             "area": area,
             "iscrowd": st.sampled_from([0, 0, 1]),
             "ignore": st.sampled_from([0, 0, 1]),
+            "difficult": st.sampled_from([0, 0, 1]),
+            "is_group_of": st.sampled_from([False, 0, 0, 1, True]),
             "id": st.integers(),
             "attributes": st.just({"x": [1, "\u20ac\\"]}),
             "keypoints": st.sampled_from([[], [1, 2, 2]]),

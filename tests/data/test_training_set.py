@@ -63,6 +63,22 @@ def test_sets_are_joined_and_empty_images_left_out(sets):
     assert len(training_set("many", filter_empty=False)) == 10
 
 
+def test_what_is_no_object_is_a_crowd_to_the_mapper(sets):
+    marks = [{}, {"difficult": 1}, {"is_group_of": 1}, {"iscrowd": 1}]
+    records = _records("marked", [[0] * 4, [0]])
+    for annotation, mark in zip(records[0]["annotations"], marks, strict=True):
+        annotation |= mark
+    records[1]["annotations"][0]["difficult"] = 1
+    DatasetCatalog.register("marked", lambda: records)
+    try:
+        dataset = training_set("marked")
+    finally:
+        DatasetCatalog.remove("marked")
+    assert dataset.left_out == 1  # the second image has none to learn from
+    (record,) = dataset.records
+    assert [a["iscrowd"] for a in record["annotations"]] == [0, 1, 1, 1]
+
+
 def test_each_set_is_repeated(sets):
     dataset = training_set(["many", "few"], repeat=[1, 3])
     assert len(dataset) == 8 + 9

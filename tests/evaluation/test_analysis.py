@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 from d2ext.evaluation.analysis import Analysis, analyse, printed
 from d2ext.evaluation.coco import CocoMetric
-from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
+from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets, rle
 
 PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
@@ -124,7 +124,51 @@ def test_errors_by_cause(tmp_path):
     errors = Analysis(*columns(content, results, tmp_path)).errors()
     counts = {cause: numbers["count"] for cause, numbers in errors["causes"].items()}
     assert counts == {"Cls": 1, "Dupe": 1, "Loc": 1, "Bkg": 1, "Both": 1, "Miss": 2}
-    assert errors["causes"]["Loc"]["delta_AP"] > 0
+
+
+NEAR_A, NEAR_B = [20, 10, 20, 20], [70, 60, 20, 20]  # IoU 1/3
+CAT_A, CAT_B, DOG_C = (1, 1, A), (1, 1, B), (2, 2, C)
+
+
+@pytest.mark.parametrize(
+    ("cause", "objects", "found", "before", "after"),
+    [
+        # One of two found: the precision is 1 at the recalls 0, 0.01, ..., 0.5, 51 of 101.
+        ("Loc", [CAT_A, CAT_B], [(1, 1, A), (1, 1, NEAR_B)], 51 / 101, 1),
+        ("Miss", [CAT_A, CAT_B], [(1, 1, A)], 51 / 101, 1),
+        ("Bkg", [CAT_A], [(3, 1, A), (1, 1, A)], 1 / 2, 1),
+        ("Dupe", [CAT_A, CAT_B], [(1, 1, A), (1, 1, A), (1, 1, B)], (51 + 50 * 2 / 3) / 101, 1),
+        ("Cls", [CAT_A], [(1, 2, A)], 0, 1),
+        # Of the mean over two classes, of which the other one is missed.
+        ("Both", [CAT_A, DOG_C], [(1, 2, NEAR_A), (2, 2, C)], 1 / 4, 1 / 2),
+    ],
+)
+def test_what_a_cause_costs(tmp_path, cause, objects, found, before, after):
+    results = [_result(*what, 0.9 - 0.1 * i) for i, what in enumerate(found)]
+    errors = Analysis(*columns(_content(objects), results, tmp_path)).errors()
+    assert errors["causes"][cause]["count"] == 1
+    assert errors["AP50"] == pytest.approx(100 * before, abs=1e-9)
+    assert errors["causes"][cause]["delta_AP"] == pytest.approx(100 * (after - before), abs=1e-9)
+
+
+def test_masks_decide_where_masks_are_compared(tmp_path):
+    """Of three boxes that are all right, one mask is elsewhere and one is too small."""
+    content = _content([CAT_A, CAT_B, (1, 2, C)])
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = rle(annotation["bbox"])
+    shapes = [(1, A, A), (1, B, [68, 68, 4, 4]), (2, C, [112, 22, 12, 12])]
+    results = [
+        _result(1, category, box, 0.9) | {"segmentation": rle(shape)}
+        for category, box, shape in shapes
+    ]
+    truth, found = columns(content, results, tmp_path)
+    boxes, masks = (Analysis(truth, found, task) for task in ("bbox", "segm"))
+    assert boxes.confusion_matrix(0)["matrix"] == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert masks.confusion_matrix(0)["matrix"] == [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
+    counts = {cause: row["count"] for cause, row in masks.errors()["causes"].items()}
+    assert counts == {"Cls": 0, "Dupe": 0, "Loc": 1, "Bkg": 1, "Both": 0, "Miss": 1}
+    assert masks.errors()["AP50"] == pytest.approx(100 * (51 / 101) / 2, abs=1e-9)
+    assert boxes.errors()["AP50"] == 100
 
 
 def test_best_and_worst_images(tmp_path):

@@ -19,10 +19,16 @@ from d2ext.data.formats.via import read_via, via_classes
 from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.lvis import LvisMetric
+from d2ext.evaluation.open_images import OpenImagesMetric
+from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, corners, data_sets, official, rle
 
 BACKENDS = ("hotcoco", "pycocotools")
 backends = pytest.mark.parametrize("backend", BACKENDS)
+# Of objects: marks, and what may be absent.
+ODD = [{}, {}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"segmentation": None}]
+ODD += [{"area": None}, {"area": 0}, {"area": 1e12}, {"iscrowd": None}, {"id": 0}]
 
 
 def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
@@ -46,9 +52,13 @@ def test_both_backends_are_pycocotools(tmp_path, data_set):
     data_sets(),
     st.lists(st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]), min_size=1, unique=True).map(sorted),
     st.lists(st.integers(1, 9), min_size=1, unique=True).map(sorted),
+    st.lists(st.sampled_from(ODD), min_size=8, max_size=8),
 )
-def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits):
-    truth, found = columns(*data_set, tmp_path)
+def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits, odd):
+    content, results = data_set
+    for annotation, marks in zip(content["annotations"], odd, strict=False):
+        annotation |= marks
+    truth, found = columns(content, results, tmp_path)
     hotcoco, pycocotools = (
         CocoMetric(
             ["bbox", "segm", "proposals"],
@@ -217,7 +227,7 @@ def test_masks_are_evaluated_where_both_sides_have_them(tmp_path):
         CocoMetric(["segm"])(*columns(content, boxes, tmp_path))
 
 
-@pytest.mark.parametrize("tasks", ["bbox", ["box"], ["bbox", None], [["bbox"]], 3, {"bbox": 1}])
+@pytest.mark.parametrize("tasks", ["bbox", [], ["box"], ["bbox", None], [["bbox"]], 3, {"bbox": 1}])
 def test_tasks_are_checked_at_once(tasks):
     with pytest.raises(UserError) as e:
         CocoMetric(tasks=tasks)
@@ -236,6 +246,7 @@ def test_tasks_are_checked_at_once(tasks):
         {"max_detections": [1.5]},
         {"max_detections": [0]},
         {"backend": "fast"},
+        {"per_class": "no"},
     ],
 )
 def test_settings_are_checked_at_once(wrong):
@@ -310,9 +321,21 @@ def _perfect(content: dict, folder: Path) -> None:
             results.append(result | {"segmentation": shape})
     truth, found = columns(content, results, folder)
     for backend in BACKENDS:
-        numbers = CocoMetric(max_detections=[1000], backend=backend)(truth, found)
+        numbers = CocoMetric(max_detections=[100], backend=backend)(truth, found)
         assert {v for v in numbers.values() if not math.isnan(v)} == {100}
         assert {"bbox/AP", "segm/AP"} <= {k for k, v in numbers.items() if v == 100}
+    others = [VocMetric([0.5, 0.95, 1]), VocMetric(mode="11points"), VocMetric(plus_one=True)]
+    for metric in (*others, OpenImagesMetric(), LvisMetric(per_class=True)):
+        numbers = metric(truth, found)
+        assert {v for v in numbers.values() if not math.isnan(v)} == {100}, type(metric)
+    # Who finds the crowds as well is as good.
+    crowds = [a for a in content["annotations"] if a["iscrowd"]]
+    results = [{k: v for k, v in r.items() if k != "segmentation"} for r in results]
+    results += [_result(a["image_id"], a["category_id"], a["bbox"], 0.95) for a in crowds]
+    truth, found = columns(content, results, folder)
+    for metric in (CocoMetric(["bbox"], max_detections=[100]), *others, OpenImagesMetric()):
+        numbers = metric(truth, found)
+        assert {v for v in numbers.values() if not math.isnan(v)} == {100}, type(metric)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -9,6 +9,8 @@ from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.evaluation.lvis import LvisMetric
+from tests.evaluation.columns import detections as detections_of
+from tests.evaluation.columns import truth
 from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
 
 
@@ -104,7 +106,20 @@ def test_nothing_at_all(tmp_path):
     assert all(map(math.isnan, LvisMetric()(*columns(content, [], tmp_path)).values()))
 
 
-@pytest.mark.parametrize("tasks", ["bbox", ["proposals"]])
+def test_300_detections_an_image_of_all_classes_together():
+    """The dog is found behind 299 or 300 false alarms for cats; COCO has limits for each class."""
+    t = truth([(0, 0, (0, 0, 10, 10)), (0, 1, (50, 50, 10, 10))], ("cat", "dog"))
+    wrong = [(0, 0, (300 + i % 40 * 15, 300 + i // 40 * 15, 10, 10), 0.9) for i in range(300)]
+    dog = (0, 1, (50, 50, 10, 10), 0.5)
+    for number, expected in ((299, 100), (300, 0)):
+        found = detections_of([*wrong[:number], dog])
+        assert LvisMetric(per_class=True)(t, found)["bbox/AP-dog"] == expected
+        assert CocoMetric(["bbox"])(t, found)["bbox/AP-dog"] == 100
+
+
+@pytest.mark.parametrize("tasks", ["bbox", ["proposals"], []])
 def test_tasks_are_checked_at_once(tasks):
     with pytest.raises(UserError, match="bbox and segm"):
         LvisMetric(tasks)
+    with pytest.raises(UserError, match="per_class='no'; give true or false"):
+        LvisMetric(per_class="no")

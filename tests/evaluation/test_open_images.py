@@ -40,9 +40,9 @@ def helmets(tmp_path: Path) -> Path:
     return tmp_path / "hierarchy.json"
 
 
-@pytest.mark.parametrize("flag", ["group_of", "crowd"])
-def test_a_group_is_one_object_however_many_are_found_in_it(flag):
-    objects = [(0, 0, SINGLE), (0, 0, CROWD, flag)]
+@pytest.mark.parametrize("flags", [["group_of"], ["group_of", "crowd"]])
+def test_a_group_is_one_object_however_many_are_found_in_it(flags):
+    objects = [(0, 0, SINGLE), (0, 0, CROWD, *flags)]
     single = (0, 0, SINGLE, 0.5)
     inside = [(0, 0, box, score) for box, score in zip(IN_CROWD, (0.6, 0.9, 0.8), strict=True)]
     assert _ap(objects, [single]) == 50  # the group is missed
@@ -77,6 +77,17 @@ def test_what_is_difficult_is_neither_hit_nor_miss():
     found = [(0, 0, FAR, 0.9), (0, 0, IN_CROWD[0], 0.8), (0, 0, SINGLE, 0.5)]
     assert _ap(objects, found) == 100
     assert math.isnan(_ap(objects[1:], found))
+
+
+def test_a_crowd_is_neither_hit_nor_miss():
+    objects = [(0, 0, SINGLE), (0, 0, CROWD, "crowd")]
+    single = (0, 0, SINGLE, 0.5)
+    inside = [(0, 0, box, 0.9) for box in IN_CROWD]
+    assert _ap(objects, [single]) == _ap(objects, [single, *inside]) == 100
+    # As VOC has it, of one that is difficult as well only what has its shape is excused.
+    objects = [(0, 0, SINGLE), (0, 0, CROWD, "crowd", "difficult")]
+    assert _ap(objects, [single, (0, 0, CROWD, 0.9)]) == 100
+    assert _ap(objects, [single, *inside]) == 25
 
 
 def test_a_second_hit_is_a_miss_even_if_another_object_is_free():

@@ -11,6 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 from detectron2.structures import Boxes, Instances
 
+from d2ext.data.classes import FILE_IDS, select_metadata
+from d2ext.errors import UserError
 from d2ext.evaluation.predictions import predict, results_of, write_predictions
 
 IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
@@ -139,6 +141,33 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 200  # MB
+
+
+def test_classes_that_a_test_set_lacks_are_not_written(tmp_path, caplog):
+    """So that tools/evaluate.py takes the file against the data set's own."""
+    caplog.set_level("INFO", "d2ext")
+    metadata = {FILE_IDS: {7: 0, 4: 1}}
+    metadata = select_metadata(metadata, ["cat", "dog"], ["unicorn", "dog"])
+    metadata = select_metadata(metadata, ["unicorn", "dog"], ["cat", "unicorn", "dog"])
+    MetadataCatalog.get("predictions_lacking").set(
+        thing_classes=["cat", "unicorn", "dog"], **metadata
+    )
+    found = predict(Found(), _loader([13, 4]), IDS)
+    assert set(found.label) == {0, 1, 2}
+    file = write_predictions("predictions_lacking", found, IDS, tmp_path)
+    written = json.loads(file.read_text())
+    assert len(written) == sum(found.label == 2) and {r["category_id"] for r in written} == {4}
+    left_out = sum(found.label != 2)
+    assert f"{left_out} detections of classes that it lacks" in caplog.text
+
+
+def test_a_model_without_instances_is_one_line():
+    class Proposals(torch.nn.Module):
+        def forward(self, inputs):
+            return [{"proposals": Instances((8, 9))} for _ in inputs]
+
+    with pytest.raises(UserError, match="the model gives proposals, and no instances"):
+        predict(Proposals(), _loader([3]), IDS)
 
 
 def test_scores_that_are_no_numbers_are_dropped(caplog):

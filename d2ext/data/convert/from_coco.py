@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from d2ext.data.columns import is_object
 from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
 from d2ext.data.formats.common import inside
 from d2ext.errors import UserError
@@ -67,6 +68,7 @@ def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
 
     content = to_coco(records, classes)
     for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(not is_object(annotation))
         annotation["is_group_of"] = bool(annotation["iscrowd"])
     return hotcoco.COCO(content)
 
@@ -97,7 +99,7 @@ def _to_yolo(
         counts["images"] += 1
         lines = []
         for a in record["annotations"]:
-            if a["iscrowd"]:
+            if not is_object(a):
                 counts["skipped_crowd"] += 1
             elif polygons and not isinstance(a.get("segmentation"), list):
                 counts["skipped_no_polygon"] += 1
@@ -133,7 +135,7 @@ def _to_labelme(
     for record, file in _label_files(records, made, ".json"):
         shapes = []
         for number, a in enumerate(record["annotations"]):
-            if a["iscrowd"]:
+            if not is_object(a):
                 counts["skipped_crowd"] += 1
                 continue
             counts["annotations"] += 1

@@ -33,8 +33,10 @@ def read_coco(
 ) -> tuple[list[dict], dict[int, int]]:
     """Reads a COCO file into Detectron2's dataset dicts; whether the images exist is not looked at.
 
-    Left out are annotations marked `ignore`, those without a box of positive size or without a
-    valid polygon (a warning counts these two), and those of categories that are not in `classes`.
+    Left out are annotations without a box of positive size or without a valid polygon (a warning
+    counts them), and those of categories that are not in `classes`. One that is marked `ignore` or
+    `difficult` has `difficult` 1, one that is marked `is_group_of` has that: no training takes them
+    (`columns.is_object`), and metrics know what they are.
     An absent `iscrowd` is 0, an absent `area` that of the mask, and a line says so; keypoints are
     not looked at.
 
@@ -79,7 +81,7 @@ def read_coco(
                 raise UserError(
                     f"{where} is of the category {short(category)}, which `categories` lacks"
                 )
-            if annotation.get("ignore", 0) == 1 or category_ids[category] is None:
+            if category_ids[category] is None:
                 continue
             record = records[image_id]
             read, problem = _read(annotation, record["height"], record["width"], repaired)
@@ -153,7 +155,19 @@ def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple
     if not math.isfinite(area):
         raise ValueError(f"the area is {area}")
     # Detectron2 ignores the area; APs, APm and APl are defined by it.
-    return {**read, "iscrowd": int(crowd), "area": area}, ""
+    read |= {"iscrowd": int(crowd), "area": area}
+    if _flag(annotation, "ignore") | _flag(annotation, "difficult"):
+        read["difficult"] = 1
+    if _flag(annotation, "is_group_of"):
+        read["is_group_of"] = 1
+    return read, ""
+
+
+def _flag(annotation: dict, name: str) -> bool:
+    value = annotation.get(name)
+    if value not in (0, 1, None):
+        raise ValueError(f"{name} is {value!r}")
+    return bool(value)
 
 
 def _counts(counter: Counter) -> tuple[str, str]:
@@ -202,6 +216,7 @@ def to_coco(
                 "bbox": [x, y, w, h],
                 "iscrowd": a.get("iscrowd", 0),
             }
+            made |= {name: 1 for name in ("difficult", "is_group_of") if a.get(name)}
             if segmentation := a.get("segmentation"):
                 is_rle = isinstance(segmentation, dict)
                 made["segmentation"] = compressed(segmentation) if is_rle else segmentation

@@ -27,7 +27,7 @@ from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
 from d2ext.data.formats.common import inside, no_collection
 from d2ext.data.formats.objects import MALFORMED
 from d2ext.data.pages import PagesWriter
-from d2ext.data.records import write_columns
+from d2ext.data.records import CROWD, DIFFICULT, GROUP_OF, write_columns
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class _Annotation(msgspec.Struct, gc=False):
     area: float = math.nan
     iscrowd: int = _ABSENT
     ignore: int = 0
+    difficult: int = 0
+    is_group_of: int | bool = False  # a bool where hotcoco has written it
 
 
 class _File(msgspec.Struct):
@@ -128,7 +130,9 @@ class _Parsed:
         boxes[:, 2:] += boxes[:, :2]
         lacks_crowd, lacks_area = crowds == _ABSENT, np.isnan(areas)
         crowds[lacks_crowd] = 0
-        _require(np.all((crowds == 0) | (crowds == 1)))
+        difficult, group_of = column("ignore") | column("difficult"), column("is_group_of")
+        for flags in (crowds, difficult, group_of):
+            _require(np.all((flags == 0) | (flags == 1)))
         _require(not np.any(np.abs(areas) >= _EXACT))
         image = np.searchsorted(ids, of_image)
         _require(np.all(ids[np.minimum(image, len(ids) - 1)] == of_image) if count else True)
@@ -138,7 +142,7 @@ class _Parsed:
         _require(np.all(known[np.minimum(place, len(known) - 1)] == category) if count else True)
         label = labels[place] if count else np.empty(0, np.int32)
 
-        wanted = (column("ignore") != 1) & (label >= 0)
+        wanted = label >= 0
         boxed = np.all(np.abs(boxes) < _SIZE, axis=1) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         left_out = Counter({"without a box of positive size": int(np.sum(wanted & ~boxed))})
         repaired: Counter = Counter()
@@ -170,14 +174,15 @@ class _Parsed:
         order = np.argsort(image, kind="stable")
         order = order[valid[order]]
         self._texts = [texts[i] for i in order.tolist()]
-        image, crowds, label = image[order], crowds[order], label[order]
+        flags = (crowds * CROWD | difficult * DIFFICULT | group_of * GROUP_OF)[order]
+        image, label = image[order], label[order]
         self._arrays = {
             "boxes": boxes[order],
-            "crowds": crowds.astype(np.uint8),
+            "flags": flags.astype(np.uint8),
             "labels": label,
             "areas": areas[order],
         }
-        objects = crowds == 0
+        objects = flags == 0
         self._counts = np.bincount(image, minlength=len(ids))
         self._columns = Columns(
             *sizes.T,

@@ -28,7 +28,7 @@ def read_open_images(
 
     Images are found by their name without its suffix, in subfolders too. Read are those that are
     there: most people have a part of the data set; the others are counted in a warning. A box of a
-    group is a crowd (`iscrowd` 1), which training leaves out and COCO's metric does not count.
+    group has `is_group_of` 1, and `iscrowd` 1, since other programs leave out crowds alone.
 
     Args:
         source: the CSV with the columns ImageID, LabelName, XMin, XMax, YMin, YMax and maybe
@@ -90,7 +90,8 @@ def read_open_images(
                 left_out[f"of the class {shown(name)}"] += 1
                 continue
             box = [c * side for c, side in zip(box, sides, strict=True)]
-            add_box(record, index[name], box, left_out, iscrowd=group)
+            flags = {"iscrowd": 1, "is_group_of": 1} if group else {}
+            add_box(record, index[name], box, left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted

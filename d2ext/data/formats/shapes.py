@@ -162,9 +162,9 @@ def _append(
 
 
 def add_box(
-    record: dict, category: int, box: Sequence[float], left_out: LeftOut, iscrowd: int = 0
+    record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: int
 ) -> None:
-    """Adds a box (x0, y0, x1, y1 in pixels) without a mask, as `add_polygons` does."""
+    """Adds a box (x0, y0, x1, y1 in pixels) without a mask, as `add_polygons` does; with flags."""
     x0, y0, x1, y1 = box
     if not (x1 > x0 and y1 > y0):
         left_out["without area"] += 1
@@ -178,7 +178,8 @@ def add_box(
             "bbox": [float(c) for c in box],
             "bbox_mode": XYXY,
             "category_id": category,
-            "iscrowd": iscrowd,
+            "iscrowd": 0,
+            **flags,
         }
     )
 

@@ -25,8 +25,8 @@ def read_voc(
     """Reads VOC's boxes into Detectron2's dataset dicts.
 
     VOC numbers pixels from 1, and a box holds its last one: it goes from xmin - 1 to xmax. An
-    object that is `difficult` is a crowd (`iscrowd` 1), as VOC's own evaluation does not count it
-    either. Parts of objects are not read.
+    object that is `difficult` has that, and `iscrowd` 1, since other programs know only crowds as
+    what is neither hit nor miss. Parts of objects are not read.
 
     Args:
         source: the folder of the XML files, or one with a folder `Annotations`; also one file.
@@ -64,7 +64,8 @@ def read_voc(
             if index[name] is None:
                 left_out[f"of the class {shown(name)}"] += 1
             else:
-                add_box(record, index[name], box, left_out, iscrowd=difficult)
+                flags = {"iscrowd": 1, "difficult": 1} if difficult else {}
+                add_box(record, index[name], box, left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted
