@@ -86,9 +86,12 @@ def default_time(partition: str | None) -> int:
         if partition or name.endswith("*"):
             return parse_time(longest if default in ("n/a", "N/A", "") else default)
     if text is None:
-        raise UserError("Slurm does not answer (sinfo); --cluster local trains on this machine")
-    what = f"no partition {partition}" if partition else "no default partition"
-    raise UserError(f"Slurm has {what}; give --partition, and --time for another one's limit")
+        raise UserError(
+            "Slurm does not answer (sinfo), so --time is needed; --cluster local trains on this"
+            " machine"
+        )
+    shown = f"no partition {partition}" if partition else "no default partition"
+    raise UserError(f"sinfo shows {shown}: give another --partition, or --time")
 
 
 def parse_time(text: str) -> int:

@@ -129,18 +129,19 @@ def test_a_config_that_is_broken_later(cluster, start, tmp_path, without_slurm):
 
 
 def test_a_node_that_fails(cluster, start, without_slurm):
-    """Slurm starts the job on the other node, where it goes on from the newest checkpoint."""
+    """Slurm starts the job again, and it goes on from the newest checkpoint."""
     more = (*LONG, "train.checkpointer.period=2")
     run = start("failing", more=more)
     run.wait_until_saved(1)
     node = run.attempts[0]["nodes"]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        run.wait_for_steps(2)
-    finally:
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        run.wait_for_steps(2, more=1)
+    finally:  # a living slurmd may have brought it back
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     assert run.wait_for_end()["status"] == 0
-    assert len(run.attempts) == 2 and run.attempts[1]["nodes"] != node
+    assert len(run.attempts) == 2
+    assert "goes on at iteration" in run.log
     assert same_weights(run.directory, without_slurm(*more))
 
 
@@ -185,7 +186,8 @@ def test_the_guides_script(cluster, tiny, tmp_path):
     for line in ("cpus-per-task=2", "gpus-per-node=2", "job-name=guide"):
         assert f"#SBATCH --{line}\n" in script
     job = newest_record(tmp_path / "g").submission["job"]
-    assert "Comment=it's mine\n" in cluster.run("scontrol", "show", "job", job).stdout
+    told = cluster.run("scontrol", "show", "job", job).stdout.splitlines()
+    assert [line.strip() for line in told if "Comment" in line] == ["Comment=it's mine"]
 
 
 def test_train_net_inside_an_allocation(cluster, tiny, tmp_path, without_slurm):
