@@ -7,6 +7,12 @@ usage="usage: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments]"
 partition=${1:?$usage} name=${2:?$usage} config=${3:?$usage} work_dir=${4:?$usage}
 shift 4
 gpus=${GPUS:-8} each=${GPUS_PER_NODE:-8} cpus=${CPUS_PER_TASK:-5}
+for number in "$gpus" "$each" "$cpus"; do
+    if ! [[ $number =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: GPUS=$gpus GPUS_PER_NODE=$each CPUS_PER_TASK=$cpus: give numbers above 0" >&2
+        exit 2
+    fi
+done
 ((each <= gpus)) || each=$gpus # the guide's script takes a whole node for GPUS=4
 if ((gpus % each)); then
     echo "error: GPUS=$gpus is no multiple of GPUS_PER_NODE=$each" >&2

@@ -10,6 +10,7 @@ job starts again. Without Slurm the training runs on this machine.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -50,12 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="runs that were submitted", allow_abbrev=False)
-    parser.add_argument("command", choices=COMMANDS)
+def _read_command(name: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"submit.py {name}", allow_abbrev=False)
     parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help="(all runs)")
-    parser.add_argument("-f", "--follow", action="store_true", help="of logs: until the end")
-    return parser
+    if name == "logs":
+        parser.add_argument("-f", "--follow", action="store_true", help="until the end")
+    return parser.parse_intermixed_args(sys.argv[2:])
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -63,6 +64,8 @@ def _status(args: argparse.Namespace) -> None:
     from d2ext.slurm.status import status_table
 
     records = find_records(args.work_dir)
+    if args.work_dir and not records:
+        raise UserError(f"{args.work_dir}: nothing was submitted from there")
     print(status_table(records) if records else "no run was submitted")
 
 
@@ -104,8 +107,7 @@ COMMANDS = {"status": _status, "logs": _logs, "cancel": _cancel}
 def main() -> int | None:
     """Reads the command line and runs what it says; returns the exit status."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
-        args = _command_parser().parse_args()
-        return COMMANDS[args.command](args)
+        return COMMANDS[sys.argv[1]](_read_command(sys.argv[1]))
     args, train = _parser().parse_known_args()
 
     from d2ext.slurm.follow import follow
@@ -113,7 +115,7 @@ def main() -> int | None:
     from d2ext.slurm.plan import make_plan
     from d2ext.slurm.submit import sbatch_text, submit
 
-    job = make_plan(make_request(vars(args), train))
+    job = make_plan(make_request(vars(args), train, os.environ))
     print("\n".join(job.lines), flush=True)
     if args.dry_run:
         print("" if job.cluster == "local" else sbatch_text(job))

@@ -18,7 +18,9 @@ from d2ext.errors import user_message
 _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
-_CAUSES = ("user", "other", "killed")  # "interrupted" and "communication" may follow from others
+_CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+# "interrupted" and "communication" may follow from others.
+_CAUSES = ("user", "other", "crashed", "killed")
 
 
 def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
@@ -39,9 +41,13 @@ def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
 
 
 def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
-    """The same for a rank that was killed from outside, by a signal's name if that is known."""
+    """The same for a rank that a signal has ended, whose name may be known.
+
+    Its `kind` is crashed where the signal is of the process's own making, else killed.
+    """
     message = "was killed" + f" by {by}" * bool(by)
-    return _failure(rank, "killed", message + " (out of memory?)" * (by in (None, "SIGKILL")))
+    kind = "crashed" if by in _CRASHES else "killed"
+    return _failure(rank, kind, message + " (out of memory?)" * (by in (None, "SIGKILL")))
 
 
 def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, Any]:

@@ -4,21 +4,41 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
+from d2ext.errors import UserError
+from d2ext.slurm.process import is_alive
 from d2ext.slurm.queue import cancel_jobs
 from d2ext.slurm.record import Record
 from d2ext.slurm.status import is_over
 
 
 def cancel(records: Sequence[Record]) -> Iterator[str]:
-    """Cancels jobs, whose trainers save what they have; yields what was done, in words."""
+    """Cancels jobs, whose trainers save what they have; yields what was done, in words.
+
+    Raises:
+        UserError: Slurm refuses, for some; the others are cancelled.
+    """
+    refused = []
     for record in records:
-        job = record.submission["job"]
+        job = record.submission.get("job")
         if is_over(record):
             yield f"{record.run_dir}: job {job} is over"
             continue
-        record.cancel()  # so that it does not come back
-        if record.submission["cluster"] == "local":
-            os.kill(int(job), signal.SIGTERM)
-        else:
-            cancel_jobs([job])
-        yield f"{record.run_dir}: job {job} is cancelled"
+        record.cancel()  # first, so that it does not come back
+        try:
+            yield f"{record.run_dir}: {_end(record)}"
+        except UserError as e:
+            record.take_back()
+            refused.append(str(e))
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def _end(record: Record) -> str:
+    job = record.submission
+    if job["cluster"] == "slurm":
+        cancel_jobs([job["job"]])
+    elif is_alive(job):
+        os.kill(int(job["job"]), signal.SIGTERM)
+    else:
+        return f"noted; process {job['job']} of {job['host']} is to be ended there"
+    return f"job {job['job']} is cancelled"

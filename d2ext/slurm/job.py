@@ -1,8 +1,8 @@
 """What a job does: on each of its machines, tools/train_net.py; then, whether it comes back.
 
 submitit unpickles a `Training` in one task per machine and calls it. When Slurm announces the end
-(USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task, and
-requeues the job if that says so. Every other end of the trainers is judged in the same place.
+(USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task. Every end
+of the trainers is judged by `verdict.py`; what brings a job back is done here.
 """
 
 import json
@@ -12,30 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from submitit import JobEnvironment
-from submitit.core.utils import DelayedSubmission
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from d2ext.engine.launch import free_port
 from d2ext.engine.signals import EXIT_STOPPED
 from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.guard import die_with_parent
-from d2ext.slurm.queue import job_state
+from d2ext.slurm.queue import requeue
 from d2ext.slurm.record import Record
+from d2ext.slurm.verdict import OUTSIDE, End, judge, last_words, newest, rank_errors, start_number
 
 _MEETING = 600.0  # seconds that another machine may take to start, or its disk to show a file
 _GRACE = 15.0  # seconds that trainers have once another machine's have failed
-_KILLS = 3  # starts that end so without a new checkpoint before nobody tries again
-_BY_SLURM = "Slurm has requeued it"
-_LOST = ("killed", "communication")  # kinds of errors of ranks behind which no mistake stands
-
-
-class _Ended(Exception):
-    """The trainers' end was found while a signal was handled, and it is the job's end."""
 
 
 @dataclass
@@ -63,71 +57,75 @@ class Training:
     num_machines: int
     max_requeues: int
     port: int | None
-    _pid: int = field(default=0, init=False)
+    _trainers: subprocess.Popen | None = field(default=None, init=False)
+    _errors: dict[Path, int] = field(default_factory=dict, init=False)  # of earlier starts
 
-    def __call__(self) -> None:
+    def __call__(self) -> NoReturn:
         """Runs in each task; exits with the trainers' status, or has the job requeued."""
         here, record = JobEnvironment(), Record(self.folder)
         if here.global_rank:
             self._run_other(here)
-        if len(record.attempts) > self.max_requeues:
-            self._finish(
-                record, 1, f"it came back more often than --max-requeues {self.max_requeues}"
-            )
-        nodes = os.environ.get("SLURM_JOB_NODELIST", here.hostname)
-        record.begin(nodes, newest(record.run_dir))
         try:
+            self._errors = rank_errors(record.run_dir)
+            self._begin(record, here)
+            if record.requeues > self.max_requeues:
+                why = f"it came back more often than --max-requeues {self.max_requeues}"
+                self._finish(record, 1, why)
             status = self._run_trainers(here, lambda: self._failed_elsewhere(here))
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        except _Ended as e:
-            self._finish(record, *e.args)
-        why, again = self._judge(record, here, status, signalled=False)
-        if not again:
-            self._finish(record, status, why)
-        self._come_back(record, here, why)
+            self._decide(record, here, self._end(record, here, status))
+        except UserError as e:  # the shared disk, mostly
+            self._finish(record, 2, str(e))
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> NoReturn:
         """Waits until the trainers have saved; called by submitit for a signal, in the first task.
 
-        Returns:
-            What runs next, which makes submitit requeue the job.
+        submitit would requeue whatever is returned, and give up where Slurm does not answer at
+        once, so this exits instead, once all is done.
         """
         here, record = JobEnvironment(), Record(self.folder)
-        status = EXIT_STOPPED
-        if self._pid:
-            if _exit_status(self._pid) is None:
-                os.kill(self._pid, signal.SIGUSR2)
-            status = _wait(self._pid)
-        why, again = self._judge(record, here, status, signalled=True)
-        if not again:
-            raise _Ended(status, why)
-        if why.startswith(_BY_SLURM):
-            self._come_back(record, here, why)
-        record.end(why)
-        print(f"requeued: {why}", flush=True)
-        return DelayedSubmission(replace(self))
+        self._begin(record, here)
+        status = -int(signal.SIGUSR2)
+        if self._trainers:
+            if _exit_status(self._trainers.pid) is None:
+                os.kill(self._trainers.pid, signal.SIGUSR2)
+            status = _wait(self._trainers.pid)
+        self._decide(record, here, self._end(record, here, status, signalled=True))
 
-    def step_ended(self, status: int) -> NoReturn:
-        """Runs in the batch script behind srun: has a job requeued whose tasks were killed."""
+    def step_ended(self, status: int, why: str | None = None) -> NoReturn:
+        """Runs behind the tasks: sees to a job whose tasks could not decide what becomes of it.
+
+        Args:
+            status: theirs, as a shell has it.
+            why: what ended them, if that is known, and is the end.
+        """
         here, record = JobEnvironment(), Record(self.folder)
-        attempts = record.attempts
-        if record.outcome or attempts and "ended" in attempts[-1]:
+        if record.outcome:
             sys.exit(status)
-        log = here.paths.stdout
-        if not attempts or status < 128:
-            self._finish(record, status or 1, f"its processes did not start; see {log}")
-        why, again = self._judge(record, here, 128 - status, signalled=False)
-        if not again:
+        begun = self._begin(record, here)
+        attempt = record.attempts[-1]
+        if why:
             self._finish(record, status, why)
-        self._come_back(record, here, why)
+        if "ended" in attempt:  # the first task was to bring it back
+            self._requeue(record, here, attempt["why"], status)
+            sys.exit(status)
+        logs = f"{here.paths.folder}/{here.job_id}_*_log.out"
+        what = "its processes did not start" if begun else "a task failed"
+        killed = status - 128 in OUTSIDE
+        words = f"{what} (status {status}), see {logs}"
+        self._decide(record, here, End(128 - status if killed else status or 1, False, words))
 
     def _run_other(self, here: JobEnvironment) -> NoReturn:
         """Another machine than the first, which alone decides what becomes of the job."""
-        status = self._run_trainers(here)
+        try:
+            status = self._run_trainers(here)
+            words = last_words(here.paths.stdout)
+        except UserError as e:
+            status, words = 2, str(e)
+            print(f"error: {words}", file=sys.stderr, flush=True)
         if status not in (0, EXIT_STOPPED):
-            words = f"machine {here.hostname}: {_last_words(here.paths.stdout)}"
             with replaced(self._marker("failed", here)) as f:
-                json.dump([status, words], f)
+                json.dump([status, f"machine {here.hostname}: {words}"], f)
         sys.exit(0)  # anything else would end the step before the first one has decided
 
     def _run_trainers(
@@ -140,10 +138,15 @@ class Training:
         begun = newest(Record(self.folder).run_dir) != self.untouched
         flags += self.goes_on if begun else self.start
         command = [*self.command, *flags, *self.overrides]
-        self._pid = subprocess.Popen(command, env=env, preexec_fn=die_with_parent).pid
-        if here.cluster == "local":  # Slurm's signals reach every process
-            signal.signal(signal.SIGTERM, lambda number, _: os.kill(self._pid, number))
-        return _wait(self._pid, failed_elsewhere)
+        # Kept: Python reaps the child of a Popen that is gone, and its status would be lost.
+        self._trainers = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+        pid = self._trainers.pid
+        if here.cluster == "local":  # Slurm ends what it has started, its signals reach all of it
+            die_with_parent()
+            signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
+            if Record(self.folder).cancelled:  # before there was anyone to hear of it
+                os.kill(pid, signal.SIGTERM)
+        return _wait(pid, failed_elsewhere)
 
     def _meet(self, here: JobEnvironment) -> tuple[str, str]:
         """Host and port where the ranks meet: the first machine tells the others."""
@@ -161,8 +164,7 @@ class Training:
         return host, port
 
     def _marker(self, name: str, here: JobEnvironment) -> Path:
-        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return Path(self.folder) / f"{name}-{here.job_id}-{restart}"
+        return Path(self.folder) / f"{name}-{here.job_id}-{start_number()}"
 
     def _failed_elsewhere(self, here: JobEnvironment) -> int | None:
         """The status of another machine's trainers that have failed; None: none have."""
@@ -173,75 +175,51 @@ class Training:
         print(f"error: {words}", flush=True)
         return status
 
-    def _judge(
-        self, record: Record, here: JobEnvironment, status: int, signalled: bool
-    ) -> tuple[str, bool]:
-        """Why the trainers ended, and whether the job is to come back."""
-        why = self._interruption(record, here, status, signalled)
-        if why is None:
-            return _last_words(here.paths.stdout) if status else "finished", False
-        if record.cancelled:
-            return f"cancelled: {why}", False
-        if here.cluster == "local" and not signalled:
-            return f"stopped by hand: {why}", False
-        if here.cluster == "slurm" and (now := job_state(here.raw_job_id)):
-            state, restarts = now
-            if restarts > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-                return f"{_BY_SLURM}: {why}", True
-            if state != "RUNNING":  # Slurm says COMPLETING for both
-                return f"cancelled, or its time was up before it had saved: {why}", False
-        if len(record.attempts) > self.max_requeues:
-            return f"{why}, after {record.requeues} requeues, all that --max-requeues allows", False
-        last = [attempt["checkpoint"] for attempt in record.attempts[-_KILLS:]]
-        killed = status != EXIT_STOPPED and not signalled
-        if killed and last == [newest(record.run_dir)] * _KILLS:
-            return f"{why}, for the {_KILLS}rd time without a new checkpoint", False
-        return why, True
+    def _begin(self, record: Record, here: JobEnvironment) -> bool:
+        """Notes this start unless that is done; whether it was to be done."""
+        attempts = record.attempts
+        if attempts and attempts[-1].get("number") == start_number():
+            return False
+        nodes = os.environ.get("SLURM_JOB_NODELIST", here.hostname)
+        record.begin(start_number(), nodes, newest(record.run_dir))
+        return True
 
-    def _interruption(
-        self, record: Record, here: JobEnvironment, status: int, signalled: bool
-    ) -> str | None:
-        """What ended the trainers that is no fault of theirs, or None."""
-        if status == EXIT_STOPPED:
-            return "preempted or out of time, and saved" if here.cluster == "slurm" else "saved"
-        if signalled and (status == 130 or status < 0):
-            return "preempted or out of time, before or behind the steps"
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        if status == 1 and (failure := self._failure(record)):
-            return f"rank {failure['rank']} on {failure['host']}: {failure['message']}"
-        return None
+    def _end(
+        self, record: Record, here: JobEnvironment, status: int, signalled: bool = False
+    ) -> End:
+        now = rank_errors(record.run_dir)
+        errors = tuple(path for path in now if self._errors.get(path) != now[path])
+        return End(status, signalled, last_words(here.paths.stdout), errors)
 
-    def _failure(self, record: Record) -> dict | None:
-        """A rank's error of this attempt, if it was killed or lost a machine."""
-        from d2ext.engine.failures import cause  # it imports torch
+    def _decide(self, record: Record, here: JobEnvironment, end: End) -> NoReturn:
+        """The job comes back, or is at its end."""
+        verdict = judge(record, here, end, self.max_requeues)
+        if not verdict.again:
+            self._finish(record, end.status, verdict.why)
+        record.end(verdict.why)
+        if not verdict.by_slurm:
+            self._requeue(record, here, verdict.why, end.status)
+        print(f"requeued: {verdict.why}", flush=True)
+        sys.exit(LOCAL_REQUEUE_RETURN_CODE if here.cluster == "local" else EXIT_STOPPED)
 
-        since = record.attempts[-1]["started"]
-        files = (record.run_dir / "errors").glob("rank-*.json")
-        failures = [json.loads(p.read_text()) for p in files if p.stat().st_mtime >= since]
-        first = cause(failures)
-        return first if first and first["kind"] in _LOST else None
-
-    def _come_back(self, record: Record, here: JobEnvironment, why: str) -> NoReturn:
-        record.end(why)
-        print(f"requeued: {why}", flush=True)
-        if not why.startswith(_BY_SLURM):
-            here._requeue(0)
-        sys.exit(EXIT_STOPPED)
+    def _requeue(self, record: Record, here: JobEnvironment, why: str, status: int) -> None:
+        """Has Slurm start the job again; where it does not, that is the job's end."""
+        refusal = None
+        if here.cluster == "slurm":
+            refusal = requeue(here.job_id, here.raw_job_id, start_number())
+        if refusal:
+            self._finish(record, status, f"{why}, but Slurm does not requeue it: {refusal}")
 
     def _finish(self, record: Record, status: int, why: str) -> NoReturn:
         """The end of the job: says why, and exits."""
         status = status if status >= 0 else 128 - status
         if status:
             print(f"not requeued (status {status}): {why}", file=sys.stderr, flush=True)
-        record.end(why, status)
+        try:
+            record.end(why, status)
+        except UserError as e:  # the batch script's last line tries again
+            print(f"error: {e}", file=sys.stderr, flush=True)
         sys.exit(status)
-
-
-def newest(run_dir: Path) -> int | None:
-    """What changes with each checkpoint of a run; None before the first one."""
-    pointer = run_dir / "last_checkpoint"
-    return pointer.stat().st_mtime_ns if pointer.exists() else None
 
 
 def _exit_status(pid: int) -> int | None:
@@ -268,10 +246,3 @@ def _wait(pid: int, failed_elsewhere: Callable[[], int | None] = lambda: None) -
             end = end if failed is None else now + _GRACE
         time.sleep(0.1)
     return status
-
-
-def _last_words(log: Path) -> str:
-    """The line of a log that says what went wrong."""
-    lines = log.read_text(errors="replace").splitlines()[-50:]
-    words = [line for line in lines if line.startswith("error: ")] or [log.name]
-    return words[-1].removeprefix("error: ")

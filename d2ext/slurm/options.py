@@ -1,7 +1,7 @@
 """The command line of tools/submit.py, as a `Request`."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from d2ext.errors import UserError
@@ -21,55 +21,81 @@ _SHORT = {
     "w": "nodelist",
     "x": "exclude",
 }
-# What the job rests on, and what has a flag of its own.
+# What the job rests on, and who decides it.
 _OURS = {
-    "array": "--seeds",
-    "cpus-per-task": "--cpus-per-task",
-    "error": "--work-dir",
-    "gpus-per-node": "--num-gpus",
-    "job-name": "--job-name",
-    "nodes": "--num-machines",
-    "ntasks-per-node": "--num-gpus",
-    "open-mode": "--work-dir",
-    "output": "--work-dir",
-    "signal": "--signal-delay",
-    "time": "--time",
+    "array": "--seeds decides that",
+    "chdir": "the job runs where submit.py does; start that elsewhere",
+    "cpus-per-task": "--cpus-per-task decides that",
+    "error": "--work-dir decides that",
+    "gpus-per-node": "--num-gpus decides that",
+    "job-name": "--job-name decides that",
+    "no-requeue": "--max-requeues 0 does that",
+    "nodes": "--num-machines decides that",
+    "ntasks": "--num-machines and --num-gpus decide that",
+    "ntasks-per-node": "--num-gpus decides that",
+    "open-mode": "--work-dir decides that",
+    "output": "--work-dir decides that",
+    "parsable": "submit.py reads what sbatch says",
+    "quiet": "submit.py reads what sbatch says",
+    "requeue": "--max-requeues decides that",
+    "signal": "--signal-delay decides that",
+    "test-only": "--dry-run checks and submits nothing",
+    "wait": "--wait does that",
+    "wrap": "the job is the training",
 }
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, str | bool]:
-    """`KEY=VALUE`, `KEY`, or a line of srun's arguments (`--key value -w node1`), as sbatch keys.
+    """Options of sbatch by their long names; True for one without a value.
+
+    Args:
+        texts: each `KEY=VALUE` or `KEY`; or, with a dash first, a line of srun's arguments, such as
+            `--key value -w node1`, in which quotes mean what they mean to a shell.
 
     Raises:
-        UserError: one cannot be read, or has a flag of its own.
+        UserError: one cannot be read, or is not the user's to give.
     """
     options: dict[str, str | bool] = {}
     for text in texts:
-        words = shlex.split(text)
-        while words:
-            word = words.pop(0)
-            key, equals, value = word.lstrip("-").partition("=")
-            if word.startswith("-") and not word.startswith("--"):
-                if word[1:2] not in _SHORT:
-                    raise UserError(f"--slurm {word}: give the long name, KEY=VALUE")
-                key, equals, value = _SHORT[word[1]], word[2:3], word[2:]
-            if word.startswith("-") and not equals and words and not words[0].startswith("-"):
-                equals, value = "=", words.pop(0)
+        pairs = _line(text) if text.startswith("-") else [text.partition("=")]
+        for key, equals, value in pairs:
             key = key.replace("_", "-")
-            if not key:
-                raise UserError(f"--slurm {text}: give KEY=VALUE")
+            if not key or "\n" in text:
+                raise UserError(f"--slurm {text!r}: give KEY=VALUE, on one line")
             if key in _OURS:
-                raise UserError(f"--slurm {key}: {_OURS[key]} decides that")
+                raise UserError(f"--slurm {key}: {_OURS[key]}")
             options[key] = value if equals else True
     return options
 
 
-def make_request(args: dict[str, Any], train: Sequence[str]) -> Request:
+def _line(text: str) -> Iterator[tuple[str, str, str]]:
+    """Key, equals sign and value of each of srun's arguments."""
+    try:
+        words = shlex.split(text)
+    except ValueError as e:
+        raise UserError(f"--slurm {text}: {e}") from e
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("--"):
+            if word[1:2] not in _SHORT:
+                raise UserError(
+                    f"--slurm {word}: give the long name, KEY=VALUE; what only srun knows, and"
+                    " sbatch does not, cannot be given"
+                )
+            key, equals, value = _SHORT[word[1]], word[2:3], word[2:]
+        if not equals and words and not words[0].startswith("-"):
+            equals, value = "=", words.pop(0)
+        yield key, equals, value
+
+
+def make_request(args: dict[str, Any], train: Sequence[str], env: Mapping[str, str]) -> Request:
     """What the flags of tools/submit.py ask for.
 
     Args:
         args: its flags by name.
         train: what it does not know itself, for train_net.py.
+        env: of the process; `PORT` is where ranks meet, as in the guide's script.
 
     Raises:
         UserError: a flag cannot be read, or is the job's to give.
@@ -79,13 +105,25 @@ def make_request(args: dict[str, Any], train: Sequence[str]) -> Request:
             raise UserError(f"{flag}: the job gives that to each of its machines")
     fields = {name: args[name] for name in Request.__dataclass_fields__ if name in args}
     fields["slurm"] = parse_options(args["slurm"])
+    time = fields["slurm"].pop("time", None)  # the guide's script takes it in SRUN_ARGS
+    if time and args["time"]:
+        raise UserError(f"--slurm time={time}: --time {args['time']} is given as well")
+    fields["time"] = args["time"] or time
     fields["seeds"] = _seeds(args["seeds"]) if args["seeds"] else []
     if fields["seeds"] and args["resume_from"]:
         raise UserError("--resume-from goes with one run, --seeds makes several")
     for name in ("num_machines", "num_gpus", "max_requeues"):
         if args[name] < (name != "max_requeues"):
             raise UserError(f"--{name.replace('_', '-')} {args[name]}: too few")
-    return Request(train=list(train), **fields)
+    return Request(train=list(train), port=_port(env.get("PORT")), **fields)
+
+
+def _port(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise UserError(f"PORT={text}: give a number from 1 to 65535, or none")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:

@@ -8,12 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from d2ext.errors import UserError
-from d2ext.slurm.queue import default_time, has_slurm, parse_time
+from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
 
 REPO = Path(__file__).resolve().parent.parent.parent
-_FOREVER = 365 * 24 * 60  # minutes; submitit wants a number
+# Fields that mean something to Slurm only, and the user's defaults for some of them.
+_SLURM_ONLY = (
+    *("partition", "job_name", "cpus_per_task", "mem", "qos", "account", "constraint", "exclude"),
+    *("nodelist", "slurm"),
+)
+_DEFAULTS = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_TIMELIMIT": "time",
+}
 
 
 @dataclass
@@ -23,6 +34,7 @@ class Request:
     Attributes:
         train: flags and overrides that mean something to train_net.py only.
         slurm: more options of sbatch.
+        port: where ranks meet on the first machine; None takes a free one.
     """
 
     config_file: str
@@ -49,6 +61,7 @@ class Request:
     max_requeues: int = 100
     signal_delay: int = 120
     slurm: dict[str, str | bool] = field(default_factory=dict)
+    port: int | None = None
 
     def command(self, work_dir: Path | None) -> list[str]:
         """The first part of train_net.py's command line, up to the machine's number."""
@@ -82,7 +95,7 @@ class Job:
         cluster: `slurm` or `local`.
         runs: several for --seeds.
         wants_gpus: whether the config trains on GPUs.
-        minutes: its time limit.
+        minutes: its time limit; FOREVER for none.
         lines: the plan in words.
     """
 
@@ -112,10 +125,10 @@ def make_plan(request: Request) -> Job:
         UserError: something is wrong with it.
     """
     cluster, lines = _cluster(request)
-    minutes = parse_time(request.time) if request.time else None
-    if minutes is None and cluster == "slurm":
-        minutes = default_time(request.partition)
-    minutes = minutes or _FOREVER
+    if request.time:
+        minutes = parse_time(request.time)
+    else:
+        minutes = default_time(request.partition) if cluster == "slurm" else FOREVER
     if not 0 < request.signal_delay < minutes * 60:
         raise UserError(
             f"--signal-delay {request.signal_delay}: give seconds, fewer than the {minutes} minutes"
@@ -127,6 +140,8 @@ def make_plan(request: Request) -> Job:
         _refuse_second(run.directory)  # before train_net.py meets the lock of that run
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
+    if runs and Path(output).absolute() != runs[0].directory.absolute():
+        raise UserError(f"train.output_dir={output}: --seeds gives each run its own; --work-dir")
     runs = runs or [Run(Path(output))]
     if runs[0].directory != base and not request.seeds:  # train.output_dir
         _refuse_second(runs[0].directory)
@@ -136,14 +151,16 @@ def make_plan(request: Request) -> Job:
             raise UserError(f"{run.directory} holds another run: --resume, --overwrite, --work-dir")
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"
-    limit = f"{minutes} minutes" if minutes < _FOREVER else "no time limit"
+    limit = f"{minutes} minutes" if minutes < FOREVER else "no time limit"
     lines += [line for line in said.splitlines() if not line.startswith("device ")]
     lines.append(
         f"machines    {request.num_machines} x {request.num_gpus} {what}, {limit}, at most"
         f" {request.max_requeues} requeues"
     )
     if runs[0].seed is not None:
-        lines.append(f"seeds       {len(runs)} runs, {runs[0].directory} to {runs[-1].directory}")
+        order = ", one after the other" if cluster == "local" else ""
+        where = f"{runs[0].directory} to {runs[-1].directory}"
+        lines.append(f"seeds       {len(runs)} runs{order}, {where}")
     return Job(request, cluster, runs, wants_gpus, minutes, lines)
 
 
@@ -158,7 +175,26 @@ def _cluster(request: Request) -> tuple[str, list[str]]:
             lines.append("cluster     local: no Slurm is on this machine, so it runs here")
     if cluster == "local" and request.num_machines > 1:
         raise UserError(f"--num-machines {request.num_machines}: without Slurm there is one")
-    return cluster, lines
+    return cluster, lines + (_ignored(request) if cluster == "local" else _defaults(request))
+
+
+def _ignored(request: Request) -> list[str]:
+    """What is to be said of flags that mean nothing without Slurm."""
+    given = [f"--{name.replace('_', '-')}" for name in _SLURM_ONLY if getattr(request, name)]
+    return [f"ignored     {', '.join(given)}: without Slurm they mean nothing"] if given else []
+
+
+def _defaults(request: Request) -> list[str]:
+    """Fills in sbatch's variables, and says so: sbatch would have them win over the flags."""
+    lines = []
+    for name in sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        which, value = _DEFAULTS.get(name), os.environ[name]
+        if which and getattr(request, which) is None:
+            setattr(request, which, value)
+            lines.append(f"{which:11} {value} ({name})")
+        elif not which and "SLURM_JOB_ID" not in os.environ:  # in a job Slurm sets some
+            lines.append(f"ignored     {name}; --slurm gives sbatch anything")
+    return lines
 
 
 def _check(request: Request, cluster: str, run: Run | None) -> str:
@@ -168,7 +204,7 @@ def _check(request: Request, cluster: str, run: Run | None) -> str:
     command = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]
     command += ["--resume"] * request.resume + ["--overwrite"] * request.overwrite
     command += ["--resume-from", request.resume_from] if request.resume_from else []
-    env = os.environ | {"MASTER_ADDR": "localhost", "PORT": os.environ.get("PORT") or "1"}
+    env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
     if cluster == "slurm":  # the job's machines have GPUs, this one need not
         env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
     done = subprocess.run(

@@ -2,9 +2,13 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 
 from d2ext.errors import UserError
+
+FOREVER = 365 * 24 * 60  # minutes that stand for no limit; submitit wants a number
+_PAUSES = (1, 2, 4, 8)  # seconds between attempts to have a job requeued
 
 
 def has_slurm() -> bool:
@@ -44,25 +48,62 @@ def cancel_jobs(jobs: Sequence[str]) -> None:
         raise UserError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}")
 
 
-def default_time(partition: str | None) -> int | None:
-    """Minutes that a job in a partition (None: the default one) gets without --time, or None."""
+def requeue(job: str, raw: str, restarts: int) -> str | None:
+    """Has Slurm start a job again, trying for a while; returns why it does not, or None.
+
+    Args:
+        job: its id.
+        raw: its id where it is part of an array, which `job` names.
+        restarts: how often it was started before; more than that, and it is requeued already.
+    """
+    for pause in (*_PAUSES, 0):
+        if (now := job_state(raw)) and now[1] > restarts:
+            return None
+        try:
+            done = subprocess.run(
+                ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
+            )
+        except (FileNotFoundError, subprocess.TimeoutExpired) as e:
+            words = str(e)
+        else:
+            if done.returncode == 0:
+                return None
+            words = done.stderr.strip() or f"scontrol requeue ends with status {done.returncode}"
+        time.sleep(pause)
+    return words.splitlines()[-1]
+
+
+def default_time(partition: str | None) -> int:
+    """Minutes that a job in a partition (None: the default one) gets without --time.
+
+    Raises:
+        UserError: Slurm does not say.
+    """
     which = ("-p", partition) if partition else ()
-    for line in (_ask("sinfo", "-h", *which, "-o", "%P|%L|%l") or "").splitlines():
+    text = _ask("sinfo", "-h", *which, "-o", "%P|%L|%l")
+    for line in (text or "").splitlines():
         name, default, longest = line.split("|")
         if partition or name.endswith("*"):
-            given = longest if default in ("n/a", "N/A", "") else default
-            return None if given == "infinite" else parse_time(given)
-    return None
+            return parse_time(longest if default in ("n/a", "N/A", "") else default)
+    if text is None:
+        raise UserError(
+            "Slurm does not answer (sinfo), so --time is needed; --cluster local trains on this"
+            " machine"
+        )
+    shown = f"no partition {partition}" if partition else "no default partition"
+    raise UserError(f"sinfo shows {shown}: give another --partition, or --time")
 
 
 def parse_time(text: str) -> int:
-    """A time in Slurm's words, in minutes, of which it knows whole ones.
+    """A time in Slurm's words, in minutes, of which it knows whole ones; FOREVER for no limit.
 
-    M, M:S, H:M:S, D-H, D-H:M and D-H:M:S, as `man sbatch` has it.
+    M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, and 0, infinite or UNLIMITED, as `man sbatch` has it.
 
     Raises:
         UserError: it is none of these.
     """
+    if text.lower() in ("infinite", "unlimited"):
+        return FOREVER
     days, dash, rest = text.rpartition("-")
     parts = rest.split(":")
     if not all(p.isdecimal() for p in parts) or len(parts) > 3 or dash and not days.isdecimal():
@@ -75,9 +116,7 @@ def parse_time(text: str) -> int:
     else:
         hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
     total = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0) + seconds // 60
-    if total < 1:
-        raise UserError(f"--time {text}: give at least one minute")
-    return total
+    return total or FOREVER
 
 
 def _ask(*command: str) -> str | None:

@@ -2,7 +2,7 @@
 
 ```
 <run directory>/slurm/<time of submission>/
-  submission.json    by submit.py: job, cluster, log, limits
+  submission.json    by submit.py: job, cluster, log
   attempts.json      by the job: when, where and how often it ran, and what came of it
   cancelled          by `submit.py cancel`
   meet-<job>-<n>     by the first machine of attempt n: host and port where the ranks meet
@@ -36,7 +36,10 @@ class Record:
 
     @property
     def submission(self) -> dict[str, Any]:
-        """`job` (its id), `cluster`, `log`, `name`, `max_requeues`; {} while it is submitted."""
+        """`job` (its id), `cluster` and `log`; {} while it is submitted.
+
+        A local one's id is that of its process, of which `host` and `begun` are told as well.
+        """
         return read_object(self.folder / "submission.json")
 
     def submitted(self, **facts: Any) -> None:
@@ -49,7 +52,7 @@ class Record:
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """Each start's `started`, `nodes`, `checkpoint`, and `ended` and `why` if it has ended."""
+        """Each start's `number`, `started`, `nodes`, `checkpoint`; `ended` and `why` at its end."""
         return read_object(self.folder / "attempts.json").get("attempts", [])
 
     @property
@@ -62,10 +65,10 @@ class Record:
         """How often it was started again, by whomever."""
         return max(0, len(self.attempts) - 1)
 
-    def begin(self, nodes: str, checkpoint: int | None) -> None:
-        """Notes the start of an attempt, and which checkpoint was there (`job.newest`)."""
-        start = {"started": time.time(), "nodes": nodes, "checkpoint": checkpoint}
-        attempts = [*self.attempts, start]
+    def begin(self, number: int, nodes: str, checkpoint: int | None) -> None:
+        """Notes the start of an attempt, and which checkpoint was there (`verdict.newest`)."""
+        start = {"number": number, "started": time.time()}
+        attempts = [*self.attempts, start | {"nodes": nodes, "checkpoint": checkpoint}]
         write_json(self.folder / "attempts.json", {"attempts": attempts})
 
     def end(self, why: str, status: int | None = None) -> None:
@@ -86,6 +89,10 @@ class Record:
     def cancel(self) -> None:
         """Notes that the user cancels the job, which is not to come back."""
         (self.folder / "cancelled").touch()
+
+    def take_back(self) -> None:
+        """The job is not cancelled after all."""
+        (self.folder / "cancelled").unlink(missing_ok=True)
 
 
 def new_record(run_dir: Path, stamp: str) -> Record:

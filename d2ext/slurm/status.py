@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from d2ext.slurm.process import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
 from d2ext.slurm.record import Record, read_object, read_text
 
@@ -22,7 +23,8 @@ def is_over(record: Record) -> bool:
     if record.outcome or not job:
         return True
     if job["cluster"] == "local":
-        return not Path(f"/proc/{job['job']}").exists()
+        alive = is_alive(job)
+        return record.cancelled if alive is None else not alive
     living = living_jobs()
     return living is not None and job["job"] not in living
 
@@ -70,30 +72,40 @@ def progress(run_dir: Path) -> tuple[int, int, float | None]:
 
 def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
     """State and nodes of each job."""
-    living = living_jobs() or {}
-    gone = [
+    open_ = [
         r.submission["job"]
         for r in records
         if r.outcome is None and r.submission["cluster"] == "slurm"
     ]
-    gone = [job for job in gone if job not in living]
+    living = living_jobs() if open_ else {}
+    gone = [job for job in open_ if job not in (living or {})]
     past = past_states(gone) if gone else {}
     return [_state(record, living, past) for record in records]
 
 
-def _state(record: Record, living: dict, past: dict[str, str]) -> tuple[str, str]:
+def _state(record: Record, living: dict | None, past: dict[str, str]) -> tuple[str, str]:
     job, outcome = record.submission, record.outcome
     if outcome:
         return _ending(outcome), record.attempts[-1]["nodes"] if record.attempts else ""
     if job["cluster"] == "local":
-        alive = Path(f"/proc/{job['job']}").exists()
-        return ("RUNNING", "this machine") if alive else ("killed", "")
-    if job["job"] in living:
+        return _local_state(record)
+    if job["job"] in (living or {}):
         state, nodes, reason = living[job["job"]]
         return (f"{state} ({reason})" if state == "PENDING" else state), nodes
     if record.cancelled:
         return "cancelled", ""
-    return past.get(job["job"], "gone"), ""
+    silent = "unknown (Slurm does not answer)"
+    return past.get(job["job"], silent if living is None else "gone"), ""
+
+
+def _local_state(record: Record) -> tuple[str, str]:
+    job = record.submission
+    alive = is_alive(job)
+    if alive:
+        return "RUNNING" if record.attempts else "PENDING (its turn)", job["host"]
+    if record.cancelled:
+        return "cancelled", ""
+    return ("killed", "") if alive is False else ("unknown (on another machine)", job["host"])
 
 
 def _ending(outcome: dict[str, Any]) -> str:

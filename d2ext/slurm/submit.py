@@ -4,11 +4,11 @@ import contextlib
 import io
 import os
 import shlex
-import signal
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -17,9 +17,13 @@ import submitit
 from submitit.helpers import clean_env
 
 from d2ext.errors import UserError
-from d2ext.slurm.job import Training, newest
+from d2ext.slurm.job import Training
+from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.plan import REPO, Job, Run
+from d2ext.slurm.process import identify
+from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
+from d2ext.slurm.verdict import newest
 
 _CPUS_PER_GPU = 5  # of the guide's script
 _NEVER = 10**9  # timeouts that submitit lets pass; requeues are counted in the run directory
@@ -32,30 +36,33 @@ def submit(job: Job) -> list[Record]:
         UserError: Slurm refuses it.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    with _moved_aside(job):
+    with _moved_aside(job), _withdrawn(job, stamp):
         records = [new_record(run.directory, stamp) for run in job.runs]
         trainings = [_training(job, *pair) for pair in zip(job.runs, records, strict=True)]
         executor = make_executor(job, job.base / "slurm" / stamp)
         with _environment(job):
-            try:
-                several = executor.batch() if len(trainings) > 1 else contextlib.nullcontext()
-                # submitit prints what it raises as well.
-                with contextlib.redirect_stderr(io.StringIO()), several:
-                    jobs = [executor.submit(each) for each in trainings]
-            except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:
-                words = str(e).strip().splitlines() or ["no reason given"]
-                hint = "; train.device=cpu asks for no GPUs" * ("gres" in words[-1])
-                reason = words[-1].removeprefix("sbatch: error: ")
-                raise UserError(f"sbatch refused the job: {reason}{hint}") from e
+            jobs = _hand_over(executor, trainings)
     for record, handed in zip(records, jobs, strict=True):
-        record.submitted(
-            job=handed.job_id,
-            cluster=job.cluster,
-            name=job.name,
-            log=str(handed.paths.stdout),
-            max_requeues=job.request.max_requeues,
-        )
+        process = identify(handed.job_id) if job.cluster == "local" else {}
+        log = str(handed.paths.stdout)
+        record.submitted(job=handed.job_id, cluster=job.cluster, log=log, **process)
     return records
+
+
+def _hand_over(executor: submitit.Executor, trainings: Sequence[Training]) -> list[submitit.Job]:
+    several = executor.batch() if len(trainings) > 1 else contextlib.nullcontext()
+    try:
+        # submitit prints what it raises as well.
+        with contextlib.redirect_stderr(io.StringIO()), several:
+            return [executor.submit(each) for each in trainings]
+    except submitit.core.utils.FailedSubmissionError as e:
+        raise UserError("sbatch gives no job's number; is an option of --slurm in the way?") from e
+    except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:
+        words = str(e).strip().splitlines() or ["no reason given"]
+        reason = words[-1].removeprefix("sbatch: error: ")
+        hint = "; train.device=cpu asks for no GPUs" * ("gres" in reason)
+        hint += "; --cluster local trains on this machine" * ("controller" in str(e))
+        raise UserError(f"sbatch refused the job: {reason}{hint}") from e
 
 
 def sbatch_text(job: Job) -> str:
@@ -66,25 +73,24 @@ def sbatch_text(job: Job) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | submitit.LocalExecutor:
+def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecutor:
     """The executor for a job; its files go to `folder`."""
     r = job.request
     # A signal that comes before submitit listens would fail the job; this way it is lost.
     python = shlex.join(["bash", "-c", 'trap "" USR2; exec "$@"', "bash", sys.executable])
     if job.cluster == "local":
-        executor = submitit.LocalExecutor(folder, max_num_timeout=_NEVER, python=python)
-        numbers = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        executor = LocalExecutor(folder, max_num_timeout=_NEVER, python=python)
         executor.update_parameters(
             timeout_min=job.minutes,
             signal_delay_s=r.signal_delay,
-            stderr_to_stdout=True,
             gpus_per_node=r.num_gpus * job.wants_gpus,
-            visible_gpus=tuple(map(int, numbers)) if all(n.isdecimal() for n in numbers) else (),
         )
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_NEVER, python=python)
     cpus = r.cpus_per_task or _CPUS_PER_GPU * r.num_gpus
     after = shlex.join([sys.executable, "-m", "d2ext.slurm.after", str(folder)])
+    more = {"mem": r.mem} if r.mem else {}
+    more |= {"time": "UNLIMITED"} if job.minutes == FOREVER else {}
     executor.update_parameters(
         job_name=job.name,
         time=job.minutes,
@@ -105,7 +111,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | submitit.L
         constraint=r.constraint,
         exclude=r.exclude,
         nodelist=r.nodelist,
-        additional_parameters={"requeue": True, **({"mem": r.mem} if r.mem else {}), **r.slurm},
+        additional_parameters={"requeue": True, **more, **r.slurm},
     )
     return executor
 
@@ -113,7 +119,6 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | submitit.L
 def _training(job: Job, run: Run, record: Record) -> Training:
     r = job.request
     goes_on = ["--resume"] if r.resume or not r.eval_only else []
-    port = os.environ.get("PORT")
     return Training(
         command=r.command(run.directory),
         overrides=[*r.train, *([] if run.seed is None else [f"train.seed={run.seed}"])],
@@ -123,7 +128,7 @@ def _training(job: Job, run: Run, record: Record) -> Training:
         folder=str(record.folder),
         num_machines=r.num_machines,
         max_requeues=r.max_requeues,
-        port=int(port) if port else None,
+        port=r.port,
     )
 
 
@@ -131,19 +136,19 @@ def _training(job: Job, run: Run, record: Record) -> Training:
 def _moved_aside(job: Job) -> Iterator[None]:
     """--overwrite: earlier runs are moved aside, and back if nothing is submitted."""
     moved = []
-    if job.request.overwrite:
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
-        from d2ext.engine.output_dir import make_output_dir
-
-        with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
-            for run in job.runs:
-                aside = other.submit(make_output_dir, run.directory, overwrite=True).result()
-                moved += [(aside, run.directory)] if aside else []
     try:
+        if job.request.overwrite:
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            from d2ext.engine.output_dir import make_output_dir
+
+            with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
+                for run in job.runs:
+                    made = other.submit(make_output_dir, run.directory, overwrite=True)
+                    moved += [(aside, run.directory)] if (aside := made.result()) else []
         yield
-    except UserError:
+    except BaseException:
         for aside, directory in moved:
-            directory.rename(aside.with_name(aside.name + ".refused"))
+            _remove_unused(directory)
             aside.rename(directory)
         raise
     for aside, directory in moved:
@@ -151,36 +156,38 @@ def _moved_aside(job: Job) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(job: Job) -> Iterator[None]:
-    """What the job inherits: nothing of a job that this process may run in."""
-    before = os.environ.copy()
-    with clean_env():
-        if "SLURM_CONF" in before:  # where the cluster is
-            os.environ["SLURM_CONF"] = before["SLURM_CONF"]
-        if job.cluster == "local":
-            paths = [str(REPO), before.get("PYTHONPATH", "")]
-            os.environ["PYTHONPATH"] = ":".join(filter(None, paths))
-        try:
-            with _detached() if job.cluster == "local" else contextlib.nullcontext():
-                yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+def _withdrawn(job: Job, stamp: str) -> Iterator[None]:
+    """Where nothing is submitted, nothing is left."""
+    try:
+        yield
+    except BaseException:
+        for directory in (*(run.directory for run in job.runs), job.base):
+            shutil.rmtree(directory / "slurm" / stamp, ignore_errors=True)
+            _remove_unused(directory / "slurm")
+            _remove_unused(directory)
+        raise
+
+
+def _remove_unused(directory: Path) -> None:
+    """Removes a directory that holds at most a lock."""
+    with contextlib.suppress(OSError):
+        if os.listdir(directory) == [".lock"]:
+            (directory / ".lock").unlink()
+        directory.rmdir()
 
 
 @contextlib.contextmanager
-def _detached() -> Iterator[None]:
-    """What is started now outlives the terminal, and holds no pipe of this command's open."""
-    sys.stdout.flush()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    kept = [os.dup(number) for number in range(3)]
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nowhere, number)
+def _environment(job: Job) -> Iterator[None]:
+    """What the job inherits: nothing of a job that this process may run in."""
+    before = os.environ.copy()
     try:
-        yield
+        with clean_env():
+            if "SLURM_CONF" in before:  # where the cluster is
+                os.environ["SLURM_CONF"] = before["SLURM_CONF"]
+            if job.cluster == "local":
+                paths = [str(REPO), before.get("PYTHONPATH", "")]
+                os.environ["PYTHONPATH"] = ":".join(filter(None, paths))
+            yield
     finally:
-        for number, copy in enumerate(kept):
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
+        os.environ.clear()
+        os.environ.update(before)

@@ -31,6 +31,15 @@ def test_the_first_cause_wins_over_lost_peers_and_interruptions():
 
 
 @pytest.mark.parametrize(
+    ("by", "kind"), [(None, "killed"), ("SIGKILL", "killed"), ("SIGSEGV", "crashed")]
+)
+def test_a_crash_is_no_kill(by, kind):
+    """A job that crashed would crash again; one that was killed comes back."""
+    killed = describe_killed(1, by)
+    assert killed["kind"] == kind and cause([describe_failure(0, LOST), killed]) is killed
+
+
+@pytest.mark.parametrize(
     ("error", "kind"),
     [
         (UserError("no such file"), "user"),

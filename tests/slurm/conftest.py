@@ -1,4 +1,4 @@
-"""A real Slurm, which tests/slurm/run.sh has started, and the project's commands on it."""
+"""The project's commands: without Slurm, and on a real one that tests/slurm/run.sh has started."""
 
 import json
 import os
@@ -12,6 +12,38 @@ import pytest
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 PATIENCE = 400.0  # seconds; the machine may be busy with other things
+
+
+def submit(repo: Path, *args: str | Path, env: dict[str, str] | None = None):
+    """The real command."""
+    return subprocess.run(
+        [sys.executable, "tools/submit.py", *map(str, args)],
+        cwd=repo,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        capture_output=True,
+        text=True,
+    )
+
+
+def until(condition: Callable[[], object], seconds: float = 200) -> None:
+    """Waits for a condition.
+
+    Raises:
+        AssertionError: it does not come true.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path) -> dict[str, str]:
+    """An environment where sbatch is not found."""
+    (tmp_path / "bin").mkdir()
+    for name, target in (("bash", "/bin/bash"), ("python", sys.executable)):
+        (tmp_path / "bin" / name).symlink_to(target)
+    return {"PATH": str(tmp_path / "bin")}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 else
     echo "tests/slurm: a Slurm is started as root on Debian only"
 fi
-"$python" -m pytest "$here/test_training.py" "$@" &
+# What runs behind a script ignores INT; pytest is to hear it, and to end what it has started.
+env --default-signal=INT "$python" -m pytest "$here/test_training.py" "$@" &
 pytest=$!
 trap 'kill -INT $pytest; wait $pytest; exit 143' TERM INT HUP
 wait $pytest

@@ -1,12 +1,8 @@
-"""tools/submit.py where no Slurm is: flags, the sbatch file, and a training on this machine."""
+"""tools/submit.py up to the submission: flags, and the sbatch file."""
 
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,15 +10,17 @@ from hypothesis import strategies as st
 
 from d2ext.errors import UserError
 from d2ext.slurm.options import parse_options
-from d2ext.slurm.queue import parse_time
-from d2ext.slurm.record import find_records, new_record, newest_record
-
-LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+from d2ext.slurm.queue import FOREVER, parse_time
+from d2ext.slurm.record import find_records, new_record
+from tests.slurm.conftest import LITE0, submit
 
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("1:30", 2), ("4:00:00", 240), ("0:0:1", 1), ("1-0", 1440), ("1-2:30", 1590)],
+    [
+        *[("90", 90), ("1:30", 2), ("4:00:00", 240), ("0:0:1", 1), ("1-0", 1440), ("1-2:30", 1590)],
+        *[("0", FOREVER), ("infinite", FOREVER), ("UNLIMITED", FOREVER)],
+    ],
 )
 def test_times(text, minutes):
     assert parse_time(text) == minutes
@@ -46,7 +44,14 @@ def test_options_of_sbatch():
         "nodelist": "n3",
         "exclusive": True,
     }
-    for text, words in (("signal=USR1@5", "--signal-delay"), ("-z", "long name"), ("=x", "KEY")):
+    given = ["comment=it's hello world", "--comment='a b' --time=1:00:00"]
+    assert parse_options(given[:1]) == {"comment": "it's hello world"}
+    assert parse_options(given[1:]) == {"comment": "a b", "time": "1:00:00"}
+    for text, words in (
+        *(("signal=USR1@5", "--signal-delay"), ("-K", "only srun knows"), ("=x", "KEY")),
+        *(("no-requeue", "--max-requeues"), ("ntasks=4", "--num-gpus"), ("chdir=/", "submit.py")),
+        *(("test-only", "--dry-run"), ("--comment 'x", "No closing"), ("a=b\n#SBATCH", "one line")),
+    ):
         with pytest.raises(UserError, match=words):
             parse_options([text])
 
@@ -56,9 +61,9 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     record = new_record(tmp_path / "run", "1")
     record.submitted(job="7", cluster="slurm", log="x")
-    record.begin("n1", None)
+    record.begin(0, "n1", None)
     record.end("killed")
-    record.begin("n2", 3)
+    record.begin(1, "n2", 3)
     assert (record.requeues, record.outcome) == (1, None)
     record.end("finished", 0)
     assert record.outcome == {"status": 0, "reason": "finished"}
@@ -67,30 +72,8 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
         assert [r.folder for r in find_records(where)] == [record.folder]
 
 
-def submit(repo, *args, env=None):
-    """The real command."""
-    return subprocess.run(
-        [sys.executable, "tools/submit.py", *map(str, args)],
-        cwd=repo,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture
-def no_slurm(tmp_path):
-    """An environment where sbatch is not found."""
-    (tmp_path / "bin").mkdir()
-    for name in ("bash", "python"):
-        (tmp_path / "bin" / name).symlink_to(
-            Path("/bin/bash") if name == "bash" else sys.executable
-        )
-    return {"PATH": str(tmp_path / "bin")}
-
-
 @pytest.mark.slow
-def test_mistakes_on_the_command_line(repo, no_slurm):
+def test_mistakes_on_the_command_line(repo, tiny, no_slurm, tmp_path):
     """One line and status 2, before anything is loaded."""
     for flags, words in (
         (["--seeds", "1,1"], "--seeds 1,1: give different"),
@@ -99,10 +82,20 @@ def test_mistakes_on_the_command_line(repo, no_slurm):
         (["--num-machines", "2"], "without Slurm there is one"),
         (["--time", "soon"], "--time soon: give minutes"),
         (["--time", "1"], "--signal-delay 120: give seconds"),
+        (["--slurm", "time=5", "--time", "6"], "--time 6 is given as well"),
     ):
         done = submit(repo, "--config-file", LITE0, *flags, env=no_slurm)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert words in done.stderr
+    done = submit(repo, "--config-file", LITE0, env=no_slurm | {"PORT": "abc"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PORT=abc" in done.stderr
+    done = submit(repo, "status", tmp_path / "nowhere", env=no_slurm)
+    assert done.returncode == 2 and "nothing was submitted" in done.stderr
+    done = submit(repo, "status", "-f", env=no_slurm)
+    assert done.returncode == 2 and "-f" in done.stderr
+    flags = ["--config-file", LITE0, "--seeds", "1,2", f"train.output_dir={tmp_path}/one"]
+    done = submit(repo, *flags, *tiny, env=no_slurm)
+    assert done.returncode == 2 and "--seeds gives each run its own" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
@@ -130,46 +123,26 @@ def test_the_sbatch_file(repo, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
-    """It says so and trains here, in a process of its own; status and logs know it."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait"]
-    done = submit(repo, *flags, *tiny, env=no_slurm)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "cluster     local: no Slurm is on this machine, so it runs here" in done.stdout
-    assert "The report" in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
-    table = submit(repo, "status", env=no_slurm).stdout
-    assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
-    again = submit(repo, *flags, *tiny, env=no_slurm)
-    assert again.returncode == 2 and "holds another run" in again.stderr
-    over = submit(repo, *flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
-    assert over.returncode == 2, over.stdout + over.stderr
-    assert "not requeued (status 2)" in over.stdout
-    assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
+def test_the_guides_variables(repo, tiny, tmp_path):
+    """What slurm_train.sh reads, and sbatch's own variables, which would win over the script."""
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).touch(mode=0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    command = ["bash", "tools/slurm_train.sh", "dev", "x", LITE0, tmp_path / "out"]
 
+    def run(*args, **variables):
+        return subprocess.run(
+            [*command, *args], cwd=repo, env=env | variables, capture_output=True, text=True
+        )
 
-@pytest.mark.slow
-def test_cancel_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
-    """It goes on behind the command, which has ended; cancelled, it saves."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    flags = ["--config-file", LITE0, "--work-dir", out, *tiny, "train.max_iter=3000"]
-    assert submit(repo, *flags, env=no_slurm).returncode == 0
-    job = newest_record(out).submission["job"]
-    try:
-        _until(lambda: (out / "metrics.json").exists())
-        assert "is cancelled" in submit(repo, "cancel", env=no_slurm).stdout
-        _until(lambda: newest_record(out).outcome)
-        _until(lambda: not Path(f"/proc/{job}").exists())
-    finally:
-        if Path(f"/proc/{job}").exists():
-            os.kill(int(job), signal.SIGTERM)
-    assert (out / "last_checkpoint").exists()
-    assert "cancelled" in submit(repo, "status", out, env=no_slurm).stdout
-
-
-def _until(condition, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    none = run(GPUS="0")
+    assert (none.returncode, none.stderr.count("\n")) == (2, 1)
+    assert none.stderr.startswith("error: GPUS=0 "), none.stderr
+    srun = {"GPUS": "1", "SRUN_ARGS": "--time=1:00:00 --comment='a b'"}
+    defaults = {"SBATCH_ACCOUNT": "team", "SBATCH_PARTITION": "other", "SBATCH_NETWORK": "x"}
+    done = run("--dry-run", *tiny, **srun, **defaults)
+    assert done.returncode == 0, done.stderr
+    assert "account     team (SBATCH_ACCOUNT)" in done.stdout and ", 60 minutes," in done.stdout
+    assert "ignored     SBATCH_NETWORK" in done.stdout
+    for line in ("account=team", "partition=dev", "comment='a b'", "time=60"):
+        assert f"#SBATCH --{line}\n" in done.stdout

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from d2ext.slurm.record import newest_record
 from tests.slurm.conftest import LITE0, losses, same_weights
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,37 @@ def test_mistakes_are_not_requeued(cluster, start, tiny, tmp_path):
     assert "stopped: " in cluster.tool("status", tmp_path / "nan")
 
 
+def test_a_config_that_is_broken_later(cluster, start, tmp_path, without_slurm):
+    """A mistake that the job meets ends it, with its one line and status."""
+    config = tmp_path / "config.yaml"
+    config.write_text((without_slurm() / "config.yaml").read_text())
+    run = start("later", "--config-file", str(config), "--slurm", "hold")
+    config.write_text("model: [")
+    cluster.run("scontrol", "release", run.job)
+    outcome = run.wait_for_end()
+    assert outcome["status"] == 2 and "config.yaml" in outcome["reason"]
+    assert len(run.attempts) == 1
+    cluster.until(lambda: not cluster.jobs(), "the job stays")
+    assert "stopped: " in cluster.tool("status", run.directory)
+
+
+def test_a_node_that_fails(cluster, start, without_slurm):
+    """Slurm starts the job again, and it goes on from the newest checkpoint."""
+    more = (*LONG, "train.checkpointer.period=2")
+    run = start("failing", more=more)
+    run.wait_until_saved(1)
+    node = run.attempts[0]["nodes"]
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        run.wait_for_steps(2, more=1)
+    finally:  # a living slurmd may have brought it back
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    assert run.wait_for_end()["status"] == 0
+    assert len(run.attempts) == 2
+    assert "goes on at iteration" in run.log
+    assert same_weights(run.directory, without_slurm(*more))
+
+
 def test_cancelled_and_two_jobs_on_one_node(cluster, start, tiny):
     """A cancelled one does not return; two of two processes each meet on ports of their own."""
     long = start("c", more=("train.max_iter=3000",))
@@ -140,21 +172,22 @@ def test_seeds(cluster, start):
 def test_the_guides_script(cluster, tiny, tmp_path):
     """GPUS=2 takes two processes of one node though GPUS_PER_NODE stays 8; the rest is heard."""
     cluster.env = cluster.env | {"GPUS": "2", "CPUS_PER_TASK": "1", "PYTHON": sys.executable}
-    cluster.env |= {"SRUN_ARGS": "-w node2 --comment=mine", "PORT": "23456"}
+    cluster.env |= {"SRUN_ARGS": '-w node2 --comment="it\'s mine"', "PORT": "23456"}
     tiny_run = ("--time", "20", *tiny, *TWO)
     run = cluster.run(
         "bash", "tools/slurm_train.sh", "dev", "guide", LITE0, tmp_path / "g", *tiny_run
     )
-    assert run.stdout.startswith(
-        "GPUS=2 on 1 x 2, CPUS_PER_TASK=1, SRUN_ARGS=-w node2 --comment=mine"
-    )
+    assert run.stdout.startswith("GPUS=2 on 1 x 2, CPUS_PER_TASK=1, SRUN_ARGS=-w node2 --comment=")
     assert re.findall(r"^ +(\d) +\d +(node\d)", run.stdout, re.M) == [
         ("0", "node2"),
         ("1", "node2"),
     ]
     script = next((tmp_path / "g" / "slurm").glob("*/*_submission.sh")).read_text()
-    for line in ("cpus-per-task=2", "gpus-per-node=2", "job-name=guide", "comment=mine"):
+    for line in ("cpus-per-task=2", "gpus-per-node=2", "job-name=guide"):
         assert f"#SBATCH --{line}\n" in script
+    job = newest_record(tmp_path / "g").submission["job"]
+    told = cluster.run("scontrol", "show", "job", job).stdout.splitlines()
+    assert [line.strip() for line in told if "Comment" in line] == ["Comment=it's mine"]
 
 
 def test_train_net_inside_an_allocation(cluster, tiny, tmp_path, without_slurm):

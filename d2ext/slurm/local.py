@@ -1,0 +1,70 @@
+"""Jobs without Slurm: `python -m d2ext.slurm.local FOLDER` carries one on this machine.
+
+It starts the job again where Slurm would; of jobs with one folder, which are seeds, one at a time.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
+
+
+class LocalExecutor(submitit.LocalExecutor):
+    """submitit's, but its jobs outlive the terminal and its Ctrl-C, and come back at will."""
+
+    def _submit_command(self, command: str) -> submitit.LocalJob:
+        asked = self.parameters
+        gpus = asked["gpus_per_node"]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        env = os.environ | {
+            "CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus]),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(asked["signal_delay_s"]),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(asked["timeout_min"] * 60),
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "d2ext.slurm.local", str(self.folder)],
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return submitit.LocalJob(self.folder, str(process.pid), process=process)
+
+
+def carry(folder: Path) -> None:
+    """Starts this process's job until it is at its end, whose reason its record then tells."""
+    controller = Controller(folder)
+    paths = JobPaths(folder, controller.pid)
+    os.environ |= {"SUBMITIT_FOLDER": str(folder), "SUBMITIT_LOCAL_JOB_ID": controller.pid}
+    status, starts = LOCAL_REQUEUE_RETURN_CODE, 0
+    while status == LOCAL_REQUEUE_RETURN_CODE:  # the job itself counts
+        os.environ["SLURM_RESTART_COUNT"] = str(starts)
+        controller.start_tasks()
+        try:
+            status = controller.wait()[0]
+        finally:
+            controller.kill_tasks()
+        starts += 1
+    training = DelayedSubmission.load(paths.submitted_pickle).function
+    if status is None:
+        training.step_ended(137, "its time was up before it had saved")
+    training.step_ended(status if status >= 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    with open(Path(sys.argv[1]) / "turn", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        carry(Path(sys.argv[1]))

@@ -1,0 +1,29 @@
+"""Processes of this machine, told apart from later ones of the same number."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def identify(pid: int | str) -> dict[str, Any]:
+    """`host` and `begun` (clock ticks of its machine; None if it is gone) of a process."""
+    return {"host": socket.gethostname(), "begun": _begun(pid)}
+
+
+def is_alive(job: dict[str, Any]) -> bool | None:
+    """Whether a process lives; None on another machine than its own.
+
+    Args:
+        job: its number, and what `identify` gave for it.
+    """
+    if job["host"] != socket.gethostname():
+        return None
+    return job["begun"] is not None and _begun(job["job"]) == job["begun"]
+
+
+def _begun(pid: int | str) -> int | None:
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] == "Z" else int(words[19])  # man 5 proc: fields 3 and 22

@@ -1,0 +1,185 @@
+"""What becomes of a job where Slurm is silent, refuses or kills; a Slurm that is played."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from submitit.core.utils import DelayedSubmission
+
+from d2ext.slurm.job import Training
+from d2ext.slurm.record import new_record
+from tests.slurm.conftest import LITE0, submit
+
+SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
+
+
+class Node:
+    """A job's node, whose Slurm answers what the test says."""
+
+    def __init__(self, folder, repo):
+        self.bin, self.repo, self.asked = folder / "bin", repo, folder / "asked"
+        self.bin.mkdir()
+        self.record = new_record(folder / "run", "1")
+        for name in ("squeue", "sacct", "sinfo", "scontrol", "scancel", "sbatch", "srun"):
+            self.play(name, SILENT)
+
+    def play(self, name, script):
+        """What a command of Slurm does."""
+        (self.bin / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {self.asked}\n{script}\n')
+        (self.bin / name).chmod(0o755)
+
+    def submit(self, command, max_requeues=9):
+        """Leaves what submit.py leaves of job 4242."""
+        words = dict(command=command, overrides=[], start=[], goes_on=[], untouched=None)
+        folder = str(self.record.folder)
+        limits = dict(num_machines=1, max_requeues=max_requeues, port=None)
+        DelayedSubmission(Training(**words, **limits, folder=folder)).dump(
+            self.record.folder / "4242_submitted.pkl"
+        )
+        log = str(self.record.folder / "4242_0_log.out")
+        self.record.submitted(job="4242", cluster="slurm", log=log)
+
+    def run(self, *module, restarts=0):
+        """One of the two commands of the batch script; returns its status and what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, module)],
+            cwd=self.repo,
+            env=self.env | {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(restarts)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.returncode, done.stdout
+
+    def task(self, restarts=0):
+        """The task, by submitit."""
+        return self.run("submitit.core._submit", self.record.folder, restarts=restarts)
+
+    def after(self, status, restarts=0):
+        """The line behind srun."""
+        return self.run("d2ext.slurm.after", self.record.folder, status, restarts=restarts)
+
+    def requeues(self):
+        """How often Slurm was asked to bring the job back."""
+        return self.asked.read_text().count("scontrol requeue 4242\n")
+
+    @property
+    def env(self):
+        return os.environ | {"PATH": f"{self.bin}:/bin:/usr/bin", "SUBMITIT_EXECUTOR": "slurm"}
+
+
+@pytest.fixture
+def node(tmp_path, repo, monkeypatch):
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    return Node(tmp_path, repo)
+
+
+def trainer(end):
+    """A training that ends at once."""
+    return [sys.executable, "-c", f"import os, sys; {end}"]
+
+
+def test_killed_before_it_began(node):
+    """A later start that dies at once counts, and the job comes back; another end is the end."""
+    node.submit(trainer("0"))
+    node.record.begin(0, "n1", None)
+    node.record.end("killed by SIGTERM")
+    node.play("scontrol", "exit 0")
+    assert "requeued: killed by SIGKILL\n" in node.after(137, restarts=1)[1]
+    assert [a["number"] for a in node.record.attempts] == [0, 1] and node.requeues() == 1
+    status, said = node.after(1, restarts=2)
+    assert status == 1 and "not requeued (status 1): its processes did not start" in said
+    assert "did not start (status 1)" in node.record.outcome["reason"]
+    assert [a["why"] for a in node.record.attempts[:2]] == [
+        "killed by SIGTERM",
+        "killed by SIGKILL",
+    ]
+
+
+@pytest.mark.parametrize("status", [255, 139, 1])
+def test_ends_that_are_not_requeued(node, status):
+    """A failure of srun itself, a crash, a task that could not say what it had."""
+    node.submit(trainer("0"))
+    node.record.begin(0, "n1", None)
+    node.play("scontrol", "exit 0")
+    assert node.after(status)[0] == status
+    assert node.record.outcome["status"] == status and node.requeues() == 0
+    assert f"(status {status}), see " in node.record.outcome["reason"]
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSEGV"])
+def test_only_signals_from_outside_bring_a_job_back(node, number):
+    node.submit(trainer(f"os.kill(os.getpid(), {int(getattr(signal, number))})"))
+    node.play("scontrol", "exit 0")
+    status, said = node.task()
+    if number == "SIGKILL":
+        assert (status, node.requeues(), node.record.outcome) == (75, 1, None)
+        assert "\nrequeued: killed by SIGKILL\n" in said
+    else:
+        assert (status, node.requeues()) == (139, 0)
+        assert node.record.outcome["reason"].startswith("SIGSEGV: ")
+
+
+def test_slurm_that_answers_later(node, tmp_path):
+    """The question is asked again; the job is called requeued once it is."""
+    node.submit(trainer("os.kill(os.getpid(), 9)"))
+    node.play("scontrol", f"[ -e {tmp_path}/once ] && exit 0; touch {tmp_path}/once; {SILENT}")
+    status, said = node.task()
+    assert status == 75 and said.count("requeued: ") == 1 and node.requeues() == 2
+    node.play("squeue", "echo COMPLETING 1")  # Slurm has counted it: all is done
+    assert node.after(75) == (75, "") and node.requeues() == 2
+
+
+@pytest.mark.slow
+def test_slurm_that_does_not_answer(node):
+    """The job is at its end, and tells why, be it that its task was killed while it asked."""
+    node.submit(trainer("sys.exit(75)"))
+    status, said = node.task()
+    reason = node.record.outcome["reason"]
+    assert status == 75 and "\nrequeued: " not in said
+    assert "does not requeue it: Unable to contact slurm controller" in reason
+    assert f"not requeued (status 75): {reason}" in said and node.requeues() == 5
+    assert node.after(75) == (75, "")
+
+
+def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
+    """A silent Slurm is no end; a refused cancel cancels nothing, and the others all the same."""
+    monkeypatch.setenv("PATH", node.env["PATH"])
+    node.submit(trainer("0"))
+    run = node.record.run_dir
+    assert "unknown (Slurm does not answer)" in run_tool("submit", "status", run).stdout
+    seeds = [new_record(tmp_path / "runs" / f"seed_{i}", "1") for i in (1, 2)]
+    for i, record in enumerate(seeds):
+        record.submitted(job=f"7_{i}", cluster="slurm", log="x")
+    node.play("scancel", f'[ "$1" = 7_1 ] || {{ {SILENT}; }}')
+    done = run_tool("submit", "cancel", tmp_path / "runs")
+    assert done.status == 2 and "scancel 7_0: Unable" in done.stderr
+    assert "job 7_1 is cancelled" in done.stdout
+    assert [record.cancelled for record in seeds] == [False, True]
+    done = run_tool("submit", "--config-file", LITE0)
+    assert done.status == 2 and "Slurm does not answer" in done.stderr
+    assert "--cluster local" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_refused_submission_leaves_all_as_it_was(node, repo, tiny, tmp_path):
+    """--overwrite, too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"kept": 1}))
+    flags = ["--config-file", LITE0, "--work-dir", out, "--time", "5", "--overwrite", *tiny]
+    done = submit(repo, *flags, env=node.env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "controller; --cluster local trains on this machine" in done.stderr
+    assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
+    node.play("sbatch", "echo 4243")  # as with an option that changes its answer
+    done = submit(repo, *flags, "--seeds", "1,2", env=node.env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "sbatch gives no job's number" in done.stderr
+    assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("out.")]
