@@ -52,10 +52,11 @@ def sound_text(counts: Sequence[str]) -> bool:
     That is what hotcoco takes for granted, and so fast that it can be asked of everything.
     """
     text = "".join(counts)
-    if not text.isascii() or not all(counts):
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    if not text.isascii() or not lengths.all():
         return False
     values = np.frombuffer(text.encode(), np.uint8)
-    last = np.frombuffer("".join(c[-1] for c in counts).encode(), np.uint8)
+    last = values[np.cumsum(lengths) - 1]
     return not len(values) or (
         values.min() >= 48 and values.max() < 48 + 64 and not ((last - 48) & 0x20).any()
     )
