@@ -199,11 +199,18 @@ def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) ->
         left_out.cut += 1
         parts = [part for p in polygons for part in _cut(_shape(p, record), width, height)]
     elif beyond > 0:
-        sides = (float(width), float(height))
-        parts = [[min(max(c, 0.0), sides[i % 2]) for i, c in enumerate(p)] for p in polygons]
+        parts = [_clamped(p, float(width), float(height)) for p in polygons]
     else:
         return list(polygons)
     return [p for p in parts if polygon_area(p) > _LEAST]
+
+
+def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
+    """The polygon with corners beyond an edge moved to it."""
+    clamped = [0.0] * len(polygon)
+    clamped[::2] = [0.0 if x < 0 else width if x > width else x for x in polygon[::2]]
+    clamped[1::2] = [0.0 if y < 0 else height if y > height else y for y in polygon[1::2]]
+    return clamped
 
 
 def _shape(polygon: list[float], record: dict):
