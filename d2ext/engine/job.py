@@ -10,7 +10,6 @@ from d2ext.config.load import load_config
 from d2ext.engine.aids import make_deterministic
 from d2ext.engine.distributed import from_main
 from d2ext.engine.log import setup_logging
-from d2ext.engine.memory import keep_freed_memory
 from d2ext.engine.preflight import Plan, plan_run
 from d2ext.engine.run import evaluate_only, train
 from d2ext.engine.signals import StopSignals
@@ -48,8 +47,6 @@ def run_rank(job: Job) -> int:
     plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
     if cfg.train.get("deterministic", False):
         make_deterministic()
-    if plan.device == "cpu":
-        keep_freed_memory()
     if options["eval_only"]:
         return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
     named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}

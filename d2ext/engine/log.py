@@ -1,5 +1,6 @@
 """Where log records go: plain lines to a file, the ones a person follows to the terminal."""
 
+import contextlib
 import logging
 import logging.handlers
 import sys
@@ -33,7 +34,8 @@ def setup_logging(quiet: bool = False) -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         for old in logger.handlers:
-            old.close()
+            with contextlib.suppress(OSError):  # a full disk, which has been told
+                old.close()
         logger.handlers = [console, kept]
 
 
