@@ -45,12 +45,19 @@ def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
     flags = ["--config-file", LITE0, "--work-dir", str(out), "--wait", *tiny]
     command = [sys.executable, "tools/submit.py", *flags, "train.max_iter=3000"]
     env = os.environ | no_slurm
-    waiting = subprocess.Popen(command, cwd=repo, env=env, start_new_session=True)
+    waiting = subprocess.Popen(
+        command,
+        cwd=repo,
+        env=env,
+        start_new_session=True,
+        # Tests that a script started behind itself would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until(lambda: (out / "metrics.json").exists())
-    os.killpg(waiting.pid, signal.SIGINT)  # what a terminal does
-    assert waiting.wait(30) == 130
     job = newest_record(out).submission["job"]
     try:
+        os.killpg(waiting.pid, signal.SIGINT)  # what a terminal does
+        assert waiting.wait(30) == 130
         before = (out / "metrics.json").stat().st_size
         until(lambda: (out / "metrics.json").stat().st_size > before)
         logs = [sys.executable, "tools/submit.py", "logs", "-f", str(out)]
