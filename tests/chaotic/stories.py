@@ -1,5 +1,6 @@
 """What happens to a run: generators that yield while they wait, so that several go on."""
 
+import contextlib
 import json
 import os
 import random
@@ -107,13 +108,17 @@ def stopped(
 ) -> Iterator[float | None]:
     """A run that gets SIGTERM, as a whole group, and is resumed."""
     rng = random.Random(seed)
-    run = layout.start(folder, data)
-    yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
-    end = time.monotonic() + rng.uniform(0, 0.3)
-    while time.monotonic() < end:
-        yield
-    os.killpg(run.pid, signal.SIGTERM)
-    yield from until_ended(run)
+    for flags in ((), ("--overwrite",), ("--overwrite",)):
+        run = layout.start(folder, data, *flags)
+        yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
+        end = time.monotonic() + rng.uniform(0, 0.3)
+        while time.monotonic() < end:
+            yield
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGTERM)
+        yield from until_ended(run)
+        if run.status != 0:
+            break  # else it came behind the last step: the run is whole, and is made once more
     reached, first = done(folder), run.status
     again = layout.start(folder, data, "--resume")
     yield from until_ended(again)
