@@ -34,7 +34,7 @@ class StopSignals:
     def __init__(self, deadline: float | None = None) -> None:
         self._deadline = deadline
         self._signal: str | None = None
-        self._process = os.getpid()
+        self._active = False
 
     @property
     def received(self) -> str | None:
@@ -45,18 +45,26 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._active = True
+        os.register_at_fork(after_in_child=self._forked)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._active = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def _forked(self) -> None:
+        """In a forked process, such as those in which Detectron2 reads Cityscapes: a TERM ends it.
+
+        Its pool waits for workers that it sends one, and a handler would not run while they wait.
+        """
+        if self._active:
+            for number in _SIGNALS:
+                ends = number == signal.SIGTERM
+                signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # Forked, as a pool of Detectron2's, which waits for workers that it sends a TERM.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if self._signal and number == signal.SIGINT:
             # A loader worker that hangs in a read would be waited for.
             end = threading.Timer(_LAST_PATIENCE, os._exit, (130,))
