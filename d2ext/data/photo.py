@@ -4,20 +4,18 @@ import functools
 import hashlib
 import logging
 import os
-import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
+from d2ext.data.formats.images import JPEG_FRAMES, jpeg_segments
 from d2ext.errors import UserError
 from d2ext.files import cache_dir, replaced
 
 logger = logging.getLogger(__name__)
 
-_MARKER = struct.Struct(">BBH")  # 0xFF, a marker, the length of what follows
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frames; the others are tables
 _END = b"\xff\xd9"
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -55,23 +53,18 @@ def read_photo(path: str | Path, image_format: str, divisor: int = 1) -> np.ndar
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether OpenCV reads it as Pillow does, by its segments (ITU T.81, annex B).
+    """Whether OpenCV reads it as Pillow does.
 
     It is told apart by: an end, without which OpenCV fills up with grey; one or three components
     (others are CMYK); 8 bits; no orientation in XMP, which Pillow alone knows.
     """
-    if data[:2] != b"\xff\xd8" or data.rfind(_END, -64) < 0:
+    if data.rfind(_END, -64) < 0:
         return False
-    at = 2
-    while at + 10 <= len(data):
-        mark, marker, length = _MARKER.unpack_from(data, at)
-        if mark != 0xFF:
+    for marker, at, end in jpeg_segments(data):
+        if marker in JPEG_FRAMES:
+            return data[at] == 8 and data[at + 5] in (1, 3)
+        if marker == 0xE1 and data.find(b"tiff:Orientation", at, end) >= 0:
             return False
-        if marker in _SOF:
-            return data[at + 4] == 8 and data[at + 9] in (1, 3)
-        if marker == 0xE1 and data.find(b"tiff:Orientation", at, at + length) >= 0:
-            return False
-        at += 2 + length
     return False
 
 

@@ -22,7 +22,7 @@ from d2ext.data.formats.coco_pages import parse_coco
 from d2ext.data.pages import Damaged
 from d2ext.data.records import Records, write_records
 from d2ext.errors import UserError
-from d2ext.files import replaced, write_json
+from d2ext.files import cache_dir, replaced, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,6 @@ def remembered(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
     return value
 
 
-def cache_dir() -> Path:
-    """The folder of the entries."""
-    return Path(os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext").expanduser() / "datasets"
-
-
 class _Place:
     """Where the entry for one annotation file and options is, or will be."""
 
@@ -120,7 +115,7 @@ class _Place:
         self.file = os.path.realpath(file)
         self.options = json.dumps([_VERSION, options], sort_keys=True)
         self.key = _hash(f"{self.file}\0{self.options}")
-        self.folder = cache_dir()
+        self.folder = cache_dir() / "datasets"
         self.index = self.folder / f"{self.key}.json"
 
     def load(self, make: Callable[[], _Write]) -> Records:

@@ -16,6 +16,7 @@ from torch import nn
 
 from d2ext.engine.checkpoint import damage, first_line
 from d2ext.errors import UserError
+from d2ext.files import cache_dir
 from d2ext.modeling.timm_backbone import rename_efficientnet_lite0
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,7 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         local = str(Path(spec.submodule_search_locations[0]) / inside)
     else:
         # iopath's own default would be ~/.torch.
-        cache = os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext"
-        os.environ.setdefault("FVCORE_CACHE", os.path.expanduser(cache))
+        os.environ.setdefault("FVCORE_CACHE", str(cache_dir()))
         try:
             local = PathManager.get_local_path(plain)
         # urllib, requests and iopath each raise their own.

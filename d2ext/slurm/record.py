@@ -11,12 +11,11 @@
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from d2ext.files import write_json
+from d2ext.files import cache_dir, write_json
 
 
 class Record:
@@ -120,7 +119,7 @@ def find_records(run_dir: Path | None) -> list[Record]:
 
 def index_file() -> Path:
     """Where the run directories of this user's submissions are listed."""
-    return Path(os.environ.get("D2EXT_CACHE") or Path.home() / ".cache" / "d2ext") / "runs.txt"
+    return cache_dir() / "runs.txt"
 
 
 def read_text(path: Path) -> str:

@@ -196,18 +196,23 @@ def test_number_of_loader_workers_changes_nothing(train_net, tiny, tmp_path):
     assert losses[0] == losses[1] == losses[2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
-    """To the whole process group, loader workers included, as Slurm and terminals send it."""
-    options = [*tiny, "train.max_iter=100000", "dataloader.train.num_workers=2"]
-    with open(tmp_path / "out", "w") as out:
-        process = subprocess.Popen(
-            _command(repo, "--work-dir", tmp_path / "run", "--options", *options),
+def _started(repo, folder, *options):
+    """A training in folder/run, in a session of its own; what it says goes to folder/out."""
+    with open(folder / "out", "w") as out:
+        return subprocess.Popen(
+            _command(repo, "--work-dir", folder / "run", "--options", *options),
             cwd=repo,
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
+    """To the whole process group, loader workers included, as Slurm and terminals send it."""
+    options = [*tiny, "train.max_iter=100000", "dataloader.train.num_workers=2"]
+    process = _started(repo, tmp_path, *options)
     metrics = tmp_path / "run" / "metrics.json"
     deadline = time.time() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
@@ -225,13 +230,7 @@ def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
 def test_signals_from_the_first_to_the_last_moment(repo, tiny, tmp_path):
     """Before the first step, which is then the only one, and again while it saves and ends."""
     options = [*tiny, "train.max_iter=100000"]
-    with open(tmp_path / "out", "w") as out:
-        process = subprocess.Popen(
-            _command(repo, "--work-dir", tmp_path / "run", "--options", *options),
-            cwd=repo,
-            stdout=out,
-            stderr=out,
-        )
+    process = _started(repo, tmp_path, *options)
     while "The model has" not in (tmp_path / "out").read_text():
         assert process.poll() is None
         time.sleep(0.01)

@@ -19,8 +19,9 @@ from d2ext.data.columns import Columns
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_pages import parse_coco
 from d2ext.data.records import Records, applied, columns_of, join, relabeled, select
-from d2ext.data.store import cache_dir, remembered, stored, stored_coco
+from d2ext.data.store import remembered, stored, stored_coco
 from d2ext.errors import UserError
+from d2ext.files import cache_dir
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -31,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(store._Place, "_in_memory", {})
     monkeypatch.setattr(store._Place, "_said", set())
-    return cache_dir()
+    return cache_dir() / "datasets"
 
 
 class Reader:

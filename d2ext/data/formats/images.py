@@ -3,6 +3,7 @@
 import os
 import struct
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -11,8 +12,9 @@ from d2ext.errors import UserError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _EXIF_ORIENTATION = 0x0112
-_NO_FRAME = (0xC4, 0xC8, 0xCC)  # Huffman tables, an extension, arithmetic conditioning
-_SEGMENT = struct.Struct(">BBHBHH")  # 0xFF, marker, length; of a frame: depth, height, width
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers; those are tables
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of what follows, itself included
+_FRAME = struct.Struct(">BHH")  # bits, height, width
 _HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
 _TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation: EXIF, XMP
 
@@ -63,20 +65,30 @@ def _start(path: str | Path, length: int) -> bytes:
 def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG that nothing turns; Pillow takes 5 times as long.
 
-    The segments of ITU T.81, annex B: 0xFF, a marker, a length; the frame (SOF) holds the size.
     None where Pillow has to look.
     """
-    if header[:2] != b"\xff\xd8":
-        return None
-    at, end = 2, len(header) - 9
-    while at <= end:
-        mark, marker, length, _, height, width = _SEGMENT.unpack_from(header, at)
-        if mark != 0xFF or marker == 0xE1 and header[at + 4 : at + 8] in _TURNING:
+    for marker, at, _ in jpeg_segments(header):
+        if marker == 0xE1 and header[at : at + 4] in _TURNING:
             return None
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+        if marker in JPEG_FRAMES:
+            _, height, width = _FRAME.unpack_from(header, at)
             return (width, height) if width and height else None
-        at += 2 + length
     return None
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG's beginning (ITU T.81, annex B); nothing of what is no JPEG.
+
+    Yields:
+        Marker, where its content begins, of which 6 bytes are there, and where it ends.
+    """
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 10 <= len(data):
+        mark, marker, length = _SEGMENT.unpack_from(data, at)
+        if mark != 0xFF:
+            return
+        yield marker, at + 4, at + 2 + length
+        at += 2 + length
 
 
 def existing(path: str) -> str:
