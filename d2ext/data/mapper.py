@@ -154,7 +154,9 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
         width: to make.
     """
     # Seen as channels_last, which it is in memory, it is not copied. What is made is in planes.
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # Writable, as torch asks: what Pillow has read is not.
+    writable = np.require(image, requirements=["C", "W"])
+    tensor = torch.from_numpy(writable).permute(2, 0, 1)[None]
     made = torch.nn.functional.interpolate(tensor, (height, width), mode="bilinear", antialias=True)
     return made[0].permute(1, 2, 0).numpy()
 
