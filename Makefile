@@ -12,7 +12,7 @@ help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
-	@echo "make test-all  those and the slow ones"
+	@echo "make test-all  those, the slow ones, and the two below"
 	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
 	@echo "make lint      the style checks"
@@ -38,7 +38,7 @@ test-slurm: env
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
 
-test-all: test test-slow
+test-all: test test-slow test-slurm chaos
 
 lint: env
 	$(PYTHON_ENV) -m ruff check .

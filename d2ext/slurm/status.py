@@ -91,7 +91,11 @@ def _state(record: Record, living: dict | None, past: dict[str, str]) -> tuple[s
         return _local_state(record)
     if job["job"] in (living or {}):
         state, nodes, reason = living[job["job"]]
-        return (f"{state} ({reason})" if state == "PENDING" else state), nodes
+        if state != "PENDING":
+            return state, nodes
+        # Slurm holds a job whose start failed on a node that had just come back.
+        advice = f": `scontrol release {job['job']}` starts it" if "held" in reason.lower() else ""
+        return f"{state} ({reason}){advice}", nodes
     if record.cancelled:
         return "cancelled", ""
     silent = "unknown (Slurm does not answer)"

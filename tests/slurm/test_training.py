@@ -120,6 +120,7 @@ def test_a_config_that_is_broken_later(cluster, start, tmp_path, without_slurm):
     config.write_text((without_slurm() / "config.yaml").read_text())
     run = start("later", "--config-file", str(config), "--slurm", "hold")
     config.write_text("model: [")
+    assert f"scontrol release {run.job}" in cluster.tool("status", run.directory)
     cluster.run("scontrol", "release", run.job)
     outcome = run.wait_for_end()
     assert outcome["status"] == 2 and "config.yaml" in outcome["reason"]
@@ -137,8 +138,8 @@ def test_a_node_that_fails(cluster, start, without_slurm):
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
         run.wait_for_steps(2, more=1)
-    finally:  # a living slurmd may have brought it back
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    finally:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert run.wait_for_end()["status"] == 0
     assert len(run.attempts) == 2
     assert "goes on at iteration" in run.log

@@ -1,8 +1,13 @@
 """A COCO file as arrays, read in chunks: half a gigabyte in seconds, whatever is in it."""
 
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +21,8 @@ from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
-_AHEAD = 4  # chunks whose masks are still to be looked at
+_MANY = 100_000  # entries that are worth further processes
+_work: tuple = ()  # of such a process: all entries, and how they are decoded
 # What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
 NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 
@@ -204,31 +210,64 @@ def _annotations(
     entries: list, decode: Callable, wrong: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Outlines]:
     """Ids (own, image's, category's, crowd), boxes, areas and masks; adds to `wrong`."""
-    ids, boxes, areas, masks = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], []
-    no_box, nan = (np.nan,) * 4, float("nan")
-    none = Annotation(-1, -1, -1)
-    # NaN stands for "without" below, so that one in the file must be told from it here.
-    not_finite = [np.empty(0, bool)]
-    with ThreadPoolExecutor(1) as pool:  # numpy and GEOS let the reading go on meanwhile
-        for chunk in _chunks(entries, Annotation, decode, wrong):
-            chunk = [a or none for a in chunk]
-            masks.append(pool.submit(outlines, [a.segmentation for a in chunk]))
-            ids.append(
-                np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
-            )
-            boxes.append(np.array([a.bbox or no_box for a in chunk]))
-            areas.append([nan if a.area is None else a.area for a in chunk])
-            has_box = np.array([a.bbox is not None for a in chunk], bool)
-            has_area = np.array([a.area is not None for a in chunk], bool)
-            not_finite.append(
-                (has_box & ~np.isfinite(boxes[-1]).all(1)) | (has_area & ~np.isfinite(areas[-1]))
-            )
-            if len(masks) > _AHEAD:
-                masks[-_AHEAD].result()
-    shapes = join([done.result() for done in masks])
-    for row in np.flatnonzero(np.concatenate(not_finite) | shapes.not_finite).tolist():
+    columns = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], [np.empty(0, bool)], []
+    for first, reasons, *parts in _parts(entries, decode):
+        wrong.update({first + i: reason for i, reason in reasons.items()})
+        for column, part in zip(columns, parts, strict=True):
+            column.append(part)
+    ids, boxes, areas, not_finite = map(np.concatenate, columns[:4])
+    shapes = join(columns[4])
+    for row in np.flatnonzero(not_finite | shapes.not_finite).tolist():
         wrong.setdefault(row, "holds NaN or an infinite number")
-    return np.concatenate(ids), np.concatenate(boxes), np.concatenate(areas), shapes
+    return ids, boxes, areas, shapes
+
+
+def _parts(entries: list, decode: Callable) -> Iterator[tuple]:
+    """What `_part` makes of all entries; of many, by several processes."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if len(entries) < _MANY or cores == 1:
+        for first in range(0, len(entries), _CHUNK):
+            yield _part(first, entries, decode)
+        return
+    # Forked, they have the entries without a copy; threads would wait for one another.
+    with ProcessPoolExecutor(cores, get_context("fork"), _take, (entries, decode)) as pool:
+        try:
+            yield from pool.map(_taken_part, range(0, len(entries), _CHUNK), chunksize=8)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that reads the annotations was killed, most likely for want of memory;"
+                " end other programs, or read on one core (taskset -c 0 ...)"
+            ) from None
+
+
+def _take(*work: Any) -> None:
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
+    _work = work
+
+
+def _taken_part(first: int) -> tuple:
+    return _part(first, *_work)
+
+
+def _part(first: int, entries: list, decode: Callable) -> tuple:
+    """The columns of `_CHUNK` entries from `first` on.
+
+    Returns:
+        `first`, what is wrong with entries by row from there, ids, boxes, areas, whether one of
+        the numbers is NaN or infinite, and the masks.
+    """
+    made, wrong = decode(entries[first : first + _CHUNK], Annotation)
+    no_box, nan, none = (np.nan,) * 4, float("nan"), Annotation(-1, -1, -1)
+    chunk = [a or none for a in made]
+    ids = np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
+    boxes = np.array([a.bbox or no_box for a in chunk])
+    areas = np.array([nan if a.area is None else a.area for a in chunk])
+    # NaN stands for "without" there, so that one in the file must be told from it here.
+    has_box = np.array([a.bbox is not None for a in chunk], bool)
+    has_area = np.array([a.area is not None for a in chunk], bool)
+    not_finite = (has_box & ~np.isfinite(boxes).all(1)) | (has_area & ~np.isfinite(areas))
+    return first, wrong, ids, boxes, areas, not_finite, outlines([a.segmentation for a in chunk])
 
 
 def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:

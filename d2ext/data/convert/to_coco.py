@@ -82,7 +82,7 @@ def convert_to_coco(
     content = to_coco(records, names)
     root = len(os.path.join(images, ""))
     for image in content["images"]:  # os.path.relpath takes as long as reading the image's size
-        image["file_name"] = os.path.normpath(image["file_name"][root:])
+        image["file_name"] = image["file_name"][root:]
     for annotation in content["annotations"]:
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:

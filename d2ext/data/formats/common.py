@@ -135,14 +135,14 @@ def inside(root: str | Path, name: object, where: str) -> str:
     fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
     if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
         raise UserError(f"{where}: the image name {shown(name)} is no file name; correct it")
-    if os.path.isabs(name):
-        name = os.path.relpath(name, root)
-    if os.path.normpath(name).split(os.sep)[0] in ("..", "."):
+    # What has been checked is what will be opened: without the "..", which a link could turn.
+    normal = os.path.normpath(os.path.relpath(name, root) if os.path.isabs(name) else name)
+    if normal.split(os.sep, 1)[0] in ("..", "."):
         raise UserError(
             f"{where}: the image {shown(name)} is not in the image folder {root}; name it relative"
             " to that folder, or give the folder that holds all images (/ allows any)"
         )
-    return os.path.join(root, name)
+    return os.path.join(root, normal)
 
 
 def is_text(text: str) -> bool:

@@ -4,7 +4,6 @@ Read are the JSON and CSV exports of VIA 1 and 2, and the projects that VIA 2 sa
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,19 +72,18 @@ def read_via(
     objects: list[tuple[dict, int, Region]] = []
     for entry in entries:
         path = existing(inside(image_root, entry.file_name, entry.where))
-        key = os.path.normpath(path)
-        if key not in records:
+        if path not in records:
             try:
-                records[key] = new_record(path, len(records) + 1, image_size(path))
+                records[path] = new_record(path, len(records) + 1, image_size(path))
             except FileNotFoundError:
                 absent.append(path)
                 continue
         else:
-            repeated.append(records[key])
+            repeated.append(records[path])
         for region in entry.regions:
             category = _category(region, attribute, indices, left_out)
             if category is not None:
-                objects.append((records[key], category, region))
+                objects.append((records[path], category, region))
     if absent:
         raise UserError(
             f"{json_file}: {len(absent)} of {len(entries)} listed images are absent, the first is"
