@@ -6,7 +6,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-all chaos lint
+.PHONY: help env demo test test-slow test-slurm test-all chaos bench lint
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  those, the slow ones, and the two below"
 	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
+	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      the style checks"
 
 env:
@@ -39,6 +40,9 @@ chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
 
 test-all: test test-slow test-slurm chaos
+
+bench: env
+	$(PYTHON_ENV) -W ignore benchmarks/run_all.py $(ARGS)
 
 lint: env
 	$(PYTHON_ENV) -m ruff check .

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from coco_file import make_coco
-from common import machine
+from common import machine, record
 
 IMAGES = "train2017"
 
@@ -77,7 +77,7 @@ def main() -> None:
         print(f"{file.stat().st_size / 1e6:.0f} MB\n")
         print("| | seconds | of the CPU | peak MB | USS MB | of the file | all records, seconds |")
         print("|---|---|---|---|---|---|---|")
-        running = []
+        running, seconds = [], []
         for name, what in (
             ("first start", "store"),
             ("later start, further rank", "store"),
@@ -85,12 +85,16 @@ def main() -> None:
         ):
             process, n = _run(what, file, folder)
             running.append(process)
+            seconds.append(n["seconds"])
             print(
                 f"| {name} | {n['seconds']:.2f} | {n['cpu']:.2f} | {n['peak']:.0f} |"
                 f" {n['uss']:.0f} | {n['clean']:.0f} | {n['iterate']:.1f} |"
             )
         for process in running:
             process.communicate("\n")
+        first, later, theirs = seconds
+        record("store_first", [(first, theirs)], "s")
+        record("store_later", [(later, theirs)], "s")
 
 
 if __name__ == "__main__":

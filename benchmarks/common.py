@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results.json"
+DATASETS = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
 
 
 def machine() -> str:
@@ -19,8 +22,9 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0))
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{cpu}, {cores} cores, Python {platform.python_version()}, torch {version('torch')},"
+        f"{gpu}{cpu}, {cores} cores, Python {platform.python_version()}, torch {version('torch')},"
         f" {datetime.date.today().isoformat()}"
     )
 

@@ -1,6 +1,6 @@
 """Images into the model: our mapper against Detectron2's, on the balloon photos, on one core.
 
-    python benchmarks/mapper.py [$DETECTRON2_DATASETS/balloon/train]
+    python benchmarks/mapper.py
 
 The guide's augmentations (short side 640 to 800, flips) with masks as polygons, files in the disk
 cache. Once each with all pixels decoded, with libjpeg's scaled decoding, and from the cache.
@@ -10,17 +10,15 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from common import paired, record
+from common import DATASETS, paired, record
 from detectron2.data import DatasetMapper
 
 from d2ext.data.formats.via import read_via
@@ -37,7 +35,7 @@ def _mapper(kind: type, **options: object) -> Callable[[dict], dict]:
 
 def main() -> None:
     """Records images per second of the three ways, each in turn with Detectron2's."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "datasets/balloon/train")
+    folder = DATASETS / "balloon/train"
     records = read_via(folder / "via_region_data.json", folder, ["balloon"])
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -2,8 +2,8 @@
 
     python benchmarks/processes.py --pairs 3
 
-RoIAlign's backward runs on one thread, so that two processes should win. The runs alternate,
-each in a fresh process; the speed is that of the median step behind the first ten.
+The runs alternate, each in a fresh process; the speed is that of the median step behind the first
+ten.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import machine
+from common import record
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
@@ -34,7 +34,7 @@ def _images_per_second(processes: int, folder: Path) -> float:
 
 
 def main() -> None:
-    """Prints the images per second of both and the ratio, pair by pair."""
+    """Records the images per second of both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,11 +43,8 @@ def main() -> None:
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.pairs):
-            pairs.append([_images_per_second(n, Path(folder, str(n))) for n in (2, 1)])
-    print(machine())
-    for two, one in pairs:
-        print(f"2 x 1 thread {two:.2f} images/s, 1 x 2 threads {one:.2f}: ratio {two / one:.2f}")
-    print(f"median ratio {statistics.median(two / one for two, one in pairs):.2f}")
+            pairs.append(tuple(_images_per_second(n, Path(folder, str(n))) for n in (2, 1)))
+    record("two_processes", pairs, "images/s")
 
 
 if __name__ == "__main__":

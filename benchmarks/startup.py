@@ -6,13 +6,12 @@ Detectron2's packages do not ship tools/lazyconfig_train_net.py; what costs time
 its imports, then its parser's help.
 """
 
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import machine
+from common import record
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = [sys.executable, "tools/train_net.py", "--help"]
@@ -36,12 +35,9 @@ def _seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Prints the medians of five pairs, after one pair that warms the disk cache."""
+    """Records five pairs, after one pair that warms the disk cache."""
     pairs = [(_seconds(OURS), _seconds(THEIRS)) for _ in range(6)][1:]
-    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    print(machine())
-    print(f"tools/train_net.py --help {ours:.2f} s; Detectron2's {theirs:.2f} s; {ratio:.0f} times")
+    record("help", pairs, "s")
 
 
 if __name__ == "__main__":

@@ -49,11 +49,15 @@ class Figure:
     rounds: int = 3
 
 
+COMPILED = ["train.compile.enabled=True"]
 BFLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"]
 FIGURES = {
     "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=12"]),
     "step_lite0": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"]),
     "step_lite0_bf16": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"], BFLOAT16),
+    "step_lite0_compile": Figure(
+        "speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"], COMPILED, rounds=1
+    ),
     "start": Figure("start", "s", LITE0, SHORT),
     "peak_rss": Figure("peak", "MB", LITE0, DEMO, rounds=1),
 }
@@ -106,10 +110,11 @@ def main() -> None:
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
     for name in args.only:
-        _measure(name, FIGURES[name], args.options)
+        measure(name, FIGURES[name], args.options)
 
 
-def _measure(name: str, figure: Figure, options: Sequence[str]) -> None:
+def measure(name: str, figure: Figure, options: Sequence[str]) -> None:
+    """Records a figure of both sides, run in turn with `options`."""
     options = [*figure.overrides, *options]
     with tempfile.TemporaryDirectory() as root:
         ours, theirs = Path(root) / "ours", Path(root) / "theirs"

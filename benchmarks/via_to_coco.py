@@ -1,6 +1,6 @@
 """Seconds to convert the balloon photos' annotations to COCO: the guide's script, and d2ext.
 
-python benchmarks/via_to_coco.py $DETECTRON2_DATASETS/balloon/train
+    python benchmarks/via_to_coco.py
 
 The guide's is that of MMDetection's documentation, line by line, with cv2.imread for mmcv.imread,
 which calls it, and json.load and json.dump for mmengine's load and dump, likewise. It decodes
@@ -8,14 +8,13 @@ every photo to learn its size.
 """
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-from common import machine
+from common import DATASETS, record
 
 from d2ext.data.convert.to_coco import convert_to_coco
 
@@ -56,16 +55,16 @@ def guide(ann_file: Path, out_file: Path, image_prefix: Path) -> None:
         json.dump(content, f)
 
 
-def seconds(function: Callable, *args: object) -> tuple[float, float]:
-    """How long a call takes, and how much of it the processor worked for it."""
-    start, cpu = time.perf_counter(), time.process_time()
+def seconds(function: Callable, *args: object) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
     function(*args)
-    return time.perf_counter() - start, time.process_time() - cpu
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Runs both in turn, and prints the fastest of each and the ratio."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "datasets/balloon/train")
+    """Runs both in turn."""
+    folder = DATASETS / "balloon/train"
     via = folder / "via_region_data.json"
     theirs, ours = [], []
     with tempfile.TemporaryDirectory() as out:
@@ -74,11 +73,8 @@ def main() -> None:
             made = Path(out) / f"d2ext{i}.json"
             ours.append(seconds(convert_to_coco, "via", via, folder, made, ["balloon"]))
         count = len(json.loads(made.read_text())["images"])
-    print(machine())
-    # The fastest, as other processes only make either slower.
-    for name, i in (("seconds", 0), ("seconds of CPU", 1)):
-        a, b = min(t[i] for t in theirs), min(t[i] for t in ours)
-        print(f"{count} images, {name}: guide {a:.3f}, d2ext {b:.4f}, {a / b:.0f} times as fast")
+    print(f"{count} images")
+    record("via_convert", list(zip(ours, theirs, strict=True)), "s")
 
 
 if __name__ == "__main__":

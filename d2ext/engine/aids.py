@@ -1,6 +1,7 @@
 """Training aids, each one function of one node under `train`; off unless a recipe wants it."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -87,13 +88,18 @@ def compile_backbone(model: nn.Module, options: Any) -> None:
 
     Args:
         model: its `backbone`, or all of it where it has none.
-        options: `enabled` and arguments of torch.compile.
+        options: `enabled`; `size_divisibility`, to which multiple (pixels) images are padded, so
+            that fewer shapes come up, each of which is compiled; and arguments of torch.compile.
 
     Raises:
         UserError: torch does not take them.
     """
-    arguments = {k: v for k, v in options.items() if k != "enabled"}
+    arguments = {k: v for k, v in options.items() if k not in ("enabled", "size_divisibility")}
     with building("train.compile"):
+        if multiple := options.get("size_divisibility"):
+            # Where Detectron2's FPN keeps what it needs itself, which has to stay a divisor.
+            own = model.backbone._size_divisibility
+            model.backbone._size_divisibility = math.lcm(own, multiple)
         getattr(model, "backbone", model).compile(**arguments)
 
 

@@ -16,8 +16,13 @@ from d2ext.engine.classes import with_num_classes
 from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
+from d2ext.modeling.folded_norm import fold_norms
+from d2ext.modeling.roi_align import use_bags
+from d2ext.modeling.sampled_rpn import sample_rpn
 
 logger = logging.getLogger(__name__)
+
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
@@ -27,6 +32,10 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         model = instantiate(with_num_classes(cfg.model, plan.num_classes))
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
+    if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
+        use_bags(model)
+        sample_rpn(model)
+        fold_norms(model)
     model = model.to(plan.device)
     if cfg.train.get("channels_last", False):
         model = model.to(memory_format=torch.channels_last)
@@ -39,6 +48,8 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """The optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
     settings.params.model = model
+    if settings["_target_"] in _FUSED and next(model.parameters()).is_cuda:
+        settings.setdefault("fused", True)  # one kernel for all weights, the same steps
     with building("optimizer"):
         return instantiate(settings)
 

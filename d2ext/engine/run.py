@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +125,13 @@ def train(
     patience = options.get("early_stopping_patience")
 
     def evaluate(done: int) -> tuple[dict[str, float], str | None]:
-        def save_when_stopped(*_: Any) -> None:
+        def save_when_stopped() -> None:
             # The evaluation may be killed before it is over; a resume makes up for it.
             if main and signals.received and done > start_iter:
                 checkpoint.save_now(done)
 
         copy_buffers_from_main(state.evaluated)
-        hook = state.evaluated.register_forward_pre_hook(save_when_stopped)
-        try:
-            numbers = _evaluate(state.evaluated, suite, plan, out)
-        finally:
-            hook.remove()
+        numbers = _evaluate(state.evaluated, suite, plan, out, save_when_stopped)
 
         def judge() -> str | None:
             if results.is_better(numbers):
@@ -262,14 +258,20 @@ def _report(out: Path, plan: Plan) -> None:
     logger.info("The report%s is %s", synthetic, write_report(out))
 
 
-def _evaluate(model: nn.Module, suite: Suite, plan: Plan, out: Path) -> dict[str, float]:
+def _evaluate(
+    model: nn.Module,
+    suite: Suite,
+    plan: Plan,
+    out: Path,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Flat results on rank 0, with predictions, analyses and overlays in the run directory."""
     with shortages_explained(
         lambda: "in the evaluation",
         "take smaller images (dataloader.val.mapper.augmentations)",
         "dataloader.val.num_workers",
     ):
-        evaluations = suite.evaluate(model)
+        evaluations = suite.evaluate(model, before_batch)
     if not comm.is_main_process():
         return {}
     for evaluation in evaluations:

@@ -84,6 +84,7 @@ class Trainer:
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
         self._bad_loss = bad_loss or BadLoss()
+        self._device = next(model.parameters()).device
         self._batch: list[dict] = []
         self._images_before = 0
         self.bad_images = 0
@@ -229,7 +230,7 @@ class Trainer:
             # Gradients are exchanged once a step, behind the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else contextlib.nullcontext():
-                losses.append(self._backward(self._batch))
+                losses.append(self._backward(_sent(self._batch, self._device)))
         self.storage.put_scalar("data_time", data_time)
         if not all(losses):
             return {}
@@ -272,3 +273,13 @@ class Trainer:
     def _call_hooks(self, moment: str) -> None:
         for hook in self._hooks:
             getattr(hook, moment)()
+
+
+def _sent(batch: list[dict], device: torch.device) -> list[dict]:
+    """The batch with its images on a GPU, where Detectron2's models then find them.
+
+    The loader has pinned them, so the host does not wait for the copy, as it does for Detectron2's.
+    """
+    if device.type == "cpu":
+        return batch
+    return [{**sample, "image": sample["image"].to(device, non_blocking=True)} for sample in batch]

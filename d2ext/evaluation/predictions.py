@@ -7,7 +7,7 @@ import io
 import itertools
 import logging
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN, detector_postprocess
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import nn
@@ -23,6 +24,7 @@ from torch import nn
 from d2ext.data.classes import ABSENT
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
+from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.files import replaced
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,12 @@ _CHUNK = 256  # images that a rank sends at a time
 _WRITTEN = 10_000  # detections that are made into JSON at a time
 
 
-def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detections | None:
+def predict(
+    model: nn.Module,
+    loader: Any,
+    image_ids: Sequence[Any],
+    before_batch: Callable[[], None] = lambda: None,
+) -> Detections | None:
     """The detections of all ranks, on the main process; None elsewhere.
 
     An image that several ranks have looked at counts once, the first time; one that none has, since
@@ -41,6 +48,7 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
         model: takes Detectron2's inputs; its training mode is put back.
         loader: batches of this rank's images.
         image_ids: of the data set, in its order.
+        before_batch: is called before each batch.
 
     Raises:
         UserError: the model gives no instances, as a proposal network does.
@@ -54,14 +62,9 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
     try:
         with torch.inference_mode():
             for inputs in filter(None, loader):  # one whose images cannot be read is empty
-                for sample, output in zip(inputs, model(inputs), strict=True):
-                    if "instances" not in output:
-                        raise UserError(
-                            f"the model gives {', '.join(output)}, and no instances: evaluation"
-                            " takes detectors (CocoMetric's task proposals takes their boxes,"
-                            " whatever the class); evaluate nothing (--no-validate)"
-                        )
-                    pickle.dump(_image(place[sample["image_id"]], output["instances"]), kept)
+                before_batch()
+                for sample, instances in zip(inputs, _instances(model, inputs), strict=True):
+                    pickle.dump(_image(place[sample["image_id"]], instances), kept)
                     count += 1
     finally:
         model.train(training)
@@ -72,19 +75,43 @@ def predict(model: nn.Module, loader: Any, image_ids: Sequence[Any]) -> Detectio
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
 
+def _instances(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
+    """Detectron2's Instances on the CPU, in pixels of the photos.
+
+    Detectron2's own R-CNN gives its masks as they come, of their box (`roi_masks`), where calling
+    it gives images of them (`pred_masks`).
+    """
+    if type(model) is not GeneralizedRCNN:
+        for output in model(inputs):
+            if "instances" not in output:
+                raise UserError(
+                    f"the model gives {', '.join(output)}, and no instances: evaluation takes"
+                    " detectors (CocoMetric's task proposals takes their boxes, whatever the"
+                    " class); evaluate nothing (--no-validate)"
+                )
+            yield output["instances"].to("cpu")
+        return
+    for sample, found in zip(inputs, model.inference(inputs, do_postprocess=False), strict=True):
+        found = found.to("cpu")
+        if found.has("pred_masks"):
+            found.roi_masks = found.pred_masks
+            found.remove("pred_masks")
+        size = (sample.get(side, found.image_size[i]) for i, side in enumerate(("height", "width")))
+        yield detector_postprocess(found, *size)
+
+
 def _image(place: int, instances: Any) -> tuple[int, Detections]:
-    """One image's detections, Detectron2's Instances."""
-    instances = instances.to("cpu")
-    boxes = BoxMode.convert(
-        instances.pred_boxes.tensor.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-    )
+    """One image's detections, of `_instances`."""
+    boxes = instances.pred_boxes.tensor
     masks = None
-    if instances.has("pred_masks"):
+    if instances.has("roi_masks"):
+        masks = encoded_masks(instances.roi_masks, boxes, *instances.image_size)
+    elif instances.has("pred_masks"):
         masks = [_encoded(mask) for mask in instances.pred_masks.numpy()]
     return place, Detections(
         np.full(len(boxes), place),
         instances.pred_classes.numpy().astype(np.int64),
-        boxes.numpy(),
+        BoxMode.convert(boxes.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy(),
         instances.scores.double().numpy(),
         masks,
     )

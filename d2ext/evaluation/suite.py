@@ -3,7 +3,7 @@
 import copy
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,14 @@ class Suite:
             self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
         self._truths: dict[str, GroundTruth] = {}
 
-    def evaluate(self, model: nn.Module) -> list[Evaluation]:
+    def evaluate(
+        self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
+    ) -> list[Evaluation]:
         """Runs the model over every set and every metric over its predictions.
 
         Args:
             model: takes Detectron2's inputs; its training mode is put back.
+            before_batch: is called before each batch.
 
         Returns:
             One Evaluation a set, on the main process; an empty list elsewhere.
@@ -98,7 +101,7 @@ class Suite:
         evaluations = []
         for name, loader, records, metrics in self._sets:
             start = time.perf_counter()
-            found = predict(model, loader, image_ids_of(records))
+            found = predict(model, loader, image_ids_of(records), before_batch)
             if not comm.is_main_process():
                 continue
             logger.info(

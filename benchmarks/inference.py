@@ -1,0 +1,109 @@
+"""Evaluation against Detectron2's own: images a second, from the files to the table of numbers.
+
+    python benchmarks/inference.py [--only inference_lite0] [--options data.root=...]
+
+One process, both sides in turn on the validation photos of the balloon set, with the same weights
+(of a few iterations, made here): our loader, fast layers and run lengths counted around the boxes;
+Detectron2's loader, mapper, model, `inference_on_dataset` and COCOEvaluator.
+"""
+
+import argparse
+import contextlib
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import ROOT, paired, record
+from detectron2.config import instantiate
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+
+from d2ext.config.load import load_config
+from d2ext.data.catalog import register_datasets
+from d2ext.engine.build import build_model, build_suite
+from d2ext.engine.preflight import plan_run
+from d2ext.engine.weights import load_weights
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
+FIGURES = {
+    "inference_lite0": (LITE0, ["train.max_iter=60"], 3),
+    "inference_r50": (
+        R50,
+        ["train.max_iter=6", "train.init_checkpoint=", "optimizer.lr=1e-4", "train.warmup_iters=0"],
+        1,
+    ),
+}
+
+
+def _measure(name: str, config: str, training: list[str], rounds: int, options: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "tools/train_net.py", "--no-validate", "--work-dir", folder]
+        command += ["--config-file", config, "--overwrite", "--options", *training, *options]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        weights = str(Path(folder) / "model_final.pth")
+        cfg = load_config(str(ROOT / config), [*training, *options, f"train.output_dir={folder}"])
+        register_datasets(cfg.datasets)
+        ours, theirs = _ours(cfg, weights), _theirs(cfg, weights, folder)
+        record(name, paired(ours, theirs, rounds), "images/s")
+
+
+def _ours(cfg: object, weights: str) -> object:
+    with contextlib.redirect_stdout(io.StringIO()):
+        plan = plan_run(cfg, "inference", eval_only=True, weights=weights)
+    model = build_model(cfg, plan)
+    load_weights(model, weights)
+    suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
+
+    def rate() -> float:
+        start = time.perf_counter()
+        (evaluation,) = suite.evaluate(model)
+        return len(evaluation.records) / (time.perf_counter() - start)
+
+    return rate
+
+
+def _theirs(cfg: object, weights: str, folder: str) -> object:
+    model = instantiate(cfg.model)
+    load_weights(model, weights)
+    data, mapper = cfg.dataloader.val, cfg.dataloader.val.mapper
+    mapper["_target_"] = DatasetMapper
+    name = data.dataset.names
+    loader = build_detection_test_loader(
+        get_detection_dataset_dicts(name, filter_empty=False),
+        mapper=instantiate(mapper),
+        num_workers=data.num_workers,
+    )
+    evaluator = COCOEvaluator(name, ("bbox", "segm"), distributed=False, output_dir=folder)
+
+    def rate() -> float:
+        start = time.perf_counter()
+        inference_on_dataset(model, loader, evaluator)
+        return len(loader.dataset) / (time.perf_counter() - start)
+
+    return rate
+
+
+def main() -> None:
+    """Records the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES))
+    parser.add_argument("--options", nargs="*", default=[])
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    for name in args.only:
+        _measure(name, *FIGURES[name], args.options)
+
+
+if __name__ == "__main__":
+    main()

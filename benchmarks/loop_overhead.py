@@ -1,0 +1,105 @@
+"""What a training loop adds to forward, backward and step: ours, and Detectron2's SimpleTrainer.
+
+    python benchmarks/loop_overhead.py
+
+A model of one number, so that next to nothing but the loop is left; its own forward, backward and
+step, measured by themselves, are taken off. Hooks and writers are those of a run, with a line
+every 20 iterations. The number is a part of the step of the lite0 recipe, of results.json.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import RESULTS, paired, record
+from detectron2.engine import SimpleTrainer, default_writers, hooks
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
+from torch import Tensor, nn
+
+from d2ext.engine.bad_loss import Guarded
+from d2ext.engine.hooks import LearningRate, ProgressBar
+from d2ext.engine.numbers import WriteNumbers
+from d2ext.engine.signals import StopSignals
+from d2ext.engine.trainer import Trainer
+
+STEPS, ROUNDS = 500, 5
+
+
+class _Losses(nn.Module):
+    """Five losses, as Mask R-CNN has, of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: list[dict]) -> dict[str, Tensor]:
+        return {f"loss_{i}": self.weight * i for i in range(5)}
+
+
+def _parts() -> tuple[nn.Module, torch.optim.Optimizer, itertools.cycle]:
+    model = _Losses()
+    return model, torch.optim.SGD(model.parameters(), 1e-9), itertools.cycle([[{"image": 0}]])
+
+
+def _bare() -> float:
+    model, optimizer, batches = _parts()
+    start = time.perf_counter()
+    for _, batch in zip(range(STEPS), batches, strict=False):
+        sum(model(batch).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - start) / STEPS
+
+
+def _ours() -> float:
+    model, optimizer, batches = _parts()
+    with tempfile.TemporaryDirectory() as folder:
+        all_hooks = [
+            LearningRate(optimizer, ConstantParamScheduler(1.0)),
+            hooks.IterationTimer(),
+            ProgressBar(),
+            WriteNumbers(Path(folder), lambda done: done % 20 == 0, STEPS),
+        ]
+        trainer = Trainer(Guarded(model), optimizer, batches, all_hooks, seed=0)
+        start = time.perf_counter()
+        trainer.train(0, STEPS, StopSignals())
+        return (time.perf_counter() - start) / STEPS
+
+
+def _theirs() -> float:
+    model, optimizer, batches = _parts()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SimpleTrainer(model, batches, optimizer)
+        schedule = LRMultiplier(optimizer, ConstantParamScheduler(1.0), STEPS + 1)
+        trainer.register_hooks(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, schedule),
+                hooks.PeriodicWriter(default_writers(folder, STEPS), period=20),
+            ]
+        )
+        start = time.perf_counter()
+        trainer.train(0, STEPS)
+        return (time.perf_counter() - start) / STEPS
+
+
+def main() -> None:
+    """Records milliseconds a step, and says which part of the lite0 step ours is."""
+    torch.set_num_threads(1)
+    bare = statistics.median(_bare() for _ in range(ROUNDS))
+    pairs = paired(_ours, _theirs, ROUNDS)
+    pairs = [(1000 * (a - bare), 1000 * (b - bare)) for a, b in pairs]
+    record("loop_overhead", pairs, "ms/step")
+    known = json.loads(RESULTS.read_text())
+    if step := known.get("step_lite0"):
+        ours = known["loop_overhead"]["ours"]
+        print(f"{ours * step['ours'] / 10:.2f} % of the lite0 step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The losses of 50 steps with the fast layers, against Detectron2's own layers on the same batches.
+
+    python benchmarks/losses.py [--options data.root=...]
+
+The lite0 recipe: initial weights, batches, seeds of the sampling and learning rates are the same.
+Rounding makes any two ways of computing drift apart as a training goes on, since proposals that
+score alike change places; how far is shown by Detectron2's layers against themselves, once with
+two threads and once with one.
+"""
+
+import argparse
+import json
+
+import torch
+from common import ROOT, machine
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+
+from d2ext.config.load import load_config
+from d2ext.data.catalog import register_datasets
+from d2ext.engine.weights import load_weights, local_weights
+from d2ext.modeling.folded_norm import fold_norms
+from d2ext.modeling.roi_align import use_bags
+from d2ext.modeling.sampled_rpn import sample_rpn
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+STEPS = 50
+
+
+def _run(cfg: object, batches: list, fast: bool, threads: int) -> torch.Tensor:
+    """(STEPS,) total losses."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    load_weights(model, local_weights(cfg.train.init_checkpoint, "train.init_checkpoint"))
+    if fast:
+        for change in (use_bags, sample_rpn, fold_norms):
+            change(model)
+    model = model.to(memory_format=torch.channels_last).train()
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    totals = []
+    with EventStorage():
+        for i, batch in enumerate(batches):
+            for group in optimizer.param_groups:  # the recipe's warm-up
+                group["lr"] = cfg.optimizer.lr * (i + 1) / STEPS
+            torch.manual_seed(i)
+            loss = sum(model(batch).values())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            totals.append(loss.item())
+    return torch.tensor(totals)
+
+
+def main() -> None:
+    """Prints the largest relative differences."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--options", nargs="*", default=[])
+    cfg = load_config(str(ROOT / LITE0), parser.parse_args().options)
+    register_datasets(cfg.datasets)
+    cfg.model.roi_heads.num_classes = 1
+    loader = iter(instantiate(cfg.dataloader.train))
+    batches = [next(loader) for _ in range(STEPS)]
+    loader.close()
+    stock = _run(cfg, batches, fast=False, threads=2)
+    print(machine())
+    for name, fast, threads in (("fast layers", True, 2), ("Detectron2's, 1 thread", False, 1)):
+        off = ((_run(cfg, batches, fast, threads) - stock) / stock).abs()
+        parts = {n: float(f"{off[:n].max():.1e}") for n in (1, 5, 10, 20, STEPS)}
+        mean = float(f"{off.mean():.1e}")
+        print(f"{name}: largest difference within n steps {json.dumps(parts)}, mean {mean}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Runs the benchmarks and writes RESULTS.md; `make bench` calls it.
+
+    python benchmarks/run_all.py [--only mapper training]
+
+Each script keeps its figures in results.json; the table is made from there, so that a single one
+can be measured again. On an otherwise idle machine all of them take about two hours.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from common import RESULTS, ROOT
+
+SCRIPTS = (
+    "startup via_to_coco mapper check_dataset coco_size evaluation training inference"
+    " loop_overhead processes"
+).split()
+TABLE = Path(__file__).parent / "RESULTS.md"
+
+# What each figure is, what it is held against, and the ratio that is asked for.
+FIGURES = {
+    "mapper_exact": ("photos through the mapper, all pixels", "DatasetMapper", 2.3),
+    "mapper_scaled": ("the same, JPEGs decoded smaller", "DatasetMapper", 3),
+    "mapper_cached": ("the same, from the cache", "DatasetMapper", 8),
+    "step_r50": ("training, R50-FPN, short side 512", "stock.py", 1.3),
+    "step_lite0": ("training, lite0", "stock.py", 1.5),
+    "step_lite0_bf16": ("the same in bfloat16", "stock.py in float32", None),
+    "step_lite0_compile": ("the same with torch.compile", "stock.py without", None),
+    "inference_r50": ("evaluation, R50-FPN", "inference_on_dataset, COCOEvaluator", 1.5),
+    "inference_lite0": ("evaluation, lite0", "inference_on_dataset, COCOEvaluator", 1.5),
+    "start": ("command to first step", "stock.py", 2),
+    "peak_rss": ("peak memory of the demo", "stock.py", 1.25),
+    "loop_overhead": ("what the loop adds to a step", "SimpleTrainer", None),
+    "help": ("train_net.py --help", "the imports of Detectron2's tool", None),
+    "two_processes": ("two processes of one thread", "one of two threads", None),
+    "via_convert": ("VIA to COCO, 61 photos", "the guide's script", 100),
+    "check_dataset": ("all checks of a file of COCO's size", "json.load of it", None),
+    "store_first": ("COCO's annotations, first start", "load_coco_json", None),
+    "store_later": ("the same, later", "load_coco_json", None),
+    "eval_bbox": ("500,000 boxes, files to table", "pycocotools", 30),
+    "eval_segm": ("500,000 masks, files to table", "pycocotools", 20),
+}
+
+
+def write_table() -> None:
+    """Writes RESULTS.md from results.json."""
+    known = json.loads(RESULTS.read_text())
+    lines = [
+        "# Measured against Detectron2, pycocotools and the guide",
+        "",
+        "Made by `make bench` from `results.json`. Ours and theirs ran in turn on one machine:",
+        "medians, and the median of the pairs' ratios, above 1 where ours is better. *Asked* is",
+        "the project's goal.",
+        "",
+        "| figure | what | against | ours | theirs | ratio | asked |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (what, against, asked) in FIGURES.items():
+        if name in known:
+            n = known[name]
+            lines.append(
+                f"| `{name}` | {what} | {against} | {n['ours']:.4g} {n['unit']} |"
+                f" {n['theirs']:.4g} {n['unit']} | {n['ratio']:.2f} | {asked or ''} |"
+            )
+    by_machine: dict[str, list[str]] = {}
+    for name, n in known.items():
+        by_machine.setdefault(n["machine"], []).append(f"`{name}`")
+    lines += ["", "Machines:", ""]
+    lines += [f"- {machine}: {', '.join(names)}" for machine, names in by_machine.items()]
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    """Runs the scripts in turn; the status is 1 where one failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=SCRIPTS, default=SCRIPTS)
+    failed = []
+    for script in parser.parse_args().only:
+        print(f"== {script}", flush=True)
+        command = [sys.executable, f"benchmarks/{script}.py"]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            failed.append(script)
+    write_table()
+    print(f"the table is {TABLE}" + f"; failed: {', '.join(failed)}" * bool(failed))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Predicted masks as run lengths, without the images of them that Detectron2 makes in between.
+
+Detectron2 pastes each mask of 28 x 28 into an image of its own, and encodes that. Here it is pasted
+into the pixels around its box, and the runs are counted there: the same counts, with no memory or
+time that grows with the photo.
+"""
+
+import numpy as np
+import pycocotools.mask
+from detectron2.layers.mask_ops import _do_paste_mask  # what paste_masks_in_image does with one
+from torch import Tensor
+
+_THRESHOLD = 0.5  # detector_postprocess's
+
+
+def encoded_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[dict]:
+    """Compressed RLEs, as COCO has them, of what `paste_masks_in_image` makes.
+
+    Args:
+        masks: (N, 1, M, M) probabilities.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels of the image; not empty.
+        height: of the image, pixels.
+        width: of the image, pixels.
+    """
+    if not len(masks):
+        return []
+    counts = []
+    for i in range(len(masks)):
+        pasted, (rows, columns) = _do_paste_mask(masks[i : i + 1], boxes[i : i + 1], height, width)
+        counts.append(_counts((pasted[0] >= _THRESHOLD).numpy(), rows, columns, height, width))
+    encoded = pycocotools.mask.frPyObjects(
+        [{"size": [height, width], "counts": c} for c in counts], height, width
+    )
+    return [{"size": e["size"], "counts": e["counts"].decode("ascii")} for e in encoded]
+
+
+def _counts(crop: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> list[int]:
+    """The run lengths of an image that is empty but for a crop of it, down its columns."""
+    top, left, tall = int(rows.start), int(columns.start), len(crop)
+    if tall < height:  # a run ends where its column does: a pixel outside tells
+        crop = np.pad(crop, ((0, 1), (0, 0)))
+    down = np.pad(crop.T.ravel(), 1)  # so that the first run begins and the last one ends
+    changes = np.flatnonzero(down[1:] != down[:-1])
+    starts, lengths = changes[::2], changes[1::2] - changes[::2]
+    column, row = np.divmod(starts, len(crop))
+    starts = (left + column) * height + top + row
+    ends = starts + lengths
+    # Background and mask in turn, from the background on; no last one of length 0.
+    edges = np.stack((starts, ends), 1).ravel()
+    counts = np.diff(edges, prepend=0, append=height * width).tolist()
+    return counts if counts[-1] or len(counts) == 1 else counts[:-1]

@@ -1,0 +1,82 @@
+"""RoIAlign for CPUs: an output is a weighted sum of feature rows, which is an embedding bag.
+
+torchvision's own walks through each channel by itself and goes backward on one thread. Here the
+channels of a pixel lie side by side, and torch's embedding bag sums such rows on all threads, in
+both directions: 5 to 15 times as fast (benchmarks/roi_align.py), the same sums in another order.
+"""
+
+import torch
+from detectron2.layers import ROIAlign
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BagROIAlign(ROIAlign):
+    """Detectron2's ROIAlign (He et al., Mask R-CNN, 2017, section 3), by `F.embedding_bag`."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Features (N, C, H, W) and boxes (R, 5), image and x0, y0, x1, y1, to (R, C, h, w)."""
+        n, c, height, width = input.shape
+        out_h, out_w = self.output_size
+        corners = rois[:, 1:].float() * self.spatial_scale - 0.5 * self.aligned
+        start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
+        if not self.aligned:
+            extent = extent.clamp(min=1)
+        x, x_weight = _samples(start[:, 0], extent[:, 0], out_w, self.sampling_ratio, width)
+        y, y_weight = _samples(start[:, 1], extent[:, 1], out_h, self.sampling_ratio, height)
+        first = rois[:, 0].long()[:, None, None] * height
+        # Of each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
+        pixel = (first + y)[:, :, None, :, None] * width + x[:, None, :, None, :]
+        weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+        used = weight > 0
+        ends = F.pad(used.flatten(3).sum(3).flatten().cumsum(0), (1, 0))
+        # torchvision, too, computes in float32 under autocast.
+        rows = input.permute(0, 2, 3, 1).reshape(n * height * width, c).float()
+        out = F.embedding_bag(
+            pixel[used],
+            rows,
+            ends,
+            mode="sum",
+            per_sample_weights=weight[used],
+            include_last_offset=True,
+        )
+        return out.view(len(rois), out_h, out_w, c).permute(0, 3, 1, 2).to(input.dtype)
+
+
+def _samples(
+    start: Tensor, extent: Tensor, bins: int, ratio: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """The pixels along one axis that the bins' samples lie between, and their weights.
+
+    Args:
+        start: (R,) of the boxes, in pixels of the features, whose centres are integers.
+        extent: (R,) of the boxes.
+        bins: of a box.
+        ratio: samples of a bin; 0 takes one for each pixel that it is long.
+        size: of the features.
+
+    Returns:
+        Indices and weights, both (R, bins, 2 G), G the largest number of samples; the weight is 0
+        where a box has fewer, and outside of the features.
+    """
+    step = extent / bins
+    count = torch.full_like(step, ratio) if ratio > 0 else step.ceil()
+    sample = torch.arange(int(count.max()) if len(count) else 0, device=step.device)
+    bin_ = torch.arange(bins, device=step.device)
+    start, step, count = (t[:, None, None] for t in (start, step, count))
+    among = count.clamp(min=1)  # a box without extent has no samples, and gets 0
+    at = start + bin_[:, None] * step + (sample + 0.5) * (step / among)
+    share = ((sample < count) & (at >= -1) & (at <= size)) / among
+    at = at.clamp(0, size - 1)
+    low = at.floor()
+    part = at - low
+    index = torch.stack((low, (low + 1).clamp(max=size - 1)), 3)
+    weight = torch.stack(((1 - part) * share, part * share), 3)
+    return index.flatten(2).long(), weight.flatten(2)
+
+
+def use_bags(model: nn.Module) -> None:
+    """Has all of a model's ROIAlign work so, in place; it has no weights, so no key changes."""
+    for module in model.modules():
+        if type(module) is ROIAlign:
+            module.__class__ = BagROIAlign

@@ -1,0 +1,107 @@
+"""The layers that replace Detectron2's on the CPU compute what Detectron2's do."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from d2ext.modeling.folded_norm import fold_norms
+from d2ext.modeling.roi_align import BagROIAlign, use_bags
+from d2ext.modeling.sampled_rpn import SampledRPN, sample_rpn
+
+MODELS = ["mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", "balloon/mask_rcnn_lite0_fpn_balloon.py"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, repo):
+    """With norms that do something, which those of an untrained model do not."""
+    torch.manual_seed(0)
+    cfg = LazyConfig.load(str(repo / "configs" / request.param)).model
+    cfg.roi_heads.num_classes = 3
+    made = instantiate(cfg)
+    for name, buffer in made.named_buffers():
+        if "running_mean" in name:
+            buffer.normal_(0, 0.1)
+        if "running_var" in name:
+            buffer.uniform_(0.8, 1.25)
+    return made
+
+
+def _batch():
+    generator = torch.Generator().manual_seed(1)
+    batch = []
+    for height, width in ((96, 128), (128, 96)):
+        found = Instances((height, width))
+        boxes = torch.tensor([[10.0, 12, 60, 70], [40, 20, 90, 90], [0, 0, 20, 16]])
+        found.gt_boxes, found.gt_classes = Boxes(boxes), torch.tensor([0, 2, 1])
+        found.gt_masks = PolygonMasks(
+            [[[x0, y0, x1, y0, x1, y1]] for x0, y0, x1, y1 in boxes.tolist()]
+        )
+        image = torch.rand(3, height, width, generator=generator) * 255
+        batch.append({"image": image, "instances": found, "height": height, "width": width})
+    batch[1]["instances"] = batch[1]["instances"][:0]  # an image without objects
+    return batch
+
+
+def _fast(model):
+    fast = copy.deepcopy(model)
+    for change in (use_bags, sample_rpn, fold_norms):
+        change(fast)
+    return fast
+
+
+def _step(model):
+    model.train()
+    torch.manual_seed(2)
+    with EventStorage() as storage:
+        losses = model(_batch())
+        sum(losses.values()).backward()
+        numbers = {name: value for name, (value, _) in storage.latest().items()}
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return losses, numbers, gradients
+
+
+def test_the_same_losses_and_gradients(model):
+    fast = _fast(model)
+    assert any(isinstance(m, SampledRPN) for m in fast.modules())
+    assert sum(isinstance(m, BagROIAlign) for m in fast.modules()) == 8
+    (losses, numbers, gradients), (expected, theirs, of_theirs) = _step(fast), _step(model)
+    assert losses.keys() == expected.keys() and numbers == pytest.approx(theirs)
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == of_theirs.keys()
+    for name, gradient in of_theirs.items():
+        off = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert off < 5e-3, name  # a few ReLUs fall to the other side
+
+
+def test_the_same_detections_and_weights(model):
+    fast, batch = _fast(model).eval(), _batch()
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert list(copy.deepcopy(fast).state_dict()) == list(model.state_dict())  # as the EMA has it
+    with torch.no_grad():
+        for found, expected in zip(fast(batch), model.eval()(batch), strict=True):
+            found, expected = found["instances"], expected["instances"]
+            assert len(found) == len(expected) > 0
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-3, atol=0.1
+            )
+
+
+def test_folded_norms_follow_a_change_of_the_weights(model):
+    fast = _fast(model).eval()
+    other = {k: v + 0.01 * (v.dtype.is_floating_point) for k, v in model.state_dict().items()}
+    fast.load_state_dict(other)
+    changed = copy.deepcopy(model).eval()
+    changed.load_state_dict(other)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for name, feature in changed.backbone(image).items():
+            torch.testing.assert_close(
+                fast.backbone(image)[name], feature, rtol=1e-3, atol=1e-3, msg=name
+            )
