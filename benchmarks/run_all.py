@@ -15,7 +15,7 @@ from pathlib import Path
 from common import RESULTS, ROOT
 
 SCRIPTS = (
-    "startup via_to_coco mapper check_dataset coco_size evaluation training inference"
+    "startup via_to_coco mapper check_dataset coco_size evaluation roi_align training inference"
     " loop_overhead processes"
 ).split()
 TABLE = Path(__file__).parent / "RESULTS.md"
@@ -25,6 +25,7 @@ FIGURES = {
     "mapper_exact": ("photos through the mapper, all pixels", "DatasetMapper", 2.3),
     "mapper_scaled": ("the same, JPEGs decoded smaller", "DatasetMapper", 3),
     "mapper_cached": ("the same, from the cache", "DatasetMapper", 8),
+    "roi_align": ("RoIAlign of 600 boxes, both ways", "torchvision's", None),
     "step_r50": ("training, R50-FPN, short side 512", "stock.py", 1.3),
     "step_lite0": ("training, lite0", "stock.py", 1.5),
     "step_lite0_bf16": ("the same in bfloat16", "stock.py in float32", None),

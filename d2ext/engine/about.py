@@ -57,6 +57,7 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "device": plan.device,
+        "classes": plan.classes,
         "datasets": plan.datasets,
         "max_iter": plan.schedule and plan.schedule.max_iter,
     }

@@ -29,7 +29,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """The model on its device, its heads with the data's class count; the same for a seed."""
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
     with building("model"):
-        model = instantiate(with_num_classes(cfg.model, plan.num_classes))
+        model = instantiate(with_num_classes(cfg.model, len(plan.classes)))
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
     if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":

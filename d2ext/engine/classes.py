@@ -9,8 +9,8 @@ from omegaconf import DictConfig, ListConfig
 from d2ext.errors import UserError
 
 
-def check_num_classes(model: Any, classes: list[str]) -> int:
-    """The data's class count, checked against each head that states one.
+def check_num_classes(model: Any, classes: list[str]) -> None:
+    """Checks the data's class count against each head that states one.
 
     Raises:
         UserError: a head has another number.
@@ -22,7 +22,6 @@ def check_num_classes(model: Any, classes: list[str]) -> int:
                 f" ({', '.join(classes[:8])}{', ...' * (len(classes) > 8)}); set {field}="
                 f"{len(classes)}, or null to take it from the data"
             )
-    return len(classes)
 
 
 def with_num_classes(model: Any, num_classes: int) -> Any:

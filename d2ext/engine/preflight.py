@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         output_dir: of the run.
         device: `cpu` or `cuda`.
-        num_classes: for every head of the model.
+        classes: names, whose number every head of the model has.
         datasets: name to `images`, `instances`, `masks`, `synthetic`.
         schedule: epochs and periods in iterations; None for an evaluation only.
         weights: local path of the initial weights, or of those to evaluate.
@@ -52,7 +52,7 @@ class Plan:
 
     output_dir: Path
     device: str
-    num_classes: int
+    classes: list[str]
     datasets: dict[str, dict[str, Any]]
     schedule: Schedule | None
     weights: str
@@ -142,7 +142,7 @@ def plan_run(
             splits["val"] = cfg.dataloader.get("val")
     datasets, classes, table = check_splits(splits)
     say(*table, *(f"data        note: {difference}" for difference in differences))
-    num_classes = check_num_classes(cfg.model, classes)
+    check_num_classes(cfg.model, classes)
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     best = None
@@ -158,7 +158,7 @@ def plan_run(
 
     field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
-        source = _weights_to_evaluate(
+        source = weights_to_evaluate(
             weights, checkpoint, output_dir, cfg.train.get("init_checkpoint")
         )
         schedule = None
@@ -176,7 +176,7 @@ def plan_run(
     return Plan(
         output_dir,
         device,
-        num_classes,
+        classes,
         datasets,
         schedule,
         "" if checkpoint and not eval_only else local_weights(source, field),
@@ -259,9 +259,14 @@ def _words(period: Period) -> str:
     return f"every {unit}" if number == 1 else f"every {number} {unit}s"
 
 
-def _weights_to_evaluate(
+def weights_to_evaluate(
     weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str | None
 ) -> str:
+    """The file that `--weights` means: `best`, `last`, a file, or the run's own.
+
+    Raises:
+        UserError: there is none.
+    """
     if weights == "last":
         found, _ = find_newest(output_dir)
         if not found:

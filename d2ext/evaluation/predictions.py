@@ -63,8 +63,8 @@ def predict(
         with torch.inference_mode():
             for inputs in filter(None, loader):  # one whose images cannot be read is empty
                 before_batch()
-                for sample, instances in zip(inputs, _instances(model, inputs), strict=True):
-                    pickle.dump(_image(place[sample["image_id"]], instances), kept)
+                for sample, instances in zip(inputs, instances_of(model, inputs), strict=True):
+                    pickle.dump(detections_of(place[sample["image_id"]], instances), kept)
                     count += 1
     finally:
         model.train(training)
@@ -75,8 +75,8 @@ def predict(
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
 
-def _instances(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
-    """Detectron2's Instances on the CPU, in pixels of the photos.
+def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
+    """A model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
 
     Detectron2's own R-CNN gives its masks as they come, of their box (`roi_masks`), where calling
     it gives images of them (`pred_masks`).
@@ -100,8 +100,8 @@ def _instances(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
         yield detector_postprocess(found, *size)
 
 
-def _image(place: int, instances: Any) -> tuple[int, Detections]:
-    """One image's detections, of `_instances`."""
+def detections_of(place: int, instances: Any) -> tuple[int, Detections]:
+    """One image's detections, of `instances_of`."""
     boxes = instances.pred_boxes.tensor
     masks = None
     if instances.has("roi_masks"):

@@ -2,7 +2,7 @@
 
 torchvision's own walks through each channel by itself and goes backward on one thread. Here the
 channels of a pixel lie side by side, and torch's embedding bag sums such rows on all threads, in
-both directions: 5 to 15 times as fast (benchmarks/roi_align.py), the same sums in another order.
+both directions (benchmarks/roi_align.py): the same sums in another order.
 """
 
 import torch

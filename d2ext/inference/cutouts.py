@@ -1,0 +1,44 @@
+"""What can be made of an image and the masks of its objects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask
+
+
+def cutout(image: np.ndarray, instance: dict[str, Any]) -> np.ndarray:
+    """An object by itself: uint8 (h, w, 4), RGBA, cropped to its box, transparent around its mask.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        instance: COCO result; without a `segmentation` its whole box is opaque.
+    """
+    height, width = image.shape[:2]
+    x, y, w, h = instance["bbox"]
+    left, top = max(int(x), 0), max(int(y), 0)
+    right, bottom = min(int(np.ceil(x + w)), width), min(int(np.ceil(y + h)), height)
+    box = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    alpha = np.full(image.shape[:2], 255, np.uint8)
+    if "segmentation" in instance:
+        alpha = pycocotools.mask.decode(instance["segmentation"]) * np.uint8(255)
+    return np.dstack([image[box], alpha[box]])
+
+
+def color_splash(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The image in grey, but for its objects: uint8 (H, W, 3), RGB.
+
+    The example of Matterport's Mask R-CNN on balloons
+    (https://engineering.matterport.com/splash-of-color-instance-segmentation-with-mask-r-cnn).
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        instances: COCO results; those without a `segmentation` stay grey.
+    """
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    rles = [instance["segmentation"] for instance in instances if "segmentation" in instance]
+    if not rles:
+        return grey
+    colored = pycocotools.mask.decode(pycocotools.mask.merge(rles)).astype(bool)
+    return np.where(colored[..., None], image, grey)
