@@ -44,17 +44,13 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: `run_dir` is no run directory, or the page cannot be written.
     """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such folder; give the work directory of a run")
-    if not any((run_dir / f).is_file() for f in ("run.json", "metrics.json", "results.json")):
-        raise UserError(f"{run_dir}: no run.json, metrics.json or results.json; not a run's folder")
+    run_dir = require_run(run_dir)
     run = read_run(run_dir)
     html = page_template(Path(__file__).with_name("page.html")).render(
         name=run.info.get("name") or run_dir.resolve().name,
         info=run.info,
         started=_date(run.info.get("started")),
-        duration=_duration(run.info.get("train_seconds")),
+        duration=duration_words(run.info.get("train_seconds")),
         config=run.config,
         notes=_notes(run),
         synthetic=[d for d in run.info["datasets"] if run.synthetic(d)],
@@ -71,6 +67,16 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     with replaced(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
     return page
+
+
+def require_run(run_dir: str | os.PathLike[str]) -> Path:
+    """The folder of a run; raises UserError where it is none."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder; give the work directory of a run")
+    if not any((run_dir / f).is_file() for f in ("run.json", "metrics.json", "results.json")):
+        raise UserError(f"{run_dir}: no run.json, metrics.json or results.json; not a run's folder")
+    return run_dir
 
 
 def _notes(run: Run) -> list[str]:
@@ -244,7 +250,8 @@ def _date(iso: Any) -> str:
         return str(iso or "")
 
 
-def _duration(seconds: Any) -> str:
+def duration_words(seconds: Any) -> str:
+    """Seconds as a person says them; empty for what is no number."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds < 1e12:
         return ""
     if seconds < 60:

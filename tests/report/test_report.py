@@ -16,6 +16,7 @@ from PIL import Image
 from d2ext.errors import UserError
 from d2ext.report import write_report
 
+TOOL = Path(__file__).resolve().parent.parent.parent / "tools" / "report.py"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -271,8 +272,8 @@ def test_any_junk_gives_a_page(tmp_path_factory, lines, info, results):
 def test_command(tmp_path):
     write_run(tmp_path)
     code = (
-        "import runpy, sys; sys.argv[1:] = [sys.argv[1]]\n"
-        "try: runpy.run_module('d2ext.report', run_name='__main__')\n"
+        f"import runpy, sys; sys.argv[0] = {str(TOOL)!r}\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally: print([m for m in sys.modules if m in ('torch', 'detectron2')])"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
@@ -282,7 +283,7 @@ def test_command(tmp_path):
 
 
 def test_not_a_run_directory(tmp_path):
-    command = [sys.executable, "-m", "d2ext.report", str(tmp_path / "absent")]
+    command = [sys.executable, TOOL, str(tmp_path / "absent")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*absent: no such folder.*\n", done.stderr)

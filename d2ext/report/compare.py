@@ -1,0 +1,144 @@
+"""Several runs -> one self-contained HTML page that compares them."""
+
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from d2ext.files import replaced
+from d2ext.html import page_template
+from d2ext.report.charts import Line, smooth, svg
+from d2ext.report.page import duration_words, require_run
+from d2ext.report.read import Run, read_run
+
+_MAX_CHANGES = 100  # keys that are shown
+_RATES = {"time": "seconds a step", "total_loss": "total loss", "lr": "learning rate"}
+# What every run has of its own.
+_OWN = ("train.output_dir",)
+
+
+def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> Path:
+    """Writes a page that compares runs: results, curves, and what differs in their configs.
+
+    Args:
+        run_dirs: what trainings wrote.
+        page: the file to write.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: a folder is no run's, or the page cannot be written.
+    """
+    folders = [require_run(folder) for folder in run_dirs]
+    runs = [read_run(folder) for folder in folders]
+    names = _names(folders)
+    html = page_template(Path(__file__).with_name("compare.html")).render(
+        keys=(keys := _keys(runs)),
+        rows=[_row(name, run, keys) for name, run in zip(names, runs, strict=True)],
+        charts=list(_charts(names, runs, keys)),
+        changes=_changes(runs),
+    )
+    with replaced(page, "wb") as f:
+        f.write(html.encode("utf-8", errors="replace"))
+    return page
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with those above them where they are alike."""
+    parts = [folder.resolve().parts for folder in folders]
+    length = 1
+    while len({p[-length:] for p in parts}) < len(set(parts)):
+        length += 1
+    return [os.path.join(*p[-length:]) for p in parts]
+
+
+def _evaluation(run: Run) -> dict[str, float | None]:
+    evaluation = run.evaluations.get("best") or run.evaluations.get("last")
+    return evaluation.results if evaluation else {}
+
+
+def _keys(runs: Sequence[Run]) -> list[str]:
+    """The results that are AP, of all runs."""
+    found = dict.fromkeys(key for run in runs for key in _evaluation(run))
+    return [key for key in found if key.endswith(("/AP", "/AP50"))]
+
+
+def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    times = [seconds for _, seconds in run.curves.get("time", [])]
+    step = statistics.median(times) if times else None
+    batch = _flat(run.config).get("train.reference_batch_size")
+    iterations = run.curves.get("total_loss", [])
+    results = _evaluation(run)
+    return {
+        "name": name,
+        "synthetic": any(run.synthetic(dataset) for dataset in run.info["datasets"]),
+        "numbers": [results.get(key) for key in keys],
+        "iterations": f"{iterations[-1][0] + 1:.0f}" if iterations else "",
+        "step": f"{step:.3g}" if step else "",
+        "images": f"{batch / step:.3g}" if step and isinstance(batch, int) else "",
+        "duration": duration_words(run.info.get("train_seconds")),
+        "device": " ".join(str(run.info.get(key) or "") for key in ("device", "machine")),
+    }
+
+
+def _charts(
+    names: Sequence[str], runs: Sequence[Run], keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for key in ("total_loss", *keys, "lr", "time"):
+        lines = [
+            Line(
+                name,
+                smooth(run.curves[key]) if key in ("total_loss", "time") else run.curves[key],
+                color=i,
+            )
+            for i, (name, run) in enumerate(zip(names, runs, strict=True))
+            if key in run.curves
+        ]
+        if lines:
+            title = _RATES.get(key, key)
+            limits = (0, 100) if key in keys else None
+            # matplotlib has escaped what it was given.
+            yield {"title": title, "svg": Markup(svg(lines, title, ylim=limits))}
+
+
+def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    configs = [_flat(run.config) for run in runs]
+    rows = []
+    for key in sorted({key for config in configs for key in config} - set(_OWN)):
+        values = [str(config.get(key, "")) for config in configs]
+        if len(set(values)) > 1:
+            rows.append((key, values))
+    return rows[:_MAX_CHANGES]
+
+
+def _flat(text: str) -> dict[str, Any]:
+    """The leaves of a config.yaml by their keys; {} for one that is no plain YAML."""
+
+    class Loader(yaml.SafeLoader):
+        """Takes what it does not know, tuples and Detectron2's shapes, as plain values."""
+
+    def plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            return loader.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        return loader.construct_scalar(node)
+
+    Loader.add_multi_constructor("", plain)
+    try:
+        return dict(_leaves(yaml.load(text, Loader), ""))
+    except yaml.YAMLError:
+        return {}
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node

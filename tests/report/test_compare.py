@@ -1,0 +1,48 @@
+"""Several runs on one page."""
+
+import json
+
+import pytest
+
+from d2ext.errors import UserError
+from d2ext.report import write_comparison
+from tests.report.test_report import Page, write_run
+
+
+def _shown(runs, tmp_path):
+    return Page(write_comparison(runs, tmp_path / "page.html").read_text(encoding="utf-8")).text
+
+
+def test_results_curves_and_what_differs(tmp_path):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", synthetic=True)
+    (two / "config.yaml").write_text("train:\n  max_iter: 200\n  seed: 3\n")
+    results = json.loads((two / "results.json").read_text())
+    results["best"]["results"]["balloon_val/coco/segm/AP"] = 61.25
+    (two / "results.json").write_text(json.dumps(results))
+    text = _shown([one, two], tmp_path)
+    for words in ("2 runs", "one", "two", "52.7", "61.2", "synthetic data", "5 min 32 s"):
+        assert words in text
+    for title in ("total loss", "learning rate", "balloon_val/coco/segm/AP"):
+        assert title in text
+    assert "train.max_iter" in text and "train.seed" in text and "100" in text and "200" in text
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    text = _shown([write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")], tmp_path)
+    assert "a/run" in text and "b/run" in text and "What differs" not in text
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    young = tmp_path / "young"
+    young.mkdir()
+    (young / "run.json").write_text("{}")
+    (young / "config.yaml").write_text("train: !!python/tuple [1, 2]\n: [")
+    assert "young" in _shown([write_run(tmp_path / "old"), young], tmp_path)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        write_comparison([write_run(tmp_path / "one"), tmp_path / "none"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
