@@ -38,6 +38,9 @@ def main() -> None:
     """Records five pairs, after one pair that warms the disk cache."""
     pairs = [(_seconds(OURS), _seconds(THEIRS)) for _ in range(6)][1:]
     record("help", pairs, "s")
+    for tool in sorted((ROOT / "tools").glob("*.py")):
+        seconds = min(_seconds([sys.executable, str(tool), "--help"]) for _ in range(3))
+        print(f"tools/{tool.name} --help: {seconds:.2f} s")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ OWN = {
     "coco_file",
     "results_file",
     "common",
+    "training",
     "d2ext",
     "configs",
     "tools",
