@@ -13,7 +13,6 @@ from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
 from d2ext.files import write_json
-from d2ext.inference.overlay import write_overlays
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,9 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     shown = list(analyses.values())[-1]["images"] if analyses else None
     rows = _rows(shown, truth.image_ids)
     starts = np.searchsorted(found.image, np.arange(len(truth.image_ids) + 1))
+    # Here, because a training need not wait for matplotlib.
+    from d2ext.inference.overlay import write_overlays
+
     files = write_overlays(
         [evaluation.records[i] for i in rows],
         [
