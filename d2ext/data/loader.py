@@ -91,7 +91,7 @@ def build_train_loader(
         timeout=_PATIENCE if num_workers else 0,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # the model is on a GPU already, or stays off it
     )
     return Loader(loader)
 

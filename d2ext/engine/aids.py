@@ -98,7 +98,12 @@ def compile_backbone(model: nn.Module, options: Any) -> None:
     with building("train.compile"):
         if multiple := options.get("size_divisibility"):
             # Where Detectron2's FPN keeps what it needs itself, which has to stay a divisor.
-            own = model.backbone._size_divisibility
+            own = getattr(getattr(model, "backbone", None), "_size_divisibility", None)
+            if own is None:
+                raise UserError(
+                    f"train.compile.size_divisibility={multiple}: this model's backbone is no FPN;"
+                    " set it to null"
+                )
             model.backbone._size_divisibility = math.lcm(own, multiple)
         getattr(model, "backbone", model).compile(**arguments)
 

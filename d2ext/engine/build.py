@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -48,8 +49,11 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """The optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
     settings.params.model = model
-    if settings["_target_"] in _FUSED and next(model.parameters()).is_cuda:
-        settings.setdefault("fused", True)  # one kernel for all weights, the same steps
+    target = settings["_target_"]
+    target = locate(target) if isinstance(target, str) else target  # of a config.yaml
+    chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
+    if target in _FUSED and not chosen and next(model.parameters()).is_cuda:
+        settings.fused = True  # one kernel for all weights, the same steps
     with building("optimizer"):
         return instantiate(settings)
 

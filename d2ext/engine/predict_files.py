@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections import Counter
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from d2ext.data.formats.images import SUFFIXES, images_in
 from d2ext.data.photo import read_photo
+from d2ext.engine.output_dir import check_writable
 from d2ext.engine.predictor import Prediction, Predictor
 from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
@@ -72,11 +73,16 @@ def predict_files(
     Raises:
         UserError: there is no input, or the output cannot be written.
     """
-    files = _distinct(item for path in inputs for item in _files(Path(path)))
+    found = (item for path in inputs for item in _files(Path(path)))
+    made = output.resolve()  # pictures of an earlier call are no input
+    files = _distinct(item for item in found if made not in item.path.resolve().parents)
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
         raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
-    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
+    if (output / "images.json").is_file():  # an earlier call's, of other photos
+        for folder in ("overlays", "cutouts", "splash"):
+            shutil.rmtree(output / folder, ignore_errors=True)
     unreadable: list[str] = []
     images: list[dict] = []
     writers = [_Pictures(output / "overlays", _Overlay(predictor.classes))] * overlays
@@ -139,13 +145,14 @@ def _files(path: Path) -> list[_Item]:
 
 def _distinct(items: Iterable[_Item]) -> list[_Item]:
     """With other names for images that are called as one before, in another folder or format."""
-    seen: Counter[str] = Counter()
-    made = []
+    made: dict[str, _Item] = {}
     for item in items:
-        seen[item.name] += 1
-        n = seen[item.name]
-        made.append(item if n == 1 else replace(item, name=f"{item.name}_{n}"))
-    return made
+        name, n = item.name, 1
+        while name in made:
+            n += 1
+            name = f"{item.name}_{n}"
+        made[name] = replace(item, name=name)
+    return list(made.values())
 
 
 def _stem(name: Path) -> str:
@@ -160,8 +167,8 @@ def _sources(files: Sequence[_Item]) -> Iterator[tuple[Iterator[_Item], float]]:
     for item in files:
         if item.path.suffix.lower() in VIDEOS:
             video = cv2.VideoCapture(str(item.path))
-            rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-            yield _frames(item, video), rate
+            rate = video.get(cv2.CAP_PROP_FPS)
+            yield _frames(item, video), rate if 0 < rate < 1000 else 25.0
 
 
 def _frames(item: _Item, video: cv2.VideoCapture) -> Iterator[_Item]:
@@ -246,6 +253,8 @@ class _Pictures:
         if self._video is None:
             size = picture.shape[1], picture.shape[0]
             self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), frames, size)
+            if not self._video.isOpened():
+                raise UserError(f"cannot write the video {file}; look at the disk, or at OpenCV")
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def end_video(self) -> None:
@@ -257,7 +266,8 @@ class _Pictures:
 def _write_cutouts(
     folder: Path, item: _Item, prediction: Prediction, classes: Sequence[str]
 ) -> None:
-    number = "" if item.frame is None else f"_{item.file_name.rpartition('#')[2]}"
+    # A film's are in a folder of its own.
+    number = "" if item.frame is None else f"/{item.file_name.rpartition('#')[2]}"
     for k, instance in enumerate(prediction.objects):
         label = classes[instance["category_id"]].replace("/", "_")
         file = folder / f"{item.name}{number}_{k}_{label}.png"

@@ -1,5 +1,6 @@
 """A trained model for photos of the user's own: no data set, no run directory."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from detectron2.config import instantiate
 from d2ext.config.load import load_config
 from d2ext.data.formats.common import nearest
 from d2ext.engine.build import build_model
+from d2ext.engine.classes import check_num_classes
 from d2ext.engine.preflight import Plan, choose_device, weights_to_evaluate
 from d2ext.engine.weights import load_weights, local_weights
 from d2ext.errors import UserError, building
@@ -67,9 +69,12 @@ class Predictor:
         cfg = load_config(str(config_file), list(overrides))
         path = Path(config_file)
         folder = Path(cfg.train.get("output_dir") or Path("work_dirs") / path.stem)
+        if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
+            folder = path.parent
         self.weights = weights_to_evaluate(weights, None, folder, cfg.train.get("init_checkpoint"))
         file = local_weights(self.weights, "--weights")
         self.classes = _class_names(cfg, Path(file))
+        check_num_classes(cfg.model, self.classes)
         self._kept = _indices(classes, self.classes)
         device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
         plan = Plan(folder, device, self.classes, {}, None, file, None, None, [])
@@ -122,8 +127,10 @@ class Predictor:
 def _class_names(cfg: Any, weights: Path) -> list[str]:
     """Of the run that the weights lie in, else of the config's data, else numbers."""
     run = weights.parent / "run.json"
-    if run.is_file() and (names := json.loads(run.read_text()).get("classes")):
-        return names
+    with contextlib.suppress(OSError, ValueError):  # absent, or damaged
+        content = json.loads(run.read_text())
+        if isinstance(content, dict) and content.get("classes"):
+            return content["classes"]
     from d2ext.engine.agree import declare_datasets
     from d2ext.engine.splits import check_splits
 

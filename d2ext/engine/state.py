@@ -126,6 +126,10 @@ def _resume(
     # The config's rates and decays win over the stored ones.
     for group, mine in zip(optimizer.param_groups, settings, strict=True):
         group.update(mine)
+        if group.get("fused"):  # torch has left the counts of one that was not on the CPU
+            for parameter in group["params"]:
+                if torch.is_tensor(step := optimizer.state[parameter].get("step")):
+                    optimizer.state[parameter]["step"] = step.to(parameter.device)
     if scaler.is_enabled() and "scaler" in content:
         scaler.load_state_dict(content["scaler"])
     batch = plan.schedule.batch_size

@@ -282,4 +282,9 @@ def _sent(batch: list[dict], device: torch.device) -> list[dict]:
     """
     if device.type == "cpu":
         return batch
-    return [{**sample, "image": sample["image"].to(device, non_blocking=True)} for sample in batch]
+    return [
+        {**sample, "image": sample["image"].to(device, non_blocking=True)}
+        if torch.is_tensor(sample.get("image"))
+        else sample
+        for sample in batch
+    ]

@@ -10,6 +10,8 @@ from detectron2.layers import ROIAlign
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_MOST = 2**25  # samples' corners, of which each takes 20 bytes
+
 
 class BagROIAlign(ROIAlign):
     """Detectron2's ROIAlign (He et al., Mask R-CNN, 2017, section 3), by `F.embedding_bag`."""
@@ -24,6 +26,8 @@ class BagROIAlign(ROIAlign):
             extent = extent.clamp(min=1)
         x, x_weight = _samples(start[:, 0], extent[:, 0], out_w, self.sampling_ratio, width)
         y, y_weight = _samples(start[:, 1], extent[:, 1], out_h, self.sampling_ratio, height)
+        if len(rois) * out_h * out_w * x.shape[2] * y.shape[2] > _MOST:
+            return super().forward(input, rois)  # very long boxes, whose samples all would have
         first = rois[:, 0].long()[:, None, None] * height
         # Of each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
         pixel = (first + y)[:, :, None, :, None] * width + x[:, None, :, None, :]

@@ -71,7 +71,10 @@ def _keys(runs: Sequence[Run]) -> list[str]:
 def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     times = [seconds for _, seconds in run.curves.get("time", [])]
     step = statistics.median(times) if times else None
-    batch = _flat(run.config).get("train.reference_batch_size")
+    config = _flat(run.config)
+    batch = config.get("dataloader.train.total_batch_size")
+    if batch == "${train.reference_batch_size}":
+        batch = config.get("train.reference_batch_size")
     iterations = run.curves.get("total_loss", [])
     results = _evaluation(run)
     return {

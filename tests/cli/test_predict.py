@@ -141,3 +141,31 @@ def test_from_python(trained, photos):
     assert taken == [0] and len(first.objects) == len(one.objects)
     certain = d2ext.Predictor(trained / "config.yaml", "last", score_threshold=1.0)
     assert next(certain(images)).objects == []
+
+
+def test_what_an_earlier_call_left(predict, photos, tmp_path):
+    """Its pictures go, and are no input; a folder of somebody else's stays."""
+    out = tmp_path / "out"
+    (out / "overlays").mkdir(parents=True)
+    (out / "overlays" / "mine.jpg").write_bytes(b"")
+    assert predict(photos / "a.jpg").status == 0 and (out / "overlays" / "mine.jpg").exists()
+    assert predict(tmp_path, "--splash").status == 1  # the broken photo
+    assert sorted(p.name for p in (out / "splash").rglob("*.jpg")) == ["a.jpg", "a.jpg", "b.jpg"]
+    assert not (out / "overlays" / "mine.jpg").exists()
+
+
+def test_an_output_that_cannot_be(predict, photos, tmp_path):
+    """One line; also where a picture's folder is a file."""
+    (tmp_path / "out").write_text("mine")
+    done = predict(photos)
+    assert done.status == 2 and "is no directory" in done.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_run_that_was_moved(trained, photos, tmp_path):
+    """Its weights are looked for beside its config, and a damaged run.json is passed over."""
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    assert str(moved) in d2ext.Predictor(moved / "config.yaml", "last").weights
+    (moved / "run.json").write_text("{")
+    assert d2ext.Predictor(moved / "config.yaml", "last").classes == ["balloon"]

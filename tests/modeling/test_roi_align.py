@@ -47,3 +47,11 @@ def test_under_autocast():
     torch.testing.assert_close(found, expected)
     found.sum().backward()
     assert features.grad.dtype == torch.bfloat16
+
+
+def test_long_boxes_take_bounded_memory():
+    """Wide and tall ones together would make every box have the samples of both."""
+    features = torch.randn(1, 2, 256, 256)
+    long = torch.tensor([[0.0, 0, 0, 1000, 8], [0, 0, 0, 8, 1000]]).repeat(200, 1)
+    found = BagROIAlign((7, 7), 0.25, 0)(features, long)
+    assert torch.equal(found, roi_align(features, long, (7, 7), 0.25, 0, True))
