@@ -49,12 +49,12 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """The optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
     settings.params.model = model
-    target = settings["_target_"]
-    target = locate(target) if isinstance(target, str) else target  # of a config.yaml
-    chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
-    if target in _FUSED and not chosen and next(model.parameters()).is_cuda:
-        settings.fused = True  # one kernel for all weights, the same steps
     with building("optimizer"):
+        target = settings["_target_"]
+        target = locate(target) if isinstance(target, str) else target  # of a config.yaml
+        chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
+        if target in _FUSED and not chosen and next(model.parameters()).is_cuda:
+            settings.fused = True  # one kernel for all weights, the same steps
         return instantiate(settings)
 
 

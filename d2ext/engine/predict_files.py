@@ -3,7 +3,7 @@
 import itertools
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def predict_files(
     Args:
         predictor: of a model.
         inputs: image files, videos, and folders, whose images are taken with those below them.
-        output: the folder; what an earlier call has left there is written over.
+        output: the folder; what an earlier call has left there goes.
         batch_size: images that the model looks at together.
         overlays: draw boxes, masks and labels.
         cutouts: crop each object, with transparency around its mask.
@@ -230,7 +230,7 @@ class _Rows:
 
 class _Overlay:
     def __init__(self, classes: Sequence[str]):
-        self._metadata = SimpleNamespace(thing_classes=classes, get=lambda *_: None)
+        self._metadata = SimpleNamespace(thing_classes=classes)
 
     def __call__(self, prediction: Prediction) -> np.ndarray:
         height, width = prediction.image.shape[:2]
@@ -240,7 +240,7 @@ class _Overlay:
 class _Pictures:
     """One picture of each image, or a video of the frames' pictures."""
 
-    def __init__(self, folder: Path, make: object):
+    def __init__(self, folder: Path, make: Callable[[Prediction], np.ndarray]):
         self._folder, self._make, self._video = folder, make, None
 
     def write(self, item: _Item, prediction: Prediction, frames: float) -> None:
