@@ -19,8 +19,6 @@ _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
 _CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
-# "interrupted" and "communication" may follow from others.
-_CAUSES = ("user", "other", "crashed", "killed")
 
 
 def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
@@ -31,13 +29,20 @@ def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
     message = f"{type(e).__name__}: {e}"
     if (mistake := user_message(e)) is not None:
         kind, message = "user", mistake
-    elif isinstance(e, KeyboardInterrupt):
+    elif _is_interruption(e):
         kind, message = "interrupted", "interrupted"
     elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
         kind = "communication"
     else:
         kind = "other"
     return _failure(rank, kind, message, "".join(traceback.format_exception(e)))
+
+
+def _is_interruption(e: BaseException | None) -> bool:
+    """Whether it is a second Ctrl-C, or what that one's way out has met."""
+    while e is not None and not isinstance(e, KeyboardInterrupt):
+        e = e.__cause__ or e.__context__
+    return e is not None
 
 
 def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def print_failure(failure: dict[str, Any]) -> int:
 def cause(failures: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first one that is no consequence of another, if there is one."""
     own = [f for f in failures if f["kind"] != "communication"]
-    return min(own or failures, key=lambda f: (f["kind"] not in _CAUSES, f["time"]), default=None)
+    return min(own or failures, key=lambda f: f["time"], default=None)
 
 
 class FailureFolder:

@@ -32,7 +32,7 @@ from d2ext.engine.failures import (
     write_failure,
 )
 from d2ext.engine.launch import Layout, check_meeting_place, end_step
-from d2ext.engine.signals import ignore_signals, name_of
+from d2ext.engine.signals import before_leaving, ignore_signals, name_of
 from d2ext.engine.watch import FORWARDED, send, signals_forwarded, stragglers_killed
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
@@ -150,15 +150,20 @@ def _rank_main(
     os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
     rank = comm.get_rank()
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
+
+    def leave_word(e: BaseException) -> None:
+        failure = describe_failure(rank, e)
+        write_failure(folder / f"{rank}.json", failure)
+        failures.add(failure)
+
+    before_leaving(lambda: leave_word(KeyboardInterrupt()))
     try:
         set_timeout(timeout)
         status = target(*args)
         ignore_signals()
         comm.synchronize()  # a rank that leaves early looks like one that died
     except BaseException as e:
-        failure = describe_failure(rank, e)
-        write_failure(folder / f"{rank}.json", failure)
-        failures.add(failure)
+        leave_word(e)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
     (folder / f"{rank}.status").write_text(str(status))

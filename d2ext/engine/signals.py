@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from d2ext.errors import UserError
@@ -67,11 +68,27 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             # A loader worker that hangs in a read would be waited for.
-            end = threading.Timer(_LAST_PATIENCE, os._exit, (130,))
+            end = threading.Timer(_LAST_PATIENCE, _leave)
             end.daemon = True
             end.start()
             raise KeyboardInterrupt
         self._signal = self._signal or name_of(number)
+
+
+_last_words: list[Callable[[], None]] = []
+
+
+def before_leaving(call: Callable[[], None]) -> None:
+    """Has `call()` run where a second Ctrl-C ends this process without cleaning up."""
+    _last_words.append(call)
+
+
+def _leave() -> None:
+    try:
+        for call in _last_words:
+            call()
+    finally:
+        os._exit(130)
 
 
 def name_of(number: int) -> str:

@@ -438,8 +438,9 @@ def test_a_second_ctrl_c_ends_it_at_once(start, small, tmp_path):
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     output, status = _end(process, seconds=30)
-    assert status == 130 and output.strip().splitlines()[-1].startswith("interrupted")
-    assert "Traceback" not in output
+    assert status == 130, output
+    assert output.strip().splitlines()[-1].startswith("interrupted"), output
+    assert "Traceback" not in output, output
 
 
 @pytest.mark.slow

@@ -19,15 +19,26 @@ from d2ext.errors import UserError
 LOST = dist.DistError("Connection closed by peer")
 
 
-def test_the_first_cause_wins_over_lost_peers_and_interruptions():
-    lost, stopped = describe_failure(0, LOST), describe_failure(1, KeyboardInterrupt())
-    own, later = describe_failure(2, ValueError("x")), describe_failure(3, UserError("y"))
+def test_the_first_cause_wins_over_lost_peers():
+    lost, own = describe_failure(0, LOST), describe_failure(2, ValueError("x"))
+    later, stopped = describe_failure(3, UserError("y")), describe_failure(1, KeyboardInterrupt())
     assert cause([lost, stopped, later, own]) is own
     assert cause([lost, stopped]) is stopped
     assert cause([lost]) is lost
-    killed = describe_killed(1, None)
-    assert cause([lost, stopped, killed]) is killed
     assert cause([]) is None
+
+
+def test_what_dies_of_an_interruption_is_no_cause():
+    """Twice Ctrl-C ends a rank at once; its peers may crash, or be killed, for that."""
+    lost, stopped = describe_failure(0, LOST), describe_failure(1, KeyboardInterrupt())
+    assert cause([lost, describe_killed(0, "SIGABRT"), stopped]) is stopped
+    try:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise SystemError("returned a result with an exception set")
+    except SystemError as e:
+        assert describe_failure(0, e)["kind"] == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,40 @@ def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs(repo):
     start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(10) == 130 and time.monotonic() - start < 4
+
+
+DEAF = """
+import os, signal, sys, time
+from pathlib import Path
+from d2ext.engine.launch import find_layout
+from d2ext.engine.ranks import start_ranks
+from d2ext.engine.signals import StopSignals
+
+def deaf():
+    with StopSignals():
+        signal.raise_signal(signal.SIGINT)
+        while True:
+            try:
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(1000)
+            except KeyboardInterrupt:  # as where a destructor is interrupted
+                pass
+
+if __name__ == "__main__":
+    layout = find_layout({}, num_gpus=2)
+    sys.exit(start_ranks(layout, deaf, (), 30, "cpu", Path("run")))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_end_by_a_second_ctrl_c_end_in_two_seconds(repo, tmp_path):
+    (tmp_path / "deaf.py").write_text(DEAF)
+    done = subprocess.run(
+        [sys.executable, "deaf.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repo)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (130, ["interrupted"]), done
