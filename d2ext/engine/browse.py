@@ -15,12 +15,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data.detection_utils import check_image_size, convert_image_to_rgb, read_image
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
-from tqdm import tqdm
 
 from d2ext.engine.samples import Split, open_split
 from d2ext.errors import UserError
 from d2ext.inference.overlay import font_has
 from d2ext.inference.sheets import View, make_figures, make_tile, write_html, write_jpegs
+from d2ext.terminal import progress
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,10 @@ def browse(
         if total <= 0:
             raise UserError(f"--start {start}: {split} has {opened.images} images, counted from 0")
     pairs = itertools.islice(opened.pairs(augmented), total)
-    pairs = tqdm(pairs, total=total, unit="image", disable=None)
     seen = _Seen(augmented)
     render = make_figures if html else make_tile
-    with _replaced(folder) as new:
-        shown = _show(enumerate(pairs, start), opened, render, seen)
+    with _replaced(folder) as new, progress("images", total) as advance:
+        shown = _show(enumerate(pairs, start), opened, render, seen, advance)
         if html:
             files = [new / "index.html"]
             facts = {"split": split, "data": ", ".join(opened.names), "from place": start}
@@ -124,9 +123,11 @@ def _show(
     split: Split,
     render: Callable[[list[View], Any], Any],
     seen: _Seen,
+    advance: Callable[[int], None],
 ) -> Iterator[Any]:
     """The pairs rendered one by one, and counted; those that cannot be shown are passed over."""
     for place, (record, sample) in pairs:
+        advance(1)
         try:
             if isinstance(sample, UserError):
                 raise sample

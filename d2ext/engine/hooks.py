@@ -1,14 +1,14 @@
 """What happens around training steps; each hook does one thing."""
 
 import math
-import sys
+import os
 from collections.abc import Callable, Mapping
 
+import torch
 from detectron2.engine import HookBase
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 
 class LearningRate(HookBase):
@@ -96,29 +96,31 @@ class Evaluate(HookBase):
         self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
 
 
-class ProgressBar(HookBase):
-    """A live bar with ETA, loss and learning rate, where stderr is a terminal."""
-
-    def before_train(self) -> None:
-        self._bar = tqdm(
-            total=self.trainer.max_iter,
-            initial=self.trainer.start_iter,
-            desc="train",
-            unit="it",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
+class Memory(HookBase):
+    """Notes `memory_mb`: the most that torch had of a GPU so far, or what this process has now."""
 
     def after_step(self) -> None:
-        numbers = self.trainer.storage.histories()
-        if "total_loss" in numbers:  # else the first step was left out
-            self._bar.set_postfix(
-                loss=f"{numbers['total_loss'].median(20):.3f}",
-                lr=f"{numbers['lr'].latest():.2g}",
-                refresh=False,
-            )
-        self._bar.update()
+        if torch.cuda.is_initialized():
+            used = torch.cuda.max_memory_allocated()
+        else:
+            with open("/proc/self/statm") as f:
+                used = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        self.trainer.storage.put_scalar("memory_mb", used / 2**20)
 
-    def after_train(self) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
+
+class Report(HookBase):
+    """Writes a run's page anew where numbers of an evaluation have come.
+
+    Args:
+        due: whether there is an evaluation behind so many iterations.
+        write: the page.
+    """
+
+    def __init__(self, due: Callable[[int], bool], write: Callable[[], object]):
+        self._due = due
+        self._write = write
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._due(done) and done < self.trainer.max_iter:  # the last one is the run's own
+            self._write()

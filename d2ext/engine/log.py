@@ -6,7 +6,7 @@ import logging.handlers
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+from d2ext.terminal import console, is_live
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
@@ -17,7 +17,7 @@ _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 def setup_logging(quiet: bool = False) -> None:
     """Sends what d2ext and the libraries below it log to stdout, and keeps it for `log_to_file`.
 
-    On a terminal a progress bar takes the place of the loss lines; the file has them always.
+    On a terminal a live panel takes the place of the loss lines; the file has them always.
     `quiet`, of ranks other than 0, leaves only warnings to the terminal. Calling it again starts
     anew.
     """
@@ -56,7 +56,7 @@ def _for_console(record: logging.LogRecord) -> bool:
     if record.name.startswith(_FILE_ONLY):
         return False
     if record.name == "detectron2.utils.events":
-        return not sys.stderr.isatty()
+        return not is_live()
     return record.name.startswith("d2ext") or record.levelno >= logging.WARNING
 
 
@@ -71,11 +71,10 @@ class _File(logging.FileHandler):
 
 
 class _Console(logging.Handler):
-    """stdout, without tearing a progress bar."""
+    """stdout, above what is renewed in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
         if record.levelno >= logging.WARNING:
             line = f"{record.levelname.lower()}: {line}"
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        console().print(line, soft_wrap=True)

@@ -14,7 +14,6 @@ import cv2
 import msgspec
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from d2ext.data.formats.images import SUFFIXES, images_in
 from d2ext.data.photo import read_photo
@@ -24,6 +23,7 @@ from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
 from d2ext.inference.cutouts import color_splash, cutout
 from d2ext.inference.overlay import draw_instances
+from d2ext.terminal import progress
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +87,14 @@ def predict_files(
     images: list[dict] = []
     writers = [_Pictures(output / "overlays", _Overlay(predictor.classes))] * overlays
     writers += [_Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))] * splash
-    shown = tqdm(total=len(files), unit="file", disable=None)
-    with replaced(output / "predictions.json", "wb") as results:
+    with (
+        replaced(output / "predictions.json", "wb") as results,
+        progress("files", len(files)) as advance,
+    ):
         rows = _Rows(results)
         for items, frames in _sources(files):
             kept: list[_Item] = []
-            pixels = _readable(items, kept, unreadable, None if frames else shown)
+            pixels = _readable(items, kept, unreadable, _nothing if frames else advance)
             for prediction in predictor(pixels, batch_size):
                 item = kept.pop(0)
                 height, width = prediction.image.shape[:2]
@@ -119,9 +121,8 @@ def predict_files(
             for writer in writers:
                 writer.end_video()
             if frames:
-                shown.update()
+                advance(1)
         rows.end()
-    shown.close()
     categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
     write_json(
         output / "images.json", {"images": images, "annotations": [], "categories": categories}
@@ -183,8 +184,12 @@ def _frames(item: _Item, video: cv2.VideoCapture) -> Iterator[_Item]:
         yield item  # which cannot be read as an image either, and is reported so
 
 
+def _nothing(number: int) -> None:
+    """The progress of a frame: that of its video counts."""
+
+
 def _readable(
-    items: Iterator[_Item], kept: list[_Item], unreadable: list[str], shown: tqdm | None
+    items: Iterator[_Item], kept: list[_Item], unreadable: list[str], advance: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """The pixels of the images that can be read, whose items are added to `kept`."""
 
@@ -207,8 +212,7 @@ def _readable(
             else:
                 kept.append(item)
                 yield image
-            if shown is not None:
-                shown.update()
+            advance(1)
 
 
 class _Rows:

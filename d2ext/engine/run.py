@@ -27,10 +27,11 @@ from d2ext.engine.distributed import (
 from d2ext.engine.evaluation_files import write_evaluation
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
-from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, ProgressBar
+from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, Memory, Report
 from d2ext.engine.log import log_to_file
 from d2ext.engine.numbers import WriteNumbers
 from d2ext.engine.output_dir import check_free_space, make_output_dir
+from d2ext.engine.panel import LivePanel, say_where
 from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
 from d2ext.engine.saving import Checkpoint
@@ -164,11 +165,12 @@ def train(
     if state.average:
         hooks.append(AverageWeights(state.average, state.model))
     if main:
-        hooks += [ProgressBar(), checkpoint]
+        hooks += [Memory(), LivePanel(about["name"], schedule, results, evaluation_due), checkpoint]
     if suite:
         hooks.append(Evaluate(evaluation_due, evaluate, results.known(start_iter)))
     if main:
         hooks.append(WriteNumbers(out, numbers_due, schedule.max_iter))
+        hooks.append(Report(evaluation_due, lambda: write_report(out)))
     trainer = Trainer(
         distributed(Guarded(state.model), cfg, plan.device),
         state.optimizer,
@@ -187,7 +189,8 @@ def train(
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
         finish_about(out, started, trainer.stopped_by)
-        _report(out, plan)
+        write_report(out)
+        say_where(out, results, about["command"], bool(trainer.stopped_by), _is_synthetic(plan))
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
         return EXIT_STOPPED
@@ -238,7 +241,7 @@ def evaluate_only(
     numbers = _evaluate(model, suite, plan, out)
     if comm.is_main_process():
         results.record(None, numbers)
-        _report(out, plan)
+        logger.info("The report is %s", write_report(out))
     return _status(results, expect)
 
 
@@ -253,9 +256,8 @@ def _status(results: Results, expect: Sequence[str]) -> int:
     return int(any(failures))
 
 
-def _report(out: Path, plan: Plan) -> None:
-    synthetic = " (synthetic data)" * any(d["synthetic"] for d in plan.datasets.values())
-    logger.info("The report%s is %s", synthetic, write_report(out))
+def _is_synthetic(plan: Plan) -> bool:
+    return any(d["synthetic"] for d in plan.datasets.values())
 
 
 def _evaluate(

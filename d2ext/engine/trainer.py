@@ -27,7 +27,7 @@ from d2ext.engine.signals import StopSignals
 logger = logging.getLogger(__name__)
 
 _WINDOW = 20  # iterations whose median Detectron2's writers show
-_OF_THE_CLOCK = ("time", "data_time")
+_OF_THE_MACHINE = ("time", "data_time", "memory_mb")
 
 
 class Trainer:
@@ -159,7 +159,7 @@ class Trainer:
         }
         oldest = self.storage.iter - _WINDOW
         recent = {}
-        for name in (name for name in smoothed if name not in _OF_THE_CLOCK):
+        for name in (name for name in smoothed if name not in _OF_THE_MACHINE):
             # From the end, since a history holds the whole run.
             backwards = reversed(self.storage.history(name).values())
             kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)

@@ -35,7 +35,7 @@ class BagROIAlign(ROIAlign):
         used = weight > 0
         ends = F.pad(used.flatten(3).sum(3).flatten().cumsum(0), (1, 0))
         # torchvision, too, computes in float32 under autocast.
-        rows = input.permute(0, 2, 3, 1).reshape(n * height * width, c).float()
+        rows = input.permute(0, 2, 3, 1).reshape(n * height * width, c).float().contiguous()
         out = F.embedding_bag(
             pixel[used],
             rows,

@@ -26,7 +26,7 @@ def test_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: no Slurm is on this machine, so it runs here" in done.stdout
     assert "ignored     --mem: without Slurm" in done.stdout
-    assert "The report" in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
+    assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
     table = submit(repo, "status", env=no_slurm).stdout
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
     again = submit(repo, *flags, *tiny, env=no_slurm)
