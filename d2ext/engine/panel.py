@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -69,8 +68,10 @@ class LivePanel(HookBase):
             for name, history in self.trainer.storage.histories().items()
         }
         lines = panel_lines(done, self._schedule, numbers, self._results, state)
-        bar = ProgressBar(total=self._schedule.max_iter, completed=done)
-        content = Group(bar, *(Text(line, overflow="fold") for line in lines))
+        content = Table.grid(expand=True)
+        content.add_row(ProgressBar(total=self._schedule.max_iter, completed=done))
+        for line in lines:
+            content.add_row(Text(line, overflow="fold"))
         self._live.update(Panel(content, title=self._title, title_align="left"), refresh=True)
 
 

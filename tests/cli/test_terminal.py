@@ -1,0 +1,52 @@
+"""A training on a real terminal: a panel in place of lines, and a box at the end."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+_COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-7]|38|9[0-7])(?:;[0-9]+)*m")
+
+
+def _on_a_terminal(command, env, cwd):
+    """What a terminal of 100 columns receives of a command, and its exit status."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd, close_fds=True
+    )
+    os.close(slave)
+    received, deadline = b"", time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if select.select([master], [], [], 0.2)[0]:
+            try:
+                part = os.read(master, 1 << 16)
+            except OSError:  # EIO: nobody has it open any more
+                break
+            if not part:
+                break
+            received += part
+    os.close(master)
+    return received.decode(errors="replace"), process.wait(10)
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_training_on_a_terminal(repo, tiny, tmp_path, no_color):
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    env |= {"TERM": "xterm-256color", "COLUMNS": "100"} | ({"NO_COLOR": "1"} if no_color else {})
+    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--work-dir", str(tmp_path)]
+    command += ["--config-file", LITE0]
+    shown, status = _on_a_terminal([*command, "--options", *tiny, "train.max_iter=8"], env, repo)
+    assert status == 0, shown
+    assert re.search(r"iteration 8 of 8 +ETA 0:00:00", shown), shown
+    assert "evaluating" in shown and "memory" in shown and "╭─ Finished" in shown
+    assert bool(_COLOR.search(shown)) != no_color
+    # The cursor is there, whatever ends the process.
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    # The loss lines are the file's.
+    assert "total_loss:" not in shown and "total_loss:" in (tmp_path / "log.txt").read_text()
