@@ -18,7 +18,7 @@ ALLOWED = {
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
     "slurm": {"engine"},
 }
-COMMON = {"errors", "files", "guard", "html"}
+COMMON = {"errors", "files", "guard", "html", "terminal"}
 
 
 def _imports(path):

@@ -21,6 +21,7 @@ OWN = {
     "results_file",
     "common",
     "training",
+    "weights",
     "d2ext",
     "configs",
     "tools",
