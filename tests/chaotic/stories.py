@@ -15,7 +15,7 @@ import torch
 from tests.chaotic.processes import Run, done, lines
 
 MAX_ITER, PERIOD = 16, 3  # of the recipe
-_CLOCK = ("time", "data_time", "eta_seconds")
+_CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
 _AIDS = "train.ema_decay=0.9 train.amp.enabled=true train.amp.dtype=bfloat16"
 
 

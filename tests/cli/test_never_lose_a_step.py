@@ -75,7 +75,7 @@ def test_a_full_disk_is_named(train_net, tiny, tmp_path, name):
 
 
 def _plain(folder):
-    clock = ("time", "data_time", "eta_seconds")
+    clock = ("time", "data_time", "eta_seconds", "memory_mb")
     return [{k: v for k, v in line.items() if k not in clock} for line in _metrics(folder)]
 
 

@@ -3,19 +3,16 @@
 import contextlib
 import json
 import os
-import pty
-import re
 import signal
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
 import torch
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
-_OF_THE_CLOCK = ("time", "data_time", "eta_seconds")
+_OF_THE_CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
 
 
 def _command(repo, *args):
@@ -262,29 +259,6 @@ def test_evaluation_period(train_net, tiny, tmp_path):
     lines = {x["iteration"]: x for x in _numbers(tmp_path)}
     evaluated = [i for i, x in lines.items() if any("coco/bbox/AP50" in k for k in x)]
     assert evaluated == [1, 3, 4] and list(_losses(tmp_path)) == [1, 2, 3, 4]
-
-
-def test_a_terminal_shows_a_bar(repo, tiny, tmp_path):
-    """With ETA, loss and rate, in place of the loss lines; the file has the lines."""
-    terminal, other = pty.openpty()
-    termios.tcsetwinsize(other, (24, 150))
-    process = subprocess.Popen(
-        _command(repo, "--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny),
-        cwd=repo,
-        stdout=other,
-        stderr=other,
-    )
-    os.close(other)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other side was closed
-        while chunk := os.read(terminal, 4096):
-            shown += chunk
-    os.close(terminal)
-    shown = shown.decode()
-    assert process.wait() == 0, shown
-    assert re.search(r"train: 100%.*4/4 \[\d+:\d+<\d+:\d+.*loss=\d+\.\d+, lr=", shown), shown
-    assert "loss_mask:" not in shown
-    assert "loss_mask:" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_dry_run_writes_nothing(train_net, tiny, tmp_path):
