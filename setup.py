@@ -19,7 +19,7 @@ INSTALL_REQUIRES = [
     "hotcoco>=1.3",  # COCO metrics
     "Jinja2>=3.1",  # the report's page
     "MarkupSafe>=2.1",  # and what is escaped in it
-    "matplotlib>=3.8",  # the report's curves
+    "matplotlib>=3.8",  # Detectron2's pictures, and the font of their labels
     "msgspec>=0.20",  # annotation files of any size, in whole or in part
     "numpy>=1.26",  # images, boxes and masks
     "omegaconf>=2.3,<2.4",  # configs; bounded as in Detectron2
@@ -60,7 +60,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["d2ext", "d2ext.*"]),
-    package_data={"": ["*.html"]},
+    package_data={"": ["*.html"], "d2ext.report": ["charts.js", "uplot/*"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -30,6 +30,12 @@ class Run:
     analyses: dict[str, Analysis]  # dataset -> where it goes wrong
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
 
+    @property
+    def batch_size(self) -> int | None:
+        """Images per optimizer step over all ranks, where run.json says so."""
+        value = self.info.get("batch_size")
+        return value if type(value) is int and 0 < value < 2**53 else None
+
     def synthetic(self, dataset: str) -> bool:
         """Whether run.json says that a dataset's pictures are drawn, not photographed."""
         entry = self.info["datasets"].get(dataset)

@@ -1,0 +1,99 @@
+// Draws each `.chart` of the page with uPlot from the JSON in it (written by charts.py), and zooms.
+(() => {
+  "use strict";
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const short = (v, digits) => (v == null ? "–" : String(+v.toPrecision(digits)));
+  const WHOLE = [...Array(16).keys()].flatMap((k) => [1, 2, 5].map((n) => n * 10 ** k));
+
+  function axis(label, more) {
+    return {
+      label,
+      font: "12px system-ui, sans-serif",
+      labelFont: "12px system-ui, sans-serif",
+      labelSize: 18,
+      stroke: () => css("--dim"),
+      grid: { stroke: () => css("--line"), width: 1 },
+      ticks: { stroke: () => css("--line"), width: 1, size: 5 },
+      values: (_, splits) => splits.map((v) => short(v, 6)),
+      ...more,
+    };
+  }
+
+  function series(line, [xs], more) {
+    return {
+      label: line.label,
+      stroke: () => css(`--c${line.color % 8}`),
+      width: 2,
+      dash: line.dashed ? [6, 4] : undefined,
+      points: { show: xs.length <= 30, size: 6 },
+      value: (_, v) => short(v, 4),
+      ...more,
+    };
+  }
+
+  function draw(box, content, size) {
+    const pale = content.lines.filter((line) => line.raw[0].length);
+    const options = {
+      ...size,
+      series: [
+        { label: content.xlabel, value: (_, v) => short(v, 16) },
+        ...pale.map((line) =>
+          series(line, line.raw, { class: "pale", alpha: 0.35, width: 1, points: { show: false } })),
+        ...content.lines.map((line) => series(line, line.curve, {})),
+      ],
+      scales: { x: { time: false }, y: content.ylim ? { range: content.ylim } : {} },
+      axes: [
+        axis(content.xlabel,
+          { space: 64, size: 34, ...(content.xlabel === "iteration" ? { incrs: WHOLE } : {}) }),
+        axis(content.ylabel, {
+          size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((v) => v.length)),
+        }),
+      ],
+      hooks: {
+        // A pale line has no entry of its own in the legend: it is hidden with its strong one.
+        setSeries: [(plot, i, { show }) => {
+          const k = pale.indexOf(content.lines[i - 1 - pale.length]);
+          if (show != null && k >= 0) plot.setSeries(k + 1, { show });
+        }],
+      },
+    };
+    const curves = [...pale.map((line) => line.raw), ...content.lines.map((line) => line.curve)];
+    return new uPlot(options, uPlot.join(curves), box);
+  }
+
+  function show(plot, middle, span) {
+    const xs = plot.data[0], low = xs[0], high = xs[xs.length - 1];
+    span = Math.min(high - low, Math.max(span, (high - low) / 1000));
+    const min = Math.min(Math.max(middle - span / 2, low), high - span);
+    if (span > 0) plot.setScale("x", { min, max: min + span });
+  }
+
+  function press(plot, key) {
+    const { min, max } = plot.scales.x, middle = (min + max) / 2, span = max - min;
+    if (key === "+" || key === "=") show(plot, middle, span / 2);
+    else if (key === "-") show(plot, middle, span * 2);
+    else if (key === "ArrowLeft") show(plot, middle - span / 4, span);
+    else if (key === "ArrowRight") show(plot, middle + span / 4, span);
+    else if (key === "0") show(plot, middle, Infinity);
+    else return false;
+    return true;
+  }
+  const boxes = [...document.querySelectorAll(".chart")];
+  for (const box of boxes) {
+    const content = JSON.parse(box.querySelector("script").textContent);
+    // In the next frame, since drawing changes the size that is observed. A chart in a part of the
+    // page that is closed has no width and is drawn when that opens.
+    new ResizeObserver(() => requestAnimationFrame(() => {
+      const width = box.clientWidth, height = Math.round(Math.min(320, 120 + width / 3));
+      if (!width || box.plot?.width === width) return;
+      if (box.plot) box.plot.setSize({ width, height });
+      else box.plot = draw(box, content, { width, height });
+    })).observe(box);
+    box.addEventListener("keydown", (e) => {
+      if (e.ctrlKey || e.metaKey || e.altKey || !box.plot) return;
+      if (press(box.plot, e.key)) e.preventDefault();
+    });
+  }
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => boxes.forEach((box) => box.plot?.redraw(false)));
+})();
