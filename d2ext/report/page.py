@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 _MAX_PICTURES = 24
 _MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+_MAX_SHEET_BYTES = 1_000_000  # the same for contact sheets
 # What a training counts, and what it means.
 _LEFT_OUT = {
     "bad_images": "Samples whose image could not be read, so that another one took its place",
@@ -62,6 +64,12 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         charts=list(_charts(run)),
         analyses={d: list(sections(a)) for d, a in run.analyses.items()},
         galleries=list(_galleries(run, run_dir)),
+        overviews=run.overviews,
+        sheets=_sheets(run, run_dir),
+        scaling=run.scaling,
+        warnings=run.warnings,
+        goes_on=run.goes_on,
+        again=_again(run_dir),
         **page_parts(),
     )
     page = run_dir / "report.html"
@@ -236,6 +244,20 @@ def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
             "total": len(folders[dataset]),
             "pictures": [p for p in pictures if p["uri"]],
         }
+
+
+def _sheets(run: Run, run_dir: Path) -> dict[str, str]:
+    """Data set to its contact sheet, where there is one."""
+    budget = _MAX_SHEET_BYTES // max(1, len(run.overviews))
+    files = {d: run_dir / "overview" / f"{d}.jpg" for d in run.overviews}
+    uris = {d: _data_uri(file, budget) for d, file in files.items() if file.is_file()}
+    return {d: uri for d, uri in uris.items() if uri}
+
+
+def _again(run_dir: Path) -> str:
+    """A command that trains as the run did, in a folder beside it."""
+    command = ["python", "tools/train_net.py", "--config-file", str(run_dir / "config.yaml")]
+    return shlex.join([*command, f"train.output_dir={run_dir}_again"])
 
 
 def _data_uri(file: Path, budget: int) -> str | None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from d2ext.report.analysis import Analysis, read_analyses
 from d2ext.report.charts import Curve
+from d2ext.report.log import Warned, read_warnings
+from d2ext.report.overview import Overview, read_overviews
+from d2ext.report.scaling import Scaling, read_scaling
 
 
 @dataclass
@@ -28,7 +31,15 @@ class Run:
     evaluations: dict[str, Evaluation]  # "best", "last": those that exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
     analyses: dict[str, Analysis]  # dataset -> where it goes wrong
+    overviews: dict[str, Overview]  # dataset -> what it holds
+    scaling: Scaling | None
+    warnings: list[Warned]
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is a training that has not come to its end, as far as run.json says."""
+        return bool(self.info.get("max_iter")) and "train_seconds" not in self.info
 
     @property
     def batch_size(self) -> int | None:
@@ -43,7 +54,7 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads run.json, config.yaml, metrics.json, results.json, analysis/ and overlays' names."""
+    """Reads all that the page is made of but the pictures, of which it takes the names."""
     damaged: list[str] = []
     info = _read_object(run_dir / "run.json", damaged)
     for key in ("versions", "datasets"):
@@ -68,6 +79,9 @@ def read_run(run_dir: Path) -> Run:
         evaluations=evaluations,
         overlays=overlays,
         analyses=read_analyses(run_dir / "analysis", damaged),
+        overviews=read_overviews(run_dir / "overview", damaged),
+        scaling=read_scaling(run_dir / "scaling.json", damaged),
+        warnings=read_warnings(run_dir / "log.txt"),
         damaged=damaged,
     )
 

@@ -380,3 +380,102 @@ def test_a_damaged_analysis_is_named(tmp_path, key):
     for text in ("", "[", json.dumps({**content, key: 5})):
         file.write_text(text)
         assert "analysis/balloon_val.json is damaged" in page(run).text
+
+
+def write_overview(run_dir: Path, dataset: str = "balloon_train") -> dict:
+    """The files of a data set's overview."""
+    content = {
+        "images": 4000,
+        "objects": 9000,
+        "classes": [["ball<on>", 8990, 3999], ["kite", 10, 2]],
+        "width": [320, 640, 800],
+        "height": None,
+        "object_sizes": {"small": 31, "medium": 41, "large": 59},
+        "measured": 1000,
+    }
+    (run_dir / "overview").mkdir()
+    (run_dir / "overview" / f"{dataset}.json").write_text(json.dumps(content))
+    Image.new("RGB", (1792, 920), "blue").save(run_dir / "overview" / f"{dataset}.jpg")
+    return content
+
+
+def write_scaling(run_dir: Path) -> dict:
+    """A file as d2ext/config/scaling.py makes it."""
+    content = {
+        "reference_world_size": 8,
+        "reference_batch_size": 16,
+        "world_size": 1,
+        "batch_size": 2,
+        "rule": "linear",
+        "scale": 0.125,
+        "lr_factor": 0.125,
+        "changes": [{"field": "optimizer.lr", "before": 0.02, "after": 0.02 / 8}],
+        "warnings": ["sqrt suits <it> better"],
+    }
+    (run_dir / "scaling.json").write_text(json.dumps(content))
+    return content
+
+
+def test_data_and_scaling(tmp_path):
+    run = write_run(tmp_path)
+    assert not {"Data", "Scaling", "Warnings"} & set(page(run).text.splitlines())
+    overview, scaling = write_overview(run), write_scaling(run)
+    shown = page(run)
+    for text in (
+        *("balloon_train", "4000", "9000, 2.2 an image", "320 to 800 pixels, median 640"),
+        *("31 small, 41 medium, 59 large (of 1000 images)", "ball<on>", "3999", "2 classes"),
+        *("1 worker with 2 images a step; the recipe was tuned for 8 workers with 16", "0.0025"),
+        *("multiplied by 0.125 (rule: linear), and iterations divided by 0.125", "suits <it>"),
+    ):
+        assert text in shown.text, text
+    assert shown.tags.count("img") == 2
+    (run / "overview" / "balloon_train.jpg").write_bytes(b"\xff\xd8\xff")
+    assert page(run).tags.count("img") == 1
+    for file, content in (("overview/balloon_train.json", overview), ("scaling.json", scaling)):
+        for text in ("", "[", json.dumps({**content, list(content)[-1]: {"a": None}})):
+            (run / file).write_text(text)
+            assert f"{file} is damaged" in page(run).text
+
+
+def test_a_batch_that_was_not_scaled(tmp_path):
+    run = write_run(tmp_path)
+    content = {**write_scaling(run), "scale": 1, "changes": [], "warnings": []}
+    (run / "scaling.json").write_text(json.dumps(content))
+    assert "the same batch, so nothing changed" in page(run).text
+    (run / "scaling.json").write_text(json.dumps({**content, "scale": 2}))
+    assert "had been scaled for that before" in page(run).text
+
+
+def test_warnings_of_the_log(tmp_path):
+    run = write_run(tmp_path)
+    odd = "2026-03-04 10:00:{0:02d} W d2ext.a: odd <thing> {0}\nits second line"
+    lines = [odd.format(i) for i in range(60)]
+    lines += ["2026-03-04 10:01:00 I d2ext.a: no harm"]
+    lines += ["2026-03-04 10:01:01 W d2ext.a: odd <thing> 20"] * 3
+    lines += ["2026-03-04 10:01:02 E d2ext.b: broken"]
+    (run / "log.txt").write_bytes("\n".join(lines).encode() + b"\n\xff")
+    text = page(run).text
+    assert "50 in log.txt" in text and "error: broken" in text
+    assert "no harm" not in text and "second line" not in text
+    assert "odd <thing> 11" in text and "odd <thing> 10" not in text
+    assert "10:01:014odd <thing> 20" in text  # the time, how often, what
+
+
+def test_a_page_of_a_training_renews_itself(tmp_path):
+    run = write_run(tmp_path)
+    refresh = ("http-equiv", "refresh")
+    assert refresh not in page(run).attributes
+    info = json.loads((run / "run.json").read_text())
+    del info["train_seconds"]
+    (run / "run.json").write_text(json.dumps(info))
+    shown = page(run)
+    assert refresh in shown.attributes and "Training goes on; this page renews" in shown.text
+    (run / "run.json").write_text(json.dumps({**info, "max_iter": None}))  # an evaluation
+    assert refresh not in page(run).attributes
+
+
+def test_the_command_to_train_again(tmp_path):
+    run = tmp_path / "my run"
+    run.mkdir()
+    command = f"--config-file '{run}/config.yaml' 'train.output_dir={run}_again'"
+    assert command in page(write_run(run)).text
