@@ -1,23 +1,20 @@
-// Draws each `.chart` of the page with uPlot from the JSON in it (written by charts.py), and zooms.
+// Draws each `.chart` of the page with uPlot from the JSON in it (by charts.py), and zooms.
 (() => {
   "use strict";
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const short = (v, digits) => (v == null ? "–" : String(+v.toPrecision(digits)));
   const WHOLE = [...Array(16).keys()].flatMap((k) => [1, 2, 5].map((n) => n * 10 ** k));
 
-  function axis(label, more) {
-    return {
-      label,
-      font: "12px system-ui, sans-serif",
-      labelFont: "12px system-ui, sans-serif",
-      labelSize: 18,
-      stroke: () => css("--dim"),
-      grid: { stroke: () => css("--line"), width: 1 },
-      ticks: { stroke: () => css("--line"), width: 1, size: 5 },
-      values: (_, splits) => splits.map((v) => short(v, 6)),
-      ...more,
-    };
-  }
+  const FONT = "12px system-ui, sans-serif";
+  const AXIS = {
+    font: FONT,
+    labelFont: FONT,
+    labelSize: 18,
+    stroke: () => css("--dim"),
+    grid: { stroke: () => css("--line"), width: 1 },
+    ticks: { stroke: () => css("--line"), width: 1, size: 5 },
+    values: (_, splits) => splits.map((v) => short(v, 6)),
+  };
 
   function series(line, [xs], more) {
     return {
@@ -25,7 +22,7 @@
       stroke: () => css(`--c${line.color % 8}`),
       width: 2,
       dash: line.dashed ? [6, 4] : undefined,
-      points: { show: xs.length <= 30, size: 6 },
+      points: { show: xs.length <= 30, size: 6, fill: () => css("--card") },
       value: (_, v) => short(v, 4),
       ...more,
     };
@@ -43,12 +40,17 @@
       ],
       scales: { x: { time: false }, y: content.ylim ? { range: content.ylim } : {} },
       axes: [
-        axis(content.xlabel,
-          { space: 64, size: 34, ...(content.xlabel === "iteration" ? { incrs: WHOLE } : {}) }),
-        axis(content.ylabel, {
+        {
+          ...AXIS, label: content.xlabel, size: 34,
+          space: (_, i, min, max) => Math.max(44, 12 + 8 * String(Math.round(max)).length),
+          ...(content.xlabel === "iteration" ? { incrs: WHOLE } : {}),
+        },
+        {
+          ...AXIS, label: content.ylabel,
           size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((v) => v.length)),
-        }),
+        },
       ],
+      legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       hooks: {
         // A pale line has no entry of its own in the legend: it is hidden with its strong one.
         setSeries: [(plot, i, { show }) => {
@@ -61,23 +63,21 @@
     return new uPlot(options, uPlot.join(curves), box);
   }
 
-  function show(plot, middle, span) {
+  // How a key changes what is shown: its span, as a factor, and where, in parts of the span.
+  const MOVES = {
+    "+": [0.5, 0], "=": [0.5, 0], "-": [2, 0], 0: [Infinity, 0],
+    ArrowLeft: [1, -0.25], ArrowRight: [1, 0.25],
+  };
+
+  function move(plot, [factor, shift]) {
     const xs = plot.data[0], low = xs[0], high = xs[xs.length - 1];
-    span = Math.min(high - low, Math.max(span, (high - low) / 1000));
-    const min = Math.min(Math.max(middle - span / 2, low), high - span);
-    if (span > 0) plot.setScale("x", { min, max: min + span });
+    const { min, max } = plot.scales.x;
+    const span = Math.min(high - low, Math.max((max - min) * factor, (high - low) / 1000));
+    const wanted = (min + max) / 2 + shift * (max - min) - span / 2;
+    const left = Math.max(low, Math.min(wanted, high - span));
+    if (span > 0) plot.setScale("x", { min: left, max: left + span });
   }
 
-  function press(plot, key) {
-    const { min, max } = plot.scales.x, middle = (min + max) / 2, span = max - min;
-    if (key === "+" || key === "=") show(plot, middle, span / 2);
-    else if (key === "-") show(plot, middle, span * 2);
-    else if (key === "ArrowLeft") show(plot, middle - span / 4, span);
-    else if (key === "ArrowRight") show(plot, middle + span / 4, span);
-    else if (key === "0") show(plot, middle, Infinity);
-    else return false;
-    return true;
-  }
   const boxes = [...document.querySelectorAll(".chart")];
   for (const box of boxes) {
     const content = JSON.parse(box.querySelector("script").textContent);
@@ -90,10 +90,11 @@
       else box.plot = draw(box, content, { width, height });
     })).observe(box);
     box.addEventListener("keydown", (e) => {
-      if (e.ctrlKey || e.metaKey || e.altKey || !box.plot) return;
-      if (press(box.plot, e.key)) e.preventDefault();
+      if (!(e.key in MOVES) || e.ctrlKey || e.metaKey || e.altKey || !box.plot) return;
+      e.preventDefault();
+      move(box.plot, MOVES[e.key]);
     });
   }
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", () => boxes.forEach((box) => box.plot?.redraw(false)));
+  matchMedia("(prefers-color-scheme: dark)")
+    .addEventListener("change", () => boxes.forEach((box) => box.plot?.redraw(false)));
 })();

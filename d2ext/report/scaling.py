@@ -41,7 +41,7 @@ class Scaling(msgspec.Struct):
                 f"Learning rates are multiplied by {self.lr_factor:.4g} (rule: {self.rule}), and"
                 f" iterations divided by {self.scale:.4g}."
             )
-        return said + self.warnings
+        return said + [f"Warning: {warning}." for warning in self.warnings]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Field, before and after."""

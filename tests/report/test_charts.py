@@ -2,9 +2,11 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
+from d2ext.report import charts
 from d2ext.report.charts import Line, chart, smooth, thinned
 
 
@@ -54,3 +56,9 @@ def test_plain_data_that_cannot_end_its_script():
             }
         ],
     }
+
+
+def test_the_script_is_small():
+    script = (Path(charts.__file__).parent / "charts.js").read_text()
+    assert len(script.splitlines()) <= 100 and "\r" not in script and "</" not in script
+    assert max(map(len, script.splitlines())) <= 100
