@@ -16,6 +16,7 @@
     values: (_, splits) => splits.map((v) => short(v, 6)),
   };
 
+  const PALE = { class: "pale", alpha: 0.35, width: 1, points: { show: false } };
   function series(line, [xs], more) {
     return {
       label: line.label,
@@ -34,8 +35,7 @@
       ...size,
       series: [
         { label: content.xlabel, value: (_, v) => short(v, 16) },
-        ...pale.map((line) =>
-          series(line, line.raw, { class: "pale", alpha: 0.35, width: 1, points: { show: false } })),
+        ...pale.map((line) => series(line, line.raw, PALE)),
         ...content.lines.map((line) => series(line, line.curve, {})),
       ],
       scales: { x: { time: false }, y: content.ylim ? { range: content.ylim } : {} },

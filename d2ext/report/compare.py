@@ -100,8 +100,9 @@ def _charts(
         ]
         if lines:
             title = _RATES.get(key, key)
-            limits = (0, 100) if key in keys else None
-            yield {"title": title, "data": chart(lines, title, ylim=limits)}
+            percent = key in keys
+            data = chart(lines, "percent" if percent else title, (0, 100) if percent else None)
+            yield {"title": title, "data": data}
 
 
 def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
