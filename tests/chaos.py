@@ -27,7 +27,7 @@ import torch.utils.tensorboard  # noqa: F401
 from tabulate import tabulate
 
 import d2ext.engine.job
-import d2ext.engine.ranks  # noqa: F401
+import d2ext.engine.ranks
 import d2ext.inference.sheets  # noqa: F401
 from d2ext.data.synthetic import draw_balloons
 from tests.chaotic.damages import DAMAGES, soak

@@ -27,11 +27,13 @@ class Line:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Centred moving average over a tenth of the curve."""
-    reach = len(curve) // 20
+    """Centred moving average over a tenth of the curve, at 500 points of it at most."""
+    last, reach = len(curve) - 1, len(curve) // 20
     values = [v for _, v in curve]
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(curve)))
-    return [(x, sum(w) / len(w)) for (x, _), w in zip(curve, windows, strict=True)]
+    count = min(len(curve), _MAX_POINTS)
+    rows = [round(k * last / max(1, count - 1)) for k in range(count)]
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in rows]
+    return [(curve[i][0], sum(w) / len(w)) for i, w in zip(rows, windows, strict=True)]
 
 
 def thinned(curve: Curve, limit: int = _MAX_POINTS) -> Curve:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from d2ext.report.charts import Curve
 from d2ext.report.log import Warned, read_warnings
 from d2ext.report.overview import Overview, read_overviews
 from d2ext.report.scaling import Scaling, read_scaling
+
+_FRESH = 3600  # seconds since the last numbers, which is longer than most evaluations take
 
 
 @dataclass
@@ -34,12 +37,8 @@ class Run:
     overviews: dict[str, Overview]  # dataset -> what it holds
     scaling: Scaling | None
     warnings: list[Warned]
+    goes_on: bool  # it trains, as far as the files say
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it is a training that has not come to its end, as far as run.json says."""
-        return bool(self.info.get("max_iter")) and "train_seconds" not in self.info
 
     @property
     def batch_size(self) -> int | None:
@@ -82,8 +81,17 @@ def read_run(run_dir: Path) -> Run:
         overviews=read_overviews(run_dir / "overview", damaged),
         scaling=read_scaling(run_dir / "scaling.json", damaged),
         warnings=read_warnings(run_dir / "log.txt"),
+        goes_on=_goes_on(run_dir, info),
         damaged=damaged,
     )
+
+
+def _goes_on(run_dir: Path, info: dict[str, Any]) -> bool:
+    """Whether a training has not come to its end, nor been killed: its numbers are fresh."""
+    if not info.get("max_iter") or "train_seconds" in info:
+        return False
+    files = [run_dir / name for name in ("run.json", "metrics.json")]
+    return time.time() - max(f.stat().st_mtime for f in files if f.is_file()) < _FRESH
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:

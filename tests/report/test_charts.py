@@ -16,6 +16,9 @@ def test_a_moving_average_over_a_tenth():
     assert smooth(curve)[20] == (20, pytest.approx(0.4))  # 18 to 22
     assert smooth(curve)[0] == (0, pytest.approx(1 / 3))  # 0 to 2
     assert smooth([]) == []
+    long = smooth([(i, float(i % 2)) for i in range(20_001)])
+    assert len(long) == 500 and (long[0][0], long[-1][0]) == (0, 20_000)
+    assert {round(v, 1) for _, v in long} == {0.5}
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 500, 501, 997, 12_345])

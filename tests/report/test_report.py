@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -470,6 +472,9 @@ def test_a_page_of_a_training_renews_itself(tmp_path):
     (run / "run.json").write_text(json.dumps(info))
     shown = page(run)
     assert refresh in shown.attributes and "Training goes on; this page renews" in shown.text
+    for file in run.iterdir():  # killed yesterday
+        os.utime(file, (0, time.time() - 86400))
+    assert refresh not in page(run).attributes
     (run / "run.json").write_text(json.dumps({**info, "max_iter": None}))  # an evaluation
     assert refresh not in page(run).attributes
 
