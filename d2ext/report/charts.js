@@ -18,12 +18,11 @@
 
   const PALE = { class: "pale", alpha: 0.35, width: 1, points: { show: false } };
   function series(line, [xs], more) {
+    const color = () => css(`--c${line.color % 8}`);
     return {
-      label: line.label,
-      stroke: () => css(`--c${line.color % 8}`),
-      width: 2,
+      label: line.label, stroke: color, width: 2,
       dash: line.dashed ? [6, 4] : undefined,
-      points: { show: xs.length <= 30, size: 6, fill: () => css("--card") },
+      points: { show: xs.length <= 30, size: 6, fill: color },
       value: (_, v) => short(v, 4),
       ...more,
     };

@@ -459,8 +459,8 @@ def test_warnings_of_the_log(tmp_path):
     text = page(run).text
     assert "50 in log.txt" in text and "error: broken" in text
     assert "no harm" not in text and "second line" not in text
-    assert "odd <thing> 11" in text and "odd <thing> 10" not in text
-    assert "10:01:014odd <thing> 20" in text  # the time, how often, what
+    assert "odd <thing> 11" in text and "odd <thing> 10 " not in text
+    assert "odd <thing> 20 (4 times, last 2026-03-04 10:01:01)" in text
 
 
 def test_a_page_of_a_training_renews_itself(tmp_path):
