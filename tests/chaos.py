@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # What forked runs need is imported once.
 import detectron2.model_zoo  # noqa: F401
-import matplotlib.backends.backend_svg  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from tabulate import tabulate
 
 import d2ext.engine.job
-import d2ext.engine.ranks  # noqa: F401
+import d2ext.engine.ranks
+import d2ext.inference.sheets  # noqa: F401
 from d2ext.data.synthetic import draw_balloons
 from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import (

@@ -60,6 +60,7 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
         "classes": plan.classes,
         "datasets": plan.datasets,
         "max_iter": plan.schedule and plan.schedule.max_iter,
+        "batch_size": plan.schedule and plan.schedule.batch_size,
     }
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]

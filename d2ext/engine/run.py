@@ -1,5 +1,6 @@
 """One run, from a checked plan to a directory of results."""
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, Memory, R
 from d2ext.engine.log import log_to_file
 from d2ext.engine.numbers import WriteNumbers
 from d2ext.engine.output_dir import check_free_space, make_output_dir
+from d2ext.engine.overview import write_overview
 from d2ext.engine.panel import LivePanel, say_where
 from d2ext.engine.preflight import Plan
 from d2ext.engine.results import Results
@@ -41,7 +43,7 @@ from d2ext.engine.trainer import Trainer
 from d2ext.engine.weights import load_weights
 from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import Suite
+from d2ext.evaluation.suite import Suite, test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.files import write_json
 from d2ext.report import write_report
@@ -160,6 +162,17 @@ def train(
         save_config(unscaled, out)
         return write_about(out, plan, about)
 
+    @functools.cache
+    def look_at_data() -> None:
+        # Behind the first evaluation, so that no training waits for it to begin.
+        # Sets of Detectron2's own registration are left out: its readers take long, or fork.
+        names = [name for name in plan.datasets if name in cfg.datasets]
+        write_overview(names, test_sets(cfg.dataloader.train), out)
+
+    def report() -> None:
+        look_at_data()
+        write_report(out)
+
     started = from_main(describe_run)
     hooks = [LearningRate(state.optimizer, multiplier), d2_hooks.IterationTimer()]
     if state.average:
@@ -170,7 +183,7 @@ def train(
         hooks.append(Evaluate(evaluation_due, evaluate, results.known(start_iter)))
     if main:
         hooks.append(WriteNumbers(out, numbers_due, schedule.max_iter))
-        hooks.append(Report(evaluation_due, lambda: write_report(out)))
+        hooks.append(Report(evaluation_due, report))
     trainer = Trainer(
         distributed(Guarded(state.model), cfg, plan.device),
         state.optimizer,
@@ -189,7 +202,10 @@ def train(
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
         finish_about(out, started, trainer.stopped_by)
-        write_report(out)
+        if trainer.stopped_by:
+            write_report(out)  # at once: whoever sent the signal may not wait for more
+        else:
+            report()
         say_where(out, results, about["command"], bool(trainer.stopped_by), _is_synthetic(plan))
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)

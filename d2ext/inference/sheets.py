@@ -25,7 +25,7 @@ from d2ext.inference.overlay import (
 # Pixels. A JPEG page is _ACROSS x _DOWN cells, each a strip of text and a picture that fits below.
 _CELL, _STRIP, _GAP, _MARGIN = (440, 330), 26, 8, 16
 _ACROSS, _DOWN = 4, 4
-_HTML_PICTURE = (640, 480)
+_HTML_PICTURE, _THUMBNAIL = (640, 480), (280, 210)
 _PAPER, _CARD, _VOID, _INK, _DIM = "#eceff3", "#181c26", "#0d1016", "#ffffff", "#aab4c5"
 
 
@@ -106,6 +106,19 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
         title = _shortened(view.title, lambda t, room=room: draw.textlength(t, font) <= room)
         draw.text((left + 8, _STRIP / 2), title, _INK, font, anchor="lm")
     return tile
+
+
+def make_thumbnail(view: View, metadata: Any) -> Image.Image:
+    """A view without words, for `make_sheet`; `metadata` as for `make_tile`."""
+    tile = Image.new("RGB", _THUMBNAIL, _VOID)
+    picture = Image.fromarray(_drawn(view, metadata, _THUMBNAIL, labels=False))
+    tile.paste(picture, ((tile.width - picture.width) // 2, (tile.height - picture.height) // 2))
+    return tile
+
+
+def make_sheet(thumbnails: Sequence[Image.Image]) -> Image.Image:
+    """One page of the thumbnails, of which there is one at least."""
+    return _page(list(thumbnails))
 
 
 def _shortened(text: str, fits: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from d2ext.report.charts import Line, svg
+from d2ext.report.charts import Line, chart
 
 _MATRIX = 20  # classes of a matrix that is shown whole
 _CONFUSIONS = 20  # the most frequent ones, of a larger matrix
@@ -148,8 +148,7 @@ def _curves(classes: list[ClassRow]) -> Markup:
         points = [(k / 100, p) for k, p in enumerate(c.curve.precision) if p is not None]
         if points:
             lines.append(Line(c.name, points, color=i))
-    # matplotlib has escaped what it was given.
-    return Markup(svg(lines, "precision", (0, 1.02), xlabel="recall") if lines else "")
+    return chart(lines, "precision", (0, 1.02), xlabel="recall") if lines else Markup()
 
 
 def _confusions(content: Confusions) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from d2ext.files import replaced
 from d2ext.html import page_template
-from d2ext.report.charts import Line, smooth, svg
+from d2ext.report.charts import Line, chart, page_parts, smooth
 from d2ext.report.page import duration_words, require_run
 from d2ext.report.read import Run, read_run
 
@@ -42,6 +41,7 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
         rows=[_row(name, run, keys) for name, run in zip(names, runs, strict=True)],
         charts=list(_charts(names, runs, keys)),
         changes=_changes(runs),
+        **page_parts(),
     )
     with replaced(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
@@ -71,10 +71,6 @@ def _keys(runs: Sequence[Run]) -> list[str]:
 def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     times = [seconds for _, seconds in run.curves.get("time", [])]
     step = statistics.median(times) if times else None
-    config = _flat(run.config)
-    batch = config.get("dataloader.train.total_batch_size")
-    if batch == "${train.reference_batch_size}":
-        batch = config.get("train.reference_batch_size")
     iterations = run.curves.get("total_loss", [])
     results = _evaluation(run)
     return {
@@ -83,7 +79,7 @@ def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
         "numbers": [results.get(key) for key in keys],
         "iterations": f"{iterations[-1][0] + 1:.0f}" if iterations else "",
         "step": f"{step:.3g}" if step else "",
-        "images": f"{batch / step:.3g}" if step and isinstance(batch, int) else "",
+        "images": f"{run.batch_size / step:.3g}" if step and run.batch_size else "",
         "duration": duration_words(run.info.get("train_seconds")),
         "device": " ".join(str(run.info.get(key) or "") for key in ("device", "machine")),
     }
@@ -104,9 +100,9 @@ def _charts(
         ]
         if lines:
             title = _RATES.get(key, key)
-            limits = (0, 100) if key in keys else None
-            # matplotlib has escaped what it was given.
-            yield {"title": title, "svg": Markup(svg(lines, title, ylim=limits))}
+            percent = key in keys
+            data = chart(lines, "percent" if percent else title, (0, 100) if percent else None)
+            yield {"title": title, "data": data}
 
 
 def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

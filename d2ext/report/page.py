@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,13 +16,14 @@ from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.html import page_template
 from d2ext.report.analysis import captions, sections
-from d2ext.report.charts import Line, smooth, svg
+from d2ext.report.charts import Line, chart, page_parts, smooth
 from d2ext.report.read import Evaluation, Run, read_run
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 _MAX_PICTURES = 24
 _MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+_MAX_SHEET_BYTES = 1_000_000  # the same for contact sheets
 # What a training counts, and what it means.
 _LEFT_OUT = {
     "bad_images": "Samples whose image could not be read, so that another one took its place",
@@ -62,6 +64,13 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         charts=list(_charts(run)),
         analyses={d: list(sections(a)) for d, a in run.analyses.items()},
         galleries=list(_galleries(run, run_dir)),
+        overviews=run.overviews,
+        sheets=_sheets(run, run_dir),
+        scaling=run.scaling,
+        warnings=run.warnings,
+        goes_on=run.goes_on,
+        again=_again(run_dir),
+        **page_parts(),
     )
     page = run_dir / "report.html"
     with replaced(page, "wb") as f:
@@ -169,18 +178,18 @@ def _charts(run: Run) -> Iterator[dict[str, Any]]:
 
     pale = "Pale: as logged; strong: moving average."
     if "total_loss" in run.curves:
-        chart = svg([loss_line("total_loss", "total loss")], "total loss")
-        yield _chart("Total loss", pale, chart)
+        data = chart([loss_line("total_loss", "total loss")], "total loss")
+        yield _chart("Total loss", data, pale)
     parts = [n for n in run.curves if n.startswith("loss")]
     # By size, so that the legend reads like the picture, from top to bottom.
     parts.sort(key=lambda n: -sum(v for _, v in run.curves[n]) / len(run.curves[n]))
     if parts:
         lines = [loss_line(name, name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
         some = f" The {_MAX_LOSSES} largest of {len(parts)}." if len(parts) > _MAX_LOSSES else ""
-        yield _chart("Parts of the loss", pale + some, svg(lines, "loss"))
+        yield _chart("Parts of the loss", chart(lines, "loss"), pale + some)
     if "lr" in run.curves:
-        chart = svg([Line("learning rate", run.curves["lr"])], "learning rate")
-        yield _chart("Learning rate", "Of the first parameter group.", chart)
+        data = chart([Line("learning rate", run.curves["lr"])], "learning rate")
+        yield _chart("Learning rate", data, "Of the first parameter group.")
 
     datasets: dict[str, dict[str, list[Line]]] = {}
     for key in sorted(run.curves):
@@ -192,13 +201,22 @@ def _charts(run: Run) -> Iterator[dict[str, Any]]:
             tasks.setdefault(task, []).append(line)
     for dataset, tasks in datasets.items():
         lines = [line for group in tasks.values() for line in group]
-        chart = svg(lines, "AP (percent)", ylim=(0, 100))
-        yield _chart(f"AP on {dataset}", "", chart, synthetic=run.synthetic(dataset))
+        data = chart(lines, "AP (percent)", ylim=(0, 100))
+        yield _chart(f"AP on {dataset}", data, synthetic=run.synthetic(dataset))
+
+    seconds = [(i, s) for i, s in run.curves.get("time", []) if s > 0]
+    if seconds and run.batch_size:
+        rate = [(i, run.batch_size / s) for i, s in seconds]
+        data = chart([Line("images/s", smooth(rate), raw=rate)], "images/s")
+        yield _chart("Images per second", data, "Of all processes together, while training.")
+    if "memory_mb" in run.curves:
+        used = [(i, mb / 1024) for i, mb in run.curves["memory_mb"]]
+        data = chart([Line("memory", used)], "memory (GiB)")
+        yield _chart("Memory", data, "Of the first process: the most of its GPU, else its own.")
 
 
-def _chart(title: str, text: str, chart: str, synthetic: bool = False) -> dict[str, Any]:
-    # matplotlib has escaped what it was given.
-    return {"title": title, "text": text, "svg": Markup(chart), "synthetic": synthetic}
+def _chart(title: str, data: Markup, text: str = "", synthetic: bool = False) -> dict[str, Any]:
+    return {"title": title, "text": text, "data": data, "synthetic": synthetic}
 
 
 def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -226,6 +244,20 @@ def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
             "total": len(folders[dataset]),
             "pictures": [p for p in pictures if p["uri"]],
         }
+
+
+def _sheets(run: Run, run_dir: Path) -> dict[str, str]:
+    """Data set to its contact sheet, where there is one."""
+    budget = _MAX_SHEET_BYTES // max(1, len(run.overviews))
+    files = {d: run_dir / "overview" / f"{d}.jpg" for d in run.overviews}
+    uris = {d: _data_uri(file, budget) for d, file in files.items() if file.is_file()}
+    return {d: uri for d, uri in uris.items() if uri}
+
+
+def _again(run_dir: Path) -> str:
+    """A command that trains as the run did, in a folder beside it."""
+    command = ["python", "tools/train_net.py", "--config-file", str(run_dir / "config.yaml")]
+    return shlex.join([*command, f"train.output_dir={run_dir}_again"])
 
 
 def _data_uri(file: Path, budget: int) -> str | None:

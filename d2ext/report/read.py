@@ -2,12 +2,18 @@
 
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from d2ext.report.analysis import Analysis, read_analyses
 from d2ext.report.charts import Curve
+from d2ext.report.log import Warned, read_warnings
+from d2ext.report.overview import Overview, read_overviews
+from d2ext.report.scaling import Scaling, read_scaling
+
+_FRESH = 3600  # seconds since the last numbers, which is longer than most evaluations take
 
 
 @dataclass
@@ -28,7 +34,17 @@ class Run:
     evaluations: dict[str, Evaluation]  # "best", "last": those that exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
     analyses: dict[str, Analysis]  # dataset -> where it goes wrong
+    overviews: dict[str, Overview]  # dataset -> what it holds
+    scaling: Scaling | None
+    warnings: list[Warned]
+    goes_on: bool  # it trains, as far as the files say
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per optimizer step over all ranks, where run.json says so."""
+        value = self.info.get("batch_size")
+        return value if type(value) is int and 0 < value < 2**53 else None
 
     def synthetic(self, dataset: str) -> bool:
         """Whether run.json says that a dataset's pictures are drawn, not photographed."""
@@ -37,7 +53,7 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads run.json, config.yaml, metrics.json, results.json, analysis/ and overlays' names."""
+    """Reads all that the page is made of but the pictures, of which it takes the names."""
     damaged: list[str] = []
     info = _read_object(run_dir / "run.json", damaged)
     for key in ("versions", "datasets"):
@@ -62,8 +78,20 @@ def read_run(run_dir: Path) -> Run:
         evaluations=evaluations,
         overlays=overlays,
         analyses=read_analyses(run_dir / "analysis", damaged),
+        overviews=read_overviews(run_dir / "overview", damaged),
+        scaling=read_scaling(run_dir / "scaling.json", damaged),
+        warnings=read_warnings(run_dir / "log.txt"),
+        goes_on=_goes_on(run_dir, info),
         damaged=damaged,
     )
+
+
+def _goes_on(run_dir: Path, info: dict[str, Any]) -> bool:
+    """Whether a training has not come to its end, nor been killed: its numbers are fresh."""
+    if not info.get("max_iter") or "train_seconds" in info:
+        return False
+    files = [run_dir / name for name in ("run.json", "metrics.json")]
+    return time.time() - max(f.stat().st_mtime for f in files if f.is_file()) < _FRESH
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:

@@ -69,6 +69,8 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
     assert (work / "last_checkpoint").read_text() == "model_final.pth"
     assert len(list((work / "overlays" / "balloon_val").glob("*.jpg"))) == 2
     assert list(work.glob("events.out.tfevents*"))
+    assert json.loads((work / "overview" / "balloon_val.json").read_text())["images"] == 2
+    assert (work / "overview" / "balloon_train.jpg").is_file()
     assert sorted(_losses(work)) == [0, 1, 2, 3]
     about = json.loads((work / "run.json").read_text())
     assert about["datasets"]["balloon_val"] == {
@@ -77,12 +79,14 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
         "masks": True,
         "synthetic": True,
     }
-    assert "train.seed=3" in about["command"]
+    assert "train.seed=3" in about["command"] and about["batch_size"] == 2
     trained = json.loads((work / "results.json").read_text())["last"]
     assert trained["iteration"] == 4
     assert {"balloon_val/coco/bbox/AP", "balloon_val/coco/segm/AP50"} <= set(trained["results"])
     html = (work / "report.html").read_text()
-    assert "synthetic" in html
+    for words in ("synthetic", "Images per second", "Memory", "Object sizes"):
+        assert words in html
+    assert "Training goes on" not in html
 
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--eval-only", "--weights", "last", *tiny),

@@ -27,6 +27,16 @@ def test_results_curves_and_what_differs(tmp_path):
     assert "train.max_iter" in text and "train.seed" in text and "100" in text and "200" in text
 
 
+def test_images_a_second_are_of_what_a_run_says_of_itself(tmp_path):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    info = json.loads((two / "run.json").read_text())
+    for batch in (None, "8", 0, True):
+        (two / "run.json").write_text(json.dumps({**info, "batch_size": batch}))
+        # iterations, seconds a step, images/s (8 images in half a second), duration
+        text = _shown([one, two], tmp_path)
+        assert "960.5165 min 32 s" in text and "960.55 min 32 s" in text
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -1,0 +1,108 @@
+"""What the data sets of a run hold, for its report: counts, sizes, and contact sheets."""
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import check_image_size, read_image
+
+from d2ext.data.records import columns_of, select
+from d2ext.evaluation.instances import ground_truth
+from d2ext.files import replaced, write_json
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = 24  # images that are decoded, of all training sets together
+_MEASURED = 1000  # images whose objects are measured: areas are in no column
+_SMALL, _LARGE = 32**2, 96**2  # square pixels, as COCO tells sizes apart
+
+
+def write_overview(names: Sequence[str], training: Collection[str], out: Path) -> None:
+    """Writes `overview/<dataset>.json`, and of training sets also `overview/<dataset>.jpg`.
+
+    What cannot be read is logged and left out: no training ends for a picture of its data.
+
+    Args:
+        names: of registered data sets.
+        training: those of them that are trained on.
+        out: the run directory.
+    """
+    share = max(1, _PICTURES // max(1, len(training)))
+    for name in names:
+        file = out / "overview" / f"{name}.json"
+        try:
+            records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+            write_json(file, summary(records, metadata.thing_classes))
+            if name in training:
+                _write_sheet(records, metadata, file.with_suffix(".jpg"), share)
+        except Exception as e:  # whatever a data set of the user's raises
+            logger.warning("No overview of %s: %s", name, _in_words(e))
+
+
+def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
+    """Counts and sizes.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        classes: names by `category_id`.
+
+    Returns:
+        `images`; `objects` (no crowds, groups, difficult ones); `classes`, rows of name, objects
+        and images with one; `width` and `height` in pixels, [least, median, most] or None;
+        `object_sizes`, how many are small, medium and large for COCO, among those of `measured`
+        images, which lie evenly spread.
+    """
+    columns = columns_of(records)
+    objects, images = columns.category_counts(len(classes))
+    rows = _spread(np.arange(len(records)), _MEASURED)
+    truth = ground_truth(select(records, rows), classes)
+    areas = truth.areas[~(truth.crowd | truth.difficult | truth.group_of)]
+    sizes = np.bincount(np.digitize(areas, (_SMALL, _LARGE)), minlength=3).tolist()
+    return {
+        "images": len(records),
+        "objects": len(columns.categories),
+        "classes": list(zip(classes, objects.tolist(), images.tolist(), strict=True)),
+        "width": _range(columns.widths),
+        "height": _range(columns.heights),
+        "object_sizes": dict(zip(("small", "medium", "large"), sizes, strict=True)),
+        "measured": len(rows),
+    }
+
+
+def _range(pixels: np.ndarray) -> list[int] | None:
+    known = pixels[pixels > 0]
+    return [int(f(known)) for f in (np.min, np.median, np.max)] if len(known) else None
+
+
+def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
+
+
+def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int) -> None:
+    # Here, because a training need not wait for matplotlib.
+    from d2ext.inference.sheets import View, make_sheet, make_thumbnail
+
+    counts = columns_of(records).objects
+    rows = np.flatnonzero(counts) if counts.any() else np.arange(len(records))
+    tiles = []
+    for i in _spread(rows, limit).tolist():
+        record = records[i]
+        try:
+            photo = read_image(record["file_name"], "RGB")
+            check_image_size(record, photo)
+            view = View(photo, record.get("annotations", ()), "", "")
+            tiles.append(make_thumbnail(view, metadata))
+        except Exception as e:  # Pillow raises all sorts for broken files
+            name = record["file_name"]
+            logger.warning("%s is not in the contact sheet: %s", name, _in_words(e))
+    if tiles:
+        with replaced(file, "wb") as f:
+            make_sheet(tiles).save(f, "JPEG", quality=85)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

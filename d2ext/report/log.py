@@ -1,0 +1,36 @@
+"""log.txt of a run directory -> its warnings."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ([WEC]) (\S+): (.*)")
+_LEVELS = {"W": "warning", "E": "error", "C": "error"}
+_SHOWN = 50
+
+
+@dataclass
+class Warned:
+    """A warning or an error: what was said, how often, and when for the last time."""
+
+    level: str
+    text: str
+    count: int
+    last: str
+
+
+def read_warnings(log: Path) -> list[Warned]:
+    """The last 50 different ones, in the order of their last times; [] where there is no log."""
+    found: dict[tuple[str, str], Warned] = {}
+    try:
+        with open(log, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                if match := _LINE.match(line):
+                    time, letter, _, text = match.groups()
+                    level = _LEVELS[letter]
+                    before = found.pop((level, text), None)  # so that it stands last again
+                    count = before.count + 1 if before else 1
+                    found[level, text] = Warned(level, text, count, time)
+    except OSError:
+        return []
+    return list(found.values())[-_SHOWN:]

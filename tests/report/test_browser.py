@@ -1,0 +1,206 @@
+"""The pages in a real browser: drawn, silent, small enough for a phone, and led by the keyboard."""
+
+import json
+import shutil
+
+import pytest
+
+from d2ext.report import write_comparison, write_report
+from tests.report.test_report import write_analysis, write_overview, write_run, write_scaling
+
+pytestmark = pytest.mark.browser
+
+EVIL = "</script><script>document.title = 'evil'</script><!--\"'&"
+RANGE = "(box) => [box.plot.scales.x.min, box.plot.scales.x.max]"
+# Pixels of a canvas with anything on them, and the sum of their three colours.
+INK = """(canvas) => {
+  const {width, height} = canvas;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0);
+  const {data} = copy.getImageData(0, 0, width, height);
+  let drawn = 0, light = 0;
+  for (let i = 0; i < data.length; i += 4)
+    if (data[i + 3]) { drawn += 1; light += data[i] + data[i + 1] + data[i + 2]; }
+  return [drawn, light / drawn];
+}"""
+
+DRAWN = """async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  const boxes = [...document.querySelectorAll(".chart")];
+  while (boxes.some((box) => box.checkVisibility() && !box.plot)) await frame();
+  for (let i = 0; i < 3; i += 1) await frame();
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; skips where Debian's is not installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("needs chromium (as root on Debian: make test-browser)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Its sandbox does not start for root, and the pages are our own.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(chromium):
+    """Opens a file; fails behind the test if the page said or asked for anything."""
+    said, contexts = [], []
+
+    def open_page(file, **options):
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on(
+            "request",
+            lambda r: r.url == file.as_uri() or r.url.startswith("data:") or said.append(r.url),
+        )
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with all that a page can show."""
+    run = write_run(tmp_path / "run", synthetic=True)
+    write_analysis(run, ["balloon", EVIL], "overlays/balloon_val/photo.jpg")
+    write_overview(run)
+    write_scaling(run)
+    (run / "log.txt").write_text("2026-03-04 10:00:00 W d2ext.a: " + "a_long_word" * 20 + "\n")
+    return run
+
+
+def drawn(page):
+    """Waits until each chart that is open has been drawn; gives their ink."""
+    page.evaluate(DRAWN)  # wait_for_function would need eval, which the pages' policy forbids
+    return [canvas.evaluate(INK) for canvas in page.query_selector_all(".chart canvas")]
+
+
+def fits(page):
+    """Whether the page does not scroll sideways."""
+    return page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+
+
+def pages(run, tmp_path):
+    """The report, and a comparison with another run."""
+    other = write_run(tmp_path / "other")
+    return write_report(run), write_comparison([run, other], tmp_path / "comparison.html")
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_drawn(show, run, tmp_path, width, scheme):
+    report, comparison = pages(run, tmp_path)
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    for file, charts in ((report, 7), (comparison, 4)):
+        page = show(file, **options)
+        inks = drawn(page)
+        assert len(inks) >= charts and all(pixels > 500 for pixels, _ in inks), inks
+        assert fits(page)
+        assert page.title() in ("my_recipe", "2 runs")
+        for part in page.query_selector_all("details:not([open]) > summary"):
+            part.click()
+        assert len(drawn(page)) == page.evaluate("document.querySelectorAll('.chart').length")
+        assert fits(page)
+
+
+def test_colours_follow_the_scheme(show, run):
+    page = show(write_report(run), color_scheme="light")
+    light = drawn(page)[0][1]
+    page.emulate_media(color_scheme="dark")
+    dark = drawn(page)[0][1]
+    assert dark != light
+    assert drawn(show(write_report(run), color_scheme="dark"))[0][1] == pytest.approx(
+        dark, rel=0.01
+    )
+
+
+def test_the_keyboard_zooms(show, run):
+    page = show(write_report(run))
+    drawn(page)
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.chart')"):
+            break
+    box = page.evaluate_handle("document.activeElement").as_element()
+    assert box.get_attribute("aria-label").startswith("Total loss")
+    assert box.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
+    ranges = {}
+    for key in ("", "+", "ArrowRight", "ArrowLeft", "-", "+", "+", "0"):
+        if key:
+            page.keyboard.press(key)
+        drawn(page)
+        ranges.setdefault(key, []).append(box.evaluate(RANGE))
+    assert ranges[""] == [[0, 95]]
+    assert ranges["+"][0] == [23.75, 71.25]
+    assert ranges["ArrowRight"] == [[35.625, 83.125]]
+    assert ranges["ArrowLeft"] == [[23.75, 71.25]]
+    assert ranges["-"] == [[0, 95]]
+    assert ranges["+"][2] == [35.625, 59.375]
+    assert ranges["0"] == [[0, 95]]
+
+
+def test_the_mouse_zooms_and_reads_values(show, run):
+    page = show(write_report(run))
+    drawn(page)
+    box = page.query_selector(".chart")
+    box.scroll_into_view_if_needed()
+    area = box.query_selector(".u-over").bounding_box()
+    middle = area["y"] + area["height"] / 2
+    page.mouse.move(area["x"] + area["width"] / 2, middle)
+    assert "iteration45total loss2.1" in box.inner_text().replace("\n", "")
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] * 0.75, middle, steps=4)
+    page.mouse.up()
+    drawn(page)
+    low, high = box.evaluate(RANGE)
+    assert 40 < low < 55 and 65 < high < 80
+    page.mouse.dblclick(area["x"] + 40, middle)
+    drawn(page)
+    assert box.evaluate(RANGE) == [0, 95]
+
+
+def test_a_hidden_line_takes_its_pale_one_along(show, run):
+    page = show(write_report(run))
+    drawn(page)
+    shown = "(box) => box.plot.series.slice(1).map((s) => s.show)"
+    box = page.query_selector(".chart")
+    assert box.evaluate(shown) == [True, True]
+    page.click(".chart .u-legend tr:not(.pale) >> text=total loss")
+    assert box.evaluate(shown) == [False, False]
+
+
+def test_wild_numbers(show, run):
+    rows = [{"iteration": 10**15 * k, "total_loss": 1e38 * (-1) ** k} for k in range(3)]
+    rows += [{"iteration": 7, "lr": 1e-7, "d/coco/bbox/AP": 3.0, "loss_" + EVIL: 1e-38}]
+    (run / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = show(write_report(run))
+    assert len(drawn(page)) == 5  # with the precision over recall
+    assert page.title() == "my_recipe"
+
+
+def test_only_a_training_that_goes_on_renews_its_page(show, run):
+    refresh = "document.querySelectorAll('meta[http-equiv=refresh]').length"
+    assert show(write_report(run)).evaluate(refresh) == 0
+    info = json.loads((run / "run.json").read_text())
+    del info["train_seconds"]
+    (run / "run.json").write_text(json.dumps(info))
+    assert show(write_report(run)).evaluate(refresh) == 1
+
+
+def test_without_scripts_the_page_says_so(show, run):
+    page = show(write_report(run), java_script_enabled=False)
+    assert "JavaScript, which is off" in page.inner_text("body")
