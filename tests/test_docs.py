@@ -469,3 +469,20 @@ def test_the_commands_of_a_page(run_tool, a_run, page):
             _run(run_tool, command, f"data.root={root}")
         else:
             _run(run_tool, command)
+
+
+@pytest.mark.slow
+def test_the_page_on_slurm(run_tool, a_run, monkeypatch):
+    """What needs no cluster: plans, and the table of the runs."""
+    import d2ext.slurm.plan
+
+    monkeypatch.setattr(d2ext.slurm.plan, "has_slurm", lambda: False)
+    root, _ = a_run
+    for command in _commands("docs/slurm.md"):
+        if command.tool == "submit" and "--dry-run" in command.words:
+            more = ["--overwrite", f"data.root={root}", "train.device=cpu"]
+            arguments = [STANDS_FOR.get(w, w) for w in command.arguments]
+            done = run_tool("submit", *arguments, *more)
+            assert done.status == 0 and "1 CPU process" in done.stdout, done.stderr
+        elif command.arguments == ["status"]:
+            _run(run_tool, command)
