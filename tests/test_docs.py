@@ -219,6 +219,18 @@ def test_keys_in_the_text_are_known(page):
                 assert "unknown key" not in str(e), e
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_are_ones_that_there_are(page, monkeypatch, capsys):
+    """`python tools/x.py ...`; one that only names a tool may leave out what it needs."""
+    for span in _spans(page):
+        match = re.fullmatch(r"python tools/(\w+)\.py(.*)", span)
+        if match and "..." not in span:
+            try:
+                _check_tool(match[1], shlex.split(match[2]), monkeypatch)
+            except SystemExit:
+                assert "the following arguments are required" in capsys.readouterr().err, span
+
+
 _WRITTEN_LATER = {"RESULTS.md", "scaling.md"}  # in benchmarks/, by `make bench`
 
 
