@@ -106,7 +106,13 @@ class _WeightsReader(DetectionCheckpointer):
         return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        content = torch.load(filename, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and {"meta", "state_dict"} <= content.keys():
+            raise ValueError(
+                "it is MMDetection's, whose models call their weights otherwise; take those of the"
+                " same model from Detectron2's model zoo"
+            )
+        return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if "ema" in checkpoint:

@@ -213,6 +213,11 @@ def test_weights_of_another_model(mistake, tmp_path):
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
         words=["w.pth", "cannot be read"],
     )
+    torch.save({"meta": {}, "state_dict": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
+    mistake(
+        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
+        words=["w.pth", "MMDetection's", "model zoo"],
+    )
 
 
 def test_results_are_json(train_net, tiny, tmp_path):
