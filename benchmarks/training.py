@@ -36,7 +36,7 @@ R50_512 = [
     "train.reference_batch_size=2",
 ]
 SHORT = [*COMMON, "train.max_iter=6"]
-DEMO = ["train.max_iter=60", "train.log_period=1"]  # its memory has reached its peak by then
+DEMO = ["train.max_iter=30", "train.log_period=1"]  # its memory has reached its peak by then
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Figure:
 COMPILED = ["train.compile.enabled=True"]
 BFLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"]
 FIGURES = {
-    "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=10"]),
-    "step_lite0": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"]),
-    "step_lite0_bf16": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"], BFLOAT16),
+    "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=8"], rounds=2),
+    "step_lite0": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"]),
+    "step_lite0_bf16": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"], BFLOAT16),
     "step_lite0_compile": Figure(
-        "speed", "steps/s", LITE0, [*COMMON, "train.max_iter=30"], COMPILED, rounds=1
+        "speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"], COMPILED, rounds=1
     ),
     "start": Figure("start", "s", LITE0, SHORT),
     "peak_rss": Figure("peak", "MB", LITE0, DEMO, rounds=1),
