@@ -53,9 +53,9 @@ def _rank(file: str, rank: int, world: int) -> None:
 
 
 def _unique() -> float:
-    """Memory in MB that no other process shares."""
+    """Memory in MB that is this process's alone: pages of the store, once read, are anybody's."""
     with open("/proc/self/smaps_rollup") as f:
-        return sum(int(line.split()[1]) for line in f if line.startswith("Private")) / 1024
+        return sum(int(line.split()[1]) for line in f if line.startswith("Private_Dirty")) / 1024
 
 
 def _ranks(file: Path, world: int) -> dict[str, float]:
@@ -148,8 +148,9 @@ def main() -> None:
     mapper = json.loads(RESULTS.read_text())["mapper_exact"]
     page = f"""# What an epoch of COCO costs, from 1 to 64 GPUs
 
-Made by `python benchmarks/scaling.py` on {machine()}. A step of R50-FPN (2 images a GPU, {STEP} s)
-is that of Detectron2's model zoo on V100; no GPU was measured here. An epoch is {IMAGES} images.
+Made by `python benchmarks/scaling.py` on {machine()}.
+A step of R50-FPN (2 images a GPU, {STEP} s) is that of Detectron2's model zoo on V100; no GPU was
+measured here. An epoch is {IMAGES} images.
 
 {chr(10).join(_epoch_table(gradients, mapper["ours"]))}
 

@@ -231,9 +231,6 @@ def test_commands_in_the_text_are_ones_that_there_are(page, monkeypatch, capsys)
                 assert "the following arguments are required" in capsys.readouterr().err, span
 
 
-_WRITTEN_LATER = {"RESULTS.md", "scaling.md"}  # in benchmarks/, by `make bench`
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = _BLOCK.sub("", _text(page))
@@ -242,8 +239,6 @@ def test_links_lead_somewhere(page):
             continue
         file, _, anchor = target.partition("#")
         path = (REPO / page).parent / file if file else REPO / page
-        if path.parent.name == "benchmarks" and path.name in _WRITTEN_LATER:
-            continue
         assert path.exists(), target
         if anchor:
             heads = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
