@@ -39,7 +39,7 @@ class LivePanel(HookBase):
     def __init__(
         self, title: str, schedule: Schedule, results: Results, evaluates: Callable[[int], bool]
     ):
-        self._title = title
+        self._title = Text(title)  # a name may look like markup
         self._schedule = schedule
         self._results = results
         self._evaluates = evaluates
@@ -158,10 +158,21 @@ def _where(out: Path, results: Results, command: str, stopped: bool) -> dict[str
         rows["weights"] = str(out / (out / "last_checkpoint").read_text())
     rows["log"] = str(out / "log.txt")
     if stopped:
-        rows["go on"] = command if "--resume" in command.split() else f"{command} --resume"
+        rows["go on"] = resuming(command)
     else:
         config = shlex.quote(str(out / "config.yaml"))
         rows["predict"] = (
             f"python tools/predict.py --config-file {config} --weights {weights} IMAGES"
         )
     return rows
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with what `command`, of run.json, has begun."""
+    program, tool, *words = shlex.split(command)
+    for flag, length in (("--resume", 1), ("--overwrite", 1), ("--resume-from", 2)):
+        if flag in words:
+            i = words.index(flag)
+            del words[i : i + length]
+    words = [word for word in words if not word.startswith("--resume-from=")]
+    return shlex.join([program, tool, "--resume", *words])  # overrides stand last

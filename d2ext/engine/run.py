@@ -257,7 +257,8 @@ def evaluate_only(
     numbers = _evaluate(model, suite, plan, out)
     if comm.is_main_process():
         results.record(None, numbers)
-        logger.info("The report is %s", write_report(out))
+        synthetic = " (synthetic data)" * _is_synthetic(plan)
+        logger.info("The report%s is %s", synthetic, write_report(out))
     return _status(results, expect)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from d2ext.config.schedule import Period, Schedule
-from d2ext.engine.panel import panel_lines
+from d2ext.engine.panel import panel_lines, resuming
 from d2ext.engine.results import Results
 
 SCHEDULE = Schedule(60, 4, 30, None, False, Period(), Period())
@@ -43,3 +43,12 @@ def test_no_best_metric_and_no_number(tmp_path):
     first, last = panel_lines(0, SCHEDULE, {}, results, "evaluating")
     assert first == "epoch 1 of 2   iteration 0 of 30   evaluating"
     assert last == "last set/coco/bbox/AP none at 10"
+
+
+def test_the_command_that_goes_on():
+    """Flags stand before overrides, and `--resume` goes with neither of the other two."""
+    begun = "python tools/train_net.py --config-file X --overwrite train.max_epochs=2"
+    on = "python tools/train_net.py --resume --config-file X train.max_epochs=2"
+    assert resuming(begun) == on and resuming(on) == on
+    other = "python tools/train_net.py --resume-from a.pth --config-file X train.max_epochs=2"
+    assert resuming(other) == resuming(other.replace("from a", "from=a")) == on
