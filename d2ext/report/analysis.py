@@ -1,7 +1,6 @@
 """analysis/<dataset>.json of a run directory -> what the page shows of it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -95,17 +94,6 @@ class Analysis(msgspec.Struct):
 
     tasks: dict[str, Task]
     pictures: dict[str, str]
-
-
-def read_analyses(folder: Path, damaged: list[str]) -> dict[str, Analysis]:
-    """Data set to its analysis; sentences on what cannot be read are added to `damaged`."""
-    analyses = {}
-    for file in sorted(folder.glob("*.json")):
-        try:
-            analyses[file.stem] = msgspec.json.decode(file.read_bytes(), type=Analysis)
-        except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
-            damaged.append(f"analysis/{file.name} is damaged and was left out.")
-    return analyses
 
 
 def sections(analysis: Analysis) -> Iterator[dict[str, Any]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2ext.report.analysis import Analysis, read_analyses
+from d2ext.report.analysis import Analysis
 from d2ext.report.charts import Curve
 from d2ext.report.log import Warned, read_warnings
-from d2ext.report.overview import Overview, read_overviews
+from d2ext.report.overview import Overview
 from d2ext.report.scaling import Scaling, read_scaling
+from d2ext.report.structs import read_structs
 
 _FRESH = 3600  # seconds since the last numbers, which is longer than most evaluations take
 
@@ -77,8 +78,8 @@ def read_run(run_dir: Path) -> Run:
         curves=_read_metrics(run_dir / "metrics.json", damaged),
         evaluations=evaluations,
         overlays=overlays,
-        analyses=read_analyses(run_dir / "analysis", damaged),
-        overviews=read_overviews(run_dir / "overview", damaged),
+        analyses=read_structs(run_dir / "analysis", Analysis, damaged),
+        overviews=read_structs(run_dir / "overview", Overview, damaged),
         scaling=read_scaling(run_dir / "scaling.json", damaged),
         warnings=read_warnings(run_dir / "log.txt"),
         goes_on=_goes_on(run_dir, info),
