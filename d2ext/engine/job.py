@@ -9,9 +9,10 @@ from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
 from d2ext.engine.aids import make_deterministic
 from d2ext.engine.distributed import from_main
+from d2ext.engine.evaluate import evaluate_only
 from d2ext.engine.log import setup_logging
 from d2ext.engine.preflight import Plan, plan_run
-from d2ext.engine.run import evaluate_only, train
+from d2ext.engine.run import train
 from d2ext.engine.signals import StopSignals
 from d2ext.errors import UserError
 

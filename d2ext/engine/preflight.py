@@ -62,6 +62,11 @@ class Plan:
     best_metric: str | None = None
     damaged: tuple[Path, ...] = ()
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether data of the run are drawn, which is to be seen wherever a number is."""
+        return any(d["synthetic"] for d in self.datasets.values())
+
 
 def plan_run(
     cfg: Any,

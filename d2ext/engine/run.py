@@ -1,15 +1,12 @@
-"""One run, from a checked plan to a directory of results."""
+"""One training, from a checked plan to a directory of results."""
 
 import functools
 import logging
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
-from torch import nn
 
 from d2ext.config.scaling import scale_config
 from d2ext.engine import checkpoint as ckpt
@@ -17,16 +14,14 @@ from d2ext.engine.about import finish_about, save_config, write_about
 from d2ext.engine.agree import declare_datasets
 from d2ext.engine.aids import autocast, compile_backbone
 from d2ext.engine.bad_loss import BadLoss, Guarded
-from d2ext.engine.build import build_model, build_multiplier, build_suite, build_train_loader
+from d2ext.engine.build import build_multiplier, build_suite, build_train_loader
 from d2ext.engine.distributed import (
     copy_buffers_from_main,
-    copy_from_main,
     distributed,
     from_main,
     log_ranks,
 )
-from d2ext.engine.evaluation_files import write_evaluation
-from d2ext.engine.explain import shortages_explained
+from d2ext.engine.evaluate import evaluate_into, exit_status
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, Memory, Report
 from d2ext.engine.log import log_to_file
@@ -40,11 +35,7 @@ from d2ext.engine.saving import Checkpoint
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
-from d2ext.engine.weights import load_weights
-from d2ext.errors import building
-from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import Suite, test_sets
-from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.evaluation.suite import test_sets
 from d2ext.files import write_json
 from d2ext.report import write_report
 
@@ -134,7 +125,7 @@ def train(
                 checkpoint.save_now(done)
 
         copy_buffers_from_main(state.evaluated)
-        numbers = _evaluate(state.evaluated, suite, plan, out, save_when_stopped)
+        numbers = evaluate_into(state.evaluated, suite, plan, out, save_when_stopped)
 
         def judge() -> str | None:
             if results.is_better(numbers):
@@ -206,98 +197,8 @@ def train(
             write_report(out)  # at once: whoever sent the signal may not wait for more
         else:
             report()
-        say_where(out, results, about["command"], bool(trainer.stopped_by), _is_synthetic(plan))
+        say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
         return EXIT_STOPPED
-    return _status(results, expect)
-
-
-def evaluate_only(
-    cfg: Any,
-    plan: Plan,
-    about: dict[str, Any],
-    tta: bool = False,
-    expect: Sequence[str] = (),
-) -> int:
-    """Evaluates `plan.weights` and writes the results to `<output_dir>/eval`.
-
-    Args:
-        cfg: of `load_config`.
-        plan: of `plan_run`.
-        about: of `about.describe`.
-        tta: with test-time augmentation, `dataloader.tta`.
-        expect: of `parse_expectation`.
-
-    Returns:
-        The exit status, 0, or 1 if an expectation does not hold.
-    """
-    out = plan.output_dir / "eval"
-    log_ranks(plan.device)
-    declare_datasets(cfg)
-    model = build_model(cfg, plan)
-    from_main(lambda: load_weights(model, plan.weights))
-    copy_from_main(model)
-    loader = cfg.dataloader.get("test") or cfg.dataloader.val
-    if tta:
-        with building("--tta"):
-            model = with_tta(model, **cfg.dataloader.tta)
-        loader = untransformed(loader)
-    suite = build_suite("dataloader.test", loader, cfg)
-
-    def open_folder() -> Results:
-        make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
-        ckpt.remove_leftovers(out)
-        log_to_file(out / "log.txt")
-        save_config(cfg, out)
-        write_about(out, plan, about)
-        return Results(out / "results.json", None, "max", done=0)
-
-    results = from_main(open_folder)
-    numbers = _evaluate(model, suite, plan, out)
-    if comm.is_main_process():
-        results.record(None, numbers)
-        synthetic = " (synthetic data)" * _is_synthetic(plan)
-        logger.info("The report%s is %s", synthetic, write_report(out))
-    return _status(results, expect)
-
-
-def _status(results: Results, expect: Sequence[str]) -> int:
-    """The exit status of a run that has come to its end; rank 0 has the results."""
-    if not comm.is_main_process():
-        return 0
-    numbers = results.last["results"] if results.last else {}
-    failures = [parse_expectation(text).failure(numbers) for text in expect]
-    for line in filter(None, failures):
-        print(f"error: {line}", file=sys.stderr)
-    return int(any(failures))
-
-
-def _is_synthetic(plan: Plan) -> bool:
-    return any(d["synthetic"] for d in plan.datasets.values())
-
-
-def _evaluate(
-    model: nn.Module,
-    suite: Suite,
-    plan: Plan,
-    out: Path,
-    before_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Flat results on rank 0, with predictions, analyses and overlays in the run directory."""
-    with shortages_explained(
-        lambda: "in the evaluation",
-        "take smaller images (dataloader.val.mapper.augmentations)",
-        "dataloader.val.num_workers",
-    ):
-        evaluations = suite.evaluate(model, before_batch)
-    if not comm.is_main_process():
-        return {}
-    for evaluation in evaluations:
-        name = evaluation.dataset
-        synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]
-        for key, value in evaluation.results.items():
-            if key.endswith("/AP"):
-                logger.info("%s%s %.1f", key, synthetic, value)
-        write_evaluation(evaluation, out)
-    return {key: value for e in evaluations for key, value in e.results.items()}
+    return exit_status(results, expect)

@@ -1,0 +1,127 @@
+"""Evaluations of a model over its test sets, into files of the run directory."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+from torch import nn
+
+from d2ext.engine import checkpoint as ckpt
+from d2ext.engine.about import save_config, write_about
+from d2ext.engine.agree import declare_datasets
+from d2ext.engine.build import build_model, build_suite
+from d2ext.engine.distributed import copy_from_main, from_main, log_ranks
+from d2ext.engine.evaluation_files import write_evaluation
+from d2ext.engine.explain import shortages_explained
+from d2ext.engine.log import log_to_file
+from d2ext.engine.output_dir import make_output_dir
+from d2ext.engine.preflight import Plan
+from d2ext.engine.results import Results
+from d2ext.engine.weights import load_weights
+from d2ext.errors import building
+from d2ext.evaluation.expect import parse_expectation
+from d2ext.evaluation.suite import Suite
+from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.report import write_report
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_only(
+    cfg: Any,
+    plan: Plan,
+    about: dict[str, Any],
+    tta: bool = False,
+    expect: Sequence[str] = (),
+) -> int:
+    """Evaluates `plan.weights` and writes the results to `<output_dir>/eval`.
+
+    Args:
+        cfg: of `load_config`.
+        plan: of `plan_run`.
+        about: of `about.describe`.
+        tta: with test-time augmentation, `dataloader.tta`.
+        expect: of `parse_expectation`.
+
+    Returns:
+        The exit status, 0, or 1 if an expectation does not hold.
+    """
+    out = plan.output_dir / "eval"
+    log_ranks(plan.device)
+    declare_datasets(cfg)
+    model = build_model(cfg, plan)
+    from_main(lambda: load_weights(model, plan.weights))
+    copy_from_main(model)
+    loader = cfg.dataloader.get("test") or cfg.dataloader.val
+    if tta:
+        with building("--tta"):
+            model = with_tta(model, **cfg.dataloader.tta)
+        loader = untransformed(loader)
+    suite = build_suite("dataloader.test", loader, cfg)
+
+    def open_folder() -> Results:
+        make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
+        ckpt.remove_leftovers(out)
+        log_to_file(out / "log.txt")
+        save_config(cfg, out)
+        write_about(out, plan, about)
+        return Results(out / "results.json", None, "max", done=0)
+
+    results = from_main(open_folder)
+    numbers = evaluate_into(model, suite, plan, out)
+    if comm.is_main_process():
+        results.record(None, numbers)
+        synthetic = " (synthetic data)" * plan.synthetic
+        logger.info("The report%s is %s", synthetic, write_report(out))
+    return exit_status(results, expect)
+
+
+def evaluate_into(
+    model: nn.Module,
+    suite: Suite,
+    plan: Plan,
+    out: Path,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Writes predictions, analyses and overlays of a model to a run directory.
+
+    Args:
+        model: of Detectron2's interface, in evaluation mode while it is used.
+        suite: of `build_suite`.
+        plan: of `plan_run`.
+        out: the run directory.
+        before_batch: called before each batch.
+
+    Returns:
+        Flat results of all test sets on rank 0, nothing on others.
+    """
+    with shortages_explained(
+        lambda: "in the evaluation",
+        "take smaller images (dataloader.val.mapper.augmentations)",
+        "dataloader.val.num_workers",
+    ):
+        evaluations = suite.evaluate(model, before_batch)
+    if not comm.is_main_process():
+        return {}
+    for evaluation in evaluations:
+        name = evaluation.dataset
+        synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]
+        for key, value in evaluation.results.items():
+            if key.endswith("/AP"):
+                logger.info("%s%s %.1f", key, synthetic, value)
+        write_evaluation(evaluation, out)
+    return {key: value for e in evaluations for key, value in e.results.items()}
+
+
+def exit_status(results: Results, expect: Sequence[str]) -> int:
+    """The exit status of a run that has come to its end; rank 0 has the results."""
+    if not comm.is_main_process():
+        return 0
+    numbers = results.last["results"] if results.last else {}
+    failures = [parse_expectation(text).failure(numbers) for text in expect]
+    for line in filter(None, failures):
+        print(f"error: {line}", file=sys.stderr)
+    return int(any(failures))
