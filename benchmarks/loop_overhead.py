@@ -21,9 +21,12 @@ from detectron2.solver import LRMultiplier
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import Tensor, nn
 
+from d2ext.config.schedule import Period, Schedule
 from d2ext.engine.bad_loss import Guarded
-from d2ext.engine.hooks import LearningRate, ProgressBar
+from d2ext.engine.hooks import LearningRate, Memory
 from d2ext.engine.numbers import WriteNumbers
+from d2ext.engine.panel import LivePanel
+from d2ext.engine.results import Results
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
@@ -58,11 +61,14 @@ def _bare() -> float:
 
 def _ours() -> float:
     model, optimizer, batches = _parts()
+    schedule = Schedule(60, 4, STEPS, None, False, Period(), Period())
     with tempfile.TemporaryDirectory() as folder:
+        results = Results(Path(folder, "results.json"), None, "max", done=0)
         all_hooks = [
             LearningRate(optimizer, ConstantParamScheduler(1.0)),
             hooks.IterationTimer(),
-            ProgressBar(),
+            Memory(),
+            LivePanel("", schedule, results, lambda done: False),
             WriteNumbers(Path(folder), lambda done: done % 20 == 0, STEPS),
         ]
         trainer = Trainer(Guarded(model), optimizer, batches, all_hooks, seed=0)

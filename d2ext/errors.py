@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
 
 # What a disk says that is full, over its quota or read-only, whoever was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -44,6 +47,18 @@ def building(section: str) -> Iterator[None]:
             f"{section} cannot be built: {type(e).__name__}: {reason}"
             f" ({frame.filename}:{frame.lineno})"
         ) from e
+
+
+@contextlib.contextmanager
+def no_end_for(extra: str) -> Iterator[None]:
+    """Logs what goes wrong with something for which no training ends; a full disk ends it."""
+    try:
+        yield
+    except Exception as e:
+        if user_message(e) is not None:
+            raise
+        reason = (str(e).strip() or "no message").splitlines()[0]
+        logger.warning("No %s: %s: %s", extra, type(e).__name__, reason)
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

@@ -65,12 +65,12 @@ def main() -> int:
         overrides = [*overrides, f"+train.seed={json.dumps(args.seed)}"]
     cfg = load_config(args.config_file, overrides)
 
-    from d2ext.engine.about import describe
+    from d2ext.engine.about import run_name
     from d2ext.engine.browse import browse
 
     return browse(
         cfg,
-        describe(args.config_file, sys.argv)["name"],
+        run_name(args.config_file),
         args.split,
         count=None if args.all else args.count,
         start=args.start,

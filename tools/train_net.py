@@ -107,7 +107,7 @@ def main() -> int:
     from d2ext.engine.preflight import choose_device, plan_run
     from d2ext.engine.ranks import start_ranks
 
-    about = describe(args.config_file, sys.argv)
+    about = describe(args.config_file, sys.argv, layout, not args.no_validate)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")
     flags = ("eval_only", "weights", "resume", "resume_from", "overwrite", "tta", "expect")
     options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}

@@ -7,38 +7,64 @@ import logging
 import os
 import platform
 import shlex
+import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from d2ext import __version__
 from d2ext.config.saved import saved_text
+from d2ext.engine.launch import Layout
 from d2ext.engine.preflight import Plan
+from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
+from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "timm", "hotcoco")
 
 
-def describe(config_file: str, argv: list[str]) -> dict[str, str]:
-    """Name, config file and command of a run; a run's config.yaml is called like its folder."""
+def run_name(config_file: str) -> str:
+    """Of a recipe; a run's config.yaml is called like its folder."""
     path = Path(config_file)
+    return path.resolve().parent.name if path.suffix == ".yaml" else path.stem
+
+
+def describe(
+    config_file: str, argv: Sequence[str], layout: Layout, validate: bool = True
+) -> dict[str, Any]:
+    """What is known of a run from its command.
+
+    Args:
+        config_file: of the command line.
+        argv: the command line.
+        layout: of `find_layout`.
+        validate: whether the run evaluates while it trains.
+
+    Returns:
+        `name`, `config_file`, `command`, and `start`: the words that start as many processes, to be
+        followed by a config and overrides.
+    """
+    tool = [*layout.starting(), os.path.relpath(argv[0])]
     return {
-        "name": path.resolve().parent.name if path.suffix == ".yaml" else path.stem,
+        "name": run_name(config_file),
         "config_file": config_file,
-        "command": shlex.join(["python", os.path.relpath(argv[0]), *argv[1:]]),
+        "command": shlex.join([*tool, *argv[1:]]),
+        "start": [*tool, *layout.flags(), *["--no-validate"] * (not validate)],
     }
 
 
-def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
+def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) -> float:
     """Writes run.json at the start; a resumed run keeps its first start and its seconds.
 
     Args:
         out: folder of the run.
         plan: of `plan_run`.
         about: of `describe`.
+        loadable: whether config.yaml can be trained with.
 
     Returns:
         The start on the monotonic clock, for `finish_about`.
@@ -50,18 +76,26 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
         except PackageNotFoundError:
             continue
     before = _read(out) if plan.resume else {}
+    about = dict(about)
+    start = about.pop("start")
     content = {
         **about,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        **{k: v for k, v in before.items() if k in ("started", "seconds_before")},
+        **{k: v for k, v in before.items() if k in ("command", "started", "seconds_before")},
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "device": plan.device,
         "classes": plan.classes,
         "datasets": plan.datasets,
+        "weights": plan.weights,
         "max_iter": plan.schedule and plan.schedule.max_iter,
         "batch_size": plan.schedule and plan.schedule.batch_size,
     }
+    if plan.resume:
+        content |= {"resumed_from": str(plan.resume), "resumed_by": about["command"]}
+    if plan.schedule and loadable:
+        again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
+        content["reproduce"] = shlex.join([*start, *again])
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]
     write_json(out / "run.json", content)
@@ -69,7 +103,10 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> float:
 
 
 def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
-    """Adds how long the training took, over all its parts, and the signal that ended it early."""
+    """Adds how long the training took, and the signal that ended it early.
+
+    The seconds are those of all its parts that came to an orderly end.
+    """
     content = _read(out)
     seconds = content.pop("seconds_before", 0) + time.monotonic() - started
     content["train_seconds"] = round(seconds, 1)
@@ -78,8 +115,8 @@ def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
     write_json(out / "run.json", content)
 
 
-def save_config(cfg: Any, out: Path) -> None:
-    """Writes config.yaml, which resumes where it lies, whole or not at all."""
+def save_config(cfg: Any, out: Path) -> bool:
+    """Writes config.yaml, which resumes where it lies; returns whether it can be loaded."""
     cfg = copy.deepcopy(cfg)
     cfg.train.output_dir = str(out)
     text, problem = saved_text(cfg)
@@ -87,6 +124,24 @@ def save_config(cfg: Any, out: Path) -> None:
         logger.warning("config.yaml is for reading only, start with the recipe: %s", problem)
     with replaced(out / "config.yaml") as f:
         f.write(text)
+    return not problem
+
+
+def tell_failure(out: Path, message: str, details: str = "") -> None:
+    """Leaves in log.txt, run.json and the report why a run has failed.
+
+    Args:
+        out: folder of the run.
+        message: what a user can understand.
+        details: for log.txt, a traceback.
+    """
+    try:
+        with open(out / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")
+        write_json(out / "run.json", {**_read(out), "ended_by": message})
+        write_report(out)
+    except (OSError, UserError) as e:  # the disk may be what failed
+        print(f"warning: {out} does not tell of the failure: {e}", file=sys.stderr)
 
 
 def _read(out: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from d2ext.engine.about import save_config, write_about
 from d2ext.engine.agree import declare_datasets
 from d2ext.engine.build import build_model, build_suite
 from d2ext.engine.distributed import copy_from_main, from_main, log_ranks
-from d2ext.engine.evaluation_files import write_evaluation
+from d2ext.engine.evaluation_files import clear_evaluations, write_evaluation
 from d2ext.engine.explain import shortages_explained
 from d2ext.engine.log import log_to_file
 from d2ext.engine.output_dir import make_output_dir
@@ -66,8 +66,7 @@ def evaluate_only(
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
-        save_config(cfg, out)
-        write_about(out, plan, about)
+        write_about(out, plan, about, save_config(cfg, out))
         return Results(out / "results.json", None, "max", done=0)
 
     results = from_main(open_folder)
@@ -106,6 +105,7 @@ def evaluate_into(
         evaluations = suite.evaluate(model, before_batch)
     if not comm.is_main_process():
         return {}
+    clear_evaluations(out)
     for evaluation in evaluations:
         name = evaluation.dataset
         synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]

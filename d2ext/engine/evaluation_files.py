@@ -1,6 +1,7 @@
 """What an evaluation leaves in the run directory: predictions, analyses, pictures."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from d2ext.errors import no_end_for
 from d2ext.evaluation.analysis import analyse
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
@@ -24,7 +26,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Writes `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
 
     The analysis is that of `analyse` by task, with `pictures`, image id (as text) to the overlay's
-    path in `out`. Without hotcoco there is none.
+    path in `out`. Without hotcoco there is none; what fails but the predictions is logged.
 
     Args:
         evaluation: of one data set.
@@ -35,6 +37,18 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """
     name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
     write_predictions(name, found, truth.image_ids, out / "predictions")
+    with no_end_for(f"analysis and pictures of {name}"):
+        _write_analysis(evaluation, out)
+
+
+def clear_evaluations(out: Path) -> None:
+    """Removes what earlier evaluations have left, which may have been of other data sets."""
+    for folder in ("predictions", "analysis", "overlays"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _write_analysis(evaluation: Evaluation, out: Path) -> None:
+    name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
     analyses: dict[str, Any] = {}
     if chosen_backend("auto") == "hotcoco":
         analyses = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from d2ext.engine.about import tell_failure
 from d2ext.errors import user_message
 
 # Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
@@ -100,6 +101,7 @@ class FailureFolder:
         self._run = run
         self._folder = run / "errors"
         self._before = self._times()
+        self._begun = self._beginning()
 
     def add(self, failure: dict[str, Any]) -> None:
         """Leaves a rank's failure, if the run has come to have a directory."""
@@ -125,6 +127,16 @@ class FailureFolder:
             if first["kind"] != "communication" or time.monotonic() > deadline:
                 return first
             time.sleep(0.1)
+
+    def tell(self, failure: dict[str, Any]) -> None:
+        """Leaves the cause in the files of the run, if it has come to begin."""
+        if self._beginning() != self._begun:  # else what is there is another run's
+            details = failure["traceback"] * (failure["kind"] == "other")
+            tell_failure(self._run, failure["message"], details)
+
+    def _beginning(self) -> int | None:
+        file = self._run / "run.json"
+        return file.stat().st_mtime_ns if file.is_file() else None
 
     def _times(self) -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in self._folder.glob("rank-*.json")}

@@ -46,6 +46,25 @@ class Layout:
         """Processes over all machines."""
         return self.num_machines * self.per_machine
 
+    def starting(self) -> list[str]:
+        """The words before the tool, with which machine 0 starts such a run."""
+        machines, each = str(self.num_machines), str(self.per_machine)
+        if self.starter == "srun":
+            return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}", "python"]
+        if self.starter == "torchrun":
+            return ["torchrun", f"--nnodes={machines}", f"--nproc-per-node={each}"]
+        return ["python"]
+
+    def flags(self) -> list[str]:
+        """The tool's flags that give as many processes."""
+        if self.starter != "self" or self.world_size == 1:
+            return []
+        flags = ["--num-gpus", str(self.per_machine)]
+        if self.num_machines > 1:
+            flags += ["--num-machines", str(self.num_machines), "--machine-rank", "0"]
+            flags += ["--dist-url", self.url]
+        return flags
+
 
 def find_layout(
     env: Mapping[str, str],

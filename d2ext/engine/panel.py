@@ -169,10 +169,11 @@ def _where(out: Path, results: Results, command: str, stopped: bool) -> dict[str
 
 def resuming(command: str) -> str:
     """The command that goes on with what `command`, of run.json, has begun."""
-    program, tool, *words = shlex.split(command)
+    words = shlex.split(command)
+    tool = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     for flag, length in (("--resume", 1), ("--overwrite", 1), ("--resume-from", 2)):
         if flag in words:
             i = words.index(flag)
             del words[i : i + length]
     words = [word for word in words if not word.startswith("--resume-from=")]
-    return shlex.join([program, tool, "--resume", *words])  # overrides stand last
+    return shlex.join([*words[:tool], "--resume", *words[tool:]])  # overrides stand last

@@ -79,7 +79,11 @@ def start_ranks(
             return 2
         return _guarded(failures, target, args)
     if layout.world_size == 1:
-        return target(*args)
+        try:
+            return target(*args)
+        except BaseException as e:
+            failures.tell(describe_failure(0, e))
+            raise
     check_meeting_place(layout, timeout)
     # torch announces whom it ends; the cause is told here.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -178,7 +182,7 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
     except BaseException as e:
         failure = describe_failure(comm.get_rank(), e)
         failures.add(failure)
-        status = print_failure(failures.wait_for_cause(failure))
+        status = _tell(failures, failure, comm.is_main_process())
         sys.stdout.flush()
         os._exit(status)  # destructors of process groups can wait for peers
     dist.destroy_process_group()
@@ -208,13 +212,21 @@ def _outcome(
         mine.append(describe_killed(rank, by))
         failures.add(mine[-1])
     if first := cause(mine):
-        return print_failure(failures.wait_for_cause(first))
+        return _tell(failures, first, layout.machine_rank == 0)
     if failed is None or forwarded:
         by = f" by {name_of(signal.Signals[by])}" if by else ""
         print(f"interrupted{by}", file=sys.stderr)
         return 130
     # It failed before the ranks had met.
     raise UserError(_meeting_failed(layout, str(failed)))
+
+
+def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
+    """Says what the cause of a failure is, and leaves word of it; returns the exit status."""
+    first = failures.wait_for_cause(failure)
+    if first_machine:
+        failures.tell(first)
+    return print_failure(first)
 
 
 def _meeting_failed(layout: Layout, text: str) -> str:

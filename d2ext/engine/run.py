@@ -35,6 +35,7 @@ from d2ext.engine.saving import Checkpoint
 from d2ext.engine.signals import EXIT_STOPPED, StopSignals
 from d2ext.engine.state import start_state
 from d2ext.engine.trainer import Trainer
+from d2ext.errors import no_end_for
 from d2ext.evaluation.suite import test_sets
 from d2ext.files import write_json
 from d2ext.report import write_report
@@ -109,6 +110,7 @@ def train(
         return {
             **state.content(done, schedule.batch_size, options.get("accumulate", 1)),
             "seed": options.get("seed", 0),
+            "classes": plan.classes,
             "fingerprint": made_of,
             "results": results.content(),
         }
@@ -150,8 +152,7 @@ def train(
         return done % period == 0 or done == end or evaluation_due(done)
 
     def describe_run() -> float:
-        save_config(unscaled, out)
-        return write_about(out, plan, about)
+        return write_about(out, plan, about, save_config(unscaled, out))
 
     @functools.cache
     def look_at_data() -> None:
@@ -161,8 +162,10 @@ def train(
         write_overview(names, test_sets(cfg.dataloader.train), out)
 
     def report() -> None:
-        look_at_data()
-        write_report(out)
+        if not trainer.stopped_by:  # whoever sent the signal may not wait for more
+            look_at_data()
+        with no_end_for("report"):
+            write_report(out)
 
     started = from_main(describe_run)
     hooks = [LearningRate(state.optimizer, multiplier), d2_hooks.IterationTimer()]
@@ -193,10 +196,7 @@ def train(
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
         finish_about(out, started, trainer.stopped_by)
-        if trainer.stopped_by:
-            write_report(out)  # at once: whoever sent the signal may not wait for more
-        else:
-            report()
+        report()
         say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)

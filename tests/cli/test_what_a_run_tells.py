@@ -1,0 +1,105 @@
+"""What a run leaves word of: why it failed, how to have it again, what was evaluated."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2ext.engine.about import describe
+from d2ext.engine.launch import Layout
+
+
+def _about(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def _losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line["total_loss"] for line in lines if "total_loss" in line]
+
+
+def test_why_it_failed(train_net, tiny, tmp_path):
+    """In the log, in run.json and on the page; a start that is refused changes none of them."""
+    done = train_net("--work-dir", tmp_path, "--options", *tiny, "optimizer.lr=1e30")
+    assert done.status == 2 and "not finite" in done.stderr
+    message = done.stderr.strip().removeprefix("error: ")
+    assert f"E d2ext: error: {message}" in (tmp_path / "log.txt").read_text()
+    assert _about(tmp_path)["ended_by"] == message
+    page = (tmp_path / "report.html").read_text()
+    assert "not finite" in page and "Training goes on" not in page
+
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = train_net("--work-dir", tmp_path, "--options", *tiny)
+    assert done.status == 2 and "holds another run" in done.stderr
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.slow
+def test_the_command_to_have_it_again(repo, tiny, tmp_path):
+    """Of a run under torchrun: as many processes, the same losses."""
+    out = tmp_path / "a run"
+    bin_dir = str(Path(sys.executable).parent)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    command = ["torchrun", "--nproc-per-node=2", "--master-port=0", "tools/train_net.py"]
+    command += ["--config-file", "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"]
+    command += ["--no-validate", "--work-dir", str(out), *tiny, "train.reference_world_size=2"]
+    subprocess.run(command, cwd=repo, env=env, check=True, capture_output=True)
+    about = _about(out)
+    assert about["command"].startswith("torchrun --nnodes=1 --nproc-per-node=2 tools/train_net.py")
+    again = shlex.split(about["reproduce"])
+    assert "--no-validate" in again
+    subprocess.run(again, cwd=repo, env=env, check=True, capture_output=True)
+    assert _losses(tmp_path / "a run_again") == pytest.approx(_losses(out), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "start"),
+    [
+        (Layout("self"), "python tools/train_net.py"),
+        (Layout("self", 1, 0, 8, "tcp://127.0.0.1:1", 0), "python tools/train_net.py --num-gpus 8"),
+        (
+            Layout("self", 2, 0, 8, "tcp://a:1", 0),
+            "python tools/train_net.py --num-gpus 8 --num-machines 2 --machine-rank 0"
+            " --dist-url tcp://a:1",
+        ),
+        (
+            Layout("srun", 2, 0, 4, "tcp://a:1", 0),
+            "srun --nodes=2 --ntasks-per-node=4 python tools/train_net.py",
+        ),
+    ],
+)
+def test_what_starts_as_many_processes(layout, start):
+    argv = ["tools/train_net.py", "--config-file", "X"]
+    assert shlex.join(describe("X", argv, layout)["start"]) == start
+    assert describe("X", argv, layout, validate=False)["start"][-1] == "--no-validate"
+
+
+def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):
+    common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
+    assert train_net(*common, "train.max_iter=2").status == 0
+    first = _about(tmp_path)["command"]
+    done = train_net("--resume", *common, "train.max_iter=4")
+    assert done.status == 0, done.stderr
+    about = _about(tmp_path)
+    assert about["command"] == first and "--resume" in about["resumed_by"]
+    assert about["resumed_from"].endswith("model_final.pth")
+
+
+def test_an_evaluation_takes_the_place_of_one_before(train_net, tiny, tmp_path):
+    """Also where that was of another data set."""
+    assert train_net("--no-validate", "--work-dir", tmp_path, "--options", *tiny).status == 0
+    evaluate = ["--eval-only", "--weights", "last", "--work-dir", tmp_path, "--options", *tiny]
+    assert train_net(*evaluate, "dataloader.val.dataset.names=balloon_train").status == 0
+    assert train_net(*evaluate).status == 0
+    left = {
+        p.name.split(".")[0]
+        for d in ("predictions", "analysis", "overlays")
+        for p in (tmp_path / "eval" / d).iterdir()
+    }
+    assert left == {"balloon_val"}
+    about = _about(tmp_path / "eval")
+    assert about["weights"].endswith("model_final.pth") and "reproduce" not in about
