@@ -1,6 +1,7 @@
 """analysis/<dataset>.json of a run directory -> what the page shows of it."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -111,21 +112,30 @@ def sections(analysis: Analysis) -> Iterator[dict[str, Any]]:
         }
 
 
-def captions(analysis: Analysis) -> dict[str, str]:
-    """Picture (its path in the run directory) to words: the worst images first, then the best."""
+def captions(analysis: Analysis, share: int) -> dict[str, str]:
+    """Picture (its path in the run directory) to words: the worst images first, then the best.
+
+    No image is both. Half of them are the worst ones, of an odd number one more; `share` at most.
+    """
     if not analysis.tasks:
         return {}
     images = list(analysis.tasks.values())[-1].images
-    found: dict[str, str] = {}
-    for kind, rows in (("worst", images.worst), ("best", images.best)):
-        for i, row in enumerate(rows, start=1):
-            if picture := analysis.pictures.get(str(row.image_id)):
-                text = (
-                    f"{kind} {i}: F1 {row.f1:.2f}, {row.hits} found, {row.false_alarms} false"
-                    f" alarms, {row.missed} missed"
-                )
-                found.setdefault(picture, text)
-    return found
+
+    def drawn(rows: list[ImageRow]) -> dict[str, ImageRow]:
+        pictures = ((analysis.pictures.get(str(row.image_id)), row) for row in rows)
+        return {picture: row for picture, row in pictures if picture}
+
+    worst, best = drawn(images.worst), drawn(images.best)
+    count = min(share, len(worst | best))
+    worst = dict(islice(worst.items(), (count + 1) // 2))
+    best = {picture: row for picture, row in best.items() if picture not in worst}
+    best = dict(islice(best.items(), count // 2))
+    return {
+        picture: f"{kind} {i}: F1 {row.f1:.2f}, {row.hits} found, {row.false_alarms} false"
+        f" alarms, {row.missed} missed"
+        for kind, rows in (("worst", worst), ("best", best))
+        for i, (picture, row) in enumerate(rows.items(), start=1)
+    }
 
 
 def _curves(classes: list[ClassRow]) -> Markup:

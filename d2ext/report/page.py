@@ -1,7 +1,5 @@
 """A run -> one self-contained HTML page."""
 
-import base64
-import io
 import os
 import shlex
 from collections.abc import Iterator
@@ -10,27 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.files import replaced
 from d2ext.html import page_template
-from d2ext.report.analysis import captions, sections
+from d2ext.report.analysis import sections
 from d2ext.report.charts import Line, chart, page_parts, smooth
+from d2ext.report.pictures import galleries, sheets
 from d2ext.report.read import Evaluation, Run, read_run
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
-_MAX_PICTURES = 24
-_MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
-_MAX_SHEET_BYTES = 1_000_000  # the same for contact sheets
 # What a training counts, and what it means.
 _LEFT_OUT = {
     "bad_images": "Samples whose image could not be read, so that another one took its place",
     "skipped_steps": "Steps left out because their loss was not finite",
 }
-# Tried in turn until a picture fits its share: its longest side in pixels and JPEG quality.
-_PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -63,9 +56,9 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
         analyses={d: list(sections(a)) for d, a in run.analyses.items()},
-        galleries=list(_galleries(run, run_dir)),
+        galleries=list(galleries(run, run_dir)),
         overviews=run.overviews,
-        sheets=_sheets(run, run_dir),
+        sheets=sheets(run, run_dir),
         scaling=run.scaling,
         warnings=run.warnings,
         goes_on=run.goes_on,
@@ -219,60 +212,10 @@ def _chart(title: str, data: Markup, text: str = "", synthetic: bool = False) ->
     return {"title": title, "text": text, "data": data, "synthetic": synthetic}
 
 
-def _galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
-    folders = {dataset: files for dataset, files in run.overlays.items() if files}
-    share = max(1, _MAX_PICTURES // max(1, len(folders)))
-    words = {
-        run_dir / picture: text
-        for a in run.analyses.values()
-        for picture, text in captions(a).items()
-    }
-    rank = {file: i for i, file in enumerate(words)}
-    chosen = {
-        dataset: sorted(files, key=lambda file: rank.get(file, len(rank)))[:share]
-        for dataset, files in folders.items()
-    }
-    budget = _MAX_PICTURE_BYTES // max(1, sum(map(len, chosen.values())))
-    for dataset, files in chosen.items():
-        pictures = [
-            {"name": file.stem, "uri": _data_uri(file, budget), "text": words.get(file, "")}
-            for file in files
-        ]
-        yield {
-            "dataset": dataset,
-            "synthetic": run.synthetic(dataset),
-            "total": len(folders[dataset]),
-            "pictures": [p for p in pictures if p["uri"]],
-        }
-
-
-def _sheets(run: Run, run_dir: Path) -> dict[str, str]:
-    """Data set to its contact sheet, where there is one."""
-    budget = _MAX_SHEET_BYTES // max(1, len(run.overviews))
-    files = {d: run_dir / "overview" / f"{d}.jpg" for d in run.overviews}
-    uris = {d: _data_uri(file, budget) for d, file in files.items() if file.is_file()}
-    return {d: uri for d, uri in uris.items() if uri}
-
-
 def _again(run_dir: Path) -> str:
     """A command that trains as the run did, in a folder beside it."""
     command = ["python", "tools/train_net.py", "--config-file", str(run_dir / "config.yaml")]
     return shlex.join([*command, f"train.output_dir={run_dir}_again"])
-
-
-def _data_uri(file: Path, budget: int) -> str | None:
-    """A picture as a data URI of at most some `budget` bytes of JPEG; None if it is broken."""
-    try:
-        picture = Image.open(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    for side, quality in _PICTURE_SIZES:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= budget:
-            break
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _date(iso: Any) -> str:

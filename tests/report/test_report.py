@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -366,6 +367,54 @@ def test_where_it_goes_wrong(tmp_path):
         assert text in shown.text, text
     worst = "photo (worst 1: F1 0.25, 1 found, 2 false alarms, 4 missed)"
     assert shown.text.index(worst) < shown.text.index("awful")
+
+
+def write_ranked(run: Path, dataset: str, count: int) -> None:
+    """An analysis whose image k has the k-th lowest F1, as `analyse` writes it, and overlays."""
+    write_analysis(run, ["a"], "")
+    content = json.loads((run / "analysis" / "balloon_val.json").read_text())
+    folder = run / "overlays" / dataset
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rows = [
+        {"image_id": k, "f1": k / 100, "hits": k, "false_alarms": 2, "missed": 4}
+        for k in range(1, count + 1)
+    ]
+    images = {"min_score": 0.4, "worst": rows[:20], "best": rows[::-1][:20]}
+    content["tasks"]["segm"]["images"] = images
+    content["pictures"] = {}
+    for k in range(1, count + 1):
+        Image.new("RGB", (8, 4)).save(folder / f"i{k:02d}.jpg")
+        content["pictures"][str(k)] = f"overlays/{dataset}/i{k:02d}.jpg"
+    (run / "analysis" / f"{dataset}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("count", "worst", "best"),
+    [
+        (13, [1, 2, 3, 4, 5, 6, 7], [13, 12, 11, 10, 9, 8]),
+        (1, [1], []),
+        (2, [1], [2]),
+        (100, list(range(1, 13)), list(range(100, 88, -1))),
+    ],
+)
+def test_worst_and_best_images_are_halves(tmp_path, count, worst, best):
+    run = write_run(tmp_path)
+    write_ranked(run, "balloon_val", count)
+    said = re.findall(r"i(\d+) \((worst|best) (\d+): F1", page(run).text)
+    expected = [(f"{k:02d}", "worst", str(i)) for i, k in enumerate(worst, start=1)]
+    expected += [(f"{k:02d}", "best", str(i)) for i, k in enumerate(best, start=1)]
+    assert said == expected
+
+
+def test_two_data_sets_share_the_pictures(tmp_path):
+    run = write_run(tmp_path)
+    write_ranked(run, "other_val", 30)
+    write_ranked(run, "balloon_val", 30)
+    shown = page(run)
+    assert shown.tags.count("img") == 24
+    assert [shown.text.count(f"({kind} 6: F1") for kind in ("worst", "best")] == [2, 2]
+    assert "(worst 7: F1" not in shown.text and "(best 7: F1" not in shown.text
 
 
 def test_of_many_classes_the_largest_confusions(tmp_path):
