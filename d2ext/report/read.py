@@ -96,8 +96,8 @@ def _goes_on(run_dir: Path, info: dict[str, Any]) -> bool:
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
-    """Detectron2's JSON lines -> one curve a name; a resumed run's later lines win."""
-    curves: dict[str, dict[int, float]] = {}
+    """Detectron2's JSON lines -> one curve a name, without what a resumed run has abandoned."""
+    rows: list[tuple[int, dict[str, Any]]] = []
     unreadable = 0
     for line in _read_text(path).splitlines():
         row = _parse(line)
@@ -105,13 +105,18 @@ def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
         if iteration is None:
             unreadable += bool(line.strip())
             continue
+        while rows and rows[-1][0] >= iteration:  # killed behind the checkpoint that it resumed
+            rows.pop()
+        rows.append((iteration, row))
+    if unreadable:
+        damaged.append(f"metrics.json: {unreadable} unreadable line(s) left out.")
+    curves: dict[str, Curve] = {}
+    for iteration, row in rows:
         for name, value in row.items():
             number = _number(value)
             if number is not None and name != "iteration":
-                curves.setdefault(name, {})[iteration] = number
-    if unreadable:
-        damaged.append(f"metrics.json: {unreadable} unreadable line(s) left out.")
-    return {name: sorted(points.items()) for name, points in curves.items()}
+                curves.setdefault(name, []).append((iteration, number))
+    return curves
 
 
 def _read_text(path: Path) -> str:

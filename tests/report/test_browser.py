@@ -184,8 +184,8 @@ def test_a_hidden_line_takes_its_pale_one_along(show, run):
 
 
 def test_wild_numbers(show, run):
-    rows = [{"iteration": 10**15 * k, "total_loss": 1e38 * (-1) ** k} for k in range(3)]
-    rows += [{"iteration": 7, "lr": 1e-7, "d/coco/bbox/AP": 3.0, "loss_" + EVIL: 1e-38}]
+    rows = [{"iteration": 7, "lr": 1e-7, "d/coco/bbox/AP": 3.0, "loss_" + EVIL: 1e-38}]
+    rows += [{"iteration": 10**15 * k, "total_loss": 1e38 * (-1) ** k} for k in range(1, 4)]
     (run / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = show(write_report(run))
     assert len(drawn(page)) == 5  # with the precision over recall

@@ -236,17 +236,18 @@ def test_damaged_parts(tmp_path):
     assert len(shown.charts) == 6
 
 
-def test_later_lines_of_a_resumed_run_win(tmp_path):
+def test_what_a_resumed_run_has_abandoned_is_not_shown(tmp_path):
     write_run(tmp_path)
-    clean = write_report(tmp_path).read_text()
+    clean = page(tmp_path).charts
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    # Killed at 95 and resumed from 50; its evaluation and its odd steps are gone as well.
     lost = [{**row, "total_loss": 1e4, "lr": 7} for row in rows if row["iteration"] >= 50]
+    lost.insert(3, {"iteration": 61, "total_loss": 1e5, "balloon_val/coco/segm/AP": 99})
     write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:]])
-    resumed = write_report(tmp_path).read_text()
-    # Only the line of the evaluation, which had no loss, took the lost one's.
-    write_metrics(tmp_path, [*rows, lost[-1]])
-    assert lost[-1]["iteration"] == 99
-    assert resumed == write_report(tmp_path).read_text() != clean
+    assert page(tmp_path).charts == clean
+    write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:12]])  # killed once more, at 60
+    (loss, *_) = page(tmp_path).charts
+    assert loss["lines"][0]["raw"][0] == list(range(0, 60, 5))
 
 
 def test_best_equal_to_last_is_one_row(tmp_path):
