@@ -7,10 +7,7 @@
 
   const FONT = "12px system-ui, sans-serif";
   const AXIS = {
-    font: FONT,
-    labelFont: FONT,
-    labelSize: 18,
-    stroke: () => css("--dim"),
+    font: FONT, labelFont: FONT, labelSize: 18, stroke: () => css("--dim"),
     grid: { stroke: () => css("--line"), width: 1 },
     ticks: { stroke: () => css("--line"), width: 1, size: 5 },
     values: (_, splits) => splits.map((v) => short(v, 6)),
@@ -88,6 +85,10 @@
       if (box.plot) box.plot.setSize({ width, height });
       else box.plot = draw(box, content, { width, height });
     })).observe(box);
+    box.querySelector(".zoom").hidden = false;
+    box.addEventListener("click", ({ target: { value } }) => {
+      if (value in MOVES && box.plot) move(box.plot, MOVES[value]);
+    });
     box.addEventListener("keydown", (e) => {
       if (!(e.key in MOVES) || e.ctrlKey || e.metaKey || e.altKey || !box.plot) return;
       e.preventDefault();
