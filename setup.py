@@ -66,7 +66,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["d2ext", "d2ext.*"]),
-    package_data={"": ["*.html"], "d2ext.report": ["charts.js", "uplot/*"]},
+    package_data={"": ["*.html"], "d2ext.report": ["*.js", "uplot/*"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

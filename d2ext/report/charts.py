@@ -88,7 +88,7 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 
 def page_parts() -> dict[str, Markup]:
     """What a page with charts holds: `style`, `script`, and its `script_hash` for the policy."""
-    script = "".join(_text(name) for name in ("uplot/uPlot.iife.min.js", "charts.js"))
+    script = "".join(_text(name) for name in ("uplot/uPlot.iife.min.js", "charts.js", "live.js"))
     digest = hashlib.sha256(script.encode()).digest()
     return {
         "style": Markup(_text("uplot/uPlot.min.css")),

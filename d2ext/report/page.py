@@ -14,6 +14,7 @@ from d2ext.files import replaced
 from d2ext.html import page_template
 from d2ext.report.analysis import sections
 from d2ext.report.charts import Line, chart, page_parts, smooth
+from d2ext.report.live import live
 from d2ext.report.pictures import galleries, sheets
 from d2ext.report.read import Evaluation, Run, read_run
 
@@ -62,6 +63,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         scaling=run.scaling,
         warnings=run.warnings,
         goes_on=run.goes_on,
+        live=live(run),
         again=_again(run_dir),
         **page_parts(),
     )

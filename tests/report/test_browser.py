@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -50,12 +51,14 @@ def chromium():
 
 @pytest.fixture
 def show(chromium):
-    """Opens a file; fails behind the test if the page said or asked for anything."""
+    """Opens a file, perhaps with another clock; fails if the page said or asked for anything."""
     said, contexts = [], []
 
-    def open_page(file, **options):
+    def open_page(file, now=None, **options):
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
+        if now:
+            page.clock.install(time=now)
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: said.append(dialog.message))
@@ -92,6 +95,21 @@ def drawn(page):
 def fits(page):
     """Whether the page does not scroll sideways."""
     return page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+
+
+def middle(element):
+    """Where the mouse is to be for it, which is brought into view."""
+    element.scroll_into_view_if_needed()
+    area = element.bounding_box()
+    return area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+
+
+def goes_on(run, **more):
+    """Writes the page of the run as one that trains."""
+    info = json.loads((run / "run.json").read_text())
+    info.pop("train_seconds", None)
+    (run / "run.json").write_text(json.dumps(info | more))
+    return write_report(run)
 
 
 def pages(run, tmp_path):
@@ -193,14 +211,100 @@ def test_wild_numbers(show, run):
 
 
 def test_only_a_training_that_goes_on_renews_its_page(show, run):
-    refresh = "document.querySelectorAll('meta[http-equiv=refresh]').length"
-    assert show(write_report(run)).evaluate(refresh) == 0
-    info = json.loads((run / "run.json").read_text())
-    del info["train_seconds"]
-    (run / "run.json").write_text(json.dumps(info))
-    assert show(write_report(run)).evaluate(refresh) == 1
+    for trains in (False, True):
+        if trains:
+            goes_on(run)
+        assert show(write_report(run)).locator(".live").count() == trains
+        page = show(write_report(run), java_script_enabled=False)
+        assert page.locator("noscript > meta[http-equiv=refresh]").count() == trains
+
+
+def test_a_page_that_is_looked_at_renews_itself(show, run):
+    page = show(goes_on(run), now=datetime.now())
+    drawn(page)
+    page.mouse.move(*middle(page.query_selector(".chart .u-over")))
+    page.mouse.wheel(0, 300)
+    goes_on(run, name="renewed")
+    with page.expect_event("load"):
+        page.clock.fast_forward(61_000)
+    assert page.title() == "renewed"
+    assert page.is_hidden(".renew") and page.is_visible("text=Training goes on")
+
+
+def _drag(page):
+    x, y = middle(page.query_selector(".chart .u-over"))
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 50, y, steps=3)
+    page.mouse.up()
+
+
+TOUCHES = {
+    "a zoom with the mouse": _drag,
+    "a zoom by a button": lambda page: page.click(".zoom button >> nth=3"),
+    "a hidden line": lambda page: page.click(".chart .u-legend tr:not(.pale) >> text=total loss"),
+    "opened details": lambda page: page.click("details:not([open]) > summary >> nth=0"),
+    "closed details": lambda page: page.click("details[open] > summary >> nth=0"),
+    "details opened by a search": lambda page: page.evaluate(
+        "document.querySelector('details:not([open])').open = true"
+    ),
+    "the keyboard": lambda page: page.keyboard.press("Tab"),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_a_page_that_is_used_waits_for_its_reader(show, run, touch):
+    page = show(goes_on(run), now=datetime.now(), viewport={"width": 360, "height": 800})
+    drawn(page)
+    assert page.is_hidden(".renew")
+    TOUCHES[touch](page)
+    page.click("h1")  # the focus is elsewhere then
+    goes_on(run, name="renewed")
+    for _ in range(2):
+        page.clock.fast_forward(61_000)
+        page.wait_for_timeout(200)
+    assert page.title() == "my_recipe" and page.is_visible(".renew") and fits(page)
+    with page.expect_event("load"):
+        page.click("text=Load what is new")
+    assert page.title() == "renewed" and page.is_hidden(".renew")
+
+
+def test_the_page_of_a_killed_training_says_so(show, run):
+    page = show(goes_on(run), now=datetime.now() + timedelta(minutes=8))
+    assert page.inner_text(".live").startswith("Training goes on")
+    page.keyboard.press("Tab")
+    page.clock.fast_forward(180_000)
+    assert page.inner_text(".live").startswith("Nothing new since 20")
+    page = show(goes_on(run), now=datetime.now() + timedelta(days=1))
+    assert page.inner_text(".live").endswith("; the training may have ended.")
+
+
+def test_a_finger_zooms(show, run):
+    page = show(write_report(run), has_touch=True, viewport={"width": 360, "height": 740})
+    drawn(page)
+    box = page.query_selector(".chart")
+    for name, low, high in (
+        ("zoom in", 23.75, 71.25),
+        ("move right", 35.625, 83.125),
+        ("move left", 23.75, 71.25),
+        ("zoom out", 0, 95),
+        ("zoom in", 23.75, 71.25),
+        ("show all", 0, 95),
+    ):
+        button = page.get_by_role("button", name=name).first
+        assert min(button.bounding_box()[side] for side in ("width", "height")) >= 24
+        button.tap()
+        drawn(page)
+        assert box.evaluate(RANGE) == [low, high]
+    button.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    drawn(page)
+    assert box.evaluate(RANGE) == [23.75, 71.25]
+    assert fits(page)
 
 
 def test_without_scripts_the_page_says_so(show, run):
     page = show(write_report(run), java_script_enabled=False)
     assert "JavaScript, which is off" in page.inner_text("body")
+    assert page.is_hidden(".zoom >> nth=0")

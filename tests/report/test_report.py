@@ -529,6 +529,24 @@ def test_a_page_of_a_training_renews_itself(tmp_path):
     assert refresh not in page(run).attributes
 
 
+@pytest.mark.parametrize(("seconds", "patience"), [(0.5, 600), (10, 5 * 60 * 10)])
+def test_how_long_a_page_stands_for_a_live_training(tmp_path, seconds, patience):
+    run = write_run(tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    del info["train_seconds"]
+    (run / "run.json").write_text(json.dumps(info))
+    rows = [{"iteration": i, "total_loss": 1, "time": seconds} for i in range(9, 100, 10)]
+    for i in (1, 7, 9):  # evaluations behind 20, 80 and 100 iterations
+        rows[i]["balloon_val/coco/segm/AP"] = 50.0
+    write_metrics(run, rows)
+    shown = page(run)
+    assert ("data-patience", str(patience)) in shown.attributes
+    (since,) = [value for name, value in shown.attributes if name == "data-since"]
+    assert f"written {since}" in shown.text
+    (written,) = [value for name, value in shown.attributes if name == "data-written"]
+    assert abs(time.time() - int(written)) < 60
+
+
 def test_the_command_to_train_again(tmp_path):
     run = tmp_path / "my run"
     run.mkdir()
