@@ -48,6 +48,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         started=_date(run.info.get("started")),
         duration=duration_words(run.info.get("train_seconds")),
         config=run.config,
+        summary=_summary(run),
+        ended_by=run.said("ended_by"),
         notes=_notes(run),
         synthetic=[d for d in run.info["datasets"] if run.synthetic(d)],
         tiles=list(_tiles(run)),
@@ -104,6 +106,19 @@ def _notes(run: Run) -> list[str]:
     if not run.config:
         notes.append("No config.yaml.")
     return notes
+
+
+def _summary(run: Run) -> list[str]:
+    """Lines on what it was made of: data, and weights."""
+    data = [f"{d}: {size}" for d in run.info["datasets"] if (size := run.size(d))]
+    classes = run.info.get("classes")
+    if isinstance(classes, list) and classes:
+        data.append("1 class" if len(classes) == 1 else f"{len(classes)} classes")
+    words = {"weights": "initial weights", "resumed_from": "resumed from"}
+    if run.is_evaluation:
+        words["weights"] = "evaluated weights"
+    weights = [f"{text} {run.said(key)}" for key, text in words.items() if run.said(key)]
+    return [" · ".join(parts) for parts in (data, weights) if parts]
 
 
 def _split(key: str) -> tuple[str, str, str]:

@@ -47,6 +47,23 @@ class Run:
         value = self.info.get("batch_size")
         return value if type(value) is int and 0 < value < 2**53 else None
 
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether nothing says that it trained."""
+        return not self.info.get("max_iter") and "total_loss" not in self.curves
+
+    def said(self, key: str) -> str:
+        """A text in run.json; empty where there is none, as in that of an older run."""
+        value = self.info.get(key)
+        return value if isinstance(value, str) else ""
+
+    def size(self, dataset: str) -> str:
+        """Images and objects of a dataset in words; empty where run.json does not know it."""
+        entry = self.info["datasets"].get(dataset)
+        if not isinstance(entry, dict):
+            return ""
+        return f"{entry.get('images', '?')} images, {entry.get('instances', '?')} objects"
+
     def synthetic(self, dataset: str) -> bool:
         """Whether run.json says that a dataset's pictures are drawn, not photographed."""
         entry = self.info["datasets"].get(dataset)
@@ -88,8 +105,8 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _goes_on(run_dir: Path, info: dict[str, Any]) -> bool:
-    """Whether a training has not come to its end, nor been killed: its numbers are fresh."""
-    if not info.get("max_iter") or "train_seconds" in info:
+    """Whether a training has neither ended nor failed, nor been killed: its numbers are fresh."""
+    if not info.get("max_iter") or "train_seconds" in info or info.get("ended_by"):
         return False
     files = [run_dir / name for name in ("run.json", "metrics.json")]
     return time.time() - max(f.stat().st_mtime for f in files if f.is_file()) < _FRESH

@@ -223,6 +223,36 @@ def test_interrupted_run(tmp_path):
     assert "not finished (stopped by SIGTERM): its last losses" in page(tmp_path).text
 
 
+def test_what_a_run_is_made_of(tmp_path):
+    run = write_run(tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    assert "weights" not in page(run).text and "classes" not in page(run).text
+    info |= {"classes": ["ball<on>"], "weights": "zoo/<r50>.pkl", "resumed_from": "a/b.pth"}
+    info["datasets"] = {"balloon_train": {"images": 61, "instances": 255}, **info["datasets"]}
+    (run / "run.json").write_text(json.dumps(info))
+    text = page(run).text
+    sizes = "balloon_train: 61 images, 255 objects · balloon_val: 13 images, 50 objects · 1 class"
+    assert sizes in text
+    assert "initial weights zoo/<r50>.pkl · resumed from a/b.pth" in text
+    info |= {"max_iter": None, "resumed_from": None, "classes": ["a", "b"]}  # an evaluation
+    (run / "run.json").write_text(json.dumps(info))
+    write_metrics(run, [])
+    text = page(run).text
+    assert "evaluated weights zoo/<r50>.pkl\n" in text and " · 2 classes" in text
+
+
+def test_why_a_run_failed(tmp_path):
+    run = write_run(tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    del info["train_seconds"]
+    assert "It failed" not in page(run).text
+    info["ended_by"] = "the loss is <NaN>"
+    (run / "run.json").write_text(json.dumps(info))
+    text = page(run).text
+    assert "It failed: the loss is <NaN>" in text and "Training goes on" not in text
+    assert "error: the loss is <NaN>" in text.split("Warnings")[1]
+
+
 def test_damaged_parts(tmp_path):
     write_run(tmp_path)
     with open(tmp_path / "metrics.json", "a") as f:
