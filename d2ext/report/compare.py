@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from d2ext.files import replaced
 from d2ext.html import page_template
 from d2ext.report.charts import Line, chart, page_parts, smooth
+from d2ext.report.config import leaves
 from d2ext.report.page import duration_words, require_run
 from d2ext.report.read import Run, read_run
 
@@ -106,38 +105,10 @@ def _charts(
 
 
 def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    configs = [_flat(run.config) for run in runs]
+    configs = [leaves(run.config) for run in runs]
     rows = []
     for key in sorted({key for config in configs for key in config} - set(_OWN)):
         values = [str(config.get(key, "")) for config in configs]
         if len(set(values)) > 1:
             rows.append((key, values))
     return rows[:_MAX_CHANGES]
-
-
-def _flat(text: str) -> dict[str, Any]:
-    """The leaves of a config.yaml by their keys; {} for one that is no plain YAML."""
-
-    class Loader(yaml.SafeLoader):
-        """Takes what it does not know, tuples and Detectron2's shapes, as plain values."""
-
-    def plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
-        if isinstance(node, yaml.SequenceNode):
-            return loader.construct_sequence(node, deep=True)
-        if isinstance(node, yaml.MappingNode):
-            return loader.construct_mapping(node, deep=True)
-        return loader.construct_scalar(node)
-
-    Loader.add_multi_constructor("", plain)
-    try:
-        return dict(_leaves(yaml.load(text, Loader), ""))
-    except yaml.YAMLError:
-        return {}
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

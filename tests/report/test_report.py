@@ -582,3 +582,30 @@ def test_the_command_to_train_again(tmp_path):
     run.mkdir()
     command = f"--config-file '{run}/config.yaml' 'train.output_dir={run}_again'"
     assert command in page(write_run(run)).text
+    (run / "config.yaml").write_text("train:\n  lr: !!python/tuple [1, 2]\n")
+    assert command in page(run).text
+    for text in ("train:\n  lr: !!python/object:a.B {}\n", "just words", "a: [", "a: 2026-99-99"):
+        (run / "config.yaml").write_text(text)
+        assert "_again" not in page(run).text
+    (run / "config.yaml").unlink()
+    assert "_again" not in page(run).text
+
+
+def test_a_command_that_the_run_itself_knows(tmp_path):
+    run = write_run(tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    info["reproduce"] = "torchrun tools/train_net.py <all>"
+    (run / "run.json").write_text(json.dumps(info))
+    text = page(run).text
+    assert "torchrun tools/train_net.py <all>" in text and "_again" not in text
+
+
+def test_an_evaluation_shows_only_its_own_command(tmp_path):
+    run = write_run(tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    info |= {"max_iter": None, "reproduce": "other", "command": "python x --eval-only"}
+    (run / "run.json").write_text(json.dumps(info))
+    write_metrics(run, [])
+    shown = page(run)
+    assert shown.attributes.count(("class", "command")) == 1
+    assert "python x --eval-only" in shown.text
