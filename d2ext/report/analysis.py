@@ -1,6 +1,6 @@
 """analysis/<dataset>.json of a run directory -> what the page shows of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -97,13 +97,23 @@ class Analysis(msgspec.Struct):
     pictures: dict[str, str]
 
 
-def sections(analysis: Analysis) -> Iterator[dict[str, Any]]:
-    """What the page shows of each task, masks first."""
+def sections(
+    analysis: Analysis, dataset: str, results: Mapping[str, float | None]
+) -> Iterator[dict[str, Any]]:
+    """What the page shows of each task, masks first.
+
+    Args:
+        analysis: of a data set.
+        dataset: its name.
+        results: of the same evaluation, of which the AP of the classes is taken.
+    """
     for name, task in reversed(analysis.tasks.items()):
+        metric, of_class = _class_AP(results, dataset, name)
         yield {
             "task": name,
             "best": task.best_score,
-            "classes": task.pr_curves,
+            "classes": [(row, of_class.get(row.name)) for row in task.pr_curves],
+            "metric": metric,
             "curves": _curves(task.pr_curves),
             "causes": task.errors.causes,
             "AP50": task.errors.AP50,
@@ -136,6 +146,19 @@ def captions(analysis: Analysis, share: int) -> dict[str, str]:
         for kind, rows in (("worst", worst), ("best", best))
         for i, (picture, row) in enumerate(rows.items(), start=1)
     }
+
+
+def _class_AP(
+    results: Mapping[str, float | None], dataset: str, task: str
+) -> tuple[str, dict[str, float | None]]:
+    """The first metric that has the AP of classes, and class to AP; "" and {} without one."""
+    by_metric: dict[str, dict[str, float | None]] = {}
+    for key, value in results.items():
+        head, _, name = key.partition("/AP-")
+        of, _, metric = head.removesuffix(f"/{task}").rpartition("/")
+        if name and of == dataset and head.endswith(f"/{task}"):
+            by_metric.setdefault(metric, {})[name] = value
+    return next(iter(by_metric.items()), ("", {}))
 
 
 def _curves(classes: list[ClassRow]) -> Markup:

@@ -43,6 +43,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """
     run_dir = require_run(run_dir)
     run = read_run(run_dir)
+    results = run.evaluations["last"].results if "last" in run.evaluations else {}
     html = page_template(Path(__file__).with_name("page.html")).render(
         name=run.info.get("name") or run_dir.resolve().name,
         info=run.info,
@@ -59,7 +60,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         all_numbers=_all_numbers(run),
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
-        analyses={d: list(sections(a)) for d, a in run.analyses.items()},
+        analyses={d: list(sections(a, d, results)) for d, a in run.analyses.items()},
         galleries=list(galleries(run, run_dir)),
         overviews=run.overviews,
         sheets=sheets(run, run_dir),

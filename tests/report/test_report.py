@@ -454,6 +454,24 @@ def test_of_many_classes_the_largest_confusions(tmp_path):
     assert "The most frequent confusions" in page(run).text
 
 
+def test_ap_of_the_classes(tmp_path):
+    run = write_run(tmp_path)
+    write_analysis(run, ["ball<on>", "a/b", "kite"], "")
+    assert "coco AP" not in page(run).text
+    results = json.loads((run / "results.json").read_text())
+    results["last"]["results"] |= {
+        "other/coco/segm/AP-kite": 11.1,
+        "balloon_val/coco/bbox/AP-kite": 22.2,
+        "balloon_val/coco/segm/AP-ball<on>": 33.3,
+        "balloon_val/coco/segm/AP-a/b": None,
+        "balloon_val/voc/segm/AP-kite": 44.4,
+    }
+    (run / "results.json").write_text(json.dumps(results))
+    masks, boxes = page(run).text.split("objectscoco APAP50")[1:]
+    assert "ball<on>933.351.2" in masks and "a/b9–51.2" in masks and "kite9–51.2" in masks
+    assert "kite922.251.2" in boxes and "ball<on>9–51.2" in boxes
+
+
 @pytest.mark.parametrize("key", ["tasks", "pictures"])
 def test_a_damaged_analysis_is_named(tmp_path, key):
     run = write_run(tmp_path)
