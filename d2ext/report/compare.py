@@ -14,6 +14,7 @@ from d2ext.report.page import duration_words, require_run
 from d2ext.report.read import Run, read_run
 
 _MAX_CHANGES = 100  # keys that are shown
+_COLORS = 8  # of charts.js; dashed lines have them once more
 _RATES = {"time": "seconds a step", "total_loss": "total loss", "lr": "learning rate"}
 # What every run has of its own.
 _OWN = ("train.output_dir",)
@@ -35,11 +36,15 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
     folders = [require_run(folder) for folder in run_dirs]
     runs = [read_run(folder) for folder in folders]
     names = _names(folders)
+    keys, changes, different = _keys(runs), _changes(runs), _different_data(names, runs)
     html = page_template(Path(__file__).with_name("compare.html")).render(
-        keys=(keys := _keys(runs)),
+        keys=[(key, key.split("/")[0] in different) for key in keys],
+        different=different,
+        lines=2 * _COLORS,
         rows=[_row(name, run, keys) for name, run in zip(names, runs, strict=True)],
         charts=list(_charts(names, runs, keys)),
-        changes=_changes(runs),
+        changes=changes[:_MAX_CHANGES],
+        left_out=len(changes[_MAX_CHANGES:]),
         **page_parts(),
     )
     with replaced(page, "wb") as f:
@@ -65,6 +70,20 @@ def _keys(runs: Sequence[Run]) -> list[str]:
     """The results that are AP, of all runs."""
     found = dict.fromkeys(key for run in runs for key in _evaluation(run))
     return [key for key in found if key.endswith(("/AP", "/AP50"))]
+
+
+def _different_data(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+    """Data sets that have not the same size in all runs that know them, and what it is in which."""
+    found = {}
+    for dataset in dict.fromkeys(d for run in runs for d in run.info["datasets"]):
+        sizes: dict[str, list[str]] = {}
+        for name, run in zip(names, runs, strict=True):
+            if size := run.size(dataset):
+                sizes.setdefault(size, []).append(name)
+        if len(sizes) > 1:
+            said = (f"{size} in {', '.join(of)}" for size, of in sizes.items())
+            found[dataset] = "; ".join(said)
+    return found
 
 
 def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
@@ -93,6 +112,7 @@ def _charts(
                 name,
                 smooth(run.curves[key]) if key in ("total_loss", "time") else run.curves[key],
                 color=i,
+                dashed=i % (2 * _COLORS) >= _COLORS,
             )
             for i, (name, run) in enumerate(zip(names, runs, strict=True))
             if key in run.curves
@@ -101,7 +121,9 @@ def _charts(
             title = _RATES.get(key, key)
             percent = key in keys
             data = chart(lines, "percent" if percent else title, (0, 100) if percent else None)
-            yield {"title": title, "data": data}
+            dataset = key.split("/")[0]
+            synthetic = percent and any(run.synthetic(dataset) for run in runs)
+            yield {"title": title, "data": data, "synthetic": synthetic}
 
 
 def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -111,4 +133,4 @@ def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         values = [str(config.get(key, "")) for config in configs]
         if len(set(values)) > 1:
             rows.append((key, values))
-    return rows[:_MAX_CHANGES]
+    return rows

@@ -52,6 +52,48 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert "young" in _shown([write_run(tmp_path / "old"), young], tmp_path)
 
 
+def test_different_data_under_one_name(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("one", "two", "three")]
+    assert "Different data" not in _shown(runs, tmp_path)
+    info = json.loads((runs[1] / "run.json").read_text())
+    info["datasets"]["balloon_val"]["instances"] = 51
+    (runs[1] / "run.json").write_text(json.dumps(info))
+    text = _shown(runs, tmp_path)
+    assert (
+        "Different data under the same name: balloon_val has 13 images, 50 objects in one, three;"
+        " 13 images, 51 objects in two." in text
+    )
+    assert "balloon_val/coco/segm/AP different data" in text
+    assert "Different data" not in _shown([runs[0], runs[2]], tmp_path)
+
+
+def test_charts_of_synthetic_data_say_so(tmp_path):
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", synthetic=True)]
+    text = _shown(runs, tmp_path)
+    for metric in ("bbox/AP", "segm/AP", "segm/AP50"):
+        assert f"balloon_val/coco/{metric} synthetic data" in text
+    assert "total loss synthetic data" not in text
+    assert " synthetic data" not in _shown(runs[:1], tmp_path)
+
+
+def test_keys_that_are_left_out_are_counted(tmp_path):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    for count, sentence in ((100, ""), (103, "3 more keys differ and are left out.")):
+        (two / "config.yaml").write_text("".join(f"k{i:03}: 1\n" for i in range(count - 1)))
+        text = _shown([one, two], tmp_path)  # with the one key of the other run
+        assert ("more keys differ" in text) is bool(sentence) and sentence in text
+        assert "k098" in text and "k100" not in text
+
+
+def test_lines_of_many_runs_are_told_apart(tmp_path):
+    runs = [write_run(tmp_path / f"run{i:02}") for i in range(17)]
+    for count in (16, 17):
+        page = Page(write_comparison(runs[:count], tmp_path / "page.html").read_text())
+        looks = [(line["color"] % 8, line["dashed"]) for line in page.charts[0]["lines"]]
+        assert len(set(looks)) == 16
+        assert ("from run 17 on they repeat" in page.text) is (count == 17)
+
+
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         write_comparison([write_run(tmp_path / "one"), tmp_path / "none"], tmp_path / "page.html")
