@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.errors import UserError, run_tool
+from d2ext.errors import run_tool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,21 +24,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders that trainings wrote")
-    out = "work_dirs/comparison.html"
-    add("--output", type=Path, metavar="FILE", help=f"of several runs ({out})")
+    default = "report.html in the run's folder; of several runs work_dirs/comparison.html"
+    add("--output", type=Path, metavar="FILE", help=f"the page ({default})")
     return parser
 
 
 def main() -> int:
     """Writes the page that the command line asks for; returns the exit status."""
     args = _parser().parse_args()
-    if args.output and len(args.runs) == 1:
-        raise UserError("--output goes with several runs; one run's report.html lies in its folder")
 
     from d2ext.report import write_comparison, write_report
 
     if len(args.runs) == 1:
-        print(write_report(args.runs[0]))
+        print(write_report(args.runs[0], args.output))
     else:
         print(write_comparison(args.runs, args.output or Path("work_dirs/comparison.html")))
     return 0

@@ -28,12 +28,13 @@ _LEFT_OUT = {
 }
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Writes `report.html` into a run directory: one file that needs nothing beside it.
+def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> Path:
+    """Writes the report of a run: one file that needs nothing beside it.
 
     Args:
         run_dir: what a training or evaluation run wrote. Parts that are missing or damaged are
             named in the page.
+        page: the file to write (default: `report.html` in the run directory).
 
     Returns:
         The path of the page.
@@ -71,7 +72,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         again=_again(run, run_dir),
         **page_parts(),
     )
-    page = run_dir / "report.html"
+    page = page or run_dir / "report.html"
     with replaced(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
     return page

@@ -345,6 +345,17 @@ def test_command(tmp_path):
     assert done.stdout.splitlines() == [str(tmp_path / "report.html"), "[]"]
 
 
+def test_a_page_outside_the_run(tmp_path):
+    run = write_run(tmp_path / "run")
+    before = {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]}
+    file = tmp_path / "new" / "mine.html"
+    command = [sys.executable, TOOL, str(run), "--output", str(file)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}\n", "")
+    assert "my_recipe" in Page(file.read_text(encoding="utf-8")).text
+    assert {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]} == before
+
+
 def test_not_a_run_directory(tmp_path):
     command = [sys.executable, TOOL, str(tmp_path / "absent")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
