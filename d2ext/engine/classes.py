@@ -15,7 +15,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
     Raises:
         UserError: a head has another number.
     """
-    for field, value in _class_fields(model, "model"):
+    for field, value in class_fields(model, "model"):
         if value is not None and value != len(classes):
             raise UserError(
                 f"{field}={value}, but the data has {len(classes)} classes"
@@ -27,7 +27,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
 def with_num_classes(model: Any, num_classes: int) -> Any:
     """A copy of a model's config; heads that leave their class count to the data have it there."""
     model = copy.deepcopy(model)  # keeps its parent, which interpolations need
-    for field, value in list(_class_fields(model, "")):
+    for field, value in list(class_fields(model, "")):
         if value is None:
             *parents, last = field.removeprefix(".").split(".")
             node = model
@@ -37,11 +37,12 @@ def with_num_classes(model: Any, num_classes: int) -> Any:
     return model
 
 
-def _class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
+def class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
+    """Each class count in a model's config: its field, and its value or None."""
     items = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, child in items:
         if key == "num_classes":
             yield f"{prefix}.{key}", child
         # Semantic heads count stuff, not the data set's things.
         elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
-            yield from _class_fields(child, f"{prefix}.{key}")
+            yield from class_fields(child, f"{prefix}.{key}")

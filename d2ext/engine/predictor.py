@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,19 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import ListConfig, OmegaConf
 
 from d2ext.config.load import load_config
 from d2ext.data.formats.common import nearest
 from d2ext.engine.build import build_model
-from d2ext.engine.classes import check_num_classes
+from d2ext.engine.classes import check_num_classes, class_fields
 from d2ext.engine.preflight import Plan, choose_device, weights_to_evaluate
 from d2ext.engine.weights import load_weights, local_weights
 from d2ext.errors import UserError, building
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Predictor:
         classes: names of the classes to keep; None keeps all.
 
     Attributes:
-        classes: the model's, by `category_id`.
+        classes: names by `category_id`: those that the checkpoint holds, else its run's, else those
+            of the data that the config declares (no image is looked at), else "class 1" and so on.
 
     Raises:
         UserError: the config or the weights are absent or do not fit, or a class is unknown.
@@ -61,7 +67,7 @@ class Predictor:
     def __init__(
         self,
         config_file: str | Path,
-        weights: str = "best",
+        weights: str | Path = "best",
         overrides: Sequence[str] = (),
         score_threshold: float = 0.5,
         classes: Sequence[str] | None = None,
@@ -71,9 +77,10 @@ class Predictor:
         folder = Path(cfg.train.get("output_dir") or Path("work_dirs") / path.stem)
         if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
             folder = path.parent
-        self.weights = weights_to_evaluate(weights, None, folder, cfg.train.get("init_checkpoint"))
+        init = cfg.train.get("init_checkpoint")
+        self.weights = weights_to_evaluate(str(weights), None, folder, init)
         file = local_weights(self.weights, "--weights")
-        self.classes = _class_names(cfg, Path(file))
+        self.classes = _class_names(cfg, Path(file.partition("?")[0]))
         check_num_classes(cfg.model, self.classes)
         self._kept = _indices(classes, self.classes)
         device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
@@ -125,17 +132,69 @@ class Predictor:
 
 
 def _class_names(cfg: Any, weights: Path) -> list[str]:
-    """Of the run that the weights lie in, else of the config's data, else numbers."""
-    run = weights.parent / "run.json"
+    """The model's classes, from the surest source that knows them; no image is looked at.
+
+    Those are the checkpoint itself, the run that it lies in, and the data that the config declares;
+    where none does, the classes are numbered.
+
+    Raises:
+        UserError: not even their number is known.
+    """
+    if found := _saved_in(weights) or _of_run(weights.parent / "run.json") or _declared(cfg):
+        return found
+    stated = dict(class_fields(cfg.model, "model"))
+    number = next((n for n in stated.values() if n is not None), None)
+    if number is None:
+        raise UserError(
+            f"the number of classes is unknown: {weights} does not hold it, no run.json lies beside"
+            " it, and the config's data does not tell it; put its run.json there, or give"
+            f" --options {next(iter(stated), 'num_classes')}=N"
+        )
+    logger.warning("The names of the classes are unknown; they are called class 1 to %d", number)
+    return [f"class {i}" for i in range(1, number + 1)]
+
+
+def _saved_in(weights: Path) -> list[str]:
+    """The key `classes` of a checkpoint, whose tensors are not read for it."""
+    try:
+        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        return list(content["classes"])
+    # A .pkl, an older or another's checkpoint, or a damaged one: `load_weights` will say so.
+    except Exception:
+        return []
+
+
+def _of_run(run: Path) -> list[str]:
     with contextlib.suppress(OSError, ValueError):  # absent, or damaged
         content = json.loads(run.read_text())
-        if isinstance(content, dict) and content.get("classes"):
-            return content["classes"]
-    from d2ext.engine.agree import declare_datasets
-    from d2ext.engine.splits import check_splits
+        if isinstance(content, dict):
+            return content.get("classes") or []
+    return []
 
-    declare_datasets(cfg)
-    return check_splits({"val": cfg.dataloader.val})[1]
+
+def _declared(cfg: Any) -> list[str]:
+    """The classes of the config's training data as `declare_datasets` joins them, else of val's.
+
+    At most annotation files are read; nothing where one of several sets does not tell.
+    """
+    fields = (f"dataloader.{split}.dataset.names" for split in ("train", "val"))
+    names = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
+    union: dict[str, None] = {}
+    for name in [names] if isinstance(names, str) else names:
+        mine: Sequence[str] = ()
+        if declaration := cfg.datasets.get(name):
+            given = declaration.get("classes")
+            if isinstance(given, ListConfig):
+                mine = given
+            else:
+                with contextlib.suppress(UserError), building(f"datasets.{name}"):
+                    mine = instantiate(declaration).classes
+        elif name in DatasetCatalog.list():
+            mine = MetadataCatalog.get(name).get("thing_classes", ())
+        if not mine:
+            return []
+        union.update(dict.fromkeys(mine))
+    return list(union)
 
 
 def _indices(wanted: Sequence[str] | None, classes: Sequence[str]) -> torch.Tensor | None:
