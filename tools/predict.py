@@ -5,7 +5,7 @@ python tools/predict.py --config-file work_dirs/mine/config.yaml --weights best 
 python tools/predict.py --config-file X --weights last --splash --cutouts a.jpg b.jpg film.mp4
 
 Writes overlays, and predictions.json and images.json as COCO has them. Exit status 1 if a file
-could not be read; the others are done.
+could not be read, or a video not to its end; the others are done.
 """
 
 import argparse
@@ -41,11 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders of images, videos")
+    add("inputs", nargs="+", metavar="INPUT", help="images, videos, folders of both")
     add("--config-file", required=True, metavar="FILE", help="a run's config.yaml, or a recipe")
     add("--weights", default="best", metavar="best|last|FILE", help="(best)")
     out = Path("work_dirs/predict")
-    add("--output", type=Path, default=out, metavar="DIR", help=f"({out})")
+    replaces = f"replaces an earlier call's ({out})"
+    add("--output", type=Path, default=out, metavar="DIR", help=replaces)
     add("--score-threshold", type=_score, default=0.5, metavar="S", help="(0.5)")
     add("--classes", nargs="+", metavar="NAME", help="keep these classes only")
     add("--batch-size", type=_size, default=1, metavar="N", help="images at a time (1)")

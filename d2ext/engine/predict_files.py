@@ -1,6 +1,8 @@
 """Images, folders and videos to predictions: pictures, and files as COCO has them."""
 
+import contextlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import msgspec
@@ -17,7 +19,6 @@ from PIL import Image
 
 from d2ext.data.formats.images import SUFFIXES, images_in
 from d2ext.data.photo import read_photo
-from d2ext.engine.output_dir import check_writable
 from d2ext.engine.predictor import Prediction, Predictor
 from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
@@ -28,6 +29,7 @@ from d2ext.terminal import progress
 logger = logging.getLogger(__name__)
 
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
+_INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
 _AHEAD = 4  # images that are read while the model works
 _SHOWN = 10  # unreadable files that are named
 
@@ -42,6 +44,16 @@ class _Item:
     frame: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class _Source:
+    """All image files together, or the frames of a video."""
+
+    name: str
+    items: Iterator[_Item]
+    total: int | None  # None: the video does not say
+    rate: float = 0.0  # frames a second; 0 for images
+
+
 def predict_files(
     predictor: Predictor,
     inputs: Sequence[str | Path],
@@ -52,7 +64,7 @@ def predict_files(
     cutouts: bool = False,
     splash: bool = False,
 ) -> int:
-    """Predicts what is in images and writes it to a folder; memory does not grow with their number.
+    """Predicts what is in images and writes it to a folder; pixels are held of a few at a time.
 
     `predictions.json` holds COCO results, `images.json` the images and categories that their ids
     mean. Pictures are in `overlays`, `cutouts` and `splash`, called like the images; of a video,
@@ -60,73 +72,66 @@ def predict_files(
 
     Args:
         predictor: of a model.
-        inputs: image files, videos, and folders, whose images are taken with those below them.
-        output: the folder; what an earlier call has left there goes.
+        inputs: image files, videos, and folders, of which both are taken with those below them.
+        output: the folder, absent or empty, or an earlier call's, which is replaced.
         batch_size: images that the model looks at together.
         overlays: draw boxes, masks and labels.
         cutouts: crop each object, with transparency around its mask.
         splash: leave only the objects in colour.
 
     Returns:
-        The exit status: 0, or 1 where a file could not be read; it is named and passed over.
+        The exit status: 0, or 1 where a file could not be read, or not to its end; it is named.
 
     Raises:
-        UserError: there is no input, or the output cannot be written.
+        UserError: there is no input, the output is another's, or something cannot be written.
     """
-    found = (item for path in inputs for item in _files(Path(path)))
-    made = output.resolve()  # pictures of an earlier call are no input
-    files = _distinct(item for item in found if made not in item.path.resolve().parents)
-    if not files:
-        suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
-        raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
-    check_writable(output)
-    if (output / "images.json").is_file():  # an earlier call's, of other photos
-        for folder in ("overlays", "cutouts", "splash"):
-            shutil.rmtree(output / folder, ignore_errors=True)
+    files = _inputs(inputs, output)
+    categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
+    index: dict[str, Any] = {
+        "info": _INFO,
+        "images": [],
+        "annotations": [],
+        "categories": categories,
+    }
+    images = index["images"]
+    _clear(output)
+    write_json(output / "images.json", index)  # from now on the folder is known as ours
     unreadable: list[str] = []
-    images: list[dict] = []
     writers = [_Pictures(output / "overlays", _Overlay(predictor.classes))] * overlays
     writers += [_Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))] * splash
-    with (
-        replaced(output / "predictions.json", "wb") as results,
-        progress("files", len(files)) as advance,
-    ):
+    with replaced(output / "predictions.json", "wb") as results:
         rows = _Rows(results)
-        for items, frames in _sources(files):
+        for source in _sources(files, unreadable):
             kept: list[_Item] = []
-            pixels = _readable(items, kept, unreadable, _nothing if frames else advance)
-            for prediction in predictor(pixels, batch_size):
-                item = kept.pop(0)
-                height, width = prediction.image.shape[:2]
-                images.append(
-                    {
-                        "id": len(images) + 1,
-                        "file_name": item.file_name,
-                        "width": width,
-                        "height": height,
-                    }
-                )
-                rows.write(
-                    {
-                        "image_id": len(images),
-                        **instance,
-                        "category_id": instance["category_id"] + 1,
-                    }
-                    for instance in prediction.objects
-                )
+            with progress(source.name, source.total) as advance:
+                pixels = _readable(source.items, kept, unreadable, advance)
+                for prediction in predictor(pixels, batch_size):
+                    item = kept.pop(0)
+                    height, width = prediction.image.shape[:2]
+                    images.append(
+                        {
+                            "id": len(images) + 1,
+                            "file_name": item.file_name,
+                            "width": width,
+                            "height": height,
+                        }
+                    )
+                    rows.write(
+                        {
+                            "image_id": len(images),
+                            **instance,
+                            "category_id": instance["category_id"] + 1,
+                        }
+                        for instance in prediction.objects
+                    )
+                    for writer in writers:
+                        writer.write(item, prediction, source.rate)
+                    if cutouts:
+                        _write_cutouts(output / "cutouts", item, prediction, predictor.classes)
                 for writer in writers:
-                    writer.write(item, prediction, frames)
-                if cutouts:
-                    _write_cutouts(output / "cutouts", item, prediction, predictor.classes)
-            for writer in writers:
-                writer.end_video()
-            if frames:
-                advance(1)
+                    writer.end_video()
         rows.end()
-    categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
-    write_json(
-        output / "images.json", {"images": images, "annotations": [], "categories": categories}
-    )
+    write_json(output / "images.json", index)
     for message in unreadable[:_SHOWN]:
         logger.warning("%s", message)
     if len(unreadable) > _SHOWN:
@@ -135,13 +140,66 @@ def predict_files(
     return int(bool(unreadable))
 
 
+def _inputs(inputs: Sequence[str | Path], output: Path) -> list[_Item]:
+    made = output.resolve()
+    for path in inputs:
+        if made in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise UserError(f"the input {path} lies in --output {output}; choose another --output")
+    found = (item for path in inputs for item in _files(Path(path)))
+    # A folder may hold the output: pictures of an earlier call are no input.
+    files = _distinct(item for item in found if made not in item.path.resolve().parents)
+    if not files:
+        suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
+        raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
+    return files
+
+
 def _files(path: Path) -> list[_Item]:
     if path.is_dir():
-        names = [Path(name) for name in images_in(path)]
+        names = [Path(name) for name in images_in(path, SUFFIXES | VIDEOS)]
         return [_Item(_stem(name), str(path / name), path / name) for name in names]
     if not path.exists():
         raise UserError(f"{path} does not exist; give images, folders or videos")
     return [_Item(path.name.removesuffix(path.suffix), str(path), path)]
+
+
+def _clear(output: Path) -> None:
+    """Makes the output folder, or takes away what an earlier call has left in it."""
+    with _writing(output / "images.json"):
+        if not any(output.iterdir()):
+            return
+        if not _is_ours(output / "images.json"):
+            raise UserError(
+                f"--output {output} is not empty, and predict.py has not made it; choose another"
+                " --output"
+            )
+        logger.info("The results of an earlier call in %s are replaced", output)
+        (output / "predictions.json").unlink(missing_ok=True)
+        for folder in ("overlays", "cutouts", "splash"):
+            if (output / folder).exists():
+                shutil.rmtree(output / folder)
+
+
+def _is_ours(index: Path) -> bool:
+    try:
+        content = json.loads(index.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("info") == _INFO
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Makes a file's folder, and names the file where it or its folder cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        no_folder = isinstance(e, FileExistsError | NotADirectoryError)
+        reason = f"{e.filename} is no directory" if no_folder else e.strerror or e
+        raise UserError(
+            f"cannot write {file}: {reason}; free space, or choose another --output"
+        ) from e
 
 
 def _distinct(items: Iterable[_Item]) -> list[_Item]:
@@ -160,19 +218,24 @@ def _stem(name: Path) -> str:
     return str(name.with_suffix(""))
 
 
-def _sources(files: Sequence[_Item]) -> Iterator[tuple[Iterator[_Item], float]]:
-    """All image files, and each video's frames; with the frames a second, 0 for images."""
+def _sources(files: Sequence[_Item], unreadable: list[str]) -> Iterator[_Source]:
+    """All image files, then each video."""
     photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
     if photos:
-        yield iter(photos), 0.0
+        yield _Source("images", iter(photos), len(photos))
     for item in files:
         if item.path.suffix.lower() in VIDEOS:
             video = cv2.VideoCapture(str(item.path))
             rate = video.get(cv2.CAP_PROP_FPS)
-            yield _frames(item, video), rate if 0 < rate < 1000 else 25.0
+            total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # below 0: unknown
+            frames = _frames(item, video, total, unreadable)
+            yield _Source(item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0)
 
 
-def _frames(item: _Item, video: cv2.VideoCapture) -> Iterator[_Item]:
+def _frames(
+    item: _Item, video: cv2.VideoCapture, total: int, unreadable: list[str]
+) -> Iterator[_Item]:
+    """The frames of a video; one that ends early is added to `unreadable`."""
     for number in itertools.count():
         good, frame = video.read()
         if not good:
@@ -181,11 +244,11 @@ def _frames(item: _Item, video: cv2.VideoCapture) -> Iterator[_Item]:
         yield _Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
     video.release()
     if number == 0:
-        yield item  # which cannot be read as an image either, and is reported so
-
-
-def _nothing(number: int) -> None:
-    """The progress of a frame: that of its video counts."""
+        unreadable.append(f"{item.path} cannot be read, and is left out: no frame is found in it")
+    elif total - number > max(2, total / 100):  # some formats have a rough number only
+        unreadable.append(
+            f"{item.path} is cut off: it ends at frame {number} of {total}; what was read is done"
+        )
 
 
 def _readable(
@@ -245,26 +308,34 @@ class _Pictures:
     """One picture of each image, or a video of the frames' pictures."""
 
     def __init__(self, folder: Path, make: Callable[[Prediction], np.ndarray]):
-        self._folder, self._make, self._video = folder, make, None
+        self._folder, self._make = folder, make
+        self._video: cv2.VideoWriter | None = None
+        self._file = folder  # of the video
 
-    def write(self, item: _Item, prediction: Prediction, frames: float) -> None:
+    def write(self, item: _Item, prediction: Prediction, rate: float) -> None:
         picture = self._make(prediction)
-        file = self._folder / f"{item.name}{'.mp4' if frames else '.jpg'}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not frames:
-            Image.fromarray(picture).save(file, quality=92)
-            return
+        file = self._folder / f"{item.name}{'.mp4' if rate else '.jpg'}"
+        with _writing(file):
+            if not rate:
+                Image.fromarray(picture).save(file, quality=92)
+                return
         if self._video is None:
             size = picture.shape[1], picture.shape[0]
-            self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), frames, size)
-            if not self._video.isOpened():
-                raise UserError(f"cannot write the video {file}; look at the disk, or at OpenCV")
+            self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            self._file = file
+            self._check(self._video.isOpened())
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def end_video(self) -> None:
         if self._video is not None:
             self._video.release()
             self._video = None
+            # OpenCV says nothing of a full disk; the index at the file's end is missing then.
+            self._check(cv2.VideoCapture(str(self._file)).isOpened())
+
+    def _check(self, good: bool) -> None:
+        if not good:
+            raise UserError(f"cannot write the video {self._file}; look at the disk, or at OpenCV")
 
 
 def _write_cutouts(
@@ -275,5 +346,5 @@ def _write_cutouts(
     for k, instance in enumerate(prediction.objects):
         label = classes[instance["category_id"]].replace("/", "_")
         file = folder / f"{item.name}{number}_{k}_{label}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(cutout(prediction.image, instance)).save(file)
+        with _writing(file):
+            Image.fromarray(cutout(prediction.image, instance)).save(file)

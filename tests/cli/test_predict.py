@@ -1,6 +1,8 @@
 """tools/predict.py and d2ext.Predictor: photos, folders and videos to pictures and COCO files."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,12 @@ import cv2
 import numpy as np
 import pycocotools.mask
 import pytest
+import torch
 from PIL import Image
 
 import d2ext
+from d2ext.errors import UserError
+from tests.cli.test_terminal import on_a_terminal
 from tests.conftest import LITE0, REPO
 
 
@@ -44,7 +49,7 @@ def predict(run_tool, trained, tmp_path):
     def run(*args):
         flags = ["--config-file", trained / "config.yaml", "--weights", "last"]
         flags += ["--output", tmp_path / "out", "--score-threshold", "0"]
-        return run_tool("predict", *args, *flags)
+        return run_tool("predict", *flags, *args)
 
     return run
 
@@ -86,20 +91,42 @@ def test_the_files_are_what_evaluate_takes(predict, photos, run_tool, tmp_path):
     assert run_tool("evaluate", *files).status == 0
 
 
-def test_a_video(predict, photos, tmp_path):
-    """Its frames are images of the files, and make up a video again."""
-    frame = cv2.imread(str(photos / "a.jpg"))
-    film = tmp_path / "film.mp4"
+def film(path, photo, frames=5):
+    """A video at 10 frames a second, all of them the photo."""
+    frame = cv2.imread(str(photo))
     size = frame.shape[1], frame.shape[0]
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
-    for _ in range(5):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    for _ in range(frames):
         writer.write(frame)
     writer.release()
-    assert predict(film).status == 0
+    return path
+
+
+def test_a_video(predict, photos, tmp_path):
+    """Its frames are images of the files, and make up a video again; a folder's are found."""
+    made = film(photos / "sub" / "film.MP4", photos / "a.jpg")
+    shutil.copy(made, photos / "sub" / ".hidden.mp4")
+    assert predict(photos / "sub").status == 0
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
-    assert [i["file_name"] for i in images] == [f"{film}#{k}" for k in range(5)]
-    made = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "film.mp4"))
-    assert made.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and made.get(cv2.CAP_PROP_FPS) == 10
+    frames = [f"{made}#{k}" for k in range(5)]
+    assert [i["file_name"] for i in images] == [str(photos / "sub" / "a.jpg"), *frames]
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and drawn.get(cv2.CAP_PROP_FPS) == 10
+
+
+def test_videos_that_are_damaged(predict, photos, tmp_path):
+    """One that is cut off is done as far as it goes; one without frames is left out."""
+    whole = film(tmp_path / "film.avi", photos / "a.jpg", 24)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    (tmp_path / "none.mp4").write_bytes(b"none")
+    done = predict(whole, cut, tmp_path / "none.mp4", *"--no-overlays --score-threshold 1".split())
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    read = len(images) - 24
+    assert done.status == 1 and 4 < read < 21
+    told = f"cut.avi is cut off: it ends at frame {read} of 24; what was read is done"
+    assert told in done.stdout
+    assert "none.mp4 cannot be read" in done.stdout and "film.avi is" not in done.stdout
 
 
 def test_images_of_one_name(predict, photos, tmp_path):
@@ -144,22 +171,61 @@ def test_from_python(trained, photos):
 
 
 def test_what_an_earlier_call_left(predict, photos, tmp_path):
-    """Its pictures go, and are no input; a folder of somebody else's stays."""
+    """It is replaced, which the log says, and is no input; what else lies there stays."""
     out = tmp_path / "out"
-    (out / "overlays").mkdir(parents=True)
-    (out / "overlays" / "mine.jpg").write_bytes(b"")
-    assert predict(photos / "a.jpg").status == 0 and (out / "overlays" / "mine.jpg").exists()
-    assert predict(tmp_path, "--splash").status == 1  # the broken photo
+    first = predict(photos / "a.jpg")
+    assert first.status == 0 and "are replaced" not in first.stdout
+    (out / "mine.txt").write_text("mine")
+    done = predict(tmp_path, "--splash", "--no-overlays")
+    assert done.status == 1  # the broken photo
+    assert f"The results of an earlier call in {out} are replaced" in done.stdout
     assert sorted(p.name for p in (out / "splash").rglob("*.jpg")) == ["a.jpg", "a.jpg", "b.jpg"]
-    assert not (out / "overlays" / "mine.jpg").exists()
+    assert not (out / "overlays").exists() and (out / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file", ["images.json", "overlays/mine.jpg"])
+def test_an_output_of_somebody_elses(predict, photos, tmp_path, file):
+    """It is refused, and nothing in it changes: an images.json of the user's neither."""
+    mine = tmp_path / "out" / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"images": [], "info": {"description": "my photos"}}')
+    before = mine.read_text()
+    done = predict(photos / "a.jpg")
+    assert done.status == 2 and "is not empty, and predict.py has not made it" in done.stderr
+    assert "another --output" in done.stderr
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
+    assert mine.read_text() == before
 
 
 def test_an_output_that_cannot_be(predict, photos, tmp_path):
-    """One line; also where a picture's folder is a file."""
+    """One line, and the file stays."""
     (tmp_path / "out").write_text("mine")
     done = predict(photos)
-    assert done.status == 2 and "is no directory" in done.stderr
+    assert done.status == 2 and "out is no directory" in done.stderr
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_inputs_in_the_output(predict, photos, below):
+    """They are not passed over in silence."""
+    done = predict(photos / below, "--output", photos)
+    assert done.status == 2 and f"{photos / below} lies in --output {photos}" in done.stderr
+
+
+def test_a_picture_that_cannot_be_written(predict, photos, tmp_path):
+    """One line that names it; the next call may have the folder."""
+    out = tmp_path / "out"
+    (photos / "sub" / "a.jpg").rename(photos / "sub" / "c.jpg")
+    (tmp_path / "more" / "a.jpg").mkdir(parents=True)
+    shutil.move(photos / "sub" / "c.jpg", tmp_path / "more" / "a.jpg" / "c.jpg")
+    done = predict(photos / "a.jpg", tmp_path / "more")
+    assert done.status == 2 and "Traceback" not in done.stderr
+    picture, folder = out / "overlays" / "a.jpg" / "c.jpg", out / "overlays" / "a.jpg"
+    assert f"cannot write {picture}: {folder} is no directory" in done.stderr
+    assert not (out / "predictions.json").exists()
+    (photos / f"{'b' * 250}.jpg").symlink_to(photos / "b.jpg")
+    done = predict(photos / f"{'b' * 250}.jpg", "--cutouts")
+    assert done.status == 2 and "bb_0_balloon.png: File name too long" in done.stderr
 
 
 def test_a_run_that_was_moved(trained, photos, tmp_path):
@@ -169,3 +235,85 @@ def test_a_run_that_was_moved(trained, photos, tmp_path):
     assert str(moved) in d2ext.Predictor(moved / "config.yaml", "last").weights
     (moved / "run.json").write_text("{")
     assert d2ext.Predictor(moved / "config.yaml", "last").classes == ["balloon"]
+
+
+@pytest.fixture
+def alone(trained, tmp_path):
+    """A model file in a folder of its own, and how to predict with it and a config without data."""
+    (tmp_path / "alone").mkdir()
+    file = tmp_path / "alone" / "model.pth"
+    shutil.copy(trained / "model_final.pth", file)
+
+    def predictor(*overrides):
+        return d2ext.Predictor(REPO / LITE0, file, ["data.root=/nowhere", *overrides])
+
+    predictor.file = file
+    return predictor
+
+
+def _save_classes(source, target, classes):
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    torch.save({**content, "classes": classes}, target)
+
+
+def test_weights_without_their_run(alone, trained, caplog):
+    """Their classes are the checkpoint's own, else those that the config names, else numbers."""
+    unnamed = "datasets.balloon_train.classes=null"
+    caplog.set_level("INFO", "d2ext")
+    _save_classes(trained / "model_final.pth", alone.file, None)  # as before there was the key
+    assert alone().classes == ["balloon"] and "class 1" not in caplog.text
+    assert alone(unnamed).classes == ["class 1"]
+    assert "names of the classes are unknown; they are called class 1 to 1" in caplog.text
+    unknown = "model.roi_heads.num_classes=null"
+    with pytest.raises(UserError, match=r"unknown: .* --options model\.roi_heads\.num_classes=N"):
+        alone(unnamed, unknown)
+    _save_classes(trained / "model_final.pth", alone.file, ["ball"])
+    assert alone(unnamed, unknown).classes == ["ball"]
+    (alone.file.parent / "run.json").write_text('{"classes": ["another"]}')
+    assert alone(unnamed, unknown).classes == ["ball"]
+    _save_classes(trained / "model_final.pth", alone.file, None)
+    assert alone(unnamed, unknown).classes == ["another"]
+
+
+def test_a_config_whose_data_are_detectron2s(alone, trained):
+    """Their classes are Detectron2's, and no file of them is there."""
+    _save_classes(trained / "model_final.pth", alone.file, None)
+    data = "dataloader.train.dataset.names=cityscapes_fine_instance_seg_train"
+    assert alone(data, "model.roi_heads.num_classes=null").classes[:2] == ["person", "rider"]
+
+
+def test_progress_on_a_terminal(trained, photos, tmp_path):
+    """Of the images, and of each video's frames."""
+    (photos / "broken.jpg").unlink()
+    made = film(tmp_path / "film.mp4", photos / "a.jpg")
+    command = [sys.executable, "-W", "ignore", "tools/predict.py", str(photos), str(made)]
+    command += ["--config-file", str(trained / "config.yaml"), "--weights", "last"]
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    shown, status = on_a_terminal([*command, "--output", str(tmp_path / "out")], env, REPO)
+    assert status == 0, shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(r"images \S+ 3/3 ", plain) and re.search(r"film\.mp4 \S+ 5/5 ", plain), plain
+
+
+_PEAKS = """
+import re, sys
+from pathlib import Path
+import d2ext
+from d2ext.engine.predict_files import predict_files
+certain = "model.roi_heads.box_predictor.test_score_thresh=0.99"
+predictor = d2ext.Predictor(sys.argv[1], "last", [certain])
+for n in 20, 200:
+    predict_files(predictor, [sys.argv[2]] * n, Path(sys.argv[3]) / str(n))
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path):
+    """The pixels of 180 more of them would be 166 MB."""
+    Image.new("RGB", (640, 480), (90, 90, 200)).save(tmp_path / "photo.jpg")
+    arguments = [trained / "config.yaml", tmp_path / "photo.jpg", tmp_path / "out"]
+    command = [sys.executable, "-c", _PEAKS, *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    few, many = map(int, done.stdout.split())  # kB
+    assert many - few < 50_000

@@ -3,7 +3,7 @@
 import os
 import struct
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -103,10 +103,14 @@ def existing(path: str) -> str:
     return path
 
 
-def images_in(folder: str | Path) -> list[str]:
+def images_in(folder: str | Path, suffixes: Collection[str] = SUFFIXES) -> list[str]:
     """The image files in a folder and its subfolders, relative to it, sorted.
 
     Hidden files and folders are left out.
+
+    Args:
+        folder: of the images.
+        suffixes: of the files that are taken, in small letters.
 
     Raises:
         UserError: there is no such folder.
@@ -119,6 +123,6 @@ def images_in(folder: str | Path) -> list[str]:
         found += [
             os.path.relpath(os.path.join(parent, name), folder)
             for name in files
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
         ]
     return sorted(found)
