@@ -26,7 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     add("config_file", metavar="FILE", help="a recipe, or a run's config.yaml")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--diff", metavar="BASE", help="only what differs from this config")
-    how.add_argument("--docs", action="store_true", help="every key: type, value, meaning")
+    how.add_argument(
+        "--docs", action="store_true", help="every key: type, value, default where another, meaning"
+    )
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser
 
@@ -36,7 +38,7 @@ def main() -> int:
     args = _parser().parse_intermixed_args()
     setup_logging(quiet=True)
 
-    from d2ext.config.describe import difference, keys, whole
+    from d2ext.config.describe import difference, keys, starting_point, whole
     from d2ext.config.load import load_config
 
     cfg = load_config(args.config_file, args.overrides)
@@ -44,10 +46,10 @@ def main() -> int:
         lines = difference(cfg, load_config(args.diff))
         print("\n".join(lines) or f"nothing differs from {args.diff}")
     elif args.docs:
-        for key, kind, value, meaning in keys(cfg):
-            print(f"{key} ({kind}): {value}")
-            if meaning:
-                print(f"    {meaning}")
+        for key in keys(cfg, starting_point(args.config_file)):
+            changed = key.default not in (None, key.value)
+            default = f", default {key.default}" if changed else ""
+            print(f"{key.name} ({key.kind}): {key.value}{default}\n    {key.meaning}")
     else:
         print(whole(cfg), end="")
     return 0

@@ -47,7 +47,7 @@ class _Takes(NamedTuple):
 
     def __str__(self) -> str:
         if self.among:
-            return " or ".join(self.among)
+            return " or ".join([*self.among, *["null"] * self.null])
         text = " or ".join([*(t.__name__ for t in self.types), *["null"] * self.null])
         if self.least is not None:
             text += f", {self.least} or more"
@@ -136,6 +136,11 @@ def check_field(key: str, value: Any) -> bool:
     if takes and not takes.accepts(value):
         raise UserError(f"{key}={value!r}: takes {takes}")
     return takes is not None
+
+
+def accepted(key: str) -> str:
+    """What a field takes, in words; empty for one that is not in the table here."""
+    return str(_FIELDS.get(key, ""))
 
 
 def shared_fields(cfg: Any) -> dict[str, str]:

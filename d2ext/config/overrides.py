@@ -79,9 +79,9 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
             for name, item in value.items():
                 _set(cfg, f"{key}.{name}", item, force)
             return
-    elif not isinstance(node, DictConfig) or not (force or leaf in _parameters(node)):
+    elif not isinstance(node, DictConfig) or not (force or leaf in parameters(node)):
         raise _unknown(cfg, key)
-    elif not force and (default := _parameters(node)[leaf].default) is not inspect.Parameter.empty:
+    elif not force and (default := parameters(node)[leaf].default) is not inspect.Parameter.empty:
         _check_type(key, value, default)
     try:
         node[_index(node, leaf)] = value
@@ -171,7 +171,7 @@ def _kind(value: Any) -> type:
     return type(value)
 
 
-def _parameters(node: Any) -> dict[str, inspect.Parameter]:
+def parameters(node: Any) -> dict[str, inspect.Parameter]:
     """What the node's `_target_` can be given by name; `**kwargs` passes to the base class only."""
     from detectron2.utils.registry import locate
 

@@ -68,7 +68,14 @@ def coco_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
 ) -> Dataset:
-    """Photos annotated in a COCO JSON; `classes` None takes the file's categories by their ids."""
+    """Photos annotated in a COCO JSON.
+
+    Args:
+        json_file: the annotations.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes the file's categories by their ids.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+    """
     if classes is None:
         names = tuple(remembered(json_file, "coco_classes", lambda: coco_classes(json_file)))
     else:
@@ -90,7 +97,14 @@ def middle_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
 ) -> Dataset:
-    """Photos annotated in MMDetection's middle format; `classes` None takes all of the file's."""
+    """Photos annotated in MMDetection's middle format.
+
+    Args:
+        json_file: the annotations.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes all of the file's.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+    """
     names = middle_classes(json_file) if classes is None else _names(classes)
     options = {"reader": "middle", "image_root": str(image_root), "classes": list(names)}
 

@@ -60,9 +60,9 @@ def build_train_loader(
         seed: of the run.
         reference_batch_size: with `reference_world_size`, gives the images per worker that the
             recipe was made for, and so the size of the groups that share an orientation.
-        reference_world_size: see above.
+        reference_world_size: the workers that it was made for.
         accumulate: micro-batches per step; each next() gives one of them.
-        start_iter: the first iteration.
+        start_iter: the first iteration; a run sets it.
         bad_images: what an image that cannot be read does: `stop`, or `skip`: another one takes
             its place, so that all ranks have as many.
 

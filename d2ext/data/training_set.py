@@ -111,7 +111,12 @@ def _rare(columns: Columns, threshold: float) -> np.ndarray:
 
 
 def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
-    """The images of registered data sets, in their order, decoded when they are asked for."""
+    """The images of registered data sets, in their order, decoded when they are asked for.
+
+    Args:
+        names: one data set, or several to join.
+        filter_empty: leave out images without objects (see `is_object`).
+    """
     names = [names] if isinstance(names, str) else list(names)
     parts = [DatasetCatalog.get(name) for name in names]
     records = parts[0] if len(parts) == 1 else join(parts)

@@ -1,5 +1,7 @@
 """tools/print_config.py: a config whole, as a difference, and with the meaning of its keys."""
 
+import re
+
 import pytest
 
 from d2ext.config.load import load_config
@@ -36,17 +38,16 @@ def test_differences(show, tmp_path):
 
 
 def test_every_key_with_its_meaning(show):
-    """All of `train` has one, from the comments; calls have those of their docstrings."""
+    """A line of type, value and default where that differs, and one of what it means."""
     lines = show("--docs").stdout.splitlines()
-    means = {
-        line.split(" (")[0]: follows.strip() if follows.startswith("    ") else None
-        for line, follows in zip(lines, [*lines[1:], ""], strict=True)
-        if not line.startswith("    ")
-    }
-    assert not [key for key in means if key.startswith("train.") and not means[key]]
-    assert means["train.ema_decay"].startswith("moving average of the weights")
-    assert means["dataloader.train.num_workers"] == "loader processes of this rank."
-    assert "dataloader.train.total_batch_size (str): ${train.reference_batch_size}" in lines
+    heads, meanings = lines[::2], lines[1::2]
+    assert all(re.match(r"[\w.\[\]]+ \(.+\): .", line) for line in heads)
+    assert all(re.match(r"    \S", line) for line in meanings)
+    at = lines.index("train.max_epochs (int or float or null, above 0): 22, default 12")
+    assert lines[at + 1].strip().startswith("length; this or max_iter")
+    assert "train.seed (int, 0 or more): 0" in lines
+    batch = "dataloader.train.total_batch_size (int, 1 or more)"
+    assert f"{batch}: ${{train.reference_batch_size}}" in lines
 
 
 def test_mistakes(run_tool, show):

@@ -6,6 +6,6 @@ read with the package cityscapesscripts. `python tools/prepare_data.py cityscape
 
 from .loader import dataloader
 
-datasets = dict()
+datasets = dict()  # nothing to declare: Detectron2 has registered them
 dataloader.train.dataset.names = "cityscapes_fine_instance_seg_train"
 dataloader.val.dataset.names = "cityscapes_fine_instance_seg_val"

@@ -12,11 +12,17 @@ from d2ext.data.catalog import annotated_dataset
 from .loader import dataloader
 
 data = dict(
-    train=dict(json=None, images=None),
-    val=dict(json=None, images=None),
-    classes=None,  # None: all that the training file has; the validation follows by name
-    class_attribute=None,  # of VIA's regions, holds their class; None: it is found
-    palette=None,  # [[220, 20, 60], ...]: a colour for each class, in pictures
+    train=dict(
+        json=None,  # the annotation file [str or null]
+        images=None,  # the folder of its photos [str or null]
+    ),
+    val=dict(
+        json=None,  # the annotation file of the validation [str or null]
+        images=None,  # the folder of its photos [str or null]
+    ),
+    classes=None,  # names; None: all of the training file; the validation follows [list or null]
+    class_attribute=None,  # of VIA's regions, holds their class; None: it is found [str or null]
+    palette=None,  # [[220, 20, 60], ...]: a colour a class, in pictures [list or null]
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(

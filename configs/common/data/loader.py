@@ -23,17 +23,24 @@ dataloader.train = L(build_train_loader)(
         oversample_threshold=None,  # images with classes rarer than this come up more often
     ),
     mapper=L(Mapper)(
-        is_train=True,
+        is_train=True,  # samples hold the objects to learn from
         augmentations=[
             L(T.ResizeShortestEdge)(
-                short_edge_length=[640, 672, 704, 736, 768, 800],
+                short_edge_length=[
+                    640,
+                    672,
+                    704,
+                    736,
+                    768,
+                    800,
+                ],  # pixels: one of these, or of their range [int or list]
                 sample_style="choice",
                 max_size=1333,
             ),
             L(T.RandomFlip)(horizontal=True),
-        ],
-        image_format="${model.input_format}",
-        use_instance_mask=True,
+        ],  # of Detectron2, in this order
+        image_format="${model.input_format}",  # RGB or BGR
+        use_instance_mask=True,  # masks are read, too
     ),
     total_batch_size="${train.reference_batch_size}",
     num_workers=4,
@@ -45,7 +52,9 @@ dataloader.train = L(build_train_loader)(
 )
 
 dataloader.val = L(build_test_loader)(
-    dataset=L(evaluation_set)(names=None),
+    dataset=L(evaluation_set)(
+        names=None,  # one data set, or several, each of which has results of its own
+    ),
     mapper=L(Mapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
@@ -54,5 +63,9 @@ dataloader.val = L(build_test_loader)(
     num_workers=2,
     bad_images="${train.bad_images}",
 )
-dataloader.test = None
-dataloader.tta = dict(min_sizes=[640, 800, 960], max_size=1600, flip=True)  # for --tta
+dataloader.test = None  # as val, for --eval-only; None: val itself [dict or null]
+dataloader.tta = dict(  # for --tta
+    min_sizes=[640, 800, 960],  # short sides in pixels, each evaluated
+    max_size=1600,  # of long sides
+    flip=True,  # evaluates mirrored images, too
+)

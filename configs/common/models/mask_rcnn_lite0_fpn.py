@@ -17,7 +17,8 @@ model.pixel_std = [127.5, 127.5, 127.5]
 model.backbone.bottom_up = L(TimmBackbone)(
     name="tf_efficientnet_lite0",
     out_features=["res2", "res3", "res4", "res5"],
-    freeze_at=3,  # the early features of ImageNet serve as they are, and are costly to train
+    # The early features of ImageNet serve as they are, and are costly to train.
+    freeze_at=3,
 )
 
 # On a CPU the convolutions at stride 4 cost most: 96 channels, and no proposals from there; small

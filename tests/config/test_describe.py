@@ -1,0 +1,96 @@
+"""What `print_config.py --docs` says of the keys of all recipes, and of a config of one's own."""
+
+import shutil
+
+import pytest
+
+from d2ext.config.describe import keys, starting_point
+from d2ext.config.load import load_config
+from tests.conftest import LITE0, REPO
+
+RECIPES = sorted(
+    str(path.relative_to(REPO))
+    for path in REPO.glob("configs/*/*.py")
+    if path.parent.name != "common"
+)
+
+
+def described(config, *overrides):
+    """Key to what is said of it."""
+    cfg = load_config(config, overrides)
+    return {key.name: key for key in keys(cfg, starting_point(config))}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_key_has_type_and_meaning(repo, recipe):
+    """Only callables of others, whose docstrings are silent, may be referred to."""
+    for key in described(repo / recipe).values():
+        assert key.kind and len(key.meaning) > 3, key
+        refers = key.meaning.startswith("argument of ")
+        assert not (refers and " d2ext." in key.meaning), key
+        assert key.kind != "any" or refers, key
+
+
+def test_value_and_default(repo):
+    """Of configs/common where the recipe starts from there, of the signature elsewhere."""
+    found = described(repo / LITE0, "optimizer.lr=1e-3")
+
+    def both(name):
+        return found[name].value, found[name].default
+
+    assert both("train.max_epochs") == ("22", "12")
+    assert both("train.seed") == ("0", "0")
+    assert both("optimizer.lr") == ("0.001", "0.0001")  # configs/common/optim.py
+    assert both("optimizer.amsgrad") == ("False", "False")  # left out by the recipe
+    assert both("dataloader.train.mapper.recompute_boxes") == ("True", "False")
+    assert both("dataloader.train.mapper.cache") == ("False", "False")
+    assert both("model.roi_heads.num_classes") == ("1", "None")
+    # The second augmentation is another one than in configs/common, whose values mean nothing.
+    assert both("dataloader.train.mapper.augmentations[1].crop_size") == ("[320, 320]", None)
+    assert found["dataloader.train.mapper.augmentations[1]._target_"].default.endswith("RandomFlip")
+
+
+def test_types(repo):
+    """What check.py takes, else a comment's, the annotation's or the value's."""
+    found = described(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
+    for name, kind in {
+        "train.max_epochs": "int or float or null, above 0",
+        "train.bad_images": "stop or skip",
+        "train.dist.backend": "nccl or gloo or null",
+        "train.auto_scale_lr.rule": "linear or sqrt or null",
+        "data.classes": "list or null",
+        "dataloader.train.total_batch_size": "int, 1 or more",
+        "dataloader.train.seed": "int",
+        "dataloader.train.dataset.names": "str or Sequence[str]",
+        "optimizer.params.weight_decay": "float or null",
+        "train.ddp.broadcast_buffers": "bool",
+        "optimizer._target_": "function",
+    }.items():
+        assert found[name].kind == kind
+    assert found["data.classes"].meaning.endswith("the validation follows")
+
+
+def test_a_config_elsewhere(tmp_path):
+    """One that imports a recipe starts where that does; a config.yaml where all do."""
+    shutil.copytree(REPO / "configs", tmp_path / "configs")
+    mine = tmp_path / "configs" / "balloon" / "mine.py"
+    names = "data, dataloader, datasets, evaluators, lr_multiplier, model, optimizer, train"
+    mine.write_text(f"from .mask_rcnn_lite0_fpn_balloon import {names}\ntrain.max_epochs = 30\n")
+    found = described(mine)
+    assert (found["train.max_epochs"].value, found["train.max_epochs"].default) == ("30", "12")
+    assert found["model.backbone.out_channels"].default == "96"
+    from detectron2.config import LazyConfig
+
+    LazyConfig.save(load_config(mine), str(tmp_path / "config.yaml"))
+    found = described(tmp_path / "config.yaml")
+    assert (found["train.max_epochs"].value, found["train.max_epochs"].default) == ("30", "12")
+    assert found["model.backbone.out_channels"].default is None
+
+
+def test_a_callable_without_a_docstring(repo, tmp_path, monkeypatch):
+    """It is named, rather than nothing said."""
+    (tmp_path / "silent_optimizer.py").write_text("def silent(params, lr, bounds=None): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = described(repo / LITE0, "optimizer._target_=silent_optimizer.silent")
+    words = "argument of silent_optimizer.silent: see its documentation"
+    assert found["optimizer.bounds"] == ("optimizer.bounds", "any", "None", "None", words)
