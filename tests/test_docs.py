@@ -4,14 +4,17 @@ import argparse
 import ast
 import copy
 import functools
+import hashlib
 import importlib.util
-import json
+import itertools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +29,15 @@ PAGES = sorted(
     for path in [*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("examples/**/*.md")]
 )
 CUSTOM = "configs/custom/mask_rcnn_lite0_fpn.py"
+OWN_RUN = f"work_dirs/{Path(CUSTOM).stem}"
+RECIPE = "configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
 # What stands for a reader's own: a recipe, a run's config, a config that a page shows.
 STANDS_FOR = {
     "X": LITE0,
     "Y": "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
     "work_dirs/mine/config.yaml": LITE0,
     "work_dirs/own_dataset/config.yaml": CUSTOM,
+    f"{OWN_RUN}/config.yaml": CUSTOM,
     "configs/custom/mine.py": CUSTOM,
 }
 _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -64,8 +70,13 @@ class Command:
         at = next(i for i, w in enumerate(self.words) if w.startswith("tools/"))
         return self.words[at + 1 :]
 
+    @property
+    def text(self) -> str:
+        """As typed."""
+        return shlex.join(self.words)
+
     def __str__(self) -> str:
-        return f"{self.page}: {shlex.join(self.words)}"
+        return f"{self.page}: {self.text}"
 
 
 def _text(page: str) -> str:
@@ -75,11 +86,18 @@ def _text(page: str) -> str:
 def _commands(page: str) -> Iterator[Command]:
     """The commands of a page's ```bash blocks, in their order."""
     variables: dict[str, str] = {}
+    arrays: dict[str, list[str]] = {}
     blocks = [text for _, language, text in _BLOCK.findall(_text(page)) if language == "bash"]
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
             for name, value in variables.items():
                 line = re.sub(rf"\${name}\b", value, line)
+            for name, values in arrays.items():
+                line = line.replace(f'"${{{name}[@]}}"', shlex.join(values))
+            if array := re.fullmatch(r" *([A-Z]+)(\+?)=\((.*)\)", line):
+                before = arrays.get(array[1], []) if array[2] else []
+                arrays[array[1]] = before + shlex.split(array[3])
+                continue
             words = shlex.split(line, comments=True)
             env = {}
             while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
@@ -265,11 +283,34 @@ def _rendered(node: ast.expr) -> str | None:
     return None
 
 
+_TELLS = {"UserError", "print", "debug", "info", "warning", "error", "exception"}
+
+
+def _told(tree: ast.Module) -> Iterator[ast.AST]:
+    """What a file raises, logs and prints, and what it makes the text of that with."""
+    told: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):
+            told.append(node)
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            told += [*node.args, *(k.value for k in node.keywords)] if name in _TELLS else []
+    names = {n.id for part in told for n in ast.walk(part) if isinstance(n, ast.Name)}
+    yield from told
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names:
+            yield node.value
+        elif isinstance(node, ast.FunctionDef) and node.name in names:
+            yield from (n for n in ast.walk(node) if isinstance(n, ast.Return))
+
+
 @functools.cache
-def _texts() -> list[str]:
+def _texts() -> set[str]:
+    """The messages of the code."""
     files = [*REPO.glob("d2ext/**/*.py"), *REPO.glob("tools/*.py")]
-    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
-    return [text for node in nodes if isinstance(node, ast.expr) and (text := _rendered(node))]
+    told = (part for file in files for part in _told(ast.parse(file.read_text())))
+    nodes = (node for part in told for node in ast.walk(part) if isinstance(node, ast.expr))
+    return {text for node in nodes if (text := _rendered(node))}
 
 
 def _messages() -> list[str]:
@@ -279,11 +320,14 @@ def _messages() -> list[str]:
 
 @pytest.mark.parametrize("message", _messages())
 def test_a_message_of_the_troubleshooting_page_is_the_code_s(message):
-    """Its words but those in capitals stand in one text of the source, in this order."""
-    parts = re.split(r"'?\b[A-Z]+\b'?", message)
-    fixed = [p for p in parts if re.search(r"\w", p)]
-    assert fixed, "capitals alone"
-    pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+    """Its words stand in one of them, in this order, with a value for each one in capitals."""
+    parts = re.split(r"('?\b[A-Z]+\b'?)", message)
+    assert any(re.search(r"\w", part) for part in parts[::2]), "capitals alone"
+    # One in capitals may stand in the code as well (JSON, --dist-url tcp://HOST:PORT).
+    values = [rf"(?:{re.escape(part)}|[^\0%]*(?:\0|%\w).*?)" for part in parts[1::2]]
+    fixed = [re.escape(part) for part in parts[::2]]
+    pairs = itertools.zip_longest(fixed, values, fillvalue="")
+    pattern = re.compile("".join(itertools.chain.from_iterable(pairs)), re.DOTALL)
     assert any(pattern.search(text) for text in _texts()), message
 
 
@@ -310,117 +354,126 @@ def test_the_worked_examples_of_scaling():
     assert "\n".join(scale_config(cfg, 2)[1].lines()) in text
 
 
-# Run as they stand, in their order, but with less to do.
-_QUICK = ["train.max_iter=2", "train.reference_batch_size=2"]
+# What is not run as a page has it: why, and the test that runs it, or the same with less to do.
+_SEVERAL = "tests/cli/test_several_processes.py"
+_PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
+_CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
+_FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_beside_a_data_set"
+_OWN = "tests/cli/test_own_data.py::test_a_format_of_one_s_own_in_two_processes"
+ELSEWHERE = {
+    "make env": _PACKAGES,
+    "make demo": _PACKAGES,
+    "make test": _PACKAGES,
+    ". .venv/bin/activate": _PACKAGES,
+    "python tools/doctor.py": _PACKAGES,
+    "python tools/prepare_data.py cityscapes": ("wants the photos of an account", _CHECKED),
+    f"python tools/prepare_data.py --weights {RECIPE}": ("wants the network", _FETCHED),
+    "python tools/train_net.py --config-file configs/custom/mine.py --num-gpus 2": (
+        "wants the module and the config that the page shows",
+        _OWN,
+    ),
+    "torchrun --nproc-per-node 8 tools/train_net.py --config-file X": (
+        "wants 8 GPUs",
+        f"{_SEVERAL}::test_torchrun",
+    ),
+    "srun --ntasks-per-node 8 python tools/train_net.py --config-file X": (
+        "wants a Slurm",
+        f"{_SEVERAL}::test_tasks_of_srun",
+    ),
+}
+# What is run with `--dry-run`, and trained elsewhere.
+TRAINED = {
+    "--num-gpus": f"{_SEVERAL}::test_two_processes_are_one_that_accumulates",
+    "--num-machines": f"{_SEVERAL}::test_two_machines_of_two",
+    "--auto-scale-lr": f"{_SEVERAL}::test_two_machines_and_scaling",
+    "tools/dist_train.sh": f"{_SEVERAL}::test_two_runs_at_once_by_the_guide_s_script",
+    "tools/submit.py": "tests/slurm/test_training.py::test_two_nodes",
+    "--seeds": "tests/slurm/test_training.py::test_seeds",
+    "tools/slurm_train.sh": "tests/slurm/test_training.py::test_the_guides_script",
+}
+# What the commands of a page leave, among others.
+LEAVES = {
+    "README.md": [f"{OWN_RUN}/report.html", "work_dirs/predict/overlays"],
+    "docs/datasets.md": ["mended.json", "report.html", f"{OWN_RUN}/eval/results.json"],
+    "docs/from_mmdetection.md": ["data/balloon/train/annotation_coco.json"],
+    "docs/install.md": ["datasets/coco/val2017"],
+    "docs/metrics.md": ["results.json", "results_analysis.json"],
+    "docs/resume.md": ["work_dirs/fresh/model_final.pth"],
+    "docs/training.md": ["work_dirs/predict/predictions.json"],
+    "examples/own_dataset/README.md": [
+        "work_dirs/own_dataset/report.html",
+        "work_dirs/predict/overlays/new.jpg",
+    ],
+}
+# Less to do, for the recipes that train on photos of one's own.
+_QUICK = ["train.max_iter=2", "train.reference_batch_size=2", "train.init_checkpoint="]
 _QUICK += ["dataloader.train.num_workers=0", "dataloader.val.num_workers=0"]
-_SMALL = [
+_QUICK += [
     "dataloader.train.mapper.augmentations[0].short_edge_length=96",
     "dataloader.val.mapper.augmentations[0].short_edge_length=96",
 ]
 
 
+def test_what_is_run_elsewhere_is():
+    """Each entry is of a command that a page has, and names a test that there is."""
+    assert set(ELSEWHERE) <= {command.text for command in ALL}
+    assert all(any(what in command.words for command in ALL) for what in TRAINED)
+    for test in {*TRAINED.values(), *(test for _, test in ELSEWHERE.values())}:
+        file, _, name = test.partition("::")
+        tree = ast.parse((REPO / file).read_text())
+        assert name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, test
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """An empty folder that looks like a checkout, as the current one."""
+    """A folder that looks like a checkout, as the current one."""
     for name in ("tools", "configs", "examples"):
         (tmp_path / name).symlink_to(REPO / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def _run(run_tool, command: Command, *more: str) -> None:
-    """Runs a page's command; overrides in `more` go where its tool takes them."""
-    arguments = command.arguments
-    if more and command.tool in ("train_net", "browse_dataset", "print_config"):
-        arguments = [*arguments, *more]
-    elif more and command.tool == "predict":
-        arguments = [*arguments, "--options", *more]
-    done = run_tool(command.tool, *arguments)
-    assert done.status == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def _coco(folder: Path, to: str | Path, run_tool) -> None:
-    photos = ["--images", folder, "--classes", "balloon", "--output", to]
-    done = run_tool("convert_dataset", "via", folder / "via_region_data.json", *photos)
-    assert done.status == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_the_tutorial_as_typed(run_tool, checkout):
-    commands = list(_commands("examples/own_dataset/README.md"))
-    assert {c.tool for c in commands} >= {
-        *("convert_dataset", "check_dataset", "browse_dataset"),
-        *("train_net", "report", "predict"),
-    }
-    for command in commands:
-        _run(run_tool, command, *(_QUICK if command.tool == "train_net" else ()))
-    out = checkout / "work_dirs" / "own_dataset"
-    assert (out / "report.html").is_file()
-    assert json.loads((out / "results.json").read_text())["last"]["results"]
-
-
-@pytest.mark.slow
-def test_the_readme_s_three_steps(run_tool, checkout, tiny_root):
-    """With the tiny balloons, as LabelMe's files."""
-    for split in ("train", "val"):
-        shutil.copytree(tiny_root / "balloon" / split, split)
-        _coco(Path(split), "coco.json", run_tool)
-        back = ["coco", "coco.json", "--to", "labelme", "--output", "labelme"]
-        assert run_tool("convert_dataset", *back).status == 0
-        (Path(split) / "via_region_data.json").unlink()
-        for file in Path("labelme").rglob("*.json"):
-            shutil.copy(file, split)
-        shutil.rmtree("labelme")
-    commands = [c for c in _commands("README.md") if "X" not in c.words and c.tool]
-    assert [c.tool for c in commands] == [
-        *("convert_dataset", "convert_dataset", "check_dataset", "browse_dataset", "train_net")
-    ]
-    for command in commands:
-        trains = command.tool == "train_net"
-        _run(run_tool, command, *(_QUICK + _SMALL + ["train.init_checkpoint="] if trains else ()))
-    assert Path("work_dirs/mask_rcnn_lite0_fpn/report.html").is_file()
-
-
-@pytest.mark.slow
-def test_the_page_on_data_sets(run_tool, checkout, tiny_root):
-    for split, name in (("train", "a"), ("val", "b")):
-        shutil.copytree(tiny_root / "balloon" / split, "imgs", dirs_exist_ok=True)
-        _coco(tiny_root / "balloon" / split, f"{name}.json", run_tool)
-    shutil.copy(tiny_root / "balloon" / "train" / "via_region_data.json", "via.json")
-    outputs = {"yolo": "labels", "voc": "Annotations", "open_images": "boxes.csv"}
-    outputs["labelme"] = "labelme"
-    for kind, output in outputs.items():
-        done = run_tool("convert_dataset", "coco", "a.json", "--to", kind, "--output", output)
-        assert done.status == 0, done.stderr
-    for command in _commands("docs/datasets.md"):
-        if "configs/custom/mine.py" in command.words:
-            continue  # tests/cli/test_own_data.py
-        if command.tool == "convert_dataset" and command.arguments[0] in ("voc", "open_images"):
-            command.words[-1] = "other.json"  # boxes alone: not to train masks on
-        trains = command.tool == "train_net"
-        _run(run_tool, command, *(_QUICK + _SMALL + ["train.init_checkpoint="] if trains else ()))
-    assert Path("mended.json").is_file() and Path("report.html").is_file()
-    assert Path("work_dirs/mask_rcnn_lite0_fpn/eval/results.json").is_file()
-
-
 @pytest.fixture
-def a_run(train_net, checkout, tiny):
-    """work_dirs/mine, a run of X, with what the pages name beside it."""
-    short = [*tiny, "train.max_iter=2", "train.eval_period=1", "train.checkpointer.period=1"]
-    done = train_net("--work-dir", "work_dirs/mine", *short)
-    assert done.status == 0, done.stderr
-    shutil.copytree("work_dirs/mine", "work_dirs/other")
-    shutil.copytree("work_dirs/mine", f"work_dirs/{Path(LITE0).stem}")
-    shutil.copy("work_dirs/mine/model_final.pth", "a.pth")
-    shutil.copy("work_dirs/mine/model_final.pth.sha256", "a.pth.sha256")
-    root = Path(next(o for o in tiny if o.startswith("data.root=")).partition("=")[2])
-    shutil.copytree(root / "balloon" / "val", "photos")
-    (Path("photos") / "via_region_data.json").unlink()
+def readers_folder(checkout, tiny_root, tiny, run_tool, train_net, monkeypatch):
+    """The checkout with all that the pages' commands name: photos, annotations, runs, a Slurm."""
+    balloon = tiny_root / "balloon"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
+    monkeypatch.setenv("D2EXT_CACHE", str(checkout / "cache"))
+    shutil.copytree(balloon, "data/balloon")
+    for split, name in (("train", "a"), ("val", "b")):
+        shutil.copytree(balloon / split, "imgs", dirs_exist_ok=True)
+        shutil.copytree(balloon / split, split)
+        photos = ["--images", split, "--classes", "balloon", "--output", f"{name}.json"]
+        _do(run_tool, "convert_dataset", "via", f"{split}/via_region_data.json", *photos)
+        Path(split, "via_region_data.json").unlink()
+        back = {"labelme": "labelme", "yolo": "labels", "voc": "Annotations"}
+        back["open_images"] = "boxes.csv"
+        for kind, output in back.items():
+            to = ["--to", kind, "--output", f"{split}_{output}"]
+            _do(run_tool, "convert_dataset", "coco", f"{name}.json", *to)
+        for file in Path(f"{split}_labelme").rglob("*.json"):
+            shutil.copy(file, split)
+    for output in back.values():
+        os.rename(f"train_{output}", output)
+    shutil.copy("data/balloon/train/via_region_data.json", "via.json")
+    shutil.copy("b.json", "instances_val.json")
+    shutil.copytree(balloon / "val", "photos", ignore=shutil.ignore_patterns("*.json"))
     photo = next(Path("photos").glob("*.jpg"))
     shutil.copy(photo, "a.jpg")
     _film("film.mp4", photo)
+    done = train_net("--work-dir", "work_dirs/mine", *_short(tiny))
+    assert done.status == 0, done.stderr
+    for copied in ("work_dirs/other", f"work_dirs/{Path(LITE0).stem}"):
+        shutil.copytree("work_dirs/mine", copied)
+    for suffix in ("", ".sha256"):
+        shutil.copy(f"work_dirs/mine/model_final.pth{suffix}", f"a.pth{suffix}")
     shutil.copy("work_dirs/mine/predictions/balloon_val.json", "predictions.json")
-    return root, short
+    _fake_slurm(monkeypatch)
+    _fake_coco(monkeypatch)
+
+
+def _short(tiny: list[str]) -> list[str]:
+    return [*tiny, "train.max_iter=2", "train.eval_period=1", "train.checkpointer.period=1"]
 
 
 def _film(file: str, photo: Path) -> None:
@@ -433,59 +486,146 @@ def _film(file: str, photo: Path) -> None:
     film.release()
 
 
+def _fake_slurm(monkeypatch) -> None:
+    """Commands that answer as a login node's do, and DIR, a run that is over."""
+    from d2ext.slurm.record import new_record
+
+    answers = {"sbatch": "", "srun": "", "squeue": "", "sinfo": "dev*|1:00:00|1:00:00"}
+    Path("bin").mkdir()
+    for name, answer in answers.items():
+        Path("bin", name).write_text(f"#!/bin/sh\nprintf '%s' '{answer}'\n")
+        Path("bin", name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:{os.environ['PATH']}")
+    Path("DIR").mkdir()
+    Path("DIR", "log").write_text("iteration 1\n")
+    record = new_record(Path("DIR"), "1")
+    record.submitted(job="7", cluster="slurm", log="DIR/log")
+    record.begin(0, "node1", None)
+    record.end("finished", 0)
+
+
+def _fake_coco(monkeypatch) -> None:
+    """Archives of a few bytes where the real ones would be put by hand."""
+    import dataclasses
+
+    from d2ext.data import coco2017
+
+    parts, folder = [], Path("datasets/coco")
+    folder.mkdir(parents=True)
+    for part in coco2017.PARTS:
+        with zipfile.ZipFile(folder / part.archive, "w") as archive:
+            for name in part.files or ["1.jpg"]:
+                archive.writestr(f"{part.name}/{name}", "{}")
+        data = (folder / part.archive).read_bytes()
+        few = dict(size=len(data), unpacked=len(data), images=int(part.images > 0))
+        few["md5"] = hashlib.md5(data).hexdigest()
+        parts.append(dataclasses.replace(part, **few))
+    monkeypatch.setattr(coco2017, "PARTS", tuple(parts))
+
+
+def _do(run_tool, tool: str, *arguments: str):
+    done = run_tool(tool, *arguments)
+    assert done.status == 0, f"{tool} {shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", ["docs/training.md", "docs/resume.md", "docs/metrics.md", "docs/scaling.md"]
-)
-def test_the_commands_of_a_page(run_tool, a_run, page):
-    """What needs no cluster; commands for several workers as far as --dry-run goes."""
-    root, short = a_run
-    _coco(root / "balloon" / "val", "instances_val.json", run_tool)
+@pytest.mark.parametrize("page", sorted({command.page for command in ALL}))
+def test_the_commands_of_a_page(run_tool, readers_folder, tiny, page):
+    """In their order, but those of ELSEWHERE; TRAINED says which are run with --dry-run."""
     for command in _commands(page):
-        if command.words[0] in ("torchrun", "srun"):  # tests/cli/test_several_processes.py
-            continue
-        words = command.words = [STANDS_FOR["X"] if w == "X" else w for w in command.words]
-        words[:] = [STANDS_FOR["Y"] if w == "Y" else w for w in words]
-        words[:] = [w.replace("HOST:PORT", "127.0.0.1:29999") for w in words]
-        fresh = not {"--resume", "--eval-only"} & set(words)
-        if words[0] == "bash":
-            words += ["--dry-run", "--work-dir", "work_dirs/new", *short]
-            words += ["train.reference_batch_size=16"]
-            env = {**os.environ, "PYTHON": sys.executable}
-            done = subprocess.run(words, env=env, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            continue
-        if command.tool == "train_net":
-            several = "--num-gpus" in words
-            at = words.index("--config-file")
-            words[at:at] = ["--overwrite"] * fresh + ["--dry-run"] * several
-            if "--expect" in words:  # two steps reach no AP
-                words[words.index("--expect") + 1] = "balloon_val/coco/segm/AP>=0"
-            own = [k for k in short if k.partition("=")[0] not in " ".join(words)]
-            if "train.max_epochs=24" in words:
-                own = [k for k in own if not k.startswith("train.max_iter")]
-                words[words.index("train.max_epochs=24")] = "train.max_epochs=1"
-            own += ["train.reference_batch_size=16"] * several
-            own += ["dataloader.tta.min_sizes=[96]"] * ("--tta" in words)
-            _run(run_tool, command, *own)
-        elif command.tool == "predict":
-            _run(run_tool, command, f"data.root={root}")
+        if command.text not in ELSEWHERE:
+            _as_told(run_tool, command, tiny)
+    for file in LEAVES.get(page, ()):
+        assert Path(file).exists(), file
+
+
+def _as_told(run_tool, command: Command, tiny: list[str]) -> None:
+    """Runs a command on the reader's folder, with as little to do as can be."""
+    trains = "--config-file" in command.words or command.words[0] == "bash"
+    dry = trains and any(what in command.words for what in TRAINED)
+    of_x = {"X", LITE0} & set(command.words)
+    words = [STANDS_FOR[w] if w in ("X", "Y") else w for w in command.words]
+    words = [w.replace("HOST:PORT", "127.0.0.1:29999") for w in words]
+    arguments = words[[w.startswith("tools/") for w in words].index(True) + 1 :]
+    if dry:
+        less = [*tiny, "train.reference_batch_size=16"]  # an image for each of the workers
+        plain = command.words[0] == "bash" and [*arguments, "--overwrite", "--dry-run", *less]
+        if plain:
+            done = subprocess.run(
+                ["bash", words[1], *plain],
+                env={**os.environ, "PYTHON": sys.executable, **command.env},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
         else:
-            _run(run_tool, command)
+            _do(run_tool, command.tool, "--dry-run", "--overwrite", *arguments, *less)
+    elif command.tool == "train_net":
+        less = _short(tiny) if of_x else _QUICK
+        typed = " ".join(arguments)
+        less = [k for k in less if k.partition("=")[0] not in typed]
+        if "train.max_epochs=24" in arguments:
+            arguments[arguments.index("train.max_epochs=24")] = "train.max_epochs=1"
+            less = [k for k in less if not k.startswith("train.max_iter=")]
+        if "--expect" in arguments:  # two steps reach no AP
+            arguments[arguments.index("--expect") + 1] = "balloon_val/coco/segm/AP>=0"
+        if "--tta" in arguments:
+            less.append("dataloader.tta.min_sizes=[96]")
+        fresh = not {"--resume", "--eval-only"} & set(arguments)
+        _do(run_tool, "train_net", *["--overwrite"] * fresh, *arguments, *less)
+    elif command.tool == "predict" and of_x:
+        root = next(k for k in tiny if k.startswith("data.root="))
+        _do(run_tool, "predict", *arguments, "--options", root)
+    else:
+        if arguments[0] in ("voc", "open_images"):
+            arguments[-1] = "other.json"  # boxes alone: not to train masks on
+        _do(run_tool, command.tool, *arguments)
+
+
+_OF_AN_ENVIRONMENT = ("DETECTRON2", "D2EXT_VENV", "PYTHON", "PYTHONPATH", "VIRTUAL_ENV")
 
 
 @pytest.mark.slow
-def test_the_page_on_slurm(run_tool, a_run, monkeypatch):
-    """What needs no cluster: plans, and the table of the runs."""
-    import d2ext.slurm.plan
+def test_the_commands_that_make_an_environment(checkout, tiny, tiny_root):
+    """As a shell takes them, one after the other, where the packages are installed already."""
+    for name in ("Makefile", "requirements", "setup.py", "pyproject.toml", "d2ext", "tests"):
+        (checkout / name).symlink_to(REPO / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], check=True)
+    (site,) = Path(".venv/lib").glob("python3*/site-packages")
+    paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    (site / "here.pth").write_text("".join(f"{path}\n" for path in paths))
+    # What requirements/install.sh leaves when it has installed everything.
+    stamp = re.search(r"^want=\$\((.*)\)$", _text("requirements/install.sh"), re.MULTILINE)[1]
+    more = {
+        "make demo": f"ARGS={shlex.quote(' '.join([*tiny, 'train.max_iter=2']))}",
+        "make test": "ARGS='tests/config/test_schedule.py --numprocesses 0'",
+    }
+    steps = [text for text, entry in ELSEWHERE.items() if entry is _PACKAGES]
+    script = "\n".join(f"{text} {more.get(text, '')}" for text in steps)
+    done = subprocess.run(
+        ["bash", "-e", "-c", f"mode=pypi; ({stamp}) >.venv/d2ext-stamp\n{script}"],
+        env={
+            **{k: v for k, v in os.environ.items() if k not in _OF_AN_ENVIRONMENT},
+            "DETECTRON2_DATASETS": str(tiny_root),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training works" in done.stdout and " passed" in done.stdout
+    assert (checkout / "work_dirs" / Path(LITE0).stem / "report.html").is_file()
 
-    monkeypatch.setattr(d2ext.slurm.plan, "has_slurm", lambda: False)
-    root, _ = a_run
-    for command in _commands("docs/slurm.md"):
-        if command.tool == "submit" and "--dry-run" in command.words:
-            more = ["--overwrite", f"data.root={root}", "train.device=cpu"]
-            arguments = [STANDS_FOR.get(w, w) for w in command.arguments]
-            done = run_tool("submit", *arguments, *more)
-            assert done.status == 0 and "1 CPU process" in done.stdout, done.stderr
-        elif command.arguments == ["status"]:
-            _run(run_tool, command)
+
+def test_the_config_that_changes_another(tmp_path):
+    """As docs/from_mmdetection.md has it, in the place that it names."""
+    from d2ext.config.load import load_config
+
+    text = _text("docs/from_mmdetection.md")
+    (code,) = (block for _, language, block in _BLOCK.findall(text) if language == "python")
+    (place,) = re.findall(r"say `(configs/.*?)`", text)
+    shutil.copytree(REPO / "configs", tmp_path / "configs")
+    (tmp_path / place).write_text(code)
+    cfg = load_config(tmp_path / place)
+    assert (cfg.optimizer.lr, cfg.train.max_epochs) == (0.01, 24)
+    assert cfg.model.roi_heads.box_predictor.test_score_thresh == 0.3

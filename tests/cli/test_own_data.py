@@ -34,7 +34,7 @@ def photos(tiny_root, tmp_path):
 
 
 def test_the_overrides(repo, train_net, photos, section, monkeypatch):
-    data = shlex.split(re.search(r"DATA=(.*)", section)[1])[0].split()
+    data = shlex.split(re.search(r"DATA=\((.*)\)", section)[1])
     monkeypatch.chdir(photos)
     config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
     overrides = re.findall(r"`(?:data|dataloader)\.[\w.]+=.*?`", section.replace("\n  ", " "))

@@ -70,7 +70,8 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe}\n" in text
     assert "\nReference: " in text  # where its numbers come from
-    train = r"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8| \$DATA)?\n"
+    given = r' "\$\{DATA\[@\]\}"'
+    train = rf"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8|{given})?\n"
     assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
     assert recipe in CUSTOM or f"python tools/prepare_data.py {data}\n" in text
@@ -140,7 +141,7 @@ def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         shutil.copytree(tiny_coco / "coco" / f"{split}2017", tmp_path / "imgs", dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    given = re.search(r'DATA="(.*)"', (repo / recipe).read_text())[1].split()
+    given = re.search(r"DATA=\((.*)\)", (repo / recipe).read_text())[1].split()
     done = train_net("--work-dir", "run", *given, *ONE_STEP, config=repo / recipe)
     assert done.status == 0, done.stderr
     weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
