@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
@@ -629,3 +630,23 @@ def test_the_config_that_changes_another(tmp_path):
     cfg = load_config(tmp_path / place)
     assert (cfg.optimizer.lr, cfg.train.max_epochs) == (0.01, 24)
     assert cfg.model.roi_heads.box_predictor.test_score_thresh == 0.3
+
+
+def test_the_coco_file_that_a_page_shows(tmp_path):
+    """It is read whole, also without what the page calls optional."""
+    from d2ext.data.formats.coco import read_coco
+
+    (shown,) = (
+        text
+        for _, language, text in _BLOCK.findall(_text("docs/datasets.md"))
+        if language == "json"
+    )
+    content = json.loads(shown)
+    (annotation,) = content["annotations"]
+    for absent, area in (((), 5000), (("area", "iscrowd"), 5000), (("area", "segmentation"), 5000)):
+        fewer = {key: value for key, value in annotation.items() if key not in absent}
+        file = tmp_path / "coco.json"
+        file.write_text(json.dumps(content | {"annotations": [fewer]}))
+        ((record,), _) = read_coco(file, tmp_path)
+        (read,) = record["annotations"]
+        assert (read["area"], read["iscrowd"], read["bbox"]) == (area, 0, [10, 20, 110, 70])

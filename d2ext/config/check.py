@@ -167,11 +167,24 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for name, part in parts:
             yield from _leaves(f"{key}.{name}", part)
+    elif key.endswith("._target_") and isinstance(value, str):  # of a config.yaml, or an override
+        yield key, _whole_name(value)
     elif hasattr(value, "__qualname__"):  # a function or class; others' texts may hold addresses
         yield key, f"{value.__module__}.{value.__qualname__}"
     else:
         plain = isinstance(value, str | int | float | None)
         yield key, str(value) if plain else type(value).__name__
+
+
+def _whole_name(target: str) -> str:
+    """The name of a function or class by where it is defined: a package may offer it as well."""
+    from detectron2.utils.registry import locate
+
+    try:
+        found = locate(target)
+        return f"{found.__module__}.{found.__qualname__}"
+    except (ImportError, AttributeError):  # whoever builds it says so
+        return target
 
 
 def _check_sections(values: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch.optim import SGD
 
-from d2ext.config.check import check_config
+from d2ext.config.check import check_config, training_fields
 from d2ext.config.load import load_config
+from d2ext.config.saved import saved_text
 from d2ext.errors import UserError
 
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
@@ -134,3 +135,16 @@ def test_loading_checks_what_overrides_made(repo, override):
 
 def test_no_validation_loads(repo):
     assert load_config(repo / RECIPE, ["dataloader.val=null"]).dataloader.val is None
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, "configs/custom/mask_rcnn_r50_fpn.py"])
+def test_a_saved_config_trains_the_same(repo, tmp_path, recipe):
+    """Whatever name of a class is in the file: a resume from it warns of no change."""
+    cfg = load_config(repo / recipe)
+    (tmp_path / "config.yaml").write_text(saved_text(cfg)[0])
+    saved = load_config(tmp_path / "config.yaml")
+    assert saved.optimizer._target_ != cfg.optimizer._target_  # a text, of the package
+    assert training_fields(saved) == training_fields(cfg)
+    saved.optimizer._target_ = "torch.optim.Adam"
+    changed = training_fields(saved).items() ^ training_fields(cfg).items()
+    assert {key for key, _ in changed} == {"optimizer._target_"}
