@@ -1,7 +1,6 @@
 """A run -> one self-contained HTML page."""
 
 import os
-import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,6 @@ from d2ext.files import replaced
 from d2ext.html import page_template
 from d2ext.report.analysis import sections
 from d2ext.report.charts import Line, chart, page_parts, smooth
-from d2ext.report.config import can_be_loaded
 from d2ext.report.live import live
 from d2ext.report.pictures import galleries, sheets
 from d2ext.report.read import Evaluation, Run, read_run
@@ -69,7 +67,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
         warnings=run.warnings,
         goes_on=run.goes_on,
         live=live(run),
-        again=_again(run, run_dir),
+        again="" if run.is_evaluation else run.said("reproduce"),
         **page_parts(),
     )
     page = page or run_dir / "report.html"
@@ -230,18 +228,6 @@ def _charts(run: Run) -> Iterator[dict[str, Any]]:
 
 def _chart(title: str, data: Markup, text: str = "", synthetic: bool = False) -> dict[str, Any]:
     return {"title": title, "text": text, "data": data, "synthetic": synthetic}
-
-
-def _again(run: Run, run_dir: Path) -> str:
-    """A command that trains as the run did; empty for an evaluation, or where none would work."""
-    if run.is_evaluation:
-        return ""
-    if run.said("reproduce"):
-        return run.said("reproduce")
-    if not can_be_loaded(run.config):
-        return ""
-    command = ["python", "tools/train_net.py", "--config-file", str(run_dir / "config.yaml")]
-    return shlex.join([*command, f"train.output_dir={run_dir}_again"])
 
 
 def _date(iso: Any) -> str:
