@@ -53,7 +53,7 @@ def evaluate_only(
     log_ranks(plan.device)
     declare_datasets(cfg)
     model = build_model(cfg, plan)
-    from_main(lambda: load_weights(model, plan.weights))
+    from_main(lambda: load_weights(model, plan.weights, whole=True))
     copy_from_main(model)
     loader = cfg.dataloader.get("test") or cfg.dataloader.val
     if tta:

@@ -86,7 +86,7 @@ class Predictor:
         device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
         plan = Plan(folder, device, self.classes, {}, None, file, None, None, [])
         self._model = build_model(cfg, plan).eval()
-        load_weights(self._model, file)
+        load_weights(self._model, file, whole=True)
         with building("dataloader.val.mapper"):
             mapper = instantiate(cfg.dataloader.val.mapper)
             self._resize, self._format = mapper.augmentations, mapper.image_format

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,18 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
     return local + mark + query
 
 
-def load_weights(model: nn.Module, path: str) -> None:
-    """Loads initial weights in any format that Detectron2 reads, and timm's Lite0 package.
+def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
+    """Loads weights in any format that Detectron2 reads, and timm's Lite0 package.
 
     Tensors whose shape differs (heads for other classes) stay as initialised; the log names them.
 
+    Args:
+        model: to load them into.
+        path: of the file.
+        whole: no parameter may stay as initialised, since nothing will train it.
+
     Raises:
-        UserError: the file cannot be read, or nothing in it fits the model.
+        UserError: the file cannot be read, or too little in it fits the model.
     """
     checkpointer = _WeightsReader(model)
     if reason := damage(Path(path.partition("?")[0]), zipped=False):
@@ -80,6 +86,13 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise UserError(f"the weights {path} cannot be read: {first_line(e)}") from e
     if not checkpointer.loaded:
         raise UserError(f"none of the {checkpointer.offered} tensors in {path} fits the model")
+    left = [name for name, _ in model.named_parameters() if name in checkpointer.missing]
+    if whole and left:
+        some = ", ".join(left[:2]) + " ..." * (len(left) > 2)
+        raise UserError(
+            f"{len(left)} of the model's parameters ({some}) are not in {path}, or have another"
+            " shape there; take weights of this very model, with as many classes"
+        )
     logger.info(
         "Loaded %d of the model's %d tensors from %s; the others start at random",
         checkpointer.loaded,
@@ -92,6 +105,7 @@ class _WeightsReader(DetectionCheckpointer):
     """Detectron2's reader of weights, made safe: no pickle runs code."""
 
     loaded = offered = 0
+    missing: Sequence[str] = ()
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
@@ -123,8 +137,8 @@ class _WeightsReader(DetectionCheckpointer):
             checkpoint["model"] = state = rename_efficientnet_lite0(state, self.model)
         self.offered = len(state)
         incompatible = super()._load_model(checkpoint)
-        expected = len(self.model.state_dict())
-        self.loaded = expected - len(incompatible.missing_keys)
+        self.missing = incompatible.missing_keys
+        self.loaded = len(self.model.state_dict()) - len(self.missing)
         return incompatible
 
 

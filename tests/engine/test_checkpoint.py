@@ -225,6 +225,10 @@ def test_a_head_for_other_classes_stays_as_it_was(tmp_path):
     before = model.weight.clone()
     load_weights(model, str(tmp_path / "a.pth"))
     assert torch.equal(model.weight, before) and model.bias.tolist() == [1, 1]
+    with pytest.raises(
+        UserError, match=r"1 of the model's parameters \(weight\) are not in .*a.pth"
+    ):
+        load_weights(model, str(tmp_path / "a.pth"), whole=True)
 
 
 def test_our_checkpoint_loads_in_stock_detectron2(tmp_path):
