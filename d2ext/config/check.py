@@ -78,7 +78,7 @@ _FIELDS = {
     "train.device": _Takes((str,)),
     "train.output_dir": _Takes((str,), null=True),
     "train.init_checkpoint": _Takes((str,), null=True),
-    "train.channels_last": _Takes((bool,)),
+    "train.channels_last": _Takes((bool,), null=True),
     "train.fast_layers": _Takes((bool,)),
     "train.deterministic": _Takes((bool,)),
     "train.clip_grad_norm": _Takes((int, float), null=True, above=0),

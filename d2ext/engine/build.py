@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from d2ext.config.schedule import Schedule
 from d2ext.engine.aids import with_sync_bn
 from d2ext.engine.classes import with_num_classes
+from d2ext.engine.distributed import from_main
 from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
@@ -38,11 +39,18 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         sample_rpn(model)
         fold_norms(model)
     model = model.to(plan.device)
-    if cfg.train.get("channels_last", False):
+    chosen = cfg.train.get("channels_last")
+    # Rank 0 says so for all: gradients are exchanged in the order in which they lie.
+    if from_main(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
     return model
+
+
+def _channels_last_pays(device: str) -> bool:
+    """Where float32 convolutions were measured to be faster in it, forward and backward."""
+    return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:

@@ -52,7 +52,8 @@ class Layout:
         if self.starter == "srun":
             return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}", "python"]
         if self.starter == "torchrun":
-            return ["torchrun", f"--nnodes={machines}", f"--nproc-per-node={each}"]
+            where = "--standalone" if self.num_machines == 1 else f"--nnodes={machines}"
+            return ["torchrun", where, f"--nproc-per-node={each}"]
         return ["python"]
 
     def flags(self) -> list[str]:

@@ -44,12 +44,14 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
     out = tmp_path / "a run"
     bin_dir = str(Path(sys.executable).parent)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
-    command = ["torchrun", "--nproc-per-node=2", "--master-port=0", "tools/train_net.py"]
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", "tools/train_net.py"]
     command += ["--config-file", "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"]
     command += ["--no-validate", "--work-dir", str(out), *tiny, "train.reference_world_size=2"]
     subprocess.run(command, cwd=repo, env=env, check=True, capture_output=True)
     about = _about(out)
-    assert about["command"].startswith("torchrun --nnodes=1 --nproc-per-node=2 tools/train_net.py")
+    assert about["command"].startswith(
+        "torchrun --standalone --nproc-per-node=2 tools/train_net.py"
+    )
     again = shlex.split(about["reproduce"])
     assert "--no-validate" in again
     subprocess.run(again, cwd=repo, env=env, check=True, capture_output=True)

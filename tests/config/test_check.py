@@ -52,7 +52,7 @@ def test_absent_fields_are_fine(cfg):
         ("train.device", ["cpu"], [None, 0]),
         ("train.output_dir", ["a", None], [5, []]),
         ("train.init_checkpoint", ["", "a", None], [5]),
-        ("train.channels_last", [True, False], [1, None, "yes"]),
+        ("train.channels_last", [True, False, None], [1, "yes"]),
         ("train.auto_scale_lr", [{}], [None, True]),
         ("train.dist", [{}], [None, 29500]),
         ("train.dist.port", [29500, None], ["29500", -1]),
