@@ -26,14 +26,7 @@ dataloader.train = L(build_train_loader)(
         is_train=True,  # samples hold the objects to learn from
         augmentations=[
             L(T.ResizeShortestEdge)(
-                short_edge_length=[
-                    640,
-                    672,
-                    704,
-                    736,
-                    768,
-                    800,
-                ],  # pixels: one of these, or of their range [int or list]
+                short_edge_length=[640, 672, 704, 736, 768, 800],  # one of them [int or list]
                 sample_style="choice",
                 max_size=1333,
             ),
