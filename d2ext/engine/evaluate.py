@@ -52,15 +52,15 @@ def evaluate_only(
     out = plan.output_dir / "eval"
     log_ranks(plan.device)
     declare_datasets(cfg)
-    model = build_model(cfg, plan)
-    from_main(lambda: load_weights(model, plan.weights, whole=True))
-    copy_from_main(model)
+    model = evaluated = build_model(cfg, plan)
     loader = cfg.dataloader.get("test") or cfg.dataloader.val
     if tta:
         with building("--tta"):
-            model = with_tta(model, **cfg.dataloader.tta)
+            evaluated = with_tta(model, **cfg.dataloader.tta)
         loader = untransformed(loader)
     suite = build_suite("dataloader.test", loader, cfg)
+    from_main(lambda: load_weights(model, plan.weights, whole=True))
+    copy_from_main(model)
 
     def open_folder() -> Results:
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
@@ -70,7 +70,7 @@ def evaluate_only(
         return Results(out / "results.json", None, "max", done=0)
 
     results = from_main(open_folder)
-    numbers = evaluate_into(model, suite, plan, out)
+    numbers = evaluate_into(evaluated, suite, plan, out)
     if comm.is_main_process():
         results.record(None, numbers)
         synthetic = " (synthetic data)" * plan.synthetic

@@ -138,7 +138,7 @@ def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
 
