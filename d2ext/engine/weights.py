@@ -93,11 +93,10 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
             f"{len(left)} of the model's parameters ({some}) are not in {path}, or have another"
             " shape there; take weights of this very model, with as many classes"
         )
+    number = len(model.state_dict())
+    rest = "; the others start at random" * (checkpointer.loaded < number)
     logger.info(
-        "Loaded %d of the model's %d tensors from %s; the others start at random",
-        checkpointer.loaded,
-        len(model.state_dict()),
-        path,
+        "Loaded %d of the model's %d tensors from %s%s", checkpointer.loaded, number, path, rest
     )
 
 
