@@ -200,6 +200,10 @@ def _torchrun(env: Mapping[str, str]) -> Layout:
             f"torchrun started {world} processes, {per_machine} on this machine: each"
             " machine needs the same number"
         )
+    if env["MASTER_PORT"] == "0":
+        raise UserError(
+            "torchrun --master-port=0: nobody meets there; give a port, or --standalone"
+        )
     url = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     return Layout("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
 

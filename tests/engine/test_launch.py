@@ -48,6 +48,8 @@ def test_torchrun_is_believed_unless_flags_speak():
     assert (layout.starter, layout.rank, layout.world_size) == ("torchrun", 5, 8)
     assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 4)
     assert find_layout(TORCHRUN, num_gpus=2).starter == "self"
+    with pytest.raises(UserError, match="--master-port=0: nobody meets there"):
+        find_layout(TORCHRUN | {"MASTER_PORT": "0"})
 
 
 @pytest.fixture
