@@ -1,13 +1,10 @@
 """Images, folders and videos to predictions: pictures, and files as COCO has them."""
 
 import contextlib
-import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -17,8 +14,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from d2ext.data.formats.images import SUFFIXES, images_in
-from d2ext.data.photo import read_photo
+from d2ext.engine.predict_sources import Item, find_inputs, readable, sources_of
 from d2ext.engine.predictor import Prediction, Predictor
 from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
@@ -28,30 +24,8 @@ from d2ext.terminal import progress
 
 logger = logging.getLogger(__name__)
 
-VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 _INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
-_AHEAD = 4  # images that are read while the model works
 _SHOWN = 10  # unreadable files that are named
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An image file, or a frame of a video, which is read already."""
-
-    name: str  # where its pictures go, relative, without a suffix
-    file_name: str  # in images.json
-    path: Path
-    frame: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """All image files together, or the frames of a video."""
-
-    name: str
-    items: Iterator[_Item]
-    total: int | None  # None: the video does not say
-    rate: float = 0.0  # frames a second; 0 for images
 
 
 def predict_files(
@@ -85,7 +59,7 @@ def predict_files(
     Raises:
         UserError: there is no input, the output is another's, or something cannot be written.
     """
-    files = _inputs(inputs, output)
+    files = find_inputs(inputs, output)
     categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
     index: dict[str, Any] = {
         "info": _INFO,
@@ -101,10 +75,10 @@ def predict_files(
     writers += [_Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))] * splash
     with replaced(output / "predictions.json", "wb") as results:
         rows = _Rows(results)
-        for source in _sources(files, unreadable):
-            kept: list[_Item] = []
+        for source in sources_of(files, unreadable):
+            kept: list[Item] = []
             with progress(source.name, source.total) as advance:
-                pixels = _readable(source.items, kept, unreadable, advance)
+                pixels = readable(source.items, kept, unreadable, advance)
                 for prediction in predictor(pixels, batch_size):
                     item = kept.pop(0)
                     height, width = prediction.image.shape[:2]
@@ -138,29 +112,6 @@ def predict_files(
         logger.warning("and %d more", len(unreadable) - _SHOWN)
     logger.info("%s: %d images, %d objects", output, len(images), rows.count)
     return int(bool(unreadable))
-
-
-def _inputs(inputs: Sequence[str | Path], output: Path) -> list[_Item]:
-    made = output.resolve()
-    for path in inputs:
-        if made in (Path(path).resolve(), *Path(path).resolve().parents):
-            raise UserError(f"the input {path} lies in --output {output}; choose another --output")
-    found = (item for path in inputs for item in _files(Path(path)))
-    # A folder may hold the output: pictures of an earlier call are no input.
-    files = _distinct(item for item in found if made not in item.path.resolve().parents)
-    if not files:
-        suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
-        raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
-    return files
-
-
-def _files(path: Path) -> list[_Item]:
-    if path.is_dir():
-        names = [Path(name) for name in images_in(path, SUFFIXES | VIDEOS)]
-        return [_Item(_stem(name), str(path / name), path / name) for name in names]
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give images, folders or videos")
-    return [_Item(path.name.removesuffix(path.suffix), str(path), path)]
 
 
 def _clear(output: Path) -> None:
@@ -202,82 +153,6 @@ def _writing(file: Path) -> Iterator[None]:
         ) from e
 
 
-def _distinct(items: Iterable[_Item]) -> list[_Item]:
-    """With other names for images that are called as one before, in another folder or format."""
-    made: dict[str, _Item] = {}
-    for item in items:
-        name, n = item.name, 1
-        while name in made:
-            n += 1
-            name = f"{item.name}_{n}"
-        made[name] = replace(item, name=name)
-    return list(made.values())
-
-
-def _stem(name: Path) -> str:
-    return str(name.with_suffix(""))
-
-
-def _sources(files: Sequence[_Item], unreadable: list[str]) -> Iterator[_Source]:
-    """All image files, then each video."""
-    photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
-    if photos:
-        yield _Source("images", iter(photos), len(photos))
-    for item in files:
-        if item.path.suffix.lower() in VIDEOS:
-            video = cv2.VideoCapture(str(item.path))
-            rate = video.get(cv2.CAP_PROP_FPS)
-            total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # below 0: unknown
-            frames = _frames(item, video, total, unreadable)
-            yield _Source(item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0)
-
-
-def _frames(
-    item: _Item, video: cv2.VideoCapture, total: int, unreadable: list[str]
-) -> Iterator[_Item]:
-    """The frames of a video; one that ends early is added to `unreadable`."""
-    for number in itertools.count():
-        good, frame = video.read()
-        if not good:
-            break
-        name = f"{item.file_name}#{number}"
-        yield _Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    video.release()
-    if number == 0:
-        unreadable.append(f"{item.path} cannot be read, and is left out: no frame is found in it")
-    elif total - number > max(2, total / 100):  # some formats have a rough number only
-        unreadable.append(
-            f"{item.path} is cut off: it ends at frame {number} of {total}; what was read is done"
-        )
-
-
-def _readable(
-    items: Iterator[_Item], kept: list[_Item], unreadable: list[str], advance: Callable[[int], None]
-) -> Iterator[np.ndarray]:
-    """The pixels of the images that can be read, whose items are added to `kept`."""
-
-    def read(item: _Item) -> tuple[_Item, np.ndarray | str]:
-        if item.frame is not None:
-            return item, item.frame
-        try:
-            return item, np.ascontiguousarray(read_photo(item.path, "RGB"))
-        except Exception as e:  # whatever a decoder raises for a broken file
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            return item, f"{item.path} cannot be read, and is left out: {reason}"
-
-    with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(read, item) for item in itertools.islice(items, _AHEAD)]
-        while ahead:
-            item, image = ahead.pop(0).result()
-            ahead += [pool.submit(read, later) for later in itertools.islice(items, 1)]
-            if isinstance(image, str):
-                unreadable.append(image)
-            else:
-                kept.append(item)
-                yield image
-            advance(1)
-
-
 class _Rows:
     """A JSON list that is written as its entries come."""
 
@@ -312,7 +187,7 @@ class _Pictures:
         self._video: cv2.VideoWriter | None = None
         self._file = folder  # of the video
 
-    def write(self, item: _Item, prediction: Prediction, rate: float) -> None:
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
         picture = self._make(prediction)
         file = self._folder / f"{item.name}{'.mp4' if rate else '.jpg'}"
         with _writing(file):
@@ -339,7 +214,7 @@ class _Pictures:
 
 
 def _write_cutouts(
-    folder: Path, item: _Item, prediction: Prediction, classes: Sequence[str]
+    folder: Path, item: Item, prediction: Prediction, classes: Sequence[str]
 ) -> None:
     # A film's are in a folder of its own.
     number = "" if item.frame is None else f"/{item.file_name.rpartition('#')[2]}"
