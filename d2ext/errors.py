@@ -30,6 +30,11 @@ def user_message(e: BaseException) -> str | None:
     return None
 
 
+def in_words(e: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
+
+
 @contextlib.contextmanager
 def building(section: str) -> Iterator[None]:
     """Turns what goes wrong while a section of the config is built into a UserError that names it.
@@ -42,10 +47,8 @@ def building(section: str) -> Iterator[None]:
         raise
     except Exception as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
-        reason = (str(e).strip() or "no message").splitlines()[0]
         raise UserError(
-            f"{section} cannot be built: {type(e).__name__}: {reason}"
-            f" ({frame.filename}:{frame.lineno})"
+            f"{section} cannot be built: {in_words(e)} ({frame.filename}:{frame.lineno})"
         ) from e
 
 
@@ -57,8 +60,7 @@ def no_end_for(extra: str) -> Iterator[None]:
     except Exception as e:
         if user_message(e) is not None:
             raise
-        reason = (str(e).strip() or "no message").splitlines()[0]
-        logger.warning("No %s: %s: %s", extra, type(e).__name__, reason)
+        logger.warning("No %s: %s", extra, in_words(e))
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

@@ -20,7 +20,7 @@ from d2ext.data.mapping import Failure, Replaced, ReportFailures, RleAsBitmaps
 from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
-from d2ext.errors import UserError
+from d2ext.errors import UserError, in_words
 from d2ext.guard import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -293,14 +293,10 @@ class Loader:
                 try:
                     sample = dataset[key]
                 except Exception as e:  # whatever a mapper raises; a training would end here
-                    sample = UserError(f"{dataset.record(key)['file_name']}: {_in_words(e)}")
+                    sample = UserError(f"{dataset.record(key)['file_name']}: {in_words(e)}")
             if isinstance(sample, Failure | Replaced):
                 sample = UserError(sample.message)
             yield dataset.record(key), sample
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _as_list(samples: list) -> list:

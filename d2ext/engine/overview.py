@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size, read_image
 
 from d2ext.data.records import columns_of, select
+from d2ext.errors import in_words
 from d2ext.evaluation.instances import ground_truth
 from d2ext.files import replaced, write_json
 
@@ -39,7 +40,7 @@ def write_overview(names: Sequence[str], training: Collection[str], out: Path) -
             if name in training:
                 _write_sheet(records, metadata, file.with_suffix(".jpg"), share)
         except Exception as e:  # whatever a data set of the user's raises
-            logger.warning("No overview of %s: %s", name, _in_words(e))
+            logger.warning("No overview of %s: %s", name, in_words(e))
 
 
 def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
@@ -98,11 +99,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
             tiles.append(make_thumbnail(view, metadata))
         except Exception as e:  # Pillow raises all sorts for broken files
             name = record["file_name"]
-            logger.warning("%s is not in the contact sheet: %s", name, _in_words(e))
+            logger.warning("%s is not in the contact sheet: %s", name, in_words(e))
     if tiles:
         with replaced(file, "wb") as f:
             make_sheet(tiles).save(f, "JPEG", quality=85)
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
