@@ -170,6 +170,7 @@ def _rank_main(
         leave_word(e)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
+    dist.destroy_process_group()  # its threads can abort an interpreter that ends before them
     (folder / f"{rank}.status").write_text(str(status))
 
 

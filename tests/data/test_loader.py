@@ -97,6 +97,7 @@ def _rank(rank, store, results):
     )
     results.put((rank, {n: _take(6, num_workers=n) for n in (0, 1, 3)}))
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def _statistics(rank, store, results, images):
     output = model(images[rank : rank + 1])
     results.put((rank, output.tolist(), model[1].running_var.tolist()))
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_normalise_over_both(tmp_path):
@@ -163,6 +164,7 @@ def test_two_ranks_normalise_over_both(tmp_path):
     ended = {rank: rest for rank, *rest in (results.get(timeout=120) for _ in processes)}
     for process in processes:
         process.join(timeout=60)
+        assert process.exitcode == 0
     torch.manual_seed(0)
     alone = _norms()
     output = alone(images)

@@ -167,6 +167,7 @@ def _rank(rank, store, results, bad, policy):
     except UserError as e:
         results.put((rank, str(e), None))
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -55,6 +55,8 @@ with StopSignals() as signals:
 if rank == 0:
     last = average.module if average else model
     print(json.dumps([p.flatten().tolist() for p in last.parameters()]))
+if world > 1:
+    dist.destroy_process_group()
 """
 
 

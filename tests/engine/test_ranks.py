@@ -1,0 +1,30 @@
+"""How ranks end that all went well; the ways in which they fail are in test_signals and chaos."""
+
+import subprocess
+import sys
+
+RANKS = """
+import atexit, sys
+from pathlib import Path
+import torch.distributed as dist
+from d2ext.engine.launch import find_layout
+from d2ext.engine.ranks import start_ranks
+
+def work():
+    rank = dist.get_rank()
+    atexit.register(lambda: Path(f"{rank}.txt").write_text(str(dist.is_initialized())))
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(start_ranks(find_layout({}, num_gpus=2), work, (), 60, "cpu", Path("run")))
+"""
+
+
+def test_no_rank_leaves_with_its_process_group(tmp_path):
+    """A thread of Gloo's that drops a tensor while Python ends aborts the process."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    done = subprocess.run(
+        [sys.executable, "ranks.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["False", "False"]
