@@ -19,6 +19,7 @@ from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
 from d2ext.modeling.folded_norm import fold_norms
+from d2ext.modeling.relu6 import keep_outputs
 from d2ext.modeling.roi_align import use_bags
 from d2ext.modeling.sampled_rpn import sample_rpn
 
@@ -37,6 +38,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
         use_bags(model)
         sample_rpn(model)
+        keep_outputs(model)
         fold_norms(model)
     model = model.to(plan.device)
     chosen = cfg.train.get("channels_last")

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import detectron2.layers
 from detectron2.layers import FrozenBatchNorm2d
-from timm.layers import Conv2dSame, FrozenBatchNormAct2d, pad_same
+from timm.layers import Conv2dSame, FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def fold_norms(model: nn.Module) -> None:
@@ -30,19 +31,34 @@ def fold_norms(model: nn.Module) -> None:
 
 class _FoldedConv2d(detectron2.layers.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        x = _folded(self, self.norm, x)
+        x = self._conv_forward(x, *_folded(self, self.norm))
         return x if self.activation is None else self.activation(x)
 
 
 class _FoldedTimmConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return _folded(self, self._norm, x)
+        return self._conv_forward(x, *_folded(self, self._norm))
 
 
 class _FoldedConv2dSame(Conv2dSame):
+    """TensorFlow's padding: `ceil(size / stride)` places, one pixel more behind than in front.
+
+    torch pads evenly alone, and timm copies the features into padded ones. Here they are padded by
+    a stride more in front, and the first place, which comes of that, is left out.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return _folded(self, self._norm, x)
+        padding, extra = [], []
+        axes = (x.shape[2:], self.kernel_size, self.stride, self.dilation)
+        for size, kernel, stride, dilation in zip(*axes, strict=True):
+            covered = (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1
+            total = max(covered - size, 0)
+            extra.append(total % 2)
+            padding.append(total // 2 + total % 2 * stride)
+        weight, bias = _folded(self, self._norm)
+        out = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        # A copy, as what follows works in place and wants its rows side by side.
+        return out[:, :, extra[0] :, extra[1] :].clone() if any(extra) else out
 
 
 _FOLDED = {nn.Conv2d: _FoldedTimmConv2d, Conv2dSame: _FoldedConv2dSame}
@@ -53,9 +69,10 @@ class _ActivationOnly(FrozenBatchNormAct2d):
         return self.act(self.drop(x))
 
 
-def _folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what both do."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], shift)
+    return conv.weight * scale[:, None, None, None], shift

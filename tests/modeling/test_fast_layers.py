@@ -7,12 +7,26 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import Conv2dSame, FrozenBatchNormAct2d
+from torch import nn
 
 from d2ext.modeling.folded_norm import fold_norms
+from d2ext.modeling.relu6 import keep_outputs
 from d2ext.modeling.roi_align import BagROIAlign, use_bags
 from d2ext.modeling.sampled_rpn import SampledRPN, sample_rpn
 
 MODELS = ["mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", "balloon/mask_rcnn_lite0_fpn_balloon.py"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """With more, the sums' order decides among the near-equal proposals of an untrained model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -48,7 +62,7 @@ def _batch():
 
 def _fast(model):
     fast = copy.deepcopy(model)
-    for change in (use_bags, sample_rpn, fold_norms):
+    for change in (use_bags, sample_rpn, keep_outputs, fold_norms):
         change(fast)
     return fast
 
@@ -105,3 +119,44 @@ def test_folded_norms_follow_a_change_of_the_weights(model):
             torch.testing.assert_close(
                 fast.backbone(image)[name], feature, rtol=1e-3, atol=1e-3, msg=name
             )
+
+
+def test_relu6_keeps_its_output_alone():
+    """At its corners, too, the gradient is torch's; torch's keeps a copy of what it overwrites."""
+    numbers = torch.tensor([-1.0, 0.0, 1e-30, 3.0, 6.0, 7.0, torch.nan])
+    made, kept = [], []
+    for change in (lambda _: None, keep_outputs):
+        layer = nn.Sequential(nn.ReLU6(inplace=True))
+        change(layer)
+        x = numbers.clone().requires_grad_()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.data_ptr()) or t, lambda t: t
+        ):
+            y = layer(x * 1)
+        y.backward(torch.arange(1.0, 8))
+        made.append((y.detach(), x.grad))
+        kept.append(y.data_ptr() in saved)
+    torch.testing.assert_close(made[1], made[0], equal_nan=True, rtol=0, atol=0)
+    assert kept == [False, True]
+
+
+SMALL = st.integers(1, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 14), st.integers(1, 14)), st.integers(1, 6), SMALL, SMALL)
+def test_uneven_padding_without_a_copy(size, kernel, stride, dilation):
+    """As timm's, which pads first, for all sizes; the gradients, too."""
+    conv = Conv2dSame(2, 4, kernel, stride, dilation=dilation, groups=2, bias=False).double()
+    norm = FrozenBatchNormAct2d(4, apply_act=False).double()
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    plain = nn.Sequential(conv, norm)
+    folded = copy.deepcopy(plain)
+    fold_norms(folded)
+    x = torch.rand(2, 2, *size, dtype=torch.double, requires_grad=True)
+    made, expected = folded(x), plain(x)
+    torch.testing.assert_close(made, expected)
+    weight = torch.rand_like(expected)
+    of_made, of_expected = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (made, expected))
+    torch.testing.assert_close(of_made, of_expected)
