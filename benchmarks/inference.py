@@ -37,7 +37,8 @@ from d2ext.engine.weights import load_weights
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
-FIGURES = {"inference_lite0": (LITE0, 3), "inference_r50": (R50, 1)}
+FIGURES = {"inference_lite0": LITE0, "inference_r50": R50}
+ROUNDS = 3
 
 
 def _train(config: str, folder: str, options: list[str]) -> None:
@@ -47,7 +48,7 @@ def _train(config: str, folder: str, options: list[str]) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
-def _measure(name: str, config: str, rounds: int, options: list[str]) -> None:
+def _measure(name: str, config: str, options: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "model_final.pth")
         if config == R50:
@@ -57,7 +58,7 @@ def _measure(name: str, config: str, rounds: int, options: list[str]) -> None:
         cfg = load_config(str(ROOT / config), [*options, f"train.output_dir={folder}"])
         register_datasets(cfg.datasets)
         ours, theirs = _ours(cfg, weights), _theirs(cfg, weights, folder)
-        record(name, paired(ours, theirs, rounds), "images/s")
+        record(name, paired(ours, theirs, ROUNDS), "images/s")
 
 
 def _ours(cfg: object, weights: str) -> object:
@@ -108,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     for name in args.only:
-        _measure(name, *FIGURES[name], args.options)
+        _measure(name, FIGURES[name], args.options)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ FIGURES = {
         "speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"], COMPILED, rounds=1
     ),
     "start": Figure("start", "s", LITE0, SHORT),
-    "peak_rss": Figure("peak", "MB", LITE0, DEMO, rounds=1),
+    "peak_rss": Figure("peak", "MB", LITE0, DEMO),
 }
 
 
