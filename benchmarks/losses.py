@@ -19,9 +19,7 @@ from detectron2.utils.events import EventStorage
 from d2ext.config.load import load_config
 from d2ext.data.catalog import register_datasets
 from d2ext.engine.weights import load_weights, local_weights
-from d2ext.modeling.folded_norm import fold_norms
-from d2ext.modeling.roi_align import use_bags
-from d2ext.modeling.sampled_rpn import sample_rpn
+from d2ext.modeling.fast_layers import use_fast_layers
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 STEPS = 50
@@ -34,8 +32,7 @@ def _run(cfg: object, batches: list, fast: bool, threads: int) -> torch.Tensor:
     model = instantiate(cfg.model)
     load_weights(model, local_weights(cfg.train.init_checkpoint, "train.init_checkpoint"))
     if fast:
-        for change in (use_bags, sample_rpn, fold_norms):
-            change(model)
+        use_fast_layers(model)
     model = model.to(memory_format=torch.channels_last).train()
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)

@@ -18,10 +18,7 @@ from d2ext.engine.distributed import from_main
 from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
-from d2ext.modeling.folded_norm import fold_norms
-from d2ext.modeling.relu6 import keep_outputs
-from d2ext.modeling.roi_align import use_bags
-from d2ext.modeling.sampled_rpn import sample_rpn
+from d2ext.modeling.fast_layers import use_fast_layers
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +33,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
     if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
-        use_bags(model)
-        sample_rpn(model)
-        keep_outputs(model)
-        fold_norms(model)
+        use_fast_layers(model)
     model = model.to(plan.device)
     chosen = cfg.train.get("channels_last")
     # Rank 0 says so for all: gradients are exchanged in the order in which they lie.

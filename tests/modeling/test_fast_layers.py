@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from timm.layers import Conv2dSame, FrozenBatchNormAct2d
 from torch import nn
 
+from d2ext.modeling.fast_layers import use_fast_layers
 from d2ext.modeling.folded_norm import fold_norms
 from d2ext.modeling.relu6 import keep_outputs
-from d2ext.modeling.roi_align import BagROIAlign, use_bags
-from d2ext.modeling.sampled_rpn import SampledRPN, sample_rpn
+from d2ext.modeling.roi_align import BagROIAlign
+from d2ext.modeling.sampled_rpn import SampledRPN
 
 MODELS = ["mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", "balloon/mask_rcnn_lite0_fpn_balloon.py"]
 
@@ -62,8 +63,7 @@ def _batch():
 
 def _fast(model):
     fast = copy.deepcopy(model)
-    for change in (use_bags, sample_rpn, keep_outputs, fold_norms):
-        change(fast)
+    use_fast_layers(fast)
     return fast
 
 
