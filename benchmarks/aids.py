@@ -18,7 +18,7 @@ from common import machine
 from detectron2.utils.events import EventStorage
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import register_datasets
+from d2ext.data.register import register_datasets
 from d2ext.engine.aids import averaged
 from d2ext.engine.build import build_model, build_optimizer, build_train_loader
 from d2ext.engine.hooks import AverageWeights

@@ -30,7 +30,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from weights import save_calibrated
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import register_datasets
+from d2ext.data.register import register_datasets
 from d2ext.engine.build import build_model, build_suite
 from d2ext.engine.preflight import plan_run
 from d2ext.engine.weights import load_weights

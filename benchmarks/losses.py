@@ -17,7 +17,7 @@ from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import register_datasets
+from d2ext.data.register import register_datasets
 from d2ext.engine.weights import load_weights, local_weights
 from d2ext.modeling.fast_layers import use_fast_layers
 

@@ -24,7 +24,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import register_datasets
+from d2ext.data.register import register_datasets
 from d2ext.engine.weights import load_weights, local_weights
 
 

@@ -143,8 +143,8 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
                 tool.run_tool(tool.main)
         finally:
             sys.argv = before
-            if catalog := sys.modules.get("d2ext.data.catalog"):
-                catalog.unregister_datasets()
+            if register := sys.modules.get("d2ext.data.register"):
+                register.unregister_datasets()
         out = capsys.readouterr()
         return Finished(e.value.code, out.out, out.err)
 

@@ -1,23 +1,20 @@
-"""Datasets declared in the config, registered in Detectron2's catalogs by every process.
+"""Datasets as a config declares them; `register.py` puts them into Detectron2's catalogs.
 
 A dataset function of the config, such as `via_dataset`, returns a `Dataset`, whose `load` reads the
 annotations when a loader or an evaluator asks for them (`coco_dataset` without `classes` reads the
 file for its categories at once).
 """
 
-import pydoc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from d2ext.data.cityscapes import name_labels
 from d2ext.data.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.middle import middle_classes, read_middle
 from d2ext.data.formats.recognise import annotation_format
-from d2ext.data.records import applied
 from d2ext.data.store import remembered, stored, stored_coco
 from d2ext.errors import UserError
 
@@ -200,130 +197,3 @@ def _colors(palette: Sequence[Sequence[int]] | None, classes: Sequence[str]) -> 
             f" {len(classes)} classes ({', '.join(classes[:8])})"
         )
     return {"thing_colors": colors}
-
-
-_registered: dict[str, Any] = {}  # the declarations
-_datasets: dict[str, Dataset] = {}
-
-
-def register_datasets(datasets: Mapping[str, Any]) -> None:
-    """Registers the `datasets` section of a config in this process.
-
-    Registering a name again with the same content does nothing. Detectron2's own data sets are
-    registered already; its Cityscapes is made readable (`name_labels`).
-
-    Raises:
-        UserError: a name with a dot, one that is taken by another dataset, or a bad declaration.
-    """
-    from detectron2.config import instantiate
-    from detectron2.data import DatasetCatalog
-    from omegaconf import OmegaConf
-
-    name_labels()
-    for name, declaration in datasets.items():
-        if not hasattr(declaration, "get") or "_target_" not in declaration:
-            raise UserError(f"datasets.{name} is no L(function)(...), such as L(via_dataset)(...)")
-        if "." in name:
-            raise UserError(f"datasets: the name {name!r} holds a dot; use '_' instead")
-        content = OmegaConf.to_container(declaration, resolve=True)
-        if _registered.get(name) == content:
-            continue
-        if name in DatasetCatalog.list():
-            theirs = _registered.get(name, "a registration outside of the config")
-            raise UserError(
-                f"datasets.{name} is declared twice with other content: {theirs} and {content};"
-                " rename one"
-            )
-        _require_importable(name, declaration.get("_target_"))
-        try:
-            dataset = instantiate(declaration)
-        except TypeError as e:
-            raise UserError(f"datasets.{name}: {e}") from e
-        if not isinstance(dataset, Dataset):
-            raise UserError(
-                f"datasets.{name}: _target_ returned {type(dataset).__name__}, not a d2ext Dataset;"
-                " use via_dataset, coco_dataset or a function that returns one"
-            )
-        _register(name, dataset)
-        _registered[name] = content
-
-
-def use_classes(name: str, classes: Sequence[str]) -> None:
-    """Makes a registered data set count its classes as `classes` does, matched by name.
-
-    Objects of other classes are left out from now on.
-    """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    metadata = MetadataCatalog.get(name).as_dict()
-    mine = metadata.pop("thing_classes")
-    del metadata["name"]
-    if list(mine) != list(classes):
-        dataset = _datasets.get(name) or Dataset(DatasetCatalog[name], mine, metadata)
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        _register(name, with_classes(dataset, classes))
-
-
-def _register(name: str, dataset: Dataset) -> None:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    DatasetCatalog.register(name, partial(_load, name, dataset))
-    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
-    _datasets[name] = dataset
-
-
-def _require_importable(name: str, target: Any) -> None:
-    where = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
-    if pydoc.locate(where) is None:
-        raise UserError(
-            f"datasets.{name}: {where} cannot be imported; a dataset function lives in a module"
-            " that every process finds, not in the config file"
-        )
-
-
-def unregister_datasets() -> None:
-    """Forgets what `register_datasets` registered, for a process that goes on to another config."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    for name in _registered:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        del _datasets[name]
-    _registered.clear()
-
-
-def _load(name: str, dataset: Dataset) -> Sequence[dict]:
-    """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
-    from detectron2.data import MetadataCatalog
-
-    records = dataset.load()
-    MetadataCatalog.get(name).set(**dataset.metadata)
-    if not isinstance(records, list):  # decoded when they are asked for
-        if not isinstance(records, Sequence):
-            raise UserError(
-                f"datasets.{name}: `load` returned a {type(records).__name__}; return a list of"
-                " Detectron2's dataset dicts"
-            )
-        return applied(records, _with_box_modes)
-    _check_boxes(name, records)
-    return [_with_box_modes(record) for record in records]
-
-
-def _check_boxes(name: str, records: list[dict]) -> None:
-    """A function of the user's may leave out what Detectron2 asks for in the middle of a run."""
-    for record in records:
-        for i, a in enumerate(record.get("annotations", ())):
-            if len(a.get("bbox", ())) != 4 or a.get("bbox_mode") not in (0, 1):
-                raise UserError(
-                    f"datasets.{name}: {record.get('file_name')}: annotations[{i}] needs a bbox of"
-                    " four numbers, and bbox_mode 0 (x0, y0, x1, y1) or 1 (x, y, width, height)"
-                )
-
-
-def _with_box_modes(record: dict) -> dict:
-    from detectron2.structures import BoxMode
-
-    for annotation in record.get("annotations", ()):
-        annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
-    return record

@@ -6,8 +6,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
-from d2ext.data.catalog import register_datasets, use_classes
 from d2ext.data.formats.common import nearest
+from d2ext.data.register import register_datasets, use_classes
 from d2ext.errors import UserError
 
 

@@ -7,16 +7,9 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
-from d2ext.data.catalog import (
-    Dataset,
-    annotated_dataset,
-    coco_dataset,
-    middle_dataset,
-    register_datasets,
-    unregister_datasets,
-    use_classes,
-)
+from d2ext.data.catalog import Dataset, annotated_dataset, coco_dataset, middle_dataset
 from d2ext.data.formats.recognise import annotation_format
+from d2ext.data.register import register_datasets, unregister_datasets, use_classes
 from d2ext.engine.agree import declare_datasets
 from d2ext.errors import UserError
 from d2ext.evaluation.dataset_file import read_dataset

@@ -9,8 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from d2ext.data.catalog import Dataset, coco_dataset, register_datasets, via_dataset
+from d2ext.data.catalog import Dataset, coco_dataset, via_dataset
 from d2ext.data.formats.coco import read_coco, to_coco
+from d2ext.data.register import register_datasets
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.evaluation.predictions import write_predictions

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from detectron2.data import Metadata, MetadataCatalog
 
-from d2ext.data.catalog import register_datasets
 from d2ext.data.cityscapes import check_cityscapes, require_cityscapes
+from d2ext.data.register import register_datasets
 from d2ext.errors import UserError
 
 TINY = {"train": 2, "val": 1}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import unregister_datasets
+from d2ext.data.register import unregister_datasets
 from d2ext.engine.build import build_train_loader
 from d2ext.engine.samples import open_split
 from d2ext.errors import UserError

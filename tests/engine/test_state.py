@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from d2ext.config.load import load_config
-from d2ext.data.catalog import register_datasets, unregister_datasets
+from d2ext.data.register import register_datasets, unregister_datasets
 from d2ext.engine.checkpoint import save_checkpoint
 from d2ext.engine.preflight import plan_run
 from d2ext.engine.state import start_state
