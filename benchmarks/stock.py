@@ -2,12 +2,14 @@
 
     python benchmarks/stock.py FOLDER CONFIG [overrides]
 
-Its loader, mapper, trainer, hooks and writers in the order of that file's do_train (Detectron2's
-packages do not ship it), on the model, optimizer, schedule and data set that one of our recipes
-names. FOLDER gets its metrics.json.
+Its set-up, loader, mapper, trainer, hooks and writers in the order of that file's main and do_train
+(Detectron2's packages do not ship it), on the model, optimizer, schedule and data set that one of
+our recipes names. FOLDER gets its metrics.json.
 """
 
+import logging
 import sys
+from argparse import Namespace
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -17,11 +19,8 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import SimpleTrainer, default_writers, hooks
+from detectron2.engine import SimpleTrainer, default_setup, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
 
 from d2ext.config.load import load_config
 from d2ext.data.register import register_datasets
@@ -32,12 +31,11 @@ def main() -> None:
     """Trains `train.max_iter` iterations."""
     folder, config, *overrides = sys.argv[1:]
     cfg = load_config(config, overrides)
-    PathManager.mkdirs(folder)
-    logger = setup_logger(folder)
-    seed_all_rng(cfg.train.seed)
+    cfg.train.output_dir = folder
+    default_setup(cfg, Namespace(config_file=config, opts=overrides, eval_only=False))
     register_datasets(cfg.datasets)
     model = instantiate(cfg.model)
-    logger.info("Model:\n%s", model)
+    logging.getLogger("detectron2").info("Model:\n%s", model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)

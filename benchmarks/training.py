@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         speed: steps a second, by the median one behind the first ones, loading included.
-        start: seconds from the command to the first step.
+        start: seconds from the command to the first step, which is as long as the median one.
         peak: MB of memory of the process that needs most.
     """
 
@@ -82,25 +82,23 @@ class Run:
         ended = (0, 0, None)
         while not ended[0]:
             ended = os.wait4(process.pid, os.WNOHANG)
-            if first is None and _lines(folder):
+            if first is None and _steps(folder):
                 first = time.perf_counter() - begun
             time.sleep(0.02)
         if ended[1]:
             raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
-        # Detectron2's timer leaves out the first three.
-        step = statistics.median(line["time"] for line in _lines(folder) if "time" in line)
+        # Detectron2's timer leaves out the first two.
+        step = statistics.median(line["time"] for line in _steps(folder) if "time" in line)
         self.speed = 1 / step
         self.start = first - step  # the first line is written behind the first step
         self.peak = ended[2].ru_maxrss / 1024
 
 
-def _lines(folder: Path) -> list[dict]:
-    """The steps that metrics.json has."""
+def _steps(folder: Path) -> list[dict]:
+    """The lines of metrics.json that are whole."""
     file = folder / "metrics.json"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [
-        line for line in map(json.loads, (x for x in lines if x[-1:] == "\n")) if "time" in line
-    ]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ python tools/train_net.py --config-file X --eval-only --weights last
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -20,7 +21,9 @@ from d2ext.engine.log import setup_logging
 from d2ext.engine.signals import deadline, ignore_signals
 from d2ext.errors import UserError, run_tool
 from d2ext.guard import guard_rank
+from d2ext.startup import begin_imports
 
+begin_imports()
 if guard_rank(__name__):  # before it imports torch
     setup_logging(quiet=True)
 
@@ -60,12 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="key=value",
         help="overrides, as behind the flags",
     )
-    add(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="key=value",
-        help="changes to the config, for example train.max_epochs=24",
-    )
+    add("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the config")
     return parser
 
 
@@ -114,10 +112,11 @@ def main() -> int:
     options |= dict(world_size=layout.world_size, validate=not args.no_validate)
     plan = None
     if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
-        plan = plan_run(cfg, about["name"], **options)
+        plan = plan_run(copy.deepcopy(cfg), about["name"], **options)
     if args.dry_run:
         return 0
-    job = Job(args.config_file, overrides, about, options, plan, end)
+    spawns = layout.starter == "self" and layout.world_size > 1
+    job = Job(args.config_file, overrides, about, options, plan, end, None if spawns else cfg)
     device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
     out = Path(cfg.train.get("output_dir") or Path("work_dirs") / about["name"])
     return start_ranks(layout, run_rank, (job,), args.dist_timeout, device, out)

@@ -230,6 +230,12 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
+        """Batches; the workers are at work on the first ones when it returns."""
+        batches = self._batches()
+        next(batches)
+        return batches
+
+    def _batches(self) -> Iterator[list[dict]]:
         # None may come before the workers ignore it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         try:
@@ -238,6 +244,7 @@ class Loader:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.left_out = []
         try:
+            yield []  # where `__iter__` stops
             for batch in batches:
                 if self._leaves_out:
                     self.left_out += [s.message for s in batch if isinstance(s, Failure)]

@@ -20,7 +20,6 @@ from d2ext.engine.launch import Layout
 from d2ext.engine.preflight import Plan
 from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
-from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def describe(
     }
 
 
-def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) -> float:
+def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) -> None:
     """Writes run.json at the start; a resumed run keeps its first start and its seconds.
 
     Args:
@@ -65,9 +64,6 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) ->
         plan: of `plan_run`.
         about: of `describe`.
         loadable: whether config.yaml can be trained with.
-
-    Returns:
-        The start on the monotonic clock, for `finish_about`.
     """
     versions = {"d2ext": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -99,7 +95,6 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) ->
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]
     write_json(out / "run.json", content)
-    return time.monotonic()
 
 
 def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
@@ -135,6 +130,8 @@ def tell_failure(out: Path, message: str, details: str = "") -> None:
         message: what a user can understand.
         details: for log.txt, a traceback.
     """
+    from d2ext.report import write_report  # here, because a training need not wait for Jinja
+
     try:
         with open(out / "log.txt", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")

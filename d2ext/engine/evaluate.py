@@ -25,7 +25,6 @@ from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
-from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,8 @@ def evaluate_only(
     results = from_main(open_folder)
     numbers = evaluate_into(evaluated, suite, plan, out)
     if comm.is_main_process():
+        from d2ext.report import write_report  # here, because a training need not wait for Jinja
+
         results.record(None, numbers)
         synthetic = " (synthetic data)" * plan.synthetic
         logger.info("The report%s is %s", synthetic, write_report(out))

@@ -11,6 +11,20 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 
+class Begin(HookBase):
+    """Runs a function while the loader's workers make the first batches.
+
+    Args:
+        run: what is to be done before the first step.
+    """
+
+    def __init__(self, run: Callable[[], None]):
+        self._run = run
+
+    def before_train(self) -> None:
+        self._run()
+
+
 class LearningRate(HookBase):
     """Sets each group's learning rate to its base times the schedule's multiplier.
 

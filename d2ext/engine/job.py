@@ -15,6 +15,7 @@ from d2ext.engine.preflight import Plan, plan_run
 from d2ext.engine.run import train
 from d2ext.engine.signals import StopSignals
 from d2ext.errors import UserError
+from d2ext.startup import end_imports
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
         options: of `plan_run`.
         plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
         deadline: of `signals.deadline`, on this machine's clock.
+        cfg: of `load_config`, where the rank runs in the process that has loaded it.
     """
 
     config_file: str
@@ -35,14 +37,17 @@ class Job:
     options: dict[str, Any]
     plan: Plan | None
     deadline: float | None = None
+    cfg: Any = None
 
 
 def run_rank(job: Job) -> int:
     """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
-    cfg = load_config(job.config_file, job.overrides)
-    _check_same_config(cfg)
+    cfg = load_config(job.config_file, job.overrides) if job.cfg is None else job.cfg
+    end_imports()
+    if comm.get_world_size() > 1:
+        _check_same_config(cfg)
     # The flags of the first machine are those of the run.
     options = from_main(lambda: job.options)
     plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))

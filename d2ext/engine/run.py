@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from d2ext.engine.distributed import (
 )
 from d2ext.engine.evaluate import evaluate_into, exit_status
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
-from d2ext.engine.hooks import AverageWeights, Evaluate, LearningRate, Memory, Report
+from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
 from d2ext.engine.log import log_to_file
 from d2ext.engine.numbers import WriteNumbers
 from d2ext.engine.output_dir import check_free_space, make_output_dir
@@ -38,7 +39,6 @@ from d2ext.engine.trainer import Trainer
 from d2ext.errors import no_end_for
 from d2ext.evaluation.suite import test_sets
 from d2ext.files import write_json
-from d2ext.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +103,16 @@ def train(
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
 
     results = from_main(open_folder)
-    made_of = fingerprint(unscaled, loader) if main else {}
-    warn_of_changes(state.resumed, made_of)
+    made_of = functools.cache(lambda: fingerprint(unscaled, loader))
+    if main and state.resumed:
+        warn_of_changes(state.resumed, made_of())
 
     def content(done: int) -> dict[str, Any]:
         return {
             **state.content(done, schedule.batch_size, options.get("accumulate", 1)),
             "seed": options.get("seed", 0),
             "classes": plan.classes,
-            "fingerprint": made_of,
+            "fingerprint": made_of(),
             "results": results.content(),
         }
 
@@ -151,8 +152,8 @@ def train(
         period = options.get("log_period", 20)
         return done % period == 0 or done == end or evaluation_due(done)
 
-    def describe_run() -> float:
-        return write_about(out, plan, about, save_config(unscaled, out))
+    def describe_run() -> None:
+        write_about(out, plan, about, save_config(unscaled, out))
 
     @functools.cache
     def look_at_data() -> None:
@@ -162,13 +163,18 @@ def train(
         write_overview(names, test_sets(cfg.dataloader.train), out)
 
     def report() -> None:
+        from d2ext.report import write_report  # here, because a training need not wait for Jinja
+
         if not trainer.stopped_by:  # whoever sent the signal may not wait for more
             look_at_data()
         with no_end_for("report"):
             write_report(out)
 
-    started = from_main(describe_run)
-    hooks = [LearningRate(state.optimizer, multiplier), d2_hooks.IterationTimer()]
+    hooks = [
+        Begin(lambda: from_main(describe_run)),
+        LearningRate(state.optimizer, multiplier),
+        d2_hooks.IterationTimer(),
+    ]
     if state.average:
         hooks.append(AverageWeights(state.average, state.model))
     if main:
@@ -191,6 +197,7 @@ def train(
         BadLoss(**options.get("bad_loss", {})),
     )
     memory = state.resumed if state.checkpoint_iter == start_iter else {}
+    started = time.monotonic()
     trainer.train(start_iter, end, signals, memory)
     if trainer.ended_early:
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)

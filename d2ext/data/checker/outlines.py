@@ -6,7 +6,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import shapely
 
 from d2ext.data.formats.objects import FAR
 from d2ext.data.formats.rle import rle_areas
@@ -128,6 +127,8 @@ def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> 
     once = np.add.reduceat((v < 0) & (next_v >= 0), starts, dtype=np.int64) == 1
     unsure = solid & ~(one_way & once)
     if unsure.any():
+        import shapely  # a hundredth of a second, that most data need not wait for
+
         wanted = np.repeat(unsure, corners)
         rings = shapely.linearrings(
             x[wanted], y[wanted], indices=np.repeat(np.arange(unsure.sum()), corners[unsure])
