@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -143,6 +144,8 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
                 tool.run_tool(tool.main)
         finally:
             sys.argv = before
+            gc.unfreeze()  # what d2ext.startup does for a process that runs one tool
+            gc.enable()
             if register := sys.modules.get("d2ext.data.register"):
                 register.unregister_datasets()
         out = capsys.readouterr()

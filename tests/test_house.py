@@ -19,7 +19,7 @@ ALLOWED = {
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
     "slurm": {"engine"},
 }
-COMMON = {"errors", "files", "guard", "html", "terminal"}
+COMMON = {"errors", "files", "guard", "html", "startup", "terminal"}
 
 
 def _imports(path):
@@ -78,6 +78,7 @@ def test_imports_run_downward(repo, layer):
         "d2ext.slurm.job",
         "d2ext.slurm.submit",
         "d2ext.slurm.status",
+        "d2ext.startup",
     ],
 )
 def test_these_start_at_once(repo, module):

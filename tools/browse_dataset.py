@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.engine.log import setup_logging
 from d2ext.errors import run_tool
+from d2ext.startup import begin_imports, end_imports
 
 
 def _number(least: int):
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Reads the command line and writes the pages; returns the exit status."""
     args = _parser().parse_intermixed_args()
+    begin_imports()
 
     from d2ext.config.load import load_config
 
@@ -68,6 +70,7 @@ def main() -> int:
     from d2ext.engine.about import run_name
     from d2ext.engine.browse import browse
 
+    end_imports()
     return browse(
         cfg,
         run_name(args.config_file),

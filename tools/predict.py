@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.engine.log import setup_logging
 from d2ext.errors import run_tool
+from d2ext.startup import begin_imports, end_imports
 
 
 def _score(text: str) -> float:
@@ -61,6 +62,7 @@ def main() -> int:
     """Reads the command line and predicts; returns the exit status."""
     args = _parser().parse_args()
     setup_logging()
+    begin_imports()
 
     from d2ext.engine.predict_files import predict_files
     from d2ext.engine.predictor import Predictor
@@ -68,6 +70,7 @@ def main() -> int:
     predictor = Predictor(
         args.config_file, args.weights, args.options, args.score_threshold, args.classes
     )
+    end_imports()
     return predict_files(
         predictor,
         args.inputs,

@@ -21,8 +21,20 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
     import yaml
     from omegaconf import OmegaConf, SCMode
 
+    class Dumper(yaml.Dumper):
+        pass
+
+    def other(dumper: yaml.Dumper, value: Any) -> yaml.Node:
+        try:
+            return dumper.represent_object(value)
+        except Exception:  # of the object's own, such as a lock's, which cannot be pickled
+            return dumper.represent_scalar("!object", repr(value))
+
+    Dumper.add_multi_representer(object, other)
     plain = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
-    text = yaml.dump(_with_names(plain), default_flow_style=None, allow_unicode=True, width=9999)
+    text = yaml.dump(
+        _with_names(plain), Dumper=Dumper, default_flow_style=None, allow_unicode=True, width=9999
+    )
     try:
         parse_saved(text)
     except Exception as e:  # of YAML, or of omegaconf
@@ -35,10 +47,15 @@ def _with_names(value: Any) -> Any:
     """The same with names for the functions and classes that are targets."""
     if isinstance(value, dict):
         return {
-            key: _name(v) if key == "_target_" and hasattr(v, "__qualname__") else _with_names(v)
+            key: _name(v) if key == "_target_" and _has_name(v) else _with_names(v)
             for key, v in value.items()
         }
     return [_with_names(v) for v in value] if isinstance(value, list) else value
+
+
+def _has_name(target: Any) -> bool:
+    """Functions that a config file defines have none: it is no module."""
+    return bool(getattr(target, "__module__", None)) and hasattr(target, "__qualname__")
 
 
 def _name(target: Any) -> str:

@@ -201,6 +201,15 @@ def test_pairs_are_what_a_training_sees_and_go_on_behind_a_failure():
     assert tested == [(record, None) for record in RECORDS]
 
 
+def test_workers_start_with_the_iterator_and_end_with_it():
+    before = set(multiprocessing.active_children())
+    batches = iter(build_test_loader(RECORDS, Noise(), num_workers=1))
+    (worker,) = set(multiprocessing.active_children()) - before
+    batches.close()
+    worker.join(timeout=20)
+    assert not worker.is_alive()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_leave_the_workers_of_a_test_loader_working(number):
     before = set(multiprocessing.active_children())

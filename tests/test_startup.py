@@ -1,0 +1,105 @@
+"""The compiler that waits: absent from a run that does not compile, and itself where one does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+BEGIN = "from d2ext.startup import begin_imports, end_imports\nbegin_imports()\n"
+# The last module that an execution of torch._dynamo needs.
+COMPILER = "torch._dynamo.symbolic_convert"
+
+
+def _python(repo, code):
+    command = [sys.executable, "-W", "ignore", "-c", BEGIN + code]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_does_not_compile_leaves_the_compiler_out(repo, tiny, tmp_path, processes):
+    command = ["tools/train_net.py", "--config-file"]
+    command += ["configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--num-gpus", str(processes)]
+    command += ["--work-dir", str(tmp_path / "run"), *tiny, "train.max_iter=1"]
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=repo, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "torchvision.ops", "d2ext.engine.trainer"} <= imported
+    assert COMPILER not in imported
+
+
+def test_the_compiler_is_there_for_who_compiles(repo):
+    _python(
+        repo,
+        f"""
+import sys
+import torch, torchvision
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.AdamW([weight], lr=0.1)
+weight.sum().backward()
+optimizer.step()
+assert "{COMPILER}" not in sys.modules and not torch._dynamo.is_compiling()
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+compiled = torch.compile(lambda x: x * 2 + 1, backend=backend)
+assert compiled(torch.ones(2)).tolist() == [3, 3] and len(graphs) == 1
+assert torch._dynamo is sys.modules["torch._dynamo"]
+assert torch._dynamo.is_compiling.__module__ == "torch._dynamo.external_utils"
+assert torch._dynamo.trace_rules is sys.modules["torch._dynamo.trace_rules"]
+optimizer.step()
+""",
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "utils", "eval_frame", "decorators", "output_graph", "variables.builder"]
+)
+def test_modules_of_the_compiler_are_imported_once_and_behind_it(repo, module):
+    _python(
+        repo,
+        f"""
+import importlib, sys
+import torch, torchvision
+module = importlib.import_module("torch._dynamo.{module}")
+hasattr(module, "anything")  # where it waits itself
+assert module is sys.modules["torch._dynamo.{module}"] and "{COMPILER}" in sys.modules
+assert module.__spec__.loader.get_filename() == module.__file__
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).tolist() == [2]
+assert sys.modules["torch._dynamo.config"] is torch._dynamo.config
+""",
+    )
+
+
+def test_what_torchvision_asks_is_answered_by_the_compiler(repo):
+    _python(
+        repo,
+        """
+import sys
+import torchvision
+early = sys.modules["torchvision.ops.roi_align"].is_compile_supported
+answers = [early("cpu"), early("meta")]
+from torch._dynamo.utils import is_compile_supported
+assert early is not is_compile_supported
+assert answers == [is_compile_supported("cpu"), is_compile_supported("meta")]
+""",
+    )
+
+
+def test_garbage_is_collected_behind_the_imports(repo):
+    _python(
+        repo,
+        """
+import gc
+assert not gc.isenabled()
+end_imports()
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+begin_imports()  # a second tool in the process
+end_imports()
+""",
+    )
