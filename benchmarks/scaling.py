@@ -3,8 +3,9 @@
     python benchmarks/scaling.py [FILE]
 
 Measured here: the annotations in 1 to 16 processes at once (FILE is made by coco_file.py where it
-is not given), a checkpoint's size and time, and the mapper, from results.json. Taken from
-Detectron2's model zoo: a step of R50-FPN on 8 V100. The rest is arithmetic, which the page shows.
+is not given), a checkpoint's size and time, the start of one process and of two; from results.json,
+the mapper. Taken from Detectron2's model zoo: a step of R50-FPN on 8 V100. The rest is arithmetic,
+which the page shows.
 """
 
 import json
@@ -113,6 +114,17 @@ def _checkpoint() -> tuple[float, float]:
         return file.stat().st_size / 1e6, time.perf_counter() - start
 
 
+def _start(processes: int) -> float:
+    """Seconds from the command to the first step of the balloon demo, the slowest rank's."""
+    from training import FIRST_STEP, SHORT, Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "tools/train_net.py", "--config-file", FIRST_STEP]
+        command += ["--no-validate", "--num-gpus", str(processes), "--work-dir", str(out)]
+        return min(Run([*command, *SHORT], out).start for _ in range(3))
+
+
 def _epoch_table(gradients: float, mapper: float) -> list[str]:
     lines = [
         "| GPUs | nodes | images/s | epoch | cores for the mapper, a node |"
@@ -144,8 +156,10 @@ def main() -> None:
             make_coco(file)
         data = _data_table(file)
     size, seconds = _checkpoint()
+    alone, both = _start(1), _start(2)
     gradients = size / 2 * 1e6  # the weights, once
-    mapper = json.loads(RESULTS.read_text())["mapper_exact"]
+    known = json.loads(RESULTS.read_text())
+    mapper, store, later = (known[name] for name in ("mapper_exact", "store_first", "store_later"))
     page = f"""# What an epoch of COCO costs, from 1 to 64 GPUs
 
 Made by `python benchmarks/scaling.py` on {machine()}.
@@ -160,6 +174,9 @@ measured here. An epoch is {IMAGES} images.
   backward pass goes on, about {1000 * STEP * 0.6:.0f} ms; what takes less costs next to nothing.
 - **Checkpoint**: {size:.0f} MB with momenta, {seconds:.1f} s here with fsync, once an epoch;
   `train.checkpointer.asynchronous=True` takes the writing out of the loop.
+- **Start-up**: {alone:.1f} s here from the command to the first step of the balloon demo, {both:.1f} s
+  with two ranks. All nodes do so at once. CUDA's own start is not in there; COCO's annotations add
+  {store["ours"]:.1f} s once for a node, and {later["ours"]:.2f} s at each later start.
 
 ## The annotations in many processes at once, measured
 
