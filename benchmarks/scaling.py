@@ -176,7 +176,8 @@ measured here. An epoch is {IMAGES} images.
   `train.checkpointer.asynchronous=True` takes the writing out of the loop.
 - **Start-up**: {alone:.1f} s here from the command to the first step of the balloon demo,
   {both:.1f} s with two ranks. All nodes do so at once. CUDA's own start is not in there;
-  COCO's annotations add {store["ours"]:.1f} s once for a node, and {later["ours"]:.2f} s at each later start.
+  COCO's annotations add {store["ours"]:.1f} s once for a node, and {later["ours"]:.2f} s
+  at each later start.
 
 ## The annotations in many processes at once, measured
 
