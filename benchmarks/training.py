@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import ROOT, paired, record
+from first_call import FILE
 from weights import save_calibrated
 
 from d2ext.config.load import load_config
@@ -78,8 +79,10 @@ class Run:
 
     def __init__(self, command: Sequence[str], folder: Path):
         shutil.rmtree(folder, ignore_errors=True)
-        log, noted, begun = folder.with_suffix(".log"), folder.with_suffix(".txt"), time.monotonic()
-        environment = {**os.environ, "D2EXT_FIRST_STEP": str(noted)}
+        log, noted = folder.with_suffix(".log"), folder.with_suffix(".txt")
+        noted.unlink(missing_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), FILE: str(noted)}
+        begun = time.monotonic()
         with open(log, "w") as out:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
         _, status, used = os.wait4(process.pid, 0)

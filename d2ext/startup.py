@@ -7,6 +7,7 @@ looks at all modules again and again while they are imported, takes a tenth more
 (`start` and `peak_rss` in benchmarks/RESULTS.md).
 """
 
+import functools
 import gc
 import importlib.abc
 import importlib.machinery
@@ -15,48 +16,75 @@ import itertools
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 _executing = threading.RLock()
 
 
 def begin_imports() -> None:
-    """For a tool's first lines: nothing is collected, and the compiler waits until it is used."""
+    """For a tool that needs torch: no garbage is collected, and the compiler waits."""
     gc.disable()
-    if "torch._dynamo" not in sys.modules and importlib.util.find_spec("torch"):
-        _postpone_compiler()
+    postpone_compiler()
 
 
 def end_imports() -> None:
-    """Collects garbage again, but leaves alone whatever there is by now: it will stay."""
+    """Collects garbage again, but leaves alone whatever there is by now: it is there to stay."""
     gc.freeze()
     gc.enable()
 
 
-def _postpone_compiler() -> None:
+def postpone_compiler() -> None:
     """Has `torch._dynamo` wait until somebody compiles, or wants more of it than is known here.
 
-    Before that nothing is being compiled: `is_compiling` is False, there is no graph to break, and
-    no function to keep from being compiled.
+    Before that nothing is being compiled: `is_compiling` is False, and there is no graph to break.
     """
-    dynamo = _postpone(
-        "torch._dynamo",
-        is_compiling=lambda: False,
-        graph_break=lambda *_, **__: None,
-        disable=lambda fn, *_, **__: fn,
-        trace_rules=types.SimpleNamespace(clear_lru_cache=lambda: None),
-    )
+    if "torch._dynamo" in sys.modules:
+        return
+    waiting = []
+
+    def disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
+        if not isinstance(fn, types.FunctionType):  # a model, a class, or a decorator is wanted
+            _execute(dynamo)
+            return dynamo.disable(fn, recursive, **options)
+        call = fn
+
+        @functools.wraps(fn)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs)
+
+        def disable_really() -> None:
+            nonlocal call
+            call = dynamo.disable(fn, recursive, **options)
+            vars(wrapper).update(vars(call))  # by which the compiler knows it
+
+        waiting.append(disable_really)
+        return wrapper
+
+    def behind() -> None:
+        for disable_really in waiting:
+            disable_really()
 
     def is_compile_supported(device_type: Any) -> bool:
         _execute(utils)
         return utils.is_compile_supported(device_type)
 
-    sys.meta_path.insert(0, _PackageFirst())
-    utils = dynamo.utils = _postpone(
+    dynamo = _postpone(
+        "torch._dynamo",
+        behind,
+        is_compiling=lambda: False,
+        graph_break=lambda *_, **__: None,
+        disable=disable,
+        trace_rules=types.SimpleNamespace(clear_lru_cache=lambda: None),
+    )
+    utils = dynamo and _postpone(
         "torch._dynamo.utils",
         is_compile_supported=is_compile_supported,
         get_optimize_ddp_mode=lambda: "ddp_optimizer",
     )
+    if dynamo:
+        dynamo.utils = utils
+        sys.meta_path.insert(0, _PackageFirst())
 
 
 class _Postponed(types.ModuleType):
@@ -95,15 +123,27 @@ class _PackageFirst(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(module)["__spec__"] = module.__spec__.loader_state
 
 
-def _postpone(name: str, **known: Any) -> types.ModuleType:
-    """Puts the module into `sys.modules`, not executed; `known` are its attributes until it is."""
-    path = None
-    for part in itertools.accumulate(name.split("."), "{}.{}".format):
-        spec = importlib.machinery.PathFinder.find_spec(part, path)
-        path = spec.submodule_search_locations
+def _postpone(
+    name: str, behind: Callable[[], None] = lambda: None, **known: Any
+) -> types.ModuleType | None:
+    """Puts the module into `sys.modules`, not executed; does nothing where there is none.
+
+    Args:
+        name: of the module.
+        behind: called once it has been executed.
+        known: its attributes until then.
+    """
+    # Not `find_spec` of the whole name, which imports the package.
+    if (spec := importlib.util.find_spec(name.partition(".")[0])) is None:
+        return None
+    for part in list(itertools.accumulate(name.split("."), "{}.{}".format))[1:]:
+        spec = importlib.machinery.PathFinder.find_spec(part, spec.submodule_search_locations)
+        if spec is None:
+            return None
     module = importlib.util.module_from_spec(spec)
     module.__class__ = _Postponed
-    vars(module).update(known, known=known)
+    spec.loader_state = (behind, known)
+    vars(module).update(known)
     sys.modules[name] = module
     return module
 
@@ -113,8 +153,24 @@ def _execute(module: types.ModuleType) -> None:
         package = sys.modules.get(module.__name__.rpartition(".")[0])
         if type(package) is _Postponed:  # it comes first, as in any import
             _execute(package)
-        if type(module) is _Postponed:
-            module.__class__ = types.ModuleType
-            for name in vars(module).pop("known"):
+        if type(module) is not _Postponed:
+            return
+        spec = module.__spec__
+        behind, known = spec.loader_state
+        module.__class__ = types.ModuleType
+        for name, value in known.items():
+            if not callable(value):  # the import system would take it for the module of that name
                 delattr(module, name)
-            module.__spec__.loader.exec_module(module)
+        spec._initializing = True  # other threads' imports wait, as for any module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            vars(module).update(known)
+            module.__class__ = _Postponed
+            raise
+        finally:
+            spec._initializing = False
+        for name, value in known.items():
+            if vars(module).get(name) is value:  # this version of it has no such thing
+                delattr(module, name)
+        behind()

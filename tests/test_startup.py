@@ -7,6 +7,7 @@ import sys
 import pytest
 
 BEGIN = "from d2ext.startup import begin_imports, end_imports\nbegin_imports()\n"
+RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 # The last module that an execution of torch._dynamo needs.
 COMPILER = "torch._dynamo.symbolic_convert"
 
@@ -19,8 +20,7 @@ def _python(repo, code):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_does_not_compile_leaves_the_compiler_out(repo, tiny, tmp_path, processes):
-    command = ["tools/train_net.py", "--config-file"]
-    command += ["configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--num-gpus", str(processes)]
+    command = ["tools/train_net.py", "--config-file", RECIPE, "--num-gpus", str(processes)]
     command += ["--work-dir", str(tmp_path / "run"), *tiny, "train.max_iter=1"]
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run(
@@ -53,6 +53,43 @@ assert torch._dynamo is sys.modules["torch._dynamo"]
 assert torch._dynamo.is_compiling.__module__ == "torch._dynamo.external_utils"
 assert torch._dynamo.trace_rules is sys.modules["torch._dynamo.trace_rules"]
 optimizer.step()
+""",
+    )
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        "torch.compiler.disable",
+        "torch.compiler.disable(recursive=False)",
+        "torch._dynamo.disable()",
+        "torch._disable_dynamo",
+    ],
+)
+def test_what_is_never_to_be_compiled_is_not(repo, decorator):
+    _python(
+        repo,
+        f"""
+import torch, torchvision
+@{decorator}
+def f(x):
+    compiling.append(torch.compiler.is_compiling())
+    return x + 1
+compiling, graphs = [], []
+assert f(torch.ones(1)).tolist() == [2] and f.__name__ == "f"
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+def g(x):
+    return f(x * 2) * 3
+assert torch.compile(g, backend=backend)(torch.ones(1)).tolist() == [9]
+assert compiling == [False, False] and len(graphs) == 2
+try:
+    torch.compile(g, backend=backend, fullgraph=True)(torch.ones(2))
+except Exception as e:
+    assert type(e).__name__ == "Unsupported", e
+else:
+    raise AssertionError("compiled")
 """,
     )
 
@@ -103,3 +140,43 @@ begin_imports()  # a second tool in the process
 end_imports()
 """,
     )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_state_of_a_run_at_its_first_step(repo, tiny, tmp_path, processes):
+    """Its files are there, garbage is collected, the recipe was read once in each process."""
+    notes, run = tmp_path / "notes", tmp_path / "run"
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        f"""
+import gc, os
+from detectron2.config import LazyConfig
+from detectron2.modeling import GeneralizedRCNN
+
+globals().update(LazyConfig.load({str(repo / RECIPE)!r}))
+with open({str(notes)!r}, "a") as file:
+    file.write(f"read {{os.getpid()}}\\n")
+
+def noting(**arguments):
+    model = GeneralizedRCNN(**arguments)
+    def note(*_):
+        hook.remove()
+        names = sorted(os.listdir({str(run)!r}))
+        collects = gc.isenabled() and gc.get_freeze_count() > 1000
+        with open({str(notes)!r}, "a") as file:
+            file.write(f"step {{collects}} {{'run.json' in names}} {{'config.yaml' in names}}\\n")
+    hook = model.register_forward_pre_hook(note)
+    return model
+
+model["_target_"] = noting
+"""
+    )
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(recipe)]
+    command += ["--num-gpus", str(processes), "--no-validate", "--work-dir", str(run)]
+    command += [*tiny, "train.max_iter=1"]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = notes.read_text().splitlines()
+    assert [x for x in lines if x.startswith("step")] == ["step True True True"] * processes
+    readers = [x for x in lines if x.startswith("read")]
+    assert len(readers) == len(set(readers)) == {1: 1, 2: 3}[processes]  # with the launcher

@@ -8,7 +8,6 @@ python tools/train_net.py --config-file X --eval-only --weights last
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
@@ -21,9 +20,9 @@ from d2ext.engine.log import setup_logging
 from d2ext.engine.signals import deadline, ignore_signals
 from d2ext.errors import UserError, run_tool
 from d2ext.guard import guard_rank
-from d2ext.startup import begin_imports
+from d2ext.startup import begin_imports, postpone_compiler
 
-begin_imports()
+postpone_compiler()  # in spawned ranks, too
 if guard_rank(__name__):  # before it imports torch
     setup_logging(quiet=True)
 
@@ -70,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Reads the command line and runs what it says; returns the exit status."""
     started, args = time.monotonic(), _parser().parse_args()
+    begin_imports()
     if args.weights and not args.eval_only:
         raise UserError(
             "--weights goes with --eval-only; train.init_checkpoint=... starts training"
@@ -112,7 +112,7 @@ def main() -> int:
     options |= dict(world_size=layout.world_size, validate=not args.no_validate)
     plan = None
     if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
-        plan = plan_run(copy.deepcopy(cfg), about["name"], **options)
+        plan = plan_run(cfg, about["name"], **options)
     if args.dry_run:
         return 0
     spawns = layout.starter == "self" and layout.world_size > 1

@@ -28,7 +28,7 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
         try:
             return dumper.represent_object(value)
         except Exception:  # of the object's own, such as a lock's, which cannot be pickled
-            return dumper.represent_scalar("!object", repr(value))
+            return dumper.represent_scalar("!object", type(value).__qualname__)
 
     Dumper.add_multi_representer(object, other)
     plain = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
@@ -46,31 +46,24 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
 def _with_names(value: Any) -> Any:
     """The same with names for the functions and classes that are targets."""
     if isinstance(value, dict):
-        return {
-            key: _name(v) if key == "_target_" and _has_name(v) else _with_names(v)
-            for key, v in value.items()
-        }
+        return {k: _named(v) if k == "_target_" else _with_names(v) for k, v in value.items()}
     return [_with_names(v) for v in value] if isinstance(value, list) else value
 
 
-def _has_name(target: Any) -> bool:
-    """Functions that a config file defines have none: it is no module."""
-    return bool(getattr(target, "__module__", None)) and hasattr(target, "__qualname__")
-
-
-def _name(target: Any) -> str:
+def _named(target: Any) -> Any:
     """`package.name` through the outermost package that has it, which Detectron2 finds again.
 
     Its own search tries to import each candidate and, for lack of it, Hydra: 0.05 s at each start.
+    What has no such name stays: a config file's own functions, since that is no module.
     """
-    module, name = target.__module__, target.__qualname__
-    for package in itertools.accumulate(module.split("."), "{}.{}".format):
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    for package in itertools.accumulate((module or "").split("."), "{}.{}".format):
         found = sys.modules.get(package)
-        for part in name.split("."):
+        for part in (name or "").split("."):
             found = getattr(found, part, None)
-        if found is target:
+        if found is target is not None:
             return f"{package}.{name}"
-    return f"{module}.{name}"
+    return target
 
 
 def parse_saved(text: str, name: str = "config.yaml") -> Any:

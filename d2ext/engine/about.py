@@ -56,14 +56,13 @@ def describe(
     }
 
 
-def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) -> None:
+def write_about(out: Path, plan: Plan, about: dict[str, Any]) -> None:
     """Writes run.json at the start; a resumed run keeps its first start and its seconds.
 
     Args:
         out: folder of the run.
         plan: of `plan_run`.
         about: of `describe`.
-        loadable: whether config.yaml can be trained with.
     """
     versions = {"d2ext": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -72,10 +71,8 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) ->
         except PackageNotFoundError:
             continue
     before = _read(out) if plan.resume else {}
-    about = dict(about)
-    start = about.pop("start")
     content = {
-        **about,
+        **{k: v for k, v in about.items() if k != "start"},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **{k: v for k, v in before.items() if k in ("command", "started", "seconds_before")},
         "versions": versions,
@@ -89,9 +86,6 @@ def write_about(out: Path, plan: Plan, about: dict[str, Any], loadable: bool) ->
     }
     if plan.resume:
         content |= {"resumed_from": str(plan.resume), "resumed_by": about["command"]}
-    if plan.schedule and loadable:
-        again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
-        content["reproduce"] = shlex.join([*start, *again])
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]
     write_json(out / "run.json", content)
@@ -108,6 +102,12 @@ def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
     if stopped_by:
         content["stopped_by"] = stopped_by
     write_json(out / "run.json", content)
+
+
+def tell_how_to_repeat(out: Path, about: dict[str, Any]) -> None:
+    """Adds the command that trains the same again from config.yaml."""
+    again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
+    write_json(out / "run.json", {**_read(out), "reproduce": shlex.join([*about["start"], *again])})
 
 
 def save_config(cfg: Any, out: Path) -> bool:

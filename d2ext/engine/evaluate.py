@@ -65,7 +65,8 @@ def evaluate_only(
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
-        write_about(out, plan, about, save_config(cfg, out))
+        write_about(out, plan, about)
+        save_config(cfg, out)
         return Results(out / "results.json", None, "max", done=0)
 
     results = from_main(open_folder)

@@ -1,6 +1,7 @@
 """What a machine runs out of in the middle of a run, in words that name what to lower."""
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 
 import torch
@@ -23,6 +24,10 @@ def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> I
     """
     try:
         yield
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        raise UserError(f"out of memory {what()}; {remedy}, or lower {workers}") from e
     except RuntimeError as e:
         text = (str(e).strip() or type(e).__name__).splitlines()[0]
         if isinstance(e, torch.OutOfMemoryError) or _CPU_MEMORY in text:

@@ -39,7 +39,11 @@ def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
     if len(records) <= _SMALL:
         for record in records:
             objects = [{**a, "bbox_mode": int(a["bbox_mode"])} for a in _objects(record)]
-            digest.update(json.dumps(objects, sort_keys=True, default=str).encode())
+            try:
+                text = json.dumps(objects, sort_keys=True, default=str)
+            except TypeError:  # keys of several types have no order
+                text = repr(objects)
+            digest.update(text.encode())
     data = {"images": len(records), "objects": len(columns.categories)}
     return {"config": training_fields(cfg), "data": {**data, "sha256": digest.hexdigest()}}
 

@@ -38,9 +38,9 @@ class WriteNumbers(HookBase):
 
     def after_step(self) -> None:
         if self._due(self.trainer.iter + 1):
-            self._write(self.trainer.iter)
             for writer in self._others:
                 writer.write()
+            self._write(self.trainer.iter)
 
     def after_train(self) -> None:
         for writer in self._others:

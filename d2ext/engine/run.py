@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from d2ext.config.scaling import scale_config
 from d2ext.engine import checkpoint as ckpt
-from d2ext.engine.about import finish_about, save_config, write_about
+from d2ext.engine.about import finish_about, save_config, tell_how_to_repeat, write_about
 from d2ext.engine.agree import declare_datasets
 from d2ext.engine.aids import autocast, compile_backbone
 from d2ext.engine.bad_loss import BadLoss, Guarded
@@ -98,6 +98,7 @@ def train(
             logger.info("The earlier run was moved to %s", aside)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
+        write_about(out, plan, about)
         file = out / "results.json"
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
@@ -153,7 +154,9 @@ def train(
         return done % period == 0 or done == end or evaluation_due(done)
 
     def describe_run() -> None:
-        write_about(out, plan, about, save_config(unscaled, out))
+        made_of()  # of the data as they are now
+        if save_config(unscaled, out):
+            tell_how_to_repeat(out, about)
 
     @functools.cache
     def look_at_data() -> None:

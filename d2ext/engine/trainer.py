@@ -125,9 +125,10 @@ class Trainer:
         )
         with EventStorage(start_iter) as self.storage:
             self._remember(memory or {})
-            batches = iter(self._loader)
+            batches = None
             try:
                 with shortages:
+                    batches = iter(self._loader)
                     self._loop(batches, signals)
             except BaseException as e:
                 self.error = e

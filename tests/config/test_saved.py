@@ -30,12 +30,18 @@ def test_what_no_file_can_hold_is_named(repo, tmp_path):
         f"globals().update(LazyConfig.load({str(balloon)!r}))\n"
         "def mine(**arguments):\n"
         "    return arguments\n"
+        "class Mine:\n"
+        "    pass\n"
         'model["_target_"] = mine\n'
+        'optimizer["_target_"] = Mine\n'
     )
-    text, problem = saved_text(load_config(recipe))
-    assert "mine" in text and "mine" in problem
+    for section, name in (("model", "mine"), ("optimizer", "Mine")):
+        cfg = load_config(balloon)
+        cfg[section] = load_config(recipe)[section]
+        text, problem = saved_text(cfg)
+        assert name in text and name in problem
 
     cfg = load_config(balloon)
     cfg.train.lock = threading.Lock()
     text, problem = saved_text(cfg)
-    assert "lock: !object '<unlocked _thread.lock" in text and "!object" in problem
+    assert "lock: !object 'lock'" in text and "!object" in problem
