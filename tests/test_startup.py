@@ -38,6 +38,7 @@ def test_the_compiler_is_there_for_who_compiles(repo):
         f"""
 import sys
 import torch, torchvision
+from torch._dynamo import is_compiling
 weight = torch.nn.Parameter(torch.ones(2))
 optimizer = torch.optim.AdamW([weight], lr=0.1)
 weight.sum().backward()
@@ -47,10 +48,12 @@ graphs = []
 def backend(graph, inputs):
     graphs.append(graph)
     return graph.forward
-compiled = torch.compile(lambda x: x * 2 + 1, backend=backend)
+assert not is_compiling()
+compiled = torch.compile(lambda x: x * 2 + is_compiling(), backend=backend)
 assert compiled(torch.ones(2)).tolist() == [3, 3] and len(graphs) == 1
 assert torch._dynamo is sys.modules["torch._dynamo"]
 assert torch._dynamo.is_compiling.__module__ == "torch._dynamo.external_utils"
+assert not is_compiling()
 assert torch._dynamo.trace_rules is sys.modules["torch._dynamo.trace_rules"]
 optimizer.step()
 """,

@@ -1,5 +1,7 @@
 """Lack of memory in words that name what to lower."""
 
+import errno
+
 import pytest
 import torch
 from torch import nn
@@ -49,3 +51,33 @@ def test_batch_and_sizes_and_what_to_lower(error, first):
 def test_an_error_of_the_model_s_own_stays():
     with pytest.raises(RuntimeError, match="of its own"):
         _train(RuntimeError("of its own"))
+
+
+class Unstartable:
+    """A loader whose workers cannot be started."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def __iter__(self):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory at iteration 3.*workers"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "worker died"),
+    ],
+)
+def test_workers_that_do_not_start(error, words):
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(Guarded(model), optimizer, Unstartable(error), [], 0)
+    with StopSignals() as signals, pytest.raises(UserError, match=words):
+        trainer.train(3, 5, signals)
+
+
+def test_other_errors_of_the_system_stay():
+    with pytest.raises(OSError, match="disk"):
+        _train(OSError(errno.ENOSPC, "no disk"))
