@@ -5,6 +5,7 @@ blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks a
 killed.
 """
 
+import atexit
 import datetime
 import json
 import logging
@@ -14,8 +15,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -59,7 +62,7 @@ def start_ranks(
 
     Returns:
         The exit status of the ranks, or 1 when one failed (2 for a UserError, 130 after a second
-        Ctrl-C); its cause has been printed then.
+        Ctrl-C); its cause has been printed then. A rank that torchrun or srun started ends here.
 
     Raises:
         UserError: the ranks cannot meet.
@@ -170,11 +173,12 @@ def _rank_main(
         leave_word(e)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
-    dist.destroy_process_group()  # its threads can abort an interpreter that ends before them
     (folder / f"{rank}.status").write_text(str(status))
+    dist.destroy_process_group()
+    leave(0)
 
 
-def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> int:
+def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> NoReturn:
     """Runs a rank that somebody else started; it tells the cause itself."""
     try:
         status = target(*args)
@@ -187,7 +191,21 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
         sys.stdout.flush()
         os._exit(status)  # destructors of process groups can wait for peers
     dist.destroy_process_group()
-    return status
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a process that exchanged tensors with others, but does not finalise Python.
+
+    A thread of Gloo's drops the last tensors whenever it comes to it. Where Python has none of them
+    left and is finalising by then, the process aborts. `destroy_process_group` ends such threads if
+    nothing refers to the group any more, as DistributedDataParallel does.
+    """
+    threading._shutdown()  # waits for threads and calls exit functions, as Python does at its end
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _outcome(

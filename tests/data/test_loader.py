@@ -18,6 +18,7 @@ from d2ext.data.formats.via import read_via
 from d2ext.data.loader import build_test_loader, build_train_loader, generators_seeded
 from d2ext.data.records import select
 from d2ext.data.store import stored
+from d2ext.engine.ranks import leave
 from d2ext.errors import UserError
 
 RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for i in range(7)]
@@ -97,7 +98,7 @@ def _rank(rank, store, results):
     )
     results.put((rank, {n: _take(6, num_workers=n) for n in (0, 1, 3)}))
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 @pytest.mark.slow

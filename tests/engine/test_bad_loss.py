@@ -11,6 +11,7 @@ from torch import nn
 from d2ext.engine.aids import averaged
 from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.hooks import AverageWeights
+from d2ext.engine.ranks import leave
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
@@ -167,7 +168,7 @@ def _rank(rank, store, results, bad, policy):
     except UserError as e:
         results.put((rank, str(e), None))
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 @pytest.mark.slow

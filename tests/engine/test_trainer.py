@@ -13,6 +13,7 @@ from torch import nn
 from detectron2.utils import comm
 from d2ext.engine.aids import autocast, averaged
 from d2ext.engine.hooks import AverageWeights
+from d2ext.engine.ranks import leave
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
@@ -56,7 +57,7 @@ if rank == 0:
     last = average.module if average else model
     print(json.dumps([p.flatten().tolist() for p in last.parameters()]))
 if world > 1:
-    dist.destroy_process_group()
+    leave(0)
 """
 
 
