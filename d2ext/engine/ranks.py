@@ -6,6 +6,7 @@ killed.
 """
 
 import atexit
+import contextlib
 import datetime
 import json
 import logging
@@ -203,8 +204,9 @@ def leave(status: int) -> NoReturn:
     """
     threading._shutdown()  # waits for threads and calls exit functions, as Python does at its end
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
