@@ -47,7 +47,7 @@ KILLED = dict(zip(LAYOUTS, (3, 3, 2, 3, 3, 2, 2, 2), strict=True))
 STOPPED = dict(zip(LAYOUTS, (3, 3, 3, 3, 2, 3, 2, 1), strict=True))
 # What the kills of all runs must include.
 _KINDS = {"during a save": "/save", "of one rank": "rank/", "of the parent": "parent/"}
-_TRIES = 4  # of a story whose run ended before it was killed three times
+_TRIES = 8  # of a story whose run ended before it was killed three times
 
 _KEEP_ALL = "train.checkpointer.max_to_keep=0"
 

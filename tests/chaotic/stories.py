@@ -76,7 +76,7 @@ def killed(
         run = layout.start(folder, data, "--resume")
         whom = rng.choice(["group", "rank", "parent"]) if layout.ranks > 1 else "group"
         moment = rng.choice(["step", "step", "save", "any"])
-        target, wait = rng.randint(1, PERIOD), rng.uniform(0, 0.3)
+        target, wait = rng.randint(1, PERIOD), rng.uniform(0, 0.15)
         yield from _until(run, moment, target, rng.uniform(0.3, 3))
         if moment == "step":
             end = time.monotonic() + wait
@@ -108,10 +108,11 @@ def stopped(
 ) -> Iterator[float | None]:
     """A run that gets SIGTERM, as a whole group, and is resumed."""
     rng = random.Random(seed)
-    for flags in ((), ("--overwrite",), ("--overwrite",)):
+    # The whole run takes half a second where steps are fast.
+    for flags in ((), *[("--overwrite",)] * 7):
         run = layout.start(folder, data, *flags)
         yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
-        end = time.monotonic() + rng.uniform(0, 0.3)
+        end = time.monotonic() + rng.uniform(0, 0.15)
         while time.monotonic() < end:
             yield
         with contextlib.suppress(ProcessLookupError):
