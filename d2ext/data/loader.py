@@ -1,9 +1,7 @@
 """Loaders for training and evaluation."""
 
-import contextlib
 import itertools
 import logging
-import random
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +14,13 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from d2ext.data.mapping import Failure, Replaced, ReportFailures, RleAsBitmaps
+from d2ext.data.mapping import (
+    Failure,
+    Replaced,
+    ReportFailures,
+    RleAsBitmaps,
+    generators_seeded,
+)
 from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
@@ -194,22 +198,6 @@ def _shared(records: Sequence[dict]) -> Sequence[dict]:
     if isinstance(records, View):
         return View(list(map(_shared, records.parts)), records.indices, records.function)
     return DatasetFromList(records, copy=False)
-
-
-@contextlib.contextmanager
-def generators_seeded(*key: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and torch's global generators from integers; puts them back after."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(key).generate_state(3)
-    try:
-        random.seed(int(words[0]))
-        np.random.seed(words[1])
-        torch.manual_seed(int(words[2]))
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 class Loader:

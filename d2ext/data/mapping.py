@@ -1,8 +1,12 @@
 """A dataset dict to a sample, or to what is wrong with it, which crosses the process border."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
 from detectron2.data.detection_utils import SizeMismatchError
 
 
@@ -55,3 +59,19 @@ class RleAsBitmaps:
         objects = (a for a in record.get("annotations", ()) if not a.get("iscrowd", 0))
         has_rle = any(isinstance(a.get("segmentation"), dict) for a in objects)
         return (self._for_rle if has_rle else self._mapper)(record)
+
+
+@contextlib.contextmanager
+def generators_seeded(*key: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and torch's global generators from integers; puts them back after."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(key).generate_state(3)
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        torch.manual_seed(int(words[2]))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -14,8 +14,7 @@ from d2ext.data.checker.checks import fast_findings
 from d2ext.data.checker.finding import ERROR
 from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.columns import NO_MASK
-from d2ext.data.loader import generators_seeded
-from d2ext.data.mapping import ReportFailures, RleAsBitmaps
+from d2ext.data.mapping import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.records import columns_of
 from d2ext.data.store import remembered
 from d2ext.data.synthetic import is_synthetic

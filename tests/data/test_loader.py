@@ -15,7 +15,8 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks, polygons_to_bitmask
 
 from d2ext.data.formats.via import read_via
-from d2ext.data.loader import build_test_loader, build_train_loader, generators_seeded
+from d2ext.data.loader import build_test_loader, build_train_loader
+from d2ext.data.mapping import generators_seeded
 from d2ext.data.records import select
 from d2ext.data.store import stored
 from d2ext.engine.ranks import leave
