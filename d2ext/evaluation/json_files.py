@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.formats.objects import short
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -41,9 +42,11 @@ def decoded(path: Path, kind: Any, wanted: str) -> Any:
             return msgspec.convert(content, kind)
         except msgspec.ValidationError as e:
             reason = re.sub(r" - at `\$(.+)`", r" at \1", str(e)).replace("`", "")
-            raise UserError(f"{path} is no {wanted} ({reason})") from e
+            known = f"; it is {text}" if (text := advice(path)) else ""
+            raise UserError(f"{path} is no {wanted} ({reason}){known}") from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is cut off or no JSON ({short(e)}); write it once more") from e
+        remedy = f"it is {text}" if (text := advice(path)) else "write it once more"
+        raise UserError(f"{path} is cut off or no JSON ({short(e)}); {remedy}") from e
 
 
 def box_column(entries: Sequence[Any]) -> np.ndarray:

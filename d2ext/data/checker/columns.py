@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.checker.outlines import Outlines, join, outlines
+from d2ext.data.formats.coco import require_lists
 from d2ext.data.formats.common import no_collection, read_json
 from d2ext.data.formats.objects import FAR
 from d2ext.errors import UserError
@@ -133,9 +134,7 @@ def columns(content: Any, name: str | Path = "the content") -> Columns:
     Raises:
         UserError: it lacks one of the three lists.
     """
-    for part in PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"{name} is no COCO annotation file: it has no list {part!r}")
+    require_lists(content, name)
     return _columns({part: content[part] for part in PARTS}, _convert)
 
 

@@ -15,6 +15,7 @@ from d2ext.data.formats.objects import (
     read_object,
     short,
 )
+from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.rle import compressed
 from d2ext.errors import UserError
 
@@ -102,10 +103,22 @@ def read_coco(
 
 def _load(json_file: str | Path, keys: Sequence[str] | None = None) -> dict:
     content = read_json(json_file) if keys is None else outline(json_file, keys)
+    require_lists(content, json_file)
+    return content
+
+
+def require_lists(content: object, json_file: str | Path) -> None:
+    """Check that a JSON value has the three lists of a COCO file.
+
+    Raises:
+        UserError: one is missing; it says what the file is, if that is known.
+    """
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{json_file} is no COCO annotation file: it has no list {key!r}")
-    return content
+            known = f"; it is {text}" if (text := advice(json_file, "coco")) else ""
+            raise UserError(
+                f"{json_file} is no COCO annotation file: it has no list {key!r}{known}"
+            )
 
 
 def _categories(content: dict, json_file: str | Path) -> dict[int, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from d2ext.data.formats.common import files_in
 from d2ext.errors import UserError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -104,9 +105,7 @@ def existing(path: str) -> str:
 
 
 def images_in(folder: str | Path, suffixes: Collection[str] = SUFFIXES) -> list[str]:
-    """The image files in a folder and its subfolders, relative to it, sorted.
-
-    Hidden files and folders are left out.
+    """List the image files in a folder and its subfolders, as `files_in` does.
 
     Args:
         folder: of the images.
@@ -117,12 +116,4 @@ def images_in(folder: str | Path, suffixes: Collection[str] = SUFFIXES) -> list[
     """
     if not os.path.isdir(folder):
         raise UserError(f"the image folder {folder} does not exist; give that of the images")
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in files
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
-        ]
-    return sorted(found)
+    return files_in(folder, suffixes)
