@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote, urlsplit
@@ -65,10 +65,10 @@ class ImageFolder:
         """
         for variant in _variants(name):
             if found := self._found(variant, where, dict.fromkeys((folder, ""))):
-                last = unicodedata.normalize("NFC", tails(variant)[-1])
-                if (other := self._names.setdefault(found, last)) != last:
+                whole = "/".join(_parts(unicodedata.normalize("NFC", variant)))
+                if (other := self._names.setdefault(found, whole)) != whole:
                     raise UserError(
-                        f"{where}: the images {shown(last)} and {shown(other)} would both be"
+                        f"{where}: the images {shown(whole)} and {shown(other)} would both be"
                         f" {found}; correct the names"
                     )
                 return found
@@ -78,13 +78,12 @@ class ImageFolder:
         for place in places:
             if found := self._exact(os.path.join(place, name)):
                 return found
-        ends = tails(name)
-        for tail in ends:
+        for tail in tails(name, self._root):
             for place in places:
                 path = os.path.join(place, tail)
                 if found := self._exact(path) or self._alike(path, where):
                     return found
-        return self._one(self._by_name, name, where) if len(ends) == 1 else None
+        return self._one(self._by_name, name, where) if len(_parts(name)) == 1 else None
 
     def _exact(self, name: str) -> str | None:
         try:
@@ -126,17 +125,29 @@ class ImageFolder:
         return dict(names)
 
 
-def tails(name: str) -> list[str]:
-    """Return a path without its first folders, the longest first: a/b/c becomes a/b/c, b/c, c."""
+def tails(name: str, root: str | Path) -> Iterator[str]:
+    """Yield a path of another machine without its first folders: a/b/c, b/c, c.
+
+    It ends at a folder that lies beside `root`: `images/val/a.jpg` is no image of `images/train`.
+    """
+    parts, folder = _parts(name), os.path.abspath(root)
+    for i in range(len(parts)):
+        beside = os.path.join(os.path.dirname(folder), parts[i - 1]) if i else folder
+        if os.path.isdir(beside) and not os.path.samefile(beside, folder):
+            return
+        yield "/".join(parts[i:])
+
+
+def _parts(name: str) -> list[str]:
+    """Split a path of any system, without its drive and steps upward."""
     path = PureWindowsPath(name)  # takes both kinds of separators
     parts = os.path.normpath(path.relative_to(path.anchor).as_posix()).split("/")
-    parts = [part for part in parts if part not in ("", ".", "..")]
-    return ["/".join(parts[i:]) for i in range(len(parts))]
+    return [part for part in parts if part not in ("", ".", "..")]
 
 
 def _variants(name: object) -> list[str]:
     """Return a name as it stands and, if that differs, as the path of a URL."""
-    if not isinstance(name, str) or not tails(name):
+    if not isinstance(name, str) or not _parts(name):
         return []
     try:
         path = unquote(urlsplit(name).path)

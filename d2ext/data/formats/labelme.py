@@ -87,11 +87,8 @@ def _load(file: Path) -> dict | None:
         or not isinstance(content.get("shapes"), list)
         or not isinstance(content.get("imagePath"), str)
     ):
-        reason = (
-            f"it is {known}"
-            if (known := advice(file, "labelme"))
-            else "it lacks 'shapes' or 'imagePath'"
-        )
+        known = advice(file, "labelme")
+        reason = f"it is {known}" if known else "it lacks 'shapes' or 'imagePath'"
         raise UserError(f"{file} is not a LabelMe annotation: {reason}")
     for i, shape in enumerate(content["shapes"]):
         label = shape.get("label") if isinstance(shape, dict) else None
