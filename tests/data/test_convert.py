@@ -307,13 +307,18 @@ class TestBack:
         convert_from_coco(coco, "yolo_seg", tmp_path / "labels")
         content = convert(tmp_path, "yolo", tmp_path / "labels")
         assert [c["name"] for c in content["categories"]] == ["a: b & 'c'", "yes"]
-        first, two = objects(content)
+        first, two, rle = objects(content)
         assert first[1:4] == (
             "yes",
             pytest.approx([1.5, 2, 8, 6], abs=1e-3),
             pytest.approx(48, 1e-3),
         )
         assert two[3] == pytest.approx(48 + 40, rel=1e-3)  # one outline round both parts
+        assert (rle[1], rle[2], rle[3]) == (
+            "yes",
+            pytest.approx([10, 10, 10, 15], abs=1),
+            pytest.approx(75, abs=8),
+        )
 
     @pytest.mark.parametrize("kind", ["voc", "yolo", "open_images", "cvat"])
     def test_hotcoco_writes_boxes(self, tmp_path: Path, coco: Path, kind: str) -> None:

@@ -169,7 +169,7 @@ _LITTER = frozenset(
 )
 
 
-def files_in(folder: str | Path, suffixes: Collection[str]) -> list[str]:
+def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> list[str]:
     """List the files in a folder and its subfolders, relative to it, sorted.
 
     Symbolic links are followed, except to a folder that holds one on the way: that would not end.
@@ -177,7 +177,7 @@ def files_in(folder: str | Path, suffixes: Collection[str]) -> list[str]:
 
     Args:
         folder: the folder.
-        suffixes: of the files that are taken, in lower case.
+        suffixes: of the files that are taken, in lower case; None takes all.
 
     Raises:
         UserError: a folder cannot be read, or a link that may be one to a folder is broken.
@@ -201,7 +201,7 @@ def files_in(folder: str | Path, suffixes: Collection[str]) -> list[str]:
         folders[:] = kept
         for name in files:
             path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
-            if suffix in suffixes and not is_litter(name):
+            if (suffixes is None or suffix in suffixes) and not is_litter(name):
                 found.append(os.path.relpath(path, root))
             elif not suffix and os.path.islink(path) and not os.path.exists(path):
                 raise UserError(
