@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from d2ext.data.formats.other_formats import advice, encoding_of
+from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
 from d2ext.errors import UserError
 
 _shown = reprlib.Repr()
@@ -73,11 +73,11 @@ def read_bytes(path: str | Path) -> bytes:
     """The content of an annotation file.
 
     Raises:
-        UserError: it is absent, or cannot be read.
+        UserError: it is absent or an archive, or cannot be read.
     """
     path = Path(path)
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         remedy = "check the path (in a recipe's config: data.root, the folder that holds the data)"
         own = {  # the recipes' own sets
@@ -93,6 +93,9 @@ def read_bytes(path: str | Path) -> bytes:
         raise UserError(f"{path} is a folder; give the annotation file in it") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
+    if content.startswith(ARCHIVES):
+        raise UserError(f"{path} is {advice(path)}")
+    return content
 
 
 def read_text(path: str | Path) -> str:

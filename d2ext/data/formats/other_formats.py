@@ -13,6 +13,7 @@ _MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # how ZIP and gzip files begin
 _ROOT = re.compile(r"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)")  # the first element of an XML file
 _COCO_EXPORT = "export the annotations as COCO there instead"
 # Formats that tools/convert_dataset.py reads, and whether a file of them describes one image.
@@ -76,7 +77,7 @@ def advice(path: str | Path, *wanted: str) -> str:
 
 def _kind(content: bytes, suffix: str) -> str:
     """Return a key of the tables above; empty for another file."""
-    if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):  # ZIP, gzip
+    if content.startswith(ARCHIVES):
         return "archive"
     text = content.decode(encoding_of(content), "replace").lstrip()
     if text.startswith("<"):
