@@ -83,13 +83,16 @@ def main() -> None:
     if args.format == "coco":
         print(convert_from_coco(args.input, args.to, args.output, args.images))
     else:
-        options = {"attribute": "class_attribute", "split": "split"}
-        options = {name: getattr(args, flag, None) for name, flag in options.items()}
-        print(
-            convert_to_coco(
-                args.format, args.input, args.images, args.output, args.classes, **options
-            )
+        made = convert_to_coco(
+            args.format,
+            args.input,
+            args.images,
+            args.output,
+            args.classes,
+            attribute=getattr(args, "class_attribute", None),
+            split=getattr(args, "split", None),
         )
+        print(made)
 
 
 if __name__ == "__main__":

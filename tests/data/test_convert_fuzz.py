@@ -55,6 +55,7 @@ VOC = (
     "<object><name>dog &amp; cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12.5</xmax>"
     "<ymax>30</ymax></bndbox></object></annotation>"
 )
+YOLO_YAML = "names: {0: dog, 1: cat}\ntrain: [images/sub, l]\nval: data.yaml\nkpt: &a [1]\nx: *a\n"
 YOLO = "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9\n"
 CVAT = (
     '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><task><labels>'
@@ -87,7 +88,7 @@ CASES: list[tuple[str, str, object, str]] = [
     ("cvat", "cvat.xml", CVAT, "cvat.xml"),
     ("createml", "createml.json", CREATEML, "createml.json"),
     ("yolo", "labels/a.txt", YOLO, "data.yaml"),
-    ("yolo", "data.yaml", "names: {0: dog, 1: cat}\nkpt: &a [1]\nx: *a\n", "data.yaml"),
+    ("yolo", "data.yaml", YOLO_YAML, "data.yaml"),
     ("open_images", "boxes.csv", OPEN_IMAGES, "boxes.csv"),
 ]
 JUNK: list[object] = [

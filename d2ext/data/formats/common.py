@@ -214,7 +214,7 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or left by a system, and never data."""
+    """Return whether a file or folder of this name is hidden or left by a system: never data."""
     return name.startswith(".") or name in _LITTER
 
 

@@ -1,5 +1,6 @@
 """Finds the images that annotation files name, as other people's machines and tools named them."""
 
+import contextlib
 import os
 import unicodedata
 from collections import defaultdict
@@ -65,10 +66,10 @@ class ImageFolder:
         """
         for variant in _variants(name):
             if found := self._found(variant, where, dict.fromkeys((folder, ""))):
-                whole = "/".join(_parts(unicodedata.normalize("NFC", variant)))
-                if (other := self._names.setdefault(found, whole)) != whole:
+                other = self._names.setdefault(found, variant)
+                if other != variant and _plain(other) != _plain(variant):
                     raise UserError(
-                        f"{where}: the images {shown(whole)} and {shown(other)} would both be"
+                        f"{where}: the images {shown(variant)} and {shown(other)} would both be"
                         f" {found}; correct the names"
                     )
                 return found
@@ -128,12 +129,12 @@ class ImageFolder:
 def tails(name: str, root: str | Path) -> Iterator[str]:
     """Yield a path of another machine without its first folders: a/b/c, b/c, c.
 
-    It ends at a folder that lies beside `root`: `images/val/a.jpg` is no image of `images/train`.
+    It stops at a folder beside `root`: `images/val/a.jpg` is not an image of `images/train`.
     """
     parts, folder = _parts(name), os.path.abspath(root)
     for i in range(len(parts)):
         beside = os.path.join(os.path.dirname(folder), parts[i - 1]) if i else folder
-        if os.path.isdir(beside) and not os.path.samefile(beside, folder):
+        if os.path.isdir(beside) and os.path.realpath(beside) != os.path.realpath(folder):
             return
         yield "/".join(parts[i:])
 
@@ -145,15 +146,18 @@ def _parts(name: str) -> list[str]:
     return [part for part in parts if part not in ("", ".", "..")]
 
 
-def _variants(name: object) -> list[str]:
-    """Return a name as it stands and, if that differs, as the path of a URL."""
-    if not isinstance(name, str) or not _parts(name):
-        return []
-    try:
-        path = unquote(urlsplit(name).path)
-    except ValueError:
-        path = name
-    return list(dict.fromkeys((name, path)))
+def _variants(name: object) -> Iterator[str]:
+    """Yield a name as it stands and, if that differs, as the path of a URL."""
+    if not isinstance(name, str):
+        return
+    yield name
+    with contextlib.suppress(ValueError):
+        if (path := unquote(urlsplit(name).path)) != name:
+            yield path
+
+
+def _plain(name: str) -> list[str]:
+    return _parts(unicodedata.normalize("NFC", name))
 
 
 def _folded(name: str) -> str:

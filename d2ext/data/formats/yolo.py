@@ -197,7 +197,7 @@ def _place(described: _Set, entry: str) -> Path | None:
     for base in (described.base, described.file.parent):
         # Roboflow's ../train/images is train/images; paths of other machines end likewise.
         for path in (entry.replace("\\", "/"), *tails(entry, base)):
-            if (base / path).exists():
+            if os.path.exists(base / path):
                 return base / path
     return None
 
@@ -206,7 +206,7 @@ def _listed(line: str, file: Path, base: Path, image_root: Path, known: set[str]
     """Return the image that a line of a list names, relative to `image_root`; None for another."""
     for folder in (file.parent, base):
         path = folder / line.replace("\\", "/")
-        if path.exists():
+        if os.path.exists(path):
             name = _relative(path, image_root)
             return name if name in known else None
     return next((tail for tail in tails(line, image_root) if tail in known), None)
@@ -309,9 +309,9 @@ def _described_by(file: Path) -> _Set:
             raise ValueError("`names` repeats a name")
         splits = {key: content[key] for key in _SPLITS if content.get(key)}
         splits = {key: [part] if isinstance(part, str) else part for key, part in splits.items()}
-        if not all(isinstance(part, list) for part in splits.values()) or not all(
-            isinstance(path, str) and "\0" not in path for part in splits.values() for path in part
-        ):
+        paths = [path for part in splits.values() if isinstance(part, list) for path in part]
+        lists = all(isinstance(part, list) for part in splits.values())
+        if not lists or not all(isinstance(path, str) for path in paths):
             raise TypeError("a split is neither a path nor a list of paths")
         base = file.parent / str(content.get("path") or "")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
