@@ -121,7 +121,7 @@ def test_objects_without_masks_are_counted(records: list[dict]) -> None:
     for mask_format in ("polygon", "bitmask"):
         with pytest.raises(UserError) as e:
             check_masks("x", records, mask_format)
-        assert f"data set 'x': 2 of {total} objects have no `segmentation`" in str(e.value)
+        assert f"dataset 'x': 2 of {total} objects have no outline (`segmentation`)" in str(e.value)
         assert f"the first is in {records[1]['file_name']};" in str(e.value)
         assert "dataloader.train.mapper.use_instance_mask=False" in str(e.value)
         assert "Faster R-CNN" in str(e.value)
