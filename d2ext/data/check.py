@@ -30,6 +30,7 @@ class DatasetSummary:
         empty: number of images without an object.
         skipped: number of the other annotations, by reason.
         most: the most objects in one image.
+        most_of_a_class: the most objects of one class in one image.
         problems: what is odd, yet no error; one line each.
     """
 
@@ -40,13 +41,14 @@ class DatasetSummary:
     empty: int
     skipped: dict[str, int]
     most: int
+    most_of_a_class: int
     problems: list[str]
 
-    def skipped_words(self) -> str:
+    def skipped_words(self, use: str = "trained on") -> str:
         """Say how many annotations are not objects to learn from, and why."""
         total = self.instances + sum(self.skipped.values())
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
-        return f"{total - self.instances} of {total} objects are not trained on: {reasons}"
+        return f"{total - self.instances} of {total} objects are not {use}: {reasons}"
 
 
 def check_dataset(
@@ -54,6 +56,7 @@ def check_dataset(
     records: Sequence[dict],
     classes: Sequence[str],
     metadata: Mapping[str, Any] | None = None,
+    use: str = "trained on",
 ) -> DatasetSummary:
     """Checks Detectron2's dataset dicts and counts what they hold.
 
@@ -62,6 +65,7 @@ def check_dataset(
         records: its dataset dicts.
         classes: names by `category_id`.
         metadata: of the dataset, where its reader has counted what is not in the dicts.
+        use: what a run does with the objects, for the summary.
 
     Raises:
         UserError: there are no images, image files are absent, unreadable or of another size (in a
@@ -112,14 +116,21 @@ def check_dataset(
     unseen = [c for c, n in per_class.items() if n == 0]
     problems: list[str] = []
     skipped = _skipped(columns, metadata or {})
-    most = int(columns.objects.max())
     summary = DatasetSummary(
-        name, len(records), sum(counts), per_class, empty, skipped, most, problems
+        name=name,
+        images=len(records),
+        instances=sum(counts),
+        per_class=per_class,
+        empty=empty,
+        skipped=skipped,
+        most=int(columns.objects.max()),
+        most_of_a_class=_most_of_a_class(objects, len(classes)),
+        problems=problems,
     )
     if skipped:
-        problems.append(summary.skipped_words())
+        problems.append(summary.skipped_words(use))
     if keypoints := (metadata or {}).get("keypoints"):
-        problems.append(f"{keypoints} objects have keypoints, which are not trained on")
+        problems.append(f"{keypoints} objects have keypoints, which are not {use}")
     if unseen:
         problems.append(f"no object of {_first(unseen)}")
     if empty:
@@ -133,6 +144,11 @@ def check_trainable(summaries: Sequence[DatasetSummary]) -> None:
         return
     words = "; ".join(f"dataset {s.name!r}: {s.skipped_words()}" for s in summaries)
     raise UserError(f"nothing is left to train on: {words}; correct the annotations")
+
+
+def _most_of_a_class(objects: Columns, num_classes: int) -> int:
+    pairs = objects.images() * num_classes + objects.categories
+    return int(np.unique(pairs, return_counts=True)[1].max(initial=0))
 
 
 def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
