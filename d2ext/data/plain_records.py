@@ -116,14 +116,14 @@ def _corners(annotation: Mapping, where: str) -> list[float]:
 
 def _segmentation(value: Any, height: Any, width: Any) -> Any:
     """Return polygons, each a list of numbers, or an RLE; what is neither stays as it is."""
+    if tuple(getattr(value, "shape", ())) == (height, width):
+        from pycocotools import mask
+
+        value = mask.encode(np.asfortranarray(np.asarray(value) != 0, np.uint8))
     if isinstance(value, Mapping):
         counts = value["counts"]
         text = counts.decode() if isinstance(counts, bytes) else _plain(counts)
         return {"size": _plain(value["size"]), "counts": text}
-    if tuple(getattr(value, "shape", ())) == (height, width):
-        from pycocotools import mask
-
-        return mask.encode(np.asfortranarray(np.asarray(value) != 0, np.uint8))
     polygons = _plain(value)
     if not isinstance(polygons, list):
         return polygons
