@@ -127,25 +127,23 @@ def _segmentation(value: Any, height: Any, width: Any) -> Any:
     polygons = _plain(value)
     if not isinstance(polygons, list):
         return polygons
-    if not any(isinstance(p, list) for p in polygons):  # one polygon, not in a list
-        polygons = [polygons] if polygons else []
-    elif all(isinstance(p, list) and len(p) == 2 for p in polygons):  # one polygon, as points
+    kinds = set(map(type, polygons))
+    points = kinds == {list} and set(map(len, polygons)) == {2}
+    if points or kinds and list not in kinds:  # one polygon, not in a list
         polygons = [polygons]
     return [_flat(p) if isinstance(p, list) else p for p in polygons]
 
 
 def _flat(polygon: list) -> list:
-    points = any(isinstance(p, list) for p in polygon)
+    points = set(map(type, polygon)) == {list}
     return [number for point in polygon for number in point] if points else polygon
 
 
 def _plain(value: Any) -> Any:
     """Return numbers of numpy and torch as Python's, and arrays and tuples as lists."""
-    if type(value) is list and set(map(type, value)) <= {int, float}:
-        return value
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return list(value) if set(map(type, value)) <= {int, float} else list(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _listed(value: Any) -> Any:
@@ -157,5 +155,7 @@ def _listed(value: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     """Return a number without a fraction as an integer; all else as it is."""
+    if value is None or type(value) is int:
+        return value
     value = _plain(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
