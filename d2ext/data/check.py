@@ -130,7 +130,8 @@ def check_dataset(
     if skipped:
         problems.append(summary.skipped_words(use))
     if keypoints := (metadata or {}).get("keypoints"):
-        problems.append(f"{keypoints} objects have keypoints, which are not {use}")
+        have = "object has" if keypoints == 1 else "objects have"
+        problems.append(f"{keypoints} {have} keypoints, which are not {use}")
     if unseen:
         problems.append(f"no object of {_first(unseen)}")
     if empty:
@@ -155,10 +156,11 @@ def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
     """Count the annotations that are not objects to learn from, each for one reason."""
     flags = columns.flags
     crowds = int(np.sum(flags & CROWD > 0))
+    groups = int(np.sum(flags == GROUP_OF))
     counts = {
         _crowds(crowds, len(flags), metadata): crowds,
         "marked difficult or ignore": int(np.sum((flags & DIFFICULT > 0) & (flags & CROWD == 0))),
-        "groups (is_group_of)": int(np.sum(flags == GROUP_OF)),
+        "group (is_group_of)" if groups == 1 else "groups (is_group_of)": groups,
         **metadata.get("left_out", {}),
     }
     return {reason: n for reason, n in counts.items() if n}
@@ -167,7 +169,7 @@ def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
 def _crowds(crowds: int, annotations: int, metadata: Mapping[str, Any]) -> str:
     file = metadata.get("json_file")
     if not file or crowds <= _MANY * annotations:
-        return "crowds"
+        return "crowd" if crowds == 1 else "crowds"
     command = f"sed -E 's/(\"iscrowd\": *)1/\\10/g' {shlex.quote(str(file))} >objects.json"
     return f"crowds (CVAT writes brush masks as crowds; if each is one object: {command})"
 

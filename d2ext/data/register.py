@@ -14,6 +14,7 @@ from d2ext.errors import UserError
 
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
+_COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
 
 
 def register_datasets(datasets: Mapping[str, Any]) -> None:
@@ -106,8 +107,19 @@ def _register(name: str, dataset: Dataset) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     DatasetCatalog.register(name, partial(_load, name, dataset))
-    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
+    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **_fixed(dataset))
     _datasets[name] = dataset
+
+
+def counts_of(name: str) -> dict[str, Any]:
+    """Return what a dataset's reader has counted in its last `load`, see `Dataset.metadata`."""
+    metadata = _datasets[name].metadata if name in _datasets else {}
+    return {key: metadata[key] for key in _COUNTS if key in metadata}
+
+
+def _fixed(dataset: Dataset) -> dict[str, Any]:
+    """Return the metadata for Detectron2, where no value may change while the file may."""
+    return {key: value for key, value in dataset.metadata.items() if key not in _COUNTS}
 
 
 def _require_importable(name: str, target: Any) -> None:
@@ -135,7 +147,7 @@ def _load(name: str, dataset: Dataset) -> Sequence[dict]:
     from detectron2.data import MetadataCatalog
 
     records = dataset.load()
-    MetadataCatalog.get(name).set(**dataset.metadata)
+    MetadataCatalog.get(name).set(**_fixed(dataset))
     if isinstance(records, list):
         return [_with_box_modes(record) for record in records]
     return applied(records, _with_box_modes)

@@ -107,6 +107,8 @@ def _side(model: nn.Module) -> int:
 def _sample(cfg: Any, side: int) -> dict | Failure:
     """Return the first image of the training, at this size where the mapper can be told so."""
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
+    if not settings.get("mapper"):
+        return Failure("dataloader.train has no mapper")
     if "augmentations" in settings.mapper:
         settings.mapper.augmentations = [L(T.Resize)(shape=[side, side])]
     with building("dataloader.train"):

@@ -22,6 +22,7 @@ from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.columns import NO_MASK
 from d2ext.data.mapping import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.records import columns_of
+from d2ext.data.register import counts_of
 from d2ext.data.store import remembered
 from d2ext.data.synthetic import is_synthetic
 from d2ext.engine.model_fields import check_heads, detection_notes, size_note
@@ -74,7 +75,8 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
             if name in datasets:
                 continue
             use = "trained on" if split == "train" else "evaluated as objects"
-            summary = check_dataset(name, records, mine, metadata.as_dict(), use)
+            about = metadata.as_dict() | counts_of(name)
+            summary = check_dataset(name, records, mine, about, use)
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
                 check_heads(cfg, name, records)

@@ -147,9 +147,9 @@ def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
     options = _own(photos, content)
     done = _plan(train_net, repo, photos, *options, "data.classes=[balloon]")
     assert done.status == 0, done.stderr
-    words = f"4 of {total} objects are not trained on: 1 crowds, 1 marked difficult or ignore, 1"
-    assert f"{words} groups (is_group_of), 1 of classes not asked for" in done.stdout
-    assert "1 objects have keypoints, which are not trained on" in done.stdout
+    words = f"4 of {total} objects are not trained on: 1 crowd, 1 marked difficult or ignore, 1"
+    assert f"{words} group (is_group_of), 1 of classes not asked for" in done.stdout
+    assert "1 object has keypoints, which are not trained on" in done.stdout
     for annotation in objects:
         annotation |= {"iscrowd": 1, "category_id": 1}
     done = _plan(train_net, repo, photos, *_own(photos, content))

@@ -44,7 +44,7 @@ def test_counts(records: list[dict]) -> None:
     assert summary.per_class == {"balloon": left, "kite": 0}
     assert summary.empty == 2
     assert summary.problems == [
-        f"1 of {left + 1} objects are not trained on: 1 crowds",
+        f"1 of {left + 1} objects are not trained on: 1 crowd",
         "no object of kite",
         "2 of 4 images have no objects",
     ]
@@ -148,17 +148,17 @@ def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> Non
     metadata = {"json_file": "my a.json", "left_out": {"of a class": 2}, "keypoints": 5}
     summary = check_dataset("x", records, ["balloon"], metadata)
     assert summary.skipped == {
-        "crowds": 1,
+        "crowd": 1,
         "marked difficult or ignore": 1,
-        "groups (is_group_of)": 1,
+        "group (is_group_of)": 1,
         "of a class": 2,
     }
     assert summary.instances == total - 3
-    assert f"5 of {total + 2} objects are not trained on: 1 crowds, 1 marked" in summary.problems[0]
+    assert f"5 of {total + 2} objects are not trained on: 1 crowd, 1 marked" in summary.problems[0]
     assert summary.problems[1] == "5 objects have keypoints, which are not trained on"
     check_trainable([summary])
     val = check_dataset("x", records, ["balloon"], metadata, use="evaluated as objects")
-    assert "objects are not evaluated as objects: 1 crowds" in val.problems[0]
+    assert "objects are not evaluated as objects: 1 crowd" in val.problems[0]
 
 
 def test_a_training_set_of_crowds_names_the_reason_and_the_command(
