@@ -15,6 +15,7 @@ from d2ext.config.schedule import Schedule
 from d2ext.engine.aids import with_sync_bn
 from d2ext.engine.classes import with_num_classes
 from d2ext.engine.distributed import from_main
+from d2ext.engine.model_fields import check_levels
 from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
@@ -30,6 +31,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
     with building("model"):
         model = instantiate(with_num_classes(cfg.model, len(plan.classes)))
+    check_levels(cfg.model, model)
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
     if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":

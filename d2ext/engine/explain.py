@@ -46,6 +46,12 @@ def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> I
         raise
 
 
+def is_shortage(e: BaseException) -> bool:
+    """Return whether `shortages_explained` explains an error, so that others leave it alone."""
+    known = (_CPU_MEMORY, "DataLoader timed out", "DataLoader worker")
+    return isinstance(e, torch.OutOfMemoryError | OSError) or any(k in str(e) for k in known)
+
+
 def batch_words(batch: list[dict]) -> str:
     """Number and largest size of the images of a batch."""
     sizes = [tuple(sample["image"].shape[-2:]) for sample in batch if "image" in sample]

@@ -64,7 +64,7 @@ def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
     sizes = np.bincount(np.digitize(areas, (_SMALL, _LARGE)), minlength=3).tolist()
     return {
         "images": len(records),
-        "objects": len(columns.categories),
+        "objects": int(columns.objects.sum()),
         "classes": list(zip(classes, objects.tolist(), images.tolist(), strict=True)),
         "width": _range(columns.widths),
         "height": _range(columns.heights),

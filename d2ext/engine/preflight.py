@@ -22,6 +22,7 @@ from d2ext.engine.agree import declare_datasets
 from d2ext.engine.checkpoint import find_newest
 from d2ext.engine.classes import check_num_classes
 from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
+from d2ext.engine.model_fields import check_model_fields
 from d2ext.engine.output_dir import check_writable, refuse_mixing, wait_until_free
 from d2ext.engine.splits import check_splits
 from d2ext.engine.weights import local_weights
@@ -145,8 +146,9 @@ def plan_run(
         splits = {"train": cfg.dataloader.train}
         if validate:
             splits["val"] = cfg.dataloader.get("val")
-    datasets, classes, table = check_splits(splits)
-    say(*table, *(f"data        note: {difference}" for difference in differences))
+    notes = check_model_fields(cfg)
+    datasets, classes, table = check_splits(cfg, splits)
+    say(*table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}

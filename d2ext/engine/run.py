@@ -22,6 +22,7 @@ from d2ext.engine.distributed import (
     from_main,
     log_ranks,
 )
+from d2ext.engine.dry_step import misfits_explained
 from d2ext.engine.evaluate import evaluate_into, exit_status
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
@@ -198,6 +199,7 @@ def train(
         state.scaler,
         options.get("clip_grad_norm"),
         BadLoss(**options.get("bad_loss", {})),
+        functools.partial(misfits_explained, cfg, state.model),
     )
     memory = state.resumed if state.checkpoint_iter == start_iter else {}
     started = time.monotonic()

@@ -47,6 +47,7 @@ class Trainer:
         scaler: of the losses; None does not scale.
         clip_grad_norm: upper bound of the gradients' L2 norm over all parameters, or None.
         bad_loss: what to do about a loss that is not finite; None stops.
+        first_step: makes the context of the forward and backward passes of the first iteration.
 
     Attributes:
         model, optimizer: as given.
@@ -73,6 +74,7 @@ class Trainer:
         scaler: torch.amp.GradScaler | None = None,
         clip_grad_norm: float | None = None,
         bad_loss: BadLoss | None = None,
+        first_step: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -84,6 +86,7 @@ class Trainer:
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
         self._bad_loss = bad_loss or BadLoss()
+        self._first_step = first_step
         self._device = next(model.parameters()).device
         self._batch: list[dict] = []
         self._images_before = 0
@@ -219,6 +222,7 @@ class Trainer:
         Without any where a forward pass failed; the gradients are of no use then.
         """
         data_time, losses = 0.0, []
+        first = self.iter == self.start_iter
         for k in range(self._accumulate):
             start = time.perf_counter()
             self._batch = next(batches)
@@ -230,7 +234,10 @@ class Trainer:
             last = k + 1 == self._accumulate
             # Gradients are exchanged once a step, behind the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else contextlib.nullcontext():
+            with (
+                self.model.no_sync() if wait else contextlib.nullcontext(),
+                self._first_step() if first else contextlib.nullcontext(),
+            ):
                 losses.append(self._backward(_sent(self._batch, self._device)))
         self.storage.put_scalar("data_time", data_time)
         if not all(losses):

@@ -18,6 +18,8 @@ class TimmBackbone(Backbone):
             the model must keep its stages in `blocks`, as the EfficientNets do.
     """
 
+    in_channels = 3  # of the images
+
     def __init__(self, name: str, out_features: list[str], freeze_at: int = 0):
         super().__init__()
         # Index 0 is stride 2, which no FPN uses.

@@ -175,7 +175,7 @@ def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
     assert train_net(*common).status == 0
     before = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     for flag, override, words in [
-        ("--resume", "model.roi_heads.box_head.fc_dims=[16]", "does not fit this config"),
+        ("--resume", "model.roi_heads.box_head.fc_dims=[16, 256]", "does not fit this config"),
         ("--overwrite", "+optimizer.foo=1", "optimizer cannot be built"),
         ("--overwrite", "train.init_checkpoint=/no/file.pth", "/no/file.pth"),
     ]:

@@ -11,7 +11,8 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,11 @@ def nearest(name: object, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
+
+
+def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:
+    """Return what a reader leaves out by reason, with the objects of classes that nobody wants."""
+    return dict(Counter(left_out) + Counter({"of classes not asked for": other_classes}))
 
 
 def polygon_area(polygon: Sequence[float]) -> float:

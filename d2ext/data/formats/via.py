@@ -31,6 +31,7 @@ def read_via(
     image_root: str | Path,
     classes: Sequence[str] | None = None,
     attribute: str | None = None,
+    info: dict | None = None,
 ) -> list[dict]:
     """Reads VIA annotations into Detectron2's dataset dicts.
 
@@ -51,6 +52,7 @@ def read_via(
             sorted (`via_classes`).
         attribute: the region attribute that holds the class; None finds it, and where there is
             none, all regions are of the one class of `classes`.
+        info: receives `left_out`, the number of regions that are not in the records by reason.
 
     Returns:
         One dict an image, in the order of the file; `image_id` counts from 1. Width and height
@@ -103,6 +105,8 @@ def read_via(
             len(repeated),
         )
     left_out.warn(logger, json_file)
+    if info is not None:
+        info["left_out"] = dict(left_out)
     return list(records.values())
 
 
