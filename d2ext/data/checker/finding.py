@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 ERROR, WARNING, INFO = "error", "warning", "info"
 SEVERITIES = (ERROR, WARNING, INFO)
 _STAYS = "stays as it is"
-_ELSE = "else nothing is written, unless --drop-unusable removes it"
+_REFUSED = "nothing is written, unless --drop-unusable removes it"
+_ELSE = f"else {_REFUSED}"
 
 # code -> severity, what it means, what --fix does. An error stops the training, or falsifies what
 # is learnt or measured without a word; a warning costs objects or hints at a mistake.
@@ -26,7 +27,8 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_duplicate_id": (
         ERROR,
         "image ids used twice",
-        "the first keeps the id, the others get new ids; if annotations have it, nothing is written",
+        "the first keeps the id, the others get new ones; if annotations have it, nothing is"
+        " written",
     ),
     "image_duplicate_entry": (
         ERROR,
@@ -42,9 +44,13 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_refused": (
         ERROR,
         "images over the limit of pixels, or of a format that needs another package",
-        "stays as it is, and nothing is written: do what the example says",
+        "stays as it is, and nothing is written; the example names the remedy",
     ),
-    "image_unreadable": (ERROR, "files that cannot be read as an image", "nothing is written, unless --drop-unusable removes them"),
+    "image_unreadable": (
+        ERROR,
+        "files that cannot be read as an image",
+        _REFUSED,
+    ),
     "image_size": (
         ERROR,
         "images whose width or height is not the file's",
@@ -95,8 +101,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
         ERROR,
         "annotations with missing or wrong values",
         "repaired from what is left (a box from its mask, an area from either); removed without"
-        " image, category or any shape; a shape of an unknown form stays, and nothing is written,"
-        " unless --drop-unusable removes it",
+        f" any shape; without image or category, or with a shape of an unknown form, {_REFUSED}",
     ),
     "annotation_id_zero": (ERROR, "annotations with the id 0, which pycocotools takes for no match",
                            "gets a new id"),
@@ -105,7 +110,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "unknown_image": (
         ERROR,
         "annotations of images that are not listed",
-        "nothing is written, unless --drop-unusable removes them",
+        _REFUSED,
     ),
     "unknown_category": (
         ERROR,

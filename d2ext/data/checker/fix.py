@@ -27,15 +27,15 @@ STAYING = {
     " the images different ids",
     "image_duplicate_entry": "the entries differ in size: give --images, or correct width and"
     " height",
-    "image_missing": "no file, or more than one, could be meant: put the files there, or correct"
-    " file_name",
+    "image_missing": "no file, or more than one, could be meant: check --images, put the files"
+    " there, or correct file_name",
     "image_refused": "see the finding for the remedy",
     "image_unreadable": "replace the files",
     "image_size": "neither proportions nor EXIF data tell how its shapes lie in the file: give the"
     " images that were annotated, or correct width and height",
     "category_duplicate_id": "annotations have the id, and which category they are of is unknown:"
     " give the categories different ids",
-    "annotation_malformed": "correct the boxes or masks",
+    "annotation_malformed": "correct image_id, category_id, bbox or segmentation",
     "unknown_image": "list the images",
     "box_outside": "correct the boxes, or width and height of the images",
     "rle_size": "give the images that were annotated, or correct the masks",

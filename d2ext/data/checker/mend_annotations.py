@@ -26,7 +26,8 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             made[key] = m.reference(part, entry.get(key))
             if made[key] is None:
-                m.remove("annotations", row, f"{key} {as_json(entry.get(key))} is no integer")
+                why = f"{key} {as_json(entry.get(key))} is not an integer"
+                m.remove_if_allowed("annotations", row, why)
                 break
         else:
             made["id"] = numbers.integer(entry.get("id"))

@@ -77,8 +77,14 @@ class Mending:
         self.note(part, row, what)
 
     def remove_if_allowed(self, part: str, row: int, why: str) -> None:
-        """Remove an entry that the user could still repair, if `drop` is set; otherwise keep it."""
-        if self.drop:
+        """Remove an entry that the user could still repair, if `drop` is set; otherwise keep it.
+
+        An image stays while another has its id: annotations of it would become the other's.
+        """
+        entry = self.get(part, row)
+        id_ = numbers.integer(entry.get("id")) if isinstance(entry, dict) else None
+        is_shared = part == "images" and id_ is not None and self._taken(part)[id_] > 1
+        if self.drop and not is_shared:
             self.remove(part, row, why)
 
     def remove(self, part: str, row: int, why: str) -> None:

@@ -47,7 +47,7 @@ def empty_images(c: Columns) -> Iterator[Finding]:
 
 
 def not_trained_on(c: Columns) -> Iterator[Finding]:
-    """Annotations that training skips or takes in part only; see also `box_none` and `mask_none`."""
+    """Annotations that training skips, or of which it takes a part only."""
     good = c.good["annotations"]
     no_mask = np.isnan(c.masks.area)
     for code, marked in (

@@ -79,8 +79,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         OSError: the file is absent or damaged, also while it is decoded in the block.
         UserError: it has more pixels than the limit, or its format needs another package.
     """
-    if (limit := _limit()) is not None:
-        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses what is over twice that
+    limit = _limit()
+    if limit and Image.MAX_IMAGE_PIXELS:  # Pillow refuses what is over twice that
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, -(-limit // 2))
     try:
         with _opened(path) as image:
             width, height = stored_size(image)
