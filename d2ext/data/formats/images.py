@@ -8,6 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -83,7 +84,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     if limit and Image.MAX_IMAGE_PIXELS:  # Pillow refuses what is over twice that
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, -(-limit // 2))
     try:
-        with _opened(path) as image:
+        # By a file: Pillow maps the pixels of a TIFF that it knows by its name, and mistakes their
+        # order where the TIFF is turned.
+        with open(path, "rb") as f, _opened(path, f) as image:
             width, height = stored_size(image)
             check_pixels(path, width * height)
             yield image
@@ -96,14 +99,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise OSError(f"{type(e).__name__}: {e}") from e
 
 
-def _opened(path: str | Path) -> Image.Image:
+def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(file)
     except UnidentifiedImageError:
         start = _start(path, 12)
         if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
             _register_heif(path)
-            return Image.open(path)
+            return Image.open(file)
         if start[4:8] == b"ftyp" and start[8:11] == b"avi" and "AVIF" not in Image.OPEN:
             raise UserError(
                 f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
