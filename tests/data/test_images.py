@@ -11,6 +11,7 @@ from PIL import Image
 
 from d2ext.data.formats.images import files_in, image_size, images_in
 from d2ext.data.mapper import Mapper
+from d2ext.data.mapping import Failure, ReportFailures
 from d2ext.data.photo import cached_photo, read_photo
 from d2ext.errors import UserError
 
@@ -235,6 +236,7 @@ def test_the_limit_of_pixels_is_one_for_all_and_can_be_raised(
 
 @pytest.mark.parametrize("suffix", ["avif", "gif", "heic", "jp2", "jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("part", [0, 0.1, 0.6])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's
 def test_a_file_that_is_cut_off_is_an_error_of_the_file(
     suffix: str, part: float, tmp_path: Path
 ) -> None:
@@ -261,3 +263,14 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "photos" / "sub" / "circle").symlink_to(tmp_path / "photos")
     assert images_in(tmp_path / "photos") == ["b.jpg", "more/a.jpg"]
     assert files_in(tmp_path / "photos") == ["b.jpg", "more/a.jpg", "sub/c.txt"]
+
+
+def test_a_photo_over_the_limit_is_a_failure_that_crosses_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preflight looks at a part of a large set, so that a worker may be the first to see it."""
+    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
+    PHOTO.save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "width": 96, "height": 72, "image_id": 1}
+    made = ReportFailures(Mapper(False, augmentations=[], image_format="BGR"))(record)
+    assert isinstance(made, Failure) and "more than the limit of 99" in made.message

@@ -20,7 +20,6 @@ SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tif .tiff"
     " .webp".split()
 )
-LIMIT = "D2EXT_MAX_IMAGE_PIXELS"
 # What `_scaled` does, in words.
 SCALING = "the image's lowest value becomes 0 and its highest 255"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers; those are tables
@@ -43,7 +42,7 @@ _TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation
 _HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Pillow warns at half of its limit. Ours is the limit itself, at which images are refused.
+# Pillow warns at half of the limit at which it refuses images. Only the latter counts here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -81,8 +80,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         UserError: it has more pixels than the limit, or its format needs another package.
     """
     limit = _limit()
-    if limit and Image.MAX_IMAGE_PIXELS:  # Pillow refuses what is over twice that
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, -(-limit // 2))
+    if limit and Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     try:
         # By a file: Pillow maps the pixels of a TIFF that it knows by its name, and mistakes their
         # order where the TIFF is turned.
@@ -139,16 +138,19 @@ def check_pixels(path: str | Path, pixels: int) -> None:
     if limit and pixels > limit:
         raise UserError(
             f"the image {path} has {pixels:,} pixels, more than the limit of {limit:,}; cut it into"
-            f" tiles, or raise the limit with the environment variable {LIMIT}={pixels}"
+            " tiles, or raise the limit with the environment variable"
+            f" D2EXT_MAX_IMAGE_PIXELS={pixels}"
         )
 
 
 def _limit() -> int | None:
-    text = os.environ.get(LIMIT)
+    text = os.environ.get("D2EXT_MAX_IMAGE_PIXELS")
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{LIMIT}={text}: give a number of pixels, such as 400000000")
+        raise UserError(
+            f"D2EXT_MAX_IMAGE_PIXELS={text}: give a number of pixels, such as 400000000"
+        )
     return int(text)
 
 
