@@ -42,10 +42,8 @@ STAYING = {
 }
 # Of these, --drop-unusable removes what cannot be repaired.
 DROPPED = frozenset(
-    (
-        *("image_malformed", "image_path", "image_missing", "image_unreadable"),
-        *("annotation_malformed", "unknown_image", "box_outside", "rle_size"),
-    )
+    "image_malformed image_path image_missing image_unreadable annotation_malformed unknown_image"
+    " box_outside rle_size".split()
 )
 _NAMED = 10  # entries in a message
 REMEDIES = {code: remedy for stage in STAGES for code, remedy in stage.items()}

@@ -43,10 +43,10 @@ class Files:
     @cached_property
     def _by_spelling(self) -> Sequence[Mapping[str, list[str]]]:
         """The names of all files in the folder, by each of `_SPELLINGS`."""
-        made = []
+        made, files = [], files_in(self.root)
         for spelling in _SPELLINGS:
             by_key = defaultdict(list)
-            for name in files_in(self.root):
+            for name in files:
                 by_key[spelling(name)].append(name)
             made.append(by_key)
         return made
@@ -94,9 +94,8 @@ class Files:
 
 def _loose(name: str) -> str:
     """Return a name without its case and the form of its accents and slashes."""
-    return (
-        os.path.normpath(unicodedata.normalize("NFC", name).replace("\\", "/")).casefold().strip()
-    )
+    slashes = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return os.path.normpath(slashes).casefold().strip()
 
 
 def _loose_base(name: str) -> str:

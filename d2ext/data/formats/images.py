@@ -35,6 +35,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_DEPTH = "d2ext_depth"  # in Pillow's `info` of an image that is scaled already
 _WIDTH, _LENGTH = 256, 257  # TIFF tags
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of what follows, itself included
 _HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
@@ -99,23 +100,23 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
-    try:
+    with contextlib.suppress(UnidentifiedImageError):
         return Image.open(file)
-    except UnidentifiedImageError:
-        start = _start(path, 12)
-        if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
-            _register_heif(path)
+    start = _start(path, 12)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
+        _register_heif(path)
+        with contextlib.suppress(UnidentifiedImageError):
             return Image.open(file)
-        if start[4:8] == b"ftyp" and start[8:11] == b"avi" and "AVIF" not in Image.OPEN:
-            raise UserError(
-                f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
-                " (pip install 'pillow>=11.3'), or convert it to JPEG"
-            ) from None
-        if start[:4] in _TIFF and (values := _by_opencv(path)) is not None:
-            image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
-            image.info["depth"] = f"{values.dtype.name} values"
-            return image
-        raise
+    elif start[4:8] == b"ftyp" and start[8:11] == b"avi" and "AVIF" not in Image.OPEN:
+        raise UserError(
+            f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
+            " (pip install 'pillow>=11.3'), or convert it to JPEG"
+        )
+    elif start[:4] in _TIFF and (values := _by_opencv(path)) is not None:
+        image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
+        image.info[_DEPTH] = f"{values.dtype.name} values"
+        return image
+    raise UnidentifiedImageError("it is not an image, or damaged")
 
 
 def _register_heif(path: str | Path) -> None:
@@ -180,7 +181,7 @@ def depth(image: Image.Image) -> str | None:
     # Of several channels Pillow reads the upper 8 bits alone, as such a raw mode says.
     if image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile):
         return "16 bits"
-    return image.info.get("depth")
+    return image.info.get(_DEPTH)
 
 
 def decoded(image: Image.Image, path: str | Path) -> Image.Image:
@@ -191,7 +192,7 @@ def decoded(image: Image.Image, path: str | Path) -> Image.Image:
     detectors use a part of it, such as 12 of 16 bits, and few files note which.
     """
     values = None
-    if is_deep := depth(image) is not None and "depth" not in image.info:
+    if is_deep := depth(image) is not None and _DEPTH not in image.info:
         # OpenCV would turn a TIFF by itself; of a turned one, Pillow's upper 8 bits are scaled.
         if image.mode in ("LA", "RGB", "RGBA", "RGBX") and orientation(image) == 1:
             values = _by_opencv(path)
