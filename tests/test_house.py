@@ -14,7 +14,7 @@ ALLOWED = {
     "modeling": set(),
     "data": set(),
     "evaluation": {"data"},
-    "inference": set(),
+    "inference": {"data"},
     "report": set(),
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
     "slurm": {"engine"},

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import SizeMismatchError
 
+from d2ext.errors import UserError
+
 
 class Failure:
     """A sample that could not be made; crosses the process border, where an exception cannot."""
@@ -40,6 +42,8 @@ class ReportFailures:
             return Failure(f"{e} (EXIF orientation counts)")
         except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
             return Failure(f"image {record['file_name']} cannot be read: {e}; replace or unlist it")
+        except UserError as e:  # too many pixels, or a format that needs another package
+            return Failure(str(e))
 
 
 class RleAsBitmaps:
