@@ -141,12 +141,17 @@ class _Fit:
     sources: dict[str, str]
     other_shapes: dict[str, str]
 
+    @property
+    def names(self) -> int:
+        """Return how many names of the model the file has, in whichever shape."""
+        return len(self.sources) + len(self.other_shapes)
+
 
 def _best_fit(choices: Iterator[Reading], state: Mapping[str, Tensor]) -> _Fit:
     best = _fit(next(choices), state)
     for reading in choices:
-        if len(reading.tensors) > len(best.sources):
-            best = max(best, _fit(reading, state), key=lambda fit: len(fit.sources))
+        if len(reading.tensors) > best.names:
+            best = max(best, _fit(reading, state), key=lambda fit: fit.names)
     return best
 
 
@@ -166,9 +171,9 @@ def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
         source = next((end for end in ends if end in reading.tensors and end not in used), None)
         if source is None:
             continue
+        used.add(source)
         theirs, mine = list(reading.tensors[source].shape), list(state[name].shape)
         if theirs == mine:
-            used.add(source)
             sources[name] = source
         else:
             other_shapes[name] = f"{name} is {theirs}, here {mine}"
