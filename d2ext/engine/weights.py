@@ -233,7 +233,7 @@ def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:
     Tensors with two names need one of them in the file. Some files of frozen norms have weight and
     bias alone, which hold the statistics as well.
     """
-    filled = {id(learned[name]) for name in fit.sources}
+    filled = {id(tensor) for name, tensor in learned.items() if name in fit.sources}
     missing = []
     for name, tensor in learned.items():
         norm, _, leaf = name.rpartition(".")

@@ -121,6 +121,27 @@ def test_safetensors_and_the_old_format_of_torch_are_read_whatever_their_name(re
         assert _is_loaded(model, resnet)
 
 
+def test_norms_that_train_get_their_count_of_batches(resnet, tmp_path):
+    batches = {name: tensor + 7 for name, tensor in resnet.items() if "num_batches" in name}
+    torch.save(resnet | batches, tmp_path / "w.pth")
+    model = Detector(norm="BN")
+    load_weights(model, str(tmp_path / "w.pth"))
+    assert _is_loaded(model, resnet)
+    assert model.backbone.bottom_up.stem.conv1.norm.num_batches_tracked == 7
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    load_weights(Detector(norm="BN"), str(tmp_path / "own.pth"), whole=True)
+
+
+def test_one_of_two_names_of_a_tensor_is_enough(tmp_path, said):
+    """As safetensors stores tied weights."""
+    model = Detector()
+    model.tied = model.head
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith("tied")}
+    save_file(state, tmp_path / "w.safetensors")
+    load_weights(model, str(tmp_path / "w.safetensors"), whole=True)
+    assert "random" not in said()
+
+
 def test_timm_s_names_are_torchvision_s(tmp_path):
     state = timm.create_model("resnet18").state_dict()
     torch.save(state, tmp_path / "w.pth")
