@@ -113,10 +113,10 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, however deep they are wrapped."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not tensors by name; {_REMEDY}")
-    inner = next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
-    if inner == "state_dict" and "meta" in content:
+    if {"meta", "state_dict"} <= content.keys():
         _refuse_mmdetection()
-    if inner:
+    wrapped = (key for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key])
+    if inner := next(wrapped, None):
         if inner in _AVERAGED:
             logger.info("The checkpoint's averaged weights (EMA) are taken")
         return _tensors(content[inner])

@@ -292,7 +292,7 @@ def _warn_of_input(file: str, model: nn.Module, root: str, fit: _Fit) -> None:
     if block := next(strided, None):
         here["stride_in_1x1"] = block.conv1.stride[0] > 1
     fields = {key: f"model.{key}" for key in here}
-    fields["stride_in_1x1"] = f"model.{root}.stages.stride_in_1x1"
+    fields["stride_in_1x1"] = ".".join(filter(None, ["model", root, "stages.stride_in_1x1"]))
     differences = [
         f"{fields[key]}={_compact(value)} (here {_compact(here[key])})"
         for key, value in expects.items()

@@ -95,7 +95,8 @@ WRAPPED = {
         "args": argparse.Namespace(lr=0.1),
         "metric": np.float64(0.7),
     },
-    "averaged in a module": lambda s: {"ema": {"module": s, "updates": 3}, "model": {}},
+    "averaged in a module": lambda s: {"model": {"a": 1}, "ema": {"module": s, "updates": 3}},
+    "not averaged yet": lambda s: {"ema": {}, "model": s},
     "float16": lambda s: {name: tensor.half() for name, tensor in s.items()},
 }
 
