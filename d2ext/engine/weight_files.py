@@ -105,7 +105,7 @@ def _load_torch(path: Path) -> Any:
             if not unsafe:
                 raise
             raise ValueError(
-                f"it holds {unsafe[1]}, and no code of a file is run; {_REMEDY}"
+                f"it holds {unsafe[1]}, and d2ext runs no code from files; {_REMEDY}"
             ) from e
 
 
