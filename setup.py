@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",  # reads photos
     "pycocotools>=2.0.8",  # RLE masks
     "PyYAML>=6.0.1",  # values of overrides
+    "safetensors>=0.4",  # initial weights of timm and Hugging Face
     "shapely>=2.0",  # fvcore's crops cut polygons with it; which ones cross themselves
     "rich>=13.7",  # what a terminal shows
     "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it

@@ -5,7 +5,8 @@ import logging
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from torch import nn
@@ -54,6 +55,7 @@ def _channels_last_pays(device: str) -> bool:
 def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """The optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
+    settings.setdefault("params", LazyCall(get_default_optimizer_params)())
     settings.params.model = model
     with building("optimizer"):
         target = settings["_target_"]

@@ -48,6 +48,34 @@ def test_the_overrides(repo, train_net, photos, section, monkeypatch):
         assert done.status == 0, (override, done.stderr)
 
 
+def test_overrides_add_a_dataset_a_metric_and_an_augmentation(repo, train_net, photos):
+    """They reach the run and its config.yaml, from which it trains again."""
+    dataset = f"_target_: d2ext.data.catalog.coco_dataset, image_root: {photos / 'imgs'}"
+    flip = "{_target_: detectron2.data.transforms.RandomFlip}"
+    rotate = "{_target_: detectron2.data.transforms.RandomRotation, angle: [-10, 10]}"
+    added = [
+        f"data.train.json={photos / 'a.json'}",
+        f"data.train.images={photos / 'imgs'}",
+        f"+datasets.more={{{dataset}, json_file: {photos / 'b.json'}, classes: [balloon]}}",
+        "dataloader.train.dataset.names=[custom_train]",
+        "+dataloader.train.dataset.names[1]=more",
+        "dataloader.val.dataset.names=more",
+        f"+dataloader.train.mapper.augmentations[2]={rotate}",
+        f"dataloader.train.mapper.augmentations[1]={flip}",
+        "+evaluators.voc={_target_: d2ext.evaluation.voc.VocMetric, iou_thresholds: [0.5]}",
+        "optimizer={_target_: torch.optim.SGD, lr: 1e-3}",
+    ]
+    config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
+    done = train_net("--work-dir", photos / "run", *added, *QUICK, config=config)
+    assert done.status == 0, done.stderr
+    results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
+    assert any(key.startswith("more/voc/") for key in results)
+    again = ["--no-validate", "--work-dir", photos / "again"]
+    done = train_net(*again, config=photos / "run" / "config.yaml")
+    assert done.status == 0, done.stderr
+    assert re.search(r"more +2 +\d+  balloon", done.stdout), done.stdout
+
+
 def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monkeypatch):
     content = json.loads((photos / "a.json").read_text())
     empty = content["images"][0]["id"]

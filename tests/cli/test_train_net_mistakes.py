@@ -206,7 +206,8 @@ def test_weights_of_another_model(mistake, tmp_path):
 
     torch.save({"model": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     mistake(
-        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"], words=["w.pth", "fits the model"]
+        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
+        words=["w.pth", "do not fit the model", "0 of the backbone's"],
     )
     (tmp_path / "w.pth").write_bytes(b"no checkpoint")
     mistake(
