@@ -199,7 +199,10 @@ def train(
         options.get("clip_grad_norm"),
         BadLoss(**options.get("bad_loss", {})),
     )
-    memory = state.resumed if state.checkpoint_iter == start_iter else {}
+    memory = dict(state.resumed)
+    if state.checkpoint_iter != start_iter:  # its iterations had another batch size
+        for name in ("recent", "present"):
+            memory.pop(name, None)
     started = time.monotonic()
     trainer.train(start_iter, end, signals, memory)
     if trainer.ended_early:
