@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext import __version__
+from d2ext.engine.device import expected_gpu, uncovered
 from d2ext.engine.doctor_probe import MARK
 
 _SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
@@ -75,7 +76,7 @@ def diagnose() -> Diagnosis:
     found.problems += unmet_requirements()
 
     results, problem = probe()
-    found.facts += _hardware(results.get("torch"), found.warnings)
+    found.facts += _hardware(results.get("torch"), found.problems)
     if "operators" in results:
         found.facts += _operators(results["operators"], found.warnings)
     if "train" in results:
@@ -183,18 +184,21 @@ def remedy() -> str:
     return "`make env` makes an environment that holds what d2ext needs"
 
 
-def _hardware(torch: dict[str, Any] | None, warnings: list[str]) -> list[tuple[str, str]]:
+def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[str, str]]:
     facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
     if torch is None:
         return [*facts, ("GPUs", "unknown, since torch does not work")]
+    way_out = "train.device=cpu trains on the CPU"
+    for name, major, minor in torch["gpus"]:
+        if uncovered((major, minor), torch["built_for"]):
+            problems.append(
+                f"the GPU {name} has compute capability {major}.{minor}, and this torch is built"
+                f" for {', '.join(torch['built_for'])} only; {way_out}"
+            )
     if torch["gpus"]:
-        return [*facts, ("GPUs", ", ".join(torch["gpus"]))]
-    if Path("/dev/nvidia0").exists():
-        build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "a build without CUDA"
-        warnings.append(
-            f"there is an NVIDIA device, but torch ({build}) sees no GPU: see"
-            " CUDA_VISIBLE_DEVICES, and the driver's version in nvidia-smi"
-        )
+        return [*facts, ("GPUs", ", ".join(name for name, *_ in torch["gpus"]))]
+    if sign := expected_gpu(os.environ):
+        problems.append(f"{sign}, but torch finds no GPU ({torch['reason']}); {way_out}")
     return [*facts, ("GPUs", "none, training runs on the CPU")]
 
 

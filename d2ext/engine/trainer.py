@@ -220,8 +220,8 @@ class Trainer:
                 continue
             if (kind := _unsafe(state)) is not None:
                 raise UserError(
-                    f"{name}.state_dict() holds a {kind}, which a checkpoint cannot; return tensors,"
-                    " numbers, strings, lists and dicts"
+                    f"{name}.state_dict() holds a {kind}, which no checkpoint can hold; return"
+                    " tensors, numbers, strings, lists and dicts"
                 )
             states.append({"hook": name, "number": number, "state": state})
         return states
