@@ -212,6 +212,7 @@ def train(
         report()
         say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
     if trainer.stopped_by:
-        logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
+        what = "and saved" if trainer.iter else "before the first step"
+        logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)
         return EXIT_STOPPED
     return exit_status(results, expect)

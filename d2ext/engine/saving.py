@@ -67,7 +67,7 @@ class Checkpoint(HookBase):
             if not isinstance(self.trainer.error, KeyboardInterrupt):
                 if error := self._writer.end():
                     print(f"error: {error}", file=sys.stderr)
-        elif self.trainer.stopped_by or self.trainer.ended_early:
+        elif self.trainer.iter and (self.trainer.stopped_by or self.trainer.ended_early):
             self.save_now(self.trainer.iter)
             if self.trainer.ended_early:
                 self._finish()

@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.distributed import agree
 from d2ext.engine.explain import batch_words, shortages_explained
-from d2ext.engine.signals import StopSignals
+from d2ext.engine.signals import StopSignals, StopWaiting
 from d2ext.errors import UserError
+from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Trainer:
         self.updated = False
         self._overflows = 0  # steps that the scaler skipped
         self._overflows_in_a_row = 0
+        self._done = 0  # iterations
+        self._accumulated = 0  # micro-batches of the present step
         self.stopped_by: str | None = None
         self.ended_early: str | None = None
         self.error: BaseException | None = None
@@ -149,9 +152,11 @@ class Trainer:
                 self.error = e
                 raise
             finally:
-                if hasattr(batches, "close"):  # a generator, as d2ext's loader is: ends its workers
-                    batches.close()
-                self._after_train()
+                try:
+                    self._after_train()  # saves, which does not wait for workers that hang
+                finally:
+                    if hasattr(batches, "close"):  # a generator, as d2ext's loader is
+                        batches.close()
 
     def _after_train(self) -> None:
         for hook in self._hooks:
@@ -239,9 +244,21 @@ class Trainer:
             )
 
     def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
+        self._done = self.start_iter
+        try:
+            self._steps(batches, signals)
+        except StopWaiting:
+            # Ranks stop after the same step, and half a step cannot be saved.
+            if comm.get_world_size() > 1 or self._accumulated:
+                raise
+            self.stopped_by = signals.received
+        # From here on, as Detectron2's hooks expect, the number of iterations done.
+        self.iter = self.storage.iter = self._done
+
+    def _steps(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
         self._call_hooks("before_train")
-        done, last = self.start_iter, self.max_iter
-        for self.iter in range(done, last):
+        first, last = self.start_iter, self.max_iter
+        for self.iter in range(first, last):
             if self.ended_early:
                 break
             self.storage.iter = self.iter
@@ -263,18 +280,16 @@ class Trainer:
                     "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
                 )
             self.optimizer.zero_grad()
+            self._accumulated, self._done = 0, self.iter + 1
             if self._overflows:
                 self.storage.put_scalar("overflowed_steps", self._overflows, smoothing_hint=False)
             self.bad_images = self._images_before + vote.bad_images
             if self.bad_images:
                 self.storage.put_scalar("bad_images", self.bad_images, smoothing_hint=False)
             self._call_hooks("after_step")
-            done = self.iter + 1
-            if vote.stop and done < last:
+            if vote.stop and self._done < last:
                 self.stopped_by = vote.stop
                 break
-        # From here on, as Detectron2's hooks expect, the number of iterations done.
-        self.iter = self.storage.iter = done
 
     def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
         """Gradients of a step; returns this rank's losses, means over its micro-batches.
@@ -284,7 +299,8 @@ class Trainer:
         data_time, losses = 0.0, []
         for k in range(self._accumulate):
             start = time.perf_counter()
-            self._batch = next(batches)
+            with interruptible():
+                self._batch = next(batches)
             data_time += time.perf_counter() - start
             # Proposal sampling and dropout draw from torch's generator.
             number = comm.get_rank() * self._accumulate + k
@@ -295,6 +311,7 @@ class Trainer:
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else contextlib.nullcontext():
                 losses.append(self._backward(_sent(self._batch, self._device)))
+            self._accumulated += 1
         self.storage.put_scalar("data_time", data_time)
         if not all(losses):
             return {}
