@@ -71,7 +71,8 @@ def test_a_run_whose_loader_hangs_is_saved_and_stopped(repo, tiny, tmp_path, wor
 
 
 def test_a_run_that_never_got_a_batch_stops_as_well(repo, tiny, tmp_path):
-    process = _start(repo, tiny, tmp_path, 0, "dataloader.train.num_workers=1")
+    # The first sample is the one that the preflight checks make.
+    process = _start(repo, tiny, tmp_path, 1, "dataloader.train.num_workers=1")
     _wait_for(tmp_path / "hangs", process)
     _wait_for(tmp_path / "run" / "config.yaml", process)
     process.send_signal(signal.SIGTERM)
