@@ -18,6 +18,7 @@ from typing import Any
 from d2ext import __version__
 from d2ext.engine.device import expected_gpu, uncovered
 from d2ext.engine.doctor_probe import MARK
+from d2ext.waiting import waiting_for
 
 _SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
 _OPENCV = (
@@ -151,9 +152,10 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     # -P: this file's folder must not come before the standard library.
     command = [sys.executable, "-P", str(Path(__file__).with_name("doctor_probe.py"))]
     try:
-        child = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
-        )
+        with waiting_for("torch and Detectron2 to train a step", f"at most {_TIMEOUT} s", say=_say):
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+            )
         output, status = child.stdout, child.returncode
     except subprocess.TimeoutExpired as e:
         # The output is bytes here even with text=True.
@@ -174,6 +176,10 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
         error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
     way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
     return results, f"{_SUBJECTS[step]}: {error}. Remedy: {remedy()}{way_out}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def remedy() -> str:

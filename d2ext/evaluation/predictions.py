@@ -26,7 +26,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.files import replaced
-from d2ext.waiting import interruptible
+from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,10 @@ def predict(
                     count += 1
     finally:
         model.train(training)
-    for messages in comm.gather(getattr(loader, "left_out", [])):  # a loader of the user's has none
-        for message in messages:
-            logger.warning("%s", message)
+    with waiting_for("the detections of the other ranks", needed=comm.is_main_process):
+        left_out = comm.gather(getattr(loader, "left_out", []))  # a user's loader has none
+    for message in itertools.chain.from_iterable(left_out):
+        logger.warning("%s", message)
     kept.seek(0)
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
