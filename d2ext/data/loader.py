@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import multiprocessing
 import signal
 import threading
 import time
@@ -250,13 +251,22 @@ class Loader:
         if not self._loader.num_workers:
             return iter(self._loader)
         raise_open_files()
+        before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         try:
             return iter(self._loader)
         except OSError as e:
+            for worker in set(multiprocessing.active_children()) - before:
+                _kill(worker)  # Python would wait for it at its end
             if exhausted(str(e)):
                 raise
             # Else it is the queues' semaphores, which are files in shared memory.
             raise OSError(e.errno, e.strerror, str(SHARED_MEMORY)) from e
+        finally:
+            # torch's handler raises wherever the process happens to be when a worker dies, such as
+            # in the midst of writing a file. `_next` finds that out in time.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
     def _checked(self, sample: dict | Failure | Replaced) -> dict:
         if isinstance(sample, Failure):
@@ -317,6 +327,8 @@ def _next(batches: Iterator[list]) -> list | None:
             try:
                 return next(batches, None)
             except RuntimeError as e:
+                if deaths := _deaths(batches):
+                    raise RuntimeError(f"DataLoader worker {deaths}") from e
                 if not str(e).startswith("DataLoader timed out"):
                     raise
             if words := last_words():
@@ -333,13 +345,26 @@ def _end_workers(batches: Any) -> None:
     """End the workers of a DataLoader's iterator, and kill those that hang in a read."""
     late = threading.Timer(_FAREWELL, lambda: [worker.kill() for worker in batches._workers])
     late.start()
-    # torch reports a worker that is killed while it waits for it.
-    with contextlib.suppress(RuntimeError):
-        batches._shutdown_workers()
+    batches._shutdown_workers()
     late.cancel()
     for worker in batches._workers:
-        worker.kill()
-        worker.join()
+        _kill(worker)
+
+
+def _kill(worker: multiprocessing.Process) -> None:
+    worker.kill()
+    worker.join()
+
+
+def _deaths(batches: Any) -> str:
+    """Return which workers a signal has ended, in words; "" for none."""
+    codes = {worker.pid: worker.exitcode or 0 for worker in getattr(batches, "_workers", [])}
+    killed = [
+        f"{pid} was ended by {signal.Signals(-code).name}"
+        for pid, code in codes.items()
+        if code < 0
+    ]
+    return ", ".join(killed)
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:

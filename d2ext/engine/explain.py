@@ -14,8 +14,6 @@ from d2ext.errors import UserError
 def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
     """Turn an exhausted resource, and the death of a loader worker, into a UserError.
 
-    torch raises the latter wherever the process happens to be, from a signal handler.
-
     Args:
         what: Says what was being computed.
         remedy: What to lower if memory is short.
