@@ -39,7 +39,7 @@ def remedy(kind: str) -> str:
     if kind == "open files":
         return f"{_limit(resource.RLIMIT_NOFILE)} open files are allowed: `ulimit -n 4096` first"
     if kind == "shared memory":
-        return f"{_shared_memory()}: start the container with more (docker run --shm-size=8g)"
+        return _shared_memory()
     if kind == "processes":
         return f"{_limit(resource.RLIMIT_NPROC)} processes are allowed (`ulimit -u`)"
     address_space = _limit(resource.RLIMIT_AS, 2**20)
@@ -71,9 +71,13 @@ def shared_memory_free(folder: Path = SHARED_MEMORY) -> int:
 
 def _shared_memory() -> str:
     if not os.access(SHARED_MEMORY, os.W_OK):
-        return f"{SHARED_MEMORY} is absent or read-only"
+        return f"{SHARED_MEMORY} is absent or read-only: mount it (docker run --shm-size=8g does)"
     usage = shutil.disk_usage(SHARED_MEMORY)
-    return f"{usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB of {SHARED_MEMORY} are free"
+    free, total = usage.free / 1e6, usage.total / 1e6
+    return (
+        f"{free:.1f} of {total:.1f} MB of {SHARED_MEMORY} are free: start the container with more"
+        " (docker run --shm-size=8g)"
+    )
 
 
 def _limit(which: int, unit: int = 1) -> str:

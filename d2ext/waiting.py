@@ -43,7 +43,8 @@ def waiting_for(
     waited = 0.0 if since is None else time.monotonic() - since
     timer = threading.Timer(max(delay - waited, 0.0), announce)
     timer.daemon = True  # a process that ends does not wait for it
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: the wait stays silent
+        timer.start()
     try:
         yield
     finally:

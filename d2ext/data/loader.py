@@ -344,7 +344,8 @@ def _next(batches: Iterator[list]) -> list | None:
 def _end_workers(batches: Any) -> None:
     """End the workers of a DataLoader's iterator, and kill those that hang in a read."""
     late = threading.Timer(_FAREWELL, lambda: [worker.kill() for worker in batches._workers])
-    late.start()
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: torch kills them, later
+        late.start()
     batches._shutdown_workers()
     late.cancel()
     for worker in batches._workers:
