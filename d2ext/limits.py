@@ -65,8 +65,8 @@ def open_files_allowed() -> float:
 
 
 def shared_memory_free(folder: Path = SHARED_MEMORY) -> int:
-    """Return the free bytes of shared memory; 0 without any."""
-    return shutil.disk_usage(folder).free if folder.is_dir() else 0
+    """Return the free bytes of shared memory; 0 if it is absent or read-only."""
+    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
 
 
 def _shared_memory() -> str:

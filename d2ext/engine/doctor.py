@@ -18,6 +18,7 @@ from typing import Any
 from d2ext import __version__
 from d2ext.engine.device import expected_gpu, uncovered
 from d2ext.engine.doctor_probe import MARK
+from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
 from d2ext.waiting import waiting_for
 
 _SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
@@ -27,6 +28,8 @@ _OPENCV = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
+# Eight workers with large batches fit; `--dry-run` compares with what a config needs.
+_SHARED_MEMORY, _OPEN_FILES = 10**9, 1024
 _TIMEOUT = 300  # seconds; a GPU's first use can take a minute
 
 # Step of the probe -> what does not work when it fails.
@@ -76,6 +79,7 @@ def diagnose() -> Diagnosis:
         found.warnings.append(f"two Detectron2 packages overwrite one another. Remedy: {remedy()}")
     found.problems += unmet_requirements()
 
+    found.facts += _limits(found.warnings)
     results, problem = probe()
     found.facts += _hardware(results.get("torch"), found.problems)
     if "operators" in results:
@@ -206,6 +210,23 @@ def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[s
     if sign := expected_gpu(os.environ):
         problems.append(f"{sign}, but torch finds no GPU ({torch['reason']}); {way_out}")
     return [*facts, ("GPUs", "none, training runs on the CPU")]
+
+
+def _limits(warnings: list[str]) -> list[tuple[str, str]]:
+    """Return what loader workers can have of the machine; no config says yet what they need."""
+    free, files = shared_memory_free(), open_files_allowed()
+    if free < _SHARED_MEMORY:
+        warnings.append(
+            f"{free / 1e6:.0f} MB of shared memory ({SHARED_MEMORY}) are little for loader workers:"
+            " start the container with more (docker run --shm-size=8g), or set"
+            " dataloader.train.num_workers=0"
+        )
+    if files < _OPEN_FILES:
+        warnings.append(
+            f"{files} open files (`ulimit -Hn`) are few for loader workers: raise the limit, or"
+            " lower dataloader.train.num_workers"
+        )
+    return [("shared memory", f"{free / 1e6:.0f} MB free"), ("open files", f"{files:g} allowed")]
 
 
 def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from d2ext.engine.checkpoint import find_newest
 from d2ext.engine.classes import check_num_classes
 from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
 from d2ext.engine.device import choose_device
+from d2ext.engine.loader_needs import loader_warnings
 from d2ext.engine.output_dir import check_writable, refuse_mixing, wait_until_free
 from d2ext.engine.splits import check_splits
 from d2ext.engine.weights import local_weights
@@ -172,6 +173,7 @@ def plan_run(
         schedule, images = _schedule(cfg)
         check_schedule(cfg.train, schedule)
         say(*_schedule_lines(cfg, schedule, world_size, images))
+        say(*loader_warnings(cfg, world_size, num_gpus))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
         else:
