@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 # What a disk says that is full, over its quota or read-only, whoever was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
+_NO_THREAD = "can't start new thread"  # Python's RuntimeError
+
 
 class UserError(Exception):
     """A mistake the user can mend: one or two lines naming field or file, value and remedy."""
@@ -25,7 +27,8 @@ def user_message(e: BaseException) -> str | None:
     if isinstance(e, UserError):
         return str(e)
     text = in_words(e)
-    if isinstance(e, OSError | MemoryError | ImportError) and (kind := exhausted(text)):
+    of_machine = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
+    if of_machine and (kind := exhausted(text)):
         return f"this process ran out of {kind} ({text}). {remedy(kind)}".strip()
     if isinstance(e, OSError) and e.errno in _DISK:
         return (

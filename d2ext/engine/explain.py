@@ -22,42 +22,44 @@ def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> I
     try:
         yield
     except (MemoryError, OSError, EOFError, RuntimeError) as e:
-        if message := _explanation(e, what, remedy, workers):
-            raise UserError(message) from e
+        _explain(e, what, remedy, workers)
         raise
 
 
-def _explanation(e: Exception, what: Callable[[], str], remedy: str, workers: str) -> str | None:
+def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -> None:
+    """Raise a UserError for an error that is the machine's."""
     # A worker that ends takes its connection along: then its own words come right after.
     words = last_words(patience=1.0 if isinstance(e, EOFError | ConnectionError) else 0.0)
     text = words or f"{type(e).__name__}: {e}"
-    of_worker = words or "DataLoader" in text or str(limits.SHARED_MEMORY) in text
     kind = limits.exhausted(text)
-    if isinstance(e, torch.OutOfMemoryError):
-        return f"out of GPU memory {what()}; {remedy} ({_held() or _first(text)})"
-    if kind == "memory":
-        limit = "; ".join(filter(None, [_first(text), limits.remedy(kind)]))
-        return f"out of memory {what()}; {remedy}, or lower {workers} ({limit})"
-    if kind and (of_worker or isinstance(e, OSError | RuntimeError)):
-        return (
+    on_gpu = isinstance(e, torch.OutOfMemoryError)
+    if on_gpu or kind == "memory":
+        place = "GPU memory" if on_gpu else "memory"
+        more = "" if on_gpu else f", or lower {workers}"
+        reasons = [_last(text), "" if on_gpu else limits.remedy(kind)]
+        reason = on_gpu and _held() or "; ".join(filter(None, reasons))
+        raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
+    of_workers = words or "DataLoader" in text or str(limits.SHARED_MEMORY) in text
+    # Nothing else in a training opens files by the dozen.
+    if kind and (of_workers or kind == "open files"):
+        raise UserError(
             f"the loader workers ran out of {kind} ({_last(text)}). {limits.remedy(kind)}, or lower"
             f" {workers}; 0 needs none"
-        )
+        ) from e
+    if words:
+        raise UserError(
+            f"a loader worker cannot send its batch ({_first(text)}); {workers}=0 needs none"
+        ) from e
     if "DataLoader timed out" in text:
-        return (
+        raise UserError(
             f"the loader gave nothing for ten minutes ({_first(text)}): a disk or file server"
             " hangs; --resume goes on when it answers"
-        )
-    if words:
-        return (
-            f"a loader worker cannot send its batch ({_first(text)}); {workers}=0 needs no workers"
-        )
-    if "DataLoader worker" in text and isinstance(e, RuntimeError) and "Caught" not in text:
-        return (
+        ) from e
+    if text.startswith("RuntimeError: DataLoader worker"):
+        raise UserError(
             f"a loader worker died ({_first(text)}): memory is short, or somebody ended it; lower"
             f" {workers}, or the images' sizes, and --resume"
-        )
-    return None
+        ) from e
 
 
 def batch_words(batch: list[dict]) -> str:
