@@ -344,7 +344,12 @@ def test_a_thread_that_reads_batches_ends_quietly(capfd):
     """Torch's for pinned memory, whose end the trainer would not notice."""
     batches = WorkerContext().Queue()
     batches.put(Unreadable())
-    reader = threading.Thread(target=batches.get)
+
+    def read():
+        with pytest.raises(SystemExit):  # which Python's threads do not print
+            batches.get()
+
+    reader = threading.Thread(target=read)
     reader.start()
     reader.join()
     assert last_words(5) == "OSError: received nothing" and last_words() == ""
