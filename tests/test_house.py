@@ -19,7 +19,7 @@ ALLOWED = {
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
     "slurm": {"engine"},
 }
-COMMON = {"errors", "files", "guard", "html", "startup", "terminal"}
+COMMON = {"errors", "files", "guard", "html", "limits", "startup", "terminal", "waiting"}
 
 
 def _imports(path):

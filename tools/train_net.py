@@ -101,9 +101,10 @@ def main() -> int:
     )
 
     from d2ext.engine.about import describe
+    from d2ext.engine.device import choose_device
     from d2ext.engine.dry_step import dry_step
     from d2ext.engine.job import Job, run_rank
-    from d2ext.engine.preflight import choose_device, plan_run
+    from d2ext.engine.preflight import plan_run
     from d2ext.engine.ranks import start_ranks
 
     about = describe(args.config_file, sys.argv, layout, not args.no_validate)

@@ -23,6 +23,7 @@ from d2ext.data.pages import Damaged
 from d2ext.data.records import Records, write_records
 from d2ext.errors import UserError
 from d2ext.files import cache_dir, replaced, write_json
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +228,8 @@ class _Place:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.info("waiting for another process, which reads %s", self.file)
-                fcntl.flock(f, fcntl.LOCK_EX)
+                with waiting_for(f"another process, which reads {self.file}"):
+                    fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
     def _remove_old(self) -> None:

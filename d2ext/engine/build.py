@@ -61,7 +61,8 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
         target = settings["_target_"]
         target = locate(target) if isinstance(target, str) else target  # of a config.yaml
         chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
-        if target in _FUSED and not chosen:
+        # A fused SGD would dampen its first step as well: see `Trainer`.
+        if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast on a CPU, too
         return instantiate(settings)
 

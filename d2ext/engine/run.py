@@ -201,7 +201,10 @@ def train(
         BadLoss(**options.get("bad_loss", {})),
         functools.partial(misfits_explained, cfg, state.model),
     )
-    memory = state.resumed if state.checkpoint_iter == start_iter else {}
+    memory = dict(state.resumed)
+    if state.checkpoint_iter != start_iter:  # its iterations had another batch size
+        for name in ("recent", "present"):
+            memory.pop(name, None)
     started = time.monotonic()
     trainer.train(start_iter, end, signals, memory)
     if trainer.ended_early:
@@ -211,6 +214,7 @@ def train(
         report()
         say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
     if trainer.stopped_by:
-        logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
+        what = "and saved" if trainer.iter else "before the first step"
+        logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)
         return EXIT_STOPPED
     return exit_status(results, expect)

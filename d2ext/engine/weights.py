@@ -21,6 +21,7 @@ from d2ext.engine.weight_names import Reading, readings
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
 from d2ext.modeling.timm_backbone import TimmBackbone
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         # iopath's own default would be ~/.torch.
         os.environ.setdefault("FVCORE_CACHE", str(cache_dir()))
         try:
-            local = PathManager.get_local_path(plain)
+            with waiting_for(f"the weights {plain}"):
+                local = PathManager.get_local_path(plain)
         # urllib, requests and iopath each raise their own.
         except Exception as e:
             raise UserError(f"{field}={path} cannot be reached ({first_line(e)}); {hint}") from e
