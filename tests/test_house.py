@@ -89,7 +89,7 @@ def test_these_start_at_once(repo, module):
 
 def test_tools_are_thin(repo):
     for tool in (repo / "tools").glob("*.py"):
-        assert len(tool.read_text().splitlines()) <= 130, tool
+        assert len(tool.read_text().splitlines()) <= 140, tool
 
 
 def test_benchmarks_import_what_there_is(repo):
