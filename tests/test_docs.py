@@ -186,8 +186,7 @@ def test_a_command_is_one_that_there_is(command, monkeypatch):
             _check_tool("submit", [*flags, "--config-file", config, *given], monkeypatch)
     elif program == "make":
         done = subprocess.run(
-            ["make", "-n", *command.words[1:], "D2EXT_VENV=/x"],
-            cwd=REPO,
+            ["make", "-C", REPO, "-n", *command.words[1:], "D2EXT_VENV=/x"],
             capture_output=True,
             text=True,
         )
@@ -439,7 +438,6 @@ def readers_folder(checkout, tiny_root, tiny, run_tool, train_net, monkeypatch):
     """The checkout with all that the pages' commands name: photos, annotations, runs, a Slurm."""
     balloon = tiny_root / "balloon"
     monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
-    monkeypatch.setenv("D2EXT_CACHE", str(checkout / "cache"))
     shutil.copytree(balloon, "data/balloon")
     for split, name in (("train", "a"), ("val", "b")):
         shutil.copytree(balloon / split, "imgs", dirs_exist_ok=True)

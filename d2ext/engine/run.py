@@ -207,7 +207,7 @@ def train(
     if main:
         finish_about(out, started, trainer.stopped_by)
         report()
-        say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
+        say_where(out, results, about["command"], bool(trainer.stopped_by))
     if trainer.stopped_by:
         logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
         return EXIT_STOPPED

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from d2ext.data.columns import NO_MASK
 from d2ext.data.mapping import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.records import columns_of
 from d2ext.data.store import remembered
-from d2ext.data.synthetic import is_synthetic
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
 
@@ -72,13 +70,9 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
             datasets[name] = {
                 "images": summary.images,
                 "instances": summary.instances,
-                "synthetic": _synthetic(metadata),
                 "masks": bool(np.any(columns_of(records).masks != NO_MASK)),
             }
     table = [f"data        {line}" for line in format_summary(summaries).splitlines()]
-    fake = [name for name, d in datasets.items() if d["synthetic"]]
-    if fake:
-        table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
     return datasets, classes or [], table
 
 
@@ -112,8 +106,3 @@ def _mask_format(loader: Any) -> str | None:
     if not mapper.get("use_instance_mask", False):
         return None
     return mapper.get("instance_mask_format", "polygon")
-
-
-def _synthetic(metadata: Any) -> bool:
-    root = metadata.get("image_root")
-    return root is not None and is_synthetic(Path(root).parent)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -251,12 +252,11 @@ def test_the_start_far_on(browse, tmp_path, tiny):
 @pytest.mark.slow
 def test_cityscapes(tmp_path, tiny_cityscapes):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
-    config = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
+    config = REPO / "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
     args = ["--config-file", config, "--html", "--all", "--output", tmp_path / "out"]
     run = subprocess.run(
-        [sys.executable, "tools/browse_dataset.py", *map(str, args)],
-        env={"DETECTRON2_DATASETS": str(tiny_cityscapes), "PATH": ""},
-        cwd=REPO,
+        [sys.executable, REPO / "tools/browse_dataset.py", *args],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tiny_cityscapes)},
         capture_output=True,
         text=True,
     )
@@ -273,8 +273,7 @@ def test_real_photos(browse, tmp_path, real_balloon):
 
 def test_help_starts_at_once(repo):
     run = subprocess.run(
-        [sys.executable, "-Ximporttime", "tools/browse_dataset.py", "--help"],
-        cwd=repo,
+        [sys.executable, "-Ximporttime", repo / "tools/browse_dataset.py", "--help"],
         capture_output=True,
         text=True,
     )

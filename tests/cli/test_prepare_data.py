@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from d2ext.data.synthetic import draw_balloons
+from tests.balloons import write_balloons
 
 
 def command(repo: Path, *args: object) -> list[str]:
@@ -18,7 +18,7 @@ def command(repo: Path, *args: object) -> list[str]:
 
 
 def test_a_dataset_that_is_there_is_described(repo: Path, tmp_path: Path) -> None:
-    draw_balloons(tmp_path / "balloon", num_train=2, num_val=1, long_side=160)
+    write_balloons(tmp_path / "balloon", num_train=2, num_val=1)
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
     run = subprocess.run(
         command(repo, "balloon"), env=environment, capture_output=True, text=True, check=True
@@ -29,7 +29,7 @@ def test_a_dataset_that_is_there_is_described(repo: Path, tmp_path: Path) -> Non
 
 
 def test_help_and_work_import_no_torch(repo: Path, tmp_path: Path) -> None:
-    draw_balloons(tmp_path / "balloon", num_train=1, num_val=1, long_side=160)
+    write_balloons(tmp_path / "balloon", num_train=1, num_val=1)
     for args in (["--help"], ["balloon", "--root", tmp_path]):
         line = command(repo, *args)
         line.insert(1, "-Ximporttime")
@@ -98,7 +98,7 @@ def test_coco_and_cityscapes_are_checked_without_torch(repo: Path, tmp_path: Pat
 
 
 def test_initial_weights_are_fetched_beside_a_data_set(repo: Path, tmp_path: Path) -> None:
-    draw_balloons(tmp_path / "balloon", num_train=1, num_val=1, long_side=160)
+    write_balloons(tmp_path / "balloon", num_train=1, num_val=1)
     recipe = repo / "configs" / "balloon" / "mask_rcnn_lite0_fpn_balloon.py"
     run = subprocess.run(
         command(repo, "balloon", "--root", tmp_path, "--weights", recipe),

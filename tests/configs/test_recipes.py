@@ -182,8 +182,7 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
 def _cityscapes(repo, root, *options):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
     return subprocess.run(
-        [sys.executable, "tools/train_net.py", "--config-file", CITYSCAPES, *map(str, options)],
-        cwd=repo,
+        [sys.executable, repo / "tools/train_net.py", "--config-file", repo / CITYSCAPES, *options],
         env={**os.environ, "DETECTRON2_DATASETS": str(root)},
         capture_output=True,
         text=True,

@@ -14,40 +14,39 @@ from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.process import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
-from tests.slurm.conftest import LITE0, submit, until
+from tests.slurm.conftest import LITE0, SUBMIT, submit, until
 
 
 @pytest.mark.slow
-def test_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
+def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
     """It says so and trains here, in a process of its own; status and logs know it."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
-    done = submit(repo, *flags, *tiny, env=no_slurm)
+    done = submit(*flags, *tiny, env=no_slurm)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: no Slurm is on this machine, so it runs here" in done.stdout
     assert "ignored     --mem: without Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
-    table = submit(repo, "status", env=no_slurm).stdout
+    table = submit("status", env=no_slurm).stdout
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
-    again = submit(repo, *flags, *tiny, env=no_slurm)
+    again = submit(*flags, *tiny, env=no_slurm)
     assert again.returncode == 2 and "holds another run" in again.stderr
-    over = submit(repo, *flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
+    over = submit(*flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
     assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
 
 
 @pytest.mark.slow
-def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
+def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
     """Ctrl-C ends the waiting, not the training; `logs -f` shows it; cancelled, it saves."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    flags = ["--config-file", LITE0, "--work-dir", str(out), "--wait", *tiny]
-    command = [sys.executable, "tools/submit.py", *flags, "train.max_iter=3000"]
+    flags = ["--config-file", LITE0, "--work-dir", out, "--wait", *tiny]
+    command = [sys.executable, SUBMIT, *flags, "train.max_iter=3000"]
     env = os.environ | no_slurm
     waiting = subprocess.Popen(
         command,
-        cwd=repo,
         env=env,
         start_new_session=True,
         # Tests that a script started behind itself would have it ignored.
@@ -60,9 +59,9 @@ def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
         assert waiting.wait(30) == 130
         before = (out / "metrics.json").stat().st_size
         until(lambda: (out / "metrics.json").stat().st_size > before)
-        logs = [sys.executable, "tools/submit.py", "logs", "-f", str(out)]
-        following = subprocess.Popen(logs, cwd=repo, env=env, stdout=subprocess.PIPE, text=True)
-        assert "is cancelled" in submit(repo, "cancel", env=no_slurm).stdout
+        logs = [sys.executable, SUBMIT, "logs", "-f", str(out)]
+        following = subprocess.Popen(logs, env=env, stdout=subprocess.PIPE, text=True)
+        assert "is cancelled" in submit("cancel", env=no_slurm).stdout
         until(lambda: newest_record(out).outcome)
         shown = following.communicate(timeout=60)[0]
     finally:
@@ -71,7 +70,7 @@ def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
     assert following.returncode == 75 and "eta:" in shown
     assert f"[job {job} is cancelled]" in shown
     assert (out / "last_checkpoint").exists()
-    assert "cancelled" in submit(repo, "status", out, env=no_slurm).stdout
+    assert "cancelled" in submit("status", out, env=no_slurm).stdout
 
 
 def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):

@@ -76,8 +76,8 @@ def read_bytes(path: str | Path) -> bytes:
         }
         for pattern, name in own.items():
             if path.match(pattern):
-                command = f"python tools/prepare_data.py {name} --root {path.parents[2]}"
-                remedy += f", or fetch it: {command}"
+                command = f"python tools/prepare_data.py {name} --root DIR"
+                remedy += f", or run {command} and train with data.root=DIR"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
