@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+from tests.conftest import checkout_env
+
 RANKS = """
 import atexit, os, sys
 from pathlib import Path
-from tests.conftest import checkout_env
+
 import torch.distributed as dist
 from d2ext.engine.launch import find_layout
 from d2ext.engine.ranks import start_ranks
