@@ -70,19 +70,19 @@ with StopSignals():
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs():
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", HANGS],
         env=checkout_env(),
         stdout=subprocess.PIPE,
         start_new_session=True,
-    )
-    process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)  # workers ignore it
-    time.sleep(0.5)
-    assert process.poll() is None
-    start = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(10) == 130 and time.monotonic() - start < 4
+    ) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # workers ignore it
+        time.sleep(0.5)
+        assert process.poll() is None
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130 and time.monotonic() - start < 4
 
 
 DEAF = """

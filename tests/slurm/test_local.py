@@ -14,6 +14,7 @@ from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.process import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
+from tests.conftest import REPO
 from tests.slurm.conftest import LITE0, SUBMIT, submit, until
 
 
@@ -93,29 +94,44 @@ def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
         assert other.wait(10) == -signal.SIGTERM
 
 
-def _start(tmp_path, scripts, max_requeues):
-    """Hands trainings over that are shell scripts; returns their records."""
-    folder = tmp_path / "slurm" / "1"
-    executor = LocalExecutor(folder, python=sys.executable)
-    executor.update_parameters(timeout_min=5, signal_delay_s=10, gpus_per_node=0)
-    records = [new_record(tmp_path / str(i), "1") for i in range(len(scripts))]
-    jobs = [("sh", "-c", script, "train_net.py") for script in scripts]
-    for record, command in zip(records, jobs, strict=True):
-        limits = dict(num_machines=1, max_requeues=max_requeues, port=None)
-        words = dict(command=list(command), overrides=[], start=[], goes_on=[])
-        training = Training(**words, **limits, untouched=None, folder=str(record.folder))
-        job = executor.submit(training)
-        facts = dict(job=job.job_id, cluster="local", log=str(job.paths.stdout))
-        record.submitted(**facts, **identify(job.job_id))
-    return records
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Submit shell scripts as trainings and return their records; wait for their processes."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    jobs = []
+
+    def run(scripts, max_requeues):
+        folder = tmp_path / "slurm" / "1"
+        executor = LocalExecutor(folder, python=sys.executable)
+        executor.update_parameters(timeout_min=5, signal_delay_s=10, gpus_per_node=0)
+        records = [new_record(tmp_path / str(i), "1") for i in range(len(scripts))]
+        for record, script in zip(records, scripts, strict=True):
+            training = Training(
+                command=["sh", "-c", script, "train_net.py"],
+                overrides=[],
+                start=[],
+                goes_on=[],
+                untouched=None,
+                folder=str(record.folder),
+                num_machines=1,
+                max_requeues=max_requeues,
+                port=None,
+            )
+            job = executor.submit(training)
+            jobs.append(job)
+            facts = dict(job=job.job_id, cluster="local", log=str(job.paths.stdout))
+            record.submitted(**facts, **identify(job.job_id))
+        return records
+
+    yield run
+    until(lambda: all(job.done() for job in jobs), 30)
 
 
-def test_max_requeues_bounds_the_starts(tmp_path, monkeypatch):
+def test_max_requeues_bounds_the_starts(start, tmp_path):
     """Six and more; the last one says why it is the last."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     ready = tmp_path / "ready"
     script = f"trap 'exit 75' USR2; touch {ready}; while :; do sleep 0.1; done"
-    (record,) = _start(tmp_path, [script], max_requeues=6)
+    (record,) = start([script], max_requeues=6)
     controller = record.submission["job"]
     for i in range(7):
         until(ready.exists, 30)
@@ -129,10 +145,9 @@ def test_max_requeues_bounds_the_starts(tmp_path, monkeypatch):
     assert len(record.attempts) == 7
 
 
-def test_nothing_is_left_of_a_killed_job(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_killed_job(start, tmp_path):
     """Nobody could cancel it."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    (record,) = _start(tmp_path, [f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
+    (record,) = start([f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
     trainer = identify((tmp_path / "pid").read_text().strip())
     os.kill(int(record.submission["job"]), signal.SIGKILL)
@@ -140,11 +155,10 @@ def test_nothing_is_left_of_a_killed_job(tmp_path, monkeypatch):
     assert " killed " in status_table([record])
 
 
-def test_one_seed_at_a_time(tmp_path, monkeypatch):
+def test_one_seed_at_a_time(start, tmp_path):
     """They would share the GPUs; and a killed one has a reason."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     alone = f"mkdir {tmp_path}/alone && sleep 1 && rmdir {tmp_path}/alone"
-    records = _start(tmp_path, [alone, alone, "kill -SEGV $$"], max_requeues=0)
+    records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
     assert "PENDING (its turn)" in status_table(records)
     until(lambda: all(record.outcome for record in records), 60)
     assert [record.outcome["status"] for record in records] == [0, 0, 139]
