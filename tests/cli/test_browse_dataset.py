@@ -71,7 +71,8 @@ def test_jpeg_pages(browse, tmp_path, tiny):
     out = tmp_path / "out"
     assert done.status == 0 and not done.stderr
     assert sorted(p.name for p in out.iterdir()) == ["browse.json", "page_001.jpg", "page_002.jpg"]
-    assert Image.open(out / "page_001.jpg").size == (1824, 1504)
+    with Image.open(out / "page_001.jpg") as page:
+        assert page.size == (1824, 1504)
     index = json.loads((out / "browse.json").read_text())
     assert (index["images"], index["split"], index["failures"]) == (9, "train", [])
     said = f"9 images, {index['objects']} annotated objects, {index['input_objects']} in the model"

@@ -39,7 +39,7 @@ def test_missing_config(mistake):
 
 def test_missing_data(mistake, tmp_path):
     options = [f"data.root={tmp_path / 'none'}"]
-    mistake(options=options, words=["via_region_data.json", "data.root", "prepare_data.py balloon"])
+    mistake(options=options, words=["via_region_data.json", "balloon --root DIR", "data.root=DIR"])
 
 
 @pytest.mark.parametrize(

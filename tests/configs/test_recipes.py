@@ -74,7 +74,8 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     train = rf"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8|{given})?\n"
     assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
-    assert recipe in CUSTOM or f"python tools/prepare_data.py {data}\n" in text
+    there = recipe in CUSTOM or data == "balloon"
+    assert there != (f"python tools/prepare_data.py {data}\n" in text)
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
