@@ -67,7 +67,7 @@ def main() -> int:
     start = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="d2ext-chaos-"))  # forks would clean up one that knows how
     try:
-        os.environ["D2EXT_CACHE"] = str(root / "cache")
+        os.environ |= {"HOME": str(root), "D2EXT_CACHE": str(root / "cache")}
         write_balloons(root / "data/balloon", num_train=6, num_val=2)
         bad = sum(PARTS[name](root, root / "data", args) for name in wanted)
     finally:
