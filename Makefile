@@ -6,13 +6,14 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-all chaos bench lint
+.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
-	@echo "make demo      data, training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
+	@echo "make demo      training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
-	@echo "make test-all  those, the slow ones, and the three below"
+	@echo "make test-more the slow ones, and the three below"
+	@echo "make test-all  all of them, with other random examples each time"
 	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
 	@echo "make test-browser  those of the report in chromium, installed for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
@@ -23,7 +24,6 @@ env:
 	@sh requirements/install.sh
 
 demo: env
-	$(PYTHON_ENV) tools/prepare_data.py balloon
 	$(PYTHON_ENV) tools/train_net.py --config-file configs/balloon/$(DEMO).py --overwrite $(ARGS)
 	@echo "report: $(CURDIR)/work_dirs/$(DEMO)/report.html"
 
@@ -43,7 +43,10 @@ test-browser: env
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
 
-test-all: test test-slow test-slurm test-browser chaos
+test-more: test-slow test-slurm test-browser chaos
+
+test-all: export HYPOTHESIS_PROFILE ?= random
+test-all: test test-more
 
 bench: env
 	$(PYTHON_ENV) -W ignore benchmarks/run_all.py $(ARGS)

@@ -1,9 +1,10 @@
 """The demo as a user runs it: minutes from command to report, and AP on the balloon photos.
 
-    python benchmarks/balloon_demo.py --seeds 0 1 2
+    python benchmarks/balloon_demo.py --seeds 0 1 2 [--options data.root=...]
 
 Each seed is one run of tools/train_net.py in a fresh process; the numbers are those of its last
-evaluation (no choosing of the best one), on the 13 validation photos.
+evaluation (no choosing of the best one), on the 13 validation photos. The photos are those of the
+checkout, or those in `data.root`; the first line says which.
 """
 
 import argparse
@@ -13,22 +14,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from common import machine
+
+from d2ext.config.load import load_config
+from d2ext.data.balloon import describe_balloon
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 COLUMNS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50")
 
 
-def _run(seed: int, folder: Path) -> tuple[float, dict[str, float], bool]:
-    """Minutes, percents by column, and whether the data is synthetic."""
+def _run(seed: int, folder: Path, options: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """Return minutes, and percents by column."""
     command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG]
     start = time.perf_counter()
     with open(folder / f"seed{seed}.log", "w") as log:
         subprocess.run(
-            [*command, "--work-dir", str(folder / f"seed{seed}"), f"train.seed={seed}"],
+            [*command, "--work-dir", str(folder / f"seed{seed}"), f"train.seed={seed}", *options],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -36,9 +41,7 @@ def _run(seed: int, folder: Path) -> tuple[float, dict[str, float], bool]:
         )
     minutes = (time.perf_counter() - start) / 60
     results = json.loads((folder / f"seed{seed}" / "results.json").read_text())["last"]["results"]
-    about = json.loads((folder / f"seed{seed}" / "run.json").read_text())
-    synthetic = about["datasets"]["balloon_val"]["synthetic"]
-    return minutes, {c: results[f"balloon_val/coco/{c}"] for c in COLUMNS}, synthetic
+    return minutes, {c: results[f"balloon_val/coco/{c}"] for c in COLUMNS}
 
 
 def main() -> None:
@@ -47,14 +50,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
+    photos = Path(load_config(ROOT / CONFIG, args.options).data.root) / "balloon"
+    print(f"{CONFIG}: {describe_balloon(photos)}\n{machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
-        runs = {seed: _run(seed, Path(folder)) for seed in args.seeds}
-    data = "synthetic data" if any(r[2] for r in runs.values()) else "photos"
-    print(f"{CONFIG}, {data}\n{machine()}\n")
+        runs = {seed: _run(seed, Path(folder), args.options) for seed in args.seeds}
     print("| seed | minutes | " + " | ".join(COLUMNS) + " |")
     print("|---" * (2 + len(COLUMNS)) + "|")
-    for seed, (minutes, values, _) in runs.items():
+    for seed, (minutes, values) in runs.items():
         print(f"| {seed} | {minutes:.1f} | " + " | ".join(f"{values[c]:.1f}" for c in COLUMNS), "|")
     means = [statistics.mean(r[1][c] for r in runs.values()) for c in COLUMNS]
     minutes = statistics.mean(r[0] for r in runs.values())

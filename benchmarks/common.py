@@ -13,7 +13,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results.json"
-DATASETS = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+# The original balloon photos, so that figures stay comparable: `prepare_data.py balloon --full`.
+ORIGINALS = Path(os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets").resolve()
 
 
 def machine() -> str:

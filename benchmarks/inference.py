@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py [--only inference_lite0] [--options data.root=...]
 
-One process, both sides in turn on the validation photos of the balloon set, with the same weights
+One process, both sides in turn on the original validation photos of balloons, with the same weights
 (lite0's of a few iterations, R50's random, so that it finds the most it may): our loader, fast
 layers and run lengths counted around the boxes; Detectron2's loader, mapper, model,
 `inference_on_dataset` and COCOEvaluator.
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import ROOT, paired, record
+from common import ORIGINALS, ROOT, paired, record
 from detectron2.config import instantiate
 from detectron2.data import (
     DatasetMapper,
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     for name in args.only:
-        _measure(name, FIGURES[name], args.options)
+        _measure(name, FIGURES[name], [f"data.root={ORIGINALS}", *args.options])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images into the model: our mapper against Detectron2's, on the balloon photos, on one core.
+"""Images into the model: our mapper against Detectron2's, on the original photos, on one core.
 
     python benchmarks/mapper.py
 
@@ -18,7 +18,7 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from common import DATASETS, paired, record
+from common import ORIGINALS, paired, record
 from detectron2.data import DatasetMapper
 
 from d2ext.data.formats.via import read_via
@@ -35,7 +35,7 @@ def _mapper(kind: type, **options: object) -> Callable[[dict], dict]:
 
 def main() -> None:
     """Records images per second of the three ways, each in turn with Detectron2's."""
-    folder = DATASETS / "balloon/train"
+    folder = ORIGINALS / "balloon/train"
     records = read_via(folder / "via_region_data.json", folder, ["balloon"])
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

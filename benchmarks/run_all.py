@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import RESULTS, ROOT
+from common import ORIGINALS, RESULTS, ROOT
 
 SCRIPTS = (
     "startup via_to_coco mapper check_dataset coco_size evaluation roi_align training inference"
@@ -54,7 +54,8 @@ def write_table() -> None:
         "",
         "Made by `make bench` from `results.json`. Ours and theirs ran in turn on one machine:",
         "medians, and the median of the pairs' ratios, above 1 where ours is better. *Asked* is",
-        "the project's goal.",
+        "the project's goal. Photos are the original balloon photos, which",
+        "`prepare_data.py balloon --full` downloads.",
         "",
         "| figure | what | against | ours | theirs | ratio | asked |",
         "|---|---|---|---|---|---|---|",
@@ -81,7 +82,10 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="*", choices=SCRIPTS, default=SCRIPTS)
     failed = []
-    for script in parser.parse_args().only:
+    scripts = parser.parse_args().only
+    prepare = [sys.executable, "tools/prepare_data.py", "balloon", "--full", "--root", ORIGINALS]
+    subprocess.run(prepare, cwd=ROOT, check=True)
+    for script in scripts:
         print(f"== {script}", flush=True)
         command = [sys.executable, f"benchmarks/{script}.py"]
         if subprocess.run(command, cwd=ROOT).returncode:

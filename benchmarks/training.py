@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--only step_r50 ...] [--options data.root=...]
 
-Both sides run as commands, in turn, on the balloon photos: `tools/train_net.py`, and `stock.py`
+Both sides run as commands, in turn, on the original photos: `tools/train_net.py`, and `stock.py`
 with Detectron2's mapper, loader and trainer. The model, its initial weights and the size of the
 images are the same. A step's time is the median of those behind the first ones, loading included;
 the first step begins when the model is called.
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, paired, record
+from common import ORIGINALS, ROOT, paired, record
 from first_call import FILE
 from weights import save_calibrated
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 def measure(name: str, figure: Figure, options: Sequence[str]) -> None:
     """Records a figure of both sides, run in turn with `options`."""
-    options = [*figure.overrides, *options]
+    options = [*figure.overrides, f"data.root={ORIGINALS}", *options]
     with tempfile.TemporaryDirectory() as root:
         if figure.config == R50:
             weights = Path(root) / "weights.pth"

@@ -1,4 +1,4 @@
-"""Seconds to convert the balloon photos' annotations to COCO: the guide's script, and d2ext.
+"""Seconds to convert the original balloon annotations to COCO: the guide's script, and d2ext.
 
     python benchmarks/via_to_coco.py
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-from common import DATASETS, record
+from common import ORIGINALS, record
 
 from d2ext.data.convert.to_coco import convert_to_coco
 
@@ -64,7 +64,7 @@ def seconds(function: Callable, *args: object) -> float:
 
 def main() -> None:
     """Runs both in turn."""
-    folder = DATASETS / "balloon/train"
+    folder = ORIGINALS / "balloon/train"
     via = folder / "via_region_data.json"
     theirs, ours = [], []
     with tempfile.TemporaryDirectory() as out:

@@ -29,7 +29,7 @@ from tabulate import tabulate
 import d2ext.engine.job
 import d2ext.engine.ranks
 import d2ext.inference.sheets  # noqa: F401
-from d2ext.data.synthetic import draw_balloons
+from tests.balloons import write_balloons
 from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import (
     LAYOUTS,
@@ -67,8 +67,8 @@ def main() -> int:
     start = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="d2ext-chaos-"))  # forks would clean up one that knows how
     try:
-        os.environ["D2EXT_CACHE"] = str(root / "cache")
-        draw_balloons(root / "data/balloon", num_train=6, num_val=2, long_side=160, seed=0)
+        os.environ |= {"HOME": str(root), "D2EXT_CACHE": str(root / "cache")}
+        write_balloons(root / "data/balloon", num_train=6, num_val=2)
         bad = sum(PARTS[name](root, root / "data", args) for name in wanted)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and what keeps a test from anything outside its own folder."""
 
 import gc
 import importlib.util
@@ -6,22 +6,104 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 
+# Without them, libraries keep their files below $HOME, and d2ext finds no datasets.
+_FOLDERS = (
+    "D2EXT_CACHE",
+    "DETECTRON2_DATASETS",
+    "FVCORE_CACHE",
+    "HF_HOME",
+    "MPLCONFIGDIR",
+    "TORCH_HOME",
+    "TRITON_CACHE_DIR",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+)
+# What pytest, Python and the tools that check the code leave in a checkout.
+_CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
+_CHECKOUT = pytest.StashKey[dict[str, int]]()
+
+# A rare find must not fail an unrelated change; `make test-all` draws new examples each time.
+hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("random", database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "derandomized"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests, their workers and their subprocesses a home of their own."""
+    if hasattr(config, "workerinput"):  # a worker of xdist inherits it
+        return
+    home = tempfile.mkdtemp(prefix="d2ext-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    for name in _FOLDERS:
+        os.environ.pop(name, None)
+    os.environ["HOME"] = home
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(home, "hypothesis")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(home, "inductor")
+    config.stash[_CHECKOUT] = _files_of_the_checkout()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session if files of the checkout were added, changed or removed."""
+    before = session.config.stash.get(_CHECKOUT, None)
+    if before is None:
+        return
+    after = _files_of_the_checkout()
+    differing = sorted(name for name, _ in before.items() ^ after.items())
+    if differing:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        writer = session.config.get_terminal_writer()
+        writer.line()
+        writer.line(
+            "FAILED: these files of the checkout changed while the tests ran; a test must write to"
+            f" its own folder only: {', '.join(sorted(set(differing))[:10])}",
+            red=True,
+        )
+
+
+def _files_of_the_checkout() -> dict[str, int]:
+    """Return each file's time of change, without environments and caches."""
+    found = {}
+    for folder, folders, files in os.walk(REPO):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in _CACHES and not os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))
+        ]
+        for name in files:
+            path = os.path.join(folder, name)
+            found[os.path.relpath(path, REPO)] = os.lstat(path).st_mtime_ns
+    return found
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Data sets that tests make do not fill the user's cache."""
+def _directory_of_session_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make a temporary folder the current directory while shared fixtures are set up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("D2EXT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(tmp_path_factory.mktemp("cwd"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `tmp_path` the current directory, so that a command's relative paths lie in it."""
+    monkeypatch.chdir(tmp_path)
+
+
+def checkout_env() -> dict[str, str]:
+    """Return an environment in which `python -c` imports this checkout's d2ext."""
+    return {**os.environ, "PYTHONPATH": str(REPO)}
 
 
 @pytest.fixture(scope="session")
@@ -32,20 +114,28 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def real_balloon() -> Path:
-    """The folder with the real balloon photos; skips where they are not at hand."""
-    root = Path(os.environ.get("DETECTRON2_DATASETS") or REPO / "datasets") / "balloon"
-    if not (root / "train" / "via_region_data.json").is_file() or (root / "SYNTHETIC").exists():
-        pytest.skip(f"needs the real balloon photos in {root} (set DETECTRON2_DATASETS)")
-    return root
+    """Return the folder with the checkout's balloon photos."""
+    return REPO / "examples" / "balloon"
+
+
+@pytest.fixture
+def via_shapes(tmp_path: Path) -> Path:
+    """Return a folder with the test files of VIA's authors (BSD 2-Clause) and blank images."""
+    from PIL import Image
+
+    folder = shutil.copytree(REPO / "tests" / "data" / "via_shapes", tmp_path / "via_shapes")
+    for entry in json.loads((folder / "via_region_data.json").read_text()).values():
+        Image.new("RGB", (640, 480)).save(folder / entry["filename"])
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a tiny synthetic balloon set: 6 + 2 images of 160 pixels."""
-    from d2ext.data.synthetic import draw_balloons
+    """Return a data root with a tiny balloon dataset: 6 + 2 photos of 160 pixels."""
+    from tests.balloons import write_balloons
 
     root = tmp_path_factory.mktemp("datasets")
-    draw_balloons(root / "balloon", num_train=6, num_val=2, long_side=160, seed=0)
+    write_balloons(root / "balloon", num_train=6, num_val=2)
     return root
 
 

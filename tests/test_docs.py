@@ -186,8 +186,7 @@ def test_a_command_is_one_that_there_is(command, monkeypatch):
             _check_tool("submit", [*flags, "--config-file", config, *given], monkeypatch)
     elif program == "make":
         done = subprocess.run(
-            ["make", "-n", *command.words[1:], "D2EXT_VENV=/x"],
-            cwd=REPO,
+            ["make", "-C", REPO, "-n", *command.words[1:], "D2EXT_VENV=/x"],
             capture_output=True,
             text=True,
         )
@@ -359,6 +358,7 @@ def test_the_worked_examples_of_scaling():
 _SEVERAL = "tests/cli/test_several_processes.py"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
+_DOWNLOADED = "tests/data/test_balloon.py::test_the_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_beside_a_data_set"
 _OWN = "tests/cli/test_own_data.py::test_a_format_of_one_s_own_in_two_processes"
 ELSEWHERE = {
@@ -367,6 +367,7 @@ ELSEWHERE = {
     "make test": _PACKAGES,
     ". .venv/bin/activate": _PACKAGES,
     "python tools/doctor.py": _PACKAGES,
+    "python tools/prepare_data.py balloon --full": ("wants the network", _DOWNLOADED),
     "python tools/prepare_data.py cityscapes": ("wants the photos of an account", _CHECKED),
     f"python tools/prepare_data.py --weights {RECIPE}": ("wants the network", _FETCHED),
     "python tools/train_net.py --config-file configs/custom/mine.py --num-gpus 2": (
@@ -439,7 +440,6 @@ def readers_folder(checkout, tiny_root, tiny, run_tool, train_net, monkeypatch):
     """The checkout with all that the pages' commands name: photos, annotations, runs, a Slurm."""
     balloon = tiny_root / "balloon"
     monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
-    monkeypatch.setenv("D2EXT_CACHE", str(checkout / "cache"))
     shutil.copytree(balloon, "data/balloon")
     for split, name in (("train", "a"), ("val", "b")):
         shutil.copytree(balloon / split, "imgs", dirs_exist_ok=True)
@@ -589,7 +589,7 @@ _OF_AN_ENVIRONMENT = ("DETECTRON2", "D2EXT_VENV", "PYTHON", "PYTHONPATH", "VIRTU
 
 
 @pytest.mark.slow
-def test_the_commands_that_make_an_environment(checkout, tiny, tiny_root):
+def test_the_commands_that_make_an_environment(checkout, tiny):
     """As a shell takes them, one after the other, where the packages are installed already."""
     for name in ("Makefile", "requirements", "setup.py", "pyproject.toml", "d2ext", "tests"):
         (checkout / name).symlink_to(REPO / name)
@@ -607,10 +607,7 @@ def test_the_commands_that_make_an_environment(checkout, tiny, tiny_root):
     script = "\n".join(f"{text} {more.get(text, '')}" for text in steps)
     done = subprocess.run(
         ["bash", "-e", "-c", f"mode=pypi; ({stamp}) >.venv/d2ext-stamp\n{script}"],
-        env={
-            **{k: v for k, v in os.environ.items() if k not in _OF_AN_ENVIRONMENT},
-            "DETECTRON2_DATASETS": str(tiny_root),
-        },
+        env={k: v for k, v in os.environ.items() if k not in _OF_AN_ENVIRONMENT},
         capture_output=True,
         text=True,
     )

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.conftest import checkout_env
+
 # Imports run downward only (docs/architecture.md).
 LAYERS = ["config", "modeling", "data", "evaluation", "inference", "report", "engine", "slurm"]
 ALLOWED = {
@@ -81,9 +83,10 @@ def test_imports_run_downward(repo, layer):
         "d2ext.startup",
     ],
 )
-def test_these_start_at_once(repo, module):
+def test_these_start_at_once(module):
     code = f"import sys, {module}; assert not {{'torch', 'detectron2', 'cv2'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

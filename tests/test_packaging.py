@@ -32,12 +32,11 @@ OWN = {
 
 
 @pytest.fixture
-def package(repo, monkeypatch):
+def package(repo):
     """The distribution that setup.py describes."""
     from distutils.core import run_setup
 
-    monkeypatch.chdir(repo)
-    return run_setup("setup.py", stop_after="init")
+    return run_setup(str(repo / "setup.py"), stop_after="init")
 
 
 def requirements(lines):
@@ -113,10 +112,11 @@ def pins_of(text):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
-    """`pip install .` brings every file of d2ext/, and no top-level `tools` or `tests`."""
+    """`pip install .` brings every file of d2ext/, and no photos, tools or tests."""
     source = tmp_path / "source"
     source.mkdir()
     shutil.copytree(repo / "d2ext", source / "d2ext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(repo / "examples", source / "examples")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         if (repo / name).exists():
             shutil.copy(repo / name, source)
@@ -134,7 +134,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
 def test_the_makefile_names_files_that_exist(repo, target):
     """`make TARGET` would run; what it would run is there."""
     make = subprocess.run(
-        ["make", "-n", target, "D2EXT_VENV=/x"], cwd=repo, capture_output=True, text=True
+        ["make", "-C", repo, "-n", target, "D2EXT_VENV=/x"], capture_output=True, text=True
     )
     assert make.returncode == 0, make.stderr
     named = re.findall(r"(?:tools|configs|requirements)/[\w./-]+\.(?:py|sh)", make.stdout)

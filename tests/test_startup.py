@@ -6,25 +6,28 @@ import sys
 
 import pytest
 
+from tests.conftest import checkout_env
+
 BEGIN = "from d2ext.startup import begin_imports, end_imports\nbegin_imports()\n"
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 # The last module that an execution of torch._dynamo needs.
 COMPILER = "torch._dynamo.symbolic_convert"
 
 
-def _python(repo, code):
+def _python(code):
     command = [sys.executable, "-W", "ignore", "-c", BEGIN + code]
-    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_does_not_compile_leaves_the_compiler_out(repo, tiny, tmp_path, processes):
-    command = ["tools/train_net.py", "--config-file", RECIPE, "--num-gpus", str(processes)]
+    command = [repo / "tools/train_net.py", "--config-file", repo / RECIPE]
+    command += ["--num-gpus", str(processes)]
     command += ["--work-dir", str(tmp_path / "run"), *tiny, "train.max_iter=1"]
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=repo, env=environment, capture_output=True, text=True
+        [sys.executable, *command], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -32,9 +35,8 @@ def test_a_run_that_does_not_compile_leaves_the_compiler_out(repo, tiny, tmp_pat
     assert COMPILER not in imported
 
 
-def test_the_compiler_is_there_for_who_compiles(repo):
+def test_the_compiler_is_there_for_who_compiles():
     _python(
-        repo,
         f"""
 import sys
 import torch, torchvision
@@ -69,9 +71,8 @@ optimizer.step()
         "torch._disable_dynamo",
     ],
 )
-def test_what_is_never_to_be_compiled_is_not(repo, decorator):
+def test_what_is_never_to_be_compiled_is_not(decorator):
     _python(
-        repo,
         f"""
 import torch, torchvision
 @{decorator}
@@ -100,9 +101,8 @@ else:
 @pytest.mark.parametrize(
     "module", ["config", "utils", "eval_frame", "decorators", "output_graph", "variables.builder"]
 )
-def test_modules_of_the_compiler_are_imported_once_and_behind_it(repo, module):
+def test_modules_of_the_compiler_are_imported_once_and_behind_it(module):
     _python(
-        repo,
         f"""
 import importlib, sys
 import torch, torchvision
@@ -116,9 +116,8 @@ assert sys.modules["torch._dynamo.config"] is torch._dynamo.config
     )
 
 
-def test_what_torchvision_asks_is_answered_by_the_compiler(repo):
+def test_what_torchvision_asks_is_answered_by_the_compiler():
     _python(
-        repo,
         """
 import sys
 import torchvision
@@ -131,9 +130,8 @@ assert answers == [is_compile_supported("cpu"), is_compile_supported("meta")]
     )
 
 
-def test_garbage_is_collected_behind_the_imports(repo):
+def test_garbage_is_collected_behind_the_imports():
     _python(
-        repo,
         """
 import gc
 assert not gc.isenabled()
@@ -174,10 +172,10 @@ def noting(**arguments):
 model["_target_"] = noting
 """
     )
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(recipe)]
-    command += ["--num-gpus", str(processes), "--no-validate", "--work-dir", str(run)]
+    command = [sys.executable, repo / "tools/train_net.py", "--config-file", recipe]
+    command += ["--num-gpus", str(processes), "--no-validate", "--work-dir", run]
     command += [*tiny, "train.max_iter=1"]
-    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = notes.read_text().splitlines()
     assert [x for x in lines if x.startswith("step")] == ["step True True True"] * processes

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Puts a data set where the recipes look for it, and fetches a recipe's initial weights.
+"""Put a dataset where a recipe looks for it, and fetch a recipe's initial weights.
 
-python tools/prepare_data.py balloon
-python tools/prepare_data.py balloon --root /data --synthetic
+python tools/prepare_data.py balloon --root /data
+python tools/prepare_data.py balloon --full
 python tools/prepare_data.py coco --parts annotations val2017
 python tools/prepare_data.py cityscapes
 python tools/prepare_data.py --weights configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
@@ -51,11 +51,12 @@ def _parser() -> argparse.ArgumentParser:
 
     balloon = add(
         "balloon",
-        "61 + 13 photos of balloons; drawn ones where they cannot be downloaded",
-        "Checks ROOT/balloon/{train,val}, or downloads it (38 MB), or draws it.",
+        "61 + 13 photos of balloons, for data.root=ROOT",
+        "Check ROOT/balloon/{train,val}, or copy the reduced photos of the checkout there. The"
+        " balloon recipes read these photos without it; data.root=ROOT selects the copy.",
     )
     balloon.add_argument(
-        "--synthetic", action="store_true", help="draw synthetic balloons, download nothing"
+        "--full", action="store_true", help="download the original photos instead (38 MB)"
     )
     names = [part.name for part in PARTS]
     coco = add(
@@ -83,7 +84,7 @@ def main() -> None:
     if not args.dataset and not config:
         parser.error("name a data set, or a recipe with --weights CONFIG")
     if args.dataset == "balloon":
-        print(prepare_balloon(args.root, args.synthetic))
+        print(prepare_balloon(args.root, args.full))
     elif args.dataset == "coco":
         for line in prepare_coco(args.root, [part for part in PARTS if part.name in args.parts]):
             print(line, flush=True)

@@ -1,7 +1,6 @@
 """Mask R-CNN on a laptop: EfficientNet-Lite0 FPN, trained on the CPU in minutes.
 
     CONFIG=configs/balloon/mask_rcnn_lite0_fpn_balloon.py
-    python tools/prepare_data.py balloon
     python tools/train_net.py --config-file $CONFIG
     python tools/train_net.py --config-file $CONFIG --eval-only --weights last
 

@@ -1,7 +1,6 @@
 """The guide's example: Mask R-CNN R50-FPN (caffe style), multi-scale polygons, 12 epochs.
 
     CONFIG=configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
-    python tools/prepare_data.py balloon
     python tools/train_net.py --config-file $CONFIG
     python tools/train_net.py --config-file $CONFIG --eval-only --weights last
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext import __version__
+from d2ext.data.balloon import PHOTOS
 from d2ext.engine.device import expected_gpu, uncovered
 from d2ext.engine.doctor_probe import MARK
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
@@ -114,17 +115,11 @@ def which_detectron2() -> str:
 
 
 def describe_datasets() -> str:
-    """Where datasets are looked for, and whether the balloon dataset is there."""
-    root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
-    balloon = root / "balloon"
-    if (balloon / "SYNTHETIC").exists():
-        state = "balloon is synthetic"
-    elif (balloon / "train" / "via_region_data.json").is_file():
-        state = "balloon is there"
-    else:
-        state = "no balloon (tools/prepare_data.py balloon)"
+    """Return where datasets are looked for, and where the balloon recipes find their photos."""
+    root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
     source = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "the default"
-    return f"{root} ({source}): {state}"
+    balloon = PHOTOS if PHOTOS.is_dir() else "absent (tools/prepare_data.py balloon --root DIR)"
+    return f"{root} ({source}); balloon photos: {balloon}"
 
 
 def unmet_requirements() -> list[str]:

@@ -75,8 +75,7 @@ def evaluate_only(
         from d2ext.report import write_report  # here, because a training need not wait for Jinja
 
         results.record(None, numbers)
-        synthetic = " (synthetic data)" * plan.synthetic
-        logger.info("The report%s is %s", synthetic, write_report(out))
+        logger.info("The report is %s", write_report(out))
     return exit_status(results, expect)
 
 
@@ -109,11 +108,9 @@ def evaluate_into(
         return {}
     clear_evaluations(out)
     for evaluation in evaluations:
-        name = evaluation.dataset
-        synthetic = " (synthetic data)" * plan.datasets[name]["synthetic"]
         for key, value in evaluation.results.items():
             if key.endswith("/AP"):
-                logger.info("%s%s %.1f", key, synthetic, value)
+                logger.info("%s %.1f", key, value)
         write_evaluation(evaluation, out)
     return {key: value for e in evaluations for key, value in e.results.items()}
 

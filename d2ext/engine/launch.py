@@ -126,9 +126,6 @@ def free_port() -> int:
     raise UserError("no free port between 15000 and 32767; give one with --dist-url")
 
 
-_reserved: list[socket.socket] = []
-
-
 def _reserve(port: int) -> bool:
     """Takes a port for as long as this process lives: it is listened on only seconds later.
 
@@ -140,7 +137,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         mark.close()
         return False
-    _reserved.append(mark)
+    mark.detach()  # stays open until the process ends
     return True
 
 

@@ -66,6 +66,8 @@ class _File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         e = sys.exception()
         if isinstance(e, OSError):
+            with contextlib.suppress(OSError):  # writes once more what it still holds
+                self.close()
             raise OSError(e.errno, e.strerror, self.baseFilename)
         raise
 

@@ -1,5 +1,6 @@
 """The output directory: never two runs in one, never a run in a place that cannot hold it."""
 
+import atexit
 import fcntl
 import itertools
 import logging
@@ -100,7 +101,7 @@ def wait_until_free(output_dir: Path) -> None:
             _lock(lock, output_dir, wait=True)
 
 
-_held: list[IO] = []  # the lock of this process's present run; the system frees it at its end
+_held: list[IO] = []  # the lock of this process's present run
 
 
 def _claim(output_dir: Path, wait: bool) -> None:
@@ -110,6 +111,7 @@ def _claim(output_dir: Path, wait: bool) -> None:
     _held.append(lock)
 
 
+@atexit.register
 def _release() -> None:
     while _held:
         _held.pop().close()

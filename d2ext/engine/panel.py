@@ -124,7 +124,7 @@ def _scores(results: Results) -> list[str]:
     return words
 
 
-def say_where(out: Path, results: Results, command: str, stopped: bool, synthetic: bool) -> None:
+def say_where(out: Path, results: Results, command: str, stopped: bool) -> None:
     """Says where everything is, and what goes on from there: in a box on a terminal, else in lines.
 
     Args:
@@ -132,11 +132,9 @@ def say_where(out: Path, results: Results, command: str, stopped: bool, syntheti
         results: of the run.
         command: that started it.
         stopped: whether a signal ended it before its time.
-        synthetic: whether its data are no photos, which is to be seen wherever a number is.
     """
     rows = _where(out, results, command, stopped)
     title = "Stopped and saved" if stopped else "Finished"
-    title += " (synthetic data)" * synthetic
     if not is_live():
         logger.info(title)
         for name, value in rows.items():

@@ -41,7 +41,7 @@ class Plan:
         output_dir: of the run.
         device: `cpu` or `cuda`.
         classes: names, whose number every head of the model has.
-        datasets: name to `images`, `instances`, `masks`, `synthetic`.
+        datasets: name to `images`, `instances`, `masks`.
         schedule: epochs and periods in iterations; None for an evaluation only.
         weights: local path of the initial weights, or of those to evaluate.
         resume: local path of the checkpoint to go on from, or None.
@@ -62,11 +62,6 @@ class Plan:
     lines: list[str]
     best_metric: str | None = None
     damaged: tuple[Path, ...] = ()
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether data of the run are drawn, which is to be seen wherever a number is."""
-        return any(d["synthetic"] for d in self.datasets.values())
 
 
 def plan_run(

@@ -212,7 +212,7 @@ def train(
     if main:
         finish_about(out, started, trainer.stopped_by)
         report()
-        say_where(out, results, about["command"], bool(trainer.stopped_by), plan.synthetic)
+        say_where(out, results, about["command"], bool(trainer.stopped_by))
     if trainer.stopped_by:
         what = "and saved" if trainer.iter else "before the first step"
         logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)

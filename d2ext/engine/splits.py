@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from d2ext.data.mapping import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.records import columns_of
 from d2ext.data.register import counts_of
 from d2ext.data.store import remembered
-from d2ext.data.synthetic import is_synthetic
 from d2ext.engine.model_fields import check_heads, detection_notes, size_note
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
@@ -89,7 +87,6 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
             datasets[name] = {
                 "images": summary.images,
                 "instances": summary.instances,
-                "synthetic": _synthetic(metadata),
                 "masks": bool(np.any(columns.masks != NO_MASK)),
             }
         if split == "train":
@@ -102,9 +99,6 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
         f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
     ]
     table += [f"data        note: {note}" for note in notes]
-    fake = [name for name, d in datasets.items() if d["synthetic"]]
-    if fake:
-        table.append(f"data        {', '.join(fake)}: synthetic, drawn by prepare_data.py")
     return datasets, classes or [], table
 
 
@@ -139,8 +133,3 @@ def _mask_format(loader: Any) -> str | None:
     if not mapper.get("use_instance_mask", False):
         return None
     return mapper.get("instance_mask_format", "polygon")
-
-
-def _synthetic(metadata: Any) -> bool:
-    root = metadata.get("image_root")
-    return root is not None and is_synthetic(Path(root).parent)

@@ -93,7 +93,6 @@ def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     results = _evaluation(run)
     return {
         "name": name,
-        "synthetic": any(run.synthetic(dataset) for dataset in run.info["datasets"]),
         "numbers": [results.get(key) for key in keys],
         "iterations": f"{iterations[-1][0] + 1:.0f}" if iterations else "",
         "step": f"{step:.3g}" if step else "",
@@ -121,9 +120,7 @@ def _charts(
             title = _RATES.get(key, key)
             percent = key in keys
             data = chart(lines, "percent" if percent else title, (0, 100) if percent else None)
-            dataset = key.split("/")[0]
-            synthetic = percent and any(run.synthetic(dataset) for run in runs)
-            yield {"title": title, "data": data, "synthetic": synthetic}
+            yield {"title": title, "data": data}
 
 
 def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

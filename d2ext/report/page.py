@@ -53,7 +53,6 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
         summary=_summary(run),
         ended_by=run.said("ended_by"),
         notes=_notes(run),
-        synthetic=[d for d in run.info["datasets"] if run.synthetic(d)],
         tiles=list(_tiles(run)),
         table=list(_table(run)),
         ap_names=_AP_NAMES,
@@ -156,7 +155,6 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
                 "value": numbers["AP"],
                 "ap50": numbers.get("AP50"),
                 "detail": f"{dataset} ({_describe(which, evaluation)})",
-                "synthetic": run.synthetic(dataset),
             }
 
 
@@ -171,7 +169,6 @@ def _table(run: Run) -> Iterator[dict[str, Any]]:
             if (dataset, task) in by_row[which]:
                 yield {
                     "dataset": dataset,
-                    "synthetic": run.synthetic(dataset),
                     "task": task,
                     "which": _describe(which, evaluation),
                     "numbers": by_row[which][dataset, task],
@@ -214,7 +211,7 @@ def _charts(run: Run) -> Iterator[dict[str, Any]]:
     for dataset, tasks in datasets.items():
         lines = [line for group in tasks.values() for line in group]
         data = chart(lines, "AP (percent)", ylim=(0, 100))
-        yield _chart(f"AP on {dataset}", data, synthetic=run.synthetic(dataset))
+        yield _chart(f"AP on {dataset}", data)
 
     seconds = [(i, s) for i, s in run.curves.get("time", []) if s > 0]
     if seconds and run.batch_size:
@@ -227,8 +224,8 @@ def _charts(run: Run) -> Iterator[dict[str, Any]]:
         yield _chart("Memory", data, "Of the first process: the most of its GPU, else its own.")
 
 
-def _chart(title: str, data: Markup, text: str = "", synthetic: bool = False) -> dict[str, Any]:
-    return {"title": title, "text": text, "data": data, "synthetic": synthetic}
+def _chart(title: str, data: Markup, text: str = "") -> dict[str, Any]:
+    return {"title": title, "text": text, "data": data}
 
 
 def _date(iso: Any) -> str:

@@ -34,7 +34,6 @@ def galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
         ]
         yield {
             "dataset": dataset,
-            "synthetic": run.synthetic(dataset),
             "total": len(files),
             "pictures": [p for p in pictures if p["uri"]],
         }

@@ -64,11 +64,6 @@ class Run:
             return ""
         return f"{entry.get('images', '?')} images, {entry.get('instances', '?')} objects"
 
-    def synthetic(self, dataset: str) -> bool:
-        """Whether run.json says that a dataset's pictures are drawn, not photographed."""
-        entry = self.info["datasets"].get(dataset)
-        return isinstance(entry, dict) and entry.get("synthetic") is True
-
 
 def read_run(run_dir: Path) -> Run:
     """Reads all that the page is made of but the pictures, of which it takes the names."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from d2ext.guard import die_with_parent
 
 REPO = Path(__file__).resolve().parent.parent.parent
-RECIPE = "tests/chaotic/recipe.py"
-TOOL = "tools/train_net.py"
+RECIPE = str(REPO / "tests/chaotic/recipe.py")
+TOOL = str(REPO / "tools/train_net.py")
 
 
 class Run:
@@ -126,7 +126,7 @@ def _fork(main: Callable[[], int]) -> int:
 def _main(args: list[str], output: Path, ranks: int, largest_file: int | None) -> int:
     die_with_parent()  # no run outlives this test
     os.setsid()
-    os.chdir(REPO)
+    os.chdir(output.parent)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     with open(output, "w") as f:

@@ -1,4 +1,4 @@
-"""A Mask R-CNN of toy size on drawn balloons, for runs that are killed: some 50 ms a step.
+"""A Mask R-CNN of toy size on small photos, for runs that are killed: some 50 ms a step.
 
 It is the CPU recipe with thin layers and tiny images; tests/chaos.py gives the data and the length.
 """

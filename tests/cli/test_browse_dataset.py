@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -70,7 +71,8 @@ def test_jpeg_pages(browse, tmp_path, tiny):
     out = tmp_path / "out"
     assert done.status == 0 and not done.stderr
     assert sorted(p.name for p in out.iterdir()) == ["browse.json", "page_001.jpg", "page_002.jpg"]
-    assert Image.open(out / "page_001.jpg").size == (1824, 1504)
+    with Image.open(out / "page_001.jpg") as page:
+        assert page.size == (1824, 1504)
     index = json.loads((out / "browse.json").read_text())
     assert (index["images"], index["split"], index["failures"]) == (9, "train", [])
     said = f"9 images, {index['objects']} annotated objects, {index['input_objects']} in the model"
@@ -251,12 +253,11 @@ def test_the_start_far_on(browse, tmp_path, tiny):
 @pytest.mark.slow
 def test_cityscapes(tmp_path, tiny_cityscapes):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
-    config = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
+    config = REPO / "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
     args = ["--config-file", config, "--html", "--all", "--output", tmp_path / "out"]
     run = subprocess.run(
-        [sys.executable, "tools/browse_dataset.py", *map(str, args)],
-        env={"DETECTRON2_DATASETS": str(tiny_cityscapes), "PATH": ""},
-        cwd=REPO,
+        [sys.executable, REPO / "tools/browse_dataset.py", *args],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tiny_cityscapes)},
         capture_output=True,
         text=True,
     )
@@ -273,8 +274,7 @@ def test_real_photos(browse, tmp_path, real_balloon):
 
 def test_help_starts_at_once(repo):
     run = subprocess.run(
-        [sys.executable, "-Ximporttime", "tools/browse_dataset.py", "--help"],
-        cwd=repo,
+        [sys.executable, "-Ximporttime", repo / "tools/browse_dataset.py", "--help"],
         capture_output=True,
         text=True,
     )

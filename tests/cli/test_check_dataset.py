@@ -279,12 +279,3 @@ def test_balloon_photos_are_clean(tool: Callable, real_balloon: Path, tmp_path: 
             more = []
         status, text, error = tool(path, "--images", root, *more)
         assert status == 0, text + error
-
-
-def test_coco_photos_are_clean(tool: Callable, tmp_path: Path) -> None:
-    root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "coco_permissive"
-    if not root.is_dir():
-        pytest.skip(f"needs real COCO photos in {root} (set DETECTRON2_DATASETS)")
-    for split in ("train", "val"):
-        status, text, error = tool(root / f"instances_{split}.json", "--images", root / "images")
-        assert status == 0, text + error

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from d2ext.data.synthetic import draw_balloons
+from tests.balloons import write_balloons
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
-    """A folder of two drawn photos with their VIA annotations."""
-    draw_balloons(tmp_path / "balloon", num_train=2, num_val=1, long_side=160)
+    """Return a folder of two photos with their VIA annotations."""
+    write_balloons(tmp_path / "balloon", num_train=2, num_val=1)
     return tmp_path / "balloon" / "train"
 
 

@@ -19,27 +19,29 @@ from PIL import Image
 import d2ext
 from d2ext.errors import UserError
 from tests.cli.test_terminal import on_a_terminal
-from tests.conftest import LITE0, REPO
+from tests.conftest import LITE0, REPO, checkout_env
 
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """A run of a few iterations."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    command = [sys.executable, "tools/train_net.py", "--config-file", LITE0, "--no-validate"]
-    command += ["--work-dir", str(folder), "--options", *tiny]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+    command = [sys.executable, REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
+    command += ["--no-validate", "--work-dir", folder, "--options", *tiny]
+    subprocess.run(command, check=True, capture_output=True)
     return folder
 
 
 @pytest.fixture
 def photos(tiny_root, tmp_path):
-    """The tiny photos in a folder, one of them below it, and one that is none."""
+    """Return a folder of three tiny photos, one of them below it, and one that is none."""
     folder = tmp_path / "photos"
-    names = sorted(p.name for p in (tiny_root / "balloon" / "train").glob("*.jpg"))[:3]
     (folder / "sub").mkdir(parents=True)
-    for name, target in zip(names, ("a.jpg", "b.jpg", "sub/a.jpg"), strict=True):
-        shutil.copy(tiny_root / "balloon" / "train" / name, folder / target)
+    # Two of one size, which need no padding in a batch.
+    names = {"a.jpg": "15717689633_5f7f78c28e_k", "b.jpg": "17178818589_16e58fc1e5_k"}
+    names["sub/a.jpg"] = "18849792632_aad23ad513_k"
+    for target, name in names.items():
+        shutil.copy(tiny_root / "balloon" / "train" / f"{name}.jpg", folder / target)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff none")
     return folder
 
@@ -79,8 +81,8 @@ def test_a_folder(predict, photos, tmp_path):
     inside = pycocotools.mask.decode(pycocotools.mask.merge(first)).astype(bool)
     splash = np.asarray(Image.open(out / "splash" / "a.jpg")).astype(int)
     assert np.ptp(splash[~inside], axis=-1).mean() < 8  # JPEG blurs colours at the edges
-    cut = Image.open(next((out / "cutouts").glob("a_0_balloon.png")))
-    assert cut.mode == "RGBA"
+    with Image.open(next((out / "cutouts").glob("a_0_balloon.png"))) as cut:
+        assert cut.mode == "RGBA"
 
 
 def test_the_files_are_what_evaluate_takes(predict, photos, run_tool, tmp_path):
@@ -366,10 +368,17 @@ def test_progress_on_a_terminal(trained, photos, tmp_path):
     """Of the images, and of each video's frames."""
     (photos / "broken.jpg").unlink()
     made = film(tmp_path / "film.mp4", photos / "a.jpg")
-    command = [sys.executable, "-W", "ignore", "tools/predict.py", str(photos), str(made)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(REPO / "tools/predict.py"),
+        str(photos),
+        str(made),
+    ]
     command += ["--config-file", str(trained / "config.yaml"), "--weights", "last"]
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    shown, status = on_a_terminal([*command, "--output", str(tmp_path / "out")], env, REPO)
+    shown, status = on_a_terminal([*command, "--output", str(tmp_path / "out")], env)
     assert status == 0, shown
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"images \S+ 3/3 ", plain) and re.search(r"film\.mp4 \S+ 5/5 ", plain), plain
@@ -394,6 +403,6 @@ def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path):
     Image.new("RGB", (640, 480), (90, 90, 200)).save(tmp_path / "photo.jpg")
     arguments = [trained / "config.yaml", tmp_path / "photo.jpg", tmp_path / "out"]
     command = [sys.executable, "-c", _PEAKS, *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True, check=True)
     few, many = map(int, done.stdout.split())  # kB
     assert many - few < 50_000

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from d2ext.engine.launch import free_port
+from tests.conftest import LITE0, REPO
 
-LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
-TOOL = ["tools/train_net.py", "--config-file", LITE0]
+TOOL = [str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]
 
 
 @pytest.fixture
@@ -26,14 +26,13 @@ def small(tiny):
 
 
 @pytest.fixture
-def start(repo):
+def start():
     """Starts the command in a session of its own; kills what is left of it."""
     started = []
 
     def run(*args, env=None, prefix=(sys.executable,), tool=TOOL):
         process = subprocess.Popen(
             [*prefix, *tool, *map(str, args)],
-            cwd=repo,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -151,7 +150,7 @@ def test_two_runs_at_once_by_the_guide_s_script(start, small, tmp_path):
             "--options",
             *small,
             prefix=["bash"],
-            tool=["tools/dist_train.sh", LITE0],
+            tool=[str(REPO / "tools/dist_train.sh"), str(REPO / LITE0)],
             env={"PYTHON": sys.executable},
         )
         for name in "ab"

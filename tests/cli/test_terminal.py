@@ -14,11 +14,11 @@ LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 _COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-7]|38|9[0-7])(?:;[0-9]+)*m")
 
 
-def on_a_terminal(command, env, cwd):
+def on_a_terminal(command, env):
     """What a terminal of 100 columns receives of a command, and its exit status."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd, close_fds=True
+        command, stdin=slave, stdout=slave, stderr=slave, env=env, close_fds=True
     )
     os.close(slave)
     received, deadline = b"", time.monotonic() + 240
@@ -39,9 +39,9 @@ def on_a_terminal(command, env, cwd):
 def test_a_training_on_a_terminal(repo, tiny, tmp_path, no_color):
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     env |= {"TERM": "xterm-256color", "COLUMNS": "100"} | ({"NO_COLOR": "1"} if no_color else {})
-    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--work-dir", str(tmp_path)]
-    command += ["--config-file", LITE0]
-    shown, status = on_a_terminal([*command, "--options", *tiny, "train.max_iter=8"], env, repo)
+    command = [sys.executable, "-W", "ignore", str(repo / "tools/train_net.py")]
+    command += ["--work-dir", str(tmp_path), "--config-file", str(repo / LITE0)]
+    shown, status = on_a_terminal([*command, "--options", *tiny, "train.max_iter=8"], env)
     assert status == 0, shown
     assert re.search(r"iteration 8 of 8 +ETA 0:00:00", shown), shown
     assert "evaluating" in shown and "memory" in shown and "╭─ Finished" in shown

@@ -16,7 +16,7 @@ _OF_THE_CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
 
 
 def _command(repo, *args):
-    return [sys.executable, "tools/train_net.py", "--config-file", LITE0, *map(str, args)]
+    return [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0, *args]
 
 
 def _losses(folder):
@@ -36,12 +36,13 @@ def _numbers(folder):
 
 def test_help_needs_no_torch(repo):
     code = (
-        "import runpy, sys; sys.argv = ['train_net.py', '--help']\n"
-        "try: runpy.run_path('tools/train_net.py', run_name='__main__')\n"
+        "import runpy, sys; tool = sys.argv[1]; sys.argv = ['train_net.py', '--help']\n"
+        "try: runpy.run_path(tool, run_name='__main__')\n"
         "except SystemExit as e: assert e.code == 0\n"
         "assert not {'torch', 'detectron2', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, repo / "tools/train_net.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for flag in ("--num-gpus", "--dist-url", "--resume-from", "--no-validate", "--cfg-options"):
         assert flag in done.stdout
@@ -52,12 +53,11 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
     work = tmp_path / "run"
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--options", *tiny, "train.seed=3"),
-        cwd=repo,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "synthetic" in done.stdout and "CPU" in done.stdout
+    assert "CPU" in done.stdout
     for name in (
         "config.yaml",
         "log.txt",
@@ -77,20 +77,18 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
         "images": 2,
         "instances": about["datasets"]["balloon_val"]["instances"],
         "masks": True,
-        "synthetic": True,
     }
     assert "train.seed=3" in about["command"] and about["batch_size"] == 2
     trained = json.loads((work / "results.json").read_text())["last"]
     assert trained["iteration"] == 4
     assert {"balloon_val/coco/bbox/AP", "balloon_val/coco/segm/AP50"} <= set(trained["results"])
     html = (work / "report.html").read_text()
-    for words in ("synthetic", "Images per second", "Memory", "Object sizes"):
+    for words in ("Images per second", "Memory", "Object sizes"):
         assert words in html
     assert "Training goes on" not in html
 
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--eval-only", "--weights", "last", *tiny),
-        cwd=repo,
         capture_output=True,
         text=True,
     )
@@ -202,7 +200,6 @@ def _started(repo, folder, *options):
     with open(folder / "out", "w") as out:
         return subprocess.Popen(
             _command(repo, "--work-dir", folder / "run", "--options", *options),
-            cwd=repo,
             stdout=out,
             stderr=out,
             start_new_session=True,

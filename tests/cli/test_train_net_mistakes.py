@@ -39,7 +39,7 @@ def test_missing_config(mistake):
 
 def test_missing_data(mistake, tmp_path):
     options = [f"data.root={tmp_path / 'none'}"]
-    mistake(options=options, words=["via_region_data.json", "data.root", "prepare_data.py balloon"])
+    mistake(options=options, words=["via_region_data.json", "balloon --root DIR", "data.root=DIR"])
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,10 @@ def test_a_full_disk(repo, tiny, tmp_path, limit):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "tools/train_net.py", "--config-file"]
-    command += ["configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--no-validate"]
+    command = [sys.executable, repo / "tools/train_net.py", "--config-file"]
+    command += [repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py", "--no-validate"]
     done = subprocess.run(
         [*command, "--work-dir", str(tmp_path / "run"), "--options", *tiny, "train.max_iter=1"],
-        cwd=repo,
         preexec_fn=limit_files,
         capture_output=True,
         text=True,

@@ -40,9 +40,9 @@ def _same(a, b, **tolerance):
 def plain(tmp_path_factory, repo, tiny):
     """A run without aids, to compare with."""
     folder = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, "tools/train_net.py", "--config-file", LITE0, "--no-validate"]
-    command += ["--work-dir", str(folder), *tiny]
-    subprocess.run(command, cwd=repo, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, str(repo / "tools/train_net.py"), "--config-file", str(repo / LITE0)]
+    command += ["--no-validate", "--work-dir", str(folder), *tiny]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder
 
 
@@ -284,9 +284,8 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
         ("two", ["--num-gpus", "2"], ["train.accumulate=2"]),
     ):
         done = subprocess.run(
-            [sys.executable, "tools/train_net.py", "--config-file", LITE0, *flags]
+            [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0, *flags]
             + ["--work-dir", str(tmp_path / name), *common, *options],
-            cwd=repo,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -305,7 +304,8 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
 @pytest.mark.slow
 def test_two_processes_stop_early_together_and_synchronise(repo, tiny, sizes, tmp_path):
     """Early stopping, SyncBN, --expect and --tta with 2 ranks, whose rank 0 decides."""
-    command = [sys.executable, "tools/train_net.py", "--config-file", LITE0, "--num-gpus", "2"]
+    command = [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0]
+    command += ["--num-gpus", "2"]
     common = ["--work-dir", str(tmp_path / "run"), *tiny, *sizes, "model.backbone.norm=BN"]
     common += ["train.eval_period=1", "train.early_stopping_patience=1", "optimizer.lr=1e-12"]
     common += ["train.reference_world_size=2", "train.sync_bn=True", "train.max_iter=9"]
@@ -314,7 +314,7 @@ def test_two_processes_stop_early_together_and_synchronise(repo, tiny, sizes, tm
     def run(*flags):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = [*command, *flags, *common]
-        return subprocess.run(process, cwd=repo, env=environment, capture_output=True, text=True)
+        return subprocess.run(process, env=environment, capture_output=True, text=True)
 
     done = run("--expect", f"{AP}>100")
     assert done.returncode == 1, done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from d2ext.engine.about import describe
 from d2ext.engine.launch import Layout
+from tests.conftest import LITE0, REPO
 
 
 def _about(folder):
@@ -44,17 +45,18 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
     out = tmp_path / "a run"
     bin_dir = str(Path(sys.executable).parent)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
-    command = ["torchrun", "--standalone", "--nproc-per-node=2", "tools/train_net.py"]
-    command += ["--config-file", "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"]
+    command = ["torchrun", "--standalone", "--nproc-per-node=2"]
+    command += [str(REPO / "tools/train_net.py")]
+    command += ["--config-file", str(REPO / LITE0)]
     command += ["--no-validate", "--work-dir", str(out), *tiny, "train.reference_world_size=2"]
-    subprocess.run(command, cwd=repo, env=env, check=True, capture_output=True)
+    subprocess.run(command, env=env, check=True, capture_output=True)
     about = _about(out)
     assert about["command"].startswith(
         "torchrun --standalone --nproc-per-node=2 tools/train_net.py"
     )
     again = shlex.split(about["reproduce"])
     assert "--no-validate" in again
-    subprocess.run(again, cwd=repo, env=env, check=True, capture_output=True)
+    subprocess.run(again, env=env, check=True, capture_output=True)
     assert _losses(tmp_path / "a run_again") == pytest.approx(_losses(out), rel=1e-6)
 
 

@@ -4,14 +4,16 @@ import builtins
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from d2ext.config.load import load_config
-from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
+from tests.conftest import REPO
 
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+COCO = "configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
 
 
 def test_a_recipe_loads_with_overrides(repo):
@@ -145,21 +147,32 @@ def test_dist_params_takes_the_fields_of_dist(tmp_path, dist):
 
 def test_an_empty_data_root_is_none(repo, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "")
-    assert load_config(repo / RECIPE).data.root == "datasets"
+    assert load_config(repo / COCO).data.root == "datasets"
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
-    assert load_config(repo / RECIPE).data.root == "/data"
+    assert load_config(repo / COCO).data.root == "/data"
+
+
+@pytest.mark.parametrize("name", [path.name for path in (REPO / "configs/balloon").glob("*.py")])
+def test_balloon_recipes_train_on_the_photos_of_their_checkout(name, monkeypatch):
+    """Regardless of the current directory and of $DETECTRON2_DATASETS."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    recipe = REPO / "configs/balloon" / name
+    cfg = load_config(recipe)
+    assert cfg.data.root == str(REPO / "examples")
+    assert all(Path(dataset.json_file).is_file() for dataset in cfg.datasets.values())
+    elsewhere = load_config(recipe, ["data.root=/data"]).datasets.balloon_val
+    assert elsewhere.json_file == "/data/balloon/val/via_region_data.json"
 
 
 def test_prepare_data_takes_an_empty_data_root_for_none(repo, tmp_path):
-    draw_balloons(tmp_path / "datasets" / "balloon", num_train=1, num_val=1, long_side=160)
     done = subprocess.run(
         [sys.executable, str(repo / "tools" / "prepare_data.py"), "balloon"],
         env={**os.environ, "DETECTRON2_DATASETS": ""},
-        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "1 + 1 images" in done.stdout, done.stderr
+    assert done.returncode == 0 and "61 + 13 images" in done.stdout, done.stderr
+    assert (tmp_path / "datasets/balloon/train/via_region_data.json").is_file()
 
 
 def test_the_guide_s_dist_params(repo, tmp_path):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from d2ext.config.load import load_config
 from d2ext.config.scaling import check_batch, check_name, scale_config
 from d2ext.errors import UserError
+from tests.conftest import checkout_env
 
 EPOCHS = "1 epoch"
 BATCH = "dataloader.train.total_batch_size"
@@ -368,7 +369,8 @@ def test_the_copy_is_deep():
     assert cfg == before
 
 
-def test_it_starts_at_once(repo):
+def test_it_starts_at_once():
     code = "import sys, d2ext.config.scaling; print({'torch', 'detectron2'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -76,7 +76,8 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     train = rf"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8|{given})?\n"
     assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
-    assert recipe in CUSTOM or f"python tools/prepare_data.py {data}\n" in text
+    there = recipe in CUSTOM or data == "balloon"
+    assert there != (f"python tools/prepare_data.py {data}\n" in text)
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
@@ -215,8 +216,7 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
 def _cityscapes(repo, root, *options):
     """In a process of its own: Detectron2 looks for its data sets when it is imported."""
     return subprocess.run(
-        [sys.executable, "tools/train_net.py", "--config-file", CITYSCAPES, *map(str, options)],
-        cwd=repo,
+        [sys.executable, repo / "tools/train_net.py", "--config-file", repo / CITYSCAPES, *options],
         env={**os.environ, "DETECTRON2_DATASETS": str(root)},
         capture_output=True,
         text=True,

@@ -15,22 +15,22 @@ from d2ext.data.check import check_dataset, check_masks, check_trainable, format
 from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.data.formats.images import image_size
 from d2ext.data.formats.via import read_via
-from d2ext.data.synthetic import draw_balloons
 from d2ext.errors import UserError
+from tests.balloons import write_balloons
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four drawn images."""
-    root = tmp_path_factory.mktemp("drawn")
-    draw_balloons(root, num_train=4, num_val=0, long_side=160)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with four small photos."""
+    root = tmp_path_factory.mktemp("small")
+    write_balloons(root, num_train=4, num_val=0)
     return root / "train"
 
 
 @pytest.fixture
-def records(drawn: Path) -> list[dict]:
-    """The dataset dicts of `drawn`."""
-    return read_via(drawn / "via_region_data.json", drawn, ["balloon"])
+def records(folder: Path) -> list[dict]:
+    """Return the dataset dicts of `folder`."""
+    return read_via(folder / "via_region_data.json", folder, ["balloon"])
 
 
 def test_counts(records: list[dict]) -> None:
@@ -67,9 +67,9 @@ def test_the_table_lines_up_and_stays_narrow(records: list[dict]) -> None:
 
 
 def test_missing_images_are_counted_and_the_first_is_named(
-    records: list[dict], drawn: Path, tmp_path: Path
+    records: list[dict], folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(drawn, tmp_path / "copy")
+    shutil.copytree(folder, tmp_path / "copy")
     moved = copy.deepcopy(records)
     for record in moved:
         record["file_name"] = str(tmp_path / "copy" / Path(record["file_name"]).name)

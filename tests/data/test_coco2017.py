@@ -16,6 +16,7 @@ import pytest
 
 from d2ext.data.coco2017 import PARTS, Part, prepare_coco
 from d2ext.errors import UserError
+from tests.conftest import checkout_env
 
 FILES = {
     "annotations": {"instances_train2017.json": b"{}", "instances_val2017.json": b"[]"},
@@ -144,7 +145,7 @@ run_tool(main)
 
 
 @pytest.fixture
-def command(repo: Path, parts: Any, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+def command(parts: Any, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """Starts a process that fetches val2017 to tmp_path/root."""
     val = parts[1]
     line = [sys.executable, "-c", CODE, str(tmp_path / "root"), val.name, val.url, val.md5]
@@ -152,7 +153,7 @@ def command(repo: Path, parts: Any, tmp_path: Path) -> Callable[..., subprocess.
     def start(prefix: list[str]) -> subprocess.Popen:
         return subprocess.Popen(
             [*prefix, *line],
-            cwd=repo,
+            env=checkout_env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -186,6 +187,8 @@ def test_ctrl_c_keeps_what_has_arrived(tmp_path: Path, server: Any, command: Any
     assert process.returncode == 130 and stderr.endswith("interrupted\n")
     assert [p.name for p in part.parent.iterdir()] == ["val2017.zip.part"]
     assert server.pages["/val2017.zip"].startswith(part.read_bytes())
-    assert command([]).wait(timeout=60) == 0
+    again = command([])
+    again.communicate(timeout=60)
+    assert again.returncode == 0
     assert server.asked[1].startswith("bytes=")
     assert contents(part.with_name("val2017")) == FILES["val2017"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import random
 from pathlib import Path
 
@@ -75,12 +74,9 @@ def test_csv_reads_as_its_json_twin(tmp_path: Path, header: str, comma: str) -> 
     assert via_classes(tmp_path / "via.csv") == (('a "big", dog', "chat noir"), "kind")
 
 
-def test_the_authors_own_files_and_their_twins(tmp_path: Path) -> None:
-    folder = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "via_shapes/v1"
-    if not folder.is_dir():
-        pytest.skip(f"needs VIA's own test files in {folder} (set DETECTRON2_DATASETS)")
-    files = [folder / f"via_region_data.{suffix}" for suffix in ("json", "csv")]
-    twins = [read_via(file, folder) for file in files]
+def test_the_authors_own_files_and_their_twins(via_shapes: Path) -> None:
+    files = [via_shapes / f"via_region_data.{suffix}" for suffix in ("json", "csv")]
+    twins = [read_via(file, via_shapes) for file in files]
     assert twins[0] == twins[1]
     assert [len(r["annotations"]) for r in twins[0]] == [2, 1, 2]
     assert via_classes(files[0]) == via_classes(files[1])

@@ -20,7 +20,6 @@ def run_doctor(repo, path=""):
         env={**os.environ, "PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
-        cwd="/",
     )
 
 
@@ -103,12 +102,13 @@ def test_requirements_of_d2ext(tmp_path, monkeypatch):
     assert "no-such-package, found none" in unmet[1]
 
 
-def test_datasets(tmp_path, monkeypatch):
-    """Missing, real and synthetic balloons are told apart."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert "tools/prepare_data.py balloon" in doctor.describe_datasets()
-    (tmp_path / "balloon/train").mkdir(parents=True)
-    (tmp_path / "balloon/train/via_region_data.json").write_text("{}")
-    assert "balloon is there" in doctor.describe_datasets()
-    (tmp_path / "balloon/SYNTHETIC").touch()
-    assert "balloon is synthetic" in doctor.describe_datasets()
+def test_datasets(tmp_path, monkeypatch, real_balloon):
+    """The folder of datasets and the photos of the balloon recipes are named, or the remedy."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    said = doctor.describe_datasets()
+    assert said == f"/data (DETECTRON2_DATASETS); balloon photos: {real_balloon}"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    monkeypatch.setattr(doctor, "PHOTOS", tmp_path / "absent")
+    said = doctor.describe_datasets()
+    assert said.startswith("datasets (the default)")
+    assert "prepare_data.py balloon --root DIR" in said

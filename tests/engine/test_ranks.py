@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+from tests.conftest import checkout_env
+
 RANKS = """
 import atexit, os, sys
 from pathlib import Path
+
 import torch.distributed as dist
 from d2ext.engine.launch import find_layout
 from d2ext.engine.ranks import start_ranks
@@ -29,7 +32,11 @@ def test_ranks_call_what_is_to_be_called_at_exit_but_do_not_finalise_python(tmp_
     """A thread of Gloo's that drops a tensor while Python is finalised aborts the process."""
     (tmp_path / "ranks.py").write_text(RANKS)
     done = subprocess.run(
-        [sys.executable, "ranks.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "ranks.py"],
+        env=checkout_env(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["False", "False"]

@@ -14,6 +14,7 @@ from d2ext.config.schedule import Period, Schedule
 from d2ext.engine.checkpoint import find_newest, read_checkpoint
 from d2ext.engine.saving import Checkpoint
 from d2ext.errors import UserError
+from tests.conftest import checkout_env
 
 BIG = torch.zeros(4_000_000)  # some 50 ms to write
 
@@ -102,7 +103,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_while_a_thread_writes(repo, tmp_path):
+def test_killed_while_a_thread_writes(tmp_path):
     """The checkpoint before is there, and the half-written file is no checkpoint."""
     code = (  # in a new process: torch's threads do not survive a fork
         "import pathlib, sys, time, torch\n"
@@ -115,7 +116,7 @@ def test_killed_while_a_thread_writes(repo, tmp_path):
         "time.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=repo
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], env=checkout_env()
     )
     while not list(tmp_path.glob(".model_0000001*")):
         assert process.poll() is None

@@ -10,6 +10,7 @@ import pytest
 
 from d2ext.engine.signals import StopSignals, deadline
 from d2ext.errors import UserError
+from tests.conftest import checkout_env
 
 
 @pytest.mark.parametrize(
@@ -44,10 +45,10 @@ with StopSignals(), multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
-def test_a_pool_of_processes_ends(repo):
+def test_a_pool_of_processes_ends():
     """Detectron2 reads Cityscapes in one, and ends it by a TERM."""
     done = subprocess.run(
-        [sys.executable, "-c", POOL], cwd=repo, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", POOL], env=checkout_env(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and done.stdout == "15\n", done.stderr
 
@@ -68,17 +69,20 @@ with StopSignals():
 """
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs(repo):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGS], cwd=repo, stdout=subprocess.PIPE, start_new_session=True
-    )
-    process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)  # workers ignore it
-    time.sleep(0.5)
-    assert process.poll() is None
-    start = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(10) == 130 and time.monotonic() - start < 4
+def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs():
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS],
+        env=checkout_env(),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # workers ignore it
+        time.sleep(0.5)
+        assert process.poll() is None
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130 and time.monotonic() - start < 4
 
 
 DEAF = """
@@ -105,12 +109,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_end_by_a_second_ctrl_c_end_in_two_seconds(repo, tmp_path):
+def test_ranks_that_do_not_end_by_a_second_ctrl_c_end_in_two_seconds(tmp_path):
     (tmp_path / "deaf.py").write_text(DEAF)
     done = subprocess.run(
         [sys.executable, "deaf.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(repo)},
+        env=checkout_env(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,11 +1,12 @@
 """The loop and its aids on a toy net: two ranks are one that accumulates two micro-batches."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import checkout_env
 
 TOY = """
 import json, sys, torch, torch.distributed as dist
@@ -62,7 +63,7 @@ if world > 1:
 
 
 def _weights(world: int, accumulate: int, url: str = "", **aids) -> list:
-    environment, options = os.environ | {"OMP_NUM_THREADS": "1"}, json.dumps(aids)
+    environment, options = checkout_env() | {"OMP_NUM_THREADS": "1"}, json.dumps(aids)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TOY, *map(str, (world, rank, accumulate, url)), options],
@@ -78,17 +79,15 @@ def _weights(world: int, accumulate: int, url: str = "", **aids) -> list:
 
 
 @pytest.mark.slow
-def test_ranks_are_micro_batches_bit_for_bit(tmp_path, repo, monkeypatch):
-    monkeypatch.chdir(repo)
+def test_ranks_are_micro_batches_bit_for_bit(tmp_path):
     alone = _weights(world=1, accumulate=2)
     assert _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet") == alone
     assert _weights(world=1, accumulate=1) != alone
 
 
 @pytest.mark.slow
-def test_ranks_that_accumulate(tmp_path, repo, monkeypatch):
+def test_ranks_that_accumulate(tmp_path):
     """2 ranks x 2 micro-batches are 1 x 4, but for the order of sums."""
-    monkeypatch.chdir(repo)
     four = _weights(world=2, accumulate=2, url=f"file://{tmp_path}/meet")
     for ours, theirs in zip(four, _weights(world=1, accumulate=4), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -104,8 +103,7 @@ AIDS["all"] = AIDS["clipping"] | AIDS["ema"] | AIDS["bf16"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("aid", AIDS)
-def test_an_aid_has_its_effect_in_any_layout(tmp_path, repo, monkeypatch, aid):
-    monkeypatch.chdir(repo)
+def test_an_aid_has_its_effect_in_any_layout(tmp_path, aid):
     aided = _weights(world=1, accumulate=2, **AIDS[aid])
     assert aided != _weights(world=1, accumulate=2)
     two = _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet", **AIDS[aid])

@@ -102,7 +102,8 @@ def test_big_photos_shrink_and_small_ones_grow(tmp_path):
         w, h = size
         record["annotations"] = [{"bbox": [w / 2, h / 2, w, h], "bbox_mode": 0, "category_id": 0}]
         (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
-        assert Image.open(file).size == page
+        with Image.open(file) as shown:
+            assert shown.size == page
         left = drawn(panels(file)[0])
         assert left[len(left) // 2 - 5 :, left.shape[1] // 2 - 5 :].any()
         assert not left[: len(left) // 2 - 30].any()

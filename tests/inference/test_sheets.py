@@ -36,7 +36,9 @@ def test_pages(tmp_path, views, entries, sizes):
     tile = make_tile([view()] * views, CLASSES)
     files = write_jpegs(iter([tile] * entries), tmp_path)
     assert [f.name for f in files] == [f"page_{i + 1:03d}.jpg" for i in range(len(sizes))]
-    assert [Image.open(f).size for f in files] == sizes
+    for file, size in zip(files, sizes, strict=True):
+        with Image.open(file) as page:
+            assert page.size == size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 900), (6000, 4000), (5000, 3)])

@@ -78,7 +78,7 @@ def show(chromium):
 @pytest.fixture
 def run(tmp_path):
     """A run with all that a page can show."""
-    run = write_run(tmp_path / "run", synthetic=True)
+    run = write_run(tmp_path / "run")
     write_analysis(run, ["balloon", EVIL], "overlays/balloon_val/photo.jpg")
     write_overview(run)
     write_scaling(run)

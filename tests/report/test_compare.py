@@ -14,13 +14,13 @@ def _shown(runs, tmp_path):
 
 
 def test_results_curves_and_what_differs(tmp_path):
-    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", synthetic=True)
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
     (two / "config.yaml").write_text("train:\n  max_iter: 200\n  seed: 3\n")
     results = json.loads((two / "results.json").read_text())
     results["best"]["results"]["balloon_val/coco/segm/AP"] = 61.25
     (two / "results.json").write_text(json.dumps(results))
     text = _shown([one, two], tmp_path)
-    for words in ("2 runs", "one", "two", "52.7", "61.2", "synthetic data", "5 min 32 s"):
+    for words in ("2 runs", "one", "two", "52.7", "61.2", "5 min 32 s"):
         assert words in text
     for title in ("total loss", "learning rate", "balloon_val/coco/segm/AP"):
         assert title in text
@@ -65,15 +65,6 @@ def test_different_data_under_one_name(tmp_path):
     )
     assert "balloon_val/coco/segm/AP different data" in text
     assert "Different data" not in _shown([runs[0], runs[2]], tmp_path)
-
-
-def test_charts_of_synthetic_data_say_so(tmp_path):
-    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", synthetic=True)]
-    text = _shown(runs, tmp_path)
-    for metric in ("bbox/AP", "segm/AP", "segm/AP50"):
-        assert f"balloon_val/coco/{metric} synthetic data" in text
-    assert "total loss synthetic data" not in text
-    assert " synthetic data" not in _shown(runs[:1], tmp_path)
 
 
 def test_keys_that_are_left_out_are_counted(tmp_path):

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+from tests.conftest import REPO
+
+LITE0 = REPO / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+TRAIN = REPO / "tools/train_net.py"
+SUBMIT = REPO / "tools/submit.py"
 PATIENCE = 400.0  # seconds; the machine may be busy with other things
 
 
-def submit(repo: Path, *args: str | Path, env: dict[str, str] | None = None):
+def submit(*args: str | Path, env: dict[str, str] | None = None):
     """The real command."""
     return subprocess.run(
-        [sys.executable, "tools/submit.py", *map(str, args)],
-        cwd=repo,
+        [sys.executable, SUBMIT, *args],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
         capture_output=True,
         text=True,
@@ -47,7 +50,7 @@ def no_slurm(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def slurm(repo: Path) -> Iterator[dict[str, str]]:
+def slurm() -> Iterator[dict[str, str]]:
     """The environment of the cluster's users; its nodes are node1 and node2."""
     folder = os.environ.get("D2EXT_TEST_SLURM")
     if not folder:
@@ -58,14 +61,13 @@ def slurm(repo: Path) -> Iterator[dict[str, str]]:
 class Cluster:
     """Commands on the cluster."""
 
-    def __init__(self, repo: Path, env: dict[str, str]):
-        self.repo, self.env = repo, env
+    def __init__(self, env: dict[str, str]):
+        self.env = env
 
     def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess:
-        """Runs a command in the checkout."""
+        """Run a command."""
         done = subprocess.run(
             list(map(str, command)),
-            cwd=self.repo,
             env=self.env,
             capture_output=True,
             text=True,
@@ -76,12 +78,12 @@ class Cluster:
 
     def submit(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
         """tools/submit.py with the Lite0 recipe."""
-        command = (sys.executable, "tools/submit.py", "--config-file", LITE0)
+        command = (sys.executable, SUBMIT, "--config-file", LITE0)
         return self.run(*command, *args, check=check)
 
     def tool(self, *args: str | Path) -> str:
         """What `submit.py status` and so on say."""
-        return self.run(sys.executable, "tools/submit.py", *args).stdout
+        return self.run(sys.executable, SUBMIT, *args).stdout
 
     def jobs(self) -> list[str]:
         """Ids of the jobs in the queue."""
@@ -152,9 +154,9 @@ class Run:
 
 
 @pytest.fixture
-def cluster(repo: Path, slurm: dict[str, str]) -> Iterator[Cluster]:
+def cluster(slurm: dict[str, str]) -> Iterator[Cluster]:
     """The cluster, which is left empty."""
-    cluster = Cluster(repo, slurm)
+    cluster = Cluster(slurm)
     yield cluster
     if jobs := cluster.jobs():
         cluster.run("scancel", *jobs, check=False)
@@ -175,7 +177,7 @@ def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., Ru
 
 
 @pytest.fixture(scope="session")
-def without_slurm(repo: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory):
+def without_slurm(tiny: list[str], tmp_path_factory: pytest.TempPathFactory):
     """Run directory of the same training by tools/train_net.py alone, made once for each."""
     made: dict[tuple, Path] = {}
 
@@ -184,10 +186,9 @@ def without_slurm(repo: Path, tiny: list[str], tmp_path_factory: pytest.TempPath
             flags = [a for a in args if a.startswith("--") or a.isdecimal()]
             overrides = [a for a in args if a not in flags]
             out = tmp_path_factory.mktemp("reference") / "run"
-            command = [sys.executable, "tools/train_net.py", "--config-file", LITE0]
+            command = [sys.executable, TRAIN, "--config-file", LITE0]
             subprocess.run(
                 [*command, "--work-dir", str(out), *flags, *tiny, *overrides],
-                cwd=repo,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 check=True,
                 capture_output=True,

@@ -1,7 +1,6 @@
 """What becomes of a job where Slurm is silent, refuses or kills; a Slurm that is played."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from submitit.core.utils import DelayedSubmission
 
 from d2ext.slurm.job import Training
 from d2ext.slurm.record import new_record
+from tests.conftest import checkout_env
 from tests.slurm.conftest import LITE0, submit
 
 SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
@@ -19,8 +19,8 @@ SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
 class Node:
     """A job's node, whose Slurm answers what the test says."""
 
-    def __init__(self, folder, repo):
-        self.bin, self.repo, self.asked = folder / "bin", repo, folder / "asked"
+    def __init__(self, folder):
+        self.bin, self.asked = folder / "bin", folder / "asked"
         self.bin.mkdir()
         self.record = new_record(folder / "run", "1")
         for name in ("squeue", "sacct", "sinfo", "scontrol", "scancel", "sbatch", "srun"):
@@ -46,7 +46,6 @@ class Node:
         """One of the two commands of the batch script; returns its status and what it says."""
         done = subprocess.run(
             [sys.executable, "-m", *map(str, module)],
-            cwd=self.repo,
             env=self.env | {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(restarts)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,13 +69,13 @@ class Node:
 
     @property
     def env(self):
-        return os.environ | {"PATH": f"{self.bin}:/bin:/usr/bin", "SUBMITIT_EXECUTOR": "slurm"}
+        return checkout_env() | {"PATH": f"{self.bin}:/bin:/usr/bin", "SUBMITIT_EXECUTOR": "slurm"}
 
 
 @pytest.fixture
-def node(tmp_path, repo, monkeypatch):
+def node(tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    return Node(tmp_path, repo)
+    return Node(tmp_path)
 
 
 def trainer(end):
@@ -167,18 +166,18 @@ def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_refused_submission_leaves_all_as_it_was(node, repo, tiny, tmp_path):
+def test_a_refused_submission_leaves_all_as_it_was(node, tiny, tmp_path):
     """--overwrite, too."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "run.json").write_text(json.dumps({"kept": 1}))
     flags = ["--config-file", LITE0, "--work-dir", out, "--time", "5", "--overwrite", *tiny]
-    done = submit(repo, *flags, env=node.env)
+    done = submit(*flags, env=node.env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "controller; --cluster local trains on this machine" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     node.play("sbatch", "echo 4243")  # as with an option that changes its answer
-    done = submit(repo, *flags, "--seeds", "1,2", env=node.env)
+    done = submit(*flags, "--seeds", "1,2", env=node.env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "sbatch gives no job's number" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]

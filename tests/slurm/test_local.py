@@ -14,40 +14,40 @@ from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.process import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
-from tests.slurm.conftest import LITE0, submit, until
+from tests.conftest import REPO
+from tests.slurm.conftest import LITE0, SUBMIT, submit, until
 
 
 @pytest.mark.slow
-def test_without_slurm(repo, tiny, no_slurm, tmp_path, monkeypatch):
+def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
     """It says so and trains here, in a process of its own; status and logs know it."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
-    done = submit(repo, *flags, *tiny, env=no_slurm)
+    done = submit(*flags, *tiny, env=no_slurm)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: no Slurm is on this machine, so it runs here" in done.stdout
     assert "ignored     --mem: without Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
-    table = submit(repo, "status", env=no_slurm).stdout
+    table = submit("status", env=no_slurm).stdout
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
-    again = submit(repo, *flags, *tiny, env=no_slurm)
+    again = submit(*flags, *tiny, env=no_slurm)
     assert again.returncode == 2 and "holds another run" in again.stderr
-    over = submit(repo, *flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
+    over = submit(*flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
     assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
 
 
 @pytest.mark.slow
-def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
+def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
     """Ctrl-C ends the waiting, not the training; `logs -f` shows it; cancelled, it saves."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    flags = ["--config-file", LITE0, "--work-dir", str(out), "--wait", *tiny]
-    command = [sys.executable, "tools/submit.py", *flags, "train.max_iter=3000"]
+    flags = ["--config-file", LITE0, "--work-dir", out, "--wait", *tiny]
+    command = [sys.executable, SUBMIT, *flags, "train.max_iter=3000"]
     env = os.environ | no_slurm
     waiting = subprocess.Popen(
         command,
-        cwd=repo,
         env=env,
         start_new_session=True,
         # Tests that a script started behind itself would have it ignored.
@@ -60,9 +60,9 @@ def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
         assert waiting.wait(30) == 130
         before = (out / "metrics.json").stat().st_size
         until(lambda: (out / "metrics.json").stat().st_size > before)
-        logs = [sys.executable, "tools/submit.py", "logs", "-f", str(out)]
-        following = subprocess.Popen(logs, cwd=repo, env=env, stdout=subprocess.PIPE, text=True)
-        assert "is cancelled" in submit(repo, "cancel", env=no_slurm).stdout
+        logs = [sys.executable, SUBMIT, "logs", "-f", str(out)]
+        following = subprocess.Popen(logs, env=env, stdout=subprocess.PIPE, text=True)
+        assert "is cancelled" in submit("cancel", env=no_slurm).stdout
         until(lambda: newest_record(out).outcome)
         shown = following.communicate(timeout=60)[0]
     finally:
@@ -71,7 +71,7 @@ def test_ctrl_c_logs_and_cancel(repo, tiny, no_slurm, tmp_path, monkeypatch):
     assert following.returncode == 75 and "eta:" in shown
     assert f"[job {job} is cancelled]" in shown
     assert (out / "last_checkpoint").exists()
-    assert "cancelled" in submit(repo, "status", out, env=no_slurm).stdout
+    assert "cancelled" in submit("status", out, env=no_slurm).stdout
 
 
 def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
@@ -94,29 +94,44 @@ def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
         assert other.wait(10) == -signal.SIGTERM
 
 
-def _start(tmp_path, scripts, max_requeues):
-    """Hands trainings over that are shell scripts; returns their records."""
-    folder = tmp_path / "slurm" / "1"
-    executor = LocalExecutor(folder, python=sys.executable)
-    executor.update_parameters(timeout_min=5, signal_delay_s=10, gpus_per_node=0)
-    records = [new_record(tmp_path / str(i), "1") for i in range(len(scripts))]
-    jobs = [("sh", "-c", script, "train_net.py") for script in scripts]
-    for record, command in zip(records, jobs, strict=True):
-        limits = dict(num_machines=1, max_requeues=max_requeues, port=None)
-        words = dict(command=list(command), overrides=[], start=[], goes_on=[])
-        training = Training(**words, **limits, untouched=None, folder=str(record.folder))
-        job = executor.submit(training)
-        facts = dict(job=job.job_id, cluster="local", log=str(job.paths.stdout))
-        record.submitted(**facts, **identify(job.job_id))
-    return records
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Submit shell scripts as trainings and return their records; wait for their processes."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    jobs = []
+
+    def run(scripts, max_requeues):
+        folder = tmp_path / "slurm" / "1"
+        executor = LocalExecutor(folder, python=sys.executable)
+        executor.update_parameters(timeout_min=5, signal_delay_s=10, gpus_per_node=0)
+        records = [new_record(tmp_path / str(i), "1") for i in range(len(scripts))]
+        for record, script in zip(records, scripts, strict=True):
+            training = Training(
+                command=["sh", "-c", script, "train_net.py"],
+                overrides=[],
+                start=[],
+                goes_on=[],
+                untouched=None,
+                folder=str(record.folder),
+                num_machines=1,
+                max_requeues=max_requeues,
+                port=None,
+            )
+            job = executor.submit(training)
+            jobs.append(job)
+            facts = dict(job=job.job_id, cluster="local", log=str(job.paths.stdout))
+            record.submitted(**facts, **identify(job.job_id))
+        return records
+
+    yield run
+    until(lambda: all(job.done() for job in jobs), 30)
 
 
-def test_max_requeues_bounds_the_starts(tmp_path, monkeypatch):
+def test_max_requeues_bounds_the_starts(start, tmp_path):
     """Six and more; the last one says why it is the last."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     ready = tmp_path / "ready"
     script = f"trap 'exit 75' USR2; touch {ready}; while :; do sleep 0.1; done"
-    (record,) = _start(tmp_path, [script], max_requeues=6)
+    (record,) = start([script], max_requeues=6)
     controller = record.submission["job"]
     for i in range(7):
         until(ready.exists, 30)
@@ -130,10 +145,9 @@ def test_max_requeues_bounds_the_starts(tmp_path, monkeypatch):
     assert len(record.attempts) == 7
 
 
-def test_nothing_is_left_of_a_killed_job(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_killed_job(start, tmp_path):
     """Nobody could cancel it."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    (record,) = _start(tmp_path, [f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
+    (record,) = start([f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
     trainer = identify((tmp_path / "pid").read_text().strip())
     os.kill(int(record.submission["job"]), signal.SIGKILL)
@@ -141,11 +155,10 @@ def test_nothing_is_left_of_a_killed_job(tmp_path, monkeypatch):
     assert " killed " in status_table([record])
 
 
-def test_one_seed_at_a_time(tmp_path, monkeypatch):
+def test_one_seed_at_a_time(start, tmp_path):
     """They would share the GPUs; and a killed one has a reason."""
-    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     alone = f"mkdir {tmp_path}/alone && sleep 1 && rmdir {tmp_path}/alone"
-    records = _start(tmp_path, [alone, alone, "kill -SEGV $$"], max_requeues=0)
+    records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
     assert "PENDING (its turn)" in status_table(records)
     until(lambda: all(record.outcome for record in records), 60)
     assert [record.outcome["status"] for record in records] == [0, 0, 139]

@@ -1,6 +1,7 @@
 """tools/submit.py up to the submission: flags, and the sbatch file."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -73,7 +74,7 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mistakes_on_the_command_line(repo, tiny, no_slurm, tmp_path):
+def test_mistakes_on_the_command_line(tiny, no_slurm, tmp_path):
     """One line and status 2, before anything is loaded."""
     for flags, words in (
         (["--seeds", "1,1"], "--seeds 1,1: give different"),
@@ -84,17 +85,17 @@ def test_mistakes_on_the_command_line(repo, tiny, no_slurm, tmp_path):
         (["--time", "1"], "--signal-delay 120: give seconds"),
         (["--slurm", "time=5", "--time", "6"], "--time 6 is given as well"),
     ):
-        done = submit(repo, "--config-file", LITE0, *flags, env=no_slurm)
+        done = submit("--config-file", LITE0, *flags, env=no_slurm)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert words in done.stderr
-    done = submit(repo, "--config-file", LITE0, env=no_slurm | {"PORT": "abc"})
+    done = submit("--config-file", LITE0, env=no_slurm | {"PORT": "abc"})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PORT=abc" in done.stderr
-    done = submit(repo, "status", tmp_path / "nowhere", env=no_slurm)
+    done = submit("status", tmp_path / "nowhere", env=no_slurm)
     assert done.returncode == 2 and "nothing was submitted" in done.stderr
-    done = submit(repo, "status", "-f", env=no_slurm)
+    done = submit("status", "-f", env=no_slurm)
     assert done.returncode == 2 and "-f" in done.stderr
     flags = ["--config-file", LITE0, "--seeds", "1,2", f"train.output_dir={tmp_path}/one"]
-    done = submit(repo, *flags, *tiny, env=no_slurm)
+    done = submit(*flags, *tiny, env=no_slurm)
     assert done.returncode == 2 and "--seeds gives each run its own" in done.stderr, done.stderr
 
 
@@ -107,7 +108,6 @@ def test_the_sbatch_file(repo, tiny, tmp_path):
     flags += " --qos high --account team --constraint a100 --exclude n1 --nodelist n[2-3]"
     flags += " --cpus-per-task 40 --signal-delay 60 --seeds 1,2,3 --slurm mail-type=END --dry-run"
     done = submit(
-        repo,
         *("--config-file", LITE0, "--work-dir", tmp_path / "out", *flags.split()),
         *(*tiny, "train.reference_world_size=16", "train.reference_batch_size=16"),
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
@@ -117,7 +117,7 @@ def test_the_sbatch_file(repo, tiny, tmp_path):
     assert "machines    2 x 8 GPU, 240 minutes, at most 100 requeues" in plan
     assert f"seeds       3 runs, {tmp_path}/out/seed_1 to {tmp_path}/out/seed_3" in plan
     for path, name in ((sys.executable, "PYTHON"), (tmp_path / "out", "OUT"), (repo, "REPO")):
-        script = script.replace(str(path), name)
+        script = script.replace(shlex.quote(str(path)), name)
     assert found + script.rstrip() + "\n" == (repo / "tests/slurm/sbatch.txt").read_text()
     assert not (tmp_path / "out").exists()
 
@@ -128,11 +128,11 @@ def test_the_guides_variables(repo, tiny, tmp_path):
     for name in ("sbatch", "srun"):
         (tmp_path / name).touch(mode=0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
-    command = ["bash", "tools/slurm_train.sh", "dev", "x", LITE0, tmp_path / "out"]
+    command = ["bash", repo / "tools/slurm_train.sh", "dev", "x", LITE0, tmp_path / "out"]
 
     def run(*args, **variables):
         return subprocess.run(
-            [*command, *args], cwd=repo, env=env | variables, capture_output=True, text=True
+            [*command, *args], env=env | variables, capture_output=True, text=True
         )
 
     none = run(GPUS="0")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -9,7 +10,8 @@ import time
 import pytest
 
 from d2ext.slurm.record import newest_record
-from tests.slurm.conftest import LITE0, losses, same_weights
+from tests.conftest import REPO
+from tests.slurm.conftest import LITE0, TRAIN, losses, same_weights
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +178,7 @@ def test_the_guides_script(cluster, tiny, tmp_path):
     cluster.env |= {"SRUN_ARGS": '-w node2 --comment="it\'s mine"', "PORT": "23456"}
     tiny_run = ("--time", "20", *tiny, *TWO)
     run = cluster.run(
-        "bash", "tools/slurm_train.sh", "dev", "guide", LITE0, tmp_path / "g", *tiny_run
+        "bash", REPO / "tools/slurm_train.sh", "dev", "guide", LITE0, tmp_path / "g", *tiny_run
     )
     assert run.stdout.startswith("GPUS=2 on 1 x 2, CPUS_PER_TASK=1, SRUN_ARGS=-w node2 --comment=")
     assert re.findall(r"^ +(\d) +\d +(node\d)", run.stdout, re.M) == [
@@ -193,9 +195,8 @@ def test_the_guides_script(cluster, tiny, tmp_path):
 
 def test_train_net_inside_an_allocation(cluster, tiny, tmp_path, without_slurm):
     """Typed in a batch script or an interactive allocation of several tasks, it is one process."""
-    train = f"{sys.executable} tools/train_net.py --config-file {LITE0} --work-dir {tmp_path}/"
-    overrides = " ".join(f"'{word}'" for word in tiny)
-    batch, typed = (f"{train}{name} {overrides}" for name in ("batch", "typed"))
+    train = [sys.executable, TRAIN, "--config-file", LITE0, *tiny, "--work-dir"]
+    batch, typed = (shlex.join(map(str, [*train, tmp_path / name])) for name in ("batch", "typed"))
     cluster.run("sbatch", "-n2", "-o", tmp_path / "log", "--wrap", batch)
     cluster.run("salloc", "-n2", "bash", "-c", typed)
     cluster.until(lambda: not cluster.jobs(), "the batch script does not end")

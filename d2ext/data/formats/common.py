@@ -87,8 +87,8 @@ def read_bytes(path: str | Path) -> bytes:
         }
         for pattern, name in own.items():
             if path.match(pattern):
-                command = f"python tools/prepare_data.py {name} --root {path.parents[2]}"
-                remedy += f", or fetch it: {command}"
+                command = f"python tools/prepare_data.py {name} --root DIR"
+                remedy += f", or run {command} and train with data.root=DIR"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give the annotation file in it") from None
