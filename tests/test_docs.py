@@ -448,6 +448,7 @@ def readers_folder(checkout, tiny_root, tiny, run_tool, train_net, monkeypatch):
         _do(run_tool, "convert_dataset", "via", f"{split}/via_region_data.json", *photos)
         Path(split, "via_region_data.json").unlink()
         back = {"labelme": "labelme", "yolo": "labels", "voc": "Annotations"}
+        back["cvat"] = "annotations.xml"
         back["open_images"] = "boxes.csv"
         for kind, output in back.items():
             to = ["--to", kind, "--output", f"{split}_{output}"]

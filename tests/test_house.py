@@ -16,12 +16,12 @@ ALLOWED = {
     "modeling": set(),
     "data": set(),
     "evaluation": {"data"},
-    "inference": set(),
+    "inference": {"data"},
     "report": set(),
     "engine": {"config", "modeling", "data", "evaluation", "inference", "report"},
     "slurm": {"engine"},
 }
-COMMON = {"errors", "files", "guard", "html", "startup", "terminal"}
+COMMON = {"errors", "files", "guard", "html", "limits", "startup", "terminal", "waiting"}
 
 
 def _imports(path):
@@ -92,7 +92,7 @@ def test_these_start_at_once(module):
 
 def test_tools_are_thin(repo):
     for tool in (repo / "tools").glob("*.py"):
-        assert len(tool.read_text().splitlines()) <= 130, tool
+        assert len(tool.read_text().splitlines()) <= 140, tool
 
 
 def test_benchmarks_import_what_there_is(repo):

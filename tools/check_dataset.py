@@ -6,7 +6,7 @@ python tools/check_dataset.py train.json --images photos --fix mended.json --htm
 python tools/check_dataset.py train.json --images photos --against val.json --against-images more
 
 Exit status: 0 clean or warnings only, 1 errors, 2 unreadable. With --fix it is that of the new
-file: 0; or 2 where nothing is written, because an error cannot be mended without a loss.
+file: 0; or 2 where nothing is written, because an error cannot be fixed without a loss.
 """
 
 import argparse
@@ -29,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of its images")
     parser.add_argument(
         "--fix", type=Path, metavar="OUT.json", help="write a file without the errors"
+    )
+    parser.add_argument(
+        "--drop-unusable",
+        action="store_true",
+        help="with --fix: also remove what you could still repair: images that are missing, damaged"
+        " or malformed, and annotations outside of their image or of no image",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
     parser.add_argument(
@@ -58,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="short side that images are resized to in training (default: 800)",
     )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        default=100,
+        metavar="N",
+        help="objects that a model and a metric take in an image (default: 100)",
+    )
     return parser
 
 
@@ -66,6 +79,10 @@ def main() -> int:
     args = _parser().parse_args()
     if not all(0 < size < math.inf for size in (*args.anchors, args.short_side)):
         raise UserError("--anchors and --short-side are pixels: give positive numbers")
+    if args.max_detections < 1:
+        raise UserError("--max-detections: give a positive number")
+    if args.drop_unusable and not args.fix:
+        raise UserError("--drop-unusable without --fix OUT.json: name the file to write, too")
     if args.against_images and not args.against:
         raise UserError("--against-images without --against: name the other file, too")
     from d2ext.data.checker.run import Source, check_dataset
@@ -78,8 +95,9 @@ def main() -> int:
         args.against_images,
         args.decode,
         Anchors(sizes=args.anchors, short_side=args.short_side),
+        args.max_detections,
     )
-    return check_dataset(source, args.fix, args.html)
+    return check_dataset(source, args.fix, args.html, args.drop_unusable)
 
 
 if __name__ == "__main__":

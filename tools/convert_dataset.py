@@ -5,7 +5,10 @@ python tools/convert_dataset.py via via_region_data.json --images photos --outpu
 python tools/convert_dataset.py via via.csv --images photos --class-attribute kind --output a.json
 python tools/convert_dataset.py labelme annotations --images photos --output coco.json
 python tools/convert_dataset.py yolo data.yaml --images images/train --output coco.json
+python tools/convert_dataset.py yolo data.yaml --split val --images images --output coco.json
 python tools/convert_dataset.py voc Annotations --images JPEGImages --output coco.json
+python tools/convert_dataset.py cvat annotations.xml --images images --output coco.json
+python tools/convert_dataset.py createml annotations.json --images photos --output coco.json
 python tools/convert_dataset.py open_images boxes.csv --images photos --output coco.json
 python tools/convert_dataset.py coco coco.json --to yolo_seg --output labels
 """
@@ -22,6 +25,8 @@ from d2ext.data.convert.to_coco import FORMATS, convert_to_coco
 from d2ext.errors import run_tool
 
 _INPUTS = {
+    "createml": "CreateML's boxes: a JSON",
+    "cvat": "CVAT for images 1.1: annotations.xml, or a folder of several",
     "via": "VGG Image Annotator 1 and 2: JSON, CSV or project",
     "labelme": "LabelMe: the folder of the JSON files",
     "open_images": "Open Images' boxes: a CSV; *class-descriptions*.csv beside it names classes",
@@ -56,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="the region attribute that holds the class (default: found in the input)",
             )
+        if name == "yolo":
+            sub.add_argument(
+                "--split",
+                metavar="NAME",
+                help="read only the images of this split of data.yaml (train, val, test): its"
+                " folders or list files, such as train.txt (default: all images in --images)",
+            )
     back = add("coco", "COCO: the JSON; --to names the format to write")
     back.add_argument("--to", choices=sorted(WRITERS), required=True, help="the format to write")
     back.add_argument(
@@ -71,12 +83,16 @@ def main() -> None:
     if args.format == "coco":
         print(convert_from_coco(args.input, args.to, args.output, args.images))
     else:
-        attribute = getattr(args, "class_attribute", None)
-        print(
-            convert_to_coco(
-                args.format, args.input, args.images, args.output, args.classes, attribute
-            )
+        made = convert_to_coco(
+            args.format,
+            args.input,
+            args.images,
+            args.output,
+            args.classes,
+            attribute=getattr(args, "class_attribute", None),
+            split=getattr(args, "split", None),
         )
+        print(made)
 
 
 if __name__ == "__main__":

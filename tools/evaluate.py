@@ -21,6 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from d2ext.errors import run_tool
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -45,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=["bbox", "segm", "proposals"],
         help="what coco compares (default: bbox, and segm where there are masks)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=_number,
+        default=100,
+        metavar="N",
+        help="the most detections of an image and class that coco takes (default: 100)",
     )
     parser.add_argument("--per-class", action="store_true", help="also the numbers of each class")
     parser.add_argument(
@@ -83,6 +96,7 @@ def main() -> None:
         out=args.out,
         backend=args.backend,
         tasks=args.tasks,
+        max_detections=args.max_detections,
     )
 
 

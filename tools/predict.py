@@ -3,6 +3,7 @@
 
 python tools/predict.py --config-file work_dirs/mine/config.yaml --weights best photos/
 python tools/predict.py --config-file X --weights last --splash --cutouts a.jpg b.jpg film.mp4
+python tools/predict.py --config-file X --weights last --csv --masks photos/
 
 Writes overlays, and predictions.json and images.json as COCO has them. Exit status 1 if a file
 could not be read, or a video not to its end; the others are done.
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_size, default=1, metavar="N", help="images at a time (1)")
     add("--no-overlays", action="store_true", help="the JSON files alone")
     add("--cutouts", action="store_true", help="each object as a PNG, transparent around it")
+    add("--csv", action="store_true", help="detections.csv, and counts.csv by image and class")
+    add("--masks", action="store_true", help="a PNG for each image: pixel k is of its k-th object")
     add("--splash", action="store_true", help="the images in grey but for the objects")
     add("--options", nargs="+", default=[], metavar="key=value", help="changes to the config")
     return parser
@@ -79,6 +82,8 @@ def main() -> int:
         overlays=not args.no_overlays,
         cutouts=args.cutouts,
         splash=args.splash,
+        csv=args.csv,
+        masks=args.masks,
     )
 
 

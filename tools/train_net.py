@@ -101,8 +101,10 @@ def main() -> int:
     )
 
     from d2ext.engine.about import describe
+    from d2ext.engine.device import choose_device
+    from d2ext.engine.dry_step import dry_step
     from d2ext.engine.job import Job, run_rank
-    from d2ext.engine.preflight import choose_device, plan_run
+    from d2ext.engine.preflight import plan_run
     from d2ext.engine.ranks import start_ranks
 
     about = describe(args.config_file, sys.argv, layout, not args.no_validate)
@@ -110,10 +112,10 @@ def main() -> int:
     flags = ("eval_only", "weights", "resume", "resume_from", "overwrite", "tta", "expect")
     options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}
     options |= dict(world_size=layout.world_size, validate=not args.no_validate)
-    plan = None
-    if layout.rank == 0 and (layout.starter == "self" or args.dry_run):
-        plan = plan_run(cfg, about["name"], **options)
+    plans = layout.rank == 0 and (layout.starter == "self" or args.dry_run)
+    plan = plan_run(cfg, about["name"], **options) if plans else None
     if args.dry_run:
+        dry_step(cfg, plan)
         return 0
     spawns = layout.starter == "self" and layout.world_size > 1
     job = Job(args.config_file, overrides, about, options, plan, end, None if spawns else cfg)

@@ -168,23 +168,26 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for name, part in parts:
             yield from _leaves(f"{key}.{name}", part)
     elif key.endswith("._target_") and isinstance(value, str):  # of a config.yaml, or an override
-        yield key, _whole_name(value)
+        yield key, target_name(value)
     elif hasattr(value, "__qualname__"):  # a function or class; others' texts may hold addresses
-        yield key, f"{value.__module__}.{value.__qualname__}"
+        yield key, target_name(value)
     else:
         plain = isinstance(value, str | int | float | None)
         yield key, str(value) if plain else type(value).__name__
 
 
-def _whole_name(target: str) -> str:
-    """The name of a function or class by where it is defined: a package may offer it as well."""
+def target_name(target: Any) -> str:
+    """Return the name of a function or class, or of what a name stands for, by its definition.
+
+    A package may offer under a shorter name what one of its modules defines.
+    """
     from detectron2.utils.registry import locate
 
     try:
-        found = locate(target)
+        found = locate(target) if isinstance(target, str) else target
         return f"{found.__module__}.{found.__qualname__}"
     except (ImportError, AttributeError):  # whoever builds it says so
-        return target
+        return str(target)
 
 
 def _check_sections(values: dict[str, Any]) -> None:

@@ -6,11 +6,13 @@ Detectron2's own `LazyConfig.apply_overrides` adds a misspelt key silently, and 
 
 import difflib
 import inspect
+import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from d2ext.config.check import check_field
+from d2ext.config.check import accepted, check_field, target_name
 from d2ext.errors import UserError
 
 # Fields that take more than the type of their present value, beside those that check.py knows. The
@@ -22,6 +24,8 @@ _UNIONS: dict[tuple[str, ...], tuple[type, ...]] = {
 }
 # A run has one length: a value for one clears the other.
 _OTHER_LENGTH = {"train.max_epochs": "max_iter", "train.max_iter": "max_epochs"}
+_NAME = r"[^.\[\]{}\"'+]+"
+_KEY = re.compile(rf"{_NAME}(\.{_NAME}|\[{_NAME}\])*")
 # What a plain number, true, false or null is made of.
 _WORD = re.compile(r"[-+.:~\w]+")
 
@@ -30,8 +34,12 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
     """Applies `key=value` strings to a config in place, in their order.
 
     A value that starts with a bracket, brace or quote is YAML; a number, true, false or null is
-    what YAML takes it for; everything else is text, to its end. `+key=value` adds a field that the
-    config does not know. A value for `train.max_epochs` clears `train.max_iter` and vice versa.
+    what YAML takes it for, and None is null; everything else is text, to its end. A dict changes
+    the fields that it names; one with another `_target_` replaces all of what is there.
+
+    `+key=value` adds a field that the config does not know, and the sections that it lies in.
+    `+key[N]=value` appends to a list of N items. A value for `train.max_epochs` clears
+    `train.max_iter` and vice versa.
 
     Args:
         cfg: an omegaconf DictConfig.
@@ -47,13 +55,18 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
             raise UserError(
                 f"the flag {text!r} stands behind the overrides; put it before the first key=value"
             )
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip("+ "):
+        written, equals, value = text.partition("=")
+        if not equals or not written.strip("+ "):
             raise UserError(f"the override {text!r} is not of the form key=value")
-        force, key = key.startswith("+"), key.removeprefix("+").strip()
+        force, key = written.startswith("+"), written.removeprefix("+").strip()
+        if not _KEY.fullmatch(key):
+            raise UserError(
+                f"cannot read the key {key!r} of the override {text!r}; keys are like a.b[0].c, and"
+                " +a.b[N]=... appends to a list of N items"
+            )
         if key.startswith("dist_params."):  # the guide's name for it
             key = key.replace("dist_params", "train.dist", 1)
-        _set(cfg, key, _parse(key, value), force)
+        _set(cfg, key, _parse(written, value), force)
 
 
 def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
@@ -61,35 +74,65 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
     from omegaconf.errors import GrammarParseError
 
     node, parts = cfg, _split(key)
+    add = force or bool(accepted(".".join(parts)))  # a config may lack what d2ext knows
     for depth, part in enumerate(parts[:-1]):
         if not _holds(node, part):
-            if not (force and isinstance(node, DictConfig)):
-                raise _unknown(cfg, key)
-            node[part] = OmegaConf.create({}, flags={"allow_objects": True})
+            below = parts[depth + 1]
+            if below.isdecimal() and below != "0":
+                raise UserError(f"unknown key {key!r}; a new list begins with [0]")
+            if not add or not _has_room(node, part):
+                raise _unknown(cfg, key, node, parts[:depth])
+            content = [] if below == "0" else {}
+            _put(node, part, OmegaConf.create(content, flags={"allow_objects": True}))
         node = _value(node, part)
         if not isinstance(node, (DictConfig, ListConfig)):
             prefix = ".".join(parts[: depth + 1])
-            raise UserError(f"{key}: {prefix} is {node!r}, which has no fields")
+            raise UserError(
+                f"{key}: {prefix} is {node!r}, which has no fields; give all of it, {prefix}=..."
+            )
     leaf = parts[-1]
     if _holds(node, leaf):
         old = _value(node, leaf)
         _check_type(key, value, old)
-        if isinstance(old, DictConfig) and isinstance(value, dict):
+        if isinstance(old, DictConfig) and isinstance(value, dict) and _same_target(old, value):
             # A dict merges into the one there, so that each of its keys is checked as well.
             for name, item in value.items():
                 _set(cfg, f"{key}.{name}", item, force)
             return
-    elif not isinstance(node, DictConfig) or not (force or leaf in parameters(node)):
-        raise _unknown(cfg, key)
-    elif not force and (default := parameters(node)[leaf].default) is not inspect.Parameter.empty:
-        _check_type(key, value, default)
+    elif not add or not _has_room(node, leaf):
+        parameter = parameters(node).get(leaf) if isinstance(node, DictConfig) else None
+        if parameter is None:
+            raise _unknown(cfg, key, node, parts[:-1])
+        if parameter.default is not inspect.Parameter.empty:
+            _check_type(key, value, parameter.default)
     try:
-        node[_index(node, leaf)] = value
+        _put(node, leaf, value)
     except GrammarParseError as e:  # half an interpolation
         raise UserError(f"{key}: cannot read {value!r}: {str(e).splitlines()[0]}") from e
     other = _OTHER_LENGTH.get(".".join(parts))
     if other and other in node and value is not None:
         node[other] = None
+
+
+def _has_room(node: Any, part: str) -> bool:
+    """Return whether a field can be added: any to a dict, and the next item to a list."""
+    from omegaconf import ListConfig
+
+    return not isinstance(node, ListConfig) or part == str(len(node))
+
+
+def _put(node: Any, part: str, value: Any) -> None:
+    from omegaconf import ListConfig
+
+    if isinstance(node, ListConfig) and part == str(len(node)):
+        node.append(value)
+    else:
+        node[_index(node, part)] = value
+
+
+def _same_target(old: Any, new: dict[str, Any]) -> bool:
+    """Return whether both dicts build the same, or the new one leaves that as it is."""
+    return "_target_" not in new or target_name(old.get("_target_")) == target_name(new["_target_"])
 
 
 def _value(node: Any, part: str) -> Any:
@@ -126,6 +169,8 @@ def _parse(key: str, text: str) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if text.strip() == "None":
+        return None
     plain = text[:1] not in tuple("[{'\"")
     if plain and not _WORD.fullmatch(text.strip()):
         return text
@@ -141,7 +186,11 @@ def _parse(key: str, text: str) -> Any:
         if plain:
             return text
         reason = str(getattr(e, "problem", None) or e).splitlines()[0]
-        raise UserError(f"{key}: cannot read the value {text!r}: {reason}; quote it") from e
+        as_text = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
+        raise UserError(
+            f"{key}: cannot read the value {text!r}: {reason}; if the shell split the override,"
+            f" quote it; to give text, write {as_text}"
+        ) from e
 
 
 def _check_type(key: str, value: Any, old: Any) -> None:
@@ -179,7 +228,10 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
     if target is None:
         return {}
     if isinstance(target, str):
-        target = locate(target)
+        try:
+            target = locate(target)
+        except ImportError:  # whoever builds it says so
+            return {}
     found: dict[str, inspect.Parameter] = {}
     levels = [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]
     for level in levels:
@@ -195,7 +247,15 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _unknown(cfg: Any, key: str) -> UserError:
+def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
+    """Return the error for a key, which `node`, the part of the config at `path`, does not hold."""
+    from omegaconf import ListConfig
+
+    if isinstance(node, ListConfig):
+        name, items = ".".join(path), "1 item" if len(node) == 1 else f"{len(node)} items"
+        return UserError(
+            f"unknown key {key!r}; {name} has {items}, and +{name}[{len(node)}]=... appends one"
+        )
     known = list(_all_keys(cfg))
     # The same name in another section is a better guess than a similar path.
     last = key.rpartition(".")[2]

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from d2ext.data.boxes_as_masks import with_outlines
 from d2ext.data.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
+from d2ext.data.formats.common import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
 from d2ext.data.formats.recognise import annotation_format
+from d2ext.data.records import columns_of
 from d2ext.data.store import remembered, stored, stored_coco
 from d2ext.errors import UserError
 
@@ -27,7 +30,8 @@ class Dataset:
         load: returns Detectron2's dataset dicts; may raise UserError.
         classes: names in the order of `category_id`.
         metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
-            learns from the annotations.
+            learns from the annotations. `left_out` is the number of objects that are not in the
+            dicts by reason, `keypoints` the number of objects whose keypoints are not read.
     """
 
     load: Callable[[], Sequence[dict]]
@@ -41,6 +45,7 @@ def via_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     attribute: str | None = None,
+    boxes_as_masks: bool = False,
 ) -> Dataset:
     """Photos annotated with the VGG Image Annotator.
 
@@ -51,12 +56,18 @@ def via_dataset(
             takes those that the regions have.
         palette: one RGB colour (0 to 255) a class, for pictures.
         attribute: the region attribute that holds the class name.
+        boxes_as_masks: see `coco_dataset`; VIA's rectangles have outlines anyway.
     """
     if classes is None:
         classes, attribute = via.via_classes(json_file, attribute)
     classes = _names(classes)
-    load = partial(via.read_via, json_file, image_root, classes, attribute=attribute)
-    return Dataset(load, classes, {**_colors(palette, classes), "image_root": image_root})
+    metadata = {**_colors(palette, classes), "image_root": image_root}
+
+    def load() -> Sequence[dict]:
+        records = via.read_via(json_file, image_root, classes, attribute, metadata)
+        return with_outlines(records) if boxes_as_masks else records
+
+    return Dataset(load, classes, metadata)
 
 
 def coco_dataset(
@@ -64,6 +75,7 @@ def coco_dataset(
     image_root: str,
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
 ) -> Dataset:
     """Photos annotated in a COCO JSON.
 
@@ -72,6 +84,7 @@ def coco_dataset(
         image_root: folder of the photos.
         classes: names of the classes to use; None takes the file's categories by their ids.
         palette: one RGB colour (0 to 255) a class, for pictures.
+        boxes_as_masks: gives objects without an outline their box as one.
     """
     if classes is None:
         names = tuple(remembered(json_file, "coco_classes", lambda: coco_classes(json_file)))
@@ -83,7 +96,8 @@ def coco_dataset(
         records = stored_coco(json_file, image_root, classes)
         # The entry by which Detectron2, too, writes results in the file's own category ids.
         metadata[FILE_IDS] = dict(records.info["category_ids"])
-        return records
+        metadata.update({key: records.info[key] for key in ("left_out", "keypoints")})
+        return with_outlines(records) if boxes_as_masks else records
 
     return Dataset(load, names, metadata)
 
@@ -93,6 +107,7 @@ def middle_dataset(
     image_root: str,
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
 ) -> Dataset:
     """Photos annotated in MMDetection's middle format.
 
@@ -101,14 +116,22 @@ def middle_dataset(
         image_root: folder of the photos.
         classes: names of the classes to use; None takes all of the file's.
         palette: one RGB colour (0 to 255) a class, for pictures.
+        boxes_as_masks: gives objects without an outline their box as one.
     """
     names = middle_classes(json_file) if classes is None else _names(classes)
     options = {"reader": "middle", "image_root": str(image_root), "classes": list(names)}
+    metadata = {**_colors(palette, names), "image_root": image_root}
+
+    def read() -> tuple[list[dict], dict[str, Any]]:
+        info: dict[str, Any] = {}
+        return read_middle(json_file, image_root, names, info), info
 
     def load() -> Sequence[dict]:
-        return stored(json_file, options, lambda: (read_middle(json_file, image_root, names), {}))
+        records = stored(json_file, options, read)
+        metadata["left_out"] = records.info["left_out"]
+        return with_outlines(records) if boxes_as_masks else records
 
-    return Dataset(load, names, {**_colors(palette, names), "image_root": image_root})
+    return Dataset(load, names, metadata)
 
 
 def annotated_dataset(
@@ -118,6 +141,7 @@ def annotated_dataset(
     palette: Sequence[Sequence[int]] | None = None,
     missing_ok: bool = False,
     attribute: str | None = None,
+    boxes_as_masks: bool = False,
 ) -> Dataset:
     """Annotated photos, whose format is recognised from the file (`annotation_format`).
 
@@ -131,12 +155,13 @@ def annotated_dataset(
         missing_ok: a class that the file lacks is one without objects, for a validation set; else
             it is a mistake.
         attribute: of VIA's regions, holds their class; None finds it.
+        boxes_as_masks: gives objects without an outline their box as one.
     """
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
     form = remembered(json_file, "format", lambda: annotation_format(json_file))
-    reader = partial(readers[form], json_file, image_root)
+    reader = partial(readers[form], json_file, image_root, boxes_as_masks=boxes_as_masks)
     if form == "via":
         reader = partial(reader, attribute=attribute)
     if classes is None or not missing_ok:
@@ -166,8 +191,11 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 
     def load() -> Sequence[dict]:
         records = dataset.load()
+        selected = select_classes(records, mine, classes)
         made.update(select_metadata(dataset.metadata, mine, classes))  # what it has learned
-        return select_classes(records, mine, classes)
+        others = len(columns_of(records).categories) - len(columns_of(selected).categories)
+        made["left_out"] = not_read(made.get("left_out", {}), others)
+        return selected
 
     return Dataset(load, classes, made)
 

@@ -1,23 +1,26 @@
-"""Checks a data set before a run: what would stop the training hours later stops it at once."""
+"""Checks a dataset before a run: what would stop the training hours later stops it at once."""
 
 import os
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from d2ext.data.columns import NO_MASK, Columns, is_object
+from d2ext.data.columns import CROWD, DIFFICULT, GROUP_OF, NO_MASK, Columns, is_object
 from d2ext.data.formats.images import image_size
 from d2ext.data.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
 
 _SIZES = 2000  # images of a set whose headers are read: 0.1 s on a disk
+_MANY = 0.1  # share of crowds above which they are hardly COCO's own, which are 1 %
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a data set holds. Crowds are not counted: Detectron2 does not train on them.
+    """What a dataset holds. Objects are those that a training learns from.
 
     Attributes:
         name: its name in the config.
@@ -25,6 +28,9 @@ class DatasetSummary:
         instances: number of annotated objects.
         per_class: number of objects by class name, in the order of the classes.
         empty: number of images without an object.
+        skipped: number of the other annotations, by reason.
+        most: the most objects in one image.
+        most_of_a_class: the most objects of one class in one image.
         problems: what is odd, yet no error; one line each.
     """
 
@@ -33,11 +39,33 @@ class DatasetSummary:
     instances: int
     per_class: dict[str, int]
     empty: int
+    skipped: dict[str, int]
+    most: int
+    most_of_a_class: int
     problems: list[str]
 
+    def skipped_words(self, use: str = "trained on") -> str:
+        """Say how many annotations are not objects to learn from, and why."""
+        total = self.instances + sum(self.skipped.values())
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
+        return f"{total - self.instances} of {total} objects are not {use}: {reasons}"
 
-def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) -> DatasetSummary:
+
+def check_dataset(
+    name: str,
+    records: Sequence[dict],
+    classes: Sequence[str],
+    metadata: Mapping[str, Any] | None = None,
+    use: str = "trained on",
+) -> DatasetSummary:
     """Checks Detectron2's dataset dicts and counts what they hold.
+
+    Args:
+        name: of the dataset in the config.
+        records: its dataset dicts.
+        classes: names by `category_id`.
+        metadata: of the dataset, where its reader has counted what is not in the dicts.
+        use: what a run does with the objects, for the summary.
 
     Raises:
         UserError: there are no images, image files are absent, unreadable or of another size (in a
@@ -72,8 +100,9 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
         raise UserError(
             f"data set {name!r} has the image_id {twice[0]!r} twice; make them distinct"
         )
-    unknown = (columns.categories < 0) | (columns.categories >= len(classes))
-    for i in columns.images()[unknown][:1]:
+    objects = columns.objects_only()
+    unknown = (objects.categories < 0) | (objects.categories >= len(classes))
+    for i in objects.images()[unknown][:1]:
         ids = [a.get("category_id") for a in filter(is_object, records[i]["annotations"])]
         wrong = next(c for c in ids if c not in range(len(classes)))
         raise UserError(
@@ -85,21 +114,73 @@ def check_dataset(name: str, records: Sequence[dict], classes: Sequence[str]) ->
     empty = int(np.sum(columns.objects == 0))
     per_class = {c: counts[i] for i, c in enumerate(classes)}
     unseen = [c for c, n in per_class.items() if n == 0]
-    problems = []
+    problems: list[str] = []
+    skipped = _skipped(columns, metadata or {})
+    summary = DatasetSummary(
+        name=name,
+        images=len(records),
+        instances=sum(counts),
+        per_class=per_class,
+        empty=empty,
+        skipped=skipped,
+        most=int(columns.objects.max()),
+        most_of_a_class=_most_of_a_class(objects, len(classes)),
+        problems=problems,
+    )
+    if skipped:
+        problems.append(summary.skipped_words(use))
+    if keypoints := (metadata or {}).get("keypoints"):
+        have = "object has" if keypoints == 1 else "objects have"
+        problems.append(f"{keypoints} {have} keypoints, which are not {use}")
     if unseen:
         problems.append(f"no object of {_first(unseen)}")
     if empty:
         problems.append(f"{empty} of {len(records)} images have no objects")
-    return DatasetSummary(name, len(records), sum(counts), per_class, empty, problems)
+    return summary
+
+
+def check_trainable(summaries: Sequence[DatasetSummary]) -> None:
+    """Raise UserError where datasets have annotations, none of which is an object to learn from."""
+    if any(s.instances or not s.skipped for s in summaries):
+        return
+    words = "; ".join(f"dataset {s.name!r}: {s.skipped_words()}" for s in summaries)
+    raise UserError(f"nothing is left to train on: {words}; correct the annotations")
+
+
+def _most_of_a_class(objects: Columns, num_classes: int) -> int:
+    pairs = objects.images() * num_classes + objects.categories
+    return int(np.unique(pairs, return_counts=True)[1].max(initial=0))
+
+
+def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Count the annotations that are not objects to learn from, each for one reason."""
+    flags = columns.flags
+    crowds = int(np.sum(flags & CROWD > 0))
+    groups = int(np.sum(flags == GROUP_OF))
+    counts = {
+        _crowds(crowds, len(flags), metadata): crowds,
+        "marked difficult or ignore": int(np.sum((flags & DIFFICULT > 0) & (flags & CROWD == 0))),
+        "group (is_group_of)" if groups == 1 else "groups (is_group_of)": groups,
+        **metadata.get("left_out", {}),
+    }
+    return {reason: n for reason, n in counts.items() if n}
+
+
+def _crowds(crowds: int, annotations: int, metadata: Mapping[str, Any]) -> str:
+    file = metadata.get("json_file")
+    if not file or crowds <= _MANY * annotations:
+        return "crowd" if crowds == 1 else "crowds"
+    command = f"sed -E 's/(\"iscrowd\": *)1/\\10/g' {shlex.quote(str(file))} >objects.json"
+    return f"crowds (CVAT writes brush masks as crowds; if each is one object: {command})"
 
 
 def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> None:
     """Checks that a model with masks can learn from Detectron2's dataset dicts.
 
-    Crowds may be as they like: Detectron2 does not train on them.
+    Only objects to learn from need a mask, not crowds.
 
     Args:
-        name: of the data set in the config.
+        name: of the dataset in the config.
         records: its dataset dicts.
         mask_format: the mapper's `instance_mask_format`, which is `polygon` or `bitmask` (both
             take polygons and RLE, see `build_train_loader`); None for a model without masks, which
@@ -113,14 +194,16 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
     field = "dataloader.train.mapper"
     if mask_format not in ("polygon", "bitmask"):
         raise UserError(f"{field}.instance_mask_format={mask_format!r}: give polygon or bitmask")
-    columns = columns_of(records)
+    columns = columns_of(records).objects_only()
     lacking = np.flatnonzero(columns.masks == NO_MASK)
     if len(lacking):
         first = file_names_of(records)[columns.images()[lacking[0]]]
         raise UserError(
-            f"data set {name!r}: {len(lacking)} of {len(columns.masks)} objects have no"
-            f" `segmentation`, the first is in {first}; add it, or train boxes only: a model"
-            f" without a mask head, such as Faster R-CNN, with {field}.use_instance_mask=False"
+            f"dataset {name!r}: {len(lacking)} of {len(columns.masks)} objects have no outline"
+            f" (`segmentation`), the first is in {first}; data.boxes_as_masks=True takes the box"
+            f" as the outline (outside of configs/custom datasets.{name}.boxes_as_masks=True), or"
+            " train boxes only with configs/custom/faster_rcnn_lite0_fpn.py (a model without a"
+            f" mask head, and {field}.use_instance_mask=False)"
         )
 
 

@@ -1,87 +1,116 @@
-"""What samplers, filters and checks need of a data set's images, as arrays."""
+"""What samplers, filters and checks need of a dataset's images, as arrays."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
 
 NO_MASK, POLYGON, RLE = range(3)
-_NO_OBJECT = ("iscrowd", "difficult", "is_group_of")
+CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits of `flags`
+_FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What samplers, filters and checks need of N images with M objects; see `is_object`.
+    """What samplers, filters and checks need of N images with M annotations.
 
     Attributes:
         heights: int32 (N,), pixels; -1 where a record has no positive integer.
         widths: the same.
-        objects: int32 (N,), objects of each image.
-        categories: int32 (M,), `category_id` of each object, image by image; -1 where it is no
-            integer.
+        annotations: int32 (N,), number of annotations of each image.
+        categories: int32 (M,), `category_id` of each annotation, image by image; -1 where it is
+            not an integer.
         masks: int8 (M,), NO_MASK, POLYGON or RLE.
+        flags: uint8 (M,), CROWD, DIFFICULT and GROUP_OF; 0 for an object to learn from (see
+            `is_object`).
     """
 
     heights: np.ndarray
     widths: np.ndarray
-    objects: np.ndarray
+    annotations: np.ndarray
     categories: np.ndarray
     masks: np.ndarray
+    flags: np.ndarray
 
-    NAMES = ("heights", "widths", "objects", "categories", "masks")
+    NAMES = ("heights", "widths", "annotations", "categories", "masks", "flags")
+
+    @functools.cached_property
+    def objects(self) -> np.ndarray:
+        """int32 (N,), objects to learn from in each image."""
+        return self._per_image(self.flags == 0)
 
     def images(self) -> np.ndarray:
-        """int64 (M,), the index of each object's image."""
-        return np.repeat(np.arange(len(self.objects)), self.objects)
+        """int64 (M,), the index of each annotation's image."""
+        return np.repeat(np.arange(len(self.annotations)), self.annotations)
 
     def take(self, indices: np.ndarray) -> "Columns":
-        """The columns of these images."""
-        ends, counts = np.cumsum(self.objects)[indices], self.objects[indices]
-        objects = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+        """Return the columns of these images."""
+        ends, counts = np.cumsum(self.annotations)[indices], self.annotations[indices]
+        rows = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
         return Columns(
             self.heights[indices],
             self.widths[indices],
             counts,
-            self.categories[objects],
-            self.masks[objects],
+            self.categories[rows],
+            self.masks[rows],
+            self.flags[rows],
         )
 
+    def objects_only(self) -> "Columns":
+        """Return the columns without the annotations that no training takes."""
+        return self._keep(self.flags == 0)
+
     def relabeled(self, labels: Sequence[int | None]) -> "Columns":
-        """The columns with `category_id` c as labels[c]; objects of which it is None are gone."""
-        # The last one is for what is no integer, which is -1.
+        """Return the columns with `category_id` c as labels[c]; None drops the annotation."""
+        # The last one is for what is not an integer, which is -1.
         new = np.array([*(-1 if label is None else label for label in labels), -1], np.int32)
         categories = new[self.categories]
-        kept = categories >= 0
-        objects = np.bincount(self.images()[kept], minlength=len(self.objects)).astype(np.int32)
-        return Columns(self.heights, self.widths, objects, categories[kept], self.masks[kept])
+        return replace(self, categories=categories)._keep(categories >= 0)
 
     def category_counts(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objects and images of each class: two int64 arrays (num_classes,)."""
-        valid = (self.categories >= 0) & (self.categories < num_classes)
-        pairs = np.unique(self.images()[valid] * num_classes + self.categories[valid])
+        """Count objects and images of each class: two int64 arrays (num_classes,)."""
+        objects = self.objects_only()
+        valid = (objects.categories >= 0) & (objects.categories < num_classes)
+        categories = objects.categories[valid]
+        pairs = np.unique(objects.images()[valid] * num_classes + categories)
         return (
-            np.bincount(self.categories[valid], minlength=num_classes),
+            np.bincount(categories, minlength=num_classes),
             np.bincount(pairs % num_classes, minlength=num_classes),
         )
 
+    def _keep(self, rows: np.ndarray) -> "Columns":
+        return replace(
+            self,
+            annotations=self._per_image(rows),
+            categories=self.categories[rows],
+            masks=self.masks[rows],
+            flags=self.flags[rows],
+        )
+
+    def _per_image(self, rows: np.ndarray) -> np.ndarray:
+        counts = np.bincount(self.images()[rows], minlength=len(self.annotations))
+        return counts.astype(np.int32)
+
 
 def list_columns(records: Sequence[dict]) -> Columns:
-    """The columns of dataset dicts, each of which is looked at; see `records.columns_of`."""
+    """Collect the columns of dataset dicts one by one; see `records.columns_of`."""
     sizes = [(_size(r.get("height")), _size(r.get("width"))) for r in records]
-    objects = [list(filter(is_object, r.get("annotations", ()))) for r in records]
-    every = [a for image in objects for a in image]
+    annotations = [r.get("annotations", ()) for r in records]
+    every = [a for image in annotations for a in image]
     return Columns(
         *np.array(sizes, np.int32).reshape(-1, 2).T,
-        np.array([len(image) for image in objects], np.int32),
+        np.array([len(image) for image in annotations], np.int32),
         np.array([_integer(a.get("category_id")) for a in every], np.int32),
         np.array([mask_kind(a) for a in every], np.int8),
+        np.array([_flags(a) for a in every], np.uint8),
     )
 
 
-def is_object(annotation: dict) -> bool:
-    """Whether it is one to learn from: no crowd, no group, not difficult (or to be ignored)."""
-    return not any(map(annotation.get, _NO_OBJECT))
+def is_object(annotation: Mapping) -> bool:
+    """Return whether to learn from it: no crowd, no group, not difficult (or to be ignored)."""
+    return not any(map(annotation.get, _FLAGS))
 
 
 def mask_kind(annotation: dict) -> int:
@@ -89,6 +118,10 @@ def mask_kind(annotation: dict) -> int:
     masks = annotation.get("segmentation")
     kind = {list: POLYGON, dict: RLE}.get(type(masks), NO_MASK)
     return kind if kind == NO_MASK or masks else NO_MASK
+
+
+def _flags(annotation: Mapping) -> int:
+    return sum(bit for name, bit in _FLAGS.items() if annotation.get(name))
 
 
 def _size(value: object) -> int:

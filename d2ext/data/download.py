@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from d2ext.errors import UserError
 from d2ext.terminal import progress
+from d2ext.waiting import waiting_for
 
 _TIMEOUT = 10  # seconds without an answer or a byte; a machine without a network shall not wait
 
@@ -31,6 +32,11 @@ def download(url: str, path: Path) -> None:
         Unreachable: see there. What has arrived remains in `path`.
         OSError: `path` cannot be written.
     """
+    with waiting_for(f"the download of {url}", "Ctrl-C gives up; the same command resumes it"):
+        _download(url, path)
+
+
+def _download(url: str, path: Path) -> None:
     here = path.stat().st_size if path.exists() else 0
     response = _open(url, here)
     if response is None:

@@ -1,10 +1,15 @@
 """Loaders for training and evaluation."""
 
+import contextlib
 import itertools
 import logging
+import multiprocessing
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,16 +29,19 @@ from d2ext.data.mapping import (
 from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
+from d2ext.data.workers import WorkerContext, last_words, report_errors
 from d2ext.errors import UserError, in_words
 from d2ext.guard import die_with_parent
+from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-# A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
-_FORK = "fork"
 # Signals reach the whole process group. The trainer decides what to do; workers just serve.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_PATIENCE = 600  # seconds for a batch; behind it a disk hangs
+_PATIENCE = 600  # seconds for a batch; after that a disk hangs
+_LATE = 1.0  # seconds after which a batch is late
+_FAREWELL = 2.0  # seconds for workers to end before they are killed
 _REPLACEMENTS = 20  # images to try in the place of one that cannot be read
 
 
@@ -91,10 +99,8 @@ def build_train_loader(
         _SeededDataset(records, RleAsBitmaps(mapper), seed, replaces=bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=num_workers,
-        multiprocessing_context=_FORK if num_workers else None,
-        timeout=_PATIENCE if num_workers else 0,
+        **_worker_options(num_workers),
         collate_fn=_as_list,
-        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_initialized(),  # the model is on a GPU already, or stays off it
     )
     return Loader(loader)
@@ -124,10 +130,8 @@ def build_test_loader(
         _MappedDataset(dataset, mapper),
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
-        multiprocessing_context=_FORK if num_workers else None,
-        timeout=_PATIENCE if num_workers else 0,
+        **_worker_options(num_workers),
         collate_fn=_as_list,
-        worker_init_fn=_init_worker,
     )
     return Loader(loader, leaves_out=bad_images == "skip")
 
@@ -227,13 +231,13 @@ class Loader:
         # None may come before the workers ignore it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         try:
-            batches = iter(self._loader)
+            batches = self._started()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.left_out = []
         try:
             yield []  # where `__iter__` stops
-            for batch in batches:
+            while (batch := _next(batches)) is not None:
                 if self._leaves_out:
                     self.left_out += [s.message for s in batch if isinstance(s, Failure)]
                     batch = [s for s in batch if not isinstance(s, Failure)]
@@ -241,11 +245,28 @@ class Loader:
         finally:
             # Not left to the garbage collector: Python would wait for workers at its end.
             if hasattr(batches, "_shutdown_workers"):
-                batches._shutdown_workers()
-                # One that hangs in a read ignores torch's TERM.
-                for worker in batches._workers:
-                    if worker.is_alive():
-                        worker.kill()
+                _end_workers(batches)
+
+    def _started(self) -> Iterator[list]:
+        if not self._loader.num_workers:
+            return iter(self._loader)
+        raise_open_files()
+        before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
+        try:
+            return iter(self._loader)
+        except OSError as e:
+            for worker in set(multiprocessing.active_children()) - before:
+                _kill(worker)  # Python would wait for it at its end
+            if exhausted(str(e)):
+                raise
+            # Else it is the queues' semaphores, which are files in shared memory.
+            raise OSError(e.errno, e.strerror, str(SHARED_MEMORY)) from e
+        finally:
+            # torch's handler raises wherever the process happens to be when a worker dies, such as
+            # in the midst of writing a file. `_next` finds that out in time.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
     def _checked(self, sample: dict | Failure | Replaced) -> dict:
         if isinstance(sample, Failure):
@@ -294,6 +315,69 @@ class Loader:
             yield dataset.record(key), sample
 
 
+def _next(batches: Iterator[list]) -> list | None:
+    """Return the next batch, None after the last one; a long wait is announced.
+
+    Raises:
+        RuntimeError: None came for ten minutes, or a worker cannot go on.
+    """
+    since = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as e:
+                if deaths := _deaths(batches):
+                    raise RuntimeError(f"DataLoader worker {deaths}") from e
+                if not str(e).startswith("DataLoader timed out"):
+                    raise
+            if words := last_words():
+                raise RuntimeError(f"DataLoader worker: {words}")
+            waited = time.monotonic() - since
+            if waited > _PATIENCE:
+                raise RuntimeError(f"DataLoader timed out after {waited:.0f} seconds")
+            if waited < 2 * _LATE:  # for the first time
+                what = "the loader workers' next batch (slow storage, or too few workers)"
+                stack.enter_context(waiting_for(what, since=since))
+
+
+def _end_workers(batches: Any) -> None:
+    """End the workers of a DataLoader's iterator, and kill those that hang in a read."""
+    late = threading.Timer(_FAREWELL, lambda: [worker.kill() for worker in batches._workers])
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: torch kills them, later
+        late.start()
+    batches._shutdown_workers()
+    late.cancel()
+    for worker in batches._workers:
+        _kill(worker)
+
+
+def _kill(worker: multiprocessing.Process) -> None:
+    worker.kill()
+    worker.join()
+
+
+def _deaths(batches: Any) -> str:
+    """Return which workers a signal has ended, in words; "" for none."""
+    codes = {worker.pid: worker.exitcode or 0 for worker in getattr(batches, "_workers", [])}
+    killed = [
+        f"{pid} was ended by {signal.Signals(-code).name}"
+        for pid, code in codes.items()
+        if code < 0
+    ]
+    return ", ".join(killed)
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    """Return DataLoader's arguments for processes that are forked, deaf to signals, and outspoken.
+
+    A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
+    """
+    if not num_workers:
+        return {}
+    return dict(multiprocessing_context=WorkerContext(), timeout=_LATE, worker_init_fn=_init_worker)
+
+
 def _as_list(samples: list) -> list:
     return samples
 
@@ -301,6 +385,7 @@ def _as_list(samples: list) -> list:
 def _init_worker(worker_id: int) -> None:
     # Its rank may be killed, and it would wait for work for ever.
     die_with_parent()
+    report_errors()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)

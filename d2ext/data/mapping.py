@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import SizeMismatchError
 
+from d2ext.errors import UserError
+from d2ext.limits import exhausted
+
 
 class Failure:
     """A sample that could not be made; crosses the process border, where an exception cannot."""
@@ -39,7 +42,11 @@ class ReportFailures:
         except SizeMismatchError as e:
             return Failure(f"{e} (EXIF orientation counts)")
         except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
+            if exhausted(str(e)):  # the machine's fault: no image is to be skipped for it
+                raise
             return Failure(f"image {record['file_name']} cannot be read: {e}; replace or unlist it")
+        except UserError as e:  # too many pixels, or a format that needs another package
+            return Failure(str(e))
 
 
 class RleAsBitmaps:

@@ -17,11 +17,9 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from d2ext.data.columns import Columns, list_columns
+from d2ext.data.columns import CROWD, DIFFICULT, GROUP_OF, Columns, list_columns
 from d2ext.data.pages import PagesWriter, map_file, read_pages
 from d2ext.errors import UserError
-
-CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits of `flags`, which a COCO file's objects have
 
 
 class _Decoded(Sequence):
@@ -90,7 +88,7 @@ class Records(_Decoded):
         """The record of a COCO file, of which `data` holds only these three."""
         arrays = self._arrays
         part = slice(arrays["starts"][i], arrays["starts"][i + 1])
-        rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "labels", "areas"))
+        rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "categories", "areas"))
         annotations = []
         for box, flags, label, area, masks in zip(*rows, segmentations, strict=True):
             crowd = flags & CROWD
@@ -169,7 +167,8 @@ def join(parts: Sequence[Sequence[dict]]) -> View:
 def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
     """The records, each sent through a picklable function when it is asked for.
 
-    It must not change what columns hold: sizes, crowds, classes and kinds of masks.
+    If it changes what columns hold (sizes, crowds, classes, kinds of masks), it has a method
+    `columns` that does the same to the `Columns`.
     """
     return View([records], function=function)
 
@@ -193,6 +192,9 @@ class _Relabel:
         kept = [{**a, "category_id": label} for a, label in pairs if label is not None]
         return {**record, "annotations": kept}
 
+    def columns(self, columns: Columns) -> Columns:
+        return columns.relabeled(self.labels)
+
 
 def columns_of(records: Sequence[dict]) -> Columns:
     """The columns of a list or of any of this module's sequences, which need no decoding."""
@@ -203,9 +205,8 @@ def columns_of(records: Sequence[dict]) -> Columns:
         columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
         if records.indices is not None:
             columns = columns.take(records.indices)
-        if isinstance(records.function, _Relabel):
-            columns = columns.relabeled(records.function.labels)
-        return columns
+        changed = getattr(records.function, "columns", None)
+        return changed(columns) if changed else columns
     return list_columns(records)
 
 

@@ -1,17 +1,20 @@
 """The `datasets` of a config in Detectron2's catalogs, registered by every process for itself."""
 
 import pydoc
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from d2ext.data.catalog import Dataset, with_classes
 from d2ext.data.cityscapes import name_labels
-from d2ext.data.records import applied
+from d2ext.data.plain_records import plain_records
+from d2ext.data.records import Records, View, applied
 from d2ext.errors import UserError
 
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
+_COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
 
 
 def register_datasets(datasets: Mapping[str, Any]) -> None:
@@ -52,7 +55,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
                 f"datasets.{name}: _target_ returned {type(dataset).__name__}, not a d2ext Dataset;"
                 " use via_dataset, coco_dataset or a function that returns one"
             )
-        _register(name, dataset)
+        _register(name, _plain(name, dataset))
         _registered[name] = content
 
 
@@ -73,12 +76,50 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
         _register(name, with_classes(dataset, classes))
 
 
+def _plain(name: str, dataset: Dataset) -> Dataset:
+    """Return the dataset with plain records, whatever numbers and paths its function returns."""
+    if isinstance(dataset.classes, str):
+        raise UserError(
+            f"datasets.{name}: classes={dataset.classes!r} is one text; give a list, such as"
+            f" [{dataset.classes!r}]"
+        )
+    metadata = dict(dataset.metadata)
+
+    def load() -> Sequence[dict]:
+        records = dataset.load()
+        metadata.update(dataset.metadata)  # what it has learned
+        if isinstance(records, Records | View):  # made by d2ext's readers
+            return records
+        if not isinstance(records, Sequence) or isinstance(records, str):
+            raise UserError(
+                f"datasets.{name}: `load` returned a {type(records).__name__}; return a list of"
+                " Detectron2's dataset dicts"
+            )
+        left_out = Counter(dataset.metadata.get("left_out", {}))
+        plain = plain_records(records, name, left_out)
+        metadata["left_out"] = dict(left_out)
+        return plain
+
+    return Dataset(load, dataset.classes, metadata)
+
+
 def _register(name: str, dataset: Dataset) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     DatasetCatalog.register(name, partial(_load, name, dataset))
-    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **dataset.metadata)
+    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **_fixed(dataset))
     _datasets[name] = dataset
+
+
+def counts_of(name: str) -> dict[str, Any]:
+    """Return what a dataset's reader has counted in its last `load`, see `Dataset.metadata`."""
+    metadata = _datasets[name].metadata if name in _datasets else {}
+    return {key: metadata[key] for key in _COUNTS if key in metadata}
+
+
+def _fixed(dataset: Dataset) -> dict[str, Any]:
+    """Return the metadata for Detectron2, where no value may change while the file may."""
+    return {key: value for key, value in dataset.metadata.items() if key not in _COUNTS}
 
 
 def _require_importable(name: str, target: Any) -> None:
@@ -106,27 +147,10 @@ def _load(name: str, dataset: Dataset) -> Sequence[dict]:
     from detectron2.data import MetadataCatalog
 
     records = dataset.load()
-    MetadataCatalog.get(name).set(**dataset.metadata)
-    if not isinstance(records, list):  # decoded when they are asked for
-        if not isinstance(records, Sequence):
-            raise UserError(
-                f"datasets.{name}: `load` returned a {type(records).__name__}; return a list of"
-                " Detectron2's dataset dicts"
-            )
-        return applied(records, _with_box_modes)
-    _check_boxes(name, records)
-    return [_with_box_modes(record) for record in records]
-
-
-def _check_boxes(name: str, records: list[dict]) -> None:
-    """A function of the user's may leave out what Detectron2 asks for in the middle of a run."""
-    for record in records:
-        for i, a in enumerate(record.get("annotations", ())):
-            if len(a.get("bbox", ())) != 4 or a.get("bbox_mode") not in (0, 1):
-                raise UserError(
-                    f"datasets.{name}: {record.get('file_name')}: annotations[{i}] needs a bbox of"
-                    " four numbers, and bbox_mode 0 (x0, y0, x1, y1) or 1 (x, y, width, height)"
-                )
+    MetadataCatalog.get(name).set(**_fixed(dataset))
+    if isinstance(records, list):
+        return [_with_box_modes(record) for record in records]
+    return applied(records, _with_box_modes)
 
 
 def _with_box_modes(record: dict) -> dict:

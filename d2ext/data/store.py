@@ -23,10 +23,11 @@ from d2ext.data.pages import Damaged
 from d2ext.data.records import Records, write_records
 from d2ext.errors import UserError
 from d2ext.files import cache_dir, replaced, write_json
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of the records in the entries; a new one makes old entries unknown
+_VERSION = 3  # of the records in the entries; a new one makes old entries unknown
 _KEPT = 30 * 24 * 3600  # seconds after which an entry that nobody opened is removed
 
 Build = Callable[[], tuple[list[dict], dict[str, Any]]]
@@ -60,8 +61,8 @@ def stored_coco(
 ) -> Records:
     """`stored` for `read_coco`: the same records, parsed without a dict of the whole file.
 
-    Its `info` holds `classes`, the names by `category_id`, and `category_ids`, the file's ids as
-    [id, index into classes].
+    Its `info` holds `classes`, the names by `category_id`, `category_ids`, the file's ids as
+    [id, index into classes], and what `read_coco` adds.
 
     Raises:
         UserError: as `read_coco` does.
@@ -71,9 +72,10 @@ def stored_coco(
     def make() -> _Write:
         write = parse_coco(json_file, image_root, classes)
         if write is None:  # an odd file: read_coco repairs it, or says what is wrong
-            records, ids = read_coco(json_file, image_root, classes)
+            info: dict[str, Any] = {}
+            records, ids = read_coco(json_file, image_root, classes, info)
             names = coco_classes(json_file) if classes is None else classes
-            info = {"classes": list(names), "category_ids": [list(pair) for pair in ids.items()]}
+            info |= {"classes": list(names), "category_ids": [list(pair) for pair in ids.items()]}
             return lambda out, more: write_records(out, records, info | more)
         return write
 
@@ -226,8 +228,8 @@ class _Place:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.info("waiting for another process, which reads %s", self.file)
-                fcntl.flock(f, fcntl.LOCK_EX)
+                with waiting_for(f"another process, which reads {self.file}"):
+                    fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
     def _remove_old(self) -> None:

@@ -103,10 +103,10 @@ def _others_as_crowds(record: dict) -> dict:
 
 def _rare(columns: Columns, threshold: float) -> np.ndarray:
     """Float array (N,): how often to show each image, by the rarest class that it holds."""
-    factors = np.ones(len(columns.objects))
-    _, images = columns.category_counts(int(columns.categories.max(initial=0)) + 1)
+    factors, objects = np.ones(len(columns.heights)), columns.objects_only()
+    _, images = objects.category_counts(int(objects.categories.max(initial=0)) + 1)
     of_class = np.sqrt(threshold * len(factors) / np.maximum(images, 1))
-    np.maximum.at(factors, columns.images(), of_class[columns.categories])
+    np.maximum.at(factors, objects.images(), of_class[objects.categories])
     return factors
 
 

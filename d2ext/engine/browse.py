@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import check_image_size, convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import check_image_size, convert_image_to_rgb
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 
+from d2ext.data.photo import read_photo
 from d2ext.engine.samples import Split, open_split
 from d2ext.errors import UserError
 from d2ext.inference.overlay import font_has
@@ -148,7 +149,7 @@ def _show(
 
 
 def _annotated(place: int, record: dict) -> View:
-    photo = read_image(record["file_name"], "RGB")
+    photo = read_photo(record["file_name"], "RGB")
     check_image_size(record, photo)
     instances = record.get("annotations", [])
     title = f"#{place}  {Path(record['file_name']).name}"

@@ -5,7 +5,8 @@ import logging
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from torch import nn
@@ -15,6 +16,7 @@ from d2ext.config.schedule import Schedule
 from d2ext.engine.aids import with_sync_bn
 from d2ext.engine.classes import with_num_classes
 from d2ext.engine.distributed import from_main
+from d2ext.engine.model_fields import check_levels
 from d2ext.engine.preflight import Plan
 from d2ext.errors import building
 from d2ext.evaluation.suite import Suite
@@ -30,6 +32,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
     with building("model"):
         model = instantiate(with_num_classes(cfg.model, len(plan.classes)))
+    check_levels(cfg.model, model)
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
     if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
@@ -52,12 +55,14 @@ def _channels_last_pays(device: str) -> bool:
 def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """The optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
+    settings.setdefault("params", LazyCall(get_default_optimizer_params)())
     settings.params.model = model
     with building("optimizer"):
         target = settings["_target_"]
         target = locate(target) if isinstance(target, str) else target  # of a config.yaml
         chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
-        if target in _FUSED and not chosen:
+        # A fused SGD would dampen its first step as well: see `Trainer`.
+        if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast on a CPU, too
         return instantiate(settings)
 

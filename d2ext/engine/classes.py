@@ -12,11 +12,14 @@ from d2ext.errors import UserError
 def check_num_classes(model: Any, classes: list[str]) -> None:
     """Checks the data's class count against each head that states one.
 
+    A mask head with one class is class-agnostic.
+
     Raises:
         UserError: a head has another number.
     """
     for field, value in class_fields(model, "model"):
-        if value is not None and value != len(classes):
+        agnostic = value == 1 and field.endswith("mask_head.num_classes")
+        if value is not None and value != len(classes) and not agnostic:
             raise UserError(
                 f"{field}={value}, but the data has {len(classes)} classes"
                 f" ({', '.join(classes[:8])}{', ...' * (len(classes) > 8)}); set {field}="

@@ -17,6 +17,7 @@ from torch import nn
 
 from d2ext.engine.signals import REASONS
 from d2ext.errors import UserError, user_message
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,21 @@ def set_timeout(seconds: float) -> None:
         # The name from torch 2.8 on, and the one before.
         set_on_group = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
         set_on_group(datetime.timedelta(seconds=seconds), comm._get_global_gloo_group())
+
+
+def speaks_for_machine() -> bool:
+    """Return whether this rank is the one of its machine that prints what all of them wait for."""
+    return comm._LOCAL_PROCESS_GROUP is None or comm.get_local_rank() == 0
+
+
+def wait_for_ranks(what: str) -> None:
+    """Wait until every rank is here; a long wait is announced.
+
+    Args:
+        what: What the others still do.
+    """
+    with waiting_for(what, needed=speaks_for_machine):
+        comm.synchronize()
 
 
 def from_main(make: Callable[[], Any]) -> Any:
@@ -50,7 +66,8 @@ def from_main(make: Callable[[], Any]) -> Any:
             content[1] = user_message(e)
             if content[1] is None:
                 raise
-    dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
+    with waiting_for("rank 0", needed=speaks_for_machine):
+        dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
     if content[1] is not None:
         raise UserError(content[1])
     return content[0]
@@ -123,7 +140,8 @@ def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vot
     rest = [math.nan] * (_SLOTS - len(values))
     sent = torch.tensor([*head, *values, *rest], dtype=torch.float64)
     received = [torch.empty_like(sent) for _ in range(comm.get_world_size())]
-    dist.all_gather(received, sent, group=comm._get_global_gloo_group())
+    with waiting_for("the other ranks' step", needed=speaks_for_machine):
+        dist.all_gather(received, sent, group=comm._get_global_gloo_group())
     table = torch.stack(received)
     reasons, images, counts = table[:, :3].long().T
     means = table[:, 3 : 3 + max(int(counts.max()), 1)].mean(dim=0)

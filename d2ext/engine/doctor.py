@@ -17,7 +17,10 @@ from typing import Any
 
 from d2ext import __version__
 from d2ext.data.balloon import PHOTOS
+from d2ext.engine.device import expected_gpu, uncovered
 from d2ext.engine.doctor_probe import MARK
+from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
+from d2ext.waiting import waiting_for
 
 _SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
 _OPENCV = (
@@ -26,6 +29,8 @@ _OPENCV = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
+# Eight workers with large batches fit; `--dry-run` compares with what a config needs.
+_SHARED_MEMORY, _OPEN_FILES = 10**9, 1024
 _TIMEOUT = 300  # seconds; a GPU's first use can take a minute
 
 # Step of the probe -> what does not work when it fails.
@@ -75,8 +80,9 @@ def diagnose() -> Diagnosis:
         found.warnings.append(f"two Detectron2 packages overwrite one another. Remedy: {remedy()}")
     found.problems += unmet_requirements()
 
+    found.facts += _limits(found.warnings)
     results, problem = probe()
-    found.facts += _hardware(results.get("torch"), found.warnings)
+    found.facts += _hardware(results.get("torch"), found.problems)
     if "operators" in results:
         found.facts += _operators(results["operators"], found.warnings)
     if "train" in results:
@@ -145,9 +151,10 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     # -P: this file's folder must not come before the standard library.
     command = [sys.executable, "-P", str(Path(__file__).with_name("doctor_probe.py"))]
     try:
-        child = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
-        )
+        with waiting_for("torch and Detectron2 to train a step", f"at most {_TIMEOUT} s", say=_say):
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+            )
         output, status = child.stdout, child.returncode
     except subprocess.TimeoutExpired as e:
         # The output is bytes here even with text=True.
@@ -170,6 +177,10 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     return results, f"{_SUBJECTS[step]}: {error}. Remedy: {remedy()}{way_out}"
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def remedy() -> str:
     """How to come to an installation that works."""
     # What `make env` made, it takes for complete until it is removed.
@@ -178,19 +189,39 @@ def remedy() -> str:
     return "`make env` makes an environment that holds what d2ext needs"
 
 
-def _hardware(torch: dict[str, Any] | None, warnings: list[str]) -> list[tuple[str, str]]:
+def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[str, str]]:
     facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
     if torch is None:
         return [*facts, ("GPUs", "unknown, since torch does not work")]
+    way_out = "train.device=cpu trains on the CPU"
+    for name, major, minor in torch["gpus"]:
+        if uncovered((major, minor), torch["built_for"]):
+            problems.append(
+                f"the GPU {name} has compute capability {major}.{minor}, and this torch is built"
+                f" for {', '.join(torch['built_for'])} only; {way_out}"
+            )
     if torch["gpus"]:
-        return [*facts, ("GPUs", ", ".join(torch["gpus"]))]
-    if Path("/dev/nvidia0").exists():
-        build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "a build without CUDA"
-        warnings.append(
-            f"there is an NVIDIA device, but torch ({build}) sees no GPU: see"
-            " CUDA_VISIBLE_DEVICES, and the driver's version in nvidia-smi"
-        )
+        return [*facts, ("GPUs", ", ".join(name for name, *_ in torch["gpus"]))]
+    if sign := expected_gpu(os.environ):
+        problems.append(f"{sign}, but torch finds no GPU ({torch['reason']}); {way_out}")
     return [*facts, ("GPUs", "none, training runs on the CPU")]
+
+
+def _limits(warnings: list[str]) -> list[tuple[str, str]]:
+    """Return what loader workers can have of the machine; no config says yet what they need."""
+    free, files = shared_memory_free(), open_files_allowed()
+    if free < _SHARED_MEMORY:
+        warnings.append(
+            f"{free / 1e6:.0f} MB of shared memory ({SHARED_MEMORY}) are little for loader workers:"
+            " start the container with more (docker run --shm-size=8g), or set"
+            " dataloader.train.num_workers=0"
+        )
+    if files < _OPEN_FILES:
+        warnings.append(
+            f"{files} open files (`ulimit -Hn`) are few for loader workers: raise the limit, or"
+            " lower dataloader.train.num_workers"
+        )
+    return [("shared memory", f"{free / 1e6:.0f} MB free"), ("open files", f"{files:g} allowed")]
 
 
 def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:

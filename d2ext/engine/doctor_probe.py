@@ -14,8 +14,15 @@ def _step_torch() -> dict[str, Any]:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    gpus = [torch.cuda.get_device_name(i) for i in range(count)]
-    return {"cuda": torch.version.cuda, "gpus": gpus}
+    gpus = [
+        (torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in range(count)
+    ]
+    reason = ""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as e:  # the former from a build without CUDA
+        reason = str(e).strip().splitlines()[0]
+    return {"gpus": gpus, "built_for": torch.cuda.get_arch_list(), "reason": reason}
 
 
 def _step_torchvision() -> dict[str, Any]:

@@ -1,49 +1,72 @@
 """What a machine runs out of in the middle of a run, in words that name what to lower."""
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator
 
 import torch
 
+from d2ext import limits
+from d2ext.data.workers import last_words
 from d2ext.errors import UserError
-
-_CPU_MEMORY = "can't allocate memory"  # of torch's own allocator
 
 
 @contextlib.contextmanager
 def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
-    """Turns lack of memory and the death of a loader worker into a UserError.
-
-    torch raises the latter wherever the process happens to be, from a signal handler.
+    """Turn an exhausted resource, and the death of a loader worker, into a UserError.
 
     Args:
-        what: says what was being computed.
-        remedy: what to lower where memory is short.
-        workers: the field with the number of loader workers.
+        what: Says what was being computed.
+        remedy: What to lower if memory is short.
+        workers: The field with the number of loader workers.
     """
     try:
         yield
-    except OSError as e:
-        if e.errno != errno.ENOMEM:
-            raise
-        raise UserError(f"out of memory {what()}; {remedy}, or lower {workers}") from e
-    except RuntimeError as e:
-        text = (str(e).strip() or type(e).__name__).splitlines()[0]
-        if isinstance(e, torch.OutOfMemoryError) or _CPU_MEMORY in text:
-            place = "GPU memory" if isinstance(e, torch.OutOfMemoryError) else "memory"
-            raise UserError(f"out of {place} {what()}; {remedy} ({_held() or text})") from e
-        if "DataLoader timed out" in text:
-            raise UserError(
-                f"the loader gave nothing for ten minutes ({text}): a disk or file server hangs;"
-                " --resume goes on when it answers"
-            ) from e
-        if "DataLoader worker" in text:
-            raise UserError(
-                f"a loader worker died ({text}): memory is short, or somebody ended it; lower"
-                f" {workers}, or the images' sizes, and --resume"
-            ) from e
+    except (MemoryError, OSError, EOFError, RuntimeError) as e:
+        _explain(e, what, remedy, workers)
         raise
+
+
+def is_shortage(e: BaseException) -> bool:
+    """Return whether `shortages_explained` explains an error, so that others leave it alone."""
+    text = f"{type(e).__name__}: {e}"
+    exhausted = isinstance(e, torch.OutOfMemoryError | OSError) or limits.exhausted(text)
+    return bool(exhausted) or "DataLoader" in text
+
+
+def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -> None:
+    """Raise a UserError for an error that is the machine's."""
+    # A worker that ends takes its connection along: then its own words come right after.
+    words = last_words(patience=1.0 if isinstance(e, EOFError | ConnectionError) else 0.0)
+    text = words or f"{type(e).__name__}: {e}"
+    kind = limits.exhausted(text)
+    on_gpu = isinstance(e, torch.OutOfMemoryError)
+    if on_gpu or kind == "memory":
+        place = "GPU memory" if on_gpu else "memory"
+        more = "" if on_gpu else f", or lower {workers}"
+        reasons = [_last(text), "" if on_gpu else limits.remedy(kind)]
+        reason = on_gpu and _held() or "; ".join(filter(None, reasons))
+        raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
+    of_workers = words or "DataLoader" in text or str(limits.SHARED_MEMORY) in text
+    # Nothing else in a training opens files by the dozen.
+    if kind and (of_workers or kind == "open files"):
+        raise UserError(
+            f"the loader workers ran out of {kind} ({_last(text)}). {limits.remedy(kind)}, or lower"
+            f" {workers}; 0 needs none"
+        ) from e
+    if words:
+        raise UserError(
+            f"a loader worker cannot send its batch ({_first(text)}); {workers}=0 needs none"
+        ) from e
+    if "DataLoader timed out" in text:
+        raise UserError(
+            f"the loader gave nothing for ten minutes ({_first(text)}): a disk or file server"
+            " hangs; --resume goes on when it answers"
+        ) from e
+    if text.startswith("RuntimeError: DataLoader worker"):
+        raise UserError(
+            f"a loader worker died ({_first(text)}): memory is short, or somebody ended it; lower"
+            f" {workers}, or the images' sizes, and --resume"
+        ) from e
 
 
 def batch_words(batch: list[dict]) -> str:
@@ -60,3 +83,12 @@ def _held() -> str:
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
+
+
+def _first(text: str) -> str:
+    return next(iter(text.removeprefix("RuntimeError: ").strip().splitlines()), "")
+
+
+def _last(text: str) -> str:
+    """Return the line that says what happened: of a worker's stack trace the last one."""
+    return _first(text) if "Traceback" not in text else text.strip().splitlines()[-1]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from d2ext.config.check import training_fields
-from d2ext.data.columns import Columns
 from d2ext.data.loader import Loader
 from d2ext.data.records import columns_of, file_names_of
 
@@ -16,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 5000  # images, up to which every annotation is looked at
 _SHOWN = 5
+_COLUMNS = ("heights", "widths", "annotations", "categories", "masks")
 
 
 def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
     """
     records = loader.records if isinstance(loader, Loader) else []
     digest = hashlib.sha256()
-    columns = columns_of(records)
-    for name in Columns.NAMES:
+    columns = columns_of(records).objects_only()
+    for name in _COLUMNS:
         digest.update(getattr(columns, name).tobytes())
     names = [os.path.basename(str(name)) for name in file_names_of(records)]
     digest.update(json.dumps(names).encode())

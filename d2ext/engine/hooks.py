@@ -28,7 +28,8 @@ class Begin(HookBase):
 class LearningRate(HookBase):
     """Sets each group's learning rate to its base times the schedule's multiplier.
 
-    Stateless, so that a resumed run follows the config it is given, not the rates it stored.
+    Stateless, so that a resumed run follows the config it is given, not the rates it stored. Steps
+    that were not taken (a float16 overflow, a bad loss) do not advance the schedule.
 
     Args:
         optimizer: its groups' present rates are the bases.
@@ -41,7 +42,8 @@ class LearningRate(HookBase):
         self._multiplier = multiplier
 
     def before_step(self) -> None:
-        factor = self._multiplier(self.trainer.iter / self.trainer.max_iter)
+        taken = self.trainer.iter - self.trainer.skipped_steps
+        factor = self._multiplier(taken / self.trainer.max_iter)
         for group, base in zip(self._groups, self._bases, strict=True):
             group["lr"] = base * factor
         self.trainer.storage.put_scalar("lr", self._groups[0]["lr"], smoothing_hint=False)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
 
 # Below Linux's range for outgoing connections, which could take a port between check and use.
 _PORTS = range(15000, 32768)
@@ -170,23 +171,25 @@ def check_meeting_place(layout: Layout, timeout: float) -> None:
             )
         return
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as e:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e}); is it"
-                    " started, and its port open?"
-                ) from e
-            time.sleep(0.5)
+    with waiting_for(f"machine 0 at {layout.url}", f"--dist-timeout gives up ({timeout:g} s)"):
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+                return
+            except OSError as e:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e});"
+                        " is it started, and its port open?"
+                    ) from e
+                time.sleep(0.5)
 
 
 def end_step(env: Mapping[str, str]) -> None:
     """Ends the srun step that this task belongs to."""
     step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
-    with contextlib.suppress(OSError):  # no scancel: the others end by their timeout
+    # Without scancel the others end by their timeout.
+    with contextlib.suppress(OSError), waiting_for("scancel to answer"):
         subprocess.run(["scancel", step], capture_output=True)
 
 

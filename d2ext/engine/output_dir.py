@@ -12,6 +12,7 @@ from typing import IO
 
 from d2ext.engine.checkpoint import LAST
 from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,11 @@ def _release() -> None:
 
 
 def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
+    with waiting_for(f"another process to leave {output_dir}", f"at most {_PATIENCE:g} s"):
+        _try_to_lock(lock, output_dir, wait)
+
+
+def _try_to_lock(lock: IO, output_dir: Path, wait: bool) -> None:
     deadline = time.monotonic() + _PATIENCE * wait
     while True:
         try:

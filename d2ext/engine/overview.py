@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import check_image_size, read_image
+from detectron2.data.detection_utils import check_image_size
 
+from d2ext.data.photo import read_photo
 from d2ext.data.records import columns_of, select
 from d2ext.errors import in_words
 from d2ext.evaluation.instances import ground_truth
@@ -64,7 +65,7 @@ def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
     sizes = np.bincount(np.digitize(areas, (_SMALL, _LARGE)), minlength=3).tolist()
     return {
         "images": len(records),
-        "objects": len(columns.categories),
+        "objects": int(columns.objects.sum()),
         "classes": list(zip(classes, objects.tolist(), images.tolist(), strict=True)),
         "width": _range(columns.widths),
         "height": _range(columns.heights),
@@ -93,7 +94,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
     for i in _spread(rows, limit).tolist():
         record = records[i]
         try:
-            photo = read_image(record["file_name"], "RGB")
+            photo = read_photo(record["file_name"], "RGB")
             check_image_size(record, photo)
             view = View(photo, record.get("annotations", ()), "", "")
             tiles.append(make_thumbnail(view, metadata))

@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from csv import writer as csv_writer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -12,13 +14,14 @@ from typing import IO, Any
 import cv2
 import msgspec
 import numpy as np
+import pycocotools.mask as mask_util
 from PIL import Image
 
 from d2ext.engine.predict_sources import Item, find_inputs, readable, sources_of
 from d2ext.engine.predictor import Prediction, Predictor
 from d2ext.errors import UserError
 from d2ext.files import replaced, write_json
-from d2ext.inference.cutouts import color_splash, cutout
+from d2ext.inference.cutouts import color_splash, cutout, label_image
 from d2ext.inference.overlay import draw_instances
 from d2ext.terminal import progress
 
@@ -26,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
 _SHOWN = 10  # unreadable files that are named
+_TABLES = ("detections.csv", "counts.csv")
+# VP8 in WebM is what OpenCV writes everywhere and browsers play; it has no encoder for H.264.
+_CODEC, _SUFFIX = "VP80", ".webm"
 
 
 def predict_files(
@@ -37,12 +43,15 @@ def predict_files(
     overlays: bool = True,
     cutouts: bool = False,
     splash: bool = False,
+    csv: bool = False,
+    masks: bool = False,
 ) -> int:
     """Predicts what is in images and writes it to a folder; pixels are held of a few at a time.
 
     `predictions.json` holds COCO results, `images.json` the images and categories that their ids
-    mean. Pictures are in `overlays`, `cutouts` and `splash`, called like the images; of a video,
-    the frames make up one again.
+    mean, and under `skipped` the files that could not be read. Pictures are in `overlays`,
+    `cutouts`, `splash` and `masks`, called like the images; of a video, the frames make up one
+    again, but for cutouts and masks.
 
     Args:
         predictor: of a model.
@@ -52,6 +61,8 @@ def predict_files(
         overlays: draw boxes, masks and labels.
         cutouts: crop each object, with transparency around its mask.
         splash: leave only the objects in colour.
+        csv: write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
+        masks: write an image of labels for each image, see `label_image`.
 
     Returns:
         The exit status: 0, or 1 where a file could not be read, or not to its end; it is named.
@@ -70,11 +81,24 @@ def predict_files(
     images = index["images"]
     _clear(output)
     write_json(output / "images.json", index)  # from now on the folder is known as ours
-    unreadable: list[str] = []
-    writers = [_Pictures(output / "overlays", _Overlay(predictor.classes))] * overlays
-    writers += [_Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))] * splash
-    with replaced(output / "predictions.json", "wb") as results:
+    unreadable: list[tuple[Path, str]] = []
+    counts = Counter()
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(replaced(output / "predictions.json", "wb"))
         rows = _Rows(results)
+        writers: list[Any] = []
+        if overlays:
+            writers.append(_Pictures(output / "overlays", _Overlay(predictor.classes)))
+        if splash:
+            splashed = _Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))
+            writers.append(splashed)
+        if cutouts:
+            writers.append(_Cutouts(output / "cutouts", predictor.classes))
+        if masks:
+            writers.append(_Masks(output / "masks"))
+        if csv:
+            files_of = (stack.enter_context(replaced(output / name)) for name in _TABLES)
+            writers.append(_Tables(*files_of, predictor.classes))
         for source in sources_of(files, unreadable):
             kept: list[Item] = []
             with progress(source.name, source.total) as advance:
@@ -98,19 +122,26 @@ def predict_files(
                         }
                         for instance in prediction.objects
                     )
+                    counts.update(o["category_id"] for o in prediction.objects)
                     for writer in writers:
                         writer.write(item, prediction, source.rate)
-                    if cutouts:
-                        _write_cutouts(output / "cutouts", item, prediction, predictor.classes)
                 for writer in writers:
                     writer.end_video()
         rows.end()
+    index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in unreadable]
     write_json(output / "images.json", index)
-    for message in unreadable[:_SHOWN]:
-        logger.warning("%s", message)
+    for path, why in unreadable[:_SHOWN]:
+        logger.warning("%s %s", path, why)
     if len(unreadable) > _SHOWN:
-        logger.warning("and %d more", len(unreadable) - _SHOWN)
-    logger.info("%s: %d images, %d objects", output, len(images), rows.count)
+        logger.warning("and %d more, see images.json", len(unreadable) - _SHOWN)
+    by_class = ", ".join(f"{predictor.classes[i]} {n}" for i, n in counts.most_common())
+    logger.info(
+        "%s: %d images, %d objects%s",
+        output,
+        len(images),
+        rows.count,
+        f" ({by_class})" if by_class else "",
+    )
     return int(bool(unreadable))
 
 
@@ -125,8 +156,9 @@ def _clear(output: Path) -> None:
                 " --output"
             )
         logger.info("The results of an earlier call in %s are replaced", output)
-        (output / "predictions.json").unlink(missing_ok=True)
-        for folder in ("overlays", "cutouts", "splash"):
+        for name in ("predictions.json", *_TABLES):
+            (output / name).unlink(missing_ok=True)
+        for folder in ("overlays", "cutouts", "masks", "splash"):
             if (output / folder).exists():
                 shutil.rmtree(output / folder)
 
@@ -189,14 +221,14 @@ class _Pictures:
 
     def write(self, item: Item, prediction: Prediction, rate: float) -> None:
         picture = self._make(prediction)
-        file = self._folder / f"{item.name}{'.mp4' if rate else '.jpg'}"
+        file = self._folder / f"{item.name}{_SUFFIX if rate else '.jpg'}"
         with _writing(file):
             if not rate:
                 Image.fromarray(picture).save(file, quality=92)
                 return
         if self._video is None:
             size = picture.shape[1], picture.shape[0]
-            self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*_CODEC), rate, size)
             self._file = file
             self._check(self._video.isOpened())
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -213,13 +245,69 @@ class _Pictures:
             raise UserError(f"cannot write the video {self._file}; look at the disk, or at OpenCV")
 
 
-def _write_cutouts(
-    folder: Path, item: Item, prediction: Prediction, classes: Sequence[str]
-) -> None:
-    # A film's are in a folder of its own.
-    number = "" if item.frame is None else f"/{item.file_name.rpartition('#')[2]}"
-    for k, instance in enumerate(prediction.objects):
-        label = classes[instance["category_id"]].replace("/", "_")
-        file = folder / f"{item.name}{number}_{k}_{label}.png"
+class _Cutouts:
+    """A picture of each object."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]):
+        self._folder, self._classes = folder, classes
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        for k, instance in enumerate(prediction.objects):
+            label = self._classes[instance["category_id"]].replace("/", "_")
+            file = self._folder / f"{_name(item)}_{k}_{label}.png"
+            with _writing(file):
+                Image.fromarray(cutout(prediction.image, instance)).save(file)
+
+    def end_video(self) -> None:
+        pass
+
+
+class _Masks:
+    """An image of labels for each image or frame."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        file = self._folder / f"{_name(item)}.png"
         with _writing(file):
-            Image.fromarray(cutout(prediction.image, instance)).save(file)
+            Image.fromarray(label_image(prediction.image, prediction.objects)).save(file)
+
+    def end_video(self) -> None:
+        pass
+
+
+class _Tables:
+    """Two CSV files: a row for each object, and a row for each image with the objects by class."""
+
+    def __init__(self, detections: IO[str], counts: IO[str], classes: Sequence[str]):
+        self._classes = classes
+        self._detections = csv_writer(detections, lineterminator="\n")
+        self._counts = csv_writer(counts, lineterminator="\n")
+        self._detections.writerow(
+            ("file_name", "object", "class", "score", "x", "y", "width", "height", "area")
+        )
+        self._counts.writerow(("file_name", "objects", *classes))
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        for k, o in enumerate(prediction.objects, start=1):
+            width, height = o["bbox"][2:]
+            area = mask_util.area(o["segmentation"]) if "segmentation" in o else width * height
+            name = self._classes[o["category_id"]]
+            box = (round(v, 2) for v in o["bbox"])
+            self._detections.writerow(
+                (item.file_name, k, name, round(o["score"], 4), *box, round(float(area), 2))
+            )
+        by_class = Counter(o["category_id"] for o in prediction.objects)
+        numbers = (by_class[i] for i in range(len(self._classes)))
+        self._counts.writerow((item.file_name, len(prediction.objects), *numbers))
+
+    def end_video(self) -> None:
+        pass
+
+
+def _name(item: Item) -> str:
+    """Return where an image's own pictures go; those of a video's frames are in its folder."""
+    if item.frame is None:
+        return item.name
+    return f"{item.name}/{item.file_name.rpartition('#')[2]}"

@@ -1,6 +1,8 @@
 """What predict.py is given: images, folders and videos, as pixels one after the other."""
 
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,9 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from d2ext.data.formats.images import SUFFIXES, images_in
+from d2ext.data.formats.common import files_in
+from d2ext.data.formats.images import SUFFIXES
 from d2ext.data.photo import read_photo
 from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 _AHEAD = 4  # images that are read while the model works
@@ -58,8 +63,13 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> list[Item]:
 
 def _files(path: Path) -> list[Item]:
     if path.is_dir():
-        names = [Path(name) for name in images_in(path, SUFFIXES | VIDEOS)]
-        return [Item(_stem(name), str(path / name), path / name) for name in names]
+        names = list(map(Path, files_in(path)))
+        taken = [name for name in names if name.suffix.lower() in SUFFIXES | VIDEOS]
+        if len(taken) < len(names):
+            others = Counter(n.suffix.lower() or n.name for n in names if n not in set(taken))
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(others.items()))
+            logger.info("%s: skipped files that are neither images nor videos: %s", path, kinds)
+        return [Item(_stem(name), str(path / name), path / name) for name in taken]
     if not path.exists():
         raise UserError(f"{path} does not exist; give images, folders or videos")
     return [Item(path.name.removesuffix(path.suffix), str(path), path)]
@@ -81,8 +91,8 @@ def _stem(name: Path) -> str:
     return str(name.with_suffix(""))
 
 
-def sources_of(files: Sequence[Item], unreadable: list[str]) -> Iterator[Source]:
-    """All image files, then each video."""
+def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[Source]:
+    """All image files, then each video; those that cannot be read are added to `unreadable`."""
     photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
     if photos:
         yield Source("images", iter(photos), len(photos))
@@ -96,7 +106,7 @@ def sources_of(files: Sequence[Item], unreadable: list[str]) -> Iterator[Source]
 
 
 def _frames(
-    item: Item, video: cv2.VideoCapture, total: int, unreadable: list[str]
+    item: Item, video: cv2.VideoCapture, total: int, unreadable: list[tuple[Path, str]]
 ) -> Iterator[Item]:
     """The frames of a video; one that ends early is added to `unreadable`."""
     for number in itertools.count():
@@ -107,15 +117,17 @@ def _frames(
         yield Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
     video.release()
     if number == 0:
-        unreadable.append(f"{item.path} cannot be read, and is left out: no frame is found in it")
+        unreadable.append((item.path, "cannot be read, and is skipped: no frame is found in it"))
     elif total - number > max(2, total / 100):  # some formats have a rough number only
-        unreadable.append(
-            f"{item.path} is cut off: it ends at frame {number} of {total}; what was read is done"
-        )
+        why = f"is cut off: it ends at frame {number} of {total}; what was read is done"
+        unreadable.append((item.path, why))
 
 
 def readable(
-    items: Iterator[Item], kept: list[Item], unreadable: list[str], advance: Callable[[int], None]
+    items: Iterator[Item],
+    kept: list[Item],
+    unreadable: list[tuple[Path, str]],
+    advance: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
     """The pixels of the images that can be read, whose items are added to `kept`."""
 
@@ -126,7 +138,7 @@ def readable(
             return item, np.ascontiguousarray(read_photo(item.path, "RGB"))
         except Exception as e:  # whatever a decoder raises for a broken file
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            return item, f"{item.path} cannot be read, and is left out: {reason}"
+            return item, f"cannot be read, and is skipped: {reason}"
 
     with ThreadPoolExecutor(2) as pool:
         ahead = [pool.submit(read, item) for item in itertools.islice(items, _AHEAD)]
@@ -134,7 +146,7 @@ def readable(
             item, image = ahead.pop(0).result()
             ahead += [pool.submit(read, later) for later in itertools.islice(items, 1)]
             if isinstance(image, str):
-                unreadable.append(image)
+                unreadable.append((item.path, image))
             else:
                 kept.append(item)
                 yield image

@@ -19,7 +19,8 @@ from d2ext.config.load import load_config
 from d2ext.data.formats.common import nearest
 from d2ext.engine.build import build_model
 from d2ext.engine.classes import check_num_classes, class_fields
-from d2ext.engine.preflight import Plan, choose_device, weights_to_evaluate
+from d2ext.engine.device import choose_device
+from d2ext.engine.preflight import Plan, weights_to_evaluate
 from d2ext.engine.weights import load_weights, local_weights
 from d2ext.errors import UserError, building
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of

@@ -5,13 +5,11 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
@@ -22,6 +20,9 @@ from d2ext.engine.agree import declare_datasets
 from d2ext.engine.checkpoint import find_newest
 from d2ext.engine.classes import check_num_classes
 from d2ext.engine.conflicts import best_metric, check_metrics, check_options, check_schedule
+from d2ext.engine.device import choose_device
+from d2ext.engine.loader_needs import loader_warnings
+from d2ext.engine.model_fields import check_model_fields
 from d2ext.engine.output_dir import check_writable, refuse_mixing, wait_until_free
 from d2ext.engine.splits import check_splits
 from d2ext.engine.weights import local_weights
@@ -140,8 +141,9 @@ def plan_run(
         splits = {"train": cfg.dataloader.train}
         if validate:
             splits["val"] = cfg.dataloader.get("val")
-    datasets, classes, table = check_splits(splits)
-    say(*table, *(f"data        note: {difference}" for difference in differences))
+    notes = check_model_fields(cfg)
+    datasets, classes, table = check_splits(cfg, splits)
+    say(*table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
@@ -168,6 +170,7 @@ def plan_run(
         schedule, images = _schedule(cfg)
         check_schedule(cfg.train, schedule)
         say(*_schedule_lines(cfg, schedule, world_size, images))
+        say(*loader_warnings(cfg, world_size, num_gpus))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
         else:
@@ -186,40 +189,6 @@ def plan_run(
         best,
         () if eval_only else tuple(damaged),
     )
-
-
-def choose_device(
-    requested: str, num_gpus: int, gpu_each: bool = False, visible: int | None = None
-) -> tuple[str, str]:
-    """The device to train on, and what to say of it.
-
-    Args:
-        requested: `train.device`, `cuda` or `cpu`; without a GPU the CPU takes its place.
-        num_gpus: `--num-gpus`.
-        gpu_each: a single visible GPU is this process's own (`srun --gpus-per-task=1`).
-        visible: number of GPUs; None asks torch.
-
-    Raises:
-        UserError: more GPUs are asked for than there are, or an unknown device.
-    """
-    if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
-        visible = int(os.environ["D2EXT_PLAN_GPUS"])
-    if visible is None:
-        visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cpu = f"CPU, {torch.get_num_threads()} threads"
-    if requested == "cpu":
-        return "cpu", cpu
-    if requested != "cuda":
-        raise UserError(f"train.device={requested!r}: give cuda or cpu")
-    if not visible:
-        return "cpu", f"{cpu} (no GPU is visible)"
-    if gpu_each and visible == 1:
-        return "cuda", "GPU, one for each process"
-    if num_gpus > visible:
-        raise UserError(
-            f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"
-        )
-    return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
 def _schedule(cfg: Any) -> tuple[Schedule, str]:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from d2ext.engine.distributed import set_timeout
+from d2ext.engine.distributed import set_timeout, wait_for_ranks
 from d2ext.engine.failures import (
     FailureFolder,
     cause,
@@ -37,9 +37,10 @@ from d2ext.engine.failures import (
 )
 from d2ext.engine.launch import Layout, check_meeting_place, end_step
 from d2ext.engine.signals import before_leaving, ignore_signals, name_of
-from d2ext.engine.watch import FORWARDED, send, signals_forwarded, stragglers_killed
+from d2ext.engine.watch import FORWARDED, met, send, signals_forwarded, stragglers_killed
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
+from d2ext.waiting import waiting_for
 
 
 def start_ranks(
@@ -98,7 +99,11 @@ def start_ranks(
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     failed = None
     try:
-        with signals_forwarded(folder) as sent, stragglers_killed(folder) as vanished:
+        with (
+            signals_forwarded(folder) as sent,
+            stragglers_killed(folder) as vanished,
+            _meeting(layout, timeout, lambda: len(met(folder)) < layout.per_machine),
+        ):
             launch(
                 _rank_main,
                 layout.per_machine,
@@ -136,18 +141,19 @@ def join_ranks(layout: Layout, timeout: float, device: str) -> None:
     os.environ.setdefault("MASTER_ADDR", layout.url.removeprefix("tcp://").rpartition(":")[0])
     os.environ.setdefault("MASTER_PORT", layout.url.rpartition(":")[2])
     try:
-        dist.init_process_group(
-            "nccl" if device == "cuda" else "gloo",
-            init_method="env://" if layout.starter == "torchrun" else layout.url,
-            world_size=layout.world_size,
-            rank=layout.rank,
-            timeout=datetime.timedelta(seconds=timeout),
-        )
+        with _meeting(layout, timeout, lambda: layout.rank % layout.per_machine == 0):
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo",
+                init_method="env://" if layout.starter == "torchrun" else layout.url,
+                world_size=layout.world_size,
+                rank=layout.rank,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
     except (dist.DistError, RuntimeError) as e:
         raise UserError(_meeting_failed(layout, str(e))) from e
     comm.create_local_process_group(layout.per_machine)
     set_timeout(timeout)
-    comm.synchronize()
+    wait_for_ranks("the other ranks to start")
 
 
 def _rank_main(
@@ -169,7 +175,7 @@ def _rank_main(
         set_timeout(timeout)
         status = target(*args)
         ignore_signals()
-        comm.synchronize()  # a rank that leaves early looks like one that died
+        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
     except BaseException as e:
         leave_word(e)
         sys.stdout.flush()
@@ -184,7 +190,7 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
     try:
         status = target(*args)
         ignore_signals()
-        comm.synchronize()  # a rank that leaves early looks like one that died
+        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
     except BaseException as e:
         failure = describe_failure(comm.get_rank(), e)
         failures.add(failure)
@@ -248,6 +254,16 @@ def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
     if first_machine:
         failures.tell(first)
     return print_failure(first)
+
+
+def _meeting(
+    layout: Layout, timeout: float, needed: Callable[[], bool]
+) -> contextlib.AbstractContextManager:
+    return waiting_for(
+        f"all {layout.world_size} processes to start and meet at {layout.url}",
+        f"--dist-timeout gives up ({timeout:g} s)",
+        needed=needed,
+    )
 
 
 def _meeting_failed(layout: Layout, text: str) -> str:

@@ -22,6 +22,7 @@ from d2ext.engine.distributed import (
     from_main,
     log_ranks,
 )
+from d2ext.engine.dry_step import misfits_explained
 from d2ext.engine.evaluate import evaluate_into, exit_status
 from d2ext.engine.fingerprint import fingerprint, warn_of_changes
 from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
@@ -198,8 +199,12 @@ def train(
         state.scaler,
         options.get("clip_grad_norm"),
         BadLoss(**options.get("bad_loss", {})),
+        functools.partial(misfits_explained, cfg, state.model),
     )
-    memory = state.resumed if state.checkpoint_iter == start_iter else {}
+    memory = dict(state.resumed)
+    if state.checkpoint_iter != start_iter:  # its iterations had another batch size
+        for name in ("recent", "present"):
+            memory.pop(name, None)
     started = time.monotonic()
     trainer.train(start_iter, end, signals, memory)
     if trainer.ended_early:
@@ -209,6 +214,7 @@ def train(
         report()
         say_where(out, results, about["command"], bool(trainer.stopped_by))
     if trainer.stopped_by:
-        logger.warning("Stopped by %s and saved; --resume goes on", trainer.stopped_by)
+        what = "and saved" if trainer.iter else "before the first step"
+        logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)
         return EXIT_STOPPED
     return exit_status(results, expect)

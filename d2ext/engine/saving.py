@@ -22,8 +22,11 @@ from d2ext.engine.checkpoint import (
     save_final,
 )
 from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
+
+_TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
 
 
 class Checkpoint(HookBase):
@@ -67,7 +70,7 @@ class Checkpoint(HookBase):
             if not isinstance(self.trainer.error, KeyboardInterrupt):
                 if error := self._writer.end():
                     print(f"error: {error}", file=sys.stderr)
-        elif self.trainer.stopped_by or self.trainer.ended_early:
+        elif self.trainer.iter and (self.trainer.stopped_by or self.trainer.ended_early):
             self.save_now(self.trainer.iter)
             if self.trainer.ended_early:
                 self._finish()
@@ -110,7 +113,8 @@ class Checkpoint(HookBase):
             content = _copied(content)
             self._writer.start(write)
         else:
-            write()
+            with waiting_for(f"the disk to take {path}", _TO_GIVE_UP):
+                write()
         self._saved, self._path = done, path
         if failed:  # what was in the way is gone, and no step is lost
             logger.warning("%s; %s was written in its place", failed, path)
@@ -155,7 +159,8 @@ class _Writer:
     def wait(self) -> None:
         """Returns when nothing is being written."""
         if self._thread:
-            self._thread.join()
+            with waiting_for("the checkpoint that is being written", _TO_GIVE_UP):
+                self._thread.join()
             self._thread = None
 
     def end(self) -> BaseException | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from d2ext.errors import UserError
+from d2ext.waiting import is_interruptible
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, with --resume
 TIME_LIMIT = "--time-limit"
@@ -19,14 +20,20 @@ REASONS = (None, "SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", TIME_LIMIT)
 INTERRUPTED = signal.SIGRTMIN
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, INTERRUPTED)
+GRACE = 10.0  # seconds that a run which is to stop waits for the data of its step
 _LAST_PATIENCE = 2.0  # seconds that cleaning up may take behind a second Ctrl-C
+
+
+class StopWaiting(KeyboardInterrupt):
+    """Raised in a wait for data that has not come `GRACE` seconds after a request to stop."""
 
 
 class StopSignals:
     """Notes TERM, INT, USR1 and USR2 while the `with` block runs, and the end of the time.
 
     A second INT raises KeyboardInterrupt at once, for whoever cannot wait for the step; what is
-    still there two seconds later ends without cleaning up.
+    still there two seconds later ends without cleaning up. A loader that hangs cannot hold up the
+    stop: after `GRACE` seconds, `StopWaiting` ends a wait inside `waiting.interruptible`.
 
     Args:
         deadline: on the monotonic clock, behind which `received` is `--time-limit`; None: never.
@@ -46,12 +53,16 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
+        if self._deadline is not None:
+            self._allow_wait(max(self._deadline - time.monotonic(), 0) + GRACE)
         self._active = True
         os.register_at_fork(after_in_child=self._forked)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._active = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -72,7 +83,17 @@ class StopSignals:
             end.daemon = True
             end.start()
             raise KeyboardInterrupt
+        if self._signal is None:
+            self._allow_wait(GRACE)
         self._signal = self._signal or name_of(number)
+
+    def _allow_wait(self, seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _end_wait(self, number: int, frame: FrameType | None) -> None:
+        self._allow_wait(1.0)  # for the next wait, which may come after this step
+        if is_interruptible():
+            raise StopWaiting
 
 
 _last_words: list[Callable[[], None]] = []

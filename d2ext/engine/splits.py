@@ -1,4 +1,4 @@
-"""The data sets that a run reads, checked before anything is built."""
+"""The datasets that a run reads, checked before anything is built."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,31 +8,41 @@ import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.check import (
+    DatasetSummary,
+    check_dataset,
+    check_masks,
+    check_trainable,
+    format_summary,
+)
 from d2ext.data.checker.checks import fast_findings
 from d2ext.data.checker.finding import ERROR
 from d2ext.data.cityscapes import require_cityscapes
 from d2ext.data.columns import NO_MASK
 from d2ext.data.mapping import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.records import columns_of
+from d2ext.data.register import counts_of
 from d2ext.data.store import remembered
+from d2ext.engine.model_fields import check_heads, detection_notes, size_note
 from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import test_sets
 
 
-def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
-    """Reads and checks every data set; their classes must agree by name and order.
+def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+    """Read and check every dataset; their classes must agree by name and order.
 
     Args:
+        cfg: Config returned by `load_config`.
         splits: train, val or test to its loader's config.
 
     Returns:
         `Plan.datasets`, the class names, and the table to print.
 
     Raises:
-        UserError: a data set is absent, damaged, or of other classes.
+        UserError: a dataset is absent, damaged, of other classes, or lacks what the model needs.
     """
-    summaries, datasets, classes, first = [], {}, None, None
+    datasets, classes, first, notes = {}, None, None, []
+    summaries: dict[str, DatasetSummary] = {}
     for split, loader in splits.items():
         field = f"dataloader.{split}"
         if not loader:
@@ -62,26 +72,43 @@ def check_splits(splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]
             classes, first = mine, first or name
             if name in datasets:
                 continue
-            summary = check_dataset(name, records, mine)
-            _check_mapper(f"{field}.mapper", loader, records[0])
+            use = "trained on" if split == "train" else "evaluated as objects"
+            about = metadata.as_dict() | counts_of(name)
+            summary = check_dataset(name, records, mine, about, use)
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
-            summaries.append(summary)
+                check_heads(cfg, name, records)
+            columns = columns_of(records)
+            chosen = int(np.argmax(columns.objects > 0))  # with objects, if there is one
+            sample = _map(f"{field}.mapper", loader, records[chosen])
+            if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
+                notes.append(f"{name}: {note}")
+            summaries[name] = summary
             datasets[name] = {
                 "images": summary.images,
                 "instances": summary.instances,
-                "masks": bool(np.any(columns_of(records).masks != NO_MASK)),
+                "masks": bool(np.any(columns.masks != NO_MASK)),
             }
-    table = [f"data        {line}" for line in format_summary(summaries).splitlines()]
+        if split == "train":
+            check_trainable(list(summaries.values()))
+    tested = [
+        name for split, loader in splits.items() if split != "train" for name in test_sets(loader)
+    ]
+    notes += detection_notes(cfg, summaries, tested)
+    table = [
+        f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
+    ]
+    table += [f"data        note: {note}" for note in notes]
     return datasets, classes or [], table
 
 
-def _check_mapper(field: str, loader: Any, record: dict) -> None:
-    """Maps an image: augmentations look at their arguments when they are applied."""
-    if settings := loader.get("mapper"):
-        with building(field), generators_seeded(0):
-            # One that cannot be read is another matter, of the run.
-            ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
+def _map(field: str, loader: Any, record: dict) -> Any:
+    """Map an image: augmentations look at their arguments when they are applied."""
+    if not (settings := loader.get("mapper")):
+        return None
+    with building(field), generators_seeded(0):
+        # One that cannot be read is another matter, of the run.
+        return ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:

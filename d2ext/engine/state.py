@@ -120,16 +120,12 @@ def _resume(
     try:
         if (theirs := content.get("optimizer_type")) != type(optimizer).__name__:
             raise ValueError(f"its optimizer is {theirs}, not {type(optimizer).__name__}")
-        optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(optimizer, content["optimizer"])
     except (KeyError, RuntimeError, ValueError) as e:
         raise UserError(_does_not_fit(plan, str(e).splitlines()[0])) from e
     # The config's rates and decays win over the stored ones.
     for group, mine in zip(optimizer.param_groups, settings, strict=True):
         group.update(mine)
-        if group.get("fused"):  # torch has left the counts of one that was not on the CPU
-            for parameter in group["params"]:
-                if torch.is_tensor(step := optimizer.state[parameter].get("step")):
-                    optimizer.state[parameter]["step"] = step.to(parameter.device)
     if scaler.is_enabled() and "scaler" in content:
         scaler.load_state_dict(content["scaler"])
     batch = plan.schedule.batch_size
@@ -143,6 +139,36 @@ def _resume(
     change = f" ({'; '.join(changes)})" if changes else ""
     logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
     return start
+
+
+def load_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
+    """Load an optimizer's state in the memory layout of its parameters.
+
+    `Optimizer.load_state_dict` keeps the strides that tensors had when they were saved, which
+    torch's fused kernels ignore: with `channels_last` on one side only they would mix up elements.
+
+    Args:
+        optimizer: Optimizer of the model to train.
+        content: State dict of the same kind of optimizer.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: The state is not of such an optimizer.
+    """
+    # The loaded groups have the flags of the run that saved them.
+    on_device = [g.get("fused") or g.get("capturable") for g in optimizer.param_groups]
+    optimizer.load_state_dict(content)
+    for group, counts_there in zip(optimizer.param_groups, on_device, strict=True):
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if not torch.is_tensor(value):
+                    continue
+                if name == "step":
+                    state[name] = value.to(parameter.device if counts_there else "cpu")
+                elif value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(
+                        parameter, dtype=value.dtype, device=value.device, requires_grad=False
+                    ).copy_(value)
 
 
 def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,11 +23,15 @@ from torch.optim import Optimizer
 from d2ext.engine.bad_loss import BadLoss, Guarded
 from d2ext.engine.distributed import agree
 from d2ext.engine.explain import batch_words, shortages_explained
-from d2ext.engine.signals import StopSignals
+from d2ext.engine.signals import StopSignals, StopWaiting
+from d2ext.errors import UserError
+from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)
 
 _WINDOW = 20  # iterations whose median Detectron2's writers show
+_MAX_OVERFLOWS = 30  # consecutive; the loss scale is then below 1e-4, fairseq's minimum
+_PLAIN = (str, bytes, bool, int, float, type(None))
 _OF_THE_MACHINE = ("time", "data_time", "memory_mb")
 
 
@@ -35,6 +40,9 @@ class Trainer:
 
     Detectron2's SimpleTrainer cannot stop between steps and starts each run with the generators
     where history left them; here each step's randomness follows from (seed, iteration).
+
+    Hooks run at Detectron2's moments. `after_backward` comes once per step, after the last
+    micro-batch; the gradients are not clipped yet and, with float16, still scaled.
 
     Args:
         model: Detectron2's in a `Guarded`, which may be wrapped for several processes.
@@ -47,6 +55,7 @@ class Trainer:
         scaler: of the losses; None does not scale.
         clip_grad_norm: upper bound of the gradients' L2 norm over all parameters, or None.
         bad_loss: what to do about a loss that is not finite; None stops.
+        first_step: makes the context of the forward and backward passes of the first iteration.
 
     Attributes:
         model, optimizer: as given.
@@ -54,7 +63,8 @@ class Trainer:
         start_iter, max_iter: of this run.
         storage: Detectron2's EventStorage, open while training.
         stopped_by: why the run was stopped, of `signals.REASONS`.
-        updated: whether the present step was taken, which a bad loss prevents.
+        updated: whether the present step was taken, which a bad loss or an overflow prevents.
+        skipped_steps: steps not taken so far, over all parts of the run; schedules ignore them.
         ended_early: why a hook has ended the run before `max_iter`, or None; hooks set it, on all
             ranks alike.
         error: the exception that ends the run, for `after_train`.
@@ -73,6 +83,7 @@ class Trainer:
         scaler: torch.amp.GradScaler | None = None,
         clip_grad_norm: float | None = None,
         bad_loss: BadLoss | None = None,
+        first_step: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -84,16 +95,26 @@ class Trainer:
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
         self._bad_loss = bad_loss or BadLoss()
+        self._first_step = first_step
         self._device = next(model.parameters()).device
         self._batch: list[dict] = []
         self._images_before = 0
         self.bad_images = 0
         self.updated = False
+        self._overflows = 0  # steps that the scaler skipped
+        self._overflows_in_a_row = 0
+        self._done = 0  # iterations
+        self._accumulated = 0  # micro-batches of the present step
         self.stopped_by: str | None = None
         self.ended_early: str | None = None
         self.error: BaseException | None = None
         for hook in hooks:
             hook.trainer = weakref.proxy(self)
+        _start_momentum(optimizer)
+
+    @property
+    def skipped_steps(self) -> int:
+        return self._bad_loss.skipped + self._overflows
 
     def train(
         self,
@@ -111,8 +132,8 @@ class Trainer:
             memory: of `memory()` after `start_iter` iterations.
 
         Raises:
-            UserError: the loss is not finite, an image cannot be read, or the machine runs out of
-                something.
+            UserError: the loss is not finite, float16 overflows in every step, an image cannot be
+                read, or the machine runs out of something.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -134,9 +155,11 @@ class Trainer:
                 self.error = e
                 raise
             finally:
-                if hasattr(batches, "close"):  # a generator, as d2ext's loader is: ends its workers
-                    batches.close()
-                self._after_train()
+                try:
+                    self._after_train()  # saves, which does not wait for workers that hang
+                finally:
+                    if hasattr(batches, "close"):  # a generator, as d2ext's loader is
+                        batches.close()
 
     def _after_train(self) -> None:
         for hook in self._hooks:
@@ -165,11 +188,18 @@ class Trainer:
             backwards = reversed(self.storage.history(name).values())
             kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)
             recent[name] = [[i, value] for value, i in kept][::-1]
-        counts = {"skipped_steps": self._bad_loss.skipped, "bad_images": self.bad_images}
-        return {**counts, "recent": recent, "present": present}
+        counts = {
+            "skipped_steps": self._bad_loss.skipped,
+            "overflowed_steps": self._overflows,
+            "overflows_in_a_row": self._overflows_in_a_row,
+            "bad_images": self.bad_images,
+        }
+        return {**counts, "recent": recent, "present": present, "hooks": self._hook_states()}
 
     def _remember(self, memory: dict[str, Any]) -> None:
         self._bad_loss.skipped = memory.get("skipped_steps", 0)
+        self._overflows = memory.get("overflowed_steps", 0)
+        self._overflows_in_a_row = memory.get("overflows_in_a_row", 0)
         self._images_before = self.bad_images = memory.get("bad_images", 0)
         # Logged losses are medians, which go on as if nothing had happened.
         for name, values in memory.get("recent", {}).items():
@@ -178,21 +208,72 @@ class Trainer:
         self.storage.iter = self.start_iter - 1
         self.storage.put_scalars(**memory.get("present", {}), smoothing_hint=False)
         self.storage.iter = self.start_iter
+        self._load_hook_states(memory.get("hooks", []))
+
+    def _numbered_hooks(self) -> Iterator[tuple[tuple[str, int], HookBase]]:
+        """Yield each hook with its class's name and its number among the hooks of that name.
+
+        Ranks other than 0 lack some hooks, so that positions in the whole list would differ.
+        """
+        numbers: Counter[str] = Counter()
+        for hook in self._hooks:
+            name = type(hook).__qualname__
+            yield (name, numbers[name]), hook
+            numbers[name] += 1
+
+    def _hook_states(self) -> list[dict[str, Any]]:
+        states = []
+        for (name, number), hook in self._numbered_hooks():
+            if not (state := hook.state_dict()):
+                continue
+            if (kind := _unsafe(state)) is not None:
+                raise UserError(
+                    f"{name}.state_dict() holds a {kind}, which no checkpoint can hold; return"
+                    " tensors, numbers, strings, lists and dicts"
+                )
+            states.append({"hook": name, "number": number, "state": state})
+        return states
+
+    def _load_hook_states(self, states: Sequence[dict[str, Any]]) -> None:
+        hooks = dict(self._numbered_hooks())
+        for entry in states:
+            hook = hooks.get((entry["hook"], entry["number"]))
+            if hasattr(hook, "load_state_dict"):
+                hook.load_state_dict(entry["state"])
+                continue
+            reason = "this run has no such hook" if hook is None else "it has no load_state_dict"
+            logger.warning(
+                "The checkpoint's state of the hook %s is ignored: %s", entry["hook"], reason
+            )
 
     def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
+        self._done = self.start_iter
+        try:
+            self._steps(batches, signals)
+        except StopWaiting:
+            # Ranks stop after the same step, and half a step cannot be saved.
+            if comm.get_world_size() > 1 or self._accumulated:
+                raise
+            self.stopped_by = signals.received
+        # From here on, as Detectron2's hooks expect, the number of iterations done.
+        self.iter = self.storage.iter = self._done
+
+    def _steps(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
         self._call_hooks("before_train")
-        done, last = self.start_iter, self.max_iter
-        for self.iter in range(done, last):
+        first, last = self.start_iter, self.max_iter
+        for self.iter in range(first, last):
             if self.ended_early:
                 break
             self.storage.iter = self.iter
             self._call_hooks("before_step")
             self._bad_loss.before_step(self.model)
             losses = self._gradients(batches)
+            self._call_hooks("after_backward")
             replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
             vote = agree(list(losses.values()), signals.received, sum(replaced.values()))
-            self.updated = all(map(math.isfinite, vote.means)) and self._update()
-            if self.updated:
+            good = all(map(math.isfinite, vote.means)) and self._clip()
+            self.updated = good and self._update()
+            if good:
                 losses = dict(zip(losses, vote.means, strict=True))
                 self.storage.put_scalars(total_loss=sum(vote.means), **losses)
             else:
@@ -202,16 +283,16 @@ class Trainer:
                     "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
                 )
             self.optimizer.zero_grad()
+            self._accumulated, self._done = 0, self.iter + 1
+            if self._overflows:
+                self.storage.put_scalar("overflowed_steps", self._overflows, smoothing_hint=False)
             self.bad_images = self._images_before + vote.bad_images
             if self.bad_images:
                 self.storage.put_scalar("bad_images", self.bad_images, smoothing_hint=False)
             self._call_hooks("after_step")
-            done = self.iter + 1
-            if vote.stop and done < last:
+            if vote.stop and self._done < last:
                 self.stopped_by = vote.stop
                 break
-        # From here on, as Detectron2's hooks expect, the number of iterations done.
-        self.iter = self.storage.iter = done
 
     def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
         """Gradients of a step; returns this rank's losses, means over its micro-batches.
@@ -219,9 +300,11 @@ class Trainer:
         Without any where a forward pass failed; the gradients are of no use then.
         """
         data_time, losses = 0.0, []
+        first = self.iter == self.start_iter
         for k in range(self._accumulate):
             start = time.perf_counter()
-            self._batch = next(batches)
+            with interruptible():
+                self._batch = next(batches)
             data_time += time.perf_counter() - start
             # Proposal sampling and dropout draw from torch's generator.
             number = comm.get_rank() * self._accumulate + k
@@ -230,8 +313,12 @@ class Trainer:
             last = k + 1 == self._accumulate
             # Gradients are exchanged once a step, behind the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else contextlib.nullcontext():
+            with (
+                self.model.no_sync() if wait else contextlib.nullcontext(),
+                self._first_step() if first else contextlib.nullcontext(),
+            ):
                 losses.append(self._backward(_sent(self._batch, self._device)))
+            self._accumulated += 1
         self.storage.put_scalar("data_time", data_time)
         if not all(losses):
             return {}
@@ -254,22 +341,44 @@ class Trainer:
             self._bad_loss.note(values, batch)
         return values
 
-    def _update(self) -> bool:
-        """The optimizer's step; False where the gradients, the same on all ranks, are bad.
+    def _clip(self) -> bool:
+        """Clip the gradients, the same on all ranks; return False if they are not finite.
 
-        Those of float16 may overflow; its scaler leaves the step out and tries smaller ones.
+        Those of float16 may overflow: that is for its scaler to judge.
         """
-        if self._clip_grad_norm:
-            self._scaler.unscale_(self.optimizer)
-            norm = float(clip_grad_norm_(self.model.parameters(), self._clip_grad_norm))
-            if math.isfinite(norm):  # JSON has no infinity
-                self.storage.put_scalar("grad_norm", norm)
-            elif not self._scaler.is_enabled():
-                self._bad_loss.note({"grad_norm": norm}, self._batch)
-                return False
+        if not self._clip_grad_norm:
+            return True
+        self._scaler.unscale_(self.optimizer)
+        norm = float(clip_grad_norm_(self.model.parameters(), self._clip_grad_norm))
+        if math.isfinite(norm):  # JSON has no infinity
+            self.storage.put_scalar("grad_norm", norm)
+        elif not self._scaler.is_enabled():
+            self._bad_loss.note({"grad_norm": norm}, self._batch)
+            return False
+        return True
+
+    def _update(self) -> bool:
+        """Take the optimizer's step; return False if float16's scaler skipped it for an overflow.
+
+        Raises:
+            UserError: on all ranks alike, if nothing but overflows has happened for long.
+        """
+        scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        return True
+        if not self._scaler.get_scale() < scale:
+            self._overflows_in_a_row = 0
+            return True
+        self._overflows += 1
+        self._overflows_in_a_row += 1
+        if self._overflows_in_a_row >= min(_MAX_OVERFLOWS, self.max_iter):
+            raise UserError(
+                f"the float16 gradients overflowed in each of the last {self._overflows_in_a_row}"
+                f" steps, up to iteration {self.iter}, down to a loss scale of"
+                f" {self._scaler.get_scale():g}; set train.amp.dtype=bfloat16, or lower"
+                " optimizer.lr"
+            )
+        return False
 
     def _call_hooks(self, moment: str) -> None:
         for hook in self._hooks:
@@ -289,3 +398,31 @@ def _sent(batch: list[dict], device: torch.device) -> list[dict]:
         else sample
         for sample in batch
     ]
+
+
+def _start_momentum(optimizer: Optimizer) -> None:
+    """Start the momentum of a fused SGD at zero.
+
+    torch creates it uninitialized in the first step, writes nothing to it if that step overflows,
+    and cannot add that of a parameter whose first gradient comes later. From zero, the first step
+    has the same result, unless there is dampening: then it is dampened as well.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] and group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+
+
+def _unsafe(value: Any) -> str | None:
+    """Return the name of a type in a hook's state that `weights_only` does not load, or None."""
+    # Exact types: numpy's float64 is a float to Python, but not to torch's reader.
+    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
+        return None
+    if type(value) in (dict, OrderedDict):
+        value = [*value.keys(), *value.values()]
+    if type(value) in (list, tuple):
+        return next(filter(None, map(_unsafe, value)), None)
+    return type(value).__name__

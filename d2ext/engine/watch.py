@@ -38,7 +38,7 @@ def signals_forwarded(folder: Path) -> Iterator[list[int]]:
         sent.append(number)
         # Those that are still importing or waiting for others end by the signal's default action.
         children = {child.pid for child in multiprocessing.active_children()}
-        for pid in children | set(_pids(folder).values()):
+        for pid in children | set(met(folder).values()):
             _kill(pid, number)
 
     previous = {number: signal.signal(number, forward) for number in _HEARD}
@@ -62,7 +62,7 @@ def stragglers_killed(folder: Path) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not over.wait(0.3):
-            dead = {rank for rank, pid in _pids(folder).items() if not _alive(pid)}
+            dead = {rank for rank, pid in met(folder).items() if not _alive(pid)}
             dead -= {int(p.stem) for p in folder.glob("*.status")}
             if dead:
                 vanished.extend(dead - {int(p.stem) for p in folder.glob("*.json")})
@@ -81,12 +81,12 @@ def stragglers_killed(folder: Path) -> Iterator[list[int]]:
 
 def send(folder: Path, number: int) -> None:
     """Sends a signal to the ranks that have met."""
-    for pid in _pids(folder).values():
+    for pid in met(folder).values():
         _kill(pid, number)
 
 
-def _pids(folder: Path) -> dict[int, int]:
-    """Global rank to process id, of the ranks that have met."""
+def met(folder: Path) -> dict[int, int]:
+    """Return global rank to process id, of the ranks that have met."""
     texts = {int(p.stem): p.read_text() for p in folder.glob("*.pid")}
     return {rank: int(text) for rank, text in texts.items() if text}
 

@@ -103,10 +103,10 @@ def read_dataset(path: Path, with_masks: bool) -> Dataset:
     """
     with no_collection():
         wanted = "COCO annotation file with images, annotations and categories"
-        content = decoded(path, _Masks if with_masks else _Boxes, wanted)
+        content = decoded(path, _Masks if with_masks else _Boxes, wanted, "coco")
         lacking = [i for i, a in enumerate(content.annotations) if a.bbox is None or a.area is None]
         if lacking and not with_masks:
-            content = decoded(path, _Masks, wanted)
+            content = decoded(path, _Masks, wanted, "coco")
         return _dataset(path, content, with_masks, lacking)
 
 

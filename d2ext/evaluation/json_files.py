@@ -13,18 +13,20 @@ import msgspec
 import numpy as np
 
 from d2ext.data.formats.objects import short
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 Box = tuple[float, float, float, float]
 
 
-def decoded(path: Path, kind: Any, wanted: str) -> Any:
+def decoded(path: Path, kind: Any, wanted: str, form: str) -> Any:
     """A JSON file as a msgspec type.
 
     Args:
         path: the file.
         kind: the type.
         wanted: what it should be, for messages.
+        form: that format's name in `other_formats`: `coco` or `results`.
 
     Raises:
         UserError: it cannot be read, is no JSON, cut off, or of another form.
@@ -41,9 +43,11 @@ def decoded(path: Path, kind: Any, wanted: str) -> Any:
             return msgspec.convert(content, kind)
         except msgspec.ValidationError as e:
             reason = re.sub(r" - at `\$(.+)`", r" at \1", str(e)).replace("`", "")
-            raise UserError(f"{path} is no {wanted} ({reason})") from e
+            known = f"; it is {text}" if (text := advice(path, form)) else ""
+            raise UserError(f"{path} is no {wanted} ({reason}){known}") from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is cut off or no JSON ({short(e)}); write it once more") from e
+        remedy = f"it is {text}" if (text := advice(path, form)) else "write it once more"
+        raise UserError(f"{path} is cut off or no JSON ({short(e)}); {remedy}") from e
 
 
 def box_column(entries: Sequence[Any]) -> np.ndarray:

@@ -9,11 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from d2ext.data.formats.common import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyse, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
+from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
+from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.results_file import read_results, to_detections
 from d2ext.files import finite_or_none, replaced
 
@@ -36,6 +40,7 @@ def evaluate_files(
     out: Path | None = None,
     backend: str = "auto",
     tasks: Sequence[str] | None = None,
+    max_detections: int = MAX_DETECTIONS[-1],
 ) -> dict[str, float]:
     """Reads each file once, prints the metrics' tables, and writes the numbers.
 
@@ -49,6 +54,7 @@ def evaluate_files(
             `<its stem>_analysis.json`, by task. Both are replaced, or neither.
         backend: COCO's.
         tasks: COCO's.
+        max_detections: the most detections of an image and class that COCO's metric takes.
 
     Returns:
         `<metric>/<task>/<name>` to percent, NaN where undefined.
@@ -69,11 +75,13 @@ def evaluate_files(
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
         _check_place(file, (predictions, dataset))
-    of_coco = {"backend": backend, "tasks": tasks}
+    limits = [*(n for n in MAX_DETECTIONS[:-1] if n < max_detections), max_detections]
+    of_coco = {"backend": backend, "tasks": tasks, "max_detections": limits}
     wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
     # What is read dies with the call, before the collector would look at all of it.
+    limit = max_detections if "coco" in wanted else None
     with _printing(), no_collection():
-        numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {})
+        numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {}, limit)
     contents = [finite_or_none(numbers), analyses] if analyses else [finite_or_none(numbers)]
     with contextlib.ExitStack() as stack:
         for file, content in zip(files, contents, strict=False):
@@ -97,9 +105,13 @@ def _check_place(out: Path, inputs: Sequence[Path]) -> None:
 
 
 def _evaluated(
-    predictions: Path, dataset: Path, metrics: Mapping[str, Any], parts: Mapping[str, bool]
+    predictions: Path,
+    dataset: Path,
+    metrics: Mapping[str, Any],
+    parts: Mapping[str, bool],
+    limit: int | None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The numbers, and the analyses by task."""
+    """Return the numbers, and the analyses by task; `limit` is the `max_detections` of COCO's."""
     results = read_results(predictions)
     data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
     found = to_detections(predictions, results, data)
@@ -112,6 +124,8 @@ def _evaluated(
         len(truth.classes),
         len(found.scores),
     )
+    if limit is not None:
+        _warn_of_limit(truth, limit)
     numbers = {
         f"{name}/{key}": value
         for name, metric in metrics.items()
@@ -123,6 +137,26 @@ def _evaluated(
             analyses[task] = analyse(truth, found, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
     return numbers, analyses
+
+
+def _warn_of_limit(truth: GroundTruth, limit: int) -> None:
+    """Warn of images with more objects of a class than detections that are taken."""
+    counted = ~(truth.crowd | truth.difficult | truth.group_of)
+    pairs = np.stack([truth.image[counted], truth.label[counted]])
+    (images, labels), counts = np.unique(pairs, axis=1, return_counts=True)
+    if len(many := np.flatnonzero(counts > limit)):
+        most = many[counts[many].argmax()]
+        logger.warning(
+            "%d images have more than %d objects of a class (image %s has %d of %s), and no more"
+            " detections are taken: give --max-detections %d, and predict with a"
+            " test_topk_per_image that is as high",
+            len(np.unique(images[many])),
+            limit,
+            truth.image_ids[images[most]],
+            counts[most],
+            truth.classes[labels[most]],
+            counts[most],
+        )
 
 
 def _made(name: str, per_class: bool, options: Mapping[str, Any]) -> Any:

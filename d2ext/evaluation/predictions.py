@@ -7,7 +7,7 @@ import io
 import itertools
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.files import replaced
+from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +62,33 @@ def predict(
     kept, count = io.BytesIO(), 0
     try:
         with torch.inference_mode():
-            for inputs in filter(None, loader):  # one whose images cannot be read is empty
+            for inputs in filter(None, _interruptibly(loader)):  # empty if none could be read
                 before_batch()
                 for sample, instances in zip(inputs, instances_of(model, inputs), strict=True):
                     pickle.dump(detections_of(place[sample["image_id"]], instances), kept)
                     count += 1
     finally:
         model.train(training)
-    for messages in comm.gather(getattr(loader, "left_out", [])):  # a loader of the user's has none
-        for message in messages:
-            logger.warning("%s", message)
+    with waiting_for("the detections of the other ranks", needed=comm.is_main_process):
+        left_out = comm.gather(getattr(loader, "left_out", []))  # a user's loader has none
+    for message in itertools.chain.from_iterable(left_out):
+        logger.warning("%s", message)
     kept.seek(0)
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
+
+
+def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
+    iterator = iter(batches)
+    try:
+        while True:
+            with interruptible():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+    finally:
+        if hasattr(iterator, "close"):  # a generator, as d2ext's loader is: ends its workers
+            iterator.close()
 
 
 def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:

@@ -49,6 +49,7 @@ def read_results(path: Path) -> list[Result]:
             list[Result],
             "list of COCO results: each has image_id, category_id, score, bbox as [x, y, width,"
             " height] and maybe segmentation as RLE",
+            "results",
         )
     lacking = {}
     for name in ("bbox", "segmentation"):

@@ -15,15 +15,38 @@ def cutout(image: np.ndarray, instance: dict[str, Any]) -> np.ndarray:
         image: uint8 (H, W, 3), RGB.
         instance: COCO result; without a `segmentation` its whole box is opaque.
     """
-    height, width = image.shape[:2]
-    x, y, w, h = instance["bbox"]
-    left, top = max(int(x), 0), max(int(y), 0)
-    right, bottom = min(int(np.ceil(x + w)), width), min(int(np.ceil(y + h)), height)
-    box = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    box = _box(instance, image)
     alpha = np.full(image.shape[:2], 255, np.uint8)
     if "segmentation" in instance:
         alpha = pycocotools.mask.decode(instance["segmentation"]) * np.uint8(255)
     return np.dstack([image[box], alpha[box]])
+
+
+def label_image(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Draw objects as labels: uint16 (H, W), 0 for the background and k for the k-th object.
+
+    Where objects overlap, the first one counts, which is the one with the highest score.
+
+    Args:
+        image: uint8 (H, W, 3).
+        instances: COCO results; one without a `segmentation` fills its box.
+    """
+    labels = np.zeros(image.shape[:2], np.uint16)
+    for k, instance in reversed(list(enumerate(instances, start=1))):
+        if "segmentation" in instance:
+            labels[pycocotools.mask.decode(instance["segmentation"]).astype(bool)] = k
+        else:
+            labels[_box(instance, image)] = k
+    return labels
+
+
+def _box(instance: dict[str, Any], image: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns of an object's box: one pixel at least."""
+    height, width = image.shape[:2]
+    x, y, w, h = instance["bbox"]
+    left, top = max(int(x), 0), max(int(y), 0)
+    right, bottom = min(int(np.ceil(x + w)), width), min(int(np.ceil(y + h)), height)
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
 def color_splash(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -12,11 +12,13 @@ import cv2
 import matplotlib
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
+
+from d2ext.data.photo import read_photo
+from d2ext.errors import UserError
 
 # Pixels: a picture's long side is brought into this range, so that big photos draw quickly and
 # the labels on small images can be read.
@@ -83,8 +85,8 @@ def _free_name(folder: Path, stem: str) -> Path:
 
 def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> Image.Image:
     try:
-        photo = Image.fromarray(read_image(record["file_name"], "RGB"))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken files
+        photo = Image.fromarray(read_photo(record["file_name"], "RGB"))
+    except (OSError, SyntaxError, UserError):
         photo = Image.new("RGB", _size(record), "gray")
     long = max(photo.size)
     factor = min(max(long, _LONG_SIDE[0]), _LONG_SIDE[1]) / long

@@ -1,11 +1,11 @@
 """timm feature extractors as Detectron2 backbones."""
 
-import re
+from typing import Any
 
 import timm
 from detectron2.modeling import Backbone, ShapeSpec
 from timm.layers import freeze_batch_norm_2d
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class TimmBackbone(Backbone):
@@ -17,6 +17,8 @@ class TimmBackbone(Backbone):
         freeze_at: 0 trains everything; 1 freezes the stem; n also the first n - 1 stages. Above 0
             the model must keep its stages in `blocks`, as the EfficientNets do.
     """
+
+    in_channels = 3  # of the images
 
     def __init__(self, name: str, out_features: list[str], freeze_at: int = 0):
         super().__init__()
@@ -48,32 +50,12 @@ class TimmBackbone(Backbone):
             for name in self._out_features
         }
 
-
-def rename_efficientnet_lite0(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Keys of lukemelas' EfficientNet-PyTorch to those of timm's inside `model`.
-
-    The old names number blocks through the whole network and BatchNorms from 0; timm numbers
-    blocks per stage and names convolutions by their part (pw: expand, dw: depthwise, pwl: project).
-    """
-    path, net = next((n, m.net) for n, m in model.named_modules() if isinstance(m, TimmBackbone))
-    prefix = f"{path}." if path else ""
-    flat = [f"blocks.{s}.{b}" for s, stage in enumerate(net.blocks) for b in range(len(stage))]
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
-    parts = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
-    parts |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
-    # The first block has no expansion, so its parts count from one lower.
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    renamed = {}
-    for key, value in state.items():
-        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if block:
-            number, part, leaf = int(block[1]), block[2], block[3]
-            name = f"{flat[number]}.{(parts if number else first)[part]}.{leaf}"
-        else:
-            part, _, leaf = key.partition(".")
-            if part not in top:
-                continue  # the classifier
-            name = f"{top[part]}.{leaf}"
-        if leaf != "num_batches_tracked":
-            renamed[f"{prefix}net.{name}"] = value
-    return renamed
+    @property
+    def expected_input(self) -> dict[str, Any]:
+        """Return the input that timm's weights for this model were trained with."""
+        known = self.net.default_cfg
+        return {
+            "input_format": "RGB",
+            "pixel_mean": [255 * value for value in known["mean"]],
+            "pixel_std": [255 * value for value in known["std"]],
+        }

@@ -23,6 +23,7 @@ _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 _LEFT_OUT = {
     "bad_images": "Samples whose image could not be read, so that another one took its place",
     "skipped_steps": "Steps left out because their loss was not finite",
+    "overflowed_steps": "Steps that float16's loss scaler skipped because the gradients overflowed",
 }
 
 

@@ -27,6 +27,7 @@ from d2ext.guard import die_with_parent
 from d2ext.slurm.queue import requeue
 from d2ext.slurm.record import Record
 from d2ext.slurm.verdict import OUTSIDE, End, judge, last_words, newest, rank_errors, start_number
+from d2ext.waiting import waiting_for
 
 _MEETING = 600.0  # seconds that another machine may take to start, or its disk to show a file
 _GRACE = 15.0  # seconds that trainers have once another machine's have failed
@@ -156,10 +157,12 @@ class Training:
             with replaced(place) as f:
                 json.dump([here.hostnames[0], port], f)
         deadline = time.monotonic() + _MEETING
-        while place.name not in os.listdir(place.parent):  # a listing is fresher than NFS's stat
-            if time.monotonic() > deadline:
-                raise UserError(f"the first machine has not said where to meet ({place})")
-            time.sleep(0.5)
+        with waiting_for(f"the first machine's {place}", f"at most {_MEETING:g} s"):
+            # A listing is fresher than NFS's stat.
+            while place.name not in os.listdir(place.parent):
+                if time.monotonic() > deadline:
+                    raise UserError(f"the first machine has not said where to meet ({place})")
+                time.sleep(0.5)
         host, port = json.loads(place.read_text())
         return host, port
 

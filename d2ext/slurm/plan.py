@@ -11,6 +11,7 @@ from d2ext.errors import UserError
 from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
+from d2ext.waiting import waiting_for
 
 REPO = Path(__file__).resolve().parent.parent.parent
 # Fields that mean something to Slurm only, and the user's defaults for some of them.
@@ -207,9 +208,10 @@ def _check(request: Request, cluster: str, run: Run | None) -> str:
     env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
     if cluster == "slurm":  # the job's machines have GPUs, this one need not
         env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
-    done = subprocess.run(
-        [*command, *request.train, *seed], env=env, capture_output=True, text=True
-    )
+    with waiting_for("the checks of train_net.py --dry-run"):
+        done = subprocess.run(
+            [*command, *request.train, *seed], env=env, capture_output=True, text=True
+        )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1] if done.returncode == 2 else done.stderr
         raise UserError(re.sub(r"^(train_net\.py: )?error: ", "", last))

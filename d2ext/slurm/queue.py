@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
 
 FOREVER = 365 * 24 * 60  # minutes that stand for no limit; submitit wants a number
 _PAUSES = (1, 2, 4, 8)  # seconds between attempts to have a job requeued
@@ -43,7 +44,8 @@ def cancel_jobs(jobs: Sequence[str]) -> None:
     Raises:
         UserError: Slurm refuses.
     """
-    done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
+    with waiting_for("scancel to answer"):
+        done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}")
 
@@ -56,20 +58,23 @@ def requeue(job: str, raw: str, restarts: int) -> str | None:
         raw: its id where it is part of an array, which `job` names.
         restarts: how often it was started before; more than that, and it is requeued already.
     """
-    for pause in (*_PAUSES, 0):
-        if (now := job_state(raw)) and now[1] > restarts:
-            return None
-        try:
-            done = subprocess.run(
-                ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
-            )
-        except (FileNotFoundError, subprocess.TimeoutExpired) as e:
-            words = str(e)
-        else:
-            if done.returncode == 0:
+    with waiting_for(f"Slurm to requeue job {job}", "it is asked for a while"):
+        for pause in (*_PAUSES, 0):
+            if (now := job_state(raw)) and now[1] > restarts:
                 return None
-            words = done.stderr.strip() or f"scontrol requeue ends with status {done.returncode}"
-        time.sleep(pause)
+            try:
+                done = subprocess.run(
+                    ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
+                )
+            except (FileNotFoundError, subprocess.TimeoutExpired) as e:
+                words = str(e)
+            else:
+                if done.returncode == 0:
+                    return None
+                words = (
+                    done.stderr.strip() or f"scontrol requeue ends with status {done.returncode}"
+                )
+            time.sleep(pause)
     return words.splitlines()[-1]
 
 
@@ -121,7 +126,8 @@ def parse_time(text: str) -> int:
 
 def _ask(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        with waiting_for(f"{command[0]} to answer", "at most 30 s"):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

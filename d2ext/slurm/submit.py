@@ -24,6 +24,7 @@ from d2ext.slurm.process import identify
 from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.verdict import newest
+from d2ext.waiting import waiting_for
 
 _CPUS_PER_GPU = 5  # of the guide's script
 _NEVER = 10**9  # timeouts that submitit lets pass; requeues are counted in the run directory
@@ -53,8 +54,9 @@ def _hand_over(executor: submitit.Executor, trainings: Sequence[Training]) -> li
     several = executor.batch() if len(trainings) > 1 else contextlib.nullcontext()
     try:
         # submitit prints what it raises as well.
-        with contextlib.redirect_stderr(io.StringIO()), several:
-            return [executor.submit(each) for each in trainings]
+        with waiting_for("sbatch to answer", say=print):
+            with contextlib.redirect_stderr(io.StringIO()), several:
+                return [executor.submit(each) for each in trainings]
     except submitit.core.utils.FailedSubmissionError as e:
         raise UserError("sbatch gives no job's number; is an option of --slurm in the way?") from e
     except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:

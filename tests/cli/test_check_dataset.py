@@ -89,6 +89,18 @@ def test_statuses_and_the_mended_file(tool: Callable, tmp_path: Path) -> None:
     assert status == 2 and error.startswith("error: ") and "absent.json" in error
 
 
+def test_photos_are_dropped_on_request_and_counted(tool: Callable, tmp_path: Path) -> None:
+    content = coco(tmp_path)
+    (tmp_path / "1.png").unlink()
+    bad, out = write(tmp_path / "bad.json", content), tmp_path / "out.json"
+    status, _, error = tool(bad, "--images", tmp_path, "--fix", out)
+    assert status == 2 and not out.exists() and len(error.splitlines()) == 1
+    assert "1 images without a file: images[1] (1.png)" in error and "--drop-unusable" in error
+    status, text, _ = tool(bad, "--images", tmp_path, "--fix", out, "--drop-unusable")
+    assert status == 0 and "3 changes, 3 of them removals" in text
+    assert len(json.loads(out.read_bytes())["images"]) == 2
+
+
 def test_text_of_the_file_is_shown_as_text(tool: Callable, tmp_path: Path) -> None:
     content = coco(tmp_path)
     content["images"][0]["file_name"] = "<script>alert(1)</script>\x1b[31m\n.png"
@@ -108,6 +120,8 @@ def test_text_of_the_file_is_shown_as_text(tool: Callable, tmp_path: Path) -> No
         ["--anchors", "32", "nan"],
         ["--anchors", "inf"],
         ["--short-side", "-1"],
+        ["--max-detections", "0"],
+        ["--drop-unusable"],
     ],
 )
 def test_mistakes_in_the_command_are_one_line(

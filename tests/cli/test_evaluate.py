@@ -459,3 +459,29 @@ def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
         subprocess.run([sys.executable, tool, "--help"], stdout=subprocess.DEVNULL, check=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.4
+
+
+def test_more_objects_than_detections_that_count(tmp_path, evaluate):
+    """A warning names the image and the flag, and the flag takes them all."""
+    content = _content()
+    template = content["annotations"][0]
+    boxes = [[x, y, 8, 8] for x in range(0, 150, 10) for y in range(0, 110, 10)]
+    content["annotations"] = [template | {"id": i, "bbox": b} for i, b in enumerate(boxes, 1)]
+    category, image = template["category_id"], template["image_id"]
+    results = [
+        {"image_id": image, "category_id": category, "bbox": box, "score": 1 - i / 1000}
+        for i, box in enumerate(boxes)
+    ]
+    done = evaluate(results, "--out", tmp_path / "few.json", content=content)
+    assert done.status == 0
+    assert f"image {image} has 165 of" in done.stdout and "--max-detections 165" in done.stdout
+    few = json.loads((tmp_path / "few.json").read_text())
+    assert few["coco/bbox/AR100"] == pytest.approx(100 * 100 / 165)
+    done = evaluate(
+        results, "--max-detections", "165", "--out", tmp_path / "all.json", content=content
+    )
+    assert done.status == 0 and "--max-detections" not in done.stdout
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert found["coco/bbox/AR165"] == found["coco/bbox/AP"] == 100
+    done = evaluate(results, "--max-detections", "0", content=content)
+    assert done.status == 2 and "--max-detections" in done.stderr

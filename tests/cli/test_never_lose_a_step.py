@@ -74,6 +74,29 @@ def test_a_full_disk_is_named(train_net, tiny, tmp_path, name):
     assert "with --resume" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_resume_in_another_memory_layout_trains_the_same(train_net, tiny, tmp_path, before):
+    """As on a machine whose CPU makes another layout the faster one."""
+    common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
+    common += ["optimizer.lr=0.01", "train.warmup_iters=0"]
+
+    def trained(folder, channels_last, *flags):
+        options = [*common, f"train.channels_last={channels_last}"]
+        done = train_net("--work-dir", tmp_path / folder, *flags, *options)
+        assert done.status == 0, done.stderr
+        return torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+
+    whole = trained("whole", before)
+    checkpoint = tmp_path / "whole" / "model_0000001.pth"
+    start = torch.load(checkpoint, weights_only=True)["model"]
+    same = trained("same", before, "--resume-from", checkpoint)
+    assert all(torch.equal(same[key], whole[key]) for key in whole)
+    other = trained("other", not before, "--resume-from", checkpoint)
+    moved = sum(float((whole[key] - start[key]).float().square().sum()) for key in whole)
+    apart = sum(float((other[key] - whole[key]).float().square().sum()) for key in whole)
+    assert moved > 0 and (apart / moved) ** 0.5 < 0.02
+
+
 def _plain(folder):
     clock = ("time", "data_time", "eta_seconds", "memory_mb")
     return [{k: v for k, v in line.items() if k not in clock} for line in _metrics(folder)]

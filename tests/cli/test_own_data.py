@@ -48,6 +48,34 @@ def test_the_overrides(repo, train_net, photos, section, monkeypatch):
         assert done.status == 0, (override, done.stderr)
 
 
+def test_overrides_add_a_dataset_a_metric_and_an_augmentation(repo, train_net, photos):
+    """They reach the run and its config.yaml, from which it trains again."""
+    dataset = f"_target_: d2ext.data.catalog.coco_dataset, image_root: {photos / 'imgs'}"
+    flip = "{_target_: detectron2.data.transforms.RandomFlip}"
+    rotate = "{_target_: detectron2.data.transforms.RandomRotation, angle: [-10, 10]}"
+    added = [
+        f"data.train.json={photos / 'a.json'}",
+        f"data.train.images={photos / 'imgs'}",
+        f"+datasets.more={{{dataset}, json_file: {photos / 'b.json'}, classes: [balloon]}}",
+        "dataloader.train.dataset.names=[custom_train]",
+        "+dataloader.train.dataset.names[1]=more",
+        "dataloader.val.dataset.names=more",
+        f"+dataloader.train.mapper.augmentations[2]={rotate}",
+        f"dataloader.train.mapper.augmentations[1]={flip}",
+        "+evaluators.voc={_target_: d2ext.evaluation.voc.VocMetric, iou_thresholds: [0.5]}",
+        "optimizer={_target_: torch.optim.SGD, lr: 1e-3}",
+    ]
+    config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
+    done = train_net("--work-dir", photos / "run", *added, *QUICK, config=config)
+    assert done.status == 0, done.stderr
+    results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
+    assert any(key.startswith("more/voc/") for key in results)
+    again = ["--no-validate", "--work-dir", photos / "again"]
+    done = train_net(*again, config=photos / "run" / "config.yaml")
+    assert done.status == 0, done.stderr
+    assert re.search(r"more +2 +\d+  balloon", done.stdout), done.stdout
+
+
 def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monkeypatch):
     content = json.loads((photos / "a.json").read_text())
     empty = content["images"][0]["id"]
@@ -114,3 +142,88 @@ def test_a_format_of_one_s_own_in_two_processes(repo, photos, section):
     assert "1 on each of 2 workers" in done.stdout
     results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
     assert {"mine_val/coco/segm/AP-cat", "mine_val/coco/segm/AP-dog"} <= results.keys()
+
+
+def _own(photos, train, *, images="imgs", val=None):
+    """Overrides that train on the COCO dict `train`."""
+    (photos / "t.json").write_text(json.dumps(train))
+    options = [f"data.train.json={photos / 't.json'}", f"data.train.images={photos / images}"]
+    if val:
+        (photos / "v.json").write_text(json.dumps(val))
+        options += [f"data.val.json={photos / 'v.json'}", f"data.val.images={photos / images}"]
+    return [*options, *QUICK, "train.best.metric=null"]
+
+
+def _plan(train_net, repo, photos, *overrides):
+    config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
+    flags = ["--no-validate", "--dry-run", "--work-dir", photos / "run"]
+    return train_net(*flags, *overrides, config=config)
+
+
+def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
+    content = json.loads((photos / "a.json").read_text())
+    objects = content["annotations"]
+    total = len(objects)
+    content["categories"].append({"id": 2, "name": "kite"})
+    for annotation, mark in zip(
+        objects,
+        [{"iscrowd": 1}, {"ignore": 1}, {"is_group_of": 1}, {"category_id": 2}],
+        strict=False,
+    ):
+        annotation |= mark
+    objects[4]["keypoints"], objects[4]["num_keypoints"] = [3, 3, 2], 1
+    options = _own(photos, content)
+    done = _plan(train_net, repo, photos, *options, "data.classes=[balloon]")
+    assert done.status == 0, done.stderr
+    words = f"4 of {total} objects are not trained on: 1 crowd, 1 marked difficult or ignore, 1"
+    assert f"{words} group (is_group_of), 1 of classes not asked for" in done.stdout
+    assert "1 object has keypoints, which are not trained on" in done.stdout
+    for annotation in objects:
+        annotation |= {"iscrowd": 1, "category_id": 1}
+    done = _plan(train_net, repo, photos, *_own(photos, content))
+    assert done.status == 2 and not (photos / "run").exists()
+    line = done.stderr.strip().splitlines()[-1]
+    assert f"{total} of {total} objects are not trained on: {total} crowds (CVAT" in line
+    assert "sed -E" in line
+
+
+@pytest.fixture
+def mixed(photos):
+    """The training file, of which every second object has no outline."""
+    content = json.loads((photos / "a.json").read_text())
+    for annotation in content["annotations"][::2]:
+        del annotation["segmentation"]
+    return content
+
+
+def test_objects_without_an_outline_are_counted_with_the_remedies(repo, train_net, photos, mixed):
+    total = len(mixed["annotations"])
+    done = _plan(train_net, repo, photos, *_own(photos, mixed))
+    assert done.status == 2 and "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert f"{(total + 1) // 2} of {total} objects have no outline" in line
+    assert "data.boxes_as_masks=True" in line and "faster_rcnn_lite0_fpn.py" in line
+
+
+def test_boxes_as_masks_train_and_are_evaluated(repo, train_net, photos, mixed):
+    options = _own(photos, mixed, val=mixed)
+    small = [
+        f"dataloader.{split}.mapper.augmentations[0].short_edge_length=96"
+        for split in ("train", "val")
+    ]
+    done = train_net(
+        *["--work-dir", photos / "run", *options, *small, "data.boxes_as_masks=True"],
+        config=repo / "configs/custom/mask_rcnn_lite0_fpn.py",
+    )
+    assert done.status == 0, done.stderr
+    results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
+    assert "custom_val/coco/segm/AP" in results
+
+
+def test_more_objects_than_the_model_returns_are_a_note(repo, train_net, photos):
+    content = json.loads((photos / "a.json").read_text())
+    first = content["annotations"][0]
+    content["annotations"] += [first | {"id": 1000 + i} for i in range(100)]
+    done = _plan(train_net, repo, photos, *_own(photos, content))
+    assert done.status == 0, done.stderr
+    assert "model.roi_heads.box_predictor.test_topk_per_image=200" in done.stdout

@@ -1,11 +1,13 @@
 """tools/predict.py and d2ext.Predictor: photos, folders and videos to pictures and COCO files."""
 
+import csv
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -112,8 +114,12 @@ def test_a_video(predict, photos, tmp_path):
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     frames = [f"{made}#{k}" for k in range(5)]
     assert [i["file_name"] for i in images] == [str(photos / "sub" / "a.jpg"), *frames]
-    drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "film.mp4"))
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "film.webm"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and drawn.get(cv2.CAP_PROP_FPS) == 10
+    codec = int(drawn.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
+    assert codec == b"VP80"  # which browsers play
+    good, frame = drawn.read()
+    assert good and frame.shape == (images[1]["height"], images[1]["width"], 3)
 
 
 def test_videos_that_are_damaged(predict, photos, tmp_path):
@@ -129,6 +135,74 @@ def test_videos_that_are_damaged(predict, photos, tmp_path):
     told = f"cut.avi is cut off: it ends at frame {read} of 24; what was read is done"
     assert told in done.stdout
     assert "none.mp4 cannot be read" in done.stdout and "film.avi is" not in done.stdout
+
+
+def test_tables_and_masks(predict, photos, tmp_path):
+    """Rows, counts and labels are those of predictions.json."""
+    (photos / "broken.jpg").unlink()
+    made = film(tmp_path / "film.mp4", photos / "a.jpg", 2)
+    done = predict(photos, made, "--csv", "--masks", "--no-overlays", "--cutouts")
+    assert done.status == 0, done
+    out = tmp_path / "out"
+    results = json.loads((out / "predictions.json").read_text())
+    images = json.loads((out / "images.json").read_text())["images"]
+    names = {i["id"]: i["file_name"] for i in images}
+    rows = list(csv.DictReader((out / "detections.csv").open()))
+    assert [r["file_name"] for r in rows] == [names[r["image_id"]] for r in results]
+    for row, r in zip(rows, results, strict=True):
+        assert row["class"] == "balloon"
+        assert float(row["score"]) == pytest.approx(r["score"], abs=1e-3)
+        box = [float(row[key]) for key in ("x", "y", "width", "height")]
+        assert box == pytest.approx(r["bbox"], abs=0.01)
+        assert float(row["area"]) == pycocotools.mask.area(r["segmentation"])
+    counts = list(csv.DictReader((out / "counts.csv").open()))
+    assert [c["file_name"] for c in counts] == list(names.values())
+    for image, count in zip(images, counts, strict=True):
+        mine = [r for r in results if r["image_id"] == image["id"]]
+        assert count["objects"] == count["balloon"] == str(len(mine))
+        _, _, frame = image["file_name"].partition("#")
+        path = Path("film", frame) if frame else Path(image["file_name"]).relative_to(photos)
+        labels = np.asarray(Image.open(out / "masks" / path.with_suffix(".png")))
+        assert labels.shape == (image["height"], image["width"]) and labels.dtype == np.uint16
+        own = [pycocotools.mask.decode(r["segmentation"]).astype(bool) for r in mine]
+        assert np.array_equal(labels > 0, np.any(own, axis=0))
+        assert (labels[own[0]] == 1).all()  # the highest score is on top
+    assert f"{len(results)} objects (balloon {len(results)})" in done.stdout
+    assert predict(photos).status == 0
+    assert not [p for p in ("detections.csv", "counts.csv", "masks") if (out / p).exists()]
+
+
+def test_no_file_is_skipped_without_a_word(predict, photos, tmp_path):
+    """Whatever photos there are is read or named, in the log and in images.json."""
+    import pillow_heif
+
+    for path in photos.rglob("*.jpg"):
+        if path.name != "a.jpg":
+            path.unlink()
+    photo = Image.open(photos / "a.jpg")
+    pillow_heif.from_pillow(photo).save(photos / "b.HEIC")
+    for name in ("c.avif", "d.gif", "e.tiff", "f.webp"):
+        photo.save(photos / name)
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (photos / "empty.mp4").touch()
+    (photos / "notes.txt").touch()
+    (photos / "raw.CR3").touch()
+    done = predict(photos, "--no-overlays", "--score-threshold", "1")
+    assert done.status == 1
+    written = json.loads((tmp_path / "out" / "images.json").read_text())
+    names = [Path(i["file_name"]).name for i in written["images"]]
+    assert names == ["a.jpg", "b.HEIC", "c.avif", "d.gif", "e.tiff", "f.webp", "a.jpg"]
+    assert [Path(s["file_name"]).name for s in written["skipped"]] == ["IMG_1.HEIC", "empty.mp4"]
+    assert all("cannot be read" in s["reason"] for s in written["skipped"])
+    assert "IMG_1.HEIC cannot be read" in done.stdout and "empty.mp4 cannot be" in done.stdout
+    assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
+
+
+def test_photos_over_the_limit_are_named_with_the_remedy(predict, photos, monkeypatch):
+    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
+    done = predict(photos / "a.jpg")
+    assert done.status == 1
+    assert "pixels, more than the limit of 99; cut it into tiles" in done.stdout
 
 
 def test_images_of_one_name(predict, photos, tmp_path):

@@ -174,7 +174,7 @@ def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
     assert train_net(*common).status == 0
     before = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     for flag, override, words in [
-        ("--resume", "model.roi_heads.box_head.fc_dims=[16]", "does not fit this config"),
+        ("--resume", "model.roi_heads.box_head.fc_dims=[16, 256]", "does not fit this config"),
         ("--overwrite", "+optimizer.foo=1", "optimizer cannot be built"),
         ("--overwrite", "train.init_checkpoint=/no/file.pth", "/no/file.pth"),
     ]:
@@ -205,7 +205,8 @@ def test_weights_of_another_model(mistake, tmp_path):
 
     torch.save({"model": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     mistake(
-        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"], words=["w.pth", "fits the model"]
+        options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
+        words=["w.pth", "do not fit the model", "0 of the backbone's"],
     )
     (tmp_path / "w.pth").write_bytes(b"no checkpoint")
     mistake(

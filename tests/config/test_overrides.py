@@ -1,5 +1,8 @@
 """Strict overrides, on a small config of every kind of field."""
 
+import re
+import shlex
+
 import pytest
 from detectron2.config import LazyCall as L
 from hypothesis import example, given
@@ -60,6 +63,29 @@ def cfg():
         ("train.init_checkpoint='a #1'", "train.init_checkpoint", "a #1"),
         ("train.init_checkpoint='5'", "train.init_checkpoint", "5"),
         ("train.seed= 5 ", "train.seed", 5),
+        # Dicts and what they lie in.
+        ("+train.x={a: 1}", "train.x", {"a": 1}),
+        ("+a.b.c.d=1", "a.b.c", {"d": 1}),
+        ("+datasets.größe={_target_: my.set, file: ä=1.json}", "datasets.größe.file", "ä=1.json"),
+        ("train[amp][enabled]=True", "train.amp.enabled", True),
+        ("train.amp={_target_: my.amp, a: 1}", "train.amp", {"_target_": "my.amp", "a": 1}),
+        # Lists.
+        ("+model.mean[3]=4.0", "model.mean", [1.0, 2.0, 3.0, 4.0]),
+        ("+model.augmentations.1={size: 4}", "model.augmentations", [{"size": 3}, {"size": 4}]),
+        ("+model.augmentations[1].size=4", "model.augmentations", [{"size": 3}, {"size": 4}]),
+        ("+new.list[0]=a", "new.list", ["a"]),
+        ("+new[0].deep=a", "new", [{"deep": "a"}]),
+        ("model.augmentations[0]={_target_: my.flip, p: 0.5}", "model.augmentations[0].p", 0.5),
+        ("model.augmentations[0]={size: 4}", "model.augmentations", [{"size": 4}]),
+        ("model.mean=[]", "model.mean", []),
+        # Values with every sign that has a meaning somewhere.
+        ("+x=['a, b', \"c'd\", e=f, ü, {g: 1}]", "x", ["a, b", "c'd", "e=f", "ü", {"g": 1}]),
+        ("dataloader.val.dataset.names=a=b,[c]{d}", "dataloader.val.dataset.names", "a=b,[c]{d}"),
+        # Python's word for it, which `print_config.py` shows.
+        ("train.max_iter=None", "train.max_iter", None),
+        ("train.init_checkpoint='None'", "train.init_checkpoint", "None"),
+        # What d2ext itself knows, in a config that lacks it.
+        ("train.bad_loss.policy=skip", "train.bad_loss", {"policy": "skip"}),
     ],
 )
 def test_a_value_reaches_its_field(cfg, override, key, value):
@@ -96,6 +122,24 @@ def test_a_value_reaches_its_field(cfg, override, key, value):
         ("--eval-only", ["--eval-only", "before the first key=value"]),
         ("train.seed", ["train.seed", "key=value"]),
         ("=3", ["key=value"]),
+        ("train.x={a: 1}", ["unknown key 'train.x'", "+train.x=..."]),
+        ("model.mean[7]=1.0", ["model.mean has 3 items", "+model.mean[3]=..."]),
+        ("+model.mean[7]=1.0", ["model.mean has 3 items", "+model.mean[3]=..."]),
+        ("model.mean.new=1.0", ["model.mean has 3 items", "+model.mean[3]=..."]),
+        ("model.mean[-1]=1.0", ["model.mean has 3 items"]),
+        ("model.augmentations[1].size=1", ["has 1 item,", "+model.augmentations[1]=..."]),
+        ("+new[3]=1", ["new[3]", "begins with [0]"]),
+        ("model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... appends"]),
+        ("+model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... appends"]),
+        ("++train.x=1", ["'+train.x'", "a.b[0].c"]),
+        ("train..seed=1", ["'train..seed'", "a.b[0].c"]),
+        (".seed=1", ["'.seed'", "a.b[0].c"]),
+        ("+train.=1", ["'train.'", "a.b[0].c"]),
+        ('train["seed"]=1', ["train", "a.b[0].c"]),
+        ("+a['b.c']=1", ["b.c", "a.b[0].c"]),
+        ("train[seed=1", ["'train[seed'", "a.b[0].c"]),
+        ("train.max_iter[0]=1", ["train.max_iter is None", "train.max_iter=..."]),
+        ("train.x={a:", ["train.x", "if the shell split the override, quote it"]),
     ],
 )
 def test_a_mistake_is_one_clear_line(cfg, override, words):
@@ -105,6 +149,52 @@ def test_a_mistake_is_one_clear_line(cfg, override, words):
     assert all(word in str(e.value) for word in words), str(e.value)
     assert "\n" not in str(e.value)
     assert OmegaConf.to_yaml(cfg) == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.x=1",
+        "train.x={a: [1, 2]}",
+        "optimizer.nestrov=True",
+        "new.deep.field=1",
+        "new[0]=1",
+        "model.mean[7]=1.0",
+        "model.mean.new=1.0",
+        "model.augmentations[1].size=1",
+        "train.init_checkpoint=[a",
+        "train.init_checkpoint='a' b",
+        "train.init_checkpoint={a: ü",
+        "+train.new='it''s' \"b\" \\ c",
+    ],
+)
+def test_what_a_message_offers_works_as_it_stands(cfg, override):
+    """`+KEY=...` takes the value that was given; other offers are whole words of a shell."""
+    with pytest.raises(UserError) as e:
+        apply_overrides(cfg, [override])
+    key, _, value = override.partition("=")
+    if offered := re.search(r"(\+\S+?)=\.\.\.", str(e.value)):
+        apply_overrides(cfg, [f"{offered[1]}={value}"])
+        return
+    (text,) = shlex.split(str(e.value).partition("to give text, write ")[2])
+    apply_overrides(cfg, [text])
+    assert OmegaConf.select(cfg, key.removeprefix("+")) == value
+
+
+def test_a_dict_with_another_target_replaces_the_one_there(cfg):
+    """None of the old one's arguments stay, which the new one may not take."""
+    apply_overrides(cfg, ["optimizer={_target_: torch.optim.AdamW, lr: 0.1}"])
+    assert dict(cfg.optimizer) == {"_target_": "torch.optim.AdamW", "lr": 0.1}
+    apply_overrides(cfg, ["optimizer={_target_: torch.optim.adamw.AdamW, lr: 0.2}"])  # the same
+    apply_overrides(cfg, ["+optimizer.weight_decay=0.1", "optimizer={lr: 0.3}"])
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (0.3, 0.1)
+
+
+def test_a_target_that_does_not_exist_is_for_the_builder_to_refuse(cfg):
+    apply_overrides(cfg, ["optimizer={_target_: no.such, a: 1}", "+optimizer.b=2"])
+    assert dict(cfg.optimizer) == {"_target_": "no.such", "a": 1, "b": 2}
+    with pytest.raises(UserError, match="unknown key 'optimizer.c'"):
+        apply_overrides(cfg, ["optimizer.c=3"])
 
 
 def test_the_length_of_a_run_has_one_owner(cfg):

@@ -22,6 +22,8 @@ BALLOON = {
     "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
 }
 CUSTOM = {
+    "configs/custom/faster_rcnn_lite0_fpn.py",
+    "configs/custom/faster_rcnn_r50_fpn.py",
     "configs/custom/mask_rcnn_lite0_fpn.py",
     "configs/custom/mask_rcnn_r50_fpn.py",
 }
@@ -122,7 +124,13 @@ def test_the_r50_balloon_recipe_trains_a_step(repo, train_net, tiny_root, tmp_pa
     assert (tmp_path / "model_final.pth").is_file()
 
 
-@pytest.mark.parametrize("recipe", [min(CUSTOM), pytest.param(max(CUSTOM), marks=pytest.mark.slow)])
+CUSTOM_BY_SPEED = [
+    pytest.param(recipe, marks=[pytest.mark.slow] if "r50" in recipe else [])
+    for recipe in sorted(CUSTOM)
+]
+
+
+@pytest.mark.parametrize("recipe", CUSTOM_BY_SPEED)
 def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
     repo, train_net, tiny_coco, tmp_path, monkeypatch, recipe
 ):
@@ -150,7 +158,32 @@ def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
     assert re.search(r"custom_train +6 +\d+  sports ball \d+, kite 0", done.stdout)
     assert re.search(r"custom_val +2 +\d+  sports ball \d+, kite 0", done.stdout)
     results = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["results"]
-    assert "custom_val/coco/segm/AP-sports ball" in results
+    assert "custom_val/coco/bbox/AP-sports ball" in results
+    assert ("custom_val/coco/segm/AP-sports ball" in results) == ("mask" in recipe)
+    assert (tmp_path / "run" / "model_best.pth").is_file()
+
+
+@pytest.mark.parametrize("recipe", [r for r in CUSTOM_BY_SPEED if "faster" in r.values[0]])
+def test_photos_with_boxes_alone_train_and_are_evaluated(
+    repo, train_net, tiny_coco, tmp_path, recipe
+):
+    data = []
+    for split in ("train", "val"):
+        source = tiny_coco / "coco" / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(source.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"], annotation["area"]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        data.append(f"data.{split}.json={tmp_path / split}.json")
+        data.append(f"data.{split}.images={tiny_coco / 'coco' / split}2017")
+    done = train_net("--work-dir", tmp_path / "run", *data, *ONE_STEP, config=repo / recipe)
+    assert done.status == 0, done.stderr
+    weights = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["model"]
+    assert not any("mask" in name for name in weights)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["results"]
+    assert {key.split("/")[2] for key in results} == {"bbox"}
+    predictions = json.loads((tmp_path / "run" / "predictions" / "custom_val.json").read_text())
+    assert not any("segmentation" in p for p in predictions)
 
 
 def test_data_that_are_not_given_are_one_line(repo, train_net, tmp_path):

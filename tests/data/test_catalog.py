@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ext.data.catalog import Dataset, coco_dataset, via_dataset
 from d2ext.data.formats.coco import read_coco, to_coco
-from d2ext.data.register import register_datasets
+from d2ext.data.register import counts_of, register_datasets
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import detections, ground_truth
 from d2ext.evaluation.predictions import write_predictions
@@ -147,3 +147,23 @@ def test_a_function_of_one_s_own(tiny_root):
 def own_dataset(size):
     """What a user writes in a module of theirs."""
     return Dataset(lambda: [dict(file_name="a", image_id=1, height=size, width=1)], ["thing"])
+
+
+def test_a_file_that_changes_while_a_run_reads_it_again(tmp_path):
+    """Its counts change; Detectron2's metadata may not."""
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 9}],
+        "annotations": [box, {**box, "bbox": [1, 1, 0, 5]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    write_json(tmp_path / "a.json", content)
+    register_datasets({"catalog_o": _coco(tmp_path)})
+    for left_out in ({"without a box of positive size": 1}, {}):
+        DatasetCatalog.get("catalog_o")
+        assert counts_of("catalog_o") == {"left_out": left_out, "keypoints": 0}
+        write_json(tmp_path / "a.json", content | {"annotations": [box]})
+
+
+def _coco(folder):
+    return L(coco_dataset)(json_file=str(folder / "a.json"), image_root=str(folder))

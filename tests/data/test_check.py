@@ -1,14 +1,18 @@
 """The check before a run: counts, and the errors that would otherwise come hours later."""
 
 import copy
+import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from d2ext.data.check import check_dataset, check_masks, format_summary
+from d2ext.data.check import check_dataset, check_masks, check_trainable, format_summary
+from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.data.formats.images import image_size
 from d2ext.data.formats.via import read_via
 from d2ext.errors import UserError
@@ -39,7 +43,11 @@ def test_counts(records: list[dict]) -> None:
     assert (summary.name, summary.images, summary.instances) == ("some_train", 4, left)
     assert summary.per_class == {"balloon": left, "kite": 0}
     assert summary.empty == 2
-    assert summary.problems == ["no object of kite", "2 of 4 images have no objects"]
+    assert summary.problems == [
+        f"1 of {left + 1} objects are not trained on: 1 crowd",
+        "no object of kite",
+        "2 of 4 images have no objects",
+    ]
     header, line, *notes = format_summary([summary]).splitlines()
     assert header.split()[:2] == ["data", "set"]
     assert line.split() == ["some_train", "4", str(left), "balloon", f"{left},", "kite", "0"]
@@ -121,14 +129,70 @@ def test_objects_without_masks_are_counted(records: list[dict]) -> None:
     for mask_format in ("polygon", "bitmask"):
         with pytest.raises(UserError) as e:
             check_masks("x", records, mask_format)
-        assert f"data set 'x': 2 of {total} objects have no `segmentation`" in str(e.value)
+        assert f"dataset 'x': 2 of {total} objects have no outline (`segmentation`)" in str(e.value)
         assert f"the first is in {records[1]['file_name']};" in str(e.value)
         assert "dataloader.train.mapper.use_instance_mask=False" in str(e.value)
-        assert "Faster R-CNN" in str(e.value)
+        assert "configs/custom/faster_rcnn_lite0_fpn.py" in str(e.value)
+        assert "datasets.x.boxes_as_masks=True" in str(e.value)
     check_masks("x", records, None)
     for record in records[1:3]:
         record["annotations"][0]["iscrowd"] = 1
     check_masks("x", records, "polygon")
+
+
+def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> None:
+    total = sum(len(r["annotations"]) for r in records)
+    marks = [{"iscrowd": 1, "difficult": 1}, {"difficult": 1}, {"is_group_of": 1}]
+    for annotation, mark in zip(records[0]["annotations"], marks, strict=False):
+        annotation |= mark
+    metadata = {"json_file": "my a.json", "left_out": {"of a class": 2}, "keypoints": 5}
+    summary = check_dataset("x", records, ["balloon"], metadata)
+    assert summary.skipped == {
+        "crowd": 1,
+        "marked difficult or ignore": 1,
+        "group (is_group_of)": 1,
+        "of a class": 2,
+    }
+    assert summary.instances == total - 3
+    assert f"5 of {total + 2} objects are not trained on: 1 crowd, 1 marked" in summary.problems[0]
+    assert summary.problems[1] == "5 objects have keypoints, which are not trained on"
+    check_trainable([summary])
+    val = check_dataset("x", records, ["balloon"], metadata, use="evaluated as objects")
+    assert "objects are not evaluated as objects: 1 crowd" in val.problems[0]
+
+
+def test_a_training_set_of_crowds_names_the_reason_and_the_command(
+    records: list[dict], tmp_path: Path
+) -> None:
+    """The command turns them into objects."""
+    file = tmp_path / "my a.json"
+    content = to_coco(records, ["balloon"])
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    crowds, _ = read_coco(file, "/")
+    total = len(content["annotations"])
+    summary = check_dataset("x", crowds, ["balloon"], {"json_file": str(file)})
+    with pytest.raises(UserError, match=f"{total} of {total} objects .*: {total} crowds") as e:
+        check_trainable([summary])
+    command = re.search(r"sed .*objects\.json", str(e.value))[0]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    again, _ = read_coco(tmp_path / "objects.json", "/")
+    assert check_dataset("x", again, ["balloon"]).instances == total
+    # Another training set may have objects, and images without any are a choice.
+    some = check_dataset("y", records, ["balloon"])
+    check_trainable([summary, some])
+    for record in records:
+        record["annotations"] = []
+    check_trainable([check_dataset("z", records, ["balloon"])])
+
+
+def test_the_most_objects_of_an_image_are_counted(records: list[dict]) -> None:
+    first = records[0]["annotations"][0]
+    records[1]["annotations"] = [{**first, "category_id": i % 3} for i in range(300)]
+    records[1]["annotations"] += [{**first, "iscrowd": 1}] * 5
+    summary = check_dataset("x", records, ["balloon", "kite", "bird"])
+    assert (summary.most, summary.most_of_a_class) == (300, 100)
 
 
 def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -102,7 +103,7 @@ class TestLabelMe:
 
     def test_paths_do_not_leave_the_folder(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
-        with pytest.raises(UserError, match=r"images/secret\.png is absent"):
+        with pytest.raises(UserError, match=r"secret\.png' is not in the image folder"):
             self.read(tmp_path, imagePath="../secret.png")
 
     def test_the_output_may_lie_beside_the_input(self, tmp_path: Path, images: Path) -> None:
@@ -307,13 +308,18 @@ class TestBack:
         convert_from_coco(coco, "yolo_seg", tmp_path / "labels")
         content = convert(tmp_path, "yolo", tmp_path / "labels")
         assert [c["name"] for c in content["categories"]] == ["a: b & 'c'", "yes"]
-        first, two = objects(content)
+        first, two, rle = objects(content)
         assert first[1:4] == (
             "yes",
             pytest.approx([1.5, 2, 8, 6], abs=1e-3),
             pytest.approx(48, 1e-3),
         )
         assert two[3] == pytest.approx(48 + 40, rel=1e-3)  # one outline round both parts
+        assert (rle[1], rle[2], rle[3]) == (
+            "yes",
+            pytest.approx([10, 10, 10, 15], abs=1),
+            pytest.approx(75, abs=8),
+        )
 
     @pytest.mark.parametrize("kind", ["voc", "yolo", "open_images", "cvat"])
     def test_hotcoco_writes_boxes(self, tmp_path: Path, coco: Path, kind: str) -> None:
@@ -322,6 +328,68 @@ class TestBack:
             p.read_text() for p in [tmp_path / "out", *tmp_path.glob("out/**/*")] if p.is_file()
         )
         assert "yes" in text
+
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
+    def test_holes_and_parts_keep_their_area(self, tmp_path: Path, images: Path, kind: str) -> None:
+        pixels = np.zeros((30, 40), np.uint8, order="F")
+        pixels[2:28, 3:38] = 1
+        pixels[5:12, 8:15] = pixels[15:25, 20:30] = 0
+        pixels[18:22, 22:26] = 1  # an island in a hole
+        rle = mask.encode(pixels)
+        clockwise, back = [1, 2, 9, 2, 9, 8, 1, 8], [20, 20, 20, 28, 30, 28, 30, 20]
+        overlapping = [5, 2, 15, 2, 15, 8, 5, 8]
+        shapes = [
+            {"size": [30, 40], "counts": rle["counts"].decode()},
+            [clockwise, back],
+            [clockwise, overlapping],
+        ]
+        areas = [int(pixels.sum()), 48 + 80, 14 * 6]
+        boxes = [[3, 2, 35, 26], [1, 2, 29, 26], [1, 2, 14, 6]]
+        content = {
+            "images": [{"id": 1, "file_name": NAME, "width": 40, "height": 30}],
+            "categories": [{"id": 1, "name": "big cat"}],
+            "annotations": [
+                {"id": i, "image_id": 1, "category_id": 1, "segmentation": s, "bbox": b}
+                for i, (s, b) in enumerate(zip(shapes, boxes, strict=True), start=1)
+            ],
+        }
+        (tmp_path / "in.json").write_text(json.dumps(content))
+        convert_from_coco(tmp_path / "in.json", kind, tmp_path / "out")
+        content = convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
+        assert [c["name"] for c in content["categories"]] == ["big cat"]
+        assert [a["area"] for a in content["annotations"]] == pytest.approx(areas, rel=1e-4)
+        for a, box in zip(content["annotations"], boxes, strict=True):
+            assert a["bbox"] == pytest.approx(box, abs=1e-3)
+        drawn = content["annotations"][0]["segmentation"]
+        if isinstance(drawn, list):
+            drawn = mask.merge(mask.frPyObjects(drawn, 30, 40))
+        assert np.array_equal(mask.decode(drawn), pixels)
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            ("cvat", "2 images, 4 annotations, 1 skipped crowd"),
+            ("labelme", "2 images, 4 annotations, 1 skipped crowd"),
+            ("open_images", "1 images without a box left out, 3 masks left out"),
+            ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 masks left out"),
+            ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 masks left out"),
+            ("yolo_seg", "2 images, 3 annotations, 1 skipped crowd, 1 skipped no mask"),
+        ],
+    )
+    def test_what_a_format_cannot_hold_is_counted(
+        self, tmp_path: Path, coco: Path, kind: str, words: str
+    ) -> None:
+        assert words in convert_from_coco(coco, kind, tmp_path / "out")
+
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
+    def test_a_mask_without_a_pixel(self, tmp_path: Path, coco: Path, kind: str) -> None:
+        content = json.loads(coco.read_text())
+        content["annotations"] = content["annotations"][:1]
+        content["annotations"][0]["segmentation"] = {"size": [30, 40], "counts": [1200]}
+        coco.write_text(json.dumps(content))
+        said = convert_from_coco(coco, kind, tmp_path / "out")
+        assert ("1 skipped no mask" in said) is (kind == "yolo_seg")
+        convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
 
     def test_yolo_names_stay_texts(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")

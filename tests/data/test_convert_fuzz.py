@@ -55,7 +55,26 @@ VOC = (
     "<object><name>dog &amp; cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12.5</xmax>"
     "<ymax>30</ymax></bndbox></object></annotation>"
 )
+YOLO_YAML = "names: {0: dog, 1: cat}\ntrain: [images/sub, l]\nval: data.yaml\nkpt: &a [1]\nx: *a\n"
 YOLO = "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9\n"
+CVAT = (
+    '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><task><labels>'
+    "<label><name>dog</name></label></labels></task></meta>"
+    '<image id="0" name="a.jpg" width="40" height="30"><box label="dog" xtl="1" ytl="2" xbr="12.5"'
+    ' ybr="30" rotation="20"/><polygon label="cat" points="1,1;9,1;9,9.5" group_id="2"/><mask'
+    ' label="cat" rle="1, 2, 1, 2" left="3" top="4" width="3" height="2" group_id="2"/><ellipse'
+    ' label="dog" cx="20" cy="15" rx="9" ry="5"/></image><image id="1" name="sub/b.png"/>'
+    "</annotations>"
+)
+CREATEML = [
+    {
+        "image": "a.jpg",
+        "annotations": [
+            {"label": "dog", "coordinates": {"x": 9, "y": 8.5, "width": 10, "height": 6}}
+        ],
+    },
+    {"image": "sub/b.png", "annotations": []},
+]
 OPEN_IMAGES = (
     "ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\na,/m/1,1,0.1,0.5,0.2,0.6,0\n"
     "b,/m/0,1,0,1,0,1,1\n"
@@ -66,8 +85,10 @@ CASES: list[tuple[str, str, object, str]] = [
     ("via", "via.csv", VIA_CSV, "via.csv"),
     ("labelme", "l/a.json", LABELME, "l"),
     ("voc", "v/a.xml", VOC, "v"),
+    ("cvat", "cvat.xml", CVAT, "cvat.xml"),
+    ("createml", "createml.json", CREATEML, "createml.json"),
     ("yolo", "labels/a.txt", YOLO, "data.yaml"),
-    ("yolo", "data.yaml", "names: {0: dog, 1: cat}\nkpt: &a [1]\nx: *a\n", "data.yaml"),
+    ("yolo", "data.yaml", YOLO_YAML, "data.yaml"),
     ("open_images", "boxes.csv", OPEN_IMAGES, "boxes.csv"),
 ]
 JUNK: list[object] = [

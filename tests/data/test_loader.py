@@ -1,10 +1,12 @@
 """What a training step sees depends on seed and position only."""
 
+import errno
 import itertools
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 
 import numpy as np
@@ -19,6 +21,7 @@ from d2ext.data.loader import build_test_loader, build_train_loader
 from d2ext.data.mapping import generators_seeded
 from d2ext.data.records import select
 from d2ext.data.store import stored
+from d2ext.data.workers import WorkerContext, last_words
 from d2ext.engine.ranks import leave
 from d2ext.errors import UserError
 
@@ -304,3 +307,79 @@ def test_a_worker_that_is_killed_is_named():
     with pytest.raises(UserError, match="a loader worker died .*lower dataloader.train.num_wor"):
         with shortages_explained(str, "", "dataloader.train.num_workers"):
             next(iter(loader))
+
+
+class Unsendable:
+    def __call__(self, record):
+        return {"image": lambda: record}  # no process can send a function of a function
+
+
+class ManyFiles:
+    def __call__(self, record):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), record["file_name"])
+
+
+@pytest.mark.parametrize(
+    ("mapper", "words"),
+    [
+        (Unsendable(), "a loader worker cannot send its batch .*num_workers=0 needs none"),
+        # The image is not to blame, and none is skipped for it.
+        (ManyFiles(), "ran out of open files .*Too many open files.*ulimit -n"),
+    ],
+)
+def test_what_a_worker_cannot_do_ends_the_run_at_once(mapper, words, capfd):
+    from d2ext.engine.explain import shortages_explained
+
+    options = dict(total_batch_size=2, num_workers=1, seed=0, bad_images="skip")
+    options |= dict(reference_batch_size=2, reference_world_size=1)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=words):
+        with shortages_explained(str, "", "dataloader.train.num_workers"):
+            next(iter(build_train_loader(RECORDS, mapper, **options)))
+    assert time.monotonic() - start < 10
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_thread_that_reads_batches_ends_quietly(capfd):
+    """Torch's for pinned memory, whose end the trainer would not notice."""
+    batches = WorkerContext().Queue()
+    batches.put(Unreadable())
+
+    def read():
+        with pytest.raises(SystemExit):  # which Python's threads do not print
+            batches.get()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join()
+    assert last_words(5) == "OSError: received nothing" and last_words() == ""
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Unreadable:
+    def __reduce__(self):
+        return _fail, ()
+
+
+def _fail():
+    raise OSError("received nothing")
+
+
+def test_the_death_of_a_worker_interrupts_nothing_else():
+    """Torch's own handler would raise here, in whatever the trainer does."""
+    batches = iter(build_test_loader(RECORDS, Noise(), num_workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    with pytest.raises(RuntimeError, match="DataLoader worker .*SIGKILL"):
+        list(batches)
+
+
+def test_workers_that_hang_are_killed(monkeypatch):
+    monkeypatch.setattr("d2ext.data.loader._FAREWELL", 0.2)
+    batches = iter(build_test_loader(RECORDS, Hangs(), num_workers=2))
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 2 and not multiprocessing.active_children()

@@ -1,5 +1,6 @@
 """Data sets in the cache: found, made once, made again; the same records as the readers'."""
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -445,8 +446,8 @@ def test_a_stored_coco_file_gives_the_reader_s_records(
         annotations = [*annotations[:-1], {**annotations[-1], **oddity}]
     text = json.dumps(coco(annotations=annotations), ensure_ascii=ascii_only)
     file.write_text(text.replace("Infinity", "1e999"))
-    outcomes = []
-    for read in (read_coco, stored_coco):
+    outcomes, info = [], {}
+    for read in (functools.partial(read_coco, info=info), stored_coco):
         try:
             records = read(file, "imgs", classes)
         except UserError as e:
@@ -459,6 +460,9 @@ def test_a_stored_coco_file_gives_the_reader_s_records(
     assert json.dumps(list(records)) == json.dumps(list(records))
     assert repr(_sorted(list(records))) == repr(_sorted(plain))
     assert dict(records.info["category_ids"]) == ids
+    assert {key: records.info[key] for key in info} == info
+    kept = sum(len(r["annotations"]) for r in plain)
+    assert kept + sum(info["left_out"].values()) == len(annotations)
     assert records.image_ids() == [r["image_id"] for r in plain]
     assert records.file_names() == [r["file_name"] for r in plain]
     expected = columns_of(plain)

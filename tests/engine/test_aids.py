@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
@@ -14,6 +15,7 @@ from d2ext.engine.aids import (
     make_deterministic,
     with_sync_bn,
 )
+from d2ext.engine.hooks import AverageWeights, LearningRate
 from d2ext.engine.ranks import leave
 from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
@@ -53,18 +55,97 @@ def test_clipping_bounds_the_norm_of_all_gradients():
 
 def test_a_loss_that_overflows_float16_is_scaled_down_and_its_step_left_out():
     """float16 itself is refused on the CPU; its scaler works there."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    model, _ = _train(1, x=(30.0, 40.0), scaler=scaler)
-    assert model.w.tolist() == [0, 0] and scaler.get_scale() == 2.0**126
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**123)
+    model, trainer = _train(2, x=(30.0, 40.0), scaler=scaler)
+    assert model.w.tolist() == [-15, -20] and scaler.get_scale() == 2.0**122
+    assert trainer.skipped_steps == 1
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model, _ = _train(1, scaler=scaler, clip_grad_norm=1.0)  # clips what is unscaled
     assert model.w.tolist() == pytest.approx([-0.3, -0.4], rel=1e-5)
 
 
+class Overflows(nn.Module):
+    """Loss w * x, whose gradient is infinite in some calls and comes to `late` in later ones only.
+
+    The loss itself stays finite, as a float16 loss does that its scaler made too large.
+    """
+
+    def __init__(self, bad):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(5))
+        self.late = nn.Parameter(torch.ones(5))
+        self._bad, self._calls = bad, 0
+
+    def forward(self, batch):
+        loss = (self.w * batch[0]["x"]).sum()
+        if self._calls in self._bad:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        if self._calls >= 2:
+            loss = loss + self.late.sum()
+        self._calls += 1
+        return {"loss": loss}
+
+
+def _overflowing(steps, bad, hooks=lambda model, optimizer: [], fused=True, start=0, memory=None):
+    model = Overflows(bad)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, fused=fused)
+    batches = iter(lambda: [{"x": torch.arange(5.0), "file_name": ""}], None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer = Trainer(model, optimizer, batches, hooks(model, optimizer), 0, scaler=scaler)
+    with StopSignals() as signals:
+        trainer.train(start, steps, signals, memory)
+    return model, optimizer, trainer
+
+
+@pytest.mark.parametrize("bad", [{0}, {0, 1}, {2}, {3}])
+def test_fused_momentum_is_that_of_the_steps_that_were_taken(bad):
+    """A fused SGD leaves its momentum uninitialized where its first step overflows."""
+    found, expected = (_overflowing(5, bad, fused=fused) for fused in (True, False))
+    for name, parameter in expected[0].named_parameters():
+        torch.testing.assert_close(dict(found[0].named_parameters())[name], parameter)
+    for a, b in zip(found[1].state.values(), expected[1].state.values(), strict=True):
+        torch.testing.assert_close(a["momentum_buffer"], b["momentum_buffer"])
+
+
+def test_steps_that_the_scaler_skips_do_not_count():
+    """Neither for the averaged weights nor for the schedule, also in a resumed run."""
+    averages, rates = [], []
+
+    class Rates(HookBase):
+        def after_step(self):
+            rates.append(self.trainer.optimizer.param_groups[0]["lr"])
+
+    def hooks(model, optimizer):
+        averages.append(averaged(model, 0.9))
+        rate = LearningRate(optimizer, lambda done: 1 - done)
+        return [rate, AverageWeights(averages[-1], model), Rates()]
+
+    _, _, trainer = _overflowing(4, {0, 2}, hooks)
+    assert int(averages[0].n_averaged) == 2 and trainer.skipped_steps == 2
+    assert rates == [0.5 * (1 - done / 4) for done in (0, 0, 1, 1)]
+    assert trainer.storage.history("overflowed_steps").latest() == 2
+    rates.clear()
+    _overflowing(8, {0}, hooks, start=4, memory=trainer.memory())
+    assert rates == [0.5 * (1 - done / 8) for done in (2, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_a_run_of_nothing_but_overflows_ends_with_an_error(steps):
+    with pytest.raises(UserError, match="overflowed in each of the last .*=bfloat16, or lower"):
+        _overflowing(steps, range(200))
+    # Most of a short run may overflow while the scaler looks for its scale.
+    _overflowing(4, {0, 1, 2})
+
+
+def test_overflows_of_a_resumed_run_go_on():
+    with pytest.raises(UserError, match="each of the last 30 steps, up to iteration 49"):
+        _overflowing(100, range(200), start=40, memory={"overflows_in_a_row": 20})
+
+
 def test_an_infinite_norm_is_not_logged():
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    _, trainer = _train(1, x=(30.0, 40.0), scaler=scaler, clip_grad_norm=1.0)
-    assert "grad_norm" not in trainer.storage.histories()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**123)
+    _, trainer = _train(2, x=(30.0, 40.0), scaler=scaler, clip_grad_norm=1.0)
+    assert trainer.storage.history("grad_norm").values() == [(pytest.approx(50.0), 1)]
 
 
 def test_only_float16_is_scaled():

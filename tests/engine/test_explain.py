@@ -48,9 +48,12 @@ def test_batch_and_sizes_and_what_to_lower(error, first):
         assert words in str(e.value)
 
 
-def test_an_error_of_the_model_s_own_stays():
-    with pytest.raises(RuntimeError, match="of its own"):
-        _train(RuntimeError("of its own"))
+@pytest.mark.parametrize(
+    "text", ["of its own", "out of resource: shared memory, Required: 98304, Hardware limit: 65536"]
+)
+def test_an_error_of_the_model_s_own_stays(text):
+    with pytest.raises(RuntimeError, match=text):
+        _train(RuntimeError(text))
 
 
 class Unstartable:
@@ -68,6 +71,15 @@ class Unstartable:
     [
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory at iteration 3.*workers"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "worker died"),
+        (RuntimeError("DataLoader worker 7 was ended by SIGBUS"), "ran out of shared memory .*shm"),
+        (RuntimeError("received 0 items of ancillary data"), "ran out of open files .*ulimit -n"),
+        (OSError(errno.EROFS, "Read-only file system", "/dev/shm"), "ran out of shared memory"),
+        (
+            OSError(
+                "Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"
+            ),
+            "ran out of open files .*lower dataloader.train.num_workers; 0 needs none",
+        ),
     ],
 )
 def test_workers_that_do_not_start(error, words):

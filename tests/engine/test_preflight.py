@@ -2,7 +2,7 @@
 
 import pytest
 
-from d2ext.engine.preflight import choose_device
+from d2ext.engine.device import choose_device
 from d2ext.errors import UserError
 
 

@@ -21,6 +21,7 @@ data = dict(
         images=None,  # the folder of its photos [str or null]
     ),
     classes=None,  # names; None: all of the training file; the validation follows [list or null]
+    boxes_as_masks=False,  # objects without an outline have their box as one; False: an error
     class_attribute=None,  # of VIA's regions, holds their class; None: it is found [str or null]
     palette=None,  # [[220, 20, 60], ...]: a colour a class, in pictures [list or null]
 )
@@ -31,6 +32,7 @@ datasets = dict(
         classes="${data.classes}",
         palette="${data.palette}",
         attribute="${data.class_attribute}",
+        boxes_as_masks="${data.boxes_as_masks}",
     ),
     custom_val=L(annotated_dataset)(
         json_file="${data.val.json}",
@@ -38,6 +40,7 @@ datasets = dict(
         classes="${data.classes}",
         missing_ok=True,
         attribute="${data.class_attribute}",
+        boxes_as_masks="${data.boxes_as_masks}",
     ),
 )
 dataloader.train.dataset.names = "custom_train"

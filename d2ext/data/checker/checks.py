@@ -8,6 +8,7 @@ from d2ext.data.checker.columns import Columns, columns, read_columns
 from d2ext.data.checker.finding import KINDS, SEVERITIES, Finding
 from d2ext.data.checker.statistics import Anchors
 
+MAX_DETECTIONS = 100  # COCO's, and Detectron2's test_topk_per_image
 CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
     entries.malformed,
     entries.image_ids,
@@ -19,6 +20,7 @@ CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
     shapes.boxes,
     shapes.masks,
     shapes.areas,
+    statistics.not_trained_on,
     statistics.empty_images,
     statistics.balance,
 )
@@ -28,6 +30,7 @@ def fast_findings(
     content: Columns | dict | str | Path,
     anchors: Anchors = Anchors(),  # noqa: B008
     images: str | Path | None = None,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[Finding]:
     """What a COCO file shows without its images.
 
@@ -35,6 +38,7 @@ def fast_findings(
         content: the file, what is in it, or its columns.
         anchors: what object sizes are held against.
         images: their folder, which is not looked into; without it no absolute name is good.
+        max_detections: objects that a model and a metric take in an image.
 
     Returns:
         Findings, errors first.
@@ -47,6 +51,7 @@ def fast_findings(
     c = content if isinstance(content, Columns) else columns(content)
     found = [f for check in CHECKS for f in check(c)]
     found += entries.image_paths(c, images)
+    found += statistics.crowded_images(c, max_detections)
     return in_order([*found, *statistics.object_sizes(c, anchors)])
 
 

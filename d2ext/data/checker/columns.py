@@ -14,7 +14,9 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from d2ext.data.checker.numbers import number
 from d2ext.data.checker.outlines import Outlines, join, outlines
+from d2ext.data.formats.coco import require_lists
 from d2ext.data.formats.common import no_collection, read_json
 from d2ext.data.formats.objects import FAR
 from d2ext.errors import UserError
@@ -65,6 +67,11 @@ class Annotation(msgspec.Struct, gc=False):
     area: float | None = None
     iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     segmentation: list[list[float]] | Rle | None = None
+    attributes: Any = None
+    keypoints: Any = None
+    ignore: Any = None
+    difficult: Any = None
+    is_group_of: Any = None
 
 
 TYPES = {"images": Image, "annotations": Annotation, "categories": Category}
@@ -81,6 +88,9 @@ class Columns:
         box: (A, 4) x, y, width, height in pixels; NaN without one.
         area: (A,) square pixels; NaN without one.
         crowd: (A,) bool.
+        ignored: (A,) bool: marked as ignored, difficult or a group.
+        rotated: (A,) bool: with a rotation among its attributes.
+        keypoints: (A,) bool: with keypoints.
         masks: what is known of the masks.
         malformed: of each part, the reason by row. Such rows have id -1, which counts for nothing
             because `good` is false there.
@@ -98,6 +108,9 @@ class Columns:
     box: np.ndarray
     area: np.ndarray
     crowd: np.ndarray
+    ignored: np.ndarray
+    rotated: np.ndarray
+    keypoints: np.ndarray
     masks: Outlines
     malformed: dict[str, dict[int, str]]
     good: dict[str, np.ndarray]
@@ -133,9 +146,7 @@ def columns(content: Any, name: str | Path = "the content") -> Columns:
     Raises:
         UserError: it lacks one of the three lists.
     """
-    for part in PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"{name} is no COCO annotation file: it has no list {part!r}")
+    require_lists(content, name)
     return _columns({part: content[part] for part in PARTS}, _convert)
 
 
@@ -179,7 +190,7 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
     _no_unicode(images, "file_name", malformed["images"])
     _no_unicode(categories, "name", malformed["categories"])
     with no_collection():
-        ids, boxes, areas, masks = _annotations(
+        ids, marks, boxes, areas, masks = _annotations(
             parts["annotations"], decode, malformed["annotations"]
         )
     sizes = {"images": len(images), "annotations": len(ids), "categories": len(categories)}
@@ -198,6 +209,9 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
         image=ids[:, 1],
         category=ids[:, 2],
         crowd=ids[:, 3] == 1,
+        ignored=marks[:, 0],
+        rotated=marks[:, 1],
+        keypoints=marks[:, 2],
         box=boxes,
         area=areas,
         masks=masks,
@@ -208,18 +222,22 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
 
 def _annotations(
     entries: list, decode: Callable, wrong: dict[int, str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Outlines]:
-    """Ids (own, image's, category's, crowd), boxes, areas and masks; adds to `wrong`."""
-    columns = [np.empty((0, 4), np.int64)], [np.empty((0, 4))], [[]], [np.empty(0, bool)], []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Outlines]:
+    """Ids (own, image's, category's, crowd), marks, boxes, areas and masks; adds to `wrong`."""
+    columns = (
+        [np.empty((0, 4), np.int64)],
+        [np.empty((0, 3), bool)],
+        *([np.empty((0, 4))], [[]], [np.empty(0, bool)], []),
+    )
     for first, reasons, *parts in _parts(entries, decode):
         wrong.update({first + i: reason for i, reason in reasons.items()})
         for column, part in zip(columns, parts, strict=True):
             column.append(part)
-    ids, boxes, areas, not_finite = map(np.concatenate, columns[:4])
-    shapes = join(columns[4])
+    ids, marks, boxes, areas, not_finite = map(np.concatenate, columns[:5])
+    shapes = join(columns[5])
     for row in np.flatnonzero(not_finite | shapes.not_finite).tolist():
         wrong.setdefault(row, "holds NaN or an infinite number")
-    return ids, boxes, areas, shapes
+    return ids, marks, boxes, areas, shapes
 
 
 def _parts(entries: list, decode: Callable) -> Iterator[tuple]:
@@ -254,20 +272,29 @@ def _part(first: int, entries: list, decode: Callable) -> tuple:
     """The columns of `_CHUNK` entries from `first` on.
 
     Returns:
-        `first`, what is wrong with entries by row from there, ids, boxes, areas, whether one of
-        the numbers is NaN or infinite, and the masks.
+        `first`, what is wrong with entries by row from there, ids, marks, boxes, areas, whether one
+        of the numbers is NaN or infinite, and the masks.
     """
     made, wrong = decode(entries[first : first + _CHUNK], Annotation)
     no_box, nan, none = (np.nan,) * 4, float("nan"), Annotation(-1, -1, -1)
     chunk = [a or none for a in made]
     ids = np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
+    marks = np.array([_marks(a) for a in chunk], bool)
     boxes = np.array([a.bbox or no_box for a in chunk])
     areas = np.array([nan if a.area is None else a.area for a in chunk])
     # NaN stands for "without" there, so that one in the file must be told from it here.
     has_box = np.array([a.bbox is not None for a in chunk], bool)
     has_area = np.array([a.area is not None for a in chunk], bool)
     not_finite = (has_box & ~np.isfinite(boxes).all(1)) | (has_area & ~np.isfinite(areas))
-    return first, wrong, ids, boxes, areas, not_finite, outlines([a.segmentation for a in chunk])
+    masks = outlines([a.segmentation for a in chunk])
+    return first, wrong, ids, marks, boxes, areas, not_finite, masks
+
+
+def _marks(a: Annotation) -> tuple[bool, bool, bool]:
+    """Return whether it is to be ignored, is rotated, and has keypoints."""
+    rotation = number(a.attributes.get("rotation")) if isinstance(a.attributes, dict) else None
+    keypoints = isinstance(a.keypoints, list) and any(a.keypoints)
+    return bool(a.ignore or a.difficult or a.is_group_of), bool(rotation), keypoints
 
 
 def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:

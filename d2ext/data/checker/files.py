@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.ExifTags import Base
 
 from d2ext.data.checker import place
 from d2ext.data.checker.columns import Columns
 from d2ext.data.checker.finding import Finding, finding
 from d2ext.data.formats.common import inside
-from d2ext.data.formats.images import is_turned
+from d2ext.data.formats.images import SCALING, depth, open_image, orientation, stored_size
 from d2ext.errors import UserError
 
 DECODED_BY_ITSELF = 500  # a set of up to so many images is decoded unless that is refused
@@ -31,14 +30,22 @@ class Photo:
         stored: width and height of the file's pixels.
         orientation: 5 to 8 where the EXIF data turn it by 90 degrees, else 1.
         problem: why there is no size; `absent` where there is no file.
+        is_refused: whether the problem is a limit or a missing package; the file may be sound.
         length: of the file, in bytes.
+        depth: what it has in place of 8 bits a channel, see `depth`.
+        has_frames: whether it has several frames or pages.
+        is_transparent: whether some pixels are; False where pixels are not decoded.
     """
 
     size: tuple[int, int] | None
     stored: tuple[int, int] | None = None
     orientation: int = 1
     problem: str = ""
+    is_refused: bool = False
     length: int = 0
+    depth: str | None = None
+    has_frames: bool = False
+    is_transparent: bool = False
 
 
 def look(root: str | Path, names: Iterable[str], decode: bool = False) -> dict[str, Photo]:
@@ -57,31 +64,43 @@ def look(root: str | Path, names: Iterable[str], decode: bool = False) -> dict[s
 def _photo(path: str, decode: bool) -> Photo:
     try:
         length = os.path.getsize(path)
-        with Image.open(path) as image:
-            stored, turned = image.size, is_turned(image)
-            orientation = int(Image.Image.getexif(image)[Base.Orientation]) if turned else 1
+        with open_image(path) as image:
+            stored, turn = stored_size(image), orientation(image)
+            facts = {"length": length, "depth": depth(image)}
+            # The second picture of an MPO is the camera's own preview or another exposure.
+            facts["has_frames"] = image.format != "MPO" and getattr(image, "is_animated", False)
             if decode:
                 image.load()
-        size = stored[::-1] if turned else stored
-        return Photo(size, stored, orientation, length=length)
+                facts["is_transparent"] = _is_transparent(image)
+        turned = turn >= 5
+        return Photo(stored[::-1] if turned else stored, stored, turn if turned else 1, **facts)
     except (FileNotFoundError, NotADirectoryError):
         return Photo(None, problem="absent")
-    except Exception as e:  # Pillow's readers raise whatever a damaged file makes them stumble over
+    except UserError as e:
+        return Photo(None, problem=str(e), is_refused=True)
+    except Exception as e:
         return Photo(None, problem=f"{type(e).__name__}: {e}")
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    with_alpha = image.mode in ("LA", "P", "PA", "RGBA") and image.has_transparency_data
+    return with_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
 def image_files(c: Columns, photos: Mapping[str, Photo]) -> Iterator[Finding]:
-    """Files that are missing, unreadable, or of another size than the entry says."""
+    """Files that are missing, unreadable, of another size than the entry says, or read in part."""
     rows = [i for i in np.flatnonzero(c.good["images"]) if c.image_name[i] in photos]
     photo = {i: photos[c.image_name[i]] for i in rows}
     missing = [i for i in rows if photo[i].problem == "absent"]
     if missing:
         example = f"{place.image(c, missing[0])}; {len(missing)} of {len(c.image_id)} images"
         yield finding("image_missing", missing, "images", example)
-    broken = [i for i in rows if photo[i].problem not in ("", "absent")]
-    if broken:
-        example = f"{place.image(c, broken[0])}: {photo[broken[0]].problem}"
-        yield finding("image_unreadable", broken, "images", example)
+    for code, refused in (("image_refused", True), ("image_unreadable", False)):
+        problems = {i: photo[i].problem for i in rows if photo[i].is_refused == refused}
+        broken = [i for i, problem in problems.items() if problem not in ("", "absent")]
+        if broken:
+            example = f"{place.image(c, broken[0])}: {problems[broken[0]]}"
+            yield finding(code, broken, "images", example)
     wrong = [i for i in rows if photo[i].size and photo[i].size != tuple(c.image_size[i])]
     if wrong:
         turned = [i for i in wrong if photo[i].stored == tuple(c.image_size[i])]
@@ -94,6 +113,16 @@ def image_files(c: Columns, photos: Mapping[str, Photo]) -> Iterator[Finding]:
                 " --fix turns the shapes, too)"
             )
         yield finding("image_size", wrong, "images", example)
+    if deep := [i for i in rows if photo[i].depth]:
+        kinds = ", ".join(sorted({photo[i].depth for i in deep}))
+        example = f"{place.image(c, deep[0])}; {kinds}; when it is read, {SCALING}"
+        yield finding("image_depth", deep, "images", example)
+    for code, some in (
+        ("image_frames", [i for i in rows if photo[i].has_frames]),
+        ("image_transparent", [i for i in rows if photo[i].is_transparent]),
+    ):
+        if some:
+            yield finding(code, some, "images", place.image(c, some[0]))
 
 
 def identical(

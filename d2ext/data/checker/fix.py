@@ -1,7 +1,7 @@
 """A COCO dict without errors: findings are mended, round by round, until none is left to mend."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from d2ext.data.checker import mend_annotations, mend_entries, mend_sizes
@@ -21,13 +21,30 @@ STAGES: tuple[dict[str, Callable[[Mending, Finding], None]], ...] = (
 )
 # Where a remedy would lose or misplace what may be right, the error stays; what the user can do.
 STAYING = {
-    "image_size": "neither proportions nor EXIF data tell how its shapes lie in the file: give the"
-    " images that were annotated, or correct width and height",
+    "image_malformed": "correct the entries",
+    "image_path": "no file, or more than one, could be meant: correct file_name",
+    "image_duplicate_id": "annotations have the id, and which image they are of is unknown: give"
+    " the images different ids",
     "image_duplicate_entry": "the entries differ in size: give --images, or correct width and"
     " height",
-    "image_path": "several entries or files could be meant: correct file_name",
-    "image_missing": "several entries or files could be meant: correct file_name",
+    "image_missing": "no file, or more than one, could be meant: check --images, put the files"
+    " there, or correct file_name",
+    "image_refused": "see the finding for the remedy",
+    "image_unreadable": "replace the files",
+    "image_size": "neither proportions nor EXIF data tell how its shapes lie in the file: give the"
+    " images that were annotated, or correct width and height",
+    "category_duplicate_id": "annotations have the id, and which category they are of is unknown:"
+    " give the categories different ids",
+    "annotation_malformed": "correct image_id, category_id, bbox or segmentation",
+    "unknown_image": "list the images",
+    "box_outside": "correct the boxes, or width and height of the images",
+    "rle_size": "give the images that were annotated, or correct the masks",
 }
+# Of these, --drop-unusable removes what cannot be repaired.
+DROPPED = frozenset(
+    "image_malformed image_path image_missing image_unreadable annotation_malformed unknown_image"
+    " box_outside rle_size".split()
+)
 _NAMED = 10  # entries in a message
 REMEDIES = {code: remedy for stage in STAGES for code, remedy in stage.items()}
 
@@ -52,9 +69,11 @@ def fix(
     findings: Callable[[Columns], list[Finding]],
     files: mend_entries.Files | None = None,
     own: bool = False,
+    drop: bool = False,
 ) -> Fixed:
-    """Mends what can be mended and removes what is wrong; what was right is left as it was.
+    """Fixes what can be fixed; what was right is left as it was.
 
+    Only what no one could use is removed: an annotation without box and mask, say, or a copy.
     Annotations keep their ids but for those that are 0, missing or taken.
 
     Args:
@@ -62,6 +81,7 @@ def fix(
         findings: the checks.
         files: what is known of the image files; None where they are not looked at.
         own: the dict may be changed.
+        drop: also remove images and annotations that the user could still repair; see `DROPPED`.
 
     Raises:
         UserError: it lacks one of the three lists, or an error stays, because what may be right
@@ -69,15 +89,14 @@ def fix(
     """
     content = dict(content) if own else copy.deepcopy(content)
     columns(content)  # raises for what is no COCO file
-    m = Mending(content, files)
+    m = Mending(content, files, drop)
     left: list[Finding] = []
     for turn in range(_ROUNDS + 1):
         m.begin(columns(content))
         left, before = findings(m.columns), m.done
         for stage in STAGES if turn < _ROUNDS else ():
-            staying = [f for f in left if f.code in STAYING]
-            if stage is mend_annotations.SHAPES and staying:
-                raise UserError(_staying(m, staying[0]))  # shapes may be right in another image
+            if stage is mend_annotations.SHAPES and (staying := [f for f in left if _is_early(f)]):
+                raise UserError(_staying(m, staying))  # shapes may be right in another image
             for f in left:
                 if f.code in stage:
                     stage[f.code](m, f)
@@ -87,18 +106,27 @@ def fix(
             break
         m.end()
     if errors := [f for f in left if f.severity == ERROR]:
-        raise UserError(_staying(m, errors[0]))
+        raise UserError(_staying(m, errors))
     return Fixed(content, m.changes, left)
 
 
-def _staying(m: Mending, f: Finding) -> str:
-    """Why nothing is written: which entries, and what to do."""
+def _is_early(f: Finding) -> bool:
+    return f.severity == ERROR and f.code not in mend_annotations.SHAPES
+
+
+def _staying(m: Mending, errors: Sequence[Finding]) -> str:
+    """Return why nothing is written: which entries, and what to do."""
+    f, *more = errors
     names = [m.where(f.part, row) for row in f.rows[:_NAMED]]
     if f.part == "images":
         names = [f"{n} ({m.columns.image_name[i]})" for n, i in zip(names, f.rows, strict=False)]
-    more = f", and {f.count - _NAMED} more" * (f.count > _NAMED)
-    places = shown(", ".join(names), 1000) + more
+    rest = f", and {f.count - _NAMED} more" if f.count > _NAMED else ""
+    places = shown(", ".join(names), 1000) + rest
+    remedy = STAYING.get(f.code, "correct them")
+    if f.code in DROPPED and not m.drop:
+        remedy += "; --drop-unusable removes those that cannot be repaired"
+    others = f" (and {sum(e.count for e in more)} other errors)" if more else ""
     return (
-        f"nothing is written, for not all can be mended: {f.count} {f.what}: {places};"
-        f" {STAYING.get(f.code, 'correct it')} (or remove the entries with their annotations)"
+        "nothing was written, because some errors cannot be fixed without a loss:"
+        f" {f.count} {f.what}: {places}{others}; {remedy}"
     )

@@ -26,7 +26,8 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             made[key] = m.reference(part, entry.get(key))
             if made[key] is None:
-                m.remove("annotations", row, f"{key} {as_json(entry.get(key))} is no integer")
+                why = f"{key} {as_json(entry.get(key))} is not an integer"
+                m.remove_if_allowed("annotations", row, why)
                 break
         else:
             made["id"] = numbers.integer(entry.get("id"))
@@ -39,12 +40,22 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
                 "segmentation": _segmentation(entry.get("segmentation")),
             }
             optional = ("bbox", "area", "segmentation")
+            if made["bbox"] is made["segmentation"] is None and _is_shape(entry):
+                m.remove_if_allowed("annotations", row, "its box or mask is of an unknown form")
+                continue
             made = {k: v for k, v in made.items() if v is not None or k not in optional}
             changed = [k for k in {**entry, **made} if _differ(entry.get(k), made.get(k))]
             what = ", ".join(
                 f"{k} {as_json(entry.get(k))[:60]} -> {as_json(made.get(k))[:60]}" for k in changed
             )
             m.replace("annotations", row, made, what)
+
+
+def _is_shape(entry: dict) -> bool:
+    """Return whether an unreadable box or mask may mean something, as [x, y, w, h, angle] does."""
+    box, mask = entry.get("bbox"), entry.get("segmentation")
+    odd = any(isinstance(shape, dict | str) and shape for shape in (box, mask))
+    return odd or (isinstance(box, list) and len(numbers.numbers(box) or ()) > 4)
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -112,7 +123,7 @@ def _annotation_duplicate(m: Mending, f: Finding) -> None:
 def _unknown_image(m: Mending, f: Finding) -> None:
     for row in f.rows:
         if entry := m.get("annotations", row):
-            m.remove("annotations", row, f"there is no image {entry['image_id']}")
+            m.remove_if_allowed("annotations", row, f"there is no image {entry['image_id']}")
 
 
 def _unknown_category(m: Mending, f: Finding) -> None:
@@ -140,10 +151,13 @@ def _box_from_mask(m: Mending, f: Finding) -> None:
             continue
         if c.masks.rle[row] and not np.isnan(c.masks.area[row]):
             box = _rle_box(m.get("annotations", row)["segmentation"])
+        entry = m.get("annotations", row)
         if np.isfinite(box).all() and box[2] > 0 and box[3] > 0:
             m.set("annotations", row, f"bbox -> {box}, its mask's", bbox=box)
-        else:
-            m.remove("annotations", row, "it has no box in the image, and no mask to make it from")
+        elif f.code == "box_outside" or entry.get("segmentation"):
+            m.remove_if_allowed("annotations", row, "neither its box nor a mask is in the image")
+        elif not entry.get("bbox") or 0 in entry["bbox"][2:]:
+            m.remove("annotations", row, "it has neither a box of positive size nor a mask")
 
 
 def _box_over_edge(m: Mending, f: Finding) -> None:
@@ -161,7 +175,7 @@ def _box_over_edge(m: Mending, f: Finding) -> None:
         if box[2] > 0 and box[3] > 0:
             m.set("annotations", row, f"bbox {entry['bbox']} -> {box}", bbox=box)
         else:  # numbers so large that their sum swallows the size
-            m.remove("annotations", row, f"its box {entry['bbox']} has nothing in the image")
+            m.remove_if_allowed("annotations", row, f"its box {entry['bbox']} is not in the image")
 
 
 def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None:
@@ -201,27 +215,26 @@ def _polygon_degenerate(m: Mending, f: Finding) -> None:
         elif kept:
             n = len(polygons) - len(kept)
             m.set("annotations", row, f"{n} polygons removed", segmentation=kept)
-        else:
-            _drop_mask(m, row, "its polygons have no area")
 
 
-def _rle_unusable(m: Mending, f: Finding) -> None:
-    why = "its RLE does not fit the image" if f.code == "rle_size" else "its RLE is damaged"
+def _rle_invalid(m: Mending, f: Finding) -> None:
     for row in f.rows:
-        if m.get("annotations", row):
-            _drop_mask(m, row, why)
+        _drop_mask(m, row, "its RLE is damaged")
+
+
+def _rle_size(m: Mending, f: Finding) -> None:
+    for row in f.rows if m.drop else ():
+        _drop_mask(m, row, "its RLE does not fit the image")
 
 
 def _drop_mask(m: Mending, row: int, why: str) -> None:
-    """In a set with masks an object without one cannot be learnt; in a set of boxes it can."""
-    c = m.columns
-    entry = m.get("annotations", row)
-    usable = c.good["annotations"] & (c.masks.area > 0)
-    usable[row] = False
-    if usable.any() or not entry.get("bbox"):
-        m.remove("annotations", row, why)
-    else:
+    """Removes a mask; with the annotation where that has no box."""
+    if not (entry := m.get("annotations", row)):
+        return
+    if entry.get("bbox") and min(entry["bbox"][2:]) > 0:
         m.set("annotations", row, f"mask removed: {why}", segmentation=None, area=None)
+    else:
+        m.remove("annotations", row, f"{why}, and it has no box")
 
 
 def _area(m: Mending, f: Finding) -> None:
@@ -258,8 +271,8 @@ SHAPES = {
     "box_outside": _box_from_mask,
     "box_over_edge": _box_over_edge,
     "polygon_degenerate": _polygon_degenerate,
-    "rle_invalid": _rle_unusable,
-    "rle_size": _rle_unusable,
+    "rle_invalid": _rle_invalid,
+    "rle_size": _rle_size,
     "area_missing": _area,
     "area_not_of_mask": _area,
 }

@@ -2,20 +2,24 @@
 
 import itertools
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from d2ext.data.checker import numbers, place
 from d2ext.data.checker.entries import demojibake
 from d2ext.data.checker.files import Photo
 from d2ext.data.checker.finding import Finding, shown
-from d2ext.data.checker.mend_sizes import frame
+from d2ext.data.checker.mend_sizes import Size, frame
 from d2ext.data.checker.mending import Mending, as_json
+from d2ext.data.formats.common import files_in
+from d2ext.data.formats.images import SUFFIXES
 from d2ext.data.formats.objects import FAR
 from d2ext.errors import UserError
 
@@ -38,31 +42,77 @@ class Files:
         return found if found and found.size else None
 
     @cached_property
-    def by_loose_name(self) -> Mapping[str, list[str]]:
-        """The names of all files in the folder, by how they look when one is not particular."""
-        names = defaultdict(list)
-        for folder, _, files in os.walk(self.root):
-            for file in files:
-                name = os.path.relpath(os.path.join(folder, file), self.root)
-                names[_loose(name)].append(name)
-        return names
+    def _by_spelling(self) -> Sequence[Mapping[str, list[str]]]:
+        """The names of all files in the folder, by each of `_SPELLINGS`."""
+        made, files = [], files_in(self.root)
+        for spelling in _SPELLINGS:
+            by_key = defaultdict(list)
+            for name in files:
+                by_key[spelling(name)].append(name)
+            made.append(by_key)
+        return made
 
-    @cached_property
-    def by_base(self) -> Mapping[str, list[str]]:
-        """The same names, by their last parts."""
-        names = defaultdict(list)
-        for name in itertools.chain.from_iterable(self.by_loose_name.values()):
-            names[os.path.basename(name)].append(name)
-        return names
+    def like(self, name: str, size: Size | None = None) -> list[str]:
+        """Return the files that a misspelled name may mean: those of the least difference.
 
-    def like(self, name: str) -> list[str]:
-        """The files whose names differ in case, accents' form, encoding or slashes only."""
-        variants = {_loose(v) for v in (name, demojibake(name)) if v}
-        return [found for v in sorted(variants) for found in self.by_loose_name.get(v, ())]
+        They differ in case, accents' form, encoding, slashes or URL quoting; otherwise in their
+        folders; otherwise also in accents, blanks and the suffix. The latter two are alike only if
+        the image has the stated size.
+
+        Args:
+            name: as the entry has it.
+            size: width and height as the entry has them, if it has both.
+        """
+        root = os.path.abspath(self.root)
+        plain = name.replace("\\", "/")
+        relative = os.path.relpath(os.path.normpath(os.path.join(root, plain)), root)
+        quoted = [unquote(text) for text in (plain, plain.split("?")[0])]
+        variants = {name, plain, relative, demojibake(name), *quoted} - {None}
+        for spelling, by_key in zip(_SPELLINGS, self._by_spelling, strict=True):
+            keys = {spelling(variant) for variant in variants}
+            found = sorted({file for key in keys for file in by_key.get(key, ())})
+            if spelling is not _loose:
+                found = self._most_like(plain, [f for f in found if self._fits(f, size)])
+            if found:
+                return found
+        return []
+
+    def _fits(self, file: str, size: Size | None) -> bool:
+        photo = self.photo(file)
+        return photo is not None and (size is None or size in (photo.size, photo.stored))
+
+    def _most_like(self, name: str, files: list[str]) -> list[str]:
+        """Return those of the files that have most folders in common with a name."""
+        wanted = _loose(name).split("/")[-2::-1]
+
+        def common(file: str) -> int:
+            pairs = zip(wanted, _loose(file).split("/")[-2::-1], strict=False)
+            return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+        most = max(map(common, files), default=0)
+        return [file for file in files if common(file) == most]
 
 
 def _loose(name: str) -> str:
-    return os.path.normpath(unicodedata.normalize("NFC", name).replace("\\", "/")).casefold()
+    """Return a name without its case and the form of its accents and slashes."""
+    slashes = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return os.path.normpath(slashes).casefold().strip()
+
+
+def _loose_base(name: str) -> str:
+    return os.path.basename(_loose(name)).strip()
+
+
+def _loose_stem(name: str) -> str:
+    """Return the last part of a name without accents and an image's suffix; blanks are as "_"."""
+    stem, suffix = os.path.splitext(_loose_base(name))
+    if suffix not in SUFFIXES:
+        stem += suffix
+    letters = (c for c in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(c))
+    return re.sub(r"[\s_+-]+", "_", "".join(letters))
+
+
+_SPELLINGS = (_loose, _loose_base, _loose_stem)
 
 
 def _image_malformed(m: Mending, f: Finding) -> None:
@@ -76,7 +126,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
         if type(name) is int:
             name = str(name)
         if not isinstance(name, str) or not name or not _is_unicode(name):
-            m.remove("images", row, f"file_name {as_json(name)} is no name")
+            m.remove_if_allowed("images", row, f"file_name {as_json(name)} is not a name")
             continue
         values = {"file_name": name, "id": m.integer_id("images", entry.get("id"))}
         for side in ("width", "height"):
@@ -84,13 +134,16 @@ def _image_malformed(m: Mending, f: Finding) -> None:
             values[side] = value if value and 0 < value < FAR else None
         if None in values.values():
             _needs_files(m, row, f"{name!r} has no size")
-            photo = m.files.photo(name)
+            files = [name] if m.files.photo(name) else m.files.like(name)
+            photo = m.files.photo(files[0]) if len(files) == 1 else None
             if not photo:
-                m.remove("images", row, "it has no size, and there is no image to read it from")
+                m.remove_if_allowed("images", row, "it has no size, and its image is not known")
                 continue
             # A side that is wrong, too, is seen when both are there.
             sides = (values["width"], values["height"])
             size = frame(m.columns, rows_of(values["id"]), photo, sides)
+            if not size:
+                continue  # the error stays
             values["width"], values["height"] = (a or b for a, b in zip(sides, size, strict=True))
         _say(m, "images", row, entry, values)
 
@@ -102,44 +155,40 @@ def _needs_files(m: Mending, row: int, what: str) -> None:
         raise UserError(f"{where}; to mend it, give --images and the folder of the images")
 
 
-def _image_path(m: Mending, f: Finding) -> None:
-    alike = {}
-    for row in f.rows:
-        if not (entry := m.get("images", row)):
-            continue
-        name = entry["file_name"]
-        _needs_files(m, row, f"{name!r} leads out of the image folder")
-        root = os.path.abspath(m.files.root)
-        relative = os.path.relpath(os.path.normpath(os.path.join(root, name)), root)
-        if m.files.photo(relative):
-            m.set("images", row, f"file_name {name!r} -> {relative!r}", file_name=relative)
-        else:
-            alike[row] = m.files.by_base.get(os.path.basename(name.replace("\\", "/")), [])
-    _rename(m, alike)
-
-
-def _rename(m: Mending, alike: Mapping[int, list[str]]) -> None:
-    """Names images by files that are alike, where one file and one name are; another is not theirs.
+def _image_name(m: Mending, f: Finding) -> None:
+    """Names images by the files that they mean, where one file and one name are alike.
 
     Where there is more than one the error stays: objects would get into another photo.
     """
+    entries = {row: entry for row in f.rows if (entry := m.get("images", row))}
+    alike = {}
+    for row, entry in entries.items():
+        name = entry["file_name"]
+        _needs_files(m, row, f"{name!r} leads out of the image folder")
+        alike[row] = m.files.like(name, (entry["width"], entry["height"]))
     names = [e.get("file_name") for e in m.content["images"] if isinstance(e, dict)]
     taken = {name for name in names if isinstance(name, str)}
     wanted = defaultdict(set)
     for row, files in alike.items():
         for file in files:
-            wanted[file].add(m.get("images", row)["file_name"])
+            wanted[file].add(entries[row]["file_name"])
     for row, files in alike.items():
-        name = m.get("images", row)["file_name"]
+        name = entries[row]["file_name"]
         if not files:
-            m.remove("images", row, f"there is no file {name!r} in the image folder")
+            m.remove_if_allowed("images", row, f"no file in the image folder is like {name!r}")
         elif len(files) == 1 and len(wanted[files[0]]) == 1 and files[0] not in taken:
             m.set("images", row, f"file_name {name!r} -> {files[0]!r}", file_name=files[0])
 
 
 def _image_duplicate_id(m: Mending, f: Finding) -> None:
-    for row in f.rows:
-        if entry := m.get("images", row):
+    """Gives new ids; where annotations have the id, the error stays: of which image are they?"""
+    c = m.columns
+    annotated = set(c.image[c.good["annotations"]].tolist())
+    firsts = place.found(c.image_id[f.rows], c.image_id, c.good["images"])
+    for row, first in zip(f.rows, firsts, strict=True):
+        entry = m.get("images", row)
+        one_file = c.image_name[first] == c.image_name[row]  # the two become one entry
+        if entry and (one_file or entry["id"] not in annotated):
             new = m.fresh_id("images")
             m.set("images", row, f"id {entry['id']} -> {new}; it was taken", id=new)
 
@@ -165,25 +214,22 @@ def _image_duplicate_entry(m: Mending, f: Finding) -> None:
             m.set("annotations", row, f"image_id {entry['image_id']} -> {new}", image_id=new)
 
 
-def _image_missing(m: Mending, f: Finding) -> None:
-    entries = {row: entry for row in f.rows if (entry := m.get("images", row))}
-    _rename(m, {row: m.files.like(entry["file_name"]) for row, entry in entries.items()})
-
-
 def _image_unreadable(m: Mending, f: Finding) -> None:
     for row in f.rows:
         if entry := m.get("images", row):
-            m.remove("images", row, f"{entry['file_name']!r} cannot be read")
+            m.remove_if_allowed("images", row, f"{entry['file_name']!r} cannot be read")
 
 
 def _category_malformed(m: Mending, f: Finding) -> None:
     for row in f.rows:
         entry = m.get("categories", row)
         known = entry.get("id") if isinstance(entry, dict) else None
-        if numbers.integer(known) is None and not isinstance(known, str):
-            m.remove("categories", row, "it has no id")
+        name = entry.get("name") if isinstance(entry, dict) else None
+        has_id = numbers.integer(known) is not None or isinstance(known, str)
+        if not has_id and not (isinstance(name, str) and name):
+            m.remove("categories", row, "it has neither id nor name")
             continue
-        number, name = m.integer_id("categories", known), entry.get("name")
+        number = m.integer_id("categories", known)
         if isinstance(name, int | float) and not isinstance(name, bool):
             name = str(name)
         if not isinstance(name, str) or not name:
@@ -194,13 +240,14 @@ def _category_malformed(m: Mending, f: Finding) -> None:
 
 def _category_duplicate_id(m: Mending, f: Finding) -> None:
     c = m.columns
+    annotated = set(c.category[c.good["annotations"]].tolist())
     for row in f.rows:
         if not (entry := m.get("categories", row)):
             continue
         first = next(i for i in range(row + 1) if c.category_id[i] == c.category_id[row])
         if c.category_name[first] == c.category_name[row]:
             m.remove("categories", row, f"it repeats the category {entry['id']}")
-        else:
+        elif entry["id"] not in annotated:  # else the error stays: which of the names is right?
             new = m.fresh_id("categories")
             m.set("categories", row, f"id {entry['id']} -> {new}; it was taken", id=new)
 
@@ -246,10 +293,10 @@ def _say(m: Mending, part: str, row: int, entry: dict, values: dict) -> None:
 
 REMEDIES = {
     "image_malformed": _image_malformed,
-    "image_path": _image_path,
+    "image_path": _image_name,
     "image_duplicate_id": _image_duplicate_id,
     "image_duplicate_entry": _image_duplicate_entry,
-    "image_missing": _image_missing,
+    "image_missing": _image_name,
     "image_unreadable": _image_unreadable,
     "category_malformed": _category_malformed,
     "category_duplicate_id": _category_duplicate_id,

@@ -43,7 +43,7 @@ class Move:
     @property
     def how(self) -> str:
         """In words, for a note."""
-        turned = f"turned by EXIF orientation {self.orientation}, " * (self.orientation > 1)
+        turned = f"turned by EXIF orientation {self.orientation}, " if self.orientation > 1 else ""
         return f"{turned}scaled by {self.scale[0]:.4g} and {self.scale[1]:.4g}"
 
     @property
@@ -115,21 +115,26 @@ class Move:
         return made
 
 
-def frame(c: Columns, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size:
-    """The size of a photo that an entry without its own is most likely of: as read, or as stored.
+def frame(c: Columns, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size | None:
+    """Return the size of a photo that an entry without its own is of: as read, or as stored.
 
     Args:
         c: the file.
         rows: the entry's annotations.
         photo: the photo.
         sides: width and height of the entry as far as they are known.
+
+    Returns:
+        Width and height; None where the EXIF data turn the photo and neither the sides nor the
+        annotations tell which of the two was annotated.
     """
-
-    def fits(size: Size) -> bool:
-        known = all(a in (None, b) for a, b in zip(sides, size, strict=True))
-        return known and bool(_fit(c, rows, size).all())
-
-    return photo.stored if fits(photo.stored) and not fits(photo.size) else photo.size
+    sizes = list(dict.fromkeys((photo.size, photo.stored)))
+    known = [s for s in sizes if all(a in (None, b) for a, b in zip(sides, s, strict=True))]
+    sizes = known or sizes
+    if len(sizes) == 1 or not len(rows):
+        return sizes[0]
+    fitting = [s for s in sizes if _fit(c, rows, s).all()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _image_size(m: Mending, f: Finding) -> None:
@@ -146,10 +151,16 @@ def _image_size(m: Mending, f: Finding) -> None:
         placed = in_old | in_new  # the others are wrong in either
         move, sound = _move(old, photo), c.masks.rle & (c.masks.rle_size == old).all(1)
         sound &= ~np.isnan(c.masks.area)
-        if not len(rows) or (in_new[placed].all() and not in_old[placed].all()):
-            move, rows = None, rows[:0]  # only the entry is wrong
-        elif not in_old[placed].all() or not move or (sound[rows].any() and move.is_too_large):
+        if not len(rows):
+            move = None
+        elif in_new[placed].all() and not in_old[placed].all():  # only the entry is wrong
+            if photo.orientation != 1 and _fit(c, rows, photo.stored)[placed].all():
+                continue  # unless the shapes are of the pixels as they are stored
+            move, rows = None, rows[:0]
+        elif not placed.any() or not in_old[placed].all() or not move:
             continue  # the error stays, and nothing is written
+        elif sound[rows].any() and move.is_too_large:
+            continue
         m.set("images", row, what, width=new[0], height=new[1])
         for i in rows.tolist():
             made = move.annotation(m.get("annotations", i), bool(sound[i]))
@@ -178,8 +189,12 @@ def _move(old: Size, photo: Photo) -> Move | None:
 
 
 def _alike(a: Size, b: Size) -> bool:
-    """Whether one is the other resized: the same proportions but for a pixel of rounding."""
-    return abs(a[0] * b[1] - a[1] * b[0]) < max(*a, *b)
+    """Return whether one is the other resized: the same proportions but for a pixel of rounding.
+
+    A pixel of a thumbnail would be too much: the two scales differ by 2 % at most.
+    """
+    one, other = a[0] * b[1], a[1] * b[0]
+    return abs(one - other) < min(max(*a, *b), 0.02 * max(one, other) + 1)
 
 
 REMEDIES = {"image_size": _image_size}

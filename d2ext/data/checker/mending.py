@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from typing import Any
 
 from d2ext.data.checker import numbers
@@ -10,6 +11,7 @@ from d2ext.data.checker.columns import PARTS, Columns
 from d2ext.data.checker.finding import shown
 
 _GONE: Any = object()
+_REFERENCES = {"images": "image_id", "categories": "category_id"}  # keys of annotations
 
 
 class Mending:
@@ -21,12 +23,14 @@ class Mending:
         columns: of the content, as the round began.
         changes: a line for each change.
         done: number of changes.
+        drop: whether images and annotations may be removed that the user could still repair.
         of_text: of each part, the integer ids that were given to ids that are text.
     """
 
-    def __init__(self, content: dict, files: Any = None):
+    def __init__(self, content: dict, files: Any = None, drop: bool = False):
         self.content = content
         self.files = files
+        self.drop = drop
         self.changes: list[str] = []
         for part in PARTS:
             content[part] = list(content[part])
@@ -35,6 +39,7 @@ class Mending:
         self.of_text: dict[str, dict[str, int]] = {part: {} for part in PARTS}
         self._ids: dict[str, Counter] = {}
         self._fresh: dict[str, Any] = {}
+        self._names: dict[str, dict[str, int]] = {}
         self.columns: Columns
 
     @property
@@ -45,7 +50,7 @@ class Mending:
     def begin(self, columns: Columns) -> None:
         """Begins a round."""
         self.columns = columns
-        self._ids, self._fresh = {}, {}
+        self._ids, self._fresh, self._names = {}, {}, {}
 
     def end(self) -> None:
         """Ends a round: what was removed goes."""
@@ -71,6 +76,17 @@ class Mending:
         self.content[part][row] = entry
         self.note(part, row, what)
 
+    def remove_if_allowed(self, part: str, row: int, why: str) -> None:
+        """Remove an entry that the user could still repair, if `drop` is set; otherwise keep it.
+
+        An image stays while another has its id: annotations of it would become the other's.
+        """
+        entry = self.get(part, row)
+        id_ = numbers.integer(entry.get("id")) if isinstance(entry, dict) else None
+        is_shared = part == "images" and id_ is not None and self._taken(part)[id_] > 1
+        if self.drop and not is_shared:
+            self.remove(part, row, why)
+
     def remove(self, part: str, row: int, why: str) -> None:
         """Removes an entry."""
         if self.get(part, row) is not None or self.content[part][row] is None:
@@ -93,9 +109,12 @@ class Mending:
         return "a new entry" if origin is None else f"{part}[{origin}]"
 
     def fresh_id(self, part: str) -> int:
-        """The smallest id from 1 that is not taken."""
+        """The smallest id from 1 that no entry has and no annotation refers to."""
         if part not in self._fresh:
             taken = {*self._taken(part), *self.of_text[part].values()}
+            if key := _REFERENCES.get(part):
+                entries = (e for e in self.content["annotations"] if isinstance(e, dict))
+                taken.update(numbers.integer(e.get(key)) for e in entries)
             self._fresh[part] = (i for i in itertools.count(1) if i not in taken)
         return next(self._fresh[part])
 
@@ -113,14 +132,26 @@ class Mending:
     def reference(self, part: str, value: Any) -> int | None:
         """The id that an annotation refers to, as `integer_id` has made it; None if it is none.
 
-        A category may be referred to by its name; a text that is no name, either, gets an id.
+        A category may be referred to by its name, and an image by its file name, or the last part
+        of it without its suffix, if one image alone has that. Another text gets an id.
         """
         known = self.of_text[part].get(value) if isinstance(value, str) else None
         known = numbers.integer(value) if known is None else known
-        if known is None and part == "categories" and isinstance(value, str) and value:
-            named = [e["id"] for e in self.content[part] if e["name"] == value]
-            known = self.of_text[part][value] = named[0] if named else self.fresh_id(part)
+        if known is None and isinstance(value, str) and value:
+            named = self._named(part).get(value)
+            known = self.of_text[part][value] = self.fresh_id(part) if named is None else named
         return known
+
+    def _named(self, part: str) -> dict[str, int]:
+        """Return the ids of images or categories by all that may name them and names one alone."""
+        if part not in self._names:
+            ids = defaultdict(set)
+            for e in self.content[part]:
+                if isinstance(e, dict) and isinstance(e.get("id"), int):
+                    for name in _spellings(part, e):
+                        ids[name].add(e["id"])
+            self._names[part] = {name: min(some) for name, some in ids.items() if len(some) == 1}
+        return self._names[part]
 
     def _taken(self, part: str) -> Counter:
         """How often each integer is an id; "7" is a 7 that is not mended yet."""
@@ -128,6 +159,17 @@ class Mending:
             entries = (e for e in self.content[part] if isinstance(e, dict))
             self._ids[part] = Counter(numbers.integer(e.get("id")) for e in entries)
         return self._ids[part]
+
+
+def _spellings(part: str, entry: dict) -> set[str]:
+    """Return what an annotation may have in place of an entry's id."""
+    name = entry.get("name" if part == "categories" else "file_name")
+    if not isinstance(name, str):
+        return set()
+    if part == "categories":
+        return {name}
+    base = os.path.basename(name)
+    return {name, base, os.path.splitext(base)[0]}
 
 
 def as_json(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from d2ext.data.checker.checks import fast_findings, in_order
+from d2ext.data.checker.checks import MAX_DETECTIONS, fast_findings, in_order
 from d2ext.data.checker.columns import Columns, read_columns, read_content
 from d2ext.data.checker.files import (
     DECODED_BY_ITSELF,
@@ -40,6 +40,7 @@ class Source:
         against_images: and its images' folder; None: that of `images`.
         decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
         anchors: what object sizes are held against.
+        max_detections: objects that a model and a metric take in an image.
     """
 
     json_file: Path
@@ -48,6 +49,7 @@ class Source:
     against_images: Path | None = None
     decode: bool | None = None
     anchors: Anchors = field(default_factory=Anchors)
+    max_detections: int = MAX_DETECTIONS
 
 
 def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
@@ -64,7 +66,7 @@ def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
     other_photos = _album(other_root, False)
 
     def check(c: Columns) -> list[Finding]:
-        found = fast_findings(c, source.anchors, source.images)
+        found = fast_findings(c, source.anchors, source.images, source.max_detections)
         if other is not None:
             found += categories_against(c, other)
         if source.images is not None:
@@ -95,8 +97,10 @@ def _album(
     return photos
 
 
-def mend(source: Source, output: Path, check: Callable[[Columns], list[Finding]]) -> Fixed:
-    """Writes the file without its errors.
+def mend(
+    source: Source, output: Path, check: Callable[[Columns], list[Finding]], drop: bool = False
+) -> Fixed:
+    """Writes the file without its errors; `drop` is that of `fix`.
 
     Raises:
         UserError: nothing would be left, an error has to stay (see
@@ -104,7 +108,7 @@ def mend(source: Source, output: Path, check: Callable[[Columns], list[Finding]]
     """
     content = read_content(source.json_file)
     files = Files(source.images, check.photos) if source.images else None
-    fixed = fix(content, check, files, own=True)
+    fixed = fix(content, check, files, own=True, drop=drop)
     for part, remedy in (("images", "check --images"), ("annotations", "see the findings")):
         if content[part] and not fixed.content[part]:
             raise UserError(f"none of {source.json_file}'s {part} would be left; {remedy}")
@@ -122,8 +126,16 @@ def _encoded(content: dict) -> bytes:
         return json.dumps(content).encode("ascii")
 
 
-def check_dataset(source: Source, output: Path | None = None, page: Path | None = None) -> int:
-    """Checks, mends, and prints.
+def check_dataset(
+    source: Source, output: Path | None = None, page: Path | None = None, drop: bool = False
+) -> int:
+    """Checks, fixes, and prints.
+
+    Args:
+        source: what is checked.
+        output: the fixed file; None writes none.
+        page: the findings as HTML; None writes none.
+        drop: see `fix`.
 
     Returns:
         1 if there are errors (in what was written, where that was asked for), else 0.
@@ -144,7 +156,7 @@ def check_dataset(source: Source, output: Path | None = None, page: Path | None 
         print(line)
     fixed = None
     if output is not None:
-        fixed = mend(source, output, check)
+        fixed = mend(source, output, check, drop)
         for line in fixed_lines(fixed, output):
             print(line)
     if page is not None:
@@ -184,7 +196,8 @@ def lines(findings: list[Finding], fixing: bool = True) -> list[str]:
 
 def fixed_lines(fixed: Fixed, output: Path) -> list[str]:
     """What a mending did, and what stays."""
-    made = [f"{output} written, {len(fixed.changes)} changes"]
+    removed = sum(": removed: " in change for change in fixed.changes)
+    made = [f"{output} written, {len(fixed.changes)} changes, {removed} of them removals"]
     made += [f"    {change}" for change in fixed.changes[:_CHANGES_SHOWN]]
     if len(fixed.changes) > _CHANGES_SHOWN:
         more = len(fixed.changes) - _CHANGES_SHOWN

@@ -46,6 +46,36 @@ def empty_images(c: Columns) -> Iterator[Finding]:
         yield finding("image_empty", empty, "images", example)
 
 
+def not_trained_on(c: Columns) -> Iterator[Finding]:
+    """Annotations that training skips, or of which it takes a part only."""
+    good = c.good["annotations"]
+    no_mask = np.isnan(c.masks.area)
+    for code, marked in (
+        ("object_crowd", c.crowd),
+        ("object_ignored", c.ignored & ~c.crowd),
+        ("object_rotated", c.rotated & no_mask),
+        ("object_keypoints", c.keypoints),
+    ):
+        rows = np.flatnonzero(good & marked)
+        if len(rows):
+            share = len(rows) / len(good)
+            example = f"{place.annotation(c, rows[0])}; {len(rows)} of {len(good)} annotations"
+            many = WARNING if code == "object_crowd" and share > _MANY else ""
+            yield finding(code, rows, "annotations", example, many)
+
+
+def crowded_images(c: Columns, limit: int) -> Iterator[Finding]:
+    """Images with more objects than `limit`."""
+    rows = place.image_rows(c)
+    rows = rows[c.good["annotations"] & ~c.crowd & ~c.ignored & (rows >= 0)]
+    counts = np.bincount(rows, minlength=len(c.image_id))
+    many = np.flatnonzero(counts > limit)
+    if len(many):
+        i = many[counts[many].argmax()]
+        example = f"{place.image(c, i)} has {counts[i]}, the limit is {limit}"
+        yield finding("object_many", many, "images", example)
+
+
 def balance(c: Columns) -> Iterator[Finding]:
     """Categories that have no objects, or far fewer than the largest."""
     rows = place.category_rows(c)

@@ -1,10 +1,11 @@
 """A COCO file to other formats.
 
-hotcoco writes boxes as VOC, Open Images and CVAT. YOLO is written here, as hotcoco 1.3 drops the
-images' subfolders, and so is LabelMe: supervision 0.31, which knows polygons of both, draws each as
-a mask of the image's size and takes its outline again. A circle of 64 corners comes back as steps
-between whole pixels, crowds become objects, subfolders are lost, and it decodes every image. Here a
-polygon stays as it is.
+hotcoco writes boxes as VOC and Open Images. YOLO is written here, as hotcoco 1.3 drops the
+images' subfolders; so is CVAT, where it turns masks into boxes, crowds into objects, and each part
+of an object into one; and so is LabelMe: supervision 0.31, which knows polygons of it and YOLO,
+draws each as a mask of the image's size and takes its outline again. A circle of 64 corners comes
+back as steps between whole pixels, crowds become objects, subfolders are lost, and it decodes every
+image. Here a polygon stays as it is.
 """
 
 import base64
@@ -13,13 +14,17 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from xml.etree import ElementTree
 
 import yaml
 
 from d2ext.data.columns import is_object
 from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
 from d2ext.data.formats.common import inside
+from d2ext.data.formats.objects import mask_area
+from d2ext.data.formats.rle import outlines, rings
 from d2ext.errors import UserError
 from d2ext.files import write_json
 
@@ -81,7 +86,9 @@ def _by_hotcoco(method: str) -> Callable[..., dict[str, int]]:
             counts = getattr(_hotcoco(records, classes), method)(str(made))
         except ValueError as e:
             raise UserError(f"not possible in this format: {e}") from e
-        return counts
+        bare = len(records) - counts["images"]
+        lost = {"images_without_a_box_left_out": bare, **_masks_left_out(records)}
+        return counts | lost
 
     return write
 
@@ -93,38 +100,125 @@ def _to_yolo(
     images: str | Path | None,
     polygons: bool,
 ) -> dict[str, int]:
-    """Label files in the folders of the images, and data.yaml; of polygons, or of boxes."""
-    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_polygon": 0}
+    """Label files in the folders of the images, and data.yaml; of outlines, or of boxes."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_mask": 0}
     for record, file in _label_files(records, made, ".txt"):
         counts["images"] += 1
         lines = []
         for a in record["annotations"]:
             if not is_object(a):
                 counts["skipped_crowd"] += 1
-            elif polygons and not isinstance(a.get("segmentation"), list):
-                counts["skipped_no_polygon"] += 1
-            else:
-                x0, y0, x1, y1 = a["bbox"]
-                box = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
-                numbers = _joined(a["segmentation"]) if polygons else box
-                sides = (record["width"], record["height"])
-                values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(numbers))
-                lines.append(f"{a['category_id']} {' '.join(values)}\n")
+                continue
+            x0, y0, x1, y1 = a["bbox"]
+            numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+            if polygons and not (numbers := _joined(_outlines(_masks(a)))):
+                counts["skipped_no_mask"] += 1
+                continue
+            sides = (record["width"], record["height"])
+            values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(numbers))
+            lines.append(f"{a['category_id']} {' '.join(values)}\n")
         counts["annotations"] += len(lines)
         file.write_text("".join(lines))
     content = {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (made / "data.yaml").write_text(text, encoding="utf-8")
-    return counts
+    return counts if polygons else counts | _masks_left_out(records)
+
+
+def _masks_left_out(records: Sequence[dict]) -> dict[str, int]:
+    """Count the masks of objects, for formats that hold boxes alone."""
+    objects = (a for record in records for a in record["annotations"] if is_object(a))
+    return {"masks_left_out_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
+
+
+def _masks(annotation: dict) -> list[list[float]] | dict:
+    """Return the polygons or the RLE of an object; an empty list for a mask without a pixel."""
+    segmentation = annotation.get("segmentation") or []
+    is_empty = isinstance(segmentation, dict) and not mask_area(segmentation, 0, 0)
+    return [] if is_empty else segmentation
+
+
+def _outlines(masks: list[list[float]] | dict) -> list[list[float]]:
+    """Return the outlines of parts and holes; parts that overlap are united."""
+    if isinstance(masks, dict):
+        return outlines(masks)
+    if len(masks) <= 1:
+        return masks
+    import shapely
+
+    corners = ([*zip(p[::2], p[1::2], strict=True)] for p in masks)
+    return rings(shapely.union_all([shapely.make_valid(shapely.Polygon(c)) for c in corners]))
 
 
 def _joined(polygons: list[list[float]]) -> list[float]:
-    """One outline of several: each from its first corner round to it, and back without area."""
-    if len(polygons) == 1:
-        return polygons[0]
+    """Join parts and holes to one outline, each round from its first corner.
+
+    Lines without area lead from one to the next and back.
+    """
+    if len(polygons) <= 1:
+        return polygons[0] if polygons else []
     there = [c for p in polygons for c in (*p, *p[:2])]
     back = [c for p in polygons[-2:0:-1] for c in p[:2]]
     return there + back
+
+
+def _to_cvat(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """CVAT for images 1.1; the parts of an object are a group."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(
+        ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels"
+    )
+    for name in classes:
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+    for record in records:
+        size = {"width": str(record["width"]), "height": str(record["height"])}
+        attributes = {"id": str(counts["images"]), "name": record["file_name"], **size}
+        image = ElementTree.SubElement(root, "image", attributes)
+        counts["images"] += 1
+        for number, a in enumerate(record["annotations"], start=1):
+            if not is_object(a):
+                counts["skipped_crowd"] += 1
+                continue
+            counts["annotations"] += 1
+            shapes = _cvat_shapes(a)
+            group = {"group_id": str(number)} if len(shapes) > 1 else {}
+            for tag, values in shapes:
+                common = {"label": classes[a["category_id"]], "occluded": "0", **group}
+                ElementTree.SubElement(image, tag, common | values)
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(made, "utf-8", xml_declaration=True)
+    return counts
+
+
+def _cvat_shapes(annotation: dict) -> list[tuple[str, dict[str, str]]]:
+    """Return an annotation as elements of CVAT: each one's tag, and the attributes of its own."""
+    masks = _masks(annotation)
+    if not masks:
+        corners = map("{:.3f}".format, annotation["bbox"])
+        return [("box", dict(zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)))]
+    if isinstance(masks, list):
+        corners = (map("{:.3f},{:.3f}".format, p[::2], p[1::2]) for p in masks)
+        return [("polygon", {"points": ";".join(points)}) for points in corners]
+    (left, top, width, height), pixels = _mask_pixels(masks)
+    # The lengths of runs of background and object in turn, row by row.
+    runs = [len(list(run)) for _, run in groupby(pixels.ravel().tolist())]
+    if pixels[0, 0]:
+        runs.insert(0, 0)
+    box = {"left": left, "top": top, "width": width, "height": height}
+    values = {"rle": ", ".join(map(str, runs))} | {name: str(side) for name, side in box.items()}
+    return [("mask", values)]
+
+
+def _mask_pixels(rle: dict):
+    """Return the box of a mask (left, top, width, height), and its pixels as a uint8 array."""
+    from pycocotools import mask
+
+    x, y, width, height = map(int, mask.toBbox(rle))
+    return (x, y, width, height), mask.decode(rle)[y : y + height, x : x + width]
 
 
 def _to_labelme(
@@ -161,30 +255,28 @@ def _to_labelme(
 
 def _shapes(annotation: dict, number: int) -> list[dict]:
     """An annotation as shapes of LabelMe, without label."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return [_mask(segmentation)]
-    if not segmentation:
+    masks = _masks(annotation)
+    if isinstance(masks, dict):
+        return [_mask(masks)]
+    if not masks:
         x0, y0, x1, y1 = map(float, annotation["bbox"])
         return [{"points": [[x0, y0], [x1, y1]], "group_id": None, "shape_type": "rectangle"}]
-    group = number if len(segmentation) > 1 else None
+    group = number if len(masks) > 1 else None
     return [
         {
             "points": [[x, y] for x, y in zip(p[::2], p[1::2], strict=True)],
             "group_id": group,
             "shape_type": "polygon",
         }
-        for p in segmentation
+        for p in masks
     ]
 
 
 def _mask(rle: dict) -> dict:
     """LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
     from PIL import Image
-    from pycocotools import mask
 
-    x, y, width, height = map(int, mask.toBbox(rle))
-    part = mask.decode(rle)[y : y + height, x : x + width]
+    (x, y, width, height), part = _mask_pixels(rle)
     png = io.BytesIO()
     Image.fromarray(part * 255).convert("1").save(png, "PNG")
     return {
@@ -216,7 +308,7 @@ def _label_files(records: Sequence[dict], made: Path, suffix: str):
 
 
 WRITERS: dict[str, Callable[..., dict[str, int]]] = {
-    "cvat": _by_hotcoco("to_cvat"),
+    "cvat": _to_cvat,
     "labelme": _to_labelme,
     "open_images": _by_hotcoco("to_oid"),
     "voc": _by_hotcoco("to_voc"),

@@ -8,6 +8,8 @@ import msgspec
 
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.common import no_collection
+from d2ext.data.formats.createml import read_createml
+from d2ext.data.formats.cvat import read_cvat
 from d2ext.data.formats.labelme import read_labelme
 from d2ext.data.formats.open_images import read_open_images
 from d2ext.data.formats.via import read_via, via_classes
@@ -28,6 +30,8 @@ def _read_via(
 
 
 READERS: dict[str, Callable[[Path, Path, Sequence[str] | None], Read]] = {
+    "createml": read_createml,
+    "cvat": read_cvat,
     "labelme": read_labelme,
     "open_images": read_open_images,
     "voc": read_voc,
@@ -44,6 +48,7 @@ def convert_to_coco(
     output: str | Path,
     classes: Sequence[str] | None = None,
     attribute: str | None = None,
+    split: str | None = None,
 ) -> str:
     """Writes a COCO file of annotations in another format.
 
@@ -58,6 +63,7 @@ def convert_to_coco(
         output: the JSON to write.
         classes: class names, in the order of their ids; None takes those of the source.
         attribute: the attribute of VIA's regions that holds the class.
+        split: the split of YOLO's data.yaml to read; None takes all of `images`.
 
     Returns:
         A line that says what was written.
@@ -75,6 +81,8 @@ def convert_to_coco(
         raise UserError(f"the image folder {images} does not exist; give --images the right one")
     if kind == "via":
         records, names = _read_via(source, images, classes, attribute)
+    elif kind == "yolo":
+        records, names = read_yolo(source, images, classes, split)
     else:
         records, names = READERS[kind](source, images, classes)
     if not records:

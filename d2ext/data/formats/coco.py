@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import nearest, outline, read_json
+from d2ext.data.formats.common import nearest, not_read, outline, read_json
 from d2ext.data.formats.objects import (
     MALFORMED,
     image_record,
@@ -15,6 +15,7 @@ from d2ext.data.formats.objects import (
     read_object,
     short,
 )
+from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.rle import compressed
 from d2ext.errors import UserError
 
@@ -29,7 +30,10 @@ def coco_classes(json_file: str | Path) -> tuple[str, ...]:
 
 
 def read_coco(
-    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+    json_file: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    info: dict | None = None,
 ) -> tuple[list[dict], dict[int, int]]:
     """Reads a COCO file into Detectron2's dataset dicts; whether the images exist is not looked at.
 
@@ -45,6 +49,8 @@ def read_coco(
         image_root: the folder that its file names are relative to.
         classes: category names; `category_id` is an index into them. None takes all of the file
             in the order of their ids.
+        info: receives `left_out`, the number of annotations that are not in the records by reason,
+            and `keypoints`, the number of annotations whose keypoints are not read.
 
     Returns:
         One dict an image, also for images without annotations, by rising `image_id` (the file's);
@@ -70,7 +76,7 @@ def read_coco(
             raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
         records[image_id] = record
 
-    left_out, repaired = Counter(), Counter()
+    left_out, repaired, others, keypoints = Counter(), Counter(), 0, 0
     for i, annotation in enumerate(content["annotations"]):
         where = f"{json_file}: annotations[{i}]"
         try:
@@ -82,7 +88,9 @@ def read_coco(
                     f"{where} is of the category {short(category)}, which `categories` lacks"
                 )
             if category_ids[category] is None:
+                others += 1
                 continue
+            keypoints += bool(annotation.get("keypoints"))
             record = records[image_id]
             read, problem = _read(annotation, record["height"], record["width"], repaired)
         except MALFORMED as e:
@@ -96,16 +104,30 @@ def read_coco(
         logger.warning("%s: %s left out: %s", json_file, *_counts(left_out))
     if repaired:
         logger.info("%s: %s repaired: %s", json_file, *_counts(repaired))
+    if info is not None:
+        info |= {"left_out": not_read(left_out, others), "keypoints": keypoints}
     indices = {id_: index for id_, index in category_ids.items() if index is not None}
     return [records[image_id] for image_id in sorted(records)], indices
 
 
 def _load(json_file: str | Path, keys: Sequence[str] | None = None) -> dict:
     content = read_json(json_file) if keys is None else outline(json_file, keys)
+    require_lists(content, json_file)
+    return content
+
+
+def require_lists(content: object, json_file: str | Path) -> None:
+    """Check that a JSON value has the three lists of a COCO file.
+
+    Raises:
+        UserError: one is missing; it says what the file is, if that is known.
+    """
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{json_file} is no COCO annotation file: it has no list {key!r}")
-    return content
+            known = f"; it is {text}" if (text := advice(json_file, "coco")) else ""
+            raise UserError(
+                f"{json_file} is no COCO annotation file: it has no list {key!r}{known}"
+            )
 
 
 def _categories(content: dict, json_file: str | Path) -> dict[int, str]:

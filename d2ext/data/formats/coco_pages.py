@@ -22,12 +22,12 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from d2ext.data.columns import POLYGON, Columns, mask_kind
+from d2ext.data.columns import CROWD, DIFFICULT, GROUP_OF, POLYGON, Columns, mask_kind
 from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
-from d2ext.data.formats.common import inside, no_collection
+from d2ext.data.formats.common import inside, no_collection, not_read
 from d2ext.data.formats.objects import MALFORMED
 from d2ext.data.pages import PagesWriter
-from d2ext.data.records import CROWD, DIFFICULT, GROUP_OF, write_columns
+from d2ext.data.records import write_columns
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class _Annotation(msgspec.Struct, gc=False):
     ignore: int = 0
     difficult: int = 0
     is_group_of: int | bool = False  # a bool where hotcoco has written it
+    keypoints: msgspec.Raw = _NOTHING
 
 
 class _File(msgspec.Struct):
@@ -166,6 +167,12 @@ class _Parsed:
                 masks[i] = mask_kind(read)
                 texts[i] = json.dumps(read.get("segmentation")).encode()
         repaired["without iscrowd (0)"] += int(np.sum(lacks_crowd & valid & ~slow))
+        self.info["left_out"] = not_read(+left_out, int(np.sum(~wanted)))
+        self.info["keypoints"] = sum(
+            bool(json.loads(bytes(a.keypoints)))
+            for a, is_wanted in zip(kept, wanted.tolist(), strict=True)
+            if is_wanted and a.keypoints is not _NOTHING
+        )
         if +left_out:
             logger.warning("%s: %s left out: %s", json_file, *_counts(+left_out))
         if +repaired:
@@ -175,20 +182,13 @@ class _Parsed:
         order = order[valid[order]]
         self._texts = [texts[i] for i in order.tolist()]
         flags = (crowds * CROWD | difficult * DIFFICULT | group_of * GROUP_OF)[order]
-        image, label = image[order], label[order]
-        self._arrays = {
-            "boxes": boxes[order],
-            "flags": flags.astype(np.uint8),
-            "labels": label,
-            "areas": areas[order],
-        }
-        objects = flags == 0
-        self._counts = np.bincount(image, minlength=len(ids))
+        self._arrays = {"boxes": boxes[order], "areas": areas[order]}
         self._columns = Columns(
             *sizes.T,
-            np.bincount(image[objects], minlength=len(ids)).astype(np.int32),
-            label[objects],
-            masks[order][objects],
+            np.bincount(image[order], minlength=len(ids)).astype(np.int32),
+            label[order],
+            masks[order],
+            flags.astype(np.uint8),
         )
 
     def write(self, file: IO[bytes], more: dict[str, Any]) -> None:
@@ -199,7 +199,8 @@ class _Parsed:
         writer.add_bytes("data", self._data(lengths, crcs))
         for name, array in self._arrays.items():
             writer.add(name, array)
-        writer.add("starts", np.concatenate([[0], np.cumsum(self._counts)]))
+        counts = self._columns.annotations
+        writer.add("starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
         ids = [image.id for image in self._images]
         write_columns(writer, lengths, crcs, self._names, ids, self._columns)
         writer.finish(self.info | more)
@@ -207,7 +208,8 @@ class _Parsed:
     def _data(self, lengths: np.ndarray, crcs: np.ndarray) -> Iterator[bytes]:
         """[image_id, file_name, [segmentation, ...]] of each image, and its length and checksum."""
         first = 0
-        rows = zip(self._images, self._names, self._counts.tolist(), strict=True)
+        counts = self._columns.annotations.tolist()
+        rows = zip(self._images, self._names, counts, strict=True)
         for i, (image, name, count) in enumerate(rows):
             texts = b",".join(self._texts[first : first + count])
             text = b"[%d,%b,[%b]]" % (image.id, msgspec.json.encode(name), texts)

@@ -1,18 +1,26 @@
-"""What the readers share: a JSON file read with clear errors, names compared, areas of polygons."""
+"""What the readers share: files read with clear errors, folders, names, areas of polygons."""
 
+import codecs
 import contextlib
+import csv
 import difflib
 import gc
+import io
 import json
 import os
+import re
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import mul
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 
+from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
 from d2ext.errors import UserError
 
 _shown = reprlib.Repr()
@@ -52,22 +60,25 @@ def parse_json(
             return msgspec.json.decode(content)  # three times as fast as json
         except msgspec.DecodeError:
             return json.loads(content)  # knows NaN and other encodings, and says where it failed
-    except ValueError as e:  # bad JSON or bad UTF-8
+    except UnicodeDecodeError as e:
+        raise _not_decoded(path, e) from None
+    except ValueError as e:
         reason = str(e)
     except RecursionError:
         reason = "lists or objects are nested too deep"
-    raise UserError(f"{path} is no valid JSON ({reason}); export or download the annotations again")
+    remedy = f"it is {known}" if (known := advice(path)) else "export or download it again"
+    raise UserError(f"{path} is no valid JSON ({reason}); {remedy}")
 
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of an annotation file.
 
     Raises:
-        UserError: it is absent, or cannot be read.
+        UserError: it is absent or an archive, or cannot be read.
     """
     path = Path(path)
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         remedy = "check the path (in a recipe's config: data.root, the folder that holds the data)"
         own = {  # the recipes' own sets
@@ -79,8 +90,161 @@ def read_bytes(path: str | Path) -> bytes:
                 command = f"python tools/prepare_data.py {name} --root DIR"
                 remedy += f", or run {command} and train with data.root=DIR"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give the annotation file in it") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
+    if content.startswith(ARCHIVES):
+        raise UserError(f"{path} is {advice(path)}")
+    return content
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        UserError: it cannot be read or is in another encoding.
+    """
+    return _decoded(read_bytes(path), path)
+
+
+def _decoded(content: bytes, path: str | Path, default: str = "utf-8") -> str:
+    """Decode what a file holds by its byte order mark, without one by `default`."""
+    encoding = encoding_of(content)
+    try:
+        text = content.decode(default if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as e:
+        raise _not_decoded(path, e) from None
+    if "\0" in text:
+        raise UserError(f"{path} holds NUL characters (UTF-16 without a mark?); save it as UTF-8")
+    return text
+
+
+def _not_decoded(path: str | Path, e: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"{path} is not valid {e.encoding.upper()} (byte {e.start}: {e.reason}); save it as UTF-8,"
+        " for example with `iconv -f CP1252 -t UTF-8`"
+    )
+
+
+def read_xml(path: str | Path) -> ElementTree.Element:
+    """Read an XML file in the encoding that it declares; namespaces are dropped.
+
+    Raises:
+        UserError: it cannot be read or is not valid XML.
+    """
+    content = read_bytes(path)
+    # expat itself knows neither GBK nor Shift JIS, and takes "utf-16" at its word in files that
+    # are plainly not.
+    declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", content)
+    encoding = declared[1].decode() if declared else "utf-8"
+    try:
+        if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+            encoding = "utf-8"
+        root = ElementTree.fromstring(_decoded(content, path, encoding).lstrip())
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+    except LookupError:
+        raise UserError(f"{path} is in an unknown encoding, {encoding}; save it as UTF-8") from None
+    except (ElementTree.ParseError, ValueError, RecursionError) as e:
+        reason = f"it is {known}" if (known := advice(path)) else "export or download it again"
+        raise UserError(f"{path} is not valid XML ({e}); {reason}") from e
+    return root
+
+
+def csv_rows(path: str | Path) -> csv.DictReader:
+    """Read a CSV as dicts by column; separators may be spreadsheets' semicolons or tabs.
+
+    Raises:
+        UserError: it cannot be read or is in another encoding.
+        csv.Error: it is malformed; so does reading on.
+    """
+    csv.field_size_limit(sys.maxsize)  # an outline of 10,000 corners is longer than the default
+    text = read_text(path)
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    rows.fieldnames = [name.strip().lstrip("#") for name in rows.fieldnames or ()]
+    return rows
+
+
+# What file managers, systems and servers leave; names that begin with a dot are hidden anyway.
+_LITTER = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+
+
+def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> list[str]:
+    """List the files in a folder and its subfolders, relative to it, sorted.
+
+    Symbolic links are followed, except to a folder that holds one on the way: that would not end.
+    Hidden files and folders, and those that systems leave (`__MACOSX`), are ignored.
+
+    Args:
+        folder: the folder.
+        suffixes: of the files that are taken, in lower case; None takes all.
+
+    Raises:
+        UserError: a folder cannot be read, or a link that may be one to a folder is broken.
+    """
+    root = os.fspath(folder)
+    found = []
+    way = {root: (os.path.realpath(root),)}  # the real folders from the root to each
+    for parent, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        above, kept = way.pop(parent), []
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            if is_litter(name):
+                continue
+            real = os.path.join(above[-1], name)
+            if os.path.islink(path):
+                real = os.path.realpath(path)
+                if any(f"{one}{os.sep}".startswith(f"{real}{os.sep}") for one in above):
+                    continue
+            kept.append(name)
+            way[path] = (*above, real)
+        folders[:] = kept
+        for name in files:
+            path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
+            if (suffixes is None or suffix in suffixes) and not is_litter(name):
+                found.append(os.path.relpath(path, root))
+            elif not suffix and os.path.islink(path) and not os.path.exists(path):
+                raise UserError(
+                    f"{path} is a broken symbolic link to {os.readlink(path)}; correct or remove it"
+                )
+    return sorted(found)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden or left by a system: never data."""
+    return name.startswith(".") or name in _LITTER
+
+
+def _unreadable(e: OSError) -> None:
+    raise UserError(f"cannot read the folder {e.filename}: {e.strerror}") from e
+
+
+def annotation_files(source: Path, suffix: str, usual: str = "") -> list[tuple[Path, str]]:
+    """List the annotation files of a dataset that has one for each image, sorted.
+
+    Args:
+        source: the folder of the files, which may have subfolders, or one file.
+        suffix: of the files, such as ".xml".
+        usual: a subfolder that holds them if it exists.
+
+    Returns:
+        Each file, and its subfolder.
+
+    Raises:
+        UserError: there are none.
+    """
+    if source.is_file():
+        return [(source, "")]
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist; give the folder of the annotations")
+    folder = source / usual if (source / usual).is_dir() else source
+    if not (files := files_in(folder, {suffix})):
+        raise UserError(f"{source} holds no {suffix} file; give the folder of the annotations")
+    return [(folder / name, os.path.dirname(name)) for name in files]
 
 
 @contextlib.contextmanager
@@ -161,6 +325,11 @@ def nearest(name: object, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
+
+
+def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:
+    """Return what a reader leaves out by reason, with the objects of classes that nobody wants."""
+    return dict(Counter(left_out) + Counter({"of classes not asked for": other_classes}))
 
 
 def polygon_area(polygon: Sequence[float]) -> float:

@@ -1,56 +1,237 @@
-"""Images as the readers need them: sizes from headers, the files of a folder."""
+"""Images as the readers need them: opened, turned, with 8 bits a channel; the files of a folder."""
 
+import contextlib
 import os
+import re
 import struct
 import unicodedata
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from d2ext.data.formats.common import files_in
 from d2ext.errors import UserError
 
-SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-_EXIF_ORIENTATION = 0x0112
+# What Pillow reads of the formats that photos come in; HEIC needs pillow-heif besides.
+SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tif .tiff"
+    " .webp".split()
+)
+# What `_scaled` does, in words.
+SCALING = "the image's lowest value becomes 0 and its highest 255"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers; those are tables
+JPEG_FRAME = struct.Struct(">BHHB")  # bits, height, width, components
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEPTH = "d2ext_depth"  # in Pillow's `info` of an image that is scaled already
+_WIDTH, _LENGTH = 256, 257  # TIFF tags
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of what follows, itself included
-_FRAME = struct.Struct(">BHH")  # bits, height, width
 _HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
 _TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation: EXIF, XMP
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# Pillow warns at half of the limit at which it refuses images. Only the latter counts here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels as Detectron2's `read_image` has them, from the header alone.
+    """Return width and height in pixels as `read_photo` reads the image, from its header alone.
 
     An EXIF orientation that turns the image by 90 degrees swaps them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it cannot be read as an image.
+        UserError: it cannot be read as an image, or has more pixels than the limit.
     """
     try:
         for length in _HEADERS:
             if size := _plain_jpeg_size(_start(path, length)):
+                check_pixels(path, size[0] * size[1])
                 return size
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = is_turned(image)
+        with open_image(path) as image:
+            size = stored_size(image)
+            return size[::-1] if orientation(image) >= 5 else size
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError) as e:
         raise UserError(
             f"the image {path} cannot be read ({e}); replace it, or remove it from the annotations"
         ) from e
-    return (height, width) if turned else (width, height)
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether an image's EXIF orientation swaps its width and height."""
+@contextlib.contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file of any format; of an animation or several pages, it is the first one.
+
+    Raises:
+        OSError: the file is absent or damaged, also while it is decoded in the block.
+        UserError: it has more pixels than the limit, or its format needs another package.
+    """
+    limit = _limit()
+    if limit and Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
+    try:
+        # By a file: Pillow maps the pixels of a TIFF that it knows by its name, and mistakes their
+        # order where the TIFF is turned.
+        with open(path, "rb") as f, _opened(path, f) as image:
+            width, height = stored_size(image)
+            check_pixels(path, width * height)
+            yield image
+    except Image.DecompressionBombError as e:
+        check_pixels(path, int(re.search(r"\d+", str(e))[0]))
+        raise OSError(str(e)) from e  # a part of the image claims to be larger than the whole
+    except (OSError, SyntaxError, UserError, MemoryError):
+        raise
+    except Exception as e:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise OSError(f"{type(e).__name__}: {e}") from e
+
+
+def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
+    with contextlib.suppress(UnidentifiedImageError):
+        return Image.open(file)
+    start = _start(path, 12)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
+        _register_heif(path)
+        with contextlib.suppress(UnidentifiedImageError):
+            return Image.open(file)
+    elif start[4:8] == b"ftyp" and start[8:11] == b"avi" and "AVIF" not in Image.OPEN:
+        raise UserError(
+            f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
+            " (pip install 'pillow>=11.3'), or convert it to JPEG"
+        )
+    elif start[:4] in _TIFF and (values := _by_opencv(path)) is not None:
+        image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
+        image.info[_DEPTH] = f"{values.dtype.name} values"
+        return image
+    raise UnidentifiedImageError("it is not an image, or damaged")
+
+
+def _register_heif(path: str | Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(
+            f"{path} is a HEIC image, which needs pillow-heif: pip install pillow-heif (or"
+            " 'd2ext[heic]'), or convert it to JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def check_pixels(path: str | Path, pixels: int) -> None:
+    """Raise UserError if an image has more pixels than the limit.
+
+    The limit is $D2EXT_MAX_IMAGE_PIXELS, otherwise Pillow's for decompression bombs.
+    """
+    limit = _limit() or (Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS)
+    if limit and pixels > limit:
+        raise UserError(
+            f"the image {path} has {pixels:,} pixels, more than the limit of {limit:,}; cut it into"
+            " tiles, or raise the limit with the environment variable"
+            f" D2EXT_MAX_IMAGE_PIXELS={pixels}"
+        )
+
+
+def _limit() -> int | None:
+    text = os.environ.get("D2EXT_MAX_IMAGE_PIXELS")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"D2EXT_MAX_IMAGE_PIXELS={text}: give a number of pixels, such as 400000000"
+        )
+    return int(text)
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened image's pixels in the file, before they are turned."""
+    if image.format == "TIFF":  # newer versions of Pillow give the turned size before decoding
+        return image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
+    return image.size
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none."""
     try:
         # The base class's: PNG's own decodes the whole image in search of late EXIF data.
-        return Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        number = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
     except Exception:  # Detectron2, too, takes unreadable EXIF data for none
-        return False
+        return 1
+    return number if number in _TRANSPOSES else 1
+
+
+def depth(image: Image.Image) -> str | None:
+    """Return what an opened image has in place of 8 bits a channel ("16 bits"); None otherwise."""
+    if image.mode.startswith("I;16"):
+        return "16 bits"
+    if image.mode in ("I", "F"):
+        return {"I": "integers of more than 8 bits", "F": "floating-point values"}[image.mode]
+    # Of several channels Pillow reads the upper 8 bits alone, as such a raw mode says.
+    if image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile):
+        return "16 bits"
+    return image.info.get(_DEPTH)
+
+
+def decoded(image: Image.Image, path: str | Path) -> Image.Image:
+    """Decode an opened image: 8 bits a channel, turned as its EXIF orientation says.
+
+    More than 8 bits a channel are scaled: the image's lowest finite value becomes 0, its highest
+    255. The range of the data type would not do: cameras, microscopes and X-ray or thermal
+    detectors use a part of it, such as 12 of 16 bits, and few files note which.
+    """
+    values = None
+    if is_deep := depth(image) is not None and _DEPTH not in image.info:
+        # OpenCV would turn a TIFF by itself; of a turned one, Pillow's upper 8 bits are scaled.
+        if image.mode in ("LA", "RGB", "RGBA", "RGBX") and orientation(image) == 1:
+            values = _by_opencv(path)
+    image.load()
+    turn = _TRANSPOSES.get(orientation(image))  # absent in a TIFF, which Pillow has turned by now
+    if is_deep:
+        if values is None:
+            alpha = image.mode in ("LA", "RGBA", "RGBX")
+            values = np.asarray(image.convert(image.mode[:-1]) if alpha else image)
+        image = Image.fromarray(_scaled(values))
+    return image if turn is None else image.transpose(turn)
+
+
+def _by_opencv(path: str | Path) -> np.ndarray | None:
+    """Return an image's values, (H, W) or (H, W, 3) RGB, without alpha; None if it cannot be read.
+
+    Pillow reads the upper 8 bits alone where there are several channels.
+    """
+    import cv2  # here, so that tools that read no such image start quickly
+
+    values = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim == 2:
+        return values
+    channels = values.shape[2]
+    if channels > 4:
+        return None
+    return values[:, :, 0] if channels < 3 else values[:, :, 2::-1]
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Scale an image's values to uint8: the lowest finite one becomes 0, the highest 255."""
+    finite = values[np.isfinite(values)]
+    if not finite.size or finite.min() == finite.max():
+        return np.zeros(values.shape, np.uint8)
+    low, high = float(finite.min()), float(finite.max())
+    kind = np.float32 if values.itemsize <= 2 else np.float64
+    scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low))
+    return (np.nan_to_num(scaled, nan=0).clip(0, 255) + kind(0.5)).astype(np.uint8)
 
 
 def _start(path: str | Path, length: int) -> bytes:
@@ -71,7 +252,7 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
         if marker == 0xE1 and header[at : at + 4] in _TURNING:
             return None
         if marker in JPEG_FRAMES:
-            _, height, width = _FRAME.unpack_from(header, at)
+            _, height, width, _ = JPEG_FRAME.unpack_from(header, at)
             return (width, height) if width and height else None
     return None
 
@@ -103,26 +284,12 @@ def existing(path: str) -> str:
     return path
 
 
-def images_in(folder: str | Path, suffixes: Collection[str] = SUFFIXES) -> list[str]:
-    """The image files in a folder and its subfolders, relative to it, sorted.
-
-    Hidden files and folders are left out.
-
-    Args:
-        folder: of the images.
-        suffixes: of the files that are taken, in small letters.
+def images_in(folder: str | Path) -> list[str]:
+    """Return the image files in a folder and its subfolders, as `files_in` does.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, and as `files_in` does.
     """
     if not os.path.isdir(folder):
         raise UserError(f"the image folder {folder} does not exist; give that of the images")
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in files
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
-        ]
-    return sorted(found)
+    return files_in(folder, SUFFIXES)

@@ -9,16 +9,22 @@ import base64
 import binascii
 import io
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from PIL import Image
 
-from d2ext.data.formats.common import by_name, inside, is_text, natural, read_json, shown
-from d2ext.data.formats.images import existing
-from d2ext.data.formats.shapes import XYXY, LeftOut, add_polygons, arc, numbers, rectangle
-from d2ext.data.formats.voc import files_below, sized_record
+from d2ext.data.formats.common import (
+    annotation_files,
+    by_name,
+    is_text,
+    natural,
+    read_json,
+    shown,
+)
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.shapes import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +43,8 @@ def read_labelme(
 
     Args:
         source: the folder of the JSON files, or one file.
-        image_root: the folder of the images. `imagePath` is looked for there, from the place that
-            the JSON has in `source`, then by its last part alone.
+        image_root: the folder of the images. An image is found by `imagePath`, from the place that
+            the JSON has in `source`, else by the JSON's own name, as `ImageFolder.find` does.
         classes: class names; `category_id` is an index into them. None takes the labels, sorted.
 
     Returns:
@@ -50,17 +56,17 @@ def read_labelme(
     """
     source = Path(source)
     read, found = [], set()
-    for file in files_below(source, ".json"):
+    for file, folder in annotation_files(source, ".json"):
         if (content := _load(file)) is None:
             continue
         found |= {s["label"].strip() for s in content["shapes"] if _shape_type(s) in _SHAPES}
-        read.append((file, content))
+        read.append((file, folder, content))
     names = tuple(sorted(found, key=natural))
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
-    records, left_out, seen = [], LeftOut(), {}
-    for file, content in read:
-        path = _image(file, content["imagePath"], source, image_root)
+    images, records, left_out, seen = ImageFolder(image_root), [], LeftOut(), {}
+    for file, folder, content in read:
+        path = images.find(content["imagePath"], file, folder, file.stem)
         if path in seen:
             raise UserError(f"{file} and {seen[path]} describe the same image {path}; remove one")
         seen[path] = file
@@ -81,7 +87,9 @@ def _load(file: Path) -> dict | None:
         or not isinstance(content.get("shapes"), list)
         or not isinstance(content.get("imagePath"), str)
     ):
-        raise UserError(f"{file} is no annotation of LabelMe (it has 'shapes' and 'imagePath')")
+        known = advice(file, "labelme")
+        reason = f"it is {known}" if known else "it lacks 'shapes' or 'imagePath'"
+        raise UserError(f"{file} is not a LabelMe annotation: {reason}")
     for i, shape in enumerate(content["shapes"]):
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str) or not label.strip() or not is_text(label):
@@ -102,21 +110,6 @@ def _size(content: dict, file: Path) -> tuple[float, float] | None:
     except (TypeError, ValueError) as e:
         raise UserError(f"{file}: imageWidth or imageHeight: {e}; correct it") from e
     return (width, height)
-
-
-def _image(file: Path, name: str, source: Path, image_root: str | Path) -> str:
-    """`imagePath` is relative to the JSON file, in the style of the system that it was saved on."""
-    folder = "" if source.is_file() else os.path.relpath(file.parent, source)
-    name = name.replace("\\", "/")
-    near = os.path.normpath(os.path.join(folder, name))
-    last = PureWindowsPath(name).name
-    for candidate in (near, os.path.normpath(os.path.join(folder, last)), last):
-        if os.path.isabs(candidate) or candidate.split("/")[0] in ("..", "."):
-            continue
-        path = existing(inside(image_root, candidate, str(file)))
-        if os.path.isfile(path):
-            return path
-    return inside(image_root, last, str(file))
 
 
 def _add_objects(
@@ -174,7 +167,6 @@ def _polygon(kind: object, points: list) -> list[float]:
 def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> None:
     """Adds LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
     import numpy as np
-    from pycocotools import mask as coco_mask
 
     (x0, y0), (x1, y1) = (map(round, numbers(point)) for point in shape["points"])
     try:
@@ -186,22 +178,5 @@ def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> No
             raise ValueError(
                 f"`mask` has {image.size} pixels, its box {(x1 - x0 + 1, y1 - y0 + 1)}"
             )
-        if x0 < 0 or y0 < 0 or x1 >= record["width"] or y1 >= record["height"]:
-            raise ValueError("`mask` reaches out of the image")
         part = np.asarray(image.convert("1"))
-    full = np.zeros((record["height"], record["width"]), dtype=np.uint8, order="F")
-    full[y0 : y1 + 1, x0 : x1 + 1] = part
-    if not part.any():
-        left_out["without area"] += 1
-        return
-    rle = coco_mask.encode(full)
-    x, y, width, height = map(float, coco_mask.toBbox(rle))
-    record["annotations"].append(
-        {
-            "bbox": [x, y, x + width, y + height],
-            "bbox_mode": XYXY,
-            "category_id": category,
-            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-            "iscrowd": 0,
-        }
-    )
+    add_mask(record, category, part, (x0, y0), left_out)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import nearest, outline, read_json
+from d2ext.data.formats.common import nearest, not_read, outline, read_json
 from d2ext.data.formats.objects import MALFORMED, image_record, mask_area, read_object, short
 from d2ext.errors import UserError
 
@@ -21,7 +21,10 @@ def middle_classes(json_file: str | Path) -> tuple[str, ...]:
 
 
 def read_middle(
-    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+    json_file: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    info: dict | None = None,
 ) -> list[dict]:
     """Reads a file of MMDetection's middle format into Detectron2's dataset dicts.
 
@@ -34,6 +37,7 @@ def read_middle(
             is one, holds polygons or an RLE.
         image_root: the folder that `img_path` is relative to.
         classes: class names; `category_id` is an index into them. None takes those of `metainfo`.
+        info: receives `left_out`, the number of objects that are not in the records by reason.
 
     Returns:
         One dict an image, in the order of the file. `image_id` is `img_id` where all images have
@@ -49,7 +53,7 @@ def read_middle(
         if name not in known:
             raise UserError(f"{json_file} has no class {name!r}; {nearest(name, known)}")
     wanted = {name: i for i, name in enumerate(known if classes is None else classes)}
-    images, records, left_out = content["data_list"], [], Counter()
+    images, records, left_out, others = content["data_list"], [], Counter(), 0
     numbered = all(isinstance(image, dict) and "img_id" in image for image in images)
     for i, image in enumerate(images):
         where = f"{json_file}: data_list[{i}]"
@@ -63,7 +67,9 @@ def read_middle(
                 read, problem = _read(instance, record)
                 if problem:
                     left_out[problem] += 1
-                elif category is not None:
+                elif category is None:
+                    others += 1
+                else:
                     record["annotations"].append({**read, "category_id": category})
         except MALFORMED as e:
             raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
@@ -73,6 +79,8 @@ def read_middle(
     if left_out:
         counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
         logger.warning("%s: %d instances left out: %s", json_file, left_out.total(), counts)
+    if info is not None:
+        info["left_out"] = not_read(left_out, others)
     return records
 
 

@@ -5,15 +5,16 @@ absent the size 1 x 1 without a word; supervision has none.
 """
 
 import csv
-import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import by_name, read_bytes, shown
-from d2ext.data.formats.images import image_size, images_in
-from d2ext.data.formats.shapes import LeftOut, add_box, new_record, parsed
+from d2ext.data.formats.common import by_name, csv_rows, is_litter, read_text, shown
+from d2ext.data.formats.image_folder import sized_record
+from d2ext.data.formats.images import images_in
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.shapes import LeftOut, add_box, parsed
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def read_open_images(
     records, left_out = [], LeftOut()
     for image, boxes in here.items():
         path = os.path.join(image_root, files[image])
-        record = new_record(path, len(records) + 1, image_size(path))
+        record = sized_record(path, len(records) + 1, None, source)
         sides = (record["width"], record["height"]) * 2
         for name, box, group in boxes:
             if index[name] is None:
@@ -106,17 +107,16 @@ _GROUP_OF = {"1": 1, "1.0": 1, "true": 1} | dict.fromkeys(
 def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row with its place in the file."""
     try:
-        text = read_bytes(source).decode("utf-8-sig")
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames or ())
+        rows = csv_rows(source)
+        missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames)
         if missing:
-            raise UserError(
-                f"{source} is no CSV of Open Images' boxes: it lacks {', '.join(sorted(missing))}"
-            )
+            known = advice(source, "open_images")
+            reason = f"it is {known}" if known else f"it lacks {', '.join(sorted(missing))}"
+            raise UserError(f"{source} is not a CSV of Open Images' boxes: {reason}")
         for row in rows:
             yield f"{source}: line {rows.line_num}", row
-    except (csv.Error, UnicodeError) as e:
-        raise UserError(f"{source} is no CSV in UTF-8 ({e}); download it again") from e
+    except csv.Error as e:
+        raise UserError(f"{source} is not a valid CSV ({e}); download it again") from e
 
 
 def class_descriptions(source: str | Path) -> dict[str, str]:
@@ -125,12 +125,13 @@ def class_descriptions(source: str | Path) -> dict[str, str]:
     Raises:
         UserError: it is no CSV.
     """
-    files = sorted(Path(source).parent.glob("*class-descriptions*.csv"))
+    beside = sorted(Path(source).parent.glob("*class-descriptions*.csv"))
+    files = [file for file in beside if not is_litter(file.name)]
     if not files:
         return {}
     try:
-        text = read_bytes(files[0]).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) >= 2]
-    except (csv.Error, UnicodeError) as e:
-        raise UserError(f"{files[0]} is no CSV in UTF-8 ({e}); download it again") from e
+        lines = read_text(files[0]).splitlines()
+        rows = [row for row in csv.reader(lines) if len(row) >= 2]
+    except csv.Error as e:
+        raise UserError(f"{files[0]} is not a valid CSV ({e}); download it again") from e
     return {code: name for code, name, *_ in rows}

@@ -3,7 +3,8 @@
 import csv
 from pathlib import Path
 
-from d2ext.data.formats.common import outline, read_json
+from d2ext.data.formats.common import csv_rows, outline, read_json
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 
@@ -14,11 +15,10 @@ def annotation_format(file: str | Path) -> str:
         UserError: the file is absent, cannot be read, or is of none of these.
     """
     suffix = Path(file).suffix.lower()
-    if suffix in (".yaml", ".yml", ".xml", ".txt") or Path(file).is_dir():
+    if suffix in (".yaml", ".yml", ".xml", ".txt", ".zip") or Path(file).is_dir():
         raise _unknown(file)
     if suffix == ".csv":
-        known = _is_via_csv(Path(file))
-        if known:
+        if _is_via_csv(Path(file)):
             return "via"
     else:
         content = outline(file)
@@ -34,6 +34,8 @@ def annotation_format(file: str | Path) -> str:
 
 
 def _unknown(file: str | Path) -> UserError:
+    if known := advice(file, "coco", "middle", "via"):
+        return UserError(f"{file} is {known}")
     return UserError(
         f"{file} is of no format that is known here: COCO (images, annotations, categories), VIA 1"
         " or 2 (JSON, project or CSV), MMDetection's middle format (metainfo, data_list); convert"
@@ -49,10 +51,6 @@ def _has_via_entries(file: str | Path, content: dict) -> bool:
 
 def _is_via_csv(file: Path) -> bool:
     try:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as f:
-            head = next(csv.reader(f), [])
-    except FileNotFoundError:
-        raise UserError(f"the annotation file {file} does not exist; check json_file") from None
-    except (OSError, csv.Error) as e:
-        raise UserError(f"cannot read the annotation file {file}: {e}") from e
-    return {"region_shape_attributes", "region_attributes"} <= {name.strip() for name in head}
+        return {"region_shape_attributes", "region_attributes"} <= set(csv_rows(file).fieldnames)
+    except csv.Error:
+        return False

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -161,6 +162,45 @@ def _append(
     )
 
 
+def add_mask(
+    record: dict, category: int, pixels: Any, corner: tuple[int, int], left_out: LeftOut
+) -> None:
+    """Adds an object with a mask; counts one without a pixel.
+
+    Args:
+        record: the dataset dict.
+        category: index of the class.
+        pixels: bool array (h, w), a part of the image.
+        corner: x and y of its first pixel.
+        left_out: counts objects without area.
+
+    Raises:
+        ValueError: the part reaches out of the image.
+    """
+    import numpy as np
+    from pycocotools import mask as coco_mask
+
+    (x0, y0), (height, width) = corner, pixels.shape
+    if x0 < 0 or y0 < 0 or x0 + width > record["width"] or y0 + height > record["height"]:
+        raise ValueError("the mask reaches out of the image")
+    if not pixels.any():
+        left_out["without area"] += 1
+        return
+    full = np.zeros((record["height"], record["width"]), dtype=np.uint8, order="F")
+    full[y0 : y0 + height, x0 : x0 + width] = pixels
+    rle = coco_mask.encode(full)
+    x, y, w, h = map(float, coco_mask.toBbox(rle))
+    record["annotations"].append(
+        {
+            "bbox": [x, y, x + w, y + h],
+            "bbox_mode": XYXY,
+            "category_id": category,
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "iscrowd": 0,
+        }
+    )
+
+
 def add_box(
     record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: int
 ) -> None:
@@ -274,6 +314,14 @@ def arc(cx: float, cy: float, rx: float, ry: float, angle: float = 0) -> list[fl
     return points
 
 
-def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-    """[x0, y0, ...] of the four corners."""
-    return [x0, y0, x1, y0, x1, y1, x0, y1]
+def rectangle(x0: float, y0: float, x1: float, y1: float, angle: float = 0) -> list[float]:
+    """[x0, y0, ...] of the four corners, turned round the center by `angle` as `arc` does."""
+    corners = [x0, y0, x1, y0, x1, y1, x0, y1]
+    if not angle:
+        return corners
+    cx, cy, cos, sin = (x0 + x1) / 2, (y0 + y1) / 2, math.cos(angle), math.sin(angle)
+    points = []
+    for x, y in zip(corners[::2], corners[1::2], strict=True):
+        u, v = x - cx, y - cy
+        points += [cx + u * cos - v * sin, cy + u * sin + v * cos]
+    return points

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.data.formats.common import by_name, inside, natural, shown
-from d2ext.data.formats.images import existing, image_size
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.shapes import (
     LeftOut,
     add_polygon,
     arc,
-    new_record,
     numbers,
     rectangle,
     shifted,
@@ -32,6 +31,7 @@ def read_via(
     image_root: str | Path,
     classes: Sequence[str] | None = None,
     attribute: str | None = None,
+    info: dict | None = None,
 ) -> list[dict]:
     """Reads VIA annotations into Detectron2's dataset dicts.
 
@@ -46,11 +46,13 @@ def read_via(
 
     Args:
         json_file: VIA's export (JSON or CSV) or project.
-        image_root: the folder that the file names are relative to.
+        image_root: the folder that the file names are relative to; `ImageFolder.look_up` finds
+            the images.
         classes: class names; `category_id` is an index into them. None takes those of the file,
             sorted (`via_classes`).
         attribute: the region attribute that holds the class; None finds it, and where there is
             none, all regions are of the one class of `classes`.
+        info: receives `left_out`, the number of regions that are not in the records by reason.
 
     Returns:
         One dict an image, in the order of the file; `image_id` counts from 1. Width and height
@@ -68,16 +70,16 @@ def read_via(
         classes = found
     indices = None if found is None else by_name(found, classes, json_file)
 
+    images = ImageFolder(image_root)
     records, absent, left_out, repeated = {}, [], LeftOut(), []
     objects: list[tuple[dict, int, Region]] = []
     for entry in entries:
-        path = existing(inside(image_root, entry.file_name, entry.where))
+        path = images.look_up(entry.file_name, entry.where)
+        if path is None:
+            absent.append(inside(image_root, entry.file_name, entry.where))
+            continue
         if path not in records:
-            try:
-                records[path] = new_record(path, len(records) + 1, image_size(path))
-            except FileNotFoundError:
-                absent.append(path)
-                continue
+            records[path] = sized_record(path, len(records) + 1, None, entry.where)
         else:
             repeated.append(records[path])
         for region in entry.regions:
@@ -103,6 +105,8 @@ def read_via(
             len(repeated),
         )
     left_out.warn(logger, json_file)
+    if info is not None:
+        info["left_out"] = dict(left_out)
     return list(records.values())
 
 

@@ -4,14 +4,13 @@ JSON and CSV exports of VIA 1 and 2, and the projects that VIA 2 saves, become o
 """
 
 import csv
-import io
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d2ext.data.formats.common import parse_json, read_bytes, shown
+from d2ext.data.formats.common import csv_rows, parse_json, read_bytes, shown
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 
@@ -59,16 +58,11 @@ def read_entries(file: str | Path) -> list[Entry]:
             # A file put together of two may have a key twice, and a dict keeps one of them.
             images = list(_images(parse_json(content, file, _every_image), file))
         return [_entry(value, file) for value in images]
-    return _csv_entries(content, file)
+    return _csv_entries(file)
 
 
 def _images(content: object, file: str | Path) -> Iterable[object]:
     if isinstance(content, dict):
-        if {"project", "metadata", "view"} <= content.keys():
-            raise UserError(
-                f"{file} is a project of VIA 3, which is not read; annotate in VIA 2, or export to"
-                " COCO"
-            )
         content = content.get("_via_img_metadata", content)
         if isinstance(content, dict) and all(map(_is_entry, content.values())):
             return content.values()
@@ -84,6 +78,8 @@ def _every_image(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _no_via(file: str | Path) -> UserError:
+    if known := advice(file, "via"):
+        return UserError(f"{file} holds no VIA annotations: it is {known}")
     return UserError(
         f"{file} holds no VIA annotations (version 1 or 2: an object with 'filename' and"
         " 'regions' for each image, or the CSV of these); export them from VIA with 'Export"
@@ -123,15 +119,10 @@ def _entry(value: dict, file: str | Path) -> Entry:
 _COLUMNS = ("filename", "region_count", "region_shape_attributes", "region_attributes")
 
 
-def _csv_entries(content: bytes, file: str | Path) -> list[Entry]:
+def _csv_entries(file: str | Path) -> list[Entry]:
     """VIA's CSV: a row a region, and a row with the count 0 for an image without any."""
-    csv.field_size_limit(sys.maxsize)  # an outline of 10,000 corners is longer than the default
     try:
-        text = content.decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = ";" if first.count(";") > first.count(",") else ","  # Excel in many countries
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows.fieldnames = [name.strip().lstrip("#") for name in rows.fieldnames or ()]
+        rows = csv_rows(file)
         if not set(_COLUMNS) <= set(rows.fieldnames):
             raise _no_via(file)
         entries: dict[tuple, Entry] = {}
@@ -151,6 +142,6 @@ def _csv_entries(content: bytes, file: str | Path) -> list[Entry]:
                     f" region_attributes={shown(cells[1])}); export the annotations again"
                 )
             entry.regions.append(Region(where, row.get("region_id"), shape, attributes))
-    except (csv.Error, UnicodeError) as e:
-        raise UserError(f"{file} is no CSV in UTF-8 ({e}); export the annotations again") from e
+    except csv.Error as e:
+        raise UserError(f"{file} is not a valid CSV ({e}); export the annotations again") from e
     return list(entries.values())

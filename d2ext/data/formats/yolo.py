@@ -7,49 +7,87 @@ its outline again, which moves it by up to a pixel, and decodes the images.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from d2ext.data.formats.common import by_name, read_bytes, shown
-from d2ext.data.formats.images import image_size, images_in
-from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, new_record, parsed, rectangle
+from d2ext.data.formats.common import (
+    by_name,
+    files_in,
+    is_litter,
+    nearest,
+    read_bytes,
+    read_text,
+    shown,
+)
+from d2ext.data.formats.image_folder import sized_record, tails
+from d2ext.data.formats.images import images_in
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt", "obj.names")
 _NO_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt"}
+_SPLITS = ("train", "val", "valid", "validation", "test")  # keys of data.yaml
 _LONGEST = 1_000_000  # bytes of a data.yaml; PyYAML reads some 100 kB a second
 _SLACK = 0.02  # of the image's side: annotation tools round, and some reach over the edge
 
 
+@dataclass(frozen=True)
+class _Set:
+    """What `data.yaml`, or a text file of names, says of a dataset.
+
+    Attributes:
+        file: that file; None without one.
+        names: class names by id; None without the file.
+        poses: whether keypoints follow each box.
+        base: the folder that paths of splits are relative to.
+        splits: folders and list files of each split, as the file has them.
+    """
+
+    file: Path | None = None
+    names: tuple[str, ...] | None = None
+    poses: bool = False
+    base: Path = Path()
+    splits: Mapping[str, list[str]] = field(default_factory=dict)
+
+
 def read_yolo(
-    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+    source: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Reads YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
 
     A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in parts of the image's width
     and height from its corner. In a set for poses, what follows the box is left out. An image
-    without a label file has no objects.
+    without a label file has no objects; a warning counts these images.
 
     Args:
         source: `data.yaml`, or the folder with the labels, whose subfolders are those of the
             images. For a `data.yaml` it is found as YOLO finds it: `labels` for the last
-            `images` of `image_root`, else the image folder itself.
+            `images` of `image_root`, else `labels` beside `data.yaml`, else the image folder.
         image_root: the folder of the images.
         classes: where the set has no names (`data.yaml` or `classes.txt`), the names in the order
             of the ids; else those wanted.
+        split: a key of `data.yaml`, such as `val`: reads the images of its folders and list files
+            alone. None reads all in `image_root`; a warning counts those of each split where they
+            are not one split's.
 
     Returns:
         One dict an image, sorted by file name, and the class names.
 
     Raises:
-        UserError: a file is absent or malformed, or labels have no image.
+        UserError: a file is absent or malformed, labels have no image, or there is no such split.
     """
     source, image_root = Path(source), Path(image_root)
-    found, poses = _names(source)
+    described = _described(source)
+    found = described.names
     if found is None:
         if classes is None:
             raise UserError(
@@ -65,26 +103,122 @@ def read_yolo(
     if len(labels) < len(images):
         names = sorted(set(images) - set(labels.values()))
         raise UserError(f"{image_root / names[0]} has a namesake with another suffix; rename one")
-    files = {os.path.splitext(name)[0]: name for name in _label_files(folder)}
+    files = _label_files(folder, described)
     unused = [name for stem, name in files.items() if stem not in labels]
     if unused:
         raise UserError(
             f"{len(unused)} label files have no image in {image_root}, the first is"
             f" {folder / unused[0]}; give --images the folder of their images"
         )
-    records, left_out = [], LeftOut()
+    if images and not files:
+        raise UserError(f"{folder} has no label file of an image in {image_root}; check both")
+    chosen = _chosen(described, split, image_root, images)
+    records, left_out, bare = [], LeftOut(), 0
     for stem, name in labels.items():
+        if name not in chosen:
+            continue
         path = os.path.join(image_root, name)
-        record = new_record(path, len(records) + 1, image_size(path))
+        record = sized_record(path, len(records) + 1, None, source)
         if stem in files:
             file = folder / files[stem]
             for number, line in enumerate(_lines(file), start=1):
-                _add(record, line.split(), found, index, poses, left_out, f"{file}:{number}")
+                where = f"{file}:{number}"
+                _add(record, line.split(), found, index, described.poses, left_out, where)
+        else:
+            bare += 1
         records.append(record)
-    if images and not files:
-        raise UserError(f"{folder} has no label file of an image in {image_root}; check both")
+    if bare:
+        logger.warning(
+            "%s: %d of %d images have no label file, so no objects", source, bare, len(records)
+        )
     left_out.warn(logger, source)
     return records, wanted
+
+
+def _chosen(
+    described: _Set, split: str | None, image_root: Path, images: Sequence[str]
+) -> Collection[str]:
+    """Return the images of a split; without one all, and warn if they are not one split's."""
+    if split is None:
+        parts = {name: _split(described, name, image_root, images)[0] for name in described.splits}
+        if any(0 < len(part) < len(images) for part in parts.values()):
+            counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
+            logger.warning(
+                "%s: all %d images in %s are read, not one split (%s); --split NAME reads one",
+                described.file,
+                len(images),
+                image_root,
+                counts,
+            )
+        return set(images)
+    if split not in described.splits:
+        known = nearest(split, described.splits) if described.splits else "no data.yaml names any"
+        raise UserError(f"{described.file or 'the dataset'} has no split {split!r}; {known}")
+    part, missing = _split(described, split, image_root, images)
+    if missing or not part:
+        example = f", the first is {missing[0]}" if missing else ""
+        raise UserError(
+            f"{described.file}: {len(missing) or 'all'} images or folders of the split {split} are"
+            f" not in {image_root}{example}; give --images the folder that holds them"
+        )
+    return part
+
+
+def _split(
+    described: _Set, name: str, image_root: Path, images: Sequence[str]
+) -> tuple[set[str], list[str]]:
+    """Return the images of a split, relative to `image_root`, and the paths that lead to none."""
+    known, part, missing = set(images), set(), []
+    for entry in described.splits[name]:
+        place = _place(described, entry)
+        if place is None:
+            missing.append(entry)
+        elif place.is_dir():
+            # The images may all lie in it.
+            inner = "." if _relative(image_root, place) else _relative(place, image_root)
+            below = [i for i in images if inner == "." or i.startswith(f"{inner}/")]
+            part.update(below)
+            if not below:
+                missing.append(str(place))
+        else:
+            for number, line in enumerate(_lines(place), start=1):
+                line = line.strip()
+                if line and not line.startswith("#"):
+                    image = _listed(line, place, described.base, image_root, known)
+                    if image is None:
+                        missing.append(f"{shown(line)} ({place}:{number})")
+                    else:
+                        part.add(image)
+    return part, missing
+
+
+def _place(described: _Set, entry: str) -> Path | None:
+    """Return the folder or list file that an entry of `data.yaml` names, if it exists."""
+    for base in (described.base, described.file.parent):
+        # Roboflow's ../train/images is train/images; paths of other machines end likewise.
+        for path in (entry.replace("\\", "/"), *tails(entry, base)):
+            if os.path.exists(base / path):
+                return base / path
+    return None
+
+
+def _listed(line: str, file: Path, base: Path, image_root: Path, known: set[str]) -> str | None:
+    """Return the image that a line of a list names, relative to `image_root`; None for another."""
+    for folder in (file.parent, base):
+        path = folder / line.replace("\\", "/")
+        if os.path.exists(path):
+            name = _relative(path, image_root)
+            return name if name in known else None
+    return next((tail for tail in tails(line, image_root) if tail in known), None)
+
+
+def _relative(path: Path, folder: Path) -> str | None:
+    """Return a path relative to a folder that it is in, by name or behind links; else None."""
+    for resolved in (os.path.abspath, os.path.realpath):
+        relative = os.path.relpath(resolved(path), resolved(folder))
+        if relative.split(os.sep, 1)[0] != "..":
+            return relative
+    return None
 
 
 def _add(
@@ -129,25 +263,21 @@ def _add(
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return read_bytes(file).decode("utf-8-sig").splitlines()
-    except UnicodeError as e:
-        raise UserError(f"{file} is no text ({e}); export the labels again") from e
+    return read_text(file).splitlines()
 
 
-def _names(source: Path) -> tuple[tuple[str, ...] | None, bool]:
-    """The names by id, or None where there is no file of them; whether it is a set for poses."""
+def _described(source: Path) -> _Set:
+    """Read the file that names the classes; for a folder it may lie in one of those above."""
     if source.is_file():
-        return _yaml_names(source)
+        return _described_by(source)
     if not source.is_dir():
         raise UserError(f"{source} does not exist; give data.yaml or the folder of the labels")
     for folder in (source, *list(source.absolute().parents)[:2]):
         for name in _NAMES:
             if (file := folder / name).is_file():
-                if file.suffix in (".yaml", ".yml"):
-                    return _yaml_names(file)
-                return _listed_names(file), False
-    return None, False
+                is_yaml = file.suffix in (".yaml", ".yml")
+                return _described_by(file) if is_yaml else _Set(file, _listed_names(file))
+    return _Set()
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
@@ -160,7 +290,7 @@ def _listed_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _yaml_names(file: Path) -> tuple[tuple[str, ...], bool]:
+def _described_by(file: Path) -> _Set:
     try:
         if len(text := read_bytes(file)) > _LONGEST:
             raise ValueError(f"{len(text)} bytes are too many")
@@ -177,25 +307,50 @@ def _yaml_names(file: Path) -> tuple[tuple[str, ...], bool]:
         names = tuple(map(str, names))
         if len(set(names)) < len(names):
             raise ValueError("`names` repeats a name")
+        splits = {key: content[key] for key in _SPLITS if content.get(key)}
+        splits = {key: [part] if isinstance(part, str) else part for key, part in splits.items()}
+        paths = [path for part in splits.values() if isinstance(part, list) for path in part]
+        lists = all(isinstance(part, list) for part in splits.values())
+        if not lists or not all(isinstance(path, str) for path in paths):
+            raise TypeError("a split is neither a path nor a list of paths")
+        base = file.parent / str(content.get("path") or "")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
+        if known := advice(file, "yolo"):
+            raise UserError(f"{file} is not a data.yaml of YOLO: it is {known}") from e
         reason = shown(" ".join(str(e).split()) or type(e).__name__)
-        raise UserError(f"{file} is no data.yaml of YOLO ({reason}); correct it") from e
-    return names, "kpt_shape" in content
+        raise UserError(
+            f"{file} is no data.yaml of YOLO ({reason}); correct it, or give the labels' folder"
+        ) from e
+    return _Set(file, names, "kpt_shape" in content, base, splits)
 
 
 def _labels(source: Path, image_root: Path) -> Path:
+    """Return the folder of the label files."""
     if source.is_dir():
         below = source / "labels"
-        return below if below.is_dir() and not any(source.glob("*.txt")) else source
-    parts = list(image_root.absolute().parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        if (labels := Path(*parts)).is_dir():
-            return labels
-    return image_root
+        texts = [file.name for file in source.glob("*.txt") if not is_litter(file.name)]
+        return below if below.is_dir() and _NO_LABELS.issuperset(map(str.lower, texts)) else source
+    for root in (image_root.absolute(), image_root.resolve()):
+        parts = list(root.parts)
+        if "images" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+            if (labels := Path(*parts)).is_dir():
+                return labels
+    beside = source.parent / "labels"
+    return beside if beside.is_dir() else image_root
 
 
-def _label_files(folder: Path) -> list[str]:
-    texts = (p for p in folder.rglob("*") if p.suffix.lower() == ".txt")
-    files = (str(p.relative_to(folder)) for p in texts)
-    return sorted(f for f in files if os.path.basename(f).lower() not in _NO_LABELS)
+def _label_files(folder: Path, described: _Set) -> dict[str, str]:
+    """Return the label files, relative to their folder, by their path without suffix."""
+    places = [_place(described, entry) for part in described.splits.values() for entry in part]
+    lists = {os.path.realpath(place) for place in places if place and place.is_file()}
+    files: dict[str, str] = {}
+    for name in files_in(folder, {".txt"}):
+        is_list = lists and os.path.realpath(folder / name) in lists
+        if is_list or os.path.basename(name).lower() in _NO_LABELS:
+            continue
+        stem = os.path.splitext(name)[0]
+        if stem in files:
+            raise UserError(f"{folder / name} and {files[stem]} are of one image; remove one")
+        files[stem] = name
+    return files

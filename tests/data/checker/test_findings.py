@@ -16,8 +16,8 @@ from d2ext.data.checker.run import Source, findings_of
 from d2ext.data.checker.statistics import Anchors
 from d2ext.errors import UserError
 
-# The tiny objects and the few images of the faultless file are no fault of it.
-ALWAYS = {"object_anchors"}
+# The tiny objects and the crowd of the faultless file are no fault of it.
+ALWAYS = {"object_anchors", "object_crowd"}
 
 
 def codes(findings: list[Finding]) -> dict[str, list[int]]:
@@ -118,6 +118,16 @@ SPOILT = [
         {"annotation_malformed": [2], "image_empty": [1]},
     ),
     (change("images", 1, width=63), {"rle_size": [2, 3]}),
+    (change("annotations", 0, ignore=1), {"object_ignored": [0]}),
+    (change("annotations", 0, difficult=True), {"object_ignored": [0]}),
+    (
+        change("annotations", 0, attributes={"rotation": 40.0}, segmentation=[]),
+        {"object_rotated": [0], "mask_none": [0]},
+    ),
+    (change("annotations", 0, attributes={"rotation": 40.0}), {}),  # its polygon is exact
+    (change("annotations", 0, keypoints=[3, 4, 2]), {"object_keypoints": [0]}),
+    (change("annotations", 0, keypoints=[0, 0, 0]), {}),
+    (change("annotations", 0, keypoints="none", attributes="none"), {}),
     (lambda c: c["annotations"].clear(), {"image_empty": [0, 1, 2], "category_unused": [0, 1]}),
 ]
 
@@ -202,10 +212,85 @@ def test_imbalance_and_anchors(content: dict) -> None:
     assert few["object_anchors"].count > 400 and few["object_anchors"].severity == "warning"
 
 
+def test_crowds_are_counted(content: dict) -> None:
+    (few,) = (f for f in fast_findings(content) if f.code == "object_crowd")
+    assert (few.count, few.severity) == (1, "info") and "1 of 5 annotations" in few.example
+    for a in content["annotations"]:
+        a["iscrowd"] = 1
+    (all_,) = (f for f in fast_findings(content) if f.code == "object_crowd")
+    assert (all_.count, all_.severity) == (5, "warning")
+    assert "CVAT" in all_.what and "iscrowd to 0" in all_.fix
+
+
+def test_images_with_more_objects_than_are_taken_are_found(content: dict) -> None:
+    template = content["annotations"][0]
+    content["annotations"] += [
+        {**template, "id": 100 + i, "bbox": [i % 40, 5, 20, 16], "segmentation": []}
+        for i in range(99)
+    ]
+    (found,) = (f for f in fast_findings(content) if f.code == "object_many")
+    assert found.rows == [0] and "has 101, the limit is 100" in found.example
+    assert "test_topk_per_image" in found.fix and "--max-detections" in found.fix
+    assert "object_many" not in codes(fast_findings(content, max_detections=101))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "said"),
+    [
+        ("I;16", "png", "16 bits"),
+        ("I;16", "tif", "16 bits"),
+        ("F", "tif", "floating-point values"),
+        ("I", "tif", "integers of more than 8 bits"),
+    ],
+)
+def test_images_of_more_than_8_bits_are_reported_with_the_rule(
+    mode: str, suffix: str, said: str, content: dict, photos: Path, written: Callable
+) -> None:
+    Image.new(mode, (64, 48)).save(photos / f"deep.{suffix}")
+    content["images"][0]["file_name"] = f"deep.{suffix}"
+    path = written(content)
+    for decode in (True, False):
+        found = findings_of(Source(path, photos, decode=decode))(read_columns(path))
+        (deep,) = (f for f in found if f.code == "image_depth")
+        assert (
+            deep.rows == [0] and said in deep.example and "lowest value becomes 0" in deep.example
+        )
+
+
+def test_frames_and_transparency_are_reported(
+    content: dict, photos: Path, written: Callable
+) -> None:
+    first, second = (Image.new("RGB", (64, 48), color) for color in ("red", "blue"))
+    first.save(photos / "a.gif", save_all=True, append_images=[second])
+    clear = Image.new("RGBA", (64, 48), (255, 0, 0, 99))
+    clear.save(photos / "b.png")
+    Image.new("RGBA", (40, 60), (255, 0, 0, 255)).save(photos / "c.png")  # nothing shows through
+    for row, name in enumerate(("a.gif", "b.png", "c.png")):
+        content["images"][row]["file_name"] = name
+    path = written(content)
+    found = codes(findings_of(Source(path, photos))(read_columns(path)))
+    assert found == {"image_frames": [0], "image_transparent": [1]}
+
+
+def test_images_over_the_limit_are_not_called_unreadable(
+    content: dict, photos: Path, written: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
+    path = written(content)
+    found = findings_of(Source(path, photos))(read_columns(path))
+    assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third has 40 x 60
+    for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):
+        assert words in found[0].example
+    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3072")
+    assert codes(findings_of(Source(path, photos))(read_columns(path))) == {}
+
+
 def test_every_kind_is_tried_here() -> None:
     tried = {code for _, expected in SPOILT for code in expected}
     tried |= {"image_missing", "image_unreadable", "image_size", "image_identical"}
     tried |= {"against_identical", "against_categories", "category_imbalance", "object_anchors"}
+    tried |= {"object_crowd", "object_many", "image_refused", "image_depth", "image_frames"}
+    tried |= {"image_transparent"}
     assert set(KINDS) - tried == {"image_none"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask
@@ -19,7 +19,7 @@ from d2ext.data.checker.columns import PARTS, columns, read_columns, read_conten
 from d2ext.data.checker.finding import ERROR
 from d2ext.data.checker.fix import REMEDIES, fix
 from d2ext.data.checker.mend_entries import Files
-from d2ext.data.checker.numbers import integer
+from d2ext.data.checker.numbers import integer, numbers
 from d2ext.data.checker.run import Source, check_dataset, findings_of, mend
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.rle import compressed
@@ -54,6 +54,9 @@ UNTURNED: dict[int, Callable[[float, float], list[float]]] = {
     7: lambda x, y: [60 - y, 40 - x],
     8: lambda x, y: [60 - y, x],
 }
+
+
+SIDES = ("width", "height")
 
 
 def unturned(orientation: int) -> dict:
@@ -154,8 +157,16 @@ def is_there(expected: tuple, content: dict) -> bool:
     return False
 
 
+def short() -> tuple[dict, set[int], int]:
+    """A turned photo with a height that tells nothing: its box fits the photo turned or not."""
+    content = unturned(5)
+    content["images"][2]["height"] = 3
+    return content, {a["id"] for a in made()["annotations"]}, 5
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spoilt=mutations())
+@example(spoilt=short())
 def test_whatever_is_spoilt_is_mended_and_the_rest_is_where_it_was(
     spoilt: tuple[dict, set[int], int], album: dict[int, Callable]
 ) -> None:
@@ -164,13 +175,14 @@ def test_whatever_is_spoilt_is_mended_and_the_rest_is_where_it_was(
     files = Files(check.root, check.photos)
     before = copy.deepcopy(content)
     try:
-        fixed = fix(content, check, files)
+        fixed = fix(content, check, files, drop=True)
     except UserError as e:
-        # It is refused only where an image has a size that says nothing.
-        assert re.search("whose width or height|listed twice", str(e))
-        sizes = [i.get("width") for i in content["images"] if isinstance(i, dict)]
-        sizes += [i.get("height") for i in content["images"] if isinstance(i, dict)]
-        assert any(integer(size) not in (None, 40, 48, 60, 64) for size in sizes)
+        # It is refused only where an image has a size that says nothing, or an id is of two.
+        images = [i for i in content["images"] if isinstance(i, dict)]
+        ids = [integer(i.get("id")) for i in images]
+        telling = all(integer(i.get(k)) in (40, 48, 60, 64) for i in images for k in SIDES)
+        why = "used twice" if telling else "used twice|whose width or|listed twice|wrong values"
+        assert re.search(why, str(e)) or len(set(ids)) < len(ids)
         return
     finally:
         assert repr(content) == repr(before)
@@ -183,9 +195,39 @@ def test_whatever_is_spoilt_is_mended_and_the_rest_is_where_it_was(
     assert not again.changes and again.content == fixed.content
 
 
-@pytest.mark.parametrize("spoil", [spoil for spoil, _ in SPOILT])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(spoilt=mutations())
+def test_nothing_that_is_valid_is_removed_unasked(
+    spoilt: tuple[dict, set[int], int], album: dict[int, Callable]
+) -> None:
+    """Either nothing is written, or each image and each annotation with a box is still there."""
+    content, kept, orientation = spoilt
+    check = album[orientation]
+    try:
+        fixed = fix(content, check, Files(check.root, check.photos)).content
+    except UserError:
+        return
+    named = (i.get("file_name") for i in content["images"] if isinstance(i, dict))
+    assert len(fixed["images"]) >= len({name for name in named if name})
+    ids = [a["id"] for a in fixed["annotations"]]
+    annotations = [a for a in content["annotations"] if isinstance(a, dict)]
+    for a in annotations:
+        if integer(a.get("id")) and _is_usable(a) and integer(a["id"]) not in ids:
+            shape = a.get("segmentation")  # that of a copy
+            assert any(b is not a and b.get("segmentation") == shape for b in annotations)
+
+
+def _is_usable(a: dict) -> bool:
+    box = numbers(a.get("bbox")) or []
+    refers = isinstance(a.get("image_id"), int | str) and isinstance(
+        a.get("category_id"), int | str
+    )
+    return refers and len(box) == 4 and min(box[2:]) > 0
+
+
+@pytest.mark.parametrize(("spoil", "expected"), SPOILT)
 def test_a_mended_file_is_read_and_says_what_was_done(
-    spoil: Callable, content: dict, photos: Path, written: Callable, tmp_path: Path
+    spoil: Callable, expected: dict, content: dict, photos: Path, written: Callable, tmp_path: Path
 ) -> None:
     spoil(content)
     path, out = written(content), tmp_path / "out" / "fixed.json"
@@ -193,7 +235,12 @@ def test_a_mended_file_is_read_and_says_what_was_done(
     source = Source(path, photos)
     check = findings_of(source)
     errors = [f for f in check(read_columns(path)) if f.severity == ERROR]
-    fixed = mend(source, out, check)
+    if expected.keys() & {"image_duplicate_id", "category_duplicate_id"}:
+        with pytest.raises(UserError, match=r"nothing was written.*used twice.*different ids"):
+            mend(source, out, check, drop=True)
+        assert not out.exists()
+        return
+    fixed = mend(source, out, check, drop=True)
     assert path.read_bytes() == before
     assert not [f for f in check(read_columns(out)) if f.severity == ERROR]
     assert fixed.changes or not errors
@@ -263,6 +310,6 @@ def test_every_error_has_a_remedy() -> None:
     from d2ext.data.checker.finding import KINDS
 
     errors = {code for code, (severity, _, _) in KINDS.items() if severity == ERROR}
-    assert errors <= set(REMEDIES) <= set(KINDS)
+    assert errors - {"image_refused"} <= set(REMEDIES) <= set(KINDS)
     stays = {code for code, (_, _, what) in KINDS.items() if what.startswith("stays")}
     assert stays == set(KINDS) - set(REMEDIES)

@@ -1,4 +1,4 @@
-"""Image sizes that are not the files': shapes go where the objects are, or nothing is written."""
+"""Image sizes that are not the files': shapes go where the objects are, or nothing was written."""
 
 import json
 from collections.abc import Callable
@@ -149,12 +149,33 @@ def test_what_cannot_be_told_is_not_guessed(width: int, tmp_path: Path) -> None:
     content["annotations"] = [a for a in content["annotations"] if type(a["segmentation"]) is list]
     content["annotations"] = content["annotations"][:1]
     content["images"][0] |= {"width": width, "height": 80}
-    with pytest.raises(UserError, match=r"nothing is written.*images\[0\] \(a.jpg\).*correct"):
+    with pytest.raises(UserError, match=r"nothing was written.*images\[0\] \(a.jpg\).*correct"):
         mended(content, tmp_path)
     assert not (tmp_path / "fixed.json").exists()
     content["annotations"] = []  # nothing could get lost
     made, _ = mended(content, tmp_path)
     assert (made["images"][0]["width"], made["images"][0]["height"]) == STORED[::-1]
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 60, "height": 3}, {"height": 3}])
+def test_a_shape_that_fits_a_photo_turned_or_not_is_not_moved(size: dict, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg", 5)
+    content = annotated()
+    outline = [5, 5, 35, 5, 35, 25.5, 5, 25.5]
+    content["annotations"] = [annotation(1, 1, 1, [5, 5, 30, 20.5], 615, [outline])]
+    content["images"][0] = {"id": 1, "file_name": "a.jpg"} | size
+    with pytest.raises(UserError, match=r"nothing was written.*images\[0\] \("):
+        mended(content, tmp_path)
+
+
+def test_the_scale_of_a_thumbnail_is_not_guessed(tmp_path: Path) -> None:
+    """A size of 2 x 1 pixels has the proportions of the photo but for a pixel."""
+    photo(tmp_path / "a.jpg")
+    content = annotated()
+    content["annotations"] = [annotation(1, 1, 1, [0, 0, 1, 1], 1, [[0, 0, 1, 0, 1, 1]])]
+    content["images"][0] |= {"width": 2, "height": 1}
+    with pytest.raises(UserError, match="whose width or height"):
+        mended(content, tmp_path)
 
 
 def test_shapes_of_both_frames_are_not_guessed(tmp_path: Path) -> None:

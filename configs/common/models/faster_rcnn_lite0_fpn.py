@@ -1,0 +1,6 @@
+"""Faster R-CNN small enough for a laptop CPU: Mask R-CNN with EfficientNet-Lite0, without masks."""
+
+from .mask_rcnn_lite0_fpn import model
+
+for _part in ("mask_in_features", "mask_pooler", "mask_head"):
+    model.roi_heads.pop(_part)

@@ -1,0 +1,89 @@
+"""CreateML's JSON (https://developer.apple.com/documentation/createml), also of RectLabel.
+
+Written here because none of the libraries that d2ext uses reads it.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.data.formats.common import by_name, is_text, natural, read_json, shown
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.shapes import LeftOut, add_box, numbers
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def read_createml(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    """Read CreateML's boxes into Detectron2's dataset dicts.
+
+    A box has the x and y of its center, width and height, in pixels from the image's corner.
+
+    Args:
+        source: the JSON: a list of images, each with `image` and `annotations`.
+        image_root: the folder of the images; `ImageFolder.find` finds them.
+        classes: class names; `category_id` is an index into them. None takes the labels, sorted.
+
+    Returns:
+        One dict an image, in the order of the file, and the class names.
+
+    Raises:
+        UserError: the file is absent or malformed, repeats an image, or an image is absent.
+    """
+    source = Path(source)
+    entries = [_entry(entry, f"{source}: [{i}]") for i, entry in enumerate(_load(source))]
+    names = tuple(sorted({label for *_, boxes in entries for label, _ in boxes}, key=natural))
+    wanted = tuple(classes or names)
+    index = by_name(names, wanted, source)
+    images, records, left_out = ImageFolder(image_root), {}, LeftOut()
+    for where, name, boxes in entries:
+        path = images.find(name, where)
+        if path in records:
+            raise UserError(f"{where} repeats the image {shown(name)}; remove one of the entries")
+        records[path] = sized_record(path, len(records) + 1, None, where)
+        for label, box in boxes:
+            if index[label] is None:
+                left_out[f"of the class {shown(label)}"] += 1
+            else:
+                add_box(records[path], index[label], box, left_out)
+    left_out.warn(logger, source)
+    return list(records.values()), wanted
+
+
+def _load(source: Path) -> list:
+    content = read_json(source)
+    if not isinstance(content, list):
+        known = advice(source, "createml")
+        reason = f"it is {known}" if known else "it holds no list of images"
+        raise UserError(f"{source} is not a CreateML annotation file: {reason}")
+    return content
+
+
+_Entry = tuple[str, str, list[tuple[str, list[float]]]]
+
+
+def _entry(entry: object, where: str) -> _Entry:
+    """Return where an image's entry is, the image's name, and label and corners of each box."""
+    try:
+        name = next(entry[key] for key in ("image", "imagefilename", "filename") if key in entry)
+        objects = entry["annotations"] if "annotations" in entry else entry["annotation"]
+        if not isinstance(name, str) or not isinstance(objects, list):
+            raise TypeError("its name or list of annotations is missing")
+        boxes = []
+        for item in objects:
+            label = item["label"].strip()
+            if not label or not is_text(label):
+                raise ValueError("an annotation has no label")
+            x, y, w, h = numbers([item["coordinates"][k] for k in ("x", "y", "width", "height")])
+            boxes.append((label, [x - w / 2, y - h / 2, x + w / 2, y + h / 2]))
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as e:
+        file = where.rpartition(": ")[0]
+        if known := advice(file, "createml"):
+            raise UserError(f"{file} is not a CreateML annotation file: it is {known}") from None
+        reason = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise UserError(f"{where} is malformed ({reason}); correct it") from e
+    return where, name, boxes

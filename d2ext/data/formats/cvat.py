@@ -1,0 +1,221 @@
+"""CVAT's XML, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format).
+
+Written here because hotcoco 1.3, the one library with a reader, takes boxes and polygons alone,
+and ignores the rotation of boxes and groups.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from d2ext.data.formats.common import (
+    annotation_files,
+    by_name,
+    is_text,
+    natural,
+    polygon_area,
+    read_xml,
+    shown,
+)
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.shapes import (
+    LeftOut,
+    add_box,
+    add_mask,
+    add_polygons,
+    arc,
+    parsed,
+    rectangle,
+)
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_SHAPES = ("box", "polygon", "ellipse", "mask")
+_OTHERS = ("polyline", "points", "cuboid", "skeleton", "tag")
+
+
+def read_cvat(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    """Read a CVAT export for images into Detectron2's dataset dicts.
+
+    Boxes, polygons, ellipses and masks are read; rotated boxes become polygons. Polylines, points,
+    cuboids, skeletons and tags are left out, and a warning counts them. Polygons, ellipses, masks
+    and rotated boxes of one label and one `group_id` are one object. Coordinates count from the
+    image's corner, as Detectron2's do.
+
+    Args:
+        source: the XML file, or a folder of several, as of a task's jobs: an image that comes up
+            more than once has the objects of all, equal ones once.
+        image_root: the folder of the images. An image is found by `name`, first in the folder that
+            its `subset` names, as `ImageFolder.find` does.
+        classes: class names; `category_id` is an index into them. None takes the labels of the
+            task or project in its order.
+
+    Returns:
+        One dict an image, in the order of the file, and the class names.
+
+    Raises:
+        UserError: a file is absent, malformed or a video's export, or an image is absent or of
+            another size than its entry says.
+    """
+    source = Path(source)
+    images, labels = [], {}
+    for file, folder in annotation_files(source, ".xml"):
+        root = _root(file)
+        labels |= dict.fromkeys(_labels(root))
+        for i, element in enumerate(root.findall("image")):
+            where = f"{file}: image {shown(element.get('name') or i)}"
+            images.append((where, element.get("subset") or folder, element))
+    found = {_label(s, where) for where, _, element in images for s in _shapes(element)}
+    names = (*labels, *sorted(found - labels.keys(), key=natural))
+    wanted = tuple(classes or names)
+    index = by_name(names, wanted, source)
+    folder, records, left_out, repeated = ImageFolder(image_root), {}, LeftOut(), 0
+    for where, subset, element in images:
+        path = folder.find(element.get("name"), where, subset)
+        known = path in records
+        if not known:
+            records[path] = sized_record(path, len(records) + 1, _size(element, where), where)
+        _add_objects(records[path], element, index, left_out, where)
+        if known:
+            repeated += 1
+            records[path]["annotations"] = _distinct(records[path]["annotations"])
+    if repeated:
+        logger.warning("%s: %d entries repeat an image; their objects are merged", source, repeated)
+    left_out.warn(logger, source)
+    return list(records.values()), wanted
+
+
+def _root(file: Path) -> ElementTree.Element:
+    root = read_xml(file)
+    if root.tag != "annotations" or root.find("track") is not None:
+        known = advice(file, "cvat")
+        reason = f"it is {known}" if known else f"its root is <{root.tag[:100]}>"
+        raise UserError(f"{file} is not a CVAT export for images: {reason}")
+    return root
+
+
+def _labels(root: ElementTree.Element) -> Iterator[str]:
+    """Yield the labels of the task or project, without the parts of skeletons."""
+    for label in root.iterfind("meta//labels/label"):
+        name = (label.findtext("name") or "").strip()
+        if name and not label.findtext("parent"):
+            yield name
+
+
+def _shapes(image: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    return (element for element in image if element.tag in _SHAPES)
+
+
+def _label(shape: ElementTree.Element, where: str) -> str:
+    label = (shape.get("label") or "").strip()
+    if not label or not is_text(label):
+        raise UserError(f"{where}: a {shape.tag} has no label; set it in CVAT")
+    return label
+
+
+def _size(image: ElementTree.Element, where: str) -> tuple[float, float] | None:
+    sides = [image.get("width"), image.get("height")]
+    if None in sides:
+        return None
+    try:
+        width, height = parsed(sides)
+    except ValueError as e:
+        raise UserError(f"{where}: width or height: {e}; export the annotations again") from e
+    return (width, height)
+
+
+def _distinct(annotations: list[dict]) -> list[dict]:
+    keys = ("category_id", "bbox", "segmentation")
+    return list({str([a.get(key) for key in keys]): a for a in annotations}.values())
+
+
+def _add_objects(
+    record: dict,
+    image: ElementTree.Element,
+    index: dict[str, int | None],
+    left_out: LeftOut,
+    where: str,
+) -> None:
+    """Add the objects of an image in the order of their first shapes."""
+    outlined: dict[object, tuple[int, list[ElementTree.Element]]] = {}
+    left_out.update(element.tag for element in image if element.tag in _OTHERS)
+    for number, shape in enumerate(_shapes(image)):
+        label = _label(shape, where)
+        if (category := index[label]) is None:
+            left_out[f"of the class {shown(label)}"] += 1
+            continue
+        group = shape.get("group_id", "0")
+        key = number if group == "0" else (label, group)
+        outlined.setdefault(key, (category, []))[1].append(shape)
+    for category, shapes in outlined.values():
+        try:
+            boxes = [s for s in shapes if s.tag == "box" and not _angle(s)]
+            for box in boxes:
+                add_box(record, category, _values(box, *_CORNERS), left_out)
+            polygons = [_polygon(s) for s in shapes if s.tag != "mask" and s not in boxes]
+            masks = [_mask(s, record) for s in shapes if s.tag == "mask"]
+            if masks:
+                masks += [_drawn(p, record) for p in polygons if polygon_area(p)]
+                add_mask(record, category, np.any(masks, axis=0), (0, 0), left_out)
+            elif polygons:
+                add_polygons(record, category, polygons, left_out)
+        except ValueError as e:
+            raise UserError(f"{where}: a {shapes[0].tag} is malformed ({e}); correct it") from e
+
+
+_CORNERS = ("xtl", "ytl", "xbr", "ybr")
+
+
+def _values(shape: ElementTree.Element, *names: str) -> list[float]:
+    if missing := [name for name in names if shape.get(name) is None]:
+        raise ValueError(f"it lacks {missing[0]}")
+    return parsed([shape.get(name) for name in names])
+
+
+def _angle(shape: ElementTree.Element) -> float:
+    """Return how far a box or ellipse is turned clockwise, in radians."""
+    return math.radians(parsed([shape.get("rotation", "0")])[0])
+
+
+def _polygon(shape: ElementTree.Element) -> list[float]:
+    """Return [x0, y0, x1, y1, ...] in pixels."""
+    if shape.tag == "box":
+        return rectangle(*_values(shape, *_CORNERS), _angle(shape))
+    if shape.tag == "ellipse":
+        return arc(*_values(shape, "cx", "cy", "rx", "ry"), _angle(shape))
+    points = [point.split(",") for point in (shape.get("points") or "").split(";")]
+    if any(len(point) != 2 for point in points):
+        raise ValueError("`points` are not of the form x,y;x,y")
+    return parsed([c for point in points for c in point])
+
+
+def _mask(shape: ElementTree.Element, record: dict) -> np.ndarray:
+    """Return a mask as a bool array (H, W): its runs of background and object go row by row."""
+    left, top, width, height = map(int, _values(shape, "left", "top", "width", "height"))
+    fits = 0 <= left < left + width <= record["width"]
+    if not fits or not 0 <= top < top + height <= record["height"]:
+        raise ValueError("the mask reaches out of the image")
+    runs = [int(run) for run in (shape.get("rle") or "").split(",")]
+    if min(runs) < 0 or sum(runs) > width * height:
+        raise ValueError(f"its rle does not fit {width} x {height} pixels")
+    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    full = np.zeros((record["height"], record["width"]), bool)
+    rest = width * height - len(pixels)
+    full[top : top + height, left : left + width] = np.pad(pixels, (0, rest)).reshape(height, width)
+    return full
+
+
+def _drawn(polygon: list[float], record: dict) -> np.ndarray:
+    """Return the pixels of a polygon as a bool array (H, W)."""
+    from pycocotools import mask
+
+    rles = mask.frPyObjects([polygon], record["height"], record["width"])
+    return mask.decode(rles[0]).astype(bool)

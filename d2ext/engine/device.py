@@ -1,0 +1,136 @@
+"""Which device to train on, and why torch does not use a GPU that should be there.
+
+torch is imported inside the functions: the doctor, which must survive a broken torch, uses this
+module as well.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from d2ext.errors import UserError, in_words
+
+_DEV = Path("/dev")
+_GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+_NO_DEVICE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES, the last one Slurm's
+
+
+def choose_device(
+    requested: str,
+    num_gpus: int,
+    gpu_each: bool = False,
+    visible: int | None = None,
+    dev: Path = _DEV,
+) -> tuple[str, str]:
+    """Return the device to train on, and what to print about it.
+
+    Args:
+        requested: `train.device`, `cuda` or `cpu`. Without a GPU, `cuda` falls back to the CPU.
+        num_gpus: `--num-gpus`.
+        gpu_each: A single visible GPU is this process's own (`srun --gpus-per-task=1`).
+        visible: Number of GPUs; None asks torch.
+        dev: Folder of the device files.
+
+    Raises:
+        UserError: More GPUs are requested than there are, torch cannot use a GPU that should be
+            there, or the device is unknown.
+    """
+    import torch
+
+    if requested not in ("cpu", "cuda"):
+        raise UserError(f"train.device={requested!r}: give cuda or cpu")
+    cpu = f"CPU, {torch.get_num_threads()} threads"
+    if requested == "cpu":
+        return "cpu", cpu
+    if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
+        visible = int(os.environ["D2EXT_PLAN_GPUS"])
+    if visible is None:
+        visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if visible:
+            _check_capabilities(min(num_gpus, visible))
+        elif sign := expected_gpu(os.environ, dev):
+            raise UserError(
+                f"{sign}, but torch finds no GPU ({why_no_gpu()}); fix that, or train on the CPU"
+                " with train.device=cpu"
+            )
+    if not visible:
+        return "cpu", f"{cpu} (no GPU is visible)"
+    if gpu_each and visible == 1:
+        return "cuda", "GPU, one for each process"
+    if num_gpus > visible:
+        raise UserError(
+            f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"
+        )
+    return "cuda", f"GPU, {num_gpus} of {visible}"
+
+
+def expected_gpu(env: Mapping[str, str], dev: Path = _DEV) -> str | None:
+    """Return the sign that there should be an NVIDIA GPU, or None if there is none.
+
+    `CUDA_VISIBLE_DEVICES=-1` (or empty) hides all GPUs on purpose.
+
+    Args:
+        env: Environment of this process.
+        dev: Folder of the device files; a container with the fourth GPU only has `nvidia3`.
+    """
+    if "CUDA_VISIBLE_DEVICES" in env and _hides_all(env["CUDA_VISIBLE_DEVICES"]):
+        return None
+    for name in _GRANTED:
+        # SLURM_GPUS_ON_NODE is a number, the others are lists of indices.
+        if (value := env.get(name)) and (name, value) != ("SLURM_GPUS_ON_NODE", "0"):
+            return f"Slurm granted GPUs ({name}={value})"
+    files = sorted(f for f in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", f.name))
+    return f"there is an NVIDIA GPU ({files[0]})" if files else None
+
+
+def why_no_gpu() -> str:
+    """Return torch's reason for not finding a GPU, such as an old driver."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible}"
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as e:  # the former from a build without CUDA
+        return in_words(e) + given
+    return f"torch {torch.__version__} gives no reason{given}"
+
+
+def uncovered(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Return whether a GPU's compute capability is one that torch has no kernels for.
+
+    Binary code (`sm_`) runs on the same major version from its minor version on, PTX (`compute_`)
+    on anything newer.
+
+    Args:
+        capability: Of the GPU, such as (8, 6).
+        built_for: Of `torch.cuda.get_arch_list()`; an empty list says nothing.
+    """
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", text) for text in built_for]
+    codes = [(m[1], (int(m[2]), int(m[3]))) for m in found if m]
+    runs = (
+        code <= capability and (kind == "compute" or code[0] == capability[0])
+        for kind, code in codes
+    )
+    return bool(codes) and not any(runs)
+
+
+def _hides_all(visible: str) -> bool:
+    """Return whether CUDA_VISIBLE_DEVICES hides every GPU; CUDA stops reading at a -1."""
+    return visible.split(",")[0].strip() in _NO_DEVICE
+
+
+def _check_capabilities(count: int) -> None:
+    import torch
+
+    built_for = torch.cuda.get_arch_list()  # AMD's names are others, and no number
+    for i in range(count):
+        capability = torch.cuda.get_device_capability(i)
+        if uncovered(capability, built_for):
+            raise UserError(
+                f"the GPU {torch.cuda.get_device_name(i)} has compute capability"
+                f" {capability[0]}.{capability[1]}, and torch {torch.__version__} is built for"
+                f" {', '.join(built_for)} only; install a torch build for this GPU, hide it with"
+                " CUDA_VISIBLE_DEVICES, or train on the CPU with train.device=cpu"
+            )

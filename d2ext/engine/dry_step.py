@@ -1,0 +1,195 @@
+"""One training step of one small image before a training, and what fails in a first step in words.
+
+Most fields of a model's config that do not agree show themselves in its first step only, deep in
+torch. `misfits_explained` names the fields around the module that fails.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+from d2ext.data.mapping import Failure, ReportFailures, RleAsBitmaps, generators_seeded
+from d2ext.data.training_set import TrainingSet
+from d2ext.engine.aids import autocast
+from d2ext.engine.build import build_model
+from d2ext.engine.explain import batch_words, is_shortage, shortages_explained
+from d2ext.engine.failures import describe_failure
+from d2ext.engine.preflight import Plan
+from d2ext.errors import UserError, building, in_words
+
+logger = logging.getLogger(__name__)
+
+_CELLS = 2  # of the coarsest level along each side: BatchNorm needs more than one value
+_STRIDE = 64  # of the coarsest level, where a backbone does not say
+_SHOWN = 12
+_MISFITS = (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError)
+_INPUT = ("input_format", "pixel_mean", "pixel_std")
+_SHAPES = {
+    *("in_features", "head_in_features", "box_in_features", "mask_in_features"),
+    *("keypoint_in_features", "out_features", "in_channels", "out_channels", "channels"),
+    *("height", "width", "num_anchors", "sizes", "aspect_ratios", "strides", "scales"),
+    *("output_size", "conv_dims", "fc_dims", "num_classes", "num_keypoints", "box_dim"),
+    *("weights", "cls_agnostic_bbox_reg", "norm", "square_pad", "img_size", "name"),
+}
+
+
+def dry_step(cfg: Any, plan: Plan | None) -> None:
+    """Build the model and run one forward and backward pass, on the device that would train.
+
+    The image is the first training image, as small as leaves every level 2 x 2 cells. The model,
+    with random weights, is thrown away; generators of random numbers are put back.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        plan: Plan returned by `plan_run`; None where another process plans.
+
+    Raises:
+        UserError: fields of the config do not agree, or the machine runs out of memory.
+    """
+    if plan is None or plan.schedule is None:  # nothing is trained
+        return
+    if "D2EXT_PLAN_GPUS" in os.environ:
+        logger.info("dry step    not run: the training is for other machines")
+        return
+    started = time.perf_counter()
+    with generators_seeded(0):
+        model = build_model(cfg, plan).train()
+        sample = _sample(cfg, _side(model))
+        if isinstance(sample, Failure):
+            logger.info("dry step    not run: %s", sample.message)
+            return
+        _step(cfg, plan.device, model, [sample])
+    seconds = time.perf_counter() - started
+    height, width = sample["image"].shape[-2:]
+    logger.info(
+        "dry step    forward and backward on %d x %d pixels: %.1f s", height, width, seconds
+    )
+
+
+@contextlib.contextmanager
+def misfits_explained(cfg: Any, model: nn.Module) -> Iterator[None]:
+    """Turn what a model's first step raises into a UserError that names fields of its config.
+
+    Lack of memory, lost peers, errors of a GPU and NaN have explanations of their own.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        model: the model of `cfg`, unwrapped.
+    """
+    try:
+        yield
+    except _MISFITS as e:
+        if is_shortage(e) or "CUDA error" in str(e) or describe_failure(0, e)["kind"] != "other":
+            raise
+        raise UserError(_explanation(cfg.model, model, e)) from e
+
+
+def _side(model: nn.Module) -> int:
+    backbone = getattr(model, "backbone", None)
+    shapes = backbone.output_shape().values() if hasattr(backbone, "output_shape") else ()
+    strides = [shape.stride for shape in shapes if shape.stride]
+    return _CELLS * max(strides, default=_STRIDE)
+
+
+def _sample(cfg: Any, side: int) -> dict | Failure:
+    """Return the first image of the training, at this size where the mapper can be told so."""
+    settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
+    if not settings.get("mapper"):
+        return Failure("dataloader.train has no mapper")
+    if "augmentations" in settings.mapper:
+        settings.mapper.augmentations = [L(T.Resize)(shape=[side, side])]
+    with building("dataloader.train"):
+        dataset = instantiate(settings.dataset)
+        records = dataset.records if isinstance(dataset, TrainingSet) else dataset
+        return ReportFailures(RleAsBitmaps(instantiate(settings.mapper)))(records[0])
+
+
+def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
+    memory = shortages_explained(
+        lambda: f"in the dry step ({batch_words(batch)})",
+        "end other programs, or take a smaller model",
+        "dataloader.train.num_workers",
+    )
+    with memory, misfits_explained(cfg, model), EventStorage():
+        try:
+            with autocast(cfg.train.get("amp", {}), device)():
+                losses = model(batch)
+            sum(losses.values()).backward()
+        except FloatingPointError as e:  # of random weights, which are not those to train
+            logger.info("dry step    not finished: %s", e)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _explanation(config: DictConfig, model: nn.Module, e: Exception) -> str:
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    path = _failing_module(model, e)
+    place = "the backward pass" if path is None else _field(config, path)
+    fields = ", ".join(_fields_around(config, place)[:_SHOWN])
+    hint = f"; fields that must agree: {fields}" if fields else ""
+    return f"the first step fails in {place} ({in_words(e)}, {frame.filename}:{frame.lineno}){hint}"
+
+
+def _failing_module(model: nn.Module, e: Exception) -> str | None:
+    """Return the path of the innermost module whose method raised; None where none did."""
+    names = {id(module): name for name, module in model.named_modules()}
+    path = None
+    for frame, _ in traceback.walk_tb(e.__traceback__):
+        path = names.get(id(frame.f_locals.get("self")), path)
+    return path
+
+
+def _field(config: DictConfig, path: str) -> str:
+    """Return the field of a module's config, or of the nearest module around it that has one."""
+    node, field = config, "model"
+    for part in filter(None, path.split(".")):
+        if isinstance(node, ListConfig):
+            key = int(part) if part.isdecimal() and int(part) < len(node) else None
+        else:  # `rpn_head` is `head` in the config, and Cascade R-CNN's `box_head` is `box_heads`
+            names = (part, part.rpartition("_")[2], f"{part}s")
+            key = next((name for name in names if name in node), None)
+        if key is None or not isinstance(node[key], DictConfig | ListConfig):
+            break
+        node, field = node[key], f"{field}.{key}"
+    return field
+
+
+def _fields_around(config: DictConfig, place: str) -> list[str]:
+    """Return `field=value` of what decides on shapes around a field of the model's config."""
+    _, top, sub, *_ = [*place.split("."), "", ""]
+    node = config.get(top) if top else None
+    if node is None or top == "backbone":
+        fields = [f"model.{name}={config[name]}" for name in _INPUT if name in config]
+        return fields + list(_shape_fields(node, "model.backbone"))
+    if top == "roi_heads" and "_" in sub:  # of the box, the mask or the keypoint branch
+        branch = sub.partition("_")[0]
+        node = {k: v for k, v in node.items() if k.startswith(branch) or k == "num_classes"}
+    fields = list(_shape_fields(node, f"model.{top}"))
+    return fields + list(_shape_fields({"backbone": config.get("backbone")}, "model", deep=False))
+
+
+def _shape_fields(node: Any, field: str, deep: bool = True) -> Iterator[str]:
+    if isinstance(node, ListConfig | list):
+        node = dict(enumerate(node))
+    for key, value in node.items() if isinstance(node, DictConfig | dict) else ():
+        inner = isinstance(value, DictConfig) or (
+            isinstance(value, ListConfig) and value and isinstance(value[0], DictConfig)
+        )
+        name = f"{field}[{key}]" if isinstance(key, int) else f"{field}.{key}"
+        if inner and (deep or key == "backbone"):
+            yield from _shape_fields(value, name, deep)
+        elif not inner and key in _SHAPES:
+            yield f"{name}={value}"

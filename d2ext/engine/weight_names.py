@@ -1,0 +1,205 @@
+"""Names of tensors in other programs' weights, and the input that such weights expect."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+_BGR_MEAN = [103.53, 116.28, 123.675]
+# torchvision trains on RGB from 0 to 1, less ImageNet's mean, by its standard deviation.
+_TORCHVISION_INPUT = {
+    "input_format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+    "stride_in_1x1": False,
+}
+_CAFFE2_INPUT = {
+    "input_format": "BGR",
+    "pixel_mean": _BGR_MEAN,
+    "pixel_std": [1.0, 1.0, 1.0],
+    "stride_in_1x1": True,
+}
+# As Detectron2's configs for X-101-32x8d state it.
+_CAFFE2_RESNEXT_INPUT = {
+    "input_format": "BGR",
+    "pixel_mean": _BGR_MEAN,
+    "pixel_std": [57.375, 57.12, 58.395],
+    "stride_in_1x1": False,
+}
+
+# As Detectron2's tools/convert-torchvision-to-d2.py.
+_RESNET = [
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+]
+# Everything but the ResNet; before torchvision 0.13 there was no `0.` after the numbers.
+_DETECTOR = [
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.(0\.)?", lambda m: f"backbone.fpn_lateral{_level(m)}."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.(0\.)?", lambda m: f"backbone.fpn_output{_level(m)}."),
+    (r"^rpn\.head\.conv\.(0\.0\.)?", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.head\.cls_logits\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn\.head\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"\.box_head\.fc([67])\.", lambda m: f".box_head.fc{int(m[1]) - 5}."),
+    (r"\.mask_head\.(\d)\.0\.", lambda m: f".mask_head.mask_fcn{int(m[1]) + 1}."),
+    (r"\.mask_predictor\.conv5_mask\.", ".mask_head.deconv."),
+    (r"\.mask_predictor\.mask_fcn_logits\.", ".mask_head.predictor."),
+]
+# Blocks of each stage of EfficientNet-Lite0.
+_LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to understand the names in a file of weights.
+
+    Attributes:
+        tensors: The file's tensors, or some of them, under names that end those of a model.
+        program: Whose names they were; "" if they are taken as they are.
+        expects: The input that the weights were trained with, as `input_format`, `pixel_mean`,
+            `pixel_std` and `stride_in_1x1`; empty if that is unknown.
+    """
+
+    tensors: Tensors
+    program: str = ""
+    expects: dict[str, Any] = field(default_factory=dict)
+
+
+def readings(tensors: Tensors, author: str) -> Iterator[Reading]:
+    """Yield every way to understand the names in a file, those with the most tensors first.
+
+    Wrappers leave prefixes such as `module.`, `model.` or `backbone.`, and more than one of them;
+    each prefix that a name has is tried.
+
+    Args:
+        tensors: The file's tensors by name.
+        author: The `__author__` of the file.
+    """
+    # torch.compile may wrap any part of a model.
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    expects = _TORCHVISION_INPUT if author == "torchvision" else {}
+    inside: dict[str, Tensors] = {"": tensors}
+    for name, tensor in tensors.items():
+        for dot in re.finditer(r"\.", name):
+            prefix = name[: dot.end()]
+            inside.setdefault(prefix, {})[name.removeprefix(prefix)] = tensor
+    for group in sorted(inside.values(), key=len, reverse=True):
+        yield Reading(group, expects=expects)
+        for naming in _NAMINGS:
+            if naming.sign in group:
+                yield Reading(naming.rename(group), naming.program, naming.expects(group))
+
+
+def _renamed(tensors: Tensors, rules: Sequence[tuple[str, Any]]) -> Tensors:
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, new in rules:
+            name = re.sub(pattern, new, name)
+        found[name] = tensor
+    return found
+
+
+def _level(match: re.Match) -> int:
+    return int(match[1]) + 2
+
+
+def _from_resnet(tensors: Tensors) -> Tensors:
+    return _renamed(tensors, _RESNET)
+
+
+def _from_detector(tensors: Tensors) -> Tensors:
+    body = "backbone.body."
+    resnet = {n.removeprefix(body): t for n, t in tensors.items() if n.startswith(body)}
+    found = {f"backbone.bottom_up.{n}": t for n, t in _from_resnet(resnet).items()}
+    other_heads = "rpn.head.cls_logits.weight" not in tensors  # RetinaNet, for example
+    if other_heads or "backbone.fpn.inner_blocks.0.1.weight" in tensors:  # norms: a "v2" model
+        return found
+    rest = {n: t for n, t in tensors.items() if not n.startswith(body)}
+    for name, tensor in _renamed(rest, _DETECTOR).items():
+        # The background is torchvision's first class and Detectron2's last, where it has weights.
+        if ".cls_score." in name:
+            tensor = torch.roll(tensor, -1, dims=0)
+        elif ".bbox_pred." in name:
+            tensor = tensor[4:]
+        elif ".mask_head.predictor." in name:
+            tensor = tensor[1:]
+        found[name] = tensor
+    return found
+
+
+def _from_caffe2(tensors: Tensors) -> Tensors:
+    return convert_c2_detectron_names(tensors)[0]
+
+
+def _from_efficientnet(tensors: Tensors) -> Tensors:
+    """Rename lukemelas' EfficientNet-Lite0 to timm's.
+
+    The old names number blocks through the whole network and BatchNorms from 0; timm numbers
+    blocks per stage and names convolutions by their part (pw: expand, dw: depthwise, pwl: project).
+    """
+    blocks = [f"blocks.{s}.{b}" for s, count in enumerate(_LITE0_BLOCKS) for b in range(count)]
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    parts = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+    parts |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+    # The first block has no expansion, so its parts count from one lower.
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    found = {}
+    for name, tensor in tensors.items():
+        part, _, leaf = name.partition(".")
+        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if block and int(block[1]) < len(blocks):
+            number, part, leaf = int(block[1]), block[2], block[3]
+            names = parts if number else first
+            found[f"{blocks[number]}.{names.get(part, part)}.{leaf}"] = tensor
+        else:
+            found[f"{top.get(part, part)}.{leaf}"] = tensor
+    return found
+
+
+def _caffe2_input(tensors: Tensors) -> dict[str, Any]:
+    weight = tensors.get("res2_0_branch2b_w")
+    grouped = weight is not None and weight.shape[1] < weight.shape[0]
+    return _CAFFE2_RESNEXT_INPUT if grouped else _CAFFE2_INPUT
+
+
+class _Naming(NamedTuple):
+    """A program's names.
+
+    Attributes:
+        program: The program.
+        sign: A name that all of its files have.
+        rename: Turns its names into those of Detectron2 or timm.
+        expects: Returns the input that weights under such names expect.
+    """
+
+    program: str
+    sign: str
+    rename: Callable[[Tensors], Tensors]
+    expects: Callable[[Tensors], dict[str, Any]]
+
+
+_NAMINGS = [
+    _Naming(
+        "torchvision's detectors",
+        "backbone.body.layer1.0.conv1.weight",
+        _from_detector,
+        lambda _: _TORCHVISION_INPUT,
+    ),
+    _Naming(
+        "torchvision's or timm's ResNet",
+        "layer1.0.conv1.weight",
+        _from_resnet,
+        lambda _: _TORCHVISION_INPUT,
+    ),
+    _Naming("Caffe2", "conv1_w", _from_caffe2, _caffe2_input),
+    _Naming("EfficientNet-PyTorch", "_conv_stem.weight", _from_efficientnet, lambda _: {}),
+]

@@ -1,0 +1,85 @@
+"""The machine's limits: shared memory, open files, memory and processes."""
+
+import contextlib
+import os
+import resource
+import shutil
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+_OPEN_FILES = 65536  # more than loader workers need; some containers allow a billion
+
+# How libraries word it when a limit is reached. Their exceptions lose the error number on the way
+# from a worker process, and torch raises RuntimeErrors of its own.
+_WORDS = {
+    "open files": ("Too many open files", "received 0 items of ancillary data"),
+    "shared memory": ("shared memory", str(SHARED_MEMORY), "Bus error", "SIGBUS"),
+    "processes": ("can't start new thread", "Resource temporarily unavailable"),
+    "memory": (
+        "Cannot allocate memory",
+        "can't allocate memory",
+        "failed to map segment",
+        "MemoryError",
+        "Unable to allocate",
+    ),
+}
+
+
+def exhausted(text: str) -> str | None:
+    """Return which resource an error says is exhausted: a key of `remedy`; None for none."""
+    return next((kind for kind, words in _WORDS.items() if any(w in text for w in words)), None)
+
+
+def remedy(kind: str) -> str:
+    """Return the present limit of a resource, and how to raise it.
+
+    Args:
+        kind: `open files`, `shared memory`, `processes` or `memory`.
+    """
+    if kind == "open files":
+        return f"{_limit(resource.RLIMIT_NOFILE)} open files are allowed: `ulimit -n 4096` first"
+    if kind == "shared memory":
+        return _shared_memory()
+    if kind == "processes":
+        return f"{_limit(resource.RLIMIT_NPROC)} processes are allowed (`ulimit -u`)"
+    address_space = _limit(resource.RLIMIT_AS, 2**20)
+    return "" if address_space == "unlimited" else f"{address_space} MB are allowed (`ulimit -v`)"
+
+
+def raise_open_files() -> None:
+    """Raise this process's limit of open files as far as it may, for loader workers.
+
+    Each tensor of a batch in shared memory is an open file, in a worker and in the trainer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox that forbids it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def open_files_allowed() -> float:
+    """Return the number of open files that `raise_open_files` can reach."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+
+
+def shared_memory_free(folder: Path = SHARED_MEMORY) -> int:
+    """Return the free bytes of shared memory; 0 if it is absent or read-only."""
+    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+
+
+def _shared_memory() -> str:
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return f"{SHARED_MEMORY} is absent or read-only: mount it (docker run --shm-size=8g does)"
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    free, total = usage.free / 1e6, usage.total / 1e6
+    return (
+        f"{free:.1f} of {total:.1f} MB of {SHARED_MEMORY} are free: start the container with more"
+        " (docker run --shm-size=8g)"
+    )
+
+
+def _limit(which: int, unit: int = 1) -> str:
+    soft = resource.getrlimit(which)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // unit)

@@ -1,0 +1,82 @@
+"""A loader that gives nothing, by the real command: the run says so, and ends on request."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+# A mapper that waits for a file server that does not answer, from some sample on.
+MAPPER = """
+import os, time
+from d2ext.data.mapper import Mapper
+import d2ext.engine.signals, d2ext.waiting
+
+d2ext.engine.signals.GRACE = 0.5
+d2ext.waiting.DELAY = 1.5
+
+class Hangs(Mapper):
+    calls = 0
+
+    def __call__(self, record):
+        Hangs.calls += 1
+        if Hangs.calls > int(os.environ["HANGS_AFTER"]):
+            open(os.environ["HANGS_AT"], "w").close()
+            time.sleep(1000)
+        return super().__call__(record)
+"""
+
+
+def _start(repo, tiny, folder, after, *options):
+    (folder / "hanging.py").write_text(MAPPER)
+    command = [sys.executable, "tools/train_net.py", "--config-file", LITE0, "--no-validate"]
+    command += ["--work-dir", str(folder / "run"), *tiny, "train.max_iter=100"]
+    command += ["dataloader.train.mapper._target_=hanging.Hangs", *options]
+    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    env |= {"HANGS_AFTER": str(after), "HANGS_AT": str(folder / "hangs")}
+    return subprocess.Popen(
+        command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _wait_for(file, process):
+    for _ in range(1200):
+        if file.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    pytest.fail(f"{file} did not come")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_whose_loader_hangs_is_saved_and_stopped(repo, tiny, tmp_path, workers):
+    process = _start(repo, tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
+    _wait_for(tmp_path / "hangs", process)
+    time.sleep(3.0)  # for the steps whose data came
+    process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    assert time.monotonic() - start < 15
+    assert "Stopped by SIGTERM and saved" in out and "Traceback" not in err
+    assert ("still waiting for the loader workers' next batch" in out) == bool(workers)
+    saved = (tmp_path / "run" / "last_checkpoint").read_text()
+    assert (tmp_path / "run" / saved).is_file()
+    last = (tmp_path / "run" / "metrics.json").read_text().splitlines()[-1]
+    assert saved == f"model_{json.loads(last)['iteration']:07d}.pth" or saved.startswith("epoch")
+
+
+def test_a_run_that_never_got_a_batch_stops_as_well(repo, tiny, tmp_path):
+    # The first sample is the one that the preflight checks make.
+    process = _start(repo, tiny, tmp_path, 1, "dataloader.train.num_workers=1")
+    _wait_for(tmp_path / "hangs", process)
+    _wait_for(tmp_path / "run" / "config.yaml", process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    assert "Stopped by SIGTERM before the first step" in out
+    assert not list((tmp_path / "run").glob("*.pth"))

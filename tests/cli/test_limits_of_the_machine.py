@@ -1,0 +1,142 @@
+"""Small limits of the machine, by the real command: words that name the limit and how to raise it.
+
+Each command runs under limits of its own; a small /dev/shm is one in a mount namespace.
+"""
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from d2ext.errors import user_message
+from d2ext.limits import exhausted, raise_open_files
+
+LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+
+
+# As root, or in a user namespace, where the system allows users to have one.
+UNSHARE = (["unshare", "-m"], ["unshare", "-r", "-m"])
+WORKING = [c for c in UNSHARE if subprocess.run([*c, "true"], capture_output=True).returncode == 0]
+needs_mounts = pytest.mark.skipif(not WORKING, reason="the system allows no mount namespace")
+
+
+def _under(setup, repo, *command):
+    """Runs a command of this Python in a shell that first runs `setup`."""
+    shell = ["bash", "-c", f'{setup} && exec "$@"', "bash", sys.executable, *map(str, command)]
+    return subprocess.run(
+        [*WORKING[0], *shell] if "mount" in setup else shell,
+        cwd=repo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _train(setup, repo, tiny, folder, *options):
+    command = ["tools/train_net.py", "--config-file", LITE0, "--work-dir", folder]
+    return _under(setup, repo, *command, "--no-validate", *tiny, "train.max_iter=2", *options)
+
+
+def _check(done, *words):
+    """One line at the end, no stack trace, and these words in it."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), last
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "mount -t tmpfs -o size=64k tmpfs /dev/shm",
+        "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/full",
+        "mount -t tmpfs -o ro tmpfs /dev/shm",
+    ],
+)
+def test_little_shared_memory(repo, tiny, tmp_path, setup):
+    done = _train(setup, repo, tiny, tmp_path, "dataloader.train.num_workers=2")
+    _check(done, "shared memory", "/dev/shm", "--shm-size", "dataloader.train.num_workers")
+    assert "loader      warning: 2 workers may need" in done.stdout
+    done = _train(setup, repo, tiny, tmp_path / "none", "dataloader.train.num_workers=0")
+    assert done.returncode == 0, done.stderr
+    assert "loader      warning" not in done.stdout
+
+
+@needs_mounts
+def test_little_shared_memory_for_the_evaluation(repo, tiny, tmp_path):
+    command = ["tools/train_net.py", "--config-file", LITE0, "--work-dir", tmp_path, *tiny]
+    setup = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    done = _under(setup, repo, *command, "train.max_iter=1", "dataloader.val.num_workers=2")
+    _check(done, "shared memory", "--shm-size", "dataloader.val.num_workers")
+
+
+@pytest.mark.parametrize("files", [24, 64, 100])
+def test_few_open_files(repo, tiny, tmp_path, files):
+    """At the start of the workers, in a worker or in the trainer: it depends on the number."""
+    options = ["dataloader.train.num_workers=4", "dataloader.train.total_batch_size=16"]
+    done = _train(f"ulimit -n {files}", repo, tiny, tmp_path, *options)
+    _check(done, "open files", "ulimit -n", f"{files} open files", "dataloader.train.num_workers")
+    assert "open files, and" in done.stdout  # the plan's warning
+
+
+def test_a_soft_limit_of_open_files_is_raised(repo, tiny, tmp_path):
+    done = _train("ulimit -Sn 40", repo, tiny, tmp_path, "dataloader.train.num_workers=2")
+    assert done.returncode == 0, done.stderr
+
+
+def test_little_memory(repo, tiny, tmp_path):
+    """Not enough to load torch."""
+    done = _train("ulimit -v 1500000", repo, tiny, tmp_path)
+    _check(done, "out of memory", "1464 MB are allowed (`ulimit -v`)")
+
+
+@needs_mounts
+def test_the_doctor_warns(repo):
+    setup = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ulimit -n 256"
+    done = _under(setup, repo, "tools/doctor.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"warning: 67 MB of shared memory .*--shm-size", done.stdout)
+    assert "warning: 256 open files" in done.stdout
+
+
+def test_raising_the_limit():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, before[1]), before[1]))
+        raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], 65536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "a.jpg"), "open files"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "open files"),
+        (RuntimeError("received 0 items of ancillary data"), "open files"),
+        (RuntimeError("unable to open shared memory object: Too many open files"), "open files"),
+        (RuntimeError("unable to allocate shared memory(shm) for file"), "shared memory"),
+        (RuntimeError("worker 7 was ended by SIGBUS"), "shared memory"),
+        (RuntimeError("can't start new thread"), "processes"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "processes"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.pth"), None),
+        (OSError("image file is truncated"), None),
+    ],
+)
+def test_errors_are_assigned_to_a_limit(error, kind):
+    assert exhausted(f"{type(error).__name__}: {error}") == kind
+    if kind and isinstance(error, OSError):
+        assert user_message(error).startswith(f"this process ran out of {kind} (")
+
+
+def test_memory_errors_are_the_machine_s():
+    assert user_message(MemoryError()).startswith("this process ran out of memory (MemoryError")
+    assert user_message(ImportError("no module named x")) is None

@@ -1,0 +1,170 @@
+"""The dry step, and what fails in the first step of a training in words."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from omegaconf import OmegaConf
+from torch import nn
+
+from d2ext.engine.dry_step import misfits_explained
+from d2ext.engine.signals import StopSignals
+from d2ext.engine.trainer import Trainer
+from d2ext.errors import UserError
+
+# Fields that only a step finds to be wrong.
+MISFIT = "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"
+FAILS = ["first step fails in model.proposal_generator (ValueError: not enough values"]
+FAILS += ["box_regression.py:", "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"]
+
+
+def test_a_dry_run_takes_a_step_and_leaves_nothing(train_net, tiny, tmp_path):
+    work = tmp_path / "run"
+    aids = ["train.amp.enabled=True", "train.amp.dtype=bfloat16", "train.ema_decay=0.9"]
+    more = [*aids, "train.accumulate=2", "train.device=cpu"]
+    before = torch.get_rng_state()
+    done = train_net("--dry-run", "--work-dir", work, "--options", *tiny, *more)
+    assert done.status == 0, done.stderr
+    assert "dry step    forward and backward on 128 x 128 pixels" in done.stdout
+    assert not work.exists() and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_check_for_other_machines_takes_no_step(train_net, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
+    assert done.status == 0, done.stderr
+    assert "dry step    not run: the training is for other machines" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_step_that_fails_names_the_fields(train_net, tiny, tmp_path, flags):
+    work = tmp_path / "run"
+    done = train_net("--no-validate", *flags, "--work-dir", work, "--options", *tiny, MISFIT)
+    assert done.status == 2 and "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert all(word in line for word in FAILS), line
+    assert not list(work.rglob("*.pth"))
+
+
+class _Net(nn.Module):
+    """A model with a backbone and a head, whose `fails` raises in the head."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 1)
+        self.head = _Head(fails)
+
+    def forward(self, batch):
+        return self.head(self.backbone(torch.stack([sample["image"] for sample in batch])))
+
+
+class _Head(nn.Module):
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+
+    def forward(self, x):
+        self.fails()
+        return {"loss": x.mean()}
+
+
+CFG = OmegaConf.create(
+    {
+        "model": {
+            "backbone": {"in_channels": 3, "out_channels": 4},
+            "head": {"in_channels": 5, "inner": {"num_classes": 2, "depth": 7}},
+            "input_format": "L",
+        }
+    }
+)
+
+
+def _run(fails=lambda: None, channels=3, hooks=(), steps=1):
+    net = _Net(fails)
+    trainer = Trainer(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        itertools.repeat([{"image": torch.ones(channels, 2, 2), "file_name": "a.jpg"}]),
+        list(hooks),
+        seed=0,
+        first_step=lambda: misfits_explained(CFG, net),
+    )
+    with StopSignals() as signals:
+        trainer.train(0, steps, signals)
+
+
+def _raising(error, after=0):
+    calls = itertools.count()
+
+    def fails():
+        if next(calls) >= after:
+            raise error
+
+    return fails
+
+
+def test_the_fields_around_the_failing_module_are_named():
+    with pytest.raises(UserError) as e:
+        _run(channels=1)
+    message = str(e.value)
+    assert message.startswith(
+        "the first step fails in model.backbone (RuntimeError: Given groups=1"
+    )
+    assert "model.input_format=L" in message and "model.backbone.in_channels=3" in message
+    assert "model.head" not in message and "\n" not in message
+    for error in (AssertionError(), IndexError("x"), KeyError("p7"), ValueError("a\nb")):
+        with pytest.raises(UserError) as e:
+            _run(_raising(error))
+        message = str(e.value)
+        assert message.startswith(f"the first step fails in model.head ({type(error).__name__}: ")
+        fields = ["model.head.in_channels=5", "model.head.inner.num_classes=2"]
+        assert all(field in message for field in [*fields, "model.backbone.out_channels=4"])
+        assert "depth" not in message and "test_dry_step.py:" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        FloatingPointError("Predicted boxes or scores contain Inf/NaN."),
+    ],
+)
+def test_errors_with_explanations_of_their_own_keep_them(error):
+    with pytest.raises((UserError, FloatingPointError)) as e:
+        _run(_raising(error))
+    assert "first step" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+        dist.DistBackendError("NCCL error"),
+        KeyboardInterrupt(),
+        OSError(5, "Input/output error"),
+    ],
+)
+def test_errors_of_the_machine_are_raised_as_they_are(error):
+    with pytest.raises(type(error)) as e:
+        _run(_raising(error))
+    assert e.value is error
+
+
+def test_later_steps_raise_as_they_do():
+    error = ValueError("in the second step")
+    with pytest.raises(ValueError) as e:
+        _run(_raising(error, after=1), steps=2)
+    assert e.value is error
+
+
+@pytest.mark.parametrize("moment", ["before_train", "before_step", "after_step"])
+def test_errors_of_hooks_are_not_taken_for_misfits(moment):
+    hook, error = HookBase(), ValueError("of the hook")
+    setattr(hook, moment, _raising(error))
+    with pytest.raises(ValueError) as e:
+        _run(hooks=[hook])
+    assert e.value is error

@@ -1,0 +1,129 @@
+"""Detectron2's hooks: when each method is called, and what of them a checkpoint keeps."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+from d2ext.engine.checkpoint import read_checkpoint, save_checkpoint
+from d2ext.engine.signals import StopSignals
+from d2ext.engine.trainer import Trainer
+from d2ext.errors import UserError
+
+
+class Line(nn.Module):
+    """Loss w * x, so that the gradient is x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+
+    def forward(self, batch):
+        return {"loss": (self.w * batch[0]["x"]).sum()}
+
+
+def _train(hooks, steps=2, start=0, memory=None, **options):
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    batches = iter(lambda: [{"x": torch.tensor([3.0, 4.0]), "file_name": ""}], None)
+    trainer = Trainer(model, optimizer, batches, hooks, 0, **options)
+    with StopSignals() as signals:
+        trainer.train(start, steps, signals, memory)
+    return trainer
+
+
+class Moments(HookBase):
+    """Notes each call, with the gradient and the weight at that moment."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if name in ("before_train", "before_step", "after_backward", "after_step", "after_train"):
+            return lambda: self._note(name)
+        return super().__getattribute__(name)
+
+    def _note(self, name):
+        w = self.trainer.model.w
+        self.calls.append((name, None if w.grad is None else w.grad[0].item(), w[0].item()))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_every_method_is_called_at_its_moment(accumulate):
+    """`after_backward` sees the whole step's gradients, before clipping and before the step."""
+    hook = Moments()
+    _train([hook], clip_grad_norm=1.0, accumulate=accumulate)
+    names, gradients, weights = zip(*hook.calls, strict=True)
+    step = ("before_step", "after_backward", "after_step")
+    assert names == ("before_train", *step, *step, "after_train")
+    after_backward = [i for i, name in enumerate(names) if name == "after_backward"]
+    assert [gradients[i] for i in after_backward] == pytest.approx([3.0, 3.0])
+    assert [weights[i] for i in after_backward] == pytest.approx([0.0, -0.3], rel=1e-5)
+
+
+def test_a_hook_can_change_gradients():
+    class Freeze(HookBase):
+        def after_backward(self):
+            self.trainer.model.w.grad[0] = 0
+
+    assert _train([Freeze()], steps=1).model.w.tolist() == [0, -2]
+
+
+class Counts(HookBase):
+    def __init__(self, by):
+        self._by, self.count = by, 0
+
+    def after_step(self):
+        self.count += self._by
+
+    def state_dict(self):
+        return {"count": self.count, "last": torch.tensor([self.count]), "more": [("a", None)]}
+
+    def load_state_dict(self, state):
+        assert state["last"].tolist() == [state["count"]] and state["more"] == [("a", None)]
+        self.count = state["count"]
+
+
+class Other(HookBase):
+    """Has no state."""
+
+
+def test_each_hook_of_a_class_has_its_state_back(tmp_path):
+    """Through a file; the hooks around them may be others, as they are on other ranks."""
+    memory = _train([Counts(1), Other(), Counts(10)], steps=3).memory()
+    plain = {"model": {}, "optimizer": {}, "iterations_done": 3, "images_seen": 3}
+    save_checkpoint(tmp_path / "a.pth", plain | memory)
+    one, ten = Counts(1), Counts(10)
+    _train([Other(), one, ten], 5, 3, read_checkpoint(tmp_path / "a.pth"))
+    assert (one.count, ten.count) == (5, 50)
+
+
+def test_a_checkpoint_without_hooks_loads():
+    hook = Counts(1)
+    _train([hook], 5, 3, {"skipped_steps": 0, "bad_images": 0})
+    assert hook.count == 2
+
+
+def test_a_state_that_nobody_takes_is_reported(caplog):
+    class Forgets(HookBase):
+        def state_dict(self):
+            return {"a": 1}
+
+    memory = _train([Forgets(), Counts(1)]).memory()
+    with caplog.at_level("WARNING"):
+        _train([Forgets()], 4, 2, memory)
+    lines = [r.getMessage() for r in caplog.records if "is ignored" in r.getMessage()]
+    assert len(lines) == 2
+    assert "Forgets is ignored: it has no load_state_dict" in lines[0]
+    assert "Counts is ignored: this run has no such hook" in lines[1]
+
+
+@pytest.mark.parametrize("value", [np.float64(1), {"x": [Line()]}, {1, 2}])
+def test_a_state_that_could_not_be_read_back_is_refused(value):
+    class Odd(HookBase):
+        def state_dict(self):
+            return {"a": value}
+
+    with pytest.raises(UserError, match=r"Odd.state_dict\(\) holds a (float64|Line|set)"):
+        _train([Odd()]).memory()
