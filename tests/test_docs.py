@@ -226,7 +226,7 @@ def test_keys_in_the_text_are_known(page):
         key, equals, value = span.partition("=")
         if not _KEY.fullmatch(key) or key.endswith(_FILES) or key in _MODULES:
             continue
-        file = CUSTOM if key.startswith("data.") else LITE0
+        file = CUSTOM if key.startswith("data.") and key != "data.root" else LITE0
         stands_for_values = re.search(r"\.\.\.|\b[A-Z]+\b", value)
         if equals and not stands_for_values:
             _config(file, shlex.split(span))

@@ -103,3 +103,14 @@ def test_benchmarks_import_what_there_is(repo):
                 module = importlib.import_module(node.module)
                 missing = [n.name for n in node.names if not hasattr(module, n.name)]
                 assert not missing, f"{file.name}: {node.module} has no {missing}"
+
+
+def test_commands_of_tests_do_not_run_in_the_checkout(repo):
+    """They would meet the runs and datasets of its user."""
+    for file in (repo / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                places = [k.value for k in node.keywords if k.arg == "cwd"]
+                if getattr(node.func, "attr", "") == "chdir":
+                    places += node.args
+                assert "repo" not in {ast.unparse(place).lower() for place in places}, file

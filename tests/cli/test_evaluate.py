@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -356,7 +357,7 @@ def test_where_nothing_can_be_printed(repo: Path, tmp_path):
     content = _content()
     content["categories"][0]["name"] = "человек"
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    command = " ".join(map(str, [sys.executable, repo / "tools" / "evaluate.py", *files]))
+    command = shlex.join(map(str, [sys.executable, repo / "tools" / "evaluate.py", *files]))
 
     def shell(line: str, **settings: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+from tests.conftest import LITE0, REPO
+
 # A mapper that waits for a file server that does not answer, from some sample on.
 MAPPER = """
 import os, time
@@ -31,15 +32,15 @@ class Hangs(Mapper):
 """
 
 
-def _start(repo, tiny, folder, after, *options):
+def _start(tiny, folder, after, *options):
     (folder / "hanging.py").write_text(MAPPER)
-    command = [sys.executable, "tools/train_net.py", "--config-file", LITE0, "--no-validate"]
-    command += ["--work-dir", str(folder / "run"), *tiny, "train.max_iter=100"]
+    command = [sys.executable, REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
+    command += ["--no-validate", "--work-dir", folder / "run", *tiny, "train.max_iter=100"]
     command += ["dataloader.train.mapper._target_=hanging.Hangs", *options]
     env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     env |= {"HANGS_AFTER": str(after), "HANGS_AT": str(folder / "hangs")}
     return subprocess.Popen(
-        command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -53,8 +54,8 @@ def _wait_for(file, process):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_whose_loader_hangs_is_saved_and_stopped(repo, tiny, tmp_path, workers):
-    process = _start(repo, tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
+def test_a_run_whose_loader_hangs_is_saved_and_stopped(tiny, tmp_path, workers):
+    process = _start(tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
     _wait_for(tmp_path / "hangs", process)
     time.sleep(3.0)  # for the steps whose data came
     process.send_signal(signal.SIGTERM)
@@ -70,9 +71,9 @@ def test_a_run_whose_loader_hangs_is_saved_and_stopped(repo, tiny, tmp_path, wor
     assert saved == f"model_{json.loads(last)['iteration']:07d}.pth" or saved.startswith("epoch")
 
 
-def test_a_run_that_never_got_a_batch_stops_as_well(repo, tiny, tmp_path):
+def test_a_run_that_never_got_a_batch_stops_as_well(tiny, tmp_path):
     # The first sample is the one that the preflight checks make.
-    process = _start(repo, tiny, tmp_path, 1, "dataloader.train.num_workers=1")
+    process = _start(tiny, tmp_path, 1, "dataloader.train.num_workers=1")
     _wait_for(tmp_path / "hangs", process)
     _wait_for(tmp_path / "run" / "config.yaml", process)
     process.send_signal(signal.SIGTERM)

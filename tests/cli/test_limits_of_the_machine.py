@@ -14,22 +14,20 @@ import pytest
 
 from d2ext.errors import user_message
 from d2ext.limits import exhausted, raise_open_files
+from tests.conftest import LITE0, REPO
 
-LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
-
-
+TRAIN = [REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
 # As root, or in a user namespace, where the system allows users to have one.
 UNSHARE = (["unshare", "-m"], ["unshare", "-r", "-m"])
 WORKING = [c for c in UNSHARE if subprocess.run([*c, "true"], capture_output=True).returncode == 0]
-needs_mounts = pytest.mark.skipif(not WORKING, reason="the system allows no mount namespace")
+needs_mounts = pytest.mark.skipif(not WORKING, reason="needs root or user namespaces")
 
 
-def _under(setup, repo, *command):
+def _under(setup, *command):
     """Runs a command of this Python in a shell that first runs `setup`."""
     shell = ["bash", "-c", f'{setup} && exec "$@"', "bash", sys.executable, *map(str, command)]
     return subprocess.run(
         [*WORKING[0], *shell] if "mount" in setup else shell,
-        cwd=repo,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -37,9 +35,9 @@ def _under(setup, repo, *command):
     )
 
 
-def _train(setup, repo, tiny, folder, *options):
-    command = ["tools/train_net.py", "--config-file", LITE0, "--work-dir", folder]
-    return _under(setup, repo, *command, "--no-validate", *tiny, "train.max_iter=2", *options)
+def _train(setup, tiny, folder, *options):
+    command = [*TRAIN, "--work-dir", folder, "--no-validate", *tiny, "train.max_iter=2"]
+    return _under(setup, *command, *options)
 
 
 def _check(done, *words):
@@ -59,47 +57,47 @@ def _check(done, *words):
         "mount -t tmpfs -o ro tmpfs /dev/shm",
     ],
 )
-def test_little_shared_memory(repo, tiny, tmp_path, setup):
-    done = _train(setup, repo, tiny, tmp_path, "dataloader.train.num_workers=2")
+def test_little_shared_memory(tiny, tmp_path, setup):
+    done = _train(setup, tiny, tmp_path, "dataloader.train.num_workers=2")
     _check(done, "shared memory", "/dev/shm", "--shm-size", "dataloader.train.num_workers")
     assert "loader      warning: 2 workers may need" in done.stdout
-    done = _train(setup, repo, tiny, tmp_path / "none", "dataloader.train.num_workers=0")
+    done = _train(setup, tiny, tmp_path / "none", "dataloader.train.num_workers=0")
     assert done.returncode == 0, done.stderr
     assert "loader      warning" not in done.stdout
 
 
 @needs_mounts
-def test_little_shared_memory_for_the_evaluation(repo, tiny, tmp_path):
-    command = ["tools/train_net.py", "--config-file", LITE0, "--work-dir", tmp_path, *tiny]
+def test_little_shared_memory_for_the_evaluation(tiny, tmp_path):
+    command = [*TRAIN, "--work-dir", tmp_path, *tiny]
     setup = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
-    done = _under(setup, repo, *command, "train.max_iter=1", "dataloader.val.num_workers=2")
+    done = _under(setup, *command, "train.max_iter=1", "dataloader.val.num_workers=2")
     _check(done, "shared memory", "--shm-size", "dataloader.val.num_workers")
 
 
 @pytest.mark.parametrize("files", [24, 64, 100])
-def test_few_open_files(repo, tiny, tmp_path, files):
+def test_few_open_files(tiny, tmp_path, files):
     """At the start of the workers, in a worker or in the trainer: it depends on the number."""
     options = ["dataloader.train.num_workers=4", "dataloader.train.total_batch_size=16"]
-    done = _train(f"ulimit -n {files}", repo, tiny, tmp_path, *options)
+    done = _train(f"ulimit -n {files}", tiny, tmp_path, *options)
     _check(done, "open files", "ulimit -n", f"{files} open files", "dataloader.train.num_workers")
     assert "open files, and" in done.stdout  # the plan's warning
 
 
-def test_a_soft_limit_of_open_files_is_raised(repo, tiny, tmp_path):
-    done = _train("ulimit -Sn 40", repo, tiny, tmp_path, "dataloader.train.num_workers=2")
+def test_a_soft_limit_of_open_files_is_raised(tiny, tmp_path):
+    done = _train("ulimit -Sn 40", tiny, tmp_path, "dataloader.train.num_workers=2")
     assert done.returncode == 0, done.stderr
 
 
-def test_little_memory(repo, tiny, tmp_path):
+def test_little_memory(tiny, tmp_path):
     """Not enough to load torch."""
-    done = _train("ulimit -v 1500000", repo, tiny, tmp_path)
+    done = _train("ulimit -v 1500000", tiny, tmp_path)
     _check(done, "out of memory", "1464 MB are allowed (`ulimit -v`)")
 
 
 @needs_mounts
-def test_the_doctor_warns(repo):
+def test_the_doctor_warns():
     setup = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ulimit -n 256"
-    done = _under(setup, repo, "tools/doctor.py")
+    done = _under(setup, REPO / "tools/doctor.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"warning: 67 MB of shared memory .*--shm-size", done.stdout)
     assert "warning: 256 open files" in done.stdout
