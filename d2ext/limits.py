@@ -13,7 +13,14 @@ _OPEN_FILES = 65536  # more than loader workers need; some containers allow a bi
 # from a worker process, and torch raises RuntimeErrors of its own.
 _WORDS = {
     "open files": ("Too many open files", "received 0 items of ancillary data"),
-    "shared memory": ("shared memory", str(SHARED_MEMORY), "Bus error", "SIGBUS"),
+    "shared memory": (
+        "shared memory(shm)",
+        "shared memory object",
+        "file </torch_",
+        f"'{SHARED_MEMORY}'",  # itself: a dataset may be below it
+        "Bus error",
+        "SIGBUS",
+    ),
     "processes": ("can't start new thread", "Resource temporarily unavailable"),
     "memory": (
         "Cannot allocate memory",

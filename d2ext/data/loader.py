@@ -255,10 +255,10 @@ class Loader:
         handler = signal.getsignal(signal.SIGCHLD)
         try:
             return iter(self._loader)
-        except OSError as e:
+        except BaseException as e:
             for worker in set(multiprocessing.active_children()) - before:
                 _kill(worker)  # Python would wait for it at its end
-            if exhausted(str(e)):
+            if not isinstance(e, OSError) or exhausted(str(e)):
                 raise
             # Else it is the queues' semaphores, which are files in shared memory.
             raise OSError(e.errno, e.strerror, str(SHARED_MEMORY)) from e
@@ -321,7 +321,7 @@ def _next(batches: Iterator[list]) -> list | None:
     Raises:
         RuntimeError: None came for ten minutes, or a worker cannot go on.
     """
-    since = time.monotonic()
+    since, late = time.monotonic(), False
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -336,9 +336,10 @@ def _next(batches: Iterator[list]) -> list | None:
             waited = time.monotonic() - since
             if waited > _PATIENCE:
                 raise RuntimeError(f"DataLoader timed out after {waited:.0f} seconds")
-            if waited < 2 * _LATE:  # for the first time
+            if not late:
                 what = "the loader workers' next batch (slow storage, or too few workers)"
                 stack.enter_context(waiting_for(what, since=since))
+            late = True
 
 
 def _end_workers(batches: Any) -> None:

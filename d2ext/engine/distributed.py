@@ -66,7 +66,8 @@ def from_main(make: Callable[[], Any]) -> Any:
             content[1] = user_message(e)
             if content[1] is None:
                 raise
-    with waiting_for("rank 0", needed=speaks_for_machine):
+    others = "the other ranks" if comm.is_main_process() else "rank 0"
+    with waiting_for(others, needed=speaks_for_machine):
         dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
     if content[1] is not None:
         raise UserError(content[1])

@@ -46,7 +46,7 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
         reasons = [_last(text), "" if on_gpu else limits.remedy(kind)]
         reason = on_gpu and _held() or "; ".join(filter(None, reasons))
         raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
-    of_workers = words or "DataLoader" in text or str(limits.SHARED_MEMORY) in text
+    of_workers = words or "DataLoader" in text or f"'{limits.SHARED_MEMORY}'" in text
     # Nothing else in a training opens files by the dozen.
     if kind and (of_workers or kind == "open files"):
         raise UserError(

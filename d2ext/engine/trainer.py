@@ -410,7 +410,7 @@ def _start_momentum(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group["fused"] and group["momentum"] else ():
+        for parameter in group["params"] if group.get("fused") and group["momentum"] else ():
             state = optimizer.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)

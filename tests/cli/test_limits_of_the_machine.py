@@ -127,6 +127,9 @@ def test_raising_the_limit():
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.pth"), None),
         (OSError("image file is truncated"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/dev/shm/photos/a.jpg"), None),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm"), "shared memory"),
+        (RuntimeError("unable to write to file </torch_7_1_0>: No space left"), "shared memory"),
     ],
 )
 def test_errors_are_assigned_to_a_limit(error, kind):
