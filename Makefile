@@ -45,6 +45,7 @@ chaos: env
 
 test-more: test-slow test-slurm test-browser chaos
 
+# Elsewhere Hypothesis repeats its examples, here it draws new ones.
 test-all: export HYPOTHESIS_PROFILE ?= random
 test-all: test test-more
 

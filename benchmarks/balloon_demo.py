@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
-    photos = Path(load_config(ROOT / CONFIG, args.options).data.root) / "balloon"
+    photos = ROOT / load_config(ROOT / CONFIG, args.options).data.root / "balloon"
     print(f"{CONFIG}: {describe_balloon(photos)}\n{machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
         runs = {seed: _run(seed, Path(folder), args.options) for seed in args.seeds}

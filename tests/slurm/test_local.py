@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def start(tmp_path, monkeypatch):
 
     def run(scripts, max_requeues):
         folder = tmp_path / "slurm" / "1"
-        executor = LocalExecutor(folder, python=sys.executable)
+        executor = LocalExecutor(folder, python=shlex.quote(sys.executable))
         executor.update_parameters(timeout_min=5, signal_delay_s=10, gpus_per_node=0)
         records = [new_record(tmp_path / str(i), "1") for i in range(len(scripts))]
         for record, script in zip(records, scripts, strict=True):
