@@ -25,7 +25,7 @@ def waiting_for(
     """Say what the process is waiting for if the wait takes longer than `DELAY` seconds.
 
     A thread says it, since a wait in C++ runs no signal handler. Do not fork in the block: the
-    child would inherit the locks that the thread holds.
+    child would inherit the locks that the thread holds. After the block the thread has ended.
 
     Args:
         what: What is awaited, a noun phrase.
@@ -43,12 +43,15 @@ def waiting_for(
     waited = 0.0 if since is None else time.monotonic() - since
     timer = threading.Timer(max(delay - waited, 0.0), announce)
     timer.daemon = True  # a process that ends does not wait for it
-    with contextlib.suppress(RuntimeError):  # no memory for a thread: the wait stays silent
-        timer.start()
     try:
+        with contextlib.suppress(RuntimeError):  # no memory for a thread: the wait stays silent
+            timer.start()
         yield
     finally:
         timer.cancel()
+        # A fork or the exit of Python would meet the thread.
+        if timer.is_alive():
+            timer.join()
 
 
 @contextlib.contextmanager

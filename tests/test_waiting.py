@@ -46,6 +46,22 @@ def test_a_wait_can_have_begun_before_and_be_over_before(caplog):
     assert len(said) == 1 and not _said(caplog)
 
 
+def test_no_thread_is_left_after_a_wait():
+    for seconds in (0, 0, 0, 0.3):
+        with waiting_for("something"):
+            time.sleep(seconds)
+        assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+
+
+def test_a_wait_without_memory_for_a_thread_is_silent(monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with waiting_for("something"):
+        pass
+
+
 def test_waits_for_data_are_marked():
     assert not is_interruptible()
     with interruptible(), interruptible():

@@ -29,7 +29,14 @@ from d2ext.data.mapping import (
 from d2ext.data.records import Records, View, columns_of
 from d2ext.data.sampler import BatchSampler, EpochOrder
 from d2ext.data.training_set import TrainingSet
-from d2ext.data.workers import WorkerContext, last_words, report_errors
+from d2ext.data.workers import (
+    WorkerContext,
+    deaths_of_workers,
+    end_workers,
+    kill,
+    last_words,
+    report_errors,
+)
 from d2ext.errors import UserError, in_words
 from d2ext.guard import die_with_parent
 from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
@@ -244,8 +251,8 @@ class Loader:
                 yield [self._checked(sample) for sample in batch]
         finally:
             # Not left to the garbage collector: Python would wait for workers at its end.
-            if hasattr(batches, "_shutdown_workers"):
-                _end_workers(batches)
+            if self._loader.num_workers:
+                end_workers(batches, _FAREWELL)
 
     def _started(self) -> Iterator[list]:
         if not self._loader.num_workers:
@@ -257,7 +264,7 @@ class Loader:
             return iter(self._loader)
         except BaseException as e:
             for worker in set(multiprocessing.active_children()) - before:
-                _kill(worker)  # Python would wait for it at its end
+                kill(worker)  # Python would wait for it at its end
             if not isinstance(e, OSError) or exhausted(str(e)):
                 raise
             # Else it is the queues' semaphores, which are files in shared memory.
@@ -327,7 +334,7 @@ def _next(batches: Iterator[list]) -> list | None:
             try:
                 return next(batches, None)
             except RuntimeError as e:
-                if deaths := _deaths(batches):
+                if deaths := deaths_of_workers(batches):
                     raise RuntimeError(f"DataLoader worker {deaths}") from e
                 if not str(e).startswith("DataLoader timed out"):
                     raise
@@ -340,33 +347,6 @@ def _next(batches: Iterator[list]) -> list | None:
                 what = "the loader workers' next batch (slow storage, or too few workers)"
                 stack.enter_context(waiting_for(what, since=since))
             late = True
-
-
-def _end_workers(batches: Any) -> None:
-    """End the workers of a DataLoader's iterator, and kill those that hang in a read."""
-    late = threading.Timer(_FAREWELL, lambda: [worker.kill() for worker in batches._workers])
-    with contextlib.suppress(RuntimeError):  # no memory for a thread: torch kills them, later
-        late.start()
-    batches._shutdown_workers()
-    late.cancel()
-    for worker in batches._workers:
-        _kill(worker)
-
-
-def _kill(worker: multiprocessing.Process) -> None:
-    worker.kill()
-    worker.join()
-
-
-def _deaths(batches: Any) -> str:
-    """Return which workers a signal has ended, in words; "" for none."""
-    codes = {worker.pid: worker.exitcode or 0 for worker in getattr(batches, "_workers", [])}
-    killed = [
-        f"{pid} was ended by {signal.Signals(-code).name}"
-        for pid, code in codes.items()
-        if code < 0
-    ]
-    return ", ".join(killed)
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
         ) from e
     if text.startswith("RuntimeError: DataLoader worker"):
         raise UserError(
-            f"a loader worker died ({_first(text)}): memory is short, or somebody ended it; lower"
-            f" {workers}, or the images' sizes, and --resume"
+            f"a loader worker died ({_first(text)}): memory is short, or another process killed it;"
+            f" lower {workers}, or the images' sizes, and --resume"
         ) from e
 
 

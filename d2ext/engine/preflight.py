@@ -170,12 +170,12 @@ def plan_run(
         schedule, images = _schedule(cfg)
         check_schedule(cfg.train, schedule)
         say(*_schedule_lines(cfg, schedule, world_size, images))
-        say(*loader_warnings(cfg, world_size, num_gpus))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
         else:
             nothing = "nothing to resume; " * resume
             say(f"start       {nothing}iteration 0, weights {source or 'at random'}")
+    say(*loader_warnings(cfg, splits, world_size, num_gpus))
     return Plan(
         output_dir,
         device,

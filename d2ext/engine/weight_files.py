@@ -24,6 +24,7 @@ _WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state
 _OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 _AGAIN = "download or copy it again"
 _REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
+OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
 _scalar = np.float64(0).__reduce__()[0]
 # What training scripts keep beside the tensors, and what cannot run code.
 _HARMLESS = [
@@ -42,7 +43,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         path: A file of torch, Detectron2's model zoo, Detectron1 or safetensors.
 
     Returns:
-        The tensors by name, and the `__author__` that the model zoo's files name, else "".
+        The tensors by name, and who wrote the file: the `__author__` in files of the model zoo,
+        `OPENMMLAB`, or "" if unknown.
 
     Raises:
         ValueError: The file is damaged, is not a file of weights, or holds more than tensors; the
@@ -71,8 +73,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
             content = _PlainUnpickler(f, encoding="latin1").load()
     else:
         raise ValueError("it is neither a file of torch nor a pickle nor safetensors")
-    author = content.get("__author__", "") if isinstance(content, dict) else ""
-    return _tensors(content), str(author)
+    tensors = _tensors(content)
+    heads = ("neck.", "bbox_head.", "roi_head.")
+    if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
+        return tensors, OPENMMLAB
+    return tensors, str(content.get("__author__", ""))
 
 
 def _refuse_text(head: bytes) -> None:
@@ -113,33 +118,49 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, however deep they are wrapped."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not tensors by name; {_REMEDY}")
-    if {"meta", "state_dict"} <= content.keys():
-        _refuse_mmdetection()
-    wrapped = (key for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key])
-    if inner := next(wrapped, None):
-        if inner in _AVERAGED:
-            logger.info("The checkpoint's averaged weights (EMA) are taken")
-        return _tensors(content[inner])
-    if isinstance(content.get("blobs"), dict):  # Detectron1
-        content = content["blobs"]
-    tensors = {
-        str(name): torch.as_tensor(value)
-        for name, value in content.items()
-        if isinstance(value, Tensor | np.ndarray) and not str(name).endswith("_momentum")
-    }
+    if tensors := _wrapped(content):
+        return tensors
+    tensors = _direct(content)
+    # Under a key that only its author knows; a counter or a random state may be beside it.
+    parts = {key: _wrapped(part) or _direct(part) for key, part in content.items()}
+    larger = [key for key, part in parts.items() if len(part) > len(tensors)]
+    if len(larger) > 1:
+        raise ValueError(
+            f"it holds several models, {', '.join(map(str, larger))}; save one of them alone:"
+            f" torch.save(torch.load(FILE)[{larger[0]!r}], NEW_FILE)"
+        )
+    if larger:
+        return parts[larger[0]]
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5]))
         raise ValueError(f"it holds no tensors by name{f' but {keys}' if keys else ''}; {_REMEDY}")
-    if any(name.startswith(("neck.", "bbox_head.", "roi_head.")) for name in tensors):
-        _refuse_mmdetection()
     return tensors
 
 
-def _refuse_mmdetection() -> None:
-    raise ValueError(
-        "it is MMDetection's, whose models name their tensors differently; take weights of the same"
-        " model from Detectron2's model zoo"
-    )
+def _wrapped(content: Any) -> dict[str, Tensor]:
+    """Return the tensors under the first known wrapper that has some, or an empty dict."""
+    for key in _WRAPPERS if isinstance(content, dict) else ():
+        if tensors := _wrapped(content.get(key)) or _direct(content.get(key)):
+            if key in _AVERAGED:
+                logger.info("The checkpoint's averaged weights (EMA) are taken")
+            return tensors
+    return {}
+
+
+def _direct(content: Any) -> dict[str, Tensor]:
+    """Return the named tensors of a dict; an empty dict if it has only scalars, as counters are."""
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("blobs"), dict):  # Detectron1
+        content = content["blobs"]
+    tensors = {
+        name: torch.as_tensor(value)
+        for name, value in content.items()
+        if isinstance(name, str)
+        and isinstance(value, Tensor | np.ndarray)
+        and not name.endswith("_momentum")
+    }
+    return tensors if any(tensor.ndim for tensor in tensors.values()) else {}
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from d2ext.engine.checkpoint import first_line
-from d2ext.engine.weight_files import read_weights
+from d2ext.engine.weight_files import OPENMMLAB, read_weights
 from d2ext.engine.weight_names import Reading, readings
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
@@ -25,6 +25,7 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
+_OPENMMLAB_NAMES = "it is MMDetection's, whose models name their tensors differently"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 # A convolution of a ResNet's stage, by the names of Detectron2, torchvision and timm.
 _CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
@@ -96,17 +97,21 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
     # The libraries that read files and convert names raise errors of many kinds.
     except Exception as e:
         raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e
+    openmmlab = author == OPENMMLAB
     learned = {name: tensor for name, tensor in state.items() if _is_learned(name, tensor)}
     root = _backbone(model)
     _check_depth(file, fit, _under(root, learned))
-    _check_backbone(file, fit, _under(root, learned))
+    _check_backbone(file, fit, _under(root, learned), openmmlab)
     missing = _missing(learned, fit)
     if whole and missing:
         some = ", ".join(missing[:2]) + (" ..." if len(missing) > 2 else "")
         raise UserError(
             f"{len(missing)} of the model's parameters ({some}) are not in {file}, or have another"
-            " shape there; take weights of this very model, with as many classes"
+            " shape there"
+            + (f" ({_OPENMMLAB_NAMES})" if openmmlab else "")
+            + "; take weights of this very model, with as many classes"
         )
+    _check_values(file, fit)
     model.load_state_dict(
         {name: fit.reading.tensors[source] for name, source in fit.sources.items()}, strict=False
     )
@@ -216,17 +221,41 @@ def _stages(names: Iterable[str]) -> dict[str, set[str]]:
     return stages
 
 
-def _check_backbone(file: str, fit: _Fit, backbone: Sequence[str]) -> None:
+def _check_backbone(file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bool) -> None:
     taken = sum(name in fit.sources for name in backbone)
     if 2 * taken >= len(backbone):
         return
     why = f"the file has {_first(fit.reading.tensors, 2)}, the model {_first(backbone, 2)}"
     if shapes := [fit.other_shapes[name] for name in backbone if name in fit.other_shapes]:
         why = f"in the file {_first(shapes, 1)}"
+    remedy = "use weights of this backbone"
+    if openmmlab:
+        why = _OPENMMLAB_NAMES
+        remedy = "take weights of the same model from Detectron2's model zoo"
     raise UserError(
         f"the weights {file} do not fit the model: {taken} of the backbone's {len(backbone)}"
-        f" tensors come from it ({why}); use weights of this backbone"
+        f" tensors come from it ({why}); {remedy}"
     )
+
+
+def _check_values(file: str, fit: _Fit) -> None:
+    """Refuse NaN and infinity, and tensors that the model cannot take."""
+    for source in fit.sources.values():
+        tensor = fit.reading.tensors[source]
+        try:
+            finite = bool(tensor.float().isfinite().all())  # as the model will have it
+        # Meta tensors and those of other layouts raise errors of many kinds.
+        except Exception as e:
+            raise UserError(
+                f"the weights {file} cannot be loaded: {source} holds no plain numbers"
+                f" ({tensor.dtype}, {tensor.layout}, on {tensor.device}); save them again from a"
+                " model with dense tensors on the CPU or a GPU"
+            ) from e
+        if not finite:
+            raise UserError(
+                f"the weights {file} are not finite: {source} holds NaN or infinity; use weights"
+                " from before the training diverged"
+            )
 
 
 def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:

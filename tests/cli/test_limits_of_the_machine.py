@@ -72,6 +72,8 @@ def test_little_shared_memory_for_the_evaluation(tiny, tmp_path):
     setup = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
     done = _under(setup, *command, "train.max_iter=1", "dataloader.val.num_workers=2")
     _check(done, "shared memory", "--shm-size", "dataloader.val.num_workers")
+    (warning,) = [line for line in done.stdout.splitlines() if "loader      warning" in line]
+    assert "2 workers may need" in warning and "lower dataloader.val.num_workers" in warning
 
 
 @pytest.mark.parametrize("files", [24, 64, 100])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -76,6 +77,20 @@ def test_missing_data(mistake, tmp_path):
 )
 def test_a_wrong_field(mistake, override, words):
     mistake(options=[override], words=words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
+@pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--eval-only"]])
+def test_a_gpu_that_slurm_granted_and_torch_does_not_find(mistake, monkeypatch, flags):
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    mistake(
+        *flags,
+        words=[
+            "Slurm granted GPUs (SLURM_JOB_GPUS=0), but torch finds no GPU (",
+            "train.device=cpu",
+        ],
+    )
 
 
 def test_a_flag_behind_the_overrides(train_net, tiny):
@@ -201,8 +216,6 @@ def test_a_loss_that_is_not_finite(mistake):
 
 
 def test_weights_of_another_model(mistake, tmp_path):
-    import torch
-
     torch.save({"model": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     mistake(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],

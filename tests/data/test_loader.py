@@ -3,6 +3,7 @@
 import errno
 import itertools
 import multiprocessing
+import multiprocessing.queues
 import os
 import random
 import signal
@@ -15,13 +16,14 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks, polygons_to_bitmask
+from torch.utils.data import DataLoader
 
 from d2ext.data.formats.via import read_via
 from d2ext.data.loader import build_test_loader, build_train_loader
 from d2ext.data.mapping import generators_seeded
 from d2ext.data.records import select
 from d2ext.data.store import stored
-from d2ext.data.workers import WorkerContext, last_words
+from d2ext.data.workers import WorkerContext, end_workers, last_words, workers_of
 from d2ext.engine.ranks import leave
 from d2ext.errors import UserError
 
@@ -375,6 +377,19 @@ def test_the_death_of_a_worker_interrupts_nothing_else():
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     with pytest.raises(RuntimeError, match="DataLoader worker .*SIGKILL"):
         list(batches)
+
+
+def test_the_private_names_of_torch_and_python_exist():
+    """Otherwise workers hang at the end of a run, and their errors are lost."""
+    loader = DataLoader(RECORDS, num_workers=2)
+    batches = iter(loader)
+    workers = set(workers_of(batches))
+    assert workers == set(multiprocessing.active_children())
+    end_workers(batches, patience=20)
+    assert not any(worker.is_alive() for worker in workers)
+    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+    assert workers_of(iter(DataLoader(RECORDS))) == []
+    assert callable(multiprocessing.queues.Queue._on_queue_feeder_error)
 
 
 def test_workers_that_hang_are_killed(monkeypatch):

@@ -98,6 +98,23 @@ WRAPPED = {
     "averaged in a module": lambda s: {"model": {"a": 1}, "ema": {"module": s, "updates": 3}},
     "not averaged yet": lambda s: {"ema": {}, "model": s},
     "float16": lambda s: {name: tensor.half() for name, tensor in s.items()},
+    "of OpenMMLab": lambda s: {"meta": {"epoch": 3}, "state_dict": s},
+    "of MMPretrain": lambda s: {"meta": {}, "state_dict": _prefixed("backbone.", s)},
+    "averaged as a list": lambda s: {
+        "model": s,
+        "ema": {"decay": 0.99, "num_updates": 3, "shadow_params": [torch.ones(1)]},
+    },
+    "averaged under other names": lambda s: {
+        "model": s,
+        "ema": {"decay": torch.tensor(0.99), "shadow": {"conv1.weight": torch.ones(64, 3, 7, 7)}},
+    },
+    "net": lambda s: {
+        "net": s,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        "rng_state": torch.zeros(9, dtype=torch.uint8),
+    },
+    "weights": lambda s: {"weights": s, "best_acc": torch.tensor(0.5)},
+    "params": lambda s: {"params": {"state_dict": s}},
 }
 
 
@@ -200,7 +217,32 @@ REFUSED = {
         ["torch.nn.modules.linear.Linear", "torch.save(model.state_dict(), FILE)"],
     ),
     "a model in a dict": (lambda: {"model": nn.Linear(2, 2)}, ["Linear", "model.state_dict()"]),
-    "MMDetection's": (lambda: {"meta": {}, "state_dict": {}}, ["MMDetection's", "model zoo"]),
+    "several models": (
+        lambda: {"student": Detector().state_dict(), "teacher": Detector().state_dict(), "step": 3},
+        ["several models, student, teacher; ", "torch.save(torch.load(FILE)['student'], NEW_FILE)"],
+    ),
+    "MMDetection's": (
+        lambda: {"meta": {}, "state_dict": {"backbone.patch_embed.norm.weight": torch.ones(96)}},
+        ["0 of the backbone's 100", "MMDetection's", "model zoo"],
+    ),
+    "NaN": (
+        lambda: {
+            n: t * float("nan") if n == "layer1.0.bn1.bias" else t
+            for n, t in torchvision.models.resnet18(weights=None).state_dict().items()
+        },
+        ["are not finite: res2.0.conv1.norm.bias holds NaN", "before the training diverged"],
+    ),
+    "infinite in the model's precision": (
+        lambda: {
+            n: torch.full(t.shape, 1e300, dtype=torch.float64) if n == "head.weight" else t
+            for n, t in Detector().state_dict().items()
+        },
+        ["are not finite: head.weight holds NaN or infinity"],
+    ),
+    "shapes without values": (
+        lambda: {n: t.to("meta") for n, t in Detector().state_dict().items()},
+        ["holds no plain numbers (torch.float32, torch.strided, on meta); save them again"],
+    ),
     "MMDetection's without meta": (
         lambda: {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
         ["MMDetection's"],
