@@ -391,6 +391,32 @@ class TestBack:
         assert ("1 skipped no mask" in said) is (kind == "yolo_seg")
         convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
 
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
+    def test_shapes_beyond_the_edge_are_cut(self, tmp_path: Path, images: Path, kind: str) -> None:
+        outline = [30, 20, 50, 20, 50, 40, 30, 40]
+        shapes = [([], [30, 20, 20, 20]), ([outline], [30, 20, 20, 20]), ([], [50, 40, 9, 9])]
+        content = {
+            "images": [{"id": 1, "file_name": NAME, "width": 40, "height": 30}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [
+                {"id": i, "image_id": 1, "category_id": 1, "segmentation": s, "bbox": b}
+                for i, (s, b) in enumerate(shapes, start=1)
+            ],
+        }
+        (tmp_path / "in.json").write_text(json.dumps(content))
+        said = convert_from_coco(tmp_path / "in.json", kind, tmp_path / "out")
+        assert "2 cut at the edge of their image, 1 skipped outside of the image" in said
+        source = next((tmp_path / "out").glob("*.csv"), tmp_path / "out")
+        made = objects(convert(tmp_path, kind.removesuffix("_seg"), source))
+        expected = (
+            NAME,
+            "cat",
+            pytest.approx([30, 20, 10, 10], abs=1e-3),
+            pytest.approx(100, abs=0.01),
+            0,
+        )
+        assert made == [expected] * (1 if kind == "yolo_seg" else 2)
+
     def test_yolo_names_stay_texts(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")
         names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]

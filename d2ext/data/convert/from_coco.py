@@ -25,6 +25,7 @@ from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
 from d2ext.data.formats.common import inside
 from d2ext.data.formats.objects import mask_area
 from d2ext.data.formats.rle import outlines, rings
+from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons
 from d2ext.errors import UserError
 from d2ext.files import write_json
 
@@ -55,17 +56,46 @@ def convert_from_coco(
     records, _ = read_coco(source, "")
     for record in records:
         inside(".", record["file_name"], str(source))
+    lost = _cut_at_edges(records)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
-            counts = WRITERS[kind](records, classes, made, images)
+            counts = WRITERS[kind](records, classes, made, images) | lost
             os.replace(made, output)
     except OSError as e:
         raise UserError(f"cannot write {output}: {e.strerror or e}") from e
     return f"{output}: " + ", ".join(
         f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n or name == "images"
     )
+
+
+def _cut_at_edges(records: Sequence[dict]) -> dict[str, int]:
+    """Cut boxes and outlines at the edge of their image: some formats cannot hold more.
+
+    Returns:
+        How many objects were cut, and how many were skipped, by reason.
+    """
+    left_out = LeftOut()
+    for record in records:
+        annotations, record["annotations"] = record["annotations"], []
+        for a in annotations:
+            masks = a.get("segmentation")
+            polygons = masks if isinstance(masks, list) else []
+            xs, ys = ([c for shape in (a["bbox"], *polygons) for c in shape[i::2]] for i in (0, 1))
+            if min(xs + ys) >= 0 and max(xs) <= record["width"] and max(ys) <= record["height"]:
+                record["annotations"].append(a)
+                continue
+            part = {**record, "annotations": []}
+            if polygons:
+                add_polygons(part, a["category_id"], polygons, left_out)
+            else:
+                add_box(part, a["category_id"], a["bbox"], left_out)
+            record["annotations"] += [
+                {**a, **cut, "iscrowd": a["iscrowd"]} for cut in part["annotations"]
+            ]
+    skipped = {f"skipped {reason}": n for reason, n in left_out.items()}
+    return {"cut at the edge of their image": left_out.cut} | skipped
 
 
 def _hotcoco(records: Sequence[dict], classes: Sequence[str]):

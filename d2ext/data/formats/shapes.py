@@ -209,10 +209,12 @@ def add_box(
     if not (x1 > x0 and y1 > y0):
         left_out["without area"] += 1
         return
-    box = [max(x0, 0.0), max(y0, 0.0), min(x1, record["width"]), min(y1, record["height"])]
+    width, height = record["width"], record["height"]
+    box = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
     if not (box[2] > box[0] and box[3] > box[1]):
         left_out["outside of the image"] += 1
         return
+    left_out.cut += max(-x0, -y0, x1 - width, y1 - height) > _EDGE
     record["annotations"].append(
         {
             "bbox": [float(c) for c in box],
