@@ -99,7 +99,7 @@ class ImageFolder:
     def _one(self, known: dict[str, list[str]], name: str, where: object) -> str | None:
         """Return the one image whose name differs at most in case, Unicode form and suffix."""
         stem, suffix = os.path.splitext(name)
-        found = known.get(_folded(name)) or known.get(_folded(stem)) or []
+        found = known.get(folded(name)) or known.get(folded(stem)) or []
         same = [f for f in found if os.path.splitext(f)[1].lower() == suffix.lower()]
         found = same or found
         if len(found) > 1:
@@ -114,7 +114,7 @@ class ImageFolder:
         """The images by their folded path without suffix."""
         names = defaultdict(list)
         for name in images_in(self._root):
-            names[_folded(os.path.splitext(name)[0])].append(name)
+            names[folded(os.path.splitext(name)[0])].append(name)
         return dict(names)
 
     @cached_property
@@ -160,7 +160,8 @@ def _plain(name: str) -> list[str]:
     return _parts(unicodedata.normalize("NFC", name))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a name without differences in case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
