@@ -211,6 +211,47 @@ class TestVoc:
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [a.get("difficult") for a in content["annotations"]] == [None, 1]
 
+    @pytest.mark.parametrize(
+        ("box", "corners", "flag"),
+        [
+            (
+                "<cx>20</cx><cy>15</cy><w>20</w><h>10</h><angle>1.5707963267948966</angle>",
+                [25, 5, 25, 25, 15, 25, 15, 5],
+                0,
+            ),
+            (
+                "<x_left_top>5</x_left_top><y_left_top>5</y_left_top>"
+                "<x_right_top>15</x_right_top><y_right_top>5</y_right_top>"
+                "<x_right_bottom>20</x_right_bottom><y_right_bottom>9</y_right_bottom>"
+                "<x_left_bottom>10</x_left_bottom><y_left_bottom>9</y_left_bottom>",
+                [5, 5, 15, 5, 20, 9, 10, 9],
+                1,
+            ),
+        ],
+        ids=["roLabelImg", "DIOR-R"],
+    )
+    def test_rotated_boxes_are_polygons(
+        self, tmp_path: Path, images: Path, box: str, corners: list, flag: int
+    ) -> None:
+        (tmp_path / "x.xml").write_text(
+            f"<annotation><filename>{NAME}</filename><object><type>robndbox</type>"
+            f"<name>cat</name><difficult>{flag}</difficult><robndbox>{box}</robndbox></object>"
+            "</annotation>"
+        )
+        (annotation,) = convert(tmp_path, "voc", tmp_path / "x.xml")["annotations"]
+        assert annotation["segmentation"] == [pytest.approx(corners)]
+        assert annotation["iscrowd"] == annotation.get("difficult", 0) == flag
+
+    def test_swapped_corners_are_sorted(self, tmp_path: Path, images: Path) -> None:
+        text = VOC.format(name=NAME)
+        (tmp_path / "x.xml").write_text(text)
+        before = objects(convert(tmp_path, "voc", tmp_path / "x.xml"))
+        for a, b in (("<xmin>1</xmin><xmax>40", "<xmin>40</xmin><xmax>1"), ("max>30", "max>11")):
+            assert a in text
+            text = text.replace(a, b)
+        (tmp_path / "x.xml").write_text(text.replace("<ymin>11", "<ymin>30"))
+        assert objects(convert(tmp_path, "voc", tmp_path / "x.xml")) == before
+
     def test_an_image_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(images / "x.jpeg")
         (tmp_path / "x.xml").write_text(VOC.format(name="renamed.jpg"))

@@ -339,6 +339,22 @@ class TestEncodings:
         assert counts(tmp_path, "open_images", tmp_path / "boxes.csv") == (["1.jpg"], 1)
 
 
+class TestNamesakes:
+    @pytest.mark.parametrize("kind", ["labelme", "voc"])
+    def test_a_name_of_another_image_yields_to_the_own_one(
+        self, tmp_path: Path, images: Path, kind: str, caplog
+    ) -> None:
+        suffix, content = FOLDERS[kind]
+        (tmp_path / "labels").mkdir()
+        for stem in ("1", "2"):
+            (tmp_path / "labels" / f"{stem}{suffix}").write_text(content("1.jpg"))
+        assert counts(tmp_path, kind, tmp_path / "labels") == (["1.jpg", "2.jpg"], 2)
+        assert "1 annotation files name the image of another file" in caplog.text
+        (images / "2.jpg").unlink()
+        with pytest.raises(UserError, match="describe the same image .*1.jpg; remove one"):
+            counts(tmp_path, kind, tmp_path / "labels")
+
+
 class TestYoloSplits:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
