@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_annotations_are_left_out_for_a_reason(
     template = made["annotations"][0]
     for i, change in enumerate(
         (
-            {"bbox": None},
+            {"bbox": None, "segmentation": []},
             {"bbox": [1, 1, 0, 4]},
             {"bbox": [1, 1, 4, -4]},
             {"bbox": [float("nan"), 1, 4, 4]},
@@ -110,7 +111,29 @@ def test_annotations_are_left_out_for_a_reason(
     assert [a.get("segmentation") for a in first["annotations"]] == [[SQUARE]] * 3 + [None]
     (warning,) = caplog.messages
     assert "5 annotations left out" in warning
-    assert "4 without a box" in warning and "1 without a valid polygon" in warning
+    assert "3 without a box of positive size" in warning
+    assert (
+        "1 with a box that is not finite or too large" in warning
+        and "1 without a valid polygon" in warning
+    )
+
+
+@pytest.mark.parametrize("box", [None, []], ids=["absent", "empty"])
+@pytest.mark.parametrize(
+    ("shape", "corners"),
+    [
+        ([SQUARE, [1, 1, 2, 2]], [1, 1, 5, 5]),
+        ({"size": [8, 10], "counts": [8 + 2, 3, 5, 3, 59]}, [1, 2, 3, 5]),
+    ],
+    ids=["polygons", "RLE"],
+)
+def test_an_absent_box_is_that_of_the_mask(
+    tmp_path: Path, caplog, box: list | None, shape: object, corners: list
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = with_annotation(segmentation=shape, bbox=box)
+    (annotation,) = read(tmp_path, made)[0]["annotations"]
+    assert annotation["bbox"] == corners and "1 without bbox (the mask's)" in caplog.text
 
 
 @pytest.mark.parametrize(
