@@ -110,7 +110,7 @@ def test_annotations_are_left_out_for_a_reason(
     first, _ = read(tmp_path, made)
     assert [a.get("segmentation") for a in first["annotations"]] == [[SQUARE]] * 3 + [None]
     (warning,) = caplog.messages
-    assert "5 annotations left out" in warning
+    assert "5 annotations skipped" in warning
     assert "3 without a box of positive size" in warning
     assert (
         "1 with a box that is not finite or too large" in warning
@@ -180,7 +180,7 @@ def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ([], "no COCO annotation file: it has no list 'images'"),
+        ([], "is not a COCO annotation file: it has no list 'images'"),
         ({"images": []}, "it has no list 'annotations'"),
         (content(images=[{"id": 7, "file_name": "a.jpg", "width": 1}]), r"images\[0\].*height"),
         (content(images=[{**content()["images"][0], "id": "x"}]), r"images\[0\].*'x'"),
@@ -364,5 +364,5 @@ def test_images_have_a_size(tmp_path: Path, size: tuple) -> None:
 
 def test_nesting_without_end_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text("[" * 200_000)
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_coco(tmp_path / "coco.json", tmp_path)

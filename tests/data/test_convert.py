@@ -411,9 +411,9 @@ class TestBack:
         [
             ("cvat", "2 images, 4 annotations, 1 skipped crowd"),
             ("labelme", "2 images, 4 annotations, 1 skipped crowd"),
-            ("open_images", "1 images without a box left out, 3 masks left out"),
-            ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 masks left out"),
-            ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 masks left out"),
+            ("open_images", "1 skipped images without a box, 3 skipped masks"),
+            ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 skipped masks"),
+            ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 skipped masks"),
             ("yolo_seg", "2 images, 3 annotations, 1 skipped crowd, 1 skipped no mask"),
         ],
     )

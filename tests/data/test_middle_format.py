@@ -64,7 +64,7 @@ def test_it_is_read(read, tmp_path, caplog):
     }
     assert mask.area(rle["segmentation"]) == 4 and rle["area"] == 4
     assert crowd["iscrowd"] == 1 and "segmentation" not in crowd
-    assert "1 instances left out: 1 without a box of positive size" in caplog.text
+    assert "1 instances skipped: 1 without a box of positive size" in caplog.text
     made = to_coco(read(content()), ["cat", "dog"], "/photos")
     assert [i["file_name"] for i in made["images"]] == ["sub/a.jpg", "b.jpg"]
     assert [a["category_id"] for a in made["annotations"]] == [2, 1, 1]

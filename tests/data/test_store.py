@@ -299,7 +299,7 @@ def test_what_the_reader_raises_comes_through(tmp_path: Path, cache: Path) -> No
     with pytest.raises(UserError, match="absent.json does not exist"):
         stored_coco(tmp_path / "absent.json", "imgs")
     (tmp_path / "bad.json").write_text('{"images": 3}')
-    with pytest.raises(UserError, match="bad.json is no COCO annotation file"):
+    with pytest.raises(UserError, match="bad.json is not a COCO annotation file"):
         stored_coco(tmp_path / "bad.json", "imgs")
     assert not entries(cache)
 
@@ -513,7 +513,7 @@ def test_left_out_annotations_are_counted_as_the_reader_does(
     caplog.set_level(logging.INFO)
     read_coco(file, "imgs")
     theirs = caplog.messages[:]
-    assert "left out" in theirs[0] and "repaired" in theirs[1]
+    assert "skipped" in theirs[0] and "repaired" in theirs[1]
     caplog.clear()
     assert parse_coco(file, "imgs")
     assert caplog.messages == theirs

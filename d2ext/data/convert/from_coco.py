@@ -43,7 +43,7 @@ def convert_from_coco(
             if it lay beside them.
 
     Returns:
-        A line that says what was written and left out.
+        A line that says what was written and skipped.
 
     Raises:
         UserError: the file is absent or malformed, two images would have the same label file, or
@@ -117,7 +117,7 @@ def _by_hotcoco(method: str) -> Callable[..., dict[str, int]]:
         except ValueError as e:
             raise UserError(f"not possible in this format: {e}") from e
         bare = len(records) - counts["images"]
-        lost = {"images_without_a_box_left_out": bare, **_masks_left_out(records)}
+        lost = {"skipped_images_without_a_box": bare, **_skipped_masks(records)}
         return counts | lost
 
     return write
@@ -152,13 +152,13 @@ def _to_yolo(
     content = {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (made / "data.yaml").write_text(text, encoding="utf-8")
-    return counts if polygons else counts | _masks_left_out(records)
+    return counts if polygons else counts | _skipped_masks(records)
 
 
-def _masks_left_out(records: Sequence[dict]) -> dict[str, int]:
+def _skipped_masks(records: Sequence[dict]) -> dict[str, int]:
     """Count the masks of objects, for formats that hold boxes alone."""
     objects = (a for record in records for a in record["annotations"] if is_object(a))
-    return {"masks_left_out_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
+    return {"skipped_masks_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
 
 
 def _masks(annotation: dict) -> list[list[float]] | dict:

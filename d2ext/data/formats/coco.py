@@ -101,7 +101,7 @@ def read_coco(
             read["category_id"] = category_ids[category]
             record["annotations"].append(read)
     if left_out:
-        logger.warning("%s: %s left out: %s", json_file, *_counts(left_out))
+        logger.warning("%s: %s skipped: %s", json_file, *_counts(left_out))
     if repaired:
         logger.info("%s: %s repaired: %s", json_file, *_counts(repaired))
     if info is not None:
@@ -126,7 +126,7 @@ def require_lists(content: object, json_file: str | Path) -> None:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             known = f"; it is {text}" if (text := advice(json_file, "coco")) else ""
             raise UserError(
-                f"{json_file} is no COCO annotation file: it has no list {key!r}{known}"
+                f"{json_file} is not a COCO annotation file: it has no list {key!r}{known}"
             )
 
 

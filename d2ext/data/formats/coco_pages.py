@@ -177,7 +177,7 @@ class _Parsed:
             if is_wanted and a.keypoints is not _NOTHING
         )
         if +left_out:
-            logger.warning("%s: %s left out: %s", json_file, *_counts(+left_out))
+            logger.warning("%s: %s skipped: %s", json_file, *_counts(+left_out))
         if +repaired:
             logger.info("%s: %s repaired: %s", json_file, *_counts(+repaired))
 

@@ -41,7 +41,7 @@ class LeftOut(Counter):
             logger.warning("%s: %d objects cut at the edge of their image", source, self.cut)
         if self:
             counts = ", ".join(f"{n} {reason}" for reason, n in self.items())
-            logger.warning("%s: %d objects left out: %s", source, self.total(), counts)
+            logger.warning("%s: %d objects skipped: %s", source, self.total(), counts)
 
 
 def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
