@@ -70,6 +70,13 @@ def test_it_is_read(read, tmp_path, caplog):
     assert [a["category_id"] for a in made["annotations"]] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("box", [None, []])
+def test_an_empty_box_is_that_of_the_mask(read, box):
+    made = content()
+    made["data_list"][0]["instances"][0]["bbox"] = box
+    assert read(made)[0]["annotations"][0]["bbox"] == [1, 1, 5, 5]
+
+
 def test_classes_are_matched_by_name(read):
     first, _ = read(content(), ["dog"])
     assert [a["category_id"] for a in first["annotations"]] == [0]

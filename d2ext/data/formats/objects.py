@@ -52,7 +52,7 @@ def read_object(
     """Box and mask of an object for Detectron2, or the reason to leave it out.
 
     Args:
-        box: x0, y0, x1, y1 in pixels; None takes the box of the mask.
+        box: x0, y0, x1, y1 in pixels; None or an empty list takes the box of the mask.
         segmentation: polygons, RLE (compressed or not), or nothing.
         height: of the image in pixels.
         width: likewise.
@@ -64,7 +64,7 @@ def read_object(
     Raises:
         MALFORMED: a value is not what the format wants.
     """
-    if box is not None and (problem := _box_problem(box)):
+    if box and (problem := _box_problem(box)):
         return {}, problem
     read = {"bbox": box, "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
     if isinstance(segmentation, dict):
@@ -78,7 +78,7 @@ def read_object(
         if not polygons:
             return {}, "without a valid polygon"
         read["segmentation"] = polygons
-    if box is None:
+    if not box:
         x, y, w, h = mask_box(read["segmentation"]) if "segmentation" in read else (0, 0, 0, 0)
         read["bbox"] = [x, y, x + w, y + h]
         if problem := _box_problem(read["bbox"]):

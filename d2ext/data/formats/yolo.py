@@ -397,7 +397,7 @@ def _label_files(folder: Path, described: _Set) -> list[str]:
     return [
         name
         for name in files_in(folder, {".txt"})
-        if not _is_other(name) and os.path.realpath(folder / name) not in lists
+        if not _is_other(name) and not (lists and os.path.realpath(folder / name) in lists)
     ]
 
 
