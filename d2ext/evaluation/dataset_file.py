@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.formats.common import no_collection, shown
-from d2ext.data.formats.objects import MALFORMED, mask_area, read_object, short
+from d2ext.data.formats.objects import MALFORMED, mask_area, mask_box, read_object, short
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
@@ -228,21 +228,12 @@ def _checked(path: Path, i: int, annotation: _Masked, height: int, width: int) -
         if annotation.bbox is None:
             if mask is None:
                 raise ValueError("it has neither bbox nor segmentation")
-            annotation.bbox = _box_of(mask)
+            annotation.bbox = mask_box(mask)
         if annotation.area is None:
             annotation.area = mask_area(mask, *annotation.bbox[2:])
     except MALFORMED as e:
         raise UserError(f"{path}: annotations[{i}] is malformed ({short(e)}); correct it") from e
     return mask
-
-
-def _box_of(mask: list | dict) -> Box:
-    if isinstance(mask, dict):
-        from pycocotools import mask as operators
-
-        return tuple(operators.toBbox(mask).tolist())
-    xs, ys = ([v for polygon in mask for v in polygon[axis::2]] for axis in (0, 1))
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def _labels(lists: list[list[int] | None], labels: dict[int, int]) -> list[list[int]] | None:

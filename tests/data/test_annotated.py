@@ -82,7 +82,7 @@ def test_formats_are_recognised(write, content, name, known):
         ({"a": {}, "b": {}}, "a.json", "of no format"),
         ("class,x,y\n", "a.csv", "of no format"),
         ("", "a.csv", "of no format"),
-        ("{", "a.json", "no valid JSON"),
+        ("{", "a.json", "not valid JSON"),
     ],
 )
 def test_other_files_are_refused(write, tmp_path, content, name, message):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_annotations_are_left_out_for_a_reason(
     template = made["annotations"][0]
     for i, change in enumerate(
         (
-            {"bbox": None},
+            {"bbox": None, "segmentation": []},
             {"bbox": [1, 1, 0, 4]},
             {"bbox": [1, 1, 4, -4]},
             {"bbox": [float("nan"), 1, 4, 4]},
@@ -109,8 +110,30 @@ def test_annotations_are_left_out_for_a_reason(
     first, _ = read(tmp_path, made)
     assert [a.get("segmentation") for a in first["annotations"]] == [[SQUARE]] * 3 + [None]
     (warning,) = caplog.messages
-    assert "5 annotations left out" in warning
-    assert "4 without a box" in warning and "1 without a valid polygon" in warning
+    assert "5 annotations skipped" in warning
+    assert "3 without a box of positive size" in warning
+    assert (
+        "1 with a box that is not finite or too large" in warning
+        and "1 without a valid polygon" in warning
+    )
+
+
+@pytest.mark.parametrize("box", [None, []], ids=["absent", "empty"])
+@pytest.mark.parametrize(
+    ("shape", "corners"),
+    [
+        ([SQUARE, [1, 1, 2, 2]], [1, 1, 5, 5]),
+        ({"size": [8, 10], "counts": [8 + 2, 3, 5, 3, 59]}, [1, 2, 3, 5]),
+    ],
+    ids=["polygons", "RLE"],
+)
+def test_an_absent_box_is_that_of_the_mask(
+    tmp_path: Path, caplog, box: list | None, shape: object, corners: list
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = with_annotation(segmentation=shape, bbox=box)
+    (annotation,) = read(tmp_path, made)[0]["annotations"]
+    assert annotation["bbox"] == corners and "1 without bbox (the mask's)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -157,7 +180,7 @@ def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ([], "no COCO annotation file: it has no list 'images'"),
+        ([], "is not a COCO annotation file: it has no list 'images'"),
         ({"images": []}, "it has no list 'annotations'"),
         (content(images=[{"id": 7, "file_name": "a.jpg", "width": 1}]), r"images\[0\].*height"),
         (content(images=[{**content()["images"][0], "id": "x"}]), r"images\[0\].*'x'"),
@@ -341,5 +364,5 @@ def test_images_have_a_size(tmp_path: Path, size: tuple) -> None:
 
 def test_nesting_without_end_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text("[" * 200_000)
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_coco(tmp_path / "coco.json", tmp_path)

@@ -211,6 +211,47 @@ class TestVoc:
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [a.get("difficult") for a in content["annotations"]] == [None, 1]
 
+    @pytest.mark.parametrize(
+        ("box", "corners", "flag"),
+        [
+            (
+                "<cx>20</cx><cy>15</cy><w>20</w><h>10</h><angle>1.5707963267948966</angle>",
+                [25, 5, 25, 25, 15, 25, 15, 5],
+                0,
+            ),
+            (
+                "<x_left_top>5</x_left_top><y_left_top>5</y_left_top>"
+                "<x_right_top>15</x_right_top><y_right_top>5</y_right_top>"
+                "<x_right_bottom>20</x_right_bottom><y_right_bottom>9</y_right_bottom>"
+                "<x_left_bottom>10</x_left_bottom><y_left_bottom>9</y_left_bottom>",
+                [5, 5, 15, 5, 20, 9, 10, 9],
+                1,
+            ),
+        ],
+        ids=["roLabelImg", "DIOR-R"],
+    )
+    def test_rotated_boxes_are_polygons(
+        self, tmp_path: Path, images: Path, box: str, corners: list, flag: int
+    ) -> None:
+        (tmp_path / "x.xml").write_text(
+            f"<annotation><filename>{NAME}</filename><object><type>robndbox</type>"
+            f"<name>cat</name><difficult>{flag}</difficult><robndbox>{box}</robndbox></object>"
+            "</annotation>"
+        )
+        (annotation,) = convert(tmp_path, "voc", tmp_path / "x.xml")["annotations"]
+        assert annotation["segmentation"] == [pytest.approx(corners)]
+        assert annotation["iscrowd"] == annotation.get("difficult", 0) == flag
+
+    def test_swapped_corners_are_sorted(self, tmp_path: Path, images: Path) -> None:
+        text = VOC.format(name=NAME)
+        (tmp_path / "x.xml").write_text(text)
+        before = objects(convert(tmp_path, "voc", tmp_path / "x.xml"))
+        for a, b in (("<xmin>1</xmin><xmax>40", "<xmin>40</xmin><xmax>1"), ("max>30", "max>11")):
+            assert a in text
+            text = text.replace(a, b)
+        (tmp_path / "x.xml").write_text(text.replace("<ymin>11", "<ymin>30"))
+        assert objects(convert(tmp_path, "voc", tmp_path / "x.xml")) == before
+
     def test_an_image_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(images / "x.jpeg")
         (tmp_path / "x.xml").write_text(VOC.format(name="renamed.jpg"))
@@ -370,9 +411,9 @@ class TestBack:
         [
             ("cvat", "2 images, 4 annotations, 1 skipped crowd"),
             ("labelme", "2 images, 4 annotations, 1 skipped crowd"),
-            ("open_images", "1 images without a box left out, 3 masks left out"),
-            ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 masks left out"),
-            ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 masks left out"),
+            ("open_images", "1 skipped images without a box, 3 skipped masks"),
+            ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 skipped masks"),
+            ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 skipped masks"),
             ("yolo_seg", "2 images, 3 annotations, 1 skipped crowd, 1 skipped no mask"),
         ],
     )
@@ -390,6 +431,32 @@ class TestBack:
         said = convert_from_coco(coco, kind, tmp_path / "out")
         assert ("1 skipped no mask" in said) is (kind == "yolo_seg")
         convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
+
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
+    def test_shapes_beyond_the_edge_are_cut(self, tmp_path: Path, images: Path, kind: str) -> None:
+        outline = [30, 20, 50, 20, 50, 40, 30, 40]
+        shapes = [([], [30, 20, 20, 20]), ([outline], [30, 20, 20, 20]), ([], [50, 40, 9, 9])]
+        content = {
+            "images": [{"id": 1, "file_name": NAME, "width": 40, "height": 30}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [
+                {"id": i, "image_id": 1, "category_id": 1, "segmentation": s, "bbox": b}
+                for i, (s, b) in enumerate(shapes, start=1)
+            ],
+        }
+        (tmp_path / "in.json").write_text(json.dumps(content))
+        said = convert_from_coco(tmp_path / "in.json", kind, tmp_path / "out")
+        assert "2 cut at the edge of their image, 1 skipped outside of the image" in said
+        source = next((tmp_path / "out").glob("*.csv"), tmp_path / "out")
+        made = objects(convert(tmp_path, kind.removesuffix("_seg"), source))
+        expected = (
+            NAME,
+            "cat",
+            pytest.approx([30, 20, 10, 10], abs=1e-3),
+            pytest.approx(100, abs=0.01),
+            0,
+        )
+        assert made == [expected] * (1 if kind == "yolo_seg" else 2)
 
     def test_yolo_names_stay_texts(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")

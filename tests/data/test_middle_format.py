@@ -64,10 +64,17 @@ def test_it_is_read(read, tmp_path, caplog):
     }
     assert mask.area(rle["segmentation"]) == 4 and rle["area"] == 4
     assert crowd["iscrowd"] == 1 and "segmentation" not in crowd
-    assert "1 instances left out: 1 without a box of positive size" in caplog.text
+    assert "1 instances skipped: 1 without a box of positive size" in caplog.text
     made = to_coco(read(content()), ["cat", "dog"], "/photos")
     assert [i["file_name"] for i in made["images"]] == ["sub/a.jpg", "b.jpg"]
     assert [a["category_id"] for a in made["annotations"]] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("box", [None, []])
+def test_an_empty_box_is_that_of_the_mask(read, box):
+    made = content()
+    made["data_list"][0]["instances"][0]["bbox"] = box
+    assert read(made)[0]["annotations"][0]["bbox"] == [1, 1, 5, 5]
 
 
 def test_classes_are_matched_by_name(read):

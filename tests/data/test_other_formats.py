@@ -39,6 +39,27 @@ FILES = [
     ("meta.json", {"classes": [], "tags": []}, "Supervisely", None),
     ("a.ndjson", f"{json.dumps(_LABELBOX)}\n{json.dumps(_LABELBOX)}\n", "Labelbox export", None),
     ("a.json", [{"ID": "1", "DataRow ID": "2", "Label": {}}], "Labelbox export", None),
+    (
+        "a.json",
+        [{"id": 1, "image": "1.jpg", "label": [{"x": 1}], "annotation_id": 3}],
+        "Label Studio export",
+        None,
+    ),
+    ("a.json", {"name": "p", "tags": [], "assets": {}}, "VoTT file .*as Pascal VOC", None),
+    ("a.json", {"asset": {}, "regions": [], "version": "2"}, "VoTT file", None),
+    ("a.json", {"version": "2.0", "item": {}, "annotations": []}, "V7 Darwin JSON", None),
+    ("a.json", {"dataset": "d", "image": {}, "annotations": []}, "V7 Darwin JSON", None),
+    ("a.json", [{"name": "1.jpg", "labels": []}], "BDD100K or Scalabel", None),
+    ("a.json", {"name": "1", "frames": [{"objects": []}]}, "BDD100K or Scalabel", None),
+    ("a.json", {"openlabel": {"frames": {}}}, "OpenLABEL file", None),
+    ("a.manifest", '{"source-ref": "s3://1.jpg"}\n{"source-ref": "s3://2.jpg"}\n', "SageM", None),
+    ("a.json", {"imgHeight": 1, "imgWidth": 1, "objects": []}, "a Cityscapes annotation", None),
+    (
+        "a.json",
+        [{"class": "image", "filename": "1.jpg", "annotations": [{"class": "a", "x": 1}]}],
+        "Sloth annotation file",
+        None,
+    ),
     ("a.json", {"info": {}, "categories": {}, "items": []}, "Datumaro JSON; export as COCO", None),
     ("a.json", {"project": {}, "metadata": {}, "view": {}}, "project of VIA 3", None),
     ("a.csv", "filename,width,height,class,xmin,ymin\n", "CSV of boxes as Roboflow", None),
@@ -81,6 +102,13 @@ def test_every_reader_says_what_a_file_is(
             read()
         message = str(raised.value)
         assert name in message and "\n" not in message and len(message) < 700, (reader, message)
+
+
+def test_an_unknown_format_is_sent_to_coco(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"boxes": []}')
+    words = "reads LabelMe, YOLO, Pascal VOC, CVAT, CreateML and Open Images, or export it as COCO"
+    with pytest.raises(UserError, match=words):
+        annotation_format(tmp_path / "a.json")
 
 
 def test_a_folder_as_the_file_is_named(tmp_path: Path, images: Path) -> None:

@@ -339,6 +339,22 @@ class TestEncodings:
         assert counts(tmp_path, "open_images", tmp_path / "boxes.csv") == (["1.jpg"], 1)
 
 
+class TestNamesakes:
+    @pytest.mark.parametrize("kind", ["labelme", "voc"])
+    def test_a_name_of_another_image_yields_to_the_own_one(
+        self, tmp_path: Path, images: Path, kind: str, caplog
+    ) -> None:
+        suffix, content = FOLDERS[kind]
+        (tmp_path / "labels").mkdir()
+        for stem in ("1", "2"):
+            (tmp_path / "labels" / f"{stem}{suffix}").write_text(content("1.jpg"))
+        assert counts(tmp_path, kind, tmp_path / "labels") == (["1.jpg", "2.jpg"], 2)
+        assert "1 annotation files name the image of another file" in caplog.text
+        (images / "2.jpg").unlink()
+        with pytest.raises(UserError, match="describe the same image .*1.jpg; remove one"):
+            counts(tmp_path, kind, tmp_path / "labels")
+
+
 class TestYoloSplits:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
@@ -412,6 +428,68 @@ class TestYoloSplits:
         (root / "labels" / "1.TXT").write_text("")
         with pytest.raises(UserError, match=r"1\.txt and 1\.TXT are of one image"):
             counts(root, "yolo", root / "labels")
+
+    def test_labels_in_another_unicode_form_or_case(self, tmp_path: Path) -> None:
+        for name, form in (("\xe9.jpg", "NFD"), ("A.jpg", "NFC")):
+            photo(tmp_path / "images" / name)
+            label = unicodedata.normalize(form, name).lower().replace("jpg", "txt")
+            (tmp_path / "labels").mkdir(exist_ok=True)
+            (tmp_path / "labels" / label).write_text("0 0.5 0.5 0.2 0.2\n")
+        self.describe(tmp_path)
+        assert counts(tmp_path, "yolo", tmp_path / "data.yaml") == (["A.jpg", "\xe9.jpg"], 2)
+
+    def test_a_label_that_could_be_of_two_images_is_refused(self, root: Path) -> None:
+        for name in ("a.jpg", "A.jpg"):
+            photo(root / "store" / name)
+        (root / "labels" / "a.txt").write_text("")
+        assert len(counts(root, "yolo", root / "labels")[0]) == 8
+        (root / "labels" / "a.txt").unlink()
+        for name in ("\xe9.jpg", "\xc9.jpg"):
+            photo(root / "store" / name)
+        (root / "labels" / "e\u0301.txt").write_text("")
+        with pytest.raises(UserError, match="1 label files have no image"):
+            counts(root, "yolo", root / "labels")
+
+    @pytest.mark.parametrize("layout", ["{0}/{1}", "{1}/{0}"], ids=["Roboflow", "Ultralytics"])
+    def test_splits_with_images_beside_labels(self, tmp_path: Path, layout: str) -> None:
+        root = tmp_path / "root"
+        for i, split in enumerate(("train", "train", "valid")):
+            photo(root / layout.format(split, "images") / f"{i}.jpg")
+            label = root / layout.format(split, "labels") / f"{i}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("0 0.5 0.5 0.2 0.2\n")
+        for name in ("README.dataset.txt", "README.roboflow.txt"):
+            (root / name).write_text("https://universe.roboflow.com\n")
+        self.describe(
+            root,
+            train="../" + layout.format("train", "images"),
+            val="../" + layout.format("valid", "images"),
+        )
+        for split, number in ((None, 3), ("train", 2), ("val", 1)):
+            convert_to_coco("yolo", root / "data.yaml", root, tmp_path / "a.json", split=split)
+            made = json.loads((tmp_path / "a.json").read_text())
+            assert (len(made["images"]), len(made["annotations"])) == (number, number)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"classes = 2\ntrain = train.txt\n", "it has no keys and values"),
+            (b"train: a\n", "it lacks `names`"),
+            ("names: [caf\xe9]\n".encode("cp1252"), "is not valid UTF-8 .*iconv"),
+            (b"names: [a, null]\n", "a name is no text"),
+        ],
+    )
+    def test_what_is_wrong_in_a_data_yaml(self, root: Path, content: bytes, words: str) -> None:
+        (root / "obj.data").write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            counts(root, "yolo", root / "obj.data")
+
+    def test_names_in_a_data_yaml_are_texts(self, root: Path) -> None:
+        names = "yes, no, 1.10, 007, on, 2024-01-01"
+        (root / "data.yaml").write_text(f"names: [{names}]\nval: ~\n")
+        convert_to_coco("yolo", root / "data.yaml", root / "images", root / "a.json")
+        made = json.loads((root / "a.json").read_text())
+        assert ", ".join(c["name"] for c in made["categories"]) == names
 
     def test_a_list_beside_the_labels_folder(self, root: Path) -> None:
         (root / "classes.txt").write_text("cat\n")

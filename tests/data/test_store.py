@@ -299,7 +299,7 @@ def test_what_the_reader_raises_comes_through(tmp_path: Path, cache: Path) -> No
     with pytest.raises(UserError, match="absent.json does not exist"):
         stored_coco(tmp_path / "absent.json", "imgs")
     (tmp_path / "bad.json").write_text('{"images": 3}')
-    with pytest.raises(UserError, match="bad.json is no COCO annotation file"):
+    with pytest.raises(UserError, match="bad.json is not a COCO annotation file"):
         stored_coco(tmp_path / "bad.json", "imgs")
     assert not entries(cache)
 
@@ -491,6 +491,7 @@ def _sorted(value: object) -> object:
         (json.dumps(coco(images=[{"id": 1, "file_name": "../a", "height": 2, "width": 1}])), False),
         (json.dumps(coco(images=coco()["images"] * 2)), False),
         (json.dumps(coco(categories=[])), True),
+        (json.dumps(coco(annotations=[{"image_id": 7, "category_id": 3}])), False),  # no bbox
         ("[]", False),
         ("", False),
     ],
@@ -505,13 +506,14 @@ def test_left_out_annotations_are_counted_as_the_reader_does(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
-    bad = [{**box, "bbox": [1, 1, 0, 5]}] * 2 + [{**box, "segmentation": [[1, 2, 3, 4]]}]
+    bad = [{**box, "bbox": [1, 1, 0, 5]}] * 2 + [{**box, "bbox": [0, 0, 1e20, 5]}]
+    bad += [{**box, "segmentation": [[1, 2, 3, 4]]}]
     file = tmp_path / "coco.json"
     file.write_text(json.dumps(coco(annotations=[*bad, box])))
     caplog.set_level(logging.INFO)
     read_coco(file, "imgs")
     theirs = caplog.messages[:]
-    assert "left out" in theirs[0] and "repaired" in theirs[1]
+    assert "skipped" in theirs[0] and "repaired" in theirs[1]
     caplog.clear()
     assert parse_coco(file, "imgs")
     assert caplog.messages == theirs

@@ -106,7 +106,7 @@ def test_shapes_without_an_inside_are_counted_in_one_warning(
     (record,) = read(tmp_path, {"k": entry(point, line, TRIANGLE, point, two, flat)})
     assert len(record["annotations"]) == 1
     (warning,) = caplog.messages
-    assert "5 objects left out: 2 point, 1 line, 2 without area" in warning
+    assert "5 objects skipped: 2 point, 1 line, 2 without area" in warning
 
 
 def test_classes_come_from_the_attribute(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_one_class_is_not_given_to_regions_of_another(via) -> None:
 def test_empty_labels_and_other_classes_are_counted(via, caplog) -> None:
     file = via({"name": "dog"}, {"name": ""}, {}, {"name": "cat"}, {"name": None})
     assert ids(file, ["dog"]) == [0]
-    assert "4 objects left out: 3 without a class, 1 of the class 'cat'" in caplog.text
+    assert "4 objects skipped: 3 without a class, 1 of the class 'cat'" in caplog.text
     assert ids(file) == [1, 0]
 
 

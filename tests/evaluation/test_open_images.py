@@ -243,14 +243,14 @@ def test_keys_are_those_of_the_results(helmets, per_class):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is no valid JSON"),
+        ("{", "is not valid JSON"),
         ("[]", r"is no hierarchy of Open Images: \[\] is no"),
         ('{"LabelName": 3}', "is no hierarchy"),
         ('{"LabelName": "a", "Subcategory": {}}', "is no hierarchy"),
         ('{"LabelName": "a", "Subcategory": ["b"]}', "'b' is no"),
         ('{"LabelName": "a", "Subcategory": null}', "is no hierarchy"),
         ('{"Subcategory": []}', "is no hierarchy"),
-        ('{"LabelName": "a", "Subcategory": [' * 5000, "is no valid JSON"),
+        ('{"LabelName": "a", "Subcategory": [' * 5000, "is not valid JSON"),
     ],
 )
 def test_a_bad_hierarchy_is_one_line(tmp_path, content, said):

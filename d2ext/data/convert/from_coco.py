@@ -25,6 +25,7 @@ from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
 from d2ext.data.formats.common import inside
 from d2ext.data.formats.objects import mask_area
 from d2ext.data.formats.rle import outlines, rings
+from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons
 from d2ext.errors import UserError
 from d2ext.files import write_json
 
@@ -42,7 +43,7 @@ def convert_from_coco(
             if it lay beside them.
 
     Returns:
-        A line that says what was written and left out.
+        A line that says what was written and skipped.
 
     Raises:
         UserError: the file is absent or malformed, two images would have the same label file, or
@@ -55,17 +56,46 @@ def convert_from_coco(
     records, _ = read_coco(source, "")
     for record in records:
         inside(".", record["file_name"], str(source))
+    lost = _cut_at_edges(records)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
-            counts = WRITERS[kind](records, classes, made, images)
+            counts = WRITERS[kind](records, classes, made, images) | lost
             os.replace(made, output)
     except OSError as e:
         raise UserError(f"cannot write {output}: {e.strerror or e}") from e
     return f"{output}: " + ", ".join(
         f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n or name == "images"
     )
+
+
+def _cut_at_edges(records: Sequence[dict]) -> dict[str, int]:
+    """Cut boxes and outlines at the edge of their image: some formats cannot hold more.
+
+    Returns:
+        How many objects were cut, and how many were skipped, by reason.
+    """
+    left_out = LeftOut()
+    for record in records:
+        annotations, record["annotations"] = record["annotations"], []
+        for a in annotations:
+            masks = a.get("segmentation")
+            polygons = masks if isinstance(masks, list) else []
+            xs, ys = ([c for shape in (a["bbox"], *polygons) for c in shape[i::2]] for i in (0, 1))
+            if min(xs + ys) >= 0 and max(xs) <= record["width"] and max(ys) <= record["height"]:
+                record["annotations"].append(a)
+                continue
+            part = {**record, "annotations": []}
+            if polygons:
+                add_polygons(part, a["category_id"], polygons, left_out)
+            else:
+                add_box(part, a["category_id"], a["bbox"], left_out)
+            record["annotations"] += [
+                {**a, **cut, "iscrowd": a["iscrowd"]} for cut in part["annotations"]
+            ]
+    skipped = {f"skipped {reason}": n for reason, n in left_out.items()}
+    return {"cut at the edge of their image": left_out.cut} | skipped
 
 
 def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
@@ -87,7 +117,7 @@ def _by_hotcoco(method: str) -> Callable[..., dict[str, int]]:
         except ValueError as e:
             raise UserError(f"not possible in this format: {e}") from e
         bare = len(records) - counts["images"]
-        lost = {"images_without_a_box_left_out": bare, **_masks_left_out(records)}
+        lost = {"skipped_images_without_a_box": bare, **_skipped_masks(records)}
         return counts | lost
 
     return write
@@ -122,13 +152,13 @@ def _to_yolo(
     content = {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (made / "data.yaml").write_text(text, encoding="utf-8")
-    return counts if polygons else counts | _masks_left_out(records)
+    return counts if polygons else counts | _skipped_masks(records)
 
 
-def _masks_left_out(records: Sequence[dict]) -> dict[str, int]:
+def _skipped_masks(records: Sequence[dict]) -> dict[str, int]:
     """Count the masks of objects, for formats that hold boxes alone."""
     objects = (a for record in records for a in record["annotations"] if is_object(a))
-    return {"masks_left_out_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
+    return {"skipped_masks_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
 
 
 def _masks(annotation: dict) -> list[list[float]] | dict:

@@ -41,8 +41,8 @@ def read_coco(
     counts them), and those of categories that are not in `classes`. One that is marked `ignore` or
     `difficult` has `difficult` 1, one that is marked `is_group_of` has that: no training takes them
     (`columns.is_object`), and metrics know what they are.
-    An absent `iscrowd` is 0, an absent `area` that of the mask, and a line says so; keypoints are
-    not looked at.
+    An absent `iscrowd` is 0, an absent `bbox` or `area` that of the mask, and a line says so;
+    keypoints are not looked at.
 
     Args:
         json_file: the COCO JSON.
@@ -101,7 +101,7 @@ def read_coco(
             read["category_id"] = category_ids[category]
             record["annotations"].append(read)
     if left_out:
-        logger.warning("%s: %s left out: %s", json_file, *_counts(left_out))
+        logger.warning("%s: %s skipped: %s", json_file, *_counts(left_out))
     if repaired:
         logger.info("%s: %s repaired: %s", json_file, *_counts(repaired))
     if info is not None:
@@ -126,7 +126,7 @@ def require_lists(content: object, json_file: str | Path) -> None:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             known = f"; it is {text}" if (text := advice(json_file, "coco")) else ""
             raise UserError(
-                f"{json_file} is no COCO annotation file: it has no list {key!r}{known}"
+                f"{json_file} is not a COCO annotation file: it has no list {key!r}{known}"
             )
 
 
@@ -161,10 +161,15 @@ def _category_ids(
 
 def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple[dict, str]:
     """The annotation without its category, or the reason to leave it out."""
-    x, y, w, h = annotation.get("bbox") or (0, 0, 0, 0)
-    read, problem = read_object([x, y, x + w, y + h], annotation.get("segmentation"), height, width)
+    box = annotation.get("bbox") or None
+    if box is not None:
+        x, y, w, h = box
+        box = [x, y, x + w, y + h]
+    read, problem = read_object(box, annotation.get("segmentation"), height, width)
     if problem:
         return {}, problem
+    if box is None:
+        repaired["without bbox (the mask's)"] += 1
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     if crowd is None:
         crowd = 0
@@ -172,7 +177,8 @@ def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd is {crowd!r}")
     if area is None:
-        area = mask_area(read.get("segmentation"), w, h)
+        x0, y0, x1, y1 = read["bbox"]
+        area = mask_area(read.get("segmentation"), x1 - x0, y1 - y0)
         repaired["without area (the mask's, else the box's)"] += 1
     if not math.isfinite(area):
         raise ValueError(f"the area is {area}")

@@ -25,7 +25,7 @@ import numpy as np
 from d2ext.data.columns import CROWD, DIFFICULT, GROUP_OF, POLYGON, Columns, mask_kind
 from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
 from d2ext.data.formats.common import inside, no_collection, not_read
-from d2ext.data.formats.objects import MALFORMED
+from d2ext.data.formats.objects import FAR_BOX, FLAT_BOX, MALFORMED
 from d2ext.data.pages import PagesWriter
 from d2ext.data.records import write_columns
 from d2ext.errors import UserError
@@ -144,8 +144,11 @@ class _Parsed:
         label = labels[place] if count else np.empty(0, np.int32)
 
         wanted = label >= 0
-        boxed = np.all(np.abs(boxes) < _SIZE, axis=1) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-        left_out = Counter({"without a box of positive size": int(np.sum(wanted & ~boxed))})
+        near = np.all(np.abs(boxes) < _SIZE, axis=1)
+        boxed = near & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        left_out = Counter()
+        left_out[FLAT_BOX] = int(np.sum(wanted & near & ~boxed))
+        left_out[FAR_BOX] = int(np.sum(wanted & ~near))
         repaired: Counter = Counter()
         valid = wanted & boxed
         texts = [a.segmentation for a in kept]
@@ -174,7 +177,7 @@ class _Parsed:
             if is_wanted and a.keypoints is not _NOTHING
         )
         if +left_out:
-            logger.warning("%s: %s left out: %s", json_file, *_counts(+left_out))
+            logger.warning("%s: %s skipped: %s", json_file, *_counts(+left_out))
         if +repaired:
             logger.info("%s: %s repaired: %s", json_file, *_counts(+repaired))
 

@@ -67,7 +67,7 @@ def parse_json(
     except RecursionError:
         reason = "lists or objects are nested too deep"
     remedy = f"it is {known}" if (known := advice(path)) else "export or download it again"
-    raise UserError(f"{path} is no valid JSON ({reason}); {remedy}")
+    raise UserError(f"{path} is not valid JSON ({reason}); {remedy}")
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -328,7 +328,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:
-    """Return what a reader leaves out by reason, with the objects of classes that nobody wants."""
+    """Count what a reader skips by reason, including objects of classes not requested."""
     return dict(Counter(left_out) + Counter({"of classes not asked for": other_classes}))
 
 

@@ -1,10 +1,11 @@
 """Finds the images that annotation files name, as other people's machines and tools named them."""
 
 import contextlib
+import logging
 import os
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote, urlsplit
@@ -13,6 +14,8 @@ from d2ext.data.formats.common import inside, shown
 from d2ext.data.formats.images import existing, image_size, images_in
 from d2ext.data.formats.shapes import new_record
 from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class ImageFolder:
@@ -41,13 +44,52 @@ class ImageFolder:
         """
         if found := self.look_up(name, where, folder):
             return found
-        for place in (folder, ""):
-            if namesake and (found := self._alike(os.path.join(place, namesake), where)):
-                return found
+        if namesake and (found := self._namesake(namesake, where, folder)):
+            return found
         raise UserError(
             f"{where}: the image {shown(name or namesake)} is not in the image folder {self._root};"
             " correct the name, or --images"
         )
+
+    def find_all(self, entries: Sequence[tuple[str | None, Path, str]]) -> list[str]:
+        """Return the paths of the images of annotation files that have one image each.
+
+        If several files name the same image, those whose own name is another image's are of that:
+        annotation tools keep the old name in copied or renamed files. A warning counts them.
+
+        Args:
+            entries: of each file the name of its image, its path, and the subfolder that its image
+                is looked for in first.
+
+        Raises:
+            UserError: an image is absent or could be several, or several files are of one.
+        """
+        found = [self.find(name, file, folder, file.stem) for name, file, folder in entries]
+        times = Counter(found)
+        corrected = 0
+        for i, (_, file, folder) in enumerate(entries):
+            if times[found[i]] > 1 and (own := self._namesake(file.stem, file, folder)):
+                corrected += own != found[i]
+                found[i] = own
+        seen: dict[str, Path] = {}
+        for (_, file, _), path in zip(entries, found, strict=True):
+            if path in seen:
+                raise UserError(
+                    f"{file} and {seen[path]} describe the same image {path}; remove one"
+                )
+            seen[path] = file
+        if corrected:
+            logger.warning(
+                "%d annotation files name the image of another file; each is read for the image of"
+                " its own name",
+                corrected,
+            )
+        return found
+
+    def _namesake(self, stem: str, where: object, folder: str) -> str | None:
+        """Return the image that has the name of its annotation file."""
+        places = (os.path.join(place, stem) for place in (folder, ""))
+        return next((found for place in places if (found := self._alike(place, where))), None)
 
     def look_up(self, name: object, where: object, folder: str = "") -> str | None:
         """Return the path of the image that an annotation file names, None if there is none.
@@ -99,7 +141,7 @@ class ImageFolder:
     def _one(self, known: dict[str, list[str]], name: str, where: object) -> str | None:
         """Return the one image whose name differs at most in case, Unicode form and suffix."""
         stem, suffix = os.path.splitext(name)
-        found = known.get(_folded(name)) or known.get(_folded(stem)) or []
+        found = known.get(folded(name)) or known.get(folded(stem)) or []
         same = [f for f in found if os.path.splitext(f)[1].lower() == suffix.lower()]
         found = same or found
         if len(found) > 1:
@@ -114,7 +156,7 @@ class ImageFolder:
         """The images by their folded path without suffix."""
         names = defaultdict(list)
         for name in images_in(self._root):
-            names[_folded(os.path.splitext(name)[0])].append(name)
+            names[folded(os.path.splitext(name)[0])].append(name)
         return dict(names)
 
     @cached_property
@@ -160,7 +202,8 @@ def _plain(name: str) -> list[str]:
     return _parts(unicodedata.normalize("NFC", name))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a name without differences in case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

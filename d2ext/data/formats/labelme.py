@@ -44,7 +44,7 @@ def read_labelme(
     Args:
         source: the folder of the JSON files, or one file.
         image_root: the folder of the images. An image is found by `imagePath`, from the place that
-            the JSON has in `source`, else by the JSON's own name, as `ImageFolder.find` does.
+            the JSON has in `source`, else by the JSON's own name, as `ImageFolder.find_all` does.
         classes: class names; `category_id` is an index into them. None takes the labels, sorted.
 
     Returns:
@@ -64,12 +64,9 @@ def read_labelme(
     names = tuple(sorted(found, key=natural))
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
-    images, records, left_out, seen = ImageFolder(image_root), [], LeftOut(), {}
-    for file, folder, content in read:
-        path = images.find(content["imagePath"], file, folder, file.stem)
-        if path in seen:
-            raise UserError(f"{file} and {seen[path]} describe the same image {path}; remove one")
-        seen[path] = file
+    records, left_out = [], LeftOut()
+    paths = ImageFolder(image_root).find_all([(c["imagePath"], f, folder) for f, folder, c in read])
+    for path, (file, _, content) in zip(paths, read, strict=True):
         record = sized_record(path, len(records) + 1, _size(content, file), file)
         _add_objects(record, content["shapes"], index, left_out, file)
         records.append(record)

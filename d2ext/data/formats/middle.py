@@ -78,7 +78,7 @@ def read_middle(
         raise UserError(f"{json_file}: an img_id appears twice; renumber the images")
     if left_out:
         counts = ", ".join(f"{n} {problem}" for problem, n in left_out.items())
-        logger.warning("%s: %d instances left out: %s", json_file, left_out.total(), counts)
+        logger.warning("%s: %d instances skipped: %s", json_file, left_out.total(), counts)
     if info is not None:
         info["left_out"] = not_read(left_out, others)
     return records

@@ -14,6 +14,9 @@ from d2ext.data.formats.rle import compressed, rle_areas
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 # No image is that large; the operators of masks would count through every pixel up to it.
 FAR = 1_000_000
+# Why an object is skipped.
+FLAT_BOX = "without a box of positive size"
+FAR_BOX = "with a box that is not finite or too large"
 
 
 def image_record(
@@ -49,7 +52,7 @@ def read_object(
     """Box and mask of an object for Detectron2, or the reason to leave it out.
 
     Args:
-        box: x0, y0, x1, y1 in pixels, or None.
+        box: x0, y0, x1, y1 in pixels; None or an empty list takes the box of the mask.
         segmentation: polygons, RLE (compressed or not), or nothing.
         height: of the image in pixels.
         width: likewise.
@@ -61,10 +64,9 @@ def read_object(
     Raises:
         MALFORMED: a value is not what the format wants.
     """
-    x0, y0, x1, y1 = box or (0, 0, 0, 0)
-    if not _numbers((x0, y0, x1, y1)) or not (x1 > x0 and y1 > y0):
-        return {}, "without a box of positive size"
-    read = {"bbox": [x0, y0, x1, y1], "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
+    if box and (problem := _box_problem(box)):
+        return {}, problem
+    read = {"bbox": box, "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
     if isinstance(segmentation, dict):
         read["segmentation"] = _compressed(segmentation, height, width)
     elif segmentation:
@@ -76,7 +78,30 @@ def read_object(
         if not polygons:
             return {}, "without a valid polygon"
         read["segmentation"] = polygons
+    if not box:
+        x, y, w, h = mask_box(read["segmentation"]) if "segmentation" in read else (0, 0, 0, 0)
+        read["bbox"] = [x, y, x + w, y + h]
+        if problem := _box_problem(read["bbox"]):
+            return {}, problem
     return read, ""
+
+
+def _box_problem(box: Sequence[float]) -> str:
+    """Return why an object with this box (x0, y0, x1, y1) is skipped; empty for a valid box."""
+    x0, y0, x1, y1 = box
+    if not _numbers((x0, y0, x1, y1)):
+        return FAR_BOX
+    return "" if x1 > x0 and y1 > y0 else FLAT_BOX
+
+
+def mask_box(segmentation: list[list[float]] | dict) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of polygons or of a compressed RLE."""
+    if isinstance(segmentation, dict):
+        from pycocotools import mask
+
+        return tuple(mask.toBbox(segmentation).tolist())
+    xs, ys = ([c for polygon in segmentation for c in polygon[axis::2]] for axis in (0, 1))
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def mask_area(segmentation: Any, width: float, height: float) -> float:

@@ -26,6 +26,10 @@ _CONVERTED = {
     "voc": ("a Pascal VOC annotation (XML)", True),
 }
 _REFUSED = {
+    "bdd100k": "a BDD100K or Scalabel file (JSON); convert it to COCO, for example with scalabel",
+    "cityscapes": "a Cityscapes annotation (JSON), which is read only as part of Cityscapes itself"
+    " (`python tools/prepare_data.py cityscapes`); convert your own data to COCO",
+    "darwin": f"a V7 Darwin JSON; {_COCO_EXPORT}",
     "archive": "an archive; unpack it, and give the annotation file in it",
     "coco": "a COCO annotation file, which is read as it is (data.train.json=FILE)",
     "cvat_video": "a CVAT export for videos; export as 'CVAT for images 1.1' or 'COCO 1.0' instead",
@@ -34,11 +38,15 @@ _REFUSED = {
     "label_studio": f"a Label Studio export (JSON); {_COCO_EXPORT}",
     "labelbox": "a Labelbox export; convert it to COCO, for example with Roboflow or FiftyOne",
     "middle": "in MMDetection's middle format, which is read as it is (data.train.json=FILE)",
+    "openlabel": "an OpenLABEL file (JSON); convert it to COCO",
     "results": "a list of detections (COCO results); give the annotations that they belong to",
     "roboflow_csv": "a CSV of boxes as Roboflow and TensorFlow write it; export the annotations as"
     " COCO instead",
+    "sagemaker": "a manifest of SageMaker Ground Truth; convert it to COCO",
+    "sloth": "a Sloth annotation file (JSON); convert it to COCO",
     "supervisely": "a Supervisely annotation (JSON); export the project as COCO instead",
     "via3": "a project of VIA 3, which is not read; annotate in VIA 2, or export to COCO",
+    "vott": "a VoTT file (JSON); export as Pascal VOC there instead, and convert that",
     "yolo": "a file of a YOLO dataset; convert it with `python tools/convert_dataset.py yolo"
     " INPUT --images DIR --output coco.json`, where INPUT is data.yaml or the folder of the labels",
 }
@@ -119,6 +127,16 @@ def _json_kind(value: Any) -> str:
         ("label_studio", {"task", "result"}),
         ("via3", {"project", "metadata", "view"}),
         ("via", {"_via_img_metadata"}),
+        ("vott", {"assets", "tags"}),
+        ("vott", {"asset", "regions"}),  # of one image
+        ("darwin", {"item", "annotations"}),
+        ("darwin", {"dataset", "image", "annotations"}),  # version 1
+        ("bdd100k", {"name", "frames"}),  # of one image
+        ("bdd100k", {"config", "frames"}),
+        ("openlabel", {"openlabel"}),
+        ("openlabel", {"vcd"}),
+        ("sagemaker", {"source-ref"}),
+        ("cityscapes", {"imgHeight", "imgWidth", "objects"}),
     ):
         if keys <= value.keys():
             return kind
@@ -133,9 +151,17 @@ def _kind_of_entry(entry: dict) -> str:
         return "results"
     if not {"Labeled Data", "DataRow ID", "data_row"}.isdisjoint(entry):
         return "labelbox"
-    if "data" in entry or {"annotator", "lead_time"} <= entry.keys():
+    if "data" in entry or {"annotator", "lead_time"} <= entry.keys() or "annotation_id" in entry:
         return "label_studio"
-    objects = {"annotations", "annotation"} & entry.keys()
-    if objects and {"image", "imagefilename", "filename"} & entry.keys():
+    if "source-ref" in entry:
+        return "sagemaker"
+    if {"name", "labels"} <= entry.keys():
+        return "bdd100k"
+    name = {"image", "imagefilename", "filename"} & entry.keys()
+    objects = entry.get("annotations", entry.get("annotation"))
+    if not name or not isinstance(objects, list):
+        return ""
+    first = objects[0] if objects else {"label": "", "coordinates": {}}
+    if isinstance(first, dict) and {"label", "coordinates"} <= first.keys():
         return "createml"
-    return ""
+    return "sloth" if "class" in entry else ""

@@ -39,7 +39,8 @@ def _unknown(file: str | Path) -> UserError:
     return UserError(
         f"{file} is of no format that is known here: COCO (images, annotations, categories), VIA 1"
         " or 2 (JSON, project or CSV), MMDetection's middle format (metainfo, data_list); convert"
-        " it with tools/convert_dataset.py"
+        " it with tools/convert_dataset.py, which reads LabelMe, YOLO, Pascal VOC, CVAT, CreateML"
+        " and Open Images, or export it as COCO from the program that wrote it"
     )
 
 

@@ -41,7 +41,7 @@ class LeftOut(Counter):
             logger.warning("%s: %d objects cut at the edge of their image", source, self.cut)
         if self:
             counts = ", ".join(f"{n} {reason}" for reason, n in self.items())
-            logger.warning("%s: %d objects left out: %s", source, self.total(), counts)
+            logger.warning("%s: %d objects skipped: %s", source, self.total(), counts)
 
 
 def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
@@ -121,7 +121,11 @@ def add_polygon(
 
 
 def add_polygons(
-    record: dict, category: int, polygons: Sequence[list[float]], left_out: LeftOut
+    record: dict,
+    category: int,
+    polygons: Sequence[list[float]],
+    left_out: LeftOut,
+    **flags: int,
 ) -> None:
     """Adds one object to a dataset dict, cut at the image's edge; counts one that has no area.
 
@@ -130,6 +134,7 @@ def add_polygons(
         category: index of the class.
         polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
         left_out: counts objects without area or outside of the image.
+        flags: more keys of the annotation, such as `iscrowd`.
     """
     parts = [p for p in polygons if polygon_area(p) > _LEAST]
     if not parts:
@@ -139,11 +144,16 @@ def add_polygons(
     if not parts:
         left_out["outside of the image"] += 1
         return
-    _append(record, category, parts, _bounds(parts), sum(map(polygon_area, parts)))
+    _append(record, category, parts, _bounds(parts), sum(map(polygon_area, parts)), **flags)
 
 
 def _append(
-    record: dict, category: int, polygons: list[list[float]], box: list[float], area: float
+    record: dict,
+    category: int,
+    polygons: list[list[float]],
+    box: list[float],
+    area: float,
+    **flags: int,
 ) -> None:
     if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # an outline drawn twice
         import shapely
@@ -158,6 +168,7 @@ def _append(
             "segmentation": polygons,
             "area": area,
             "iscrowd": 0,
+            **flags,
         }
     )
 
@@ -209,10 +220,12 @@ def add_box(
     if not (x1 > x0 and y1 > y0):
         left_out["without area"] += 1
         return
-    box = [max(x0, 0.0), max(y0, 0.0), min(x1, record["width"]), min(y1, record["height"])]
+    width, height = record["width"], record["height"]
+    box = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
     if not (box[2] > box[0] and box[3] > box[1]):
         left_out["outside of the image"] += 1
         return
+    left_out.cut += max(-x0, -y0, x1 - width, y1 - height) > _EDGE
     record["annotations"].append(
         {
             "bbox": [float(c) for c in box],

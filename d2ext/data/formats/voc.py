@@ -20,7 +20,7 @@ from d2ext.data.formats.common import (
 )
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_box, parsed
+from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,13 @@ def read_voc(
 
     VOC numbers pixels from 1, and a box holds its last one: it goes from xmin - 1 to xmax. An
     object that is `difficult` has that, and `iscrowd` 1, since other programs know only crowds as
-    what is neither hit nor miss. Parts of objects are not read.
+    what is neither hit nor miss. Rotated boxes (`robndbox`, as roLabelImg and DIOR-R write them)
+    become polygons. Parts of objects are not read.
 
     Args:
         source: the folder of the XML files, or one with a folder `Annotations`; also one file.
         image_root: the folder of the images. An image is found by `filename`, else by the XML's
-            own name, as `ImageFolder.find` does.
+            own name, as `ImageFolder.find_all` does.
         classes: class names; `category_id` is an index into them. None takes those of the files,
             sorted.
 
@@ -59,19 +60,19 @@ def read_voc(
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
 
-    images, records, left_out, seen = ImageFolder(image_root), [], LeftOut(), {}
-    for file, folder, image, size, objects in read:
-        path = images.find(image, file, folder, file.stem)
-        if path in seen:
-            raise UserError(f"{file} and {seen[path]} describe the same image {path}; remove one")
-        seen[path] = file
+    records, left_out = [], LeftOut()
+    paths = ImageFolder(image_root).find_all([(image, f, folder) for f, folder, image, *_ in read])
+    for path, (file, _, _, size, objects) in zip(paths, read, strict=True):
         record = sized_record(path, len(records) + 1, size, file)
-        for name, box, difficult in objects:
+        for name, shape, difficult in objects:
             if index[name] is None:
                 left_out[f"of the class {shown(name)}"] += 1
             else:
                 flags = {"iscrowd": 1, "difficult": 1} if difficult else {}
-                add_box(record, index[name], box, left_out, **flags)
+                if len(shape) == 4:
+                    add_box(record, index[name], shape, left_out, **flags)
+                else:
+                    add_polygons(record, index[name], [shape], left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted
@@ -81,7 +82,10 @@ _Object = tuple[str, list[float], int]
 
 
 def _parse(file: Path) -> tuple[str | None, tuple[float, float] | None, list[_Object]]:
-    """Image name, its width and height, and objects with class, box in pixels and `difficult`."""
+    """Image name, its width and height, and objects with class, shape in pixels, `difficult`.
+
+    A shape is a box (x0, y0, x1, y1), or the corners of a rotated one.
+    """
     try:
         root = read_xml(file)
         if root.tag != "annotation":
@@ -93,16 +97,29 @@ def _parse(file: Path) -> tuple[str | None, tuple[float, float] | None, list[_Ob
             name = (element.findtext("name") or "").strip()
             if not name or not is_text(name):
                 raise ValueError("an object has no name")
-            x0, y0, x1, y1 = (_number(element, f"bndbox/{k}") for k in _BOX)
             difficult = (element.findtext("difficult") or "").strip() == "1"
-            objects.append((name, [x0 - 1, y0 - 1, x1, y1], int(difficult)))
+            objects.append((name, _shape(element), int(difficult)))
     except ValueError as e:
         raise UserError(f"{file} is not a VOC annotation: {e}") from e
     image = (root.findtext("filename") or "").strip() or None
     return image, (width, height) if width and height else None, objects
 
 
-_BOX = ("xmin", "ymin", "xmax", "ymax")
+def _shape(element: ElementTree.Element) -> list[float]:
+    """Return an object's box, or the corners of its rotated box, which is counted from 0."""
+    if element.find("robndbox") is None:
+        x0, x1 = sorted(_number(element, f"bndbox/{k}") for k in ("xmin", "xmax"))
+        y0, y1 = sorted(_number(element, f"bndbox/{k}") for k in ("ymin", "ymax"))
+        return [x0 - 1, y0 - 1, x1, y1]
+    if element.find("robndbox/x_left_top") is not None:  # DIOR-R
+        corners = ("left_top", "right_top", "right_bottom", "left_bottom")
+        return [_number(element, f"robndbox/{axis}_{c}") for c in corners for axis in "xy"]
+    # roLabelImg: the angle is in radians, clockwise.
+    cx, cy, w, h, angle = (
+        _number(element, f"robndbox/{k}") for k in ("cx", "cy", "w", "h", "angle")
+    )
+    corners = rectangle(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, angle)
+    return [float(c) for c in corners]
 
 
 def _number(element: ElementTree.Element, path: str, default: float | None = None) -> float:

@@ -7,7 +7,8 @@ its outline again, which moves it by up to a pixel, and decodes the images.
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +19,10 @@ from d2ext.data.formats.common import (
     files_in,
     is_litter,
     nearest,
-    read_bytes,
     read_text,
     shown,
 )
-from d2ext.data.formats.image_folder import sized_record, tails
+from d2ext.data.formats.image_folder import folded, sized_record, tails
 from d2ext.data.formats.images import images_in
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, parsed, rectangle
@@ -31,9 +31,9 @@ from d2ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt", "obj.names")
-_NO_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt"}
+_NO_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt"}
 _SPLITS = ("train", "val", "valid", "validation", "test")  # keys of data.yaml
-_LONGEST = 1_000_000  # bytes of a data.yaml; PyYAML reads some 100 kB a second
+_LONGEST = 1_000_000  # characters of a data.yaml; PyYAML reads some 100 kB a second
 _SLACK = 0.02  # of the image's side: annotation tools round, and some reach over the edge
 
 
@@ -72,6 +72,7 @@ def read_yolo(
         source: `data.yaml`, or the folder with the labels, whose subfolders are those of the
             images. For a `data.yaml` it is found as YOLO finds it: `labels` for the last
             `images` of `image_root`, else `labels` beside `data.yaml`, else the image folder.
+            A folder `images` in `image_root` may likewise have its own `labels` beside it.
         image_root: the folder of the images.
         classes: where the set has no names (`data.yaml` or `classes.txt`), the names in the order
             of the ids; else those wanted.
@@ -99,12 +100,12 @@ def read_yolo(
     index = by_name(found, wanted, source)
     folder = _labels(source, image_root)
     images = images_in(image_root)
-    labels = {os.path.splitext(name)[0]: name for name in images}
-    if len(labels) < len(images):
-        names = sorted(set(images) - set(labels.values()))
+    stems = {os.path.splitext(name)[0]: name for name in images}
+    if len(stems) < len(images):
+        names = sorted(set(images) - set(stems.values()))
         raise UserError(f"{image_root / names[0]} has a namesake with another suffix; rename one")
     files = _label_files(folder, described)
-    unused = [name for stem, name in files.items() if stem not in labels]
+    labels, unused = _matched(files, folder, images, image_root)
     if unused:
         raise UserError(
             f"{len(unused)} label files have no image in {image_root}, the first is"
@@ -114,13 +115,13 @@ def read_yolo(
         raise UserError(f"{folder} has no label file of an image in {image_root}; check both")
     chosen = _chosen(described, split, image_root, images)
     records, left_out, bare = [], LeftOut(), 0
-    for stem, name in labels.items():
+    for name in images:
         if name not in chosen:
             continue
         path = os.path.join(image_root, name)
         record = sized_record(path, len(records) + 1, None, source)
-        if stem in files:
-            file = folder / files[stem]
+        if name in labels:
+            file = folder / labels[name]
             for number, line in enumerate(_lines(file), start=1):
                 where = f"{file}:{number}"
                 _add(record, line.split(), found, index, described.poses, left_out, where)
@@ -133,6 +134,42 @@ def read_yolo(
         )
     left_out.warn(logger, source)
     return records, wanted
+
+
+def _matched(
+    files: Sequence[str], folder: Path, images: Sequence[str], image_root: Path
+) -> tuple[dict[str, str], list[str]]:
+    """Return the label file of each image that has one, and the label files without an image."""
+    exact, alike = {}, defaultdict(set)
+    for name in images:
+        for stem in _label_stems(name, image_root, folder):
+            exact.setdefault(stem, name)
+            alike[folded(stem)].add(name)
+    labels, unused = {}, []
+    for file in files:
+        stem = os.path.splitext(file)[0]
+        found = {exact[stem]} if stem in exact else alike.get(folded(stem), set())
+        if len(found) != 1:
+            unused.append(file)
+            continue
+        (name,) = found
+        if name in labels:
+            raise UserError(f"{folder / file} and {labels[name]} are of one image; remove one")
+        labels[name] = file
+    return labels, unused
+
+
+def _label_stems(image: str, image_root: Path, folder: Path) -> Iterator[str]:
+    """Yield where the label of an image may be, relative to `folder` and without suffix.
+
+    It has the image's own path, or, as YOLO finds it, `labels` in place of the last `images`.
+    """
+    stem = os.path.splitext(image)[0]
+    yield stem
+    *parents, name = stem.split(os.sep)
+    if "images" in parents:
+        parents[len(parents) - 1 - parents[::-1].index("images")] = "labels"
+        yield os.path.relpath(os.path.join(image_root, *parents, name), folder)
 
 
 def _chosen(
@@ -290,21 +327,33 @@ def _listed_names(file: Path) -> tuple[str, ...]:
     return names
 
 
+class _Texts(yaml.SafeLoader):
+    """Reads `yes`, `no`, numbers and dates as the text that they are; only null stays null."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _described_by(file: Path) -> _Set:
     try:
-        if len(text := read_bytes(file)) > _LONGEST:
-            raise ValueError(f"{len(text)} bytes are too many")
-        content = yaml.safe_load(text)
+        if len(text := read_text(file)) > _LONGEST:
+            raise ValueError(f"{len(text)} characters are too many")
+        content = yaml.load(text, _Texts)
+        if not isinstance(content, dict):
+            raise TypeError("it has no keys and values")
         names = content["names"]
         if isinstance(names, dict):
-            if sorted(names) != list(range(len(names))):
+            ids = list(map(str, range(len(names))))
+            if names.keys() != set(ids):
                 raise ValueError("the ids of `names` are not 0, 1, ...")
-            names = [names[i] for i in range(len(names))]
+            names = [names[i] for i in ids]
         if not isinstance(names, list) or not names:
             raise TypeError("`names` is no list")
-        if not all(isinstance(name, str | int | float) for name in names):
+        if not all(isinstance(name, str) for name in names):
             raise TypeError("a name is no text")
-        names = tuple(map(str, names))
+        names = tuple(names)
         if len(set(names)) < len(names):
             raise ValueError("`names` repeats a name")
         splits = {key: content[key] for key in _SPLITS if content.get(key)}
@@ -317,9 +366,10 @@ def _described_by(file: Path) -> _Set:
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
         if known := advice(file, "yolo"):
             raise UserError(f"{file} is not a data.yaml of YOLO: it is {known}") from e
-        reason = shown(" ".join(str(e).split()) or type(e).__name__)
+        reason = "it lacks `names`" if isinstance(e, KeyError) else " ".join(str(e).split())
         raise UserError(
-            f"{file} is no data.yaml of YOLO ({reason}); correct it, or give the labels' folder"
+            f"{file} is not a data.yaml of YOLO ({shown(reason)}); correct it, or give the labels'"
+            " folder"
         ) from e
     return _Set(file, names, "kpt_shape" in content, base, splits)
 
@@ -329,7 +379,7 @@ def _labels(source: Path, image_root: Path) -> Path:
     if source.is_dir():
         below = source / "labels"
         texts = [file.name for file in source.glob("*.txt") if not is_litter(file.name)]
-        return below if below.is_dir() and _NO_LABELS.issuperset(map(str.lower, texts)) else source
+        return below if below.is_dir() and all(map(_is_other, texts)) else source
     for root in (image_root.absolute(), image_root.resolve()):
         parts = list(root.parts)
         if "images" in parts:
@@ -340,17 +390,18 @@ def _labels(source: Path, image_root: Path) -> Path:
     return beside if beside.is_dir() else image_root
 
 
-def _label_files(folder: Path, described: _Set) -> dict[str, str]:
-    """Return the label files, relative to their folder, by their path without suffix."""
+def _label_files(folder: Path, described: _Set) -> list[str]:
+    """Return the label files, relative to their folder."""
     places = [_place(described, entry) for part in described.splits.values() for entry in part]
     lists = {os.path.realpath(place) for place in places if place and place.is_file()}
-    files: dict[str, str] = {}
-    for name in files_in(folder, {".txt"}):
-        is_list = lists and os.path.realpath(folder / name) in lists
-        if is_list or os.path.basename(name).lower() in _NO_LABELS:
-            continue
-        stem = os.path.splitext(name)[0]
-        if stem in files:
-            raise UserError(f"{folder / name} and {files[stem]} are of one image; remove one")
-        files[stem] = name
-    return files
+    return [
+        name
+        for name in files_in(folder, {".txt"})
+        if not _is_other(name) and not (lists and os.path.realpath(folder / name) in lists)
+    ]
+
+
+def _is_other(name: str) -> bool:
+    """Return whether a text file lists names or images, or describes the dataset."""
+    base = os.path.basename(name).lower()
+    return base in _NO_LABELS or base.startswith("readme.")  # Roboflow's README.dataset.txt
