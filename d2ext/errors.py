@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from d2ext.limits import exhausted, remedy
 
@@ -39,15 +39,21 @@ def user_message(e: BaseException) -> str | None:
 
 
 def in_words(e: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
-    return f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
+    """Return the kind of an error and the first line of its text, or two if that ends with `:`."""
+    first, *more = (str(e).strip() or "no message").splitlines()
+    reason = f" {more[0].strip()}" if more and first.endswith(":") else ""
+    return f"{type(e).__name__}: {first}{reason}"
 
 
 @contextlib.contextmanager
-def building(section: str) -> Iterator[None]:
+def building(section: str, arguments: Sequence[str] = ()) -> Iterator[None]:
     """Turns what goes wrong while a section of the config is built into a UserError that names it.
 
     Constructors of models, optimizers and loaders raise whatever they like for a wrong argument.
+
+    Args:
+        section: The field of the config that is built.
+        arguments: Its arguments as `name=value`, to list in the message.
     """
     try:
         yield
@@ -55,8 +61,9 @@ def building(section: str) -> Iterator[None]:
         raise
     except Exception as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
+        listed = f"; its arguments: {', '.join(arguments)}" if arguments else ""
         raise UserError(
-            f"{section} cannot be built: {in_words(e)} ({frame.filename}:{frame.lineno})"
+            f"{section} cannot be built: {in_words(e)} ({frame.filename}:{frame.lineno}){listed}"
         ) from e
 
 

@@ -115,7 +115,7 @@ def main() -> int:
     plans = layout.rank == 0 and (layout.starter == "self" or args.dry_run)
     plan = plan_run(cfg, about["name"], **options) if plans else None
     if args.dry_run:
-        dry_step(cfg, plan)
+        dry_step(cfg, plan, options["validate"])
         return 0
     spawns = layout.starter == "self" and layout.world_size > 1
     job = Job(args.config_file, overrides, about, options, plan, end, None if spawns else cfg)

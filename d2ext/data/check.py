@@ -48,7 +48,9 @@ class DatasetSummary:
         """Say how many annotations are not objects to learn from, and why."""
         total = self.instances + sum(self.skipped.values())
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
-        return f"{total - self.instances} of {total} objects are not {use}: {reasons}"
+        skipped = total - self.instances
+        verb = "is" if skipped == 1 else "are"
+        return f"{skipped} of {total} annotations {verb} not {use}: {reasons}"
 
 
 def check_dataset(
@@ -76,37 +78,34 @@ def check_dataset(
     if twice := _repeated(classes):
         raise UserError(f"datasets.{name}.classes names {twice[0]!r} twice; make them distinct")
     if not records:
-        raise UserError(f"data set {name!r} holds no images; check its annotation file")
+        raise UserError(f"dataset {name!r} holds no images; check its annotation file")
     names, columns = file_names_of(records), columns_of(records)
     absent = _absent(names)
     if absent:
         raise UserError(
-            f"data set {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
-            f" {absent[0]}; put them there, or check datasets.{name}.image_root (in"
-            " configs/custom that is data.train.images, or data.val.images)"
+            f"dataset {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
+            f" {absent[0]}; put them there, or {_paths_remedy(name, metadata or {})}"
         )
     for side, values in (("height", columns.heights), ("width", columns.widths)):
         for i in np.flatnonzero(values < 0)[:1]:
             raise UserError(
-                f"data set {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is no"
+                f"dataset {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is no"
                 " positive integer; correct its annotation file"
             )
     _check_sizes(name, names, columns)
     image_ids = image_ids_of(records)
     if None in image_ids:
         file_name = names[image_ids.index(None)]
-        raise UserError(f"data set {name!r}: {file_name} has no image_id; number the images")
+        raise UserError(f"dataset {name!r}: {file_name} has no image_id; number the images")
     if twice := _repeated(image_ids):
-        raise UserError(
-            f"data set {name!r} has the image_id {twice[0]!r} twice; make them distinct"
-        )
+        raise UserError(f"dataset {name!r} has the image_id {twice[0]!r} twice; make them distinct")
     objects = columns.objects_only()
     unknown = (objects.categories < 0) | (objects.categories >= len(classes))
     for i in objects.images()[unknown][:1]:
         ids = [a.get("category_id") for a in filter(is_object, records[i]["annotations"])]
         wrong = next(c for c in ids if c not in range(len(classes)))
         raise UserError(
-            f"data set {name!r}: {names[i]} has category_id {wrong}, but there are"
+            f"dataset {name!r}: {names[i]} has category_id {wrong}, but there are"
             f" {len(classes)} classes (ids from 0); correct the annotation or"
             f" datasets.{name}.classes"
         )
@@ -137,6 +136,12 @@ def check_dataset(
     if empty:
         problems.append(f"{empty} of {len(records)} images have no objects")
     return summary
+
+
+def checker_command(json_file: str, image_root: str | None) -> str:
+    """Return the command that checks a COCO file, to which `--fix` may be added."""
+    command = f"python tools/check_dataset.py {shlex.quote(str(json_file))}"
+    return command if image_root is None else f"{command} --images {shlex.quote(str(image_root))}"
 
 
 def check_trainable(summaries: Sequence[DatasetSummary]) -> None:
@@ -208,10 +213,10 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
 
 
 def format_summary(summaries: Sequence[DatasetSummary]) -> str:
-    """A table with a line for each data set, and a line for each problem below."""
+    """A table with a line for each dataset, and a line for each problem below."""
     width = max((len(s.name) for s in summaries), default=0)
-    width = max(width, len("data set"))
-    lines = [f"{'data set':{width}}  images  objects  objects a class"]
+    width = max(width, len("dataset"))
+    lines = [f"{'dataset':{width}}  images  objects  objects a class"]
     for s in summaries:
         per_class = _first([f"{c} {n}" for c, n in s.per_class.items()])
         lines.append(f"{s.name:{width}}  {s.images:6d}  {s.instances:7d}  {per_class}")
@@ -226,7 +231,7 @@ def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
         stated = (int(columns.widths[i]), int(columns.heights[i]))
         if (actual := image_size(paths[i])) != stated:
             raise UserError(
-                f"data set {name!r}: its annotation file has {stated[0]} x {stated[1]} pixels for"
+                f"dataset {name!r}: its annotation file has {stated[0]} x {stated[1]} pixels for"
                 f" {paths[i]}, which is read with {actual[0]} x {actual[1]} (turned as its EXIF"
                 " orientation says, where it has one); use the images that were annotated, or see"
                 " python tools/check_dataset.py"
@@ -247,6 +252,19 @@ def _absent(paths: Sequence[str]) -> list[str]:
         if file_name not in listed[folder]:
             absent.append(path)
     return absent
+
+
+def _paths_remedy(name: str, metadata: Mapping[str, Any]) -> str:
+    file, root = metadata.get("json_file"), metadata.get("image_root")
+    if root is None:  # a user's own function
+        return "correct the file_name of each record in the dataset's function"
+    remedy = (
+        f"check datasets.{name}.image_root (in configs/custom that is data.train.images, or"
+        " data.val.images)"
+    )
+    if file:
+        remedy += f", or fix misspelled names with {checker_command(file, root)} --fix OUT.json"
+    return remedy
 
 
 def _repeated(values: Sequence) -> list:

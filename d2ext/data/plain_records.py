@@ -79,8 +79,10 @@ def _path(value: Any, where: str) -> str:
 def _annotation(annotation: Mapping, box: list[float], height: Any, width: Any) -> tuple[dict, str]:
     """Return the annotation, or an empty dict and the reason to leave it out."""
     made = dict(annotation)
-    segmentation = _segmentation(made.pop("segmentation", None), height, width)
-    read, problem = read_object(box, segmentation, height, width)
+    try:
+        read, problem = _shape(box, made.pop("segmentation", None), height, width)
+    except MALFORMED as e:
+        raise ValueError(f"segmentation: {short(e)}") from e
     if problem:
         return {}, problem
     for name in _MARKS:
@@ -114,24 +116,53 @@ def _corners(annotation: Mapping, where: str) -> list[float]:
     return [x0, y0, x0 + x1, y0 + y1] if mode == _XYWH else box
 
 
-def _segmentation(value: Any, height: Any, width: Any) -> Any:
-    """Return polygons, each a list of numbers, or an RLE; what is neither stays as it is."""
-    if tuple(getattr(value, "shape", ())) == (height, width):
+def _shape(box: list[float], segmentation: Any, height: Any, width: Any) -> tuple[dict, str]:
+    """Return box and mask as `read_object` does; several RLEs are one object, their union."""
+    several = isinstance(segmentation, list | tuple) and len(segmentation) > 0
+    if not several or not all(isinstance(part, Mapping) for part in segmentation):
+        return read_object(box, _segmentation(segmentation, height, width), height, width)
+    parts = [read_object(box, _rle(part), height, width) for part in segmentation]
+    read, problem = parts[0]
+    if not problem:
         from pycocotools import mask
 
-        value = mask.encode(np.asfortranarray(np.asarray(value) != 0, np.uint8))
+        read["segmentation"] = _rle(mask.merge([part["segmentation"] for part, _ in parts]))
+    return read, problem
+
+
+def _rle(value: Mapping) -> dict:
+    """Return an RLE with its counts as a text or a list."""
+    counts = value["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else _plain(counts)
+    return {"size": _plain(value["size"]), "counts": text}
+
+
+def _segmentation(value: Any, height: Any, width: Any) -> dict | list:
+    """Return polygons, each a list of numbers, or an RLE."""
     if isinstance(value, Mapping):
-        counts = value["counts"]
-        text = counts.decode() if isinstance(counts, bytes) else _plain(counts)
-        return {"size": _plain(value["size"]), "counts": text}
+        return _rle(value)
+    shape = tuple(getattr(value, "shape", ()))
+    if shape == (height, width):
+        from pycocotools import mask
+
+        return _rle(mask.encode(np.asfortranarray(np.asarray(value) != 0, np.uint8)))
+    if shape == (width, height) or shape and _is_bitmask(np.asarray(value)):
+        raise ValueError(f"the mask has the shape {shape}, its image {(height, width)}")
     polygons = _plain(value)
+    if not polygons:
+        return []
     if not isinstance(polygons, list):
-        return polygons
+        raise TypeError(f"{shown(polygons)} is neither a list of polygons nor a mask")
     kinds = set(map(type, polygons))
     points = kinds == {list} and set(map(len, polygons)) == {2}
     if points or kinds and list not in kinds:  # one polygon, not in a list
         polygons = [polygons]
     return [_flat(p) if isinstance(p, list) else p for p in polygons]
+
+
+def _is_bitmask(array: np.ndarray) -> bool:
+    """Return whether an array is a mask: no polygon consists of the integers 0 and 1 only."""
+    return array.dtype.kind in "bui" and array.size > 0 and array.max() <= 1
 
 
 def _flat(polygon: list) -> list:

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.registry import locate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +18,7 @@ from d2ext.engine.classes import with_num_classes
 from d2ext.engine.distributed import from_main
 from d2ext.engine.model_fields import check_levels
 from d2ext.engine.preflight import Plan
-from d2ext.errors import building
+from d2ext.errors import UserError, building
 from d2ext.evaluation.suite import Suite
 from d2ext.modeling.fast_layers import use_fast_layers
 
@@ -30,8 +30,7 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """The model on its device, its heads with the data's class count; the same for a seed."""
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
-    with building("model"):
-        model = instantiate(with_num_classes(cfg.model, len(plan.classes)))
+    model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
     check_levels(cfg.model, model)
     if cfg.train.get("sync_bn", False):
         model = with_sync_bn(model, plan.device)
@@ -64,7 +63,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
         # A fused SGD would dampen its first step as well: see `Trainer`.
         if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast on a CPU, too
-        return instantiate(settings)
+    return _instantiate(settings, "optimizer")
 
 
 def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
@@ -72,8 +71,7 @@ def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
     settings = copy.deepcopy(cfg.lr_multiplier)
     if schedule.warmup_iters is not None and "warmup_length" in settings:
         settings.warmup_length = schedule.warmup_iters / schedule.max_iter
-    with building("lr_multiplier"):
-        return instantiate(settings)
+    return _instantiate(settings, "lr_multiplier")
 
 
 def build_train_loader(cfg: Any, start_iter: int) -> Any:
@@ -83,11 +81,48 @@ def build_train_loader(cfg: Any, start_iter: int) -> Any:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
-    with building("dataloader.train"):
-        return instantiate(settings)
+    return _instantiate(settings, "dataloader.train")
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
     """Test sets and metrics; `section` names the loader's place in the config."""
     with building(f"{section} or evaluators"):
         return Suite(loader, cfg.evaluators)
+
+
+def _instantiate(config: DictConfig, field: str) -> Any:
+    """Instantiate a section of the config; a UserError names the innermost part that fails."""
+    try:
+        return instantiate(config)
+    except UserError:
+        raise
+    except Exception:
+        place, part = _failing(config, field) or (field, config)
+        arguments = [f"{k}={v}" for k, v in part.items() if k != "_target_" and _is_plain(v)]
+        with building(place, arguments):
+            raise
+
+
+def _failing(config: Any, field: str) -> tuple[str, DictConfig] | None:
+    """Return the innermost lazy call that fails, found by instantiating each from the inside."""
+    if isinstance(config, ListConfig):
+        parts = [(f"{field}[{i}]", part) for i, part in enumerate(config)]
+    elif isinstance(config, DictConfig) and "_target_" in config:
+        parts = [(f"{field}.{key}", part) for key, part in config.items()]
+    else:
+        return None
+    for place, part in parts:
+        if found := _failing(part, place):
+            return found
+    try:
+        instantiate(config)
+    except Exception:
+        return (field, config) if isinstance(config, DictConfig) else None
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is short in a message: a number, a text, or a list of these."""
+    if isinstance(value, ListConfig):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

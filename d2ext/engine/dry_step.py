@@ -1,4 +1,4 @@
-"""One training step of one small image before a training, and what fails in a first step in words.
+"""Run one training step on a small image before training, and explain errors of a first step.
 
 Most fields of a model's config that do not agree show themselves in its first step only, deep in
 torch. `misfits_explained` names the fields around the module that fails.
@@ -24,7 +24,13 @@ from torch import nn
 from d2ext.data.mapping import Failure, ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.training_set import TrainingSet
 from d2ext.engine.aids import autocast
-from d2ext.engine.build import build_model
+from d2ext.engine.build import (
+    build_model,
+    build_multiplier,
+    build_optimizer,
+    build_suite,
+    build_train_loader,
+)
 from d2ext.engine.explain import batch_words, is_shortage, shortages_explained
 from d2ext.engine.failures import describe_failure
 from d2ext.engine.preflight import Plan
@@ -46,8 +52,8 @@ _SHAPES = {
 }
 
 
-def dry_step(cfg: Any, plan: Plan | None) -> None:
-    """Build the model and run one forward and backward pass, on the device that would train.
+def dry_step(cfg: Any, plan: Plan | None, validate: bool = True) -> None:
+    """Build what a run consists of, and run one forward and backward pass on its device.
 
     The image is the first training image, as small as leaves every level 2 x 2 cells. The model,
     with random weights, is thrown away; generators of random numbers are put back.
@@ -55,9 +61,11 @@ def dry_step(cfg: Any, plan: Plan | None) -> None:
     Args:
         cfg: Config returned by `load_config`.
         plan: Plan returned by `plan_run`; None where another process plans.
+        validate: The run would be evaluated on `dataloader.val`.
 
     Raises:
-        UserError: fields of the config do not agree, or the machine runs out of memory.
+        UserError: a part of the run cannot be built, fields of the config do not agree, or the
+            machine runs out of memory.
     """
     if plan is None or plan.schedule is None:  # nothing is trained
         return
@@ -67,11 +75,20 @@ def dry_step(cfg: Any, plan: Plan | None) -> None:
     started = time.perf_counter()
     with generators_seeded(0):
         model = build_model(cfg, plan).train()
+        build_optimizer(cfg, model)
+        build_multiplier(cfg, plan.schedule)
+        build_train_loader(cfg, 0)
+        if validate:
+            build_suite("dataloader.val", cfg.dataloader.val, cfg)
         sample = _sample(cfg, _side(model))
         if isinstance(sample, Failure):
             logger.info("dry step    not run: %s", sample.message)
             return
-        _step(cfg, plan.device, model, [sample])
+        try:
+            _step(cfg, plan.device, model, [sample])
+        except FloatingPointError as e:  # the random weights are not those that are trained
+            logger.info("dry step    not finished: %s", e)
+            return
     seconds = time.perf_counter() - started
     height, width = sample["image"].shape[-2:]
     logger.info(
@@ -124,12 +141,9 @@ def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
         "dataloader.train.num_workers",
     )
     with memory, misfits_explained(cfg, model), EventStorage():
-        try:
-            with autocast(cfg.train.get("amp", {}), device)():
-                losses = model(batch)
-            sum(losses.values()).backward()
-        except FloatingPointError as e:  # of random weights, which are not those to train
-            logger.info("dry step    not finished: %s", e)
+        with autocast(cfg.train.get("amp", {}), device)():
+            losses = model(batch)
+        sum(losses.values()).backward()
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -168,7 +182,7 @@ def _field(config: DictConfig, path: str) -> str:
 
 
 def _fields_around(config: DictConfig, place: str) -> list[str]:
-    """Return `field=value` of what decides on shapes around a field of the model's config."""
+    """Return `field=value` for the fields near `place` that determine tensor shapes."""
     _, top, sub, *_ = [*place.split("."), "", ""]
     node = config.get(top) if top else None
     if node is None or top == "backbone":

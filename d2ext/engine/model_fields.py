@@ -1,6 +1,7 @@
 """Fields of a config that must agree with one another, the model or the data."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,13 @@ def check_model_fields(cfg: Any) -> list[str]:
     for field, node in _nodes(cfg.model, "model"):
         if "anchor_generator" in node:
             _check_anchors(field, node)
+        for name in ("pre_nms_topk", "post_nms_topk"):  # of Detectron2's RPN
+            values = node.get(name)
+            if isinstance(values, ListConfig) and len(values) != 2:
+                raise UserError(
+                    f"{field}.{name}={list(values)}: give two numbers, for training and for"
+                    " inference"
+                )
     _check_pyramid(cfg)
     for prefix in _HEADS:
         _check_roi_head(cfg, prefix)
@@ -158,6 +166,12 @@ def _hundreds(number: int) -> int:
 
 def _check_channels(cfg: Any) -> None:
     image_format = _image_format(cfg)
+    stds = cfg.model.get("pixel_std")
+    for value in stds if isinstance(stds, ListConfig) else ():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(
+                f"model.pixel_std={list(stds)}: pixels are divided by these; give positive numbers"
+            )
     counts = {}
     if image_format:
         counts[f"the image format {image_format[1]} ({image_format[0]})"] = _channels(*image_format)
@@ -179,9 +193,20 @@ def _check_channels(cfg: Any) -> None:
         channels = _channels_taken(_get(cfg, field))
         if channels not in (None, counts[widest]):
             raise UserError(
-                f"{field} takes {channels} channels, but {widest} has {counts[widest]}; gray"
-                " photos train as three equal channels with model.input_format=RGB"
+                f"{field} takes {channels} channels, but {widest} has {counts[widest]};"
+                f" {_channels_remedy(cfg, field, channels, counts[widest])}"
             )
+
+
+def _channels_remedy(cfg: Any, backbone: str, taken: int, given: int) -> str:
+    """Say which fields to set so that a backbone gets the channels that it takes."""
+    if taken != 3:
+        return f"set {backbone}.stem.in_channels={given}"
+    means = "model.pixel_mean and model.pixel_std three values each"
+    for field in ("model.input_format", "dataloader.train.mapper.image_format"):
+        if _get(cfg, field) not in (None, "RGB", "BGR"):
+            return f"set {field}=RGB (gray photos become three equal channels), and give {means}"
+    return f"give {means}"
 
 
 def _channels_taken(backbone: Any) -> int | None:

@@ -13,6 +13,7 @@ from d2ext.data.check import (
     check_dataset,
     check_masks,
     check_trainable,
+    checker_command,
     format_summary,
 )
 from d2ext.data.checker.checks import fast_findings
@@ -50,13 +51,13 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
         names = test_sets(loader)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(
-                f"{field}.dataset.names={names}: give the name of a data set, or several"
+                f"{field}.dataset.names={names}: give the name of a dataset, or several"
             )
         for name in names:
             if name not in DatasetCatalog.list():
                 near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
-                raise UserError(f"{field}.dataset.names={name}: no such data set; {hint}")
+                raise UserError(f"{field}.dataset.names={name}: no such dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
             if file := metadata.get("json_file"):
@@ -66,13 +67,13 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
             mine = list(metadata.get("thing_classes", []))
             if classes is not None and mine != classes:
                 raise UserError(
-                    f"the data sets {first} and {name} differ in their classes: {classes} and"
+                    f"the datasets {first} and {name} differ in their classes: {classes} and"
                     f" {mine}; give both the same `classes`"
                 )
             classes, first = mine, first or name
             if name in datasets:
                 continue
-            use = "trained on" if split == "train" else "evaluated as objects"
+            use = "trained on" if split == "train" else "evaluated"
             about = metadata.as_dict() | counts_of(name)
             summary = check_dataset(name, records, mine, about, use)
             if split == "train":
@@ -113,7 +114,7 @@ def _map(field: str, loader: Any, record: dict) -> Any:
 
 def _check_file(json_file: str, image_root: str | None) -> None:
     """Stops on the errors that tools/check_dataset.py finds in a COCO file without its images."""
-    command = f"python tools/check_dataset.py {json_file} --images {image_root}"
+    command = checker_command(json_file, image_root)
 
     def errors() -> list[str]:
         found = fast_findings(json_file, images=image_root)
@@ -122,7 +123,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
     if found := remembered(json_file, f"errors {image_root}", errors):
         more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
         raise UserError(
-            f"{json_file} has {found[0]}{more}; see all with {command}, mend them with --fix"
+            f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
             " OUT.json"
         )
 

@@ -175,7 +175,7 @@ def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
     options = _own(photos, content)
     done = _plan(train_net, repo, photos, *options, "data.classes=[balloon]")
     assert done.status == 0, done.stderr
-    words = f"4 of {total} objects are not trained on: 1 crowd, 1 marked difficult or ignore, 1"
+    words = f"4 of {total} annotations are not trained on: 1 crowd, 1 marked difficult or ignore, 1"
     assert f"{words} group (is_group_of), 1 of classes not asked for" in done.stdout
     assert "1 object has keypoints, which are not trained on" in done.stdout
     for annotation in objects:
@@ -183,7 +183,7 @@ def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
     done = _plan(train_net, repo, photos, *_own(photos, content))
     assert done.status == 2 and not (photos / "run").exists()
     line = done.stderr.strip().splitlines()[-1]
-    assert f"{total} of {total} objects are not trained on: {total} crowds (CVAT" in line
+    assert f"{total} of {total} annotations are not trained on: {total} crowds (CVAT" in line
     assert "sed -E" in line
 
 

@@ -54,7 +54,10 @@ def test_missing_data(mistake, tmp_path):
         ("train.log_period=0", ["train.log_period=0"]),
         ("optimizer.lr=-1", ["optimizer.lr"]),
         ("+optimizer.foo=1", ["optimizer cannot be built", "foo"]),
-        ("model.backbone.bottom_up.name=resnet999", ["model cannot be built", "resnet999"]),
+        (
+            "model.backbone.bottom_up.name=resnet999",
+            ["model.backbone.bottom_up cannot be built", "resnet999"],
+        ),
         ("dataloader.train.num_workers=-1", ["dataloader.train.num_workers=-1: takes int, 0"]),
         ("dataloader.val.num_workers=-1", ["dataloader.val.num_workers=-1"]),
         (

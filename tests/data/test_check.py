@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,12 @@ def test_counts(records: list[dict]) -> None:
     assert summary.per_class == {"balloon": left, "kite": 0}
     assert summary.empty == 2
     assert summary.problems == [
-        f"1 of {left + 1} objects are not trained on: 1 crowd",
+        f"1 of {left + 1} annotations is not trained on: 1 crowd",
         "no object of kite",
         "2 of 4 images have no objects",
     ]
     header, line, *notes = format_summary([summary]).splitlines()
-    assert header.split()[:2] == ["data", "set"]
+    assert header.split()[:2] == ["dataset", "images"]
     assert line.split() == ["some_train", "4", str(left), "balloon", f"{left},", "kite", "0"]
     assert [n.split("note: ")[1] for n in notes] == summary.problems
 
@@ -77,9 +79,32 @@ def test_missing_images_are_counted_and_the_first_is_named(
     Path(moved[1]["file_name"]).unlink()
     moved[3]["file_name"] = str(tmp_path / "no folder" / "d.jpg")
     with pytest.raises(UserError) as e:
-        check_dataset("x", moved, ["balloon"])
-    assert "data set 'x': 2 of 4 images are missing" in str(e.value)
+        check_dataset("x", moved, ["balloon"], {"image_root": "my photos"})
+    assert "dataset 'x': 2 of 4 images are missing" in str(e.value)
     assert moved[1]["file_name"] in str(e.value) and "datasets.x.image_root" in str(e.value)
+    assert "--fix" not in str(e.value)
+    with pytest.raises(UserError, match="or correct the file_name of each record") as e:
+        check_dataset("x", moved, ["balloon"])
+    assert "image_root" not in str(e.value)
+
+
+def test_misspelled_names_of_a_coco_file_are_fixed_by_the_command_that_is_named(
+    records: list[dict], folder: Path, tmp_path: Path, repo: Path
+) -> None:
+    content = to_coco(records, ["balloon"], folder)
+    for image in content["images"]:
+        image["file_name"] = f"photos\\{image['file_name'].upper()}"
+    file, fixed = tmp_path / "my a.json", tmp_path / "fixed.json"
+    file.write_text(json.dumps(content))
+    misspelled, _ = read_coco(file, folder)
+    about = {"json_file": str(file), "image_root": str(folder)}
+    with pytest.raises(UserError, match="4 of 4 images are missing") as e:
+        check_dataset("x", misspelled, ["balloon"], about)
+    command = re.search(r"python (tools/.*)OUT.json", str(e.value))[1]
+    command = f"{shlex.quote(sys.executable)} {command}{shlex.quote(str(fixed))}"
+    subprocess.run(command, shell=True, check=True, cwd=repo)
+    again, _ = read_coco(fixed, folder)
+    assert check_dataset("x", again, ["balloon"]).images == 4
 
 
 @pytest.mark.parametrize("category", [1, -1])
@@ -154,11 +179,13 @@ def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> Non
         "of a class": 2,
     }
     assert summary.instances == total - 3
-    assert f"5 of {total + 2} objects are not trained on: 1 crowd, 1 marked" in summary.problems[0]
+    assert (
+        f"5 of {total + 2} annotations are not trained on: 1 crowd, 1 marked" in summary.problems[0]
+    )
     assert summary.problems[1] == "5 objects have keypoints, which are not trained on"
     check_trainable([summary])
-    val = check_dataset("x", records, ["balloon"], metadata, use="evaluated as objects")
-    assert "objects are not evaluated as objects: 1 crowd" in val.problems[0]
+    val = check_dataset("x", records, ["balloon"], metadata, use="evaluated")
+    assert "annotations are not evaluated: 1 crowd" in val.problems[0]
 
 
 def test_a_training_set_of_crowds_names_the_reason_and_the_command(
@@ -173,7 +200,7 @@ def test_a_training_set_of_crowds_names_the_reason_and_the_command(
     crowds, _ = read_coco(file, "/")
     total = len(content["annotations"])
     summary = check_dataset("x", crowds, ["balloon"], {"json_file": str(file)})
-    with pytest.raises(UserError, match=f"{total} of {total} objects .*: {total} crowds") as e:
+    with pytest.raises(UserError, match=f"{total} of {total} annotations .*: {total} crowds") as e:
         check_trainable([summary])
     command = re.search(r"sed .*objects\.json", str(e.value))[0]
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)

@@ -101,6 +101,17 @@ def test_masks_become_compressed_rle(given):
     assert np.array_equal(mask.decode(read), BITMAP)
 
 
+def test_several_rles_are_their_union():
+    polygons = [CORNERS, [10.0, 2.0, 15.0, 2.0, 15.0, 6.0]]
+    rles = mask.frPyObjects(polygons, 10, 20)
+    ((record,), _) = _read(_record({"segmentation": rles}))
+    read = record["annotations"][0]["segmentation"]
+    assert np.array_equal(mask.decode(read), mask.decode(mask.merge(rles)))
+    assert type(read["counts"]) is str
+    (_, left_out) = _read(_record({"segmentation": rles, "bbox": [1, 2, 0, 6]}))
+    assert left_out.total() == 1
+
+
 def test_the_input_stays_as_it_is():
     records = [_record({"bbox": np.array([1, 2, 8, 6]), "segmentation": np.array([CORNERS])})]
     before = copy.deepcopy(records)
@@ -135,9 +146,18 @@ def test_objects_without_extent_are_left_out_and_counted():
         (_record({"bbox": ["1", 2, 3, 4]}), "needs a bbox of four numbers"),
         (_record({"bbox_mode": None}), "bbox_mode=None"),
         (_record({"bbox_mode": BoxMode.XYWHA_ABS}), "bbox_mode"),
-        (_record({"segmentation": "x"}), r"annotations\[0\]: the segmentation"),
+        (_record({"segmentation": "x"}), r"annotations\[0\]: segmentation: 'x' is neither"),
         (_record({"segmentation": {"size": [20, 10], "counts": [200]}}), "the RLE has the size"),
-        (_record({"segmentation": {"size": [10, 20]}}), "no 'counts'"),
+        (_record({"segmentation": {"size": [10, 20]}}), "segmentation: no 'counts'"),
+        (
+            _record({"segmentation": BITMAP.T}),
+            r"segmentation: the mask has the shape \(20, 10\), its image \(10, 20\)",
+        ),
+        (_record({"segmentation": torch.tensor(BITMAP)[None]}), r"the shape \(1, 10, 20\)"),
+        (_record({"segmentation": BITMAP[2:8, 1:9].astype(int)}), r"the shape \(6, 8\)"),
+        (_record({"segmentation": 255 * BITMAP.T.astype(np.uint8)}), r"the shape \(20, 10\)"),
+        (_record({"segmentation": [RLE, {"size": [1, 1]}]}), "segmentation: no 'counts'"),
+        (_record({"segmentation": [RLE, CORNERS]}), "segmentation: .* are not numbers"),
         (_record({"iscrowd": 2}), "iscrowd=2"),
         (_record({"area": float("inf")}), "area=inf"),
         (_record({"area": "big"}), "area='big'"),

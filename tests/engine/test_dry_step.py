@@ -48,6 +48,36 @@ def test_a_step_that_fails_names_the_fields(train_net, tiny, tmp_path, flags):
     assert not list(work.rglob("*.pth"))
 
 
+def test_a_forward_pass_that_is_not_finite_is_not_reported_as_done(
+    train_net, tiny, tmp_path, monkeypatch
+):
+    def fails(*args):
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+
+    monkeypatch.setattr("detectron2.modeling.GeneralizedRCNN.forward", fails)
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
+    assert done.status == 0, done.stderr
+    assert "dry step    not finished: Predicted boxes" in done.stdout
+    assert "forward and backward" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "optimizer={_target_: nope.X, lr: 1e-3}",
+            "optimizer cannot be built: ImportError: Error loading 'nope.X': ModuleNotFoundError",
+        ),
+        ("+lr_multiplier.scheduler.nope=1", "lr_multiplier.scheduler cannot be built: "),
+        ("+dataloader.train.nope=1", "dataloader.train cannot be built: "),
+        ("+dataloader.val.nope=1", "dataloader.val or evaluators cannot be built: "),
+    ],
+)
+def test_a_dry_run_builds_all_that_a_run_needs(train_net, tiny, tmp_path, override, words):
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny, override)
+    assert done.status == 2 and words in done.stderr, done.stdout + done.stderr
+
+
 class _Net(nn.Module):
     """A model with a backbone and a head, whose `fails` raises in the head."""
 

@@ -60,6 +60,11 @@ def cfg(custom):
         ("backbone.in_features=[res2, res6]", "names res6, but .*out_features"),
         ("pixel_mean=[1, 2, 3, 4]", "image format RGB .*3 channels, but model.pixel_mean"),
         ("pixel_std=[1, 2]", "model.pixel_std=.1, 2. has 2 channels"),
+        ("pixel_std=[0, 0, 0]", r"model.pixel_std=\[0, 0, 0\]: .*give positive numbers"),
+        ("pixel_std=[1, 1, -1]", "give positive numbers"),
+        ("pixel_std=[1, .nan, 1]", "give positive numbers"),
+        ("proposal_generator.pre_nms_topk=[100]", r"pre_nms_topk=\[100\]: give two numbers"),
+        ("proposal_generator.post_nms_topk=[]", r"post_nms_topk=\[\]: give two numbers"),
         ("input_format=RGBA", "RGBA .* has 4"),
         ("input_format=XYZ", "'XYZ' is not an image format; give RGB"),
     ],
@@ -79,11 +84,24 @@ def test_gray_images(cfg):
         check_model_fields(cfg)
 
 
+@pytest.mark.parametrize("field", ["model.input_format", "dataloader.train.mapper.image_format"])
+def test_the_remedy_for_gray_images_works(cfg, field):
+    means = ["model.pixel_mean=[127.5]", "model.pixel_std=[127.5]"]
+    apply_overrides(cfg, [f"{field}=L", *means])
+    with pytest.raises(UserError, match=f"set {field}=RGB .*three values each"):
+        check_model_fields(cfg)
+    means = [mean.replace("127.5", "127.5, 127.5, 127.5") for mean in means]
+    apply_overrides(cfg, [f"{field}=RGB", *means])
+    check_model_fields(cfg)
+
+
 def test_a_stem_states_its_channels(repo):
     cfg = load_config(repo / "configs/custom/mask_rcnn_r50_fpn.py")
     apply_overrides(cfg, ["model.backbone.bottom_up.stem.in_channels=4"])
-    with pytest.raises(UserError, match="bottom_up takes 4 channels, but .* has 3"):
+    with pytest.raises(UserError, match="bottom_up takes 4 channels, but .* has 3; set .*=3") as e:
         check_model_fields(cfg)
+    apply_overrides(cfg, [str(e.value).rpartition("set ")[2]])
+    check_model_fields(cfg)
 
 
 def test_another_order_of_colors_is_a_note(cfg):
