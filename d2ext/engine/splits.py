@@ -122,7 +122,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
     if found := remembered(json_file, f"errors {image_root}", errors):
         more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
         raise UserError(
-            f"{json_file} has {found[0]}{more}; see all with {command}, mend them with --fix"
+            f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
             " OUT.json"
         )
 
