@@ -148,7 +148,13 @@ PHOTO = Image.fromarray(np.dstack([SHOWN, SHOWN[:, ::-1], SHOWN]).astype(np.uint
         ("heic.jpg", "RGB", 60),  # a wrong suffix
         ("a.webp", "RGB", 60),
         ("a.bmp", "RGB", 0),
+        ("a.dib", "RGB", 0),
         ("a.ppm", "RGB", 0),
+        ("a.pnm", "RGB", 0),
+        ("a.tga", "RGB", 0),
+        ("a.apng", "RGB", 0),
+        ("a.jpx", "RGB", 60),
+        ("a.j2k", "RGB", 60),
         ("a.jp2", "RGB", 60),
         ("a.mpo", "RGB", 60),
         ("a.tif", "RGB", 0),
@@ -225,7 +231,8 @@ def test_a_tiff_of_up_to_4_bands_is_read(bands: int, tmp_path: Path) -> None:
 
 
 def test_a_damaged_tiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    cv2.imwrite(str(tmp_path / "a.tif"), np.random.rand(48, 64, 3).astype(np.float32))
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # OpenCV's default
+    cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((48, 64, 3), np.float32))
     (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:400])
     with pytest.raises((OSError, UserError)):
         read_photo(tmp_path / "a.tif", "RGB")

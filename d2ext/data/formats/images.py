@@ -19,8 +19,8 @@ from d2ext.errors import UserError
 
 # What Pillow reads of the formats that photos come in; HEIC needs pillow-heif besides.
 SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tif .tiff"
-    " .webp".split()
+    ".apng .avif .bmp .dib .gif .heic .heif .hif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg"
+    " .jpx .mpo .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 # What `_scaled` does, in words.
 SCALING = "the image's lowest value becomes 0 and its highest 255"
