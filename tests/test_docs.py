@@ -396,7 +396,7 @@ TRAINED = {
 # What the commands of a page leave, among others.
 LEAVES = {
     "README.md": [f"{OWN_RUN}/report.html", "work_dirs/predict/overlays"],
-    "docs/datasets.md": ["mended.json", "report.html", f"{OWN_RUN}/eval/results.json"],
+    "docs/datasets.md": ["fixed.json", "report.html", f"{OWN_RUN}/eval/results.json"],
     "docs/from_mmdetection.md": ["data/balloon/train/annotation_coco.json"],
     "docs/install.md": ["datasets/coco/val2017"],
     "docs/metrics.md": ["results.json", "results_analysis.json"],

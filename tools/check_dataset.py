@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Finds what is wrong with a COCO file and its images, and writes a file in which it is mended.
+"""Find what is wrong with a COCO file and its images, and write a fixed copy.
 
 python tools/check_dataset.py train.json
-python tools/check_dataset.py train.json --images photos --fix mended.json --html report.html
+python tools/check_dataset.py train.json --images photos --fix fixed.json --html report.html
 python tools/check_dataset.py train.json --images photos --against val.json --against-images more
 
 Exit status: 0 clean or warnings only, 1 errors, 2 unreadable. With --fix it is that of the new

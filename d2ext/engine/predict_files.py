@@ -49,9 +49,10 @@ def predict_files(
     """Predicts what is in images and writes it to a folder; pixels are held of a few at a time.
 
     `predictions.json` holds COCO results, `images.json` the images and categories that their ids
-    mean, and under `skipped` the files that could not be read. Pictures are in `overlays`,
-    `cutouts`, `splash` and `masks`, called like the images; of a video, the frames make up one
-    again, but for cutouts and masks.
+    mean, and under `skipped` the files that could not be read, or are neither images nor videos.
+    Pictures are in `overlays`, `cutouts`, `splash` and `masks`, called like the images; of a video,
+    the frames make up one again, but for cutouts and masks. `output_name` of an image, in
+    `images.json` and both tables, is the name of its pictures without suffix.
 
     Args:
         predictor: of a model.
@@ -70,7 +71,8 @@ def predict_files(
     Raises:
         UserError: there is no input, the output is another's, or something cannot be written.
     """
-    files = find_inputs(inputs, output)
+    others: list[tuple[Path, str]] = []
+    files = find_inputs(inputs, output, others)
     categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
     index: dict[str, Any] = {
         "info": _INFO,
@@ -110,6 +112,7 @@ def predict_files(
                         {
                             "id": len(images) + 1,
                             "file_name": item.file_name,
+                            "output_name": _name(item),
                             "width": width,
                             "height": height,
                         }
@@ -128,7 +131,8 @@ def predict_files(
                 for writer in writers:
                     writer.end_video()
         rows.end()
-    index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in unreadable]
+    skipped = [*unreadable, *others]
+    index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in skipped]
     write_json(output / "images.json", index)
     for path, why in unreadable[:_SHOWN]:
         logger.warning("%s %s", path, why)
@@ -284,23 +288,23 @@ class _Tables:
         self._classes = classes
         self._detections = csv_writer(detections, lineterminator="\n")
         self._counts = csv_writer(counts, lineterminator="\n")
-        self._detections.writerow(
-            ("file_name", "object", "class", "score", "x", "y", "width", "height", "area")
-        )
-        self._counts.writerow(("file_name", "objects", *classes))
+        columns = "object", "class", "score", "x", "y", "width", "height", "area"
+        self._detections.writerow(("file_name", "output_name", *columns))
+        self._counts.writerow(("file_name", "output_name", "objects", *classes))
 
     def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        names = item.file_name, _name(item)
         for k, o in enumerate(prediction.objects, start=1):
             width, height = o["bbox"][2:]
             area = mask_util.area(o["segmentation"]) if "segmentation" in o else width * height
             name = self._classes[o["category_id"]]
             box = (round(v, 2) for v in o["bbox"])
             self._detections.writerow(
-                (item.file_name, k, name, round(o["score"], 4), *box, round(float(area), 2))
+                (*names, k, name, round(o["score"], 4), *box, round(float(area), 2))
             )
         by_class = Counter(o["category_id"] for o in prediction.objects)
         numbers = (by_class[i] for i in range(len(self._classes)))
-        self._counts.writerow((item.file_name, len(prediction.objects), *numbers))
+        self._counts.writerow((*names, len(prediction.objects), *numbers))
 
     def end_video(self) -> None:
         pass

@@ -42,8 +42,15 @@ class Source:
     rate: float = 0.0  # frames a second; 0 for images
 
 
-def find_inputs(inputs: Sequence[str | Path], output: Path) -> list[Item]:
-    """The files of `inputs`, each with a name of its own.
+def find_inputs(
+    inputs: Sequence[str | Path], output: Path, others: list[tuple[Path, str]]
+) -> list[Item]:
+    """Return the files of `inputs`, each with a name of its own.
+
+    Args:
+        inputs: images, videos, and folders of both.
+        output: the output folder; if a folder of `inputs` holds it, its files are not inputs.
+        others: gets the files in folders that are neither images nor videos, with that reason.
 
     Raises:
         UserError: there is none, or one lies in the output folder.
@@ -52,22 +59,24 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> list[Item]:
     for path in inputs:
         if made in (Path(path).resolve(), *Path(path).resolve().parents):
             raise UserError(f"the input {path} lies in --output {output}; choose another --output")
-    found = (item for path in inputs for item in _files(Path(path)))
-    # A folder may hold the output: pictures of an earlier call are no input.
-    files = _distinct(item for item in found if made not in item.path.resolve().parents)
+    files = _distinct(item for path in inputs for item in _files(Path(path), made, others))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
         raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
     return files
 
 
-def _files(path: Path) -> list[Item]:
+def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]:
     if path.is_dir():
-        names = list(map(Path, files_in(path)))
+        names = [n for n in map(Path, files_in(path)) if made not in (path / n).resolve().parents]
         taken = [name for name in names if name.suffix.lower() in SUFFIXES | VIDEOS]
         if len(taken) < len(names):
-            others = Counter(n.suffix.lower() or n.name for n in names if n not in set(taken))
-            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(others.items()))
+            left = sorted(set(names).difference(taken))
+            others += [
+                (path / name, "is neither an image nor a video by its suffix") for name in left
+            ]
+            counts = Counter(name.suffix.lower() or name.name for name in left)
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
             logger.info("%s: skipped files that are neither images nor videos: %s", path, kinds)
         return [Item(_stem(name), str(path / name), path / name) for name in taken]
     if not path.exists():

@@ -147,7 +147,7 @@ def test_tables_and_masks(predict, photos, tmp_path):
     results = json.loads((out / "predictions.json").read_text())
     images = json.loads((out / "images.json").read_text())["images"]
     names = {i["id"]: i["file_name"] for i in images}
-    rows = list(csv.DictReader((out / "detections.csv").open()))
+    rows = list(csv.DictReader((out / "detections.csv").read_text().splitlines()))
     assert [r["file_name"] for r in rows] == [names[r["image_id"]] for r in results]
     for row, r in zip(rows, results, strict=True):
         assert row["class"] == "balloon"
@@ -155,13 +155,15 @@ def test_tables_and_masks(predict, photos, tmp_path):
         box = [float(row[key]) for key in ("x", "y", "width", "height")]
         assert box == pytest.approx(r["bbox"], abs=0.01)
         assert float(row["area"]) == pycocotools.mask.area(r["segmentation"])
-    counts = list(csv.DictReader((out / "counts.csv").open()))
+    counts = list(csv.DictReader((out / "counts.csv").read_text().splitlines()))
     assert [c["file_name"] for c in counts] == list(names.values())
+    assert [c["output_name"] for c in counts] == [i["output_name"] for i in images]
     for image, count in zip(images, counts, strict=True):
         mine = [r for r in results if r["image_id"] == image["id"]]
         assert count["objects"] == count["balloon"] == str(len(mine))
         _, _, frame = image["file_name"].partition("#")
         path = Path("film", frame) if frame else Path(image["file_name"]).relative_to(photos)
+        assert image["output_name"] == str(path.with_suffix(""))
         labels = np.asarray(Image.open(out / "masks" / path.with_suffix(".png")))
         assert labels.shape == (image["height"], image["width"]) and labels.dtype == np.uint16
         own = [pycocotools.mask.decode(r["segmentation"]).astype(bool) for r in mine]
@@ -192,8 +194,10 @@ def test_no_file_is_skipped_without_a_word(predict, photos, tmp_path):
     written = json.loads((tmp_path / "out" / "images.json").read_text())
     names = [Path(i["file_name"]).name for i in written["images"]]
     assert names == ["a.jpg", "b.HEIC", "c.avif", "d.gif", "e.tiff", "f.webp", "a.jpg"]
-    assert [Path(s["file_name"]).name for s in written["skipped"]] == ["IMG_1.HEIC", "empty.mp4"]
-    assert all("cannot be read" in s["reason"] for s in written["skipped"])
+    skipped = {Path(s["file_name"]).name: s["reason"] for s in written["skipped"]}
+    assert list(skipped) == ["IMG_1.HEIC", "empty.mp4", "notes.txt", "raw.CR3"]
+    assert all("cannot be read" in skipped[name] for name in ("IMG_1.HEIC", "empty.mp4"))
+    assert "neither an image nor a video" in skipped["raw.CR3"]
     assert "IMG_1.HEIC cannot be read" in done.stdout and "empty.mp4 cannot be" in done.stdout
     assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
 
@@ -203,6 +207,28 @@ def test_photos_over_the_limit_are_named_with_the_remedy(predict, photos, monkey
     done = predict(photos / "a.jpg")
     assert done.status == 1
     assert "pixels, more than the limit of 99; cut it into tiles" in done.stdout
+
+
+def test_output_names_lead_from_files_to_their_pictures(predict, photos, tmp_path):
+    """Also if two files differ in their suffix only, and after an earlier call into the folder."""
+    for name in ("b.jpg", "broken.jpg", "sub/a.jpg"):
+        (photos / name).unlink()
+    for name in ("a.png", "a.tga"):
+        Image.open(photos / "a.jpg").resize((40, 30)).save(photos / name)
+    flags = photos, "--masks", "--csv", "--output", photos / "out"
+    assert predict(*flags).status == 0
+    assert predict(*flags).status == 0
+    out = photos / "out"
+    written = json.loads((out / "images.json").read_text())
+    assert written["skipped"] == []
+    names = {Path(i["file_name"]).name: i["output_name"] for i in written["images"]}
+    assert names == {"a.jpg": "a", "a.png": "a_2", "a.tga": "a_3"}
+    for table in ("detections.csv", "counts.csv"):
+        rows = list(csv.DictReader((out / table).read_text().splitlines()))
+        assert rows and all(names[Path(r["file_name"]).name] == r["output_name"] for r in rows)
+    for image in written["images"]:
+        with Image.open(out / "masks" / f"{image['output_name']}.png") as mask:
+            assert mask.size == (image["width"], image["height"])
 
 
 def test_images_of_one_name(predict, photos, tmp_path):

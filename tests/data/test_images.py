@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from d2ext.data.formats.common import files_in
 from d2ext.data.formats.images import image_size, images_in
@@ -148,7 +148,13 @@ PHOTO = Image.fromarray(np.dstack([SHOWN, SHOWN[:, ::-1], SHOWN]).astype(np.uint
         ("heic.jpg", "RGB", 60),  # a wrong suffix
         ("a.webp", "RGB", 60),
         ("a.bmp", "RGB", 0),
+        ("a.dib", "RGB", 0),
         ("a.ppm", "RGB", 0),
+        ("a.pnm", "RGB", 0),
+        ("a.tga", "RGB", 0),
+        ("a.apng", "RGB", 0),
+        ("a.jpx", "RGB", 60),
+        ("a.j2k", "RGB", 60),
         ("a.jp2", "RGB", 60),
         ("a.mpo", "RGB", 60),
         ("a.tif", "RGB", 0),
@@ -190,6 +196,47 @@ def _forget_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name not in ("AVIF", "HEIF")])
     for name in ("AVIF", "HEIF"):
         monkeypatch.delitem(Image.OPEN, name, raising=False)
+
+
+def write_tiff(path: Path, values: np.ndarray) -> None:
+    """Write the bands of an array as a TIFF, as remote sensing and microscopes have them."""
+    height, width, bands = values.shape
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[277], tags[278] = width, height, bands, height
+    tags[258] = (8 * values.itemsize,) * bands
+    tags[259] = tags[262] = tags[284] = 1  # uncompressed, black is 0, bands of a pixel together
+    tags[273], tags[279] = 0, values.nbytes
+    with open(path, "wb") as f:
+        tags.save(f)
+        f.write(values.tobytes())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bands", [5, 8])
+def test_a_tiff_of_too_many_channels_is_refused_with_their_number(
+    bands: int, kind: type, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    write_tiff(tmp_path / "a.tif", np.zeros((48, 64, bands), kind))
+    with pytest.raises(OSError, match=f"it has {bands} channels; 1 to 4 are read"):
+        read_photo(tmp_path / "a.tif", "RGB")
+    with pytest.raises(UserError, match=f"it has {bands} channels"):
+        image_size(tmp_path / "a.tif")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_a_tiff_of_up_to_4_bands_is_read(bands: int, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", np.full((48, 64, bands), 200, np.uint8))
+    assert read_photo(tmp_path / "a.tif", "RGB").shape == (48, 64, 3)
+
+
+def test_a_damaged_tiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # OpenCV's default
+    cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((48, 64, 3), np.float32))
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:400])
+    with pytest.raises((OSError, UserError)):
+        read_photo(tmp_path / "a.tif", "RGB")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_heic_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

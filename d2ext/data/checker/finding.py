@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_path": (
         ERROR,
         "image names that lead out of the image folder",
-        f"renamed where the file lies in the folder, or the only one of that name does; {_ELSE}",
+        f"renamed where one file of that name lies in the folder or may be meant; {_ELSE}",
     ),
     "image_duplicate_id": (
         ERROR,
@@ -38,8 +38,9 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_missing": (
         ERROR,
         "images without a file",
-        "renamed where one file differs in case, accents, encoding, slashes, blanks, URL quoting,"
-        f" folder or suffix only; {_ELSE}",
+        "renamed where one file differs in case, encoding, slashes or URL quoting, or has the"
+        " stated size and differs only in accents and blanks, in the suffix, or in leading folders"
+        f" that do not exist; {_ELSE}",
     ),
     "image_refused": (
         ERROR,

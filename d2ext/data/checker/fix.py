@@ -22,13 +22,13 @@ STAGES: tuple[dict[str, Callable[[Mending, Finding], None]], ...] = (
 # Where a remedy would lose or misplace what may be right, the error stays; what the user can do.
 STAYING = {
     "image_malformed": "correct the entries",
-    "image_path": "no file, or more than one, could be meant: correct file_name",
+    "image_path": "which file is meant is not certain: correct file_name",
     "image_duplicate_id": "annotations have the id, and which image they are of is unknown: give"
     " the images different ids",
     "image_duplicate_entry": "the entries differ in size: give --images, or correct width and"
     " height",
-    "image_missing": "no file, or more than one, could be meant: check --images, put the files"
-    " there, or correct file_name",
+    "image_missing": "which file is meant is not certain: check --images, put the files there, or"
+    " correct file_name",
     "image_refused": "see the finding for the remedy",
     "image_unreadable": "replace the files",
     "image_size": "neither proportions nor EXIF data tell how its shapes lie in the file: give the"
@@ -46,6 +46,7 @@ DROPPED = frozenset(
     " box_outside rle_size".split()
 )
 _NAMED = 10  # entries in a message
+_SIMILAR = 3  # files named for one of them
 REMEDIES = {code: remedy for stage in STAGES for code, remedy in stage.items()}
 
 
@@ -114,12 +115,19 @@ def _is_early(f: Finding) -> bool:
     return f.severity == ERROR and f.code not in mend_annotations.SHAPES
 
 
+def _image(m: Mending, f: Finding, row: int) -> str:
+    """Return an image's name and, if no file has it, the files that it resembles."""
+    name = m.columns.image_name[row]
+    similar = m.files.similar(name) if m.files and f.code in ("image_path", "image_missing") else []
+    return f"{name}, similar to {' and '.join(similar[:_SIMILAR])}" if similar else name
+
+
 def _staying(m: Mending, errors: Sequence[Finding]) -> str:
     """Return why nothing is written: which entries, and what to do."""
     f, *more = errors
     names = [m.where(f.part, row) for row in f.rows[:_NAMED]]
     if f.part == "images":
-        names = [f"{n} ({m.columns.image_name[i]})" for n, i in zip(names, f.rows, strict=False)]
+        names = [f"{n} ({_image(m, f, i)})" for n, i in zip(names, f.rows, strict=False)]
     rest = f", and {f.count - _NAMED} more" if f.count > _NAMED else ""
     places = shown(", ".join(names), 1000) + rest
     remedy = STAYING.get(f.code, "correct them")

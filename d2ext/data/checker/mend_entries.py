@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from d2ext.data.checker.finding import Finding, shown
 from d2ext.data.checker.mend_sizes import Size, frame
 from d2ext.data.checker.mending import Mending, as_json
 from d2ext.data.formats.common import files_in
+from d2ext.data.formats.image_folder import tails
 from d2ext.data.formats.images import SUFFIXES
 from d2ext.data.formats.objects import FAR
 from d2ext.errors import UserError
@@ -42,40 +43,61 @@ class Files:
         return found if found and found.size else None
 
     @cached_property
-    def _by_spelling(self) -> Sequence[Mapping[str, list[str]]]:
-        """The names of all files in the folder, by each of `_SPELLINGS`."""
-        made, files = [], files_in(self.root)
-        for spelling in _SPELLINGS:
-            by_key = defaultdict(list)
-            for name in files:
-                by_key[spelling(name)].append(name)
-            made.append(by_key)
-        return made
+    def _by_key(self) -> Mapping[str, list[str]]:
+        """The names of all files in the folder, by `_key`."""
+        names = defaultdict(list)
+        for name in files_in(self.root):
+            names[_key(name)].append(name)
+        return names
+
+    def similar(self, name: str) -> list[str]:
+        """Return the files that a misspelled name resembles, in whatever folder."""
+        keys = {_key(text) for text in self._readings(name)}
+        return sorted(file for key in keys for file in self._by_key.get(key, ()))
 
     def like(self, name: str, size: Size | None = None) -> list[str]:
-        """Return the files that a misspelled name may mean: those of the least difference.
+        """Return the files that a misspelled name may mean: those that differ least.
 
-        They differ in case, accents' form, encoding, slashes or URL quoting; otherwise in their
-        folders; otherwise also in accents, blanks and the suffix. The latter two are alike only if
-        the image has the stated size.
+        They differ in case, the form of accents, encoding, slashes or URL quoting. Otherwise, they
+        differ in one more respect and have the stated size: in accents and blanks, in the suffix,
+        or in the folder as far as `_may_lie` allows.
 
         Args:
             name: as the entry has it.
             size: width and height as the entry has them, if it has both.
         """
-        root = os.path.abspath(self.root)
-        plain = name.replace("\\", "/")
-        relative = os.path.relpath(os.path.normpath(os.path.join(root, plain)), root)
-        quoted = [unquote(text) for text in (plain, plain.split("?")[0])]
-        variants = {name, plain, relative, demojibake(name), *quoted} - {None}
-        for spelling, by_key in zip(_SPELLINGS, self._by_spelling, strict=True):
-            keys = {spelling(variant) for variant in variants}
-            found = sorted({file for key in keys for file in by_key.get(key, ())})
-            if spelling is not _loose:
-                found = self._most_like(plain, [f for f in found if self._fits(f, size)])
-            if found:
+        for text in self._readings(name):
+            differ = {f: _differences(text, f) for f in self._by_key.get(_key(text), ())}
+            if found := [f for f, parts in differ.items() if not parts]:
+                return found
+            close = [f for f, parts in differ.items() if len(parts) == 1 and self._fits(f, size)]
+            found = self._most_like(text, close)
+            if found and all("folder" not in differ[f] or self._may_lie(text, f) for f in found):
                 return found
         return []
+
+    def _readings(self, name: str) -> list[str]:
+        """Return what a name may stand for: itself, unquoted or decoded; relative to the folder."""
+        root = os.path.abspath(self.root)
+        texts = (name, unquote(name), unquote(name.split("?")[0]), demojibake(name) or name)
+        paths = (os.path.join(root, text.replace("\\", "/")) for text in texts)
+        return list(dict.fromkeys(os.path.relpath(path, root) for path in paths))
+
+    def _may_lie(self, name: str, file: str) -> bool:
+        """Whether a name may mean a file of another folder.
+
+        One of the two may have more leading folders, as on another machine. A folder that the
+        name states and that exists is not exchanged for another.
+        """
+        folder = _pieces(file)[0]
+        for tail in tails(name, self.root):
+            stated = os.path.dirname(tail)
+            if _pieces(tail)[0] == folder:
+                return True
+            if stated and os.path.isdir(self.root / stated):
+                return False
+        stated = _pieces(name)[0]
+        return not stated or folder.endswith(f"/{stated}")
 
     def _fits(self, file: str, size: Size | None) -> bool:
         photo = self.photo(file)
@@ -99,20 +121,23 @@ def _loose(name: str) -> str:
     return os.path.normpath(slashes).casefold().strip()
 
 
-def _loose_base(name: str) -> str:
-    return os.path.basename(_loose(name)).strip()
+def _pieces(name: str) -> tuple[str, str, str]:
+    """Split a name into folder, stem and the suffix of an image; each as `_loose` makes it."""
+    folder, base = os.path.split(_loose(name))
+    stem, suffix = os.path.splitext(base.strip())
+    return (folder, stem, suffix) if suffix in SUFFIXES else (folder, stem + suffix, "")
 
 
-def _loose_stem(name: str) -> str:
-    """Return the last part of a name without accents and an image's suffix; blanks are as "_"."""
-    stem, suffix = os.path.splitext(_loose_base(name))
-    if suffix not in SUFFIXES:
-        stem += suffix
-    letters = (c for c in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(c))
-    return re.sub(r"[\s_+-]+", "_", "".join(letters))
+def _key(name: str) -> str:
+    """Return the stem of a name without accents and with blanks as "_"."""
+    stem = unicodedata.normalize("NFKD", _pieces(name)[1])
+    return re.sub(r"[\s_+-]+", "_", "".join(c for c in stem if not unicodedata.combining(c)))
 
 
-_SPELLINGS = (_loose, _loose_base, _loose_stem)
+def _differences(name: str, file: str) -> set[str]:
+    """Return the parts in which a name and a file differ."""
+    parts = zip(("folder", "stem", "suffix"), _pieces(name), _pieces(file), strict=True)
+    return {part for part, one, other in parts if one != other}
 
 
 def _image_malformed(m: Mending, f: Finding) -> None:
@@ -152,7 +177,7 @@ def _needs_files(m: Mending, row: int, what: str) -> None:
     """Objects must not go only because nobody looked."""
     if not m.files:
         where = shown(f"{m.where('images', row)}: {what}")
-        raise UserError(f"{where}; to mend it, give --images and the folder of the images")
+        raise UserError(f"{where}; to fix it, give --images and the folder of the images")
 
 
 def _image_name(m: Mending, f: Finding) -> None:
@@ -181,7 +206,11 @@ def _image_name(m: Mending, f: Finding) -> None:
 
 
 def _image_duplicate_id(m: Mending, f: Finding) -> None:
-    """Gives new ids; where annotations have the id, the error stays: of which image are they?"""
+    """Give new ids.
+
+    Only an id without annotations is replaced; otherwise the error stays, because their image is
+    ambiguous.
+    """
     c = m.columns
     annotated = set(c.image[c.good["annotations"]].tolist())
     firsts = place.found(c.image_id[f.rows], c.image_id, c.good["images"])

@@ -1,6 +1,7 @@
 """Images as the readers need them: opened, turned, with 8 bits a channel; the files of a folder."""
 
 import contextlib
+import logging
 import os
 import re
 import struct
@@ -11,15 +12,15 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from d2ext.data.formats.common import files_in
 from d2ext.errors import UserError
 
 # What Pillow reads of the formats that photos come in; HEIC needs pillow-heif besides.
 SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tif .tiff"
-    " .webp".split()
+    ".apng .avif .bmp .dib .gif .heic .heif .hif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg"
+    " .jpx .mpo .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 # What `_scaled` does, in words.
 SCALING = "the image's lowest value becomes 0 and its highest 255"
@@ -37,7 +38,7 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _DEPTH = "d2ext_depth"  # in Pillow's `info` of an image that is scaled already
-_WIDTH, _LENGTH = 256, 257  # TIFF tags
+_WIDTH, _LENGTH, _CHANNELS = 256, 257, 277  # TIFF tags
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of what follows, itself included
 _HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
 _TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation: EXIF, XMP
@@ -46,6 +47,8 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Pillow warns at half of the limit at which it refuses images. Only the latter counts here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow also logs that a TIFF has too many channels, which `open_image` raises as an error.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -85,8 +88,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     if limit and Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     try:
-        # By a file: Pillow maps the pixels of a TIFF that it knows by its name, and mistakes their
-        # order where the TIFF is turned.
+        # Pass a file object: given a path, Pillow memory-maps TIFFs and reads rotated ones in the
+        # wrong order.
         with open(path, "rb") as f, _opened(path, f) as image:
             width, height = stored_size(image)
             check_pixels(path, width * height)
@@ -113,11 +116,26 @@ def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
             f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
             " (pip install 'pillow>=11.3'), or convert it to JPEG"
         )
-    elif start[:4] in _TIFF and (values := _by_opencv(path)) is not None:
-        image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
-        image.info[_DEPTH] = f"{values.dtype.name} values"
-        return image
+    elif start[:4] in _TIFF:
+        if (channels := _tiff_channels(file)) > 4:
+            raise UnidentifiedImageError(f"it has {channels} channels; 1 to 4 are read")
+        if (values := _by_opencv(path)) is not None:
+            image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
+            image.info[_DEPTH] = f"{values.dtype.name} values"
+            return image
     raise UnidentifiedImageError("it is not an image, or damaged")
+
+
+def _tiff_channels(file: IO[bytes]) -> int:
+    """Return the number of channels that a TIFF states, 1 if it states none."""
+    file.seek(0)
+    header = file.read(8)
+    if header[2] == 43:  # BigTIFF
+        header += file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags.get(_CHANNELS, 1)
 
 
 def _register_heif(path: str | Path) -> None:
@@ -214,6 +232,8 @@ def _by_opencv(path: str | Path) -> np.ndarray | None:
     """
     import cv2  # here, so that tools that read no such image start quickly
 
+    # OpenCV prints why it cannot read a file, which is an error that the caller reports.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     values = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim == 2:
         return values

@@ -100,7 +100,16 @@ def test_a_number_may_be_a_name(content: dict, written: Callable, photos: Path) 
     ("files", "names", "meant"),
     [
         (["a.jpg"], ["../one/a.jpg"], ["a.jpg"]),
-        (["sub/a.jpg"], ["/home/me/a.jpg"], ["sub/a.jpg"]),
+        (["sub/a.jpg"], ["/home/me/a.jpg"], None),
+        (["sub/a.jpg"], ["a.jpg"], ["sub/a.jpg"]),
+        (["more/sub/a.jpg"], ["sub/a.jpg"], ["more/sub/a.jpg"]),
+        (["train/a.jpg"], ["val/a.jpg"], None),  # the validation photos are not there yet
+        (["train/a.jpg"], ["D:\\data\\val\\a.jpg"], None),
+        (["a.jpg", "val/b.jpg"], ["val/a.jpg"], None),
+        (["more/val/a.jpg", "val/b.jpg"], ["val/a.jpg"], None),
+        (["train/img 2.jpg"], ["val/img_2.jpg"], None),
+        (["café.png"], ["cafe.jpg"], None),
+        (["img_1.png"], ["/home/me/img_1.jpg"], None),
         (["a.jpg"], ["../one/a.jpg", "../two/a.jpg"], None),
         (["a.jpg", "sub/a.jpg"], ["../one/a.jpg"], None),
         (["a.jpg"], ["../one/a.jpg", "a.jpg"], None),
@@ -176,6 +185,8 @@ def test_masks_are_cut_with_their_boxes(content: dict) -> None:
         ("IMG_1.JPG", "img_1.jpg"),
         ("IMG_1.jpeg", "IMG_1.jpg"),
         ("img_1.png", "IMG_1.JPG"),
+        ("IMG_1.jpg", "img_1"),
+        ("img.1.jpg", "IMG.1"),
         ("a.jpg", "C:\\Users\\me\\photos\\a.jpg"),
         ("train/a.jpg", "D:/data/train/a.jpg"),
         ("a.jpg", "/home/me/photos/a.jpg"),
@@ -194,7 +205,7 @@ def test_masks_are_cut_with_their_boxes(content: dict) -> None:
 def test_a_name_of_another_spelling_is_repaired(
     file: str, name: str, content: dict, written: Callable, photos: Path
 ) -> None:
-    (photos / file).parent.mkdir(exist_ok=True)
+    (photos / file).parent.mkdir(exist_ok=True, parents=True)
     (photos / "a.jpg").rename(photos / "old")
     Image.open(photos / "old").save(photos / file)
     (photos / "old").unlink()
@@ -213,6 +224,17 @@ def test_the_file_in_the_folders_of_the_name_is_meant(
     content["images"][0]["file_name"] = "C:\\data\\val\\x.jpg"
     fixed, _ = mended(content, written, photos)
     assert fixed["images"][0]["file_name"] == "val/x.jpg"
+
+
+def test_a_doubtful_name_is_refused_with_the_similar_file(
+    content: dict, written: Callable, photos: Path
+) -> None:
+    (photos / "train").mkdir()
+    (photos / "a.jpg").rename(photos / "train" / "a.jpg")
+    content["images"][0]["file_name"] = "val/a.jpg"
+    with pytest.raises(UserError, match=r"images\[0\] \(val/a.jpg, similar to train/a.jpg\)"):
+        mended(content, written, photos)
+    assert not written(content).with_name("out.json").exists()
 
 
 def test_a_photo_of_another_size_is_not_meant(
