@@ -63,7 +63,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
         # A fused SGD would dampen its first step as well: see `Trainer`.
         if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast on a CPU, too
-    return _instantiate(settings, "optimizer")
+        return instantiate(settings)
 
 
 def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
@@ -81,7 +81,8 @@ def build_train_loader(cfg: Any, start_iter: int) -> Any:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
-    return _instantiate(settings, "dataloader.train")
+    with building("dataloader.train"):
+        return instantiate(settings)
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
@@ -91,7 +92,11 @@ def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
 
 
 def _instantiate(config: DictConfig, field: str) -> Any:
-    """Instantiate a section of the config; a UserError names the innermost part that fails."""
+    """Instantiate a section of the config; a UserError names the innermost part that fails.
+
+    Not for loaders and optimizers: parts are built again to find the one that fails, and theirs may
+    communicate with other ranks.
+    """
     try:
         return instantiate(config)
     except UserError:

@@ -100,9 +100,9 @@ def test_misspelled_names_of_a_coco_file_are_fixed_by_the_command_that_is_named(
     about = {"json_file": str(file), "image_root": str(folder)}
     with pytest.raises(UserError, match="4 of 4 images are missing") as e:
         check_dataset("x", misspelled, ["balloon"], about)
-    command = re.search(r"python (tools/.*)OUT.json", str(e.value))[1]
-    command = f"{shlex.quote(sys.executable)} {command}{shlex.quote(str(fixed))}"
-    subprocess.run(command, shell=True, check=True, cwd=repo)
+    command = re.search(r"python tools/(.*)OUT.json", str(e.value))[1]
+    command = shlex.join([sys.executable, f"{repo}/tools/"]) + command + shlex.quote(str(fixed))
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     again, _ = read_coco(fixed, folder)
     assert check_dataset("x", again, ["balloon"]).images == 4
 
