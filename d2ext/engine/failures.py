@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -64,7 +65,8 @@ def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, An
 
 def write_failure(path: Path, failure: dict[str, Any]) -> None:
     """Writes it whole, for readers that may be looking already."""
-    temporary = path.with_suffix(".tmp")
+    # A second Ctrl-C has another thread write it as well.
+    temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
     temporary.write_text(json.dumps(failure))
     temporary.replace(path)
 
