@@ -28,6 +28,11 @@ def submit(*args: str | Path, env: dict[str, str] | None = None):
     )
 
 
+def errors(done: subprocess.CompletedProcess) -> list[str]:
+    """Return what a command wrote to stderr, without the waits of a busy machine."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("still waiting")]
+
+
 def until(condition: Callable[[], object], seconds: float = 200) -> None:
     """Waits for a condition.
 

@@ -11,7 +11,7 @@ from submitit.core.utils import DelayedSubmission
 from d2ext.slurm.job import Training
 from d2ext.slurm.record import new_record
 from tests.conftest import checkout_env
-from tests.slurm.conftest import LITE0, submit
+from tests.slurm.conftest import LITE0, errors, submit
 
 SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
 
@@ -173,12 +173,12 @@ def test_a_refused_submission_leaves_all_as_it_was(node, tiny, tmp_path):
     (out / "run.json").write_text(json.dumps({"kept": 1}))
     flags = ["--config-file", LITE0, "--work-dir", out, "--time", "5", "--overwrite", *tiny]
     done = submit(*flags, env=node.env)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
     assert "controller; --cluster local trains on this machine" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     node.play("sbatch", "echo 4243")  # as with an option that changes its answer
     done = submit(*flags, "--seeds", "1,2", env=node.env)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
     assert "sbatch gives no job's number" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out.")]
