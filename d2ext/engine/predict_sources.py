@@ -50,7 +50,8 @@ def find_inputs(
     Args:
         inputs: images, videos, and folders of both.
         output: the output folder; if a folder of `inputs` holds it, its files are not inputs.
-        others: gets the files in folders that are neither images nor videos, with that reason.
+        others: list to which files in folders that are neither images nor videos are added, with
+            the reason.
 
     Raises:
         UserError: there is none, or one lies in the output folder.

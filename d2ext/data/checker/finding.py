@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "image_path": (
         ERROR,
         "image names that lead out of the image folder",
-        f"renamed where one file of that name lies in the folder or may be meant; {_ELSE}",
+        f"renamed as images without a file are; {_ELSE}",
     ),
     "image_duplicate_id": (
         ERROR,
