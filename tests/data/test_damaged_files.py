@@ -112,7 +112,7 @@ def _damage(content, rng):
         elif action == 2 and isinstance(node, list):
             node.append(copy.deepcopy(node[key]))
         else:
-            node[key] = rng.choice(ODD)
+            node[key] = copy.deepcopy(rng.choice(ODD))
     text = json.dumps(content).encode()
     action = rng.randrange(12)
     if action == 0:
