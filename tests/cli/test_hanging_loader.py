@@ -30,6 +30,7 @@ class Hangs(Mapper):
             time.sleep(1000)
         return super().__call__(record)
 """
+WAITS = "still waiting for the loader workers' next batch"
 
 
 def _start(tiny, folder, after, *options):
@@ -45,26 +46,34 @@ def _start(tiny, folder, after, *options):
 
 
 def _wait_for(file, process):
+    _wait_until(file.exists, process, file)
+
+
+def _wait_until(condition, process, what):
     for _ in range(1200):
-        if file.exists():
+        if condition():
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    pytest.fail(f"{file} did not come")
+    pytest.fail(f"{what} did not come")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_whose_loader_hangs_is_saved_and_stopped(tiny, tmp_path, workers):
     process = _start(tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
     _wait_for(tmp_path / "hangs", process)
-    time.sleep(3.0)  # for the steps whose data came
+    if workers:  # the wait begins after the steps whose data came
+        log = tmp_path / "run" / "log.txt"
+        _wait_until(lambda: WAITS in log.read_text(), process, f"{WAITS!r} in {log}")
+    else:
+        time.sleep(3.0)
     process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
     assert time.monotonic() - start < 15
     assert "Stopped by SIGTERM and saved" in out and "Traceback" not in err
-    assert ("still waiting for the loader workers' next batch" in out) == bool(workers)
+    assert (WAITS in out) == bool(workers)
     saved = (tmp_path / "run" / "last_checkpoint").read_text()
     assert (tmp_path / "run" / saved).is_file()
     last = (tmp_path / "run" / "metrics.json").read_text().splitlines()[-1]

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_named(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     assert train_net(*common).status == 0
     for override, words in (
-        ("model.roi_heads.box_head.fc_dims=[16]", "box_head.fc1.weight is 256 x 4704 there"),
+        ("model.roi_heads.box_head.fc_dims=[16,256]", "box_head.fc1.weight is 256 x 4704 there"),
         ("model.roi_heads.mask_head.conv_dims=[96,96]", "tensors are unknown here, roi_heads.mask"),
         ("optimizer._target_=torch.optim.Adam", "its optimizer is AdamW, not Adam"),
     ):
