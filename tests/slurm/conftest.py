@@ -170,12 +170,15 @@ def cluster(slurm: dict[str, str]) -> Iterator[Cluster]:
 
 @pytest.fixture
 def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., Run]:
-    """Submits a tiny training with a name of its own; flags first, then overrides."""
+    """Submit a tiny training on CPUs with a name of its own; flags first, then overrides.
+
+    The cluster's GPUs are fake: a training that asks for them ends with an error.
+    """
 
     def submit(name: str, *flags: str, partition: str = "dev", more: tuple[str, ...] = ()) -> Run:
         directory = tmp_path / name
         common = ["--partition", partition, "--cpus-per-task", "2", "--work-dir", directory]
-        cluster.submit(*common, *flags, *tiny, *more)
+        cluster.submit(*common, *flags, *tiny, "train.device=cpu", *more)
         return Run(cluster, directory)
 
     return submit

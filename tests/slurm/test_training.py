@@ -30,6 +30,14 @@ def test_one_node(cluster, start, without_slurm):
     assert "eta:" in cluster.tool("logs", run.directory)
 
 
+def test_a_granted_gpu_that_torch_cannot_use(start):
+    """The job does not train on the CPU instead; the cluster's GPUs have no driver."""
+    run = start("gpu", more=("train.device=cuda",))
+    outcome = run.wait_for_end()
+    assert outcome["status"] == 2
+    assert "Slurm granted GPUs" in run.log and "train.device=cpu" in run.log
+
+
 def test_two_nodes(start, without_slurm):
     """Two processes on each of two nodes; machine 0 tells where they meet."""
     four = ("train.reference_world_size=4", "train.reference_batch_size=4")
