@@ -118,7 +118,8 @@ def test_mistakes_are_not_requeued(cluster, start, tiny, tmp_path):
     (error,) = errors(nowhere)
     assert error.startswith("error: sbatch refused the job: ")
     flags = ["--partition", "dev", "--work-dir", tmp_path / "nan", "--wait", *tiny]
-    done = cluster.submit(*flags, "optimizer.lr=1e9", "train.max_iter=20", check=False)
+    diverging = ("train.device=cpu", "optimizer.lr=1e9", "train.max_iter=20")
+    done = cluster.submit(*flags, *diverging, check=False)
     assert done.returncode == 2, done.stdout
     assert re.search(r"^not requeued \(status 2\): .*(finite|diverged|infinite)", done.stdout, re.M)
     assert "stopped: " in cluster.tool("status", tmp_path / "nan")
