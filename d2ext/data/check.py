@@ -20,7 +20,7 @@ _MANY = 0.1  # share of crowds above which they are hardly COCO's own, which are
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a dataset holds. Objects are those that a training learns from.
+    """Counts of a dataset. Objects are those that a training learns from.
 
     Attributes:
         name: its name in the config.

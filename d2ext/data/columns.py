@@ -1,4 +1,4 @@
-"""What samplers, filters and checks need of a dataset's images, as arrays."""
+"""Arrays that describe the images of a dataset, for samplers, filters and checks."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -84,7 +84,7 @@ class Files:
         return list(dict.fromkeys(os.path.relpath(path, root) for path in paths))
 
     def _may_lie(self, name: str, file: str) -> bool:
-        """Whether a name may mean a file of another folder.
+        """Return whether a name may mean a file of another folder.
 
         One of the two may have more leading folders, as on another machine. A folder that the
         name states and that exists is not exchanged for another.
