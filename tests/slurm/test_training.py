@@ -32,8 +32,9 @@ def test_one_node(cluster, start, without_slurm):
 
 def test_a_granted_gpu_that_torch_cannot_use(start):
     """The job does not train on the CPU instead; the cluster's GPUs have no driver."""
-    run = start("gpu", more=("train.device=cuda",))
+    run = start("gpu", "--num-gpus", "2", more=(*TWO, "train.device=cuda"))
     outcome = run.wait_for_end()
+    assert "#SBATCH --gpus-per-node=2\n" in next(run.folder.glob("*_submission.sh")).read_text()
     assert outcome["status"] == 2
     assert "Slurm granted GPUs" in run.log and "train.device=cpu" in run.log
 
@@ -185,7 +186,7 @@ def test_the_guides_script(cluster, tiny, tmp_path):
     """GPUS=2 takes two processes of one node though GPUS_PER_NODE stays 8; the rest is heard."""
     cluster.env = cluster.env | {"GPUS": "2", "CPUS_PER_TASK": "1", "PYTHON": sys.executable}
     cluster.env |= {"SRUN_ARGS": '-w node2 --comment="it\'s mine"', "PORT": "23456"}
-    tiny_run = ("--time", "20", *tiny, *TWO)
+    tiny_run = ("--time", "20", *tiny, *TWO, "train.device=cpu")
     run = cluster.run(
         "bash", REPO / "tools/slurm_train.sh", "dev", "guide", LITE0, tmp_path / "g", *tiny_run
     )
@@ -195,7 +196,7 @@ def test_the_guides_script(cluster, tiny, tmp_path):
         ("1", "node2"),
     ]
     script = next((tmp_path / "g" / "slurm").glob("*/*_submission.sh")).read_text()
-    for line in ("cpus-per-task=2", "gpus-per-node=2", "job-name=guide"):
+    for line in ("cpus-per-task=2", "job-name=guide"):
         assert f"#SBATCH --{line}\n" in script
     job = newest_record(tmp_path / "g").submission["job"]
     told = cluster.run("scontrol", "show", "job", job).stdout.splitlines()
@@ -204,8 +205,10 @@ def test_the_guides_script(cluster, tiny, tmp_path):
 
 def test_train_net_inside_an_allocation(cluster, tiny, tmp_path, without_slurm):
     """Typed in a batch script or an interactive allocation of several tasks, it is one process."""
-    train = [sys.executable, TRAIN, "--config-file", LITE0, *tiny, "--work-dir"]
-    batch, typed = (shlex.join(map(str, [*train, tmp_path / name])) for name in ("batch", "typed"))
+    train = [sys.executable, TRAIN, "--config-file", LITE0, "--work-dir"]
+    batch, typed = (
+        shlex.join(map(str, [*train, tmp_path / name, *tiny])) for name in ("batch", "typed")
+    )
     cluster.run("sbatch", "-n2", "-o", tmp_path / "log", "--wrap", batch)
     cluster.run("salloc", "-n2", "bash", "-c", typed)
     cluster.until(lambda: not cluster.jobs(), "the batch script does not end")
