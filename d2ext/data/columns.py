@@ -14,7 +14,7 @@ _FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
 
 @dataclass(frozen=True)
 class Columns:
-    """What samplers, filters and checks need of N images with M annotations.
+    """Arrays of N images with M annotations, for samplers, filters and checks.
 
     Attributes:
         heights: int32 (N,), pixels; -1 where a record has no positive integer.

@@ -1,4 +1,4 @@
-"""What the readers share: files read with clear errors, folders, names, areas of polygons."""
+"""Shared parts of the readers: files with clear errors, folders, names, areas of polygons."""
 
 import codecs
 import contextlib

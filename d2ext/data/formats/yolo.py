@@ -39,7 +39,7 @@ _SLACK = 0.02  # of the image's side: annotation tools round, and some reach ove
 
 @dataclass(frozen=True)
 class _Set:
-    """What `data.yaml`, or a text file of names, says of a dataset.
+    """Classes and splits of a dataset, as `data.yaml` or a text file of names states them.
 
     Attributes:
         file: that file; None without one.
@@ -250,7 +250,7 @@ def _listed(line: str, file: Path, base: Path, image_root: Path, known: set[str]
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """Return a path relative to a folder that it is in, by name or behind links; else None."""
+    """Return a path relative to a folder that it is in, by name or through links; else None."""
     for resolved in (os.path.abspath, os.path.realpath):
         relative = os.path.relpath(resolved(path), resolved(folder))
         if relative.split(os.sep, 1)[0] != "..":
