@@ -177,22 +177,23 @@ if __name__ == "__main__":
 def test_ranks_that_wait_for_others(repo, tmp_path):
     """Torchrun's way, two machines of one process: the second one waits for the first."""
     port, processes = launch.free_port(), []
+    errors = [tmp_path / f"rank{rank}.err" for rank in (0, 1)]
+    meeting = "all 2 processes to start and meet at tcp://127.0.0.1"
     for rank in (0, 1):
         layout = f"Layout('torchrun', 2, {rank}, 1, 'tcp://127.0.0.1:{port}', {rank})"
         (tmp_path / f"rank{rank}.py").write_text(RANKS.replace("LAYOUT", layout))
         env = {**os.environ, "PYTHONPATH": str(repo), "MASTER_ADDR": "127.0.0.1"}
         env |= {"MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-        process = subprocess.Popen(
-            [sys.executable, f"rank{rank}.py"],
-            cwd=tmp_path,
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        time.sleep(2.0 * (rank == 0))
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert "all 2 processes to start and meet at tcp://127.0.0.1" in errors[0]
-    assert "still waiting for rank 0" in errors[1]
-    assert "the other ranks to end" in errors[1]
+        with errors[rank].open("w") as stderr:
+            command = [sys.executable, f"rank{rank}.py"]
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=stderr))
+        # Rank 1 starts only after rank 0 has said what it waits for.
+        end = time.monotonic() + 120
+        while rank == 0 and meeting not in errors[0].read_text() and time.monotonic() < end:
+            time.sleep(0.1)
+    statuses = [process.wait(timeout=120) for process in processes]
+    said = [path.read_text() for path in errors]
+    assert statuses == [0, 0], said
+    assert meeting in said[0]
+    assert "still waiting for rank 0" in said[1]
+    assert "the other ranks to end" in said[1]
