@@ -18,13 +18,13 @@ from common import machine
 from detectron2.utils.events import EventStorage
 
 from d2ext.config.load import load_config
-from d2ext.data.register import register_datasets
-from d2ext.engine.aids import averaged
-from d2ext.engine.build import build_model, build_optimizer, build_train_loader
+from d2ext.data.datasets.register import register_datasets
+from d2ext.engine.builders import build_model, build_optimizer, build_train_loader
 from d2ext.engine.hooks import AverageWeights
-from d2ext.engine.preflight import plan_run
-from d2ext.engine.signals import StopSignals
+from d2ext.engine.techniques import averaged
 from d2ext.engine.trainer import Trainer
+from d2ext.launch.signals import StopSignals
+from d2ext.preflight.plan import plan_run
 
 RECIPE = Path(__file__).parent.parent / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 BATCHES, STEPS, ROUNDS = 6, 6, 8

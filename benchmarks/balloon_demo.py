@@ -20,7 +20,7 @@ from pathlib import Path
 from common import machine
 
 from d2ext.config.load import load_config
-from d2ext.data.balloon import describe_balloon
+from d2ext.data.prepare.balloon import describe_balloon
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"

@@ -31,7 +31,7 @@ def _unique(kind: str = "Private") -> float:
 
 
 def _store(file: str) -> dict:
-    from d2ext.data.store import stored_coco
+    from d2ext.data.records.cache import stored_coco
 
     return _measured(lambda: stored_coco(file, IMAGES))
 

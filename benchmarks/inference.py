@@ -29,11 +29,11 @@ from detectron2.data import (
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from weights import save_calibrated
 
+from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.load import load_config
-from d2ext.data.register import register_datasets
-from d2ext.engine.build import build_model, build_suite
-from d2ext.engine.preflight import plan_run
-from d2ext.engine.weights import load_weights
+from d2ext.data.datasets.register import register_datasets
+from d2ext.engine.builders import build_model, build_suite
+from d2ext.preflight.plan import plan_run
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"

@@ -22,13 +22,13 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import Tensor, nn
 
 from d2ext.config.schedule import Period, Schedule
-from d2ext.engine.bad_loss import Guarded
 from d2ext.engine.hooks import LearningRate, Memory
-from d2ext.engine.numbers import WriteNumbers
-from d2ext.engine.panel import LivePanel
-from d2ext.engine.results import Results
-from d2ext.engine.signals import StopSignals
+from d2ext.engine.metric_writer import WriteNumbers
+from d2ext.engine.nonfinite import Guarded
+from d2ext.engine.progress import LivePanel
 from d2ext.engine.trainer import Trainer
+from d2ext.launch.signals import StopSignals
+from d2ext.run_dir.results import Results
 
 STEPS, ROUNDS = 500, 5
 

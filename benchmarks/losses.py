@@ -16,10 +16,10 @@ from common import ROOT, machine
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
+from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
-from d2ext.data.register import register_datasets
-from d2ext.engine.weights import load_weights, local_weights
-from d2ext.modeling.fast_layers import use_fast_layers
+from d2ext.data.datasets.register import register_datasets
+from d2ext.modeling.cpu.fast_layers import use_fast_layers
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 STEPS = 50

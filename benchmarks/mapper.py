@@ -22,7 +22,7 @@ from common import ORIGINALS, paired, record
 from detectron2.data import DatasetMapper
 
 from d2ext.data.formats.via import read_via
-from d2ext.data.mapper import Mapper
+from d2ext.data.loading.mapper import Mapper
 
 ROUNDS = 5
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 from common import machine
 
-from d2ext.data.sampler import BatchSampler, EpochOrder
+from d2ext.data.loading.sampler import BatchSampler, EpochOrder
 
 IMAGES, BATCH, START = 118_287, 16, 90_000
 

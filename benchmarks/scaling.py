@@ -33,9 +33,9 @@ BATCHES = 500
 
 def _rank(file: str, rank: int, world: int) -> None:
     """One simulated rank: opens the annotations and draws its batches, without the photos."""
-    from d2ext.data.records import columns_of
-    from d2ext.data.sampler import BatchSampler, EpochOrder
-    from d2ext.data.store import stored_coco
+    from d2ext.data.loading.sampler import BatchSampler, EpochOrder
+    from d2ext.data.records.cache import stored_coco
+    from d2ext.data.records.records import columns_of
 
     before, start = _unique(), time.perf_counter()
     records = stored_coco(file, "train2017")

@@ -22,9 +22,9 @@ from detectron2.data import (
 from detectron2.engine import SimpleTrainer, default_setup, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 
+from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
-from d2ext.data.register import register_datasets
-from d2ext.engine.weights import load_weights, local_weights
+from d2ext.data.datasets.register import register_datasets
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
-from d2ext.data.register import register_datasets
+from d2ext.data.datasets.register import register_datasets
 
 
 def save_calibrated(cfg: LazyConfig, file: Path) -> None:

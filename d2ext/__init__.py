@@ -9,7 +9,7 @@ __all__ = ["Predictor"]
 def __getattr__(name: str) -> Any:
     """`d2ext.Predictor`, which needs torch, when it is asked for."""
     if name == "Predictor":
-        from d2ext.engine.predictor import Predictor
+        from d2ext.predict.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module 'd2ext' has no attribute {name!r}")

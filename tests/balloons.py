@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2ext.data.balloon import PHOTOS
+from d2ext.data.prepare.balloon import PHOTOS
 
 ANNOTATIONS = "via_region_data.json"
 

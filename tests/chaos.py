@@ -26,9 +26,9 @@ import detectron2.model_zoo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from tabulate import tabulate
 
-import d2ext.engine.job
-import d2ext.engine.ranks
-import d2ext.inference.sheets  # noqa: F401
+import d2ext.engine.worker
+import d2ext.launch.spawn
+import d2ext.visualize.sheets  # noqa: F401
 from tests.balloons import write_balloons
 from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import (

@@ -236,7 +236,7 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
             sys.argv = before
             gc.unfreeze()  # what d2ext.startup does for a process that runs one tool
             gc.enable()
-            if register := sys.modules.get("d2ext.data.register"):
+            if register := sys.modules.get("d2ext.data.datasets.register"):
                 register.unregister_datasets()
         out = capsys.readouterr()
         return Finished(e.value.code, out.out, out.err)

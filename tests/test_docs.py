@@ -337,7 +337,7 @@ def test_the_troubleshooting_page_is_long_enough():
 
 def test_the_worked_examples_of_scaling():
     """The rows of the table, and the report that the page shows."""
-    from d2ext.config.scaling import scale_config
+    from d2ext.config.lr_scaling import scale_config
 
     text, on = _text("docs/scaling.md"), "+train.auto_scale_lr.enabled=True"
     rows = re.findall(r"^\| (\d+) \| (.*?) ?\| (\d+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
@@ -358,7 +358,7 @@ def test_the_worked_examples_of_scaling():
 _SEVERAL = "tests/cli/test_several_processes.py"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
-_DOWNLOADED = "tests/data/test_balloon.py::test_the_download_is_unpacked_and_checked"
+_DOWNLOADED = "tests/data/prepare/test_balloon.py::test_the_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_beside_a_data_set"
 _OWN = "tests/cli/test_own_data.py::test_a_format_of_one_s_own_in_two_processes"
 ELSEWHERE = {
@@ -510,7 +510,7 @@ def _fake_coco(monkeypatch) -> None:
     """Archives of a few bytes where the real ones would be put by hand."""
     import dataclasses
 
-    from d2ext.data import coco2017
+    from d2ext.data.prepare import coco2017
 
     parts, folder = [], Path("datasets/coco")
     folder.mkdir(parents=True)

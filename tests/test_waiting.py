@@ -10,11 +10,12 @@ import time
 import pytest
 
 from d2ext import waiting
-from d2ext.data.download import download
-from d2ext.data.store import stored
-from d2ext.engine import launch, output_dir
-from d2ext.engine.saving import _Writer
+from d2ext.checkpoint.hook import _Writer
+from d2ext.data.prepare.download import download
+from d2ext.data.records.cache import stored
 from d2ext.errors import UserError
+from d2ext.launch import topology
+from d2ext.run_dir import lock
 from d2ext.slurm import queue
 from d2ext.waiting import interruptible, is_interruptible, waiting_for
 
@@ -90,8 +91,8 @@ def held(tmp_path):
 
 def test_another_run_in_the_directory(tmp_path, held, caplog):
     held(tmp_path / ".lock")
-    output_dir.wait_until_free(tmp_path)
-    output_dir._release()
+    lock.wait_until_free(tmp_path)
+    lock._release()
     assert [text for text in _said(caplog) if f"another process to leave {tmp_path}" in text]
 
 
@@ -129,9 +130,9 @@ def test_a_slow_server(tmp_path, caplog):
 
 
 def test_machine_0_that_does_not_come(caplog):
-    layout = launch.Layout("self", 2, 1, 1, f"tcp://127.0.0.1:{launch.free_port()}", 1)
+    layout = topology.Layout("self", 2, 1, 1, f"tcp://127.0.0.1:{topology.free_port()}", 1)
     with pytest.raises(UserError, match="machine 0 cannot be reached"):
-        launch.check_meeting_place(layout, timeout=0.6)
+        topology.check_meeting_place(layout, timeout=0.6)
     assert any(f"machine 0 at {layout.url}" in text for text in _said(caplog))
 
 
@@ -155,9 +156,9 @@ RANKS = """
 import sys, time
 from pathlib import Path
 import d2ext.waiting
-from d2ext.engine.distributed import from_main
-from d2ext.engine.launch import Layout
-from d2ext.engine.ranks import start_ranks
+from d2ext.launch.collectives import from_main
+from d2ext.launch.topology import Layout
+from d2ext.launch.spawn import start_ranks
 
 d2ext.waiting.DELAY = 0.5
 
@@ -176,7 +177,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_ranks_that_wait_for_others(repo, tmp_path):
     """Torchrun's way, two machines of one process: the second one waits for the first."""
-    port, processes = launch.free_port(), []
+    port, processes = topology.free_port(), []
     errors = [tmp_path / f"rank{rank}.err" for rank in (0, 1)]
     meeting = "all 2 processes to start and meet at tcp://127.0.0.1"
     for rank in (0, 1):

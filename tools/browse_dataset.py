@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.engine.log import setup_logging
 from d2ext.errors import run_tool
+from d2ext.run_dir.logging import setup_logging
 from d2ext.startup import begin_imports, end_imports
 
 
@@ -67,8 +67,8 @@ def main() -> int:
         overrides = [*overrides, f"+train.seed={json.dumps(args.seed)}"]
     cfg = load_config(args.config_file, overrides)
 
-    from d2ext.engine.about import run_name
-    from d2ext.engine.browse import browse
+    from d2ext.inspect.browse import browse
+    from d2ext.run_dir.metadata import run_name
 
     end_imports()
     return browse(

@@ -85,8 +85,8 @@ def main() -> int:
         raise UserError("--drop-unusable without --fix OUT.json: name the file to write, too")
     if args.against_images and not args.against:
         raise UserError("--against-images without --against: name the other file, too")
-    from d2ext.data.checker.run import Source, check_dataset
-    from d2ext.data.checker.statistics import Anchors
+    from d2ext.data.validation.coco.check_file import Source, check_dataset
+    from d2ext.data.validation.coco.checks.statistics import Anchors
 
     source = Source(
         args.json,

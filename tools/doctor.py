@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from d2ext.engine.doctor import diagnose
+from d2ext.doctor.report import diagnose
 from d2ext.errors import run_tool
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.engine.log import setup_logging
 from d2ext.errors import run_tool
+from d2ext.run_dir.logging import setup_logging
 from d2ext.startup import begin_imports, end_imports
 
 
@@ -67,8 +67,8 @@ def main() -> int:
     setup_logging()
     begin_imports()
 
-    from d2ext.engine.predict_files import predict_files
-    from d2ext.engine.predictor import Predictor
+    from d2ext.predict.predictor import Predictor
+    from d2ext.predict.writers import predict_files
 
     predictor = Predictor(
         args.config_file, args.weights, args.options, args.score_threshold, args.classes

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.data.balloon import prepare_balloon
-from d2ext.data.cityscapes import check_cityscapes
-from d2ext.data.coco2017 import PARTS, prepare_coco
+from d2ext.data.prepare.balloon import prepare_balloon
+from d2ext.data.prepare.cityscapes import check_cityscapes
+from d2ext.data.prepare.coco2017 import PARTS, prepare_coco
 from d2ext.errors import run_tool
 
 
@@ -91,11 +91,11 @@ def main() -> None:
     elif args.dataset == "cityscapes":
         print(check_cityscapes(args.root))
     if config:
-        from d2ext.engine.log import setup_logging
+        from d2ext.run_dir.logging import setup_logging
 
         setup_logging()
+        from d2ext.checkpoint.weights.initial import local_weights
         from d2ext.config.load import load_config
-        from d2ext.engine.weights import local_weights
 
         source = load_config(config).train.get("init_checkpoint")
         if not source:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.engine.log import setup_logging
 from d2ext.errors import run_tool
+from d2ext.run_dir.logging import setup_logging
 from d2ext.startup import begin_imports, end_imports
 
 

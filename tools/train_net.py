@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.engine.log import setup_logging
-from d2ext.engine.signals import deadline, ignore_signals
 from d2ext.errors import UserError, run_tool
-from d2ext.guard import guard_rank
+from d2ext.launch.guard import guard_rank
+from d2ext.launch.signals import deadline, ignore_signals
+from d2ext.run_dir.logging import setup_logging
 from d2ext.startup import begin_imports, postpone_compiler
 
 postpone_compiler()  # in spawned ranks, too
@@ -80,7 +80,7 @@ def main() -> int:
         )
 
     from d2ext.config.load import load_config
-    from d2ext.engine.launch import find_layout
+    from d2ext.launch.topology import find_layout
 
     end = deadline(args.time_limit, started)
     setup_logging()
@@ -100,12 +100,12 @@ def main() -> int:
         meet.get("port"),
     )
 
-    from d2ext.engine.about import describe
-    from d2ext.engine.device import choose_device
     from d2ext.engine.dry_step import dry_step
-    from d2ext.engine.job import Job, run_rank
-    from d2ext.engine.preflight import plan_run
-    from d2ext.engine.ranks import start_ranks
+    from d2ext.engine.worker import Job, run_rank
+    from d2ext.launch.device import choose_device
+    from d2ext.launch.spawn import start_ranks
+    from d2ext.preflight.plan import plan_run
+    from d2ext.run_dir.metadata import describe
 
     about = describe(args.config_file, sys.argv, layout, not args.no_validate)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2ext.config.check import accepted
-from d2ext.config.meanings import COMMON, comments, documented
+from d2ext.config.help_text import COMMON, comments, documented
 from d2ext.config.overrides import parameters
-from d2ext.config.saved import saved_text
+from d2ext.config.yaml_io import saved_text
 
 # Sections that start from the same file in all recipes, for a config that does not say from which.
 _STARTS = {

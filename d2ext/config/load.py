@@ -9,7 +9,7 @@ from typing import Any
 
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
-from d2ext.config.saved import parse_saved
+from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 
 

@@ -21,20 +21,25 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from d2ext.data.mapping import Failure, ReportFailures, RleAsBitmaps, generators_seeded
-from d2ext.data.training_set import TrainingSet
-from d2ext.engine.aids import autocast
-from d2ext.engine.build import (
+from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.loading.sample_errors import (
+    Failure,
+    ReportFailures,
+    RleAsBitmaps,
+    generators_seeded,
+)
+from d2ext.engine.builders import (
     build_model,
     build_multiplier,
     build_optimizer,
     build_suite,
     build_train_loader,
 )
-from d2ext.engine.explain import batch_words, is_shortage, shortages_explained
-from d2ext.engine.failures import describe_failure
-from d2ext.engine.preflight import Plan
+from d2ext.engine.resource_errors import batch_words, is_shortage, shortages_explained
+from d2ext.engine.techniques import autocast
 from d2ext.errors import UserError, building, in_words
+from d2ext.launch.failures import describe_failure
+from d2ext.preflight.plan import Plan
 
 logger = logging.getLogger(__name__)
 

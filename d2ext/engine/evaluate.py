@@ -9,22 +9,22 @@ from typing import Any
 from detectron2.utils import comm
 from torch import nn
 
-from d2ext.engine import checkpoint as ckpt
-from d2ext.engine.about import save_config, write_about
-from d2ext.engine.agree import declare_datasets
-from d2ext.engine.build import build_model, build_suite
-from d2ext.engine.distributed import copy_from_main, from_main, log_ranks
-from d2ext.engine.evaluation_files import clear_evaluations, write_evaluation
-from d2ext.engine.explain import shortages_explained
-from d2ext.engine.log import log_to_file
-from d2ext.engine.output_dir import make_output_dir
-from d2ext.engine.preflight import Plan
-from d2ext.engine.results import Results
-from d2ext.engine.weights import load_weights
+from d2ext.checkpoint import files as ckpt
+from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.engine.builders import build_model, build_suite
+from d2ext.engine.evaluation_outputs import clear_evaluations, write_evaluation
+from d2ext.engine.resource_errors import shortages_explained
 from d2ext.errors import building
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.launch.collectives import copy_from_main, from_main, log_ranks
+from d2ext.preflight.plan import Plan
+from d2ext.run_dir.lock import make_output_dir
+from d2ext.run_dir.logging import log_to_file
+from d2ext.run_dir.metadata import save_config, write_about
+from d2ext.run_dir.results import Results
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 
-from d2ext.data.photo import read_photo
-from d2ext.data.records import columns_of, select
+from d2ext.data.loading.image_io import read_photo
+from d2ext.data.records.records import columns_of, select
 from d2ext.errors import in_words
 from d2ext.evaluation.instances import ground_truth
 from d2ext.files import replaced, write_json
@@ -86,7 +86,7 @@ def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
 
 def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int) -> None:
     # Here, because a training need not wait for matplotlib.
-    from d2ext.inference.sheets import View, make_sheet, make_thumbnail
+    from d2ext.visualize.sheets import View, make_sheet, make_thumbnail
 
     counts = columns_of(records).objects
     rows = np.flatnonzero(counts) if counts.any() else np.arange(len(records))

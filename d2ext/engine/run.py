@@ -9,37 +9,37 @@ from typing import Any
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 
-from d2ext.config.scaling import scale_config
-from d2ext.engine import checkpoint as ckpt
-from d2ext.engine.about import finish_about, save_config, tell_how_to_repeat, write_about
-from d2ext.engine.agree import declare_datasets
-from d2ext.engine.aids import autocast, compile_backbone
-from d2ext.engine.bad_loss import BadLoss, Guarded
-from d2ext.engine.build import build_multiplier, build_suite, build_train_loader
-from d2ext.engine.distributed import (
+from d2ext.checkpoint import files as ckpt
+from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
+from d2ext.checkpoint.hook import Checkpoint
+from d2ext.config.lr_scaling import scale_config
+from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.engine.builders import build_multiplier, build_suite, build_train_loader
+from d2ext.engine.dry_step import misfits_explained
+from d2ext.engine.evaluate import evaluate_into, exit_status
+from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
+from d2ext.engine.metric_writer import WriteNumbers
+from d2ext.engine.nonfinite import BadLoss, Guarded
+from d2ext.engine.overview import write_overview
+from d2ext.engine.progress import LivePanel, say_where
+from d2ext.engine.techniques import autocast, compile_backbone
+from d2ext.engine.train_state import start_state
+from d2ext.engine.trainer import Trainer
+from d2ext.errors import no_end_for
+from d2ext.evaluation.suite import test_sets
+from d2ext.files import write_json
+from d2ext.launch.collectives import (
     copy_buffers_from_main,
     distributed,
     from_main,
     log_ranks,
 )
-from d2ext.engine.dry_step import misfits_explained
-from d2ext.engine.evaluate import evaluate_into, exit_status
-from d2ext.engine.fingerprint import fingerprint, warn_of_changes
-from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
-from d2ext.engine.log import log_to_file
-from d2ext.engine.numbers import WriteNumbers
-from d2ext.engine.output_dir import check_free_space, make_output_dir
-from d2ext.engine.overview import write_overview
-from d2ext.engine.panel import LivePanel, say_where
-from d2ext.engine.preflight import Plan
-from d2ext.engine.results import Results
-from d2ext.engine.saving import Checkpoint
-from d2ext.engine.signals import EXIT_STOPPED, StopSignals
-from d2ext.engine.state import start_state
-from d2ext.engine.trainer import Trainer
-from d2ext.errors import no_end_for
-from d2ext.evaluation.suite import test_sets
-from d2ext.files import write_json
+from d2ext.launch.signals import EXIT_STOPPED, StopSignals
+from d2ext.preflight.plan import Plan
+from d2ext.run_dir.lock import check_free_space, make_output_dir
+from d2ext.run_dir.logging import log_to_file
+from d2ext.run_dir.metadata import finish_about, save_config, tell_how_to_repeat, write_about
+from d2ext.run_dir.results import Results
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from d2ext.engine.bad_loss import BadLoss, Guarded
-from d2ext.engine.distributed import agree
-from d2ext.engine.explain import batch_words, shortages_explained
-from d2ext.engine.signals import StopSignals, StopWaiting
+from d2ext.engine.nonfinite import BadLoss, Guarded
+from d2ext.engine.resource_errors import batch_words, shortages_explained
 from d2ext.errors import UserError
+from d2ext.launch.collectives import agree
+from d2ext.launch.signals import StopSignals, StopWaiting
 from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)

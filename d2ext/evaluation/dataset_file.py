@@ -17,8 +17,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.common import no_collection, shown
-from d2ext.data.formats.objects import MALFORMED, mask_area, mask_box, read_object, short
+from d2ext.data.formats.coco_objects import MALFORMED, mask_area, mask_box, read_object, short
+from d2ext.data.formats.json_io import no_collection, shown
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.objects import mask_area
+from d2ext.data.formats.coco_objects import mask_area
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.objects import short
+from d2ext.data.formats.coco_objects import short
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.common import no_collection
+from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyse, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable

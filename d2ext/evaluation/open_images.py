@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2ext.data.formats.common import read_json, shown
+from d2ext.data.formats.json_io import read_json, shown
 from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision

@@ -21,7 +21,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import nn
 
-from d2ext.data.classes import ABSENT
+from d2ext.data.datasets.classes import ABSENT
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks

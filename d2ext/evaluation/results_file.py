@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pycocotools.mask
 
-from d2ext.data.formats.common import no_collection, shown
-from d2ext.data.formats.objects import MALFORMED, read_object, short
+from d2ext.data.formats.coco_objects import MALFORMED, read_object, short
+from d2ext.data.formats.json_io import no_collection, shown
 from d2ext.data.formats.rle import sound_text
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import whole_masks

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
-from d2ext.data.records import image_ids_of
+from d2ext.data.records.records import image_ids_of
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth
 from d2ext.evaluation.predictions import predict

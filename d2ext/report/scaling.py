@@ -15,7 +15,7 @@ class Change(msgspec.Struct):
 
 
 class Scaling(msgspec.Struct):
-    """The file; see d2ext/config/scaling.py for what its numbers mean."""
+    """The file; see d2ext/config/lr_scaling.py for what its numbers mean."""
 
     reference_world_size: int
     reference_batch_size: int

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator, Sequence
 
 from d2ext.errors import UserError
-from d2ext.slurm.process import is_alive
+from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import cancel_jobs
 from d2ext.slurm.record import Record
 from d2ext.slurm.status import is_over

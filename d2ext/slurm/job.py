@@ -19,14 +19,22 @@ from typing import NoReturn
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from d2ext.engine.launch import free_port
-from d2ext.engine.signals import EXIT_STOPPED
 from d2ext.errors import UserError
 from d2ext.files import replaced
-from d2ext.guard import die_with_parent
+from d2ext.launch.guard import die_with_parent
+from d2ext.launch.signals import EXIT_STOPPED
+from d2ext.launch.topology import free_port
 from d2ext.slurm.queue import requeue
 from d2ext.slurm.record import Record
-from d2ext.slurm.verdict import OUTSIDE, End, judge, last_words, newest, rank_errors, start_number
+from d2ext.slurm.requeue_policy import (
+    OUTSIDE,
+    End,
+    judge,
+    last_words,
+    newest,
+    rank_errors,
+    start_number,
+)
 from d2ext.waiting import waiting_for
 
 _MEETING = 600.0  # seconds that another machine may take to start, or its disk to show a file

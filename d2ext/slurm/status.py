@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from d2ext.slurm.process import is_alive
+from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
 from d2ext.slurm.record import Record, read_object, read_text
 

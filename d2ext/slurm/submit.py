@@ -19,11 +19,11 @@ from submitit.helpers import clean_env
 from d2ext.errors import UserError
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
+from d2ext.slurm.pid import identify
 from d2ext.slurm.plan import REPO, Job, Run
-from d2ext.slurm.process import identify
 from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
-from d2ext.slurm.verdict import newest
+from d2ext.slurm.requeue_policy import newest
 from d2ext.waiting import waiting_for
 
 _CPUS_PER_GPU = 5  # of the guide's script
@@ -90,7 +90,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_NEVER, python=python)
     cpus = r.cpus_per_task or _CPUS_PER_GPU * r.num_gpus
-    after = shlex.join([sys.executable, "-m", "d2ext.slurm.after", str(folder)])
+    after = shlex.join([sys.executable, "-m", "d2ext.slurm.epilogue", str(folder)])
     more = {"mem": r.mem} if r.mem else {}
     more |= {"time": "UNLIMITED"} if job.minutes == FOREVER else {}
     executor.update_parameters(
@@ -141,7 +141,7 @@ def _moved_aside(job: Job) -> Iterator[None]:
     try:
         if job.request.overwrite:
             warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
-            from d2ext.engine.output_dir import make_output_dir
+            from d2ext.run_dir.lock import make_output_dir
 
             with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
                 for run in job.runs:

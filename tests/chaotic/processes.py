@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from d2ext.guard import die_with_parent
+from d2ext.launch.guard import die_with_parent
 
 REPO = Path(__file__).resolve().parent.parent.parent
 RECIPE = str(REPO / "tests/chaotic/recipe.py")
@@ -177,6 +177,6 @@ def _tool(args: list[str]) -> int:
 
 
 def _port() -> int:
-    from d2ext.engine.launch import free_port
+    from d2ext.launch.topology import free_port
 
     return free_port()

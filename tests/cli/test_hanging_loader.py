@@ -14,10 +14,10 @@ from tests.conftest import LITE0, REPO
 # A mapper that waits for a file server that does not answer, from some sample on.
 MAPPER = """
 import os, time
-from d2ext.data.mapper import Mapper
-import d2ext.engine.signals, d2ext.waiting
+from d2ext.data.loading.mapper import Mapper
+import d2ext.launch.signals, d2ext.waiting
 
-d2ext.engine.signals.GRACE = 0.5
+d2ext.launch.signals.GRACE = 0.5
 d2ext.waiting.DELAY = 1.5
 
 class Hangs(Mapper):

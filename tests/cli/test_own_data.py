@@ -50,7 +50,7 @@ def test_the_overrides(repo, train_net, photos, section, monkeypatch):
 
 def test_overrides_add_a_dataset_a_metric_and_an_augmentation(repo, train_net, photos):
     """They reach the run and its config.yaml, from which it trains again."""
-    dataset = f"_target_: d2ext.data.catalog.coco_dataset, image_root: {photos / 'imgs'}"
+    dataset = f"_target_: d2ext.data.datasets.declare.coco_dataset, image_root: {photos / 'imgs'}"
     flip = "{_target_: detectron2.data.transforms.RandomFlip}"
     rotate = "{_target_: detectron2.data.transforms.RandomRotation, angle: [-10, 10]}"
     added = [

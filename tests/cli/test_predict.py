@@ -414,7 +414,7 @@ _PEAKS = """
 import re, sys
 from pathlib import Path
 import d2ext
-from d2ext.engine.predict_files import predict_files
+from d2ext.predict.writers import predict_files
 certain = "model.roi_heads.box_predictor.test_score_thresh=0.99"
 predictor = d2ext.Predictor(sys.argv[1], "last", [certain])
 for n in 20, 200:

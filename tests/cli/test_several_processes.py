@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2ext.engine.launch import free_port
+from d2ext.launch.topology import free_port
 from tests.conftest import LITE0, REPO
 
 TOOL = [str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]

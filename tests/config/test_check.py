@@ -7,7 +7,7 @@ from torch.optim import SGD
 
 from d2ext.config.check import check_config, training_fields
 from d2ext.config.load import load_config
-from d2ext.config.saved import saved_text
+from d2ext.config.yaml_io import saved_text
 from d2ext.errors import UserError
 
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"

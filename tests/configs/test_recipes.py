@@ -15,7 +15,7 @@ import torch
 from detectron2.config import instantiate
 
 from d2ext.config.load import load_config
-from d2ext.config.scaling import check_name
+from d2ext.config.lr_scaling import check_name
 
 BALLOON = {
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",

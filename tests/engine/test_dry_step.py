@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from d2ext.engine.dry_step import misfits_explained
-from d2ext.engine.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
+from d2ext.launch.signals import StopSignals
 
 # Fields that only a step finds to be wrong.
 MISFIT = "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"

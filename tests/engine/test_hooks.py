@@ -6,10 +6,10 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from d2ext.engine.checkpoint import read_checkpoint, save_checkpoint
-from d2ext.engine.signals import StopSignals
+from d2ext.checkpoint.files import read_checkpoint, save_checkpoint
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
+from d2ext.launch.signals import StopSignals
 
 
 class Line(nn.Module):

@@ -12,10 +12,10 @@ TOY = """
 import json, sys, torch, torch.distributed as dist
 from torch import nn
 from detectron2.utils import comm
-from d2ext.engine.aids import autocast, averaged
+from d2ext.engine.techniques import autocast, averaged
 from d2ext.engine.hooks import AverageWeights
-from d2ext.engine.ranks import leave
-from d2ext.engine.signals import StopSignals
+from d2ext.launch.spawn import leave
+from d2ext.launch.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
 world, rank, accumulate, url = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

@@ -11,10 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 from detectron2.structures import Boxes, Instances
 
-from d2ext.data.classes import FILE_IDS, select_metadata
-from d2ext.engine.ranks import leave
+from d2ext.data.datasets.classes import FILE_IDS, select_metadata
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import predict, results_of, write_predictions
+from d2ext.launch.spawn import leave
 
 IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
 

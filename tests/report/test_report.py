@@ -513,7 +513,7 @@ def write_overview(run_dir: Path, dataset: str = "balloon_train") -> dict:
 
 
 def write_scaling(run_dir: Path) -> dict:
-    """A file as d2ext/config/scaling.py makes it."""
+    """A file as d2ext/config/lr_scaling.py makes it."""
     content = {
         "reference_world_size": 8,
         "reference_batch_size": 16,

@@ -61,7 +61,7 @@ class Node:
 
     def after(self, status, restarts=0):
         """The line behind srun."""
-        return self.run("d2ext.slurm.after", self.record.folder, status, restarts=restarts)
+        return self.run("d2ext.slurm.epilogue", self.record.folder, status, restarts=restarts)
 
     def requeues(self):
         """How often Slurm was asked to bring the job back."""

@@ -12,7 +12,7 @@ import pytest
 
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
-from d2ext.slurm.process import identify, is_alive
+from d2ext.slurm.pid import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
 from tests.conftest import REPO

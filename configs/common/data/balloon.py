@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detectron2.config import LazyCall as L
 
-from d2ext.data.catalog import via_dataset
+from d2ext.data.datasets.declare import via_dataset
 
 # Not $DETECTRON2_DATASETS: these recipes train on the same photos everywhere.
 data = dict(root=str(Path(__file__).resolve().parents[3] / "examples"))  # folder with balloon/

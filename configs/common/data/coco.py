@@ -6,7 +6,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import MetadataCatalog
 
-from d2ext.data.catalog import coco_dataset
+from d2ext.data.datasets.declare import coco_dataset
 
 from .loader import dataloader
 from .root import data

@@ -7,7 +7,7 @@
 
 from detectron2.config import LazyCall as L
 
-from d2ext.data.catalog import annotated_dataset
+from d2ext.data.datasets.declare import annotated_dataset
 
 from .loader import dataloader
 

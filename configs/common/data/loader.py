@@ -9,9 +9,9 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
-from d2ext.data.loader import build_test_loader, build_train_loader
-from d2ext.data.mapper import Mapper
-from d2ext.data.training_set import evaluation_set, training_set
+from d2ext.data.datasets.mixing import evaluation_set, training_set
+from d2ext.data.loading.loader import build_test_loader, build_train_loader
+from d2ext.data.loading.mapper import Mapper
 
 dataloader = OmegaConf.create()
 

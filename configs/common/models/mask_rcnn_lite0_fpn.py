@@ -7,7 +7,7 @@ RGB with mean = std = 127.5. Relative to Detectron2's R50 model only widths and 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from d2ext.modeling.timm_backbone import TimmBackbone
+from d2ext.modeling.backbones.timm_backbone import TimmBackbone
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 

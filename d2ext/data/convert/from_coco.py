@@ -20,12 +20,12 @@ from xml.etree import ElementTree
 
 import yaml
 
-from d2ext.data.columns import is_object
 from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
-from d2ext.data.formats.common import inside
-from d2ext.data.formats.objects import mask_area
+from d2ext.data.formats.coco_objects import mask_area
+from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons
+from d2ext.data.formats.json_io import inside
 from d2ext.data.formats.rle import outlines, rings
-from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons
+from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 from d2ext.files import write_json
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from d2ext.data.formats.coco import to_coco
-from d2ext.data.formats.common import no_collection
 from d2ext.data.formats.createml import read_createml
 from d2ext.data.formats.cvat import read_cvat
+from d2ext.data.formats.json_io import no_collection
 from d2ext.data.formats.labelme import read_labelme
 from d2ext.data.formats.open_images import read_open_images
 from d2ext.data.formats.via import read_via, via_classes

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import by_name, is_text, natural, read_json, shown
+from d2ext.data.formats.geometry import LeftOut, add_box, numbers
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.json_io import by_name, is_text, natural, read_json, shown
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_box, numbers
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -12,18 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from d2ext.data.formats.common import (
-    annotation_files,
-    by_name,
-    is_text,
-    natural,
-    polygon_area,
-    read_xml,
-    shown,
-)
-from d2ext.data.formats.image_folder import ImageFolder, sized_record
-from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import (
+from d2ext.data.formats.geometry import (
     LeftOut,
     add_box,
     add_mask,
@@ -32,6 +21,17 @@ from d2ext.data.formats.shapes import (
     parsed,
     rectangle,
 )
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.json_io import (
+    annotation_files,
+    by_name,
+    is_text,
+    natural,
+    polygon_area,
+    read_xml,
+    shown,
+)
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote, urlsplit
 
-from d2ext.data.formats.common import inside, shown
+from d2ext.data.formats.geometry import new_record
 from d2ext.data.formats.images import existing, image_size, images_in
-from d2ext.data.formats.shapes import new_record
+from d2ext.data.formats.json_io import inside, shown
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

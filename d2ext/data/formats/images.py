@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from d2ext.data.formats.common import files_in
+from d2ext.data.formats.json_io import files_in
 from d2ext.errors import UserError
 
 # What Pillow reads of the formats that photos come in; HEIC needs pillow-heif besides.

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2ext.data.formats.common import (
+from d2ext.data.formats.geometry import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.json_io import (
     annotation_files,
     by_name,
     is_text,
@@ -22,9 +24,7 @@ from d2ext.data.formats.common import (
     read_json,
     shown,
 )
-from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

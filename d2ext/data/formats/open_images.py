@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import by_name, csv_rows, is_litter, read_text, shown
+from d2ext.data.formats.geometry import LeftOut, add_box, parsed
 from d2ext.data.formats.image_folder import sized_record
 from d2ext.data.formats.images import images_in
+from d2ext.data.formats.json_io import by_name, csv_rows, is_litter, read_text, shown
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_box, parsed
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

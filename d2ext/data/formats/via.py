@@ -7,9 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import by_name, inside, natural, shown
-from d2ext.data.formats.image_folder import ImageFolder, sized_record
-from d2ext.data.formats.shapes import (
+from d2ext.data.formats.geometry import (
     LeftOut,
     add_polygon,
     arc,
@@ -17,6 +15,8 @@ from d2ext.data.formats.shapes import (
     rectangle,
     shifted,
 )
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.json_io import by_name, inside, natural, shown
 from d2ext.data.formats.via_classes import class_of, find_attribute
 from d2ext.data.formats.via_file import Entry, Region, read_entries
 from d2ext.errors import UserError

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.common import is_text, nearest, shown
+from d2ext.data.formats.json_io import is_text, nearest, shown
 from d2ext.data.formats.via_file import Region
 from d2ext.errors import UserError
 

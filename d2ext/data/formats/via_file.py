@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d2ext.data.formats.common import csv_rows, parse_json, read_bytes, shown
+from d2ext.data.formats.json_io import csv_rows, parse_json, read_bytes, shown
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 

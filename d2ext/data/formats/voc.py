@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from d2ext.data.formats.common import (
+from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
+from d2ext.data.formats.image_folder import ImageFolder, sized_record
+from d2ext.data.formats.json_io import (
     annotation_files,
     by_name,
     is_text,
@@ -18,9 +20,7 @@ from d2ext.data.formats.common import (
     read_xml,
     shown,
 )
-from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

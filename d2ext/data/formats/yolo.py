@@ -14,7 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from d2ext.data.formats.common import (
+from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
+from d2ext.data.formats.image_folder import folded, sized_record, tails
+from d2ext.data.formats.images import images_in
+from d2ext.data.formats.json_io import (
     by_name,
     files_in,
     is_litter,
@@ -22,10 +25,7 @@ from d2ext.data.formats.common import (
     read_text,
     shown,
 )
-from d2ext.data.formats.image_folder import folded, sized_record, tails
-from d2ext.data.formats.images import images_in
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.shapes import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Checkpoints and initial weights: their files, when they are written, what they hold."""

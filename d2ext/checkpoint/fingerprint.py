@@ -1,0 +1,82 @@
+"""What a run is made of, as a checkpoint keeps it: a resume says what has changed since."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from d2ext.config.check import training_fields
+from d2ext.data.loading.loader import Loader
+from d2ext.data.records.records import columns_of, file_names_of
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 5000  # images, up to which every annotation is looked at
+_SHOWN = 5
+_COLUMNS = ("heights", "widths", "annotations", "categories", "masks")
+
+
+def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
+    """The fields that say what is trained, and the training images.
+
+    Args:
+        cfg: of `load_config`.
+        loader: of the training. Of its images names, sizes, classes and kinds of masks count, of
+            small sets every annotation; folders do not. A loader of the user's has none to compare.
+
+    Returns:
+        Plain values.
+    """
+    records = loader.records if isinstance(loader, Loader) else []
+    digest = hashlib.sha256()
+    columns = columns_of(records).objects_only()
+    for name in _COLUMNS:
+        digest.update(getattr(columns, name).tobytes())
+    names = [os.path.basename(str(name)) for name in file_names_of(records)]
+    digest.update(json.dumps(names).encode())
+    if len(records) <= _SMALL:
+        for record in records:
+            objects = [{**a, "bbox_mode": int(a["bbox_mode"])} for a in _objects(record)]
+            try:
+                text = json.dumps(objects, sort_keys=True, default=str)
+            except TypeError:  # keys of several types have no order
+                text = repr(objects)
+            digest.update(text.encode())
+    data = {"images": len(records), "objects": len(columns.categories)}
+    return {"config": training_fields(cfg), "data": {**data, "sha256": digest.hexdigest()}}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences on what differs between two fingerprints; none where nothing does."""
+    found = []
+    then, present = before["config"], now["config"]
+    fields = [
+        f"{key} ({then.get(key, 'absent')} before, {present.get(key, 'absent')} now)"
+        for key in sorted(then.keys() | present.keys())
+        if then.get(key) != present.get(key)
+    ]
+    if fields:
+        more = f" and {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
+        found.append(f"the config has changed in {', '.join(fields[:_SHOWN])}{more}")
+    if before["data"] != now["data"]:
+        both = (before["data"], now["data"])
+        old, new = (f"{d['images']} images with {d['objects']} objects" for d in both)
+        found.append(f"the training data have changed ({old} before, {new} now)")
+    return found
+
+
+def warn_of_changes(resumed: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Logs what has changed since a checkpoint was written; where one is empty, nothing."""
+    if (before := resumed.get("fingerprint")) and now:
+        for difference in differences(before, now):
+            logger.warning(
+                "Since the checkpoint, %s; the run goes on with what is given now, and is no exact"
+                " continuation",
+                difference,
+            )
+
+
+def _objects(record: dict) -> list[dict]:
+    return [a for a in record.get("annotations", ()) if "bbox_mode" in a]

@@ -1,0 +1,182 @@
+"""When checkpoints are written, and by which thread."""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor
+
+from d2ext.checkpoint.files import (
+    BEST,
+    LAST,
+    link_checkpoint,
+    mark_last,
+    prune,
+    save_checkpoint,
+    save_final,
+)
+from d2ext.config.schedule import Schedule
+from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
+
+logger = logging.getLogger(__name__)
+
+_TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
+
+
+class Checkpoint(HookBase):
+    """Writes a checkpoint at each period and at the end; also when a signal stops the run.
+
+    Args:
+        folder: output directory.
+        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
+        keep: number of periodic checkpoints to keep; 0 keeps all.
+        content: returns the checkpoint's content after so many iterations.
+        asynchronous: write periodic ones beside the training, from a copy in the CPU's memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schedule: Schedule,
+        keep: int,
+        content: Callable[[int], dict[str, Any]],
+        asynchronous: bool = False,
+    ):
+        self._folder = folder
+        self._schedule = schedule
+        self._keep = keep
+        self._content = content
+        self._asynchronous = asynchronous
+        self._writer = _Writer()
+        self._saved, self._path = -1, None
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.save_now(done)
+            self._finish()
+        elif self._schedule.checkpoint_period.due(done, self._schedule) or self._writer.error:
+            self._save(done, self._asynchronous)
+
+    def after_train(self) -> None:
+        if self.trainer.error:  # that state is not worth keeping
+            # Those who cannot wait for a step do not wait for a file.
+            if not isinstance(self.trainer.error, KeyboardInterrupt):
+                if error := self._writer.end():
+                    print(f"error: {error}", file=sys.stderr)
+        elif self.trainer.iter and (self.trainer.stopped_by or self.trainer.ended_early):
+            self.save_now(self.trainer.iter)
+            if self.trainer.ended_early:
+                self._finish()
+
+    def save_now(self, done: int) -> None:
+        """Has the state after `done` iterations on the disk before it returns."""
+        self._writer.wait()
+        if self._saved != done or self._writer.error:
+            self._save(done, beside=False)
+
+    def save_best(self, done: int) -> None:
+        """Keeps the present state as `model_best.pth`; a resume does not take it."""
+        if self._saved == done:
+            self.save_now(done)
+            link_checkpoint(self._path, BEST)
+        else:
+            save_checkpoint(self._folder / BEST, self._finite_content(done))
+
+    def _finish(self) -> None:
+        save_final(self._path, self._folder)
+
+    def _save(self, done: int, beside: bool) -> None:
+        schedule = self._schedule
+        whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
+        if schedule.checkpoint_period.epochs and whole_epoch:
+            name = f"epoch_{schedule.epoch(done)}.pth"
+        else:
+            name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
+        path = self._folder / name
+        failed = self._writer.end()  # one at a time
+        content = self._finite_content(done)
+
+        def write() -> None:
+            save_checkpoint(path, content)
+            mark_last(path)
+            prune(self._folder, self._keep, path)
+            logger.info("Saved %s", path)
+
+        if beside and not failed:
+            content = _copied(content)
+            self._writer.start(write)
+        else:
+            with waiting_for(f"the disk to take {path}", _TO_GIVE_UP):
+                write()
+        self._saved, self._path = done, path
+        if failed:  # what was in the way is gone, and no step is lost
+            logger.warning("%s; %s was written in its place", failed, path)
+
+    def _finite_content(self, done: int) -> dict[str, Any]:
+        content = {**self._content(done), **self.trainer.memory()}
+        tensors = [t for t in content["model"].values() if t.is_floating_point()]
+        # One answer from the device for all of them.
+        if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
+            raise UserError(
+                f"the weights are not finite after {done} iterations; they are not saved, and"
+                f" {self._folder / LAST} names the last good checkpoint; a lower optimizer.lr or"
+                " train.clip_grad_norm=10 is the usual remedy"
+            )
+        return content
+
+
+class _Writer:
+    """A thread for one file at a time.
+
+    Attributes:
+        error: what went wrong in it, until `end` takes it.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begins to write; the one before must have ended."""
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as e:
+                self.error = e
+
+        # A daemon: whoever presses Ctrl-C twice does not wait, and the last save is waited for.
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written."""
+        if self._thread:
+            with waiting_for("the checkpoint that is being written", _TO_GIVE_UP):
+                self._thread.join()
+            self._thread = None
+
+    def end(self) -> BaseException | None:
+        """Waits, and returns what went wrong, once."""
+        self.wait()
+        error, self.error = self.error, None
+        return error
+
+
+def _copied(content: Any) -> Any:
+    """The content with its tensors in memory of their own, which training does not change."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        copied = type(content)((key, _copied(value)) for key, value in content.items())
+        if hasattr(content, "_metadata"):  # of a module's state
+            copied._metadata = content._metadata
+        return copied
+    return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content

@@ -1,0 +1,1 @@
+"""Initial weights: files of several libraries, read safely, and their names."""

@@ -1,0 +1,354 @@
+"""Initial weights: brought to this machine, and put into a model under the model's names."""
+
+import importlib.util
+import logging
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from d2ext.checkpoint.files import first_line
+from d2ext.checkpoint.weights.weight_files import OPENMMLAB, read_weights
+from d2ext.checkpoint.weights.weight_names import Reading, readings
+from d2ext.errors import UserError
+from d2ext.files import cache_dir
+from d2ext.modeling.backbones.timm_backbone import TimmBackbone
+from d2ext.waiting import waiting_for
+
+logger = logging.getLogger(__name__)
+
+_OPENMMLAB_NAMES = "it is MMDetection's, whose models name their tensors differently"
+_NORM = ("weight", "bias", "running_mean", "running_var")
+# A convolution of a ResNet's stage, by the names of Detectron2, torchvision and timm.
+_CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
+
+
+def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
+    """Brings initial weights to this machine.
+
+    Args:
+        path: a file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
+            file that an installed Python package carries. A `?query` stays.
+        field: the option that gave it, for messages.
+
+    Returns:
+        A local path (with the query); "" for "".
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    if not path:
+        return ""
+    plain, mark, query = path.partition("?")
+    hint = f"pass a local file with {field}=/path/to/file"
+    if plain.startswith("package://"):
+        package, _, inside = plain.removeprefix("package://").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"{field}={path}: the package {package.replace('_', '-')} is not"
+                f" installed; install it or {hint}"
+            )
+        local = str(Path(spec.submodule_search_locations[0]) / inside)
+    else:
+        # iopath's own default would be ~/.torch.
+        os.environ.setdefault("FVCORE_CACHE", str(cache_dir()))
+        try:
+            with waiting_for(f"the weights {plain}"):
+                local = PathManager.get_local_path(plain)
+        # urllib, requests and iopath each raise their own.
+        except Exception as e:
+            raise UserError(f"{field}={path} cannot be reached ({first_line(e)}); {hint}") from e
+    if os.path.isdir(local):
+        raise UserError(f"{field}={path} is a folder; name a file in it, such as model_best.pth")
+    if not os.path.isfile(local):
+        raise UserError(f"{field}={path}: no such file; {hint}")
+    return local + mark + query
+
+
+def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
+    """Load weights of Detectron2, d2ext, torchvision, timm, Lightning or safetensors into a model.
+
+    Tensors that the file lacks, or has in another shape (heads for other classes), stay as they
+    were initialized. The log names them, and says if the weights expect another input than the
+    model.
+
+    Args:
+        model: The model to load them into.
+        path: A local file; a `?query`, as Detectron2 allows, is ignored.
+        whole: Nothing may stay as it was initialized, since nothing will train it.
+
+    Raises:
+        UserError: The file cannot be read, or too few of its tensors fit the model.
+    """
+    file = path.partition("?")[0]
+    state = model.state_dict(keep_vars=True)
+    try:
+        tensors, author = read_weights(Path(file))
+        fit = _best_fit(readings(tensors, author), state)
+    # The libraries that read files and convert names raise errors of many kinds.
+    except Exception as e:
+        raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e
+    openmmlab = author == OPENMMLAB
+    learned = {name: tensor for name, tensor in state.items() if _is_learned(name, tensor)}
+    root = _backbone(model)
+    _check_depth(file, fit, _under(root, learned))
+    _check_backbone(file, fit, _under(root, learned), openmmlab)
+    missing = _missing(learned, fit)
+    if whole and missing:
+        some = ", ".join(missing[:2]) + (" ..." if len(missing) > 2 else "")
+        raise UserError(
+            f"{len(missing)} of the model's parameters ({some}) are not in {file}, or have another"
+            " shape there"
+            + (f" ({_OPENMMLAB_NAMES})" if openmmlab else "")
+            + "; take weights of this very model, with as many classes"
+        )
+    _check_values(file, fit)
+    model.load_state_dict(
+        {name: fit.reading.tensors[source] for name, source in fit.sources.items()}, strict=False
+    )
+    names = f" ({fit.reading.program})" if fit.reading.program else ""
+    loaded = sum(name in fit.sources for name in learned)
+    logger.info("Loaded %d of the model's %d tensors from %s%s", loaded, len(learned), file, names)
+    used = set(fit.sources.values())
+    unused = [
+        name
+        for name in fit.reading.tensors
+        if name not in used and not name.endswith("num_batches_tracked")
+    ]
+    if missing:
+        logger.info("random: %s", _parts(missing, fit.sources))
+    if fit.other_shapes:
+        logger.info("of another shape in the file: %s", _first(fit.other_shapes.values(), 3))
+    if unused:
+        logger.info("not used from the file: %s", _parts(unused, used))
+    _warn_of_frozen(file, model, missing, fit)
+    _warn_of_input(file, model, root, fit)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a reading of a file's names gives a model.
+
+    Attributes:
+        reading: The reading.
+        sources: Its name of the tensor for each name of the model, where it has one.
+        other_shapes: Where the shapes differ, both in words, by the name in the model.
+    """
+
+    reading: Reading
+    sources: dict[str, str]
+    other_shapes: dict[str, str]
+
+    @property
+    def names(self) -> int:
+        """Return how many names of the model the file has, in whichever shape."""
+        return len(self.sources) + len(self.other_shapes)
+
+
+def _best_fit(choices: Iterator[Reading], state: Mapping[str, Tensor]) -> _Fit:
+    best = _fit(next(choices), state)
+    for reading in choices:
+        if len(reading.tensors) > best.names:
+            best = max(best, _fit(reading, state), key=lambda fit: fit.names)
+    return best
+
+
+def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
+    """Give each tensor of a model the file's tensor with the longest name that ends its own.
+
+    A file of a backbone does not have the path of the backbone in the model. Detectron2's
+    `matching_heuristics` work the same way.
+    """
+    sources: dict[str, str] = {}
+    other_shapes = {}
+    used = set()
+    for name in sorted(state, key=len):  # a name that ends several is the shortest one's
+        parts = name.split(".")
+        # A last part alone, such as `weight`, says nothing of the place.
+        ends = (".".join(parts[i:]) for i in range(max(1, len(parts) - 1)))
+        source = next((end for end in ends if end in reading.tensors and end not in used), None)
+        if source is None:
+            continue
+        used.add(source)
+        theirs, mine = list(reading.tensors[source].shape), list(state[name].shape)
+        if theirs == mine:
+            sources[name] = source
+        else:
+            other_shapes[name] = f"{name} is {theirs}, here {mine}"
+    return _Fit(reading, sources, other_shapes)
+
+
+def _is_learned(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor is a parameter, or a norm's buffer: frozen norms have no others."""
+    return isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in _NORM
+
+
+def _backbone(model: nn.Module) -> str:
+    """Return the path of what ImageNet weights are for: an FPN's bottom-up network, for example."""
+    modules = dict(model.named_modules())
+    return next((path for path in ("backbone.bottom_up", "backbone") if path in modules), "")
+
+
+def _under(root: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not root or name.startswith(f"{root}.")]
+
+
+def _check_depth(file: str, fit: _Fit, backbone: Iterable[str]) -> None:
+    """Refuse a ResNet of another depth, whose other blocks would fit by name and shape."""
+    theirs, mine = _stages(fit.reading.tensors), _stages(backbone)
+    for stage in sorted(theirs.keys() & mine.keys()):
+        if theirs[stage] != mine[stage]:
+            raise UserError(
+                f"the weights {file} are of another ResNet: {stage} has {len(theirs[stage])}"
+                f" convolutions there, and {len(mine[stage])} in the model; use weights of the"
+                " model's depth, or change the model's"
+            )
+
+
+def _stages(names: Iterable[str]) -> dict[str, set[str]]:
+    stages: dict[str, set[str]] = {}
+    for match in filter(None, map(_CONVOLUTION.search, names)):
+        stages.setdefault(match[1], set()).add(match[0])
+    return stages
+
+
+def _check_backbone(file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bool) -> None:
+    taken = sum(name in fit.sources for name in backbone)
+    if 2 * taken >= len(backbone):
+        return
+    why = f"the file has {_first(fit.reading.tensors, 2)}, the model {_first(backbone, 2)}"
+    if shapes := [fit.other_shapes[name] for name in backbone if name in fit.other_shapes]:
+        why = f"in the file {_first(shapes, 1)}"
+    remedy = "use weights of this backbone"
+    if openmmlab:
+        why = _OPENMMLAB_NAMES
+        remedy = "take weights of the same model from Detectron2's model zoo"
+    raise UserError(
+        f"the weights {file} do not fit the model: {taken} of the backbone's {len(backbone)}"
+        f" tensors come from it ({why}); {remedy}"
+    )
+
+
+def _check_values(file: str, fit: _Fit) -> None:
+    """Refuse NaN and infinity, and tensors that the model cannot take."""
+    for source in fit.sources.values():
+        tensor = fit.reading.tensors[source]
+        try:
+            finite = bool(tensor.float().isfinite().all())  # as the model will have it
+        # Meta tensors and those of other layouts raise errors of many kinds.
+        except Exception as e:
+            raise UserError(
+                f"the weights {file} cannot be loaded: {source} holds no plain numbers"
+                f" ({tensor.dtype}, {tensor.layout}, on {tensor.device}); save them again from a"
+                " model with dense tensors on the CPU or a GPU"
+            ) from e
+        if not finite:
+            raise UserError(
+                f"the weights {file} are not finite: {source} holds NaN or infinity; use weights"
+                " from before the training diverged"
+            )
+
+
+def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:
+    """Return the names that stay as they were initialized.
+
+    Tensors with two names need one of them in the file. Some files of frozen norms have weight and
+    bias alone, which hold the statistics as well.
+    """
+    filled = {id(tensor) for name, tensor in learned.items() if name in fit.sources}
+    missing = []
+    for name, tensor in learned.items():
+        norm, _, leaf = name.rpartition(".")
+        statistics = [f"{norm}.running_mean", f"{norm}.running_var"]
+        folded = name in statistics and f"{norm}.weight" in fit.sources
+        folded = folded and not any(statistic in fit.sources for statistic in statistics)
+        if id(tensor) not in filled and not folded:
+            missing.append(name)
+    return missing
+
+
+def _parts(names: Iterable[str], others: Iterable[str]) -> str:
+    """Count names by the largest parts of a model that hold none of the others."""
+    taken = {name[: dot.start()] for name in others for dot in re.finditer(r"\.", name)}
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        paths = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
+        counts[next((path for path in paths if path not in taken), name)] += 1
+    listed = [f"{path} ({n} tensor{'' if n == 1 else 's'})" for path, n in counts.items()]
+    return _first(listed, 12)
+
+
+def _first(texts: Iterable[str], limit: int) -> str:
+    texts = list(texts)
+    rest = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _warn_of_frozen(file: str, model: nn.Module, missing: Sequence[str], fit: _Fit) -> None:
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if frozen := [name for name in missing if name not in trained]:
+        logger.warning(
+            "%s lacks frozen parts of the model, which stay random for the whole training: %s; use"
+            " weights that have them",
+            file,
+            _parts(frozen, fit.sources),
+        )
+
+
+def _warn_of_input(file: str, model: nn.Module, root: str, fit: _Fit) -> None:
+    """Warn if the weights were trained with other channels, pixel values or strides."""
+    expects = dict(fit.reading.expects)
+    renamed = any(name != source for name, source in fit.sources.items())
+    timm = next((m for m in model.modules() if isinstance(m, TimmBackbone)), None)
+    if timm and renamed:
+        expects = timm.expected_input
+    for key in ("pixel_mean", "pixel_std"):  # files of some versions of Detectron2 have them
+        if key in fit.reading.tensors:
+            expects[key] = _rounded(fit.reading.tensors[key])
+    here = {"input_format": getattr(model, "input_format", None)}
+    for key in ("pixel_mean", "pixel_std"):
+        if (values := getattr(model, key, None)) is not None:
+            here[key] = _rounded(values)
+    strided = (m for m in model.modules() if isinstance(m, BottleneckBlock) and m.stride > 1)
+    if block := next(strided, None):
+        here["stride_in_1x1"] = block.conv1.stride[0] > 1
+    fields = {key: f"model.{key}" for key in here}
+    fields["stride_in_1x1"] = ".".join(filter(None, ["model", root, "stages.stride_in_1x1"]))
+    differences = [
+        f"{fields[key]}={_compact(value)} (here {_compact(here[key])})"
+        for key, value in expects.items()
+        if here.get(key) is not None and _differ(value, here[key])
+    ]
+    if differences:
+        logger.warning(
+            "%s expects another input than the model has: %s; set these, or use weights of the"
+            " model's kind",
+            file,
+            ", ".join(differences),
+        )
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.flatten().tolist()]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, list):
+        pairs = zip(one, other, strict=False)
+        return not all(math.isclose(a, b, rel_tol=0.05) for a, b in pairs)
+    return one != other
+
+
+def _compact(value: Any) -> str:
+    """Write a value as an override has it, without blanks."""
+    return str(value).replace(" ", "")

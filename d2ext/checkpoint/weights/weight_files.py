@@ -1,0 +1,189 @@
+"""Files of initial weights: torch, Detectron2's .pkl and safetensors, read without running code."""
+
+import argparse
+import logging
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from d2ext.checkpoint.files import damage
+
+logger = logging.getLogger(__name__)
+
+# Where programs keep the tensors in a checkpoint; averaged weights win.
+_AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema")
+_WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state", "module")
+_OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+_AGAIN = "download or copy it again"
+_REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
+OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
+_scalar = np.float64(0).__reduce__()[0]
+# What training scripts keep beside the tensors, and what cannot run code.
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),
+]
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read a file of weights, whose first bytes and not its name decide how.
+
+    Args:
+        path: A file of torch, Detectron2's model zoo, Detectron1 or safetensors.
+
+    Returns:
+        The tensors by name, and who wrote the file: the `__author__` in files of the model zoo,
+        `OPENMMLAB`, or "" if unknown.
+
+    Raises:
+        ValueError: The file is damaged, is not a file of weights, or holds more than tensors; the
+            text says which. The libraries that read it raise other errors as well.
+    """
+    with open(path, "rb") as f:
+        head = f.read(200)
+    if not head:
+        raise ValueError(f"it is empty; {_AGAIN}")
+    _refuse_text(head)
+    header_bytes = int.from_bytes(head[:8], "little")
+    zipped = head.startswith(b"PK\x03\x04")
+    if zipped:
+        _check_archive(path)
+    if reason := damage(path, zipped=False):
+        raise ValueError(f"it is damaged ({reason}); {_AGAIN}")
+    if zipped or head.startswith(_OLD_TORCH):
+        content = _load_torch(path)
+    elif head[8:9] == b"{" and header_bytes < 2**30:
+        try:
+            content = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise ValueError(f"it is damaged or incomplete ({e}); {_AGAIN}") from e
+    elif head.startswith(b"\x80"):  # a pickle
+        with open(path, "rb") as f:
+            content = _PlainUnpickler(f, encoding="latin1").load()
+    else:
+        raise ValueError("it is neither a file of torch nor a pickle nor safetensors")
+    tensors = _tensors(content)
+    heads = ("neck.", "bbox_head.", "roi_head.")
+    if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
+        return tensors, OPENMMLAB
+    return tensors, str(content.get("__author__", ""))
+
+
+def _refuse_text(head: bytes) -> None:
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a Git LFS pointer, not the file itself; run git lfs pull")
+    if head.lstrip().startswith(b"<"):
+        raise ValueError(f"it is a web page or XML, so its download failed; {_AGAIN}")
+    text = head.decode("utf-8", errors="replace")
+    if all(c.isprintable() or c.isspace() for c in text.removesuffix("\N{REPLACEMENT CHARACTER}")):
+        raise ValueError(f"it is a text file that begins with {text[:40]!r}; {_AGAIN}")
+
+
+def _check_archive(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"it is incomplete: its end is missing; {_AGAIN}")
+    with zipfile.ZipFile(path) as archive:
+        files = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "data.pkl" not in files:
+        raise ValueError("it is an archive, but not one of torch; unpack it")
+    if "constants.pkl" in files:
+        raise ValueError(f"it is a TorchScript program; {_REMEDY}")
+
+
+def _load_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals(_HARMLESS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            unsafe = re.search(r"GLOBAL (\S+)", str(e))
+            if not unsafe:
+                raise
+            raise ValueError(
+                f"it holds {unsafe[1]}, and d2ext runs no code from files; {_REMEDY}"
+            ) from e
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, however deep they are wrapped."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name; {_REMEDY}")
+    if tensors := _wrapped(content):
+        return tensors
+    tensors = _direct(content)
+    # Under a key that only its author knows; a counter or a random state may be beside it.
+    parts = {key: _wrapped(part) or _direct(part) for key, part in content.items()}
+    larger = [key for key, part in parts.items() if len(part) > len(tensors)]
+    if len(larger) > 1:
+        raise ValueError(
+            f"it holds several models, {', '.join(map(str, larger))}; save one of them alone:"
+            f" torch.save(torch.load(FILE)[{larger[0]!r}], NEW_FILE)"
+        )
+    if larger:
+        return parts[larger[0]]
+    if not tensors:
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise ValueError(f"it holds no tensors by name{f' but {keys}' if keys else ''}; {_REMEDY}")
+    return tensors
+
+
+def _wrapped(content: Any) -> dict[str, Tensor]:
+    """Return the tensors under the first known wrapper that has some, or an empty dict."""
+    for key in _WRAPPERS if isinstance(content, dict) else ():
+        if tensors := _wrapped(content.get(key)) or _direct(content.get(key)):
+            if key in _AVERAGED:
+                logger.info("The checkpoint's averaged weights (EMA) are taken")
+            return tensors
+    return {}
+
+
+def _direct(content: Any) -> dict[str, Tensor]:
+    """Return the named tensors of a dict; an empty dict if it has only scalars, as counters are."""
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("blobs"), dict):  # Detectron1
+        content = content["blobs"]
+    tensors = {
+        name: torch.as_tensor(value)
+        for name, value in content.items()
+        if isinstance(name, str)
+        and isinstance(value, Tensor | np.ndarray)
+        and not name.endswith("_momentum")
+    }
+    return tensors if any(tensor.ndim for tensor in tensors.values()) else {}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers, and refuses everything else.
+
+    https://docs.python.org/3/library/pickle.html#restricting-globals
+    """
+
+    _ALLOWED = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],
+        ("numpy.core.multiarray", "scalar"): _scalar,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes Python 2's byte strings
+            return super().find_class(module, name)
+        try:
+            return self._ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}; only arrays and plain containers are read; {_REMEDY}"
+            ) from None

@@ -1,0 +1,1 @@
+"""Datasets: declared in a config, registered in a process, joined and balanced."""

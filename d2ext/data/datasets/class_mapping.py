@@ -1,0 +1,78 @@
+"""The data sets of a run, registered, with the classes of all matched by name."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import OmegaConf
+
+from d2ext.data.datasets.register import register_datasets, use_classes
+from d2ext.data.formats.json_io import nearest
+from d2ext.errors import UserError
+
+
+def declare_datasets(cfg: Any) -> list[str]:
+    """Registers a config's data sets in this process; the trained classes hold for all of them.
+
+    Those are the classes of the training sets, in their order. The others follow by name: objects
+    of a class that is not trained are left out, a trained class without objects stays.
+
+    Args:
+        cfg: of `load_config`.
+
+    Returns:
+        A line for each difference that is more than one of order.
+
+    Raises:
+        UserError: a declaration is wrong, or a data set has no class in common with the others.
+    """
+    register_datasets(cfg.datasets)
+    trained = _known(cfg, "train")
+    if not trained:
+        return []
+    union = list(dict.fromkeys(c for name in trained for c in _classes(name)))
+    colors = MetadataCatalog.get(trained[0]).get("thing_colors")
+    notes = []
+    for name in dict.fromkeys([*trained, *_known(cfg, "val"), *_known(cfg, "test")]):
+        notes += _differences(name, _classes(name), union, trained)
+        use_classes(name, union)
+        metadata = MetadataCatalog.get(name)
+        if colors and len(colors) == len(union) and "thing_colors" not in metadata.as_dict():
+            metadata.set(thing_colors=colors)  # the validation's pictures
+    return notes
+
+
+def _known(cfg: Any, split: str) -> list[str]:
+    """The data sets of a split whose classes are known before they are read."""
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []
+    names = [names] if isinstance(names, str) else names
+    return [name for name in names if name in DatasetCatalog.list() and _classes(name)]
+
+
+def _classes(name: str) -> list[str]:
+    return list(MetadataCatalog.get(name).get("thing_classes", ()))
+
+
+def _differences(
+    name: str, mine: Sequence[str], union: Sequence[str], trained: Sequence[str]
+) -> Iterator[str]:
+    others = ", ".join(t for t in trained if t != name)
+    if not set(mine) & set(union):
+        raise UserError(
+            f"the data sets {others} and {name} have no class in common: {_quoted(union)} and"
+            f" {_quoted(mine)}; correct their classes"
+        )
+    lacks, extra = [c for c in union if c not in mine], [c for c in mine if c not in union]
+    if lacks:
+        yield f"{name} has no class {_quoted(lacks)}; {others} has"
+    if extra:
+        near = [nearest(c, lacks) for c in extra]
+        hint = "; ".join(h for h in near if h.startswith("did"))
+        yield (
+            f"{name} has the class {_quoted(extra)}, {others} has not: its objects are left out"
+            + f" ({hint})" * bool(hint)
+        )
+
+
+def _quoted(classes: Sequence[str]) -> str:
+    return ", ".join(map(repr, classes[:8])) + ", ..." * (len(classes) > 8)

@@ -1,0 +1,44 @@
+"""Classes matched by name: a data set that counts its classes as another one does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2ext.data.records.records import relabeled
+
+# Detectron2's name for a file's category ids, by which results are written.
+FILE_IDS = "thing_dataset_id_to_contiguous_id"
+ABSENT = "absent_classes"  # indices of classes that the file does not have
+
+
+def select_classes(
+    records: Sequence[dict], mine: Sequence[str], classes: Sequence[str]
+) -> Sequence[dict]:
+    """Records whose `category_id` counts `classes` instead of `mine`; the input stays as it is.
+
+    Objects of other classes are left out.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    new = [index.get(name) for name in mine]
+    return relabeled(records, new)
+
+
+def select_metadata(
+    metadata: Mapping[str, Any], mine: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
+    """A data set's metadata for `classes` instead of `mine`.
+
+    A class that the file does not have gets an id behind the file's, since Detectron2 wants one of
+    each, and is among the `ABSENT`. Colours are kept where every class has one.
+    """
+    made = dict(metadata)
+    if ids := made.get(FILE_IDS):
+        lacking = made.get(ABSENT, ())
+        known = {mine[index]: id_ for id_, index in ids.items() if index not in lacking}
+        fresh = range(max(ids) + 1, max(ids) + 1 + len(classes))
+        made[FILE_IDS] = {known.get(name, fresh[i]): i for i, name in enumerate(classes)}
+        made[ABSENT] = [i for i, name in enumerate(classes) if name not in known]
+    if colors := made.pop("thing_colors", None):
+        by_name = dict(zip(mine, colors, strict=False))
+        if by_name.keys() >= set(classes):
+            made["thing_colors"] = [by_name[name] for name in classes]
+    return made

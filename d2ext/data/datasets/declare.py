@@ -1,0 +1,227 @@
+"""Datasets as a config declares them; `register.py` puts them into Detectron2's catalogs.
+
+A dataset function of the config, such as `via_dataset`, returns a `Dataset`, whose `load` reads the
+annotations when a loader or an evaluator asks for them (`coco_dataset` without `classes` reads the
+file for its categories at once).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from d2ext.data.datasets.boxes_as_masks import with_outlines
+from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
+from d2ext.data.formats import via
+from d2ext.data.formats.coco import coco_classes
+from d2ext.data.formats.detect_format import annotation_format
+from d2ext.data.formats.json_io import not_read
+from d2ext.data.formats.middle import middle_classes, read_middle
+from d2ext.data.records.cache import remembered, stored, stored_coco
+from d2ext.data.records.records import columns_of
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How to load a dataset, and what is known of it before.
+
+    Attributes:
+        load: returns Detectron2's dataset dicts; may raise UserError.
+        classes: names in the order of `category_id`.
+        metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
+            learns from the annotations. `left_out` is the number of objects that are not in the
+            dicts by reason, `keypoints` the number of objects whose keypoints are not read.
+    """
+
+    load: Callable[[], Sequence[dict]]
+    classes: Sequence[str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def via_dataset(
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    attribute: str | None = None,
+    boxes_as_masks: bool = False,
+) -> Dataset:
+    """Photos annotated with the VGG Image Annotator.
+
+    Args:
+        json_file: VIA annotations or project (versions 1 and 2).
+        image_root: folder of the photos.
+        classes: class names; with more than one, `attribute` says where regions hold theirs. None
+            takes those that the regions have.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+        attribute: the region attribute that holds the class name.
+        boxes_as_masks: see `coco_dataset`; VIA's rectangles have outlines anyway.
+    """
+    if classes is None:
+        classes, attribute = via.via_classes(json_file, attribute)
+    classes = _names(classes)
+    metadata = {**_colors(palette, classes), "image_root": image_root}
+
+    def load() -> Sequence[dict]:
+        records = via.read_via(json_file, image_root, classes, attribute, metadata)
+        return with_outlines(records) if boxes_as_masks else records
+
+    return Dataset(load, classes, metadata)
+
+
+def coco_dataset(
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
+) -> Dataset:
+    """Photos annotated in a COCO JSON.
+
+    Args:
+        json_file: the annotations.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes the file's categories by their ids.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+        boxes_as_masks: gives objects without an outline their box as one.
+    """
+    if classes is None:
+        names = tuple(remembered(json_file, "coco_classes", lambda: coco_classes(json_file)))
+    else:
+        names = classes = _names(classes)
+    metadata = {**_colors(palette, names), "image_root": image_root, "json_file": json_file}
+
+    def load() -> Sequence[dict]:
+        records = stored_coco(json_file, image_root, classes)
+        # The entry by which Detectron2, too, writes results in the file's own category ids.
+        metadata[FILE_IDS] = dict(records.info["category_ids"])
+        metadata.update({key: records.info[key] for key in ("left_out", "keypoints")})
+        return with_outlines(records) if boxes_as_masks else records
+
+    return Dataset(load, names, metadata)
+
+
+def middle_dataset(
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
+) -> Dataset:
+    """Photos annotated in MMDetection's middle format.
+
+    Args:
+        json_file: the annotations.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes all of the file's.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+        boxes_as_masks: gives objects without an outline their box as one.
+    """
+    names = middle_classes(json_file) if classes is None else _names(classes)
+    options = {"reader": "middle", "image_root": str(image_root), "classes": list(names)}
+    metadata = {**_colors(palette, names), "image_root": image_root}
+
+    def read() -> tuple[list[dict], dict[str, Any]]:
+        info: dict[str, Any] = {}
+        return read_middle(json_file, image_root, names, info), info
+
+    def load() -> Sequence[dict]:
+        records = stored(json_file, options, read)
+        metadata["left_out"] = records.info["left_out"]
+        return with_outlines(records) if boxes_as_masks else records
+
+    return Dataset(load, names, metadata)
+
+
+def annotated_dataset(
+    json_file: str | None,
+    image_root: str | None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    missing_ok: bool = False,
+    attribute: str | None = None,
+    boxes_as_masks: bool = False,
+) -> Dataset:
+    """Annotated photos, whose format is recognised from the file (`annotation_format`).
+
+    Args:
+        json_file: COCO, VIA (JSON, project or CSV) or MMDetection's middle format. None is a set
+            that is not given: whoever reads it is told so.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes all of the file. Regions of a VIA file
+            that have no class are of the one that is given here.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+        missing_ok: a class that the file lacks is one without objects, for a validation set; else
+            it is a mistake.
+        attribute: of VIA's regions, holds their class; None finds it.
+        boxes_as_masks: gives objects without an outline their box as one.
+    """
+    if not json_file or not image_root:
+        return Dataset(partial(_not_given, json_file), ())
+    readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
+    form = remembered(json_file, "format", lambda: annotation_format(json_file))
+    reader = partial(readers[form], json_file, image_root, boxes_as_masks=boxes_as_masks)
+    if form == "via":
+        reader = partial(reader, attribute=attribute)
+    if classes is None or not missing_ok:
+        return reader(classes, palette)
+    classes = _names(classes)
+    metadata = {**_colors(palette, classes), "image_root": image_root}
+    if form == "coco":
+        metadata["json_file"] = json_file
+
+    def load() -> list[dict]:
+        try:
+            dataset = reader(classes)
+            records = dataset.load()
+        except UserError:  # a class is missing; what else is wrong is so here, too
+            dataset = with_classes(reader(), classes)
+            records = dataset.load()
+        metadata.update(dataset.metadata)
+        return records
+
+    return Dataset(load, classes, metadata)
+
+
+def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """A data set with its classes matched to `classes` by name; objects of others are left out."""
+    mine, classes = tuple(dataset.classes), tuple(classes)
+    made = select_metadata(dataset.metadata, mine, classes)
+
+    def load() -> Sequence[dict]:
+        records = dataset.load()
+        selected = select_classes(records, mine, classes)
+        made.update(select_metadata(dataset.metadata, mine, classes))  # what it has learned
+        others = len(columns_of(records).categories) - len(columns_of(selected).categories)
+        made["left_out"] = not_read(made.get("left_out", {}), others)
+        return selected
+
+    return Dataset(load, classes, made)
+
+
+def _not_given(json_file: str | None) -> list[dict]:
+    lacks = "the folder of its images" if json_file else "the annotation file"
+    raise UserError(
+        f"{lacks} is not given; in configs/custom that is data.train.json=FILE"
+        " data.train.images=FOLDER, and data.val.json and data.val.images for the validation"
+    )
+
+
+def _names(classes: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        raise UserError(f"classes={classes!r} is one text; give a list, such as [{classes}]")
+    return tuple(classes)
+
+
+def _colors(palette: Sequence[Sequence[int]] | None, classes: Sequence[str]) -> dict:
+    if not palette:
+        return {}
+    colors = [tuple(color) for color in palette]
+    bytes_ = all(len(c) == 3 and all(type(v) is int and 0 <= v < 256 for v in c) for c in colors)
+    if len(colors) != len(classes) or not bytes_:
+        raise UserError(
+            f"palette={colors}: give a colour [red, green, blue], 0 to 255, for each of the"
+            f" {len(classes)} classes ({', '.join(classes[:8])})"
+        )
+    return {"thing_colors": colors}

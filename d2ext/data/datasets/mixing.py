@@ -1,0 +1,123 @@
+"""The images that a training draws from: data sets joined, some images left out, some repeated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+from d2ext.data.loading.sampler import epoch_length
+from d2ext.data.records.columns import Columns, is_object
+from d2ext.data.records.records import applied, columns_of, join, select
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images and how often an epoch shows each.
+
+    Attributes:
+        records: Detectron2 dataset dicts; what is no object to learn from is a crowd in them.
+        repeats: float array (N,): the mean number of times an epoch shows each record.
+        left_out: images without objects that `filter_empty` took away.
+    """
+
+    records: Sequence[dict]
+    repeats: np.ndarray
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        return epoch_length(self.repeats)
+
+    def __str__(self) -> str:
+        """For a plan: the images of an epoch, and where they differ from those of the files."""
+        text = f"{len(self)} images"
+        if self.left_out:
+            text += f" ({self.left_out} without objects left out, filter_empty)"
+        if len(self) != len(self.records):
+            most = f"{self.repeats.max():.3g}"
+            text += f" from {len(self.records)}, repeated up to {most} times"
+        return text
+
+
+def training_set(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    repeat: int | Sequence[int] = 1,
+    oversample_threshold: float | None = None,
+) -> TrainingSet:
+    """Registered data sets as one: MMDetection's Concat-, Repeat- and ClassBalancedDataset.
+
+    Args:
+        names: one data set, or several to join.
+        filter_empty: leave out images without objects (see `is_object`).
+        repeat: how often an epoch shows the images; a list has one number for each of `names`.
+        oversample_threshold: an image with a class that fewer than this part of the images (of all
+            `names`, those left out not counted) holds is shown more often, on average the root of
+            threshold / part times (Gupta et al. 2019, LVIS; they take 0.001).
+
+    Raises:
+        UserError: an argument is wrong, or no image is left.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    times = [repeat] * len(names) if isinstance(repeat, int) else list(repeat)
+    field = "dataloader.train.dataset"
+    if len(times) != len(names) or not all(type(t) is int and t > 0 for t in times):
+        raise UserError(
+            f"{field}.repeat={repeat}: give a positive integer, or one for each of"
+            f" {', '.join(names)}"
+        )
+    parts, repeats, left_out = [], [], 0
+    for name, count in zip(names, times, strict=True):
+        every = DatasetCatalog.get(name)
+        kept = columns_of(every).objects > 0 if filter_empty else np.ones(len(every), bool)
+        left_out += int(np.sum(~kept))
+        parts.append(every if kept.all() else select(every, kept))
+        repeats += [float(count)] * len(parts[-1])
+    if not repeats:
+        raise UserError(
+            f"{', '.join(names)}: no image has an object; annotate some, or set"
+            f" {field}.filter_empty=False"
+        )
+    records = parts[0] if len(parts) == 1 else join(parts)
+    factors = np.array(repeats)
+    if oversample_threshold is not None:
+        if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
+            raise UserError(
+                f"{field}.oversample_threshold={oversample_threshold}: give a part of the images"
+                " above 0 and up to 1, or null"
+            )
+        factors *= _rare(columns_of(records), oversample_threshold)
+    return TrainingSet(applied(records, _others_as_crowds), factors, left_out)
+
+
+def _others_as_crowds(record: dict) -> dict:
+    """Detectron2's mapper leaves out crowds alone."""
+    annotations = record.get("annotations", ())
+    if all(map(is_object, annotations)):
+        return record
+    marked = [a if is_object(a) else {**a, "iscrowd": 1} for a in annotations]
+    return {**record, "annotations": marked}
+
+
+def _rare(columns: Columns, threshold: float) -> np.ndarray:
+    """Float array (N,): how often to show each image, by the rarest class that it holds."""
+    factors, objects = np.ones(len(columns.heights)), columns.objects_only()
+    _, images = objects.category_counts(int(objects.categories.max(initial=0)) + 1)
+    of_class = np.sqrt(threshold * len(factors) / np.maximum(images, 1))
+    np.maximum.at(factors, objects.images(), of_class[objects.categories])
+    return factors
+
+
+def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
+    """The images of registered data sets, in their order, decoded when they are asked for.
+
+    Args:
+        names: one data set, or several to join.
+        filter_empty: leave out images without objects (see `is_object`).
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    parts = [DatasetCatalog.get(name) for name in names]
+    records = parts[0] if len(parts) == 1 else join(parts)
+    return select(records, columns_of(records).objects > 0) if filter_empty else records

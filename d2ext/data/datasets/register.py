@@ -1,0 +1,161 @@
+"""The `datasets` of a config in Detectron2's catalogs, registered by every process for itself."""
+
+import pydoc
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from d2ext.data.datasets.declare import Dataset, with_classes
+from d2ext.data.prepare.cityscapes import name_labels
+from d2ext.data.records.plain_records import plain_records
+from d2ext.data.records.records import Records, View, applied
+from d2ext.errors import UserError
+
+_registered: dict[str, Any] = {}  # the declarations
+_datasets: dict[str, Dataset] = {}
+_COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
+
+
+def register_datasets(datasets: Mapping[str, Any]) -> None:
+    """Registers the `datasets` section of a config in this process.
+
+    Registering a name again with the same content does nothing. Detectron2's own data sets are
+    registered already; its Cityscapes is made readable (`name_labels`).
+
+    Raises:
+        UserError: a name with a dot, one that is taken by another dataset, or a bad declaration.
+    """
+    from detectron2.config import instantiate
+    from detectron2.data import DatasetCatalog
+    from omegaconf import OmegaConf
+
+    name_labels()
+    for name, declaration in datasets.items():
+        if not hasattr(declaration, "get") or "_target_" not in declaration:
+            raise UserError(f"datasets.{name} is no L(function)(...), such as L(via_dataset)(...)")
+        if "." in name:
+            raise UserError(f"datasets: the name {name!r} holds a dot; use '_' instead")
+        content = OmegaConf.to_container(declaration, resolve=True)
+        if _registered.get(name) == content:
+            continue
+        if name in DatasetCatalog.list():
+            theirs = _registered.get(name, "a registration outside of the config")
+            raise UserError(
+                f"datasets.{name} is declared twice with other content: {theirs} and {content};"
+                " rename one"
+            )
+        _require_importable(name, declaration.get("_target_"))
+        try:
+            dataset = instantiate(declaration)
+        except TypeError as e:
+            raise UserError(f"datasets.{name}: {e}") from e
+        if not isinstance(dataset, Dataset):
+            raise UserError(
+                f"datasets.{name}: _target_ returned {type(dataset).__name__}, not a d2ext Dataset;"
+                " use via_dataset, coco_dataset or a function that returns one"
+            )
+        _register(name, _plain(name, dataset))
+        _registered[name] = content
+
+
+def use_classes(name: str, classes: Sequence[str]) -> None:
+    """Makes a registered data set count its classes as `classes` does, matched by name.
+
+    Objects of other classes are left out from now on.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    metadata = MetadataCatalog.get(name).as_dict()
+    mine = metadata.pop("thing_classes")
+    del metadata["name"]
+    if list(mine) != list(classes):
+        dataset = _datasets.get(name) or Dataset(DatasetCatalog[name], mine, metadata)
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        _register(name, with_classes(dataset, classes))
+
+
+def _plain(name: str, dataset: Dataset) -> Dataset:
+    """Return the dataset with plain records, whatever numbers and paths its function returns."""
+    if isinstance(dataset.classes, str):
+        raise UserError(
+            f"datasets.{name}: classes={dataset.classes!r} is one text; give a list, such as"
+            f" [{dataset.classes!r}]"
+        )
+    metadata = dict(dataset.metadata)
+
+    def load() -> Sequence[dict]:
+        records = dataset.load()
+        metadata.update(dataset.metadata)  # what it has learned
+        if isinstance(records, Records | View):  # made by d2ext's readers
+            return records
+        if not isinstance(records, Sequence) or isinstance(records, str):
+            raise UserError(
+                f"datasets.{name}: `load` returned a {type(records).__name__}; return a list of"
+                " Detectron2's dataset dicts"
+            )
+        left_out = Counter(dataset.metadata.get("left_out", {}))
+        plain = plain_records(records, name, left_out)
+        metadata["left_out"] = dict(left_out)
+        return plain
+
+    return Dataset(load, dataset.classes, metadata)
+
+
+def _register(name: str, dataset: Dataset) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    DatasetCatalog.register(name, partial(_load, name, dataset))
+    MetadataCatalog.get(name).set(thing_classes=list(dataset.classes), **_fixed(dataset))
+    _datasets[name] = dataset
+
+
+def counts_of(name: str) -> dict[str, Any]:
+    """Return what a dataset's reader has counted in its last `load`, see `Dataset.metadata`."""
+    metadata = _datasets[name].metadata if name in _datasets else {}
+    return {key: metadata[key] for key in _COUNTS if key in metadata}
+
+
+def _fixed(dataset: Dataset) -> dict[str, Any]:
+    """Return the metadata for Detectron2, where no value may change while the file may."""
+    return {key: value for key, value in dataset.metadata.items() if key not in _COUNTS}
+
+
+def _require_importable(name: str, target: Any) -> None:
+    where = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    if pydoc.locate(where) is None:
+        raise UserError(
+            f"datasets.{name}: {where} cannot be imported; a dataset function lives in a module"
+            " that every process finds, not in the config file"
+        )
+
+
+def unregister_datasets() -> None:
+    """Forgets what `register_datasets` registered, for a process that goes on to another config."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in _registered:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        del _datasets[name]
+    _registered.clear()
+
+
+def _load(name: str, dataset: Dataset) -> Sequence[dict]:
+    """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
+    from detectron2.data import MetadataCatalog
+
+    records = dataset.load()
+    MetadataCatalog.get(name).set(**_fixed(dataset))
+    if isinstance(records, list):
+        return [_with_box_modes(record) for record in records]
+    return applied(records, _with_box_modes)
+
+
+def _with_box_modes(record: dict) -> dict:
+    from detectron2.structures import BoxMode
+
+    for annotation in record.get("annotations", ()):
+        annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
+    return record

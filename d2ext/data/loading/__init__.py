@@ -1,0 +1,1 @@
+"""From dataset dicts to batches, the same in every run."""

@@ -1,0 +1,375 @@
+"""Loaders for training and evaluation."""
+
+import contextlib
+import itertools
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.loading.sample_errors import (
+    Failure,
+    Replaced,
+    ReportFailures,
+    RleAsBitmaps,
+    generators_seeded,
+)
+from d2ext.data.loading.sampler import BatchSampler, EpochOrder
+from d2ext.data.loading.workers import (
+    WorkerContext,
+    deaths_of_workers,
+    end_workers,
+    kill,
+    last_words,
+    report_errors,
+)
+from d2ext.data.records.records import Records, View, columns_of
+from d2ext.errors import UserError, in_words
+from d2ext.launch.guard import die_with_parent
+from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
+from d2ext.waiting import waiting_for
+
+logger = logging.getLogger(__name__)
+
+# Signals reach the whole process group. The trainer decides what to do; workers just serve.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_PATIENCE = 600  # seconds for a batch; after that a disk hangs
+_LATE = 1.0  # seconds after which a batch is late
+_FAREWELL = 2.0  # seconds for workers to end before they are killed
+_REPLACEMENTS = 20  # images to try in the place of one that cannot be read
+
+
+def build_train_loader(
+    dataset: TrainingSet | Sequence[dict],
+    mapper: Callable[[dict], dict],
+    *,
+    total_batch_size: int,
+    num_workers: int,
+    seed: int,
+    reference_batch_size: int,
+    reference_world_size: int,
+    accumulate: int = 1,
+    start_iter: int = 0,
+    bad_images: str = "stop",
+) -> "Loader":
+    """This rank's micro-batches of the global batches, from iteration `start_iter` on, for ever.
+
+    Images, order and augmentation depend on (seed, iteration, position) only, so neither the
+    number of processes nor that of loader workers changes what the model sees.
+
+    Args:
+        dataset: of `training_set`, or Detectron2 dataset dicts.
+        mapper: a dataset dict to the model's input; may use any of the global generators. One that
+            makes masks as polygons makes bitmaps for images with RLE, which polygons cannot hold.
+        total_batch_size: images per optimizer step over all ranks and micro-batches.
+        num_workers: loader processes of this rank.
+        seed: of the run.
+        reference_batch_size: with `reference_world_size`, gives the images per worker that the
+            recipe was made for, and so the size of the groups that share an orientation.
+        reference_world_size: the workers that it was made for.
+        accumulate: micro-batches per step; each next() gives one of them.
+        start_iter: the first iteration; a run sets it.
+        bad_images: what an image that cannot be read does: `stop`, or `skip`: another one takes
+            its place, so that all ranks have as many.
+
+    Raises:
+        UserError: while iterating, when an image cannot be read.
+    """
+    records, repeats = dataset, None
+    if isinstance(dataset, TrainingSet):
+        records, repeats = dataset.records, dataset.repeats
+    columns = columns_of(records)
+    portrait = columns.heights > columns.widths
+    group_size = max(reference_batch_size // reference_world_size, 1)
+    sampler = BatchSampler(
+        EpochOrder(portrait, group_size, seed, repeats),
+        total_batch_size,
+        comm.get_rank(),
+        comm.get_world_size(),
+        accumulate,
+        start_iter,
+    )
+    loader = DataLoader(
+        _SeededDataset(records, RleAsBitmaps(mapper), seed, replaces=bad_images == "skip"),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        **_worker_options(num_workers),
+        collate_fn=_as_list,
+        pin_memory=torch.cuda.is_initialized(),  # the model is on a GPU already, or stays off it
+    )
+    return Loader(loader)
+
+
+def build_test_loader(
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    *,
+    num_workers: int,
+    bad_images: str = "stop",
+) -> "Loader":
+    """Gives one image a batch; ranks take consecutive parts in order, each image once.
+
+    Detectron2's test loader, but for its workers, which a signal to the process group would end.
+
+    Args:
+        dataset: Detectron2 dataset dicts.
+        mapper: a dataset dict to the model's input.
+        num_workers: loader processes of this rank.
+        bad_images: what an image that cannot be read does: `stop`, or `skip`: its batch is empty.
+
+    Raises:
+        UserError: while iterating, when an image cannot be read.
+    """
+    loader = DataLoader(
+        _MappedDataset(dataset, mapper),
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=num_workers,
+        **_worker_options(num_workers),
+        collate_fn=_as_list,
+    )
+    return Loader(loader, leaves_out=bad_images == "skip")
+
+
+class _MappedDataset(Dataset):
+    """Samples by index."""
+
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict]):
+        self.records = _shared(records)
+        self._mapper = ReportFailures(mapper)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, key: int) -> dict:
+        """The dataset dict (a copy) that the sample at `key` is made of."""
+        return self.records[key]
+
+    def __getitem__(self, key: int) -> dict | Failure:
+        return self._mapper(self.record(key))
+
+
+class _SeededDataset(_MappedDataset):
+    """Samples by (index, position), each with generators of its own.
+
+    Detectron2's transforms draw from numpy's global generator; torch's and Python's are seeded as
+    well for the user's own. All are put back, since with no loader workers they are the trainer's.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        replaces: bool = False,
+    ):
+        super().__init__(records, mapper)
+        self._seed = seed
+        self._replaces = replaces
+
+    def record(self, key: tuple[int, int]) -> dict:
+        return super().record(key[0])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict | Failure | Replaced:
+        sample = self._sample(key)
+        if not self._replaces or not isinstance(sample, Failure):
+            return sample
+        # Drawn from seed and position, so that a resumed run takes the same ones.
+        others = np.random.default_rng((self._seed, key[1], 2))
+        for other in others.integers(len(self), size=_REPLACEMENTS):
+            found = self._sample((int(other), key[1]))
+            if not isinstance(found, Failure):
+                return Replaced(found, sample.message)
+        return Failure(f"{sample.message} (nor could {_REPLACEMENTS} others in its place)")
+
+    def _sample(self, key: tuple[int, int]) -> dict | Failure:
+        with generators_seeded(self._seed, key[1]):
+            return super().__getitem__(key)
+
+
+def _shared(records: Sequence[dict]) -> Sequence[dict]:
+    """The records in memory that worker processes share.
+
+    Of a list Python's reference counts would copy every page into each of them: it is serialised.
+    """
+    if isinstance(records, Records):
+        return records
+    if isinstance(records, View):
+        return View(list(map(_shared, records.parts)), records.indices, records.function)
+    return DatasetFromList(records, copy=False)
+
+
+class Loader:
+    """A DataLoader that raises the first failure of a batch in the trainer's process.
+
+    Attributes:
+        replaced: what was wrong with images whose place another one took, and how often it did.
+        left_out: what was wrong with images that are missing from the last pass.
+    """
+
+    def __init__(self, loader: DataLoader, leaves_out: bool = False):
+        self._loader = loader
+        self._leaves_out = leaves_out
+        self.replaced: Counter[str] = Counter()
+        self.left_out: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        """Batches; the workers are at work on the first ones when it returns."""
+        batches = self._batches()
+        next(batches)
+        return batches
+
+    def _batches(self) -> Iterator[list[dict]]:
+        # None may come before the workers ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            batches = self._started()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.left_out = []
+        try:
+            yield []  # where `__iter__` stops
+            while (batch := _next(batches)) is not None:
+                if self._leaves_out:
+                    self.left_out += [s.message for s in batch if isinstance(s, Failure)]
+                    batch = [s for s in batch if not isinstance(s, Failure)]
+                yield [self._checked(sample) for sample in batch]
+        finally:
+            # Not left to the garbage collector: Python would wait for workers at its end.
+            if self._loader.num_workers:
+                end_workers(batches, _FAREWELL)
+
+    def _started(self) -> Iterator[list]:
+        if not self._loader.num_workers:
+            return iter(self._loader)
+        raise_open_files()
+        before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
+        try:
+            return iter(self._loader)
+        except BaseException as e:
+            for worker in set(multiprocessing.active_children()) - before:
+                kill(worker)  # Python would wait for it at its end
+            if not isinstance(e, OSError) or exhausted(str(e)):
+                raise
+            # Else it is the queues' semaphores, which are files in shared memory.
+            raise OSError(e.errno, e.strerror, str(SHARED_MEMORY)) from e
+        finally:
+            # torch's handler raises wherever the process happens to be when a worker dies, such as
+            # in the midst of writing a file. `_next` finds that out in time.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
+
+    def _checked(self, sample: dict | Failure | Replaced) -> dict:
+        if isinstance(sample, Failure):
+            raise UserError(sample.message)
+        if not isinstance(sample, Replaced):
+            return sample
+        self.replaced[sample.message] += 1
+        if self.replaced[sample.message] == 1:
+            logger.warning("%s; another image takes its place, each time", sample.message)
+        return sample.sample
+
+    @property
+    def records(self) -> Sequence[dict]:
+        """The dataset dicts that it draws from."""
+        return self._loader.dataset.records
+
+    @property
+    def images(self) -> int:
+        """The number of images of an epoch."""
+        return len(self._loader.dataset)
+
+    def pairs(
+        self, skip: int = 0, mapped: bool = True
+    ) -> Iterator[tuple[dict, dict | UserError | None]]:
+        """The samples one by one, made in this process, each with the dataset dict it is made of.
+
+        Args:
+            skip: samples to leave out at first; their images are not read.
+            mapped: False gives None for samples, and reads no image.
+
+        Yields:
+            In the loader's order, a dataset dict and its sample; where that cannot be made, what
+            is wrong, and the next ones go on.
+        """
+        keys = itertools.chain.from_iterable(self._loader.batch_sampler)
+        dataset = self._loader.dataset
+        for key in itertools.islice(keys, skip, None):
+            sample = None
+            if mapped:
+                try:
+                    sample = dataset[key]
+                except Exception as e:  # whatever a mapper raises; a training would end here
+                    sample = UserError(f"{dataset.record(key)['file_name']}: {in_words(e)}")
+            if isinstance(sample, Failure | Replaced):
+                sample = UserError(sample.message)
+            yield dataset.record(key), sample
+
+
+def _next(batches: Iterator[list]) -> list | None:
+    """Return the next batch, None after the last one; a long wait is announced.
+
+    Raises:
+        RuntimeError: None came for ten minutes, or a worker cannot go on.
+    """
+    since, late = time.monotonic(), False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as e:
+                if deaths := deaths_of_workers(batches):
+                    raise RuntimeError(f"DataLoader worker {deaths}") from e
+                if not str(e).startswith("DataLoader timed out"):
+                    raise
+            if words := last_words():
+                raise RuntimeError(f"DataLoader worker: {words}")
+            waited = time.monotonic() - since
+            if waited > _PATIENCE:
+                raise RuntimeError(f"DataLoader timed out after {waited:.0f} seconds")
+            if not late:
+                what = "the loader workers' next batch (slow storage, or too few workers)"
+                stack.enter_context(waiting_for(what, since=since))
+            late = True
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    """Return DataLoader's arguments for processes that are forked, deaf to signals, and outspoken.
+
+    A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
+    """
+    if not num_workers:
+        return {}
+    return dict(multiprocessing_context=WorkerContext(), timeout=_LATE, worker_init_fn=_init_worker)
+
+
+def _as_list(samples: list) -> list:
+    return samples
+
+
+def _init_worker(worker_id: int) -> None:
+    # Its rank may be killed, and it would wait for work for ever.
+    die_with_parent()
+    report_errors()
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # its threads do not survive a fork
+    logging.getLogger("PIL").setLevel(logging.WARNING)

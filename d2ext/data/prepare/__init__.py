@@ -1,0 +1,1 @@
+"""Standard datasets: copied, downloaded, checked."""

@@ -1,0 +1,180 @@
+"""Puts COCO 2017 where Detectron2 expects it: root/coco/{annotations,train2017,val2017}."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2ext.data.prepare.download import (
+    Unreachable,
+    check_space,
+    download,
+    in_words,
+    unpack,
+    writing,
+)
+from d2ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of the dataset and the archive that holds it.
+
+    Attributes:
+        name: of the folder, below root/coco and in the archive.
+        url: of the archive, a zip.
+        md5: of the archive.
+        size: of the archive, in bytes, roughly.
+        unpacked: of the folder, in bytes, roughly.
+        images: number of its photos; 0 for a folder of other files.
+        files: those that it must hold.
+    """
+
+    name: str
+    url: str
+    md5: str
+    size: int
+    unpacked: int
+    images: int = 0
+    files: Sequence[str] = ()
+
+    @property
+    def archive(self) -> str:
+        """The archive's file name."""
+        return self.url.rpartition("/")[2]
+
+
+_SERVER = "http://images.cocodataset.org"
+PARTS = (  # the small ones first
+    Part(
+        name="annotations",
+        url=f"{_SERVER}/annotations/annotations_trainval2017.zip",
+        md5="f4bbac642086de4f52a3fdda2de5fa2c",
+        size=241 << 20,
+        unpacked=800 << 20,
+        files=("instances_train2017.json", "instances_val2017.json"),
+    ),
+    Part(
+        name="val2017",
+        url=f"{_SERVER}/zips/val2017.zip",
+        md5="442b8da7639aecaf257c1dceb8ba8c80",
+        size=778 << 20,
+        unpacked=800 << 20,
+        images=5000,
+    ),
+    Part(
+        name="train2017",
+        url=f"{_SERVER}/zips/train2017.zip",
+        md5="cced6f7f71b7629ddf16f17bbcfab6b2",
+        size=18 << 30,
+        unpacked=19 << 30,
+        images=118287,
+    ),
+)
+
+
+def prepare_coco(root: str | Path, parts: Sequence[Part] = PARTS) -> Iterator[str]:
+    """Checks the parts that are there, and fetches the others, each whole or not at all.
+
+    A part that is there is never changed. A download goes to root/coco/<archive>.part, which stays
+    where it breaks off, and is gone on with the next time; it is deleted when it is unpacked. An
+    archive that lies in root/coco already is used instead, and stays.
+
+    Args:
+        root: the folder of data sets, $DETECTRON2_DATASETS.
+        parts: of the dataset.
+
+    Yields:
+        Lines that say what is there and what is done.
+
+    Raises:
+        UserError: a part is incomplete, an archive cannot be reached or is another one, or there
+            is no space.
+    """
+    folder = Path(root) / "coco"
+    missing = [part for part in parts if not _is_there(folder / part.name)]
+    for part in parts:
+        if part not in missing:
+            yield _check(folder / part.name, part)
+    if not missing:
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, _space(folder, missing))
+    for part in missing:
+        target = folder / part.name
+        try:
+            with writing(target):
+                yield from _fetch(target, part)
+        except Unreachable as e:
+            urls = ", ".join(p.url for p in missing if not _is_there(folder / p.name))
+            raise UserError(
+                f"cannot download {e}. Run this again to go on, or fetch by hand: {urls}; put"
+                f" them into {folder} as they are, and run this again"
+            ) from e
+        yield _check(target, part)
+
+
+def _is_there(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _check(folder: Path, part: Part) -> str:
+    """Describes a part; raises UserError if it is incomplete."""
+    lacking = [name for name in part.files if not (folder / name).is_file()]
+    images = sum(name.endswith(".jpg") for name in os.listdir(folder)) if part.images else 0
+    if lacking or images != part.images:
+        found = f"lacks {', '.join(lacking)}" if lacking else f"holds {images:,} photos"
+        expected = "" if lacking else f", not {part.images:,}"
+        raise UserError(
+            f"{folder} {found}{expected}; move it away or delete it, and run this again, or"
+            f" complete it from {part.url}"
+        )
+    return f"{folder} holds {f'{images:,} photos' if images else ', '.join(part.files)}"
+
+
+def _space(folder: Path, missing: Sequence[Part]) -> int:
+    """Bytes that the missing parts will take at the worst moment."""
+    archives = [0]
+    for part in missing:
+        if not (folder / part.archive).is_file():
+            begun = folder / f"{part.archive}.part"
+            archives.append(part.size - (begun.stat().st_size if begun.is_file() else 0))
+    return sum(part.unpacked for part in missing) + max(archives)
+
+
+def _fetch(target: Path, part: Part) -> Iterator[str]:
+    """Downloads and unpacks a part; raises Unreachable, OSError and UserError."""
+    archive = by_hand = target.with_name(part.archive)
+    if not by_hand.is_file():
+        archive = target.with_name(f"{part.archive}.part")
+        # A zip's directory is at its end: with it all is there, and an earlier run was unpacking.
+        if not (archive.is_file() and zipfile.is_zipfile(archive)):
+            yield f"{target}: downloading {part.url} ({in_words(part.size)})"
+            download(part.url, archive)
+    yield f"{target}: unpacking {archive.name} ({in_words(part.unpacked)})"
+    if (found := _md5(archive)) != part.md5:
+        if archive is by_hand:
+            remedy = "delete it or replace it"
+        else:
+            archive.unlink()
+            remedy = "it was deleted"
+        raise UserError(
+            f"{archive} is damaged (md5 {found}, not {part.md5}); {remedy}, and run this again"
+        )
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as temporary:
+        made = Path(temporary) / part.name
+        unpack(archive, part.name, made)
+        _check(made, part)
+        os.replace(made, target)
+    if archive is not by_hand:
+        archive.unlink()
+
+
+def _md5(path: Path) -> str:
+    # What the archives are published with; against accidents, not against attackers.
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

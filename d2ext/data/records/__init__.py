@@ -1,0 +1,1 @@
+"""Dataset dicts as arrays, and the cache that keeps them."""

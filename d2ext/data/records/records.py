@@ -1,0 +1,282 @@
+"""Detectron2 dataset dicts that are decoded one by one, and what is known of them without decoding.
+
+`columns_of` gives the heights, widths, objects and classes of any sequence of dataset dicts, be it
+a list or a `Records`; `select` and `join` make new sequences without copying dicts.
+"""
+
+import bisect
+import functools
+import json
+import operator
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from d2ext.data.records.array_file import PagesWriter, map_file, read_pages
+from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, Columns, list_columns
+from d2ext.errors import UserError
+
+
+class _Decoded(Sequence):
+    """A sequence whose elements are made when they are asked for."""
+
+    def __iter__(self) -> Iterator[dict]:
+        # Sequence's own would take an IndexError from within an element for the end.
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return select(self, np.arange(len(self))[index])
+        i = operator.index(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        return self._record(i % len(self))
+
+
+class Records(_Decoded):
+    """Dataset dicts in a buffer that `write_records` or the COCO reader filled.
+
+    An element is decoded anew whenever it is asked for, so it may be changed freely. A pickled
+    `Records` is the name of its file, unless it is in memory.
+
+    Args:
+        source: path of the file, or bytes in memory.
+
+    Raises:
+        Damaged: the buffer is no complete store.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, source: str | bytes | memoryview):
+        self._source = source
+        buffer = map_file(source) if isinstance(source, str) else source
+        self._arrays, self.info = read_pages(buffer)
+        self._data = memoryview(self._arrays["data"])
+        self._ends = self._arrays["ends"]
+
+    @functools.cached_property
+    def columns(self) -> Columns:
+        """Of these records; views of the buffer."""
+        return Columns(*(self._arrays[name] for name in Columns.NAMES))
+
+    def file_names(self) -> list[str]:
+        """`file_name` of each record."""
+        return json.loads(bytes(self._arrays["file_names"]))
+
+    def image_ids(self) -> list:
+        """`image_id` of each record, None where there is none."""
+        return json.loads(bytes(self._arrays["image_ids"]))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _record(self, i: int) -> dict:
+        data = self._data[self._ends[i - 1] if i else 0 : self._ends[i]]
+        if zlib.crc32(data) != self._arrays["crcs"][i]:
+            raise UserError(
+                f"the cached data set {self._source} is damaged; delete it and start again"
+            )
+        content = _decode(data)
+        return content if isinstance(content, dict) else self._from_columns(i, *content)
+
+    def _from_columns(self, i: int, image_id: int, file_name: str, segmentations: list) -> dict:
+        """The record of a COCO file, of which `data` holds only these three."""
+        arrays = self._arrays
+        part = slice(arrays["starts"][i], arrays["starts"][i + 1])
+        rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "categories", "areas"))
+        annotations = []
+        for box, flags, label, area, masks in zip(*rows, segmentations, strict=True):
+            crowd = flags & CROWD
+            annotation = {"bbox": box, "bbox_mode": 0, "iscrowd": crowd, "category_id": label}
+            if flags & DIFFICULT:
+                annotation["difficult"] = 1
+            if flags & GROUP_OF:
+                annotation["is_group_of"] = 1
+            if area == area:
+                annotation["area"] = area
+            if masks is not None:
+                annotation["segmentation"] = masks
+            annotations.append(annotation)
+        return {
+            "file_name": file_name,
+            "image_id": image_id,
+            "height": int(arrays["heights"][i]),
+            "width": int(arrays["widths"][i]),
+            "annotations": annotations,
+        }
+
+    def __reduce__(self) -> tuple:
+        source = self._source
+        return Records, (source if isinstance(source, str) else bytes(source),)
+
+
+class View(_Decoded):
+    """Dataset dicts of other sequences, chosen and perhaps changed; see select, join, applied.
+
+    Args:
+        parts: the sequences, one behind the other.
+        indices: int64 (N,) into them; None takes all.
+        function: of a dict, gives the dict to return; picklable.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[dict]],
+        indices: np.ndarray | None = None,
+        function: Callable[[dict], dict] | None = None,
+    ):
+        self.parts = parts
+        self.indices = indices
+        self.function = function
+        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1] if self.indices is None else len(self.indices)
+
+    def _record(self, i: int) -> dict:
+        i = i if self.indices is None else int(self.indices[i])
+        part = bisect.bisect_right(self._starts, i) - 1
+        record = self.parts[part][i - self._starts[part]]
+        return self.function(record) if self.function else record
+
+
+def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
+    """The records with these indices, in this order; an index may come several times.
+
+    Args:
+        records: dataset dicts.
+        indices: as numpy takes them: integers, or a bool for each record.
+
+    Raises:
+        IndexError: there are not so many records.
+    """
+    chosen = np.asarray(indices, None if len(indices) else np.int64)
+    return View([records], np.arange(len(records))[chosen])
+
+
+def join(parts: Sequence[Sequence[dict]]) -> View:
+    """Several sequences as one."""
+    return View(parts)
+
+
+def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
+    """The records, each sent through a picklable function when it is asked for.
+
+    If it changes what columns hold (sizes, crowds, classes, kinds of masks), it has a method
+    `columns` that does the same to the `Columns`.
+    """
+    return View([records], function=function)
+
+
+def relabeled(records: Sequence[dict], labels: Sequence[int | None]) -> View:
+    """The records with `category_id` c as labels[c]; annotations of which it is None are left out.
+
+    The records given stay as they are.
+    """
+    return View([records], function=_Relabel(tuple(labels)))
+
+
+@dataclass(frozen=True)
+class _Relabel:
+    labels: tuple[int | None, ...]
+
+    def __call__(self, record: dict) -> dict:
+        if "annotations" not in record:
+            return record
+        pairs = [(a, self.labels[a["category_id"]]) for a in record["annotations"]]
+        kept = [{**a, "category_id": label} for a, label in pairs if label is not None]
+        return {**record, "annotations": kept}
+
+    def columns(self, columns: Columns) -> Columns:
+        return columns.relabeled(self.labels)
+
+
+def columns_of(records: Sequence[dict]) -> Columns:
+    """The columns of a list or of any of this module's sequences, which need no decoding."""
+    if isinstance(records, Records):
+        return records.columns
+    if isinstance(records, View):
+        parts = [columns_of(part) for part in records.parts]
+        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
+        if records.indices is not None:
+            columns = columns.take(records.indices)
+        changed = getattr(records.function, "columns", None)
+        return changed(columns) if changed else columns
+    return list_columns(records)
+
+
+def file_names_of(records: Sequence[dict]) -> list[str]:
+    """`file_name` of each record, of a `Records` without decoding."""
+    return _named(records, "file_name", Records.file_names)
+
+
+def image_ids_of(records: Sequence[dict]) -> list:
+    """`image_id` of each record (None: it has none), of a `Records` without decoding."""
+    return _named(records, "image_id", Records.image_ids)
+
+
+def _named(records: Sequence[dict], key: str, stored: Callable[[Records], list]) -> list:
+    if isinstance(records, Records):
+        return stored(records)
+    if isinstance(records, View):
+        values = [value for part in records.parts for value in _named(part, key, stored)]
+        return values if records.indices is None else [values[i] for i in records.indices]
+    return [r.get(key) for r in records]
+
+
+def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]) -> None:
+    """Writes what `Records` reads.
+
+    Args:
+        file: to write to.
+        records: dataset dicts of JSON values (box modes become integers, tuples lists).
+        info: JSON values, `Records.info`.
+
+    Raises:
+        UserError: a record holds something else.
+    """
+    try:
+        data = [json.dumps(record, default=os.fspath).encode() for record in records]
+    except (TypeError, ValueError) as e:
+        raise UserError(f"the data set cannot be cached: {e}; give plain numbers and texts") from e
+    writer = PagesWriter(file)
+    writer.add_bytes("data", data)
+    write_columns(
+        writer,
+        np.fromiter(map(len, data), np.int64, len(data)),
+        np.fromiter(map(zlib.crc32, data), np.uint32, len(data)),
+        file_names_of(records),
+        image_ids_of(records),
+        columns_of(records),
+    )
+    writer.finish(info)
+
+
+def write_columns(
+    writer: PagesWriter,
+    lengths: np.ndarray,
+    crcs: np.ndarray,
+    file_names: list,
+    image_ids: list,
+    columns: Columns,
+) -> None:
+    """Writes what every store holds beside `data`: of each record its bytes there, and columns."""
+    writer.add("ends", np.cumsum(lengths, dtype=np.int64))
+    writer.add("crcs", crcs)
+    for name, values in (("file_names", file_names), ("image_ids", image_ids)):
+        text = json.dumps(values, default=os.fspath).encode()
+        writer.add(name, np.frombuffer(text, np.uint8))
+    for name in Columns.NAMES:
+        writer.add(name, getattr(columns, name))
+
+
+def _decode(data: memoryview) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:  # NaN, or a number that JSON can name and a float cannot hold
+        return json.loads(bytes(data))

@@ -1,0 +1,1 @@
+"""Checks of what users give: COCO files and dataset dicts."""

@@ -1,0 +1,206 @@
+"""The tool: a COCO file and its images -> findings, a mended file, a page, and a status."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from d2ext.data.validation.coco.checks.all_checks import MAX_DETECTIONS, fast_findings, in_order
+from d2ext.data.validation.coco.checks.image_files import (
+    DECODED_BY_ITSELF,
+    Photo,
+    categories_against,
+    identical,
+    image_files,
+    look,
+)
+from d2ext.data.validation.coco.checks.statistics import Anchors
+from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
+from d2ext.data.validation.coco.fixes.fix import Fixed, fix
+from d2ext.data.validation.coco.fixes.images_and_categories import Files
+from d2ext.data.validation.coco.table import Columns, read_columns, read_content
+from d2ext.errors import UserError
+from d2ext.files import replaced
+
+logger = logging.getLogger(__name__)
+_CHANGES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file and what it is held against.
+
+    Attributes:
+        json_file: the COCO JSON.
+        images: the folder of its images; None: they are not looked at.
+        against: another COCO JSON, of the validation set, say,
+        against_images: and its images' folder; None: that of `images`.
+        decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
+        anchors: what object sizes are held against.
+        max_detections: objects that a model and a metric take in an image.
+    """
+
+    json_file: Path
+    images: Path | None = None
+    against: Path | None = None
+    against_images: Path | None = None
+    decode: bool | None = None
+    anchors: Anchors = field(default_factory=Anchors)
+    max_detections: int = MAX_DETECTIONS
+
+
+def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
+    """The checks that a source asks for, as a function of columns.
+
+    It remembers the images, so that it can look at a mended file quickly.
+
+    Raises:
+        UserError: a folder or the other file is absent, or that is no COCO file.
+    """
+    photos = _album(source.images, source.decode)
+    other = read_columns(source.against) if source.against else None
+    other_root = source.against_images or source.images
+    other_photos = _album(other_root, False)
+
+    def check(c: Columns) -> list[Finding]:
+        found = fast_findings(c, source.anchors, source.images, source.max_detections)
+        if other is not None:
+            found += categories_against(c, other)
+        if source.images is not None:
+            seen = photos(c.image_name)
+            found += image_files(c, seen)
+            pair = (other_photos(other.image_name), other_root) if other is not None else None
+            found += identical(c, seen, source.images, pair)
+        return in_order(found)
+
+    check.photos = photos
+    return check
+
+
+def _album(
+    root: Path | None, decode: bool | None
+) -> Callable[[Iterable[str]], Mapping[str, Photo]]:
+    if root is not None and not root.is_dir():
+        raise UserError(f"--images {root}: no such folder")
+    known: dict[str, Photo] = {}
+
+    def photos(names: Iterable[str]) -> Mapping[str, Photo]:
+        names = [n for n in dict.fromkeys(names) if n]
+        new = [n for n in names if n not in known]
+        pixels = decode if decode is not None else len(names) <= DECODED_BY_ITSELF
+        known.update(look(root, new, pixels))
+        return {n: known[n] for n in names if n in known}
+
+    return photos
+
+
+def mend(
+    source: Source, output: Path, check: Callable[[Columns], list[Finding]], drop: bool = False
+) -> Fixed:
+    """Writes the file without its errors; `drop` is that of `fix`.
+
+    Raises:
+        UserError: nothing would be left, an error has to stay (see
+            `fix`), or it cannot be written.
+    """
+    content = read_content(source.json_file)
+    files = Files(source.images, check.photos) if source.images else None
+    fixed = fix(content, check, files, own=True, drop=drop)
+    for part, remedy in (("images", "check --images"), ("annotations", "see the findings")):
+        if content[part] and not fixed.content[part]:
+            raise UserError(f"none of {source.json_file}'s {part} would be left; {remedy}")
+    with replaced(output, "wb") as f:
+        f.write(_encoded(fixed.content))
+    return fixed
+
+
+def _encoded(content: dict) -> bytes:
+    try:
+        return msgspec.json.encode(content)
+    except (UnicodeEncodeError, ValueError, OverflowError):
+        import json  # escapes what is no Unicode, and takes any integer
+
+        return json.dumps(content).encode("ascii")
+
+
+def check_dataset(
+    source: Source, output: Path | None = None, page: Path | None = None, drop: bool = False
+) -> int:
+    """Checks, fixes, and prints.
+
+    Args:
+        source: what is checked.
+        output: the fixed file; None writes none.
+        page: the findings as HTML; None writes none.
+        drop: see `fix`.
+
+    Returns:
+        1 if there are errors (in what was written, where that was asked for), else 0.
+
+    Raises:
+        UserError: a file or folder is absent, or is no COCO file, or cannot be written; it is
+            written to and read, or written twice; or `mend` refuses.
+    """
+    _refuse_overwriting(source, output, page)
+    c = read_columns(source.json_file)
+    check = findings_of(source)
+    found = check(c)
+    print(
+        f"{source.json_file}: {len(c.image_id)} images, {len(c.id)} annotations,"
+        f" {len(c.category_id)} categories"
+    )
+    for line in lines(found, fixing=output is None):
+        print(line)
+    fixed = None
+    if output is not None:
+        fixed = mend(source, output, check, drop)
+        for line in fixed_lines(fixed, output):
+            print(line)
+    if page is not None:
+        from d2ext.data.validation.coco.findings_page import write_page
+
+        write_page(page, source, c, found, fixed)
+        print(f"{page} written")
+    left = fixed.findings if fixed else found
+    return int(any(f.severity == ERROR for f in left))
+
+
+def _refuse_overwriting(source: Source, output: Path | None, page: Path | None) -> None:
+    used = {"JSON": source.json_file, "--against": source.against, "--fix": output}
+    for option, path in (("--fix", output), ("--html", page)):
+        for other, file in used.items():
+            if path and file and other != option and _is_same(path, file):
+                raise UserError(f"{option} {path} is the file of {other}, too; give another name")
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    """Also where links lead to it, or where it is not there yet."""
+    both = a.exists() and b.exists()
+    return a.samefile(b) if both else os.path.realpath(a) == os.path.realpath(b)
+
+
+def lines(findings: list[Finding], fixing: bool = True) -> list[str]:
+    """Findings as text: what, where, and what `--fix` does."""
+    made = []
+    for f in findings:
+        made.append(f"{f.severity}: {f.code}: {f.count} {f.what}")
+        made.append(f"    e.g. {f.example}")
+        if fixing:
+            made.append(f"    --fix: {f.fix}")
+    counts = (f"{sum(f.severity == s for f in findings)} kinds of {s}" for s in SEVERITIES)
+    return [*made, ", ".join(counts)]
+
+
+def fixed_lines(fixed: Fixed, output: Path) -> list[str]:
+    """What a mending did, and what stays."""
+    removed = sum(": removed: " in change for change in fixed.changes)
+    made = [f"{output} written, {len(fixed.changes)} changes, {removed} of them removals"]
+    made += [f"    {change}" for change in fixed.changes[:_CHANGES_SHOWN]]
+    if len(fixed.changes) > _CHANGES_SHOWN:
+        more = len(fixed.changes) - _CHANGES_SHOWN
+        made.append(f"    and {more} more; --html lists them all")
+    stays = ", ".join(f"{f.count} {f.code}" for f in fixed.findings) or "nothing"
+    return [*made, f"no errors are left; what stays: {stays}"]

@@ -1,0 +1,43 @@
+"""Findings as one self-contained page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2ext.data.validation.coco.finding import SEVERITIES, Finding
+from d2ext.data.validation.coco.fixes.fix import Fixed
+from d2ext.data.validation.coco.table import Columns
+from d2ext.files import replaced
+from d2ext.html import page_template
+
+if TYPE_CHECKING:
+    from d2ext.data.validation.coco.check_file import Source
+
+_PLACES = 50  # rows that are named for each finding
+_CHANGES = 100_000
+
+
+def write_page(
+    path: Path, source: "Source", c: Columns, findings: list[Finding], fixed: Fixed | None
+) -> None:
+    """Writes the page; raises UserError where it cannot be."""
+    html = page_template(Path(__file__).with_name("page.html")).render(
+        name=source.json_file.name,
+        source=source,
+        counts=[
+            ("images", len(c.image_id)),
+            ("annotations", len(c.id)),
+            ("categories", len(c.category_id)),
+        ],
+        severities={s: sum(f.severity == s for f in findings) for s in SEVERITIES},
+        findings=[(f, _places(f)) for f in findings],
+        changes=fixed.changes[:_CHANGES] if fixed else None,
+        number_of_changes=len(fixed.changes) if fixed else 0,
+        left=fixed.findings if fixed else [],
+    )
+    with replaced(path, "wb") as f:
+        f.write(html.encode("utf-8", errors="replace"))
+
+
+def _places(f: Finding) -> str:
+    rows = [str(row) for row in f.rows[:_PLACES]]
+    return f"{f.part}: {', '.join(rows)}" + (", ..." if f.count > _PLACES else "")

@@ -1,0 +1,238 @@
+"""What training this installation can do: versions, GPUs, Detectron2's operators, and a real step.
+
+torch and Detectron2 are imported in a child process only (doctor_probe.py): a broken build can kill
+the process that imports it, and the doctor has to outlive the patient.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from d2ext import __version__
+from d2ext.data.prepare.balloon import PHOTOS
+from d2ext.doctor.probe import MARK
+from d2ext.launch.device import expected_gpu, uncovered
+from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
+from d2ext.waiting import waiting_for
+
+_SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+# Eight workers with large batches fit; `--dry-run` compares with what a config needs.
+_SHARED_MEMORY, _OPEN_FILES = 10**9, 1024
+_TIMEOUT = 300  # seconds; a GPU's first use can take a minute
+
+# Step of the probe -> what does not work when it fails.
+_SUBJECTS = {
+    "torch": "torch cannot be used",
+    "torchvision": "torchvision cannot be used",
+    "detectron2": "Detectron2 cannot be used",
+    "operators": "Detectron2's compiled operators crash",
+    "train": "a training step fails",
+}
+
+
+@dataclass
+class Diagnosis:
+    """Facts as (label, text), warnings, and problems: what keeps training from working."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{label:<20} {text}" for label, text in self.facts]
+        lines += [f"warning: {text}" for text in self.warnings]
+        lines += [f"problem: {text}" for text in self.problems]
+        lines.append("training cannot work" if self.problems else "training works")
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Examines this interpreter's installation and trains one step with it.
+
+    Never raises for what it finds: a package that is missing, too old or broken is a problem.
+    """
+    found = Diagnosis()
+    found.facts.append(("d2ext", __version__))
+    found.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
+    found.facts += [(name, installed(name) or "not installed") for name in _SHOWN]
+    found.facts.append(("Detectron2", which_detectron2()))
+    opencv = [f"{name} {installed(name)}" for name in _OPENCV if installed(name)]
+    found.facts.append(("OpenCV", ", ".join(opencv) or "not installed"))
+    found.facts.append(("datasets", describe_datasets()))
+    if len(opencv) > 1:
+        found.warnings.append(
+            "several OpenCV packages overwrite one another: uninstall all of them, then install one"
+        )
+    if installed("detectron2") and installed("sal-detectron2"):
+        found.warnings.append(f"two Detectron2 packages overwrite one another. Remedy: {remedy()}")
+    found.problems += unmet_requirements()
+
+    found.facts += _limits(found.warnings)
+    results, problem = probe()
+    found.facts += _hardware(results.get("torch"), found.problems)
+    if "operators" in results:
+        found.facts += _operators(results["operators"], found.warnings)
+    if "train" in results:
+        found.facts.append(("training test", results["train"]["text"]))
+    if problem:
+        found.problems.append(problem)
+    return found
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed distribution, read without importing it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def which_detectron2() -> str:
+    """Which Detectron2 this is: the PyPI wheel, upstream (with its commit, if known), or none."""
+    if version := installed("sal-detectron2"):
+        built_from = ", upstream main of 2024-04-17 (a59f0563)" if version == "0.7.2" else ""
+        return f"{version}, the PyPI wheel sal-detectron2{built_from}"
+    if version := installed("detectron2"):
+        origin = json.loads(
+            metadata.distribution("detectron2").read_text("direct_url.json") or "{}"
+        )
+        commit = origin.get("vcs_info", {}).get("commit_id")
+        return f"{version}, upstream, " + (f"commit {commit}" if commit else "commit unknown")
+    return "not installed"
+
+
+def describe_datasets() -> str:
+    """Return where datasets are looked for, and where the balloon recipes find their photos."""
+    root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    source = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "the default"
+    balloon = PHOTOS if PHOTOS.is_dir() else "absent (tools/prepare_data.py balloon --root DIR)"
+    return f"{root} ({source}); balloon photos: {balloon}"
+
+
+def unmet_requirements() -> list[str]:
+    """What d2ext requires and this installation lacks; empty where d2ext itself isn't installed."""
+    try:
+        from packaging.requirements import Requirement
+
+        required = metadata.requires("d2ext") or []
+    except ImportError:  # packaging is missing, or d2ext runs from a checkout
+        return []
+    unmet = []
+    for requirement in map(Requirement, required):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            unmet.append(
+                f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {remedy()}"
+            )
+    return unmet
+
+
+def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Imports torch, torchvision and Detectron2 in a child process and trains one step there.
+
+    Returns:
+        The result of each step that succeeded, and what is wrong with the first that did not.
+    """
+    # -P: this file's folder must not come before the standard library.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("doctor_probe.py"))]
+    try:
+        with waiting_for("torch and Detectron2 to train a step", f"at most {_TIMEOUT} s", say=_say):
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+            )
+        output, status = child.stdout, child.returncode
+    except subprocess.TimeoutExpired as e:
+        # The output is bytes here even with text=True.
+        output, status = (e.stdout or b"").decode(errors="replace"), None
+    results: dict[str, dict[str, Any]] = {}
+    step, error = "torch", None
+    for line in output.splitlines():
+        if line.startswith(MARK):
+            said = json.loads(line.removeprefix(MARK))
+            step, error = said["step"], said.get("error")
+            if "result" in said:
+                results[step] = said["result"]
+    if list(results) == list(_SUBJECTS):
+        return results, None
+    if error is None and status is None:
+        error = f"no answer after {_TIMEOUT} s"
+    elif error is None:
+        error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
+    way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
+    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {remedy()}{way_out}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def remedy() -> str:
+    """How to come to an installation that works."""
+    # What `make env` made, it takes for complete until it is removed.
+    if (Path(sys.prefix) / "d2ext-stamp").exists():
+        return f"`rm -r {sys.prefix}`, then `make env`"
+    return "`make env` makes an environment that holds what d2ext needs"
+
+
+def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[str, str]]:
+    facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
+    if torch is None:
+        return [*facts, ("GPUs", "unknown, since torch does not work")]
+    way_out = "train.device=cpu trains on the CPU"
+    for name, major, minor in torch["gpus"]:
+        if uncovered((major, minor), torch["built_for"]):
+            problems.append(
+                f"the GPU {name} has compute capability {major}.{minor}, and this torch is built"
+                f" for {', '.join(torch['built_for'])} only; {way_out}"
+            )
+    if torch["gpus"]:
+        return [*facts, ("GPUs", ", ".join(name for name, *_ in torch["gpus"]))]
+    if sign := expected_gpu(os.environ):
+        problems.append(f"{sign}, but torch finds no GPU ({torch['reason']}); {way_out}")
+    return [*facts, ("GPUs", "none, training runs on the CPU")]
+
+
+def _limits(warnings: list[str]) -> list[tuple[str, str]]:
+    """Return what loader workers can have of the machine; no config says yet what they need."""
+    free, files = shared_memory_free(), open_files_allowed()
+    if free < _SHARED_MEMORY:
+        warnings.append(
+            f"{free / 1e6:.0f} MB of shared memory ({SHARED_MEMORY}) are little for loader workers:"
+            " start the container with more (docker run --shm-size=8g), or set"
+            " dataloader.train.num_workers=0"
+        )
+    if files < _OPEN_FILES:
+        warnings.append(
+            f"{files} open files (`ulimit -Hn`) are few for loader workers: raise the limit, or"
+            " lower dataloader.train.num_workers"
+        )
+    return [("shared memory", f"{free / 1e6:.0f} MB free"), ("open files", f"{files:g} allowed")]
+
+
+def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:
+    if result["no_cuda"]:
+        warnings.append(
+            "Detectron2's compiled operators were built without CUDA and do not run on the GPU:"
+            " install the CUDA toolkit, then `DETECTRON2=git make env` in a new D2EXT_VENV"
+        )
+    if not result["missing"]:
+        return [("compiled operators", "all there")]
+    remedy = "`DETECTRON2=git make env` builds them; Faster and Mask R-CNN do without"
+    missing = [("without", f"{name}: {result_of}") for name, result_of in result["missing"]]
+    reason = f" ({result['reason']})" if result["reason"] else ""
+    return [("compiled operators", f"missing{reason}; {remedy}"), *missing]

@@ -1,0 +1,94 @@
+"""What an evaluation leaves in the run directory: predictions, analyses, pictures."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from d2ext.errors import no_end_for
+from d2ext.evaluation.analysis import analyse
+from d2ext.evaluation.backends import chosen_backend, evaluable
+from d2ext.evaluation.predictions import results_of, write_predictions
+from d2ext.evaluation.suite import Evaluation
+from d2ext.files import write_json
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = 32  # of them as many of the worst and the best images as `analyse` names
+_PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """Writes `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
+
+    The analysis is that of `analyse` by task, with `pictures`, image id (as text) to the overlay's
+    path in `out`. Without hotcoco there is none; what fails but the predictions is logged.
+
+    Args:
+        evaluation: of one data set.
+        out: the run directory.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
+    write_predictions(name, found, truth.image_ids, out / "predictions")
+    with no_end_for(f"analysis and pictures of {name}"):
+        _write_analysis(evaluation, out)
+
+
+def clear_evaluations(out: Path) -> None:
+    """Removes what earlier evaluations have left, which may have been of other data sets."""
+    for folder in ("predictions", "analysis", "overlays"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _write_analysis(evaluation: Evaluation, out: Path) -> None:
+    name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
+    analyses: dict[str, Any] = {}
+    if chosen_backend("auto") == "hotcoco":
+        analyses = {
+            task: analyse(truth, found, task, _PARTS) for task in evaluable(None, truth, found)
+        }
+    # Masks where there are, as they are what the pictures show.
+    shown = list(analyses.values())[-1]["images"] if analyses else None
+    rows = _rows(shown, truth.image_ids)
+    starts = np.searchsorted(found.image, np.arange(len(truth.image_ids) + 1))
+    # Here, because a training need not wait for matplotlib.
+    from d2ext.visualize.overlay import write_overlays
+
+    files = write_overlays(
+        [evaluation.records[i] for i in rows],
+        [
+            result
+            for i in rows
+            for result in results_of(found, truth.image_ids, slice(starts[i], starts[i + 1]))
+        ],
+        MetadataCatalog.get(name),
+        out / "overlays" / name,
+        **({"score_threshold": shown["min_score"]} if shown and shown["min_score"] else {}),
+    )
+    if analyses:
+        pictures = {
+            str(truth.image_ids[i]): str(file.relative_to(out))
+            for i, file in zip(rows, files, strict=True)
+        }
+        write_json(out / "analysis" / f"{name}.json", {"tasks": analyses, "pictures": pictures})
+
+
+def _rows(shown: dict | None, image_ids: Sequence[Any]) -> list[int]:
+    """The images to draw, in their order: the worst, the best, and evenly spread ones."""
+    place = {image_id: i for i, image_id in enumerate(image_ids)}
+    rows: dict[int, None] = {}
+    if shown:
+        named = (entry["image_id"] for which in ("worst", "best") for entry in shown[which][:12])
+        rows = dict.fromkeys(place[image_id] for image_id in named)
+    count = min(_PICTURES, len(image_ids))
+    for i in np.linspace(0, len(image_ids) - 1, count).astype(int).tolist():
+        if len(rows) < _PICTURES:
+            rows.setdefault(i)
+    return sorted(rows)

@@ -1,0 +1,215 @@
+"""What a training changes: built from the config, written to checkpoints, read from them."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from d2ext.checkpoint import files as ckpt
+from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.engine.builders import build_model, build_optimizer
+from d2ext.engine.techniques import averaged, grad_scaler
+from d2ext.errors import UserError
+from d2ext.launch.collectives import copy_from_main, from_main
+from d2ext.preflight.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = ("model", "optimizer", "ema")  # entries of a checkpoint
+
+
+@dataclass
+class State:
+    """Weights and what belongs to them.
+
+    Attributes:
+        model: unwrapped.
+        optimizer: of its parameters.
+        scaler: of the losses; does nothing where it is not enabled.
+        average: the averaged weights, or None.
+        start_iter: the first iteration to train.
+        checkpoint_iter: the same as the resumed checkpoint counts it, whose batch may differ.
+        resumed: of the resumed checkpoint all but the tensors; of a fresh start nothing.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    start_iter: int = 0
+    checkpoint_iter: int = 0
+    resumed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate: the averaged weights where there are some."""
+        return self.average.module if self.average else self.model
+
+    def content(self, done: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:
+        """A checkpoint after `done` iterations: tensors and plain types only."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_type": type(self.optimizer).__name__,
+            "iterations_done": done,
+            "images_seen": done * batch_size,
+            "world_size": comm.get_world_size(),
+            "accumulate": accumulate,
+        }
+        if self.average:
+            content["ema"] = self.average.module.state_dict()
+            content["ema_updates"] = int(self.average.n_averaged)
+        if self.scaler.is_enabled():
+            content["scaler"] = self.scaler.state_dict()
+        return content
+
+    def nbytes(self) -> int:
+        """An upper bound of a checkpoint's size: weights and two optimizer moments."""
+        tensors = self.model.state_dict().values()
+        return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
+
+
+def start_state(cfg: Any, plan: Plan) -> State:
+    """Builds the state and loads weights, or the checkpoint to resume, as planned.
+
+    Raises:
+        UserError: something cannot be built or loaded.
+    """
+    model = build_model(cfg, plan)
+    optimizer = build_optimizer(cfg, model)
+    scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
+    start = 0
+    if plan.resume:
+        content = from_main(lambda: ckpt.read_checkpoint(plan.resume))
+        start = _resume(model, optimizer, scaler, content, plan)
+        _warn_of_layout(content, cfg.train.get("accumulate", 1))
+    else:
+        content = {}
+        if plan.weights:
+            from_main(lambda: load_weights(model, plan.weights))
+        copy_from_main(model)
+    decay = cfg.train.get("ema_decay")
+    average = averaged(model, decay) if decay else None
+    if average and "ema" in content:
+        _check_fit(average.module, content["ema"], plan)
+        average.module.load_state_dict(content["ema"])
+        average.n_averaged.fill_(content["ema_updates"])
+    elif average and start:
+        logger.info("The checkpoint has no averaged weights: the average starts from its weights")
+    rest = {key: value for key, value in content.items() if key not in _TENSORS}
+    return State(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
+
+
+def _resume(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    content: dict[str, Any],
+    plan: Plan,
+) -> int:
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+    ]
+    _check_fit(model, content["model"], plan)
+    model.load_state_dict(content["model"])
+    try:
+        if (theirs := content.get("optimizer_type")) != type(optimizer).__name__:
+            raise ValueError(f"its optimizer is {theirs}, not {type(optimizer).__name__}")
+        load_optimizer(optimizer, content["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as e:
+        raise UserError(_does_not_fit(plan, str(e).splitlines()[0])) from e
+    # The config's rates and decays win over the stored ones.
+    for group, mine in zip(optimizer.param_groups, settings, strict=True):
+        group.update(mine)
+    if scaler.is_enabled() and "scaler" in content:
+        scaler.load_state_dict(content["scaler"])
+    batch = plan.schedule.batch_size
+    start = content["images_seen"] // batch
+    before = content["images_seen"] // max(content["iterations_done"], 1)
+    workers, now = content.get("world_size"), comm.get_world_size()
+    changes = [f"{before} images a step before, {batch} now"] * (before != batch)
+    if workers not in (None, now):
+        same = ", the images and their order stay" * (before == batch)
+        changes.append(f"world size {workers} before, {now} now{same}")
+    change = f" ({'; '.join(changes)})" if changes else ""
+    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
+    return start
+
+
+def load_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
+    """Load an optimizer's state in the memory layout of its parameters.
+
+    `Optimizer.load_state_dict` keeps the strides that tensors had when they were saved, which
+    torch's fused kernels ignore: with `channels_last` on one side only they would mix up elements.
+
+    Args:
+        optimizer: Optimizer of the model to train.
+        content: State dict of the same kind of optimizer.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: The state is not of such an optimizer.
+    """
+    # The loaded groups have the flags of the run that saved them.
+    on_device = [g.get("fused") or g.get("capturable") for g in optimizer.param_groups]
+    optimizer.load_state_dict(content)
+    for group, counts_there in zip(optimizer.param_groups, on_device, strict=True):
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if not torch.is_tensor(value):
+                    continue
+                if name == "step":
+                    state[name] = value.to(parameter.device if counts_there else "cpu")
+                elif value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(
+                        parameter, dtype=value.dtype, device=value.device, requires_grad=False
+                    ).copy_(value)
+
+
+def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:
+    """Proposals are drawn for each micro-batch, so another number of them is another training."""
+    before = content.get("world_size", 1) * content.get("accumulate", 1)
+    if before != (now := comm.get_world_size() * accumulate):
+        logger.warning(
+            "Since the checkpoint, the micro-batches of a step (processes x train.accumulate) have"
+            " changed: %d before, %d now; the run is no exact continuation",
+            before,
+            now,
+        )
+
+
+def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) -> None:
+    """Raises UserError that names what one of them lacks, and what has another shape."""
+    mine = model.state_dict()
+    shapes = [
+        f"{key} is {_shape(theirs[key])} there and {_shape(mine[key])} here"
+        for key in mine.keys() & theirs.keys()
+        if mine[key].shape != theirs[key].shape
+    ]
+    found = [
+        f"{len(names)} tensors {words}, {sorted(names)[0]} the first"
+        for names, words in (
+            (mine.keys() - theirs.keys(), "are missing there"),
+            (theirs.keys() - mine.keys(), "are unknown here"),
+        )
+        if names
+    ]
+    more = [f"{len(shapes) - 2} more differ in shape"] * (len(shapes) > 2)
+    if shapes or found:
+        raise UserError(_does_not_fit(plan, "; ".join([*sorted(shapes)[:2], *more, *found])))
+
+
+def _does_not_fit(plan: Plan, reason: str) -> str:
+    return (
+        f"{plan.resume} does not fit this config ({reason}); resume needs the model and optimizer"
+        " it was trained with, train.init_checkpoint takes weights alone"
+    )
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,1 @@
+"""A run's dataset, as it is trained on, to look at."""

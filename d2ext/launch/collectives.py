@@ -1,0 +1,149 @@
+"""What the ranks of a run tell one another; all of it does nothing in a single process."""
+
+import datetime
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from d2ext.errors import UserError, user_message
+from d2ext.launch.signals import REASONS
+from d2ext.waiting import waiting_for
+
+logger = logging.getLogger(__name__)
+
+_SLOTS = 256  # losses of a model, at most; 2 KB in each step's exchange
+
+
+def set_timeout(seconds: float) -> None:
+    """How long the exchanges of plain values wait, which go over gloo in any case.
+
+    Detectron2 makes their group beside NCCL's, with torch's 30 minutes whatever the user says.
+    """
+    if comm.get_world_size() > 1:
+        # The name from torch 2.8 on, and the one before.
+        set_on_group = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+        set_on_group(datetime.timedelta(seconds=seconds), comm._get_global_gloo_group())
+
+
+def speaks_for_machine() -> bool:
+    """Return whether this rank is the one of its machine that prints what all of them wait for."""
+    return comm._LOCAL_PROCESS_GROUP is None or comm.get_local_rank() == 0
+
+
+def wait_for_ranks(what: str) -> None:
+    """Wait until every rank is here; a long wait is announced.
+
+    Args:
+        what: What the others still do.
+    """
+    with waiting_for(what, needed=speaks_for_machine):
+        comm.synchronize()
+
+
+def from_main(make: Callable[[], Any]) -> Any:
+    """What `make` returns on rank 0, on every rank.
+
+    Raises:
+        UserError: on every rank, if the user's mistake made it fail on rank 0.
+    """
+    if comm.get_world_size() == 1:
+        return make()
+    content: list[Any] = [None, None]
+    if comm.is_main_process():
+        try:
+            content[0] = make()
+        except (UserError, OSError) as e:
+            content[1] = user_message(e)
+            if content[1] is None:
+                raise
+    others = "the other ranks" if comm.is_main_process() else "rank 0"
+    with waiting_for(others, needed=speaks_for_machine):
+        dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
+    if content[1] is not None:
+        raise UserError(content[1])
+    return content[0]
+
+
+def copy_from_main(model: nn.Module) -> None:
+    """Gives every rank the weights of rank 0, which alone needs to reach the files."""
+    if comm.get_world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def copy_buffers_from_main(model: nn.Module) -> None:
+    """Gives every rank rank 0's running statistics, which are those that checkpoints hold."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
+    """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
+    if comm.get_world_size() == 1:
+        return model
+    ids = [torch.cuda.current_device()] if device == "cuda" else None
+    return create_ddp_model(model, **{"device_ids": ids, **cfg.train.get("ddp", {})})
+
+
+def log_ranks(device: str) -> None:
+    """Rank, its number on its host, host and device of every process, as a table on rank 0."""
+    if device == "cuda":
+        device = f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
+    mine = (comm.get_rank(), comm.get_local_rank(), socket.gethostname(), os.getpid(), device)
+    rows = comm.gather(mine)
+    if len(rows) > 1:
+        logger.info("%s", tabulate(rows, headers=("rank", "local", "host", "pid", "device")))
+
+
+class Vote(NamedTuple):
+    """What all ranks know behind a step.
+
+    Attributes:
+        means: of the ranks' losses; one that is not finite makes its mean so.
+        stop: why any rank wants to stop, of `signals.REASONS`.
+        bad_images: samples that were replaced, over all ranks.
+    """
+
+    means: list[float]
+    stop: str | None
+    bad_images: int
+
+
+def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vote:
+    """Tells the ranks one another's losses and wishes; each step, every rank calls this.
+
+    It stands between the gradients and the optimizer, so that a step is taken by all ranks or by
+    none, and all stop behind the same one, though a signal reaches them at different times. It goes
+    over the CPU, also where gradients go over NCCL, which have just made the ranks wait anyway.
+
+    Args:
+        values: losses of this rank; as many on every rank, or none where there is no loss because
+            the forward pass failed.
+        stop: why this rank wants to stop, or None.
+        bad_images: samples that this rank has replaced so far.
+    """
+    if comm.get_world_size() == 1:
+        return Vote(list(values) or [math.nan], stop, bad_images)
+    if len(values) > _SLOTS:
+        raise ValueError(f"the model has {len(values)} losses; {_SLOTS} can be exchanged")
+    head = [REASONS.index(stop), bad_images, len(values)]
+    rest = [math.nan] * (_SLOTS - len(values))
+    sent = torch.tensor([*head, *values, *rest], dtype=torch.float64)
+    received = [torch.empty_like(sent) for _ in range(comm.get_world_size())]
+    with waiting_for("the other ranks' step", needed=speaks_for_machine):
+        dist.all_gather(received, sent, group=comm._get_global_gloo_group())
+    table = torch.stack(received)
+    reasons, images, counts = table[:, :3].long().T
+    means = table[:, 3 : 3 + max(int(counts.max()), 1)].mean(dim=0)
+    return Vote(means.tolist(), REASONS[int(reasons.max())], int(images.sum()))

@@ -1,0 +1,144 @@
+"""Why a run of several processes failed: what each rank leaves, and which of it is the cause."""
+
+import contextlib
+import json
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from d2ext.errors import user_message
+from d2ext.run_dir.metadata import tell_failure
+
+# Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
+_LOST_PEER = re.compile(
+    r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
+)
+_CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+
+
+def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
+    """What is to be known of a rank's error, as plain values.
+
+    Its `kind` is user, other, interrupted or communication (a lost peer).
+    """
+    message = f"{type(e).__name__}: {e}"
+    if (mistake := user_message(e)) is not None:
+        kind, message = "user", mistake
+    elif _is_interruption(e):
+        kind, message = "interrupted", "interrupted"
+    elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
+        kind = "communication"
+    else:
+        kind = "other"
+    return _failure(rank, kind, message, "".join(traceback.format_exception(e)))
+
+
+def _is_interruption(e: BaseException | None) -> bool:
+    """Whether it is a second Ctrl-C, or what that one's way out has met."""
+    while e is not None and not isinstance(e, KeyboardInterrupt):
+        e = e.__cause__ or e.__context__
+    return e is not None
+
+
+def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
+    """The same for a rank that a signal has ended, whose name may be known.
+
+    Its `kind` is crashed where the signal is of the process's own making, else killed.
+    """
+    message = "was killed" + f" by {by}" * bool(by)
+    kind = "crashed" if by in _CRASHES else "killed"
+    return _failure(rank, kind, message + " (out of memory?)" * (by in (None, "SIGKILL")))
+
+
+def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, Any]:
+    host = socket.gethostname()
+    content = {"rank": rank, "host": host, "time": time.time(), "kind": kind}
+    return {**content, "message": message, "traceback": text}
+
+
+def write_failure(path: Path, failure: dict[str, Any]) -> None:
+    """Writes it whole, for readers that may be looking already."""
+    # A second Ctrl-C has another thread write it as well.
+    temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
+    temporary.write_text(json.dumps(failure))
+    temporary.replace(path)
+
+
+def print_failure(failure: dict[str, Any]) -> int:
+    """Says it in one line, which comes last; returns the exit status that goes with it."""
+    kind = failure["kind"]
+    if kind == "interrupted":
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    if kind == "other":
+        print(failure["traceback"], file=sys.stderr)
+    where = f"rank {failure['rank']} on {failure['host']}"
+    message = failure["message"]
+    if kind == "communication":
+        message = f"it lost another rank, which has not said why ({message.splitlines()[0]})"
+    print(f"error: {where}: {message}", file=sys.stderr, flush=True)
+    return 2 if kind == "user" else 1
+
+
+def cause(failures: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first one that is no consequence of another, if there is one."""
+    own = [f for f in failures if f["kind"] != "communication"]
+    return min(own or failures, key=lambda f: f["time"], default=None)
+
+
+class FailureFolder:
+    """`errors/` of a run directory, which on a shared disk tells every machine the cause.
+
+    Only what comes after this object counts, however the clocks of the machines differ.
+    """
+
+    def __init__(self, run: Path):
+        self._run = run
+        self._folder = run / "errors"
+        self._before = self._times()
+        self._begun = self._beginning()
+
+    def add(self, failure: dict[str, Any]) -> None:
+        """Leaves a rank's failure, if the run has come to have a directory."""
+        # The disk may be what failed; the launcher of this machine learns of it in any case.
+        with contextlib.suppress(OSError):
+            if self._run.is_dir():
+                self._folder.mkdir(exist_ok=True)
+                write_failure(self._folder / f"rank-{failure['rank']}.json", failure)
+
+    def new(self) -> list[dict[str, Any]]:
+        """What ranks on any machine have left since."""
+        return [
+            json.loads(path.read_text())
+            for path, changed in self._times().items()
+            if self._before.get(path) != changed
+        ]
+
+    def wait_for_cause(self, mine: dict[str, Any], seconds: float = 5.0) -> dict[str, Any]:
+        """`mine`, unless it is a lost peer and that peer says within some seconds what it had."""
+        deadline = time.monotonic() + seconds
+        while True:
+            first = cause([mine, *self.new()])
+            if first["kind"] != "communication" or time.monotonic() > deadline:
+                return first
+            time.sleep(0.1)
+
+    def tell(self, failure: dict[str, Any]) -> None:
+        """Leaves the cause in the files of the run, if it has come to begin."""
+        if self._beginning() != self._begun:  # else what is there is another run's
+            details = failure["traceback"] * (failure["kind"] == "other")
+            tell_failure(self._run, failure["message"], details)
+
+    def _beginning(self) -> int | None:
+        file = self._run / "run.json"
+        return file.stat().st_mtime_ns if file.is_file() else None
+
+    def _times(self) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in self._folder.glob("rank-*.json")}

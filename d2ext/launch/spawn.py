@@ -1,0 +1,281 @@
+"""Starts this machine's ranks, watches over them, and says why a run failed.
+
+Guards against faults of Detectron2's `launch()`: it returns normally after a KeyboardInterrupt,
+blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks alive when it is
+killed.
+"""
+
+import atexit
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from d2ext.errors import UserError
+from d2ext.launch.collectives import set_timeout, wait_for_ranks
+from d2ext.launch.failures import (
+    FailureFolder,
+    cause,
+    describe_failure,
+    describe_killed,
+    print_failure,
+    write_failure,
+)
+from d2ext.launch.guard import LAUNCHER, die_with_parent
+from d2ext.launch.signals import before_leaving, ignore_signals, name_of
+from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, stragglers_killed
+from d2ext.launch.topology import Layout, check_meeting_place, end_step
+from d2ext.waiting import waiting_for
+
+
+def start_ranks(
+    layout: Layout,
+    target: Callable[..., int],
+    args: tuple,
+    timeout: float,
+    device: str,
+    output_dir: Path,
+) -> int:
+    """Runs `target(*args)` in every rank of the run that this process is to start or is.
+
+    Args:
+        layout: of `find_layout`.
+        target: importable function; returns the exit status.
+        args: for it; they are pickled.
+        timeout: seconds to wait for peers, in the rendezvous and in each exchange.
+        device: `cpu` or `cuda`.
+        output_dir: of the run; ranks leave their errors in `errors/` there, which on a shared disk
+            tells every machine the cause.
+
+    Returns:
+        The exit status of the ranks, or 1 when one failed (2 for a UserError, 130 after a second
+        Ctrl-C); its cause has been printed then. A rank that torchrun or srun started ends here.
+
+    Raises:
+        UserError: the ranks cannot meet.
+    """
+    if not 0 < timeout < 1e7:
+        raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
+    failures = FailureFolder(output_dir)
+    if layout.starter != "self":
+        try:
+            join_ranks(layout, timeout, device)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
+            if layout.starter == "srun":
+                end_step(os.environ)  # its other tasks would wait
+            return 2
+        return _guarded(failures, target, args)
+    if layout.world_size == 1:
+        try:
+            return target(*args)
+        except BaseException as e:
+            failures.tell(describe_failure(0, e))
+            raise
+    check_meeting_place(layout, timeout)
+    # torch announces whom it ends; the cause is told here.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
+    os.environ[LAUNCHER] = str(os.getpid())
+    # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
+    failed = None
+    try:
+        with (
+            signals_forwarded(folder) as sent,
+            stragglers_killed(folder) as vanished,
+            _meeting(layout, timeout, lambda: len(met(folder)) < layout.per_machine),
+        ):
+            launch(
+                _rank_main,
+                layout.per_machine,
+                layout.num_machines,
+                layout.machine_rank,
+                layout.url,
+                args=(folder, failures, timeout, target, args),
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+    except (
+        torch.multiprocessing.ProcessRaisedException,
+        torch.multiprocessing.ProcessExitedException,
+    ) as e:
+        failed = e
+    finally:
+        send(folder, signal.SIGKILL)
+    try:
+        return _outcome(layout, folder, failed, failures, sent, vanished)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def join_ranks(layout: Layout, timeout: float, device: str) -> None:
+    """Joins the process group of a run whose ranks torchrun or srun started.
+
+    Raises:
+        UserError: the others do not come.
+    """
+    if layout.starter == "srun" and layout.rank == 0:
+        check_meeting_place(layout, timeout)
+    if device == "cuda":
+        # srun may give each task a GPU of its own, the only one that it sees.
+        alone = layout.starter == "srun" and torch.cuda.device_count() == 1
+        torch.cuda.set_device(0 if alone else layout.rank % layout.per_machine)
+    os.environ.setdefault("MASTER_ADDR", layout.url.removeprefix("tcp://").rpartition(":")[0])
+    os.environ.setdefault("MASTER_PORT", layout.url.rpartition(":")[2])
+    try:
+        with _meeting(layout, timeout, lambda: layout.rank % layout.per_machine == 0):
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo",
+                init_method="env://" if layout.starter == "torchrun" else layout.url,
+                world_size=layout.world_size,
+                rank=layout.rank,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+    except (dist.DistError, RuntimeError) as e:
+        raise UserError(_meeting_failed(layout, str(e))) from e
+    comm.create_local_process_group(layout.per_machine)
+    set_timeout(timeout)
+    wait_for_ranks("the other ranks to start")
+
+
+def _rank_main(
+    folder: Path, failures: FailureFolder, timeout: float, target: Callable[..., int], args: tuple
+) -> None:
+    """What a spawned rank runs once it has met the others."""
+    die_with_parent()
+    os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
+    rank = comm.get_rank()
+    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+
+    def leave_word(e: BaseException) -> None:
+        failure = describe_failure(rank, e)
+        write_failure(folder / f"{rank}.json", failure)
+        failures.add(failure)
+
+    before_leaving(lambda: leave_word(KeyboardInterrupt()))
+    try:
+        set_timeout(timeout)
+        status = target(*args)
+        ignore_signals()
+        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
+    except BaseException as e:
+        leave_word(e)
+        sys.stdout.flush()
+        os._exit(1)  # destructors of process groups can wait for peers
+    (folder / f"{rank}.status").write_text(str(status))
+    dist.destroy_process_group()
+    leave(0)
+
+
+def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> NoReturn:
+    """Runs a rank that somebody else started; it tells the cause itself."""
+    try:
+        status = target(*args)
+        ignore_signals()
+        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
+    except BaseException as e:
+        failure = describe_failure(comm.get_rank(), e)
+        failures.add(failure)
+        status = _tell(failures, failure, comm.is_main_process())
+        sys.stdout.flush()
+        os._exit(status)  # destructors of process groups can wait for peers
+    dist.destroy_process_group()
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a process that exchanged tensors with others, but does not finalise Python.
+
+    A thread of Gloo's drops the last tensors whenever it comes to it. Where Python has none of them
+    left and is finalising by then, the process aborts. `destroy_process_group` ends such threads if
+    nothing refers to the group any more, as DistributedDataParallel does.
+    """
+    threading._shutdown()  # waits for threads and calls exit functions, as Python does at its end
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _outcome(
+    layout: Layout,
+    folder: Path,
+    failed: Exception | None,
+    failures: FailureFolder,
+    sent: list[int],
+    vanished: list[int],
+) -> int:
+    """Says why it failed, if it did, and returns the exit status."""
+    statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
+    if failed is None and len(statuses) == layout.per_machine:
+        return max(statuses.values())
+    if signal.SIGKILL in sent:
+        print("interrupted", file=sys.stderr)
+        return 130
+    mine = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    by = getattr(failed, "signal_name", None)
+    forwarded = by and signal.Signals[by] in FORWARDED
+    if not forwarded and (by or vanished):
+        rank = layout.rank + failed.error_index if by else min(vanished)
+        mine.append(describe_killed(rank, by))
+        failures.add(mine[-1])
+    if first := cause(mine):
+        return _tell(failures, first, layout.machine_rank == 0)
+    if failed is None or forwarded:
+        by = f" by {name_of(signal.Signals[by])}" if by else ""
+        print(f"interrupted{by}", file=sys.stderr)
+        return 130
+    # It failed before the ranks had met.
+    raise UserError(_meeting_failed(layout, str(failed)))
+
+
+def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
+    """Says what the cause of a failure is, and leaves word of it; returns the exit status."""
+    first = failures.wait_for_cause(failure)
+    if first_machine:
+        failures.tell(first)
+    return print_failure(first)
+
+
+def _meeting(
+    layout: Layout, timeout: float, needed: Callable[[], bool]
+) -> contextlib.AbstractContextManager:
+    return waiting_for(
+        f"all {layout.world_size} processes to start and meet at {layout.url}",
+        f"--dist-timeout gives up ({timeout:g} s)",
+        needed=needed,
+    )
+
+
+def _meeting_failed(layout: Layout, text: str) -> str:
+    if joined := re.search(r"(\d+)/(\d+) clients joined", text):
+        return (
+            f"only {joined[1]} of {joined[2]} processes came to {layout.url} in time; start the"
+            " other machines, or wait longer with --dist-timeout"
+        )
+    if "wait timeout" in text:
+        return (
+            f"not all {layout.world_size} processes came to {layout.url} in time; are --num-gpus"
+            " and --num-machines the same on every machine?"
+        )
+    last = (text.strip() or "no reason given").splitlines()[-1]
+    return f"the processes could not meet at {layout.url}: {last}"

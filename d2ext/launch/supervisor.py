@@ -1,0 +1,105 @@
+"""What a launcher does while its ranks run: signals go on to them, and none outlives a dead one.
+
+Each rank has left its process id in a folder of the run's launcher, as `<rank>.pid`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from d2ext.launch.signals import INTERRUPTED
+
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# What ends a rank that does not hear signals yet, by the launcher or by a terminal.
+FORWARDED = (*_HEARD, INTERRUPTED)
+
+_GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
+
+
+@contextlib.contextmanager
+def signals_forwarded(folder: Path) -> Iterator[list[int]]:
+    """Passes TERM, INT, USR1 and USR2 on to the ranks; they decide, this process waits.
+
+    An INT behind another signal kills them.
+
+    Yields:
+        A list that receives what it has sent.
+    """
+    sent: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            number = signal.SIGKILL if sent else INTERRUPTED
+        sent.append(number)
+        # Those that are still importing or waiting for others end by the signal's default action.
+        children = {child.pid for child in multiprocessing.active_children()}
+        for pid in children | set(met(folder).values()):
+            _kill(pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in _HEARD}
+    try:
+        yield sent
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stragglers_killed(folder: Path) -> Iterator[list[int]]:
+    """Kills the peers of a dead rank that are still there after a while.
+
+    It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
+
+    Yields:
+        A list that receives the ranks found dead first which left no word: killed from outside.
+    """
+    over, vanished = threading.Event(), []
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            dead = {rank for rank, pid in met(folder).items() if not _alive(pid)}
+            dead -= {int(p.stem) for p in folder.glob("*.status")}
+            if dead:
+                vanished.extend(dead - {int(p.stem) for p in folder.glob("*.json")})
+                if over.wait(_GRACE):
+                    return
+                send(folder, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield vanished
+    finally:
+        over.set()
+        thread.join()
+
+
+def send(folder: Path, number: int) -> None:
+    """Sends a signal to the ranks that have met."""
+    for pid in met(folder).values():
+        _kill(pid, number)
+
+
+def met(folder: Path) -> dict[int, int]:
+    """Return global rank to process id, of the ranks that have met."""
+    texts = {int(p.stem): p.read_text() for p in folder.glob("*.pid")}
+    return {rank: int(text) for rank, text in texts.items() if text}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if _alive(pid):
+            os.kill(pid, number)

@@ -1,0 +1,1 @@
+"""Detectron2's layers again, with the same results and faster on the CPU."""

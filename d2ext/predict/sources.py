@@ -1,0 +1,163 @@
+"""What predict.py is given: images, folders and videos, as pixels one after the other."""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from d2ext.data.formats.images import SUFFIXES
+from d2ext.data.formats.json_io import files_in
+from d2ext.data.loading.image_io import read_photo
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
+_AHEAD = 4  # images that are read while the model works
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image file, or a frame of a video, which is read already."""
+
+    name: str  # where its pictures go, relative, without a suffix
+    file_name: str  # in images.json
+    path: Path
+    frame: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """All image files together, or the frames of a video."""
+
+    name: str
+    items: Iterator[Item]
+    total: int | None  # None: the video does not say
+    rate: float = 0.0  # frames a second; 0 for images
+
+
+def find_inputs(
+    inputs: Sequence[str | Path], output: Path, others: list[tuple[Path, str]]
+) -> list[Item]:
+    """Return the files of `inputs`, each with a name of its own.
+
+    Args:
+        inputs: images, videos, and folders of both.
+        output: the output folder; if a folder of `inputs` holds it, its files are not inputs.
+        others: list to which files in folders that are neither images nor videos are added, with
+            the reason.
+
+    Raises:
+        UserError: there is none, or one lies in the output folder.
+    """
+    made = output.resolve()
+    for path in inputs:
+        if made in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise UserError(f"the input {path} lies in --output {output}; choose another --output")
+    files = _distinct(item for path in inputs for item in _files(Path(path), made, others))
+    if not files:
+        suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
+        raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
+    return files
+
+
+def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]:
+    if path.is_dir():
+        names = [n for n in map(Path, files_in(path)) if made not in (path / n).resolve().parents]
+        taken = [name for name in names if name.suffix.lower() in SUFFIXES | VIDEOS]
+        if len(taken) < len(names):
+            left = sorted(set(names).difference(taken))
+            others += [
+                (path / name, "is neither an image nor a video by its suffix") for name in left
+            ]
+            counts = Counter(name.suffix.lower() or name.name for name in left)
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
+            logger.info("%s: skipped files that are neither images nor videos: %s", path, kinds)
+        return [Item(_stem(name), str(path / name), path / name) for name in taken]
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give images, folders or videos")
+    return [Item(path.name.removesuffix(path.suffix), str(path), path)]
+
+
+def _distinct(items: Iterable[Item]) -> list[Item]:
+    """With other names for images that are called as one before, in another folder or format."""
+    made: dict[str, Item] = {}
+    for item in items:
+        name, n = item.name, 1
+        while name in made:
+            n += 1
+            name = f"{item.name}_{n}"
+        made[name] = replace(item, name=name)
+    return list(made.values())
+
+
+def _stem(name: Path) -> str:
+    return str(name.with_suffix(""))
+
+
+def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[Source]:
+    """All image files, then each video; those that cannot be read are added to `unreadable`."""
+    photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
+    if photos:
+        yield Source("images", iter(photos), len(photos))
+    for item in files:
+        if item.path.suffix.lower() in VIDEOS:
+            video = cv2.VideoCapture(str(item.path))
+            rate = video.get(cv2.CAP_PROP_FPS)
+            total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # below 0: unknown
+            frames = _frames(item, video, total, unreadable)
+            yield Source(item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0)
+
+
+def _frames(
+    item: Item, video: cv2.VideoCapture, total: int, unreadable: list[tuple[Path, str]]
+) -> Iterator[Item]:
+    """The frames of a video; one that ends early is added to `unreadable`."""
+    for number in itertools.count():
+        good, frame = video.read()
+        if not good:
+            break
+        name = f"{item.file_name}#{number}"
+        yield Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    video.release()
+    if number == 0:
+        unreadable.append((item.path, "cannot be read, and is skipped: no frame is found in it"))
+    elif total - number > max(2, total / 100):  # some formats have a rough number only
+        why = f"is cut off: it ends at frame {number} of {total}; what was read is done"
+        unreadable.append((item.path, why))
+
+
+def readable(
+    items: Iterator[Item],
+    kept: list[Item],
+    unreadable: list[tuple[Path, str]],
+    advance: Callable[[int], None],
+) -> Iterator[np.ndarray]:
+    """The pixels of the images that can be read, whose items are added to `kept`."""
+
+    def read(item: Item) -> tuple[Item, np.ndarray | str]:
+        if item.frame is not None:
+            return item, item.frame
+        try:
+            return item, np.ascontiguousarray(read_photo(item.path, "RGB"))
+        except Exception as e:  # whatever a decoder raises for a broken file
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+            return item, f"cannot be read, and is skipped: {reason}"
+
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(read, item) for item in itertools.islice(items, _AHEAD)]
+        while ahead:
+            item, image = ahead.pop(0).result()
+            ahead += [pool.submit(read, later) for later in itertools.islice(items, 1)]
+            if isinstance(image, str):
+                unreadable.append((item.path, image))
+            else:
+                kept.append(item)
+                yield image
+            advance(1)

@@ -1,0 +1,317 @@
+"""Images, folders and videos to predictions: pictures, and files as COCO has them."""
+
+import contextlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from csv import writer as csv_writer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import cv2
+import msgspec
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from d2ext.errors import UserError
+from d2ext.files import replaced, write_json
+from d2ext.predict.predictor import Prediction, Predictor
+from d2ext.predict.sources import Item, find_inputs, readable, sources_of
+from d2ext.terminal import progress
+from d2ext.visualize.cutouts import color_splash, cutout, label_image
+from d2ext.visualize.overlay import draw_instances
+
+logger = logging.getLogger(__name__)
+
+_INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
+_SHOWN = 10  # unreadable files that are named
+_TABLES = ("detections.csv", "counts.csv")
+# VP8 in WebM is what OpenCV writes everywhere and browsers play; it has no encoder for H.264.
+_CODEC, _SUFFIX = "VP80", ".webm"
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    output: Path,
+    *,
+    batch_size: int = 1,
+    overlays: bool = True,
+    cutouts: bool = False,
+    splash: bool = False,
+    csv: bool = False,
+    masks: bool = False,
+) -> int:
+    """Predicts what is in images and writes it to a folder; pixels are held of a few at a time.
+
+    `predictions.json` holds COCO results, `images.json` the images and categories that their ids
+    mean, and under `skipped` the files that could not be read, or are neither images nor videos.
+    Pictures are in `overlays`, `cutouts`, `splash` and `masks`, called like the images; of a video,
+    the frames make up one again, but for cutouts and masks. `output_name` of an image, in
+    `images.json` and both tables, is the name of its pictures without suffix.
+
+    Args:
+        predictor: of a model.
+        inputs: image files, videos, and folders, of which both are taken with those below them.
+        output: the folder, absent or empty, or an earlier call's, which is replaced.
+        batch_size: images that the model looks at together.
+        overlays: draw boxes, masks and labels.
+        cutouts: crop each object, with transparency around its mask.
+        splash: leave only the objects in colour.
+        csv: write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
+        masks: write an image of labels for each image, see `label_image`.
+
+    Returns:
+        The exit status: 0, or 1 where a file could not be read, or not to its end; it is named.
+
+    Raises:
+        UserError: there is no input, the output is another's, or something cannot be written.
+    """
+    others: list[tuple[Path, str]] = []
+    files = find_inputs(inputs, output, others)
+    categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
+    index: dict[str, Any] = {
+        "info": _INFO,
+        "images": [],
+        "annotations": [],
+        "categories": categories,
+    }
+    images = index["images"]
+    _clear(output)
+    write_json(output / "images.json", index)  # from now on the folder is known as ours
+    unreadable: list[tuple[Path, str]] = []
+    counts = Counter()
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(replaced(output / "predictions.json", "wb"))
+        rows = _Rows(results)
+        writers: list[Any] = []
+        if overlays:
+            writers.append(_Pictures(output / "overlays", _Overlay(predictor.classes)))
+        if splash:
+            splashed = _Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))
+            writers.append(splashed)
+        if cutouts:
+            writers.append(_Cutouts(output / "cutouts", predictor.classes))
+        if masks:
+            writers.append(_Masks(output / "masks"))
+        if csv:
+            files_of = (stack.enter_context(replaced(output / name)) for name in _TABLES)
+            writers.append(_Tables(*files_of, predictor.classes))
+        for source in sources_of(files, unreadable):
+            kept: list[Item] = []
+            with progress(source.name, source.total) as advance:
+                pixels = readable(source.items, kept, unreadable, advance)
+                for prediction in predictor(pixels, batch_size):
+                    item = kept.pop(0)
+                    height, width = prediction.image.shape[:2]
+                    images.append(
+                        {
+                            "id": len(images) + 1,
+                            "file_name": item.file_name,
+                            "output_name": _name(item),
+                            "width": width,
+                            "height": height,
+                        }
+                    )
+                    rows.write(
+                        {
+                            "image_id": len(images),
+                            **instance,
+                            "category_id": instance["category_id"] + 1,
+                        }
+                        for instance in prediction.objects
+                    )
+                    counts.update(o["category_id"] for o in prediction.objects)
+                    for writer in writers:
+                        writer.write(item, prediction, source.rate)
+                for writer in writers:
+                    writer.end_video()
+        rows.end()
+    skipped = [*unreadable, *others]
+    index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in skipped]
+    write_json(output / "images.json", index)
+    for path, why in unreadable[:_SHOWN]:
+        logger.warning("%s %s", path, why)
+    if len(unreadable) > _SHOWN:
+        logger.warning("and %d more, see images.json", len(unreadable) - _SHOWN)
+    by_class = ", ".join(f"{predictor.classes[i]} {n}" for i, n in counts.most_common())
+    logger.info(
+        "%s: %d images, %d objects%s",
+        output,
+        len(images),
+        rows.count,
+        f" ({by_class})" if by_class else "",
+    )
+    return int(bool(unreadable))
+
+
+def _clear(output: Path) -> None:
+    """Makes the output folder, or takes away what an earlier call has left in it."""
+    with _writing(output / "images.json"):
+        if not any(output.iterdir()):
+            return
+        if not _is_ours(output / "images.json"):
+            raise UserError(
+                f"--output {output} is not empty, and predict.py has not made it; choose another"
+                " --output"
+            )
+        logger.info("The results of an earlier call in %s are replaced", output)
+        for name in ("predictions.json", *_TABLES):
+            (output / name).unlink(missing_ok=True)
+        for folder in ("overlays", "cutouts", "masks", "splash"):
+            if (output / folder).exists():
+                shutil.rmtree(output / folder)
+
+
+def _is_ours(index: Path) -> bool:
+    try:
+        content = json.loads(index.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("info") == _INFO
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Makes a file's folder, and names the file where it or its folder cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        no_folder = isinstance(e, FileExistsError | NotADirectoryError)
+        reason = f"{e.filename} is no directory" if no_folder else e.strerror or e
+        raise UserError(
+            f"cannot write {file}: {reason}; free space, or choose another --output"
+        ) from e
+
+
+class _Rows:
+    """A JSON list that is written as its entries come."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.count = 0
+        file.write(b"[")
+
+    def write(self, rows: Iterator[dict]) -> None:
+        for row in rows:
+            self._file.write(b",\n" * (self.count > 0) + msgspec.json.encode(row))
+            self.count += 1
+
+    def end(self) -> None:
+        self._file.write(b"]\n")
+
+
+class _Overlay:
+    def __init__(self, classes: Sequence[str]):
+        self._metadata = SimpleNamespace(thing_classes=classes)
+
+    def __call__(self, prediction: Prediction) -> np.ndarray:
+        height, width = prediction.image.shape[:2]
+        return draw_instances(prediction.image, prediction.objects, self._metadata, (width, height))
+
+
+class _Pictures:
+    """One picture of each image, or a video of the frames' pictures."""
+
+    def __init__(self, folder: Path, make: Callable[[Prediction], np.ndarray]):
+        self._folder, self._make = folder, make
+        self._video: cv2.VideoWriter | None = None
+        self._file = folder  # of the video
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        picture = self._make(prediction)
+        file = self._folder / f"{item.name}{_SUFFIX if rate else '.jpg'}"
+        with _writing(file):
+            if not rate:
+                Image.fromarray(picture).save(file, quality=92)
+                return
+        if self._video is None:
+            size = picture.shape[1], picture.shape[0]
+            self._video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*_CODEC), rate, size)
+            self._file = file
+            self._check(self._video.isOpened())
+        self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def end_video(self) -> None:
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+            # OpenCV says nothing of a full disk; the index at the file's end is missing then.
+            self._check(cv2.VideoCapture(str(self._file)).isOpened())
+
+    def _check(self, good: bool) -> None:
+        if not good:
+            raise UserError(f"cannot write the video {self._file}; look at the disk, or at OpenCV")
+
+
+class _Cutouts:
+    """A picture of each object."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]):
+        self._folder, self._classes = folder, classes
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        for k, instance in enumerate(prediction.objects):
+            label = self._classes[instance["category_id"]].replace("/", "_")
+            file = self._folder / f"{_name(item)}_{k}_{label}.png"
+            with _writing(file):
+                Image.fromarray(cutout(prediction.image, instance)).save(file)
+
+    def end_video(self) -> None:
+        pass
+
+
+class _Masks:
+    """An image of labels for each image or frame."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        file = self._folder / f"{_name(item)}.png"
+        with _writing(file):
+            Image.fromarray(label_image(prediction.image, prediction.objects)).save(file)
+
+    def end_video(self) -> None:
+        pass
+
+
+class _Tables:
+    """Two CSV files: a row for each object, and a row for each image with the objects by class."""
+
+    def __init__(self, detections: IO[str], counts: IO[str], classes: Sequence[str]):
+        self._classes = classes
+        self._detections = csv_writer(detections, lineterminator="\n")
+        self._counts = csv_writer(counts, lineterminator="\n")
+        columns = "object", "class", "score", "x", "y", "width", "height", "area"
+        self._detections.writerow(("file_name", "output_name", *columns))
+        self._counts.writerow(("file_name", "output_name", "objects", *classes))
+
+    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+        names = item.file_name, _name(item)
+        for k, o in enumerate(prediction.objects, start=1):
+            width, height = o["bbox"][2:]
+            area = mask_util.area(o["segmentation"]) if "segmentation" in o else width * height
+            name = self._classes[o["category_id"]]
+            box = (round(v, 2) for v in o["bbox"])
+            self._detections.writerow(
+                (*names, k, name, round(o["score"], 4), *box, round(float(area), 2))
+            )
+        by_class = Counter(o["category_id"] for o in prediction.objects)
+        numbers = (by_class[i] for i in range(len(self._classes)))
+        self._counts.writerow((*names, len(prediction.objects), *numbers))
+
+    def end_video(self) -> None:
+        pass
+
+
+def _name(item: Item) -> str:
+    """Return where an image's own pictures go; those of a video's frames are in its folder."""
+    if item.frame is None:
+        return item.name
+    return f"{item.name}/{item.file_name.rpartition('#')[2]}"

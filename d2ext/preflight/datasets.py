@@ -1,0 +1,136 @@
+"""The datasets that a run reads, checked before anything is built."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2ext.data.datasets.register import counts_of
+from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, generators_seeded
+from d2ext.data.prepare.cityscapes import require_cityscapes
+from d2ext.data.records.cache import remembered
+from d2ext.data.records.columns import NO_MASK
+from d2ext.data.records.records import columns_of
+from d2ext.data.validation.coco.checks.all_checks import fast_findings
+from d2ext.data.validation.coco.finding import ERROR
+from d2ext.data.validation.dataset_dicts import (
+    DatasetSummary,
+    check_dataset,
+    check_masks,
+    check_trainable,
+    checker_command,
+    format_summary,
+)
+from d2ext.errors import UserError, building
+from d2ext.evaluation.suite import test_sets
+from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
+
+
+def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+    """Read and check every dataset; their classes must agree by name and order.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        splits: train, val or test to its loader's config.
+
+    Returns:
+        `Plan.datasets`, the class names, and the table to print.
+
+    Raises:
+        UserError: a dataset is absent, damaged, of other classes, or lacks what the model needs.
+    """
+    datasets, classes, first, notes = {}, None, None, []
+    summaries: dict[str, DatasetSummary] = {}
+    for split, loader in splits.items():
+        field = f"dataloader.{split}"
+        if not loader:
+            raise UserError(f"{field} is null: give it, or train with --no-validate")
+        names = test_sets(loader)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{field}.dataset.names={names}: give the name of a dataset, or several"
+            )
+        for name in names:
+            if name not in DatasetCatalog.list():
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+                raise UserError(f"{field}.dataset.names={name}: no such dataset; {hint}")
+            metadata = MetadataCatalog.get(name)
+            require_cityscapes(metadata)
+            if file := metadata.get("json_file"):
+                _check_file(file, metadata.get("image_root"))
+            with building(f"datasets.{name}"):
+                records = DatasetCatalog.get(name)
+            mine = list(metadata.get("thing_classes", []))
+            if classes is not None and mine != classes:
+                raise UserError(
+                    f"the datasets {first} and {name} differ in their classes: {classes} and"
+                    f" {mine}; give both the same `classes`"
+                )
+            classes, first = mine, first or name
+            if name in datasets:
+                continue
+            use = "trained on" if split == "train" else "evaluated"
+            about = metadata.as_dict() | counts_of(name)
+            summary = check_dataset(name, records, mine, about, use)
+            if split == "train":
+                check_masks(name, records, _mask_format(loader))
+                check_heads(cfg, name, records)
+            columns = columns_of(records)
+            chosen = int(np.argmax(columns.objects > 0))  # with objects, if there is one
+            sample = _map(f"{field}.mapper", loader, records[chosen])
+            if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
+                notes.append(f"{name}: {note}")
+            summaries[name] = summary
+            datasets[name] = {
+                "images": summary.images,
+                "instances": summary.instances,
+                "masks": bool(np.any(columns.masks != NO_MASK)),
+            }
+        if split == "train":
+            check_trainable(list(summaries.values()))
+    tested = [
+        name for split, loader in splits.items() if split != "train" for name in test_sets(loader)
+    ]
+    notes += detection_notes(cfg, summaries, tested)
+    table = [
+        f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
+    ]
+    table += [f"data        note: {note}" for note in notes]
+    return datasets, classes or [], table
+
+
+def _map(field: str, loader: Any, record: dict) -> Any:
+    """Map an image: augmentations look at their arguments when they are applied."""
+    if not (settings := loader.get("mapper")):
+        return None
+    with building(field), generators_seeded(0):
+        # One that cannot be read is another matter, of the run.
+        return ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
+
+
+def _check_file(json_file: str, image_root: str | None) -> None:
+    """Stops on the errors that tools/check_dataset.py finds in a COCO file without its images."""
+    command = checker_command(json_file, image_root)
+
+    def errors() -> list[str]:
+        found = fast_findings(json_file, images=image_root)
+        return [f"{f.count} {f.what} (such as {f.example})" for f in found if f.severity == ERROR]
+
+    if found := remembered(json_file, f"errors {image_root}", errors):
+        more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
+        raise UserError(
+            f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
+            " OUT.json"
+        )
+
+
+def _mask_format(loader: Any) -> str | None:
+    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
+    mapper = loader.get("mapper") or {}
+    if not mapper.get("use_instance_mask", False):
+        return None
+    return mapper.get("instance_mask_format", "polygon")

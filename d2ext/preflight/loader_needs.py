@@ -1,0 +1,105 @@
+"""What the loader workers of a run need of the machine: shared memory and open files."""
+
+import copy
+import io
+import itertools
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+
+from d2ext.data.loading.loader import Loader
+from d2ext.errors import building
+from d2ext.evaluation.suite import test_sets
+from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
+
+_SAMPLES = 4  # to look at; sizes and numbers of objects vary
+_MOST_BYTES, _MOST_TENSORS = 2**26, 16  # of a sample: where there is room for these, none is made
+_OWN_FILES = 64  # that a trainer has open anyway
+
+
+def loader_warnings(cfg: Any, splits: Mapping[str, Any], world_size: int, here: int) -> list[str]:
+    """Return a line for each limit that the loader workers of a run may reach.
+
+    A worker makes two batches ahead. Each tensor in them takes shared memory, and is an open file.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        splits: train, val or test to its loader's config.
+        world_size: Processes over all machines.
+        here: Processes on this machine.
+    """
+    if "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
+        return []
+    lines = []
+    for split, settings in splits.items():
+        images = 1
+        if split == "train":
+            images = settings.total_batch_size // (world_size * cfg.train.get("accumulate", 1))
+        lines += _warnings(f"dataloader.{split}", settings, images, here)
+    return lines
+
+
+def _warnings(field: str, settings: Any, images: int, here: int) -> list[str]:
+    """Return the lines for one loader, with so many images in a batch."""
+    workers = settings.get("num_workers", 0)
+    if not workers:
+        return []
+    samples = images * (2 * workers + 1)  # with the batch in use
+    free, allowed = shared_memory_free(), open_files_allowed() - _OWN_FILES
+    if free >= samples * here * _MOST_BYTES and allowed >= samples * _MOST_TENSORS:
+        return []
+    nbytes, tensors = _largest_sample(field, settings)
+    remedy = f"or lower {field}.num_workers"
+    lines = []
+    if (needed := samples * here * nbytes) > free:
+        lines.append(
+            f"loader      warning: {here * workers} workers may need {needed / 1e6:.1f} MB of"
+            f" shared memory, and {free / 1e6:.1f} MB of {SHARED_MEMORY} are free: start the"
+            f" container with more (docker run --shm-size=8g), {remedy}"
+        )
+    if (files := samples * tensors) > allowed:
+        lines.append(
+            f"loader      warning: {workers} workers may need {files + _OWN_FILES} open files, and"
+            f" {allowed + _OWN_FILES:g} are allowed (`ulimit -Hn`), {remedy}"
+        )
+    return lines
+
+
+def _largest_sample(field: str, settings: Any) -> tuple[int, int]:
+    """Return the most bytes and the most tensors of the first samples; 0 of a user's own loader."""
+    loaders = [settings]
+    if field != "dataloader.train":  # each test set has its own loader
+        loaders = [copy.deepcopy(settings) for _ in test_sets(settings)]  # that keep their parent
+        for one, name in zip(loaders, test_sets(settings), strict=True):
+            one.dataset.names = name
+    sizes = []
+    for one in loaders:
+        with building(field):
+            loader = instantiate(one)
+        if isinstance(loader, Loader):
+            samples = (sample for _, sample in itertools.islice(loader.pairs(), _SAMPLES))
+            sizes += [_tensors_of(sample) for sample in samples if isinstance(sample, dict)]
+    return max((n for n, _ in sizes), default=0), max((n for _, n in sizes), default=0)
+
+
+def _tensors_of(sample: dict) -> tuple[int, int]:
+    counter = _TensorCounter(io.BytesIO())
+    counter.dump(sample)
+    return counter.nbytes, counter.count
+
+
+class _TensorCounter(pickle.Pickler):
+    """Finds the tensors of any object as the way to another process finds them."""
+
+    nbytes = count = 0
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        self.nbytes += obj.nbytes
+        self.count += 1
+        return self.count

@@ -1,0 +1,400 @@
+"""Fields of a config that must agree with one another, the model or the data."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import ImageMode
+
+from d2ext.data.validation.dataset_dicts import DatasetSummary
+from d2ext.errors import UserError
+
+_HEADS = ("box", "mask", "keypoint")  # of Detectron2's StandardROIHeads
+_LOOKED_AT = 20  # records in which keypoints are looked for
+_BOXES_ONLY = "configs/custom/faster_rcnn_lite0_fpn.py"
+
+
+def check_model_fields(cfg: Any) -> list[str]:
+    """Check channels, levels, anchors and input shapes of a model's config.
+
+    Returns:
+        Lines for the plan, on fields that differ and yet train.
+
+    Raises:
+        UserError: two fields do not agree; it names both and their values.
+    """
+    _check_channels(cfg)
+    for field, node in _nodes(cfg.model, "model"):
+        if "anchor_generator" in node:
+            _check_anchors(field, node)
+        for name in ("pre_nms_topk", "post_nms_topk"):  # of Detectron2's RPN
+            values = node.get(name)
+            if isinstance(values, ListConfig) and len(values) != 2:
+                raise UserError(
+                    f"{field}.{name}={list(values)}: give two numbers, for training and for"
+                    " inference"
+                )
+    _check_pyramid(cfg)
+    for prefix in _HEADS:
+        _check_roi_head(cfg, prefix)
+    return list(_format_notes(cfg))
+
+
+def check_heads(cfg: Any, name: str, records: Sequence[dict]) -> None:
+    """Check that the training data has what each head of the model learns from.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        name: of the training set.
+        records: its dataset dicts.
+
+    Raises:
+        UserError: it does not.
+    """
+    mapper = cfg.dataloader.train.get("mapper") or {}
+    masks, keypoints = (_argument(mapper, f"use_{w}") for w in ("instance_mask", "keypoint"))
+    if masks is False and _get(cfg, "model.roi_heads.mask_head"):
+        raise UserError(
+            "model.roi_heads.mask_head needs masks, but dataloader.train.mapper.use_instance_mask"
+            f"=False; set it to True, or train boxes only with {_BOXES_ONLY}"
+        )
+    if head := _get(cfg, "model.roi_heads.keypoint_head"):
+        if keypoints is False:
+            raise UserError(
+                "model.roi_heads.keypoint_head needs keypoints, but dataloader.train.mapper"
+                ".use_keypoint=False; set it to True, or take a model without that head"
+            )
+        _check_keypoints(name, records, head.get("num_keypoints"))
+    detectron2s = masks is not None  # another mapper may make what its model needs
+    if detectron2s and cfg.model.get("sem_seg_head") and "sem_seg_file_name" not in records[0]:
+        raise UserError(
+            f"model.sem_seg_head needs a label map of each image, but dataset {name!r} has no"
+            " sem_seg_file_name; add it to the records, or take a model without that head"
+        )
+
+
+def check_levels(config: Any, model: Any) -> None:
+    """Check the levels that heads read against those of a model's backbone.
+
+    Args:
+        config: the model's config.
+        model: the model.
+
+    Raises:
+        UserError: a level does not exist, or has another stride than anchors or poolers state.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(backbone, "output_shape"):
+        return
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    for features_field, field in _level_fields(config):
+        features, values = _get(config, features_field), _get(config, field)
+        if not features or not values:
+            continue
+        if unknown := [name for name in features if name not in strides]:
+            raise UserError(
+                f"model.{features_field}={list(features)}: the backbone has no {unknown[0]}, only"
+                f" {', '.join(strides)}"
+            )
+        expected = [strides[name] for name in features]
+        given = [round(1 / v) if field.endswith("scales") else v for v in values]
+        if None not in expected and given != expected:
+            scales = "1/" if field.endswith("scales") else ""
+            raise UserError(
+                f"model.{field}={list(values)}, but model.{features_field}={list(features)} have"
+                f" the strides {expected}; give {', '.join(f'{scales}{s}' for s in expected)}"
+            )
+
+
+def detection_notes(
+    cfg: Any, summaries: Mapping[str, DatasetSummary], tested: Sequence[str]
+) -> Iterator[str]:
+    """Yield a line for each limit on detections that an image's objects exceed.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        summaries: the datasets of the run by name.
+        tested: names of those that are evaluated.
+    """
+    most = {name: s.most for name, s in summaries.items()}
+    predictors = _get(cfg, "model.roi_heads.box_predictors") or []
+    places = [
+        ("model.roi_heads.box_predictor", "test_topk_per_image"),
+        (f"model.roi_heads.box_predictors[{len(predictors) - 1}]", "test_topk_per_image"),
+        ("model", "max_detections_per_image"),
+    ]
+    for place, argument in places:
+        node = _get(cfg, place)
+        limit = _argument(node, argument) if isinstance(node, DictConfig) else None
+        for name in most if isinstance(limit, int) else ():
+            if most[name] > limit:
+                yield (
+                    f"{name} has up to {most[name]} objects in an image, but the model returns at"
+                    f" most {limit}: {place}.{argument}={_hundreds(most[name])}"
+                )
+    for metric, node in cfg.evaluators.items():
+        limits = _argument(node, "max_detections") if "_target_" in node else None
+        for name in tested if limits else ():
+            if summaries[name].most_of_a_class > limits[-1]:
+                wanted = [*limits[:-1], _hundreds(summaries[name].most_of_a_class)]
+                yield (
+                    f"{name} has up to {summaries[name].most_of_a_class} objects of a class in an"
+                    f" image, but evaluators.{metric} counts {limits[-1]} detections:"
+                    f' "evaluators.{metric}.max_detections={wanted}"'
+                )
+
+
+def size_note(model: Any, sample: dict) -> str | None:
+    """Return a line for the plan where an image is smaller than a cell of the coarsest level."""
+    strides = _get(model, "proposal_generator.anchor_generator.strides")
+    strides = strides or _get(model, "anchor_generator.strides")
+    height, width = sample["image"].shape[-2:]
+    if strides and min(height, width) < max(strides):
+        return (
+            f"the mapper makes images of {height} x {width} pixels, smaller than a cell of the"
+            f" coarsest level ({max(strides)} pixels); take a larger short_edge_length"
+        )
+    return None
+
+
+def _hundreds(number: int) -> int:
+    return -(-number // 100) * 100
+
+
+def _check_channels(cfg: Any) -> None:
+    image_format = _image_format(cfg)
+    stds = cfg.model.get("pixel_std")
+    for value in stds if isinstance(stds, ListConfig) else ():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(
+                f"model.pixel_std={list(stds)}: pixels are divided by these; give positive numbers"
+            )
+    counts = {}
+    if image_format:
+        counts[f"the image format {image_format[1]} ({image_format[0]})"] = _channels(*image_format)
+    for name in ("pixel_mean", "pixel_std"):
+        values = cfg.model.get(name)
+        if isinstance(values, ListConfig):
+            counts[f"model.{name}={list(values)}"] = len(values)
+    if not counts:
+        return
+    # One value serves any number of channels, and one channel is repeated for several means.
+    widest = max(counts, key=counts.__getitem__)
+    for field, count in counts.items():
+        if count not in (1, counts[widest]):
+            raise UserError(
+                f"{field} has {count} channels, but {widest} has {counts[widest]}; give"
+                " model.pixel_mean and model.pixel_std one value for each channel"
+            )
+    for field in ("model.backbone.bottom_up", "model.backbone"):
+        channels = _channels_taken(_get(cfg, field))
+        if channels not in (None, counts[widest]):
+            raise UserError(
+                f"{field} takes {channels} channels, but {widest} has {counts[widest]};"
+                f" {_channels_remedy(cfg, field, channels, counts[widest])}"
+            )
+
+
+def _channels_remedy(cfg: Any, backbone: str, taken: int, given: int) -> str:
+    """Say which fields to set so that a backbone gets the channels that it takes."""
+    if taken != 3:
+        return f"set {backbone}.stem.in_channels={given}"
+    means = "model.pixel_mean and model.pixel_std three values each"
+    for field in ("model.input_format", "dataloader.train.mapper.image_format"):
+        if _get(cfg, field) not in (None, "RGB", "BGR"):
+            return f"set {field}=RGB (gray photos become three equal channels), and give {means}"
+    return f"give {means}"
+
+
+def _channels_taken(backbone: Any) -> int | None:
+    """Return the channels of a ResNet's stem or of d2ext's own backbones; None for others."""
+    if not isinstance(backbone, DictConfig):
+        return None
+    channels = _get(backbone, "stem.in_channels")
+    return getattr(_target(backbone), "in_channels", None) if channels is None else channels
+
+
+def _image_format(cfg: Any) -> tuple[str, str] | None:
+    """Return the field that says how images are read, and its value."""
+    for field in ("dataloader.train.mapper.image_format", "model.input_format"):
+        if value := _get(cfg, field):
+            return field, value
+    return None
+
+
+def _channels(field: str, image_format: str) -> int:
+    """Return the number of channels that Detectron2's `read_image` gives."""
+    if image_format in ("BGR", "YUV-BT.601"):
+        return 3
+    try:
+        return len(ImageMode.getmode(image_format).bands)
+    except KeyError:
+        raise UserError(
+            f"{field}={image_format!r} is not an image format; give RGB, BGR or L (gray)"
+        ) from None
+
+
+def _format_notes(cfg: Any) -> Iterator[str]:
+    fields = ["model.input_format"]
+    fields += [f"dataloader.{split}.mapper.image_format" for split in ("train", "val", "test")]
+    values = {field: value for field in fields if (value := _get(cfg, field))}
+    if len(set(values.values())) > 1:
+        words = ", ".join(f"{field}={value}" for field, value in values.items())
+        yield f"the order of the colors differs, which costs accuracy: {words}"
+
+
+def _check_anchors(field: str, node: DictConfig) -> None:
+    """Check Detectron2's DefaultAnchorGenerator against the head beside it."""
+    generator = node.anchor_generator
+    if "strides" not in generator or "angles" in generator:
+        return
+    levels, strides = len(generator.strides), list(generator.strides)
+    for name in ("in_features", "head_in_features"):
+        features = node.get(name)
+        if features and len(features) != levels:
+            raise UserError(
+                f"{field}.{name}={list(features)} has {len(features)} levels, but"
+                f" {field}.anchor_generator.strides={strides} has {levels}; give one stride for"
+                " each level"
+            )
+    sizes, ratios = (
+        _per_level(f"{field}.anchor_generator", name, generator.get(name), strides)
+        for name in ("sizes", "aspect_ratios")
+    )
+    if not sizes or not ratios:
+        return
+    counts = [a * b for a, b in zip(sizes, ratios, strict=True)]
+    made = (
+        f"{field}.anchor_generator.sizes={_plain(generator.sizes)} with"
+        f" aspect_ratios={_plain(generator.aspect_ratios)}"
+    )
+    if len(set(counts)) > 1:
+        raise UserError(f"{made} make {counts} anchors per level; give each level as many")
+    anchors = _get(node, "head.num_anchors")
+    if isinstance(anchors, int) and anchors != counts[0]:
+        raise UserError(
+            f"{field}.head.num_anchors={anchors}, but {made} make {counts[0]} anchors per cell; set"
+            f" {field}.head.num_anchors={counts[0]}, or give {anchors}"
+        )
+
+
+def _per_level(field: str, name: str, values: Any, strides: list) -> list[int]:
+    """Return the number of values of each level, as Detectron2 broadcasts them."""
+    if not isinstance(values, ListConfig) or not values:
+        return []
+    if not isinstance(values[0], ListConfig):
+        return [len(values)] * len(strides)
+    if len(values) == 1:
+        return [len(values[0])] * len(strides)
+    if len(values) != len(strides):
+        raise UserError(
+            f"{field}.{name}={_plain(values)} has {len(values)} levels, but {field}.strides="
+            f"{strides} has {len(strides)}; give one list for each level, or one for all"
+        )
+    return [len(level) for level in values]
+
+
+def _check_pyramid(cfg: Any) -> None:
+    """Check an FPN against what it reads, and the heads that read it."""
+    made, read = "model.backbone.bottom_up.out_features", "model.backbone.in_features"
+    features, known = _get(cfg, read), _get(cfg, made)
+    if features and known and (unknown := [f for f in features if f not in known]):
+        raise UserError(
+            f"{read}={list(features)} names {unknown[0]}, but {made}={list(known)} lacks it"
+        )
+    if not known:
+        return
+    fields = ["model.proposal_generator.head.in_channels"]
+    fields += [f"model.roi_heads.{prefix}_head.input_shape.channels" for prefix in _HEADS]
+    for name in ("model.roi_heads.box_heads", "model.head.input_shape"):
+        several = _get(cfg, name) or []
+        shape = "" if name.endswith("input_shape") else ".input_shape"
+        fields += [f"{name}[{i}]{shape}.channels" for i in range(len(several))]
+    for field in fields:
+        _agree(cfg, field, "model.backbone.out_channels")
+
+
+def _check_roi_head(cfg: Any, prefix: str) -> None:
+    """Check a pooler of Detectron2's StandardROIHeads against the levels and heads around it."""
+    heads = f"model.roi_heads.{prefix}"
+    features, scales = _get(cfg, f"{heads}_in_features"), _get(cfg, f"{heads}_pooler.scales")
+    if features and scales and len(features) != len(scales):
+        raise UserError(
+            f"{heads}_in_features={list(features)} has {len(features)} levels, but"
+            f" {heads}_pooler.scales={list(scales)} has {len(scales)}; give one scale for each"
+            " level"
+        )
+    several = range(len(_get(cfg, f"{heads}_heads") or []))
+    for head, predictor in [
+        (f"{heads}_head", f"{heads}_predictor"),
+        *((f"{heads}_heads[{i}]", f"{heads}_predictors[{i}]") for i in several),
+    ]:
+        for side in ("height", "width"):
+            _agree(cfg, f"{head}.input_shape.{side}", f"{heads}_pooler.output_size")
+        if dims := _get(cfg, f"{head}.fc_dims"):
+            _agree(cfg, f"{predictor}.input_shape.channels", f"{head}.fc_dims[{len(dims) - 1}]")
+
+
+def _agree(cfg: Any, field: str, other: str) -> None:
+    """Raise UserError where both fields hold an integer, and not the same one."""
+    value, wanted = _get(cfg, field), _get(cfg, other)
+    if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
+        raise UserError(f"{field}={value}, but {other}={wanted}; set {field}={wanted}")
+
+
+def _check_keypoints(name: str, records: Sequence[dict], number: int | None) -> None:
+    some = (records[i].get("annotations", ()) for i in range(min(len(records), _LOOKED_AT)))
+    points = [a["keypoints"] for annotations in some for a in annotations if a.get("keypoints")]
+    if not points:
+        raise UserError(
+            f"model.roi_heads.keypoint_head needs keypoints, and dataset {name!r} has none (the"
+            " readers of d2ext leave keypoints out); take a model without that head, or a dataset"
+            " function of your own"
+        )
+    if number and all(isinstance(v, int | float) for v in points[0]):
+        if len(points[0]) != 3 * number:
+            raise UserError(
+                f"model.roi_heads.keypoint_head.num_keypoints={number}, but dataset {name!r} has"
+                f" {len(points[0]) // 3} keypoints (x, y, visibility) per object; set it to that"
+            )
+
+
+def _level_fields(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield a field with the names of levels, and one with their strides or scales."""
+    yield "proposal_generator.in_features", "proposal_generator.anchor_generator.strides"
+    yield "head_in_features", "anchor_generator.strides"
+    for prefix in _HEADS:
+        yield f"roi_heads.{prefix}_in_features", f"roi_heads.{prefix}_pooler.scales"
+    yield "roi_heads.in_features", "roi_heads.pooler.scales"
+
+
+def _nodes(node: Any, field: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        yield field, node
+        for key, child in node.items():
+            yield from _nodes(child, f"{field}.{key}")
+
+
+def _argument(node: Any, name: str) -> Any:
+    """Return a field of a lazy call, or the default of that argument; None where there is none."""
+    if name in node:
+        return node[name]
+    target = _target(node)
+    parameter = inspect.signature(target).parameters.get(name) if callable(target) else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _target(node: Any) -> Any:
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
+
+
+def _get(node: Any, key: str) -> Any:
+    return OmegaConf.select(node, key, default=None)
+
+
+def _plain(values: ListConfig) -> list:
+    return OmegaConf.to_container(values)

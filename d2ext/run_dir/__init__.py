@@ -1,0 +1,1 @@
+"""The run directory: its lock, names, logs, metadata and results."""

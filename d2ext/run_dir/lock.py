@@ -1,0 +1,152 @@
+"""The output directory: never two runs in one, never a run in a place that cannot hold it."""
+
+import atexit
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO
+
+from d2ext.checkpoint.files import LAST
+from d2ext.errors import UserError
+from d2ext.waiting import waiting_for
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 15.0  # seconds for what was killed to be gone
+
+
+def refuse_mixing(output_dir: Path) -> None:
+    """Raises UserError if a run is in there."""
+    if _traces(output_dir):
+        raise UserError(
+            f"the output directory {output_dir} holds another run; --resume goes on with it,"
+            " --overwrite moves it aside, --work-dir chooses another place"
+        )
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raises UserError if a directory cannot be made or written to; makes nothing."""
+    try:
+        existing = _existing(output_dir)
+        if not existing.is_dir():
+            raise UserError(f"the output directory {output_dir}: {existing} is no directory")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"the output directory {output_dir} is not writable; choose --work-dir")
+    except OSError as e:
+        raise UserError(f"the output directory {output_dir}: {e.strerror}") from e
+
+
+def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
+    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
+    free = shutil.disk_usage(_existing(output_dir)).free
+    if free < 2 * checkpoint_bytes:
+        raise UserError(
+            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
+            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
+        )
+
+
+def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> Path | None:
+    """Creates the output directory and keeps it for this process.
+
+    Args:
+        output_dir: of the run.
+        overwrite: an earlier run there is moved aside.
+        resume: an earlier run there is to go on; processes of it that are about to end are waited
+            for.
+
+    Returns:
+        Where the earlier run went, or None.
+
+    Raises:
+        UserError: another process writes there, another run has come to be there, or it cannot be
+            written to.
+    """
+    aside = None
+    try:
+        if output_dir.is_dir():
+            _claim(output_dir, resume)
+        if overwrite and _traces(output_dir):
+            whole = output_dir.resolve()  # "." has no name to add to
+            stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            names = (f"{stem}-{i}" if i else stem for i in itertools.count())
+            aside = next(p for p in map(whole.with_name, names) if not p.exists())
+            os.rename(whole, aside)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _claim(output_dir, resume)
+    except OSError as e:
+        raise UserError(
+            f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
+        ) from e
+    if not resume:
+        refuse_mixing(output_dir)
+    return aside
+
+
+def wait_until_free(output_dir: Path) -> None:
+    """Waits for a process that is about to end there; makes nothing.
+
+    It may be saving: only then is it known which checkpoint is the newest.
+
+    Raises:
+        UserError: it does not end.
+    """
+    _release()
+    if (output_dir / ".lock").is_file():
+        with open(output_dir / ".lock") as lock:
+            _lock(lock, output_dir, wait=True)
+
+
+_held: list[IO] = []  # the lock of this process's present run
+
+
+def _claim(output_dir: Path, wait: bool) -> None:
+    _release()
+    lock = open(output_dir / ".lock", "w")  # it stays open
+    _lock(lock, output_dir, wait)
+    _held.append(lock)
+
+
+@atexit.register
+def _release() -> None:
+    while _held:
+        _held.pop().close()
+
+
+def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
+    with waiting_for(f"another process to leave {output_dir}", f"at most {_PATIENCE:g} s"):
+        _try_to_lock(lock, output_dir, wait)
+
+
+def _try_to_lock(lock: IO, output_dir: Path, wait: bool) -> None:
+    deadline = time.monotonic() + _PATIENCE * wait
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.close()
+                raise UserError(
+                    f"another process is writing to the output directory {output_dir}; choose"
+                    " another --work-dir, or wait for it"
+                ) from None
+            time.sleep(0.1)
+        except OSError as e:
+            logger.warning(
+                "%s cannot be locked (%s): no other process must write there meanwhile",
+                output_dir,
+                e.strerror,
+            )
+            return
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _traces(output_dir: Path) -> list[str]:
+    return [f for f in ("run.json", "metrics.json", LAST) if (output_dir / f).exists()]

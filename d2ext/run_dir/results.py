@@ -1,0 +1,134 @@
+"""results.json: a run's last and best evaluation, and the scores that decide when to stop."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from d2ext.checkpoint.files import BEST
+from d2ext.errors import UserError
+from d2ext.files import finite_or_none, write_json
+
+logger = logging.getLogger(__name__)
+
+
+class Results:
+    """The evaluations of a run; the file is the state, so a resumed run goes on from it.
+
+    Args:
+        path: of results.json.
+        metric: the key of the result that decides what is best; None: nothing is.
+        mode: `max` or `min`, which scores are better.
+        done: iterations that the run has behind it; later scores, which a resumed run will meet
+            again, do not count towards stopping.
+        start: the same, in steps of the present batch size; None: of the same size.
+        saved: `content` as the resumed checkpoint holds it, for where the file is lost.
+
+    Attributes:
+        last: `iteration` and `results` of the last evaluation, or None.
+        best: those of the best one, with `metric` and `mode`, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        metric: str | None,
+        mode: str,
+        done: int,
+        start: int | None = None,
+        saved: dict | None = None,
+    ):
+        self._path = path
+        self._metric, self._mode = metric, mode
+        content = _read(path, saved or {}) if done else {}
+        self.last: dict | None = content.get("last")
+        self.best: dict | None = content.get("best")
+        scores = [(i, score) for i, score in content.get("scores", []) if i <= done]
+        if start not in (None, done):  # numbers of iterations as the run counts them from now on
+            scores = [(round(i * start / done), score) for i, score in scores]
+            for entry in filter(None, (self.last, self.best)):
+                entry["iteration"] = round(entry["iteration"] * start / done)
+        goal = (metric, mode)
+        if metric and self.best and (self.best["metric"], self.best["mode"]) != goal:
+            logger.info("Another train.best than before: the best so far no longer counts")
+            self.best, scores = None, []
+        self._scores = scores
+
+    def known(self, done: int) -> dict[str, float | None] | None:
+        """The results after so many iterations, if the last evaluation was there."""
+        return self.last["results"] if self.last and self.last["iteration"] == done else None
+
+    def is_better(self, results: Mapping[str, float]) -> bool:
+        """Whether these results are better than the best so far; NaN never is.
+
+        Raises:
+            UserError: they have no such metric.
+        """
+        if self._metric is None:
+            return False
+        if self._metric not in results:
+            raise UserError(
+                f"train.best.metric={self._metric}: the evaluation gave no such number, but"
+                f" {', '.join(results)}"
+            )
+        before = self.best["results"][self._metric] if self.best else None
+        return _better(results[self._metric], before, self._mode)
+
+    def record(self, iteration: int, results: Mapping[str, float]) -> None:
+        """Takes in an evaluation and writes the file."""
+        if self.is_better(results):
+            self.best = {
+                "iteration": iteration,
+                "metric": self._metric,
+                "mode": self._mode,
+                "results": finite_or_none(results),
+            }
+        self.last = {"iteration": iteration, "results": finite_or_none(results)}
+        if self._metric:
+            self._scores = [score for score in self._scores if score[0] != iteration]
+            self._scores.append((iteration, self.last["results"][self._metric]))
+        write_json(self._path, self.content())
+
+    def content(self) -> dict:
+        """Of the file: plain values."""
+        content = {"last": self.last}
+        if self._metric:
+            content |= {"best": self.best} if self.best else {}
+            content["scores"] = self._scores
+        return content
+
+    def exhausted(self, patience: int | None) -> str | None:
+        """Why early stopping ends the run now, or None.
+
+        Args:
+            patience: evaluations without a better score that the run goes on; None: for ever.
+        """
+        best, number = None, 0
+        for i, (_, score) in enumerate(self._scores):
+            if _better(score, best, self._mode):
+                best, number = score, i
+        if not patience or len(self._scores) - 1 - number < patience:
+            return None
+        score = "none" if best is None else f"{best:.4g} at iteration {self._scores[number][0]}"
+        evaluations = f"{patience} evaluation" + "s" * (patience > 1)
+        return f"{evaluations} brought no better {self._metric} than {score}"
+
+
+def _read(path: Path, saved: dict) -> dict:
+    """The file's content; where it is lost or damaged, what the checkpoint has kept of it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        logger.warning("%s is damaged; the checkpoint's results are taken", path)
+    # A best score whose weights are not here would stand for nothing.
+    lost = not path.with_name(BEST).is_file()
+    return {key: value for key, value in saved.items() if key != "best" or not lost}
+
+
+def _better(score: float | None, than: float | None, mode: str) -> bool:
+    if score is None or math.isnan(score):
+        return False
+    return than is None or (score > than if mode == "max" else score < than)

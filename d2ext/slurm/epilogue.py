@@ -1,0 +1,21 @@
+"""`python -m d2ext.slurm.epilogue FOLDER STATUS`: the batch script's last line, behind srun."""
+
+import os
+import sys
+from typing import NoReturn
+
+from submitit import JobEnvironment
+from submitit.core.utils import DelayedSubmission
+
+from d2ext.errors import run_tool
+
+
+def main() -> NoReturn:
+    """Has the job's `Training` look at the end of its tasks."""
+    os.environ["SUBMITIT_FOLDER"], status = sys.argv[1], int(sys.argv[2])
+    submitted = JobEnvironment().paths.submitted_pickle
+    DelayedSubmission.load(submitted).function.step_ended(status)
+
+
+if __name__ == "__main__":
+    run_tool(main)

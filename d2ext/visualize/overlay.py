@@ -1,0 +1,233 @@
+"""Pictures that show an image's ground truth beside its predictions."""
+
+import colorsys
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from PIL import Image, ImageDraw, ImageFont
+
+from d2ext.data.loading.image_io import read_photo
+from d2ext.errors import UserError
+
+# Pixels: a picture's long side is brought into this range, so that big photos draw quickly and
+# the labels on small images can be read.
+_LONG_SIDE = (512, 1024)
+_HEADER, _GAP = 36, 6
+
+Color = tuple[float, float, float]
+
+
+def write_overlays(
+    records: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    metadata: Any,
+    out_dir: str | os.PathLike[str],
+    score_threshold: float = 0.5,
+    limit: int = 32,
+) -> list[Path]:
+    """Writes one JPEG an image: ground truth on the left, predictions on the right.
+
+    Args:
+        records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks).
+        predictions: COCO results of the same images; `category_id` counts from 0, `bbox` is XYWH
+            in pixels, `segmentation` (RLE) may be missing.
+        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
+        out_dir: the folder; pictures that an earlier evaluation left in it are removed.
+        score_threshold: predictions with a lower score are not drawn.
+        limit: number of pictures; of more records, evenly spread ones are drawn.
+
+    Returns:
+        The files, in the order of the records, named after the images; one that cannot be read is
+        grey.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for stale in out_dir.glob("*.jpg"):
+        stale.unlink()
+
+    by_image = defaultdict(list)
+    for p in predictions:
+        if p["score"] >= score_threshold:
+            by_image[p["image_id"]].append(p)
+
+    count = min(limit, len(records))
+    files: list[Path] = []
+    for i in np.linspace(0, len(records) - 1, count).astype(int):
+        record = records[i]
+        truth, predicted = record.get("annotations", []), by_image[record["image_id"]]
+        panels = [
+            (f"ground truth ({len(truth)})", truth),
+            (f"predictions, score >= {score_threshold:.2f} ({len(predicted)})", predicted),
+        ]
+        file = _free_name(out_dir, Path(record["file_name"]).stem)
+        _draw(record, panels, metadata).save(file, quality=85)
+        files.append(file)
+    return files
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    file, n = folder / f"{stem}.jpg", 2
+    while file.exists():
+        file, n = folder / f"{stem}_{n}.jpg", n + 1
+    return file
+
+
+def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> Image.Image:
+    try:
+        photo = Image.fromarray(read_photo(record["file_name"], "RGB"))
+    except (OSError, SyntaxError, UserError):
+        photo = Image.new("RGB", _size(record), "gray")
+    long = max(photo.size)
+    factor = min(max(long, _LONG_SIDE[0]), _LONG_SIDE[1]) / long
+    w, h = (max(1, round(side * factor)) for side in photo.size)
+    photo = photo.resize((w, h), Image.Resampling.LANCZOS, reducing_gap=2)
+
+    page = Image.new("RGB", (2 * w + _GAP, h + _HEADER), "white")
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((0, 0, page.width, _HEADER - 1), fill=(24, 28, 38))
+    font = ImageFont.load_default(size=min(20, w / 15))  # /15: the longest header fits a panel
+    for left, (title, instances) in zip((0, w + _GAP), panels, strict=True):
+        drawn = draw_instances(np.asarray(photo), instances, metadata, _size(record))
+        page.paste(Image.fromarray(drawn), (left, _HEADER))
+        draw.text((left + 10, _HEADER / 2), title, "white", font, anchor="lm")
+    return page
+
+
+def _size(record: dict) -> tuple[int, int]:
+    return record["width"], record["height"]
+
+
+def draw_instances(
+    photo: np.ndarray,
+    instances: Sequence[dict[str, Any]],
+    metadata: Any,
+    size: tuple[int, int],
+    by_class: bool = False,
+    labels: bool = True,
+) -> np.ndarray:
+    """Draws boxes, masks and labels.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        instances: Detectron2 annotations (boxes in any mode; polygons, RLE or no masks), perhaps
+            with a `score`.
+        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
+        size: width and height of the image whose pixels the coordinates mean; the photo may be
+            another size of it.
+        by_class: the objects of a class have one colour, `class_color`, not shades or hues.
+        labels: names of the classes at the boxes.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    if not instances:
+        return photo
+    scale = np.array([photo.shape[1] / size[0], photo.shape[0] / size[1]])
+    boxes = [
+        BoxMode.convert(x["bbox"], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
+        for x in instances
+    ]
+    if by_class:
+        colors = [
+            tuple(v / 255 for v in class_color(x["category_id"], metadata)) for x in instances
+        ]
+    else:
+        colors = _colors(instances, metadata)
+    # A "$" in a class name is a dollar, not the start of a formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        drawing = Visualizer(photo).overlay_instances(
+            boxes=np.asarray(boxes) * np.tile(scale, 2),
+            masks=[_mask(x.get("segmentation"), scale, photo.shape[:2]) for x in instances],
+            labels=[_label(x, metadata) for x in instances] if labels else None,
+            assigned_colors=colors,
+            alpha=0.4,
+        )
+        return drawing.get_image()
+
+
+def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
+    """Polygons or RLE as Visualizer takes them (polygons or a H x W mask), in the photo's size."""
+    if not isinstance(segmentation, dict):
+        polygons = [np.asarray(p, dtype=float) for p in segmentation or ()]
+        return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    return cv2.resize(mask_util.decode(segmentation), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _label(instance: dict, metadata: Any) -> str:
+    label = class_name(instance["category_id"], metadata)
+    if not font_has(label):
+        label = f"class {instance['category_id']}"
+    if "score" in instance:
+        label += f" {instance['score']:.2f}"
+    return label + mark(instance)
+
+
+def mark(annotation: dict) -> str:
+    """What a label says of an annotation that is neither hit nor miss; empty for others."""
+    for flag, word in (("difficult", "difficult"), ("is_group_of", "group"), ("iscrowd", "crowd")):
+        if annotation.get(flag):
+            return f" ({word})"
+    return ""
+
+
+def class_name(category: int, metadata: Any) -> str:
+    """A class's name; `class 7` for a category that has none."""
+    names = metadata.thing_classes
+    return names[category] if 0 <= category < len(names) else f"class {category}"
+
+
+def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
+    """A class's colour, RGB 0 to 255: the data set's own, or a hue far from its neighbours'."""
+    palette = getattr(metadata, "thing_colors", None) or ()
+    if 0 <= category < len(palette):
+        return tuple(palette[category])
+    return tuple(round(255 * v) for v in _hue(category))
+
+
+@cache
+def label_font() -> str:
+    """The file of the font that labels are drawn with."""
+    return findfont(FontProperties(family=["sans-serif"]))
+
+
+@cache
+def _glyphs() -> frozenset[str]:
+    return frozenset(map(chr, get_font(label_font()).get_charmap()))
+
+
+def font_has(text: str) -> bool:
+    """Whether labels in a picture can show a text; DejaVu Sans knows no Chinese, for example."""
+    return set(text) <= _glyphs()
+
+
+def _hue(k: int) -> Color:
+    """Steps of the golden ratio keep any number of hues apart."""
+    return colorsys.hls_to_rgb((k * 0.618034) % 1, 0.55, 0.9)
+
+
+def _colors(instances: list[dict], metadata: Any) -> list[Color]:
+    """One colour an instance: shades of the class's colour, or with one class any hue."""
+    palette = getattr(metadata, "thing_colors", None) or ()
+    colors = []
+    for k, instance in enumerate(instances):
+        c = instance["category_id"]
+        if len(palette) > 1 and c < len(palette):
+            hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in palette[c]))
+            light = min(max(light + (0, 0.15, -0.15)[k % 3], 0.2), 0.8)
+            colors.append(colorsys.hls_to_rgb(hue, light, saturation))
+        else:
+            colors.append(_hue(k))
+    return colors

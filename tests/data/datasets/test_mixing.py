@@ -1,0 +1,162 @@
+"""Data sets joined, repeated and balanced: how often an epoch shows each image."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2ext.data.datasets.mixing import training_set
+from d2ext.data.loading.loader import build_train_loader
+from d2ext.data.loading.sampler import BatchSampler, EpochOrder
+from d2ext.errors import UserError
+
+
+def _records(prefix, classes):
+    """An image for each entry of `classes`, which lists its objects' classes."""
+    return [
+        {
+            "file_name": f"{prefix}{i}.jpg",
+            "image_id": i,
+            "height": 1 + i % 2,
+            "width": 1,
+            "annotations": [{"category_id": c, "iscrowd": int(c < 0)} for c in objects],
+        }
+        for i, objects in enumerate(classes)
+    ]
+
+
+@pytest.fixture
+def sets():
+    """`many` (10 images, 1 empty, 1 with a crowd only; class 1 in one image) and `few` (3)."""
+    contents = {"many": [[0]] * 7 + [[0, 1], [], [-1]], "few": [[0]] * 3}
+    for name, classes in contents.items():
+        DatasetCatalog.register(name, lambda n=name, c=classes: _records(n, c))
+    yield
+    for name in contents:
+        DatasetCatalog.remove(name)
+
+
+def _epoch(dataset, number=0, seed=0):
+    loader = build_train_loader(
+        dataset,
+        lambda record: record["file_name"],
+        total_batch_size=len(dataset),
+        num_workers=0,
+        seed=seed,
+        reference_batch_size=1,
+        reference_world_size=1,
+        start_iter=number,
+    )
+    return Counter(next(iter(loader)))
+
+
+def test_sets_are_joined_and_empty_images_left_out(sets):
+    dataset = training_set(["many", "few"])
+    assert len(dataset) == 11
+    assert str(dataset) == "11 images (2 without objects left out, filter_empty)"
+    assert _epoch(dataset) == {f"many{i}.jpg": 1 for i in range(8)} | {
+        f"few{i}.jpg": 1 for i in range(3)
+    }
+    assert len(training_set("many", filter_empty=False)) == 10
+
+
+def test_what_is_no_object_is_a_crowd_to_the_mapper(sets):
+    marks = [{}, {"difficult": 1}, {"is_group_of": 1}, {"iscrowd": 1}]
+    records = _records("marked", [[0] * 4, [0]])
+    for annotation, mark in zip(records[0]["annotations"], marks, strict=True):
+        annotation |= mark
+    records[1]["annotations"][0]["difficult"] = 1
+    DatasetCatalog.register("marked", lambda: records)
+    try:
+        dataset = training_set("marked")
+    finally:
+        DatasetCatalog.remove("marked")
+    assert dataset.left_out == 1  # the second image has none to learn from
+    (record,) = dataset.records
+    assert [a["iscrowd"] for a in record["annotations"]] == [0, 1, 1, 1]
+
+
+def test_each_set_is_repeated(sets):
+    dataset = training_set(["many", "few"], repeat=[1, 3])
+    assert len(dataset) == 8 + 9
+    assert str(dataset).endswith(
+        "17 images (2 without objects left out, filter_empty) from 11, repeated up to 3 times"
+    )
+    for number in range(3):
+        shown = _epoch(dataset, number)
+        assert {f: n for f, n in shown.items() if f.startswith("few")} == {
+            f"few{i}.jpg": 3 for i in range(3)
+        }
+    assert len(training_set("few", repeat=2)) == 6
+
+
+def test_rare_classes_come_up_more_often(sets):
+    """Class 1 is in 1 of 8 images: the root of 0.5 / 0.125 is 2."""
+    dataset = training_set("many", oversample_threshold=0.5)
+    assert dataset.repeats.tolist() == [1.0] * 7 + [2.0]
+    assert len(dataset) == 9
+    assert _epoch(dataset)["many7.jpg"] == 2
+    # 1 / 0.125 has the root 2.83: 2 or 3 times, the same in any process.
+    dataset = training_set("many", oversample_threshold=1.0)
+    times = [_epoch(dataset, number)["many7.jpg"] for number in range(9)]
+    assert set(times) <= {2, 3} and len(dataset) == 10
+    assert times == [_epoch(dataset, number)["many7.jpg"] for number in range(9)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(1, 4), min_size=1, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(0, 2),
+)
+def test_fractions_are_rounded_by_seed_and_epoch(repeats, group_size, batch, seed):
+    repeats = np.array(repeats)
+    portrait = np.arange(len(repeats)) % 3 == 0
+    order = EpochOrder(portrait, group_size, seed, repeats)
+    epochs = [np.bincount(order.epoch(e), minlength=len(repeats)) for e in range(4)]
+    for counts in epochs:
+        assert counts.sum() == len(order)  # all have the length that the schedule counts with
+        assert (counts >= np.floor(repeats)).all() and (counts <= np.floor(repeats) + 2).all()
+    assert abs(len(order) - repeats.sum()) <= 0.5 + 1e-6
+    # Stateless: from any step on, the stream is the same.
+    whole = iter(BatchSampler(EpochOrder(portrait, group_size, seed, repeats), batch))
+    stream = [next(whole) for _ in range(12)]
+    later = iter(BatchSampler(EpochOrder(portrait, group_size, seed, repeats), batch, start_iter=7))
+    assert [next(later) for _ in range(5)] == stream[7:]
+
+
+def test_fractions_are_kept_on_average():
+    repeats = np.array([1.0, 1.25, 1.5, 2.75, 1.0, 1.5])
+    order = EpochOrder(np.zeros(6, bool), 1, 0, repeats)
+    assert len(order) == 9
+    shown = sum(np.bincount(order.epoch(e), minlength=6) for e in range(2000)) / 2000
+    assert shown == pytest.approx(repeats, abs=0.05)
+    assert shown[0] == shown[4] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(repeat=0), "dataset.repeat=0"),
+        (dict(repeat=[1, 2]), r"repeat=\[1, 2\].*each of few"),
+        (dict(repeat=True), "repeat=True"),
+        (dict(oversample_threshold=0), "oversample_threshold=0"),
+        (dict(oversample_threshold="x"), "oversample_threshold=x"),
+    ],
+)
+def test_mistakes(sets, options, message):
+    with pytest.raises(UserError, match=message):
+        training_set("few", **options)
+
+
+def test_nothing_left_is_said(sets):
+    DatasetCatalog.register("empty", lambda: _records("e", [[], [-1]]))
+    try:
+        with pytest.raises(UserError, match="empty: no image has an object.*filter_empty=False"):
+            training_set("empty")
+    finally:
+        DatasetCatalog.remove("empty")

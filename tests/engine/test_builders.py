@@ -1,0 +1,63 @@
+"""What a training is built of, where the machine decides."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from omegaconf import OmegaConf
+from torch import nn
+
+from d2ext.config.load import load_config
+from d2ext.config.overrides import apply_overrides
+from d2ext.engine.builders import build_model, build_multiplier
+from d2ext.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("capability", "stated", "expected"),
+    [("AVX512", None, True), ("AVX2", None, False), ("AVX2", True, True), ("AVX512", False, False)],
+)
+def test_channels_last_is_for_cpus_with_avx512(monkeypatch, capability, stated, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    conv = L(nn.Conv2d)(in_channels=3, out_channels=4, kernel_size=3)
+    cfg = OmegaConf.create({"model": conv, "train": {"channels_last": stated}})
+    weight = build_model(cfg, SimpleNamespace(device="cpu", classes=["a"])).weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("roi_heads.box_head.fc_dims=[]", ["roi_heads.box_head ", "fc_dims=[]"]),
+        (
+            "roi_heads.proposal_matcher.thresholds=[0.7, 0.3]",
+            ["roi_heads.proposal_matcher ", "thresholds=[0.7, 0.3]", "labels="],
+        ),
+        (
+            "proposal_generator.anchor_matcher.labels=[0, 1]",
+            ["proposal_generator.anchor_matcher ", "labels=[0, 1]"],
+        ),
+        (
+            "backbone.bottom_up.name=resnet18",
+            ["backbone.bottom_up ", "name=resnet18", "freeze_at=3"],
+        ),
+    ],
+)
+def test_the_part_of_a_model_that_cannot_be_built_is_named(repo, override, words):
+    cfg = load_config(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
+    apply_overrides(cfg, [f"model.{override}"])
+    with pytest.raises(UserError) as e:
+        build_model(cfg, SimpleNamespace(device="cpu", classes=["a"]))
+    message = str(e.value)
+    assert message.startswith(f"model.{words[0]}cannot be built: ") and "\n" not in message
+    assert all(word in message.partition("; its arguments: ")[2] for word in words[1:]), message
+
+
+def test_parts_in_lists_are_named_by_index():
+    broken = L(nn.Conv2d)(in_channels=0, out_channels=1, kernel_size=1, groups=0)
+    cfg = OmegaConf.create(
+        {"lr_multiplier": L(nn.Sequential)(parts=[L(nn.ReLU)(), broken], unused={"a": broken})}
+    )
+    with pytest.raises(UserError, match=r"lr_multiplier.parts\[1\] cannot be built.*groups=0"):
+        build_multiplier(cfg, SimpleNamespace(warmup_iters=None))

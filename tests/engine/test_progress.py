@@ -1,0 +1,54 @@
+"""What the panel of a training says."""
+
+import pytest
+
+from d2ext.config.schedule import Period, Schedule
+from d2ext.engine.progress import panel_lines, resuming
+from d2ext.run_dir.results import Results
+
+SCHEDULE = Schedule(60, 4, 30, None, False, Period(), Period())
+NUMBERS = {
+    "time": 2.0,
+    "lr": 5e-4,
+    "memory_mb": 1536,
+    "total_loss": 1.25,
+    "loss_cls": 0.5,
+    "loss_mask": 0.75,
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "results.json", "coco/segm/AP", "max", done=0)
+
+
+def test_lines_before_an_evaluation(results):
+    assert panel_lines(15, SCHEDULE, NUMBERS, results) == [
+        "epoch 2 of 2   iteration 15 of 30   ETA 0:00:30   2 images/s",
+        "loss 1.25   cls 0.5   mask 0.75",
+        "lr 0.0005   memory 1.50 GB   no evaluation yet",
+    ]
+
+
+def test_lines_tell_the_last_and_the_best_score(results):
+    results.record(10, {"coco/segm/AP": 40.04})
+    results.record(20, {"coco/segm/AP": 30.0})
+    *_, last = panel_lines(30, SCHEDULE, {}, results, "evaluating")
+    assert last == "last coco/segm/AP 30.0 at 20   best coco/segm/AP 40.0 at 10"
+
+
+def test_no_best_metric_and_no_number(tmp_path):
+    results = Results(tmp_path / "results.json", None, "max", done=0)
+    results.record(10, {"set/coco/bbox/AP": float("nan"), "set/coco/bbox/AR": 1.0})
+    first, last = panel_lines(0, SCHEDULE, {}, results, "evaluating")
+    assert first == "epoch 1 of 2   iteration 0 of 30   evaluating"
+    assert last == "last set/coco/bbox/AP none at 10"
+
+
+def test_the_command_that_goes_on():
+    """Flags stand before overrides, and `--resume` goes with neither of the other two."""
+    begun = "python tools/train_net.py --config-file X --overwrite train.max_epochs=2"
+    on = "python tools/train_net.py --resume --config-file X train.max_epochs=2"
+    assert resuming(begun) == on and resuming(on) == on
+    other = "python tools/train_net.py --resume-from a.pth --config-file X train.max_epochs=2"
+    assert resuming(other) == resuming(other.replace("from a", "from=a")) == on

@@ -1,0 +1,83 @@
+"""What a split shows is what a run takes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from d2ext.config.load import load_config
+from d2ext.data.datasets.register import unregister_datasets
+from d2ext.engine.builders import build_train_loader
+from d2ext.errors import UserError
+from d2ext.inspect.samples import open_split
+from tests.conftest import LITE0
+
+
+@pytest.fixture
+def load(repo, tiny):
+    """The CPU recipe on tiny data: multi-scale, crops and flips."""
+    yield lambda *more: load_config(repo / LITE0, [*tiny, *more])
+    unregister_datasets()
+
+
+def _equal(a, b):
+    for x, y in zip(
+        a["instances"].gt_masks.polygons, b["instances"].gt_masks.polygons, strict=True
+    ):
+        assert all(np.array_equal(p, q) for p, q in zip(x, y, strict=True))
+    assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+    return torch.equal(a["image"], b["image"]) and a["file_name"] == b["file_name"]
+
+
+@pytest.mark.parametrize("start", [0, 3, 13])
+def test_the_samples_of_a_training(load, start):
+    cfg = load("train.reference_batch_size=4", "train.accumulate=2", "train.seed=5")
+    split = open_split(cfg, "train", start)
+    assert split.images == 6  # so the second epoch begins on the way
+    shown = list(itertools.islice(split.pairs(), 9))
+    loader = build_train_loader(cfg, start_iter=0)
+    trained = list(itertools.islice(itertools.chain.from_iterable(loader), start, start + 9))
+    assert len(trained) == 9
+    for (record, sample), other in zip(shown, trained, strict=True):
+        assert _equal(sample, other)
+        assert record["file_name"] == sample["file_name"] and "annotations" in record
+    other_seed = next(open_split(load("train.seed=6"), "train", start).pairs())[1]
+    assert not torch.equal(other_seed["image"], trained[0]["image"])
+
+
+def test_an_evaluation_has_its_images_and_the_truth(load):
+    cfg = load()
+    split = open_split(cfg, "val")
+    from detectron2.config import instantiate
+
+    loader = list(itertools.chain.from_iterable(instantiate(cfg.dataloader.val)))
+    shown = [sample for _, sample in split.pairs()]
+    assert len(shown) == len(loader) == split.images == 2
+    for sample, other in zip(shown, loader, strict=True):
+        assert torch.equal(sample["image"], other["image"]) and "instances" not in other
+        assert len(sample["instances"]) and sample["instances"].has("gt_masks")
+    assert [s["file_name"] for _, s in open_split(cfg, "test", 1).pairs()] == [
+        shown[1]["file_name"]
+    ]
+
+
+def test_without_the_mapper_no_image_is_read(load, monkeypatch):
+    split = open_split(load(), "val")
+    monkeypatch.setattr("detectron2.data.detection_utils.read_image", None)
+    assert [sample for _, sample in split.pairs(mapped=False)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("split", "override", "words"),
+    [
+        ("train", "dataloader.train.dataset.names=baloon_train", "did you mean 'balloon_train'"),
+        ("val", "dataloader.val.dataset.names=null", "dataloader.val.dataset.names is empty"),
+        ("val", "dataloader.val=null", "dataloader.val has no dataset"),
+        ("train", "data.root=/nowhere", "annotation file /nowhere.* does not exist"),
+        ("train", "dataloader.train.mapper.augmentations[1].crop_type=x", "cannot be built"),
+    ],
+)
+def test_mistakes(load, split, override, words):
+    with pytest.raises(UserError, match=words):
+        open_split(load(override), split)

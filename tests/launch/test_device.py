@@ -1,0 +1,115 @@
+"""The device to train on: the CPU takes a GPU's place only where there is none, or on request."""
+
+import pytest
+
+from d2ext.doctor import report
+from d2ext.errors import UserError
+from d2ext.launch.device import choose_device, expected_gpu, uncovered, why_no_gpu
+
+
+@pytest.fixture
+def dev(tmp_path, monkeypatch):
+    """A folder of device files without a GPU's, and an environment that says nothing of GPUs."""
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "D2EXT_PLAN_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("null", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_a_machine_without_a_gpu_trains_on_the_cpu(dev):
+    assert choose_device("cuda", 2, dev=dev)[0] == "cpu"
+
+
+@pytest.mark.parametrize("file", ["nvidia0", "nvidia3"])
+def test_a_gpu_that_torch_does_not_find_is_an_error_with_its_reason(dev, monkeypatch, file):
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n")
+
+    (dev / file).touch()
+    monkeypatch.setattr("torch.cuda.init", init)
+    with pytest.raises(UserError) as e:
+        choose_device("cuda", 1, dev=dev)
+    for words in (file, "driver on your system is too old (found version 11040)", "device=cpu"):
+        assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [{"SLURM_JOB_GPUS": "0"}, {"SLURM_STEP_GPUS": "2,3"}, {"SLURM_GPUS_ON_NODE": "8"}],
+)
+def test_gpus_that_slurm_granted_are_expected(dev, monkeypatch, granted):
+    for name, value in granted.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Slurm granted GPUs .*torch finds no GPU .*device=cpu"):
+        choose_device("cuda", 8, gpu_each=True, dev=dev)
+
+
+@pytest.mark.parametrize("hidden", ["-1", "", "-1,0", "NoDevFiles"])
+def test_hidden_gpus_mean_the_cpu(dev, monkeypatch, hidden):
+    (dev / "nvidia0").touch()
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert choose_device("cuda", 1, dev=dev)[0] == "cpu"
+
+
+def test_the_cpu_and_plans_for_other_machines_need_no_gpu_here(dev, monkeypatch):
+    (dev / "nvidia0").touch()
+    assert choose_device("cpu", 1, dev=dev)[0] == "cpu"
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "4")
+    assert choose_device("cuda", 4, dev=dev)[0] == "cuda"
+
+
+def test_an_index_without_a_gpu_is_named(dev, monkeypatch):
+    (dev / "nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=7"):
+        choose_device("cuda", 1, dev=dev)
+
+
+def test_slurm_without_gpus_is_no_sign():
+    assert expected_gpu({"SLURM_GPUS_ON_NODE": "0"}, dev=report.Path("/nonexistent")) is None
+    assert why_no_gpu()
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "expected"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_120"], True),
+        ((6, 1), ["sm_75", "compute_120"], True),
+        ((8, 6), ["sm_75", "sm_80"], False),
+        ((12, 1), ["sm_90a", "sm_120"], False),
+        ((12, 0), ["sm_90", "compute_90"], False),
+        ((9, 0), ["gfx90a", "gfx942"], False),
+        ((9, 0), [], False),
+    ],
+)
+def test_capabilities_without_kernels(capability, built_for, expected):
+    assert uncovered(capability, built_for) == expected
+
+
+def test_a_gpu_without_kernels_is_an_error(dev, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_80", "sm_90"])
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda i: [(9, 0), (6, 1)][i])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda i: f"Card {i}")
+    assert choose_device("cuda", 1, dev=dev)[0] == "cuda"
+    with pytest.raises(UserError, match="Card 1 has compute capability 6.1, .* sm_80, sm_90 only"):
+        choose_device("cuda", 2, dev=dev)
+
+
+def test_the_doctor_reports_both(monkeypatch):
+    facts = {"gpus": [], "built_for": ["sm_80"], "reason": "The driver is too old"}
+    monkeypatch.setattr(report, "probe", lambda: ({"torch": facts}, None))
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = str(report.diagnose())
+    assert "Slurm granted GPUs (SLURM_JOB_GPUS=0), but torch finds no GPU (The driver" in found
+    assert found.endswith("training cannot work")
+    facts["gpus"] = [("Card", 6, 1)]
+    assert "problem: the GPU Card has compute capability 6.1" in str(report.diagnose())

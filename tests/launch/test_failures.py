@@ -1,0 +1,105 @@
+"""Which of several ranks' errors is the cause, and how it is said."""
+
+import errno
+import os
+import time
+
+import pytest
+import torch.distributed as dist
+
+from d2ext.errors import UserError
+from d2ext.launch.failures import (
+    FailureFolder,
+    cause,
+    describe_failure,
+    describe_killed,
+    print_failure,
+)
+
+LOST = dist.DistError("Connection closed by peer")
+
+
+def test_the_first_cause_wins_over_lost_peers():
+    lost, own = describe_failure(0, LOST), describe_failure(2, ValueError("x"))
+    later, stopped = describe_failure(3, UserError("y")), describe_failure(1, KeyboardInterrupt())
+    assert cause([lost, stopped, later, own]) is own
+    assert cause([lost, stopped]) is stopped
+    assert cause([lost]) is lost
+    assert cause([]) is None
+
+
+def test_what_dies_of_an_interruption_is_no_cause():
+    """Twice Ctrl-C ends a rank at once; its peers may crash, or be killed, for that."""
+    lost, stopped = describe_failure(0, LOST), describe_failure(1, KeyboardInterrupt())
+    assert cause([lost, describe_killed(0, "SIGABRT"), stopped]) is stopped
+    try:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise SystemError("returned a result with an exception set")
+    except SystemError as e:
+        assert describe_failure(0, e)["kind"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("by", "kind"), [(None, "killed"), ("SIGKILL", "killed"), ("SIGSEGV", "crashed")]
+)
+def test_a_crash_is_no_kill(by, kind):
+    """A job that crashed would crash again; one that was killed comes back."""
+    killed = describe_killed(1, by)
+    assert killed["kind"] == kind and cause([describe_failure(0, LOST), killed]) is killed
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("no such file"), "user"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "log.txt"), "user"),
+        (OSError(errno.ENOENT, "absent"), "other"),
+        (KeyboardInterrupt(), "interrupted"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection reset by peer"), "communication"),
+        (RuntimeError("a storage of the wrong size, no socket"), "other"),
+    ],
+)
+def test_kinds(error, kind):
+    assert describe_failure(0, error)["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "last"),
+    [
+        (UserError("mend it"), 2, ": mend it"),
+        (ValueError("odd"), 1, ": ValueError: odd"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_last_line_and_the_status(capsys, error, status, last):
+    assert print_failure(describe_failure(5, error)) == status
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(last) and (status == 130 or line.startswith("error: rank 5 on "))
+
+
+def test_only_what_is_left_since_counts(tmp_path):
+    """Also when another machine's clock runs behind."""
+    FailureFolder(tmp_path).add(describe_failure(1, ValueError("of the run before")))
+    folder = FailureFolder(tmp_path)
+    assert folder.new() == []
+    folder.add(describe_failure(1, ValueError("of this one")))
+    os.utime(tmp_path / "errors" / "rank-1.json", (1e9, 1e9))
+    assert [f["message"] for f in folder.new()] == ["ValueError: of this one"]
+
+
+def test_a_lost_peer_is_waited_for(tmp_path):
+    folder = FailureFolder(tmp_path)
+    mine = describe_failure(0, LOST)
+    assert folder.wait_for_cause(mine, seconds=0.1) is mine
+    folder.add(describe_failure(1, ValueError("why")))
+    start = time.monotonic()
+    assert folder.wait_for_cause(mine, seconds=60)["message"] == "ValueError: why"
+    assert time.monotonic() - start < 30
+
+
+def test_without_a_run_directory_nothing_is_made(tmp_path):
+    folder = FailureFolder(tmp_path / "run")
+    folder.add(describe_failure(0, LOST))
+    assert folder.new() == [] and not (tmp_path / "run").exists()

@@ -1,0 +1,128 @@
+"""Which processes a run has: flags first, then torchrun, then srun, then one's own."""
+
+import os
+import socket
+
+import pytest
+
+from d2ext.errors import UserError
+from d2ext.launch.topology import find_layout, free_port, port_is_free
+
+TORCHRUN = dict(
+    RANK="5", WORLD_SIZE="8", LOCAL_WORLD_SIZE="4", MASTER_ADDR="node0", MASTER_PORT="29400"
+)
+
+
+def test_one_process_meets_nobody():
+    layout = find_layout({})
+    assert (layout.starter, layout.world_size, layout.url) == ("self", 1, "")
+    # A batch script's variables say nothing of this process.
+    assert find_layout(dict(SLURM_PROCID="0", SLURM_NTASKS="8")).world_size == 1
+
+
+def test_one_machine_finds_a_port_below_the_ephemeral_range():
+    layout = find_layout({}, num_gpus=2)
+    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
+    assert (layout.world_size, host) == (2, "127.0.0.1")
+    assert 1024 < int(port) < 32768 and port_is_free(int(port))
+
+
+def test_machines():
+    layout = find_layout({}, num_gpus=4, num_machines=2, machine_rank=1, dist_url="tcp://a:1234")
+    assert (layout.world_size, layout.per_machine, layout.rank) == (8, 4, 4)
+    assert layout.url == "tcp://a:1234"
+
+
+def test_the_guide_s_environment_is_a_default():
+    env = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="a", PORT="29501")
+    layout = find_layout(env, num_gpus=8)
+    assert (layout.num_machines, layout.machine_rank, layout.url) == (2, 1, "tcp://a:29501")
+    assert find_layout(env, 8, machine_rank=0, port=7777).url == "tcp://a:7777"
+    assert find_layout(dict(PORT="29501"), 2).url == "tcp://127.0.0.1:29501"
+    one_machine = dict(PORT="29501", MASTER_ADDR="left.over")
+    assert find_layout(one_machine, 2).url == "tcp://127.0.0.1:29501"
+
+
+def test_torchrun_is_believed_unless_flags_speak():
+    layout = find_layout(TORCHRUN)
+    assert (layout.starter, layout.rank, layout.world_size) == ("torchrun", 5, 8)
+    assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 4)
+    assert find_layout(TORCHRUN, num_gpus=2).starter == "self"
+    with pytest.raises(UserError, match="--master-port=0: nobody meets there"):
+        find_layout(TORCHRUN | {"MASTER_PORT": "0"})
+
+
+@pytest.fixture
+def srun(tmp_path, monkeypatch):
+    """The environment of task 3 of a step of 2 x 2, and a scontrol that knows its nodes."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return dict(
+        SLURM_STEP_NUM_TASKS="4",
+        SLURM_STEP_NUM_NODES="2",
+        SLURM_STEP_TASKS_PER_NODE="2(x2)",
+        SLURM_STEP_NODELIST="n[1-2]",
+        SLURM_PROCID="3",
+        SLURM_LOCALID="1",
+        SLURM_JOB_ID="7",
+        SLURM_STEP_ID="0",
+    )
+
+
+def test_an_srun_step_of_several_tasks(srun):
+    layout = find_layout(srun)
+    assert (layout.starter, layout.rank, layout.world_size) == ("srun", 3, 4)
+    assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 2)
+    host, _, port = layout.url.rpartition(":")
+    assert host == "tcp://n1" and 1024 < int(port) < 32768
+    assert find_layout(srun | dict(SLURM_PROCID="0", SLURM_LOCALID="0")).url == layout.url
+    assert find_layout(srun | dict(SLURM_STEP_ID="1")).url != layout.url
+    assert find_layout(srun | dict(PORT="29501")).url == "tcp://n1:29501"
+    assert find_layout(srun, port=29502).url == "tcp://n1:29502"
+    assert find_layout(srun, dist_url="tcp://n9:29503").url == "tcp://n9:29503"
+    assert find_layout(srun, num_gpus=2).starter == "self"
+    assert find_layout(srun | TORCHRUN).starter == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (dict(SLURM_STEP_TASKS_PER_NODE="3,1"), "--ntasks-per-node"),
+        (dict(SLURM_PROCID="1", SLURM_LOCALID="0"), "--distribution=block"),
+        (dict(SLURM_STEP_NODELIST="elsewhere"), "scontrol does not tell"),
+    ],
+)
+def test_srun_steps_that_cannot_be(srun, more, words):
+    with pytest.raises(UserError, match=words):
+        find_layout(srun | more)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (dict(num_gpus=0), "count from 1"),
+        (dict(num_machines=2, machine_rank=2), "ranks 0 to 1"),
+        (dict(num_machines=2, machine_rank=-1), "ranks 0 to 1"),
+        (dict(num_machines=2), "--dist-url tcp://"),
+        (dict(num_gpus=2, dist_url="node0:1234"), "give tcp://HOST:PORT"),
+        (dict(num_gpus=2, dist_url="tcp://node0"), "give tcp://HOST:PORT"),
+        (dict(num_gpus=2, dist_url="tcp://node0:99999"), "give tcp://HOST:PORT"),
+        (dict(env=dict(NNODES="two")), "NNODES=two"),
+        (dict(num_gpus=2, env=dict(PORT="70000")), "PORT=70000"),
+        (dict(env=TORCHRUN | dict(LOCAL_WORLD_SIZE="3")), "the same number"),
+    ],
+)
+def test_contradictions(flags, words):
+    with pytest.raises(UserError, match=words):
+        find_layout(flags.pop("env", {}), **flags)
+
+
+def test_a_port_in_use_is_seen():
+    port = free_port()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", port))
+        s.listen()
+        assert not port_is_free(port)
+        assert free_port() != port

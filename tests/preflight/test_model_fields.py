@@ -1,0 +1,205 @@
+"""Fields of a config that must agree: what is refused, and that sound models are not."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import detectron2.model_zoo
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import OmegaConf
+
+from d2ext.config.load import load_config
+from d2ext.config.overrides import apply_overrides
+from d2ext.data.validation.dataset_dicts import DatasetSummary
+from d2ext.errors import UserError
+from d2ext.preflight.model_fields import (
+    check_heads,
+    check_levels,
+    check_model_fields,
+    detection_notes,
+    size_note,
+)
+from d2ext.preflight.num_classes import check_num_classes
+
+ZOO = Path(detectron2.model_zoo.__file__).parent / "configs" / "common" / "models"
+MODELS = [path.stem for path in sorted(ZOO.glob("*.py"))]
+
+
+@pytest.fixture(scope="module")
+def custom(repo):
+    return load_config(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
+
+
+@pytest.fixture
+def cfg(custom):
+    """A copy to change."""
+    return copy.deepcopy(custom)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("proposal_generator.anchor_generator.sizes=[[8], [16], [32], [64]]", "num_anchors=6, but"),
+        ("proposal_generator.anchor_generator.sizes=[8]", "num_anchors=6, but"),
+        ("proposal_generator.anchor_generator.sizes=[[8], [16, 3]]", "2 levels, but .*strides"),
+        ("proposal_generator.anchor_generator.sizes=[[8], [1], [2], [16, 3]]", "as many"),
+        ("proposal_generator.anchor_generator.aspect_ratios=[1]", "num_anchors=6, but .*make 2"),
+        ("proposal_generator.anchor_generator.strides=[8, 16]", "in_features.*4 levels, .*has 2"),
+        ("proposal_generator.head.num_anchors=3", "num_anchors=3, but .*make 6"),
+        ("proposal_generator.head.in_channels=256", "in_channels=256, but .*out_channels=96"),
+        ("backbone.out_channels=128", "but model.backbone.out_channels=128"),
+        ("roi_heads.box_head.input_shape.channels=8", "box_head.*=8, but .*out_channels=96"),
+        ("roi_heads.mask_head.input_shape.channels=8", "mask_head.*=8, but .*out_channels=96"),
+        ("roi_heads.box_pooler.output_size=14", "height=7, but .*output_size=14"),
+        ("roi_heads.mask_head.input_shape.width=7", "width=7, but .*output_size=14"),
+        ("roi_heads.box_predictor.input_shape.channels=8", "=8, but .*fc_dims.1.=256"),
+        ("roi_heads.box_in_features=[p2, p3]", "box_in_features.*2 levels, but .*scales.*has 4"),
+        ("roi_heads.mask_pooler.scales=[0.25]", "mask_in_features.*4 levels"),
+        ("backbone.in_features=[res2, res6]", "names res6, but .*out_features"),
+        ("pixel_mean=[1, 2, 3, 4]", "image format RGB .*3 channels, but model.pixel_mean"),
+        ("pixel_std=[1, 2]", "model.pixel_std=.1, 2. has 2 channels"),
+        ("pixel_std=[0, 0, 0]", r"model.pixel_std=\[0, 0, 0\]: .*give positive numbers"),
+        ("pixel_std=[1, 1, -1]", "give positive numbers"),
+        ("pixel_std=[1, .nan, 1]", "give positive numbers"),
+        ("proposal_generator.pre_nms_topk=[100]", r"pre_nms_topk=\[100\]: give two numbers"),
+        ("proposal_generator.post_nms_topk=[]", r"post_nms_topk=\[\]: give two numbers"),
+        ("input_format=RGBA", "RGBA .* has 4"),
+        ("input_format=XYZ", "'XYZ' is not an image format; give RGB"),
+    ],
+)
+def test_fields_that_do_not_agree_are_named_with_their_values(cfg, override, words):
+    apply_overrides(cfg, [f"model.{override}"])
+    with pytest.raises(UserError, match=words):
+        check_model_fields(cfg)
+
+
+def test_gray_images(cfg):
+    """One channel with three means becomes three; with one mean the backbone cannot take it."""
+    apply_overrides(cfg, ["model.input_format=L"])
+    check_model_fields(cfg)
+    apply_overrides(cfg, ["model.pixel_mean=[127.5]", "model.pixel_std=[127.5]"])
+    with pytest.raises(UserError, match="bottom_up takes 3 channels, but .* has 1; .*=RGB"):
+        check_model_fields(cfg)
+
+
+@pytest.mark.parametrize("field", ["model.input_format", "dataloader.train.mapper.image_format"])
+def test_the_remedy_for_gray_images_works(cfg, field):
+    means = ["model.pixel_mean=[127.5]", "model.pixel_std=[127.5]"]
+    apply_overrides(cfg, [f"{field}=L", *means])
+    with pytest.raises(UserError, match=f"set {field}=RGB .*three values each"):
+        check_model_fields(cfg)
+    means = [mean.replace("127.5", "127.5, 127.5, 127.5") for mean in means]
+    apply_overrides(cfg, [f"{field}=RGB", *means])
+    check_model_fields(cfg)
+
+
+def test_a_stem_states_its_channels(repo):
+    cfg = load_config(repo / "configs/custom/mask_rcnn_r50_fpn.py")
+    apply_overrides(cfg, ["model.backbone.bottom_up.stem.in_channels=4"])
+    with pytest.raises(UserError, match="bottom_up takes 4 channels, but .* has 3; set .*=3") as e:
+        check_model_fields(cfg)
+    apply_overrides(cfg, [str(e.value).rpartition("set ")[2]])
+    check_model_fields(cfg)
+
+
+def test_another_order_of_colors_is_a_note(cfg):
+    assert check_model_fields(cfg) == []
+    apply_overrides(cfg, ["dataloader.val.mapper.image_format=BGR"])
+    (note,) = check_model_fields(cfg)
+    assert "dataloader.val.mapper.image_format=BGR" in note and "model.input_format=RGB" in note
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_detectron2_s_own_models_pass(custom, name):
+    cfg = copy.deepcopy(custom)
+    cfg.model = LazyConfig.load(str(ZOO / f"{name}.py")).model
+    for split in ("train", "val"):
+        cfg.dataloader[split].mapper.image_format = "BGR"
+    check_model_fields(cfg)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet", "cascade_rcnn"])
+def test_the_levels_of_detectron2_s_own_models_pass(name):
+    model = LazyConfig.load(str(ZOO / f"{name}.py")).model
+    check_levels(model, instantiate(model))
+
+
+def test_levels_that_the_backbone_does_not_have(cfg):
+    cfg.model.roi_heads.num_classes = 1
+    model = instantiate(cfg.model)
+    check_levels(cfg.model, model)
+    for override, words in [
+        ("proposal_generator.in_features=[p2, p3, p4, p5]", "strides=.8, 16.* strides .4, 8"),
+        ("proposal_generator.in_features=[p3, p4, p5, p9]", "has no p9, only p2, p3, p4, p5, p6"),
+        ("roi_heads.box_pooler.scales=[0.5, 0.25, 0.125, 0.0625]", "give 1/4, 1/8, 1/16, 1/32"),
+    ]:
+        changed = copy.deepcopy(cfg)
+        apply_overrides(changed, [f"model.{override}"])
+        with pytest.raises(UserError, match=words):
+            check_levels(changed.model, model)
+
+
+def test_heads_need_their_data(cfg):
+    records = [{"annotations": [{"keypoints": [1, 2, 2] * 17}]}]
+    check_heads(cfg, "x", records)
+    cfg.model.roi_heads.keypoint_head = {"num_keypoints": 17}
+    with pytest.raises(UserError, match="keypoint_head needs keypoints, but .*use_keypoint=False"):
+        check_heads(cfg, "x", records)
+    cfg.dataloader.train.mapper.use_keypoint = True
+    check_heads(cfg, "x", records)
+    with pytest.raises(UserError, match="dataset 'x' has none"):
+        check_heads(cfg, "x", [{"annotations": [{}]}, {}])
+    cfg.model.roi_heads.keypoint_head.num_keypoints = 4
+    with pytest.raises(UserError, match="num_keypoints=4, but dataset 'x' has 17"):
+        check_heads(cfg, "x", records)
+    del cfg.model.roi_heads.keypoint_head
+    cfg.model.sem_seg_head = {"num_classes": 3}
+    with pytest.raises(UserError, match="sem_seg_head needs .* no sem_seg_file_name"):
+        check_heads(cfg, "x", records)
+    cfg.dataloader.train.mapper.use_instance_mask = False
+    with pytest.raises(UserError, match="mask_head needs masks, .*use_instance_mask=False"):
+        check_heads(cfg, "x", records)
+
+
+def test_a_class_agnostic_mask_head_is_no_other_class_count(cfg):
+    apply_overrides(cfg, ["model.roi_heads.mask_head.num_classes=1"])
+    check_num_classes(cfg.model, ["cat", "dog"])
+    apply_overrides(cfg, ["model.roi_heads.mask_head.num_classes=3"])
+    with pytest.raises(UserError, match="mask_head.num_classes=3, but the data has 2"):
+        check_num_classes(cfg.model, ["cat", "dog"])
+
+
+def test_more_objects_than_detections_are_a_note(cfg):
+    few = DatasetSummary("a", 1, 9, {}, 0, {}, most=100, most_of_a_class=100, problems=[])
+    many = replace(few, name="b", most=251, most_of_a_class=101)
+    assert list(detection_notes(cfg, {"a": few}, ["a"])) == []
+    model, metric = detection_notes(cfg, {"a": few, "b": many}, ["a", "b"])
+    assert "b has up to 251 objects" in model and "returns at most 100" in model
+    assert "model.roi_heads.box_predictor.test_topk_per_image=300" in model
+    assert '"evaluators.coco.max_detections=[1, 10, 200]"' in metric
+    assert len(list(detection_notes(cfg, {"b": many}, []))) == 1  # not evaluated
+    overrides = [note.rpartition(": ")[2].strip('"') for note in (model, metric)]
+    apply_overrides(cfg, overrides)
+    assert list(detection_notes(cfg, {"b": many}, ["b"])) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("retinanet", "model.max_detections_per_image=200"),
+        ("cascade_rcnn", r"model.roi_heads.box_predictors[2].test_topk_per_image=200"),
+    ],
+)
+def test_the_limit_of_other_models(cfg, name, words):
+    cfg.model = LazyConfig.load(str(ZOO / f"{name}.py")).model
+    many = DatasetSummary("b", 1, 9, {}, 0, {}, most=101, most_of_a_class=50, problems=[])
+    (note,) = detection_notes(cfg, {"b": many}, [])
+    assert words in note
+
+
+def test_images_smaller_than_a_cell_are_a_note(cfg):
+    assert "images of 60 x 90 pixels" in size_note(cfg.model, {"image": torch.zeros(3, 60, 90)})
+    assert size_note(cfg.model, {"image": torch.zeros(3, 64, 90)}) is None
+    assert size_note(OmegaConf.create(), {"image": torch.zeros(3, 1, 1)}) is None

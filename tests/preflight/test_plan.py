@@ -1,0 +1,16 @@
+"""Preflight's decisions that no machine at hand can show."""
+
+import pytest
+
+from d2ext.errors import UserError
+from d2ext.launch.device import choose_device
+
+
+def test_the_device():
+    assert choose_device("cuda", num_gpus=2, visible=2)[0] == "cuda"
+    assert choose_device("cpu", num_gpus=1, visible=2)[0] == "cpu"
+    device, words = choose_device("cuda", num_gpus=1, visible=0)
+    assert device == "cpu" and "no GPU is visible" in words
+    assert choose_device("cuda", num_gpus=4, gpu_each=True, visible=1)[0] == "cuda"  # srun's tasks
+    with pytest.raises(UserError, match="--num-gpus 3: this machine has 2"):
+        choose_device("cuda", num_gpus=3, visible=2)

@@ -1,0 +1,102 @@
+"""results.json: which evaluation is best, when to stop, and that a resumed run knows both."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2ext.errors import UserError
+from d2ext.run_dir.results import Results
+
+KEY = "val/coco/segm/AP"
+
+
+def _record(path, scores, mode="max", done=0, metric=KEY):
+    results = Results(path, metric, mode, done)
+    for i, score in enumerate(scores, start=done + 1):
+        results.record(i, {KEY: score, "val/coco/bbox/AP": 0.0})
+    return results
+
+
+def test_the_best_and_the_last(tmp_path):
+    results = _record(tmp_path / "results.json", [1.0, 5.0, math.nan, 4.0])
+    assert (results.best["iteration"], results.last["iteration"]) == (2, 4)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["best"]["results"][KEY] == 5.0 and content["last"]["results"][KEY] == 4.0
+    assert content["scores"] == [[1, 1.0], [2, 5.0], [3, None], [4, 4.0]]
+    assert _record(tmp_path / "min.json", [3.0, 1.0, 2.0], "min").best["iteration"] == 2
+
+
+def test_nothing_is_best_without_a_metric(tmp_path):
+    results = _record(tmp_path / "results.json", [1.0, 2.0], metric=None)
+    assert results.best is None and list(json.loads((tmp_path / "results.json").read_text())) == [
+        "last"
+    ]
+
+
+def test_undefined_scores_are_never_best(tmp_path):
+    results = _record(tmp_path / "results.json", [math.nan, math.nan])
+    assert results.best is None
+    assert "no better val/coco/segm/AP than none" in results.exhausted(1)
+
+
+def test_a_metric_that_does_not_come_is_said(tmp_path):
+    with pytest.raises(UserError, match="train.best.metric=val/voc/AP50: .*val/coco/segm/AP"):
+        _record(tmp_path / "results.json", [1.0], metric="val/voc/AP50")
+
+
+scores = st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 1.0, 2.0, 3.0])), max_size=8)
+
+
+@settings(deadline=None)  # each score is written to the disk, and flushed
+@given(scores, scores, st.sampled_from(["max", "min"]), st.integers(1, 3))
+def test_resumed_is_uninterrupted(tmp_path_factory, before, after, mode, patience):
+    path = tmp_path_factory.mktemp("results")
+    whole = _record(path / "whole.json", before + after, mode)
+    _record(path / "parts.json", before, mode)
+    parts = _record(path / "parts.json", after, mode, done=len(before))
+    # Without iterations behind it there is nothing to resume.
+    if before:
+        assert parts.best == whole.best and parts.last == whole.last
+        assert parts.exhausted(patience) == whole.exhausted(patience)
+
+
+def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
+    _record(tmp_path / "results.json", [5.0, 4.0, 3.0])
+    resumed = Results(tmp_path / "results.json", KEY, "max", done=1)
+    assert not resumed.exhausted(2)
+    resumed.record(2, {KEY: 4.0})
+    assert not resumed.exhausted(2) and resumed.exhausted(1)
+    assert resumed.best["iteration"] == 1
+
+
+def test_an_evaluation_made_again_counts_once(tmp_path):
+    _record(tmp_path / "results.json", [5.0, 4.0, 3.0, 2.0])
+    resumed = Results(tmp_path / "results.json", KEY, "max", done=3)
+    assert resumed.known(3) is None and resumed.known(4) == resumed.last["results"]
+    resumed.record(3, {KEY: 3.0})
+    assert resumed.exhausted(2) and not resumed.exhausted(3)
+
+
+def test_another_batch_counts_iterations_anew(tmp_path):
+    """From 30 steps of 2 images to 15 of 4."""
+    results = Results(tmp_path / "results.json", KEY, "max", done=0)
+    for i, score in ((10, 5.0), (20, 4.0), (30, 3.0)):
+        results.record(i, {KEY: score})
+    resumed = Results(tmp_path / "results.json", KEY, "max", done=30, start=15)
+    assert resumed.best["iteration"] == 5 and resumed.known(15)
+    assert resumed.exhausted(2) and not resumed.exhausted(3)
+
+
+def test_without_a_metric_nothing_is_compared(tmp_path, caplog):
+    _record(tmp_path / "results.json", [5.0])
+    Results(tmp_path / "results.json", None, "max", done=1)
+    assert "train.best" not in caplog.text
+
+
+def test_another_goal_starts_anew(tmp_path):
+    _record(tmp_path / "results.json", [5.0, 4.0])
+    resumed = Results(tmp_path / "results.json", KEY, "min", done=2)
+    assert resumed.best is None and resumed.is_better({KEY: 9.0})

@@ -1,0 +1,205 @@
+"""Overlays: ground truth on the left, predictions on the right, one picture an image."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from d2ext.visualize.overlay import write_overlays
+
+GRAY = 128
+CLASSES = SimpleNamespace(thing_classes=["a", "b"], thing_colors=[(230, 20, 20), (20, 20, 230)])
+
+
+def write_image(folder, name="photo.jpg", size=(600, 400)):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (GRAY,) * 3).save(folder / name)
+    return {
+        "file_name": str(folder / name),
+        "image_id": 7,
+        "width": size[0],
+        "height": size[1],
+        "annotations": [],
+    }
+
+
+def panels(file):
+    """The two drawings (H x W x 3) without the header."""
+    page = np.asarray(Image.open(file)).astype(int)
+    width = (page.shape[1] - 6) // 2
+    return page[36:, :width], page[36:, -width:]
+
+
+def drawn(panel):
+    """Where something was drawn on the gray photo."""
+    return np.abs(panel - GRAY).max(axis=2) > 24
+
+
+def prediction(**more):
+    return {"image_id": 7, "category_id": 0, "bbox": [350, 250, 100, 100], "score": 0.9, **more}
+
+
+def test_ground_truth_left_predictions_right(tmp_path):
+    record = write_image(tmp_path)
+    record["annotations"] = [{"bbox": [50, 50, 150, 150], "bbox_mode": 0, "category_id": 0}]
+    other = prediction(image_id=8, bbox=[0, 0, 600, 400])
+    (file,) = write_overlays([record], [prediction(), other], CLASSES, tmp_path / "out")
+    assert file == tmp_path / "out" / "photo.jpg"
+    left, right = map(drawn, panels(file))
+    assert left.shape == right.shape == (400, 600)
+    assert left[30:170, 30:170].any() and not left[200:].any() and not left[:, 200:].any()
+    assert right[230:370, 330:470].any() and not right[:200].any() and not right[:, :300].any()
+
+
+def test_scores_below_the_threshold_are_not_drawn(tmp_path):
+    record = write_image(tmp_path)
+    low = [prediction(score=s) for s in (0.1, 0.499, float("nan"))]
+    (file,) = write_overlays([record], low, CLASSES, tmp_path / "out")
+    assert not drawn(panels(file)[1]).any()
+    (file,) = write_overlays([record], low, CLASSES, tmp_path / "out", score_threshold=0.3)
+    assert drawn(panels(file)[1]).any()
+
+
+SQUARE = np.zeros((400, 600), dtype=np.uint8, order="F")
+SQUARE[100:300, 200:400] = 1
+RLE = mask_util.encode(SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "filled"),
+    [
+        ([[200, 100, 400, 100, 400, 300, 200, 300]], True),
+        ([[200, 100, 400, 100, 400, 300], [200, 100, 200, 300, 400, 300]], True),
+        (RLE, True),
+        ({**RLE, "counts": RLE["counts"].decode()}, True),
+        ({"size": [400, 600], "counts": [80100, *[200, 200] * 199, 200, 79900]}, True),
+        ([[200, 100, 400, 100]], False),  # no area
+        (mask_util.encode(np.zeros_like(SQUARE)), False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_masks_of_any_form(tmp_path, segmentation, filled):
+    record = write_image(tmp_path)
+    box = {"bbox": [200, 100, 200, 200], "bbox_mode": 1, "category_id": 0}
+    plain = {"bbox": [500, 300, 50, 50], "bbox_mode": 1, "category_id": 0}  # beside it, no mask
+    record["annotations"] = [plain, {**box, "segmentation": segmentation, "iscrowd": 1}]
+    result = {**prediction(bbox=box["bbox"]), "segmentation": segmentation}
+    (file,) = write_overlays([record], [result], CLASSES, tmp_path / "out")
+    for panel in map(drawn, panels(file)):
+        assert panel[150:280, 250:350].all() == filled
+        assert panel[150:280, 250:350].any() == filled
+        assert panel[200, 198:203].any()  # the box
+
+
+def test_big_photos_shrink_and_small_ones_grow(tmp_path):
+    for size, page in (((4000, 1000), (2054, 292)), ((64, 32), (1030, 292))):
+        record = write_image(tmp_path, size=size)
+        w, h = size
+        record["annotations"] = [{"bbox": [w / 2, h / 2, w, h], "bbox_mode": 0, "category_id": 0}]
+        (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
+        with Image.open(file) as shown:
+            assert shown.size == page
+        left = drawn(panels(file)[0])
+        assert left[len(left) // 2 - 5 :, left.shape[1] // 2 - 5 :].any()
+        assert not left[: len(left) // 2 - 30].any()
+
+
+def test_exif_orientation(tmp_path):
+    photo = Image.new("RGB", (600, 400), "white")
+    photo.paste("red", (0, 0, 300, 400))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # the camera lay on its side: left is up
+    photo.save(tmp_path / "p.jpg", exif=exif)
+    record = {"file_name": str(tmp_path / "p.jpg"), "image_id": 1, "width": 400, "height": 600}
+    (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
+    for panel in panels(file):
+        assert panel.shape == (600, 400, 3)
+        assert np.abs(panel[100, 200] - (255, 0, 0)).max() < 20
+        assert np.abs(panel[500, 200] - 255).max() < 20
+
+
+def test_classes_have_their_colors_and_instances_of_one_class_differ(tmp_path):
+    record = write_image(tmp_path)
+    record["annotations"] = [
+        {
+            "bbox": [x, 100, x + 90, 300],
+            "bbox_mode": 0,
+            "category_id": c,
+            "segmentation": [[x, 100, x + 90, 100, x + 90, 300, x, 300]],
+        }
+        for x, c in ((20, 0), (120, 0), (250, 1), (400, 1))
+    ]
+
+    def colors(metadata):
+        (file,) = write_overlays([record], [], metadata, tmp_path / "out")
+        return [panels(file)[0][250, x + 45] for x in (20, 120, 250, 400)]
+
+    red1, red2, blue1, blue2 = colors(CLASSES)
+    for red in (red1, red2):
+        assert red[0] > red[2] + 40
+    for blue in (blue1, blue2):
+        assert blue[2] > blue[0] + 40
+    assert np.abs(red1 - red2).max() > 10 and np.abs(blue1 - blue2).max() > 10
+    found = colors(SimpleNamespace(thing_classes=["balloon", "b"]))
+    for i in range(4):
+        for j in range(i):
+            assert np.abs(found[i] - found[j]).max() > 30
+
+
+def test_pictures_of_an_earlier_evaluation_go(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.jpg").write_bytes(b"")
+    (out / "notes.txt").write_text("mine")
+    elsewhere = write_image(tmp_path / "photos", "new.png")
+    write_overlays([elsewhere], [], CLASSES, out)
+    assert sorted(p.name for p in out.iterdir()) == ["new.jpg", "notes.txt"]
+    assert write_overlays([], [], CLASSES, out) == []
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_equal_names_and_limit(tmp_path):
+    size = (60, 40)
+    records = [write_image(tmp_path / str(i), "1.png", size) for i in range(2)]
+    records += [write_image(tmp_path, "1_2.png", size)]
+    files = write_overlays(records, [], CLASSES, tmp_path / "out")
+    assert [f.name for f in files] == ["1.jpg", "1_2.jpg", "1_2_2.jpg"]
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
+
+    records = [write_image(tmp_path, f"n{i}.png", size) for i in range(9)]
+    files = write_overlays(records, [], CLASSES, tmp_path / "out", limit=3)
+    assert [f.name for f in files] == ["n0.jpg", "n4.jpg", "n8.jpg"]
+
+
+def test_an_unreadable_image_is_grey(tmp_path):
+    record = write_image(tmp_path)
+    whole = (tmp_path / "photo.jpg").read_bytes()
+    for content in (b"", b"no image", whole[:-200], None):
+        (tmp_path / "photo.jpg").unlink()
+        if content is not None:
+            (tmp_path / "photo.jpg").write_bytes(content)
+        else:
+            (tmp_path / "photo.jpg").symlink_to("nowhere")
+        (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
+        pixels = np.asarray(panels(file)[0])
+        assert np.abs(pixels[-20:].astype(int) - 128).max() < 8
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.text() | st.sampled_from([r"$\foo$", "US$ {", "气球", "\ud800"]),
+    category=st.integers(0, 2),
+)
+def test_any_class_name(tmp_path_factory, name, category):
+    folder = tmp_path_factory.mktemp("names")
+    record = write_image(folder, size=(320, 240))
+    metadata = SimpleNamespace(thing_classes=[name, name])
+    result = prediction(category_id=category, bbox=[50, 60, 100, 100])
+    (file,) = write_overlays([record], [result], metadata, folder / "out")
+    assert drawn(panels(file)[1]).any()
