@@ -68,7 +68,7 @@ def main() -> int:
     cfg = load_config(args.config_file, overrides)
 
     from d2ext.inspect.browse import browse
-    from d2ext.run_dir.metadata import run_name
+    from d2ext.launch.command import run_name
 
     end_imports()
     return browse(

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import UserError, run_tool
-from d2ext.launch.guard import guard_rank
+from d2ext.guard import guard_rank
 from d2ext.launch.signals import deadline, ignore_signals
 from d2ext.run_dir.logging import setup_logging
 from d2ext.startup import begin_imports, postpone_compiler
@@ -102,10 +102,10 @@ def main() -> int:
 
     from d2ext.engine.dry_step import dry_step
     from d2ext.engine.worker import Job, run_rank
+    from d2ext.launch.command import describe
     from d2ext.launch.device import choose_device
     from d2ext.launch.spawn import start_ranks
     from d2ext.preflight.plan import plan_run
-    from d2ext.run_dir.metadata import describe
 
     about = describe(args.config_file, sys.argv, layout, not args.no_validate)
     gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from d2ext.errors import UserError
 from d2ext.files import replaced
+from d2ext.run_dir.names import FINAL, LAST
 
 logger = logging.getLogger(__name__)
 
-LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest checkpoint
-BEST = "model_best.pth"
-FINAL = "model_final.pth"
 _DAMAGED = ".damaged"  # added to the name of what is set aside
 _IMAGES = "# images seen: "  # in the sidecar; sha256sum --check takes it for a comment
 _MARGIN = 2**20  # bytes that a checkpoint takes beside its tensors, at most about

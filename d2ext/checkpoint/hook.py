@@ -12,8 +12,6 @@ from detectron2.engine import HookBase
 from torch import Tensor
 
 from d2ext.checkpoint.files import (
-    BEST,
-    LAST,
     link_checkpoint,
     mark_last,
     prune,
@@ -22,6 +20,7 @@ from d2ext.checkpoint.files import (
 )
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError
+from d2ext.run_dir.names import BEST, LAST
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)

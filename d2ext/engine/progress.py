@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from d2ext.checkpoint.files import BEST
 from d2ext.config.schedule import Schedule
+from d2ext.run_dir.names import BEST
 from d2ext.run_dir.results import Results
 from d2ext.terminal import console, is_live, show_cursor
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from d2ext.errors import user_message
-from d2ext.run_dir.metadata import tell_failure
+from d2ext.errors import UserError, user_message
+from d2ext.files import write_json
+from d2ext.run_dir.metadata import read_run_info
 
 # Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
 _LOST_PEER = re.compile(
@@ -142,3 +143,22 @@ class FailureFolder:
 
     def _times(self) -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in self._folder.glob("rank-*.json")}
+
+
+def tell_failure(out: Path, message: str, details: str = "") -> None:
+    """Leaves in log.txt, run.json and the report why a run has failed.
+
+    Args:
+        out: folder of the run.
+        message: what a user can understand.
+        details: for log.txt, a traceback.
+    """
+    from d2ext.report import write_report  # here, because a training need not wait for Jinja
+
+    try:
+        with open(out / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")
+        write_json(out / "run.json", {**read_run_info(out), "ended_by": message})
+        write_report(out)
+    except (OSError, UserError) as e:  # the disk may be what failed
+        print(f"warning: {out} does not tell of the failure: {e}", file=sys.stderr)

@@ -27,6 +27,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from d2ext.errors import UserError
+from d2ext.guard import LAUNCHER, die_with_parent
 from d2ext.launch.collectives import set_timeout, wait_for_ranks
 from d2ext.launch.failures import (
     FailureFolder,
@@ -36,7 +37,6 @@ from d2ext.launch.failures import (
     print_failure,
     write_failure,
 )
-from d2ext.launch.guard import LAUNCHER, die_with_parent
 from d2ext.launch.signals import before_leaving, ignore_signals, name_of
 from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, stragglers_killed
 from d2ext.launch.topology import Layout, check_meeting_place, end_step

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from d2ext.checkpoint.files import LAST
 from d2ext.errors import UserError
+from d2ext.run_dir.names import LAST
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)

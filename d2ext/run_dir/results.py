@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from d2ext.checkpoint.files import BEST
 from d2ext.errors import UserError
 from d2ext.files import finite_or_none, write_json
+from d2ext.run_dir.names import BEST
 
 logger = logging.getLogger(__name__)
 

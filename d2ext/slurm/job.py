@@ -21,7 +21,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from d2ext.errors import UserError
 from d2ext.files import replaced
-from d2ext.launch.guard import die_with_parent
+from d2ext.guard import die_with_parent
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.launch.topology import free_port
 from d2ext.slurm.queue import requeue

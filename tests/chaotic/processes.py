@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from d2ext.launch.guard import die_with_parent
+from d2ext.guard import die_with_parent
 
 REPO = Path(__file__).resolve().parent.parent.parent
 RECIPE = str(REPO / "tests/chaotic/recipe.py")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from d2ext.launch.command import describe
 from d2ext.launch.topology import Layout
-from d2ext.run_dir.metadata import describe
 from tests.conftest import LITE0, REPO
 
 

@@ -38,7 +38,7 @@ from d2ext.data.loading.workers import (
 )
 from d2ext.data.records.records import Records, View, columns_of
 from d2ext.errors import UserError, in_words
-from d2ext.launch.guard import die_with_parent
+from d2ext.guard import die_with_parent
 from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
 from d2ext.waiting import waiting_for
 
