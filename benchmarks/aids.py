@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import register_datasets
 from d2ext.engine.builders import build_model, build_optimizer, build_train_loader
-from d2ext.engine.hooks import AverageWeights
+from d2ext.engine.hooks import AverageWeightsHook
 from d2ext.engine.techniques import averaged
 from d2ext.engine.trainer import Trainer
 from d2ext.launch.signals import StopSignals
@@ -61,7 +61,7 @@ def main() -> None:
     runs = {
         "a bare loop": lambda: bare(model, optimizer, itertools.cycle(kept)),
         "ours, no aids": ours,
-        "ours, EMA": lambda: ours(AverageWeights(average, model)),
+        "ours, EMA": lambda: ours(AverageWeightsHook(average, model)),
     }
     bare(model, optimizer, itertools.cycle(kept))  # warm
     seconds = {name: [] for name in runs}

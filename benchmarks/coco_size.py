@@ -31,9 +31,9 @@ def _unique(kind: str = "Private") -> float:
 
 
 def _store(file: str) -> dict:
-    from d2ext.data.records.cache import stored_coco
+    from d2ext.data.records.cache import cached_coco_records
 
-    return _measured(lambda: stored_coco(file, IMAGES))
+    return _measured(lambda: cached_coco_records(file, IMAGES))
 
 
 def _detectron2(file: str) -> dict:

@@ -83,9 +83,9 @@ def _held(what: str, value: float, limit: float, at_least: bool = False) -> str:
 _broken: list[str] = []
 
 
-def _task(task: str, truth: Path, results: Path, out: Path) -> None:
+def _task(task: str, ground_truth: Path, results: Path, out: Path) -> None:
     """Runs all for one task, ours first."""
-    ours = ["tools/evaluate.py", results, "--dataset", truth, "--tasks", task, "--out", out]
+    ours = ["tools/evaluate.py", results, "--dataset", ground_truth, "--tasks", task, "--out", out]
     taken = [_run([sys.executable, *ours]) for _ in range(ROUNDS)]
     wall, cpu, _ = map(min, zip(*taken, strict=True))
     peak = max(memory for _, _, memory in taken)
@@ -95,7 +95,9 @@ def _task(task: str, truth: Path, results: Path, out: Path) -> None:
     print(f"{task}: peak {peak:.2f} GB {_held(f'{task} memory', peak, MEMORY)}", flush=True)
     for name, code in (("Detectron2's compiled", _DETECTRON2), ("pycocotools", _PYCOCOTOOLS)):
         try:
-            theirs, cpu, memory = _run([sys.executable, "-c", code, truth, results, task, out])
+            theirs, cpu, memory = _run(
+                [sys.executable, "-c", code, ground_truth, results, task, out]
+            )
         except _Failed as e:
             print(f"{task}: {name}: not here ({e})", flush=True)
             continue
@@ -117,16 +119,18 @@ def main() -> int:
     print(machine())
     print("{} images, {} objects, {} detections".format(*ASKED), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        truth, masks, boxes = (Path(folder) / f"{name}.json" for name in ("gt", "segm", "bbox"))
-        make_coco(truth, *ASKED[:2])
-        make_results(truth, masks, ASKED[2])
+        ground_truth, masks, boxes = (
+            Path(folder) / f"{name}.json" for name in ("gt", "segm", "bbox")
+        )
+        make_coco(ground_truth, *ASKED[:2])
+        make_results(ground_truth, masks, ASKED[2])
         content = json.loads(masks.read_bytes())
         for result in content:
             del result["segmentation"]
         boxes.write_text(json.dumps(content))
         del content
         for task, results in (("bbox", boxes), ("segm", masks)):
-            _task(task, truth, results, Path(folder) / "out.json")
+            _task(task, ground_truth, results, Path(folder) / "out.json")
     start = min(_run([sys.executable, "tools/evaluate.py", "--help"])[0] for _ in range(ROUNDS))
     print(f"tools/evaluate.py --help: {start:.2f} s {_held('--help', start, START)}")
     if _broken:

@@ -22,9 +22,9 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import Tensor, nn
 
 from d2ext.config.schedule import Period, Schedule
-from d2ext.engine.hooks import LearningRate, Memory
-from d2ext.engine.metric_writer import WriteNumbers
-from d2ext.engine.nonfinite import Guarded
+from d2ext.engine.hooks import LearningRateHook, MemoryHook
+from d2ext.engine.metric_writer import MetricWriter
+from d2ext.engine.nonfinite import FiniteLossGuard
 from d2ext.engine.progress import LivePanel
 from d2ext.engine.trainer import Trainer
 from d2ext.launch.signals import StopSignals
@@ -65,13 +65,13 @@ def _ours() -> float:
     with tempfile.TemporaryDirectory() as folder:
         results = Results(Path(folder, "results.json"), None, "max", done=0)
         all_hooks = [
-            LearningRate(optimizer, ConstantParamScheduler(1.0)),
+            LearningRateHook(optimizer, ConstantParamScheduler(1.0)),
             hooks.IterationTimer(),
-            Memory(),
+            MemoryHook(),
             LivePanel("", schedule, results, lambda done: False),
-            WriteNumbers(Path(folder), lambda done: done % 20 == 0, STEPS),
+            MetricWriter(Path(folder), lambda done: done % 20 == 0, STEPS),
         ]
-        trainer = Trainer(Guarded(model), optimizer, batches, all_hooks, seed=0)
+        trainer = Trainer(FiniteLossGuard(model), optimizer, batches, all_hooks, seed=0)
         start = time.perf_counter()
         trainer.train(0, STEPS, StopSignals())
         return (time.perf_counter() - start) / STEPS

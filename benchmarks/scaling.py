@@ -34,11 +34,11 @@ BATCHES = 500
 def _rank(file: str, rank: int, world: int) -> None:
     """One simulated rank: opens the annotations and draws its batches, without the photos."""
     from d2ext.data.loading.sampler import BatchSampler, EpochOrder
-    from d2ext.data.records.cache import stored_coco
+    from d2ext.data.records.cache import cached_coco_records
     from d2ext.data.records.records import columns_of
 
     before, start = _unique(), time.perf_counter()
-    records = stored_coco(file, "train2017")
+    records = cached_coco_records(file, "train2017")
     columns = columns_of(records)
     order = EpochOrder(columns.heights > columns.widths, IMAGES_A_GPU, seed=0)
     batches = iter(BatchSampler(order, IMAGES_A_GPU * world, rank, world))
@@ -98,7 +98,7 @@ def _data_table(file: Path) -> list[str]:
 def _checkpoint() -> tuple[float, float]:
     """MB, and seconds to write and flush, of R50-FPN's weights and momenta."""
     from d2ext.config.load import load_config
-    from d2ext.files import replaced
+    from d2ext.files import atomic_write
 
     config = ROOT / "configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
     from detectron2.config import instantiate
@@ -109,7 +109,7 @@ def _checkpoint() -> tuple[float, float]:
     content = {"model": weights, "optimizer": {k: torch.zeros_like(v) for k, v in weights.items()}}
     with tempfile.TemporaryDirectory() as folder:
         file, start = Path(folder) / "model.pth", time.perf_counter()
-        with replaced(file, "wb") as f:
+        with atomic_write(file, "wb") as f:
             torch.save(content, f)
         return file.stat().st_size / 1e6, time.perf_counter() - start
 

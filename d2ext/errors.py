@@ -26,7 +26,7 @@ def user_message(e: BaseException) -> str | None:
     """The line for an error that the user can mend, a full disk among them; None for others."""
     if isinstance(e, UserError):
         return str(e)
-    text = in_words(e)
+    text = format_exception(e)
     of_machine = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
     if of_machine and (kind := exhausted(text)):
         return f"this process ran out of {kind} ({text}). {remedy(kind)}".strip()
@@ -38,7 +38,7 @@ def user_message(e: BaseException) -> str | None:
     return None
 
 
-def in_words(e: BaseException) -> str:
+def format_exception(e: BaseException) -> str:
     """Return the kind of an error and the first line of its text, or two if that ends with `:`."""
     first, *more = (str(e).strip() or "no message").splitlines()
     reason = f" {more[0].strip()}" if more and first.endswith(":") else ""
@@ -46,7 +46,7 @@ def in_words(e: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def building(section: str, arguments: Sequence[str] = ()) -> Iterator[None]:
+def config_errors(section: str, arguments: Sequence[str] = ()) -> Iterator[None]:
     """Turns what goes wrong while a section of the config is built into a UserError that names it.
 
     Constructors of models, optimizers and loaders raise whatever they like for a wrong argument.
@@ -63,19 +63,20 @@ def building(section: str, arguments: Sequence[str] = ()) -> Iterator[None]:
         frame = traceback.extract_tb(e.__traceback__)[-1]
         listed = f"; its arguments: {', '.join(arguments)}" if arguments else ""
         raise UserError(
-            f"{section} cannot be built: {in_words(e)} ({frame.filename}:{frame.lineno}){listed}"
+            f"{section} cannot be built: {format_exception(e)}"
+            f" ({frame.filename}:{frame.lineno}){listed}"
         ) from e
 
 
 @contextlib.contextmanager
-def no_end_for(extra: str) -> Iterator[None]:
+def best_effort(extra: str) -> Iterator[None]:
     """Logs what goes wrong with something for which no training ends; a full disk ends it."""
     try:
         yield
     except Exception as e:
         if user_message(e) is not None:
             raise
-        logger.warning("No %s: %s", extra, in_words(e))
+        logger.warning("No %s: %s", extra, format_exception(e))
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

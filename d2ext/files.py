@@ -17,7 +17,7 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def replaced(path: Path, mode: str = "w", durable: bool = True) -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = "w", durable: bool = True) -> Iterator[IO]:
     """Opens a new file that takes `path`'s place when the block ends without an exception.
 
     Args:
@@ -60,8 +60,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; raises UserError as `replaced` does."""
-    with replaced(path) as f:
+    """Writes JSON; raises UserError as `atomic_write` does."""
+    with atomic_write(path) as f:
         json.dump(content, f, indent=1)
         f.write("\n")
 

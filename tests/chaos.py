@@ -34,7 +34,7 @@ from tests.chaotic.damages import DAMAGES, soak
 from tests.chaotic.stories import (
     LAYOUTS,
     PERIOD,
-    Layout,
+    Topology,
     difference,
     killed,
     stopped,
@@ -121,7 +121,7 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
     return part
 
 
-def _whole(layout: Layout, folder: Path, data: Path, *flags: str) -> Iterator[float | None]:
+def _whole(layout: Topology, folder: Path, data: Path, *flags: str) -> Iterator[float | None]:
     """The run that never stops, to compare with."""
     run = layout.start(folder, data, *flags)
     yield from until_ended(run)

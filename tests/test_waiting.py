@@ -12,7 +12,7 @@ import pytest
 from d2ext import waiting
 from d2ext.checkpoint.hook import _Writer
 from d2ext.data.prepare.download import download
-from d2ext.data.records.cache import stored
+from d2ext.data.records.cache import cached_records
 from d2ext.errors import UserError
 from d2ext.launch import topology
 from d2ext.run_dir import lock
@@ -99,11 +99,11 @@ def test_another_run_in_the_directory(tmp_path, held, caplog):
 def test_another_process_that_reads_the_same_file(tmp_path, monkeypatch, held, caplog):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.json").write_text("{}")
-    stored(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
+    cached_records(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
     (lock,) = (tmp_path / "cache" / "datasets").glob("*.lock")
     (lock.with_suffix(".json")).unlink()
     held(lock)
-    stored(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
+    cached_records(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
     assert any("which reads" in text and "a.json" in text for text in _said(caplog))
 
 
@@ -130,9 +130,9 @@ def test_a_slow_server(tmp_path, caplog):
 
 
 def test_machine_0_that_does_not_come(caplog):
-    layout = topology.Layout("self", 2, 1, 1, f"tcp://127.0.0.1:{topology.free_port()}", 1)
+    layout = topology.Topology("self", 2, 1, 1, f"tcp://127.0.0.1:{topology.free_port()}", 1)
     with pytest.raises(UserError, match="machine 0 cannot be reached"):
-        topology.check_meeting_place(layout, timeout=0.6)
+        topology.check_rendezvous(layout, timeout=0.6)
     assert any(f"machine 0 at {layout.url}" in text for text in _said(caplog))
 
 
@@ -156,7 +156,7 @@ RANKS = """
 import sys, time
 from pathlib import Path
 import d2ext.waiting
-from d2ext.launch.collectives import from_main
+from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.launch.topology import Layout
 from d2ext.launch.spawn import start_ranks
 
@@ -165,7 +165,7 @@ d2ext.waiting.DELAY = 0.5
 def main():
     import torch.distributed as dist
     from detectron2.utils import comm
-    from_main(lambda: time.sleep(1.5))
+    broadcast_from_rank0(lambda: time.sleep(1.5))
     time.sleep(1.5 * (comm.get_rank() == 0))
     return 0
 

@@ -85,7 +85,7 @@ def main() -> int:
         raise UserError("--drop-unusable without --fix OUT.json: name the file to write, too")
     if args.against_images and not args.against:
         raise UserError("--against-images without --against: name the other file, too")
-    from d2ext.data.validation.coco.check_file import Source, check_dataset
+    from d2ext.data.validation.coco.check_file import Source, check_coco_file
     from d2ext.data.validation.coco.checks.statistics import Anchors
 
     source = Source(
@@ -97,7 +97,7 @@ def main() -> int:
         Anchors(sizes=args.anchors, short_side=args.short_side),
         args.max_detections,
     )
-    return check_dataset(source, args.fix, args.html, args.drop_unusable)
+    return check_coco_file(source, args.fix, args.html, args.drop_unusable)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def main() -> int:
         )
 
     from d2ext.config.load import load_config
-    from d2ext.launch.topology import find_layout
+    from d2ext.launch.topology import find_topology
 
     end = deadline(args.time_limit, started)
     setup_logging()
@@ -91,7 +91,7 @@ def main() -> int:
         overrides = [f"+train.output_dir={json.dumps(args.work_dir)}", *overrides]
     cfg = load_config(args.config_file, overrides)
     meet = cfg.train.get("dist") or {}
-    layout = find_layout(
+    topology = find_topology(
         os.environ,
         args.num_gpus,
         args.num_machines,
@@ -101,27 +101,29 @@ def main() -> int:
     )
 
     from d2ext.engine.dry_step import dry_step
-    from d2ext.engine.worker import Job, run_rank
-    from d2ext.launch.command import describe
+    from d2ext.engine.worker import RankTask, run_rank
+    from d2ext.launch.command import describe_run
     from d2ext.launch.device import choose_device
     from d2ext.launch.spawn import start_ranks
     from d2ext.preflight.plan import plan_run
 
-    about = describe(args.config_file, sys.argv, layout, not args.no_validate)
-    gpus = dict(num_gpus=layout.per_machine, gpu_each=layout.starter == "srun")
+    run_info = describe_run(args.config_file, sys.argv, topology, not args.no_validate)
+    gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     flags = ("eval_only", "weights", "resume", "resume_from", "overwrite", "tta", "expect")
     options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}
-    options |= dict(world_size=layout.world_size, validate=not args.no_validate)
-    plans = layout.rank == 0 and (layout.starter == "self" or args.dry_run)
-    plan = plan_run(cfg, about["name"], **options) if plans else None
+    options |= dict(world_size=topology.world_size, validate=not args.no_validate)
+    plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
+    plan = plan_run(cfg, run_info["name"], **options) if plans else None
     if args.dry_run:
         dry_step(cfg, plan, options["validate"])
         return 0
-    spawns = layout.starter == "self" and layout.world_size > 1
-    job = Job(args.config_file, overrides, about, options, plan, end, None if spawns else cfg)
+    spawns = topology.launcher == "self" and topology.world_size > 1
+    task = RankTask(
+        args.config_file, overrides, run_info, options, plan, end, None if spawns else cfg
+    )
     device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
-    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / about["name"])
-    return start_ranks(layout, run_rank, (job,), args.dist_timeout, device, out)
+    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info["name"])
+    return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from d2ext.errors import UserError
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 from d2ext.run_dir.names import FINAL, LAST
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         UserError: the disk is full, or would be, or the folder cannot be written to.
     """
     _check_room(path, _nbytes(content))
-    with replaced(path, "wb") as f:
+    with atomic_write(path, "wb") as f:
         try:
             torch.save(content, f)
         except RuntimeError as e:  # how torch's zip writer hides that the disk is full
@@ -55,7 +55,7 @@ def link_checkpoint(path: Path, name: str) -> Path:
         link.unlink(missing_ok=True)  # both names of one file already: nothing was replaced
     except OSError:
         _check_room(target, path.stat().st_size)
-        with replaced(target, "wb") as f, open(path, "rb") as source:
+        with atomic_write(target, "wb") as f, open(path, "rb") as source:
             shutil.copyfileobj(source, f)
     # A kill behind the renaming of a file leaves it without a sidecar.
     _write_sidecar(target, _stored_hash(path) or _sha256(path), _images_seen(path))
@@ -70,7 +70,7 @@ def save_final(path: Path, folder: Path) -> None:
 
 def mark_last(path: Path) -> None:
     """Makes `path` the checkpoint that a resume takes."""
-    with replaced(path.with_name(LAST)) as f:
+    with atomic_write(path.with_name(LAST)) as f:
         f.write(path.name)
 
 
@@ -241,7 +241,7 @@ def _sidecar_text(path: Path) -> str:
 
 
 def _write_sidecar(path: Path, digest: str, images_seen: float) -> None:
-    with replaced(_sidecar(path)) as f:  # what sha256sum --check reads
+    with atomic_write(_sidecar(path)) as f:  # what sha256sum --check reads
         f.write(f"{digest}  {path.name}\n{_IMAGES}{images_seen}\n")
 
 

@@ -14,7 +14,7 @@ from d2ext.data.records.records import columns_of, file_names_of
 logger = logging.getLogger(__name__)
 
 _SMALL = 5000  # images, up to which every annotation is looked at
-_SHOWN = 5
+_MAX_SHOWN = 5
 _COLUMNS = ("heights", "widths", "annotations", "categories", "masks")
 
 
@@ -58,8 +58,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if then.get(key) != present.get(key)
     ]
     if fields:
-        more = f" and {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
-        found.append(f"the config has changed in {', '.join(fields[:_SHOWN])}{more}")
+        more = f" and {len(fields) - _MAX_SHOWN} more" if len(fields) > _MAX_SHOWN else ""
+        found.append(f"the config has changed in {', '.join(fields[:_MAX_SHOWN])}{more}")
     if before["data"] != now["data"]:
         both = (before["data"], now["data"])
         old, new = (f"{d['images']} images with {d['objects']} objects" for d in both)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
 
 
-class Checkpoint(HookBase):
+class CheckpointHook(HookBase):
     """Writes a checkpoint at each period and at the end; also when a signal stops the run.
 
     Args:
@@ -78,7 +78,7 @@ class Checkpoint(HookBase):
         """Has the state after `done` iterations on the disk before it returns."""
         self._writer.wait()
         if self._saved != done or self._writer.error:
-            self._save(done, beside=False)
+            self._save(done, asynchronous=False)
 
     def save_best(self, done: int) -> None:
         """Keeps the present state as `model_best.pth`; a resume does not take it."""
@@ -91,7 +91,7 @@ class Checkpoint(HookBase):
     def _finish(self) -> None:
         save_final(self._path, self._folder)
 
-    def _save(self, done: int, beside: bool) -> None:
+    def _save(self, done: int, asynchronous: bool) -> None:
         schedule = self._schedule
         whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
         if schedule.checkpoint_period.epochs and whole_epoch:
@@ -108,7 +108,7 @@ class Checkpoint(HookBase):
             prune(self._folder, self._keep, path)
             logger.info("Saved %s", path)
 
-        if beside and not failed:
+        if asynchronous and not failed:
             content = _copied(content)
             self._writer.start(write)
         else:

@@ -22,7 +22,16 @@ from d2ext.launch.device import expected_gpu, uncovered
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
 from d2ext.waiting import waiting_for
 
-_SHOWN = ("torch", "torchvision", "numpy", "timm", "hotcoco", "pycocotools", "omegaconf", "pillow")
+_LISTED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "timm",
+    "hotcoco",
+    "pycocotools",
+    "omegaconf",
+    "pillow",
+)
 _OPENCV = (
     "opencv-python",
     "opencv-python-headless",
@@ -67,7 +76,7 @@ def diagnose() -> Diagnosis:
     found = Diagnosis()
     found.facts.append(("d2ext", __version__))
     found.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
-    found.facts += [(name, installed(name) or "not installed") for name in _SHOWN]
+    found.facts += [(name, installed(name) or "not installed") for name in _LISTED_PACKAGES]
     found.facts.append(("Detectron2", which_detectron2()))
     opencv = [f"{name} {installed(name)}" for name in _OPENCV if installed(name)]
     found.facts.append(("OpenCV", ", ".join(opencv) or "not installed"))

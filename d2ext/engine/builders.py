@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import Suite
-from d2ext.launch.collectives import from_main
+from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.num_classes import with_num_classes
@@ -39,7 +39,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     model = model.to(plan.device)
     chosen = cfg.train.get("channels_last")
     # Rank 0 says so for all: gradients are exchanged in the order in which they lie.
-    if from_main(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
+    if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
@@ -56,7 +56,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     settings = copy.deepcopy(cfg.optimizer)
     settings.setdefault("params", LazyCall(get_default_optimizer_params)())
     settings.params.model = model
-    with building("optimizer"):
+    with config_errors("optimizer"):
         target = settings["_target_"]
         target = locate(target) if isinstance(target, str) else target  # of a config.yaml
         chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
@@ -81,13 +81,13 @@ def build_train_loader(cfg: Any, start_iter: int) -> Any:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
-    with building("dataloader.train"):
+    with config_errors("dataloader.train"):
         return instantiate(settings)
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
     """Test sets and metrics; `section` names the loader's place in the config."""
-    with building(f"{section} or evaluators"):
+    with config_errors(f"{section} or evaluators"):
         return Suite(loader, cfg.evaluators)
 
 
@@ -104,7 +104,7 @@ def _instantiate(config: DictConfig, field: str) -> Any:
     except Exception:
         place, part = _failing(config, field) or (field, config)
         arguments = [f"{k}={v}" for k, v in part.items() if k != "_target_" and _is_plain(v)]
-        with building(place, arguments):
+        with config_errors(place, arguments):
             raise
 
 

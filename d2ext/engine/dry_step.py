@@ -35,9 +35,9 @@ from d2ext.engine.builders import (
     build_suite,
     build_train_loader,
 )
-from d2ext.engine.resource_errors import batch_words, is_shortage, shortages_explained
+from d2ext.engine.resource_errors import batch_words, is_resource_error, resource_errors_explained
 from d2ext.engine.techniques import autocast
-from d2ext.errors import UserError, building, in_words
+from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.launch.failures import describe_failure
 from d2ext.preflight.plan import Plan
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _CELLS = 2  # of the coarsest level along each side: BatchNorm needs more than one value
 _STRIDE = 64  # of the coarsest level, where a backbone does not say
-_SHOWN = 12
+_MAX_SHOWN = 12
 _MISFITS = (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError)
 _INPUT = ("input_format", "pixel_mean", "pixel_std")
 _SHAPES = {
@@ -114,7 +114,11 @@ def misfits_explained(cfg: Any, model: nn.Module) -> Iterator[None]:
     try:
         yield
     except _MISFITS as e:
-        if is_shortage(e) or "CUDA error" in str(e) or describe_failure(0, e)["kind"] != "other":
+        if (
+            is_resource_error(e)
+            or "CUDA error" in str(e)
+            or describe_failure(0, e)["kind"] != "other"
+        ):
             raise
         raise UserError(_explanation(cfg.model, model, e)) from e
 
@@ -133,14 +137,14 @@ def _sample(cfg: Any, side: int) -> dict | Failure:
         return Failure("dataloader.train has no mapper")
     if "augmentations" in settings.mapper:
         settings.mapper.augmentations = [L(T.Resize)(shape=[side, side])]
-    with building("dataloader.train"):
+    with config_errors("dataloader.train"):
         dataset = instantiate(settings.dataset)
         records = dataset.records if isinstance(dataset, TrainingSet) else dataset
         return ReportFailures(RleAsBitmaps(instantiate(settings.mapper)))(records[0])
 
 
 def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
-    memory = shortages_explained(
+    memory = resource_errors_explained(
         lambda: f"in the dry step ({batch_words(batch)})",
         "end other programs, or take a smaller model",
         "dataloader.train.num_workers",
@@ -157,9 +161,12 @@ def _explanation(config: DictConfig, model: nn.Module, e: Exception) -> str:
     frame = traceback.extract_tb(e.__traceback__)[-1]
     path = _failing_module(model, e)
     place = "the backward pass" if path is None else _field(config, path)
-    fields = ", ".join(_fields_around(config, place)[:_SHOWN])
+    fields = ", ".join(_fields_around(config, place)[:_MAX_SHOWN])
     hint = f"; fields that must agree: {fields}" if fields else ""
-    return f"the first step fails in {place} ({in_words(e)}, {frame.filename}:{frame.lineno}){hint}"
+    return (
+        f"the first step fails in {place} ({format_exception(e)},"
+        f" {frame.filename}:{frame.lineno}){hint}"
+    )
 
 
 def _failing_module(model: nn.Module, e: Exception) -> str | None:

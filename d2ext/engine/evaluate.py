@@ -11,19 +11,19 @@ from torch import nn
 
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.weights.initial import load_weights
-from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.engine.builders import build_model, build_suite
 from d2ext.engine.evaluation_outputs import clear_evaluations, write_evaluation
-from d2ext.engine.resource_errors import shortages_explained
-from d2ext.errors import building
+from d2ext.engine.resource_errors import resource_errors_explained
+from d2ext.errors import config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
-from d2ext.launch.collectives import copy_from_main, from_main, log_ranks
+from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights, log_ranks
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import make_output_dir
 from d2ext.run_dir.logging import log_to_file
-from d2ext.run_dir.metadata import save_config, write_about
+from d2ext.run_dir.metadata import save_config, write_run_info
 from d2ext.run_dir.results import Results
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def evaluate_only(
     cfg: Any,
     plan: Plan,
-    about: dict[str, Any],
+    run_info: dict[str, Any],
     tta: bool = False,
     expect: Sequence[str] = (),
 ) -> int:
@@ -41,7 +41,7 @@ def evaluate_only(
     Args:
         cfg: of `load_config`.
         plan: of `plan_run`.
-        about: of `about.describe`.
+        run_info: of `launch.command.describe_run`.
         tta: with test-time augmentation, `dataloader.tta`.
         expect: of `parse_expectation`.
 
@@ -50,26 +50,26 @@ def evaluate_only(
     """
     out = plan.output_dir / "eval"
     log_ranks(plan.device)
-    declare_datasets(cfg)
+    register_run_datasets(cfg)
     model = evaluated = build_model(cfg, plan)
     loader = cfg.dataloader.get("test") or cfg.dataloader.val
     if tta:
-        with building("--tta"):
+        with config_errors("--tta"):
             evaluated = with_tta(model, **cfg.dataloader.tta)
         loader = untransformed(loader)
     suite = build_suite("dataloader.test", loader, cfg)
-    from_main(lambda: load_weights(model, plan.weights, whole=True))
-    copy_from_main(model)
+    broadcast_from_rank0(lambda: load_weights(model, plan.weights, whole=True))
+    broadcast_weights(model)
 
     def open_folder() -> Results:
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
-        write_about(out, plan, about)
+        write_run_info(out, plan, run_info)
         save_config(cfg, out)
         return Results(out / "results.json", None, "max", done=0)
 
-    results = from_main(open_folder)
+    results = broadcast_from_rank0(open_folder)
     numbers = evaluate_into(evaluated, suite, plan, out)
     if comm.is_main_process():
         from d2ext.report import write_report  # here, because a training need not wait for Jinja
@@ -98,7 +98,7 @@ def evaluate_into(
     Returns:
         Flat results of all test sets on rank 0, nothing on others.
     """
-    with shortages_explained(
+    with resource_errors_explained(
         lambda: "in the evaluation",
         "take smaller images (dataloader.val.mapper.augmentations)",
         "dataloader.val.num_workers",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from d2ext.errors import no_end_for
+from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import analyse
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
@@ -35,9 +35,9 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
-    write_predictions(name, found, truth.image_ids, out / "predictions")
-    with no_end_for(f"analysis and pictures of {name}"):
+    name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
+    write_predictions(name, found, ground_truth.image_ids, out / "predictions")
+    with best_effort(f"analysis and pictures of {name}"):
         _write_analysis(evaluation, out)
 
 
@@ -48,16 +48,17 @@ def clear_evaluations(out: Path) -> None:
 
 
 def _write_analysis(evaluation: Evaluation, out: Path) -> None:
-    name, truth, found = evaluation.dataset, evaluation.truth, evaluation.detections
+    name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
     analyses: dict[str, Any] = {}
     if chosen_backend("auto") == "hotcoco":
         analyses = {
-            task: analyse(truth, found, task, _PARTS) for task in evaluable(None, truth, found)
+            task: analyse(ground_truth, found, task, _PARTS)
+            for task in evaluable(None, ground_truth, found)
         }
     # Masks where there are, as they are what the pictures show.
     shown = list(analyses.values())[-1]["images"] if analyses else None
-    rows = _rows(shown, truth.image_ids)
-    starts = np.searchsorted(found.image, np.arange(len(truth.image_ids) + 1))
+    rows = _rows(shown, ground_truth.image_ids)
+    starts = np.searchsorted(found.image, np.arange(len(ground_truth.image_ids) + 1))
     # Here, because a training need not wait for matplotlib.
     from d2ext.visualize.overlay import write_overlays
 
@@ -66,7 +67,7 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
         [
             result
             for i in rows
-            for result in results_of(found, truth.image_ids, slice(starts[i], starts[i + 1]))
+            for result in results_of(found, ground_truth.image_ids, slice(starts[i], starts[i + 1]))
         ],
         MetadataCatalog.get(name),
         out / "overlays" / name,
@@ -74,7 +75,7 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     )
     if analyses:
         pictures = {
-            str(truth.image_ids[i]): str(file.relative_to(out))
+            str(ground_truth.image_ids[i]): str(file.relative_to(out))
             for i, file in zip(rows, files, strict=True)
         }
         write_json(out / "analysis" / f"{name}.json", {"tasks": analyses, "pictures": pictures})

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 
-class Begin(HookBase):
+class OnTrainStart(HookBase):
     """Runs a function while the loader's workers make the first batches.
 
     Args:
@@ -25,7 +25,7 @@ class Begin(HookBase):
         self._run()
 
 
-class LearningRate(HookBase):
+class LearningRateHook(HookBase):
     """Sets each group's learning rate to its base times the schedule's multiplier.
 
     Stateless, so that a resumed run follows the config it is given, not the rates it stored. Steps
@@ -49,7 +49,7 @@ class LearningRate(HookBase):
         self.trainer.storage.put_scalar("lr", self._groups[0]["lr"], smoothing_hint=False)
 
 
-class AverageWeights(HookBase):
+class AverageWeightsHook(HookBase):
     """Moves the averaged weights behind each step that was taken.
 
     Args:
@@ -66,7 +66,7 @@ class AverageWeights(HookBase):
             self._averaged.update_parameters(self._model)
 
 
-class Evaluate(HookBase):
+class EvaluationHook(HookBase):
     """Evaluates where it is due, and gives the numbers to the step that lies behind.
 
     Args:
@@ -112,7 +112,7 @@ class Evaluate(HookBase):
         self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
 
 
-class Memory(HookBase):
+class MemoryHook(HookBase):
     """Notes `memory_mb`: the most that torch had of a GPU so far, or what this process has now."""
 
     def after_step(self) -> None:
@@ -124,7 +124,7 @@ class Memory(HookBase):
         self.trainer.storage.put_scalar("memory_mb", used / 2**20)
 
 
-class Report(HookBase):
+class ReportHook(HookBase):
     """Writes a run's page anew where numbers of an evaluation have come.
 
     Args:

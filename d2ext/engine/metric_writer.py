@@ -11,7 +11,7 @@ from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 _WINDOW = 20  # iterations whose median is written
 
 
-class WriteNumbers(HookBase):
+class MetricWriter(HookBase):
     """Writes the numbers of a step where they are due, as Detectron2's JSON lines and the others.
 
     Which steps those are, and what stands in their lines, does not depend on where a run was

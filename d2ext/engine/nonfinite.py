@@ -13,7 +13,7 @@ from d2ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-class Guarded(nn.Module):
+class FiniteLossGuard(nn.Module):
     """A model whose forward pass always gives losses, so that no rank waits for another for ever.
 
     Detectron2's RPN raises where it meets NaN, before there is a loss. The other ranks would wait
@@ -40,7 +40,7 @@ class Guarded(nn.Module):
             return {self.FAILED: some + math.nan}
 
 
-class BadLoss:
+class NonFinitePolicy:
     """What a run does about steps whose loss is not finite on any rank.
 
     All ranks learn of it before the optimizer's step, from the exchange that there is in each step,
@@ -73,7 +73,7 @@ class BadLoss:
         files = ", ".join(str(sample.get("file_name", "?")) for sample in batch)
         self._noted.append(f"{each}; images {files}")
 
-    def judge(self, model: nn.Module, iteration: int, lr: float, seed: int) -> None:
+    def note_skipped(self, model: nn.Module, iteration: int, lr: float, seed: int) -> None:
         """Puts the model back as it was before the step; every rank calls this for a bad one.
 
         Raises:

@@ -11,9 +11,9 @@ from detectron2.data.detection_utils import check_image_size
 
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.records.records import columns_of, select
-from d2ext.errors import in_words
-from d2ext.evaluation.instances import ground_truth
-from d2ext.files import replaced, write_json
+from d2ext.errors import format_exception
+from d2ext.evaluation.instances import ground_truth_columns
+from d2ext.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def write_overview(names: Sequence[str], training: Collection[str], out: Path) -
             if name in training:
                 _write_sheet(records, metadata, file.with_suffix(".jpg"), share)
         except Exception as e:  # whatever a data set of the user's raises
-            logger.warning("No overview of %s: %s", name, in_words(e))
+            logger.warning("No overview of %s: %s", name, format_exception(e))
 
 
 def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
@@ -60,8 +60,10 @@ def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
     columns = columns_of(records)
     objects, images = columns.category_counts(len(classes))
     rows = _spread(np.arange(len(records)), _MEASURED)
-    truth = ground_truth(select(records, rows), classes)
-    areas = truth.areas[~(truth.crowd | truth.difficult | truth.group_of)]
+    ground_truth = ground_truth_columns(select(records, rows), classes)
+    areas = ground_truth.areas[
+        ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
+    ]
     sizes = np.bincount(np.digitize(areas, (_SMALL, _LARGE)), minlength=3).tolist()
     return {
         "images": len(records),
@@ -100,7 +102,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
             tiles.append(make_thumbnail(view, metadata))
         except Exception as e:  # Pillow raises all sorts for broken files
             name = record["file_name"]
-            logger.warning("%s is not in the contact sheet: %s", name, in_words(e))
+            logger.warning("%s is not in the contact sheet: %s", name, format_exception(e))
     if tiles:
-        with replaced(file, "wb") as f:
+        with atomic_write(file, "wb") as f:
             make_sheet(tiles).save(f, "JPEG", quality=85)

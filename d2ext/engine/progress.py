@@ -124,7 +124,7 @@ def _scores(results: Results) -> list[str]:
     return words
 
 
-def say_where(out: Path, results: Results, command: str, stopped: bool) -> None:
+def print_summary(out: Path, results: Results, command: str, stopped: bool) -> None:
     """Says where everything is, and what goes on from there: in a box on a terminal, else in lines.
 
     Args:

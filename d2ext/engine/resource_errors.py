@@ -11,7 +11,7 @@ from d2ext.errors import UserError
 
 
 @contextlib.contextmanager
-def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
+def resource_errors_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
     """Turn an exhausted resource, and the death of a loader worker, into a UserError.
 
     Args:
@@ -26,8 +26,8 @@ def shortages_explained(what: Callable[[], str], remedy: str, workers: str) -> I
         raise
 
 
-def is_shortage(e: BaseException) -> bool:
-    """Return whether `shortages_explained` explains an error, so that others leave it alone."""
+def is_resource_error(e: BaseException) -> bool:
+    """Return whether `resource_errors_explained` explains an error; it leaves others alone."""
     text = f"{type(e).__name__}: {e}"
     exhausted = isinstance(e, torch.OutOfMemoryError | OSError) or limits.exhausted(text)
     return bool(exhausted) or "DataLoader" in text

@@ -11,34 +11,41 @@ from detectron2.utils import comm
 
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
-from d2ext.checkpoint.hook import Checkpoint
+from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.config.lr_scaling import scale_config
-from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.engine.builders import build_multiplier, build_suite, build_train_loader
 from d2ext.engine.dry_step import misfits_explained
 from d2ext.engine.evaluate import evaluate_into, exit_status
-from d2ext.engine.hooks import AverageWeights, Begin, Evaluate, LearningRate, Memory, Report
-from d2ext.engine.metric_writer import WriteNumbers
-from d2ext.engine.nonfinite import BadLoss, Guarded
+from d2ext.engine.hooks import (
+    AverageWeightsHook,
+    EvaluationHook,
+    LearningRateHook,
+    MemoryHook,
+    OnTrainStart,
+    ReportHook,
+)
+from d2ext.engine.metric_writer import MetricWriter
+from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.overview import write_overview
-from d2ext.engine.progress import LivePanel, say_where
+from d2ext.engine.progress import LivePanel, print_summary
 from d2ext.engine.techniques import autocast, compile_backbone
 from d2ext.engine.train_state import start_state
 from d2ext.engine.trainer import Trainer
-from d2ext.errors import no_end_for
+from d2ext.errors import best_effort
 from d2ext.evaluation.suite import test_sets
 from d2ext.files import write_json
 from d2ext.launch.collectives import (
-    copy_buffers_from_main,
+    broadcast_buffers,
+    broadcast_from_rank0,
     distributed,
-    from_main,
     log_ranks,
 )
 from d2ext.launch.signals import EXIT_STOPPED, StopSignals
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import check_free_space, make_output_dir
 from d2ext.run_dir.logging import log_to_file
-from d2ext.run_dir.metadata import finish_about, save_config, tell_how_to_repeat, write_about
+from d2ext.run_dir.metadata import finish_run_info, save_config, write_repro_command, write_run_info
 from d2ext.run_dir.results import Results
 
 logger = logging.getLogger(__name__)
@@ -47,7 +54,7 @@ logger = logging.getLogger(__name__)
 def train(
     cfg: Any,
     plan: Plan,
-    about: dict[str, Any],
+    run_info: dict[str, Any],
     signals: StopSignals,
     overwrite: bool = False,
     resume: bool = False,
@@ -61,7 +68,7 @@ def train(
     Args:
         cfg: of `load_config`.
         plan: of `plan_run`.
-        about: of `about.describe`.
+        run_info: of `launch.command.describe_run`.
         signals: what asks the run to stop, which it does behind its first step at the earliest.
         overwrite: move an earlier run in the output directory aside.
         resume: go on with it, also where it was killed before its first checkpoint.
@@ -78,7 +85,7 @@ def train(
         cfg, _ = scale_config(cfg, comm.get_world_size())
     options = cfg.train
     log_ranks(plan.device)
-    declare_datasets(cfg)
+    register_run_datasets(cfg)
     state = start_state(cfg, plan)
     start_iter = state.start_iter
     if options.get("compile", {}).get("enabled", False):
@@ -90,21 +97,21 @@ def train(
 
     def open_folder() -> Results:
         check_free_space(out, state.nbytes())
-        aside = make_output_dir(out, overwrite, resume=resume or bool(plan.resume))
+        backup_dir = make_output_dir(out, overwrite, resume=resume or bool(plan.resume))
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
         for path in plan.damaged:
             logger.warning("%s is damaged and was renamed to %s", path, ckpt.set_aside(path).name)
-        if aside:
-            logger.info("The earlier run was moved to %s", aside)
+        if backup_dir:
+            logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
-        write_about(out, plan, about)
+        write_run_info(out, plan, run_info)
         file = out / "results.json"
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
 
-    results = from_main(open_folder)
+    results = broadcast_from_rank0(open_folder)
     made_of = functools.cache(lambda: fingerprint(unscaled, loader))
     if main and state.resumed:
         warn_of_changes(state.resumed, made_of())
@@ -119,8 +126,8 @@ def train(
         }
 
     saving = options.checkpointer
-    keep, beside = saving.get("max_to_keep", 0), saving.get("asynchronous", False)
-    checkpoint = Checkpoint(out, schedule, keep, content, beside)
+    keep, asynchronous = saving.get("max_to_keep", 0), saving.get("asynchronous", False)
+    checkpoint = CheckpointHook(out, schedule, keep, content, asynchronous)
     patience = options.get("early_stopping_patience")
 
     def evaluate(done: int) -> tuple[dict[str, float], str | None]:
@@ -129,7 +136,7 @@ def train(
             if main and signals.received and done > start_iter:
                 checkpoint.save_now(done)
 
-        copy_buffers_from_main(state.evaluated)
+        broadcast_buffers(state.evaluated)
         numbers = evaluate_into(state.evaluated, suite, plan, out, save_when_stopped)
 
         def judge() -> str | None:
@@ -138,7 +145,7 @@ def train(
             results.record(done, numbers)
             return results.exhausted(patience)
 
-        return numbers, from_main(judge)
+        return numbers, broadcast_from_rank0(judge)
 
     end = schedule.max_iter
     if start_iter >= end or start_iter and suite and results.exhausted(patience):
@@ -157,7 +164,7 @@ def train(
     def describe_run() -> None:
         made_of()  # of the data as they are now
         if save_config(unscaled, out):
-            tell_how_to_repeat(out, about)
+            write_repro_command(out, run_info)
 
     @functools.cache
     def look_at_data() -> None:
@@ -171,25 +178,29 @@ def train(
 
         if not trainer.stopped_by:  # whoever sent the signal may not wait for more
             look_at_data()
-        with no_end_for("report"):
+        with best_effort("report"):
             write_report(out)
 
     hooks = [
-        Begin(lambda: from_main(describe_run)),
-        LearningRate(state.optimizer, multiplier),
+        OnTrainStart(lambda: broadcast_from_rank0(describe_run)),
+        LearningRateHook(state.optimizer, multiplier),
         d2_hooks.IterationTimer(),
     ]
     if state.average:
-        hooks.append(AverageWeights(state.average, state.model))
+        hooks.append(AverageWeightsHook(state.average, state.model))
     if main:
-        hooks += [Memory(), LivePanel(about["name"], schedule, results, evaluation_due), checkpoint]
+        hooks += [
+            MemoryHook(),
+            LivePanel(run_info["name"], schedule, results, evaluation_due),
+            checkpoint,
+        ]
     if suite:
-        hooks.append(Evaluate(evaluation_due, evaluate, results.known(start_iter)))
+        hooks.append(EvaluationHook(evaluation_due, evaluate, results.known(start_iter)))
     if main:
-        hooks.append(WriteNumbers(out, numbers_due, schedule.max_iter))
-        hooks.append(Report(evaluation_due, report))
+        hooks.append(MetricWriter(out, numbers_due, schedule.max_iter))
+        hooks.append(ReportHook(evaluation_due, report))
     trainer = Trainer(
-        distributed(Guarded(state.model), cfg, plan.device),
+        distributed(FiniteLossGuard(state.model), cfg, plan.device),
         state.optimizer,
         loader,
         hooks,
@@ -198,7 +209,7 @@ def train(
         autocast(options.get("amp", {}), plan.device),
         state.scaler,
         options.get("clip_grad_norm"),
-        BadLoss(**options.get("bad_loss", {})),
+        NonFinitePolicy(**options.get("bad_loss", {})),
         functools.partial(misfits_explained, cfg, state.model),
     )
     memory = dict(state.resumed)
@@ -210,9 +221,9 @@ def train(
     if trainer.ended_early:
         logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
     if main:
-        finish_about(out, started, trainer.stopped_by)
+        finish_run_info(out, started, trainer.stopped_by)
         report()
-        say_where(out, results, about["command"], bool(trainer.stopped_by))
+        print_summary(out, results, run_info["command"], bool(trainer.stopped_by))
     if trainer.stopped_by:
         what = "and saved" if trainer.iter else "before the first step"
         logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)

@@ -11,7 +11,7 @@ from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 
 
 def make_deterministic() -> None:
@@ -95,7 +95,7 @@ def compile_backbone(model: nn.Module, options: Any) -> None:
         UserError: torch does not take them.
     """
     arguments = {k: v for k, v in options.items() if k not in ("enabled", "size_divisibility")}
-    with building("train.compile"):
+    with config_errors("train.compile"):
         if multiple := options.get("size_divisibility"):
             # Where Detectron2's FPN keeps what it needs itself, which has to stay a divisor.
             own = getattr(getattr(model, "backbone", None), "_size_divisibility", None)

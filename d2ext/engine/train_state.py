@@ -15,7 +15,7 @@ from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.engine.techniques import averaged, grad_scaler
 from d2ext.errors import UserError
-from d2ext.launch.collectives import copy_from_main, from_main
+from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights
 from d2ext.preflight.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _TENSORS = ("model", "optimizer", "ema")  # entries of a checkpoint
 
 
 @dataclass
-class State:
+class TrainState:
     """Weights and what belongs to them.
 
     Attributes:
@@ -74,7 +74,7 @@ class State:
         return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
 
 
-def start_state(cfg: Any, plan: Plan) -> State:
+def start_state(cfg: Any, plan: Plan) -> TrainState:
     """Builds the state and loads weights, or the checkpoint to resume, as planned.
 
     Raises:
@@ -85,14 +85,14 @@ def start_state(cfg: Any, plan: Plan) -> State:
     scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
     start = 0
     if plan.resume:
-        content = from_main(lambda: ckpt.read_checkpoint(plan.resume))
+        content = broadcast_from_rank0(lambda: ckpt.read_checkpoint(plan.resume))
         start = _resume(model, optimizer, scaler, content, plan)
         _warn_of_layout(content, cfg.train.get("accumulate", 1))
     else:
         content = {}
         if plan.weights:
-            from_main(lambda: load_weights(model, plan.weights))
-        copy_from_main(model)
+            broadcast_from_rank0(lambda: load_weights(model, plan.weights))
+        broadcast_weights(model)
     decay = cfg.train.get("ema_decay")
     average = averaged(model, decay) if decay else None
     if average and "ema" in content:
@@ -102,7 +102,9 @@ def start_state(cfg: Any, plan: Plan) -> State:
     elif average and start:
         logger.info("The checkpoint has no averaged weights: the average starts from its weights")
     rest = {key: value for key, value in content.items() if key not in _TENSORS}
-    return State(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
+    return TrainState(
+        model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest
+    )
 
 
 def _resume(

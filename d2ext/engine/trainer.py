@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from d2ext.engine.nonfinite import BadLoss, Guarded
-from d2ext.engine.resource_errors import batch_words, shortages_explained
+from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
+from d2ext.engine.resource_errors import batch_words, resource_errors_explained
 from d2ext.errors import UserError
-from d2ext.launch.collectives import agree
+from d2ext.launch.collectives import sync_step
 from d2ext.launch.signals import StopSignals, StopWaiting
 from d2ext.waiting import interruptible
 
@@ -45,7 +45,7 @@ class Trainer:
     micro-batch; the gradients are not clipped yet and, with float16, still scaled.
 
     Args:
-        model: Detectron2's in a `Guarded`, which may be wrapped for several processes.
+        model: Detectron2's in a `FiniteLossGuard`, which may be wrapped for several processes.
         optimizer: of its parameters.
         loader: gives this rank's micro-batches for ever.
         hooks: in the order in which they are called.
@@ -82,7 +82,7 @@ class Trainer:
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         scaler: torch.amp.GradScaler | None = None,
         clip_grad_norm: float | None = None,
-        bad_loss: BadLoss | None = None,
+        bad_loss: NonFinitePolicy | None = None,
         first_step: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.model = model
@@ -94,7 +94,7 @@ class Trainer:
         self._autocast = autocast
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
-        self._bad_loss = bad_loss or BadLoss()
+        self._bad_loss = bad_loss or NonFinitePolicy()
         self._first_step = first_step
         self._device = next(model.parameters()).device
         self._batch: list[dict] = []
@@ -138,7 +138,7 @@ class Trainer:
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         self.model.train()
-        shortages = shortages_explained(
+        shortages = resource_errors_explained(
             lambda: f"at iteration {self.iter}: {batch_words(self._batch)} in a micro-batch",
             "lower dataloader.train.total_batch_size, raise train.accumulate, take smaller images"
             " (dataloader.train.mapper.augmentations) or train.amp.enabled=True",
@@ -270,15 +270,15 @@ class Trainer:
             losses = self._gradients(batches)
             self._call_hooks("after_backward")
             replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
-            vote = agree(list(losses.values()), signals.received, sum(replaced.values()))
-            good = all(map(math.isfinite, vote.means)) and self._clip()
+            status = sync_step(list(losses.values()), signals.received, sum(replaced.values()))
+            good = all(map(math.isfinite, status.means)) and self._clip()
             self.updated = good and self._update()
             if good:
-                losses = dict(zip(losses, vote.means, strict=True))
-                self.storage.put_scalars(total_loss=sum(vote.means), **losses)
+                losses = dict(zip(losses, status.means, strict=True))
+                self.storage.put_scalars(total_loss=sum(status.means), **losses)
             else:
                 lr = self.optimizer.param_groups[0]["lr"]
-                self._bad_loss.judge(self.model, self.iter, lr, self._seed)
+                self._bad_loss.note_skipped(self.model, self.iter, lr, self._seed)
                 self.storage.put_scalar(
                     "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
                 )
@@ -286,12 +286,12 @@ class Trainer:
             self._accumulated, self._done = 0, self.iter + 1
             if self._overflows:
                 self.storage.put_scalar("overflowed_steps", self._overflows, smoothing_hint=False)
-            self.bad_images = self._images_before + vote.bad_images
+            self.bad_images = self._images_before + status.bad_images
             if self.bad_images:
                 self.storage.put_scalar("bad_images", self.bad_images, smoothing_hint=False)
             self._call_hooks("after_step")
-            if vote.stop and self._done < last:
-                self.stopped_by = vote.stop
+            if status.stop and self._done < last:
+                self.stopped_by = status.stop
                 break
 
     def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
@@ -332,7 +332,7 @@ class Trainer:
         # One transfer for all losses; Detectron2's heads synchronise many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         values = dict(zip(losses, values, strict=True))
-        if Guarded.FAILED in values:
+        if FiniteLossGuard.FAILED in values:
             wrapped = isinstance(self.model, DistributedDataParallel)
             guard = self.model.module if wrapped else self.model
             self._bad_loss.note({}, batch, guard.reason)

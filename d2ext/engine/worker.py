@@ -11,7 +11,7 @@ from d2ext.engine.evaluate import evaluate_only
 from d2ext.engine.run import train
 from d2ext.engine.techniques import make_deterministic
 from d2ext.errors import UserError
-from d2ext.launch.collectives import from_main
+from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import Plan, plan_run
 from d2ext.run_dir.logging import setup_logging
@@ -19,12 +19,12 @@ from d2ext.startup import end_imports
 
 
 @dataclass(frozen=True)
-class Job:
+class RankTask:
     """What travels to every rank: plain values; each loads the config again.
 
     Attributes:
         config_file, overrides: for `load_config`.
-        about: of `about.describe`.
+        run_info: of `launch.command.describe_run`.
         options: of `plan_run`.
         plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
         deadline: of `signals.deadline`, on this machine's clock.
@@ -33,37 +33,39 @@ class Job:
 
     config_file: str
     overrides: list[str]
-    about: dict[str, Any]
+    run_info: dict[str, Any]
     options: dict[str, Any]
     plan: Plan | None
     deadline: float | None = None
     cfg: Any = None
 
 
-def run_rank(job: Job) -> int:
+def run_rank(task: RankTask) -> int:
     """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
-    cfg = load_config(job.config_file, job.overrides) if job.cfg is None else job.cfg
+    cfg = load_config(task.config_file, task.overrides) if task.cfg is None else task.cfg
     end_imports()
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
     # The flags of the first machine are those of the run.
-    options = from_main(lambda: job.options)
-    plan = from_main(lambda: job.plan or plan_run(cfg, job.about["name"], **options))
+    options = broadcast_from_rank0(lambda: task.options)
+    plan = broadcast_from_rank0(
+        lambda: task.plan or plan_run(cfg, task.run_info["name"], **options)
+    )
     if cfg.train.get("deterministic", False):
         make_deterministic()
     if options["eval_only"]:
-        return evaluate_only(cfg, plan, job.about, options["tta"], options["expect"])
+        return evaluate_only(cfg, plan, task.run_info, options["tta"], options["expect"])
     named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}
     # From here to the end of the report: a signal that comes before the first step waits for it.
-    with StopSignals(job.deadline) as signals:
-        return train(cfg, plan, job.about, signals, **named)
+    with StopSignals(task.deadline) as signals:
+        return train(cfg, plan, task.run_info, signals, **named)
 
 
 def _check_same_config(cfg: Any) -> None:
     mine = shared_fields(cfg)
-    first = from_main(lambda: mine)
+    first = broadcast_from_rank0(lambda: mine)
     for key in sorted(mine.keys() | first.keys()):
         if mine.get(key) != first.get(key):
             raise UserError(

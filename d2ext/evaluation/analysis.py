@@ -17,7 +17,7 @@ from d2ext.evaluation.tables import table_text
 IOU = 0.5
 _RECALLS = np.linspace(0, 1, 101)  # those of COCO
 _IMAGES = 20  # best ones, worst ones
-_SHOWN = 12  # classes that a printed matrix holds, and lines of a printed list
+_MAX_SHOWN = 12  # classes that a printed matrix holds, and lines of a printed list
 _CAUSES = {
     "Cls": "wrong class",
     "Loc": "wrong place",
@@ -32,7 +32,7 @@ class Analysis:
     """A detector's hits and errors on one data set.
 
     Args:
-        truth: the objects.
+        ground_truth: the objects.
         found: the detections.
         task: `bbox` or `segm`, what is compared.
 
@@ -45,16 +45,16 @@ class Analysis:
         UserError: hotcoco is not installed.
     """
 
-    def __init__(self, truth: GroundTruth, found: Detections, task: str = "bbox"):
+    def __init__(self, ground_truth: GroundTruth, found: Detections, task: str = "bbox"):
         chosen_backend("hotcoco")
-        self._truth, self._found, self._task = truth, found, task
-        self._evaluation = hotcoco_pair(truth, found, task)
+        self._truth, self._found, self._task = ground_truth, found, task
+        self._evaluation = hotcoco_pair(ground_truth, found, task)
         self._evaluation.evaluate()
         status = self._evaluation.image_diagnostics(iou_thr=IOU)["dt_status"]
         self.outcome = np.full(len(found.scores), -1, np.int8)
         rows = np.fromiter(status.keys(), np.int64, len(status)) - 1
         self.outcome[rows] = [value == "tp" for value in status.values()]
-        self.counted = ~(truth.crowd | truth.group_of | truth.difficult)
+        self.counted = ~(ground_truth.crowd | ground_truth.group_of | ground_truth.difficult)
         self._order = np.lexsort([found.image, -found.scores])
         self._order = self._order[self.outcome[self._order] >= 0]
 
@@ -143,13 +143,13 @@ class Analysis:
             `f1`, `hits`, `false_alarms`, `missed`. Images without objects and detections are left
             out; among equal ones those with more objects or detections come first.
         """
-        truth, found = self._truth, self._found
+        ground_truth, found = self._truth, self._found
         min_score = (self.best_score() or {"score": 0.0})["score"]
         kept = (self.outcome >= 0) & (found.scores >= min_score)
-        count = len(truth.image_ids)
+        count = len(ground_truth.image_ids)
         detections = np.bincount(found.image[kept], minlength=count)
         hits = np.bincount(found.image[kept & (self.outcome == 1)], minlength=count)
-        objects = np.bincount(truth.image[self.counted], minlength=count)
+        objects = np.bincount(ground_truth.image[self.counted], minlength=count)
         shown = np.flatnonzero(detections + objects)
         f1 = 2 * hits[shown] / (detections + objects)[shown]
         larger = -(detections + objects)[shown]
@@ -157,8 +157,8 @@ class Analysis:
         def described(order: np.ndarray) -> list[dict]:
             return [
                 {
-                    "image_id": truth.image_ids[i],
-                    "file_name": truth.file_names[i],
+                    "image_id": ground_truth.image_ids[i],
+                    "file_name": ground_truth.file_names[i],
                     "f1": float(f1[k]),
                     "hits": int(hits[i]),
                     "false_alarms": int(detections[i] - hits[i]),
@@ -193,23 +193,23 @@ def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> dict | None:
     }
 
 
-def _only(truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
+def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
     """The objects of these rows, bool."""
     names = ("image", "label", "boxes", "areas", "crowd", "difficult", "group_of")
-    masks = truth.segmentations
+    masks = ground_truth.segmentations
     if masks is not None:
         masks = [masks[i] for i in np.flatnonzero(rows).tolist()]
-    columns = {name: getattr(truth, name)[rows] for name in names}
-    return replace(truth, **columns, segmentations=masks)
+    columns = {name: getattr(ground_truth, name)[rows] for name in names}
+    return replace(ground_truth, **columns, segmentations=masks)
 
 
 def analyse(
-    truth: GroundTruth, found: Detections, task: str, parts: Mapping[str, bool]
+    ground_truth: GroundTruth, found: Detections, task: str, parts: Mapping[str, bool]
 ) -> dict[str, Any]:
     """Several analyses at once.
 
     Args:
-        truth: the objects.
+        ground_truth: the objects.
         found: the detections.
         task: `bbox` or `segm`.
         parts: which of `confusion_matrix`, `pr_curves` and `errors` (which brings `images`).
@@ -217,7 +217,7 @@ def analyse(
     Returns:
         By these names what `Analysis` gives, and `best_score`.
     """
-    analysis = Analysis(truth, found, task)
+    analysis = Analysis(ground_truth, found, task)
     results: dict[str, Any] = {"best_score": analysis.best_score()}
     for name in ("confusion_matrix", "pr_curves", "errors"):
         if parts.get(name):
@@ -241,14 +241,14 @@ def printed(results: Mapping[str, Any]) -> str:
 def _confusions(content: dict) -> str:
     classes, matrix = [*content["classes"], "background"], np.array(content["matrix"])
     title = f"Confusions at IoU {IOU} and scores from {content['min_score']:.3f}"
-    if len(classes) <= _SHOWN + 1:
+    if len(classes) <= _MAX_SHOWN + 1:
         rows = [
             {"object \\ detection": name, **dict(zip(classes, row, strict=True))}
             for name, row in zip(classes, matrix.tolist(), strict=True)
         ]
         return f"{title}:\n{table_text(rows)}"
     np.fill_diagonal(matrix, 0)
-    largest = np.argsort(-matrix, axis=None, kind="stable")[:_SHOWN]
+    largest = np.argsort(-matrix, axis=None, kind="stable")[:_MAX_SHOWN]
     pairs = zip(*np.unravel_index(largest, matrix.shape), strict=True)
     rows = [
         {"object": classes[i], "detection": classes[j], "count": int(matrix[i, j])}
@@ -277,6 +277,6 @@ def _images(content: dict) -> str:
     names = ("f1", "hits", "false_alarms", "missed")
     rows = [
         {"image": row["file_name"] or row["image_id"]} | {name: row[name] for name in names}
-        for row in content["worst"][:_SHOWN]
+        for row in content["worst"][:_MAX_SHOWN]
     ]
     return f"{title}:\n{table_text(rows)}"

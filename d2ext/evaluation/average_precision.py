@@ -15,7 +15,7 @@ _PAIRS = 1 << 20  # of a detection and an object, compared at a time: some 100 M
 
 
 def average_precision(
-    truth: GroundTruth,
+    ground_truth: GroundTruth,
     detections: Detections,
     thresholds: list[float],
     ignored: np.ndarray,
@@ -28,7 +28,7 @@ def average_precision(
     equally the first counts. A box without area overlaps nothing.
 
     Args:
-        truth: the objects.
+        ground_truth: the objects.
         detections: any number an image; boxes may lie outside.
         thresholds: T overlaps (IoU) from above 0 to 1; one that is reached exactly is a hit.
         ignored: (N,) bool; these objects need not be found, and what hits them counts nothing.
@@ -44,14 +44,14 @@ def average_precision(
     """
     order = np.lexsort((-detections.scores, detections.label))  # stable
     label, boxes = detections.label[order], _corners(detections.boxes[order])
-    group = detections.image[order] * len(truth.classes) + label
+    group = detections.image[order] * len(ground_truth.classes) + label
     single, groups = (
-        _nearest(truth, np.flatnonzero(kind), group, boxes, inside)
+        _nearest(ground_truth, np.flatnonzero(kind), group, boxes, inside)
         for kind, inside in ((~group_of, False), (group_of, True))
     )
-    ends = np.searchsorted(label, np.arange(len(truth.classes) + 1))
-    wanted = np.bincount(truth.label[~ignored], minlength=len(truth.classes))
-    result = np.full((len(thresholds), len(truth.classes)), np.nan)
+    ends = np.searchsorted(label, np.arange(len(ground_truth.classes) + 1))
+    wanted = np.bincount(ground_truth.label[~ignored], minlength=len(ground_truth.classes))
+    result = np.full((len(thresholds), len(ground_truth.classes)), np.nan)
     for row, threshold in zip(result, thresholds, strict=True):
         hit, free = np.zeros(len(label), dtype=bool), np.zeros(len(label), dtype=bool)
         _match(*single, threshold, ignored, hit, free)
@@ -68,12 +68,16 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def _nearest(
-    truth: GroundTruth, objects: np.ndarray, group: np.ndarray, boxes: np.ndarray, inside: bool
+    ground_truth: GroundTruth,
+    objects: np.ndarray,
+    group: np.ndarray,
+    boxes: np.ndarray,
+    inside: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The object that each detection overlaps most.
 
     Args:
-        truth: the objects.
+        ground_truth: the objects.
         objects: indices of those to look at.
         group: (M,) int64, image and class of each detection in one number.
         boxes: (M, 4), x0, y0, x1, y1.
@@ -82,7 +86,7 @@ def _nearest(
     Returns:
         (M,) float64, the overlap (0 where there is none), and (M,) int64, index of the object.
     """
-    theirs = truth.image[objects] * len(truth.classes) + truth.label[objects]
+    theirs = ground_truth.image[objects] * len(ground_truth.classes) + ground_truth.label[objects]
     objects = objects[np.argsort(theirs, kind="stable")]
     theirs = np.sort(theirs)
     first = np.searchsorted(theirs, group)
@@ -90,7 +94,7 @@ def _nearest(
     overlap, nearest = np.zeros(len(group)), np.zeros(len(group), dtype=np.int64)
     rows = np.flatnonzero(count)
     stop = np.cumsum(count[rows])
-    truth_boxes = _corners(truth.boxes)
+    truth_boxes = _corners(ground_truth.boxes)
     done = 0
     while done < len(rows):
         base = stop[done - 1] if done else 0

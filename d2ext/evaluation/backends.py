@@ -46,23 +46,25 @@ def usual_tasks(with_masks: bool) -> list[str]:
     return ["bbox", "segm"] if with_masks else ["bbox"]
 
 
-def evaluable(tasks: Sequence[str] | None, truth: GroundTruth, found: Detections) -> Sequence[str]:
+def evaluable(
+    tasks: Sequence[str] | None, ground_truth: GroundTruth, detections: Detections
+) -> Sequence[str]:
     """The tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
 
     Raises:
         UserError: masks shall be compared, and the detections have none.
     """
-    masks = found.masks is not None or not len(found.scores)
+    masks = detections.masks is not None or not len(detections.scores)
     if tasks is None:
-        return usual_tasks(masks and truth.segmentations is not None)
+        return usual_tasks(masks and ground_truth.segmentations is not None)
     if "segm" in tasks and not masks:
         raise UserError("the task segm needs masks; the detections have boxes alone")
     return tasks
 
 
 def matched(
-    truth: GroundTruth,
-    found: Detections,
+    ground_truth: GroundTruth,
+    detections: Detections,
     task: str,
     iou_thresholds: np.ndarray,
     max_detections: Sequence[int],
@@ -72,8 +74,8 @@ def matched(
     """COCO's matching and accumulation (https://cocodataset.org/#detection-eval).
 
     Args:
-        truth: the objects.
-        found: the detections.
+        ground_truth: the objects.
+        detections: the detections.
         task: `bbox` or `segm`.
         iou_thresholds: (T,) rising.
         max_detections: M numbers of detections an image and class, rising.
@@ -86,7 +88,7 @@ def matched(
     """
     pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
-        evaluation = pair(truth, found, task)
+        evaluation = pair(ground_truth, detections, task)
         evaluation.params.iouThrs = iou_thresholds
         evaluation.params.maxDets = list(max_detections)
         evaluation.params.useCats = int(by_class)
@@ -95,67 +97,73 @@ def matched(
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
 
 
-def hotcoco_pair(truth: GroundTruth, found: Detections, task: str, lvis_style: bool = False) -> Any:
+def hotcoco_pair(
+    ground_truth: GroundTruth, detections: Detections, task: str, lvis_style: bool = False
+) -> Any:
     """A hotcoco.COCOeval still to be evaluated.
 
     Image i has the id i + 1, class c the id c + 1, row r of the objects or detections the id r + 1.
 
     Args:
-        truth: the objects.
-        found: the detections.
+        ground_truth: the objects.
+        detections: the detections.
         task: `bbox` or `segm`.
         lvis_style: as LVIS evaluates. It knows no crowds: they are as difficult objects.
     """
     import hotcoco
 
     masks = task == "segm"
-    crowd = truth.crowd | truth.group_of
-    areas = _areas(truth)
-    images, categories = _images(truth), _categories(truth)
+    crowd = ground_truth.crowd | ground_truth.group_of
+    areas = _areas(ground_truth)
+    images, categories = _images(ground_truth), _categories(ground_truth)
     if lvis_style:
         areas = np.where(crowd, _IGNORED_AREA, areas)
-        _add_lvis(truth, images, categories)
+        _add_lvis(ground_truth, images, categories)
     gt = hotcoco.COCO.from_arrays(
         images,
         categories,
-        truth.image + 1,
-        truth.label + 1,
-        truth.boxes,
+        ground_truth.image + 1,
+        ground_truth.label + 1,
+        ground_truth.boxes,
         area=areas,
         iscrowd=crowd & (not lvis_style),
-        segmentation=_segmentations(truth) if masks else None,
+        segmentation=_segmentations(ground_truth) if masks else None,
     )
-    rows = np.column_stack([found.image + 1, found.boxes, found.scores, found.label + 1])
-    dt = gt.load_res(rows, segmentation=_masks(found) if masks else None)
+    rows = np.column_stack(
+        [detections.image + 1, detections.boxes, detections.scores, detections.label + 1]
+    )
+    dt = gt.load_res(rows, segmentation=_masks(detections) if masks else None)
     if masks:
-        areas = found.mask_areas
-        areas = hotcoco.mask.area(_masks(found)) if areas is None else areas
+        areas = detections.mask_areas
+        areas = hotcoco.mask.area(_masks(detections)) if areas is None else areas
         dt.update_anns(ids=np.arange(1, len(rows) + 1), area=areas)
     return hotcoco.COCOeval(gt, dt, task, lvis_style=lvis_style)
 
 
-def _pycocotools_pair(truth: GroundTruth, found: Detections, task: str) -> Any:
+def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: str) -> Any:
     """A pycocotools COCOeval still to be evaluated."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     masks = task == "segm"
-    areas, shapes = found.boxes[:, 2] * found.boxes[:, 3], None
+    areas, shapes = detections.boxes[:, 2] * detections.boxes[:, 3], None
     if masks:
-        shapes, areas = whole_masks(_masks(found))
-    crowd = truth.crowd | truth.group_of
-    objects = _annotations(truth, _areas(truth), _segmentations(truth) if masks else None)
+        shapes, areas = whole_masks(_masks(detections))
+    crowd = ground_truth.crowd | ground_truth.group_of
+    objects = _annotations(
+        ground_truth, _areas(ground_truth), _segmentations(ground_truth) if masks else None
+    )
     for a, value in zip(objects, crowd.tolist(), strict=True):
         a["iscrowd"] = int(value)
-    results = _annotations(found, areas, shapes)
-    for a, score in zip(results, found.scores.tolist(), strict=True):
+    results = _annotations(detections, areas, shapes)
+    for a, score in zip(results, detections.scores.tolist(), strict=True):
         a["score"], a["iscrowd"] = score, 0
     sides = []
     for annotations in (objects, results):
         side = COCO()
         side.dataset = {
-            "images": _images(truth),
-            "categories": _categories(truth),
+            "images": _images(ground_truth),
+            "categories": _categories(ground_truth),
             "annotations": annotations,
         }
         side.createIndex()
@@ -206,48 +214,48 @@ def _annotations(
     return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, start=1)]
 
 
-def _masks(found: Detections) -> list[dict]:
-    return list(found.masks or ())  # without detections there may be None
+def _masks(detections: Detections) -> list[dict]:
+    return list(detections.masks or ())  # without detections there may be None
 
 
-def _segmentations(truth: GroundTruth) -> list:
+def _segmentations(ground_truth: GroundTruth) -> list:
     """Polygons or RLE of every object; of one without a mask the corners of its box."""
-    given = truth.segmentations or [None] * len(truth.image)
+    given = ground_truth.segmentations or [None] * len(ground_truth.image)
     return [
         [[x, y, x + w, y, x + w, y + h, x, y + h]] if mask is None else mask
-        for mask, (x, y, w, h) in zip(given, truth.boxes.tolist(), strict=True)
+        for mask, (x, y, w, h) in zip(given, ground_truth.boxes.tolist(), strict=True)
     ]
 
 
-def _areas(truth: GroundTruth) -> np.ndarray:
-    return np.where(truth.difficult, _IGNORED_AREA, truth.areas)
+def _areas(ground_truth: GroundTruth) -> np.ndarray:
+    return np.where(ground_truth.difficult, _IGNORED_AREA, ground_truth.areas)
 
 
-def _images(truth: GroundTruth) -> list[dict]:
-    sizes = zip(truth.heights.tolist(), truth.widths.tolist(), strict=True)
+def _images(ground_truth: GroundTruth) -> list[dict]:
+    sizes = zip(ground_truth.heights.tolist(), ground_truth.widths.tolist(), strict=True)
     return [
         {"id": i, "file_name": "", "height": height, "width": width}
         for i, (height, width) in enumerate(sizes, start=1)
     ]
 
 
-def _add_lvis(truth: GroundTruth, images: list[dict], categories: list[dict]) -> None:
+def _add_lvis(ground_truth: GroundTruth, images: list[dict], categories: list[dict]) -> None:
     """What LVIS's files hold beside COCO's; without negatives these are all the other classes."""
     every = np.arange(1, len(categories) + 1)
     present: list[set] = [set() for _ in images]
-    for i, label in zip(truth.image.tolist(), truth.label.tolist(), strict=True):
+    for i, label in zip(ground_truth.image.tolist(), ground_truth.label.tolist(), strict=True):
         present[i].add(label + 1)
     for i, image in enumerate(images):
-        if truth.negatives is None:
+        if ground_truth.negatives is None:
             image["neg_category_ids"] = np.setdiff1d(every, list(present[i])).tolist()
         else:
-            image["neg_category_ids"] = [c + 1 for c in truth.negatives[i]]
-        marked = () if truth.not_exhaustive is None else truth.not_exhaustive[i]
+            image["neg_category_ids"] = [c + 1 for c in ground_truth.negatives[i]]
+        marked = () if ground_truth.not_exhaustive is None else ground_truth.not_exhaustive[i]
         image["not_exhaustive_category_ids"] = [c + 1 for c in marked]
-    for category, frequency in zip(categories, truth.frequencies or (), strict=False):
+    for category, frequency in zip(categories, ground_truth.frequencies or (), strict=False):
         if frequency:
             category["frequency"] = frequency
 
 
-def _categories(truth: GroundTruth) -> list[dict]:
-    return [{"id": i, "name": name} for i, name in enumerate(truth.classes, start=1)]
+def _categories(ground_truth: GroundTruth) -> list[dict]:
+    return [{"id": i, "name": name} for i, name in enumerate(ground_truth.classes, start=1)]

@@ -52,11 +52,11 @@ class CityscapesMetric:
         self._gt_dir = gt_dir
         self._per_class = per_class
 
-    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
         """Evaluates one data set.
 
         Args:
-            truth: the images, by file name, and the classes; its objects are not looked at.
+            ground_truth: the images, by file name, and the classes; its objects are not looked at.
             detections: with masks.
 
         Returns:
@@ -67,19 +67,21 @@ class CityscapesMetric:
             UserError: masks or ground truth files are absent, or classes are not Cityscapes'.
         """
         scripts = _scripts()
-        _check(truth.classes, detections.masks is not None or not len(detections.scores))
+        _check(ground_truth.classes, detections.masks is not None or not len(detections.scores))
         # The scripts' thresholds and sizes; in a copy, as they are global.
         args = copy.deepcopy(scripts.args)
-        args.instLabels = list(truth.classes)
+        args.instLabels = list(ground_truth.classes)
         order = np.argsort(detections.image, kind="stable")
-        ends = np.searchsorted(detections.image[order], np.arange(len(truth.image_ids) + 1))
+        ends = np.searchsorted(detections.image[order], np.arange(len(ground_truth.image_ids) + 1))
         matches = {}
-        for i, file_name in enumerate(truth.file_names):
+        for i, file_name in enumerate(ground_truth.file_names):
             file = _truth_file(file_name, self._gt_dir)
-            matches[str(file)] = _compare(file, truth, detections, order[ends[i] : ends[i + 1]])
+            matches[str(file)] = _compare(
+                file, ground_truth, detections, order[ends[i] : ends[i + 1]]
+            )
         (ap,) = scripts.evaluateMatches(matches, args)  # (C, 10); no distances are known
         values = np.array([[mean(row) for row in ap], ap[:, 0]])
-        numbers, table = named("segm", _NAMES, values, truth.classes, self._per_class)
+        numbers, table = named("segm", _NAMES, values, ground_truth.classes, self._per_class)
         logger.info("Cityscapes segm:\n%s", table)
         return numbers
 
@@ -127,13 +129,15 @@ def _truth_file(file_name: str, gt_dir: str | None) -> Path:
     return file
 
 
-def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.ndarray) -> dict:
+def _compare(
+    file: Path, ground_truth: GroundTruth, detections: Detections, rows: np.ndarray
+) -> dict:
     """One image as `evaluateMatches` takes it: objects and detections, each with the other's.
 
     Args:
         file: its ground truth: 1000 * label + number for an object, the label alone for a group of
             them or for a class without objects.
-        truth: the classes.
+        ground_truth: the classes.
         detections: of all images.
         rows: indices of this image's.
 
@@ -145,7 +149,7 @@ def _compare(file: Path, truth: GroundTruth, detections: Detections, rows: np.nd
     void = _encoded(np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval]))
     result = {"groundTruth": {}, "prediction": {}}
     present, counts = np.unique(ids, return_counts=True)
-    for c, name in enumerate(truth.classes):
+    for c, name in enumerate(ground_truth.classes):
         class_id = scripts.name2label[name].id
         mine = np.where(present < 1000, present, present // 1000) == class_id
         objects = [

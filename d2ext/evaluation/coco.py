@@ -74,19 +74,19 @@ class CocoMetric:
         self._max_detections = list(max_detections)
         self._backend = chosen_backend(backend)
 
-    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
         """Evaluates one data set, and logs a table.
 
         Args:
-            truth: its objects.
+            ground_truth: its objects.
             detections: in its images.
 
         Returns:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
         numbers = {}
-        for task in evaluable(self._tasks, truth, detections):
-            evaluated = self._evaluate(truth, detections, task)
+        for task in evaluable(self._tasks, ground_truth, detections):
+            evaluated = self._evaluate(ground_truth, detections, task)
             numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
         return numbers
 
@@ -100,11 +100,13 @@ class CocoMetric:
             keys.update(f"{task}/{name}" for name in names)
         return keys
 
-    def _evaluate(self, truth: GroundTruth, found: Detections, task: str) -> dict[str, float]:
+    def _evaluate(
+        self, ground_truth: GroundTruth, found: Detections, task: str
+    ) -> dict[str, float]:
         proposals = task == "proposals"
         limits = _PROPOSALS if proposals else self._max_detections
         curves = matched(
-            truth,
+            ground_truth,
             found,
             "bbox" if proposals else task,
             self._iou_thresholds,
@@ -117,7 +119,7 @@ class CocoMetric:
         table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
         logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
         if self._per_class and not proposals:
-            rows = self._class_rows(truth, found, curves, lines)
+            rows = self._class_rows(ground_truth, found, curves, lines)
             numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
             logger.info("COCO %s by class:\n%s", task, table_text(rows))
         return numbers
@@ -140,16 +142,16 @@ class CocoMetric:
         return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
 
     def _class_rows(
-        self, truth: GroundTruth, found: Detections, curves: dict, lines: list["_Line"]
+        self, ground_truth: GroundTruth, found: Detections, curves: dict, lines: list["_Line"]
     ) -> list[dict]:
-        counted = ~(truth.crowd | truth.difficult | truth.group_of)
-        objects = np.bincount(truth.label[counted], minlength=len(truth.classes))
-        detections = np.bincount(found.label, minlength=len(truth.classes))
+        counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
+        objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
+        detections = np.bincount(found.label, minlength=len(ground_truth.classes))
         shown = [line for line in lines if line.size == "all" and line.limit == -1]
         return [
             {"class": name, "objects": int(objects[c]), "detections": int(detections[c])}
             | {line.name: _percent(line.values(curves)[..., c]) for line in shown}
-            for c, name in enumerate(truth.classes)
+            for c, name in enumerate(ground_truth.classes)
         ]
 
 

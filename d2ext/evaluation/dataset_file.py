@@ -18,14 +18,15 @@ import msgspec
 import numpy as np
 
 from d2ext.data.formats.coco_objects import MALFORMED, mask_area, mask_box, read_object, short
-from d2ext.data.formats.json_io import no_collection, shown
+from d2ext.data.formats.json_io import no_collection, truncate_repr
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
 
 logger = logging.getLogger(__name__)
 
-_FAR = 1_000_000  # pixels; no image reaches as far, and the operators of masks would count to it
+# Pixels; no image reaches as far, and the operators of masks would count to it.
+_MAX_COORDINATE = 1_000_000
 _Flag = Literal[0, 1] | bool | None
 
 
@@ -77,12 +78,12 @@ class Dataset:
 
     Attributes:
         path: of the file.
-        truth: its objects; images and classes by rising id.
+        ground_truth: its objects; images and classes by rising id.
         category_ids: the ids of the classes.
     """
 
     path: Path
-    truth: GroundTruth
+    ground_truth: GroundTruth
     category_ids: Sequence[int]
 
 
@@ -127,7 +128,7 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
     for name, known in ids.items():
         columns[name] = index_column(annotations, f"{name}_id", known)
         for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
-            value = shown(getattr(annotations[i], f"{name}_id"))
+            value = truncate_repr(getattr(annotations[i], f"{name}_id"))
             plural = {"image": "images", "category": "categories"}[name]
             raise UserError(
                 f"{path}: annotations[{i}] is of an unknown {name}, {value}: `{plural}` lacks this"
@@ -139,7 +140,8 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
     for k in np.flatnonzero(heights * widths == 0)[:1].tolist():
         if has_masks:
             raise UserError(
-                f"{path}: the image {shown(images[k].id)} has no height and width, which masks"
+                f"{path}: the image {truncate_repr(images[k].id)} has no height and width,"
+                " which masks"
                 " need; add them, or give predictions without segmentation"
             )
     for i in sorted({*lacking, *_not_plain(masks)}):
@@ -150,7 +152,7 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
     _check_numbers(path, boxes, areas)
     labels = {id_: c for c, id_ in enumerate(ids["category"])}
     frequencies = [category.frequency for category in categories]
-    truth = GroundTruth(
+    ground_truth = GroundTruth(
         image_ids=ids["image"],
         file_names=[image.file_name for image in images],
         heights=heights,
@@ -168,7 +170,7 @@ def _dataset(path: Path, content: _Boxes | _Masks, with_masks: bool, lacking: li
         not_exhaustive=_labels([image.not_exhaustive_category_ids for image in images], labels),
         frequencies=frequencies if any(frequencies) else None,
     )
-    return Dataset(path, truth, ids["category"])
+    return Dataset(path, ground_truth, ids["category"])
 
 
 def _sides(path: Path, images: list[_Image]) -> list[np.ndarray]:
@@ -177,9 +179,10 @@ def _sides(path: Path, images: list[_Image]) -> list[np.ndarray]:
     for name in ("height", "width"):
         values = [getattr(image, name) for image in images]
         for image, value in zip(images, values, strict=True):
-            if value is not None and not (0 < value < _FAR and value == int(value)):
+            if value is not None and not (0 < value < _MAX_COORDINATE and value == int(value)):
                 raise UserError(
-                    f"{path}: the {name} {value} of the image {shown(image.id)} is no positive"
+                    f"{path}: the {name} {value} of the image {truncate_repr(image.id)} is no"
+                    " positive"
                     " integer; correct it"
                 )
         sides.append(np.array([value or 0 for value in values], np.int64))
@@ -216,7 +219,7 @@ def _not_plain(masks: list) -> list[int]:
             odd.append(i)
     plain = chain.from_iterable(chain.from_iterable(m for m in masks if type(m) is list))
     numbers = np.fromiter(plain, np.float64)
-    return list(range(len(masks))) if np.any(~(np.abs(numbers) < _FAR)) else odd
+    return list(range(len(masks))) if np.any(~(np.abs(numbers) < _MAX_COORDINATE)) else odd
 
 
 def _checked(path: Path, i: int, annotation: _Masked, height: int, width: int) -> Any:

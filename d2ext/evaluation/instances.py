@@ -103,7 +103,7 @@ class Detections:
     mask_areas: np.ndarray | None = None
 
 
-def ground_truth(
+def ground_truth_columns(
     records: Sequence[dict], classes: Sequence[str], frequencies: Sequence[str] | None = None
 ) -> GroundTruth:
     """The columns of Detectron2's dataset dicts.
@@ -167,16 +167,16 @@ def ground_truth(
     )
 
 
-def detections(truth: GroundTruth, results: Sequence[dict]) -> Detections:
+def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Detections:
     """The columns of COCO results.
 
     Args:
-        truth: holds the images.
+        ground_truth: holds the images.
         results: `image_id` is one of `truth.image_ids`, `category_id` an index into its classes,
             `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all or
             none).
     """
-    index = {image_id: i for i, image_id in enumerate(truth.image_ids)}
+    index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
     with_masks = bool(results) and "segmentation" in results[0]
     return finite(
         Detections(
@@ -189,28 +189,33 @@ def detections(truth: GroundTruth, results: Sequence[dict]) -> Detections:
     )
 
 
-def finite(found: Detections) -> Detections:
+def finite(detections: Detections) -> Detections:
     """The detections whose scores, boxes and sizes are finite; a warning counts the others.
 
     Any other would break the sort by score inside every backend.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        size = found.boxes[:, 2:].prod(1) + found.boxes.sum(1)
-    kept = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1) & np.isfinite(size)
+        size = detections.boxes[:, 2:].prod(1) + detections.boxes.sum(1)
+    kept = np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1) & np.isfinite(size)
     if kept.all():
-        return found
+        return detections
     logger.warning(
         "%d of %d detections dropped: their score or box is no finite number",
         np.sum(~kept),
         len(kept),
     )
-    return take(found, np.flatnonzero(kept))
+    return take(detections, np.flatnonzero(kept))
 
 
-def take(found: Detections, rows: np.ndarray) -> Detections:
+def take(detections: Detections, rows: np.ndarray) -> Detections:
     """The detections of these rows, int64."""
-    masks = None if found.masks is None else [found.masks[i] for i in rows.tolist()]
-    areas = None if found.mask_areas is None else found.mask_areas[rows]
+    masks = None if detections.masks is None else [detections.masks[i] for i in rows.tolist()]
+    areas = None if detections.mask_areas is None else detections.mask_areas[rows]
     return Detections(
-        found.image[rows], found.label[rows], found.boxes[rows], found.scores[rows], masks, areas
+        detections.image[rows],
+        detections.label[rows],
+        detections.boxes[rows],
+        detections.scores[rows],
+        masks,
+        areas,
     )

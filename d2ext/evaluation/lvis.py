@@ -48,19 +48,19 @@ class LvisMetric:
         self._per_class = per_class
         chosen_backend("hotcoco")
 
-    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
         """Evaluates one data set, and logs a table.
 
         Args:
-            truth: its objects.
+            ground_truth: its objects.
             detections: in its images.
 
         Returns:
             `<task>/<name>` to percent; NaN where the data set holds no such object.
         """
         numbers = {}
-        for task in evaluable(self._tasks, truth, detections):
-            evaluation = hotcoco_pair(truth, detections, task, lvis_style=True)
+        for task in evaluable(self._tasks, ground_truth, detections):
+            evaluation = hotcoco_pair(ground_truth, detections, task, lvis_style=True)
             evaluation.evaluate()
             evaluation.accumulate()
             lines = evaluation.summary_lines()
@@ -69,7 +69,7 @@ class LvisMetric:
             values = {name: _percent(found.get(name, -1)) for name in (*_NAMES, *_RECALLS)}
             if self._per_class:
                 precision = evaluation.eval["precision"][:, :, :, 0, -1]
-                for c, name in enumerate(truth.classes):
+                for c, name in enumerate(ground_truth.classes):
                     known = precision[:, :, c][precision[:, :, c] > -1]
                     values[f"AP-{name}"] = _percent(float(np.mean(known)) if known.size else -1)
             numbers |= {f"{task}/{name}": value for name, value in values.items()}

@@ -19,7 +19,7 @@ from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.results_file import read_results, to_detections
-from d2ext.files import finite_or_none, replaced
+from d2ext.files import atomic_write, finite_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def evaluate_files(
     contents = [finite_or_none(numbers), analyses] if analyses else [finite_or_none(numbers)]
     with contextlib.ExitStack() as stack:
         for file, content in zip(files, contents, strict=False):
-            f = stack.enter_context(replaced(file))
+            f = stack.enter_context(atomic_write(file))
             json.dump(content, f, indent=1)
             f.write("\n")
             f.flush()  # a full disk replaces neither
@@ -116,33 +116,33 @@ def _evaluated(
     data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
     found = to_detections(predictions, results, data)
     del results  # hundreds of megabytes
-    truth = data.truth
+    ground_truth = data.ground_truth
     logger.info(
         "%d images, %d objects of %d classes, %d detections",
-        len(truth.image_ids),
-        len(truth.image),
-        len(truth.classes),
+        len(ground_truth.image_ids),
+        len(ground_truth.image),
+        len(ground_truth.classes),
         len(found.scores),
     )
     if limit is not None:
-        _warn_of_limit(truth, limit)
+        _warn_of_limit(ground_truth, limit)
     numbers = {
         f"{name}/{key}": value
         for name, metric in metrics.items()
-        for key, value in metric(truth, found).items()
+        for key, value in metric(ground_truth, found).items()
     }
     analyses = {}
     if any(parts.values()):
-        for task in evaluable(None, truth, found):
-            analyses[task] = analyse(truth, found, task, parts)
+        for task in evaluable(None, ground_truth, found):
+            analyses[task] = analyse(ground_truth, found, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
     return numbers, analyses
 
 
-def _warn_of_limit(truth: GroundTruth, limit: int) -> None:
+def _warn_of_limit(ground_truth: GroundTruth, limit: int) -> None:
     """Warn of images with more objects of a class than detections that are taken."""
-    counted = ~(truth.crowd | truth.difficult | truth.group_of)
-    pairs = np.stack([truth.image[counted], truth.label[counted]])
+    counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
+    pairs = np.stack([ground_truth.image[counted], ground_truth.label[counted]])
     (images, labels), counts = np.unique(pairs, axis=1, return_counts=True)
     if len(many := np.flatnonzero(counts > limit)):
         most = many[counts[many].argmax()]
@@ -152,9 +152,9 @@ def _warn_of_limit(truth: GroundTruth, limit: int) -> None:
             " test_topk_per_image that is as high",
             len(np.unique(images[many])),
             limit,
-            truth.image_ids[images[most]],
+            ground_truth.image_ids[images[most]],
             counts[most],
-            truth.classes[labels[most]],
+            ground_truth.classes[labels[most]],
             counts[most],
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2ext.data.formats.json_io import read_json, shown
+from d2ext.data.formats.json_io import read_json, truncate_repr
 from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision
@@ -64,11 +64,11 @@ class OpenImagesMetric:
         self._expand_detections = expand_detections
         self._per_class = per_class
 
-    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
         """Evaluates one data set.
 
         Args:
-            truth: its objects.
+            ground_truth: its objects.
             detections: with any number of detections an image; masks are not looked at.
 
         Returns:
@@ -78,14 +78,14 @@ class OpenImagesMetric:
         Raises:
             UserError: the hierarchy knows none of the classes.
         """
-        above = self._above_by_index(truth.classes)
-        truth = _expanded(truth, above)
+        above = self._above_by_index(ground_truth.classes)
+        ground_truth = _expanded(ground_truth, above)
         if self._expand_detections:
             detections = _expanded(detections, above)
-        regions = truth.group_of | (truth.crowd & ~truth.difficult)
-        ignored = truth.difficult | (truth.crowd & ~truth.group_of)
-        ap = average_precision(truth, detections, [0.5], ignored, regions)
-        numbers, table = named("bbox", ["AP50"], ap, truth.classes, self._per_class)
+        regions = ground_truth.group_of | (ground_truth.crowd & ~ground_truth.difficult)
+        ignored = ground_truth.difficult | (ground_truth.crowd & ~ground_truth.group_of)
+        ap = average_precision(ground_truth, detections, [0.5], ignored, regions)
+        numbers, table = named("bbox", ["AP50"], ap, ground_truth.classes, self._per_class)
         more = sum(map(len, above))
         logger.info("Open Images bbox, %d pairs of a class and one above it:\n%s", more, table)
         return numbers
@@ -102,8 +102,8 @@ class OpenImagesMetric:
         index = {name: i for i, name in enumerate(classes)}
         if self._file is not None and not (index.keys() & self._above):
             raise UserError(
-                f"{self._file} names none of the classes {shown(list(classes))}, but"
-                f" {shown(list(self._above))}; where it has codes, put Open Images'"
+                f"{self._file} names none of the classes {truncate_repr(list(classes))}, but"
+                f" {truncate_repr(list(self._above))}; where it has codes, put Open Images'"
                 " class-descriptions-boxable.csv beside it"
             )
         return [sorted(index[a] for a in self._above.get(c, ()) if a in index) for c in classes]
@@ -130,7 +130,7 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
         below = node.get("Subcategory", []) if isinstance(node, dict) else None
         if not isinstance(label, str) or not isinstance(below, list):
             raise UserError(
-                f"{path} is no hierarchy of Open Images: {shown(node)} is no"
+                f"{path} is no hierarchy of Open Images: {truncate_repr(node)} is no"
                 ' {"LabelName": "...", "Subcategory": [...]}; download it again'
             )
         name = names.get(label, label)

@@ -25,7 +25,7 @@ from d2ext.data.datasets.classes import ABSENT
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def write_predictions(
         logger.info("%s.json: %d detections of classes that it lacks", dataset, absent.sum())
         found = take(found, np.flatnonzero(~absent))
     file = folder / f"{dataset}.json"
-    with replaced(file, "wb") as f:
+    with atomic_write(file, "wb") as f:
         f.write(b"[")
         for start in range(0, len(found.scores), _WRITTEN):
             results = results_of(found, image_ids, slice(start, start + _WRITTEN))

@@ -11,7 +11,7 @@ import numpy as np
 import pycocotools.mask
 
 from d2ext.data.formats.coco_objects import MALFORMED, read_object, short
-from d2ext.data.formats.json_io import no_collection, shown
+from d2ext.data.formats.json_io import no_collection, truncate_repr
 from d2ext.data.formats.rle import sound_text
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import whole_masks
@@ -74,13 +74,13 @@ def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detect
         UserError: an entry is of an unknown image or category, appears twice, or its mask does not
             fit its image; or boxes are [x0, y0, x1, y1].
     """
-    truth = dataset.truth
-    image = _known(path, results, "image", truth.image_ids, dataset.path)
+    ground_truth = dataset.ground_truth
+    image = _known(path, results, "image", ground_truth.image_ids, dataset.path)
     label = _known(path, results, "category", dataset.category_ids, dataset.path)
     masks = areas = None
     if results and results[0].segmentation is not None:
         masks = [r.segmentation for r in results]
-        areas = _check_masks(path, masks, image, truth)
+        areas = _check_masks(path, masks, image, ground_truth)
     if results and results[0].bbox is None:
         boxes = pycocotools.mask.toBbox(masks)
     else:
@@ -88,7 +88,7 @@ def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detect
     scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
     found = Detections(image, label, boxes, scores, masks, areas)
     if results:
-        _check_boxes(path, found, truth)
+        _check_boxes(path, found, ground_truth)
     _check_distinct(path, found)
     return finite(found)
 
@@ -111,7 +111,7 @@ def _known(
     elif ids and what == "category":
         remedy = _category_remedy([r.category_id for r in results], ids) or remedy
     raise UserError(
-        f"{path}: the {name} {shown(value)} of entry {first}"
+        f"{path}: the {name} {truncate_repr(value)} of entry {first}"
         f" ({len(unknown)} of {len(results)} entries have such ids) is unknown to {dataset};"
         f" {remedy}"
     )
@@ -133,10 +133,10 @@ def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
 
 
 def _check_masks(
-    path: Path, masks: list[dict], image: np.ndarray, truth: GroundTruth
+    path: Path, masks: list[dict], image: np.ndarray, ground_truth: GroundTruth
 ) -> np.ndarray:
     """Checks the RLEs, compresses those that are not, and gives their areas."""
-    of_image = np.stack([truth.heights, truth.widths], 1).tolist()
+    of_image = np.stack([ground_truth.heights, ground_truth.widths], 1).tolist()
     wanted = list(map(of_image.__getitem__, image.tolist()))
     sizes = list(map(itemgetter("size"), masks))
     if sizes != wanted:
@@ -168,20 +168,20 @@ def _checked_mask(path: Path, i: int, mask: dict) -> dict:
         raise UserError(f"{path}: the RLE of entry {i} is malformed ({short(e)})") from e
 
 
-def _check_boxes(path: Path, found: Detections, truth: GroundTruth) -> None:
+def _check_boxes(path: Path, found: Detections, ground_truth: GroundTruth) -> None:
     """Whether boxes are [x, y, width, height].
 
     They are not where many stick out of their images, as [x0, y0, x1, y1] nearly all have a size,
     and they then overlap the objects better.
     """
     boxes, start, end = found.boxes, found.boxes[:, :2], found.boxes[:, 2:]
-    sides = np.stack([truth.widths, truth.heights], 1)[found.image]
+    sides = np.stack([ground_truth.widths, ground_truth.heights], 1)[found.image]
     with np.errstate(over="ignore", invalid="ignore"):
         sticks_out = ((start + end > (1 + _REACH) * sides + 1) & (sides > 0)).any(1)
     ordered = (end >= start).all(1)
     if sticks_out.mean() >= 0.1 and ordered.mean() >= 0.95:
         other = np.hstack([start, end - start])
-        if _overlap(other, found, truth) > _overlap(boxes, found, truth):
+        if _overlap(other, found, ground_truth) > _overlap(boxes, found, ground_truth):
             i = np.flatnonzero(sticks_out)[0]
             raise UserError(
                 f"{path}: boxes seem to be [x0, y0, x1, y1]: as COCO's [x, y, width, height]"
@@ -196,11 +196,11 @@ def _check_boxes(path: Path, found: Detections, truth: GroundTruth) -> None:
         )
 
 
-def _overlap(boxes: np.ndarray, found: Detections, truth: GroundTruth) -> float:
+def _overlap(boxes: np.ndarray, found: Detections, ground_truth: GroundTruth) -> float:
     """Mean over the first boxes of the best IoU with an object of the image."""
     best = []
     for row in range(min(len(boxes), 300)):
-        objects = truth.boxes[truth.image == found.image[row]]
+        objects = ground_truth.boxes[ground_truth.image == found.image[row]]
         if len(objects):
             best.append(
                 pycocotools.mask.iou(boxes[row : row + 1], objects, [0] * len(objects)).max()

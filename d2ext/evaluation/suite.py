@@ -15,7 +15,7 @@ from torch import nn
 
 from d2ext.data.records.records import image_ids_of
 from d2ext.errors import UserError
-from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth
+from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
 from d2ext.evaluation.predictions import predict
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ class Evaluation:
     Attributes:
         dataset: its name.
         records: Detectron2 dataset dicts.
-        truth: the objects in them.
+        ground_truth: the objects in them.
         detections: of the model.
         results: `<dataset>/<metric>/<task>/<name>` to a number, NaN where undefined.
     """
 
     dataset: str
     records: Sequence[dict]
-    truth: GroundTruth
+    ground_truth: GroundTruth
     detections: Detections
     results: dict[str, float]
 
@@ -111,13 +111,13 @@ class Suite:
                 len(found.scores),
                 time.perf_counter() - start,
             )
-            truth = self._truth(name, records)
+            ground_truth = self._truth(name, records)
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in metrics.items()
-                for key, value in metric(truth, found).items()
+                for key, value in metric(ground_truth, found).items()
             }
-            evaluations.append(Evaluation(name, records, truth, found, results))
+            evaluations.append(Evaluation(name, records, ground_truth, found, results))
         return evaluations
 
     def _truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
@@ -127,7 +127,7 @@ class Suite:
             frequencies = counts and [
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
-            self._truths[name] = ground_truth(records, metadata.thing_classes, frequencies)
+            self._truths[name] = ground_truth_columns(records, metadata.thing_classes, frequencies)
         return self._truths[name]
 
 

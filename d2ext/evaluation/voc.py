@@ -60,11 +60,11 @@ class VocMetric:
         self._plus_one = plus_one
         self._per_class = per_class
 
-    def __call__(self, truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
         """Evaluates one data set.
 
         Args:
-            truth: its objects.
+            ground_truth: its objects.
             detections: with any number of detections an image; masks are not looked at.
 
         Returns:
@@ -72,17 +72,17 @@ class VocMetric:
             for the classes; percent, NaN where there are no objects.
         """
         if self._plus_one:
-            truth, detections = _grown(truth), _grown(detections)
-        ignored = truth.difficult | truth.crowd | truth.group_of
+            ground_truth, detections = _grown(ground_truth), _grown(detections)
+        ignored = ground_truth.difficult | ground_truth.crowd | ground_truth.group_of
         ap = average_precision(
-            truth,
+            ground_truth,
             detections,
             self._thresholds,
             ignored,
             np.zeros_like(ignored),
             self._mode == "11points",
         )
-        numbers, table = self._named(ap, truth.classes)
+        numbers, table = self._named(ap, ground_truth.classes)
         logger.info("Pascal VOC bbox, %s:\n%s", self._mode, table)
         return numbers
 

@@ -26,7 +26,7 @@ from d2ext.visualize.sheets import View, make_figures, make_tile, write_html, wr
 logger = logging.getLogger(__name__)
 
 _INDEX = "browse.json"  # a folder with it is one of this tool's
-_SHOWN = 5  # messages of one kind
+_MAX_SHOWN = 5  # messages of one kind
 
 
 def browse(
@@ -113,7 +113,7 @@ class _Seen:
         summary = f"{self.images} images, {self.objects} annotated objects"
         if self.augmented:
             summary += f", {self.input_objects} in the model's input"
-        notes = self.failures[:_SHOWN]
+        notes = self.failures[:_MAX_SHOWN]
         if more := len(self.failures) - len(notes):
             notes.append(f"and {more} more images cannot be shown")
         return {"summary": summary + ".", "notes": notes}
@@ -190,10 +190,10 @@ def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
 def _warn_of_glyphs(classes: list[str]) -> None:
     odd = [f"class {i} = {name}" for i, name in enumerate(classes) if not font_has(name)]
     if odd:
-        more = f", and {len(odd) - _SHOWN} more" * (len(odd) > _SHOWN)
+        more = f", and {len(odd) - _MAX_SHOWN} more" * (len(odd) > _MAX_SHOWN)
         logger.warning(
             "The pages' font lacks characters of class names: %s%s; --html shows them",
-            ", ".join(odd[:_SHOWN]),
+            ", ".join(odd[:_MAX_SHOWN]),
             more,
         )
 

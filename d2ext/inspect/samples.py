@@ -11,10 +11,10 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: the config or the data set is wrong.
     """
-    declare_datasets(cfg)
+    register_run_datasets(cfg)
     section = f"dataloader.{split}"
     settings = cfg.dataloader.get(split)
     if split == "test" and not settings:
@@ -78,7 +78,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     metadata = _metadata(section, names)
     image_format = settings.mapper.get("image_format", "BGR") or "RGB"
     batch, skip = None, start
-    with building(section):
+    with config_errors(section):
         if split == "train":
             if OmegaConf.select(settings, "seed") is None:
                 raise UserError(

@@ -50,7 +50,7 @@ def wait_for_ranks(what: str) -> None:
         comm.synchronize()
 
 
-def from_main(make: Callable[[], Any]) -> Any:
+def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
     """What `make` returns on rank 0, on every rank.
 
     Raises:
@@ -74,14 +74,14 @@ def from_main(make: Callable[[], Any]) -> Any:
     return content[0]
 
 
-def copy_from_main(model: nn.Module) -> None:
+def broadcast_weights(model: nn.Module) -> None:
     """Gives every rank the weights of rank 0, which alone needs to reach the files."""
     if comm.get_world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
-def copy_buffers_from_main(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Gives every rank rank 0's running statistics, which are those that checkpoints hold."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
@@ -106,7 +106,7 @@ def log_ranks(device: str) -> None:
         logger.info("%s", tabulate(rows, headers=("rank", "local", "host", "pid", "device")))
 
 
-class Vote(NamedTuple):
+class StepStatus(NamedTuple):
     """What all ranks know behind a step.
 
     Attributes:
@@ -120,7 +120,7 @@ class Vote(NamedTuple):
     bad_images: int
 
 
-def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vote:
+def sync_step(values: Sequence[float], stop: str | None, bad_images: int = 0) -> StepStatus:
     """Tells the ranks one another's losses and wishes; each step, every rank calls this.
 
     It stands between the gradients and the optimizer, so that a step is taken by all ranks or by
@@ -134,7 +134,7 @@ def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vot
         bad_images: samples that this rank has replaced so far.
     """
     if comm.get_world_size() == 1:
-        return Vote(list(values) or [math.nan], stop, bad_images)
+        return StepStatus(list(values) or [math.nan], stop, bad_images)
     if len(values) > _SLOTS:
         raise ValueError(f"the model has {len(values)} losses; {_SLOTS} can be exchanged")
     head = [REASONS.index(stop), bad_images, len(values)]
@@ -146,4 +146,4 @@ def agree(values: Sequence[float], stop: str | None, bad_images: int = 0) -> Vot
     table = torch.stack(received)
     reasons, images, counts = table[:, :3].long().T
     means = table[:, 3 : 3 + max(int(counts.max()), 1)].mean(dim=0)
-    return Vote(means.tolist(), REASONS[int(reasons.max())], int(images.sum()))
+    return StepStatus(means.tolist(), REASONS[int(reasons.max())], int(images.sum()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2ext.launch.topology import Layout
+from d2ext.launch.topology import Topology
 
 
 def run_name(config_file: str) -> str:
@@ -15,25 +15,25 @@ def run_name(config_file: str) -> str:
     return path.resolve().parent.name if path.suffix == ".yaml" else path.stem
 
 
-def describe(
-    config_file: str, argv: Sequence[str], layout: Layout, validate: bool = True
+def describe_run(
+    config_file: str, argv: Sequence[str], topology: Topology, validate: bool = True
 ) -> dict[str, Any]:
     """What is known of a run from its command.
 
     Args:
         config_file: of the command line.
         argv: the command line.
-        layout: of `find_layout`.
+        topology: of `find_topology`.
         validate: whether the run evaluates while it trains.
 
     Returns:
         `name`, `config_file`, `command`, and `start`: the words that start as many processes, to be
         followed by a config and overrides.
     """
-    tool = [*layout.starting(), os.path.relpath(argv[0])]
+    tool = [*topology.starting(), os.path.relpath(argv[0])]
     return {
         "name": run_name(config_file),
         "config_file": config_file,
         "command": shlex.join([*tool, *argv[1:]]),
-        "start": [*tool, *layout.flags(), *["--no-validate"] * (not validate)],
+        "start": [*tool, *topology.flags(), *["--no-validate"] * (not validate)],
     }

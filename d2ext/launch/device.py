@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from d2ext.errors import UserError, in_words
+from d2ext.errors import UserError, format_exception
 
 _DEV = Path("/dev")
 _GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
@@ -93,7 +93,7 @@ def why_no_gpu() -> str:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as e:  # the former from a build without CUDA
-        return in_words(e) + given
+        return format_exception(e) + given
     return f"torch {torch.__version__} gives no reason{given}"
 
 

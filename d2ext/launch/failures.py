@@ -135,7 +135,7 @@ class FailureFolder:
         """Leaves the cause in the files of the run, if it has come to begin."""
         if self._beginning() != self._begun:  # else what is there is another run's
             details = failure["traceback"] * (failure["kind"] == "other")
-            tell_failure(self._run, failure["message"], details)
+            record_failure(self._run, failure["message"], details)
 
     def _beginning(self) -> int | None:
         file = self._run / "run.json"
@@ -145,7 +145,7 @@ class FailureFolder:
         return {path: path.stat().st_mtime_ns for path in self._folder.glob("rank-*.json")}
 
 
-def tell_failure(out: Path, message: str, details: str = "") -> None:
+def record_failure(out: Path, message: str, details: str = "") -> None:
     """Leaves in log.txt, run.json and the report why a run has failed.
 
     Args:

@@ -99,7 +99,7 @@ class StopSignals:
 _last_words: list[Callable[[], None]] = []
 
 
-def before_leaving(call: Callable[[], None]) -> None:
+def on_forced_exit(call: Callable[[], None]) -> None:
     """Has `call()` run where a second Ctrl-C ends this process without cleaning up."""
     _last_words.append(call)
 

@@ -37,14 +37,14 @@ from d2ext.launch.failures import (
     print_failure,
     write_failure,
 )
-from d2ext.launch.signals import before_leaving, ignore_signals, name_of
-from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, stragglers_killed
-from d2ext.launch.topology import Layout, check_meeting_place, end_step
+from d2ext.launch.signals import ignore_signals, name_of, on_forced_exit
+from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, terminate_peers
+from d2ext.launch.topology import Topology, check_rendezvous, end_step
 from d2ext.waiting import waiting_for
 
 
 def start_ranks(
-    layout: Layout,
+    topology: Topology,
     target: Callable[..., int],
     args: tuple,
     timeout: float,
@@ -54,7 +54,7 @@ def start_ranks(
     """Runs `target(*args)` in every rank of the run that this process is to start or is.
 
     Args:
-        layout: of `find_layout`.
+        topology: of `find_topology`.
         target: importable function; returns the exit status.
         args: for it; they are pickled.
         timeout: seconds to wait for peers, in the rendezvous and in each exchange.
@@ -74,22 +74,22 @@ def start_ranks(
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
     failures = FailureFolder(output_dir)
-    if layout.starter != "self":
+    if topology.launcher != "self":
         try:
-            join_ranks(layout, timeout, device)
+            join_ranks(topology, timeout, device)
         except UserError as e:
             print(f"error: {e}", file=sys.stderr, flush=True)
-            if layout.starter == "srun":
+            if topology.launcher == "srun":
                 end_step(os.environ)  # its other tasks would wait
             return 2
         return _guarded(failures, target, args)
-    if layout.world_size == 1:
+    if topology.world_size == 1:
         try:
             return target(*args)
         except BaseException as e:
             failures.tell(describe_failure(0, e))
             raise
-    check_meeting_place(layout, timeout)
+    check_rendezvous(topology, timeout)
     # torch announces whom it ends; the cause is told here.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
@@ -101,15 +101,15 @@ def start_ranks(
     try:
         with (
             signals_forwarded(folder) as sent,
-            stragglers_killed(folder) as vanished,
-            _meeting(layout, timeout, lambda: len(met(folder)) < layout.per_machine),
+            terminate_peers(folder) as vanished,
+            _rendezvous(topology, timeout, lambda: len(met(folder)) < topology.per_machine),
         ):
             launch(
                 _rank_main,
-                layout.per_machine,
-                layout.num_machines,
-                layout.machine_rank,
-                layout.url,
+                topology.per_machine,
+                topology.num_machines,
+                topology.machine_rank,
+                topology.url,
                 args=(folder, failures, timeout, target, args),
                 timeout=datetime.timedelta(seconds=timeout),
             )
@@ -121,37 +121,37 @@ def start_ranks(
     finally:
         send(folder, signal.SIGKILL)
     try:
-        return _outcome(layout, folder, failed, failures, sent, vanished)
+        return _outcome(topology, folder, failed, failures, sent, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def join_ranks(layout: Layout, timeout: float, device: str) -> None:
+def join_ranks(topology: Topology, timeout: float, device: str) -> None:
     """Joins the process group of a run whose ranks torchrun or srun started.
 
     Raises:
         UserError: the others do not come.
     """
-    if layout.starter == "srun" and layout.rank == 0:
-        check_meeting_place(layout, timeout)
+    if topology.launcher == "srun" and topology.rank == 0:
+        check_rendezvous(topology, timeout)
     if device == "cuda":
         # srun may give each task a GPU of its own, the only one that it sees.
-        alone = layout.starter == "srun" and torch.cuda.device_count() == 1
-        torch.cuda.set_device(0 if alone else layout.rank % layout.per_machine)
-    os.environ.setdefault("MASTER_ADDR", layout.url.removeprefix("tcp://").rpartition(":")[0])
-    os.environ.setdefault("MASTER_PORT", layout.url.rpartition(":")[2])
+        alone = topology.launcher == "srun" and torch.cuda.device_count() == 1
+        torch.cuda.set_device(0 if alone else topology.rank % topology.per_machine)
+    os.environ.setdefault("MASTER_ADDR", topology.url.removeprefix("tcp://").rpartition(":")[0])
+    os.environ.setdefault("MASTER_PORT", topology.url.rpartition(":")[2])
     try:
-        with _meeting(layout, timeout, lambda: layout.rank % layout.per_machine == 0):
+        with _rendezvous(topology, timeout, lambda: topology.rank % topology.per_machine == 0):
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo",
-                init_method="env://" if layout.starter == "torchrun" else layout.url,
-                world_size=layout.world_size,
-                rank=layout.rank,
+                init_method="env://" if topology.launcher == "torchrun" else topology.url,
+                world_size=topology.world_size,
+                rank=topology.rank,
                 timeout=datetime.timedelta(seconds=timeout),
             )
     except (dist.DistError, RuntimeError) as e:
-        raise UserError(_meeting_failed(layout, str(e))) from e
-    comm.create_local_process_group(layout.per_machine)
+        raise UserError(_rendezvous_failed(topology, str(e))) from e
+    comm.create_local_process_group(topology.per_machine)
     set_timeout(timeout)
     wait_for_ranks("the other ranks to start")
 
@@ -170,7 +170,7 @@ def _rank_main(
         write_failure(folder / f"{rank}.json", failure)
         failures.add(failure)
 
-    before_leaving(lambda: leave_word(KeyboardInterrupt()))
+    on_forced_exit(lambda: leave_word(KeyboardInterrupt()))
     try:
         set_timeout(timeout)
         status = target(*args)
@@ -182,7 +182,7 @@ def _rank_main(
         os._exit(1)  # destructors of process groups can wait for peers
     (folder / f"{rank}.status").write_text(str(status))
     dist.destroy_process_group()
-    leave(0)
+    exit_process(0)
 
 
 def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> NoReturn:
@@ -198,10 +198,10 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
         sys.stdout.flush()
         os._exit(status)  # destructors of process groups can wait for peers
     dist.destroy_process_group()
-    leave(status)
+    exit_process(status)
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Ends a process that exchanged tensors with others, but does not finalise Python.
 
     A thread of Gloo's drops the last tensors whenever it comes to it. Where Python has none of them
@@ -217,7 +217,7 @@ def leave(status: int) -> NoReturn:
 
 
 def _outcome(
-    layout: Layout,
+    topology: Topology,
     folder: Path,
     failed: Exception | None,
     failures: FailureFolder,
@@ -226,7 +226,7 @@ def _outcome(
 ) -> int:
     """Says why it failed, if it did, and returns the exit status."""
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
-    if failed is None and len(statuses) == layout.per_machine:
+    if failed is None and len(statuses) == topology.per_machine:
         return max(statuses.values())
     if signal.SIGKILL in sent:
         print("interrupted", file=sys.stderr)
@@ -235,17 +235,17 @@ def _outcome(
     by = getattr(failed, "signal_name", None)
     forwarded = by and signal.Signals[by] in FORWARDED
     if not forwarded and (by or vanished):
-        rank = layout.rank + failed.error_index if by else min(vanished)
+        rank = topology.rank + failed.error_index if by else min(vanished)
         mine.append(describe_killed(rank, by))
         failures.add(mine[-1])
     if first := cause(mine):
-        return _tell(failures, first, layout.machine_rank == 0)
+        return _tell(failures, first, topology.machine_rank == 0)
     if failed is None or forwarded:
         by = f" by {name_of(signal.Signals[by])}" if by else ""
         print(f"interrupted{by}", file=sys.stderr)
         return 130
     # It failed before the ranks had met.
-    raise UserError(_meeting_failed(layout, str(failed)))
+    raise UserError(_rendezvous_failed(topology, str(failed)))
 
 
 def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
@@ -256,26 +256,27 @@ def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
     return print_failure(first)
 
 
-def _meeting(
-    layout: Layout, timeout: float, needed: Callable[[], bool]
+def _rendezvous(
+    topology: Topology, timeout: float, needed: Callable[[], bool]
 ) -> contextlib.AbstractContextManager:
     return waiting_for(
-        f"all {layout.world_size} processes to start and meet at {layout.url}",
+        f"all {topology.world_size} processes to start and meet at {topology.url}",
         f"--dist-timeout gives up ({timeout:g} s)",
         needed=needed,
     )
 
 
-def _meeting_failed(layout: Layout, text: str) -> str:
+def _rendezvous_failed(topology: Topology, text: str) -> str:
     if joined := re.search(r"(\d+)/(\d+) clients joined", text):
         return (
-            f"only {joined[1]} of {joined[2]} processes came to {layout.url} in time; start the"
+            f"only {joined[1]} of {joined[2]} processes came to {topology.url} in time; start the"
             " other machines, or wait longer with --dist-timeout"
         )
     if "wait timeout" in text:
         return (
-            f"not all {layout.world_size} processes came to {layout.url} in time; are --num-gpus"
+            f"not all {topology.world_size} processes came to {topology.url} in time; are"
+            " --num-gpus"
             " and --num-machines the same on every machine?"
         )
     last = (text.strip() or "no reason given").splitlines()[-1]
-    return f"the processes could not meet at {layout.url}: {last}"
+    return f"the processes could not meet at {topology.url}: {last}"

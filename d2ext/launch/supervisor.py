@@ -50,7 +50,7 @@ def signals_forwarded(folder: Path) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def stragglers_killed(folder: Path) -> Iterator[list[int]]:
+def terminate_peers(folder: Path) -> Iterator[list[int]]:
     """Kills the peers of a dead rank that are still there after a while.
 
     It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.

@@ -23,11 +23,11 @@ _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 
 @dataclass(frozen=True)
-class Layout:
+class Topology:
     """Which processes a run has.
 
     Attributes:
-        starter: `self` (this process spawns its machine's ranks), `torchrun` or `srun` (this
+        launcher: `self` (this process spawns its machine's ranks), `torchrun` or `srun` (this
             process is one of the ranks).
         num_machines, machine_rank: as the flags of these names.
         per_machine: processes on each machine.
@@ -35,7 +35,7 @@ class Layout:
         rank: this process's global rank; of the first one that it spawns, for `self`.
     """
 
-    starter: str
+    launcher: str
     num_machines: int = 1
     machine_rank: int = 0
     per_machine: int = 1
@@ -50,16 +50,16 @@ class Layout:
     def starting(self) -> list[str]:
         """The words before the tool, with which machine 0 starts such a run."""
         machines, each = str(self.num_machines), str(self.per_machine)
-        if self.starter == "srun":
+        if self.launcher == "srun":
             return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}", "python"]
-        if self.starter == "torchrun":
+        if self.launcher == "torchrun":
             where = "--standalone" if self.num_machines == 1 else f"--nnodes={machines}"
             return ["torchrun", where, f"--nproc-per-node={each}"]
         return ["python"]
 
     def flags(self) -> list[str]:
         """The tool's flags that give as many processes."""
-        if self.starter != "self" or self.world_size == 1:
+        if self.launcher != "self" or self.world_size == 1:
             return []
         flags = ["--num-gpus", str(self.per_machine)]
         if self.num_machines > 1:
@@ -68,14 +68,14 @@ class Layout:
         return flags
 
 
-def find_layout(
+def find_topology(
     env: Mapping[str, str],
     num_gpus: int | None = None,
     num_machines: int | None = None,
     machine_rank: int | None = None,
     dist_url: str | None = None,
     port: int | None = None,
-) -> Layout:
+) -> Topology:
     """Says which processes a run has, from flags (None: not given) and the environment.
 
     Args:
@@ -105,7 +105,7 @@ def find_layout(
             f"--machine-rank {rank}: {machines} machines have the ranks 0 to {machines - 1}"
         )
     if machines * per_machine == 1:
-        return Layout("self")
+        return Topology("self")
     port = port or _port(env)
     if dist_url in (None, "auto"):
         host = env.get("MASTER_ADDR") if machines > 1 else "127.0.0.1"
@@ -115,7 +115,7 @@ def find_layout(
             )
         dist_url = f"tcp://{host}:{port or free_port()}"
     _check_url(dist_url)
-    return Layout("self", machines, rank, per_machine, dist_url, rank * per_machine)
+    return Topology("self", machines, rank, per_machine, dist_url, rank * per_machine)
 
 
 def free_port() -> int:
@@ -153,25 +153,26 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def check_meeting_place(layout: Layout, timeout: float) -> None:
+def check_rendezvous(topology: Topology, timeout: float) -> None:
     """Machine 0 must be able to listen, the others must reach it within `timeout` seconds.
 
     Raises:
         UserError: the port is taken, the host is unknown, or nobody answers.
     """
-    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
+    host, _, port = topology.url.removeprefix("tcp://").rpartition(":")
     try:
         socket.getaddrinfo(host, int(port))
     except (socket.gaierror, UnicodeError) as e:
-        raise UserError(f"--dist-url {layout.url}: the host {host} is unknown") from e
-    if layout.machine_rank == 0:
+        raise UserError(f"--dist-url {topology.url}: the host {host} is unknown") from e
+    if topology.machine_rank == 0:
         if not port_is_free(int(port)):
             raise UserError(
-                f"port {port} of {layout.url} is taken; choose another one with --dist-url or PORT"
+                f"port {port} of {topology.url} is taken; choose another one with --dist-url or"
+                " PORT"
             )
         return
     deadline = time.monotonic() + timeout
-    with waiting_for(f"machine 0 at {layout.url}", f"--dist-timeout gives up ({timeout:g} s)"):
+    with waiting_for(f"machine 0 at {topology.url}", f"--dist-timeout gives up ({timeout:g} s)"):
         while True:
             try:
                 socket.create_connection((host, int(port)), timeout=5).close()
@@ -179,7 +180,7 @@ def check_meeting_place(layout: Layout, timeout: float) -> None:
             except OSError as e:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"machine 0 cannot be reached at {layout.url} within {timeout:g} s ({e});"
+                        f"machine 0 cannot be reached at {topology.url} within {timeout:g} s ({e});"
                         " is it started, and its port open?"
                     ) from e
                 time.sleep(0.5)
@@ -193,7 +194,7 @@ def end_step(env: Mapping[str, str]) -> None:
         subprocess.run(["scancel", step], capture_output=True)
 
 
-def _torchrun(env: Mapping[str, str]) -> Layout:
+def _torchrun(env: Mapping[str, str]) -> Topology:
     world, per_machine, rank = (int(env[k]) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
     if world % per_machine:
         raise UserError(
@@ -205,10 +206,10 @@ def _torchrun(env: Mapping[str, str]) -> Layout:
             "torchrun --master-port=0: nobody meets there; give a port, or --standalone"
         )
     url = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
-    return Layout("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
+    return Topology("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
 
 
-def _srun(env: Mapping[str, str], dist_url: str | None, port: int | None) -> Layout:
+def _srun(env: Mapping[str, str], dist_url: str | None, port: int | None) -> Topology:
     world, rank = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"])
     machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
     if world % machines or "," in env.get("SLURM_STEP_TASKS_PER_NODE", ""):
@@ -226,7 +227,7 @@ def _srun(env: Mapping[str, str], dist_url: str | None, port: int | None) -> Lay
         dist_url = f"tcp://{_first_node(env)}:{port}"
     _check_url(dist_url)
     per_machine = world // machines
-    return Layout("srun", machines, rank // per_machine, per_machine, dist_url, rank)
+    return Topology("srun", machines, rank // per_machine, per_machine, dist_url, rank)
 
 
 def _first_node(env: Mapping[str, str]) -> str:

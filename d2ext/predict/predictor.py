@@ -19,7 +19,7 @@ from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
 from d2ext.data.formats.json_io import nearest
 from d2ext.engine.builders import build_model
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
 from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
@@ -88,7 +88,7 @@ class Predictor:
         plan = Plan(folder, device, self.classes, {}, None, file, None, None, [])
         self._model = build_model(cfg, plan).eval()
         load_weights(self._model, file, whole=True)
-        with building("dataloader.val.mapper"):
+        with config_errors("dataloader.val.mapper"):
             mapper = instantiate(cfg.dataloader.val.mapper)
             self._resize, self._format = mapper.augmentations, mapper.image_format
         self._threshold = score_threshold
@@ -174,7 +174,7 @@ def _of_run(run: Path) -> list[str]:
 
 
 def _declared(cfg: Any) -> list[str]:
-    """The classes of the config's training data as `declare_datasets` joins them, else of val's.
+    """The training data's classes as `register_run_datasets` joins them, else those of val.
 
     At most annotation files are read; nothing where one of several sets does not tell.
     """
@@ -188,7 +188,7 @@ def _declared(cfg: Any) -> list[str]:
             if isinstance(given, ListConfig):
                 mine = given
             else:
-                with contextlib.suppress(UserError), building(f"datasets.{name}"):
+                with contextlib.suppress(UserError), config_errors(f"datasets.{name}"):
                     mine = instantiate(declaration).classes
         elif name in DatasetCatalog.list():
             mine = MetadataCatalog.get(name).get("thing_classes", ())

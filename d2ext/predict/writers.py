@@ -18,7 +18,7 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from d2ext.errors import UserError
-from d2ext.files import replaced, write_json
+from d2ext.files import atomic_write, write_json
 from d2ext.predict.predictor import Prediction, Predictor
 from d2ext.predict.sources import Item, find_inputs, readable, sources_of
 from d2ext.terminal import progress
@@ -28,7 +28,7 @@ from d2ext.visualize.overlay import draw_instances
 logger = logging.getLogger(__name__)
 
 _INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
-_SHOWN = 10  # unreadable files that are named
+_MAX_SHOWN = 10  # unreadable files that are named
 _TABLES = ("detections.csv", "counts.csv")
 # VP8 in WebM is what OpenCV writes everywhere and browsers play; it has no encoder for H.264.
 _CODEC, _SUFFIX = "VP80", ".webm"
@@ -86,7 +86,7 @@ def predict_files(
     unreadable: list[tuple[Path, str]] = []
     counts = Counter()
     with contextlib.ExitStack() as stack:
-        results = stack.enter_context(replaced(output / "predictions.json", "wb"))
+        results = stack.enter_context(atomic_write(output / "predictions.json", "wb"))
         rows = _Rows(results)
         writers: list[Any] = []
         if overlays:
@@ -99,7 +99,7 @@ def predict_files(
         if masks:
             writers.append(_Masks(output / "masks"))
         if csv:
-            files_of = (stack.enter_context(replaced(output / name)) for name in _TABLES)
+            files_of = (stack.enter_context(atomic_write(output / name)) for name in _TABLES)
             writers.append(_Tables(*files_of, predictor.classes))
         for source in sources_of(files, unreadable):
             kept: list[Item] = []
@@ -134,10 +134,10 @@ def predict_files(
     skipped = [*unreadable, *others]
     index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in skipped]
     write_json(output / "images.json", index)
-    for path, why in unreadable[:_SHOWN]:
+    for path, why in unreadable[:_MAX_SHOWN]:
         logger.warning("%s %s", path, why)
-    if len(unreadable) > _SHOWN:
-        logger.warning("and %d more, see images.json", len(unreadable) - _SHOWN)
+    if len(unreadable) > _MAX_SHOWN:
+        logger.warning("and %d more, see images.json", len(unreadable) - _MAX_SHOWN)
     by_class = ", ".join(f"{predictor.classes[i]} {n}" for i, n in counts.most_common())
     logger.info(
         "%s: %d images, %d objects%s",

@@ -11,25 +11,25 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from d2ext.data.datasets.register import counts_of
 from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.prepare.cityscapes import require_cityscapes
-from d2ext.data.records.cache import remembered
+from d2ext.data.records.cache import cached_value
 from d2ext.data.records.columns import NO_MASK
 from d2ext.data.records.records import columns_of
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.dataset_dicts import (
     DatasetSummary,
-    check_dataset,
+    check_dataset_dicts,
     check_masks,
     check_trainable,
     checker_command,
     format_summary,
 )
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
 
 
-def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
     """Read and check every dataset; their classes must agree by name and order.
 
     Args:
@@ -62,7 +62,7 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
             require_cityscapes(metadata)
             if file := metadata.get("json_file"):
                 _check_file(file, metadata.get("image_root"))
-            with building(f"datasets.{name}"):
+            with config_errors(f"datasets.{name}"):
                 records = DatasetCatalog.get(name)
             mine = list(metadata.get("thing_classes", []))
             if classes is not None and mine != classes:
@@ -75,7 +75,7 @@ def check_splits(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], 
                 continue
             use = "trained on" if split == "train" else "evaluated"
             about = metadata.as_dict() | counts_of(name)
-            summary = check_dataset(name, records, mine, about, use)
+            summary = check_dataset_dicts(name, records, mine, about, use)
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
                 check_heads(cfg, name, records)
@@ -107,7 +107,7 @@ def _map(field: str, loader: Any, record: dict) -> Any:
     """Map an image: augmentations look at their arguments when they are applied."""
     if not (settings := loader.get("mapper")):
         return None
-    with building(field), generators_seeded(0):
+    with config_errors(field), generators_seeded(0):
         # One that cannot be read is another matter, of the run.
         return ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
 
@@ -120,7 +120,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
         found = fast_findings(json_file, images=image_root)
         return [f"{f.count} {f.what} (such as {f.example})" for f in found if f.severity == ERROR]
 
-    if found := remembered(json_file, f"errors {image_root}", errors):
+    if found := cached_value(json_file, f"errors {image_root}", errors):
         more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
         raise UserError(
             f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"

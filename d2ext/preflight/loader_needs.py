@@ -12,7 +12,7 @@ import torch
 from detectron2.config import instantiate
 
 from d2ext.data.loading.loader import Loader
-from d2ext.errors import building
+from d2ext.errors import config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
 
@@ -78,7 +78,7 @@ def _largest_sample(field: str, settings: Any) -> tuple[int, int]:
             one.dataset.names = name
     sizes = []
     for one in loaders:
-        with building(field):
+        with config_errors(field):
             loader = instantiate(one)
         if isinstance(loader, Loader):
             samples = (sample for _, sample in itertools.islice(loader.pairs(), _SAMPLES))

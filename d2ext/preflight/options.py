@@ -9,7 +9,7 @@ import torch
 from detectron2.config import instantiate
 
 from d2ext.config.schedule import Schedule
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import metrics_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def check_metrics(
     for name, metrics in metrics_of(evaluators, list(sets)).items():
         classes, masks = sets[name]
         for metric, settings in metrics.items():
-            with building(f"evaluators.{metric}"):
+            with config_errors(f"evaluators.{metric}"):
                 made = instantiate(settings)
                 known = made.keys(classes, masks) if hasattr(made, "keys") else None
             if known is None:

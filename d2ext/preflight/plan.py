@@ -17,13 +17,13 @@ from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.lr_scaling import check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
-from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
-from d2ext.errors import UserError, building
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.launch.device import choose_device
-from d2ext.preflight.datasets import check_splits
+from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
 from d2ext.preflight.num_classes import check_num_classes
@@ -125,8 +125,8 @@ def plan_run(
     if resume_from and not checkpoint.is_file():
         raise UserError(f"--resume-from {resume_from}: no such file")
     # A checkpoint of the run that is in there goes on with it, another one does not.
-    goes_on = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
-    if not eval_only and not goes_on and not overwrite:
+    continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
+    if not eval_only and not continues and not overwrite:
         refuse_mixing(output_dir)
     check_writable(output_dir)
     if resume:
@@ -134,7 +134,7 @@ def plan_run(
             wait_until_free(output_dir)
         checkpoint, damaged = find_newest(output_dir)
 
-    differences = declare_datasets(cfg)
+    differences = register_run_datasets(cfg)
     if eval_only:
         splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
     else:
@@ -142,7 +142,7 @@ def plan_run(
         if validate:
             splits["val"] = cfg.dataloader.get("val")
     notes = check_model_fields(cfg)
-    datasets, classes, table = check_splits(cfg, splits)
+    datasets, classes, table = check_datasets(cfg, splits)
     say(*table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
@@ -194,7 +194,7 @@ def plan_run(
 def _schedule(cfg: Any) -> tuple[Schedule, str]:
     """The schedule, and the images of an epoch in words."""
     names = cfg.dataloader.train.dataset.names
-    with building(f"dataloader.train.dataset ({names})"):
+    with config_errors(f"dataloader.train.dataset ({names})"):
         dataset = instantiate(cfg.dataloader.train.dataset)
     images = len(dataset)
     fraction = cfg.lr_multiplier.get("warmup_length") or 0.0

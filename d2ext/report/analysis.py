@@ -90,7 +90,7 @@ class Task(msgspec.Struct):
     images: Images
 
 
-class Analysis(msgspec.Struct):
+class AnalysisRecord(msgspec.Struct):
     """A data set's file."""
 
     tasks: dict[str, Task]
@@ -98,7 +98,7 @@ class Analysis(msgspec.Struct):
 
 
 def sections(
-    analysis: Analysis, dataset: str, results: Mapping[str, float | None]
+    analysis: AnalysisRecord, dataset: str, results: Mapping[str, float | None]
 ) -> Iterator[dict[str, Any]]:
     """What the page shows of each task, masks first.
 
@@ -122,7 +122,7 @@ def sections(
         }
 
 
-def captions(analysis: Analysis, share: int) -> dict[str, str]:
+def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
     """Picture (its path in the run directory) to words: the worst images first, then the best.
 
     No image is both. Half of them are the worst ones, of an odd number one more; `share` at most.

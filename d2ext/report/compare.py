@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 from d2ext.html import page_template
 from d2ext.report.charts import Line, chart, page_parts, smooth
 from d2ext.report.config import leaves
 from d2ext.report.page import duration_words, require_run
-from d2ext.report.read import Run, read_run
+from d2ext.report.read import RunRecord, read_run
 
 _MAX_CHANGES = 100  # keys that are shown
 _COLORS = 8  # of charts.js; dashed lines have them once more
@@ -47,7 +47,7 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
         left_out=len(changes[_MAX_CHANGES:]),
         **page_parts(),
     )
-    with replaced(page, "wb") as f:
+    with atomic_write(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
     return page
 
@@ -61,18 +61,18 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [os.path.join(*p[-length:]) for p in parts]
 
 
-def _evaluation(run: Run) -> dict[str, float | None]:
+def _evaluation(run: RunRecord) -> dict[str, float | None]:
     evaluation = run.evaluations.get("best") or run.evaluations.get("last")
     return evaluation.results if evaluation else {}
 
 
-def _keys(runs: Sequence[Run]) -> list[str]:
+def _keys(runs: Sequence[RunRecord]) -> list[str]:
     """The results that are AP, of all runs."""
     found = dict.fromkeys(key for run in runs for key in _evaluation(run))
     return [key for key in found if key.endswith(("/AP", "/AP50"))]
 
 
-def _different_data(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+def _different_data(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, str]:
     """Data sets that have not the same size in all runs that know them, and what it is in which."""
     found = {}
     for dataset in dict.fromkeys(d for run in runs for d in run.info["datasets"]):
@@ -86,7 +86,7 @@ def _different_data(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]
     return found
 
 
-def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
+def _row(name: str, run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
     times = [seconds for _, seconds in run.curves.get("time", [])]
     step = statistics.median(times) if times else None
     iterations = run.curves.get("total_loss", [])
@@ -103,7 +103,7 @@ def _row(name: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _charts(
-    names: Sequence[str], runs: Sequence[Run], keys: Sequence[str]
+    names: Sequence[str], runs: Sequence[RunRecord], keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     for key in ("total_loss", *keys, "lr", "time"):
         lines = [
@@ -123,7 +123,7 @@ def _charts(
             yield {"title": title, "data": data}
 
 
-def _changes(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _changes(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     configs = [leaves(run.config) for run in runs]
     rows = []
     for key in sorted({key for config in configs for key in config} - set(_OWN)):

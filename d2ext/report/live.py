@@ -5,13 +5,13 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from d2ext.report.read import Run
+from d2ext.report.read import RunRecord
 
 _LEAST = 600  # seconds
 _GAPS = 5  # so many times the longest one between two evaluations, each of which writes a page
 
 
-def live(run: Run) -> dict[str, Any]:
+def live(run: RunRecord) -> dict[str, Any]:
     """`written`, a date in words; `seconds`, the same since 1970; `patience`, see `_patience`."""
     now = datetime.now().astimezone()
     return {
@@ -21,7 +21,7 @@ def live(run: Run) -> dict[str, Any]:
     }
 
 
-def _patience(run: Run) -> float:
+def _patience(run: RunRecord) -> float:
     """Seconds without a new page after which a training may have ended."""
     steps = [seconds for _, seconds in run.curves.get("time", []) if seconds > 0]
     if not steps:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ([WEC]) (\S+): (.*)")
 _LEVELS = {"W": "warning", "E": "error", "C": "error"}
-_SHOWN = 50
+_MAX_SHOWN = 50
 
 
 @dataclass
@@ -33,4 +33,4 @@ def read_warnings(log: Path) -> list[Warned]:
                     found[level, text] = Warned(level, text, count, time)
     except OSError:
         return []
-    return list(found.values())[-_SHOWN:]
+    return list(found.values())[-_MAX_SHOWN:]

@@ -9,13 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from d2ext.errors import UserError
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 from d2ext.html import page_template
 from d2ext.report.analysis import sections
 from d2ext.report.charts import Line, chart, page_parts, smooth
 from d2ext.report.live import live
 from d2ext.report.pictures import galleries, sheets
-from d2ext.report.read import Evaluation, Run, read_run
+from d2ext.report.read import EvaluationRecord, RunRecord, read_run
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
@@ -71,7 +71,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
         **page_parts(),
     )
     page = page or run_dir / "report.html"
-    with replaced(page, "wb") as f:
+    with atomic_write(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
     return page
 
@@ -86,7 +86,7 @@ def require_run(run_dir: str | os.PathLike[str]) -> Path:
     return run_dir
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: RunRecord) -> list[str]:
     """Sentences on what the page does not show, and why."""
     notes = list(run.damaged)
     if "total_loss" not in run.curves:
@@ -109,7 +109,7 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _summary(run: Run) -> list[str]:
+def _summary(run: RunRecord) -> list[str]:
     """Lines on what it was made of: data, and weights."""
     data = [f"{d}: {size}" for d in run.info["datasets"] if (size := run.size(d))]
     classes = run.info.get("classes")
@@ -128,12 +128,14 @@ def _split(key: str) -> tuple[str, str, str]:
     return dataset, f"{metric} {task}".strip(), name
 
 
-def _describe(which: str, evaluation: Evaluation) -> str:
+def _describe(which: str, evaluation: EvaluationRecord) -> str:
     known = evaluation.iteration is not None
     return f"{which}, iteration {evaluation.iteration}" if known else which
 
 
-def _rows(run: Run, evaluation: Evaluation) -> dict[tuple[str, str], dict[str, float | None]]:
+def _rows(
+    run: RunRecord, evaluation: EvaluationRecord
+) -> dict[tuple[str, str], dict[str, float | None]]:
     """(dataset, task) -> name -> number, for the names that the table shows."""
     rows: dict[tuple[str, str], dict[str, float | None]] = {}
     for key, value in evaluation.results.items():
@@ -143,7 +145,7 @@ def _rows(run: Run, evaluation: Evaluation) -> dict[tuple[str, str], dict[str, f
     return rows
 
 
-def _tiles(run: Run) -> Iterator[dict[str, Any]]:
+def _tiles(run: RunRecord) -> Iterator[dict[str, Any]]:
     which = "best" if "best" in run.evaluations else "last"
     if which not in run.evaluations:
         return
@@ -158,7 +160,7 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
             }
 
 
-def _table(run: Run) -> Iterator[dict[str, Any]]:
+def _table(run: RunRecord) -> Iterator[dict[str, Any]]:
     best, last = run.evaluations.get("best"), run.evaluations.get("last")
     shown = dict(run.evaluations)
     if best is not None and best == last:
@@ -175,12 +177,12 @@ def _table(run: Run) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _all_numbers(run: Run) -> list[tuple[str, list[float | None]]]:
+def _all_numbers(run: RunRecord) -> list[tuple[str, list[float | None]]]:
     keys = dict.fromkeys(key for e in run.evaluations.values() for key in e.results)
     return [(key, [e.results.get(key) for e in run.evaluations.values()]) for key in keys]
 
 
-def _charts(run: Run) -> Iterator[dict[str, Any]]:
+def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
     def loss_line(name: str, label: str, color: int = 0) -> Line:
         curve = run.curves[name]
         return Line(label, smooth(curve), raw=curve, color=color)

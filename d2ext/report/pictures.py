@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from d2ext.report.analysis import captions
-from d2ext.report.read import Run
+from d2ext.report.read import RunRecord
 
 _MAX_PICTURES = 24
 _MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
@@ -18,7 +18,7 @@ _MAX_SHEET_BYTES = 1_000_000  # the same for contact sheets
 _PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
 
-def galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
+def galleries(run: RunRecord, run_dir: Path) -> Iterator[dict[str, Any]]:
     """The overlays of each data set: the worst images, the best ones, then others."""
     folders = {dataset: files for dataset, files in run.overlays.items() if files}
     share = max(1, _MAX_PICTURES // max(1, len(folders)))
@@ -39,7 +39,7 @@ def galleries(run: Run, run_dir: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def sheets(run: Run, run_dir: Path) -> dict[str, str]:
+def sheets(run: RunRecord, run_dir: Path) -> dict[str, str]:
     """Data set to its contact sheet, where there is one."""
     budget = _MAX_SHEET_BYTES // max(1, len(run.overviews))
     files = {d: run_dir / "overview" / f"{d}.jpg" for d in run.overviews}

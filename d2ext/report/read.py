@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2ext.report.analysis import Analysis
+from d2ext.report.analysis import AnalysisRecord
 from d2ext.report.charts import Curve
 from d2ext.report.log import Warned, read_warnings
 from d2ext.report.overview import Overview
@@ -18,7 +18,7 @@ _FRESH = 3600  # seconds since the last numbers, which is longer than most evalu
 
 
 @dataclass
-class Evaluation:
+class EvaluationRecord:
     """One evaluation in results.json; None stands for an undefined number."""
 
     iteration: int | None
@@ -26,15 +26,15 @@ class Evaluation:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """What the files of a run directory say."""
 
     info: dict[str, Any]  # run.json; its "versions" and "datasets" are always dicts
     config: str
     curves: dict[str, Curve]
-    evaluations: dict[str, Evaluation]  # "best", "last": those that exist
+    evaluations: dict[str, EvaluationRecord]  # "best", "last": those that exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
-    analyses: dict[str, Analysis]  # dataset -> where it goes wrong
+    analyses: dict[str, AnalysisRecord]  # dataset -> where it goes wrong
     overviews: dict[str, Overview]  # dataset -> what it holds
     scaling: Scaling | None
     warnings: list[Warned]
@@ -65,7 +65,7 @@ class Run:
         return f"{entry.get('images', '?')} images, {entry.get('instances', '?')} objects"
 
 
-def read_run(run_dir: Path) -> Run:
+def read_run(run_dir: Path) -> RunRecord:
     """Reads all that the page is made of but the pictures, of which it takes the names."""
     damaged: list[str] = []
     info = _read_object(run_dir / "run.json", damaged)
@@ -78,19 +78,19 @@ def read_run(run_dir: Path) -> Run:
         entry = results.get(name)
         if isinstance(entry, dict) and isinstance(entry.get("results"), dict):
             numbers = {key: _number(value) for key, value in entry["results"].items()}
-            evaluations[name] = Evaluation(_iteration(entry.get("iteration")), numbers)
+            evaluations[name] = EvaluationRecord(_iteration(entry.get("iteration")), numbers)
     overlays = {
         folder.name: sorted(folder.glob("*.jpg"))
         for folder in sorted((run_dir / "overlays").glob("*"))
         if folder.is_dir()
     }
-    return Run(
+    return RunRecord(
         info=info,
         config=_read_text(run_dir / "config.yaml"),
         curves=_read_metrics(run_dir / "metrics.json", damaged),
         evaluations=evaluations,
         overlays=overlays,
-        analyses=read_structs(run_dir / "analysis", Analysis, damaged),
+        analyses=read_structs(run_dir / "analysis", AnalysisRecord, damaged),
         overviews=read_structs(run_dir / "overview", Overview, damaged),
         scaling=read_scaling(run_dir / "scaling.json", damaged),
         warnings=read_warnings(run_dir / "log.txt"),

@@ -16,7 +16,7 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 15.0  # seconds for what was killed to be gone
+_TIMEOUT_S = 15.0  # seconds for what was killed to be gone
 
 
 def refuse_mixing(output_dir: Path) -> None:
@@ -66,7 +66,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
         UserError: another process writes there, another run has come to be there, or it cannot be
             written to.
     """
-    aside = None
+    backup_dir = None
     try:
         if output_dir.is_dir():
             _claim(output_dir, resume)
@@ -74,8 +74,8 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
             whole = output_dir.resolve()  # "." has no name to add to
             stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
             names = (f"{stem}-{i}" if i else stem for i in itertools.count())
-            aside = next(p for p in map(whole.with_name, names) if not p.exists())
-            os.rename(whole, aside)
+            backup_dir = next(p for p in map(whole.with_name, names) if not p.exists())
+            os.rename(whole, backup_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         _claim(output_dir, resume)
     except OSError as e:
@@ -84,7 +84,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
         ) from e
     if not resume:
         refuse_mixing(output_dir)
-    return aside
+    return backup_dir
 
 
 def wait_until_free(output_dir: Path) -> None:
@@ -118,12 +118,12 @@ def _release() -> None:
 
 
 def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
-    with waiting_for(f"another process to leave {output_dir}", f"at most {_PATIENCE:g} s"):
+    with waiting_for(f"another process to leave {output_dir}", f"at most {_TIMEOUT_S:g} s"):
         _try_to_lock(lock, output_dir, wait)
 
 
 def _try_to_lock(lock: IO, output_dir: Path, wait: bool) -> None:
-    deadline = time.monotonic() + _PATIENCE * wait
+    deadline = time.monotonic() + _TIMEOUT_S * wait
     while True:
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,20 +14,20 @@ from typing import Any
 
 from d2ext import __version__
 from d2ext.config.yaml_io import saved_text
-from d2ext.files import replaced, write_json
+from d2ext.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "timm", "hotcoco")
 
 
-def write_about(out: Path, plan: Any, about: dict[str, Any]) -> None:
+def write_run_info(out: Path, plan: Any, run_info: dict[str, Any]) -> None:
     """Writes run.json at the start; a resumed run keeps its first start and its seconds.
 
     Args:
         out: folder of the run.
         plan: of `plan_run`.
-        about: of `describe`.
+        run_info: of `describe`.
     """
     versions = {"d2ext": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -37,7 +37,7 @@ def write_about(out: Path, plan: Any, about: dict[str, Any]) -> None:
             continue
     before = read_run_info(out) if plan.resume else {}
     content = {
-        **{k: v for k, v in about.items() if k != "start"},
+        **{k: v for k, v in run_info.items() if k != "start"},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **{k: v for k, v in before.items() if k in ("command", "started", "seconds_before")},
         "versions": versions,
@@ -50,13 +50,13 @@ def write_about(out: Path, plan: Any, about: dict[str, Any]) -> None:
         "batch_size": plan.schedule and plan.schedule.batch_size,
     }
     if plan.resume:
-        content |= {"resumed_from": str(plan.resume), "resumed_by": about["command"]}
+        content |= {"resumed_from": str(plan.resume), "resumed_by": run_info["command"]}
     if "train_seconds" in before:
         content["seconds_before"] = before["train_seconds"]
     write_json(out / "run.json", content)
 
 
-def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
+def finish_run_info(out: Path, started: float, stopped_by: str | None) -> None:
     """Adds how long the training took, and the signal that ended it early.
 
     The seconds are those of all its parts that came to an orderly end.
@@ -69,10 +69,10 @@ def finish_about(out: Path, started: float, stopped_by: str | None) -> None:
     write_json(out / "run.json", content)
 
 
-def tell_how_to_repeat(out: Path, about: dict[str, Any]) -> None:
+def write_repro_command(out: Path, run_info: dict[str, Any]) -> None:
     """Adds the command that trains the same again from config.yaml."""
     again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
-    command = shlex.join([*about["start"], *again])
+    command = shlex.join([*run_info["start"], *again])
     write_json(out / "run.json", {**read_run_info(out), "reproduce": command})
 
 
@@ -83,7 +83,7 @@ def save_config(cfg: Any, out: Path) -> bool:
     text, problem = saved_text(cfg)
     if problem:
         logger.warning("config.yaml is for reading only, start with the recipe: %s", problem)
-    with replaced(out / "config.yaml") as f:
+    with atomic_write(out / "config.yaml") as f:
         f.write(text)
     return not problem
 

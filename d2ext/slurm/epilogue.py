@@ -14,7 +14,7 @@ def main() -> NoReturn:
     """Has the job's `Training` look at the end of its tasks."""
     os.environ["SUBMITIT_FOLDER"], status = sys.argv[1], int(sys.argv[2])
     submitted = JobEnvironment().paths.submitted_pickle
-    DelayedSubmission.load(submitted).function.step_ended(status)
+    DelayedSubmission.load(submitted).function.on_step_exit(status)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from d2ext.errors import UserError
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 from d2ext.guard import die_with_parent
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.launch.topology import free_port
@@ -29,10 +29,10 @@ from d2ext.slurm.record import Record
 from d2ext.slurm.requeue_policy import (
     OUTSIDE,
     End,
-    judge,
     last_words,
     newest,
     rank_errors,
+    should_requeue,
     start_number,
 )
 from d2ext.waiting import waiting_for
@@ -46,10 +46,10 @@ class Training:
     """A training as a job, to be pickled.
 
     Attributes:
-        command: train_net.py with its flags; `goes_on` is added, then overrides.
+        command: train_net.py with its flags; `resume_flags` is added, then overrides.
         overrides: of the config.
         start: flags of the first start, such as `--resume-from FILE`.
-        goes_on: flags that go on with what is in the run directory; none for an evaluation.
+        resume_flags: flags that go on with what is in the run directory; none for an evaluation.
         untouched: of `newest` at the time of submission: while it is so, `start` holds.
         folder: of the submission's record.
         num_machines: of the job.
@@ -60,7 +60,7 @@ class Training:
     command: list[str]
     overrides: list[str]
     start: list[str]
-    goes_on: list[str]
+    resume_flags: list[str]
     untouched: int | None
     folder: str
     num_machines: int
@@ -101,7 +101,7 @@ class Training:
             status = _wait(self._trainers.pid)
         self._decide(record, here, self._end(record, here, status, signalled=True))
 
-    def step_ended(self, status: int, why: str | None = None) -> NoReturn:
+    def on_step_exit(self, status: int, why: str | None = None) -> NoReturn:
         """Runs behind the tasks: sees to a job whose tasks could not decide what becomes of it.
 
         Args:
@@ -133,7 +133,7 @@ class Training:
             status, words = 2, str(e)
             print(f"error: {words}", file=sys.stderr, flush=True)
         if status not in (0, EXIT_STOPPED):
-            with replaced(self._marker("failed", here)) as f:
+            with atomic_write(self._marker("failed", here)) as f:
                 json.dump([status, f"machine {here.hostname}: {words}"], f)
         sys.exit(0)  # anything else would end the step before the first one has decided
 
@@ -145,7 +145,7 @@ class Training:
             host, port = self._meet(here)
             env |= {"MASTER_ADDR": host, "PORT": port}
         begun = newest(Record(self.folder).run_dir) != self.untouched
-        flags += self.goes_on if begun else self.start
+        flags += self.resume_flags if begun else self.start
         command = [*self.command, *flags, *self.overrides]
         # Kept: Python reaps the child of a Popen that is gone, and its status would be lost.
         self._trainers = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
@@ -162,7 +162,7 @@ class Training:
         place = self._marker("meet", here)
         if here.global_rank == 0:
             port = str(self.port or free_port())
-            with replaced(place) as f:
+            with atomic_write(place) as f:
                 json.dump([here.hostnames[0], port], f)
         deadline = time.monotonic() + _MEETING
         with waiting_for(f"the first machine's {place}", f"at most {_MEETING:g} s"):
@@ -204,8 +204,8 @@ class Training:
 
     def _decide(self, record: Record, here: JobEnvironment, end: End) -> NoReturn:
         """The job comes back, or is at its end."""
-        verdict = judge(record, here, end, self.max_requeues)
-        if not verdict.again:
+        verdict = should_requeue(record, here, end, self.max_requeues)
+        if not verdict.requeue:
             self._finish(record, end.status, verdict.why)
         record.end(verdict.why)
         if not verdict.by_slurm:

@@ -60,8 +60,8 @@ def carry(folder: Path) -> None:
         starts += 1
     training = DelayedSubmission.load(paths.submitted_pickle).function
     if status is None:
-        training.step_ended(137, "its time was up before it had saved")
-    training.step_ended(status if status >= 0 else 128 - status)
+        training.on_step_exit(137, "its time was up before it had saved")
+    training.on_step_exit(status if status >= 0 else 128 - status)
 
 
 if __name__ == "__main__":

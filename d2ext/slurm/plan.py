@@ -75,7 +75,7 @@ class Request:
 
 
 @dataclass
-class Run:
+class SlurmRun:
     """One training of a job.
 
     Attributes:
@@ -102,7 +102,7 @@ class Job:
 
     request: Request
     cluster: str
-    runs: list[Run]
+    runs: list[SlurmRun]
     wants_gpus: bool
     minutes: int
     lines: list[str]
@@ -136,14 +136,14 @@ def make_plan(request: Request) -> Job:
             " of the job"
         )
     base = Path(request.work_dir or Path("work_dirs") / Path(request.config_file).stem)
-    runs = [Run(base / f"seed_{seed}", seed) for seed in request.seeds]
-    for run in runs or [Run(base)]:
+    runs = [SlurmRun(base / f"seed_{seed}", seed) for seed in request.seeds]
+    for run in runs or [SlurmRun(base)]:
         _refuse_second(run.directory)  # before train_net.py meets the lock of that run
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
     if runs and Path(output).absolute() != runs[0].directory.absolute():
         raise UserError(f"train.output_dir={output}: --seeds gives each run its own; --work-dir")
-    runs = runs or [Run(Path(output))]
+    runs = runs or [SlurmRun(Path(output))]
     if runs[0].directory != base and not request.seeds:  # train.output_dir
         _refuse_second(runs[0].directory)
     for run in runs:
@@ -198,7 +198,7 @@ def _defaults(request: Request) -> list[str]:
     return lines
 
 
-def _check(request: Request, cluster: str, run: Run | None) -> str:
+def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
     """What `train_net.py --dry-run` says."""
     work_dir = run.directory if run else request.work_dir
     seed = [f"train.seed={run.seed}"] if run else []

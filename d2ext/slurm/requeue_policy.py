@@ -41,12 +41,12 @@ class Verdict:
 
     Attributes:
         why: in words.
-        again: whether it comes back.
+        requeue: whether it comes back.
         by_slurm: Slurm has seen to that already.
     """
 
     why: str
-    again: bool = False
+    requeue: bool = False
     by_slurm: bool = False
 
 
@@ -55,7 +55,7 @@ def start_number() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def judge(record: Record, here: JobEnvironment, end: End, max_requeues: int) -> Verdict:
+def should_requeue(record: Record, here: JobEnvironment, end: End, max_requeues: int) -> Verdict:
     """Only what came from outside brings a job back."""
     if end.status == 0:
         return Verdict("finished")
@@ -64,7 +64,7 @@ def judge(record: Record, here: JobEnvironment, end: End, max_requeues: int) -> 
         return Verdict(f"cancelled: {why}")
     now = job_state(here.raw_job_id) if here.cluster == "slurm" else None
     if now and now[1] > start_number():
-        return Verdict(f"Slurm has requeued it: {why or end.words}", again=True, by_slurm=True)
+        return Verdict(f"Slurm has requeued it: {why or end.words}", requeue=True, by_slurm=True)
     if why is None:
         crashed = f"{signal.Signals(-end.status).name}: " if end.status < 0 else ""
         return Verdict(crashed + end.words)
@@ -79,7 +79,7 @@ def judge(record: Record, here: JobEnvironment, end: End, max_requeues: int) -> 
     killed = end.status != EXIT_STOPPED and not end.signalled
     if killed and last == [newest(record.run_dir)] * _KILLS:
         return Verdict(f"{why}, for the {_KILLS}rd time without a new checkpoint")
-    return Verdict(why, again=True)
+    return Verdict(why, requeue=True)
 
 
 def newest(run_dir: Path) -> int | None:

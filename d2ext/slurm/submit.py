@@ -20,7 +20,7 @@ from d2ext.errors import UserError
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify
-from d2ext.slurm.plan import REPO, Job, Run
+from d2ext.slurm.plan import REPO, Job, SlurmRun
 from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.requeue_policy import newest
@@ -118,14 +118,14 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
     return executor
 
 
-def _training(job: Job, run: Run, record: Record) -> Training:
+def _training(job: Job, run: SlurmRun, record: Record) -> Training:
     r = job.request
-    goes_on = ["--resume"] if r.resume or not r.eval_only else []
+    resume_flags = ["--resume"] if r.resume or not r.eval_only else []
     return Training(
         command=r.command(run.directory),
         overrides=[*r.train, *([] if run.seed is None else [f"train.seed={run.seed}"])],
-        start=["--resume-from", r.resume_from] if r.resume_from else goes_on,
-        goes_on=goes_on,
+        start=["--resume-from", r.resume_from] if r.resume_from else resume_flags,
+        resume_flags=resume_flags,
         untouched=newest(run.directory),
         folder=str(record.folder),
         num_machines=r.num_machines,
@@ -146,15 +146,15 @@ def _moved_aside(job: Job) -> Iterator[None]:
             with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
                 for run in job.runs:
                     made = other.submit(make_output_dir, run.directory, overwrite=True)
-                    moved += [(aside, run.directory)] if (aside := made.result()) else []
+                    moved += [(backup_dir, run.directory)] if (backup_dir := made.result()) else []
         yield
     except BaseException:
-        for aside, directory in moved:
+        for backup_dir, directory in moved:
             _remove_unused(directory)
-            aside.rename(directory)
+            backup_dir.rename(directory)
         raise
-    for aside, directory in moved:
-        print(f"{directory}: the earlier run was moved to {aside}")
+    for backup_dir, directory in moved:
+        print(f"{directory}: the earlier run was moved to {backup_dir}")
 
 
 @contextlib.contextmanager

@@ -65,9 +65,9 @@ def write_overlays(
     files: list[Path] = []
     for i in np.linspace(0, len(records) - 1, count).astype(int):
         record = records[i]
-        truth, predicted = record.get("annotations", []), by_image[record["image_id"]]
+        ground_truth, predicted = record.get("annotations", []), by_image[record["image_id"]]
         panels = [
-            (f"ground truth ({len(truth)})", truth),
+            (f"ground truth ({len(ground_truth)})", ground_truth),
             (f"predictions, score >= {score_threshold:.2f} ({len(predicted)})", predicted),
         ]
         file = _free_name(out_dir, Path(record["file_name"]).stem)

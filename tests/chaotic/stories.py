@@ -19,7 +19,7 @@ _CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
 _AIDS = "train.ema_decay=0.9 train.amp.enabled=true train.amp.dtype=bfloat16"
 
 
-class Layout(NamedTuple):
+class Topology(NamedTuple):
     """How a run is started; runs of the same `options` are the same run."""
 
     options: str
@@ -41,16 +41,16 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "1 process": Layout(""),
-    "logged seldom": Layout("train.log_period=4 train.eval_period=5"),
-    "2 loader workers, EMA": Layout("dataloader.train.num_workers=2 train.ema_decay=0.9"),
-    "accumulate 2, bf16, EMA, clip": Layout(
+    "1 process": Topology(""),
+    "logged seldom": Topology("train.log_period=4 train.eval_period=5"),
+    "2 loader workers, EMA": Topology("dataloader.train.num_workers=2 train.ema_decay=0.9"),
+    "accumulate 2, bf16, EMA, clip": Topology(
         f"train.accumulate=2 {_AIDS} train.clip_grad_norm=1 dataloader.train.num_workers=1"
     ),
-    "asynchronous": Layout("", asynchronous=True),
-    "2 ranks": Layout("dataloader.train.num_workers=1", ranks=2),
-    "2 ranks, accumulate 2, bf16, EMA": Layout(f"train.accumulate=2 {_AIDS}", ranks=2),
-    "2 ranks, own launcher": Layout("dataloader.train.num_workers=1", ranks=2, launcher=True),
+    "asynchronous": Topology("", asynchronous=True),
+    "2 ranks": Topology("dataloader.train.num_workers=1", ranks=2),
+    "2 ranks, accumulate 2, bf16, EMA": Topology(f"train.accumulate=2 {_AIDS}", ranks=2),
+    "2 ranks, own launcher": Topology("dataloader.train.num_workers=1", ranks=2, launcher=True),
 }
 
 
@@ -63,7 +63,7 @@ def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
 
 
 def killed(
-    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+    folder: Path, data: Path, layout: Topology, seed: int, row: dict
 ) -> Iterator[float | None]:
     """A run that is killed three times and resumed; `row` gets what the table shows.
 
@@ -104,7 +104,7 @@ def killed(
 
 
 def stopped(
-    folder: Path, data: Path, layout: Layout, seed: int, row: dict
+    folder: Path, data: Path, layout: Topology, seed: int, row: dict
 ) -> Iterator[float | None]:
     """A run that gets SIGTERM, as a whole group, and is resumed."""
     rng = random.Random(seed)

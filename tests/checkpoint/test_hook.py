@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from d2ext.checkpoint.files import find_newest, read_checkpoint
-from d2ext.checkpoint.hook import Checkpoint
+from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.config.schedule import Period, Schedule
 from d2ext.errors import UserError
 from tests.conftest import checkout_env
@@ -21,7 +21,7 @@ BIG = torch.zeros(4_000_000)  # some 50 ms to write
 
 def _hook(folder, content, period=1, **options):
     schedule = Schedule(10, 1, 100, None, False, Period(), Period(iterations=period))
-    hook = Checkpoint(folder, schedule, 0, content, **options)
+    hook = CheckpointHook(folder, schedule, 0, content, **options)
     memory = dict(memory=lambda: {"skipped_steps": 0})
     hook.trainer = SimpleNamespace(iter=0, max_iter=100, error=None, **memory)
     hook.trainer.stopped_by = hook.trainer.ended_early = None

@@ -27,12 +27,12 @@ def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
     out, numbers = results(VOC, GROUPS)
     assert {key.split("/")[1] for key in numbers} == {"coco", "voc", "open_images"}
     folder = tiny_root / "balloon" / "val"
-    truth = tmp_path / "truth.json"
+    ground_truth = tmp_path / "truth.json"
     convert = [folder / "via_region_data.json", "--images", folder, "--classes", "balloon"]
-    done = run_tool("convert_dataset", "via", *convert, "--output", truth)
+    done = run_tool("convert_dataset", "via", *convert, "--output", ground_truth)
     assert done.status == 0, done.stderr
     done = run_tool(
-        *("evaluate", out / "predictions" / "balloon_val.json", "--dataset", truth),
+        *("evaluate", out / "predictions" / "balloon_val.json", "--dataset", ground_truth),
         *("--metrics", "coco", "voc", "open_images", "--per-class", "--out", tmp_path / "o.json"),
         *("--confusion-matrix", "--pr-curves", "--errors"),
     )

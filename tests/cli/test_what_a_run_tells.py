@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from d2ext.launch.command import describe
-from d2ext.launch.topology import Layout
+from d2ext.launch.command import describe_run
+from d2ext.launch.topology import Topology
 from tests.conftest import LITE0, REPO
 
 
@@ -61,23 +61,26 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "start"),
     [
-        (Layout("self"), "python tools/train_net.py"),
-        (Layout("self", 1, 0, 8, "tcp://127.0.0.1:1", 0), "python tools/train_net.py --num-gpus 8"),
+        (Topology("self"), "python tools/train_net.py"),
         (
-            Layout("self", 2, 0, 8, "tcp://a:1", 0),
+            Topology("self", 1, 0, 8, "tcp://127.0.0.1:1", 0),
+            "python tools/train_net.py --num-gpus 8",
+        ),
+        (
+            Topology("self", 2, 0, 8, "tcp://a:1", 0),
             "python tools/train_net.py --num-gpus 8 --num-machines 2 --machine-rank 0"
             " --dist-url tcp://a:1",
         ),
         (
-            Layout("srun", 2, 0, 4, "tcp://a:1", 0),
+            Topology("srun", 2, 0, 4, "tcp://a:1", 0),
             "srun --nodes=2 --ntasks-per-node=4 python tools/train_net.py",
         ),
     ],
 )
-def test_what_starts_as_many_processes(layout, start):
+def test_what_starts_as_many_processes(topology, start):
     argv = ["tools/train_net.py", "--config-file", "X"]
-    assert shlex.join(describe("X", argv, layout)["start"]) == start
-    assert describe("X", argv, layout, validate=False)["start"][-1] == "--no-validate"
+    assert shlex.join(describe_run("X", argv, topology)["start"]) == start
+    assert describe_run("X", argv, topology, validate=False)["start"][-1] == "--no-validate"
 
 
 def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2ext.engine.hooks import AverageWeights
-from d2ext.engine.nonfinite import BadLoss, Guarded
+from d2ext.engine.hooks import AverageWeightsHook
+from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.techniques import averaged
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
@@ -47,9 +47,9 @@ def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, *
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    judge = BadLoss(policy, most)
+    judge = NonFinitePolicy(policy, most)
     batches = _batches(bad)
-    wrapped = wrap(Guarded(model))
+    wrapped = wrap(FiniteLossGuard(model))
     trainer = Trainer(wrapped, optimizer, batches, [], 7, accumulate, bad_loss=judge, **aids)
     with StopSignals() as signals:
         trainer.train(0, steps, signals)
@@ -66,12 +66,12 @@ def test_a_skipped_step_does_not_move_the_average():
         average = averaged(model, 0.9)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         trainer = Trainer(
-            Guarded(model),
+            FiniteLossGuard(model),
             optimizer,
             batches,
-            [AverageWeights(average, model)],
+            [AverageWeightsHook(average, model)],
             7,
-            bad_loss=BadLoss("skip"),
+            bad_loss=NonFinitePolicy("skip"),
         )
         with StopSignals() as signals:
             trainer.train(0, len(batches), signals)
@@ -94,7 +94,7 @@ def test_a_skipped_step_leaves_no_trace(value, accumulate):
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    other = Trainer(Guarded(model), optimizer, without(_batches({})), [], 7, accumulate)
+    other = Trainer(FiniteLossGuard(model), optimizer, without(_batches({})), [], 7, accumulate)
     with StopSignals() as signals:
         other.train(0, 2, signals)
     assert state == {k: v.flatten().tolist() for k, v in model.state_dict().items()}
@@ -137,9 +137,9 @@ def test_gradients_that_overflow_are_no_step_either():
 
     model = Root()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    judge = BadLoss("skip", 5)
+    judge = NonFinitePolicy("skip", 5)
     options = dict(clip_grad_norm=1.0, bad_loss=judge)
-    trainer = Trainer(Guarded(model), optimizer, _batches({}), [], 7, **options)
+    trainer = Trainer(FiniteLossGuard(model), optimizer, _batches({}), [], 7, **options)
     with StopSignals() as signals:
         trainer.train(0, 2, signals)
     assert judge.skipped == 2 and model.w.tolist() == [0, 0]
@@ -149,9 +149,14 @@ def test_a_resumed_run_counts_on():
     _, _, trainer = _train(3, {1: float("nan")}, "skip")
     memory = trainer.memory()
     assert memory["skipped_steps"] == 1 and json.dumps(memory)
-    judge = BadLoss("skip", 1)
+    judge = NonFinitePolicy("skip", 1)
     again = Trainer(
-        Guarded(Net()), trainer.optimizer, _batches({0: float("nan")}), [], 7, bad_loss=judge
+        FiniteLossGuard(Net()),
+        trainer.optimizer,
+        _batches({0: float("nan")}),
+        [],
+        7,
+        bad_loss=judge,
     )
     with StopSignals() as signals, pytest.raises(UserError, match="max_skipped=1"):
         again.train(3, 5, signals, memory)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2ext.engine.nonfinite import Guarded
+from d2ext.engine.nonfinite import FiniteLossGuard
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
@@ -27,7 +27,7 @@ def _train(error):
     batch = [{"image": torch.zeros(3, 8 * n, 30), "file_name": ""} for n in (1, 2)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with StopSignals() as signals:
-        Trainer(Guarded(model), optimizer, iter([batch]), [], 0).train(3, 5, signals)
+        Trainer(FiniteLossGuard(model), optimizer, iter([batch]), [], 0).train(3, 5, signals)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ class Unstartable:
 def test_workers_that_do_not_start(error, words):
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(Guarded(model), optimizer, Unstartable(error), [], 0)
+    trainer = Trainer(FiniteLossGuard(model), optimizer, Unstartable(error), [], 0)
     with StopSignals() as signals, pytest.raises(UserError, match=words):
         trainer.train(3, 5, signals)
 

@@ -8,7 +8,7 @@ from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
-from d2ext.engine.hooks import AverageWeights, LearningRate
+from d2ext.engine.hooks import AverageWeightsHook, LearningRateHook
 from d2ext.engine.techniques import (
     averaged,
     compile_backbone,
@@ -117,8 +117,8 @@ def test_steps_that_the_scaler_skips_do_not_count():
 
     def hooks(model, optimizer):
         averages.append(averaged(model, 0.9))
-        rate = LearningRate(optimizer, lambda done: 1 - done)
-        return [rate, AverageWeights(averages[-1], model), Rates()]
+        rate = LearningRateHook(optimizer, lambda done: 1 - done)
+        return [rate, AverageWeightsHook(averages[-1], model), Rates()]
 
     _, _, trainer = _overflowing(4, {0, 2}, hooks)
     assert int(averages[0].n_averaged) == 2 and trainer.skipped_steps == 2

@@ -9,7 +9,7 @@ from d2ext.evaluation.instances import Detections, GroundTruth
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
-def truth(
+def ground_truth(
     objects: Sequence[tuple], classes: Sequence[str] = ("cat",), images: int = 1
 ) -> GroundTruth:
     """Objects are (image, label, box) and flags such as "difficult", "crowd", "group_of"."""

@@ -49,15 +49,15 @@ def official(content: dict, results: list[dict], task: str, **params: object) ->
         for r in results:
             r.pop("bbox", None)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
-        truth.dataset = copy.deepcopy(content)
-        truth.createIndex()
+        ground_truth, found = COCO(), COCO()
+        ground_truth.dataset = copy.deepcopy(content)
+        ground_truth.createIndex()
         if results:
-            found = truth.loadRes(results)
+            found = ground_truth.loadRes(results)
         else:
-            found.dataset = {**truth.dataset, "annotations": []}
+            found.dataset = {**ground_truth.dataset, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, task)
+        evaluation = COCOeval(ground_truth, found, task)
         for name, value in params.items():
             setattr(evaluation.params, name, value)
         evaluation.evaluate()
@@ -74,7 +74,7 @@ def columns(content: dict, results: list[dict], folder: Path) -> tuple[GroundTru
     entries = read_results(folder / "found.json")
     dataset = read_dataset(folder / "truth.json", with_masks=True)
     try:
-        return dataset.truth, to_detections(folder / "found.json", entries, dataset)
+        return dataset.ground_truth, to_detections(folder / "found.json", entries, dataset)
     except UserError as e:
         if "boxes seem to be" in str(e):  # drawn boxes may look so
             reject()

@@ -88,12 +88,12 @@ def test_the_threshold_with_the_highest_f1(tmp_path):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data_sets())
 def test_thresholds_and_curves_are_those_of_brute_force(tmp_path, data_set):
-    truth, found = columns(*data_set, tmp_path)
-    results = analyse(truth, found, "bbox", PARTS)
+    ground_truth, found = columns(*data_set, tmp_path)
+    results = analyse(ground_truth, found, "bbox", PARTS)
     json.dumps(results, allow_nan=False)
     assert printed(results)
-    analysis = Analysis(truth, found)
-    ap50 = CocoMetric(["bbox"], iou_thresholds=[0.5])(truth, found)
+    analysis = Analysis(ground_truth, found)
+    ap50 = CocoMetric(["bbox"], iou_thresholds=[0.5])(ground_truth, found)
     for c, curve in enumerate(results["pr_curves"]):
         expected = ap50[f"bbox/AP-{curve['class']}"]
         assert curve["AP50"] == pytest.approx(expected if expected == expected else None, abs=1e-9)
@@ -161,8 +161,8 @@ def test_masks_decide_where_masks_are_compared(tmp_path):
         _result(1, category, box, 0.9) | {"segmentation": rle(shape)}
         for category, box, shape in shapes
     ]
-    truth, found = columns(content, results, tmp_path)
-    boxes, masks = (Analysis(truth, found, task) for task in ("bbox", "segm"))
+    ground_truth, found = columns(content, results, tmp_path)
+    boxes, masks = (Analysis(ground_truth, found, task) for task in ("bbox", "segm"))
     assert boxes.confusion_matrix(0)["matrix"] == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert masks.confusion_matrix(0)["matrix"] == [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
     counts = {cause: row["count"] for cause, row in masks.errors()["causes"].items()}

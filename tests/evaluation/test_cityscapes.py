@@ -18,7 +18,7 @@ from PIL import Image
 from d2ext.errors import UserError
 from d2ext.evaluation.cityscapes import CityscapesMetric
 from d2ext.evaluation.instances import Detections, GroundTruth
-from tests.evaluation.columns import truth
+from tests.evaluation.columns import ground_truth
 
 SCRIPTS = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -41,7 +41,7 @@ def _layout(root: Path, images: list[np.ndarray], classes: tuple[str, ...] = CLA
         stem = f"town_{i:06d}_000019"
         Image.fromarray(ids.astype(np.uint16)).save(folder / f"{stem}_gtFine_instanceIds.png")
         names.append(str(root / "leftImg8bit" / "val" / "town" / f"{stem}_leftImg8bit.png"))
-    return dataclasses.replace(truth([], classes, len(images)), file_names=names)
+    return dataclasses.replace(ground_truth([], classes, len(images)), file_names=names)
 
 
 def _road() -> np.ndarray:
@@ -135,7 +135,7 @@ def test_perfect_masks_have_exactly_100(scripts, tiny_cityscapes):
     """Of Cityscapes-shaped files, each with a car and a person; other classes have no number."""
     folder = tiny_cityscapes / "cityscapes" / "leftImg8bit" / "train" / "town"
     files = sorted(map(str, folder.iterdir()))
-    t = dataclasses.replace(truth([], CLASSES, len(files)), file_names=files)
+    t = dataclasses.replace(ground_truth([], CLASSES, len(files)), file_names=files)
     rows = []
     for i, file in enumerate(files):
         file = file.replace("/leftImg8bit/", "/gtFine/")

@@ -16,7 +16,7 @@ from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.data.formats.via import read_via, via_classes
 from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
-from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.lvis import LvisMetric
 from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
@@ -37,12 +37,12 @@ def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
 @given(data_sets())
 def test_both_backends_are_pycocotools(tmp_path, data_set):
     content, results = data_set
-    truth, found = columns(content, results, tmp_path)
+    ground_truth, found = columns(content, results, tmp_path)
     for task in ("bbox", "segm"):
         theirs = official(content, results, task)
         for backend in BACKENDS:
             metric = CocoMetric(tasks=[task], per_class=False, backend=backend)
-            _close(metric(truth, found), {f"{task}/{k}": v for k, v in theirs.items()})
+            _close(metric(ground_truth, found), {f"{task}/{k}": v for k, v in theirs.items()})
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -56,7 +56,7 @@ def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, threshold
     content, results = data_set
     for annotation, marks in zip(content["annotations"], odd, strict=False):
         annotation |= marks
-    truth, found = columns(content, results, tmp_path)
+    ground_truth, found = columns(content, results, tmp_path)
     hotcoco, pycocotools = (
         CocoMetric(
             ["bbox", "segm", "proposals"],
@@ -66,9 +66,9 @@ def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, threshold
         )
         for backend in BACKENDS
     )
-    numbers = hotcoco(truth, found)
-    _close(numbers, pycocotools(truth, found))
-    assert numbers.keys() == hotcoco.keys(truth.classes, with_masks=True)
+    numbers = hotcoco(ground_truth, found)
+    _close(numbers, pycocotools(ground_truth, found))
+    assert numbers.keys() == hotcoco.keys(ground_truth.classes, with_masks=True)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -268,9 +268,9 @@ def test_dataset_dicts_give_the_numbers_of_their_file(tmp_path):
     expected = CocoMetric()(*columns(content, results, tmp_path))
     assert expected["bbox/APs"] == 100 and math.isnan(expected["bbox/APl"])
     records, ids = read_coco(tmp_path / "truth.json", tmp_path)
-    truth = ground_truth(records, ["balloon", "kite"])
+    ground_truth = ground_truth_columns(records, ["balloon", "kite"])
     found = [r | {"category_id": ids[r["category_id"]]} for r in results]
-    _close(CocoMetric()(truth, detections(truth, found)), expected)
+    _close(CocoMetric()(ground_truth, detection_columns(ground_truth, found)), expected)
 
 
 def _balloons(folder: Path, classes: list[str]) -> dict:
@@ -310,17 +310,17 @@ def test_real_photos_with_crowds(tmp_path, real_balloon, split):
             category = a["category_id"] if rng.random() < 0.8 else int(rng.choice(names))
             result = _result(a["image_id"], category, box, round(rng.random(), 1))
             results.append(result | {"segmentation": rle(box, *sizes[a["image_id"]])})
-    truth, found = columns(content, results, tmp_path)
+    ground_truth, found = columns(content, results, tmp_path)
     for task in ("bbox", "segm"):
         theirs = official(content, results, task)
         assert 1 < theirs["AP"] < 99
         for backend in BACKENDS:
-            numbers = CocoMetric([task], per_class=False, backend=backend)(truth, found)
+            numbers = CocoMetric([task], per_class=False, backend=backend)(ground_truth, found)
             _close(numbers, {f"{task}/{k}": v for k, v in theirs.items()})
 
 
 def _perfect(content: dict, folder: Path) -> None:
-    truth = columns(content, [], folder)[0]
+    ground_truth = columns(content, [], folder)[0]
     sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
     from pycocotools import mask
 
@@ -333,22 +333,22 @@ def _perfect(content: dict, folder: Path) -> None:
                 shape["counts"] = shape["counts"].decode()
             result = _result(a["image_id"], a["category_id"], a["bbox"], 0.9)
             results.append(result | {"segmentation": shape})
-    truth, found = columns(content, results, folder)
+    ground_truth, found = columns(content, results, folder)
     for backend in BACKENDS:
-        numbers = CocoMetric(max_detections=[100], backend=backend)(truth, found)
+        numbers = CocoMetric(max_detections=[100], backend=backend)(ground_truth, found)
         assert {v for v in numbers.values() if not math.isnan(v)} == {100}
         assert {"bbox/AP", "segm/AP"} <= {k for k, v in numbers.items() if v == 100}
     others = [VocMetric([0.5, 0.95, 1]), VocMetric(mode="11points"), VocMetric(plus_one=True)]
     for metric in (*others, OpenImagesMetric(), LvisMetric(per_class=True)):
-        numbers = metric(truth, found)
+        numbers = metric(ground_truth, found)
         assert {v for v in numbers.values() if not math.isnan(v)} == {100}, type(metric)
     # Who finds the crowds as well is as good.
     crowds = [a for a in content["annotations"] if a["iscrowd"]]
     results = [{k: v for k, v in r.items() if k != "segmentation"} for r in results]
     results += [_result(a["image_id"], a["category_id"], a["bbox"], 0.95) for a in crowds]
-    truth, found = columns(content, results, folder)
+    ground_truth, found = columns(content, results, folder)
     for metric in (CocoMetric(["bbox"], max_detections=[100]), *others, OpenImagesMetric()):
-        numbers = metric(truth, found)
+        numbers = metric(ground_truth, found)
         assert {v for v in numbers.values() if not math.isnan(v)} == {100}, type(metric)
 
 

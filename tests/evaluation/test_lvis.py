@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 
 from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
-from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.lvis import LvisMetric
-from tests.evaluation.columns import detections as detections_of
-from tests.evaluation.columns import truth
+from tests.evaluation.columns import detection_columns as detections_of
+from tests.evaluation.columns import ground_truth
 from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
 
 
@@ -20,9 +20,9 @@ def test_where_everything_was_looked_for_it_is_cocos(tmp_path, data_set):
     content, results = data_set
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0  # LVIS has no crowds
-    truth, found = columns(content, results, tmp_path)
-    numbers = LvisMetric(["bbox", "segm"], per_class=True)(truth, found)
-    coco = CocoMetric(["bbox", "segm"], max_detections=[300])(truth, found)
+    ground_truth, found = columns(content, results, tmp_path)
+    numbers = LvisMetric(["bbox", "segm"], per_class=True)(ground_truth, found)
+    coco = CocoMetric(["bbox", "segm"], max_detections=[300])(ground_truth, found)
     for key, value in numbers.items():
         if key[-3:] in ("APr", "APc", "APf"):
             assert math.isnan(value)
@@ -77,18 +77,18 @@ def test_dataset_dicts_as_detectron2_reads_them():
     for record in records:
         record |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     records[1]["neg_category_ids"] = [1]  # counts from 1, category_id from 0
-    truth = ground_truth(records, ["cat", "dog"], frequencies=["r", "f"])
-    assert truth.negatives == [[], [0]] and truth.not_exhaustive == [[], []]
+    ground_truth = ground_truth_columns(records, ["cat", "dog"], frequencies=["r", "f"])
+    assert ground_truth.negatives == [[], [0]] and ground_truth.not_exhaustive == [[], []]
     results = [
         {"image_id": 1, "category_id": 0, "bbox": [10, 10, 40, 40], "score": 0.5},
         {"image_id": 2, "category_id": 0, "bbox": [10, 10, 40, 40], "score": 0.9},
         {"image_id": 2, "category_id": 1, "bbox": [10, 10, 40, 40], "score": 0.9},
     ]
     metric = LvisMetric(per_class=True)
-    numbers = metric(truth, detections(truth, results))
+    numbers = metric(ground_truth, detection_columns(ground_truth, results))
     assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)
     assert math.isnan(numbers["bbox/APf"]) and math.isnan(numbers["bbox/AP-dog"])
-    assert numbers.keys() == metric.keys(truth.classes, with_masks=False)
+    assert numbers.keys() == metric.keys(ground_truth.classes, with_masks=False)
 
 
 def test_crowds_are_neither_hit_nor_miss(tmp_path):
@@ -108,7 +108,7 @@ def test_nothing_at_all(tmp_path):
 
 def test_300_detections_an_image_of_all_classes_together():
     """The dog is found behind 299 or 300 false alarms for cats; COCO has limits for each class."""
-    t = truth([(0, 0, (0, 0, 10, 10)), (0, 1, (50, 50, 10, 10))], ("cat", "dog"))
+    t = ground_truth([(0, 0, (0, 0, 10, 10)), (0, 1, (50, 50, 10, 10))], ("cat", "dog"))
     wrong = [(0, 0, (300 + i % 40 * 15, 300 + i // 40 * 15, 10, 10), 0.9) for i in range(300)]
     dog = (0, 1, (50, 50, 10, 10), 0.5)
     for number, expected in ((299, 100), (300, 0)):

@@ -14,7 +14,7 @@ from d2ext.data.datasets.declare import coco_dataset
 from d2ext.data.datasets.register import register_datasets, unregister_datasets
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.dataset_file import read_dataset
-from d2ext.evaluation.instances import GroundTruth, ground_truth
+from d2ext.evaluation.instances import GroundTruth, ground_truth_columns
 from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.columns import detections
@@ -33,7 +33,7 @@ def of_a_run(tmp_path, monkeypatch):
         made = L(coco_dataset)(json_file=str(file), image_root=str(tmp_path))
         register_datasets({"one_truth": made})
         records = DatasetCatalog.get("one_truth")
-        return ground_truth(records, MetadataCatalog.get("one_truth").thing_classes)
+        return ground_truth_columns(records, MetadataCatalog.get("one_truth").thing_classes)
 
     yield load
     unregister_datasets()
@@ -64,7 +64,7 @@ def _content() -> dict:
     }
 
 
-def _numbers(truth: GroundTruth) -> dict[str, float]:
+def _numbers(ground_truth: GroundTruth) -> dict[str, float]:
     """Of detections that lie in and on what is marked, by all metrics of boxes."""
     shifts = (0, 1, 3)
     found = detections(
@@ -80,7 +80,7 @@ def _numbers(truth: GroundTruth) -> dict[str, float]:
     return {
         f"{name}/{key}": value
         for name, metric in metrics.items()
-        for key, value in metric(truth, found).items()
+        for key, value in metric(ground_truth, found).items()
     }
 
 
@@ -92,7 +92,7 @@ def test_marks_count_in_a_run_as_in_evaluate(tmp_path, of_a_run, odd):
         content["annotations"][5]["ignore"] = False
     file = tmp_path / "marks.json"
     file.write_text(json.dumps(content))
-    run, offline = of_a_run(file), read_dataset(file, with_masks=True).truth
+    run, offline = of_a_run(file), read_dataset(file, with_masks=True).ground_truth
     assert offline.difficult.sum() == 4 and offline.group_of.sum() == offline.crowd.sum() == 2
     rows = (
         np.lexsort((run.boxes[:, 0], run.image)),
@@ -128,11 +128,11 @@ def test_difficult_objects_of_a_voc_file_need_not_be_found(tmp_path, of_a_run):
     file = tmp_path / "voc.json"
     convert_to_coco("voc", tmp_path / "a.xml", tmp_path / "images", file)
     easy, hard = (0, 0, (0, 0, 20, 20), 0.5), (0, 0, (50, 50, 40, 40), 0.9)
-    for truth in (of_a_run(file), read_dataset(file, with_masks=False).truth):
+    for ground_truth in (of_a_run(file), read_dataset(file, with_masks=False).ground_truth):
         for metric in (CocoMetric(["bbox"]), VocMetric(), OpenImagesMetric()):
             for found in ([easy], [easy, hard]):
-                numbers = metric(truth, detections(found))
+                numbers = metric(ground_truth, detections(found))
                 assert numbers["bbox/AP50"] == 100, type(metric)
-            assert metric(truth, detections([hard]))["bbox/AP50"] == 0
-            nothing = metric(truth, detections([]))
+            assert metric(ground_truth, detections([hard]))["bbox/AP50"] == 0
+            nothing = metric(ground_truth, detections([]))
             assert nothing["bbox/AP50"] == 0 and not math.isnan(nothing["bbox/AP50"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from d2ext.errors import UserError
 from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
-from tests.evaluation.columns import detections, perfect, truth
+from tests.evaluation.columns import detections, ground_truth, perfect
 
 CROWD = (100, 100, 100, 100)  # the box of a group
 IN_CROWD = [(110, 110, 10, 10), (150, 150, 10, 10), (180, 180, 15, 15)]
@@ -27,7 +27,7 @@ HELMETS = ("Football helmet", "Bicycle helmet", "Helmet", "Person")
 
 
 def _ap(objects: list, found: list) -> float:
-    return OpenImagesMetric()(truth(objects), detections(found))["bbox/AP50"]
+    return OpenImagesMetric()(ground_truth(objects), detections(found))["bbox/AP50"]
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_any_number_of_detections_counts():
 
 def test_objects_are_of_the_classes_above_theirs(helmets):
     """A football helmet is a helmet: of two helmets, one of them found as such."""
-    t = truth([(0, 0, SINGLE), (0, 2, FAR), (0, 3, CROWD)], HELMETS)
+    t = ground_truth([(0, 0, SINGLE), (0, 2, FAR), (0, 3, CROWD)], HELMETS)
     d = detections([(0, 0, SINGLE, 0.5), (0, 3, CROWD, 0.9)])
     numbers = OpenImagesMetric(str(helmets))(t, d)
     assert math.isnan(numbers.pop("bbox/AP50-Bicycle helmet"))
@@ -120,7 +120,7 @@ def test_objects_are_of_the_classes_above_theirs(helmets):
 
 
 def test_a_group_below_is_a_group_above(helmets):
-    t = truth([(0, 0, CROWD, "group_of"), (0, 2, SINGLE)], HELMETS)
+    t = ground_truth([(0, 0, CROWD, "group_of"), (0, 2, SINGLE)], HELMETS)
     d = detections([(0, 2, SINGLE, 0.5), *((0, 1, box, 0.9) for box in IN_CROWD)])
     numbers = OpenImagesMetric(str(helmets))(t, d)
     assert numbers["bbox/AP50-Helmet"] == 100 and numbers["bbox/AP50-Football helmet"] == 0
@@ -133,7 +133,7 @@ def test_a_class_in_several_places_has_all_classes_above(tmp_path):
     gear = {"LabelName": "gear", "Subcategory": [ball]}
     tree = {"LabelName": "thing", "Subcategory": [toys, gear]}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
-    t = truth([(0, 0, SINGLE)], ("ball", "gear", "toy", "kite"))
+    t = ground_truth([(0, 0, SINGLE)], ("ball", "gear", "toy", "kite"))
     numbers = OpenImagesMetric(str(tmp_path / "tree.json"))(t, perfect(t))
     assert numbers["bbox/AP50-gear"] == numbers["bbox/AP50-toy"] == 100
     assert math.isnan(numbers["bbox/AP50-kite"])
@@ -142,7 +142,7 @@ def test_a_class_in_several_places_has_all_classes_above(tmp_path):
 def test_codes_are_named_by_the_descriptions_beside_the_file(tmp_path):
     tree = {"LabelName": "/m/0zvk5", "Subcategory": [{"LabelName": "/m/02wg_p"}]}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
-    t = truth([(0, 0, SINGLE)], HELMETS)
+    t = ground_truth([(0, 0, SINGLE)], HELMETS)
     with pytest.raises(UserError, match=r"names none of the classes .*/m/0.*class-descriptions"):
         OpenImagesMetric(str(tmp_path / "tree.json"))(t, perfect(t))
     names = "/m/0zvk5,Helmet\n/m/02wg_p,Football helmet\n"
@@ -178,7 +178,7 @@ def test_numbers_are_those_of_hotcoco(tmp_path_factory, objects, found, expand):
         (image, label, (20 * cell + x, y, w, h), score / 1000)
         for score, ((image, cell), label, (x, y, w, h)) in found.items()
     ]
-    ours = OpenImagesMetric(str(path), expand)(truth(rows, HELMETS, 2), detections(guesses))
+    ours = OpenImagesMetric(str(path), expand)(ground_truth(rows, HELMETS, 2), detections(guesses))
     theirs = _hotcoco(rows, guesses, expand)
     for name in HELMETS:
         mine = ours[f"bbox/AP50-{name}"]
@@ -215,7 +215,7 @@ def _hotcoco(rows: list, guesses: list, expand: bool) -> dict[str, float]:
 
 def test_without_groups_and_hierarchy_it_is_voc(caplog):
     caplog.set_level(logging.INFO, "d2ext")
-    t = truth([(i % 3, i % 2, (7 * i, 5, 20, 20)) for i in range(20)], ("cat", "dog"), 3)
+    t = ground_truth([(i % 3, i % 2, (7 * i, 5, 20, 20)) for i in range(20)], ("cat", "dog"), 3)
     d = detections([(i % 3, i % 2, (6 * i, 4, 20, 20), i / 30) for i in range(20)])
     ours, voc = OpenImagesMetric()(t, d), VocMetric()(t, d)
     assert 0 < ours["bbox/AP50"] < 100
@@ -224,7 +224,7 @@ def test_without_groups_and_hierarchy_it_is_voc(caplog):
 
 
 def test_no_objects_and_no_detections():
-    empty = truth([], ("cat", "dog"))
+    empty = ground_truth([], ("cat", "dog"))
     assert all(map(math.isnan, OpenImagesMetric()(empty, detections([])).values()))
     assert math.isnan(OpenImagesMetric()(empty, detections([(0, 0, FAR, 0.5)]))["bbox/AP50"])
     assert _ap([(0, 0, SINGLE)], []) == 0
@@ -234,7 +234,7 @@ def test_no_objects_and_no_detections():
 @pytest.mark.parametrize("per_class", [True, False])
 def test_keys_are_those_of_the_results(helmets, per_class):
     metric = OpenImagesMetric(str(helmets), per_class=per_class)
-    results = metric(truth([], HELMETS), detections([]))
+    results = metric(ground_truth([], HELMETS), detections([]))
     assert metric.keys(HELMETS, False) == metric.keys(HELMETS, True) == set(results)
     with pytest.raises(UserError, match="hierarchy.json names none of the classes"):
         metric.keys(("cat",), False)
@@ -276,5 +276,5 @@ def test_arguments_are_checked_at_once(settings, said):
 
 def test_a_metric_of_a_config(helmets):
     metric = instantiate(L(OpenImagesMetric)(hierarchy_file=str(helmets)))
-    t = truth([(0, 0, SINGLE)], HELMETS)
+    t = ground_truth([(0, 0, SINGLE)], HELMETS)
     assert metric(t, perfect(t))["bbox/AP50-Helmet"] == 100

@@ -77,8 +77,8 @@ def test_the_columns_are_what_the_model_found():
     assert found.boxes[4:] == pytest.approx(torch.stack([x0, y0, x1 - x0, y1 - y0], 1).numpy())
     from pycocotools import mask
 
-    for rle, truth in zip(found.masks[4:], expected.pred_masks, strict=True):
-        assert mask.decode(rle).tolist() == truth.int().tolist()
+    for rle, ground_truth in zip(found.masks[4:], expected.pred_masks, strict=True):
+        assert mask.decode(rle).tolist() == ground_truth.int().tolist()
 
 
 @pytest.mark.parametrize("masks", [True, False])

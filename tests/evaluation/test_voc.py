@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from d2ext.errors import UserError
 from d2ext.evaluation import average_precision
 from d2ext.evaluation.voc import VocMetric
-from tests.evaluation.columns import detections, perfect, truth
+from tests.evaluation.columns import detections, ground_truth, perfect
 
 # A box of 10 x 10 in each cell of a row: those of different cells do not touch.
 CELL = [(20 * i, 0, 10, 10) for i in range(12)]
@@ -24,7 +24,7 @@ FAR = (900, 900, 10, 10)
 
 
 def _ap(objects: list, found: list, name: str = "AP50", **settings) -> float:
-    return VocMetric(**settings)(truth(objects), detections(found))[f"bbox/{name}"]
+    return VocMetric(**settings)(ground_truth(objects), detections(found))[f"bbox/{name}"]
 
 
 def test_a_curve_worked_out_by_hand():
@@ -74,7 +74,7 @@ def test_thresholds_are_reached_exactly():
     """The lower 6 of 10 rows: an IoU of 0.6; with another pixel, 77 of 121 = 0.636."""
     objects, found = [(0, 0, (0, 0, 10, 10))], [(0, 0, (0, 0, 10, 6), 0.5)]
     metric = VocMetric(iou_thresholds=[0.65, 0.6, 0.625])
-    numbers = metric(truth(objects), detections(found))
+    numbers = metric(ground_truth(objects), detections(found))
     assert numbers == {
         "bbox/AP": pytest.approx(100 / 3),
         "bbox/AP60": 100,
@@ -103,7 +103,7 @@ def test_of_objects_that_overlap_equally_the_first_counts():
 
 def test_means_are_over_classes_with_objects():
     """Cat 100, dog (no detection) 0, and no owl anywhere; an owl detected changes nothing."""
-    t = truth([(0, 0, CELL[0]), (1, 1, CELL[0])], ("cat", "dog", "owl"), images=2)
+    t = ground_truth([(0, 0, CELL[0]), (1, 1, CELL[0])], ("cat", "dog", "owl"), images=2)
     d = detections([(0, 0, CELL[0], 0.5), (0, 2, CELL[0], 0.9), (1, 2, CELL[0], 0.9)])
     numbers = VocMetric()(t, d)
     assert math.isnan(numbers.pop("bbox/AP50-owl")) and math.isnan(numbers.pop("bbox/AP-owl"))
@@ -120,7 +120,7 @@ def test_a_perfect_detector_has_exactly_100(mode, count):
         (int(rng.integers(3)), int(rng.integers(2)), tuple(rng.uniform(0.1, 300, 4)))
         for _ in range(count)
     ]
-    t = truth([*objects, (0, 0, FAR)], ("cat", "dog"), images=3)
+    t = ground_truth([*objects, (0, 0, FAR)], ("cat", "dog"), images=3)
     metric = VocMetric([0.5, 0.75, 0.95, 1], mode)
     assert {v for v in metric(t, perfect(t)).values() if not math.isnan(v)} == {100.0}
 
@@ -134,7 +134,7 @@ def test_without_objects_there_is_no_ap(objects, found, mode):
 
 
 def test_without_classes_or_images_there_is_no_ap():
-    numbers = VocMetric()(truth([], (), images=0), detections([]))
+    numbers = VocMetric()(ground_truth([], (), images=0), detections([]))
     assert set(numbers) == {"bbox/AP", "bbox/AP50"} and all(map(math.isnan, numbers.values()))
 
 
@@ -164,7 +164,7 @@ def test_numbers_are_those_of_detectron2(
     tmp_path_factory, objects, found, threshold, mode, plus_one
 ):
     classes = ("cat", "dog")
-    t = truth([(*place, flag) for place, flag in objects], classes, images=3)
+    t = ground_truth([(*place, flag) for place, flag in objects], classes, images=3)
     d = detections([(*place, score / 1000) for score, place in found.items()])
     ours = VocMetric([threshold], mode, plus_one)(t, d)
     folder = tmp_path_factory.mktemp("voc")
@@ -218,7 +218,7 @@ def _write_voc(folder: Path, t, d, plus_one: bool) -> None:
 def test_much_is_compared_in_parts(monkeypatch):
     """What is held in memory at a time is bounded, and changes no number."""
     rng = np.random.default_rng(0)
-    t = truth([(i % 3, 0, tuple(rng.uniform(1, 30, 4))) for i in range(40)], images=3)
+    t = ground_truth([(i % 3, 0, tuple(rng.uniform(1, 30, 4))) for i in range(40)], images=3)
     d = detections([(i % 3, 0, tuple(rng.uniform(1, 30, 4)), rng.random()) for i in range(200)])
     whole = VocMetric()(t, d)
     assert 0 < whole["bbox/AP"] < 100
@@ -229,7 +229,7 @@ def test_much_is_compared_in_parts(monkeypatch):
 
 def test_the_table_is_logged(caplog):
     caplog.set_level(logging.INFO, "d2ext")
-    t = truth([(0, 1, CELL[0])], ("cat", "1e3"))
+    t = ground_truth([(0, 1, CELL[0])], ("cat", "1e3"))
     VocMetric()(t, perfect(t))
     (record,) = caplog.records
     rows = [line.split() for line in record.getMessage().splitlines()]
@@ -241,7 +241,7 @@ def test_the_table_is_logged(caplog):
 @pytest.mark.parametrize("classes", [(), ("cat",), ("cat", "dog")])
 def test_keys_are_those_of_the_results(classes, per_class):
     metric = VocMetric([0.5, 0.75], per_class=per_class)
-    assert metric.keys(classes, True) == set(metric(truth([], classes), detections([])))
+    assert metric.keys(classes, True) == set(metric(ground_truth([], classes), detections([])))
 
 
 @pytest.mark.parametrize(
@@ -267,5 +267,5 @@ def test_arguments_are_checked_at_once(settings, said):
 
 def test_a_metric_of_a_config():
     metric = instantiate(L(VocMetric)(iou_thresholds=[0.5, 0.75], mode="11points"))
-    t = truth([(0, 0, CELL[0])])
+    t = ground_truth([(0, 0, CELL[0])])
     assert metric(t, perfect(t))["bbox/AP75"] == 100

@@ -88,7 +88,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_loader_that_hangs():
 DEAF = """
 import os, signal, sys, time
 from pathlib import Path
-from d2ext.launch.topology import find_layout
+from d2ext.launch.topology import find_topology
 from d2ext.launch.spawn import start_ranks
 from d2ext.launch.signals import StopSignals
 
@@ -103,7 +103,7 @@ def deaf():
                 pass
 
 if __name__ == "__main__":
-    layout = find_layout({}, num_gpus=2)
+    layout = find_topology({}, num_gpus=2)
     sys.exit(start_ranks(layout, deaf, (), 30, "cpu", Path("run")))
 """
 

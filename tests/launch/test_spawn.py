@@ -10,7 +10,7 @@ import atexit, os, sys
 from pathlib import Path
 
 import torch.distributed as dist
-from d2ext.launch.topology import find_layout
+from d2ext.launch.topology import find_topology
 from d2ext.launch.spawn import start_ranks
 
 class Told:
@@ -24,7 +24,7 @@ def work():
     return 0
 
 if __name__ == "__main__":
-    sys.exit(start_ranks(find_layout({}, num_gpus=2), work, (), 60, "cpu", Path("run")))
+    sys.exit(start_ranks(find_topology({}, num_gpus=2), work, (), 60, "cpu", Path("run")))
 """
 
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from d2ext.errors import UserError
-from d2ext.launch.topology import find_layout, free_port, port_is_free
+from d2ext.launch.topology import find_topology, free_port, port_is_free
 
 TORCHRUN = dict(
     RANK="5", WORLD_SIZE="8", LOCAL_WORLD_SIZE="4", MASTER_ADDR="node0", MASTER_PORT="29400"
@@ -14,42 +14,44 @@ TORCHRUN = dict(
 
 
 def test_one_process_meets_nobody():
-    layout = find_layout({})
-    assert (layout.starter, layout.world_size, layout.url) == ("self", 1, "")
+    topology = find_topology({})
+    assert (topology.launcher, topology.world_size, topology.url) == ("self", 1, "")
     # A batch script's variables say nothing of this process.
-    assert find_layout(dict(SLURM_PROCID="0", SLURM_NTASKS="8")).world_size == 1
+    assert find_topology(dict(SLURM_PROCID="0", SLURM_NTASKS="8")).world_size == 1
 
 
 def test_one_machine_finds_a_port_below_the_ephemeral_range():
-    layout = find_layout({}, num_gpus=2)
-    host, _, port = layout.url.removeprefix("tcp://").rpartition(":")
-    assert (layout.world_size, host) == (2, "127.0.0.1")
+    topology = find_topology({}, num_gpus=2)
+    host, _, port = topology.url.removeprefix("tcp://").rpartition(":")
+    assert (topology.world_size, host) == (2, "127.0.0.1")
     assert 1024 < int(port) < 32768 and port_is_free(int(port))
 
 
 def test_machines():
-    layout = find_layout({}, num_gpus=4, num_machines=2, machine_rank=1, dist_url="tcp://a:1234")
-    assert (layout.world_size, layout.per_machine, layout.rank) == (8, 4, 4)
-    assert layout.url == "tcp://a:1234"
+    topology = find_topology(
+        {}, num_gpus=4, num_machines=2, machine_rank=1, dist_url="tcp://a:1234"
+    )
+    assert (topology.world_size, topology.per_machine, topology.rank) == (8, 4, 4)
+    assert topology.url == "tcp://a:1234"
 
 
 def test_the_guide_s_environment_is_a_default():
     env = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="a", PORT="29501")
-    layout = find_layout(env, num_gpus=8)
-    assert (layout.num_machines, layout.machine_rank, layout.url) == (2, 1, "tcp://a:29501")
-    assert find_layout(env, 8, machine_rank=0, port=7777).url == "tcp://a:7777"
-    assert find_layout(dict(PORT="29501"), 2).url == "tcp://127.0.0.1:29501"
+    topology = find_topology(env, num_gpus=8)
+    assert (topology.num_machines, topology.machine_rank, topology.url) == (2, 1, "tcp://a:29501")
+    assert find_topology(env, 8, machine_rank=0, port=7777).url == "tcp://a:7777"
+    assert find_topology(dict(PORT="29501"), 2).url == "tcp://127.0.0.1:29501"
     one_machine = dict(PORT="29501", MASTER_ADDR="left.over")
-    assert find_layout(one_machine, 2).url == "tcp://127.0.0.1:29501"
+    assert find_topology(one_machine, 2).url == "tcp://127.0.0.1:29501"
 
 
 def test_torchrun_is_believed_unless_flags_speak():
-    layout = find_layout(TORCHRUN)
-    assert (layout.starter, layout.rank, layout.world_size) == ("torchrun", 5, 8)
-    assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 4)
-    assert find_layout(TORCHRUN, num_gpus=2).starter == "self"
+    topology = find_topology(TORCHRUN)
+    assert (topology.launcher, topology.rank, topology.world_size) == ("torchrun", 5, 8)
+    assert (topology.num_machines, topology.machine_rank, topology.per_machine) == (2, 1, 4)
+    assert find_topology(TORCHRUN, num_gpus=2).launcher == "self"
     with pytest.raises(UserError, match="--master-port=0: nobody meets there"):
-        find_layout(TORCHRUN | {"MASTER_PORT": "0"})
+        find_topology(TORCHRUN | {"MASTER_PORT": "0"})
 
 
 @pytest.fixture
@@ -72,18 +74,18 @@ def srun(tmp_path, monkeypatch):
 
 
 def test_an_srun_step_of_several_tasks(srun):
-    layout = find_layout(srun)
-    assert (layout.starter, layout.rank, layout.world_size) == ("srun", 3, 4)
-    assert (layout.num_machines, layout.machine_rank, layout.per_machine) == (2, 1, 2)
-    host, _, port = layout.url.rpartition(":")
+    topology = find_topology(srun)
+    assert (topology.launcher, topology.rank, topology.world_size) == ("srun", 3, 4)
+    assert (topology.num_machines, topology.machine_rank, topology.per_machine) == (2, 1, 2)
+    host, _, port = topology.url.rpartition(":")
     assert host == "tcp://n1" and 1024 < int(port) < 32768
-    assert find_layout(srun | dict(SLURM_PROCID="0", SLURM_LOCALID="0")).url == layout.url
-    assert find_layout(srun | dict(SLURM_STEP_ID="1")).url != layout.url
-    assert find_layout(srun | dict(PORT="29501")).url == "tcp://n1:29501"
-    assert find_layout(srun, port=29502).url == "tcp://n1:29502"
-    assert find_layout(srun, dist_url="tcp://n9:29503").url == "tcp://n9:29503"
-    assert find_layout(srun, num_gpus=2).starter == "self"
-    assert find_layout(srun | TORCHRUN).starter == "torchrun"
+    assert find_topology(srun | dict(SLURM_PROCID="0", SLURM_LOCALID="0")).url == topology.url
+    assert find_topology(srun | dict(SLURM_STEP_ID="1")).url != topology.url
+    assert find_topology(srun | dict(PORT="29501")).url == "tcp://n1:29501"
+    assert find_topology(srun, port=29502).url == "tcp://n1:29502"
+    assert find_topology(srun, dist_url="tcp://n9:29503").url == "tcp://n9:29503"
+    assert find_topology(srun, num_gpus=2).launcher == "self"
+    assert find_topology(srun | TORCHRUN).launcher == "torchrun"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_an_srun_step_of_several_tasks(srun):
 )
 def test_srun_steps_that_cannot_be(srun, more, words):
     with pytest.raises(UserError, match=words):
-        find_layout(srun | more)
+        find_topology(srun | more)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_srun_steps_that_cannot_be(srun, more, words):
 )
 def test_contradictions(flags, words):
     with pytest.raises(UserError, match=words):
-        find_layout(flags.pop("env", {}), **flags)
+        find_topology(flags.pop("env", {}), **flags)
 
 
 def test_a_port_in_use_is_seen():

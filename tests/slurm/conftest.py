@@ -106,7 +106,7 @@ class Cluster:
             time.sleep(0.3)
 
 
-class Run:
+class SlurmRun:
     """A run directory, while a job fills it."""
 
     def __init__(self, cluster: Cluster, directory: Path):
@@ -169,17 +169,19 @@ def cluster(slurm: dict[str, str]) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., Run]:
+def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., SlurmRun]:
     """Submit a tiny training on CPUs with a name of its own; flags first, then overrides.
 
     The cluster's GPUs are fake: a training that asks for them ends with an error.
     """
 
-    def submit(name: str, *flags: str, partition: str = "dev", more: tuple[str, ...] = ()) -> Run:
+    def submit(
+        name: str, *flags: str, partition: str = "dev", more: tuple[str, ...] = ()
+    ) -> SlurmRun:
         directory = tmp_path / name
         common = ["--partition", partition, "--cpus-per-task", "2", "--work-dir", directory]
         cluster.submit(*common, *flags, *tiny, "train.device=cpu", *more)
-        return Run(cluster, directory)
+        return SlurmRun(cluster, directory)
 
     return submit
 

@@ -33,7 +33,7 @@ class Node:
 
     def submit(self, command, max_requeues=9):
         """Leaves what submit.py leaves of job 4242."""
-        words = dict(command=command, overrides=[], start=[], goes_on=[], untouched=None)
+        words = dict(command=command, overrides=[], start=[], resume_flags=[], untouched=None)
         folder = str(self.record.folder)
         limits = dict(num_machines=1, max_requeues=max_requeues, port=None)
         DelayedSubmission(Training(**words, **limits, folder=folder)).dump(

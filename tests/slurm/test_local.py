@@ -111,7 +111,7 @@ def start(tmp_path, monkeypatch):
                 command=["sh", "-c", script, "train_net.py"],
                 overrides=[],
                 start=[],
-                goes_on=[],
+                resume_flags=[],
                 untouched=None,
                 folder=str(record.folder),
                 num_machines=1,

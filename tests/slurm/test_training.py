@@ -71,8 +71,8 @@ def test_preempted_and_out_of_time(cluster, start, without_slurm):
     assert run.wait_for_end()["status"] == 0
     whys = [attempt["why"] for attempt in run.attempts]
     assert whys == ["preempted or out of time, and saved"] * 2 + ["finished"]
-    goes_on = [int(n) for n in re.findall(r"goes on at iteration (\d+)", run.log)]
-    assert len(goes_on) == 2 and goes_on[0] < goes_on[1]
+    resume_flags = [int(n) for n in re.findall(r"goes on at iteration (\d+)", run.log)]
+    assert len(resume_flags) == 2 and resume_flags[0] < resume_flags[1]
     assert "this job is preempted" in run.log
     alone = without_slurm(*long)
     assert losses(run.directory) == losses(alone)  # no step is lost, none repeated

@@ -16,7 +16,7 @@ from d2ext.data.formats.via import read_via, via_classes
 from d2ext.data.formats.voc import read_voc
 from d2ext.data.formats.yolo import read_yolo
 from d2ext.errors import UserError
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 
 Read = tuple[list[dict], tuple[str, ...]]
 
@@ -95,7 +95,7 @@ def convert_to_coco(
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:
         category.setdefault("supercategory", "")
-    with replaced(output, "wb", durable=False) as f:
+    with atomic_write(output, "wb", durable=False) as f:
         f.write(msgspec.json.encode(content))
     return (
         f"{output}: {len(content['images'])} images, {len(content['annotations'])} objects,"

@@ -11,7 +11,7 @@ from d2ext.data.formats.json_io import nearest
 from d2ext.errors import UserError
 
 
-def declare_datasets(cfg: Any) -> list[str]:
+def register_run_datasets(cfg: Any) -> list[str]:
     """Registers a config's data sets in this process; the trained classes hold for all of them.
 
     Those are the classes of the training sets, in their order. The others follow by name: objects

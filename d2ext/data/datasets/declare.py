@@ -14,10 +14,10 @@ from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
-from d2ext.data.formats.detect_format import annotation_format
+from d2ext.data.formats.detect_format import detect_format
 from d2ext.data.formats.json_io import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
-from d2ext.data.records.cache import remembered, stored, stored_coco
+from d2ext.data.records.cache import cached_coco_records, cached_records, cached_value
 from d2ext.data.records.records import columns_of
 from d2ext.errors import UserError
 
@@ -87,13 +87,13 @@ def coco_dataset(
         boxes_as_masks: gives objects without an outline their box as one.
     """
     if classes is None:
-        names = tuple(remembered(json_file, "coco_classes", lambda: coco_classes(json_file)))
+        names = tuple(cached_value(json_file, "coco_classes", lambda: coco_classes(json_file)))
     else:
         names = classes = _names(classes)
     metadata = {**_colors(palette, names), "image_root": image_root, "json_file": json_file}
 
     def load() -> Sequence[dict]:
-        records = stored_coco(json_file, image_root, classes)
+        records = cached_coco_records(json_file, image_root, classes)
         # The entry by which Detectron2, too, writes results in the file's own category ids.
         metadata[FILE_IDS] = dict(records.info["category_ids"])
         metadata.update({key: records.info[key] for key in ("left_out", "keypoints")})
@@ -127,7 +127,7 @@ def middle_dataset(
         return read_middle(json_file, image_root, names, info), info
 
     def load() -> Sequence[dict]:
-        records = stored(json_file, options, read)
+        records = cached_records(json_file, options, read)
         metadata["left_out"] = records.info["left_out"]
         return with_outlines(records) if boxes_as_masks else records
 
@@ -143,7 +143,7 @@ def annotated_dataset(
     attribute: str | None = None,
     boxes_as_masks: bool = False,
 ) -> Dataset:
-    """Annotated photos, whose format is recognised from the file (`annotation_format`).
+    """Annotated photos, whose format is recognised from the file (`detect_format`).
 
     Args:
         json_file: COCO, VIA (JSON, project or CSV) or MMDetection's middle format. None is a set
@@ -160,7 +160,7 @@ def annotated_dataset(
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
-    form = remembered(json_file, "format", lambda: annotation_format(json_file))
+    form = cached_value(json_file, "format", lambda: detect_format(json_file))
     reader = partial(readers[form], json_file, image_root, boxes_as_masks=boxes_as_masks)
     if form == "via":
         reader = partial(reader, attribute=attribute)

@@ -13,7 +13,7 @@ from d2ext.data.formats.rle import compressed, rle_areas
 # What values that are not as a format wants raise in its reader.
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 # No image is that large; the operators of masks would count through every pixel up to it.
-FAR = 1_000_000
+MAX_COORDINATE = 1_000_000
 # Why an object is skipped.
 FLAT_BOX = "without a box of positive size"
 FAR_BOX = "with a box that is not finite or too large"
@@ -39,7 +39,7 @@ def image_record(
         raise ValueError(f"the id {image_id!r} is no integer")
     sides = {}
     for side, value in zip(("height", "width"), size, strict=True):
-        if type(value) not in (int, float) or not 0 < value < FAR or value != int(value):
+        if type(value) not in (int, float) or not 0 < value < MAX_COORDINATE or value != int(value):
             raise ValueError(f"the {side} {value!r} is no positive integer")
         sides[side] = int(value)
     file_name = inside(root, name, where)
@@ -124,7 +124,9 @@ def _numbers(values: Sequence[float]) -> bool:
     if not set(map(type, values)) <= {int, float}:  # a bool counts as no number
         raise TypeError(f"{values!r} are not numbers")
     # One pass of C code: NaN fails every comparison, yet min and max may skip it.
-    return not values or (math.isfinite(math.fsum(values)) and max(map(abs, values)) < FAR)
+    return not values or (
+        math.isfinite(math.fsum(values)) and max(map(abs, values)) < MAX_COORDINATE
+    )
 
 
 def _compressed(rle: dict, height: int, width: int) -> dict:

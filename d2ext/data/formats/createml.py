@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d2ext.data.formats.geometry import LeftOut, add_box, numbers
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
-from d2ext.data.formats.json_io import by_name, is_text, natural, read_json, shown
+from d2ext.data.formats.json_io import by_name, is_text, natural, read_json, truncate_repr
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
@@ -43,11 +43,13 @@ def read_createml(
     for where, name, boxes in entries:
         path = images.find(name, where)
         if path in records:
-            raise UserError(f"{where} repeats the image {shown(name)}; remove one of the entries")
+            raise UserError(
+                f"{where} repeats the image {truncate_repr(name)}; remove one of the entries"
+            )
         records[path] = sized_record(path, len(records) + 1, None, where)
         for label, box in boxes:
             if index[label] is None:
-                left_out[f"of the class {shown(label)}"] += 1
+                left_out[f"of the class {truncate_repr(label)}"] += 1
             else:
                 add_box(records[path], index[label], box, left_out)
     left_out.warn(logger, source)

@@ -29,7 +29,7 @@ from d2ext.data.formats.json_io import (
     natural,
     polygon_area,
     read_xml,
-    shown,
+    truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
@@ -71,7 +71,7 @@ def read_cvat(
         root = _root(file)
         labels |= dict.fromkeys(_labels(root))
         for i, element in enumerate(root.findall("image")):
-            where = f"{file}: image {shown(element.get('name') or i)}"
+            where = f"{file}: image {truncate_repr(element.get('name') or i)}"
             images.append((where, element.get("subset") or folder, element))
     found = {_label(s, where) for where, _, element in images for s in _shapes(element)}
     names = (*labels, *sorted(found - labels.keys(), key=natural))
@@ -150,7 +150,7 @@ def _add_objects(
     for number, shape in enumerate(_shapes(image)):
         label = _label(shape, where)
         if (category := index[label]) is None:
-            left_out[f"of the class {shown(label)}"] += 1
+            left_out[f"of the class {truncate_repr(label)}"] += 1
             continue
         group = shape.get("group_id", "0")
         key = number if group == "0" else (label, group)

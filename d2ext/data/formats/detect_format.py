@@ -8,7 +8,7 @@ from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 
-def annotation_format(file: str | Path) -> str:
+def detect_format(file: str | Path) -> str:
     """`coco`, `middle` (MMDetection's) or `via` (JSON of VIA 1 or 2, a project, or its CSV).
 
     Raises:

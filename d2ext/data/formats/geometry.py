@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from d2ext.data.formats.json_io import polygon_area, shown
+from d2ext.data.formats.json_io import polygon_area, truncate_repr
 from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
@@ -312,7 +312,7 @@ def parsed(texts: Sequence[str]) -> list[float]:
     try:
         values = list(map(float, texts))
     except ValueError:
-        raise ValueError(f"{shown(' '.join(texts))} are no numbers") from None
+        raise ValueError(f"{truncate_repr(' '.join(texts))} are no numbers") from None
     return numbers(values)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from d2ext.data.formats.geometry import new_record
 from d2ext.data.formats.images import existing, image_size, images_in
-from d2ext.data.formats.json_io import inside, shown
+from d2ext.data.formats.json_io import inside, truncate_repr
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class ImageFolder:
         if namesake and (found := self._namesake(namesake, where, folder)):
             return found
         raise UserError(
-            f"{where}: the image {shown(name or namesake)} is not in the image folder {self._root};"
+            f"{where}: the image {truncate_repr(name or namesake)} is not in the image folder"
+            f" {self._root};"
             " correct the name, or --images"
         )
 
@@ -111,7 +112,8 @@ class ImageFolder:
                 other = self._names.setdefault(found, variant)
                 if other != variant and _plain(other) != _plain(variant):
                     raise UserError(
-                        f"{where}: the images {shown(variant)} and {shown(other)} would both be"
+                        f"{where}: the images {truncate_repr(variant)} and"
+                        f" {truncate_repr(other)} would both be"
                         f" {found}; correct the names"
                     )
                 return found
@@ -146,7 +148,7 @@ class ImageFolder:
         found = same or found
         if len(found) > 1:
             raise UserError(
-                f"{where}: the image {shown(name)} could be {found[0]} or {found[1]} in"
+                f"{where}: the image {truncate_repr(name)} could be {found[0]} or {found[1]} in"
                 f" {self._root}; name the file exactly"
             )
         return os.path.join(self._root, found[0]) if found else None

@@ -27,7 +27,7 @@ _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
 
 
-def shown(value: object) -> str:
+def truncate_repr(value: object) -> str:
     """A value of an annotation file for a message: shortened, however long or nested it is."""
     return _shown.repr(value)
 
@@ -298,12 +298,15 @@ def inside(root: str | Path, name: object, where: str) -> str:
     """
     fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
     if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
-        raise UserError(f"{where}: the image name {shown(name)} is no file name; correct it")
+        raise UserError(
+            f"{where}: the image name {truncate_repr(name)} is no file name; correct it"
+        )
     # What has been checked is what will be opened: without the "..", which a link could turn.
     normal = os.path.normpath(os.path.relpath(name, root) if os.path.isabs(name) else name)
     if normal.split(os.sep, 1)[0] in ("..", "."):
         raise UserError(
-            f"{where}: the image {shown(name)} is not in the image folder {root}; name it relative"
+            f"{where}: the image {truncate_repr(name)} is not in the image folder {root}; name"
+            " it relative"
             " to that folder, or give the folder that holds all images (/ allows any)"
         )
     return os.path.join(root, normal)
@@ -357,5 +360,7 @@ def by_name(
     index = {name: i for i, name in enumerate(classes)}
     if found and index.keys().isdisjoint(found):
         hint = nearest(classes[0], found) if classes else "name some"
-        raise UserError(f"{file} has none of the classes {', '.join(map(shown, classes))}; {hint}")
+        raise UserError(
+            f"{file} has none of the classes {', '.join(map(truncate_repr, classes))}; {hint}"
+        )
     return {name: index.get(name) for name in found}

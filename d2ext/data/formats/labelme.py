@@ -22,7 +22,7 @@ from d2ext.data.formats.json_io import (
     is_text,
     natural,
     read_json,
-    shown,
+    truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
@@ -121,10 +121,10 @@ def _add_objects(
     for i, shape in enumerate(shapes):
         kind, label = _shape_type(shape), shape["label"].strip()
         if kind not in _SHAPES:
-            left_out[kind if isinstance(kind, str) else shown(kind)] += 1
+            left_out[kind if isinstance(kind, str) else truncate_repr(kind)] += 1
             continue
         if (category := index[label]) is None:
-            left_out[f"of the class {shown(label)}"] += 1
+            left_out[f"of the class {truncate_repr(label)}"] += 1
             continue
         group = shape.get("group_id")
         try:

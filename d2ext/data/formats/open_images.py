@@ -13,7 +13,7 @@ from pathlib import Path
 from d2ext.data.formats.geometry import LeftOut, add_box, parsed
 from d2ext.data.formats.image_folder import sized_record
 from d2ext.data.formats.images import images_in
-from d2ext.data.formats.json_io import by_name, csv_rows, is_litter, read_text, shown
+from d2ext.data.formats.json_io import by_name, csv_rows, is_litter, read_text, truncate_repr
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
@@ -60,14 +60,15 @@ def read_open_images(
         try:
             box = parsed([row[column] or "" for column in _BOX])
             if not (min(box) >= 0 and max(box) <= 1):
-                raise ValueError(f"coordinates go from 0 to 1, not {shown(box)}")
+                raise ValueError(f"coordinates go from 0 to 1, not {truncate_repr(box)}")
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")
             group = _GROUP_OF[(row.get("IsGroupOf") or "").strip().lower()]
         except KeyError:
             raise UserError(
-                f"{where}: IsGroupOf={shown(row['IsGroupOf'])} is neither 0 nor 1; correct it"
+                f"{where}: IsGroupOf={truncate_repr(row['IsGroupOf'])} is neither 0 nor 1;"
+                " correct it"
             ) from None
         except ValueError as e:
             raise UserError(f"{where} is malformed ({e}); download the file again") from e
@@ -88,7 +89,7 @@ def read_open_images(
         sides = (record["width"], record["height"]) * 2
         for name, box, group in boxes:
             if index[name] is None:
-                left_out[f"of the class {shown(name)}"] += 1
+                left_out[f"of the class {truncate_repr(name)}"] += 1
                 continue
             box = [c * side for c, side in zip(box, sides, strict=True)]
             flags = {"iscrowd": 1, "is_group_of": 1} if group else {}

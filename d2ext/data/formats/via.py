@@ -16,7 +16,7 @@ from d2ext.data.formats.geometry import (
     shifted,
 )
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
-from d2ext.data.formats.json_io import by_name, inside, natural, shown
+from d2ext.data.formats.json_io import by_name, inside, natural, truncate_repr
 from d2ext.data.formats.via_classes import class_of, find_attribute
 from d2ext.data.formats.via_file import Entry, Region, read_entries
 from d2ext.errors import UserError
@@ -148,14 +148,14 @@ def _category(
     """The class of a region; None, and counted, for one to leave out."""
     name = region.shape["name"]
     if name not in _SHAPES:
-        left_out[name if isinstance(name, str) else shown(name)] += 1
+        left_out[name if isinstance(name, str) else truncate_repr(name)] += 1
         return None
     if indices is None:
         return 0
     value = class_of(region, attribute)
     category = indices.get(value)
     if category is None:
-        left_out[f"of the class {shown(value)}" if value else "without a class"] += 1
+        left_out[f"of the class {truncate_repr(value)}" if value else "without a class"] += 1
     return category
 
 

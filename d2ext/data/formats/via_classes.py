@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.json_io import is_text, nearest, shown
+from d2ext.data.formats.json_io import is_text, nearest, truncate_repr
 from d2ext.data.formats.via_file import Region
 from d2ext.errors import UserError
 
@@ -35,7 +35,8 @@ def class_of(region: Region, attribute: str) -> str | None:
     if isinstance(value, bool | int | float):
         return str(value)
     raise UserError(
-        f"{region.where}: {attribute}={shown(value)} is not one class; correct it in VIA, or name"
+        f"{region.where}: {attribute}={truncate_repr(value)} is not one class; correct it in"
+        " VIA, or name"
         " another attribute (--class-attribute)"
     )
 
@@ -99,7 +100,7 @@ def find_attribute(
                 return None
             raise UserError(
                 f"{file}: no attribute of a region holds any of the classes"
-                f" {', '.join(map(shown, classes))} ({_examples(columns)});"
+                f" {', '.join(map(truncate_repr, classes))} ({_examples(columns)});"
                 f" {_hint(columns, classes)}"
             )
         groups = known
@@ -157,15 +158,15 @@ def _usual(group: Sequence[str]) -> bool:
 
 
 def _listed(names) -> str:
-    return ", ".join(map(shown, names)) or "none"
+    return ", ".join(map(truncate_repr, names)) or "none"
 
 
 def _examples(columns: dict[str, list[str | None]]) -> str:
     """Each attribute with its most frequent values."""
     found = []
     for name, column in list(columns.items())[:5]:
-        values = [shown(v) for v, _ in Counter(v for v in column if v).most_common(3)]
-        found.append(f"{shown(name)}: {', '.join(values)}")
+        values = [truncate_repr(v) for v, _ in Counter(v for v in column if v).most_common(3)]
+        found.append(f"{truncate_repr(name)}: {', '.join(values)}")
     return "; ".join(found)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d2ext.data.formats.json_io import csv_rows, parse_json, read_bytes, shown
+from d2ext.data.formats.json_io import csv_rows, parse_json, read_bytes, truncate_repr
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
@@ -100,7 +100,9 @@ def _is_entry(value: object) -> bool:
 def _entry(value: dict, file: str | Path) -> Entry:
     name = value["filename"]
     entry = Entry(
-        name, f"{file}: image {name if isinstance(name, str) and len(name) < 300 else shown(name)}"
+        name,
+        f"{file}: image"
+        f" {name if isinstance(name, str) and len(name) < 300 else truncate_repr(name)}",
     )
     regions = value.get("regions") or ()
     # VIA 1 keeps regions in an object with the keys "0", "1", ..., VIA 2 in a list.
@@ -138,8 +140,8 @@ def _csv_entries(file: str | Path) -> list[Entry]:
                 continue
             if not (isinstance(shape, dict) and "name" in shape and isinstance(attributes, dict)):
                 raise UserError(
-                    f"{where} is malformed (region_shape_attributes={shown(cells[0])},"
-                    f" region_attributes={shown(cells[1])}); export the annotations again"
+                    f"{where} is malformed (region_shape_attributes={truncate_repr(cells[0])},"
+                    f" region_attributes={truncate_repr(cells[1])}); export the annotations again"
                 )
             entry.regions.append(Region(where, row.get("region_id"), shape, attributes))
     except csv.Error as e:

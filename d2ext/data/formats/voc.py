@@ -18,7 +18,7 @@ from d2ext.data.formats.json_io import (
     is_text,
     natural,
     read_xml,
-    shown,
+    truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
@@ -66,7 +66,7 @@ def read_voc(
         record = sized_record(path, len(records) + 1, size, file)
         for name, shape, difficult in objects:
             if index[name] is None:
-                left_out[f"of the class {shown(name)}"] += 1
+                left_out[f"of the class {truncate_repr(name)}"] += 1
             else:
                 flags = {"iscrowd": 1, "difficult": 1} if difficult else {}
                 if len(shape) == 4:

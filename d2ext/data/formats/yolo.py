@@ -23,7 +23,7 @@ from d2ext.data.formats.json_io import (
     is_litter,
     nearest,
     read_text,
-    shown,
+    truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
@@ -223,7 +223,7 @@ def _split(
                 if line and not line.startswith("#"):
                     image = _listed(line, place, described.base, image_root, known)
                     if image is None:
-                        missing.append(f"{shown(line)} ({place}:{number})")
+                        missing.append(f"{truncate_repr(line)} ({place}:{number})")
                     else:
                         part.add(image)
     return part, missing
@@ -274,7 +274,9 @@ def _add(
     try:
         (number,) = parsed(fields[:1])
         if number not in range(len(found)):
-            raise ValueError(f"the class {shown(fields[0])} is none of 0 to {len(found) - 1}")
+            raise ValueError(
+                f"the class {truncate_repr(fields[0])} is none of 0 to {len(found) - 1}"
+            )
         values = parsed(fields[1:])
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError(f"{len(fields)} numbers are neither a box nor a polygon")
@@ -285,7 +287,7 @@ def _add(
     name = found[int(number)]
     category = index[name]
     if category is None:
-        left_out[f"of the class {shown(name)}"] += 1
+        left_out[f"of the class {truncate_repr(name)}"] += 1
         return
     width, height = record["width"], record["height"]
     if len(values) == 4:
@@ -368,7 +370,8 @@ def _described_by(file: Path) -> _Set:
             raise UserError(f"{file} is not a data.yaml of YOLO: it is {known}") from e
         reason = "it lacks `names`" if isinstance(e, KeyError) else " ".join(str(e).split())
         raise UserError(
-            f"{file} is not a data.yaml of YOLO ({shown(reason)}); correct it, or give the labels'"
+            f"{file} is not a data.yaml of YOLO ({truncate_repr(reason)}); correct it, or give"
+            " the labels'"
             " folder"
         ) from e
     return _Set(file, names, "kpt_shape" in content, base, splits)

@@ -23,7 +23,7 @@ from d2ext.data.formats.images import (
     open_image,
 )
 from d2ext.errors import UserError
-from d2ext.files import cache_dir, replaced
+from d2ext.files import atomic_write, cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def cached_photo(path: str | Path, image_format: str) -> np.ndarray:
     except (OSError, ValueError):  # absent, or cut
         image = read_photo(path, image_format)
     try:
-        with replaced(file, "wb", durable=False) as f:
+        with atomic_write(file, "wb", durable=False) as f:
             np.save(f, image)
     except UserError as e:
         _warn_once(str(e))

@@ -37,7 +37,7 @@ from d2ext.data.loading.workers import (
     report_errors,
 )
 from d2ext.data.records.records import Records, View, columns_of
-from d2ext.errors import UserError, in_words
+from d2ext.errors import UserError, format_exception
 from d2ext.guard import die_with_parent
 from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
 from d2ext.waiting import waiting_for
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 # Signals reach the whole process group. The trainer decides what to do; workers just serve.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_PATIENCE = 600  # seconds for a batch; after that a disk hangs
+_TIMEOUT_S = 600  # seconds for a batch; after that a disk hangs
 _LATE = 1.0  # seconds after which a batch is late
 _FAREWELL = 2.0  # seconds for workers to end before they are killed
 _REPLACEMENTS = 20  # images to try in the place of one that cannot be read
@@ -316,7 +316,7 @@ class Loader:
                 try:
                     sample = dataset[key]
                 except Exception as e:  # whatever a mapper raises; a training would end here
-                    sample = UserError(f"{dataset.record(key)['file_name']}: {in_words(e)}")
+                    sample = UserError(f"{dataset.record(key)['file_name']}: {format_exception(e)}")
             if isinstance(sample, Failure | Replaced):
                 sample = UserError(sample.message)
             yield dataset.record(key), sample
@@ -341,7 +341,7 @@ def _next(batches: Iterator[list]) -> list | None:
             if words := last_words():
                 raise RuntimeError(f"DataLoader worker: {words}")
             waited = time.monotonic() - since
-            if waited > _PATIENCE:
+            if waited > _TIMEOUT_S:
                 raise RuntimeError(f"DataLoader timed out after {waited:.0f} seconds")
             if not late:
                 what = "the loader workers' next batch (slow storage, or too few workers)"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from torch.utils.data import get_worker_info
 
-from d2ext.errors import in_words
+from d2ext.errors import format_exception
 
 # Shared with the workers, which are forked: anonymous memory takes no file and no /dev/shm.
 _last_words = mmap.mmap(-1, 1024)
@@ -132,5 +132,5 @@ def _end(e: BaseException) -> NoReturn:
 
 
 def _note(e: BaseException) -> None:
-    text = in_words(e).encode()[: len(_last_words)]
+    text = format_exception(e).encode()[: len(_last_words)]
     _last_words[:] = text.ljust(len(_last_words), b"\0")

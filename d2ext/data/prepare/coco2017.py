@@ -12,7 +12,7 @@ from d2ext.data.prepare.download import (
     Unreachable,
     check_space,
     download,
-    in_words,
+    format_bytes,
     unpack,
     writing,
 )
@@ -153,9 +153,9 @@ def _fetch(target: Path, part: Part) -> Iterator[str]:
         archive = target.with_name(f"{part.archive}.part")
         # A zip's directory is at its end: with it all is there, and an earlier run was unpacking.
         if not (archive.is_file() and zipfile.is_zipfile(archive)):
-            yield f"{target}: downloading {part.url} ({in_words(part.size)})"
+            yield f"{target}: downloading {part.url} ({format_bytes(part.size)})"
             download(part.url, archive)
-    yield f"{target}: unpacking {archive.name} ({in_words(part.unpacked)})"
+    yield f"{target}: unpacking {archive.name} ({format_bytes(part.unpacked)})"
     if (found := _md5(archive)) != part.md5:
         if archive is by_hand:
             remedy = "delete it or replace it"

@@ -130,12 +130,13 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{os.fspath(folder)} has {in_words(free)} free, {in_words(needed)} are needed; free"
+            f"{os.fspath(folder)} has {format_bytes(free)} free, {format_bytes(needed)} are"
+            " needed; free"
             " space, or choose another folder with --root"
         )
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes as a file manager says it."""
     unit = next(u for u in ("TB", "GB", "MB", "KB") if size >= _UNITS[u] or u == "KB")
     return f"{size / _UNITS[unit]:.3g} {unit}"

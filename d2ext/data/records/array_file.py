@@ -24,7 +24,7 @@ class Damaged(Exception):
     """A file of pages that is cut off, was changed, or is none."""
 
 
-class PagesWriter:
+class ArrayFileWriter:
     """Writes arrays one after the other; `finish` completes the file."""
 
     def __init__(self, file: IO[bytes]):
@@ -78,11 +78,11 @@ def map_file(path: str) -> mmap.mmap:
             raise Damaged(f"{path} is empty") from e
 
 
-def read_pages(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays, which are views of the buffer, and the info.
 
     Raises:
-        Damaged: the buffer is not what `PagesWriter` wrote.
+        Damaged: the buffer is not what `ArrayFileWriter` wrote.
     """
     try:
         end = len(buffer) - _TRAILER.size

@@ -22,7 +22,7 @@ from d2ext.data.records.array_file import Damaged
 from d2ext.data.records.coco_fast_path import parse_coco
 from d2ext.data.records.records import Records, write_records
 from d2ext.errors import UserError
-from d2ext.files import cache_dir, replaced, write_json
+from d2ext.files import atomic_write, cache_dir, write_json
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ Build = Callable[[], tuple[list[dict], dict[str, Any]]]
 _Write = Callable[[IO[bytes], dict[str, Any]], None]
 
 
-def stored(file: str | Path, options: Mapping[str, Any], build: Build) -> Records:
+def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -> Records:
     """The records of an annotation file, parsed only where the cache does not hold them yet.
 
     One process of a machine parses while the others wait. What the reader warns of is logged again
@@ -56,10 +56,10 @@ def stored(file: str | Path, options: Mapping[str, Any], build: Build) -> Record
     return _Place(file, options).load(make)
 
 
-def stored_coco(
+def cached_coco_records(
     json_file: str | Path, image_root: str | Path, classes: list[str] | None = None
 ) -> Records:
-    """`stored` for `read_coco`: the same records, parsed without a dict of the whole file.
+    """`cached_records` for `read_coco`: the same records, parsed without a dict of the whole file.
 
     Its `info` holds `classes`, the names by `category_id`, `category_ids`, the file's ids as
     [id, index into classes], and what `read_coco` adds.
@@ -84,7 +84,7 @@ def stored_coco(
     return _Place(json_file, options).load(make)
 
 
-def remembered(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
+def cached_value(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
     """A JSON value that depends on an annotation file alone, computed once for it.
 
     Args:
@@ -192,13 +192,13 @@ class _Place:
             entry = self._entry(sha256)
             try:
                 self._remove_old()
-                with replaced(entry, "wb") as f:
+                with atomic_write(entry, "wb") as f:
                     write(f, more)
                 self._remember(stamp, sha256)
                 return Records(str(entry))
             except (OSError, Damaged) as e:
                 trouble = e
-            except UserError as e:  # of `replaced`; others are the user's
+            except UserError as e:  # of `atomic_write`; others are the user's
                 if not isinstance(e.__cause__, OSError):
                     raise
                 trouble = e.__cause__

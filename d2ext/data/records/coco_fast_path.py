@@ -25,7 +25,7 @@ import numpy as np
 from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
 from d2ext.data.formats.coco_objects import FAR_BOX, FLAT_BOX, MALFORMED
 from d2ext.data.formats.json_io import inside, no_collection, not_read
-from d2ext.data.records.array_file import PagesWriter
+from d2ext.data.records.array_file import ArrayFileWriter
 from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, POLYGON, Columns, mask_kind
 from d2ext.data.records.records import write_columns
 from d2ext.errors import UserError
@@ -196,7 +196,7 @@ class _Parsed:
 
     def write(self, file: IO[bytes], more: dict[str, Any]) -> None:
         """Writes the store."""
-        writer = PagesWriter(file)
+        writer = ArrayFileWriter(file)
         lengths = np.empty(len(self._images), np.int64)
         crcs = np.empty(len(self._images), np.uint32)
         writer.add_bytes("data", self._data(lengths, crcs))

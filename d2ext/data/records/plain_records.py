@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from d2ext.data.formats.coco_objects import MALFORMED, read_object, short
-from d2ext.data.formats.json_io import shown
+from d2ext.data.formats.json_io import truncate_repr
 from d2ext.errors import UserError
 
 _XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
@@ -50,11 +50,13 @@ def _record(record: Any, where: str, left_out: Counter) -> dict:
         if key in made:
             made[key] = _whole(made[key])
     if not isinstance(made.get("image_id"), int | str | None):
-        raise UserError(f"{where}: image_id={shown(made['image_id'])}: give an integer or a text")
+        raise UserError(
+            f"{where}: image_id={truncate_repr(made['image_id'])}: give an integer or a text"
+        )
     annotations = made.get("annotations")
     annotations = [] if annotations is None else _listed(annotations)
     if not isinstance(annotations, list) or not all(isinstance(a, Mapping) for a in annotations):
-        raise UserError(f"{where}: annotations={shown(annotations)}: give a list of dicts")
+        raise UserError(f"{where}: annotations={truncate_repr(annotations)}: give a list of dicts")
     made["annotations"] = []
     for i, annotation in enumerate(annotations):
         place = f"{where}: annotations[{i}]"
@@ -72,7 +74,7 @@ def _record(record: Any, where: str, left_out: Counter) -> dict:
 
 def _path(value: Any, where: str) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise UserError(f"{where}={shown(value)}: give the path of a file")
+        raise UserError(f"{where}={truncate_repr(value)}: give the path of a file")
     return str(os.fspath(value))
 
 
@@ -87,7 +89,7 @@ def _annotation(annotation: Mapping, box: list[float], height: Any, width: Any) 
         return {}, problem
     for name in _MARKS:
         if (mark := _whole(made.get(name))) not in (0, 1, None):
-            raise ValueError(f"{name}={shown(mark)}, which is neither 0 nor 1")
+            raise ValueError(f"{name}={truncate_repr(mark)}, which is neither 0 nor 1")
         if name in made:
             made[name] = int(mark or 0)
     if made.get("ignore"):
@@ -95,7 +97,7 @@ def _annotation(annotation: Mapping, box: list[float], height: Any, width: Any) 
     if "area" in made:
         made["area"] = _plain(made["area"])
         if type(made["area"]) not in (int, float) or not math.isfinite(made["area"]):
-            raise ValueError(f"area={shown(made['area'])}, which is not a finite number")
+            raise ValueError(f"area={truncate_repr(made['area'])}, which is not a finite number")
     if "category_id" in made:
         made["category_id"] = _whole(made["category_id"])
     if "keypoints" in made:
@@ -110,7 +112,7 @@ def _corners(annotation: Mapping, where: str) -> list[float]:
     if not numbers or not all(map(math.isfinite, box)) or mode not in (_XYXY, _XYWH):
         raise UserError(
             f"{where} needs a bbox of four numbers, and bbox_mode 0 (x0, y0, x1, y1) or 1 (x, y,"
-            f" width, height); it has bbox={shown(box)}, bbox_mode={shown(mode)}"
+            f" width, height); it has bbox={truncate_repr(box)}, bbox_mode={truncate_repr(mode)}"
         )
     x0, y0, x1, y1 = box
     return [x0, y0, x0 + x1, y0 + y1] if mode == _XYWH else box
@@ -152,7 +154,7 @@ def _segmentation(value: Any, height: Any, width: Any) -> dict | list:
     if not polygons:
         return []
     if not isinstance(polygons, list):
-        raise TypeError(f"{shown(polygons)} is neither a list of polygons nor a mask")
+        raise TypeError(f"{truncate_repr(polygons)} is neither a list of polygons nor a mask")
     kinds = set(map(type, polygons))
     points = kinds == {list} and set(map(len, polygons)) == {2}
     if points or kinds and list not in kinds:  # one polygon, not in a list

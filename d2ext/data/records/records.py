@@ -17,7 +17,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from d2ext.data.records.array_file import PagesWriter, map_file, read_pages
+from d2ext.data.records.array_file import ArrayFileWriter, map_file, read_arrays
 from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, Columns, list_columns
 from d2ext.errors import UserError
 
@@ -55,7 +55,7 @@ class Records(_Decoded):
     def __init__(self, source: str | bytes | memoryview):
         self._source = source
         buffer = map_file(source) if isinstance(source, str) else source
-        self._arrays, self.info = read_pages(buffer)
+        self._arrays, self.info = read_arrays(buffer)
         self._data = memoryview(self._arrays["data"])
         self._ends = self._arrays["ends"]
 
@@ -244,7 +244,7 @@ def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]
         data = [json.dumps(record, default=os.fspath).encode() for record in records]
     except (TypeError, ValueError) as e:
         raise UserError(f"the data set cannot be cached: {e}; give plain numbers and texts") from e
-    writer = PagesWriter(file)
+    writer = ArrayFileWriter(file)
     writer.add_bytes("data", data)
     write_columns(
         writer,
@@ -258,7 +258,7 @@ def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]
 
 
 def write_columns(
-    writer: PagesWriter,
+    writer: ArrayFileWriter,
     lengths: np.ndarray,
     crcs: np.ndarray,
     file_names: list,

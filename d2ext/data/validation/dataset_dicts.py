@@ -15,7 +15,7 @@ from d2ext.data.records.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
 
 _SIZES = 2000  # images of a set whose headers are read: 0.1 s on a disk
-_MANY = 0.1  # share of crowds above which they are hardly COCO's own, which are 1 %
+_MAX_CROWD_SHARE = 0.1  # share of crowds above which they are hardly COCO's own, which are 1 %
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DatasetSummary:
         return f"{skipped} of {total} annotations {verb} not {use}: {reasons}"
 
 
-def check_dataset(
+def check_dataset_dicts(
     name: str,
     records: Sequence[dict],
     classes: Sequence[str],
@@ -173,7 +173,7 @@ def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
 
 def _crowds(crowds: int, annotations: int, metadata: Mapping[str, Any]) -> str:
     file = metadata.get("json_file")
-    if not file or crowds <= _MANY * annotations:
+    if not file or crowds <= _MAX_CROWD_SHARE * annotations:
         return "crowd" if crowds == 1 else "crowds"
     command = f"sed -E 's/(\"iscrowd\": *)1/\\10/g' {shlex.quote(str(file))} >objects.json"
     return f"crowds (CVAT writes brush masks as crowds; if each is one object: {command})"

@@ -33,7 +33,7 @@ class _ReLU6(nn.ReLU6):
         return _KeptOutput.apply(input)
 
 
-def keep_outputs(model: nn.Module) -> None:
+def save_relu6_output(model: nn.Module) -> None:
     """Has a model's in-place ReLU6 work so; they have no weights, so no key changes."""
     for module in model.modules():
         if type(module) is nn.ReLU6 and module.inplace:

@@ -10,7 +10,7 @@ from detectron2.layers import ROIAlign
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MOST = 2**25  # samples' corners, of which each takes 20 bytes
+_MAX_SAMPLES = 2**25  # samples' corners, of which each takes 20 bytes
 
 
 class BagROIAlign(ROIAlign):
@@ -26,7 +26,7 @@ class BagROIAlign(ROIAlign):
             extent = extent.clamp(min=1)
         x, x_weight = _samples(start[:, 0], extent[:, 0], out_w, self.sampling_ratio, width)
         y, y_weight = _samples(start[:, 1], extent[:, 1], out_h, self.sampling_ratio, height)
-        if len(rois) * out_h * out_w * x.shape[2] * y.shape[2] > _MOST:
+        if len(rois) * out_h * out_w * x.shape[2] * y.shape[2] > _MAX_SAMPLES:
             return super().forward(input, rois)  # very long boxes, whose samples all would have
         first = rois[:, 0].long()[:, None, None] * height
         # Of each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
@@ -79,7 +79,7 @@ def _samples(
     return index.flatten(2).long(), weight.flatten(2)
 
 
-def use_bags(model: nn.Module) -> None:
+def use_embedding_bag_roi_align(model: nn.Module) -> None:
     """Has all of a model's ROIAlign work so, in place; it has no weights, so no key changes."""
     for module in model.modules():
         if type(module) is ROIAlign:

@@ -7,13 +7,13 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
-from d2ext.data.datasets.class_mapping import declare_datasets
+from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.declare import Dataset, annotated_dataset, coco_dataset, middle_dataset
 from d2ext.data.datasets.register import register_datasets, unregister_datasets, use_classes
-from d2ext.data.formats.detect_format import annotation_format
+from d2ext.data.formats.detect_format import detect_format
 from d2ext.errors import UserError
 from d2ext.evaluation.dataset_file import read_dataset
-from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.predictions import write_predictions
 from d2ext.evaluation.results_file import read_results, to_detections
 
@@ -70,7 +70,7 @@ CSV = (
     ],
 )
 def test_formats_are_recognised(write, content, name, known):
-    assert annotation_format(write(name, content)) == known
+    assert detect_format(write(name, content)) == known
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_formats_are_recognised(write, content, name, known):
 )
 def test_other_files_are_refused(write, tmp_path, content, name, message):
     with pytest.raises(UserError, match=message):
-        annotation_format(write(name, content))
+        detect_format(write(name, content))
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
-        annotation_format(tmp_path / "none.csv")
+        detect_format(tmp_path / "none.csv")
 
 
 def test_one_declaration_reads_any_format(write):
@@ -166,7 +166,7 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     val = write("val.json", _coco(["kite", "cat", "dogs", "dog"], ["dog", "kite", "cat", "kite"]))
     colors = [[i, i, i] for i in range(3)]
     cfg = _config("by_train", "by_val", by_train=(train, {"palette": colors}), by_val=(val, {}))
-    notes = declare_datasets(cfg)
+    notes = register_run_datasets(cfg)
     assert notes == [
         "by_val has no class 'bird'; by_train has",
         "by_val has the class 'kite', 'dogs', by_train has not: its objects are left out",
@@ -176,14 +176,14 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
         assert MetadataCatalog.get(name).thing_colors == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
     assert _labels("by_val") == ["dog", "cat"] == _labels("by_val")
     assert _labels("by_train") == ["cat", "bird"]
-    assert declare_datasets(cfg) == []  # again, as each process of a run does
+    assert register_run_datasets(cfg) == []  # again, as each process of a run does
     # Results are in the file's ids, so that evaluate.py takes them; a class that it lacks has one
     # behind them, for Detectron2's own evaluator, and no results.
     ids = MetadataCatalog.get("by_val").thing_dataset_id_to_contiguous_id
     assert {i: c for i, c in ids.items() if c < 2} == {40: 0, 20: 1} and len(ids) == 3
     found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 2, 2], "score": 1} for c in range(3)]
-    truth = ground_truth(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
-    write_predictions("by_val", detections(truth, found), truth.image_ids, tmp_path)
+    truth = ground_truth_columns(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
+    write_predictions("by_val", detection_columns(truth, found), truth.image_ids, tmp_path)
     written = json.loads((tmp_path / "by_val.json").read_text())
     assert [p["category_id"] for p in written] == [40, 20]
     results = read_results(tmp_path / "by_val.json")
@@ -195,14 +195,14 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
 def test_a_misspelt_class_is_guessed(write):
     train = write("train.json", _coco(["dog", "cat"], []))
     val = write("val.json", _coco(["dogg", "cat"], []))
-    notes = declare_datasets(_config("g_train", "g_val", g_train=(train, {}), g_val=(val, {})))
+    notes = register_run_datasets(_config("g_train", "g_val", g_train=(train, {}), g_val=(val, {})))
     assert notes[-1].endswith("left out (did you mean 'dog'?)")
 
 
 def test_joined_training_sets_have_the_classes_of_all(write):
     a = write("a.json", _coco(["dog", "cat"], ["dog", "cat"]))
     b = write("b.json", _middle(["kite", "cat"], ["kite", "cat"]))
-    notes = declare_datasets(_config(["u_a", "u_b"], "u_b", u_a=(a, {}), u_b=(b, {})))
+    notes = register_run_datasets(_config(["u_a", "u_b"], "u_b", u_a=(a, {}), u_b=(b, {})))
     assert notes == ["u_a has no class 'kite'; u_b has", "u_b has no class 'dog'; u_a has"]
     for name, labels in (("u_a", ["dog", "cat"]), ("u_b", ["kite", "cat"])):
         assert MetadataCatalog.get(name).thing_classes == ["dog", "cat", "kite"]
@@ -212,7 +212,7 @@ def test_joined_training_sets_have_the_classes_of_all(write):
 def test_nothing_in_common_is_refused(write):
     a, b = write("a.json", _coco(["dog"], [])), write("b.json", _coco(["cat"], []))
     with pytest.raises(UserError, match="n_a and n_b have no class in common: 'dog' and 'cat'"):
-        declare_datasets(_config("n_a", "n_b", n_a=(a, {}), n_b=(b, {})))
+        register_run_datasets(_config("n_a", "n_b", n_a=(a, {}), n_b=(b, {})))
 
 
 def test_a_set_that_others_registered_follows_as_well():
@@ -244,7 +244,7 @@ def test_formats_that_are_converted_say_so(tmp_path, name):
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "a.xml").write_text("<annotation/>")
     with pytest.raises(UserError, match="tools/convert_dataset.py"):
-        annotation_format(tmp_path / name)
+        detect_format(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from d2ext.data.datasets.mixing import training_set
 from d2ext.data.datasets.register import register_datasets, unregister_datasets, use_classes
 from d2ext.data.records.columns import POLYGON, RLE, Columns
 from d2ext.data.records.records import columns_of
-from d2ext.evaluation.instances import ground_truth
+from d2ext.evaluation.instances import ground_truth_columns
 
 OUTLINE = [[1, 1, 5, 1, 5, 5]]
 BOX = [[2, 3, 6, 3, 6, 8, 2, 8]]  # of the bbox below
@@ -57,7 +57,7 @@ def test_columns_training_and_ground_truth_agree(mixed):
         assert ours.tolist() == plain.tolist() and ours.dtype == plain.dtype, name
     (trained,) = training_set(mixed).records
     assert [a["segmentation"] for a in trained["annotations"]][1] == BOX
-    assert ground_truth(records, ["cat", "dog"]).segmentations[1] == BOX
+    assert ground_truth_columns(records, ["cat", "dog"]).segmentations[1] == BOX
 
 
 def test_classes_that_are_matched_keep_the_outlines(mixed):

@@ -13,7 +13,7 @@ from d2ext.data.datasets.declare import Dataset, coco_dataset, via_dataset
 from d2ext.data.datasets.register import counts_of, register_datasets
 from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.errors import UserError
-from d2ext.evaluation.instances import detections, ground_truth
+from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.predictions import write_predictions
 from d2ext.files import write_json
 
@@ -75,9 +75,9 @@ def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
         {"image_id": r["image_id"], "category_id": 0, "bbox": [1, 1, 9, 9], "score": 0.5}
         for r in records
     ]
-    truth = ground_truth(records, ["balloon"])
+    truth = ground_truth_columns(records, ["balloon"])
     for name, category_id in (("catalog_l", 7), ("catalog_k", 1)):
-        write_predictions(name, detections(truth, found), truth.image_ids, tmp_path)
+        write_predictions(name, detection_columns(truth, found), truth.image_ids, tmp_path)
         written = json.loads((tmp_path / f"{name}.json").read_text())
         assert written == [{**result, "category_id": category_id} for result in found]
 

@@ -12,7 +12,7 @@ import pytest
 from pycocotools import mask
 
 from d2ext.data.formats.coco import coco_classes, read_coco, to_coco
-from d2ext.data.formats.detect_format import annotation_format
+from d2ext.data.formats.detect_format import detect_format
 from d2ext.data.formats.middle import middle_classes, read_middle
 from d2ext.errors import UserError
 
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_an_error_or_right(tmp_path, format_, seeds):
         file.write_bytes(_damage(content, random.Random(seed)))
         start = time.perf_counter()
         try:
-            annotation_format(file)
+            detect_format(file)
             if format_ == "coco":
                 classes = coco_classes(file)
                 records, ids = read_coco(file, root)

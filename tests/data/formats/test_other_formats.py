@@ -8,8 +8,8 @@ from PIL import Image
 
 from d2ext.data.convert.from_coco import convert_from_coco
 from d2ext.data.convert.to_coco import FORMATS, convert_to_coco
-from d2ext.data.formats.detect_format import annotation_format
-from d2ext.data.validation.coco.table import read_columns
+from d2ext.data.formats.detect_format import detect_format
+from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
 from d2ext.evaluation.dataset_file import read_dataset
 
@@ -87,8 +87,8 @@ def test_every_reader_says_what_a_file_is(
     data = content if isinstance(content, str | bytes) else json.dumps(content)
     file.write_bytes(data if isinstance(data, bytes) else data.encode())
     readers = {
-        "train": lambda: annotation_format(file),
-        "check": lambda: read_columns(file),
+        "train": lambda: detect_format(file),
+        "check": lambda: read_coco_table(file),
         "evaluate": lambda: read_dataset(file, with_masks=True),
         "from COCO": lambda: convert_from_coco(file, "yolo", tmp_path / "out"),
     }
@@ -108,7 +108,7 @@ def test_an_unknown_format_is_sent_to_coco(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"boxes": []}')
     words = "reads LabelMe, YOLO, Pascal VOC, CVAT, CreateML and Open Images, or export it as COCO"
     with pytest.raises(UserError, match=words):
-        annotation_format(tmp_path / "a.json")
+        detect_format(tmp_path / "a.json")
 
 
 def test_a_folder_as_the_file_is_named(tmp_path: Path, images: Path) -> None:

@@ -165,7 +165,7 @@ class Hangs:
 
 
 def test_a_disk_that_hangs_ends_an_evaluation(monkeypatch):
-    monkeypatch.setattr("d2ext.data.loading.loader._PATIENCE", 0.5)
+    monkeypatch.setattr("d2ext.data.loading.loader._TIMEOUT_S", 0.5)
     with pytest.raises(RuntimeError, match="DataLoader timed out"):
         next(iter(build_test_loader(RECORDS, Hangs(), num_workers=1)))
 
@@ -295,7 +295,7 @@ class Dies:
 
 
 def test_a_worker_that_is_killed_is_named():
-    from d2ext.engine.resource_errors import shortages_explained
+    from d2ext.engine.resource_errors import resource_errors_explained
 
     loader = build_train_loader(
         RECORDS,
@@ -307,7 +307,7 @@ def test_a_worker_that_is_killed_is_named():
         reference_world_size=1,
     )
     with pytest.raises(UserError, match="a loader worker died .*lower dataloader.train.num_wor"):
-        with shortages_explained(str, "", "dataloader.train.num_workers"):
+        with resource_errors_explained(str, "", "dataloader.train.num_workers"):
             next(iter(loader))
 
 
@@ -330,13 +330,13 @@ class ManyFiles:
     ],
 )
 def test_what_a_worker_cannot_do_ends_the_run_at_once(mapper, words, capfd):
-    from d2ext.engine.resource_errors import shortages_explained
+    from d2ext.engine.resource_errors import resource_errors_explained
 
     options = dict(total_batch_size=2, num_workers=1, seed=0, bad_images="skip")
     options |= dict(reference_batch_size=2, reference_world_size=1)
     start = time.monotonic()
     with pytest.raises(UserError, match=words):
-        with shortages_explained(str, "", "dataloader.train.num_workers"):
+        with resource_errors_explained(str, "", "dataloader.train.num_workers"):
             next(iter(build_train_loader(RECORDS, mapper, **options)))
     assert time.monotonic() - start < 10
     assert "Traceback" not in capfd.readouterr().err

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.records import cache as record_cache
-from d2ext.data.records.cache import remembered, stored, stored_coco
+from d2ext.data.records.cache import cached_coco_records, cached_records, cached_value
 from d2ext.data.records.coco_fast_path import parse_coco
 from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import Records, applied, columns_of, join, relabeled, select
@@ -78,7 +78,7 @@ def reader(tmp_path: Path) -> Reader:
 
 
 def load(reader: Reader, **options: object) -> Records:
-    return stored(reader.file, {"reader": "test", **options}, reader)
+    return cached_records(reader.file, {"reader": "test", **options}, reader)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -136,7 +136,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(reader: Reader, cache: 
         return records, info
 
     with pytest.raises(UserError, match=r"records.json was changed while it was read"):
-        stored(reader.file, {}, build)
+        cached_records(reader.file, {}, build)
     assert not entries(cache)
 
 
@@ -260,7 +260,7 @@ def test_two_processes_without_a_lock(
         assert list(load(reader)) == reader()[0]
         return reader()
 
-    records = stored(reader.file, {"reader": "test"}, build)
+    records = cached_records(reader.file, {"reader": "test"}, build)
     assert list(records) == [record(i) for i in range(1, 4)]
     assert len(entries(cache)) == 1
 
@@ -297,17 +297,17 @@ def test_entries_that_nobody_opens_go(reader: Reader, cache: Path) -> None:
 
 def test_what_the_reader_raises_comes_through(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="absent.json does not exist"):
-        stored_coco(tmp_path / "absent.json", "imgs")
+        cached_coco_records(tmp_path / "absent.json", "imgs")
     (tmp_path / "bad.json").write_text('{"images": 3}')
     with pytest.raises(UserError, match="bad.json is not a COCO annotation file"):
-        stored_coco(tmp_path / "bad.json", "imgs")
+        cached_coco_records(tmp_path / "bad.json", "imgs")
     assert not entries(cache)
 
 
 def test_values_that_no_store_can_hold(reader: Reader) -> None:
     build = lambda: ([record(mask=np.zeros(3))], {})  # noqa: E731
     with pytest.raises(UserError, match="cannot be cached.*plain"):
-        stored(reader.file, {}, build)
+        cached_records(reader.file, {}, build)
 
 
 def test_odd_values_come_back(reader: Reader) -> None:
@@ -316,12 +316,12 @@ def test_odd_values_come_back(reader: Reader) -> None:
         record(2, height="ten", width=True, x=float("inf")),
         {"file_name": Path("a.jpg")},
     ]
-    records = stored(reader.file, {}, lambda: (odd, {}))
+    records = cached_records(reader.file, {}, lambda: (odd, {}))
     assert list(records) == [odd[0], odd[1], {"file_name": "a.jpg"}]
     assert records.image_ids() == ["a/ü", 2, None]
     assert records.columns.heights.tolist() == [10, -1, -1]
     assert records.columns.widths.tolist() == [20, -1, -1]
-    nan = stored(reader.file, {"x": 1}, lambda: ([record(x=float("nan"))], {}))[0]["x"]
+    nan = cached_records(reader.file, {"x": 1}, lambda: ([record(x=float("nan"))], {}))[0]["x"]
     assert nan != nan
 
 
@@ -447,7 +447,7 @@ def test_a_stored_coco_file_gives_the_reader_s_records(
     text = json.dumps(coco(annotations=annotations), ensure_ascii=ascii_only)
     file.write_text(text.replace("Infinity", "1e999"))
     outcomes, info = [], {}
-    for read in (functools.partial(read_coco, info=info), stored_coco):
+    for read in (functools.partial(read_coco, info=info), cached_coco_records):
         try:
             records = read(file, "imgs", classes)
         except UserError as e:
@@ -528,7 +528,7 @@ def test_the_balloon_annotations_as_coco(tmp_path: Path, real_balloon: Path) -> 
     file = tmp_path / "balloon.json"
     file.write_text(json.dumps(to_coco(records, ["balloon"], folder)))
     assert parse_coco(file, folder)
-    assert list(stored_coco(file, folder)) == read_coco(file, folder)[0]
+    assert list(cached_coco_records(file, folder)) == read_coco(file, folder)[0]
 
 
 def test_a_value_is_computed_once_for_a_file(reader: Reader, cache: Path) -> None:
@@ -538,14 +538,14 @@ def test_a_value_is_computed_once_for_a_file(reader: Reader, cache: Path) -> Non
         calls.append(1)
         return ["cat"]
 
-    assert [remembered(reader.file, "classes", value) for _ in range(3)] == [["cat"]] * 3
+    assert [cached_value(reader.file, "classes", value) for _ in range(3)] == [["cat"]] * 3
     assert len(calls) == 1
     reader.file.touch()
-    assert remembered(reader.file, "classes", value) == ["cat"]
+    assert cached_value(reader.file, "classes", value) == ["cat"]
     assert len(calls) == 2
     for entry in cache.glob("*.json"):
         entry.write_text("{")
-    assert remembered(reader.file, "other", value) == remembered(reader.file, "classes", value)
+    assert cached_value(reader.file, "other", value) == cached_value(reader.file, "classes", value)
     assert len(calls) == 4
     with pytest.raises(FileNotFoundError):
-        remembered(cache / "absent", "x", lambda: open(cache / "absent"))
+        cached_value(cache / "absent", "x", lambda: open(cache / "absent"))

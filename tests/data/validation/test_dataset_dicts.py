@@ -17,7 +17,7 @@ from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.data.formats.images import image_size
 from d2ext.data.formats.via import read_via
 from d2ext.data.validation.dataset_dicts import (
-    check_dataset,
+    check_dataset_dicts,
     check_masks,
     check_trainable,
     format_summary,
@@ -46,7 +46,7 @@ def test_counts(records: list[dict]) -> None:
     records[0]["annotations"] = []
     records[1]["annotations"] = [{**records[1]["annotations"][0], "iscrowd": 1}]
     left = sum(len(r["annotations"]) for r in records[2:])
-    summary = check_dataset("some_train", records, ["balloon", "kite"])
+    summary = check_dataset_dicts("some_train", records, ["balloon", "kite"])
     assert (summary.name, summary.images, summary.instances) == ("some_train", 4, left)
     assert summary.per_class == {"balloon": left, "kite": 0}
     assert summary.empty == 2
@@ -64,7 +64,7 @@ def test_counts(records: list[dict]) -> None:
 def test_the_table_lines_up_and_stays_narrow(records: list[dict]) -> None:
     classes = ["balloon", *(f"class {i}" for i in range(300))]
     names = ("a", "a_much_longer_name")
-    summaries = [check_dataset(name, records, classes) for name in names]
+    summaries = [check_dataset_dicts(name, records, classes) for name in names]
     lines = [x for x in format_summary(summaries).splitlines() if "note:" not in x]
     assert (
         len({line.index("objects a class" if "images" in line else "balloon ") for line in lines})
@@ -80,16 +80,16 @@ def test_missing_images_are_counted_and_the_first_is_named(
     moved = copy.deepcopy(records)
     for record in moved:
         record["file_name"] = str(tmp_path / "copy" / Path(record["file_name"]).name)
-    assert check_dataset("x", moved, ["balloon"]).images == 4
+    assert check_dataset_dicts("x", moved, ["balloon"]).images == 4
     Path(moved[1]["file_name"]).unlink()
     moved[3]["file_name"] = str(tmp_path / "no folder" / "d.jpg")
     with pytest.raises(UserError) as e:
-        check_dataset("x", moved, ["balloon"], {"image_root": "my photos"})
+        check_dataset_dicts("x", moved, ["balloon"], {"image_root": "my photos"})
     assert "dataset 'x': 2 of 4 images are missing" in str(e.value)
     assert moved[1]["file_name"] in str(e.value) and "datasets.x.image_root" in str(e.value)
     assert "--fix" not in str(e.value)
     with pytest.raises(UserError, match="or correct the file_name of each record") as e:
-        check_dataset("x", moved, ["balloon"])
+        check_dataset_dicts("x", moved, ["balloon"])
     assert "image_root" not in str(e.value)
 
 
@@ -104,26 +104,26 @@ def test_misspelled_names_of_a_coco_file_are_fixed_by_the_command_that_is_named(
     misspelled, _ = read_coco(file, folder)
     about = {"json_file": str(file), "image_root": str(folder)}
     with pytest.raises(UserError, match="4 of 4 images are missing") as e:
-        check_dataset("x", misspelled, ["balloon"], about)
+        check_dataset_dicts("x", misspelled, ["balloon"], about)
     command = re.search(r"python tools/(.*)OUT.json", str(e.value))[1]
     command = shlex.join([sys.executable, f"{repo}/tools/"]) + command + shlex.quote(str(fixed))
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     again, _ = read_coco(fixed, folder)
-    assert check_dataset("x", again, ["balloon"]).images == 4
+    assert check_dataset_dicts("x", again, ["balloon"]).images == 4
 
 
 @pytest.mark.parametrize("category", [1, -1])
 def test_a_category_beyond_the_classes_is_named(records: list[dict], category: int) -> None:
     records[2]["annotations"][0]["category_id"] = category
     with pytest.raises(UserError) as e:
-        check_dataset("x", records, ["balloon"])
+        check_dataset_dicts("x", records, ["balloon"])
     assert f"{records[2]['file_name']} has category_id {category}" in str(e.value)
     assert "datasets.x.classes" in str(e.value)
 
 
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="'x' holds no images"):
-        check_dataset("x", [], ["balloon"])
+        check_dataset_dicts("x", [], ["balloon"])
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
@@ -131,24 +131,24 @@ def test_an_empty_data_set_is_refused() -> None:
 def test_sizes_are_positive_integers(records: list[dict], side: str, value: object) -> None:
     records[3][side] = value
     with pytest.raises(UserError) as e:
-        check_dataset("x", records, ["balloon"])
+        check_dataset_dicts("x", records, ["balloon"])
     assert f"{records[3]['file_name']} has {side}={value!r}" in str(e.value)
 
 
 def test_numpy_s_integers_are_sizes(records: list[dict]) -> None:
     records[0]["height"] = np.int64(records[0]["height"])
-    assert check_dataset("x", records, ["balloon"]).images == 4
+    assert check_dataset_dicts("x", records, ["balloon"]).images == 4
 
 
 def test_classes_and_image_ids_are_distinct(records: list[dict]) -> None:
     with pytest.raises(UserError, match="datasets.x.classes names 'balloon' twice"):
-        check_dataset("x", records, ["balloon", "kite", "balloon"])
+        check_dataset_dicts("x", records, ["balloon", "kite", "balloon"])
     records[1]["image_id"] = records[3]["image_id"]
     with pytest.raises(UserError, match="'x' has the image_id 4 twice"):
-        check_dataset("x", records, ["balloon"])
+        check_dataset_dicts("x", records, ["balloon"])
     del records[1]["image_id"]
     with pytest.raises(UserError, match=f"{records[1]['file_name']} has no image_id"):
-        check_dataset("x", records, ["balloon"])
+        check_dataset_dicts("x", records, ["balloon"])
 
 
 def test_objects_without_masks_are_counted(records: list[dict]) -> None:
@@ -176,7 +176,7 @@ def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> Non
     for annotation, mark in zip(records[0]["annotations"], marks, strict=False):
         annotation |= mark
     metadata = {"json_file": "my a.json", "left_out": {"of a class": 2}, "keypoints": 5}
-    summary = check_dataset("x", records, ["balloon"], metadata)
+    summary = check_dataset_dicts("x", records, ["balloon"], metadata)
     assert summary.skipped == {
         "crowd": 1,
         "marked difficult or ignore": 1,
@@ -189,7 +189,7 @@ def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> Non
     )
     assert summary.problems[1] == "5 objects have keypoints, which are not trained on"
     check_trainable([summary])
-    val = check_dataset("x", records, ["balloon"], metadata, use="evaluated")
+    val = check_dataset_dicts("x", records, ["balloon"], metadata, use="evaluated")
     assert "annotations are not evaluated: 1 crowd" in val.problems[0]
 
 
@@ -204,26 +204,26 @@ def test_a_training_set_of_crowds_names_the_reason_and_the_command(
     file.write_text(json.dumps(content))
     crowds, _ = read_coco(file, "/")
     total = len(content["annotations"])
-    summary = check_dataset("x", crowds, ["balloon"], {"json_file": str(file)})
+    summary = check_dataset_dicts("x", crowds, ["balloon"], {"json_file": str(file)})
     with pytest.raises(UserError, match=f"{total} of {total} annotations .*: {total} crowds") as e:
         check_trainable([summary])
     command = re.search(r"sed .*objects\.json", str(e.value))[0]
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     again, _ = read_coco(tmp_path / "objects.json", "/")
-    assert check_dataset("x", again, ["balloon"]).instances == total
+    assert check_dataset_dicts("x", again, ["balloon"]).instances == total
     # Another training set may have objects, and images without any are a choice.
-    some = check_dataset("y", records, ["balloon"])
+    some = check_dataset_dicts("y", records, ["balloon"])
     check_trainable([summary, some])
     for record in records:
         record["annotations"] = []
-    check_trainable([check_dataset("z", records, ["balloon"])])
+    check_trainable([check_dataset_dicts("z", records, ["balloon"])])
 
 
 def test_the_most_objects_of_an_image_are_counted(records: list[dict]) -> None:
     first = records[0]["annotations"][0]
     records[1]["annotations"] = [{**first, "category_id": i % 3} for i in range(300)]
     records[1]["annotations"] += [{**first, "iscrowd": 1}] * 5
-    summary = check_dataset("x", records, ["balloon", "kite", "bird"])
+    summary = check_dataset_dicts("x", records, ["balloon", "kite", "bird"])
     assert (summary.most, summary.most_of_a_class) == (300, 100)
 
 
@@ -235,7 +235,7 @@ def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:
 def test_sizes_that_the_images_do_not_have(records: list[dict]) -> None:
     records[2]["width"] += 1
     with pytest.raises(UserError, match="pixels for .* which is read with .*check_dataset.py"):
-        check_dataset("x", records, ["balloon"])
+        check_dataset_dicts("x", records, ["balloon"])
 
 
 @pytest.mark.parametrize("key", ["exif", "xmp"])

@@ -14,7 +14,7 @@ from torch import nn
 
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.cpu.folded_norm import fold_norms
-from d2ext.modeling.cpu.relu6 import keep_outputs
+from d2ext.modeling.cpu.relu6 import save_relu6_output
 from d2ext.modeling.cpu.roi_align import BagROIAlign
 from d2ext.modeling.cpu.sampled_rpn import SampledRPN
 
@@ -127,7 +127,7 @@ def test_relu6_keeps_its_output_alone():
     """At its corners, too, the gradient is torch's; torch's keeps a copy of what it overwrites."""
     numbers = torch.tensor([-1.0, 0.0, 1e-30, 3.0, 6.0, 7.0, torch.nan])
     made, kept = [], []
-    for change in (lambda _: None, keep_outputs):
+    for change in (lambda _: None, save_relu6_output):
         layer = nn.Sequential(nn.ReLU6(inplace=True))
         change(layer)
         x = numbers.clone().requires_grad_()

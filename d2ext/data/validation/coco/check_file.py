@@ -21,9 +21,9 @@ from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
-from d2ext.data.validation.coco.table import Columns, read_columns, read_content
+from d2ext.data.validation.coco.table import CocoTable, read_coco_table, read_content
 from d2ext.errors import UserError
-from d2ext.files import replaced
+from d2ext.files import atomic_write
 
 logger = logging.getLogger(__name__)
 _CHANGES_SHOWN = 20
@@ -52,7 +52,7 @@ class Source:
     max_detections: int = MAX_DETECTIONS
 
 
-def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
+def findings_of(source: Source) -> Callable[[CocoTable], list[Finding]]:
     """The checks that a source asks for, as a function of columns.
 
     It remembers the images, so that it can look at a mended file quickly.
@@ -61,11 +61,11 @@ def findings_of(source: Source) -> Callable[[Columns], list[Finding]]:
         UserError: a folder or the other file is absent, or that is no COCO file.
     """
     photos = _album(source.images, source.decode)
-    other = read_columns(source.against) if source.against else None
+    other = read_coco_table(source.against) if source.against else None
     other_root = source.against_images or source.images
     other_photos = _album(other_root, False)
 
-    def check(c: Columns) -> list[Finding]:
+    def check(c: CocoTable) -> list[Finding]:
         found = fast_findings(c, source.anchors, source.images, source.max_detections)
         if other is not None:
             found += categories_against(c, other)
@@ -98,7 +98,7 @@ def _album(
 
 
 def mend(
-    source: Source, output: Path, check: Callable[[Columns], list[Finding]], drop: bool = False
+    source: Source, output: Path, check: Callable[[CocoTable], list[Finding]], drop: bool = False
 ) -> Fixed:
     """Writes the file without its errors; `drop` is that of `fix`.
 
@@ -112,7 +112,7 @@ def mend(
     for part, remedy in (("images", "check --images"), ("annotations", "see the findings")):
         if content[part] and not fixed.content[part]:
             raise UserError(f"none of {source.json_file}'s {part} would be left; {remedy}")
-    with replaced(output, "wb") as f:
+    with atomic_write(output, "wb") as f:
         f.write(_encoded(fixed.content))
     return fixed
 
@@ -126,7 +126,7 @@ def _encoded(content: dict) -> bytes:
         return json.dumps(content).encode("ascii")
 
 
-def check_dataset(
+def check_coco_file(
     source: Source, output: Path | None = None, page: Path | None = None, drop: bool = False
 ) -> int:
     """Checks, fixes, and prints.
@@ -145,7 +145,7 @@ def check_dataset(
             written to and read, or written twice; or `mend` refuses.
     """
     _refuse_overwriting(source, output, page)
-    c = read_columns(source.json_file)
+    c = read_coco_table(source.json_file)
     check = findings_of(source)
     found = check(c)
     print(

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from d2ext.data.validation.coco.finding import SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed
-from d2ext.data.validation.coco.table import Columns
-from d2ext.files import replaced
+from d2ext.data.validation.coco.table import CocoTable
+from d2ext.files import atomic_write
 from d2ext.html import page_template
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _CHANGES = 100_000
 
 
 def write_page(
-    path: Path, source: "Source", c: Columns, findings: list[Finding], fixed: Fixed | None
+    path: Path, source: "Source", c: CocoTable, findings: list[Finding], fixed: Fixed | None
 ) -> None:
     """Writes the page; raises UserError where it cannot be."""
     html = page_template(Path(__file__).with_name("page.html")).render(
@@ -34,7 +34,7 @@ def write_page(
         number_of_changes=len(fixed.changes) if fixed else 0,
         left=fixed.findings if fixed else [],
     )
-    with replaced(path, "wb") as f:
+    with atomic_write(path, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
 
 

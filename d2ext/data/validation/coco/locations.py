@@ -4,24 +4,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from d2ext.data.validation.coco.table import Columns
+from d2ext.data.validation.coco.table import CocoTable
 
 
-def image(c: Columns, row: int) -> str:
+def image(c: CocoTable, row: int) -> str:
     """images[3] (id 7, a.jpg)."""
     if not c.good["images"][row]:
         return f"images[{row}]"
     return f"images[{row}] (id {c.image_id[row]}, {c.image_name[row]})"
 
 
-def category(c: Columns, row: int) -> str:
+def category(c: CocoTable, row: int) -> str:
     """categories[0] (id 1, dog)."""
     if not c.good["categories"][row]:
         return f"categories[{row}]"
     return f"categories[{row}] (id {c.category_id[row]}, {c.category_name[row]})"
 
 
-def annotation(c: Columns, row: int) -> str:
+def annotation(c: CocoTable, row: int) -> str:
     """annotations[5] (id 6, image 7)."""
     if not c.good["annotations"][row]:
         return f"annotations[{row}]"
@@ -49,13 +49,13 @@ def found(wanted: np.ndarray, known: np.ndarray, good: np.ndarray) -> np.ndarray
     return np.where(known[order[at]] == wanted, order[at], -1)
 
 
-def image_rows(c: Columns, annotations: np.ndarray | None = None) -> np.ndarray:
+def image_rows(c: CocoTable, annotations: np.ndarray | None = None) -> np.ndarray:
     """The row in `images` of each annotation; -1 without one."""
     wanted = c.image if annotations is None else c.image[annotations]
     return found(wanted, c.image_id, c.good["images"])
 
 
-def by_image(c: Columns) -> Callable[[int], np.ndarray]:
+def by_image(c: CocoTable) -> Callable[[int], np.ndarray]:
     """Gives the rows of the good annotations of an image id."""
     rows = np.flatnonzero(c.good["annotations"])
     rows = rows[np.argsort(c.image[rows], kind="stable")]
@@ -63,6 +63,6 @@ def by_image(c: Columns) -> Callable[[int], np.ndarray]:
     return lambda image: rows[slice(*np.searchsorted(ids, (image, image + 1)))]
 
 
-def category_rows(c: Columns) -> np.ndarray:
+def category_rows(c: CocoTable) -> np.ndarray:
     """The row in `categories` of each annotation; -1 without one."""
     return found(c.category, c.category_id, c.good["categories"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.coco_objects import FAR
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.rle import rle_areas
 
 
@@ -82,7 +82,7 @@ def outlines(masks: Sequence[Any]) -> Outlines:
 
 
 def _encoded(masks: Sequence[Any], rows: np.ndarray, out: Outlines) -> None:
-    sizes = np.array([[min(max(s, 0), FAR) for s in m.size] for m in masks], np.int64)
+    sizes = np.array([[min(max(s, 0), MAX_COORDINATE) for s in m.size] for m in masks], np.int64)
     out.rle[rows] = True
     out.rle_size[rows] = sizes[:, ::-1]
     counts = [m.counts for m in masks]

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from d2ext.data.formats.coco import require_lists
-from d2ext.data.formats.coco_objects import FAR
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.json_io import no_collection, read_json
 from d2ext.data.validation.coco.json_numbers import number
 from d2ext.data.validation.coco.outlines import Outlines, join, outlines
@@ -23,14 +23,14 @@ from d2ext.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
-_MANY = 100_000  # entries that are worth further processes
+_MIN_PARALLEL = 100_000  # entries that are worth further processes
 _work: tuple = ()  # of such a process: all entries, and how they are decoded
 # What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
 NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 
 # Beyond 2**53 other programs round a JSON number.
 _Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-_Side = Annotated[int, msgspec.Meta(gt=0, lt=FAR)]
+_Side = Annotated[int, msgspec.Meta(gt=0, lt=MAX_COORDINATE)]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -78,7 +78,7 @@ TYPES = {"images": Image, "annotations": Annotation, "categories": Category}
 
 
 @dataclass(frozen=True)
-class Columns:
+class CocoTable:
     """What is looked at of a COCO file.
 
     Attributes:
@@ -116,7 +116,7 @@ class Columns:
     good: dict[str, np.ndarray]
 
 
-def read_columns(json_file: str | Path) -> Columns:
+def read_coco_table(json_file: str | Path) -> CocoTable:
     """Reads a COCO file.
 
     Raises:
@@ -131,16 +131,16 @@ def read_columns(json_file: str | Path) -> Columns:
         return _columns(parts, _decode_text)
     except (OSError, KeyError, ValueError, RecursionError):
         # Absent, no COCO, not UTF-8, damaged, or with NaN in it, which Python reads.
-        return columns(read_content(json_file), json_file)
+        return coco_table(read_content(json_file), json_file)
 
 
 def read_content(json_file: str | Path) -> dict:
-    """Reads a COCO file as it is; raises as `read_columns` does."""
+    """Reads a COCO file as it is; raises as `read_coco_table` does."""
     with no_collection():
         return read_json(json_file)
 
 
-def columns(content: Any, name: str | Path = "the content") -> Columns:
+def coco_table(content: Any, name: str | Path = "the content") -> CocoTable:
     """The columns of a COCO dict.
 
     Raises:
@@ -181,7 +181,7 @@ def _chunks(entries: list, kind: type, decode: Callable, reasons: dict[int, str]
         yield made
 
 
-def _columns(parts: dict[str, list], decode: Callable) -> Columns:
+def _columns(parts: dict[str, list], decode: Callable) -> CocoTable:
     malformed: dict[str, dict[int, str]] = {part: {} for part in PARTS}
     images, categories = (
         [e for c in _chunks(parts[part], TYPES[part], decode, malformed[part]) for e in c]
@@ -197,7 +197,7 @@ def _columns(parts: dict[str, list], decode: Callable) -> Columns:
     good = {part: np.ones(size, bool) for part, size in sizes.items()}
     for part, reasons in malformed.items():
         good[part][list(reasons)] = False
-    return Columns(
+    return CocoTable(
         image_id=np.array([e.id if e else -1 for e in images], np.int64),
         image_size=np.array(
             [(e.width, e.height) if e else (1, 1) for e in images], np.int64
@@ -224,17 +224,17 @@ def _annotations(
     entries: list, decode: Callable, wrong: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Outlines]:
     """Ids (own, image's, category's, crowd), marks, boxes, areas and masks; adds to `wrong`."""
-    columns = (
+    coco_table = (
         [np.empty((0, 4), np.int64)],
         [np.empty((0, 3), bool)],
         *([np.empty((0, 4))], [[]], [np.empty(0, bool)], []),
     )
     for first, reasons, *parts in _parts(entries, decode):
         wrong.update({first + i: reason for i, reason in reasons.items()})
-        for column, part in zip(columns, parts, strict=True):
+        for column, part in zip(coco_table, parts, strict=True):
             column.append(part)
-    ids, marks, boxes, areas, not_finite = map(np.concatenate, columns[:5])
-    shapes = join(columns[5])
+    ids, marks, boxes, areas, not_finite = map(np.concatenate, coco_table[:5])
+    shapes = join(coco_table[5])
     for row in np.flatnonzero(not_finite | shapes.not_finite).tolist():
         wrong.setdefault(row, "holds NaN or an infinite number")
     return ids, marks, boxes, areas, shapes
@@ -243,7 +243,7 @@ def _annotations(
 def _parts(entries: list, decode: Callable) -> Iterator[tuple]:
     """What `_part` makes of all entries; of many, by several processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if len(entries) < _MANY or cores == 1:
+    if len(entries) < _MIN_PARALLEL or cores == 1:
         for first in range(0, len(entries), _CHUNK):
             yield _part(first, entries, decode)
         return

@@ -13,7 +13,7 @@ from d2ext.data.validation.coco.check_file import Source, findings_of
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import KINDS, Finding
-from d2ext.data.validation.coco.table import read_columns
+from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
 
 # The tiny objects and the crowd of the faultless file are no fault of it.
@@ -28,7 +28,7 @@ def codes(findings: list[Finding]) -> dict[str, list[int]]:
 def test_a_faultless_file_has_no_findings(content: dict, photos: Path, written: Callable) -> None:
     path = written(content)
     assert codes(fast_findings(content)) == codes(fast_findings(path)) == {}
-    assert codes(findings_of(Source(path, photos))(read_columns(path))) == {}
+    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
 
 
 def test_absolute_names_are_good_in_the_folder(content: dict, photos: Path) -> None:
@@ -156,7 +156,7 @@ def test_images_are_held_against_their_files(
     exif[0x0112] = 6  # stored lying, shown upright
     turned.save(photos / "a.jpg", exif=exif)
     path = written(content)
-    found = {f.code: f for f in findings_of(Source(path, photos))(read_columns(path))}
+    found = {f.code: f for f in findings_of(Source(path, photos))(read_coco_table(path))}
     assert codes(found.values()) == {
         "image_missing": [2],
         "image_unreadable": [1],
@@ -172,7 +172,7 @@ def test_pixels_are_decoded_where_asked_for(content: dict, photos: Path, written
     whole = (photos / "a.jpg").read_bytes()
     (photos / "a.jpg").write_bytes(whole[: len(whole) // 2])
     headers, pixels = (
-        codes(findings_of(Source(path, photos, decode=decode))(read_columns(path)))
+        codes(findings_of(Source(path, photos, decode=decode))(read_coco_table(path)))
         for decode in (False, None)
     )
     assert headers == {} and pixels == {"image_unreadable": [0]}
@@ -181,7 +181,9 @@ def test_pixels_are_decoded_where_asked_for(content: dict, photos: Path, written
 def test_images_that_are_the_same_are_found(content: dict, photos: Path, written: Callable) -> None:
     shutil.copy(photos / "a.jpg", photos / "sub" / "b.jpg")
     path = written(content)
-    assert codes(findings_of(Source(path, photos))(read_columns(path))) == {"image_identical": [1]}
+    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {
+        "image_identical": [1]
+    }
 
 
 def test_images_of_the_other_set_are_found(
@@ -193,7 +195,7 @@ def test_images_of_the_other_set_are_found(
     (tmp_path / "val").mkdir()
     shutil.copy(photos / "c.png", tmp_path / "val" / "z.png")
     path, val = written(content), written(other, "val.json")
-    found = findings_of(Source(path, photos, val, tmp_path / "val"))(read_columns(path))
+    found = findings_of(Source(path, photos, val, tmp_path / "val"))(read_coco_table(path))
     assert codes(found)["against_identical"] == [2]
     example = next(f.example for f in found if f.code == "against_categories")
     assert example == "'Hündin' is only here, 'dog' only there"
@@ -250,7 +252,7 @@ def test_images_of_more_than_8_bits_are_reported_with_the_rule(
     content["images"][0]["file_name"] = f"deep.{suffix}"
     path = written(content)
     for decode in (True, False):
-        found = findings_of(Source(path, photos, decode=decode))(read_columns(path))
+        found = findings_of(Source(path, photos, decode=decode))(read_coco_table(path))
         (deep,) = (f for f in found if f.code == "image_depth")
         assert (
             deep.rows == [0] and said in deep.example and "lowest value becomes 0" in deep.example
@@ -268,7 +270,7 @@ def test_frames_and_transparency_are_reported(
     for row, name in enumerate(("a.gif", "b.png", "c.png")):
         content["images"][row]["file_name"] = name
     path = written(content)
-    found = codes(findings_of(Source(path, photos))(read_columns(path)))
+    found = codes(findings_of(Source(path, photos))(read_coco_table(path)))
     assert found == {"image_frames": [0], "image_transparent": [1]}
 
 
@@ -277,12 +279,12 @@ def test_images_over_the_limit_are_not_called_unreadable(
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
     path = written(content)
-    found = findings_of(Source(path, photos))(read_columns(path))
+    found = findings_of(Source(path, photos))(read_coco_table(path))
     assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third has 40 x 60
     for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):
         assert words in found[0].example
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3072")
-    assert codes(findings_of(Source(path, photos))(read_columns(path))) == {}
+    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
 
 
 def test_every_kind_is_tried_here() -> None:

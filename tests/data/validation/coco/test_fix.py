@@ -18,13 +18,13 @@ from tests.data.checker.test_findings import SPOILT
 
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import Source, check_dataset, findings_of, mend
+from d2ext.data.validation.coco.check_file import Source, check_coco_file, findings_of, mend
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.coco.fixes.fix import REMEDIES, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
 from d2ext.data.validation.coco.json_numbers import integer, numbers
-from d2ext.data.validation.coco.table import PARTS, columns, read_columns, read_content
+from d2ext.data.validation.coco.table import PARTS, coco_table, read_coco_table, read_content
 from d2ext.errors import UserError
 
 ODD = st.one_of(
@@ -186,8 +186,8 @@ def test_whatever_is_spoilt_is_mended_and_the_rest_is_where_it_was(
         return
     finally:
         assert repr(content) == repr(before)
-    assert not [f for f in check(columns(fixed.content)) if f.severity == ERROR]
-    assert fixed.findings == check(columns(fixed.content))
+    assert not [f for f in check(coco_table(fixed.content)) if f.severity == ERROR]
+    assert fixed.findings == check(coco_table(fixed.content))
     for a in made()["annotations"]:
         if a["id"] in kept:
             assert is_there(place(made(), a), fixed.content), a
@@ -234,7 +234,7 @@ def test_a_mended_file_is_read_and_says_what_was_done(
     before = path.read_bytes()
     source = Source(path, photos)
     check = findings_of(source)
-    errors = [f for f in check(read_columns(path)) if f.severity == ERROR]
+    errors = [f for f in check(read_coco_table(path)) if f.severity == ERROR]
     if expected.keys() & {"image_duplicate_id", "category_duplicate_id"}:
         with pytest.raises(UserError, match=r"nothing was written.*used twice.*different ids"):
             mend(source, out, check, drop=True)
@@ -242,7 +242,7 @@ def test_a_mended_file_is_read_and_says_what_was_done(
         return
     fixed = mend(source, out, check, drop=True)
     assert path.read_bytes() == before
-    assert not [f for f in check(read_columns(out)) if f.severity == ERROR]
+    assert not [f for f in check(read_coco_table(out)) if f.severity == ERROR]
     assert fixed.changes or not errors
     records, _ = read_coco(out, photos)
     assert all(Path(r["file_name"]).is_file() for r in records)
@@ -292,7 +292,7 @@ def test_the_input_is_never_the_output(content: dict, photos: Path, written: Cal
     link.symlink_to(path)
     for out in (path, link):
         with pytest.raises(UserError, match="another name"):
-            check_dataset(Source(path), out)
+            check_coco_file(Source(path), out)
     assert json.loads(path.read_bytes()) == content
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from d2ext.data.validation.coco.checks import entries, shapes, statistics
 from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import KINDS, SEVERITIES, Finding
-from d2ext.data.validation.coco.table import Columns, columns, read_columns
+from d2ext.data.validation.coco.table import CocoTable, coco_table, read_coco_table
 
 MAX_DETECTIONS = 100  # COCO's, and Detectron2's test_topk_per_image
-CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[CocoTable], Iterator[Finding]], ...] = (
     entries.malformed,
     entries.image_ids,
     entries.encodings,
@@ -27,7 +27,7 @@ CHECKS: tuple[Callable[[Columns], Iterator[Finding]], ...] = (
 
 
 def fast_findings(
-    content: Columns | dict | str | Path,
+    content: CocoTable | dict | str | Path,
     anchors: Anchors = Anchors(),  # noqa: B008
     images: str | Path | None = None,
     max_detections: int = MAX_DETECTIONS,
@@ -47,8 +47,8 @@ def fast_findings(
         UserError: it cannot be read or is no COCO file.
     """
     if isinstance(content, str | Path):
-        content = read_columns(content)
-    c = content if isinstance(content, Columns) else columns(content)
+        content = read_coco_table(content)
+    c = content if isinstance(content, CocoTable) else coco_table(content)
     found = [f for check in CHECKS for f in check(c)]
     found += entries.image_paths(c, images)
     found += statistics.crowded_images(c, max_detections)

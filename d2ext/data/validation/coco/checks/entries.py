@@ -9,11 +9,11 @@ import numpy as np
 from d2ext.data.formats.json_io import inside
 from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import Finding, finding
-from d2ext.data.validation.coco.table import PARTS, Columns
+from d2ext.data.validation.coco.table import PARTS, CocoTable
 from d2ext.errors import UserError
 
 
-def malformed(c: Columns) -> Iterator[Finding]:
+def malformed(c: CocoTable) -> Iterator[Finding]:
     """Entries that lack a value or have one of a wrong type."""
     for part in PARTS:
         if reasons := c.malformed[part]:
@@ -23,7 +23,7 @@ def malformed(c: Columns) -> Iterator[Finding]:
             yield finding(code, rows, part, example)
 
 
-def image_ids(c: Columns) -> Iterator[Finding]:
+def image_ids(c: CocoTable) -> Iterator[Finding]:
     """Image ids and image files that appear twice."""
     good = c.good["images"]
     rows = locations.repeated(c.image_id, good)
@@ -39,7 +39,7 @@ def image_ids(c: Columns) -> Iterator[Finding]:
         yield finding("image_duplicate_entry", again, "images", example)
 
 
-def image_paths(c: Columns, images: str | Path | None) -> Iterator[Finding]:
+def image_paths(c: CocoTable, images: str | Path | None) -> Iterator[Finding]:
     """Names that lead out of the image folder."""
     wrong = []
     for i in np.flatnonzero(c.good["images"]):
@@ -55,12 +55,12 @@ def image_paths(c: Columns, images: str | Path | None) -> Iterator[Finding]:
         yield finding("image_path", wrong, "images", example)
 
 
-def encodings(c: Columns) -> Iterator[Finding]:
+def encodings(c: CocoTable) -> Iterator[Finding]:
     """Names of images in a wrong encoding."""
     yield from _mojibake("image_mojibake", c.image_name, "images")
 
 
-def categories(c: Columns) -> Iterator[Finding]:
+def categories(c: CocoTable) -> Iterator[Finding]:
     """Categories that appear twice, or have names in a wrong encoding."""
     good = c.good["categories"]
     rows = locations.repeated(c.category_id, good)
@@ -76,7 +76,7 @@ def categories(c: Columns) -> Iterator[Finding]:
     yield from _mojibake("category_mojibake", c.category_name, "categories")
 
 
-def annotation_ids(c: Columns) -> Iterator[Finding]:
+def annotation_ids(c: CocoTable) -> Iterator[Finding]:
     """The id 0, and ids that appear twice."""
     good = c.good["annotations"]
     zero = np.flatnonzero(good & (c.id == 0))
@@ -90,7 +90,7 @@ def annotation_ids(c: Columns) -> Iterator[Finding]:
         )
 
 
-def references(c: Columns) -> Iterator[Finding]:
+def references(c: CocoTable) -> Iterator[Finding]:
     """Annotations of images and categories that are not listed."""
     good = c.good["annotations"]
     for code, rows_of, values, word in (
@@ -103,7 +103,7 @@ def references(c: Columns) -> Iterator[Finding]:
             yield finding(code, rows, "annotations", example)
 
 
-def repetitions(c: Columns) -> Iterator[Finding]:
+def repetitions(c: CocoTable) -> Iterator[Finding]:
     """Annotations that equal another in image, category, box and mask."""
     rows = np.flatnonzero(c.good["annotations"])
     box = np.nan_to_num(c.box[rows], nan=-1.0)

@@ -15,7 +15,7 @@ from d2ext.data.formats.images import SCALING, depth, open_image, orientation, s
 from d2ext.data.formats.json_io import inside
 from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import Finding, finding
-from d2ext.data.validation.coco.table import Columns
+from d2ext.data.validation.coco.table import CocoTable
 from d2ext.errors import UserError
 
 DECODED_BY_ITSELF = 500  # a set of up to so many images is decoded unless that is refused
@@ -87,7 +87,7 @@ def _is_transparent(image: Image.Image) -> bool:
     return with_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
-def image_files(c: Columns, photos: Mapping[str, Photo]) -> Iterator[Finding]:
+def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
     """Files that are missing, unreadable, of another size than the entry says, or read in part."""
     rows = [i for i in np.flatnonzero(c.good["images"]) if c.image_name[i] in photos]
     photo = {i: photos[c.image_name[i]] for i in rows}
@@ -126,7 +126,7 @@ def image_files(c: Columns, photos: Mapping[str, Photo]) -> Iterator[Finding]:
 
 
 def identical(
-    c: Columns,
+    c: CocoTable,
     photos: Mapping[str, Photo],
     root: str | Path,
     against: tuple[Mapping[str, Photo], str | Path] | None = None,
@@ -159,7 +159,7 @@ def identical(
             yield finding(code, list(twins), "images", f"{locations.image(c, i)} and {twin}")
 
 
-def categories_against(c: Columns, other: Columns) -> Iterator[Finding]:
+def categories_against(c: CocoTable, other: CocoTable) -> Iterator[Finding]:
     """Category names that only one of two sets has; the other's rows follow ours."""
     ours, theirs = set(c.category_name), set(other.category_name)
     if ours != theirs:

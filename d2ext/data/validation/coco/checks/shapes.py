@@ -6,13 +6,13 @@ import numpy as np
 
 from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import Finding, finding
-from d2ext.data.validation.coco.table import Columns
+from d2ext.data.validation.coco.table import CocoTable
 
 EDGE = 1.0  # pixels that a box may reach over its image's edge: tools round either way
 _AREA = 0.1  # relative; COCO's own crowds differ by up to 10 % from their RLE
 
 
-def boxes(c: Columns) -> Iterator[Finding]:
+def boxes(c: CocoTable) -> Iterator[Finding]:
     """Boxes that are missing, empty, or not in their image."""
     good = c.good["annotations"]
     x, y, w, h = c.box.T
@@ -53,7 +53,7 @@ def boxes(c: Columns) -> Iterator[Finding]:
             yield finding("box_not_of_mask", rows, "annotations", example)
 
 
-def masks(c: Columns) -> Iterator[Finding]:
+def masks(c: CocoTable) -> Iterator[Finding]:
     """Polygons and RLE that are damaged."""
     good, m = c.good["annotations"], c.masks
     objects = good & ~c.crowd
@@ -79,7 +79,7 @@ def masks(c: Columns) -> Iterator[Finding]:
         yield finding("rle_size", rows, "annotations", example)
 
 
-def areas(c: Columns) -> Iterator[Finding]:
+def areas(c: CocoTable) -> Iterator[Finding]:
     """Areas that are missing or not the mask's.
 
     A mask's area is that of its polygons by the shoelace formula, together, as in COCO; the union
@@ -102,7 +102,7 @@ def areas(c: Columns) -> Iterator[Finding]:
         yield finding("area_not_of_mask", rows, "annotations", example)
 
 
-def _sizes(c: Columns, image: np.ndarray) -> np.ndarray:
+def _sizes(c: CocoTable, image: np.ndarray) -> np.ndarray:
     """(2, A) width and height of each annotation's image; of no meaning without one."""
     if not len(c.image_size):
         return np.zeros((2, len(image)), np.int64)

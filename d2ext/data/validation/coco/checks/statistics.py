@@ -7,11 +7,11 @@ import numpy as np
 
 from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import INFO, WARNING, Finding, finding
-from d2ext.data.validation.coco.table import Columns
+from d2ext.data.validation.coco.table import CocoTable
 
 _RARE = 100  # times fewer than the largest category
 _OVERLAP = 0.5  # of the best anchor; RPN learns from 0.7 on, and takes the best one below
-_MANY = 0.2  # share of objects that makes a warning
+_WARNING_SHARE = 0.2  # share of objects that makes a warning
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Anchors:
     max_size: int = 1333
 
 
-def empty_images(c: Columns) -> Iterator[Finding]:
+def empty_images(c: CocoTable) -> Iterator[Finding]:
     """Images that have no objects; crowds are none."""
     if not len(c.image_id):
         yield finding("image_none", [0], "images", "`images` is empty")
@@ -46,7 +46,7 @@ def empty_images(c: Columns) -> Iterator[Finding]:
         yield finding("image_empty", empty, "images", example)
 
 
-def not_trained_on(c: Columns) -> Iterator[Finding]:
+def not_trained_on(c: CocoTable) -> Iterator[Finding]:
     """Annotations that training skips, or of which it takes a part only."""
     good = c.good["annotations"]
     no_mask = np.isnan(c.masks.area)
@@ -60,11 +60,11 @@ def not_trained_on(c: Columns) -> Iterator[Finding]:
         if len(rows):
             share = len(rows) / len(good)
             example = f"{locations.annotation(c, rows[0])}; {len(rows)} of {len(good)} annotations"
-            many = WARNING if code == "object_crowd" and share > _MANY else ""
+            many = WARNING if code == "object_crowd" and share > _WARNING_SHARE else ""
             yield finding(code, rows, "annotations", example, many)
 
 
-def crowded_images(c: Columns, limit: int) -> Iterator[Finding]:
+def crowded_images(c: CocoTable, limit: int) -> Iterator[Finding]:
     """Images with more objects than `limit`."""
     rows = locations.image_rows(c)
     rows = rows[c.good["annotations"] & ~c.crowd & ~c.ignored & (rows >= 0)]
@@ -76,7 +76,7 @@ def crowded_images(c: Columns, limit: int) -> Iterator[Finding]:
         yield finding("object_many", many, "images", example)
 
 
-def balance(c: Columns) -> Iterator[Finding]:
+def balance(c: CocoTable) -> Iterator[Finding]:
     """Categories that have no objects, or far fewer than the largest."""
     rows = locations.category_rows(c)
     rows = rows[c.good["annotations"] & ~c.crowd & (rows >= 0)]
@@ -96,7 +96,7 @@ def balance(c: Columns) -> Iterator[Finding]:
         yield finding("category_imbalance", rare, "categories", example)
 
 
-def object_sizes(c: Columns, anchors: Anchors = Anchors()) -> Iterator[Finding]:
+def object_sizes(c: CocoTable, anchors: Anchors = Anchors()) -> Iterator[Finding]:
     """Objects that, at the training's image size, no anchor overlaps by half.
 
     Overlap is the IoU of box and anchor around one centre: what is best possible.
@@ -128,5 +128,5 @@ def object_sizes(c: Columns, anchors: Anchors = Anchors()) -> Iterator[Finding]:
             f" {large} too large, {len(missed) - small - large} too long, at a short side of"
             f" {anchors.short_side}"
         )
-        severity = WARNING if share > _MANY else INFO
+        severity = WARNING if share > _WARNING_SHARE else INFO
         yield finding("object_anchors", missed, "annotations", example, severity)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.coco_objects import FAR
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.geometry import LeftOut, add_polygons, new_record
 from d2ext.data.formats.rle import compressed
 from d2ext.data.validation.coco import json_numbers, locations
@@ -185,7 +185,10 @@ def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None
     """
     extent = m.columns.masks.extent[row]
     low, high = extent[:2], extent[:2] + extent[2:]
-    if not ((low < 0) | (high > (width, height))).any() or not (np.abs([low, high]) < FAR).all():
+    if (
+        not ((low < 0) | (high > (width, height))).any()
+        or not (np.abs([low, high]) < MAX_COORDINATE).all()
+    ):
         return None
     polygons = [p for p in m.get("annotations", row)["segmentation"] if len(p) >= 6]
     record = new_record(m.where("annotations", row), 0, (width, height))

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from d2ext.data.validation.coco import json_numbers
-from d2ext.data.validation.coco.finding import shown
-from d2ext.data.validation.coco.table import PARTS, Columns
+from d2ext.data.validation.coco.finding import truncate_repr
+from d2ext.data.validation.coco.table import PARTS, CocoTable
 
 _GONE: Any = object()
 _REFERENCES = {"images": "image_id", "categories": "category_id"}  # keys of annotations
@@ -40,14 +40,14 @@ class Mending:
         self._ids: dict[str, Counter] = {}
         self._fresh: dict[str, Any] = {}
         self._names: dict[str, dict[str, int]] = {}
-        self.columns: Columns
+        self.columns: CocoTable
 
     @property
     def done(self) -> int:
         """Number of changes so far."""
         return len(self.changes)
 
-    def begin(self, columns: Columns) -> None:
+    def begin(self, columns: CocoTable) -> None:
         """Begins a round."""
         self.columns = columns
         self._ids, self._fresh, self._names = {}, {}, {}
@@ -101,7 +101,7 @@ class Mending:
 
     def note(self, part: str, row: int, what: str) -> None:
         """Notes a change."""
-        self.changes.append(shown(f"{self.where(part, row)}: {what}"))
+        self.changes.append(truncate_repr(f"{self.where(part, row)}: {what}"))
 
     def where(self, part: str, row: int) -> str:
         """The place that an entry had in the file."""

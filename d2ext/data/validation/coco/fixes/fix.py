@@ -4,10 +4,10 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from d2ext.data.validation.coco.finding import ERROR, Finding, shown
+from d2ext.data.validation.coco.finding import ERROR, Finding, truncate_repr
 from d2ext.data.validation.coco.fixes import annotations, image_sizes, images_and_categories
 from d2ext.data.validation.coco.fixes.changes import Mending
-from d2ext.data.validation.coco.table import Columns, columns
+from d2ext.data.validation.coco.table import CocoTable, coco_table
 from d2ext.errors import UserError
 
 _ROUNDS = 50  # each removes or mends something; real files take two or three
@@ -67,7 +67,7 @@ class Fixed:
 
 def fix(
     content: dict,
-    findings: Callable[[Columns], list[Finding]],
+    findings: Callable[[CocoTable], list[Finding]],
     files: images_and_categories.Files | None = None,
     own: bool = False,
     drop: bool = False,
@@ -89,11 +89,11 @@ def fix(
             would get lost or to a wrong place: see `STAYING`.
     """
     content = dict(content) if own else copy.deepcopy(content)
-    columns(content)  # raises for what is no COCO file
+    coco_table(content)  # raises for what is no COCO file
     m = Mending(content, files, drop)
     left: list[Finding] = []
     for turn in range(_ROUNDS + 1):
-        m.begin(columns(content))
+        m.begin(coco_table(content))
         left, before = findings(m.columns), m.done
         for stage in STAGES if turn < _ROUNDS else ():
             if stage is annotations.SHAPES and (staying := [f for f in left if _is_early(f)]):
@@ -129,7 +129,7 @@ def _staying(m: Mending, errors: Sequence[Finding]) -> str:
     if f.part == "images":
         names = [f"{n} ({_image(m, f, i)})" for n, i in zip(names, f.rows, strict=False)]
     rest = f", and {f.count - _NAMED} more" if f.count > _NAMED else ""
-    places = shown(", ".join(names), 1000) + rest
+    places = truncate_repr(", ".join(names), 1000) + rest
     remedy = STAYING.get(f.code, "correct them")
     if f.code in DROPPED and not m.drop:
         remedy += "; --drop-unusable removes those that cannot be repaired"

@@ -13,7 +13,7 @@ from d2ext.data.validation.coco.checks.image_files import Photo
 from d2ext.data.validation.coco.checks.shapes import EDGE
 from d2ext.data.validation.coco.finding import Finding
 from d2ext.data.validation.coco.fixes.changes import Mending
-from d2ext.data.validation.coco.table import Columns
+from d2ext.data.validation.coco.table import CocoTable
 
 _MOST_PIXELS = 2**28  # of a mask that is moved; Pillow opens no larger image
 Size = tuple[int, int]  # width and height
@@ -115,7 +115,7 @@ class Move:
         return made
 
 
-def frame(c: Columns, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size | None:
+def frame(c: CocoTable, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size | None:
     """Return the size of a photo that an entry without its own is of: as read, or as stored.
 
     Args:
@@ -167,7 +167,7 @@ def _image_size(m: Mending, f: Finding) -> None:
             m.set("annotations", i, f"moved as {m.where('images', row)}, {move.how}", **made)
 
 
-def _fit(c: Columns, rows: np.ndarray, size: Size) -> np.ndarray:
+def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
     """Of annotations, whether all that they have lies in an image of that size."""
     fit = ~c.masks.rle[rows] | (c.masks.rle_size[rows] == size).all(1)
     for box in (c.box[rows], c.masks.extent[rows]):  # NaN, for none, is nowhere outside

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from d2ext.data.formats.coco_objects import FAR
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.image_folder import tails
 from d2ext.data.formats.images import SUFFIXES
 from d2ext.data.formats.json_io import files_in
 from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.checks.entries import demojibake
 from d2ext.data.validation.coco.checks.image_files import Photo
-from d2ext.data.validation.coco.finding import Finding, shown
+from d2ext.data.validation.coco.finding import Finding, truncate_repr
 from d2ext.data.validation.coco.fixes.changes import Mending, as_json
 from d2ext.data.validation.coco.fixes.image_sizes import Size, frame
 from d2ext.errors import UserError
@@ -156,7 +156,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
         values = {"file_name": name, "id": m.integer_id("images", entry.get("id"))}
         for side in ("width", "height"):
             value = json_numbers.integer(entry.get(side))
-            values[side] = value if value and 0 < value < FAR else None
+            values[side] = value if value and 0 < value < MAX_COORDINATE else None
         if None in values.values():
             _needs_files(m, row, f"{name!r} has no size")
             files = [name] if m.files.photo(name) else m.files.like(name)
@@ -176,7 +176,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
 def _needs_files(m: Mending, row: int, what: str) -> None:
     """Objects must not go only because nobody looked."""
     if not m.files:
-        where = shown(f"{m.where('images', row)}: {what}")
+        where = truncate_repr(f"{m.where('images', row)}: {what}")
         raise UserError(f"{where}; to fix it, give --images and the folder of the images")
 
 
