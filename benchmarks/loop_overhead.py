@@ -61,15 +61,15 @@ def _bare() -> float:
 
 def _ours() -> float:
     model, optimizer, batches = _parts()
-    schedule = Schedule(60, 4, STEPS, None, False, Period(), Period())
+    schedule = Schedule(60, 4, STEPS, None, False, Period(), Period(), evaluates=False)
     with tempfile.TemporaryDirectory() as folder:
         results = Results(Path(folder, "results.json"), None, "max", done=0)
         all_hooks = [
             LearningRateHook(optimizer, ConstantParamScheduler(1.0)),
             hooks.IterationTimer(),
             MemoryHook(),
-            LivePanel("", schedule, results, lambda done: False),
-            MetricWriter(Path(folder), lambda done: done % 20 == 0, STEPS),
+            LivePanel("", schedule, results),
+            MetricWriter(Path(folder), schedule),
         ]
         trainer = Trainer(FiniteLossGuard(model), optimizer, batches, all_hooks, seed=0)
         start = time.perf_counter()

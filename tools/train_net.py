@@ -115,12 +115,11 @@ def main() -> int:
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
     plan = plan_run(cfg, run_info["name"], **options) if plans else None
     if args.dry_run:
-        dry_step(cfg, plan, options["validate"])
+        dry_step(cfg, plan)
         return 0
-    spawns = topology.launcher == "self" and topology.world_size > 1
-    task = RankTask(
-        args.config_file, overrides, run_info, options, plan, end, None if spawns else cfg
-    )
+    task = RankTask(args.config_file, overrides, run_info, options, plan, end, cfg)
+    if topology.launcher == "self" and topology.world_size > 1:
+        task = task.plain()
     device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
     out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info["name"])
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)

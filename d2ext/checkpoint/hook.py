@@ -60,7 +60,7 @@ class CheckpointHook(HookBase):
         if done == self.trainer.max_iter:
             self.save_now(done)
             self._finish()
-        elif self._schedule.checkpoint_period.due(done, self._schedule) or self._writer.error:
+        elif self._schedule.checkpoint_due(done) or self._writer.error:
             self._save(done, self._asynchronous)
 
     def after_train(self) -> None:

@@ -38,6 +38,8 @@ class Schedule:
         in_epochs: whether the run's length was given in epochs.
         eval_period: of the evaluation.
         checkpoint_period: of the checkpoints.
+        log_period: iterations between two lines of metrics.
+        evaluates: whether the run evaluates at all.
     """
 
     num_images: int
@@ -47,6 +49,25 @@ class Schedule:
     in_epochs: bool
     eval_period: Period
     checkpoint_period: Period
+    log_period: int = 20
+    evaluates: bool = True
+
+    def evaluation_due(self, iteration: int) -> bool:
+        """Return whether the run evaluates after `iteration` iterations; its last one is due."""
+        at_end = iteration == self.max_iter
+        return self.evaluates and (at_end or self.eval_period.due(iteration, self))
+
+    def checkpoint_due(self, iteration: int) -> bool:
+        """Return whether a checkpoint is due after `iteration` iterations; the last one is."""
+        return iteration == self.max_iter or self.checkpoint_period.due(iteration, self)
+
+    def log_due(self, iteration: int) -> bool:
+        """Return whether metrics are written after `iteration` iterations.
+
+        Evaluations and the last iteration always have a line.
+        """
+        at_end = iteration == self.max_iter
+        return iteration % self.log_period == 0 or at_end or self.evaluation_due(iteration)
 
     def epoch(self, done: int) -> int:
         """Complete epochs after `done` iterations."""
@@ -59,16 +80,21 @@ class Schedule:
 
 
 def resolve_schedule(
-    train: Any, batch_size: int, num_images: int, warmup_fraction: float = 0.0
+    train: Any,
+    batch_size: int,
+    num_images: int,
+    warmup_fraction: float = 0.0,
+    evaluates: bool = True,
 ) -> Schedule:
     """Turns the `train` section's epochs and periods into iterations.
 
     Args:
         train: the config's section; `max_epochs` or `max_iter`, `eval_period`,
-            `checkpointer.period` and, if present, `warmup_iters` are read.
+            `checkpointer.period` and, if present, `warmup_iters` and `log_period` are read.
         batch_size: images per optimizer step over all ranks.
         num_images: of the training set.
         warmup_fraction: of the run, where `warmup_iters` is None.
+        evaluates: whether the run evaluates at all.
 
     Raises:
         UserError: a length or period that is not positive or cannot be read.
@@ -98,6 +124,8 @@ def resolve_schedule(
         epochs is not None,
         _period("train.eval_period", train.eval_period),
         _period("train.checkpointer.period", train.checkpointer.period),
+        train.get("log_period", 20),
+        evaluates,
     )
 
 

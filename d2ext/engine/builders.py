@@ -1,4 +1,4 @@
-"""What a training consists of, built from the config: every mistake names its section."""
+"""Build the parts of a run from its config; an error names the section of the config."""
 
 import copy
 import logging
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall, instantiate
+from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -28,7 +29,7 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
-    """The model on its device, its heads with the data's class count; the same for a seed."""
+    """Build the model on its device, its heads with the data's class count; the seed decides it."""
     torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
     model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
     check_levels(cfg.model, model)
@@ -38,7 +39,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         use_fast_layers(model)
     model = model.to(plan.device)
     chosen = cfg.train.get("channels_last")
-    # Rank 0 says so for all: gradients are exchanged in the order in which they lie.
+    # Rank 0 decides for all: gradients are exchanged in their memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in model.parameters())
@@ -47,12 +48,12 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
 
 
 def _channels_last_pays(device: str) -> bool:
-    """Where float32 convolutions were measured to be faster in it, forward and backward."""
+    """Return whether float32 convolutions were measured to be faster in channels_last."""
     return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
-    """The optimizer of a model's parameters."""
+    """Build the optimizer of a model's parameters."""
     settings = copy.deepcopy(cfg.optimizer)
     settings.setdefault("params", LazyCall(get_default_optimizer_params)())
     settings.params.model = model
@@ -67,26 +68,51 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
 
 
 def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
-    """The schedule of the learning rate, with the warm-up as a fraction of the run."""
+    """Build the learning rate schedule, with the warm-up as a fraction of the run."""
     settings = copy.deepcopy(cfg.lr_multiplier)
     if schedule.warmup_iters is not None and "warmup_length" in settings:
         settings.warmup_length = schedule.warmup_iters / schedule.max_iter
     return _instantiate(settings, "lr_multiplier")
 
 
-def build_train_loader(cfg: Any, start_iter: int) -> Any:
-    """The training loader, from iteration `start_iter` on."""
+def build_train_loader(cfg: Any, start_iter: int, dataset: Any = None) -> Any:
+    """Build the training loader.
+
+    Args:
+        cfg: Config with registered datasets.
+        start_iter: First iteration to load.
+        dataset: What `dataloader.train.dataset` builds, if that was built before.
+    """
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
     if OmegaConf.select(settings, "seed") is not None:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
     with config_errors("dataloader.train"):
-        return instantiate(settings)
+        return instantiate(settings if dataset is None else {**settings, "dataset": dataset})
+
+
+def build_hooks(train: Any) -> list[HookBase]:
+    """Build the hooks of `train.hooks`.
+
+    Raises:
+        UserError: An entry cannot be built or is not a hook.
+    """
+    hooks = []
+    for i, entry in enumerate(train.get("hooks", [])):
+        with config_errors(f"train.hooks[{i}]"):
+            hook = instantiate(entry)
+        if not isinstance(hook, HookBase):
+            raise UserError(
+                f"train.hooks[{i}]: _target_ returned {type(hook).__name__}, not a hook; give a"
+                " class derived from detectron2.engine.HookBase"
+            )
+        hooks.append(hook)
+    return hooks
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
-    """Test sets and metrics; `section` names the loader's place in the config."""
+    """Build test sets and metrics; `section` names the loader's place in the config."""
     with config_errors(f"{section} or evaluators"):
         return Suite(loader, cfg.evaluators)
 

@@ -57,7 +57,7 @@ _SHAPES = {
 }
 
 
-def dry_step(cfg: Any, plan: Plan | None, validate: bool = True) -> None:
+def dry_step(cfg: Any, plan: Plan | None) -> None:
     """Build what a run consists of, and run one forward and backward pass on its device.
 
     The image is the first training image, as small as leaves every level 2 x 2 cells. The model,
@@ -65,14 +65,13 @@ def dry_step(cfg: Any, plan: Plan | None, validate: bool = True) -> None:
 
     Args:
         cfg: Config returned by `load_config`.
-        plan: Plan returned by `plan_run`; None where another process plans.
-        validate: The run would be evaluated on `dataloader.val`.
+        plan: Plan returned by `plan_run` in this process; None where another process plans.
 
     Raises:
         UserError: a part of the run cannot be built, fields of the config do not agree, or the
             machine runs out of memory.
     """
-    if plan is None or plan.schedule is None:  # nothing is trained
+    if plan is None or plan.eval_only:
         return
     if "D2EXT_PLAN_GPUS" in os.environ:
         logger.info("dry step    not run: the training is for other machines")
@@ -82,10 +81,10 @@ def dry_step(cfg: Any, plan: Plan | None, validate: bool = True) -> None:
         model = build_model(cfg, plan).train()
         build_optimizer(cfg, model)
         build_multiplier(cfg, plan.schedule)
-        build_train_loader(cfg, 0)
-        if validate:
+        build_train_loader(cfg, 0, plan.built.train_dataset)
+        if plan.validate:
             build_suite("dataloader.val", cfg.dataloader.val, cfg)
-        sample = _sample(cfg, _side(model))
+        sample = _sample(cfg, _side(model), plan.built.train_dataset)
         if isinstance(sample, Failure):
             logger.info("dry step    not run: %s", sample.message)
             return
@@ -130,7 +129,7 @@ def _side(model: nn.Module) -> int:
     return _CELLS * max(strides, default=_STRIDE)
 
 
-def _sample(cfg: Any, side: int) -> dict | Failure:
+def _sample(cfg: Any, side: int, dataset: Any) -> dict | Failure:
     """Return the first image of the training, at this size where the mapper can be told so."""
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
     if not settings.get("mapper"):
@@ -138,7 +137,6 @@ def _sample(cfg: Any, side: int) -> dict | Failure:
     if "augmentations" in settings.mapper:
         settings.mapper.augmentations = [L(T.Resize)(shape=[side, side])]
     with config_errors("dataloader.train"):
-        dataset = instantiate(settings.dataset)
         records = dataset.records if isinstance(dataset, TrainingSet) else dataset
         return ReportFailures(RleAsBitmaps(instantiate(settings.mapper)))(records[0])
 

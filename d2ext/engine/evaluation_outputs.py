@@ -1,4 +1,4 @@
-"""What an evaluation leaves in the run directory: predictions, analyses, pictures."""
+"""Write an evaluation to the run directory: predictions, analyses, overlays."""
 
 import logging
 import shutil
@@ -22,29 +22,42 @@ _PICTURES = 32  # of them as many of the worst and the best images as `analyse` 
 _PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
 
-def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Writes `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
-
-    The analysis is that of `analyse` by task, with `pictures`, image id (as text) to the overlay's
-    path in `out`. Without hotcoco there is none; what fails but the predictions is logged.
+def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> dict[str, float]:
+    """Log the AP of all test sets and write their files in place of an earlier evaluation's.
 
     Args:
-        evaluation: of one data set.
-        out: the run directory.
+        evaluations: One evaluation per test set.
+        out: The run directory.
+
+    Returns:
+        Flat results of all test sets.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: A file cannot be written.
+    """
+    for folder in ("predictions", "analysis", "overlays"):  # may hold files of other test sets
+        shutil.rmtree(out / folder, ignore_errors=True)
+    results = {}
+    for evaluation in evaluations:
+        for key, value in evaluation.results.items():
+            if key.endswith("/AP"):
+                logger.info("%s %.1f", key, value)
+        _write_evaluation(evaluation, out)
+        results |= evaluation.results
+    return results
+
+
+def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """Write `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
+
+    The analysis holds the result of `analyse` by task, and `pictures`, which maps image ids (as
+    text) to overlays in `out`. Without hotcoco there is none. An error of the analysis or of the
+    overlays is logged.
     """
     name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
     write_predictions(name, found, ground_truth.image_ids, out / "predictions")
     with best_effort(f"analysis and pictures of {name}"):
         _write_analysis(evaluation, out)
-
-
-def clear_evaluations(out: Path) -> None:
-    """Removes what earlier evaluations have left, which may have been of other data sets."""
-    for folder in ("predictions", "analysis", "overlays"):
-        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _write_analysis(evaluation: Evaluation, out: Path) -> None:

@@ -1,8 +1,11 @@
-"""What happens around training steps; each hook does one thing."""
+"""Hooks that run around the training steps, and the states of user hooks in checkpoints."""
 
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -10,15 +13,22 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from d2ext.config.schedule import Schedule
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_PLAIN = (str, bytes, bool, int, float, type(None))
+
 
 class OnTrainStart(HookBase):
-    """Runs a function while the loader's workers make the first batches.
+    """Call a function while the loader's workers make the first batches.
 
     Args:
-        run: what is to be done before the first step.
+        run: Function to call before the first step.
     """
 
-    def __init__(self, run: Callable[[], None]):
+    def __init__(self, run: Callable[[], object]):
         self._run = run
 
     def before_train(self) -> None:
@@ -26,13 +36,14 @@ class OnTrainStart(HookBase):
 
 
 class LearningRateHook(HookBase):
-    """Sets each group's learning rate to its base times the schedule's multiplier.
+    """Set each group's learning rate to its base times the schedule's multiplier.
 
-    Stateless, so that a resumed run follows the config it is given, not the rates it stored. Steps
-    that were not taken (a float16 overflow, a bad loss) do not advance the schedule.
+    The hook is stateless, so that a resumed run follows the config it is given, not the rates that
+    the checkpoint stores. Steps that were not taken (a float16 overflow, a non-finite loss) do not
+    advance the schedule.
 
     Args:
-        optimizer: its groups' present rates are the bases.
+        optimizer: Optimizer whose current rates are the bases.
         multiplier: fvcore ParamScheduler, from the fraction of the run (0 to 1) to a factor.
     """
 
@@ -50,11 +61,11 @@ class LearningRateHook(HookBase):
 
 
 class AverageWeightsHook(HookBase):
-    """Moves the averaged weights behind each step that was taken.
+    """Update the averaged weights after each step that was taken.
 
     Args:
-        averaged: of `aids.averaged`.
-        model: that is trained, unwrapped.
+        averaged: Average returned by `techniques.averaged`.
+        model: Model that is trained, unwrapped.
     """
 
     def __init__(self, averaged: AveragedModel, model: nn.Module):
@@ -67,53 +78,45 @@ class AverageWeightsHook(HookBase):
 
 
 class EvaluationHook(HookBase):
-    """Evaluates where it is due, and gives the numbers to the step that lies behind.
+    """Run an evaluation when one is due and log the results at the step just completed.
 
     Args:
-        due: whether there is an evaluation behind so many iterations.
-        run: evaluates after so many iterations; returns flat results on rank 0, and on all ranks
-            why the run should end now, or None.
-        known: the results where a resumed run goes on; None: it ended before it had them.
+        schedule: Schedule of the run.
+        evaluate: Evaluates after a number of iterations; returns flat results on rank 0.
+        known: Results of an evaluation at the iteration where a run resumes; None if that
+            evaluation was not completed.
     """
 
     def __init__(
         self,
-        due: Callable[[int], bool],
-        run: Callable[[int], tuple[dict[str, float], str | None]],
+        schedule: Schedule,
+        evaluate: Callable[[int], Mapping[str, float]],
         known: Mapping[str, float | None] | None,
     ):
-        self._due = due
-        self._run = run
+        self._schedule = schedule
+        self._evaluate = evaluate
         self._known = known
 
     def before_train(self) -> None:
-        done = self.trainer.start_iter
-        if not done or not self._due(done):
-            return
-        if self._known is None:
-            self._evaluate(done)
-        else:
-            self._put(self._known, done)
+        iteration = self.trainer.start_iter
+        if iteration and self._schedule.evaluation_due(iteration):
+            results = self._evaluate(iteration) if self._known is None else self._known
+            self._put(results, iteration)
 
     def after_step(self) -> None:
-        if self._due(self.trainer.iter + 1):
-            self._evaluate(self.trainer.iter + 1)
+        iteration = self.trainer.iter + 1
+        if self._schedule.evaluation_due(iteration):
+            self._put(self._evaluate(iteration), iteration)
 
-    def _evaluate(self, done: int) -> None:
-        results, reason = self._run(done)
-        self._put(results, done)
-        if reason and done < self.trainer.max_iter:
-            self.trainer.ended_early = reason
-
-    def _put(self, results: Mapping[str, float | None], done: int) -> None:
+    def _put(self, results: Mapping[str, float | None], iteration: int) -> None:
         # JSON has no NaN.
         finite = {k: v for k, v in results.items() if v is not None and math.isfinite(v)}
-        self.trainer.storage.iter = done - 1
+        self.trainer.storage.iter = iteration - 1
         self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
 
 
 class MemoryHook(HookBase):
-    """Notes `memory_mb`: the most that torch had of a GPU so far, or what this process has now."""
+    """Log `memory_mb`: peak GPU memory, or the process's current RSS without a GPU."""
 
     def after_step(self) -> None:
         if torch.cuda.is_initialized():
@@ -125,18 +128,90 @@ class MemoryHook(HookBase):
 
 
 class ReportHook(HookBase):
-    """Writes a run's page anew where numbers of an evaluation have come.
+    """Write the run's report after each evaluation but the last, which the run itself reports.
 
     Args:
-        due: whether there is an evaluation behind so many iterations.
-        write: the page.
+        schedule: Schedule of the run.
+        write: Writes the report.
     """
 
-    def __init__(self, due: Callable[[int], bool], write: Callable[[], object]):
-        self._due = due
+    def __init__(self, schedule: Schedule, write: Callable[[], object]):
+        self._schedule = schedule
         self._write = write
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self._due(done) and done < self.trainer.max_iter:  # the last one is the run's own
+        iteration = self.trainer.iter + 1
+        if self._schedule.evaluation_due(iteration) and iteration < self.trainer.max_iter:
             self._write()
+
+
+def hook_states(hooks: Sequence[HookBase]) -> list[dict[str, Any]]:
+    """Return the states of user hooks for a checkpoint.
+
+    Args:
+        hooks: All user hooks, in order.
+
+    Returns:
+        For each hook whose `state_dict` is not empty: `position` among `hooks`, the class name
+        `hook`, and `state`.
+
+    Raises:
+        UserError: A state holds an object that checkpoints cannot hold.
+    """
+    states = []
+    for position, hook in enumerate(hooks):
+        if not (state := hook.state_dict()):
+            continue
+        name = type(hook).__qualname__
+        if (kind := _unsafe(state)) is not None:
+            raise UserError(
+                f"{name}.state_dict() holds a {kind}, which no checkpoint can hold; return"
+                " tensors, numbers, strings, lists and dicts"
+            )
+        states.append({"position": position, "hook": name, "state": state})
+    return states
+
+
+def load_hook_states(hooks: Sequence[HookBase], states: Sequence[Mapping[str, Any]]) -> None:
+    """Load the states of a checkpoint into the hooks of the same position and class name.
+
+    A state that fits no hook is reported by a warning.
+
+    Args:
+        hooks: All user hooks, in order.
+        states: States returned by `hook_states`. Version 0.1 stored `number`, the position among
+            the hooks of the same class name, instead of `position`.
+    """
+    by_position = {(i, type(hook).__qualname__): hook for i, hook in enumerate(hooks)}
+    by_number = dict(_numbered(hooks))
+    for entry in states:
+        if "position" in entry:
+            hook = by_position.get((entry["position"], entry["hook"]))
+        else:
+            hook = by_number.get((entry["number"], entry["hook"]))
+        if hasattr(hook, "load_state_dict"):
+            hook.load_state_dict(entry["state"])
+            continue
+        reason = "this run has no such hook" if hook is None else "it has no load_state_dict"
+        logger.warning(
+            "The checkpoint's state of the hook %s is ignored: %s", entry["hook"], reason
+        )
+
+
+def _numbered(hooks: Sequence[HookBase]) -> Iterator[tuple[tuple[int, str], HookBase]]:
+    """Yield each hook after its number among the hooks of its class name, and that name."""
+    names = [type(hook).__qualname__ for hook in hooks]
+    for i, hook in enumerate(hooks):
+        yield (names[:i].count(names[i]), names[i]), hook
+
+
+def _unsafe(value: Any) -> str | None:
+    """Return the name of a type in a hook's state that `weights_only` does not load, or None."""
+    # Exact types: numpy's float64 is a float to Python, but not to torch's reader.
+    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
+        return None
+    if type(value) in (dict, OrderedDict):
+        value = [*value.keys(), *value.values()]
+    if type(value) in (list, tuple):
+        return next(filter(None, map(_unsafe, value)), None)
+    return type(value).__name__

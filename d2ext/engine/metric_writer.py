@@ -1,43 +1,43 @@
-"""The numbers of a run's steps: metrics.json, TensorBoard, and the lines that a person follows."""
+"""Write the metrics of a run's steps: metrics.json, TensorBoard, and lines on the terminal."""
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 
-_WINDOW = 20  # iterations whose median is written
+from d2ext.config.schedule import Schedule
+from d2ext.engine.trainer import WINDOW
 
 
 class MetricWriter(HookBase):
-    """Writes the numbers of a step where they are due, as Detectron2's JSON lines and the others.
+    """Write a step's metrics when they are due, as Detectron2's JSON lines and to its writers.
 
-    Which steps those are, and what stands in their lines, does not depend on where a run was
-    stopped. What a kill has taken from behind the checkpoint that is resumed is made up for.
+    The lines and their content do not depend on where a run was stopped: lines that were lost
+    after the resumed checkpoint are written again.
 
     Args:
-        folder: of the run.
-        due: whether there is a line behind so many iterations.
-        max_iter: of the run.
+        folder: The run directory.
+        schedule: Schedule of the run.
     """
 
-    def __init__(self, folder: Path, due: Callable[[int], bool], max_iter: int):
+    def __init__(self, folder: Path, schedule: Schedule):
         self._file = folder / "metrics.json"
-        self._due = due
-        self._others = [CommonMetricPrinter(max_iter), TensorboardXWriter(str(folder))]
+        self._schedule = schedule
+        self._others = [CommonMetricPrinter(schedule.max_iter), TensorboardXWriter(str(folder))]
         self._written = _last_iteration(self._file)
         _end_last_line(self._file)
 
     def before_train(self) -> None:
-        done = self.trainer.start_iter
-        # A new folder may go on with another run's checkpoint, whose numbers are there.
-        if self._written is not None and self._written < done - 1 and self._due(done):
-            self._write(done - 1)
+        start = self.trainer.start_iter
+        # A new directory may resume the checkpoint of another run, which has the lines before it.
+        if self._written is not None and self._written < start - 1:
+            if self._schedule.log_due(start):
+                self._write(start - 1)
 
     def after_step(self) -> None:
-        if self._due(self.trainer.iter + 1):
+        if self._schedule.log_due(self.trainer.iter + 1):
             for writer in self._others:
                 writer.write()
             self._write(self.trainer.iter)
@@ -47,7 +47,7 @@ class MetricWriter(HookBase):
             writer.close()
 
     def _write(self, iteration: int) -> None:
-        latest = self.trainer.storage.latest_with_smoothing_hint(_WINDOW)
+        latest = self.trainer.storage.latest_with_smoothing_hint(WINDOW)
         numbers = {name: value for name, (value, i) in latest.items() if i == iteration}
         try:
             with open(self._file, "a", encoding="utf-8") as f:
@@ -59,19 +59,19 @@ class MetricWriter(HookBase):
 
 
 def _last_iteration(metrics: Path) -> int | None:
-    """The last iteration in the file: -1 for none, None for no file."""
+    """Return the last iteration in the file: -1 if it has none, None if there is no file."""
     if not metrics.is_file():
         return None
     for line in reversed(metrics.read_bytes().splitlines()):
         try:
             return json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError):  # broken off
+        except (ValueError, KeyError, TypeError):  # a line that was cut off
             continue
     return -1
 
 
 def _end_last_line(file: Path) -> None:
-    """Ends a line that a full disk or a kill broke off, so that the next one stands alone."""
+    """End a line that a full disk or a kill cut off, so that the next one is on its own line."""
     if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
         with open(file, "ab") as f:
             f.write(b"\n")

@@ -1,10 +1,10 @@
-"""What a person at a terminal sees of a training: a panel that is renewed, and a box at the end."""
+"""What a terminal shows of a training: a live panel, and a box with a summary at the end."""
 
 import datetime
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -15,34 +15,30 @@ from rich.table import Table
 from rich.text import Text
 
 from d2ext.config.schedule import Schedule
+from d2ext.engine.trainer import WINDOW
 from d2ext.run_dir.names import BEST
 from d2ext.run_dir.results import Results
 from d2ext.terminal import console, is_live, show_cursor
 
 logger = logging.getLogger(__name__)
 
-_PERIOD = 0.25  # seconds between two pictures
-_WINDOW = 20  # iterations whose median is shown
+_PERIOD = 0.25  # seconds between two updates
 _SEPARATOR = "   "
 
 
 class LivePanel(HookBase):
-    """Epoch, iteration, time left, images/s, losses, rate, memory and AP, where stdout can do it.
+    """Show epoch, iteration, ETA, images/s, losses, rate, memory and AP on a live terminal.
 
     Args:
-        title: stands in its frame.
-        schedule: of the run.
-        results: of the run so far.
-        evaluates: whether there is an evaluation behind so many iterations.
+        title: Title in the panel's frame.
+        schedule: Schedule of the run.
+        results: Results of the run so far.
     """
 
-    def __init__(
-        self, title: str, schedule: Schedule, results: Results, evaluates: Callable[[int], bool]
-    ):
+    def __init__(self, title: str, schedule: Schedule, results: Results):
         self._title = Text(title)  # a name may look like markup
         self._schedule = schedule
         self._results = results
-        self._evaluates = evaluates
         self._live = Live(console=console(), auto_refresh=False, transient=True)
         self._due = 0.0
 
@@ -53,51 +49,51 @@ class LivePanel(HookBase):
             self._show(self.trainer.start_iter, "starting")
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        evaluates = self._evaluates(done)
+        iteration = self.trainer.iter + 1
+        evaluates = self._schedule.evaluation_due(iteration)
         if self._live.is_started and (evaluates or time.monotonic() >= self._due):
-            self._show(done, "evaluating" if evaluates else "")
+            self._show(iteration, "evaluating" if evaluates else "")
             self._due = time.monotonic() + _PERIOD
 
     def after_train(self) -> None:
         self._live.stop()
 
-    def _show(self, done: int, state: str) -> None:
+    def _show(self, iteration: int, state: str) -> None:
         numbers = {
-            name: history.median(_WINDOW)
+            name: history.median(WINDOW)
             for name, history in self.trainer.storage.histories().items()
         }
-        lines = panel_lines(done, self._schedule, numbers, self._results, state)
+        lines = panel_lines(iteration, self._schedule, numbers, self._results, state)
         content = Table.grid(expand=True)
-        content.add_row(ProgressBar(total=self._schedule.max_iter, completed=done))
+        content.add_row(ProgressBar(total=self._schedule.max_iter, completed=iteration))
         for line in lines:
             content.add_row(Text(line, overflow="fold"))
         self._live.update(Panel(content, title=self._title, title_align="left"), refresh=True)
 
 
 def panel_lines(
-    done: int,
+    iteration: int,
     schedule: Schedule,
     numbers: Mapping[str, float],
     results: Results,
     state: str = "",
 ) -> list[str]:
-    """The panel's lines, as plain text.
+    """Return the panel's lines as plain text.
 
     Args:
-        done: iterations.
-        schedule: of the run.
-        numbers: of the last steps: `time` in seconds, `lr`, `memory_mb`, and the losses.
-        results: of the run so far.
-        state: what is done beside training.
+        iteration: Number of complete iterations.
+        schedule: Schedule of the run.
+        numbers: Medians of the last steps: `time` in seconds, `lr`, `memory_mb`, and the losses.
+        results: Results of the run so far.
+        state: What the run does besides training, or an empty string.
     """
-    epoch = min(done, schedule.max_iter - 1) * schedule.batch_size / schedule.num_images
+    epoch = min(iteration, schedule.max_iter - 1) * schedule.batch_size / schedule.num_images
     where = [
         f"epoch {int(epoch) + 1} of {schedule.epochs:.4g}",
-        f"iteration {done} of {schedule.max_iter}",
+        f"iteration {iteration} of {schedule.max_iter}",
     ]
     if seconds := numbers.get("time"):
-        left = datetime.timedelta(seconds=int(seconds * (schedule.max_iter - done)))
+        left = datetime.timedelta(seconds=int(seconds * (schedule.max_iter - iteration)))
         where += [f"ETA {left}", f"{schedule.batch_size / seconds:.3g} images/s"]
     losses = {name: value for name, value in numbers.items() if "loss" in name}
     total = losses.pop("total_loss", None)
@@ -114,7 +110,7 @@ def panel_lines(
 def _scores(results: Results) -> list[str]:
     words = []
     for name, entry in (("last", results.last), ("best", results.best)):
-        # The metric that decides; else the first AP, since every metric has its own.
+        # The metric of train.best; without one, the first AP of the results.
         keys = [k for k in entry["results"] if k.endswith("/AP")] if entry else []
         key = results.best["metric"] if results.best else next(iter(keys), None)
         if entry and key:
@@ -125,13 +121,13 @@ def _scores(results: Results) -> list[str]:
 
 
 def print_summary(out: Path, results: Results, command: str, stopped: bool) -> None:
-    """Says where everything is, and what goes on from there: in a box on a terminal, else in lines.
+    """Print where the run's files are and the next command: as a box on a terminal, else as lines.
 
     Args:
-        out: folder of the run.
-        results: of the run.
-        command: that started it.
-        stopped: whether a signal ended it before its time.
+        out: The run directory.
+        results: Results of the run.
+        command: Command that started the run.
+        stopped: Whether a signal stopped the run.
     """
     rows = _where(out, results, command, stopped)
     title = "Stopped and saved" if stopped else "Finished"
@@ -166,7 +162,7 @@ def _where(out: Path, results: Results, command: str, stopped: bool) -> dict[str
 
 
 def resuming(command: str) -> str:
-    """The command that goes on with what `command`, of run.json, has begun."""
+    """Return the command that resumes the run that `command`, of run.json, has started."""
     words = shlex.split(command)
     tool = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     for flag, length in (("--resume", 1), ("--overwrite", 1), ("--resume-from", 2)):
@@ -174,4 +170,4 @@ def resuming(command: str) -> str:
             i = words.index(flag)
             del words[i : i + length]
     words = [word for word in words if not word.startswith("--resume-from=")]
-    return shlex.join([*words[:tool], "--resume", *words[tool:]])  # overrides stand last
+    return shlex.join([*words[:tool], "--resume", *words[tool:]])  # overrides come last

@@ -1,22 +1,32 @@
-"""One training, from a checked plan to a directory of results."""
+"""One run, from a checked plan to a run directory with results."""
 
 import functools
 import logging
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from detectron2.engine import hooks as d2_hooks
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import IterationTimer
 from detectron2.utils import comm
 
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
 from d2ext.checkpoint.hook import CheckpointHook
+from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.lr_scaling import scale_config
 from d2ext.data.datasets.class_mapping import register_run_datasets
-from d2ext.engine.builders import build_multiplier, build_suite, build_train_loader
+from d2ext.engine.builders import (
+    build_hooks,
+    build_model,
+    build_multiplier,
+    build_suite,
+    build_train_loader,
+)
 from d2ext.engine.dry_step import misfits_explained
-from d2ext.engine.evaluate import evaluate_into, exit_status
+from d2ext.engine.evaluation_outputs import write_evaluations
 from d2ext.engine.hooks import (
     AverageWeightsHook,
     EvaluationHook,
@@ -24,20 +34,26 @@ from d2ext.engine.hooks import (
     MemoryHook,
     OnTrainStart,
     ReportHook,
+    hook_states,
+    load_hook_states,
 )
 from d2ext.engine.metric_writer import MetricWriter
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.overview import write_overview
 from d2ext.engine.progress import LivePanel, print_summary
+from d2ext.engine.resource_errors import resource_errors_explained
 from d2ext.engine.techniques import autocast, compile_backbone
-from d2ext.engine.train_state import start_state
+from d2ext.engine.train_state import TrainState
 from d2ext.engine.trainer import Trainer
-from d2ext.errors import best_effort
+from d2ext.errors import best_effort, config_errors
+from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
+from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.files import write_json
 from d2ext.launch.collectives import (
     broadcast_buffers,
     broadcast_from_rank0,
+    broadcast_weights,
     distributed,
     log_ranks,
 )
@@ -51,53 +67,190 @@ from d2ext.run_dir.results import Results
 logger = logging.getLogger(__name__)
 
 
-def train(
-    cfg: Any,
-    plan: Plan,
-    run_info: dict[str, Any],
-    signals: StopSignals,
-    overwrite: bool = False,
-    resume: bool = False,
-    validate: bool = True,
-    expect: Sequence[str] = (),
-) -> int:
-    """Trains, evaluates, and leaves the run directory that docs/architecture.md describes.
+class Run:
+    """One run: `setup`, then `train`; or, for an evaluation, `setup`, `evaluate` and `finish`.
 
-    Everything is built and loaded before the output directory is touched.
+    Every rank makes one. To write your own training, copy this class and change its methods.
 
     Args:
-        cfg: of `load_config`.
-        plan: of `plan_run`.
-        run_info: of `launch.command.describe_run`.
-        signals: what asks the run to stop, which it does behind its first step at the earliest.
-        overwrite: move an earlier run in the output directory aside.
-        resume: go on with it, also where it was killed before its first checkpoint.
-        validate: evaluate at the config's periods and at the end.
-        expect: of `parse_expectation`, for the last evaluation.
+        cfg: Config returned by `load_config`.
+        plan: Plan returned by `plan_run`; `plan.eval_only` decides which kind of run this is.
+        run_info: Facts about the command, returned by `describe_run`.
+        signals: Requests to stop; a training stops after its first step at the earliest.
+        hooks: Hooks of the caller, which are called after those of `train.hooks`.
 
-    Returns:
-        The exit status: 0, 1 if an expectation does not hold, or 75 when a signal stopped the run
-        after it was saved.
+    Attributes:
+        output_dir: The run directory; `eval` in it for an evaluation.
+        original_cfg: Config as given, which is saved.
+        cfg: Config with the values of this run's world size, set by `setup`.
+        schedule: Schedule of a training; None for an evaluation.
+        results: Results of the evaluations so far, on rank 0; set by `setup`.
     """
-    out, schedule, main = plan.output_dir, plan.schedule, comm.is_main_process()
-    unscaled = cfg
-    if plan.scaling:
-        cfg, _ = scale_config(cfg, comm.get_world_size())
-    options = cfg.train
-    log_ranks(plan.device)
-    register_run_datasets(cfg)
-    state = start_state(cfg, plan)
-    start_iter = state.start_iter
-    if options.get("compile", {}).get("enabled", False):
-        compile_backbone(state.model, options.compile)
-    multiplier = build_multiplier(cfg, schedule)
-    loader = build_train_loader(cfg, start_iter)
-    suite = build_suite("dataloader.val", cfg.dataloader.val, cfg) if validate else None
-    mode = options.get("best", {}).get("mode", "max")
 
-    def open_folder() -> Results:
-        check_free_space(out, state.nbytes())
-        backup_dir = make_output_dir(out, overwrite, resume=resume or bool(plan.resume))
+    def __init__(
+        self,
+        cfg: Any,
+        plan: Plan,
+        run_info: dict[str, Any],
+        signals: StopSignals,
+        hooks: Sequence[HookBase] = (),
+    ):
+        self.original_cfg = cfg
+        self.plan = plan
+        self.run_info = run_info
+        self.signals = signals
+        self.user_hooks = list(hooks)
+        self.schedule = plan.schedule
+        self.output_dir = plan.output_dir / "eval" if plan.eval_only else plan.output_dir
+        self.overview_written = False
+
+    def setup(self) -> None:
+        """Build everything, load weights or a checkpoint, then open the run directory.
+
+        Nothing is written to the run directory before everything is built.
+
+        Raises:
+            UserError: A part cannot be built or loaded, or the directory cannot be used.
+        """
+        log_ranks(self.plan.device)
+        self._register_datasets()
+        if self.plan.eval_only:
+            self._build_evaluation()
+        else:
+            self._build_training()
+        self.results = broadcast_from_rank0(self._open_run_dir)
+
+    def train(self) -> int:
+        """Train to the end of the schedule or until a signal, and return `finish`'s status."""
+        start, options = self.state.start_iter, self.cfg.train
+        self._end_if_nothing_is_left()
+        self.checkpointer = CheckpointHook(
+            self.output_dir,
+            self.schedule,
+            options.checkpointer.get("max_to_keep", 0),
+            self._checkpoint,
+            options.checkpointer.get("asynchronous", False),
+        )
+        self.trainer = Trainer(
+            distributed(FiniteLossGuard(self.state.model), self.cfg, self.plan.device),
+            self.state.optimizer,
+            self.loader,
+            self._hooks(),
+            options.get("seed", 0),
+            options.get("accumulate", 1),
+            autocast(options.get("amp", {}), self.plan.device),
+            self.state.scaler,
+            options.get("clip_grad_norm"),
+            NonFinitePolicy(**options.get("bad_loss", {})),
+            functools.partial(misfits_explained, self.cfg, self.state.model),
+        )
+        memory = dict(self.state.resumed)
+        load_hook_states(self.user_hooks, memory.get("hooks", []))
+        if self.state.checkpoint_iter != start:  # its iterations had another batch size
+            for name in ("recent", "present"):
+                memory.pop(name, None)
+        self.started = time.monotonic()
+        self.trainer.train(start, self.schedule.max_iter, self.signals, memory)
+        if self.trainer.ended_early:
+            logger.info(
+                "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
+            )
+        return self.finish()
+
+    def evaluate(self, iteration: int | None = None) -> dict[str, float]:
+        """Evaluate the model, and write predictions, analyses, overlays and results.
+
+        In a training, this also saves the best model and ends the training if its patience is
+        exhausted.
+
+        Args:
+            iteration: Number of complete iterations; None if this run does not train.
+
+        Returns:
+            Flat results of all test sets on rank 0, an empty dict on other ranks.
+        """
+        broadcast_buffers(self.evaluated)
+        with resource_errors_explained(
+            lambda: "in the evaluation",
+            "take smaller images (dataloader.val.mapper.augmentations)",
+            "dataloader.val.num_workers",
+        ):
+            before_batch = functools.partial(self._save_if_stopped, iteration)
+            evaluations = self.suite.evaluate(self.evaluated, before_batch)
+        numbers = {}
+        if comm.is_main_process():
+            numbers = write_evaluations(evaluations, self.output_dir)
+        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, numbers))
+        if exhausted and iteration < self.schedule.max_iter:
+            self.trainer.ended_early = exhausted
+        return numbers
+
+    def finish(self) -> int:
+        """Write the report, print where everything is, and return the exit status.
+
+        Returns:
+            0, 1 if an expectation does not hold, or 75 if a signal stopped the run after it was
+            saved.
+        """
+        stopped_by = None if self.plan.eval_only else self.trainer.stopped_by
+        if comm.is_main_process():
+            if self.plan.eval_only:
+                self._report_evaluation()
+            else:
+                finish_run_info(self.output_dir, self.started, stopped_by)
+                self._report_training()
+                command = self.run_info["command"]
+                print_summary(self.output_dir, self.results, command, bool(stopped_by))
+        if stopped_by:
+            what = "and saved" if self.trainer.iter else "before the first step"
+            logger.warning("Stopped by %s %s; --resume goes on", stopped_by, what)
+            return EXIT_STOPPED
+        return self._exit_status()
+
+    def _register_datasets(self) -> None:
+        built = self.plan.built
+        if built:
+            self.cfg = built.cfg
+            return
+        # The plan came from another process: what it built there is built once in each rank.
+        self.cfg = self.original_cfg
+        if self.plan.scaling:
+            self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
+        register_run_datasets(self.cfg)
+
+    def _build_evaluation(self) -> None:
+        model = self.evaluated = build_model(self.cfg, self.plan)
+        loader = self.cfg.dataloader.get("test") or self.cfg.dataloader.val
+        if self.plan.tta:
+            with config_errors("--tta"):
+                self.evaluated = with_tta(model, **self.cfg.dataloader.tta)
+            loader = untransformed(loader)
+        self.suite = build_suite("dataloader.test", loader, self.cfg)
+        broadcast_from_rank0(lambda: load_weights(model, self.plan.weights, whole=True))
+        broadcast_weights(model)
+
+    def _build_training(self) -> None:
+        cfg, dataset = self.cfg, None
+        self.state = TrainState.create(cfg, self.plan)
+        self.evaluated = self.state.evaluated
+        if cfg.train.get("compile", {}).get("enabled", False):
+            compile_backbone(self.state.model, cfg.train.compile)
+        self.multiplier = build_multiplier(cfg, self.schedule)
+        if self.plan.built:
+            # Taken out of the plan: the loader makes a compact copy, and frees the original.
+            dataset, self.plan.built.train_dataset = self.plan.built.train_dataset, None
+        self.loader = build_train_loader(cfg, self.state.start_iter, dataset)
+        self.suite = None
+        if self.plan.validate:
+            self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
+        self.user_hooks = [*build_hooks(cfg.train), *self.user_hooks]
+
+    def _open_run_dir(self) -> Results:
+        """Lock the run directory and start its files, on rank 0."""
+        plan, out = self.plan, self.output_dir
+        if not plan.eval_only:
+            check_free_space(out, self.state.nbytes())
+        backup_dir = make_output_dir(out, plan.overwrite, plan.shares_directory)
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
         for path in plan.damaged:
@@ -106,126 +259,123 @@ def train(
             logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
             write_json(out / "scaling.json", plan.scaling)
-        write_run_info(out, plan, run_info)
+        write_run_info(out, plan, self.run_info)
         file = out / "results.json"
+        if plan.eval_only:
+            save_config(self.original_cfg, out)
+            return Results(file, None, "max", done=0)
+        state, mode = self.state, self.cfg.train.get("best", {}).get("mode", "max")
         saved = state.resumed.get("results")
-        return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
+        return Results(file, plan.best_metric, mode, state.checkpoint_iter, state.start_iter, saved)
 
-    results = broadcast_from_rank0(open_folder)
-    made_of = functools.cache(lambda: fingerprint(unscaled, loader))
-    if main and state.resumed:
-        warn_of_changes(state.resumed, made_of())
+    def _end_if_nothing_is_left(self) -> None:
+        """Let the schedule end where a resumed run starts if there is nothing left to train."""
+        start, patience = self.state.start_iter, self._patience()
+        exhausted = start and self.suite and self.results.exhausted(patience)
+        if start < self.schedule.max_iter and not exhausted:
+            return
+        logger.info("Nothing left to train: the run ends at iteration %d", start)
+        self.schedule = replace(self.schedule, max_iter=start)
+        if comm.is_main_process() and self.plan.resume.name != "model_final.pth":
+            ckpt.save_final(self.plan.resume, self.output_dir)
 
-    def content(done: int) -> dict[str, Any]:
+    def _hooks(self) -> list[HookBase]:
+        """Return all hooks in the order in which they are called.
+
+        User hooks precede the others, so that a checkpoint and a line of metrics contain what they
+        did in the same step. The checkpoint precedes the evaluation, so that a kill in the
+        evaluation loses no step.
+        """
+        state, schedule, main = self.state, self.schedule, comm.is_main_process()
+        hooks = [
+            OnTrainStart(lambda: broadcast_from_rank0(self._describe_training)),
+            LearningRateHook(state.optimizer, self.multiplier),
+            IterationTimer(),
+            *self.user_hooks,
+        ]
+        if state.average:
+            hooks.append(AverageWeightsHook(state.average, state.model))
+        if main:
+            panel = LivePanel(self.run_info["name"], schedule, self.results)
+            hooks += [MemoryHook(), panel, self.checkpointer]
+        if self.suite:
+            known = self.results.known(state.start_iter)
+            hooks.append(EvaluationHook(schedule, self.evaluate, known))
+        if main:
+            hooks.append(MetricWriter(self.output_dir, schedule))
+            hooks.append(ReportHook(schedule, self._report_training))
+        return hooks
+
+    def _describe_training(self) -> None:
+        """Record config and data as they are now, and warn if they have changed since a checkpoint.
+
+        This takes place on rank 0, while the loader's workers make the first batches.
+        """
+        self.fingerprint = fingerprint(self.original_cfg, self.loader)
+        warn_of_changes(self.state.resumed, self.fingerprint)
+        if save_config(self.original_cfg, self.output_dir):
+            write_repro_command(self.output_dir, self.run_info)
+
+    def _checkpoint(self, iteration: int) -> dict[str, Any]:
+        """Return the content of a checkpoint after `iteration` iterations."""
+        options = self.cfg.train
+        accumulate = options.get("accumulate", 1)
         return {
-            **state.content(done, schedule.batch_size, options.get("accumulate", 1)),
+            **self.state.content(iteration, self.schedule.batch_size, accumulate),
             "seed": options.get("seed", 0),
-            "classes": plan.classes,
-            "fingerprint": made_of(),
-            "results": results.content(),
+            "classes": self.plan.classes,
+            "fingerprint": self.fingerprint,
+            "results": self.results.content(),
+            "hooks": hook_states(self.user_hooks),
         }
 
-    saving = options.checkpointer
-    keep, asynchronous = saving.get("max_to_keep", 0), saving.get("asynchronous", False)
-    checkpoint = CheckpointHook(out, schedule, keep, content, asynchronous)
-    patience = options.get("early_stopping_patience")
+    def _save_if_stopped(self, iteration: int | None) -> None:
+        """Save a training that is to stop: its evaluation may be killed; a resume repeats that."""
+        if iteration is None or not comm.is_main_process():
+            return
+        if self.signals.received and iteration > self.state.start_iter:
+            self.checkpointer.save_now(iteration)
 
-    def evaluate(done: int) -> tuple[dict[str, float], str | None]:
-        def save_when_stopped() -> None:
-            # The evaluation may be killed before it is over; a resume makes up for it.
-            if main and signals.received and done > start_iter:
-                checkpoint.save_now(done)
+    def _record_results(self, iteration: int | None, numbers: dict[str, float]) -> str | None:
+        """Record an evaluation on rank 0; return why early stopping ends the training, or None."""
+        if self.results.is_better(numbers):
+            self.checkpointer.save_best(iteration)
+        self.results.record(iteration, numbers)
+        return self.results.exhausted(self._patience())
 
-        broadcast_buffers(state.evaluated)
-        numbers = evaluate_into(state.evaluated, suite, plan, out, save_when_stopped)
+    def _patience(self) -> int | None:
+        return self.cfg.train.get("early_stopping_patience")
 
-        def judge() -> str | None:
-            if results.is_better(numbers):
-                checkpoint.save_best(done)
-            results.record(done, numbers)
-            return results.exhausted(patience)
-
-        return numbers, broadcast_from_rank0(judge)
-
-    end = schedule.max_iter
-    if start_iter >= end or start_iter and suite and results.exhausted(patience):
-        logger.info("Nothing left to train: the run ends at iteration %d", start_iter)
-        end = start_iter
-        if main and plan.resume.name != "model_final.pth":
-            ckpt.save_final(plan.resume, out)
-
-    def evaluation_due(done: int) -> bool:
-        return bool(suite) and (done == end or schedule.eval_period.due(done, schedule))
-
-    def numbers_due(done: int) -> bool:
-        period = options.get("log_period", 20)
-        return done % period == 0 or done == end or evaluation_due(done)
-
-    def describe_run() -> None:
-        made_of()  # of the data as they are now
-        if save_config(unscaled, out):
-            write_repro_command(out, run_info)
-
-    @functools.cache
-    def look_at_data() -> None:
-        # Behind the first evaluation, so that no training waits for it to begin.
-        # Sets of Detectron2's own registration are left out: its readers take long, or fork.
-        names = [name for name in plan.datasets if name in cfg.datasets]
-        write_overview(names, test_sets(cfg.dataloader.train), out)
-
-    def report() -> None:
+    def _report_training(self) -> None:
         from d2ext.report import write_report  # here, because a training need not wait for Jinja
 
-        if not trainer.stopped_by:  # whoever sent the signal may not wait for more
-            look_at_data()
+        if not self.trainer.stopped_by:  # whoever sent the signal may not wait for more
+            self._write_overview()
         with best_effort("report"):
-            write_report(out)
+            write_report(self.output_dir)
 
-    hooks = [
-        OnTrainStart(lambda: broadcast_from_rank0(describe_run)),
-        LearningRateHook(state.optimizer, multiplier),
-        d2_hooks.IterationTimer(),
-    ]
-    if state.average:
-        hooks.append(AverageWeightsHook(state.average, state.model))
-    if main:
-        hooks += [
-            MemoryHook(),
-            LivePanel(run_info["name"], schedule, results, evaluation_due),
-            checkpoint,
-        ]
-    if suite:
-        hooks.append(EvaluationHook(evaluation_due, evaluate, results.known(start_iter)))
-    if main:
-        hooks.append(MetricWriter(out, numbers_due, schedule.max_iter))
-        hooks.append(ReportHook(evaluation_due, report))
-    trainer = Trainer(
-        distributed(FiniteLossGuard(state.model), cfg, plan.device),
-        state.optimizer,
-        loader,
-        hooks,
-        options.get("seed", 0),
-        options.get("accumulate", 1),
-        autocast(options.get("amp", {}), plan.device),
-        state.scaler,
-        options.get("clip_grad_norm"),
-        NonFinitePolicy(**options.get("bad_loss", {})),
-        functools.partial(misfits_explained, cfg, state.model),
-    )
-    memory = dict(state.resumed)
-    if state.checkpoint_iter != start_iter:  # its iterations had another batch size
-        for name in ("recent", "present"):
-            memory.pop(name, None)
-    started = time.monotonic()
-    trainer.train(start_iter, end, signals, memory)
-    if trainer.ended_early:
-        logger.info("Ended early at iteration %d: %s", trainer.iter, trainer.ended_early)
-    if main:
-        finish_run_info(out, started, trainer.stopped_by)
-        report()
-        print_summary(out, results, run_info["command"], bool(trainer.stopped_by))
-    if trainer.stopped_by:
-        what = "and saved" if trainer.iter else "before the first step"
-        logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)
-        return EXIT_STOPPED
-    return exit_status(results, expect)
+    def _report_evaluation(self) -> None:
+        from d2ext.report import write_report  # here, because a training need not wait for Jinja
+
+        logger.info("The report is %s", write_report(self.output_dir))
+
+    def _write_overview(self) -> None:
+        """Describe the data once, after the first evaluation so that no training waits for it.
+
+        Datasets that Detectron2 itself registered are left out: its readers are slow, or fork.
+        """
+        if self.overview_written:
+            return
+        names = [name for name in self.plan.datasets if name in self.cfg.datasets]
+        write_overview(names, test_sets(self.cfg.dataloader.train), self.output_dir)
+        self.overview_written = True
+
+    def _exit_status(self) -> int:
+        """Print the expectations that the last evaluation misses; rank 0 has the results."""
+        if not comm.is_main_process():
+            return 0
+        numbers = self.results.last["results"] if self.results.last else {}
+        failures = [parse_expectation(text).failure(numbers) for text in self.plan.expect]
+        for line in filter(None, failures):
+            print(f"error: {line}", file=sys.stderr)
+        return int(any(failures))

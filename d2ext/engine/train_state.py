@@ -1,4 +1,4 @@
-"""What a training changes: built from the config, written to checkpoints, read from them."""
+"""The state that a training changes: built from the config, saved in and read from checkpoints."""
 
 import logging
 from dataclasses import dataclass, field
@@ -25,16 +25,16 @@ _TENSORS = ("model", "optimizer", "ema")  # entries of a checkpoint
 
 @dataclass
 class TrainState:
-    """Weights and what belongs to them.
+    """Model, optimizer, loss scaler and averaged weights.
 
     Attributes:
-        model: unwrapped.
-        optimizer: of its parameters.
-        scaler: of the losses; does nothing where it is not enabled.
-        average: the averaged weights, or None.
-        start_iter: the first iteration to train.
-        checkpoint_iter: the same as the resumed checkpoint counts it, whose batch may differ.
-        resumed: of the resumed checkpoint all but the tensors; of a fresh start nothing.
+        model: Model, unwrapped.
+        optimizer: Optimizer of the model's parameters.
+        scaler: Loss scaler; it does nothing unless it is enabled.
+        average: Averaged weights, or None.
+        start_iter: First iteration to train.
+        checkpoint_iter: The same as the resumed checkpoint counts it, whose batch size may differ.
+        resumed: Content of the resumed checkpoint without the tensors; empty for a fresh start.
     """
 
     model: nn.Module
@@ -45,19 +45,56 @@ class TrainState:
     checkpoint_iter: int = 0
     resumed: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def create(cls, cfg: Any, plan: Plan) -> "TrainState":
+        """Build the state and load the weights, or the checkpoint to resume, of the plan.
+
+        Args:
+            cfg: Config with the values of this run's world size.
+            plan: Plan returned by `plan_run`.
+
+        Raises:
+            UserError: A part cannot be built or loaded.
+        """
+        model = build_model(cfg, plan)
+        optimizer = build_optimizer(cfg, model)
+        scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
+        start = 0
+        if plan.resume:
+            content = broadcast_from_rank0(lambda: ckpt.read_checkpoint(plan.resume))
+            start = _resume(model, optimizer, scaler, content, plan)
+            _warn_of_layout(content, cfg.train.get("accumulate", 1))
+        else:
+            content = {}
+            if plan.weights:
+                broadcast_from_rank0(lambda: load_weights(model, plan.weights))
+            broadcast_weights(model)
+        decay = cfg.train.get("ema_decay")
+        average = averaged(model, decay) if decay else None
+        if average and "ema" in content:
+            _check_fit(average.module, content["ema"], plan)
+            average.module.load_state_dict(content["ema"])
+            average.n_averaged.fill_(content["ema_updates"])
+        elif average and start:
+            logger.info(
+                "The checkpoint has no averaged weights: the average starts from its weights"
+            )
+        rest = {key: value for key, value in content.items() if key not in _TENSORS}
+        return cls(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
+
     @property
     def evaluated(self) -> nn.Module:
-        """The model to evaluate: the averaged weights where there are some."""
+        """The model to evaluate: the one with the averaged weights, if there is one."""
         return self.average.module if self.average else self.model
 
-    def content(self, done: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:
-        """A checkpoint after `done` iterations: tensors and plain types only."""
+    def content(self, iteration: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:
+        """Return a checkpoint after `iteration` iterations: tensors and plain types only."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_type": type(self.optimizer).__name__,
-            "iterations_done": done,
-            "images_seen": done * batch_size,
+            "iterations_done": iteration,
+            "images_seen": iteration * batch_size,
             "world_size": comm.get_world_size(),
             "accumulate": accumulate,
         }
@@ -69,42 +106,9 @@ class TrainState:
         return content
 
     def nbytes(self) -> int:
-        """An upper bound of a checkpoint's size: weights and two optimizer moments."""
+        """Return an upper bound of a checkpoint's size: weights and two optimizer moments."""
         tensors = self.model.state_dict().values()
         return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
-
-
-def start_state(cfg: Any, plan: Plan) -> TrainState:
-    """Builds the state and loads weights, or the checkpoint to resume, as planned.
-
-    Raises:
-        UserError: something cannot be built or loaded.
-    """
-    model = build_model(cfg, plan)
-    optimizer = build_optimizer(cfg, model)
-    scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
-    start = 0
-    if plan.resume:
-        content = broadcast_from_rank0(lambda: ckpt.read_checkpoint(plan.resume))
-        start = _resume(model, optimizer, scaler, content, plan)
-        _warn_of_layout(content, cfg.train.get("accumulate", 1))
-    else:
-        content = {}
-        if plan.weights:
-            broadcast_from_rank0(lambda: load_weights(model, plan.weights))
-        broadcast_weights(model)
-    decay = cfg.train.get("ema_decay")
-    average = averaged(model, decay) if decay else None
-    if average and "ema" in content:
-        _check_fit(average.module, content["ema"], plan)
-        average.module.load_state_dict(content["ema"])
-        average.n_averaged.fill_(content["ema_updates"])
-    elif average and start:
-        logger.info("The checkpoint has no averaged weights: the average starts from its weights")
-    rest = {key: value for key, value in content.items() if key not in _TENSORS}
-    return TrainState(
-        model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest
-    )
 
 
 def _resume(
@@ -114,6 +118,7 @@ def _resume(
     content: dict[str, Any],
     plan: Plan,
 ) -> int:
+    """Load a checkpoint and return the iteration to resume at, in steps of this batch size."""
     settings = [
         {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
     ]
@@ -134,9 +139,11 @@ def _resume(
     start = content["images_seen"] // batch
     before = content["images_seen"] // max(content["iterations_done"], 1)
     workers, now = content.get("world_size"), comm.get_world_size()
-    changes = [f"{before} images a step before, {batch} now"] * (before != batch)
+    changes = []
+    if before != batch:
+        changes.append(f"{before} images a step before, {batch} now")
     if workers not in (None, now):
-        same = ", the images and their order stay" * (before == batch)
+        same = ", the images and their order stay" if before == batch else ""
         changes.append(f"world size {workers} before, {now} now{same}")
     change = f" ({'; '.join(changes)})" if changes else ""
     logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
@@ -174,7 +181,7 @@ def load_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
 
 
 def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:
-    """Proposals are drawn for each micro-batch, so another number of them is another training."""
+    """Warn if a step has another number of micro-batches, each of which draws its proposals."""
     before = content.get("world_size", 1) * content.get("accumulate", 1)
     if before != (now := comm.get_world_size() * accumulate):
         logger.warning(
@@ -186,7 +193,7 @@ def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:
 
 
 def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) -> None:
-    """Raises UserError that names what one of them lacks, and what has another shape."""
+    """Raise a UserError that names tensors that one side lacks or that differ in shape."""
     mine = model.state_dict()
     shapes = [
         f"{key} is {_shape(theirs[key])} there and {_shape(mine[key])} here"
@@ -201,7 +208,7 @@ def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) ->
         )
         if names
     ]
-    more = [f"{len(shapes) - 2} more differ in shape"] * (len(shapes) > 2)
+    more = [f"{len(shapes) - 2} more differ in shape"] if len(shapes) > 2 else []
     if shapes or found:
         raise UserError(_does_not_fit(plan, "; ".join([*sorted(shapes)[:2], *more, *found])))
 

@@ -1,4 +1,4 @@
-"""The training loop, over Detectron2's hooks and event storage."""
+"""The training loop, on Detectron2's hooks and event storage."""
 
 import contextlib
 import itertools
@@ -6,7 +6,6 @@ import logging
 import math
 import time
 import weakref
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,46 +28,44 @@ from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 20  # iterations whose median Detectron2's writers show
+WINDOW = 20  # iterations whose median is logged and shown
 _MAX_OVERFLOWS = 30  # consecutive; the loss scale is then below 1e-4, fairseq's minimum
-_PLAIN = (str, bytes, bool, int, float, type(None))
 _OF_THE_MACHINE = ("time", "data_time", "memory_mb")
 
 
 class Trainer:
-    """Runs optimizer steps and hooks from one iteration to another, or until a signal.
+    """Run optimizer steps and hooks from one iteration to another, or until a signal.
 
-    Detectron2's SimpleTrainer cannot stop between steps and starts each run with the generators
-    where history left them; here each step's randomness follows from (seed, iteration).
+    Detectron2's SimpleTrainer cannot stop between steps, and its random numbers depend on the
+    history of the process; here the randomness of each step follows from (seed, iteration).
 
-    Hooks run at Detectron2's moments. `after_backward` comes once per step, after the last
-    micro-batch; the gradients are not clipped yet and, with float16, still scaled.
+    Every method of Detectron2's hooks is called. `after_backward` is called once per step, after
+    the last micro-batch; the gradients are not clipped yet and, with float16, still scaled.
 
     Args:
-        model: Detectron2's in a `FiniteLossGuard`, which may be wrapped for several processes.
-        optimizer: of its parameters.
-        loader: gives this rank's micro-batches for ever.
-        hooks: in the order in which they are called.
-        seed: of the run.
-        accumulate: micro-batches per step.
-        autocast: makes the context of a forward pass.
-        scaler: of the losses; None does not scale.
-        clip_grad_norm: upper bound of the gradients' L2 norm over all parameters, or None.
-        bad_loss: what to do about a loss that is not finite; None stops.
-        first_step: makes the context of the forward and backward passes of the first iteration.
+        model: Detectron2 model in a `FiniteLossGuard`, which may be wrapped for several processes.
+        optimizer: Optimizer of the model's parameters.
+        loader: Yields this rank's micro-batches indefinitely.
+        hooks: Hooks in the order in which they are called.
+        seed: Seed of the run.
+        accumulate: Micro-batches per step.
+        autocast: Returns the context of a forward pass.
+        scaler: Loss scaler; None does not scale.
+        clip_grad_norm: Upper bound of the gradients' L2 norm over all parameters, or None.
+        bad_loss: What to do about a non-finite loss; None stops the run.
+        first_step: Returns the context of the first iteration's forward and backward passes.
 
     Attributes:
-        model, optimizer: as given.
-        iter: the current iteration, counted from 0.
-        start_iter, max_iter: of this run.
+        model, optimizer: The arguments.
+        iter: Current iteration, counted from 0.
+        start_iter, max_iter: First iteration and end of this run.
         storage: Detectron2's EventStorage, open while training.
-        stopped_by: why the run was stopped, of `signals.REASONS`.
-        updated: whether the present step was taken, which a bad loss or an overflow prevents.
-        skipped_steps: steps not taken so far, over all parts of the run; schedules ignore them.
-        ended_early: why a hook has ended the run before `max_iter`, or None; hooks set it, on all
-            ranks alike.
-        error: the exception that ends the run, for `after_train`.
-        bad_images: samples that were replaced over all ranks and parts of the run.
+        stopped_by: Why the run was stopped, one of `signals.REASONS`.
+        updated: Whether the current step was taken; a non-finite loss or an overflow prevents it.
+        skipped_steps: Steps that were not taken, over all parts of the run; schedules ignore them.
+        ended_early: Why the run ends before `max_iter`, or None; set on all ranks alike.
+        error: Exception that ends the run, for `after_train`.
+        bad_images: Samples that were replaced, over all ranks and parts of the run.
     """
 
     def __init__(
@@ -103,8 +100,8 @@ class Trainer:
         self.updated = False
         self._overflows = 0  # steps that the scaler skipped
         self._overflows_in_a_row = 0
-        self._done = 0  # iterations
-        self._accumulated = 0  # micro-batches of the present step
+        self._iterations_done = 0
+        self._accumulated = 0  # micro-batches of the current step
         self.stopped_by: str | None = None
         self.ended_early: str | None = None
         self.error: BaseException | None = None
@@ -123,17 +120,17 @@ class Trainer:
         signals: StopSignals,
         memory: dict[str, Any] | None = None,
     ) -> None:
-        """Trains iterations `start_iter` to `max_iter` - 1.
+        """Train iterations `start_iter` to `max_iter` - 1.
 
         Args:
-            start_iter: the first one.
-            max_iter: of the run.
-            signals: what asks it to stop.
-            memory: of `memory()` after `start_iter` iterations.
+            start_iter: First iteration.
+            max_iter: End of the run.
+            signals: Requests to stop.
+            memory: What `memory` returned after `start_iter` iterations.
 
         Raises:
-            UserError: the loss is not finite, float16 overflows in every step, an image cannot be
-                read, or the machine runs out of something.
+            UserError: The loss is not finite, float16 overflows in every step, an image cannot be
+                read, or the machine runs out of a resource.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -156,24 +153,28 @@ class Trainer:
                 raise
             finally:
                 try:
-                    self._after_train()  # saves, which does not wait for workers that hang
+                    self._after_train()  # saves without waiting for workers that hang
                 finally:
                     if hasattr(batches, "close"):  # a generator, as d2ext's loader is
                         batches.close()
 
     def _after_train(self) -> None:
+        failure = None
         for hook in self._hooks:
             try:
                 hook.after_train()
             except Exception as e:
-                # Behind an error hooks find what they do not expect, such as a step without an end;
-                # the error is what is to be told.
-                if self.error is None:
-                    raise
-                logger.warning("%s.after_train: %r", type(hook).__name__, e)
+                # The others are still called: one of them saves the last step. After an error,
+                # hooks may fail on an unfinished step; the error itself is what is reported.
+                if self.error is None and failure is None:
+                    failure = e
+                else:
+                    logger.warning("%s.after_train: %r", type(hook).__name__, e)
+        if failure is not None:
+            raise failure
 
     def memory(self) -> dict[str, Any]:
-        """What a resumed run has to know of its past, in plain types."""
+        """Return what a resumed run needs to know of its past, in plain types."""
         hints = self.storage.smoothing_hints()
         smoothed = [name for name, is_so in hints.items() if is_so]
         present = {
@@ -181,7 +182,7 @@ class Trainer:
             for name, (value, i) in self.storage.latest().items()
             if i == self.storage.iter and not hints[name]
         }
-        oldest = self.storage.iter - _WINDOW
+        oldest = self.storage.iter - WINDOW
         recent = {}
         for name in (name for name in smoothed if name not in _OF_THE_MACHINE):
             # From the end, since a history holds the whole run.
@@ -194,60 +195,23 @@ class Trainer:
             "overflows_in_a_row": self._overflows_in_a_row,
             "bad_images": self.bad_images,
         }
-        return {**counts, "recent": recent, "present": present, "hooks": self._hook_states()}
+        return {**counts, "recent": recent, "present": present}
 
     def _remember(self, memory: dict[str, Any]) -> None:
         self._bad_loss.skipped = memory.get("skipped_steps", 0)
         self._overflows = memory.get("overflowed_steps", 0)
         self._overflows_in_a_row = memory.get("overflows_in_a_row", 0)
         self._images_before = self.bad_images = memory.get("bad_images", 0)
-        # Logged losses are medians, which go on as if nothing had happened.
+        # Logged losses are medians over a window, which continues without a gap.
         for name, values in memory.get("recent", {}).items():
             for self.storage.iter, value in values:
                 self.storage.put_scalar(name, value)
         self.storage.iter = self.start_iter - 1
         self.storage.put_scalars(**memory.get("present", {}), smoothing_hint=False)
         self.storage.iter = self.start_iter
-        self._load_hook_states(memory.get("hooks", []))
-
-    def _numbered_hooks(self) -> Iterator[tuple[tuple[str, int], HookBase]]:
-        """Yield each hook with its class's name and its number among the hooks of that name.
-
-        Ranks other than 0 lack some hooks, so that positions in the whole list would differ.
-        """
-        numbers: Counter[str] = Counter()
-        for hook in self._hooks:
-            name = type(hook).__qualname__
-            yield (name, numbers[name]), hook
-            numbers[name] += 1
-
-    def _hook_states(self) -> list[dict[str, Any]]:
-        states = []
-        for (name, number), hook in self._numbered_hooks():
-            if not (state := hook.state_dict()):
-                continue
-            if (kind := _unsafe(state)) is not None:
-                raise UserError(
-                    f"{name}.state_dict() holds a {kind}, which no checkpoint can hold; return"
-                    " tensors, numbers, strings, lists and dicts"
-                )
-            states.append({"hook": name, "number": number, "state": state})
-        return states
-
-    def _load_hook_states(self, states: Sequence[dict[str, Any]]) -> None:
-        hooks = dict(self._numbered_hooks())
-        for entry in states:
-            hook = hooks.get((entry["hook"], entry["number"]))
-            if hasattr(hook, "load_state_dict"):
-                hook.load_state_dict(entry["state"])
-                continue
-            reason = "this run has no such hook" if hook is None else "it has no load_state_dict"
-            logger.warning(
-                "The checkpoint's state of the hook %s is ignored: %s", entry["hook"], reason
-            )
 
     def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
-        self._done = self.start_iter
+        self._iterations_done = self.start_iter
         try:
             self._steps(batches, signals)
         except StopWaiting:
@@ -255,8 +219,8 @@ class Trainer:
             if comm.get_world_size() > 1 or self._accumulated:
                 raise
             self.stopped_by = signals.received
-        # From here on, as Detectron2's hooks expect, the number of iterations done.
-        self.iter = self.storage.iter = self._done
+        # From here on the number of complete iterations, as Detectron2's hooks expect.
+        self.iter = self.storage.iter = self._iterations_done
 
     def _steps(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
         self._call_hooks("before_train")
@@ -283,21 +247,21 @@ class Trainer:
                     "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
                 )
             self.optimizer.zero_grad()
-            self._accumulated, self._done = 0, self.iter + 1
+            self._accumulated, self._iterations_done = 0, self.iter + 1
             if self._overflows:
                 self.storage.put_scalar("overflowed_steps", self._overflows, smoothing_hint=False)
             self.bad_images = self._images_before + status.bad_images
             if self.bad_images:
                 self.storage.put_scalar("bad_images", self.bad_images, smoothing_hint=False)
             self._call_hooks("after_step")
-            if status.stop and self._done < last:
+            if status.stop and self._iterations_done < last:
                 self.stopped_by = status.stop
                 break
 
     def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
-        """Gradients of a step; returns this rank's losses, means over its micro-batches.
+        """Compute a step's gradients; return this rank's losses, means over its micro-batches.
 
-        Without any where a forward pass failed; the gradients are of no use then.
+        Return an empty dict if a forward pass failed; the gradients are invalid in that case.
         """
         data_time, losses = 0.0, []
         first = self.iter == self.start_iter
@@ -311,7 +275,7 @@ class Trainer:
             words = np.random.SeedSequence((self._seed, self.iter, number)).generate_state(1)
             torch.manual_seed(int(words[0]))
             last = k + 1 == self._accumulate
-            # Gradients are exchanged once a step, behind the last micro-batch.
+            # Gradients are exchanged once per step, in the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with (
                 self.model.no_sync() if wait else contextlib.nullcontext(),
@@ -325,11 +289,11 @@ class Trainer:
         return {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
 
     def _backward(self, batch: list[dict]) -> dict[str, float]:
-        """One micro-batch's losses; its gradients are added to those of the step."""
+        """Return a micro-batch's losses, and add its gradients to those of the step."""
         with self._autocast():
             losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
-        # One transfer for all losses; Detectron2's heads synchronise many times before.
+        # One transfer for all losses; Detectron2's heads synchronize many times before.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         values = dict(zip(losses, values, strict=True))
         if FiniteLossGuard.FAILED in values:
@@ -342,9 +306,9 @@ class Trainer:
         return values
 
     def _clip(self) -> bool:
-        """Clip the gradients, the same on all ranks; return False if they are not finite.
+        """Clip the gradients, alike on all ranks; return False if they are not finite.
 
-        Those of float16 may overflow: that is for its scaler to judge.
+        With float16 the scaler decides about gradients that are not finite.
         """
         if not self._clip_grad_norm:
             return True
@@ -361,7 +325,7 @@ class Trainer:
         """Take the optimizer's step; return False if float16's scaler skipped it for an overflow.
 
         Raises:
-            UserError: on all ranks alike, if nothing but overflows has happened for long.
+            UserError: On all ranks alike, if every one of the last steps overflowed.
         """
         scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
@@ -386,9 +350,9 @@ class Trainer:
 
 
 def _sent(batch: list[dict], device: torch.device) -> list[dict]:
-    """The batch with its images on a GPU, where Detectron2's models then find them.
+    """Return the batch with its images on the model's device.
 
-    The loader has pinned them, so the host does not wait for the copy, as it does for Detectron2's.
+    The loader has pinned them, so the host does not wait for the copy, unlike in Detectron2.
     """
     if device.type == "cpu":
         return batch
@@ -414,15 +378,3 @@ def _start_momentum(optimizer: Optimizer) -> None:
             state = optimizer.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
-
-
-def _unsafe(value: Any) -> str | None:
-    """Return the name of a type in a hook's state that `weights_only` does not load, or None."""
-    # Exact types: numpy's float64 is a float to Python, but not to torch's reader.
-    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
-        return None
-    if type(value) in (dict, OrderedDict):
-        value = [*value.keys(), *value.values()]
-    if type(value) in (list, tuple):
-        return next(filter(None, map(_unsafe, value)), None)
-    return type(value).__name__

@@ -1,14 +1,13 @@
-"""What travels to every rank of a run, and what a rank makes of it."""
+"""What travels to every rank of a run, and what a rank does with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.utils import comm
 
 from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
-from d2ext.engine.evaluate import evaluate_only
-from d2ext.engine.run import train
+from d2ext.engine.run import Run
 from d2ext.engine.techniques import make_deterministic
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0
@@ -20,15 +19,15 @@ from d2ext.startup import end_imports
 
 @dataclass(frozen=True)
 class RankTask:
-    """What travels to every rank: plain values; each loads the config again.
+    """What travels to every rank: plain values; each rank loads the config again.
 
     Attributes:
-        config_file, overrides: for `load_config`.
-        run_info: of `launch.command.describe_run`.
-        options: of `plan_run`.
-        plan: of `plan_run`; None lets rank 0 make it, and is so on other machines.
-        deadline: of `signals.deadline`, on this machine's clock.
-        cfg: of `load_config`, where the rank runs in the process that has loaded it.
+        config_file, overrides: Arguments of `load_config`.
+        run_info: Facts about the command, returned by `describe_run`.
+        options: Keyword arguments of `plan_run`; those of the first machine count.
+        plan: Plan returned by `plan_run`; if None, as on other machines, rank 0 makes it.
+        deadline: When to stop, returned by `signals.deadline`, on this machine's clock.
+        cfg: Config returned by `load_config`, if the rank runs in the process that loaded it.
     """
 
     config_file: str
@@ -39,28 +38,34 @@ class RankTask:
     deadline: float | None = None
     cfg: Any = None
 
+    def plain(self) -> "RankTask":
+        """Return the task without what this process has built, for ranks that are spawned."""
+        return replace(self, plan=self.plan and replace(self.plan, built=None), cfg=None)
+
 
 def run_rank(task: RankTask) -> int:
-    """What each rank of a run does; returns the exit status, 75 when a signal stopped it."""
+    """Do a rank's part of a run; return the exit status, 75 if a signal stopped it."""
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
     cfg = load_config(task.config_file, task.overrides) if task.cfg is None else task.cfg
     end_imports()
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
-    # The flags of the first machine are those of the run.
-    options = broadcast_from_rank0(lambda: task.options)
     plan = broadcast_from_rank0(
-        lambda: task.plan or plan_run(cfg, task.run_info["name"], **options)
+        lambda: task.plan or plan_run(cfg, task.run_info["name"], **task.options)
     )
     if cfg.train.get("deterministic", False):
         make_deterministic()
-    if options["eval_only"]:
-        return evaluate_only(cfg, plan, task.run_info, options["tta"], options["expect"])
-    named = {name: options[name] for name in ("overwrite", "resume", "validate", "expect")}
-    # From here to the end of the report: a signal that comes before the first step waits for it.
-    with StopSignals(task.deadline) as signals:
-        return train(cfg, plan, task.run_info, signals, **named)
+    signals = StopSignals(task.deadline)
+    run = Run(cfg, plan, task.run_info, signals)
+    if plan.eval_only:
+        run.setup()
+        run.evaluate()
+        return run.finish()
+    # From here to the end of the report, a signal waits for the first step.
+    with signals:
+        run.setup()
+        return run.train()
 
 
 def _check_same_config(cfg: Any) -> None:

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a process starts or a byte is written.
+"""Check everything that can be checked before a process starts or a byte is written.
 
 Preflight turns a config and the command's flags into a `Plan` of plain values, which travel to
 every process; each of its checks names the field, the value and the remedy.
@@ -6,7 +6,7 @@ every process; each of its checks names the field, the value and the remedy.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,45 @@ from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Built:
+    """What preflight built, for a run in the same process.
+
+    It does not hold mapper and metrics, which preflight tries on a sample and asks for their keys:
+    a run builds its own, which nothing has used before.
+
+    Attributes:
+        cfg: Config with the values of this run's world size; its datasets are registered.
+        train_dataset: What `dataloader.train.dataset` builds; None for an evaluation.
+    """
+
+    cfg: Any
+    train_dataset: Any = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """Preflight's decisions.
 
     Attributes:
-        output_dir: of the run.
+        output_dir: Output directory of the run.
         device: `cpu` or `cuda`.
-        classes: names, whose number every head of the model has.
-        datasets: name to `images`, `instances`, `masks`.
-        schedule: epochs and periods in iterations; None for an evaluation only.
-        weights: local path of the initial weights, or of those to evaluate.
-        resume: local path of the checkpoint to go on from, or None.
-        scaling: `ScalingReport.as_dict()` where learning rates were scaled, else None.
-        lines: the plan in words.
-        best_metric: the result that decides what is best, or None.
-        damaged: checkpoints that are to be set aside.
+        classes: Class names; every head of the model has their number.
+        datasets: Dataset name to `images`, `instances`, `masks`.
+        schedule: Epochs and periods in iterations; None for an evaluation.
+        weights: Local path of the initial weights, or of those to evaluate.
+        resume: Local path of the checkpoint to resume, or None.
+        scaling: `ScalingReport.as_dict()` if learning rates were scaled, else None.
+        lines: The plan as text.
+        best_metric: Key of the result that decides which model is best, or None.
+        damaged: Damaged checkpoints, which the run renames.
+        eval_only: The run evaluates `weights` and does not train.
+        validate: The training evaluates on `dataloader.val`.
+        tta: The evaluation uses test-time augmentation.
+        overwrite: The run moves an earlier run in its directory aside.
+        shares_directory: The run may continue in the directory of an earlier one.
+        expect: Bounds on results, for `parse_expectation`.
+        built: What preflight built; None in processes that received the plan from another one.
     """
 
     output_dir: Path
@@ -62,6 +85,17 @@ class Plan:
     lines: list[str]
     best_metric: str | None = None
     damaged: tuple[Path, ...] = ()
+    eval_only: bool = False
+    validate: bool = True
+    tta: bool = False
+    overwrite: bool = False
+    shares_directory: bool = False
+    expect: tuple[str, ...] = ()
+    built: Built | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A config may hold functions that cannot be pickled; each process loads its own.
+        return {**self.__dict__, "built": None}
 
 
 def plan_run(
@@ -80,27 +114,27 @@ def plan_run(
     tta: bool = False,
     expect: Sequence[str] = (),
 ) -> Plan:
-    """Checks a config against the data, the model and the machine, and logs the plan.
+    """Check a config against the data, the model and the machine, and log the plan.
 
-    Nothing is written but initial weights that are not at hand yet, to the cache ($D2EXT_CACHE).
+    Nothing is written except initial weights that are downloaded to the cache ($D2EXT_CACHE).
 
     Args:
-        cfg: of `load_config`.
-        name: of the config file; the default output directory is called so.
-        num_gpus: processes on this machine.
-        gpu_each: of `choose_device`.
-        world_size: processes over all machines.
-        eval_only: no training; `weights` are evaluated.
-        weights: `best`, `last` or a file, for an evaluation only.
-        resume: go on from the newest good checkpoint of the output directory, if there is one.
-        resume_from: go on from this checkpoint.
-        overwrite: an earlier run in the output directory will be moved aside.
-        validate: the run will be evaluated on `dataloader.val`.
-        tta: test-time augmentation, for an evaluation only.
-        expect: bounds on results, of `parse_expectation`.
+        cfg: Config returned by `load_config`.
+        name: Name of the run, and of its default output directory.
+        num_gpus: Processes on this machine.
+        gpu_each: Argument of `choose_device`.
+        world_size: Processes on all machines.
+        eval_only: Evaluate `weights`; do not train.
+        weights: `best`, `last` or a file, for an evaluation.
+        resume: Resume the newest good checkpoint of the output directory, if there is one.
+        resume_from: Resume this checkpoint.
+        overwrite: Move an earlier run in the output directory aside.
+        validate: Evaluate the training on `dataloader.val`.
+        tta: Evaluate with test-time augmentation.
+        expect: Bounds on results, for `parse_expectation`.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: An error that the user can fix.
     """
     lines: list[str] = []
 
@@ -124,7 +158,7 @@ def plan_run(
     checkpoint, damaged = Path(resume_from) if resume_from else None, []
     if resume_from and not checkpoint.is_file():
         raise UserError(f"--resume-from {resume_from}: no such file")
-    # A checkpoint of the run that is in there goes on with it, another one does not.
+    # Only a checkpoint of the run in that directory continues that run.
     continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
     if not eval_only and not continues and not overwrite:
         refuse_mixing(output_dir)
@@ -158,22 +192,23 @@ def plan_run(
         {name: (classes, masks and datasets[name]["masks"]) for name in tested},
     )
 
-    field = "--weights" if weights else "train.init_checkpoint"
+    weights_field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
         source = weights_to_evaluate(
             weights, checkpoint, output_dir, cfg.train.get("init_checkpoint")
         )
-        schedule = None
+        schedule, dataset = None, None
         say(f"weights     {source}")
     else:
         source = cfg.train.get("init_checkpoint") or ""
-        schedule, images = _schedule(cfg)
+        dataset = _train_dataset(cfg)
+        schedule = _schedule(cfg, len(dataset), validate)
         check_schedule(cfg.train, schedule)
-        say(*_schedule_lines(cfg, schedule, world_size, images))
+        say(*_schedule_lines(cfg, schedule, world_size, dataset))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
         else:
-            nothing = "nothing to resume; " * resume
+            nothing = "nothing to resume; " if resume else ""
             say(f"start       {nothing}iteration 0, weights {source or 'at random'}")
     say(*loader_warnings(cfg, splits, world_size, num_gpus))
     return Plan(
@@ -182,27 +217,36 @@ def plan_run(
         classes,
         datasets,
         schedule,
-        "" if checkpoint and not eval_only else local_weights(source, field),
+        "" if checkpoint and not eval_only else local_weights(source, weights_field),
         None if eval_only else checkpoint,
         scaling,
         lines,
         best,
         () if eval_only else tuple(damaged),
+        eval_only=eval_only,
+        validate=validate,
+        tta=tta,
+        overwrite=overwrite and not eval_only,
+        shares_directory=eval_only or resume or checkpoint is not None,
+        expect=tuple(expect),
+        built=Built(cfg, dataset),
     )
 
 
-def _schedule(cfg: Any) -> tuple[Schedule, str]:
-    """The schedule, and the images of an epoch in words."""
+def _train_dataset(cfg: Any) -> Any:
     names = cfg.dataloader.train.dataset.names
     with config_errors(f"dataloader.train.dataset ({names})"):
-        dataset = instantiate(cfg.dataloader.train.dataset)
-    images = len(dataset)
+        return instantiate(cfg.dataloader.train.dataset)
+
+
+def _schedule(cfg: Any, num_images: int, validate: bool) -> Schedule:
     fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
-    schedule = resolve_schedule(cfg.train, cfg.dataloader.train.total_batch_size, images, fraction)
-    return schedule, str(dataset) if isinstance(dataset, TrainingSet) else f"{images} images"
+    batch_size = cfg.dataloader.train.total_batch_size
+    return resolve_schedule(cfg.train, batch_size, num_images, fraction, validate)
 
 
-def _schedule_lines(cfg: Any, s: Schedule, world_size: int, images: str) -> list[str]:
+def _schedule_lines(cfg: Any, s: Schedule, world_size: int, dataset: Any) -> list[str]:
+    images = str(dataset) if isinstance(dataset, TrainingSet) else f"{len(dataset)} images"
     reference, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
     tuned, scaled = "", OmegaConf.select(cfg, "train.auto_scale_lr.enabled")
     if reference and batch and not scaled:
@@ -231,10 +275,10 @@ def _words(period: Period) -> str:
 def weights_to_evaluate(
     weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str | None
 ) -> str:
-    """The file that `--weights` means: `best`, `last`, a file, or the run's own.
+    """Return the file that `--weights` names: `best`, `last`, a file, or the run's own.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such file.
     """
     if weights == "last":
         found, _ = find_newest(output_dir)

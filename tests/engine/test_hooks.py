@@ -7,6 +7,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2ext.checkpoint.files import read_checkpoint, save_checkpoint
+from d2ext.engine.hooks import hook_states, load_hook_states
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
@@ -23,13 +24,14 @@ class Line(nn.Module):
         return {"loss": (self.w * batch[0]["x"]).sum()}
 
 
-def _train(hooks, steps=2, start=0, memory=None, **options):
+def _train(hooks, steps=2, start=0, states=(), **options):
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     batches = iter(lambda: [{"x": torch.tensor([3.0, 4.0]), "file_name": ""}], None)
     trainer = Trainer(model, optimizer, batches, hooks, 0, **options)
+    load_hook_states(hooks, states)
     with StopSignals() as signals:
-        trainer.train(start, steps, signals, memory)
+        trainer.train(start, steps, signals)
     return trainer
 
 
@@ -90,19 +92,26 @@ class Other(HookBase):
 
 
 def test_each_hook_of_a_class_has_its_state_back(tmp_path):
-    """Through a file; the hooks around them may be others, as they are on other ranks."""
-    memory = _train([Counts(1), Other(), Counts(10)], steps=3).memory()
-    plain = {"model": {}, "optimizer": {}, "iterations_done": 3, "images_seen": 3}
-    save_checkpoint(tmp_path / "a.pth", plain | memory)
+    """Detectron2 keeps the state of one hook per class."""
+    hooks = [Counts(1), Other(), Counts(10)]
+    _train(hooks, steps=3)
+    content = {"model": {}, "optimizer": {}, "iterations_done": 3, "images_seen": 3}
+    save_checkpoint(tmp_path / "a.pth", content | {"hooks": hook_states(hooks)})
     one, ten = Counts(1), Counts(10)
-    _train([Other(), one, ten], 5, 3, read_checkpoint(tmp_path / "a.pth"))
+    _train([one, Other(), ten], 5, 3, read_checkpoint(tmp_path / "a.pth")["hooks"])
     assert (one.count, ten.count) == (5, 50)
 
 
-def test_a_checkpoint_without_hooks_loads():
-    hook = Counts(1)
-    _train([hook], 5, 3, {"skipped_steps": 0, "bad_images": 0})
-    assert hook.count == 2
+def test_states_of_version_0_1_load():
+    """They are stored by the number among the hooks of a class, in a list of all hooks."""
+    hooks = [Counts(1), Other(), Counts(10)]
+    _train(hooks, steps=3)
+    states = [{**entry, "number": i} for i, entry in enumerate(hook_states(hooks))]
+    for entry in states:
+        del entry["position"]
+    one, ten = Counts(1), Counts(10)
+    _train([Other(), one, ten], 5, 3, states)
+    assert (one.count, ten.count) == (5, 50)
 
 
 def test_a_state_that_nobody_takes_is_reported(caplog):
@@ -110,9 +119,10 @@ def test_a_state_that_nobody_takes_is_reported(caplog):
         def state_dict(self):
             return {"a": 1}
 
-    memory = _train([Forgets(), Counts(1)]).memory()
+    hooks = [Forgets(), Counts(1)]
+    _train(hooks)
     with caplog.at_level("WARNING"):
-        _train([Forgets()], 4, 2, memory)
+        _train([Forgets()], 4, 2, hook_states(hooks))
     lines = [r.getMessage() for r in caplog.records if "is ignored" in r.getMessage()]
     assert len(lines) == 2
     assert "Forgets is ignored: it has no load_state_dict" in lines[0]
@@ -126,4 +136,4 @@ def test_a_state_that_could_not_be_read_back_is_refused(value):
             return {"a": value}
 
     with pytest.raises(UserError, match=r"Odd.state_dict\(\) holds a (float64|Line|set)"):
-        _train([Odd()]).memory()
+        hook_states([Odd()])

@@ -10,7 +10,7 @@ from torch import nn
 from d2ext.checkpoint.files import save_checkpoint
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import register_datasets, unregister_datasets
-from d2ext.engine.train_state import load_optimizer, start_state
+from d2ext.engine.train_state import TrainState, load_optimizer
 from d2ext.preflight.plan import plan_run
 
 
@@ -24,7 +24,7 @@ def test_scale_and_averages_go_on(repo, tiny, tmp_path):
         plan = plan_run(cfg, "state", overwrite=True, validate=False)
         cfg.train.amp.dtype = "float16"
         register_datasets(cfg.datasets)
-        state = start_state(cfg, plan)
+        state = TrainState.create(cfg, plan)
         assert state.start_iter == 0 and state.scaler.is_enabled()
         state.scaler.scale(torch.zeros(1))  # makes its scale
         state.scaler.update(new_scale=128.0)
@@ -33,7 +33,7 @@ def test_scale_and_averages_go_on(repo, tiny, tmp_path):
             next(state.average.module.parameters()).fill_(3.0)
         path = tmp_path / "model_0000002.pth"
         save_checkpoint(path, state.content(3, batch_size=2))
-        resumed = start_state(cfg, dataclasses.replace(plan, resume=path))
+        resumed = TrainState.create(cfg, dataclasses.replace(plan, resume=path))
         assert (resumed.start_iter, resumed.checkpoint_iter) == (3, 3)
         assert resumed.scaler.get_scale() == 128.0
         assert int(resumed.average.n_averaged) == 7  # it was switched on later than the run began
