@@ -60,6 +60,7 @@ _PERIOD = _Takes((int, str), null=True)  # schedule.py reads the text
 _FIELDS = {
     "train.seed": _Takes((int,), least=0),
     "train.log_period": _Takes((int,), least=1),
+    "train.hooks": _Takes((list,)),
     "train.max_iter": _Takes((int,), null=True, least=1),
     "train.max_epochs": _Takes((int, float), null=True, above=0),
     "train.warmup_iters": _Takes((int,), null=True, least=0),

@@ -1,5 +1,6 @@
 """Settings that contradict one another, found before anything is built."""
 
+import inspect
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -7,9 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.engine import HookBase
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
 
 from d2ext.config.schedule import Schedule
-from d2ext.errors import UserError, config_errors
+from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import metrics_of
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,47 @@ def check_options(
             raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
         if not train.get("best", {}).get("metric"):
             raise UserError(f"{field} needs train.best.metric, the result that is to improve")
+    check_hooks(train.get("hooks", []))
+
+
+def check_hooks(hooks: Sequence[Any]) -> None:
+    """Check the entries of `train.hooks` without building them, as hooks may open files.
+
+    Raises:
+        UserError: An entry has no `_target_`, cannot be imported, is not a hook, or lacks an
+            argument; the message names it.
+    """
+    for i, entry in enumerate(hooks):
+        field = f"train.hooks[{i}]"
+        if not isinstance(entry, DictConfig) or "_target_" not in entry:
+            raise UserError(
+                f"{field}={entry}: takes L(MyHook)(argument=value), in an override"
+                " {_target_: package.MyHook, argument: value}"
+            )
+        arguments = {str(key): value for key, value in entry.items()}
+        target = arguments.pop("_target_")
+        if isinstance(target, str):
+            target = _located(field, target)
+        name = getattr(target, "__qualname__", str(target))
+        if not callable(target) or inspect.isclass(target) and not issubclass(target, HookBase):
+            raise UserError(
+                f"{field}: {name} is not a hook; give a class derived from"
+                " detectron2.engine.HookBase"
+            )
+        try:
+            inspect.signature(target).bind(**arguments)
+        except TypeError as e:
+            raise UserError(f"{field} cannot be built: {name}: {e}") from e
+
+
+def _located(field: str, target: str) -> Any:
+    try:
+        return locate(target)
+    except Exception as e:  # importing a module runs its code
+        raise UserError(
+            f"{field}._target_={target} cannot be imported ({format_exception(e)}); is its folder"
+            " on PYTHONPATH?"
+        ) from e
 
 
 def check_schedule(train: Any, schedule: Schedule) -> None:
