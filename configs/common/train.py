@@ -20,7 +20,7 @@ train = dict(
     ),
     bad_images="stop",  # added: at an image that cannot be read; "skip" takes another in its place
     log_period=20,  # iterations between two lines of numbers
-    hooks=[],  # added: your own Detectron2 hooks, L(MyHook)(...), called before evaluation and saving
+    hooks=[],  # added: hooks of your own, L(MyHook)(...); called before a step is logged and saved
     warmup_iters=500,  # added: iterations of linear warm-up; at most half of the run
     seed=0,  # added: data order, augmentation, proposal sampling and initial weights follow from it
     reference_world_size=8,  # added: workers that optimizer.lr was tuned for

@@ -52,6 +52,20 @@ def test_missing_data(mistake, tmp_path):
         ("train.max_iter=abc", ["train.max_iter", "'abc'"]),
         ("train.seed=null", ["train.seed"]),
         ("train.log_period=0", ["train.log_period=0"]),
+        ("train.hooks=3", ["train.hooks=3: takes list"]),
+        ("train.hooks=[{path: x}]", ["train.hooks[0]={'path': 'x'}", "L(MyHook)", "_target_"]),
+        ("train.hooks=[{_target_: no.Hook}]", ["train.hooks[0]._target_=no.Hook", "PYTHONPATH"]),
+        ("train.hooks=[{_target_: torch.nn.ReLU}]", ["train.hooks[0]: ReLU is not a hook"]),
+        ("train.hooks=[{_target_: os.getcwd}]", ["train.hooks[0]: _target_ returned str"]),
+        (
+            "train.hooks=[{_target_: detectron2.engine.hooks.IterationTimer, x: 1}]",
+            ["train.hooks[0] cannot be built: IterationTimer", "'x'"],
+        ),
+        (
+            "train.hooks=[{_target_: detectron2.engine.hooks.IterationTimer},"
+            " {_target_: detectron2.engine.hooks.EvalHook, eval_period: 1}]",
+            ["train.hooks[1] cannot be built: EvalHook", "'eval_function'"],
+        ),
         ("optimizer.lr=-1", ["optimizer.lr"]),
         ("+optimizer.foo=1", ["optimizer cannot be built", "foo"]),
         (

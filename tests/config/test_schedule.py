@@ -1,5 +1,7 @@
 """Epochs to iterations."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,38 @@ def test_iterations_and_never():
     assert [i for i in range(1, 11) if schedule.eval_period.due(i, schedule)] == [4, 8]
     schedule = resolve_schedule(_train(max_iter=10, eval_period=0), 1, 3)
     assert not any(schedule.eval_period.due(i, schedule) for i in range(1, 11))
+
+
+def _due(answer, schedule):
+    return [i for i in range(1, schedule.max_iter + 1) if answer(i)]
+
+
+def test_what_is_due():
+    """The last iteration always is; evaluations have a line of metrics of their own."""
+    train = _train(max_iter=10, eval_period=4, checkpointer=dict(period=3), log_period=5)
+    schedule = resolve_schedule(train, 1, 3)
+    assert _due(schedule.evaluation_due, schedule) == [4, 8, 10]
+    assert _due(schedule.checkpoint_due, schedule) == [3, 6, 9, 10]
+    assert _due(schedule.log_due, schedule) == [4, 5, 8, 10]
+
+
+def test_periods_of_epochs_are_due():
+    train = _train(max_epochs=3, eval_period="1 epoch", checkpointer=dict(period="2 epochs"))
+    schedule = resolve_schedule(train, 2, 5)  # epochs end within the iterations 3, 5 and 8
+    assert _due(schedule.evaluation_due, schedule) == [3, 5, 8]
+    assert _due(schedule.checkpoint_due, schedule) == [5, 8]
+    assert _due(schedule.log_due, schedule) == [3, 5, 8]  # every 20 iterations by default
+
+
+def test_no_evaluation_is_due_without_validation():
+    schedule = resolve_schedule(_train(max_iter=10, eval_period=4), 1, 3, evaluates=False)
+    assert _due(schedule.evaluation_due, schedule) == []
+    assert _due(schedule.log_due, schedule) == [10]
+
+
+def test_a_run_that_ends_earlier_evaluates_at_its_end():
+    schedule = resolve_schedule(_train(max_iter=10, eval_period=4), 1, 3)
+    assert replace(schedule, max_iter=7).evaluation_due(7)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
 from d2ext.checkpoint.files import read_checkpoint, save_checkpoint
@@ -62,6 +62,59 @@ def test_every_method_is_called_at_its_moment(accumulate):
     after_backward = [i for i, name in enumerate(names) if name == "after_backward"]
     assert [gradients[i] for i in after_backward] == pytest.approx([3.0, 3.0])
     assert [weights[i] for i in after_backward] == pytest.approx([0.0, -0.3], rel=1e-5)
+
+
+class Calls(HookBase):
+    """Notes each call with the trainer's counters and weights, and the gradient of its step."""
+
+    def __init__(self):
+        self.calls = []
+
+    def _note(self, name):
+        trainer = self.trainer
+        counters = (trainer.iter, trainer.storage.iter, trainer.start_iter, trainer.max_iter)
+        self.calls.append((name, counters, trainer.model.w.tolist()))
+
+    def before_train(self):
+        self._note("before_train")
+
+    def before_step(self):
+        self._note("before_step")
+
+    def after_backward(self):
+        self._note(("after_backward", self.trainer.model.w.grad.tolist()))
+
+    def after_step(self):
+        self._note("after_step")
+
+    def after_train(self):
+        self._note("after_train")
+
+
+@pytest.mark.parametrize(("start", "steps"), [(0, 5), (2, 5)])
+def test_calls_agree_with_detectron2_s_trainer(start, steps):
+    ours, theirs = Calls(), Calls()
+    _train([ours], steps, start)
+    model = Line()
+    batches = iter(lambda: [{"x": torch.tensor([3.0, 4.0])}], None)
+    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.5))
+    trainer.register_hooks([theirs])
+    trainer.train(start, steps)
+    assert len(ours.calls) == 2 + 3 * (steps - start)
+    assert ours.calls == theirs.calls
+
+
+def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_theirs():
+    """Such as the one that saves the last step."""
+
+    class Fails(HookBase):
+        def after_train(self):
+            raise ValueError("of the hook")
+
+    last = Calls()
+    with pytest.raises(ValueError, match="of the hook"):
+        _train([Fails(), last])
+    assert last.calls[-1][0] == "after_train"
 
 
 def test_a_hook_can_change_gradients():

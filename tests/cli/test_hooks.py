@@ -1,0 +1,143 @@
+"""Hooks of the user's, given by the config: they act in time, and a kill changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import LITE0, REPO
+
+MODULE = """
+import os
+import signal
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+
+class Noise(HookBase):
+    '''Adds noise to the gradients, from its own count of the steps.'''
+
+    def __init__(self, scale, kill_at=None, folder=None):
+        self.scale, self.kill_at, self.folder, self.steps = scale, kill_at, folder, 0
+
+    def before_step(self):
+        if self.kill_at == self.trainer.iter:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def after_backward(self):
+        generator = torch.Generator().manual_seed(self.steps)
+        for parameter in self.trainer.model.parameters():
+            if parameter.grad is not None:
+                noise = torch.randn(parameter.grad.shape, generator=generator)
+                parameter.grad += self.scale * noise
+
+    def after_step(self):
+        self.steps += 1
+        self.trainer.storage.put_scalar("noisy_steps", self.steps, smoothing_hint=False)
+
+    def after_train(self):
+        if self.folder:
+            with open(f"{self.folder}/{comm.get_rank()}", "w") as f:
+                f.write(str(self.steps))
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+"""
+
+
+@pytest.fixture
+def noise(tmp_path, monkeypatch):
+    """Returns the override for a hook of an importable module."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "noisy_hooks.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def override(**arguments):
+        return f"train.hooks=[{json.dumps(dict(_target_='noisy_hooks.Noise') | arguments)}]"
+
+    yield override
+    sys.modules.pop("noisy_hooks", None)
+
+
+def _lines(work):
+    lines = [json.loads(line) for line in (work / "metrics.json").read_text().splitlines()]
+    clock = ("time", "data_time", "eta_seconds", "memory_mb")
+    plain = [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return {line["iteration"]: line for line in plain}  # a resumed run repeats some
+
+
+def _load(work, name):
+    return torch.load(work / name, weights_only=True)
+
+
+def _start(*args):
+    command = [sys.executable, str(REPO / "tools" / "train_net.py"), "--config-file", REPO / LITE0]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run([*command, *args], env=os.environ | threads, capture_output=True)
+
+
+def test_a_kill_changes_nothing(train_net, tiny, tmp_path, noise):
+    """The noise depends on the hook's state, which comes from the checkpoint."""
+    common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
+    whole, killed, other = tmp_path / "whole", tmp_path / "killed", tmp_path / "other"
+    done = train_net("--work-dir", whole, *common, noise(scale=1e-2))
+    assert done.status == 0, done.stderr
+    assert _start("--work-dir", killed, *common, noise(scale=1e-2, kill_at=3)).returncode == -9
+    assert (killed / "last_checkpoint").read_text() == "model_0000001.pth"
+    done = train_net("--resume", "--work-dir", killed, *common, noise(scale=1e-2))
+    assert done.status == 0, done.stderr
+    assert _lines(killed) == _lines(whole)
+    a, b = (_load(work, "model_final.pth") for work in (whole, killed))
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    assert a["hooks"] == b["hooks"] == [{"position": 0, "hook": "Noise", "state": {"steps": 4}}]
+    # The state and the noise do matter.
+    checkpoint = _load(killed, "model_0000001.pth")
+    torch.save(checkpoint | {"hooks": []}, tmp_path / "without.pth")
+    options = ["--resume-from", tmp_path / "without.pth", "--work-dir", other, *common]
+    assert train_net(*options, noise(scale=1e-2)).status == 0
+    c = _load(other, "model_final.pth")["model"]
+    assert not all(torch.equal(a["model"][key], c[key]) for key in c)
+
+
+def test_a_step_s_line_and_checkpoint_hold_what_a_hook_did(train_net, tiny, tmp_path, noise):
+    work = tmp_path / "run"
+    options = [*tiny, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=0"]
+    options += [noise(scale=0), "train.eval_period=2"]
+    done = train_net("--work-dir", work, "--options", *options)
+    assert done.status == 0, done.stderr
+    lines = _lines(work)
+    assert [line["noisy_steps"] for line in lines.values()] == [1, 2, 3, 4]
+    assert "balloon_val/coco/segm/AP" in lines[1]
+    for i in range(4):
+        checkpoint = _load(work, f"model_{i:07d}.pth")
+        assert checkpoint["hooks"][0]["state"] == {"steps": i + 1}
+        assert checkpoint["present"]["noisy_steps"] == i + 1
+    # The saved config builds the hook again; without it, its state is reported.
+    assert "noisy_hooks.Noise" in (work / "config.yaml").read_text()
+    done = train_net("--resume", "train.max_iter=5", config=work / "config.yaml")
+    assert done.status == 0, done.stderr
+    assert _load(work, "model_final.pth")["hooks"][0]["state"] == {"steps": 5}
+    done = train_net("--resume", "train.max_iter=6", "train.hooks=[]", config=work / "config.yaml")
+    assert done.status == 0, done.stderr
+    assert "state of the hook Noise is ignored: this run has no such hook" in done.stdout
+
+
+def test_every_rank_has_the_hooks_and_their_state(train_net, tiny, tmp_path, noise):
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--no-validate", "--options", *tiny, noise(scale=0, folder=str(tmp_path))]
+    assert train_net("--work-dir", one, *common, "train.max_iter=1").status == 0
+    (tmp_path / "0").unlink()
+    flags = ["--resume-from", one / "model_final.pth", "--work-dir", two, "--num-gpus", "2"]
+    done = _start(*flags, *common, "train.max_iter=2")
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
