@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.errors import UserError, run_tool
+from d2ext.errors import run_tool
 from d2ext.guard import guard_rank
 from d2ext.launch.signals import deadline, ignore_signals
 from d2ext.run_dir.logging import setup_logging
@@ -25,6 +25,9 @@ from d2ext.startup import begin_imports, postpone_compiler
 postpone_compiler()  # in spawned ranks, too
 if guard_rank(__name__):  # before it imports torch
     setup_logging(quiet=True)
+
+# Flags that are arguments of `plan_run`.
+PLANNED = "eval_only weights resume resume_from overwrite validate tta expect".split()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", metavar="best|last|FILE", help="what --eval-only evaluates")
     add("--tta", action="store_true", help="flips and sizes of dataloader.tta, with --eval-only")
     add("--expect", action="append", default=[], metavar="KEY>=N", help="a bound, or exit 1")
-    add("--no-validate", action="store_true", help="train without evaluation")
+    add("--no-validate", dest="validate", action="store_false", help="train without evaluation")
     add("--dry-run", action="store_true", help="check everything, print the plan, stop")
     add(
         "--options",
@@ -67,18 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Reads the command line and runs what it says; returns the exit status."""
+    """Run the command line; return the exit status."""
     started, args = time.monotonic(), _parser().parse_args()
     begin_imports()
-    if args.weights and not args.eval_only:
-        raise UserError(
-            "--weights goes with --eval-only; train.init_checkpoint=... starts training"
-        )
-    if args.resume and (args.resume_from or args.overwrite):
-        raise UserError(
-            "--resume goes with neither --resume-from nor --overwrite; give one of them"
-        )
-
     from d2ext.config.load import load_config
     from d2ext.launch.topology import find_topology
 
@@ -107,11 +101,10 @@ def main() -> int:
     from d2ext.launch.spawn import start_ranks
     from d2ext.preflight.plan import plan_run
 
-    run_info = describe_run(args.config_file, sys.argv, topology, not args.no_validate)
+    run_info = describe_run(args.config_file, sys.argv, topology, args.validate)
     gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
-    flags = ("eval_only", "weights", "resume", "resume_from", "overwrite", "tta", "expect")
-    options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}
-    options |= dict(world_size=topology.world_size, validate=not args.no_validate)
+    options = {name: getattr(args, name) for name in PLANNED} | gpus
+    options["world_size"] = topology.world_size
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
     plan = plan_run(cfg, run_info["name"], **options) if plans else None
     if args.dry_run:

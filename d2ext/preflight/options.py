@@ -1,4 +1,4 @@
-"""Settings that contradict one another, found before anything is built."""
+"""Find options that contradict one another before anything is built."""
 
 import inspect
 import logging
@@ -19,6 +19,20 @@ from d2ext.evaluation.suite import metrics_of
 logger = logging.getLogger(__name__)
 
 
+def check_flags(
+    eval_only: bool, weights: str | None, resume: bool, resume_from: str | None, overwrite: bool
+) -> None:
+    """Raise a UserError if flags of the command contradict one another."""
+    if weights and not eval_only:
+        raise UserError(
+            "--weights goes with --eval-only; train.init_checkpoint=... starts training"
+        )
+    if resume and (resume_from or overwrite):
+        raise UserError(
+            "--resume goes with neither --resume-from nor --overwrite; give one of them"
+        )
+
+
 def check_options(
     cfg: Any,
     device: str,
@@ -27,10 +41,10 @@ def check_options(
     tta: bool,
     expect: Sequence[str],
 ) -> None:
-    """Checks what needs no data: mixed precision, compiler, early stopping, and the flags.
+    """Check what needs no data: mixed precision, compiler, early stopping, hooks, and the flags.
 
     Raises:
-        UserError: two settings do not go together; it names both.
+        UserError: Two options contradict each other; the message names both.
     """
     train = cfg.train
     if expect and not validate and not eval_only:
@@ -102,7 +116,7 @@ def _located(field: str, target: str) -> Any:
 
 
 def check_schedule(train: Any, schedule: Schedule) -> None:
-    """Raises UserError where early stopping would meet a single evaluation at the end."""
+    """Raise a UserError if early stopping would meet a single evaluation at the end."""
     period = schedule.eval_period
     if train.get("early_stopping_patience") and not (period.epochs or period.iterations):
         raise UserError(
@@ -114,16 +128,16 @@ def check_schedule(train: Any, schedule: Schedule) -> None:
 def check_metrics(
     evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
 ) -> None:
-    """Checks the metrics, and that results which settings refer to will be there.
+    """Check the metrics, and that they will give the results that options refer to.
 
     Args:
-        evaluators: of the config.
-        wanted: a setting to the key of a result.
-        sets: test set to `(class names, whether it has masks)`.
+        evaluators: The config's section.
+        wanted: An option to the key of a result.
+        sets: Test set to `(class names, whether it has masks)`.
 
     Raises:
-        UserError: a metric's arguments are wrong, it does not go with a set, or there is no such
-            result; others are named.
+        UserError: A metric's arguments are wrong, it does not fit a test set, or there is no such
+            result; the message names others.
     """
     keys: set[str] = set()
     open_ended = []  # metrics that do not say what they will return
@@ -147,7 +161,7 @@ def check_metrics(
 
 
 def best_metric(train: Any, tested: Sequence[str]) -> str | None:
-    """The key of `train.best.metric`, which is of the first test set unless it names one."""
+    """Return the key of `train.best.metric`, of the first test set unless it names one."""
     metric = train.get("best", {}).get("metric")
     if not metric or not tested or metric.startswith(tuple(f"{name}/" for name in tested)):
         return metric

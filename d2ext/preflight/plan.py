@@ -27,7 +27,13 @@ from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
 from d2ext.preflight.num_classes import check_num_classes
-from d2ext.preflight.options import best_metric, check_metrics, check_options, check_schedule
+from d2ext.preflight.options import (
+    best_metric,
+    check_flags,
+    check_metrics,
+    check_options,
+    check_schedule,
+)
 from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
 
 logger = logging.getLogger(__name__)
@@ -143,6 +149,7 @@ def plan_run(
             logger.info(line)
         lines.extend(more)
 
+    check_flags(eval_only, weights, resume, resume_from, overwrite)
     device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpu_each)
     output_dir = Path(cfg.train.get("output_dir") or Path("work_dirs") / name)
     say(f"output      {output_dir}", f"device      {words}")

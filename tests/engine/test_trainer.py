@@ -13,7 +13,7 @@ import json, sys, torch, torch.distributed as dist
 from torch import nn
 from detectron2.utils import comm
 from d2ext.engine.techniques import autocast, averaged
-from d2ext.engine.hooks import AverageWeights
+from d2ext.engine.hooks import AverageWeightsHook
 from d2ext.launch.spawn import leave
 from d2ext.launch.signals import StopSignals
 from d2ext.engine.trainer import Trainer
@@ -46,7 +46,7 @@ model = Toy()
 wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 average = averaged(model, aids["ema_decay"]) if "ema_decay" in aids else None
-hooks = [AverageWeights(average, model)] if average else []
+hooks = [AverageWeightsHook(average, model)] if average else []
 precision = autocast(aids.get("amp", {}), "cpu")
 clip = aids.get("clip_grad_norm")
 trainer = Trainer(
