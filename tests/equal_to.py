@@ -310,11 +310,13 @@ def main() -> int:
     make_data(home / "data")
     scenarios = QUICK if args.quick else SCENARIOS
     errors = ERRORS[:10] if args.quick else ERRORS
-    shutil.rmtree(home / "new", ignore_errors=True)
-    found = []
-    for name, tree in (("ref", home / "tree"), ("new", REPO)):
-        print(f"{name}: {tree}", flush=True)
-        found.append(observe(Tree(tree, home / name), scenarios, errors, home / "ref"))
+    found, new = [], home / f"new-{os.getpid()}"  # several may run at once
+    try:
+        for folder, tree in ((home / "ref", home / "tree"), (new, REPO)):
+            print(f"{folder.name}: {tree}", flush=True)
+            found.append(observe(Tree(tree, folder), scenarios, errors, home / "ref"))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     wrong = list(differences(*found))
     print("\n".join(wrong[:40]))
     seconds = time.monotonic() - started
