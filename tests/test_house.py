@@ -22,7 +22,7 @@ FLOORS = [
     ["predict", "inspect"],
     ["slurm", "doctor"],
 ]
-COMMON = {"errors", "files", "guard", "html", "limits", "terminal", "waiting"}
+COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "waiting"}
 
 
 def _imports(path):
