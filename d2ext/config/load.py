@@ -2,11 +2,11 @@
 
 import builtins
 import os
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext._compat import innermost_config
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.yaml_io import parse_saved
@@ -36,7 +36,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
     cfg = _execute(path)
-    given = cfg if isinstance(cfg, DictConfig) and not cfg._is_none() else {}  # a list; nothing
+    given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # a list; nothing
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
         raise UserError(
@@ -99,13 +99,7 @@ def _execute(path: Path) -> Any:
 
 def _place(path: Path, error: BaseException) -> str:
     """`file:line` of the innermost config file at work, or the file that could not be read."""
-    file, line = str(path), None
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if str(frame.f_globals.get("__package__")).startswith("detectron2._cfg_loader"):
-            file, line = frame.f_code.co_filename, number  # code of a config
-        elif frame.f_globals.get("__name__") == "detectron2.config.lazy":
-            if "filename" in frame.f_locals:  # Detectron2 reads and parses the next file
-                file, line = frame.f_locals["filename"], None
+    file, line = innermost_config(error.__traceback__) or (str(path), None)
     mark = getattr(error, "problem_mark", None)
     if mark and mark.name == file:  # YAML
         line = mark.line + 1

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted, check_field, target_name
 from d2ext.errors import UserError
 
@@ -266,14 +267,14 @@ def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
 
 
 def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    from omegaconf import DictConfig, ListConfig
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(node, DictConfig):
-        items = [(k, node._get_node(k)) for k in node.keys() if k != "_target_"]
+        items = [(k, raw_value(node, k)) for k in node.keys() if k != "_target_"]
     else:
-        items = [(str(i), node._get_node(i)) for i in range(len(node))]
+        items = [(str(i), raw_value(node, i)) for i in range(len(node))]
     for name, child in items:
         yield f"{prefix}{name}"
-        if isinstance(child, (DictConfig, ListConfig)) and not child._is_interpolation():
-            if not child._is_none():
+        if isinstance(child, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(child):
+            if not is_none(child):
                 yield from _all_keys(child, f"{prefix}{name}.")
