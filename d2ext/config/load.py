@@ -9,6 +9,7 @@ from typing import Any
 from d2ext._compat import innermost_config
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 
@@ -43,6 +44,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
             f" {', '.join(SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in given))
         )
+    rename_targets(cfg)
     if "dist_params" in cfg:  # the guide's name for it
         _merge_dist(cfg, path)
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
@@ -91,7 +93,8 @@ def _execute(path: Path) -> Any:
         reason = (
             str(getattr(cause, "problem", None) or cause).strip() or "no message"
         ).splitlines()
-        raise UserError(f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}") from e
+        words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
+        raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
         builtins.__import__ = original
