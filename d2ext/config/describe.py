@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2ext.config.check import accepted
 from d2ext.config.help_text import COMMON, comments, documented
+from d2ext.config.options import train_options
 from d2ext.config.overrides import parameters
 from d2ext.config.yaml_io import saved_text
 
@@ -190,6 +191,8 @@ def _target(node: DictConfig | None) -> Any:
 
 def _described(cfg: Any, key: str, value: Any, written: dict[str, str]) -> tuple[str, str]:
     """Type and meaning of a key."""
+    if option := train_options().get(key):
+        return str(option.accepts), option.help
     parent, _, name = key.rpartition(".")
     section = _section(cfg, key)
     kind, said, comment = "", "", written.get(key, "")
