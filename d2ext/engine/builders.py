@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
 from d2ext.errors import UserError, config_errors
@@ -29,15 +30,16 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """The model on its device, its heads with the data's class count; the same for a seed."""
-    torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
+    options = TrainOptions.from_config(cfg.train)
+    torch.manual_seed(options.seed)  # initial weights
     model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
     check_levels(cfg.model, model)
-    if cfg.train.get("sync_bn", False):
+    if options.sync_bn:
         model = with_sync_bn(model, plan.device)
-    if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
+    if options.fast_layers and torch.device(plan.device).type == "cpu":
         use_fast_layers(model)
     model = model.to(plan.device)
-    chosen = cfg.train.get("channels_last")
+    chosen = options.channels_last
     # Rank 0 says so for all: gradients are exchanged in the order in which they lie.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)

@@ -12,9 +12,10 @@ TOY = """
 import json, sys, torch, torch.distributed as dist
 from torch import nn
 from detectron2.utils import comm
+from d2ext.config.options import Amp
 from d2ext.engine.techniques import autocast, averaged
-from d2ext.engine.hooks import AverageWeights
-from d2ext.launch.spawn import leave
+from d2ext.engine.hooks import AverageWeightsHook
+from d2ext.launch.spawn import exit_process
 from d2ext.launch.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
@@ -46,8 +47,8 @@ model = Toy()
 wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 average = averaged(model, aids["ema_decay"]) if "ema_decay" in aids else None
-hooks = [AverageWeights(average, model)] if average else []
-precision = autocast(aids.get("amp", {}), "cpu")
+hooks = [AverageWeightsHook(average, model)] if average else []
+precision = autocast(Amp(**aids.get("amp", {})), "cpu")
 clip = aids.get("clip_grad_norm")
 trainer = Trainer(
     wrapped, optimizer, micro_batches(), hooks, 3, accumulate, precision, clip_grad_norm=clip
@@ -58,7 +59,7 @@ if rank == 0:
     last = average.module if average else model
     print(json.dumps([p.flatten().tolist() for p in last.parameters()]))
 if world > 1:
-    leave(0)
+    exit_process(0)
 """
 
 
