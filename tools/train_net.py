@@ -80,6 +80,7 @@ def main() -> int:
         )
 
     from d2ext.config.load import load_config
+    from d2ext.config.options import TrainOptions
     from d2ext.launch.topology import find_topology
 
     end = deadline(args.time_limit, started)
@@ -90,14 +91,14 @@ def main() -> int:
     if args.work_dir:
         overrides = [f"+train.output_dir={json.dumps(args.work_dir)}", *overrides]
     cfg = load_config(args.config_file, overrides)
-    meet = cfg.train.get("dist") or {}
+    train = TrainOptions.from_config(cfg.train)
     topology = find_topology(
         os.environ,
         args.num_gpus,
         args.num_machines,
         args.machine_rank,
-        args.dist_url or meet.get("url"),
-        meet.get("port"),
+        args.dist_url or train.dist.url,
+        train.dist.port,
     )
 
     from d2ext.engine.dry_step import dry_step
@@ -121,8 +122,8 @@ def main() -> int:
     task = RankTask(
         args.config_file, overrides, run_info, options, plan, end, None if spawns else cfg
     )
-    device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
-    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info["name"])
+    device = choose_device(train.device, **gpus)[0]
+    out = Path(train.output_dir or Path("work_dirs") / run_info["name"])
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)
 
 

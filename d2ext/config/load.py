@@ -4,10 +4,12 @@ import builtins
 import os
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from d2ext.config.check import SECTIONS, check_config
+from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
@@ -68,7 +70,7 @@ def _warmup(cfg: Any) -> tuple[float, int] | None:
 
 def _merge_dist(cfg: Any, path: Path) -> None:
     given = cfg.pop("dist_params")
-    known = ("backend", "port", "url")
+    known = [f.name for f in fields(Dist)]
     if not hasattr(given, "keys") or set(given) - set(known):
         raise UserError(f"{path}: dist_params={given}; it takes a dict of {', '.join(known)}")
     cfg.train.dist = {**(cfg.train.get("dist") or {}), **given}
