@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from d2ext.config.flatten import flatten
 from d2ext.config.options import Accepts, train_options
 from d2ext.errors import UserError
 
@@ -90,7 +91,7 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     Paths, data roots and loader processes are not among them; a machine may have its own.
     """
     values = _resolve(cfg)
-    found = {key: text for name in _SHARED for key, text in _leaves(name, values[name])}
+    found = {key: text for name in _SHARED for key, text in _texts(name, values[name])}
     batch = values["dataloader"]["train"].get("total_batch_size")
     found["dataloader.train.total_batch_size"] = str(batch)
     return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
@@ -98,23 +99,22 @@ def shared_fields(cfg: Any) -> dict[str, str]:
 
 def training_fields(cfg: Any) -> dict[str, str]:
     """The fields whose change makes another training of a run, by dotted key."""
-    loader = dict(_leaves("dataloader.train", _resolve(cfg)["dataloader"]["train"]))
+    loader = dict(_texts("dataloader.train", _resolve(cfg)["dataloader"]["train"]))
     found = shared_fields(cfg) | loader
     return {key: text for key, text in found.items() if not key.startswith(_BESIDE_TRAINING)}
 
 
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, part in parts:
-            yield from _leaves(f"{key}.{name}", part)
-    elif key.endswith("._target_") and isinstance(value, str):  # of a config.yaml, or an override
-        yield key, target_name(value)
-    elif hasattr(value, "__qualname__"):  # a function or class; others' texts may hold addresses
-        yield key, target_name(value)
-    else:
-        plain = isinstance(value, str | int | float | None)
-        yield key, str(value) if plain else type(value).__name__
+def _texts(section: str, values: Any) -> Iterator[tuple[str, str]]:
+    for key, value in flatten(values, section, lists=True):
+        if isinstance(value, dict | list):  # an empty one
+            continue
+        if key.endswith("._target_") and isinstance(value, str):  # of a config.yaml, or an override
+            yield key, target_name(value)
+        elif hasattr(value, "__qualname__"):  # a function or class
+            yield key, target_name(value)
+        else:  # the text of other objects may hold an address
+            plain = isinstance(value, str | int | float | None)
+            yield key, str(value) if plain else type(value).__name__
 
 
 def target_name(target: Any) -> str:

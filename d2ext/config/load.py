@@ -12,7 +12,7 @@ from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.yaml_io import parse_saved
-from d2ext.errors import UserError
+from d2ext.errors import UserError, closest
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -120,9 +120,7 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 def _similar(path: Path) -> str:
-    import difflib
-
     if not path.parent.is_dir():
         return f" (nor does the folder {path.parent})"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = closest(path.name, (p.name for p in path.parent.iterdir()))
+    return f"; did you mean {path.parent / near}?" if near else ""
