@@ -25,8 +25,6 @@ _BESIDE_TRAINING = (
     "dataloader.train.accumulate",
     "dataloader.train.num_workers",
 )
-
-
 # Fields outside of `train` that d2ext reads.
 _OTHERS = {
     "optimizer.lr": Accepts((int, float), above=0),
@@ -39,14 +37,14 @@ _FIELDS = {k: option.accepts for k, option in train_options().items() if option.
 
 
 def check_config(cfg: Any) -> None:
-    """Checks the sections and the fields that d2ext reads; an absent field is fine.
+    """Check the sections and the fields that d2ext reads; an absent field is fine.
 
     Args:
         cfg: an omegaconf DictConfig; it stays as it is.
 
     Raises:
-        UserError: an interpolation that does not resolve, a section that is missing or no dict, or
-            a field with a value that it does not take.
+        UserError: an interpolation that does not resolve, a section that is missing or not a dict,
+            or a field with a value that it does not accept.
     """
     from omegaconf import OmegaConf
 
@@ -54,22 +52,25 @@ def check_config(cfg: Any) -> None:
     _check_sections(OmegaConf.to_container(cfg, resolve=False))
     values = _resolve(cfg)
     _check_sections(values)
-    found = {key: value for key in _FIELDS for value in _values(values, key)}
+    found = _checked_fields(values)
     # Types first: a number out of its bounds may come from a field of a wrong type.
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
-    for i, hook in enumerate(found.get("train.hooks", [])):
+    for i, hook in enumerate(found.get("train.hooks", ())):
         if not isinstance(hook, dict) or "_target_" not in hook:
             raise UserError(f"train.hooks[{i}]={hook!r}: takes dict with the _target_ of a hook")
 
 
-def _values(values: Any, key: str) -> list[Any]:
-    """Return the value of a dotted key in a list, or an empty list where it is absent."""
-    for name in key.split("."):
-        if not isinstance(values, dict) or name not in values:
-            return []
-        values = values[name]
-    return [values]
+def _checked_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the checked fields that a config has, by dotted key."""
+    found = {}
+    for key in _FIELDS:
+        node, (*parents, leaf) = values, key.split(".")
+        for name in parents:
+            node = node.get(name, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict) and leaf in node:
+            found[key] = node[leaf]
+    return found
 
 
 def check_field(key: str, value: Any) -> bool:

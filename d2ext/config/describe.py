@@ -45,13 +45,13 @@ class Key(NamedTuple):
 
 
 def whole(cfg: Any) -> str:
-    """All of a config, as YAML."""
+    """Return all of a config, as YAML."""
     return saved_text(cfg)[0]
 
 
 def difference(cfg: Any, base: Any) -> list[str]:
-    """What a config changes of another, a line a key, in the order of the keys."""
-    mine, theirs = dict(_leaves(cfg, "")), dict(_leaves(base, ""))
+    """Return what a config changes of another, one line per key, in the order of the keys."""
+    mine, theirs = dict(_key_values(cfg, "")), dict(_key_values(base, ""))
     lines = []
     for key in sorted(mine.keys() | theirs.keys()):
         if key not in theirs:
@@ -109,7 +109,7 @@ def keys(cfg: Any, start: Any) -> list[Key]:
         start: Sections returned by `starting_point`.
     """
     rows = []
-    for name, value in _leaves(cfg, "", arguments=True):
+    for name, value in _key_values(cfg, "", arguments=True):
         kind, meaning = _described(cfg, name, value)
         default = _default(start, cfg, name)
         rows.append(
@@ -118,19 +118,19 @@ def keys(cfg: Any, start: Any) -> list[Key]:
     return rows
 
 
-def _leaves(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value; with `arguments` also what calls leave out, with its default."""
+def _key_values(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield key and value; with `arguments` also the defaults of arguments that calls omit."""
     if isinstance(node, DictConfig) and not node._is_none() and len(node):
         for key in node:
             below = f"{prefix}.{key}" if prefix else str(key)
-            yield from _leaves(_raw(node, key), below, arguments)
+            yield from _key_values(_raw(node, key), below, arguments)
         left_out = parameters(node).items() if arguments else ()
         for name, parameter in left_out:
             if name not in node and parameter.default is not _NONE:
                 yield f"{prefix}.{name}", parameter.default
     elif isinstance(node, ListConfig) and any(isinstance(x, DictConfig) for x in node):
         for i in range(len(node)):
-            yield from _leaves(node._get_node(i), f"{prefix}[{i}]", arguments)
+            yield from _key_values(node._get_node(i), f"{prefix}[{i}]", arguments)
     else:
         yield prefix, node
 

@@ -42,8 +42,10 @@ class Accepts(NamedTuple):
 
     def accepts(self, value: Any) -> bool:
         """Return whether a value has one of the types and lies within the bounds."""
-        if value is None or not self.has_type(value):
-            return value is None and self.null
+        if value is None:
+            return self.null
+        if not self.has_type(value):
+            return False
         if self.among:
             return value in self.among
         return not (self.least is not None and value < self.least) and (
@@ -79,19 +81,18 @@ class Option(NamedTuple):
 
 
 def _option(default: Any, help: str, *, checked: bool = True, **bounds: Any) -> Any:
-    """Return a field with its meaning and bounds (`least`, `above` and `below` of `Accepts`).
+    """Return a field of a dataclass for an option.
 
-    `checked=False` leaves the check of a value to the code that uses it.
+    Args:
+        default: In recipes, and where a config lacks the key.
+        help: The meaning.
+        checked: False leaves the check of a value to the code that uses it.
+        bounds: `least`, `above` and `below` of `Accepts`.
     """
     metadata = {"help": help, "checked": checked, "bounds": bounds}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def _section(default: Any, *, checked: bool = True) -> Any:
-    """Return a field that holds a dict of options."""
-    return _option(default, "", checked=checked)
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,8 @@ class TrainOptions:
     eval_period: int | str | None = _option(
         "1 epoch", 'iterations, or "N epochs"; 0 turns periodic evaluation off'
     )
-    checkpointer: Checkpointer = _section(Checkpointer())
-    bad_loss: BadLoss = _section(BadLoss())
+    checkpointer: Checkpointer = Checkpointer()
+    bad_loss: BadLoss = BadLoss()
     bad_images: Literal["stop", "skip"] = _option(
         "stop", 'at an image that cannot be read; "skip" takes another in its place'
     )
@@ -256,9 +257,9 @@ class TrainOptions:
         least=1,
     )
     accumulate: int = _option(1, "micro-batches per optimizer step and worker", least=1)
-    auto_scale_lr: AutoScaleLR = _section(AutoScaleLR())
-    dist: Dist = _section(Dist())
-    amp: Amp = _section(Amp())
+    auto_scale_lr: AutoScaleLR = AutoScaleLR()
+    dist: Dist = Dist()
+    amp: Amp = Amp()
     clip_grad_norm: int | float | None = _option(
         None, "upper bound of the gradients' L2 norm", above=0
     )
@@ -268,14 +269,14 @@ class TrainOptions:
         above=0,
         below=1,
     )
-    best: Best = _section(Best())
+    best: Best = Best()
     early_stopping_patience: int | None = _option(
         None, "evaluations without a better train.best.metric", least=1
     )
     sync_bn: bool = _option(False, "BatchNorm over all workers, where the model's norm is BN")
-    compile: Compile = _section(Compile())
+    compile: Compile = Compile()
     deterministic: bool = _option(False, "repeatable GPU kernels, also where slower")
-    ddp: DDP = _section(DDP(), checked=False)
+    ddp: DDP = DDP()
     device: str = _option("cuda", "without a visible GPU the CPU is used, and the log says so")
     channels_last: bool | None = _option(
         None,
@@ -309,21 +310,21 @@ class TrainOptions:
 @functools.cache
 def train_options() -> dict[str, Option]:
     """Return the options and sections by dotted key (`train.amp.dtype`), in their order."""
-    return dict(_walk(TrainOptions, "train", True))
+    return dict(_walk(TrainOptions, "train"))
 
 
-def _walk(cls: type, prefix: str, checked: bool) -> Iterator[tuple[str, Option]]:
+def _walk(cls: type, prefix: str) -> Iterator[tuple[str, Option]]:
     for name, option in _options(cls).items():
         key, more = f"{prefix}.{name}", option.metadata
-        known = checked and more["checked"]
-        yield key, Option(_accepts(option.type, more["bounds"]), more["help"], known)
         if dataclasses.is_dataclass(option.type):
-            yield from _walk(option.type, key, known)
+            yield key, Option(Accepts((dict,)), "", True)
+            yield from _walk(option.type, key)
+        else:
+            accepts = _accepts(option.type, more["bounds"])
+            yield key, Option(accepts, more["help"], more["checked"])
 
 
 def _accepts(annotation: Any, bounds: dict[str, Any]) -> Accepts:
-    if dataclasses.is_dataclass(annotation):
-        return Accepts((dict,))
     union = get_origin(annotation) in (Union, UnionType)
     parts = get_args(annotation) if union else (annotation,)
     kinds = [part for part in parts if part is not NoneType]
@@ -334,11 +335,12 @@ def _accepts(annotation: Any, bounds: dict[str, Any]) -> Accepts:
 
 
 def _options(cls: type) -> dict[str, dataclasses.Field]:
-    """Return the fields that are keys of a config; `extra` is none."""
-    return {f.name: f for f in dataclasses.fields(cls) if "help" in f.metadata}
+    """Return the fields that are keys of a config, by name."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
 
 
 def _read(cls: type, section: Any) -> Any:
+    """Return an instance of a dataclass with the values that a section of a config has."""
     options, given = _options(cls), {}
     for name, option in options.items():
         if name in section:
@@ -354,6 +356,7 @@ def _read(cls: type, section: Any) -> Any:
 
 
 def _plain(options: Any) -> Any:
+    """Return an instance of a dataclass as a dict; other values as they are."""
     if dataclasses.is_dataclass(options):
         return {name: _plain(getattr(options, name)) for name in _options(type(options))}
     return options

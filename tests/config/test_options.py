@@ -106,6 +106,7 @@ def test_options_as_text():
         "train.dist.port": "int or null, above 0 and below 65536",
         "train.hooks": "list",
         "optimizer.lr": "int or float, above 0",
+        "train.ddp": "dict",
         "train.ddp.fp16_compression": "",  # torch checks it
         "train.mine": "",
     }.items():
