@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from d2ext.config.flatten import flatten
+from d2ext.config.renamed import current_name
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,6 +27,10 @@ def leaves(text: str) -> dict[str, Any]:
     """The values by their keys, such as `train.seed`; {} for what is no YAML."""
     try:
         values = yaml.load(text, _Loader)
-        return dict(flatten(values)) if isinstance(values, dict) and values else {}
+        found = dict(flatten(values)) if isinstance(values, dict) and values else {}
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return {}
+    for key, value in found.items():
+        if key.endswith("_target_") and isinstance(value, str):
+            found[key] = current_name(value)
+    return found
