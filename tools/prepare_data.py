@@ -96,8 +96,9 @@ def main() -> None:
         setup_logging()
         from d2ext.checkpoint.weights.initial import local_weights
         from d2ext.config.load import load_config
+        from d2ext.config.options import TrainOptions
 
-        source = load_config(config).train.get("init_checkpoint")
+        source = TrainOptions.from_config(load_config(config).train).init_checkpoint
         if not source:
             print(f"{config} has no initial weights (train.init_checkpoint)")
             return

@@ -71,6 +71,7 @@ def main() -> int:
     """Run the command line; return the exit status."""
     started, args = time.monotonic(), _parser().parse_args()
     from d2ext.config.load import load_config
+    from d2ext.config.options import TrainOptions
     from d2ext.launch.topology import find_topology
 
     end = deadline(args.time_limit, started)
@@ -81,14 +82,14 @@ def main() -> int:
     if args.work_dir:
         overrides = [f"+train.output_dir={json.dumps(args.work_dir)}", *overrides]
     cfg = load_config(args.config_file, overrides)
-    meet = cfg.train.get("dist") or {}
+    train = TrainOptions.from_config(cfg.train)
     topology = find_topology(
         os.environ,
         args.num_gpus,
         args.num_machines,
         args.machine_rank,
-        args.dist_url or meet.get("url"),
-        meet.get("port"),
+        args.dist_url or train.dist.url,
+        train.dist.port,
     )
 
     from d2ext.engine.dry_step import dry_step
@@ -107,11 +108,11 @@ def main() -> int:
     if args.dry_run:
         dry_step(cfg, plan)
         return 0
-    task = RankTask(args.config_file, overrides, run_info, options, plan, end, cfg)
-    if topology.launcher == "self" and topology.world_size > 1:
-        task = task.plain()
-    device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
-    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info["name"])
+    spawns = topology.launcher == "self" and topology.world_size > 1
+    cfg_of_rank = None if spawns else cfg  # spawned ranks load their own
+    task = RankTask(args.config_file, overrides, run_info, options, plan, end, cfg_of_rank)
+    device = choose_device(train.device, **gpus)[0]
+    out = Path(train.output_dir or Path("work_dirs") / run_info["name"])
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)
 
 

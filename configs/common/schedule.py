@@ -13,7 +13,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 def _with_warmup(scheduler):
     return L(WarmupParamScheduler)(
         scheduler=scheduler,
-        warmup_length=0.0,  # part of the run; train.warmup_iters decides
+        warmup_length=0.0,  # train.warmup_iters decides
         warmup_method="linear",
         warmup_factor=0.001,
     )
@@ -22,11 +22,7 @@ def _with_warmup(scheduler):
 def _multistep(*steps):
     """A tenth of the rate after each step but the last, which is the end."""
     values = [1.0, 0.1, 0.01][: len(steps)]
-    scheduler = L(MultiStepParamScheduler)(
-        values=values,  # of the multiplier, one up to each milestone
-        milestones=list(steps),  # where it changes; the last is the end of the run
-    )
-    return _with_warmup(scheduler)
+    return _with_warmup(L(MultiStepParamScheduler)(values=values, milestones=list(steps)))
 
 
 # In epochs: MMDetection's schedule_1x.py, its schedule_20e.py, and the 3x of its configs/common (12
@@ -38,9 +34,4 @@ multistep_3x = _multistep(27, 33, 36)
 multistep_90k = _multistep(60000, 80000, 90000)
 # MMDetection's for Cityscapes: 8 epochs over the data eight times, a step after 7.
 multistep_cityscapes = _multistep(56, 64)
-cosine = _with_warmup(
-    L(CosineParamScheduler)(
-        start_value=1.0,  # the multiplier at the beginning of the run
-        end_value=0.01,  # the multiplier at its end
-    )
-)
+cosine = _with_warmup(L(CosineParamScheduler)(start_value=1.0, end_value=0.01))

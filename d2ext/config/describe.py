@@ -12,17 +12,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted
-from d2ext.config.help_text import COMMON, comments, documented
+from d2ext.config.help_text import documented, written_help
+from d2ext.config.options import train_options
 from d2ext.config.overrides import parameters
 from d2ext.config.yaml_io import saved_text
 
+_COMMON = Path(__file__).resolve().parent.parent.parent / "configs" / "common"
 # Sections that start from the same file in all recipes, for a config that does not say from which.
 _STARTS = {
-    "train": (COMMON / "train.py", "train"),
-    "dataloader": (COMMON / "data" / "loader.py", "dataloader"),
-    "evaluators": (COMMON / "evaluators.py", "evaluators"),
+    "train": (_COMMON / "train.py", "train"),
+    "dataloader": (_COMMON / "data" / "loader.py", "dataloader"),
+    "evaluators": (_COMMON / "evaluators.py", "evaluators"),
 }
-_HINT = re.compile(r"(.*) \[([\w ,]+)\]")  # a type behind a comment
 _NONE = inspect.Parameter.empty
 
 
@@ -45,13 +46,13 @@ class Key(NamedTuple):
 
 
 def whole(cfg: Any) -> str:
-    """All of a config, as YAML."""
+    """Return all of a config, as YAML."""
     return saved_text(cfg)[0]
 
 
 def difference(cfg: Any, base: Any) -> list[str]:
-    """What a config changes of another, a line a key, in the order of the keys."""
-    mine, theirs = dict(_leaves(cfg, "")), dict(_leaves(base, ""))
+    """Return what a config changes of another, one line per key, in the order of the keys."""
+    mine, theirs = dict(_key_values(cfg, "")), dict(_key_values(base, ""))
     lines = []
     for key in sorted(mine.keys() | theirs.keys()):
         if key not in theirs:
@@ -64,7 +65,7 @@ def difference(cfg: Any, base: Any) -> list[str]:
 
 
 def starting_point(config_file: str | Path) -> Any:
-    """The sections of a recipe before it changes them: what it imports from `configs/common`.
+    """Return the sections that a recipe imports from `configs/common`, before it changes them.
 
     Args:
         config_file: the recipe; where it imports another one, that one's imports count. Sections
@@ -99,19 +100,18 @@ def _imports(file: Path) -> dict[str, tuple[Path, str]]:
 
 
 def keys(cfg: Any, start: Any) -> list[Key]:
-    """Every key that an override can name, in the config's order.
+    """Return every key that an override can name, in the config's order.
 
-    Meanings are the comments in configs/common, else what the docstring of a `_target_` says of its
-    arguments; where that says nothing of one, the meaning names the callable.
+    Meanings are those of `TrainOptions`, else of help_text.py, else the docstring of a `_target_`
+    says what its arguments mean; if it does not, the meaning names the callable.
 
     Args:
-        cfg: of `load_config`.
-        start: of `starting_point`.
+        cfg: Config returned by `load_config`.
+        start: Sections returned by `starting_point`.
     """
-    written = comments()
     rows = []
-    for name, value in _leaves(cfg, "", arguments=True):
-        kind, meaning = _described(cfg, name, value, written)
+    for name, value in _key_values(cfg, "", arguments=True):
+        kind, meaning = _described(cfg, name, value)
         default = _default(start, cfg, name)
         rows.append(
             Key(name, kind, _shown(value), None if default is _NONE else _shown(default), meaning)
@@ -119,19 +119,19 @@ def keys(cfg: Any, start: Any) -> list[Key]:
     return rows
 
 
-def _leaves(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value; with `arguments` also what calls leave out, with its default."""
+def _key_values(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield key and value; with `arguments` also the defaults of arguments that calls omit."""
     if isinstance(node, DictConfig) and not is_none(node) and len(node):
         for key in node:
             below = f"{prefix}.{key}" if prefix else str(key)
-            yield from _leaves(raw_value(node, key), below, arguments)
+            yield from _key_values(raw_value(node, key), below, arguments)
         left_out = parameters(node).items() if arguments else ()
         for name, parameter in left_out:
             if name not in node and parameter.default is not _NONE:
                 yield f"{prefix}.{name}", parameter.default
     elif isinstance(node, ListConfig) and any(isinstance(x, DictConfig) for x in node):
         for i in range(len(node)):
-            yield from _leaves(raw_value(node, i), f"{prefix}[{i}]", arguments)
+            yield from _key_values(raw_value(node, i), f"{prefix}[{i}]", arguments)
     else:
         yield prefix, node
 
@@ -183,26 +183,26 @@ def _target(node: DictConfig | None) -> Any:
     return locate(target) if isinstance(target, str) else target
 
 
-def _described(cfg: Any, key: str, value: Any, written: dict[str, str]) -> tuple[str, str]:
-    """Type and meaning of a key."""
+def _described(cfg: Any, key: str, value: Any) -> tuple[str, str]:
+    """Return type and meaning of a key."""
+    if option := train_options().get(key):
+        return str(option.accepts), option.help
     parent, _, name = key.rpartition(".")
     section = _section(cfg, key)
-    kind, said, comment = "", "", written.get(key, "")
-    if target := _target(section):
+    target = _target(section)
+    hint, meaning = written_help(key, target)
+    kind = ""
+    if target:
         if name == "_target_":
             what = " ".join((inspect.getdoc(target) or "").strip().partition("\n\n")[0].split())
             return "function", what or "what is called with the keys beside it"
-        kind, said = documented(target).get(name, ("", ""))
-        said = said or f"argument of {_shown(target)}: see its documentation"
-        comment = comment or written.get(f"{target.__name__}.{name}", "")
-    elif parent and not comment and (of := _described(cfg, parent, None, written)[1]):
-        said = f"of {parent.rpartition('.')[2]}: {of}"
-    hint = ""
-    if match := _HINT.fullmatch(comment):
-        comment, hint = match.groups()
+        kind, text = documented(target).get(name, ("", ""))
+        meaning = meaning or text or f"argument of {_shown(target)}: see its documentation"
+    elif parent and not meaning and (of := _described(cfg, parent, None)[1]):
+        meaning = f"of {parent.rpartition('.')[2]}: {of}"
     given = _parameters(section).get(name)
     kind = accepted(key) or hint or _annotation(given) or _kind(cfg, key, value) or kind or "any"
-    return kind, comment or said
+    return kind, meaning
 
 
 def _annotation(parameter: inspect.Parameter | None) -> str:

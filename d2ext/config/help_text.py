@@ -1,20 +1,66 @@
-"""What keys mean: comments in configs/common, and docstrings of what a config calls."""
+"""Meanings of the keys of a config outside of `train`: a table, and docstrings of callables."""
 
-import ast
 import inspect
-import io
 import re
-import tokenize
-from pathlib import Path
 from typing import Any
 
-COMMON = Path(__file__).resolve().parent.parent.parent / "configs" / "common"
+# A key, or an argument of a callable (`ResizeShortestEdge.short_edge_length`), to its type and its
+# meaning. They have no docstring, or one that says less; an empty type is that of the value.
+_HELP = {
+    "data.root": ("", "the folder of the datasets"),
+    "datasets": ("", "nothing to declare: Detectron2 has registered them"),
+    "data.train.json": ("str or null", "the annotation file"),
+    "data.train.images": ("str or null", "the folder of its photos"),
+    "data.val.json": ("str or null", "the annotation file of the validation"),
+    "data.val.images": ("str or null", "the folder of its photos"),
+    "data.classes": (
+        "list or null",
+        "names; None: all of the training file; the validation follows",
+    ),
+    "data.boxes_as_masks": (
+        "",
+        "objects without an outline use their box as one; False: an error",
+    ),
+    "data.class_attribute": (
+        "str or null",
+        "the attribute of VIA's regions that holds their class; None: it is detected",
+    ),
+    "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
+    "dataloader.test": ("dict or null", "as val, for --eval-only; None: val itself"),
+    "dataloader.tta.min_sizes": ("", "short sides in pixels, each evaluated"),
+    "dataloader.tta.max_size": ("", "longest side in pixels"),
+    "dataloader.tta.flip": ("", "evaluates mirrored images, too"),
+    "model.roi_heads.num_classes": (
+        "int or null",
+        "classes; None: as many as the training data has",
+    ),
+    "ResizeShortestEdge.short_edge_length": (
+        "int or list",
+        "short side in pixels; one of several is drawn",
+    ),
+    "WarmupParamScheduler.warmup_length": ("", "part of the run; train.warmup_iters decides"),
+    "MultiStepParamScheduler.values": ("", "the multipliers, one up to each milestone"),
+    "MultiStepParamScheduler.milestones": ("", "where it changes; the last is the end of the run"),
+    "CosineParamScheduler.start_value": ("", "the multiplier at the beginning of the run"),
+    "CosineParamScheduler.end_value": ("", "the multiplier at its end"),
+}
 _ARGUMENT = re.compile(r"( +)((?:\w+, )*\w+)(?: \((.*?)\))?:\s*(.*)")
 _DEFAULT = re.compile(r"\s*\(default: (?:[^()]|\([^()]*\))*\)")  # that of the signature holds
 
 
+def written_help(key: str, target: Any = None) -> tuple[str, str]:
+    """Return type and meaning of a key by the table here; empty texts if it is not in there.
+
+    Args:
+        key: Dotted.
+        target: The callable that the key is an argument of, if it is one.
+    """
+    argument = f"{getattr(target, '__name__', '')}.{key.rpartition('.')[2]}"
+    return _HELP.get(key) or _HELP.get(argument) or ("", "")
+
+
 def documented(target: Any) -> dict[str, tuple[str, str]]:
-    """Argument to its type and its sentence in the docstrings of a callable and its bases.
+    """Return type and meaning of a callable's arguments by its docstring and those of its bases.
 
     The docstrings are in Google's style; a type that is not in there is an empty text.
     """
@@ -41,58 +87,3 @@ def _arguments(text: str) -> dict[str, tuple[str, str]]:
                 kind, said = found[name]
                 found[name] = kind, f"{said} {line.strip()}".lstrip()
     return {name: (kind, _DEFAULT.sub("", said)) for name, (kind, said) in found.items()}
-
-
-def comments() -> dict[str, str]:
-    """What the comments in configs/common say of fields.
-
-    Returns:
-        `train.seed` to the comment beside this field of `train = dict(...)`, else above it; and
-        `Mapper.is_train` to the comment beside this argument of `L(Mapper)(...)`. Empty where
-        d2ext is installed without its recipes.
-    """
-    found: dict[str, str] = {}
-    for file in sorted(COMMON.rglob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        beside, alone = {}, {}
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.COMMENT:
-                before = token.line[: token.start[1]].strip()
-                words = token.string.lstrip("# ").removeprefix("added: ")
-                (beside if before else alone)[token.start[0]] = words
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Assign):
-                found |= _of_fields(ast.unparse(node.targets[0]), node.value, beside, alone)
-            elif isinstance(node, ast.Call) and (called := _lazy(node)):
-                given = ((k.arg, beside.get(k.end_lineno)) for k in node.keywords)
-                found |= {f"{called}.{name}": words for name, words in given if words}
-    return found
-
-
-def _of_fields(
-    name: str, node: ast.expr, beside: dict[int, str], alone: dict[int, str]
-) -> dict[str, str]:
-    """The comments of `name = node`; of a dict those of its fields."""
-    if not (
-        isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict" and node.keywords
-    ):
-        return {name: beside[node.end_lineno]} if node.end_lineno in beside else {}
-    found: dict[str, str] = {}
-    for field in node.keywords:
-        key = f"{name}.{field.arg}"
-        found |= _of_fields(key, field.value, beside, alone)
-        lines, line = [], field.lineno - 1
-        while line in alone and line > node.lineno:
-            lines.insert(0, alone[line])
-            line -= 1
-        if lines:
-            found.setdefault(key, " ".join(lines))
-    return found
-
-
-def _lazy(node: ast.Call) -> str:
-    """`X` of the call `L(X)(...)`; empty for others."""
-    maker = node.func
-    if isinstance(maker, ast.Call) and getattr(maker.func, "id", "") == "L":
-        return ast.unparse(maker.args[0]).rpartition(".")[2]
-    return ""

@@ -3,15 +3,17 @@
 import builtins
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from d2ext._compat import innermost_config
 from d2ext.config.check import SECTIONS, check_config
+from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
-from d2ext.errors import UserError
+from d2ext.errors import UserError, closest
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -70,7 +72,7 @@ def _warmup(cfg: Any) -> tuple[float, int] | None:
 
 def _merge_dist(cfg: Any, path: Path) -> None:
     given = cfg.pop("dist_params")
-    known = ("backend", "port", "url")
+    known = [f.name for f in fields(Dist)]
     if not hasattr(given, "keys") or set(given) - set(known):
         raise UserError(f"{path}: dist_params={given}; it takes a dict of {', '.join(known)}")
     cfg.train.dist = {**(cfg.train.get("dist") or {}), **given}
@@ -115,9 +117,7 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 def _similar(path: Path) -> str:
-    import difflib
-
     if not path.parent.is_dir():
         return f" (nor does the folder {path.parent})"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = closest(path.name, (p.name for p in path.parent.iterdir()))
+    return f"; did you mean {path.parent / near}?" if near else ""

@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from d2ext.config.options import TrainOptions
 from d2ext.errors import UserError
 
 _BATCH = "dataloader.train.total_batch_size"
@@ -182,7 +183,7 @@ def check_name(config_name: str, reference_world_size: int, reference_batch_size
 
 
 def _reference(train: Any, name: str, unit: str) -> int:
-    value = train.get(name)
+    value = getattr(TrainOptions.from_config(train), name)
     if value is None:
         plus = "" if name in train else "+"
         raise UserError(
@@ -195,13 +196,13 @@ def _reference(train: Any, name: str, unit: str) -> int:
 
 
 def _batch_size(cfg: Any, world_size: int, reference_world_size: int, reference_batch: int) -> int:
-    loader, accumulate = cfg.dataloader.train, cfg.train.get("accumulate", 1)
+    loader, options = cfg.dataloader.train, TrainOptions.from_config(cfg.train)
     batch = loader.get("total_batch_size")
     if not isinstance(batch, int):
         raise UserError(f"{_BATCH}={batch!r}: give a number of images")
     if OmegaConf.is_interpolation(loader, "total_batch_size") and batch == reference_batch:
         batch = Fraction(world_size * reference_batch, reference_world_size)
-    check_batch(batch, world_size, accumulate)
+    check_batch(batch, world_size, options.accumulate)
     return int(batch)
 
 
@@ -209,11 +210,11 @@ def _rule(cfg: Any) -> tuple[str, tuple[str, ...]]:
     target = cfg.optimizer.get("_target_", "")
     name = getattr(target, "__name__", str(target)).rpartition(".")[2]
     suits = "sqrt" if _ADAPTIVE.search(name) else "linear"
-    rule = OmegaConf.select(cfg, "train.auto_scale_lr.rule") or suits
+    rule = TrainOptions.from_config(cfg.train).auto_scale_lr.rule or suits
     if rule not in ("linear", "sqrt"):
         raise UserError(f"train.auto_scale_lr.rule={rule!r}: give linear or sqrt")
     warning = f"train.auto_scale_lr.rule={rule} with {name}: {suits} suits it better"
-    return rule, (warning,) * (rule != suits)
+    return rule, (warning,) if rule != suits else ()
 
 
 def _learning_rates(optimizer: Any, factor: float) -> _Plan:
@@ -243,13 +244,13 @@ def _iterations(cfg: Any, scale: Fraction) -> _Plan:
 
 
 def _milestones(cfg: Any, scale: Fraction) -> _Plan:
-    plan = {}
+    plan, max_iter = {}, TrainOptions.from_config(cfg.train).max_iter
     for path, node in _fields(cfg.get("lr_multiplier"), ("lr_multiplier",)):
         if path[-1] != "milestones" or not node.milestones:
             continue
         before, end = list(node.milestones), node.get("num_updates")
         steps = before if end is None else [*before, end]
-        if steps[-1] != cfg.train.get("max_iter"):
+        if steps[-1] != max_iter:
             continue
         after = [math.ceil(step / scale) for step in steps]
         if len(set(after)) < len(after):
@@ -264,7 +265,7 @@ def _milestones(cfg: Any, scale: Fraction) -> _Plan:
 
 def _warmup(cfg: Any, scale: Fraction) -> _Plan:
     fraction = (cfg.get("lr_multiplier") or {}).get("warmup_length")
-    if cfg.train.get("warmup_iters") is not None or not fraction:
+    if TrainOptions.from_config(cfg.train).warmup_iters is not None or not fraction:
         return {}
     # A run counted in epochs becomes s times shorter.
     before, after = _iterations(cfg, scale).get(("train", "max_iter"), (scale, 1))

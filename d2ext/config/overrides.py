@@ -4,7 +4,6 @@ Detectron2's own `LazyConfig.apply_overrides` adds a misspelt key silently, and 
 `=`, `(`, commas and letters outside ASCII in values.
 """
 
-import difflib
 import inspect
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any
 from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted, check_field, target_name
 from d2ext.config.renamed import current_name, rename_targets
-from d2ext.errors import UserError
+from d2ext.errors import UserError, did_you_mean
 
 # Fields that take more than the type of their present value, beside those that check.py knows. The
 # last parts of the key decide.
@@ -267,8 +266,7 @@ def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
     # The same name in another section is a better guess than a similar path.
     last = key.rpartition(".")[2]
     namesakes = [k for k in known if k.rpartition(".")[2] == last]
-    near = difflib.get_close_matches(key, namesakes or known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "no known key is near."
+    hint = did_you_mean(key, namesakes or known, "no known key is near.", cutoff=0.4)
     return UserError(f"unknown key {key!r}; {hint} (+{key}=... adds a new one)")
 
 

@@ -4,8 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
+from d2ext.config.options import TrainOptions
 from d2ext.errors import UserError
 
 
@@ -80,7 +80,7 @@ class Schedule:
 
 
 def resolve_schedule(
-    train: Any,
+    train: TrainOptions,
     batch_size: int,
     num_images: int,
     warmup_fraction: float = 0.0,
@@ -89,8 +89,8 @@ def resolve_schedule(
     """Turns the `train` section's epochs and periods into iterations.
 
     Args:
-        train: the config's section; `max_epochs` or `max_iter`, `eval_period`,
-            `checkpointer.period` and, if present, `warmup_iters` and `log_period` are read.
+        train: Options; `max_epochs` or `max_iter`, `eval_period`, `checkpointer.period`,
+            `warmup_iters` and `log_period` are read.
         batch_size: images per optimizer step over all ranks.
         num_images: of the training set.
         warmup_fraction: of the run, where `warmup_iters` is None.
@@ -99,7 +99,7 @@ def resolve_schedule(
     Raises:
         UserError: a length or period that is not positive or cannot be read.
     """
-    epochs, iterations = train.get("max_epochs"), train.get("max_iter")
+    epochs, iterations = train.max_epochs, train.max_iter
     if (epochs is None) == (iterations is None):
         raise UserError("set exactly one of train.max_epochs and train.max_iter")
     field, value = ("max_epochs", epochs) if iterations is None else ("max_iter", iterations)
@@ -108,7 +108,7 @@ def resolve_schedule(
     if iterations is None:
         # Exact fractions: 0.1 epochs of 10 images is one image, not two.
         iterations = math.ceil(Fraction(str(epochs)) * num_images / batch_size)
-    warmup = train.get("warmup_iters")
+    warmup = train.warmup_iters
     if warmup is None and warmup_fraction > 0:
         warmup = max(round(warmup_fraction * iterations), _LEAST_WARMUP)
     if warmup is not None:
@@ -124,7 +124,7 @@ def resolve_schedule(
         epochs is not None,
         _period("train.eval_period", train.eval_period),
         _period("train.checkpointer.period", train.checkpointer.period),
-        train.get("log_period", 20),
+        train.log_period,
         evaluates,
     )
 

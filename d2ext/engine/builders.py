@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
 from d2ext.errors import UserError, config_errors
@@ -30,15 +32,16 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """Build the model on its device, its heads with the data's class count; the seed decides it."""
-    torch.manual_seed(cfg.train.get("seed", 0))  # initial weights
+    options = TrainOptions.from_config(cfg.train)
+    torch.manual_seed(options.seed)  # initial weights
     model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
     check_levels(cfg.model, model)
-    if cfg.train.get("sync_bn", False):
+    if options.sync_bn:
         model = with_sync_bn(model, plan.device)
-    if cfg.train.get("fast_layers", True) and torch.device(plan.device).type == "cpu":
+    if options.fast_layers and torch.device(plan.device).type == "cpu":
         use_fast_layers(model)
     model = model.to(plan.device)
-    chosen = cfg.train.get("channels_last")
+    chosen = options.channels_last
     # Rank 0 decides for all: gradients are exchanged in their memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
@@ -92,14 +95,14 @@ def build_train_loader(cfg: Any, start_iter: int, dataset: Any = None) -> Any:
         return instantiate(settings if dataset is None else {**settings, "dataset": dataset})
 
 
-def build_hooks(train: Any) -> list[HookBase]:
-    """Build the hooks of `train.hooks`.
+def build_hooks(entries: Sequence[Any]) -> list[HookBase]:
+    """Build the hooks of `train.hooks`, whose entries are given.
 
     Raises:
         UserError: An entry cannot be built or is not a hook.
     """
     hooks = []
-    for i, entry in enumerate(train.get("hooks", [])):
+    for i, entry in enumerate(entries):
         with config_errors(f"train.hooks[{i}]"):
             hook = instantiate(entry)
         if not isinstance(hook, HookBase):

@@ -21,6 +21,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
+from d2ext.config.options import TrainOptions
 from d2ext.data.datasets.mixing import TrainingSet
 from d2ext.data.loading.sample_errors import (
     Failure,
@@ -148,7 +149,7 @@ def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
         "dataloader.train.num_workers",
     )
     with memory, misfits_explained(cfg, model), EventStorage():
-        with autocast(cfg.train.get("amp", {}), device)():
+        with autocast(TrainOptions.from_config(cfg.train).amp, device)():
             losses = model(batch)
         sum(losses.values()).backward()
         if device == "cuda":

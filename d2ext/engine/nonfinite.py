@@ -8,6 +8,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from d2ext.config.options import BadLoss
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class NonFinitePolicy:
         skipped: steps left out so far.
     """
 
-    def __init__(self, policy: str = "stop", max_skipped: int = 10):
+    def __init__(self, policy: str = BadLoss.policy, max_skipped: int = BadLoss.max_skipped):
         self._skips = policy == "skip"
         self._max_skipped = max_skipped
         self._noted: list[str] = []

@@ -17,6 +17,7 @@ from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
 from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.lr_scaling import scale_config
+from d2ext.config.options import TrainOptions
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.engine.builders import (
     build_hooks,
@@ -83,6 +84,7 @@ class Run:
         output_dir: The run directory; `eval` in it for an evaluation.
         original_cfg: Config as given, which is saved.
         cfg: Config with the values of this run's world size, set by `setup`.
+        options: Its section `train`.
         schedule: Schedule of a training; None for an evaluation.
         results: Results of the evaluations so far, on rank 0; set by `setup`.
     """
@@ -122,26 +124,26 @@ class Run:
 
     def train(self) -> int:
         """Train to the end of the schedule or until a signal, and return `finish`'s status."""
-        start, options = self.state.start_iter, self.cfg.train
+        start, options = self.state.start_iter, self.options
         self._end_if_nothing_is_left()
         self.checkpointer = CheckpointHook(
             self.output_dir,
             self.schedule,
-            options.checkpointer.get("max_to_keep", 0),
+            options.checkpointer.max_to_keep,
             self._checkpoint,
-            options.checkpointer.get("asynchronous", False),
+            options.checkpointer.asynchronous,
         )
         self.trainer = Trainer(
             distributed(FiniteLossGuard(self.state.model), self.cfg, self.plan.device),
             self.state.optimizer,
             self.loader,
             self._hooks(),
-            options.get("seed", 0),
-            options.get("accumulate", 1),
-            autocast(options.get("amp", {}), self.plan.device),
+            options.seed,
+            options.accumulate,
+            autocast(options.amp, self.plan.device),
             self.state.scaler,
-            options.get("clip_grad_norm"),
-            NonFinitePolicy(**options.get("bad_loss", {})),
+            options.clip_grad_norm,
+            NonFinitePolicy(options.bad_loss.policy, options.bad_loss.max_skipped),
             functools.partial(misfits_explained, self.cfg, self.state.model),
         )
         memory = dict(self.state.resumed)
@@ -211,12 +213,13 @@ class Run:
         built = self.plan.built
         if built:
             self.cfg = built.cfg
-            return
-        # The plan came from another process: what it built there is built once in each rank.
-        self.cfg = self.original_cfg
-        if self.plan.scaling:
-            self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
-        register_run_datasets(self.cfg)
+        else:
+            # The plan came from another process: what it built there is built once in each rank.
+            self.cfg = self.original_cfg
+            if self.plan.scaling:
+                self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
+            register_run_datasets(self.cfg)
+        self.options = TrainOptions.from_config(self.cfg.train)
 
     def _build_evaluation(self) -> None:
         model = self.evaluated = build_model(self.cfg, self.plan)
@@ -233,8 +236,8 @@ class Run:
         cfg, dataset = self.cfg, None
         self.state = TrainState.create(cfg, self.plan)
         self.evaluated = self.state.evaluated
-        if cfg.train.get("compile", {}).get("enabled", False):
-            compile_backbone(self.state.model, cfg.train.compile)
+        if self.options.compile.enabled:
+            compile_backbone(self.state.model, self.options.compile)
         self.multiplier = build_multiplier(cfg, self.schedule)
         if self.plan.built:
             # Taken out of the plan: the loader makes a compact copy, and frees the original.
@@ -243,7 +246,7 @@ class Run:
         self.suite = None
         if self.plan.validate:
             self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
-        self.user_hooks = [*build_hooks(cfg.train), *self.user_hooks]
+        self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
 
     def _open_run_dir(self) -> Results:
         """Lock the run directory and start its files, on rank 0."""
@@ -264,13 +267,13 @@ class Run:
         if plan.eval_only:
             save_config(self.original_cfg, out)
             return Results(file, None, "max", done=0)
-        state, mode = self.state, self.cfg.train.get("best", {}).get("mode", "max")
+        state, mode = self.state, self.options.best.mode
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, state.start_iter, saved)
 
     def _end_if_nothing_is_left(self) -> None:
         """Let the schedule end where a resumed run starts if there is nothing left to train."""
-        start, patience = self.state.start_iter, self._patience()
+        start, patience = self.state.start_iter, self.options.early_stopping_patience
         exhausted = start and self.suite and self.results.exhausted(patience)
         if start < self.schedule.max_iter and not exhausted:
             return
@@ -318,11 +321,10 @@ class Run:
 
     def _checkpoint(self, iteration: int) -> dict[str, Any]:
         """Return the content of a checkpoint after `iteration` iterations."""
-        options = self.cfg.train
-        accumulate = options.get("accumulate", 1)
+        batch_size, accumulate = self.schedule.batch_size, self.options.accumulate
         return {
-            **self.state.content(iteration, self.schedule.batch_size, accumulate),
-            "seed": options.get("seed", 0),
+            **self.state.content(iteration, batch_size, accumulate),
+            "seed": self.options.seed,
             "classes": self.plan.classes,
             "fingerprint": self.fingerprint,
             "results": self.results.content(),
@@ -341,10 +343,7 @@ class Run:
         if self.results.is_better(numbers):
             self.checkpointer.save_best(iteration)
         self.results.record(iteration, numbers)
-        return self.results.exhausted(self._patience())
-
-    def _patience(self) -> int | None:
-        return self.cfg.train.get("early_stopping_patience")
+        return self.results.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:
         from d2ext.report import write_report  # here, because a training need not wait for Jinja

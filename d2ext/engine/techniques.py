@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2ext._compat import set_size_divisibility
+from d2ext.config.options import Amp, Compile
 from d2ext.errors import UserError, config_errors
 
 
@@ -25,18 +25,17 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def autocast(amp: Any, device: str) -> Callable[[], contextlib.AbstractContextManager]:
+def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
     """`train.amp`: the context for a forward pass in mixed precision, or one that does nothing."""
-    if not amp.get("enabled", False):
+    if not amp.enabled:
         return contextlib.nullcontext
-    dtype = getattr(torch, amp.get("dtype", "float16"))
+    dtype = getattr(torch, amp.dtype)
     return lambda: torch.autocast(device, dtype=dtype)
 
 
-def grad_scaler(amp: Any, device: str) -> torch.amp.GradScaler:
+def grad_scaler(amp: Amp, device: str) -> torch.amp.GradScaler:
     """`train.amp`: scales losses against float16's underflow; bfloat16 needs none."""
-    enabled = amp.get("enabled", False) and amp.get("dtype", "float16") == "float16"
-    return torch.amp.GradScaler(device, enabled=enabled)
+    return torch.amp.GradScaler(device, enabled=amp.enabled and amp.dtype == "float16")
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -82,28 +81,27 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
-def compile_backbone(model: nn.Module, options: Any) -> None:
+def compile_backbone(model: nn.Module, options: Compile) -> None:
     """`train.compile`: compiles the backbone in place, so the keys of its weights stay.
 
     Proposals and heads branch on the data, which a compiler cannot follow.
 
     Args:
         model: its `backbone`, or all of it where it has none.
-        options: `enabled`; `size_divisibility`, to which multiple (pixels) images are padded, so
-            that fewer shapes come up, each of which is compiled; and arguments of torch.compile.
+        options: `size_divisibility` is the multiple (pixels) to which images are padded, so that
+            fewer shapes come up, each of which is compiled; the others are torch.compile's.
 
     Raises:
         UserError: torch does not take them.
     """
-    arguments = {k: v for k, v in options.items() if k not in ("enabled", "size_divisibility")}
     with config_errors("train.compile"):
-        if multiple := options.get("size_divisibility"):
+        if multiple := options.size_divisibility:
             if not set_size_divisibility(getattr(model, "backbone", None), multiple):
                 raise UserError(
                     f"train.compile.size_divisibility={multiple}: this model's backbone is no FPN;"
                     " set it to null"
                 )
-        getattr(model, "backbone", model).compile(**arguments)
+        getattr(model, "backbone", model).compile(**options.arguments())
 
 
 def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:

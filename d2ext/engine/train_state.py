@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.config.options import TrainOptions
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.engine.techniques import averaged, grad_scaler
 from d2ext.errors import UserError
@@ -56,21 +57,21 @@ class TrainState:
         Raises:
             UserError: A part cannot be built or loaded.
         """
+        options = TrainOptions.from_config(cfg.train)
         model = build_model(cfg, plan)
         optimizer = build_optimizer(cfg, model)
-        scaler = grad_scaler(cfg.train.get("amp", {}), plan.device)
+        scaler = grad_scaler(options.amp, plan.device)
         start = 0
         if plan.resume:
             content = broadcast_from_rank0(lambda: ckpt.read_checkpoint(plan.resume))
             start = _resume(model, optimizer, scaler, content, plan)
-            _warn_of_layout(content, cfg.train.get("accumulate", 1))
+            _warn_of_layout(content, options.accumulate)
         else:
             content = {}
             if plan.weights:
                 broadcast_from_rank0(lambda: load_weights(model, plan.weights))
             broadcast_weights(model)
-        decay = cfg.train.get("ema_decay")
-        average = averaged(model, decay) if decay else None
+        average = averaged(model, options.ema_decay) if options.ema_decay else None
         if average and "ema" in content:
             _check_fit(average.module, content["ema"], plan)
             average.module.load_state_dict(content["ema"])

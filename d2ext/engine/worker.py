@@ -1,12 +1,13 @@
 """What travels to every rank of a run, and what a rank does with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.utils import comm
 
 from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
+from d2ext.config.options import TrainOptions
 from d2ext.engine.run import Run
 from d2ext.engine.techniques import make_deterministic
 from d2ext.errors import UserError
@@ -37,10 +38,6 @@ class RankTask:
     deadline: float | None = None
     cfg: Any = None
 
-    def plain(self) -> "RankTask":
-        """Return the task without what this process has built, for ranks that are spawned."""
-        return replace(self, plan=self.plan and replace(self.plan, built=None), cfg=None)
-
 
 def run_rank(task: RankTask) -> int:
     """Do a rank's part of a run; return the exit status, 75 if a signal stopped it."""
@@ -52,7 +49,7 @@ def run_rank(task: RankTask) -> int:
     plan = broadcast_from_rank0(
         lambda: task.plan or plan_run(cfg, task.run_info["name"], **task.options)
     )
-    if cfg.train.get("deterministic", False):
+    if TrainOptions.from_config(cfg.train).deterministic:
         make_deterministic()
     signals = StopSignals(task.deadline)
     run = Run(cfg, plan, task.run_info, signals)

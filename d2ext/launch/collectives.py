@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 from d2ext._compat import gloo_group, set_group_timeout
+from d2ext.config.options import TrainOptions
 from d2ext.errors import UserError, user_message
 from d2ext.launch.signals import REASONS
 from d2ext.waiting import waiting_for
@@ -94,7 +95,8 @@ def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     ids = [torch.cuda.current_device()] if device == "cuda" else None
-    return create_ddp_model(model, **{"device_ids": ids, **cfg.train.get("ddp", {})})
+    options = TrainOptions.from_config(cfg.train).ddp
+    return create_ddp_model(model, **{"device_ids": ids, **options.arguments()})
 
 
 def log_ranks(device: str) -> None:

@@ -17,6 +17,7 @@ from omegaconf import ListConfig, OmegaConf
 
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
+from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
 from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors
@@ -75,16 +76,17 @@ class Predictor:
     ):
         cfg = load_config(str(config_file), list(overrides))
         path = Path(config_file)
-        folder = Path(cfg.train.get("output_dir") or Path("work_dirs") / path.stem)
+        options = TrainOptions.from_config(cfg.train)
+        folder = Path(options.output_dir or Path("work_dirs") / path.stem)
         if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
             folder = path.parent
-        init = cfg.train.get("init_checkpoint")
+        init = options.init_checkpoint
         self.weights = weights_to_evaluate(str(weights), None, folder, init)
         file = local_weights(self.weights, "--weights")
         self.classes = _class_names(cfg, Path(file.partition("?")[0]))
         check_num_classes(cfg.model, self.classes)
         self._kept = _indices(classes, self.classes)
-        device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
+        device, _ = choose_device(options.device, 1)
         plan = Plan(folder, device, self.classes, {}, None, file, None, None, [])
         self._model = build_model(cfg, plan).eval()
         load_weights(self._model, file, whole=True)

@@ -1,6 +1,5 @@
 """The datasets that a run reads, checked before anything is built."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from d2ext.data.validation.dataset_dicts import (
     checker_command,
     format_summary,
 )
-from d2ext.errors import UserError, config_errors
+from d2ext.errors import UserError, config_errors, did_you_mean
 from d2ext.evaluation.suite import test_sets
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
 
@@ -55,8 +54,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
             )
         for name in names:
             if name not in DatasetCatalog.list():
-                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+                hint = did_you_mean(name, DatasetCatalog.list(), "declare it under `datasets`")
                 raise UserError(f"{field}.dataset.names={name}: no such dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)

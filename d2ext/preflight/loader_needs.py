@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 
+from d2ext.config.options import TrainOptions
 from d2ext.data.loading.loader import Loader
 from d2ext.errors import config_errors
 from d2ext.evaluation.suite import test_sets
@@ -38,7 +39,8 @@ def loader_warnings(cfg: Any, splits: Mapping[str, Any], world_size: int, here: 
     for split, settings in splits.items():
         images = 1
         if split == "train":
-            images = settings.total_batch_size // (world_size * cfg.train.get("accumulate", 1))
+            accumulate = TrainOptions.from_config(cfg.train).accumulate
+            images = settings.total_batch_size // (world_size * accumulate)
         lines += _warnings(f"dataloader.{split}", settings, images, here)
     return lines
 

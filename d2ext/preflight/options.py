@@ -12,6 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
+from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import metrics_of
@@ -46,7 +47,7 @@ def check_options(
     Raises:
         UserError: Two options contradict each other; the message names both.
     """
-    train = cfg.train
+    options = TrainOptions.from_config(cfg.train)
     if expect and not validate and not eval_only:
         raise UserError("--expect needs the evaluation that --no-validate leaves out")
     if tta and not eval_only:
@@ -56,23 +57,22 @@ def check_options(
     if eval_only:
         return
     follows = "nccl" if device == "cuda" else "gloo"
-    if (backend := (train.get("dist") or {}).get("backend") or follows) != follows:
+    if (backend := options.dist.backend or follows) != follows:
         logger.warning("train.dist.backend=%s: on this device it is %s", backend, follows)
-    amp, compiler = train.get("amp", {}), train.get("compile", {})
-    if amp.get("enabled", False) and device == "cpu" and amp.get("dtype") != "bfloat16":
+    if options.amp.enabled and device == "cpu" and options.amp.dtype != "bfloat16":
         raise UserError(
             "train.amp: float16 needs a GPU, and this run is on the CPU; give"
             " train.amp.dtype=bfloat16 or train.amp.enabled=false"
         )
-    if compiler.get("enabled", False):
-        _check_compiler(compiler.get("backend", "inductor"), device)
-    if train.get("early_stopping_patience"):
+    if options.compile.enabled:
+        _check_compiler(options.compile.backend, device)
+    if options.early_stopping_patience:
         field = "train.early_stopping_patience"
         if not validate:
             raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
-        if not train.get("best", {}).get("metric"):
+        if not options.best.metric:
             raise UserError(f"{field} needs train.best.metric, the result that is to improve")
-    check_hooks(train.get("hooks", []))
+    check_hooks(options.hooks)
 
 
 def check_hooks(hooks: Sequence[Any]) -> None:
@@ -115,10 +115,10 @@ def _located(field: str, target: str) -> Any:
         ) from e
 
 
-def check_schedule(train: Any, schedule: Schedule) -> None:
+def check_schedule(options: TrainOptions, schedule: Schedule) -> None:
     """Raise a UserError if early stopping would meet a single evaluation at the end."""
     period = schedule.eval_period
-    if train.get("early_stopping_patience") and not (period.epochs or period.iterations):
+    if options.early_stopping_patience and not (period.epochs or period.iterations):
         raise UserError(
             "train.early_stopping_patience needs periodic evaluations; train.eval_period=0 leaves"
             " only the one at the end"
@@ -160,9 +160,9 @@ def check_metrics(
             )
 
 
-def best_metric(train: Any, tested: Sequence[str]) -> str | None:
+def best_metric(options: TrainOptions, tested: Sequence[str]) -> str | None:
     """Return the key of `train.best.metric`, of the first test set unless it names one."""
-    metric = train.get("best", {}).get("metric")
+    metric = options.best.metric
     if not metric or not tested or metric.startswith(tuple(f"{name}/" for name in tested)):
         return metric
     return f"{tested[0]}/{metric}"

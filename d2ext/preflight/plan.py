@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
-from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.lr_scaling import check_batch, scale_config
+from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
@@ -150,18 +150,18 @@ def plan_run(
         lines.extend(more)
 
     check_flags(eval_only, weights, resume, resume_from, overwrite)
-    device, words = choose_device(cfg.train.get("device", "cuda"), num_gpus, gpu_each)
-    output_dir = Path(cfg.train.get("output_dir") or Path("work_dirs") / name)
+    options = TrainOptions.from_config(cfg.train)
+    device, words = choose_device(options.device, num_gpus, gpu_each)
+    output_dir = Path(options.output_dir or Path("work_dirs") / name)
     say(f"output      {output_dir}", f"device      {words}")
     check_options(cfg, device, validate, eval_only, tta, expect)
     scaling = None
-    if not eval_only and OmegaConf.select(cfg, "train.auto_scale_lr.enabled"):
+    if not eval_only and options.auto_scale_lr.enabled:
         cfg, report = scale_config(cfg, world_size)
         scaling = report.as_dict()
         say(*report.lines())
     if not eval_only:
-        accumulate = cfg.train.get("accumulate", 1)
-        check_batch(cfg.dataloader.train.total_batch_size, world_size, accumulate)
+        check_batch(cfg.dataloader.train.total_batch_size, world_size, options.accumulate)
     checkpoint, damaged = Path(resume_from) if resume_from else None, []
     if resume_from and not checkpoint.is_file():
         raise UserError(f"--resume-from {resume_from}: no such file")
@@ -189,7 +189,7 @@ def plan_run(
     tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     best = None
-    if validate and not eval_only and (best := best_metric(cfg.train, tested)):
+    if validate and not eval_only and (best := best_metric(options, tested)):
         wanted["train.best.metric"] = best
     heads = cfg.model.get("roi_heads")
     masks = heads is None or heads.get("mask_head") is not None
@@ -201,16 +201,14 @@ def plan_run(
 
     weights_field = "--weights" if weights else "train.init_checkpoint"
     if eval_only:
-        source = weights_to_evaluate(
-            weights, checkpoint, output_dir, cfg.train.get("init_checkpoint")
-        )
+        source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         schedule, dataset = None, None
         say(f"weights     {source}")
     else:
-        source = cfg.train.get("init_checkpoint") or ""
+        source = options.init_checkpoint or ""
         dataset = _train_dataset(cfg)
         schedule = _schedule(cfg, len(dataset), validate)
-        check_schedule(cfg.train, schedule)
+        check_schedule(options, schedule)
         say(*_schedule_lines(cfg, schedule, world_size, dataset))
         if checkpoint:
             say(f"start       resumes {checkpoint}")
@@ -248,19 +246,19 @@ def _train_dataset(cfg: Any) -> Any:
 
 def _schedule(cfg: Any, num_images: int, validate: bool) -> Schedule:
     fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
-    batch_size = cfg.dataloader.train.total_batch_size
-    return resolve_schedule(cfg.train, batch_size, num_images, fraction, validate)
+    options, batch_size = TrainOptions.from_config(cfg.train), cfg.dataloader.train.total_batch_size
+    return resolve_schedule(options, batch_size, num_images, fraction, validate)
 
 
 def _schedule_lines(cfg: Any, s: Schedule, world_size: int, dataset: Any) -> list[str]:
     images = str(dataset) if isinstance(dataset, TrainingSet) else f"{len(dataset)} images"
-    reference, batch = cfg.train.get("reference_world_size"), cfg.train.get("reference_batch_size")
-    tuned, scaled = "", OmegaConf.select(cfg, "train.auto_scale_lr.enabled")
-    if reference and batch and not scaled:
+    options = TrainOptions.from_config(cfg.train)
+    reference, batch = options.reference_world_size, options.reference_batch_size
+    tuned = ""
+    if reference and batch and not options.auto_scale_lr.enabled:
         tuned = f" (tuned for {reference} x {batch // reference} images"
         tuned += "; --auto-scale-lr adapts it)" if reference != world_size else ")"
-    each = cfg.train.get("accumulate", 1)
-    micro = f" in {each} micro-batches" if each > 1 else ""
+    micro = f" in {options.accumulate} micro-batches" if options.accumulate > 1 else ""
     share = f"{s.batch_size // world_size} on each of {world_size} workers"
     workers = "on 1 worker" if world_size == 1 else share
     return [

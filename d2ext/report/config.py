@@ -1,10 +1,10 @@
 """config.yaml of a run directory: what its keys hold."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from d2ext.config.flatten import flatten
 from d2ext.config.renamed import current_name
 
 
@@ -26,15 +26,11 @@ _Loader.add_multi_constructor("", _plain)
 def leaves(text: str) -> dict[str, Any]:
     """The values by their keys, such as `train.seed`; {} for what is no YAML."""
     try:
-        return dict(_leaves(yaml.load(text, _Loader), ""))
+        values = yaml.load(text, _Loader)
+        found = dict(flatten(values)) if isinstance(values, dict) and values else {}
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return {}
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        is_target = prefix.endswith("_target_") and isinstance(node, str)
-        yield prefix, current_name(node) if is_target else node
+    for key, value in found.items():
+        if key.endswith("_target_") and isinstance(value, str):
+            found[key] = current_name(value)
+    return found

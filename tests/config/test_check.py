@@ -56,6 +56,7 @@ def test_absent_fields_are_fine(cfg):
         ("train.auto_scale_lr", [{}], [None, True]),
         ("train.dist", [{}], [None, 29500]),
         ("train.dist.port", [29500, None], ["29500", -1]),
+        ("train.hooks", [[], [{"_target_": "a.Hook"}]], [None, {}, "a.Hook"]),
         ("optimizer.lr", [1, 1e-3], [0, -1.0, None, True, "fast", float("nan")]),
         ("dataloader.train.total_batch_size", [1], [0, None, 1.5]),
         ("dataloader.train", [{}], [None, 5, []]),
@@ -76,6 +77,14 @@ def test_a_field_takes_these_and_not_those(cfg, key, good, bad):
             check_config(cfg)
         assert str(e.value).startswith(f"{key}={value!r}: "), str(e.value)
         assert "take" in str(e.value)
+
+
+@pytest.mark.parametrize("bad", ["a.Hook", {"path": "a"}])
+def test_a_hook_needs_a_target(cfg, bad):
+    cfg.train.hooks = [{"_target_": "a.Hook"}, bad]
+    with pytest.raises(UserError) as e:
+        check_config(cfg)
+    assert str(e.value).startswith(f"train.hooks[1]={bad!r}: takes dict with the _target_")
 
 
 def test_a_missing_section_is_named(cfg):

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
+from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import resolve_schedule
 from d2ext.errors import UserError
 
 
 def _train(**fields):
     defaults = dict(max_epochs=None, max_iter=None, eval_period="1 epoch", warmup_iters=5)
-    return OmegaConf.create(defaults | dict(checkpointer=dict(period=100)) | fields)
+    return TrainOptions.from_config(defaults | dict(checkpointer=dict(period=100)) | fields)
 
 
 def test_the_guide_s_epochs():

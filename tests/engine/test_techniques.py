@@ -8,6 +8,7 @@ from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
+from d2ext.config.options import Amp, Compile
 from d2ext.engine.hooks import AverageWeightsHook, LearningRateHook
 from d2ext.engine.techniques import (
     averaged,
@@ -149,9 +150,9 @@ def test_an_infinite_norm_is_not_logged():
 
 
 def test_only_float16_is_scaled():
-    assert grad_scaler({"enabled": True, "dtype": "float16"}, "cpu").is_enabled()
-    assert not grad_scaler({"enabled": True, "dtype": "bfloat16"}, "cpu").is_enabled()
-    assert not grad_scaler({"enabled": False}, "cpu").is_enabled()
+    assert grad_scaler(Amp(enabled=True, dtype="float16"), "cpu").is_enabled()
+    assert not grad_scaler(Amp(enabled=True, dtype="bfloat16"), "cpu").is_enabled()
+    assert not grad_scaler(Amp(enabled=False), "cpu").is_enabled()
 
 
 def test_the_average_follows_with_a_decay_that_grows():
@@ -189,11 +190,11 @@ def test_only_the_backbone_is_compiled():
     model = nn.Module()
     model.backbone, model.head = nn.Linear(2, 3), nn.Linear(3, 1)
     keys = list(model.state_dict())
-    compile_backbone(model, {"enabled": True, "backend": backend})
+    compile_backbone(model, Compile(enabled=True, backend=backend))
     model.head(model.backbone(torch.rand(1, 2)))
     assert len(compiled) == 1 and list(model.state_dict()) == keys
     with pytest.raises(UserError, match="train.compile cannot be built: .*mode"):
-        compile_backbone(model, {"enabled": True, "mode": "fast"})
+        compile_backbone(model, Compile(enabled=True, extra={"mode": "fast"}))
 
 
 def _norms() -> nn.Module:

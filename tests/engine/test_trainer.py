@@ -12,6 +12,7 @@ TOY = """
 import json, sys, torch, torch.distributed as dist
 from torch import nn
 from detectron2.utils import comm
+from d2ext.config.options import Amp
 from d2ext.engine.techniques import autocast, averaged
 from d2ext.engine.hooks import AverageWeightsHook
 from d2ext.launch.spawn import exit_process
@@ -47,7 +48,7 @@ wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 average = averaged(model, aids["ema_decay"]) if "ema_decay" in aids else None
 hooks = [AverageWeightsHook(average, model)] if average else []
-precision = autocast(aids.get("amp", {}), "cpu")
+precision = autocast(Amp(**aids.get("amp", {})), "cpu")
 clip = aids.get("clip_grad_norm")
 trainer = Trainer(
     wrapped, optimizer, micro_batches(), hooks, 3, accumulate, precision, clip_grad_norm=clip

@@ -3,6 +3,7 @@
     data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs
 
 `data.classes=[cat, dog]` trains on these classes only; `data.palette` has a colour for each.
+`tools/print_config.py FILE --docs` prints what each key means.
 """
 
 from detectron2.config import LazyCall as L
@@ -12,18 +13,12 @@ from d2ext.data.datasets.declare import annotated_dataset
 from .loader import dataloader
 
 data = dict(
-    train=dict(
-        json=None,  # the annotation file [str or null]
-        images=None,  # the folder of its photos [str or null]
-    ),
-    val=dict(
-        json=None,  # the annotation file of the validation [str or null]
-        images=None,  # the folder of its photos [str or null]
-    ),
-    classes=None,  # names; None: all of the training file; the validation follows [list or null]
-    boxes_as_masks=False,  # objects without an outline have their box as one; False: an error
-    class_attribute=None,  # of VIA's regions, holds their class; None: it is found [str or null]
-    palette=None,  # [[220, 20, 60], ...]: a colour a class, in pictures [list or null]
+    train=dict(json=None, images=None),
+    val=dict(json=None, images=None),
+    classes=None,
+    boxes_as_masks=False,
+    class_attribute=None,
+    palette=None,
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(

@@ -26,7 +26,7 @@ dataloader.train = L(build_train_loader)(
         is_train=True,  # samples hold the objects to learn from
         augmentations=[
             L(T.ResizeShortestEdge)(
-                short_edge_length=[640, 672, 704, 736, 768, 800],  # one of them [int or list]
+                short_edge_length=[640, 672, 704, 736, 768, 800],
                 sample_style="choice",
                 max_size=1333,
             ),
@@ -56,9 +56,5 @@ dataloader.val = L(build_test_loader)(
     num_workers=2,
     bad_images="${train.bad_images}",
 )
-dataloader.test = None  # as val, for --eval-only; None: val itself [dict or null]
-dataloader.tta = dict(  # for --tta
-    min_sizes=[640, 800, 960],  # short sides in pixels, each evaluated
-    max_size=1600,  # of long sides
-    flip=True,  # evaluates mirrored images, too
-)
+dataloader.test = None
+dataloader.tta = dict(min_sizes=[640, 800, 960], max_size=1600, flip=True)

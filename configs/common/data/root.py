@@ -2,6 +2,6 @@
 
 import os
 
-data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}")  # the folder of data sets
+data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}")
 if os.environ.get("DETECTRON2_DATASETS") == "":  # as if unset
     data["root"] = "datasets"

@@ -8,4 +8,4 @@ from detectron2 import model_zoo
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.backbone.bottom_up.freeze_at = 2
-model.roi_heads.num_classes = None  # classes; None: as many as the training data has [int or null]
+model.roi_heads.num_classes = None  # as many as the training data has

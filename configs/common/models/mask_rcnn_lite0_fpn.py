@@ -36,7 +36,7 @@ rpn.post_nms_topk = (300, 200)
 rpn.batch_size_per_image = 128
 
 heads = model.roi_heads
-heads.num_classes = None  # None: taken from the training data
+heads.num_classes = None  # as many as the training data has
 heads.batch_size_per_image = 64
 heads.box_pooler.sampling_ratio = 2
 heads.mask_pooler.sampling_ratio = 2

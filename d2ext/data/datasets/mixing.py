@@ -114,7 +114,7 @@ def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Se
     """The images of registered data sets, in their order, decoded when they are asked for.
 
     Args:
-        names: one data set, or several to join.
+        names: one dataset, or several, each of which has its own results.
         filter_empty: leave out images without objects (see `is_object`).
     """
     names = [names] if isinstance(names, str) else list(names)

@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import csv
-import difflib
 import gc
 import io
 import json
@@ -21,7 +20,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
-from d2ext.errors import UserError
+from d2ext.errors import UserError, did_you_mean
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -322,12 +321,10 @@ def is_text(text: str) -> bool:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """A hint for an error message: the known name nearest to `name`, else all of them."""
+    """Return a hint for an error message: the known name most like `name`, or the first 20."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
+    more = ", ..." if len(known) > 20 else ""
+    return did_you_mean(str(name), known, f"known: {', '.join(known[:20])}{more}")
 
 
 def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:

@@ -25,8 +25,13 @@ _DIVISORS = (8, 4, 2)  # that libjpeg decodes at
 class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper, with the same samples but for rounding where it resizes.
 
+    Arguments that are not listed here are those of Detectron2's.
+
     Args:
-        is_train: as in Detectron2's, as are all but the next two.
+        is_train: samples hold the objects to learn from.
+        augmentations: of Detectron2, in this order.
+        image_format: RGB or BGR.
+        use_instance_mask: samples hold masks, too.
         decode: `exact`, or `scaled`: a JPEG at least twice as large as the first augmentation, a
             ResizeShortestEdge, makes it is decoded at half its size (or a fourth, an eighth), which
             changes pixels.
