@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from d2ext.data.formats.coco_objects import (
     MALFORMED,
     image_record,
@@ -14,10 +16,12 @@ from d2ext.data.formats.coco_objects import (
     read_object,
     short,
 )
+from d2ext.data.formats.format import FileHead, Format, read_as_it_is
 from d2ext.data.formats.json_io import nearest, not_read, outline, read_json
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.rle import compressed
 from d2ext.errors import UserError
+from d2ext.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +96,9 @@ def read_coco(
                 continue
             keypoints += bool(annotation.get("keypoints"))
             record = records[image_id]
-            read, problem = _read(annotation, record["height"], record["width"], repaired)
+            read, problem = _read_annotation(
+                annotation, record["height"], record["width"], repaired
+            )
         except MALFORMED as e:
             raise UserError(f"{where} is malformed ({short(e)}); correct it") from e
         if problem:
@@ -159,7 +165,9 @@ def _category_ids(
     return {category_id: index.get(name) for category_id, name in categories.items()}
 
 
-def _read(annotation: dict, height: int, width: int, repaired: Counter) -> tuple[dict, str]:
+def _read_annotation(
+    annotation: dict, height: int, width: int, repaired: Counter
+) -> tuple[dict, str]:
     """The annotation without its category, or the reason to leave it out."""
     box = annotation.get("bbox") or None
     if box is not None:
@@ -252,3 +260,61 @@ def to_coco(
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def write_coco(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path
+) -> dict[str, int]:
+    """Write a COCO file with all keys that MMDetection's guide lists.
+
+    Objects without a mask have the `segmentation` [], ids count from 1, and the same input gives
+    the same bytes.
+
+    Args:
+        records: dataset dicts, whose file names are in `images`.
+        classes: class names by `category_id`.
+        made: the JSON to write.
+        images: the folder that file names shall be relative to.
+
+    Returns:
+        The numbers of images and objects.
+
+    Raises:
+        UserError: the file cannot be written; then there is no new file.
+    """
+    content = to_coco(records, classes)
+    root = len(os.path.join(images, ""))
+    for image in content["images"]:  # os.path.relpath takes as long as reading the image's size
+        image["file_name"] = image["file_name"][root:]
+    for annotation in content["annotations"]:
+        annotation.setdefault("segmentation", [])
+    for category in content["categories"]:
+        category.setdefault("supercategory", "")
+    with atomic_write(made, "wb", durable=False) as f:
+        f.write(msgspec.json.encode(content))
+    return {"images": len(content["images"]), "objects": len(content["annotations"])}
+
+
+def _read(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    records, _ = read_coco(source, image_root, classes)
+    return records, coco_classes(source) if classes is None else tuple(classes)
+
+
+def _detect(head: FileHead) -> bool:
+    if not isinstance(head.value, dict):
+        return False
+    lists = {key for key, value in head.value.items() if isinstance(value, list)}
+    return {"images", "annotations"} <= lists
+
+
+FORMAT = Format(
+    name="coco",
+    title="COCO (images, annotations, categories)",
+    advice=read_as_it_is("a COCO annotation file"),
+    detect=_detect,
+    read=_read,
+    dataset="d2ext.data.datasets.declare.coco_dataset",
+    write={"coco": write_coco},
+)

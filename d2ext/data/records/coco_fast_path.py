@@ -22,7 +22,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read
+from d2ext.data.formats.coco import _categories, _category_ids, _counts, _read_annotation
 from d2ext.data.formats.coco_objects import FAR_BOX, FLAT_BOX, MALFORMED
 from d2ext.data.formats.json_io import inside, no_collection, not_read
 from d2ext.data.records.array_file import ArrayFileWriter
@@ -161,7 +161,7 @@ class _Parsed:
             annotation["iscrowd"] = None if lacks_crowd[i] else int(crowds[i])
             annotation["area"] = None if lacks_area[i] else float(areas[i])
             height, width = sizes[image[i]].tolist()
-            read, problem = _read(annotation, height, width, repaired)
+            read, problem = _read_annotation(annotation, height, width, repaired)
             if problem:
                 left_out[problem] += 1
                 valid[i] = False
