@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.coco_objects import MALFORMED, image_record, mask_area, read_object, short
+from d2ext.data.formats.coco_objects import MALFORMED, image_record, mask_area, read_object
 from d2ext.data.formats.format import FileHead, Format, read_as_it_is
-from d2ext.data.formats.json_io import nearest, not_read, outline, read_json
+from d2ext.data.formats.json_io import nearest, not_read, outline, read_json, short
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
