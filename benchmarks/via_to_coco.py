@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 from common import ORIGINALS, record
 
-from d2ext.data.convert.to_coco import convert_to_coco
+from d2ext.data.convert import convert_to_coco
 
 ROUNDS = 15
 

@@ -20,19 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.data.convert.from_coco import WRITERS, convert_from_coco
-from d2ext.data.convert.to_coco import FORMATS, convert_to_coco
+from d2ext.data.convert import convert_from_coco, convert_to_coco
+from d2ext.data.formats.registry import FORMATS, converted_formats, writers
 from d2ext.errors import run_tool
-
-_INPUTS = {
-    "createml": "CreateML's boxes: a JSON",
-    "cvat": "CVAT for images 1.1: annotations.xml, or a folder of several",
-    "via": "VGG Image Annotator 1 and 2: JSON, CSV or project",
-    "labelme": "LabelMe: the folder of the JSON files",
-    "open_images": "Open Images' boxes: a CSV; *class-descriptions*.csv beside it names classes",
-    "voc": "Pascal VOC: the folder of the XML files",
-    "yolo": "YOLO, detection and segmentation: data.yaml, or the folder of the labels",
-}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,27 +39,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--output", type=Path, required=True, help="what to write")
         return sub
 
-    for name in FORMATS:
-        sub = add(name, _INPUTS[name])
+    for form in converted_formats():
+        sub = add(form.name, form.source)
         sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="their folder")
         sub.add_argument(
             "--classes", nargs="+", metavar="NAME", help="class names (default: those of the input)"
         )
-        if name == "via":
-            sub.add_argument(
-                "--class-attribute",
-                metavar="NAME",
-                help="the region attribute that holds the class (default: found in the input)",
-            )
-        if name == "yolo":
-            sub.add_argument(
-                "--split",
-                metavar="NAME",
-                help="read only the images of this split of data.yaml (train, val, test): its"
-                " folders or list files, such as train.txt (default: all images in --images)",
-            )
+        for keyword, option in form.options.items():
+            sub.add_argument(option.flag, dest=keyword, metavar="NAME", help=option.help)
     back = add("coco", "COCO: the JSON; --to names the format to write")
-    back.add_argument("--to", choices=sorted(WRITERS), required=True, help="the format to write")
+    others = [name for name in writers() if name != "coco"]
+    back.add_argument("--to", choices=others, required=True, help="the format to write")
     back.add_argument(
         "--images", type=Path, metavar="DIR", help="their folder, for LabelMe's files"
     )
@@ -83,16 +63,12 @@ def main() -> None:
     if args.format == "coco":
         print(convert_from_coco(args.input, args.to, args.output, args.images))
     else:
-        made = convert_to_coco(
-            args.format,
-            args.input,
-            args.images,
-            args.output,
-            args.classes,
-            attribute=getattr(args, "class_attribute", None),
-            split=getattr(args, "split", None),
+        options = {keyword: getattr(args, keyword) for keyword in FORMATS[args.format].options}
+        print(
+            convert_to_coco(
+                args.format, args.input, args.images, args.output, args.classes, **options
+            )
         )
-        print(made)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import pycocotools.mask
 
-from d2ext.data.formats.coco_objects import MALFORMED, read_object, short
-from d2ext.data.formats.json_io import no_collection, truncate_repr
+from d2ext.data.formats.coco_file import Box, box_column, index_column
+from d2ext.data.formats.coco_objects import MALFORMED, read_object
+from d2ext.data.formats.json_io import no_collection, read_typed, short, truncate_repr
 from d2ext.data.formats.rle import sound_text
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import whole_masks
 from d2ext.evaluation.dataset_file import Dataset
 from d2ext.evaluation.instances import Detections, GroundTruth, finite
-from d2ext.evaluation.json_files import Box, box_column, decoded, index_column
 
 _REACH = 0.05  # of the image's side by which boxes stick out that are not [x, y, width, height]
 
@@ -44,7 +44,7 @@ def read_results(path: Path) -> list[Result]:
         UserError: it is absent, cut off, or no list of such entries.
     """
     with no_collection():
-        results = decoded(
+        results = read_typed(
             path,
             list[Result],
             "list of COCO results: each has image_id, category_id, score, bbox as [x, y, width,"

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from d2ext.data.convert.to_coco import convert_to_coco
+from d2ext.data.convert import convert_to_coco
 from d2ext.data.datasets.declare import coco_dataset
 from d2ext.data.datasets.register import register_datasets, unregister_datasets
 from d2ext.evaluation.coco import CocoMetric

@@ -5,6 +5,7 @@ annotations when a loader or an evaluator asks for them (`coco_dataset` without 
 file for its categories at once).
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.detect_format import detect_format
 from d2ext.data.formats.json_io import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
+from d2ext.data.formats.registry import FORMATS
 from d2ext.data.records.cache import cached_coco_records, cached_records, cached_value
 from d2ext.data.records.records import columns_of
 from d2ext.errors import UserError
@@ -159,16 +161,15 @@ def annotated_dataset(
     """
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
-    readers = {"coco": coco_dataset, "middle": middle_dataset, "via": via_dataset}
-    form = cached_value(json_file, "format", lambda: detect_format(json_file))
-    reader = partial(readers[form], json_file, image_root, boxes_as_masks=boxes_as_masks)
-    if form == "via":
-        reader = partial(reader, attribute=attribute)
+    form = FORMATS[cached_value(json_file, "format", lambda: detect_format(json_file))]
+    declare = pkgutil.resolve_name(form.dataset)
+    options = {"attribute": attribute} if "attribute" in form.options else {}
+    reader = partial(declare, json_file, image_root, boxes_as_masks=boxes_as_masks, **options)
     if classes is None or not missing_ok:
         return reader(classes, palette)
     classes = _names(classes)
     metadata = {**_colors(palette, classes), "image_root": image_root}
-    if form == "coco":
+    if form.name == "coco":
         metadata["json_file"] = json_file
 
     def load() -> list[dict]:

@@ -113,12 +113,6 @@ def mask_area(segmentation: Any, width: float, height: float) -> float:
     return sum(map(polygon_area, segmentation)) if segmentation else width * height
 
 
-def short(value: object) -> str:
-    """A value or an error in a few words for a message: files hold texts of any length."""
-    text = f"no {value}" if isinstance(value, KeyError) else str(value)
-    return text if len(text) <= 120 else text[:100] + "..."
-
-
 def _numbers(values: Sequence[float]) -> bool:
     """Whether all are finite and no farther away than any image reaches; TypeError for others."""
     if not set(map(type, values)) <= {int, float}:  # a bool counts as no number

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2ext.data.formats.format import FileHead, Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, numbers
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import by_name, is_text, natural, read_json, truncate_repr
@@ -89,3 +90,24 @@ def _entry(entry: object, where: str) -> _Entry:
         reason = f"it lacks {e}" if isinstance(e, KeyError) else e
         raise UserError(f"{where} is malformed ({reason}); correct it") from e
     return where, name, boxes
+
+
+def _detect(head: FileHead) -> bool:
+    entry = head.value[0] if isinstance(head.value, list) and head.value else None
+    if not isinstance(entry, dict) or not {"image", "imagefilename", "filename"} & entry.keys():
+        return False
+    objects = entry.get("annotations", entry.get("annotation"))
+    if not isinstance(objects, list):
+        return False
+    first = objects[0] if objects else {"label": "", "coordinates": {}}
+    return isinstance(first, dict) and {"label", "coordinates"} <= first.keys()
+
+
+FORMAT = Format(
+    name="createml",
+    title="CreateML",
+    advice=convert_advice("a CreateML JSON", "createml"),
+    detect=_detect,
+    read=read_createml,
+    source="CreateML's boxes: a JSON",
+)

@@ -7,11 +7,13 @@ and ignores the rotation of boxes and groups.
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
+from d2ext.data.formats.format import FileHead, Format, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_box,
@@ -32,6 +34,8 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.writing import mask_pixels, masks_of
+from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -219,3 +223,69 @@ def _drawn(polygon: list[float], record: dict) -> np.ndarray:
 
     rles = mask.frPyObjects([polygon], record["height"], record["width"])
     return mask.decode(rles[0]).astype(bool)
+
+
+def write_cvat(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """Write CVAT for images 1.1; the parts of an object are a group."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(
+        ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels"
+    )
+    for name in classes:
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+    for record in records:
+        size = {"width": str(record["width"]), "height": str(record["height"])}
+        attributes = {"id": str(counts["images"]), "name": record["file_name"], **size}
+        image = ElementTree.SubElement(root, "image", attributes)
+        counts["images"] += 1
+        for number, a in enumerate(record["annotations"], start=1):
+            if not is_object(a):
+                counts["skipped_crowd"] += 1
+                continue
+            counts["annotations"] += 1
+            shapes = _elements(a)
+            group = {"group_id": str(number)} if len(shapes) > 1 else {}
+            for tag, values in shapes:
+                common = {"label": classes[a["category_id"]], "occluded": "0", **group}
+                ElementTree.SubElement(image, tag, common | values)
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(made, "utf-8", xml_declaration=True)
+    return counts
+
+
+def _elements(annotation: dict) -> list[tuple[str, dict[str, str]]]:
+    """Return an annotation as elements of CVAT: each one's tag, and the attributes of its own."""
+    masks = masks_of(annotation)
+    if not masks:
+        corners = map("{:.3f}".format, annotation["bbox"])
+        return [("box", dict(zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)))]
+    if isinstance(masks, list):
+        corners = (map("{:.3f},{:.3f}".format, p[::2], p[1::2]) for p in masks)
+        return [("polygon", {"points": ";".join(points)}) for points in corners]
+    (left, top, width, height), pixels = mask_pixels(masks)
+    # The lengths of runs of background and object in turn, row by row.
+    runs = [len(list(run)) for _, run in groupby(pixels.ravel().tolist())]
+    if pixels[0, 0]:
+        runs.insert(0, 0)
+    box = {"left": left, "top": top, "width": width, "height": height}
+    values = {"rle": ", ".join(map(str, runs))} | {name: str(side) for name, side in box.items()}
+    return [("mask", values)]
+
+
+def _detect(head: FileHead) -> bool:
+    return head.root == "annotations" and not head.is_video
+
+
+FORMAT = Format(
+    name="cvat",
+    title="CVAT",
+    advice=convert_advice("a CVAT export (XML)", "cvat"),
+    detect=_detect,
+    read=read_cvat,
+    source="CVAT for images 1.1: annotations.xml, or a folder of several",
+    write={"cvat": write_cvat},
+)

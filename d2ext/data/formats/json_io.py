@@ -151,6 +151,43 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     return root
 
 
+def read_typed(path: Path, kind: Any, wanted: str, form: str) -> Any:
+    """Read a JSON file as a msgspec type.
+
+    Args:
+        path: the file.
+        kind: the type.
+        wanted: what the file should be, for messages.
+        form: the name of that format for `other_formats.advice`: `coco` or `results`.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, cut off, or of another form.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; check the path") from e
+    try:
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(data, type=kind)
+        content = json.loads(data)  # knows NaN and UTF-16, and says where it is bad
+        try:
+            return msgspec.convert(content, kind)
+        except msgspec.ValidationError as e:
+            reason = re.sub(r" - at `\$(.+)`", r" at \1", str(e)).replace("`", "")
+            known = f"; it is {text}" if (text := advice(path, form)) else ""
+            raise UserError(f"{path} is no {wanted} ({reason}){known}") from e
+    except (ValueError, RecursionError) as e:
+        remedy = f"it is {text}" if (text := advice(path, form)) else "write it once more"
+        raise UserError(f"{path} is cut off or no JSON ({short(e)}); {remedy}") from e
+
+
+def short(value: object) -> str:
+    """A value or an error in a few words for a message: files hold texts of any length."""
+    text = f"no {value}" if isinstance(value, KeyError) else str(value)
+    return text if len(text) <= 120 else text[:100] + "..."
+
+
 def csv_rows(path: str | Path) -> csv.DictReader:
     """Read a CSV as dicts by column; separators may be spreadsheets' semicolons or tabs.
 

@@ -9,11 +9,13 @@ import base64
 import binascii
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from d2ext.data.formats.format import FileHead, Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
@@ -25,7 +27,10 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.writing import label_files, mask_pixels, masks_of
+from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
+from d2ext.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -177,3 +182,85 @@ def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> No
             )
         part = np.asarray(image.convert("1"))
     add_mask(record, category, part, (x0, y0), left_out)
+
+
+def write_labelme(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """Write a JSON an image, in the folders of the images; objects without a mask are rectangles.
+
+    Without `images` the files name each image as if it lay beside them.
+    """
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    for record, file in label_files(records, made, ".json"):
+        shapes = []
+        for number, a in enumerate(record["annotations"]):
+            if not is_object(a):
+                counts["skipped_crowd"] += 1
+                continue
+            counts["annotations"] += 1
+            for shape in _shapes_of(a, number):
+                shapes.append({"label": classes[a["category_id"]], **shape, "flags": {}})
+        counts["images"] += 1
+        name = record["file_name"]
+        place = file.parent.relative_to(made)
+        content = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": os.path.basename(name)
+            if images is None
+            else os.path.relpath(os.path.join(images, name), made.parent.parent / "made" / place),
+            "imageData": None,
+            "imageHeight": record["height"],
+            "imageWidth": record["width"],
+        }
+        write_json(file, content)
+    return counts
+
+
+def _shapes_of(annotation: dict, number: int) -> list[dict]:
+    """Return an annotation as shapes of LabelMe, without label."""
+    masks = masks_of(annotation)
+    if isinstance(masks, dict):
+        return [_mask_shape(masks)]
+    if not masks:
+        x0, y0, x1, y1 = map(float, annotation["bbox"])
+        return [{"points": [[x0, y0], [x1, y1]], "group_id": None, "shape_type": "rectangle"}]
+    group = number if len(masks) > 1 else None
+    return [
+        {
+            "points": [[x, y] for x, y in zip(p[::2], p[1::2], strict=True)],
+            "group_id": group,
+            "shape_type": "polygon",
+        }
+        for p in masks
+    ]
+
+
+def _mask_shape(rle: dict) -> dict:
+    """Return LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    (x, y, width, height), part = mask_pixels(rle)
+    png = io.BytesIO()
+    Image.fromarray(part * 255).convert("1").save(png, "PNG")
+    return {
+        "points": [[float(x), float(y)], [float(x + width - 1), float(y + height - 1)]],
+        "group_id": None,
+        "shape_type": "mask",
+        "mask": base64.b64encode(png.getvalue()).decode("ascii"),
+    }
+
+
+def _detect(head: FileHead) -> bool:
+    return isinstance(head.value, dict) and {"shapes", "imagePath"} <= head.value.keys()
+
+
+FORMAT = Format(
+    name="labelme",
+    title="LabelMe",
+    advice=convert_advice("a LabelMe annotation", "labelme", "{folder}"),
+    detect=_detect,
+    read=read_labelme,
+    source="LabelMe: the folder of the JSON files",
+    write={"labelme": write_labelme},
+)

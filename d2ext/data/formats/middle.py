@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.coco_objects import MALFORMED, image_record, mask_area, read_object, short
-from d2ext.data.formats.json_io import nearest, not_read, outline, read_json
+from d2ext.data.formats.coco_objects import MALFORMED, image_record, mask_area, read_object
+from d2ext.data.formats.format import FileHead, Format, read_as_it_is
+from d2ext.data.formats.json_io import nearest, not_read, outline, read_json, short
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def read_middle(
             for k, instance in enumerate(image.get("instances") or ()):
                 where = f"{json_file}: data_list[{i}].instances[{k}]"
                 category = wanted.get(_label(instance["bbox_label"], known))
-                read, problem = _read(instance, record)
+                read, problem = _read_instance(instance, record)
                 if problem:
                     left_out[problem] += 1
                 elif category is None:
@@ -114,7 +115,7 @@ def _label(label: object, known: Sequence[str]) -> str:
     return known[label]
 
 
-def _read(instance: dict, record: dict) -> tuple[dict, str]:
+def _read_instance(instance: dict, record: dict) -> tuple[dict, str]:
     read, problem = read_object(
         instance["bbox"], instance.get("mask"), record["height"], record["width"]
     )
@@ -125,3 +126,24 @@ def _read(instance: dict, record: dict) -> tuple[dict, str]:
     x0, y0, x1, y1 = read["bbox"]
     area = mask_area(read.get("segmentation"), x1 - x0, y1 - y0)
     return {**read, "iscrowd": int(ignore), "area": area}, ""
+
+
+def _read(
+    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    names = middle_classes(source) if classes is None else tuple(classes)
+    return read_middle(source, image_root, names), names
+
+
+def _detect(head: FileHead) -> bool:
+    return isinstance(head.value, dict) and isinstance(head.value.get("data_list"), list)
+
+
+FORMAT = Format(
+    name="middle",
+    title="MMDetection's middle format (metainfo, data_list)",
+    advice=read_as_it_is("in MMDetection's middle format"),
+    detect=_detect,
+    read=_read,
+    dataset="d2ext.data.datasets.declare.middle_dataset",
+)

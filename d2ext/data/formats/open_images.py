@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from d2ext.data.formats.format import FileHead, Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, parsed
 from d2ext.data.formats.image_folder import sized_record
 from d2ext.data.formats.images import images_in
 from d2ext.data.formats.json_io import by_name, csv_rows, is_litter, read_text, truncate_repr
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.writing import hotcoco_writer
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -136,3 +138,18 @@ def class_descriptions(source: str | Path) -> dict[str, str]:
     except csv.Error as e:
         raise UserError(f"{files[0]} is not a valid CSV ({e}); download it again") from e
     return {code: name for code, name, *_ in rows}
+
+
+def _detect(head: FileHead) -> bool:
+    return {"ImageID", "LabelName"} <= head.columns
+
+
+FORMAT = Format(
+    name="open_images",
+    title="Open Images",
+    advice=convert_advice("an Open Images CSV", "open_images"),
+    detect=_detect,
+    read=read_open_images,
+    source="Open Images' boxes: a CSV; *class-descriptions*.csv beside it names classes",
+    write={"open_images": hotcoco_writer("to_oid")},
+)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_polygon,
@@ -188,3 +189,42 @@ def _outline(region: Region) -> tuple[list[float], list[float]]:
         return points[::2], points[1::2]
     except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"{region.where} is malformed ({e!r}); correct it in VIA") from e
+
+
+def _read(
+    source: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    attribute: str | None = None,
+) -> tuple[list[dict], tuple[str, ...]]:
+    if classes is None:
+        classes, attribute = via_classes(source, attribute)
+    return read_via(source, image_root, classes, attribute), tuple(classes)
+
+
+def _detect(head: FileHead) -> bool:
+    if not isinstance(head.value, dict):
+        return {"region_shape_attributes", "region_attributes"} <= head.columns
+    if "_via_img_metadata" in head.value:
+        return True
+    entries = head.value.values()
+    return bool(entries) and all(
+        isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries
+    )
+
+
+FORMAT = Format(
+    name="via",
+    title="VIA 1 or 2 (JSON, project or CSV)",
+    advice=convert_advice("a VIA annotation file", "via"),
+    detect=_detect,
+    read=_read,
+    source="VGG Image Annotator 1 and 2: JSON, CSV or project",
+    options={
+        "attribute": Option(
+            "--class-attribute",
+            "the region attribute that holds the class (default: found in the input)",
+        )
+    },
+    dataset="d2ext.data.datasets.declare.via_dataset",
+)

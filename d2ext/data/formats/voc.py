@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from d2ext.data.formats.format import FileHead, Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
@@ -21,6 +22,7 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.writing import hotcoco_writer
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -130,3 +132,18 @@ def _number(element: ElementTree.Element, path: str, default: float | None = Non
         return default
     (number,) = parsed([text])
     return number
+
+
+def _detect(head: FileHead) -> bool:
+    return head.root == "annotation"
+
+
+FORMAT = Format(
+    name="voc",
+    title="Pascal VOC",
+    advice=convert_advice("a Pascal VOC annotation (XML)", "voc", "{folder}"),
+    detect=_detect,
+    read=read_voc,
+    source="Pascal VOC: the folder of the XML files",
+    write={"voc": hotcoco_writer("to_voc")},
+)

@@ -10,10 +10,12 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import yaml
 
+from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import folded, sized_record, tails
 from d2ext.data.formats.images import images_in
@@ -26,6 +28,9 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.rle import outlines, rings
+from d2ext.data.formats.writing import count_skipped_masks, label_files, masks_of
+from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -408,3 +413,86 @@ def _is_other(name: str) -> bool:
     """Return whether a text file lists names or images, or describes the dataset."""
     base = os.path.basename(name).lower()
     return base in _NO_LABELS or base.startswith("readme.")  # Roboflow's README.dataset.txt
+
+
+def write_yolo(
+    records: Sequence[dict],
+    classes: Sequence[str],
+    made: Path,
+    images: str | Path | None,
+    polygons: bool,
+) -> dict[str, int]:
+    """Write label files in the folders of the images, and data.yaml; of outlines, or of boxes."""
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_mask": 0}
+    for record, file in label_files(records, made, ".txt"):
+        counts["images"] += 1
+        lines = []
+        for a in record["annotations"]:
+            if not is_object(a):
+                counts["skipped_crowd"] += 1
+                continue
+            x0, y0, x1, y1 = a["bbox"]
+            numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+            if polygons and not (numbers := _joined(_outlines(masks_of(a)))):
+                counts["skipped_no_mask"] += 1
+                continue
+            sides = (record["width"], record["height"])
+            values = (f"{c / sides[i % 2]:.6f}" for i, c in enumerate(numbers))
+            lines.append(f"{a['category_id']} {' '.join(values)}\n")
+        counts["annotations"] += len(lines)
+        file.write_text("".join(lines))
+    content = {"nc": len(classes), "names": list(classes)}
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    (made / "data.yaml").write_text(text, encoding="utf-8")
+    return counts if polygons else counts | count_skipped_masks(records)
+
+
+def _outlines(masks: list[list[float]] | dict) -> list[list[float]]:
+    """Return the outlines of parts and holes; parts that overlap are united."""
+    if isinstance(masks, dict):
+        return outlines(masks)
+    if len(masks) <= 1:
+        return masks
+    import shapely
+
+    corners = ([*zip(p[::2], p[1::2], strict=True)] for p in masks)
+    return rings(shapely.union_all([shapely.make_valid(shapely.Polygon(c)) for c in corners]))
+
+
+def _joined(polygons: list[list[float]]) -> list[float]:
+    """Join parts and holes to one outline, each round from its first corner.
+
+    Lines without area lead from one to the next and back.
+    """
+    if len(polygons) <= 1:
+        return polygons[0] if polygons else []
+    there = [c for p in polygons for c in (*p, *p[:2])]
+    back = [c for p in polygons[-2:0:-1] for c in p[:2]]
+    return there + back
+
+
+def _detect(head: FileHead) -> bool:
+    is_text = not head.root and not head.columns and head.value is None
+    return is_text and head.suffix in (".yaml", ".yml", ".txt")
+
+
+FORMAT = Format(
+    name="yolo",
+    title="YOLO",
+    advice=convert_advice("a file of a YOLO dataset", "yolo", "INPUT")
+    + ", where INPUT is data.yaml or the folder of the labels",
+    detect=_detect,
+    read=read_yolo,
+    source="YOLO, detection and segmentation: data.yaml, or the folder of the labels",
+    options={
+        "split": Option(
+            "--split",
+            "read only the images of this split of data.yaml (train, val, test): its folders or"
+            " list files, such as train.txt (default: all images in --images)",
+        )
+    },
+    write={
+        "yolo": partial(write_yolo, polygons=False),
+        "yolo_seg": partial(write_yolo, polygons=True),
+    },
+)

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from d2ext.data.formats.coco_file import CocoColumns, read_repaired
 from d2ext.data.records.array_file import Damaged
-from d2ext.data.records.coco_fast_path import parse_coco
+from d2ext.data.records.coco_store import write_coco
 from d2ext.data.records.records import Records, write_records
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, cache_dir, write_json
@@ -61,23 +62,17 @@ def cached_coco_records(
 ) -> Records:
     """`cached_records` for `read_coco`: the same records, parsed without a dict of the whole file.
 
-    Its `info` holds `classes`, the names by `category_id`, `category_ids`, the file's ids as
-    [id, index into classes], and what `read_coco` adds.
+    Its `info` is that of `read_repaired`.
 
     Raises:
         UserError: as `read_coco` does.
     """
-    from d2ext.data.formats.coco import coco_classes, read_coco
 
     def make() -> _Write:
-        write = parse_coco(json_file, image_root, classes)
-        if write is None:  # an odd file: read_coco repairs it, or says what is wrong
-            info: dict[str, Any] = {}
-            records, ids = read_coco(json_file, image_root, classes, info)
-            names = coco_classes(json_file) if classes is None else classes
-            info |= {"classes": list(names), "category_ids": [list(pair) for pair in ids.items()]}
-            return lambda out, more: write_records(out, records, info | more)
-        return write
+        coco, info = read_repaired(json_file, image_root, classes)
+        if isinstance(coco, CocoColumns):
+            return lambda out, more: write_coco(out, coco, info | more)
+        return lambda out, more: write_records(out, coco, info | more)
 
     names = None if classes is None else list(classes)
     options = {"reader": "coco", "image_root": os.fspath(image_root), "classes": names}

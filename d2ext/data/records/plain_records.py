@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.coco_objects import MALFORMED, read_object, short
-from d2ext.data.formats.json_io import truncate_repr
+from d2ext.data.formats.coco_objects import MALFORMED, read_object
+from d2ext.data.formats.json_io import short, truncate_repr
 from d2ext.errors import UserError
 
 _XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch

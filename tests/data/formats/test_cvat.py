@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from d2ext.data.convert.from_coco import convert_from_coco
-from d2ext.data.convert.to_coco import convert_to_coco
+from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.errors import UserError
 
 META = (

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.convert.from_coco import convert_from_coco
-from d2ext.data.convert.to_coco import FORMATS, convert_to_coco
+from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.data.formats.detect_format import detect_format
+from d2ext.data.formats.registry import converted_formats
 from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
 from d2ext.evaluation.dataset_file import read_dataset
@@ -92,7 +92,7 @@ def test_every_reader_says_what_a_file_is(
         "evaluate": lambda: read_dataset(file, with_masks=True),
         "from COCO": lambda: convert_from_coco(file, "yolo", tmp_path / "out"),
     }
-    for kind in FORMATS:
+    for kind in (form.name for form in converted_formats()):
         if kind != own:
             readers[kind] = lambda kind=kind: convert_to_coco(
                 kind, file, images, tmp_path / "out.json"

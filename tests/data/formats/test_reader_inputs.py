@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.convert.to_coco import convert_to_coco
+from d2ext.data.convert import convert_to_coco
 from d2ext.errors import UserError
 
 WIDTH, HEIGHT = 40, 30

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from d2ext.data.formats.coco_file import read_content
 from d2ext.data.validation.coco.checks.all_checks import MAX_DETECTIONS, fast_findings, in_order
 from d2ext.data.validation.coco.checks.image_files import (
     DECODED_BY_ITSELF,
@@ -21,7 +22,7 @@ from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
-from d2ext.data.validation.coco.table import CocoTable, read_coco_table, read_content
+from d2ext.data.validation.coco.table import CocoTable, read_coco_table
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
 

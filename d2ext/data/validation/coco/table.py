@@ -3,78 +3,34 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from d2ext.data.formats.coco import require_lists
-from d2ext.data.formats.coco_objects import MAX_COORDINATE
-from d2ext.data.formats.json_io import no_collection, read_json
+from d2ext.data.formats.coco_file import (
+    PARTS,
+    VALID,
+    Decode,
+    ValidAnnotation,
+    as_is_lists,
+    convert_entries,
+    read_content,
+    require_lists,
+)
+from d2ext.data.formats.json_io import no_collection
 from d2ext.data.validation.coco.json_numbers import number
 from d2ext.data.validation.coco.outlines import Outlines, join, outlines
 from d2ext.errors import UserError
 
-PARTS = ("images", "annotations", "categories")
 _CHUNK = 2048
 _MIN_PARALLEL = 100_000  # entries that are worth further processes
 _work: tuple = ()  # of such a process: all entries, and how they are decoded
-# What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
-NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
-
-# Beyond 2**53 other programs round a JSON number.
-_Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-_Side = Annotated[int, msgspec.Meta(gt=0, lt=MAX_COORDINATE)]
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class Rle(msgspec.Struct, gc=False):
-    """A mask as COCO has it; `counts` may be compressed."""
-
-    size: tuple[_Integer, _Integer]
-    counts: str | list[_Integer]
-
-
-class Image(msgspec.Struct, gc=False):
-    """An entry of `images`, as far as it is looked at."""
-
-    id: _Integer
-    file_name: _Text
-    width: _Side
-    height: _Side
-
-
-class Category(msgspec.Struct, gc=False):
-    """An entry of `categories`, as far as it is looked at."""
-
-    id: _Integer
-    name: _Text
-
-
-class Annotation(msgspec.Struct, gc=False):
-    """An entry of `annotations`, as far as it is looked at."""
-
-    id: _Integer
-    image_id: _Integer
-    category_id: _Integer
-    bbox: tuple[float, float, float, float] | None = None
-    area: float | None = None
-    iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    segmentation: list[list[float]] | Rle | None = None
-    attributes: Any = None
-    keypoints: Any = None
-    ignore: Any = None
-    difficult: Any = None
-    is_group_of: Any = None
-
-
-TYPES = {"images": Image, "annotations": Annotation, "categories": Category}
 
 
 @dataclass(frozen=True)
@@ -123,68 +79,32 @@ def read_coco_table(json_file: str | Path) -> CocoTable:
         UserError: it cannot be read, is no JSON, or lacks one of the three lists.
     """
     try:
-        data = Path(json_file).read_bytes()
-        if not data.isascii():
-            data.decode()  # msgspec lets bad UTF-8 pass where it is not asked for the text
-        lists = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        parts = {part: msgspec.json.decode(lists[part], type=list[msgspec.Raw]) for part in PARTS}
-        return _columns(parts, _decode_text)
-    except (OSError, KeyError, ValueError, RecursionError):
-        # Absent, no COCO, not UTF-8, damaged, or with NaN in it, which Python reads.
+        return _columns(*as_is_lists(json_file))
+    except (ValueError, RecursionError):  # with a number that Python alone reads
         return coco_table(read_content(json_file), json_file)
 
 
-def read_content(json_file: str | Path) -> dict:
-    """Reads a COCO file as it is; raises as `read_coco_table` does."""
-    with no_collection():
-        return read_json(json_file)
-
-
 def coco_table(content: Any, name: str | Path = "the content") -> CocoTable:
-    """The columns of a COCO dict.
+    """Return the columns of a COCO dict.
 
     Raises:
         UserError: it lacks one of the three lists.
     """
     require_lists(content, name)
-    return _columns({part: content[part] for part in PARTS}, _convert)
+    return _columns({part: content[part] for part in PARTS}, convert_entries)
 
 
-def _decode_text(chunk: Sequence[msgspec.Raw], kind: type) -> tuple[list, dict[int, str]]:
-    text = b"[" + b",".join(chunk) + b"]"
-    try:
-        return msgspec.json.decode(text, type=list[kind]), {}
-    except msgspec.ValidationError:
-        return _convert(msgspec.json.decode(text), kind)
-
-
-def _convert(chunk: list, kind: type) -> tuple[list, dict[int, str]]:
-    """Entries as `kind`, None where they cannot be, with the reason."""
-    try:
-        return msgspec.convert(chunk, list[kind]), {}
-    except NOT_OF_TYPE:
-        pass
-    made, reasons = [], {}
-    for i, entry in enumerate(chunk):
-        try:
-            made.append(msgspec.convert(entry, kind))
-        except NOT_OF_TYPE as e:
-            made.append(None)
-            reasons[i] = str(e).replace("$.", "")
-    return made, reasons
-
-
-def _chunks(entries: list, kind: type, decode: Callable, reasons: dict[int, str]) -> Iterator[list]:
+def _chunks(entries: list, kind: type, decode: Decode, reasons: dict[int, str]) -> Iterator[list]:
     for first in range(0, len(entries), _CHUNK):
         made, wrong = decode(entries[first : first + _CHUNK], kind)
         reasons.update({first + i: reason for i, reason in wrong.items()})
         yield made
 
 
-def _columns(parts: dict[str, list], decode: Callable) -> CocoTable:
+def _columns(parts: Mapping[str, Sequence], decode: Decode) -> CocoTable:
     malformed: dict[str, dict[int, str]] = {part: {} for part in PARTS}
     images, categories = (
-        [e for c in _chunks(parts[part], TYPES[part], decode, malformed[part]) for e in c]
+        [e for c in _chunks(parts[part], VALID[part], decode, malformed[part]) for e in c]
         for part in ("images", "categories")
     )
     _no_unicode(images, "file_name", malformed["images"])
@@ -221,7 +141,7 @@ def _columns(parts: dict[str, list], decode: Callable) -> CocoTable:
 
 
 def _annotations(
-    entries: list, decode: Callable, wrong: dict[int, str]
+    entries: list, decode: Decode, wrong: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Outlines]:
     """Ids (own, image's, category's, crowd), marks, boxes, areas and masks; adds to `wrong`."""
     coco_table = (
@@ -240,7 +160,7 @@ def _annotations(
     return ids, marks, boxes, areas, shapes
 
 
-def _parts(entries: list, decode: Callable) -> Iterator[tuple]:
+def _parts(entries: list, decode: Decode) -> Iterator[tuple]:
     """What `_part` makes of all entries; of many, by several processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
@@ -268,15 +188,15 @@ def _taken_part(first: int) -> tuple:
     return _part(first, *_work)
 
 
-def _part(first: int, entries: list, decode: Callable) -> tuple:
+def _part(first: int, entries: list, decode: Decode) -> tuple:
     """The columns of `_CHUNK` entries from `first` on.
 
     Returns:
         `first`, what is wrong with entries by row from there, ids, marks, boxes, areas, whether one
         of the numbers is NaN or infinite, and the masks.
     """
-    made, wrong = decode(entries[first : first + _CHUNK], Annotation)
-    no_box, nan, none = (np.nan,) * 4, float("nan"), Annotation(-1, -1, -1)
+    made, wrong = decode(entries[first : first + _CHUNK], ValidAnnotation)
+    no_box, nan, none = (np.nan,) * 4, float("nan"), ValidAnnotation(-1, -1, -1)
     chunk = [a or none for a in made]
     ids = np.array([(a.id, a.image_id, a.category_id, a.iscrowd) for a in chunk], np.int64)
     marks = np.array([_marks(a) for a in chunk], bool)
@@ -290,7 +210,7 @@ def _part(first: int, entries: list, decode: Callable) -> tuple:
     return first, wrong, ids, marks, boxes, areas, not_finite, masks
 
 
-def _marks(a: Annotation) -> tuple[bool, bool, bool]:
+def _marks(a: ValidAnnotation) -> tuple[bool, bool, bool]:
     """Return whether it is to be ignored, is rotated, and has keypoints."""
     rotation = number(a.attributes.get("rotation")) if isinstance(a.attributes, dict) else None
     keypoints = isinstance(a.keypoints, list) and any(a.keypoints)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from d2ext.data.formats.coco_file import PARTS
 from d2ext.data.formats.json_io import inside
 from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import Finding, finding
-from d2ext.data.validation.coco.table import PARTS, CocoTable
+from d2ext.data.validation.coco.table import CocoTable
 from d2ext.errors import UserError
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from d2ext.data.formats.coco_file import NOT_OF_TYPE, Rle
 from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.geometry import LeftOut, add_polygons, new_record
 from d2ext.data.formats.rle import compressed
@@ -13,7 +14,6 @@ from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.finding import Finding
 from d2ext.data.validation.coco.fixes.changes import Mending, as_json
 from d2ext.data.validation.coco.outlines import outlines
-from d2ext.data.validation.coco.table import NOT_OF_TYPE, Rle
 
 
 def _annotation_malformed(m: Mending, f: Finding) -> None:

@@ -6,9 +6,10 @@ import os
 from collections import Counter, defaultdict
 from typing import Any
 
+from d2ext.data.formats.coco_file import PARTS
 from d2ext.data.validation.coco import json_numbers
 from d2ext.data.validation.coco.finding import truncate_repr
-from d2ext.data.validation.coco.table import PARTS, CocoTable
+from d2ext.data.validation.coco.table import CocoTable
 
 _GONE: Any = object()
 _REFERENCES = {"images": "image_id", "categories": "category_id"}  # keys of annotations

@@ -1,1 +1,0 @@
-"""Annotation files from one format to another, by way of COCO."""

@@ -1,0 +1,864 @@
+"""The reader of COCO's JSON (https://cocodataset.org/#format-data), LVIS's included.
+
+This module alone knows how such a file is built. It parses a file once, into structs, and hands out
+what its readers need: lists of entries, or columns. How much a file may lack is the policy:
+
+| policy | reader | malformed entry | absent bbox, area, iscrowd | box or polygons without an area |
+| --- | --- | --- | --- | --- |
+| repair | training, convert_dataset.py | UserError | filled in and counted | dropped and counted |
+| strict | evaluate.py | UserError | filled in | kept, so that numbers are pycocotools' |
+| as_is | check_dataset.py | kept, with the reason | kept | kept |
+
+A UserError names the entry. Filled in are the mask's box, the area of the mask or else of the box,
+and `iscrowd` 0. `check_dataset.py --fix` changes the content that `as_is` reads.
+
+`repair` has two ways to one result: `_repaired_columns` turns a file of ordinary entries into
+columns at once and leaves masks as text, which takes a fraction of the time of dicts. At anything
+else it gives up, and `repaired_records` goes through the entries one by one, repairs them, and says
+what is wrong.
+"""
+
+import codecs
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from d2ext.data.formats.coco_objects import (
+    FAR_BOX,
+    FLAT_BOX,
+    MALFORMED,
+    MAX_COORDINATE,
+    image_record,
+    mask_area,
+    mask_box,
+    read_object,
+)
+from d2ext.data.formats.json_io import (
+    inside,
+    nearest,
+    no_collection,
+    not_read,
+    read_json,
+    read_typed,
+    short,
+    truncate_repr,
+)
+from d2ext.data.formats.other_formats import advice
+from d2ext.data.records.columns import POLYGON, mask_kind
+from d2ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Policy = Literal["repair", "strict", "as_is"]
+PARTS = ("images", "annotations", "categories")
+Box = tuple[float, float, float, float]
+_Flag = Literal[0, 1] | bool | None
+_NULL = msgspec.Raw(b"null")
+
+# Entries for `strict` and `repair`: what pycocotools and other programs take.
+
+
+class Image(msgspec.Struct, gc=False):
+    """An entry of `images`; the lists of category ids are LVIS's."""
+
+    id: int | str | float
+    height: int | float | None = None
+    width: int | float | None = None
+    file_name: str = ""
+    neg_category_ids: list[int] | None = None
+    not_exhaustive_category_ids: list[int] | None = None
+
+
+class Category(msgspec.Struct):
+    """An entry of `categories`; the frequency is LVIS's."""
+
+    id: int | float
+    name: str
+    frequency: str | None = None
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """An entry of `annotations` without its mask."""
+
+    image_id: int | str | float
+    category_id: int | float
+    bbox: Box | None = None
+    area: float | None = None
+    iscrowd: _Flag = None
+    ignore: _Flag = None
+    difficult: _Flag = None
+    is_group_of: _Flag = None
+
+
+class _MaskedAnnotation(Annotation, gc=False):
+    segmentation: list[list[float]] | dict | None = None
+
+
+class _TextAnnotation(Annotation, gc=False):
+    segmentation: msgspec.Raw = _NULL
+    keypoints: msgspec.Raw = _NULL
+
+
+class _Lists(msgspec.Struct):
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]
+
+
+class _MaskedLists(_Lists):
+    annotations: list[_MaskedAnnotation]
+
+
+class _TextLists(_Lists):
+    annotations: list[_TextAnnotation]
+
+
+# Entries for `as_is`: what a faultless file holds. Beyond 2**53 other programs round a JSON number.
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Side = Annotated[int, msgspec.Meta(gt=0, lt=MAX_COORDINATE)]
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Rle(msgspec.Struct, gc=False):
+    """A mask as COCO has it; `counts` may be compressed."""
+
+    size: tuple[_Integer, _Integer]
+    counts: str | list[_Integer]
+
+
+class ValidImage(msgspec.Struct, gc=False):
+    """A faultless entry of `images`, as far as it is checked."""
+
+    id: _Integer
+    file_name: _Text
+    width: _Side
+    height: _Side
+
+
+class ValidCategory(msgspec.Struct, gc=False):
+    """A faultless entry of `categories`, as far as it is checked."""
+
+    id: _Integer
+    name: _Text
+
+
+class ValidAnnotation(msgspec.Struct, gc=False):
+    """A faultless entry of `annotations`, as far as it is checked."""
+
+    id: _Integer
+    image_id: _Integer
+    category_id: _Integer
+    bbox: Box | None = None
+    area: float | None = None
+    iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+    segmentation: list[list[float]] | Rle | None = None
+    attributes: Any = None
+    keypoints: Any = None
+    ignore: Any = None
+    difficult: Any = None
+    is_group_of: Any = None
+
+
+VALID = {"images": ValidImage, "annotations": ValidAnnotation, "categories": ValidCategory}
+
+
+class _RawLists(msgspec.Struct):
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+
+
+# What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
+NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
+Decode = Callable[[Sequence, type], tuple[list, dict[int, str]]]
+
+
+def read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) -> Any:
+    """Parse a COCO file.
+
+    Args:
+        json_file: the file.
+        policy: see above.
+        with_masks: with `strict`, whether the segmentations are read, which takes most of the time.
+
+    Returns:
+        An object with the lists `images`, `annotations` and `categories`: of structs, or with
+        `as_is` of the text of each entry. With `repair` and `as_is` a dict of plain values where
+        msgspec does not read the file (NaN, UTF-16) or an entry has values of other types.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or lacks one of the three lists; with
+            `strict` also where an entry has values of other types.
+    """
+    if policy == "strict":
+        kind = _MaskedLists if with_masks else _Lists
+        wanted = "COCO annotation file with images, annotations and categories"
+        return read_typed(Path(json_file), kind, wanted, "coco")
+    with contextlib.suppress(OSError, *NOT_OF_TYPE), no_collection():
+        data = Path(json_file).read_bytes()
+        if _is_utf8(data):  # msgspec lets bad UTF-8 pass where it is not asked for the text
+            return msgspec.json.decode(data, type=_TextLists if policy == "repair" else _RawLists)
+    return read_content(json_file)
+
+
+@no_collection()
+def read_content(json_file: str | Path) -> dict:
+    """Read a COCO file as plain values.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or lacks one of the three lists.
+    """
+    content = read_json(json_file)
+    require_lists(content, json_file)
+    return content
+
+
+def require_lists(content: object, json_file: str | Path) -> None:
+    """Check that a JSON value has the three lists of a COCO file.
+
+    Raises:
+        UserError: one is missing; it says what the file is, if that is known.
+    """
+    for key in PARTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            known = f"; it is {text}" if (text := advice(json_file, "coco")) else ""
+            raise UserError(
+                f"{json_file} is not a COCO annotation file: it has no list {key!r}{known}"
+            )
+
+
+def category_names(
+    categories: Sequence[dict], json_file: str | Path, id_types: tuple[type, ...] = (int,)
+) -> dict[Any, str]:
+    """Return the name of each category by its id, by rising id.
+
+    Raises:
+        UserError: an id is of none of `id_types`, a name is no text, or one comes up twice.
+    """
+    try:
+        names = {c["id"]: c["name"] for c in sorted(categories, key=lambda c: c["id"])}
+        distinct = set(names.values())
+        for id_, name in names.items():
+            if type(id_) not in id_types or type(name) is not str:
+                raise TypeError(f"{id_!r} and {name!r} are no integer id and text")
+    except (KeyError, TypeError) as e:
+        reason = short(e)
+        raise UserError(f"{json_file}: `categories` is malformed ({reason}); correct it") from e
+    if len(distinct) < len(categories):
+        raise UserError(f"{json_file}: `categories` repeats an id or a name; make them distinct")
+    return names
+
+
+def class_indices(
+    categories: dict[int, str], classes: Sequence[str] | None, json_file: str | Path
+) -> dict[int, int | None]:
+    """Return the index into `classes` of each category id; None for one that is not wanted.
+
+    Raises:
+        UserError: the file lacks one of `classes`.
+    """
+    if classes is None:
+        classes = list(categories.values())
+    for name in classes:
+        if name not in categories.values():
+            hint = nearest(name, categories.values())
+            raise UserError(f"{json_file} has no category {name!r}; {hint}")
+    index = {name: i for i, name in enumerate(classes)}
+    return {category_id: index.get(name) for category_id, name in categories.items()}
+
+
+# Columns, for `strict` and `repair`.
+
+
+@dataclass(frozen=True)
+class CocoColumns:
+    """A COCO file as columns of I images, C categories and A annotations.
+
+    Attributes:
+        image_ids, image_names: of each image, by rising id.
+        heights, widths: int64 (I,), pixels; 0 without a size, which `strict` allows.
+        classes: names, by rising id of their category; with `repair` those asked for.
+        category_ids: the index into `classes` by category id, by rising id.
+        image, label: int64 (A,), the row of the image, and the index into `classes`. With `repair`
+            annotations go image by image, else they are in the order of the file.
+        boxes: float64 (A, 4), x, y, width, height in pixels.
+        areas: float64 (A,), square pixels.
+        crowd, difficult, group_of: bool (A,); what is marked `ignore` is difficult, too.
+        masks: of each annotation polygons of three corners or more, a compressed RLE, or None; with
+            `repair` the JSON text of that. None where masks were not read.
+        mask_kinds: with `repair`, int8 (A,) as in `data.records.columns`.
+        left_out: with `repair`, the number of annotations that are not in the columns, by reason.
+        keypoints: with `repair`, the number of annotations whose keypoints are not read.
+        negatives, not_exhaustive: LVIS's indices into `classes` of each image; None without.
+        frequencies: LVIS's letter of each class; None without.
+    """
+
+    image_ids: list
+    image_names: list[str]
+    heights: np.ndarray
+    widths: np.ndarray
+    classes: list[str]
+    category_ids: dict[Any, int]
+    image: np.ndarray
+    label: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    group_of: np.ndarray
+    masks: list | None
+    mask_kinds: np.ndarray | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    keypoints: int = 0
+    negatives: list[list[int]] | None = None
+    not_exhaustive: list[list[int]] | None = None
+    frequencies: list[str | None] | None = None
+
+
+def _annotation_columns(
+    annotations: Sequence[Annotation], image_ids: Sequence, category_ids: Sequence
+) -> dict[str, np.ndarray]:
+    """Return columns of all annotations: boxes and areas are NaN where there are none.
+
+    `image` and `category` are places in the ids; -1 for an id that is not among them.
+    """
+
+    def values(name: str) -> list:
+        return list(map(attrgetter(name), annotations))
+
+    def flags(name: str) -> np.ndarray:
+        return np.fromiter(map(bool, values(name)), bool, len(annotations))
+
+    return {
+        "image": index_column(annotations, "image_id", image_ids),
+        "category": index_column(annotations, "category_id", category_ids),
+        "boxes": box_column(annotations),
+        "areas": np.array(values("area"), np.float64),  # None becomes NaN
+        "crowd": flags("iscrowd"),
+        "difficult": flags("ignore") | flags("difficult"),
+        "group_of": flags("is_group_of"),
+    }
+
+
+def box_column(entries: Sequence[Any]) -> np.ndarray:
+    """Return their `bbox`, float64 (N, 4); NaN where it is None."""
+    boxes = list(map(attrgetter("bbox"), entries))
+    if None in boxes:
+        boxes = [box or (math.nan,) * 4 for box in boxes]
+    numbers = itertools.chain.from_iterable(boxes)
+    return np.fromiter(numbers, np.float64, 4 * len(entries)).reshape(-1, 4)
+
+
+def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> np.ndarray:
+    """Return the place of an attribute of each in `ids`, int64 (N,); -1 where it is not there.
+
+    Args:
+        entries: N structs.
+        name: of the attribute.
+        ids: numbers or texts; if they are all integers, they rise.
+    """
+    values = list(map(attrgetter(name), entries))
+    # All at once, unless there are texts, which numpy would take for numbers, or huge numbers.
+    if set(map(type, values)) == set(map(type, ids)) == {int}:
+        with contextlib.suppress(OverflowError):
+            known, asked = np.array(ids, np.int64), np.array(values, np.int64)
+            place = np.searchsorted(known, asked)
+            place[place == len(ids)] = 0
+            return np.where(known[place] == asked, place, -1)
+    index = {id_: i for i, id_ in enumerate(ids)}
+    return np.array([index.get(value, -1) for value in values], np.int64)
+
+
+# strict: all that the file holds, or a UserError.
+
+
+@no_collection()
+def strict_columns(path: Path, with_masks: bool) -> CocoColumns:
+    """Read a COCO file with all its objects, as pycocotools takes them.
+
+    An absent area is that of the mask, else of the box, an absent box that of the mask. Where boxes
+    alone are compared, images need no size.
+
+    Args:
+        path: the file.
+        with_masks: False leaves out the segmentations, which saves most of the time.
+
+    Raises:
+        UserError: it is absent or malformed, repeats an id of an image or a category, or has an
+            annotation of an unknown one, without box and mask, or with numbers that are none.
+    """
+    lists = read_lists(path, "strict", with_masks)
+    annotations = lists.annotations
+    lacking = [i for i, a in enumerate(annotations) if a.bbox is None or a.area is None]
+    if lacking and not with_masks:
+        lists = read_lists(path, "strict")
+        annotations = lists.annotations
+    images = lists.images
+    if len({isinstance(image.id, str) for image in images}) == 1:
+        images.sort(key=attrgetter("id"))
+    image_ids = [image.id for image in images]
+    if len(set(image_ids)) < len(images):
+        raise UserError(f"{path}: an id of `images` appears twice; renumber them")
+    categories = {c.id: c.frequency for c in sorted(lists.categories, key=attrgetter("id"))}
+    names = category_names(msgspec.to_builtins(lists.categories), path, (int, float))
+    labels = {id_: c for c, id_ in enumerate(names)}
+    columns = _annotation_columns(annotations, image_ids, list(labels))
+    for name, plural in (("image", "images"), ("category", "categories")):
+        for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
+            value = truncate_repr(getattr(annotations[i], f"{name}_id"))
+            raise UserError(
+                f"{path}: annotations[{i}] is of an unknown {name}, {value}: `{plural}` lacks this"
+                " id (a text is no number); add it, or leave the annotation out"
+            )
+    heights, widths = _sides(path, images)
+    masks = [a.segmentation for a in annotations] if with_masks else [None] * len(annotations)
+    has_masks = any(mask is not None for mask in masks)
+    for k in np.flatnonzero(heights * widths == 0)[:1].tolist():
+        if has_masks:
+            raise UserError(
+                f"{path}: the image {truncate_repr(images[k].id)} has no height and width, which"
+                " masks need; add them, or give predictions without segmentation"
+            )
+    boxes, areas = columns["boxes"], columns["areas"]
+    for i in sorted({*lacking, *_odd_masks(masks)}):
+        k = columns["image"][i]
+        try:
+            masks[i], boxes[i], areas[i] = _completed(annotations[i], heights[k], widths[k])
+        except MALFORMED as e:
+            raise _malformed(f"{path}: annotations[{i}]", e) from e
+    _check_numbers(path, boxes, areas)
+    frequencies = list(categories.values())
+    return CocoColumns(
+        image_ids=image_ids,
+        image_names=[image.file_name for image in images],
+        heights=heights,
+        widths=widths,
+        classes=list(names.values()),
+        category_ids=labels,
+        label=columns.pop("category"),
+        masks=masks if has_masks else None,
+        negatives=_listed([image.neg_category_ids for image in images], labels),
+        not_exhaustive=_listed([image.not_exhaustive_category_ids for image in images], labels),
+        frequencies=frequencies if any(frequencies) else None,
+        **columns,
+    )
+
+
+def _sides(path: Path, images: list[Image]) -> list[np.ndarray]:
+    """Return heights and widths, int64 (I,); 0 where there is none."""
+    sides = []
+    for name in ("height", "width"):
+        values = [getattr(image, name) for image in images]
+        for image, value in zip(images, values, strict=True):
+            if value is not None and not (0 < value < MAX_COORDINATE and value == int(value)):
+                raise UserError(
+                    f"{path}: the {name} {value} of the image {truncate_repr(image.id)} is no"
+                    " positive integer; correct it"
+                )
+        sides.append(np.array([value or 0 for value in values], np.int64))
+    return sides
+
+
+def _odd_masks(masks: list) -> list[int]:
+    """List the masks that are no polygons of three corners or more; all where some reach far."""
+    odd = []
+    for i, mask in enumerate(masks):
+        if type(mask) is dict or mask == []:
+            odd.append(i)
+        elif mask and (min(map(len, mask)) < 6 or any(len(p) % 2 for p in mask)):
+            odd.append(i)
+    polygons = itertools.chain.from_iterable(m for m in masks if type(m) is list)
+    numbers = np.fromiter(itertools.chain.from_iterable(polygons), np.float64)
+    return list(range(len(masks))) if np.any(~(np.abs(numbers) < MAX_COORDINATE)) else odd
+
+
+def _completed(
+    annotation: _MaskedAnnotation, height: np.int64, width: np.int64
+) -> tuple[Any, Sequence[float], float]:
+    """Return the mask (polygons of three corners or more, or compressed RLE), box and area."""
+    # The box is not checked: objects without an area stay.
+    read, _ = read_object([0, 0, 1, 1], annotation.segmentation, int(height), int(width))
+    mask, box, area = read.get("segmentation"), annotation.bbox, annotation.area
+    if box is None:
+        if mask is None:
+            raise ValueError("it has neither bbox nor segmentation")
+        box = mask_box(mask)
+    return mask, box, mask_area(mask, *box[2:]) if area is None else area
+
+
+def _check_numbers(path: Path, boxes: np.ndarray, areas: np.ndarray) -> None:
+    """Refuse boxes and areas that are none, which backends take differently."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = np.isfinite(boxes.sum(1) + boxes[:, 2:].prod(1)) & (boxes[:, 2:] >= 0).all(1)
+    good &= np.isfinite(areas) & (areas >= 0)
+    for i in np.flatnonzero(~good)[:1].tolist():
+        raise UserError(
+            f"{path}: annotations[{i}] has the bbox {boxes[i].tolist()} and the area {areas[i]}:"
+            " give [x, y, width, height] and square pixels, finite and no width, height or area"
+            " below 0"
+        )
+
+
+def _listed(lists: list[list[int] | None], labels: dict[Any, int]) -> list[list[int]] | None:
+    """Return category ids of each image as indices; None where no image has such a list."""
+    if all(ids is None for ids in lists):
+        return None
+    return [[labels[id_] for id_ in ids or () if id_ in labels] for ids in lists]
+
+
+# repair: the objects to learn from, and those that metrics know; the others are counted.
+
+# What is left of polygons without digits and spaces: 6 or more numbers each, an even count.
+_POLYGONS = re.compile(rb"\[\[,(?:,,){2,}\](?:,\[,(?:,,){2,}\])*\]")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_FAR = (b",0000000", b"[0000000")  # 7 digits before the point, among the others as zeros
+_CHUNK = 10_000  # texts that are looked at together
+_EXACT = 2.0**52  # below it a float is exact where the file has an integer
+
+
+class _Odd(Exception):
+    """Something that `repaired_records` must look at."""
+
+
+@no_collection()
+def read_repaired(
+    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+) -> tuple[CocoColumns | list[dict], dict[str, Any]]:
+    """Read a COCO file for training; arguments and errors are those of `coco.read_coco`.
+
+    Returns:
+        Columns, or the dataset dicts of a file that is not ordinary. And JSON values: `classes`,
+        the names by `category_id`; `category_ids`, the file's ids as [id, index into classes];
+        `left_out` and `keypoints` of `coco.read_coco`.
+    """
+    lists = read_lists(json_file, "repair")
+    if not isinstance(lists, dict):
+        try:
+            columns = _repaired_columns(lists, json_file, image_root, classes)
+        except (_Odd, RecursionError, UserError, *MALFORMED):
+            lists = read_content(json_file)
+        else:
+            info = {"left_out": columns.left_out, "keypoints": columns.keypoints}
+            ids = [list(pair) for pair in columns.category_ids.items()]
+            return columns, info | {"classes": columns.classes, "category_ids": ids}
+    info = {}
+    records, ids = repaired_records(lists, json_file, image_root, classes, info)
+    names = category_names(lists["categories"], json_file).values() if classes is None else classes
+    info |= {"classes": list(names), "category_ids": [list(pair) for pair in ids.items()]}
+    return records, info
+
+
+def _repaired_columns(
+    lists: _TextLists,
+    json_file: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None,
+) -> CocoColumns:
+    """Return the annotations that `repaired_records` keeps, image by image.
+
+    Raises:
+        _Odd, RecursionError, UserError, *MALFORMED: an entry may need repair or a closer look.
+    """
+    categories = category_names(msgspec.to_builtins(lists.categories), json_file)
+    labels = class_indices(categories, classes, json_file)
+    images = sorted(lists.images, key=attrgetter("id"))
+    image_ids = [image.id for image in images]
+    sizes = [(image.height, image.width) for image in images]
+    _require({type(n) for n in itertools.chain(image_ids, *sizes)} <= {int})
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    _require(len(set(image_ids)) == len(images))
+    _require(np.all((sizes > 0) & (sizes < MAX_COORDINATE)))
+    names = _paths(image_root, [image.file_name for image in images])
+
+    entries = lists.annotations
+    columns = _annotation_columns(entries, image_ids, list(labels))
+    image, category, boxes, areas = (columns[n] for n in ("image", "category", "boxes", "areas"))
+    _require(np.all(image >= 0) and np.all(category >= 0))
+    _require(not np.isnan(boxes).any() and not np.any(np.abs(areas) >= _EXACT))
+    of_category = [-1 if label is None else label for label in labels.values()]
+    label = np.array(of_category or [-1], np.int64)[category]
+    wanted = label >= 0
+    crowds = list(map(attrgetter("iscrowd"), entries))
+    lacks_crowd = np.zeros(len(entries), bool)
+    if None in crowds:
+        lacks_crowd[:] = [crowd is None for crowd in crowds]
+
+    corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    near = np.all(np.abs(corners) < MAX_COORDINATE, axis=1)
+    solid = near & np.all(corners[:, 2:] > corners[:, :2], axis=1)
+    left_out: Counter = Counter()
+    left_out[FLAT_BOX] = int(np.sum(wanted & near & ~solid))
+    left_out[FAR_BOX] = int(np.sum(wanted & ~near))
+    repaired: Counter = Counter()
+    valid = wanted & solid
+    texts = [entry.segmentation for entry in entries]
+    kinds = np.full(len(entries), POLYGON, np.int8)
+    slow = np.isnan(areas)
+    slow[_not_polygons(texts)] = True
+    slow &= valid
+    for i in np.flatnonzero(slow).tolist():
+        annotation = {"bbox": entries[i].bbox, "segmentation": msgspec.json.decode(texts[i])}
+        annotation |= {"iscrowd": crowds[i], "area": entries[i].area}
+        read, problem = repaired_annotation(annotation, *sizes[image[i]].tolist(), repaired)
+        if problem:
+            left_out[problem] += 1
+            valid[i] = False
+            continue
+        areas[i] = read["area"]
+        kinds[i] = mask_kind(read)
+        texts[i] = json.dumps(read.get("segmentation")).encode()
+    repaired["without iscrowd (0)"] += int(np.sum(lacks_crowd & valid & ~slow))
+    keypoints = sum(
+        bool(json.loads(bytes(entry.keypoints)))
+        for entry, is_wanted in zip(entries, wanted.tolist(), strict=True)
+        if is_wanted and entry.keypoints is not _NULL
+    )
+    _log_repairs(json_file, +left_out, +repaired)
+    order = np.argsort(image, kind="stable")
+    order = order[valid[order]]
+    del columns["category"]
+    return CocoColumns(
+        image_ids=image_ids,
+        image_names=names,
+        heights=sizes[:, 0],
+        widths=sizes[:, 1],
+        classes=list(categories.values() if classes is None else classes),
+        category_ids={id_: i for id_, i in labels.items() if i is not None},
+        label=label[order],
+        masks=[texts[i] for i in order.tolist()],
+        mask_kinds=kinds[order],
+        left_out=not_read(+left_out, int(np.sum(~wanted))),
+        keypoints=keypoints,
+        **{name: column[order] for name, column in columns.items()},
+    )
+
+
+def _require(ordinary: Any) -> None:
+    if not ordinary:
+        raise _Odd
+
+
+def _paths(image_root: str | Path, names: list[str]) -> list[str]:
+    """Return the names in the folder; `inside` checks those that could lead out of it."""
+    prefix = os.path.join(image_root, "")
+    return [
+        inside(image_root, name, "images")
+        if "/" in name or "\0" in name or name in ("", ".", "..")
+        else prefix + name
+        for name in names
+    ]
+
+
+def _not_polygons(texts: list) -> list[int]:
+    """List the texts that are no valid polygons of plain numbers below MAX_COORDINATE."""
+    places, known = [], {}
+    for first in range(0, len(texts), _CHUNK):
+        chunk = texts[first : first + _CHUNK]
+        zeros = b"\0".join(chunk).translate(_DIGITS, b"- \t\r\n")
+        far = _reaches_far(zeros)
+        shapes = zeros.translate(None, b"0.").split(b"\0")
+        _require(len(shapes) == len(chunk))
+        for row, shape in enumerate(shapes, start=first):
+            plain = known.get(shape)
+            if plain is None:
+                plain = known[shape] = _POLYGONS.fullmatch(shape) is not None
+            if plain and far:
+                zeros = bytes(texts[row]).translate(_DIGITS, b"- \t\r\n")
+                plain = not _reaches_far(zeros)
+            if not plain:
+                places.append(row)
+    return places
+
+
+def _reaches_far(zeros: bytes) -> bool:
+    # From the right, since what a mark begins with is rarer than the zeros it ends with.
+    return any(zeros.rfind(mark) >= 0 for mark in _FAR)
+
+
+def repaired_records(
+    content: dict,
+    json_file: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    info: dict | None = None,
+) -> tuple[list[dict], dict[int, int]]:
+    """Return Detectron2's dataset dicts of the content of a COCO file, as `coco.read_coco` does."""
+    names = category_names(content["categories"], json_file)
+    category_ids = class_indices(names, classes, json_file)
+    records = {}
+    for i, image in enumerate(content["images"]):
+        where = f"{json_file}: images[{i}]"
+        try:
+            image_id, size = image["id"], (image["height"], image["width"])
+            record = image_record(image_root, image["file_name"], image_id, size, where)
+        except MALFORMED as e:
+            raise _malformed(where, e) from e
+        if image_id in records:
+            raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
+        records[image_id] = record
+
+    left_out, repaired, others, keypoints = Counter(), Counter(), 0, 0
+    for i, annotation in enumerate(content["annotations"]):
+        where = f"{json_file}: annotations[{i}]"
+        try:
+            image_id, category = annotation["image_id"], annotation["category_id"]
+            if image_id not in records:
+                raise UserError(f"{where} is of the image {short(image_id)}, which `images` lacks")
+            if category not in category_ids:
+                raise UserError(
+                    f"{where} is of the category {short(category)}, which `categories` lacks"
+                )
+            if category_ids[category] is None:
+                others += 1
+                continue
+            keypoints += bool(annotation.get("keypoints"))
+            record = records[image_id]
+            size = record["height"], record["width"]
+            read, problem = repaired_annotation(annotation, *size, repaired)
+        except MALFORMED as e:
+            raise _malformed(where, e) from e
+        if problem:
+            left_out[problem] += 1
+        else:
+            read["category_id"] = category_ids[category]
+            record["annotations"].append(read)
+    _log_repairs(json_file, left_out, repaired)
+    if info is not None:
+        info |= {"left_out": not_read(left_out, others), "keypoints": keypoints}
+    indices = {id_: index for id_, index in category_ids.items() if index is not None}
+    return [records[image_id] for image_id in sorted(records)], indices
+
+
+def repaired_annotation(
+    annotation: dict, height: int, width: int, repaired: Counter
+) -> tuple[dict, str]:
+    """Return an annotation for Detectron2 without its category, or the reason to drop it.
+
+    Args:
+        annotation: the file's.
+        height: of the image in pixels.
+        width: likewise.
+        repaired: counts what was filled in.
+
+    Raises:
+        MALFORMED: a value is not what COCO wants.
+    """
+    box = annotation.get("bbox") or None
+    if box is not None:
+        x, y, w, h = box
+        box = [x, y, x + w, y + h]
+    read, problem = read_object(box, annotation.get("segmentation"), height, width)
+    if problem:
+        return {}, problem
+    if box is None:
+        repaired["without bbox (the mask's)"] += 1
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    if crowd is None:
+        crowd = 0
+        repaired["without iscrowd (0)"] += 1
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {crowd!r}")
+    if area is None:
+        x0, y0, x1, y1 = read["bbox"]
+        area = mask_area(read.get("segmentation"), x1 - x0, y1 - y0)
+        repaired["without area (the mask's, else the box's)"] += 1
+    if not math.isfinite(area):
+        raise ValueError(f"the area is {area}")
+    # Detectron2 ignores the area; APs, APm and APl are defined by it.
+    read |= {"iscrowd": int(crowd), "area": area}
+    if _flag(annotation, "ignore") | _flag(annotation, "difficult"):
+        read["difficult"] = 1
+    if _flag(annotation, "is_group_of"):
+        read["is_group_of"] = 1
+    return read, ""
+
+
+def _flag(annotation: dict, name: str) -> bool:
+    value = annotation.get(name)
+    if value not in (0, 1, None):
+        raise ValueError(f"{name} is {value!r}")
+    return bool(value)
+
+
+def _log_repairs(json_file: str | Path, left_out: Counter, repaired: Counter) -> None:
+    """Log how many annotations were dropped and filled in, by reason."""
+    for level, counter, done in (
+        (logging.WARNING, left_out, "skipped"),
+        (logging.INFO, repaired, "repaired"),
+    ):
+        if counter:
+            parts = ", ".join(f"{n} {what}" for what, n in counter.items())
+            logger.log(level, "%s: %d annotations %s: %s", json_file, counter.total(), done, parts)
+
+
+def _malformed(where: str, e: Exception) -> UserError:
+    return UserError(f"{where} is malformed ({short(e)}); correct it")
+
+
+# as_is: every entry, and what is wrong with those that are malformed.
+
+
+def as_is_lists(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
+    """Parse a COCO file whatever its entries hold.
+
+    Returns:
+        The entries of each of `PARTS`, and the function that turns some of them into structs of
+        `VALID`. It returns None for a malformed entry, and the reasons by row.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or lacks one of the three lists.
+    """
+    lists = read_lists(json_file, "as_is")
+    if isinstance(lists, dict):
+        return {part: lists[part] for part in PARTS}, convert_entries
+    return {part: getattr(lists, part) for part in PARTS}, _decode_entries
+
+
+def _decode_entries(chunk: Sequence[msgspec.Raw], kind: type) -> tuple[list, dict[int, str]]:
+    text = b"[" + b",".join(chunk) + b"]"
+    try:
+        return msgspec.json.decode(text, type=list[kind]), {}
+    except msgspec.ValidationError:
+        return convert_entries(msgspec.json.decode(text), kind)
+
+
+def convert_entries(chunk: Sequence, kind: type) -> tuple[list, dict[int, str]]:
+    """Return plain values as structs, None where they are malformed, and the reasons by row."""
+    try:
+        return msgspec.convert(chunk, list[kind]), {}
+    except NOT_OF_TYPE:
+        pass
+    made, reasons = [], {}
+    for i, entry in enumerate(chunk):
+        try:
+            made.append(msgspec.convert(entry, kind))
+        except NOT_OF_TYPE as e:
+            made.append(None)
+            reasons[i] = str(e).replace("$.", "")
+    return made, reasons
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(data)
+    try:
+        for start in range(0, len(view), 1 << 20):
+            decoder.decode(view[start : start + (1 << 20)])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""What the writers of several formats share."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2ext.data.formats.coco import to_coco
+from d2ext.data.formats.coco_objects import mask_area
+from d2ext.data.records.columns import is_object
+from d2ext.errors import UserError
+
+
+def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
+    import hotcoco
+
+    content = to_coco(records, classes)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(not is_object(annotation))
+        annotation["is_group_of"] = bool(annotation["iscrowd"])
+    return hotcoco.COCO(content)
+
+
+def hotcoco_writer(method: str) -> Callable[..., dict[str, int]]:
+    """Return a writer for a format of boxes, by the method of hotcoco that writes it."""
+
+    def write(
+        records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+    ) -> dict[str, int]:
+        try:
+            counts = getattr(_hotcoco(records, classes), method)(str(made))
+        except ValueError as e:
+            raise UserError(f"not possible in this format: {e}") from e
+        bare = len(records) - counts["images"]
+        lost = {"skipped_images_without_a_box": bare, **count_skipped_masks(records)}
+        return counts | lost
+
+    return write
+
+
+def count_skipped_masks(records: Sequence[dict]) -> dict[str, int]:
+    """Count the masks of objects, for formats that hold boxes alone."""
+    objects = (a for record in records for a in record["annotations"] if is_object(a))
+    return {"skipped_masks_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
+
+
+def masks_of(annotation: dict) -> list[list[float]] | dict:
+    """Return the polygons or the RLE of an object; an empty list for a mask without a pixel."""
+    segmentation = annotation.get("segmentation") or []
+    is_empty = isinstance(segmentation, dict) and not mask_area(segmentation, 0, 0)
+    return [] if is_empty else segmentation
+
+
+def mask_pixels(rle: dict) -> tuple[tuple[int, int, int, int], Any]:
+    """Return the box of a mask (left, top, width, height), and its pixels as a uint8 array."""
+    from pycocotools import mask
+
+    x, y, width, height = map(int, mask.toBbox(rle))
+    return (x, y, width, height), mask.decode(rle)[y : y + height, x : x + width]
+
+
+def label_files(records: Sequence[dict], made: Path, suffix: str) -> Iterator[tuple[dict, Path]]:
+    """Yield each record with its label file, in the image's folder below `made`.
+
+    Raises:
+        UserError: two images would have the same one.
+    """
+    made.mkdir()
+    seen: dict[Path, str] = {}
+    for record in records:
+        file = made / Path(os.path.splitext(record["file_name"])[0] + suffix)
+        if file in seen:
+            raise UserError(
+                f"the images {seen[file]} and {record['file_name']} would have the same label"
+                " file; rename one"
+            )
+        seen[file] = record["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield record, file

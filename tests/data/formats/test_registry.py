@@ -1,0 +1,133 @@
+"""The registry of formats: one entry is all that detection, reading and conversion need."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from d2ext.data.convert import convert_from_coco, convert_to_coco
+from d2ext.data.datasets.declare import Dataset, annotated_dataset
+from d2ext.data.formats.detect_format import detect_format
+from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
+from d2ext.data.formats.geometry import LeftOut, add_box, new_record
+from d2ext.data.formats.registry import FORMATS, converted_formats, writers
+from d2ext.errors import UserError
+
+
+def _read_toy(
+    source: Path, image_root: Path, classes: Sequence[str] | None = None, zoom: str | None = None
+) -> tuple[list[dict], tuple[str, ...]]:
+    content = json.loads(Path(source).read_text())
+    names = tuple(classes or content["names"])
+    records, left_out = [], LeftOut()
+    for i, (name, boxes) in enumerate(content["toys"].items(), start=1):
+        record = new_record(str(Path(image_root) / name), i, (40, 30))
+        for box in boxes:
+            add_box(record, 0, [c * int(zoom or 1) for c in box], left_out)
+        records.append(record)
+    return records, names
+
+
+def _write_toy(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: Path | None
+) -> dict[str, int]:
+    toys = {r["file_name"]: [a["bbox"] for a in r["annotations"]] for r in records}
+    made.write_text(json.dumps({"toys": toys, "names": list(classes)}))
+    return {"images": len(records)}
+
+
+def _detect_toy(head: FileHead) -> bool:
+    return isinstance(head.value, dict) and "toys" in head.value
+
+
+def toy_dataset(
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
+) -> Dataset:
+    """Return a dataset of the toy format."""
+    records, names = _read_toy(Path(json_file), Path(image_root), classes)
+    return Dataset(lambda: records, names)
+
+
+TOY = Format(
+    name="toy",
+    title="Toys",
+    advice=convert_advice("a file of toys", "toy"),
+    detect=_detect_toy,
+    read=_read_toy,
+    source="Toys: a JSON",
+    options={"zoom": Option("--zoom", "a factor")},
+    dataset="tests.data.formats.test_registry.toy_dataset",
+    write={"toy": _write_toy},
+)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file of a format that has just been added."""
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(FORMATS, "toy", TOY)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    file = tmp_path / "toy.json"
+    file.write_text(json.dumps({"toys": {"a.jpg": [[1, 2, 3, 5]]}, "names": ["bear"]}))
+    return file
+
+
+def test_a_format_is_one_entry(toy: Path, tmp_path: Path) -> None:
+    assert detect_format(toy) == "toy"
+    dataset = annotated_dataset(str(toy), str(tmp_path))
+    assert dataset.classes == ("bear",)
+    assert [a["bbox"] for a in dataset.load()[0]["annotations"]] == [[1, 2, 3, 5]]
+
+    coco = tmp_path / "coco.json"
+    assert "1 images, 1 objects, classes: bear" in convert_to_coco("toy", toy, tmp_path, coco)
+    assert json.loads(coco.read_text())["annotations"][0]["bbox"] == [1, 2, 2, 3]
+    convert_to_coco("toy", toy, tmp_path, tmp_path / "zoomed.json", zoom="2")
+    zoomed = json.loads((tmp_path / "zoomed.json").read_text())
+    assert zoomed["annotations"][0]["bbox"] == [2, 4, 4, 6]
+
+    convert_from_coco(coco, "toy", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(toy.read_text())
+
+
+def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -> None:
+    words = "it is a file of toys; convert it with `python tools/convert_dataset.py toy .*toy.json"
+    with pytest.raises(UserError, match=words):
+        convert_to_coco("labelme", toy, tmp_path, tmp_path / "out.json")
+    with pytest.raises(UserError, match=words):
+        convert_from_coco(toy, "yolo", tmp_path / "out")
+
+
+def test_the_command_line_has_a_format_that_was_added(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from tools import convert_dataset
+
+    out = tmp_path / "out.json"
+    args = ["toy", toy, "--images", tmp_path, "--output", out, "--zoom", "2"]
+    monkeypatch.setattr("sys.argv", ["convert_dataset.py", *map(str, args)])
+    convert_dataset.main()
+    assert json.loads(out.read_text())["annotations"][0]["bbox"] == [2, 4, 4, 6]
+    monkeypatch.setattr("sys.argv", ["convert_dataset.py", "--help"])
+    with pytest.raises(SystemExit):
+        convert_dataset.main()
+    assert "Toys: a JSON" in capsys.readouterr().out
+
+
+def test_the_documentation_lists_the_formats(repo: Path) -> None:
+    text = (repo / "docs" / "datasets.md").read_text()
+    _, *rows = text.partition("| Format |")[2].partition("\n\n")[0].split("\n")[1:]
+    converted = {form.name for form in converted_formats()} | {"coco"}
+    expected = []
+    for form in FORMATS.values():
+        training = "read as it is" if form.dataset else "convert it to COCO"
+        reads = f" `{form.name}`" if form.name in converted else ""
+        writes = " " + ", ".join(f"`{name}`" for name in form.write) if form.write else ""
+        expected.append(f"| {form.title} | {training} |{reads} |{writes} |")
+    assert rows == expected
+    assert set(writers()) == {name for form in FORMATS.values() for name in form.write}
