@@ -113,7 +113,7 @@ def main() -> int:
     options = {**gpus, **{flag: getattr(args, flag) for flag in flags}}
     options |= dict(world_size=topology.world_size, validate=not args.no_validate)
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
-    plan = plan_run(cfg, run_info["name"], **options) if plans else None
+    plan = plan_run(cfg, run_info.name, **options) if plans else None
     if args.dry_run:
         dry_step(cfg, plan, options["validate"])
         return 0
@@ -122,7 +122,7 @@ def main() -> int:
         args.config_file, overrides, run_info, options, plan, end, None if spawns else cfg
     )
     device = choose_device(cfg.train.get("device", "cuda"), **gpus)[0]
-    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info["name"])
+    out = Path(cfg.train.get("output_dir") or Path("work_dirs") / run_info.name)
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)
 
 

@@ -15,11 +15,13 @@ from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.engine.builders import build_model, build_suite
 from d2ext.engine.evaluation_outputs import clear_evaluations, write_evaluation
 from d2ext.engine.resource_errors import resource_errors_explained
+from d2ext.engine.run_info import make_run_info
 from d2ext.errors import config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite
 from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights, log_ranks
+from d2ext.launch.command import RunCommand
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import make_output_dir
 from d2ext.run_dir.logging import log_to_file
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 def evaluate_only(
     cfg: Any,
     plan: Plan,
-    run_info: dict[str, Any],
+    run_info: RunCommand,
     tta: bool = False,
     expect: Sequence[str] = (),
 ) -> int:
@@ -65,7 +67,7 @@ def evaluate_only(
         make_output_dir(out, overwrite=False, resume=True)  # a later one takes its place
         ckpt.remove_leftovers(out)
         log_to_file(out / "log.txt")
-        write_run_info(out, plan, run_info)
+        write_run_info(out, make_run_info(plan, run_info))
         save_config(cfg, out)
         return Results(out / "results.json", None, "max", done=0)
 
@@ -119,7 +121,7 @@ def exit_status(results: Results, expect: Sequence[str]) -> int:
     """The exit status of a run that has come to its end; rank 0 has the results."""
     if not comm.is_main_process():
         return 0
-    numbers = results.last["results"] if results.last else {}
+    numbers = results.last.results if results.last else {}
     failures = [parse_expectation(text).failure(numbers) for text in expect]
     for line in filter(None, failures):
         print(f"error: {line}", file=sys.stderr)

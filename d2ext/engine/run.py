@@ -29,24 +29,26 @@ from d2ext.engine.metric_writer import MetricWriter
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.overview import write_overview
 from d2ext.engine.progress import LivePanel, print_summary
+from d2ext.engine.run_info import make_run_info
 from d2ext.engine.techniques import autocast, compile_backbone
 from d2ext.engine.train_state import start_state
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import best_effort
 from d2ext.evaluation.suite import test_sets
-from d2ext.files import write_json
 from d2ext.launch.collectives import (
     broadcast_buffers,
     broadcast_from_rank0,
     distributed,
     log_ranks,
 )
+from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import EXIT_STOPPED, StopSignals
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import check_free_space, make_output_dir
 from d2ext.run_dir.logging import log_to_file
 from d2ext.run_dir.metadata import finish_run_info, save_config, write_repro_command, write_run_info
 from d2ext.run_dir.results import Results
+from d2ext.run_dir.schema import write_record
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ logger = logging.getLogger(__name__)
 def train(
     cfg: Any,
     plan: Plan,
-    run_info: dict[str, Any],
+    run_info: RunCommand,
     signals: StopSignals,
     overwrite: bool = False,
     resume: bool = False,
@@ -105,8 +107,8 @@ def train(
         if backup_dir:
             logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
-            write_json(out / "scaling.json", plan.scaling)
-        write_run_info(out, plan, run_info)
+            write_record(out / "scaling.json", plan.scaling)
+        write_run_info(out, make_run_info(plan, run_info))
         file = out / "results.json"
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, start_iter, saved)
@@ -164,7 +166,7 @@ def train(
     def describe_run() -> None:
         made_of()  # of the data as they are now
         if save_config(unscaled, out):
-            write_repro_command(out, run_info)
+            write_repro_command(out, run_info.start)
 
     @functools.cache
     def look_at_data() -> None:
@@ -191,7 +193,7 @@ def train(
     if main:
         hooks += [
             MemoryHook(),
-            LivePanel(run_info["name"], schedule, results, evaluation_due),
+            LivePanel(run_info.name, schedule, results, evaluation_due),
             checkpoint,
         ]
     if suite:
@@ -223,7 +225,7 @@ def train(
     if main:
         finish_run_info(out, started, trainer.stopped_by)
         report()
-        print_summary(out, results, run_info["command"], bool(trainer.stopped_by))
+        print_summary(out, results, run_info.command, bool(trainer.stopped_by))
     if trainer.stopped_by:
         what = "and saved" if trainer.iter else "before the first step"
         logger.warning("Stopped by %s %s; --resume goes on", trainer.stopped_by, what)

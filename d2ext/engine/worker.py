@@ -12,6 +12,7 @@ from d2ext.engine.run import train
 from d2ext.engine.techniques import make_deterministic
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0
+from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import Plan, plan_run
 from d2ext.run_dir.logging import setup_logging
@@ -33,7 +34,7 @@ class RankTask:
 
     config_file: str
     overrides: list[str]
-    run_info: dict[str, Any]
+    run_info: RunCommand
     options: dict[str, Any]
     plan: Plan | None
     deadline: float | None = None
@@ -50,9 +51,7 @@ def run_rank(task: RankTask) -> int:
         _check_same_config(cfg)
     # The flags of the first machine are those of the run.
     options = broadcast_from_rank0(lambda: task.options)
-    plan = broadcast_from_rank0(
-        lambda: task.plan or plan_run(cfg, task.run_info["name"], **options)
-    )
+    plan = broadcast_from_rank0(lambda: task.plan or plan_run(cfg, task.run_info.name, **options))
     if cfg.train.get("deterministic", False):
         make_deterministic()
     if options["eval_only"]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
-from d2ext.config.lr_scaling import check_batch, scale_config
+from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
@@ -29,6 +29,7 @@ from d2ext.preflight.model_fields import check_model_fields
 from d2ext.preflight.num_classes import check_num_classes
 from d2ext.preflight.options import best_metric, check_metrics, check_options, check_schedule
 from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
+from d2ext.run_dir.schema import DatasetInfo
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,11 @@ class Plan:
         output_dir: of the run.
         device: `cpu` or `cuda`.
         classes: names, whose number every head of the model has.
-        datasets: name to `images`, `instances`, `masks`.
+        datasets: `DatasetInfo` by name.
         schedule: epochs and periods in iterations; None for an evaluation only.
         weights: local path of the initial weights, or of those to evaluate.
         resume: local path of the checkpoint to go on from, or None.
-        scaling: `ScalingReport.as_dict()` where learning rates were scaled, else None.
+        scaling: `ScalingReport` where learning rates were scaled, else None.
         lines: the plan in words.
         best_metric: the result that decides what is best, or None.
         damaged: checkpoints that are to be set aside.
@@ -54,11 +55,11 @@ class Plan:
     output_dir: Path
     device: str
     classes: list[str]
-    datasets: dict[str, dict[str, Any]]
+    datasets: dict[str, DatasetInfo]
     schedule: Schedule | None
     weights: str
     resume: Path | None
-    scaling: dict[str, Any] | None
+    scaling: ScalingReport | None
     lines: list[str]
     best_metric: str | None = None
     damaged: tuple[Path, ...] = ()
@@ -115,9 +116,8 @@ def plan_run(
     check_options(cfg, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and OmegaConf.select(cfg, "train.auto_scale_lr.enabled"):
-        cfg, report = scale_config(cfg, world_size)
-        scaling = report.as_dict()
-        say(*report.lines())
+        cfg, scaling = scale_config(cfg, world_size)
+        say(*scaling.lines())
     if not eval_only:
         accumulate = cfg.train.get("accumulate", 1)
         check_batch(cfg.dataloader.train.total_batch_size, world_size, accumulate)
@@ -155,7 +155,7 @@ def plan_run(
     check_metrics(
         cfg.evaluators,
         wanted,
-        {name: (classes, masks and datasets[name]["masks"]) for name in tested},
+        {name: (classes, masks and datasets[name].masks) for name in tested},
     )
 
     field = "--weights" if weights else "train.init_checkpoint"
