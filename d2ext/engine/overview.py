@@ -85,7 +85,7 @@ def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
 
 def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int) -> None:
     # Here, because a training need not wait for matplotlib.
-    from d2ext.visualize.sheets import View, make_sheet, make_thumbnail
+    from d2ext.visualize.sheets import AnnotatedImage, make_sheet, make_thumbnail
 
     counts = columns_of(records).objects
     rows = np.flatnonzero(counts) if counts.any() else np.arange(len(records))
@@ -95,7 +95,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
         try:
             photo = read_photo(record["file_name"], "RGB")
             check_image_size(record, photo)
-            view = View(photo, record.get("annotations", ()), "", "")
+            view = AnnotatedImage(photo, record.get("annotations", ()), "", "")
             tiles.append(make_thumbnail(view, metadata))
         except Exception as e:  # Pillow raises all sorts for broken files
             name = record["file_name"]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from d2ext.run_dir.metadata import read_run_info
-from d2ext.run_dir.schema import JobOutcome, ResultsRecord, read_valid_part
+from d2ext.run_dir.schema import JobOutcome, ResultsRecord, RunInfo, read_valid_part
 from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
 from d2ext.slurm.record import Record, read_text
@@ -67,7 +66,7 @@ def progress(run_dir: Path) -> tuple[int, int, float | None]:
             continue
     done = max((row["iteration"] + 1 for row in rows[-1:]), default=0)
     times = [row["time"] for row in rows[-_RECENT:] if "time" in row]
-    total = read_run_info(run_dir).max_iter or 0
+    total = read_valid_part(run_dir / "run.json", RunInfo).max_iter or 0
     return done, total, statistics.median(times) if times else None
 
 
