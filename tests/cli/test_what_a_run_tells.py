@@ -59,7 +59,7 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "start"),
+    ("topology", "start"),
     [
         (Topology("self"), "python tools/train_net.py"),
         (
