@@ -32,7 +32,7 @@ FIGURES = {
     "step_lite0_compile": ("the same with torch.compile", "stock.py without", None),
     "inference_r50": ("evaluation, R50-FPN", "inference_on_dataset, COCOEvaluator", 1.5),
     "inference_lite0": ("evaluation, lite0", "inference_on_dataset, COCOEvaluator", 1.5),
-    "start": ("command to first step, lite0", "stock.py", 2),
+    "start": ("command to first step, lite0", "stock.py", None),
     "peak_rss": ("peak memory of the demo", "stock.py", 1.25),
     "loop_overhead": ("what the loop adds to a step", "SimpleTrainer", None),
     "help": ("train_net.py --help", "the imports of Detectron2's tool", None),

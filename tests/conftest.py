@@ -1,6 +1,5 @@
 """Fixtures shared by all tests, and what keeps a test from anything outside its own folder."""
 
-import gc
 import importlib.util
 import json
 import os
@@ -234,8 +233,6 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
                 tool.run_tool(tool.main)
         finally:
             sys.argv = before
-            gc.unfreeze()  # what d2ext.startup does for a process that runs one tool
-            gc.enable()
             if register := sys.modules.get("d2ext.data.datasets.register"):
                 register.unregister_datasets()
         out = capsys.readouterr()

@@ -29,6 +29,10 @@ import torch
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+
+from d2ext.config.renamed import current_name  # noqa: E402
+
 CACHE = Path(os.environ.get("D2EXT_CACHE") or Path.home() / ".cache" / "d2ext") / "equal_to"
 LITE0, R50 = "custom/mask_rcnn_lite0_fpn.py", "custom/mask_rcnn_r50_fpn.py"
 TIME_KEYS = {"time", "data_time", "eta_seconds", "memory_mb"}
@@ -232,6 +236,12 @@ def observed(out: Path) -> dict[str, Any]:
     }
 
 
+def _use_current_names(checkpoint: dict[str, Any]) -> None:
+    """Replace old dotted names in a checkpoint's fingerprint, as a resume does."""
+    config = checkpoint["fingerprint"]["config"]
+    config.update({key: current_name(value) for key, value in config.items()})
+
+
 def _timeless(line: dict) -> dict:
     return {k: v for k, v in line.items() if k not in TIME_KEYS}
 
@@ -287,6 +297,7 @@ def observe(tree: Tree, scenarios: tuple, errors: tuple, ref: Path) -> dict[str,
         if not file.exists():
             torch.save(tree.train(scenario, ref), file)
         found[scenario.name] = torch.load(file, weights_only=True)
+        _use_current_names(found[scenario.name]["checkpoint"])
         print(f"  {scenario.name}", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for arguments, result in zip(errors, pool.map(tree.fail, errors), strict=True):

@@ -213,7 +213,7 @@ def _spans(page: str) -> list[str]:
 
 _KEY = re.compile(r"\+?(train|dataloader|data|optimizer|model)(\.\w+(\[\d+\])?)+")
 _FILES = (".py", ".md", ".yaml")
-_MODULES = {"data.formats", "data.check"}  # of d2ext, in architecture.md
+_MODULES = {"data.formats", "data.validation"}  # of d2ext, in architecture.md
 _ADDED = {"train.compile.mode"}  # by `+`, as training.md says
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import checkout_env
+from tests.conftest import REPO, checkout_env
 
 # Imports run downward only (docs/architecture.md). Packages of one floor do not import each other.
 FLOORS = [
@@ -22,7 +22,7 @@ FLOORS = [
     ["predict", "inspect"],
     ["slurm", "doctor"],
 ]
-COMMON = {"errors", "files", "guard", "html", "limits", "startup", "terminal", "waiting"}
+COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "waiting"}
 
 
 def _imports(path):
@@ -89,7 +89,6 @@ def test_every_package_has_a_floor(repo):
         "d2ext.slurm.job",
         "d2ext.slurm.submit",
         "d2ext.slurm.status",
-        "d2ext.startup",
     ],
 )
 def test_these_start_at_once(module):
@@ -97,6 +96,15 @@ def test_these_start_at_once(module):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda tool: tool.stem)
+def test_help_needs_no_torch(tool):
+    command = [sys.executable, "-X", "importtime", tool, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "detectron2", "cv2"}
 
 
 def test_tools_are_thin(repo):

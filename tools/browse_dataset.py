@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import run_tool
 from d2ext.run_dir.logging import setup_logging
-from d2ext.startup import begin_imports, end_imports
 
 
 def _number(least: int):
@@ -57,7 +56,6 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Reads the command line and writes the pages; returns the exit status."""
     args = _parser().parse_intermixed_args()
-    begin_imports()
 
     from d2ext.config.load import load_config
 
@@ -70,7 +68,6 @@ def main() -> int:
     from d2ext.inspect.browse import browse
     from d2ext.launch.command import run_name
 
-    end_imports()
     return browse(
         cfg,
         run_name(args.config_file),

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import run_tool
 from d2ext.run_dir.logging import setup_logging
-from d2ext.startup import begin_imports, end_imports
 
 
 def _score(text: str) -> float:
@@ -65,7 +64,6 @@ def main() -> int:
     """Reads the command line and predicts; returns the exit status."""
     args = _parser().parse_args()
     setup_logging()
-    begin_imports()
 
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.writers import predict_files
@@ -73,7 +71,6 @@ def main() -> int:
     predictor = Predictor(
         args.config_file, args.weights, args.options, args.score_threshold, args.classes
     )
-    end_imports()
     return predict_files(
         predictor,
         args.inputs,

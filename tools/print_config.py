@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import run_tool
 from d2ext.run_dir.logging import setup_logging
-from d2ext.startup import begin_imports, end_imports
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,13 +37,11 @@ def main() -> int:
     """Prints what the command line asks for; returns the exit status."""
     args = _parser().parse_intermixed_args()
     setup_logging(quiet=True)
-    begin_imports()
 
     from d2ext.config.describe import difference, keys, starting_point, whole
     from d2ext.config.load import load_config
 
     cfg = load_config(args.config_file, args.overrides)
-    end_imports()
     if args.diff:
         lines = difference(cfg, load_config(args.diff))
         print("\n".join(lines) or f"nothing differs from {args.diff}")

@@ -20,9 +20,7 @@ from d2ext.errors import UserError, run_tool
 from d2ext.guard import guard_rank
 from d2ext.launch.signals import deadline, ignore_signals
 from d2ext.run_dir.logging import setup_logging
-from d2ext.startup import begin_imports, postpone_compiler
 
-postpone_compiler()  # in spawned ranks, too
 if guard_rank(__name__):  # before it imports torch
     setup_logging(quiet=True)
 
@@ -69,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Reads the command line and runs what it says; returns the exit status."""
     started, args = time.monotonic(), _parser().parse_args()
-    begin_imports()
     if args.weights and not args.eval_only:
         raise UserError(
             "--weights goes with --eval-only; train.init_checkpoint=... starts training"

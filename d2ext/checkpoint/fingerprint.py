@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d2ext.config.check import training_fields
+from d2ext.config.renamed import current_name
 from d2ext.data.loading.loader import Loader
 from d2ext.data.records.records import columns_of, file_names_of
 
@@ -51,7 +52,7 @@ def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Sentences on what differs between two fingerprints; none where nothing does."""
     found = []
-    then, present = before["config"], now["config"]
+    then, present = _fields(before), _fields(now)
     fields = [
         f"{key} ({then.get(key, 'absent')} before, {present.get(key, 'absent')} now)"
         for key in sorted(then.keys() | present.keys())
@@ -76,6 +77,11 @@ def warn_of_changes(resumed: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 " continuation",
                 difference,
             )
+
+
+def _fields(made: Mapping[str, Any]) -> dict[str, str]:
+    """Return the config of a fingerprint; older versions had other names for what it builds."""
+    return {key: current_name(value) for key, value in made["config"].items()}
 
 
 def _objects(record: dict) -> list[dict]:

@@ -1,5 +1,6 @@
 """When checkpoints are written, and by which thread."""
 
+import copy
 import logging
 import sys
 import threading
@@ -174,8 +175,7 @@ def _copied(content: Any) -> Any:
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        copied = type(content)((key, _copied(value)) for key, value in content.items())
-        if hasattr(content, "_metadata"):  # of a module's state
-            copied._metadata = content._metadata
+        copied = copy.copy(content)  # with its attributes: a module's state has metadata
+        copied.update((key, _copied(value)) for key, value in content.items())
         return copied
     return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content

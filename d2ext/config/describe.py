@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted
 from d2ext.config.help_text import COMMON, comments, documented
 from d2ext.config.overrides import parameters
@@ -120,30 +121,24 @@ def keys(cfg: Any, start: Any) -> list[Key]:
 
 def _leaves(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
     """Dotted key and value; with `arguments` also what calls leave out, with its default."""
-    if isinstance(node, DictConfig) and not node._is_none() and len(node):
+    if isinstance(node, DictConfig) and not is_none(node) and len(node):
         for key in node:
             below = f"{prefix}.{key}" if prefix else str(key)
-            yield from _leaves(_raw(node, key), below, arguments)
+            yield from _leaves(raw_value(node, key), below, arguments)
         left_out = parameters(node).items() if arguments else ()
         for name, parameter in left_out:
             if name not in node and parameter.default is not _NONE:
                 yield f"{prefix}.{name}", parameter.default
     elif isinstance(node, ListConfig) and any(isinstance(x, DictConfig) for x in node):
         for i in range(len(node)):
-            yield from _leaves(node._get_node(i), f"{prefix}[{i}]", arguments)
+            yield from _leaves(raw_value(node, i), f"{prefix}[{i}]", arguments)
     else:
         yield prefix, node
 
 
-def _raw(node: DictConfig, key: Any) -> Any:
-    """A value as it is written: an interpolation is not followed."""
-    raw = node._get_node(key)
-    return raw if isinstance(raw, (DictConfig, ListConfig)) else raw._value()
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, (DictConfig, ListConfig)):
-        return None if value._is_none() else OmegaConf.to_container(value, resolve=False)
+        return None if is_none(value) else OmegaConf.to_container(value, resolve=False)
     return value
 
 
@@ -159,7 +154,7 @@ def _default(start: Any, cfg: Any, key: str) -> Any:
     section, mine, name = _section(start, key), _section(cfg, key), key.rpartition(".")[2]
     if section is not None and name in section:
         if name == "_target_" or _target(section) == _target(mine):
-            return _raw(section, name)
+            return raw_value(section, name)
     given = _parameters(mine).get(name)
     return given.default if given else _NONE
 

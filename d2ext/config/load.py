@@ -2,13 +2,14 @@
 
 import builtins
 import os
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext._compat import innermost_config
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 
@@ -36,13 +37,14 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
     cfg = _execute(path)
-    given = cfg if isinstance(cfg, DictConfig) and not cfg._is_none() else {}  # a list; nothing
+    given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # a list; nothing
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
         raise UserError(
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
             f" {', '.join(SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in given))
         )
+    rename_targets(cfg)
     if "dist_params" in cfg:  # the guide's name for it
         _merge_dist(cfg, path)
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
@@ -91,7 +93,8 @@ def _execute(path: Path) -> Any:
         reason = (
             str(getattr(cause, "problem", None) or cause).strip() or "no message"
         ).splitlines()
-        raise UserError(f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}") from e
+        words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
+        raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
         builtins.__import__ = original
@@ -99,13 +102,7 @@ def _execute(path: Path) -> Any:
 
 def _place(path: Path, error: BaseException) -> str:
     """`file:line` of the innermost config file at work, or the file that could not be read."""
-    file, line = str(path), None
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if str(frame.f_globals.get("__package__")).startswith("detectron2._cfg_loader"):
-            file, line = frame.f_code.co_filename, number  # code of a config
-        elif frame.f_globals.get("__name__") == "detectron2.config.lazy":
-            if "filename" in frame.f_locals:  # Detectron2 reads and parses the next file
-                file, line = frame.f_locals["filename"], None
+    file, line = innermost_config(error.__traceback__) or (str(path), None)
     mark = getattr(error, "problem_mark", None)
     if mark and mark.name == file:  # YAML
         line = mark.line + 1

@@ -12,7 +12,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted, check_field, target_name
+from d2ext.config.renamed import current_name, rename_targets
 from d2ext.errors import UserError
 
 # Fields that take more than the type of their present value, beside those that check.py knows. The
@@ -66,7 +68,10 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
             )
         if key.startswith("dist_params."):  # the guide's name for it
             key = key.replace("dist_params", "train.dist", 1)
-        _set(cfg, key, _parse(written, value), force)
+        parsed = _parse(written, value)
+        if key.endswith("_target_") and isinstance(parsed, str):
+            parsed = current_name(parsed)
+        _set(cfg, key, parsed, force)
 
 
 def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
@@ -176,7 +181,9 @@ def _parse(key: str, text: str) -> Any:
         return text
     try:
         # omegaconf's YAML reads 1e-4 as a number, which plain YAML 1.1 does not.
-        value = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)[0]
+        items = OmegaConf.create(f"- {text}")
+        rename_targets(items)
+        value = OmegaConf.to_container(items, resolve=False)[0]
         if plain:
             return text if isinstance(value, str | list | dict) else value
         if yaml.compose(text).end_mark.index < len(text.rstrip()):
@@ -266,14 +273,14 @@ def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
 
 
 def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    from omegaconf import DictConfig, ListConfig
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(node, DictConfig):
-        items = [(k, node._get_node(k)) for k in node.keys() if k != "_target_"]
+        items = [(k, raw_value(node, k)) for k in node.keys() if k != "_target_"]
     else:
-        items = [(str(i), node._get_node(i)) for i in range(len(node))]
+        items = [(str(i), raw_value(node, i)) for i in range(len(node))]
     for name, child in items:
         yield f"{prefix}{name}"
-        if isinstance(child, (DictConfig, ListConfig)) and not child._is_interpolation():
-            if not child._is_none():
+        if isinstance(child, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(child):
+            if not is_none(child):
                 yield from _all_keys(child, f"{prefix}{name}.")

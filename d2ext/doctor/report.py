@@ -1,6 +1,6 @@
 """What training this installation can do: versions, GPUs, Detectron2's operators, and a real step.
 
-torch and Detectron2 are imported in a child process only (doctor_probe.py): a broken build can kill
+torch and Detectron2 are imported in a child process only (probe.py): a broken build can kill
 the process that imports it, and the doctor has to outlive the patient.
 """
 
@@ -158,7 +158,7 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
         The result of each step that succeeded, and what is wrong with the first that did not.
     """
     # -P: this file's folder must not come before the standard library.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("doctor_probe.py"))]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py"))]
     try:
         with waiting_for("torch and Detectron2 to train a step", f"at most {_TIMEOUT} s", say=_say):
             child = subprocess.run(

@@ -1,7 +1,6 @@
 """Training aids, each one function of one node under `train`; off unless a recipe wants it."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from d2ext._compat import set_size_divisibility
 from d2ext.errors import UserError, config_errors
 
 
@@ -51,10 +51,11 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
         decay: of the average, above 0 and below 1.
     """
 
-    def lerp(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+    def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+        average = get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))
+        average(averages, values, n)
 
-    return AveragedModel(model, multi_avg_fn=lerp).requires_grad_(False)
+    return AveragedModel(model, multi_avg_fn=update).requires_grad_(False)
 
 
 def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
@@ -97,14 +98,11 @@ def compile_backbone(model: nn.Module, options: Any) -> None:
     arguments = {k: v for k, v in options.items() if k not in ("enabled", "size_divisibility")}
     with config_errors("train.compile"):
         if multiple := options.get("size_divisibility"):
-            # Where Detectron2's FPN keeps what it needs itself, which has to stay a divisor.
-            own = getattr(getattr(model, "backbone", None), "_size_divisibility", None)
-            if own is None:
+            if not set_size_divisibility(getattr(model, "backbone", None), multiple):
                 raise UserError(
                     f"train.compile.size_divisibility={multiple}: this model's backbone is no FPN;"
                     " set it to null"
                 )
-            model.backbone._size_divisibility = math.lcm(own, multiple)
         getattr(model, "backbone", model).compile(**arguments)
 
 
@@ -115,5 +113,7 @@ def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:
 def _naive(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> NaiveSyncBatchNorm:
     # Mode N: heads may see no proposal on some rank.
     new = NaiveSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, stats_mode="N")
-    new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, name, getattr(norm, name))  # shared with the optimizer, if it has them
+    new.training = norm.training
     return new

@@ -16,7 +16,6 @@ from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import Plan, plan_run
 from d2ext.run_dir.logging import setup_logging
-from d2ext.startup import end_imports
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def run_rank(task: RankTask) -> int:
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
     cfg = load_config(task.config_file, task.overrides) if task.cfg is None else task.cfg
-    end_imports()
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
     # The flags of the first machine are those of the run.

@@ -7,8 +7,9 @@ time that grows with the photo.
 
 import numpy as np
 import pycocotools.mask
-from detectron2.layers.mask_ops import _do_paste_mask  # what paste_masks_in_image does with one
 from torch import Tensor
+
+from d2ext._compat import paste_mask
 
 _THRESHOLD = 0.5  # detector_postprocess's
 
@@ -26,7 +27,7 @@ def encoded_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list
         return []
     counts = []
     for i in range(len(masks)):
-        pasted, (rows, columns) = _do_paste_mask(masks[i : i + 1], boxes[i : i + 1], height, width)
+        pasted, (rows, columns) = paste_mask(masks[i : i + 1], boxes[i : i + 1], height, width)
         counts.append(_counts((pasted[0] >= _THRESHOLD).numpy(), rows, columns, height, width))
     encoded = pycocotools.mask.frPyObjects(
         [{"size": [height, width], "counts": c} for c in counts], height, width

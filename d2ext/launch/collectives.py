@@ -1,6 +1,5 @@
 """What the ranks of a run tell one another; all of it does nothing in a single process."""
 
-import datetime
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from d2ext._compat import gloo_group, set_group_timeout
 from d2ext.errors import UserError, user_message
 from d2ext.launch.signals import REASONS
 from d2ext.waiting import waiting_for
@@ -30,14 +30,15 @@ def set_timeout(seconds: float) -> None:
     Detectron2 makes their group beside NCCL's, with torch's 30 minutes whatever the user says.
     """
     if comm.get_world_size() > 1:
-        # The name from torch 2.8 on, and the one before.
-        set_on_group = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
-        set_on_group(datetime.timedelta(seconds=seconds), comm._get_global_gloo_group())
+        set_group_timeout(gloo_group(), seconds)
 
 
 def speaks_for_machine() -> bool:
     """Return whether this rank is the one of its machine that prints what all of them wait for."""
-    return comm._LOCAL_PROCESS_GROUP is None or comm.get_local_rank() == 0
+    try:
+        return comm.get_local_rank() == 0
+    except AssertionError:  # Detectron2 has not made the groups of the machines yet
+        return True
 
 
 def wait_for_ranks(what: str) -> None:
@@ -68,7 +69,7 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
                 raise
     others = "the other ranks" if comm.is_main_process() else "rank 0"
     with waiting_for(others, needed=speaks_for_machine):
-        dist.broadcast_object_list(content, src=0, group=comm._get_global_gloo_group())
+        dist.broadcast_object_list(content, src=0, group=gloo_group())
     if content[1] is not None:
         raise UserError(content[1])
     return content[0]
@@ -142,7 +143,7 @@ def sync_step(values: Sequence[float], stop: str | None, bad_images: int = 0) ->
     sent = torch.tensor([*head, *values, *rest], dtype=torch.float64)
     received = [torch.empty_like(sent) for _ in range(comm.get_world_size())]
     with waiting_for("the other ranks' step", needed=speaks_for_machine):
-        dist.all_gather(received, sent, group=comm._get_global_gloo_group())
+        dist.all_gather(received, sent, group=gloo_group())
     table = torch.stack(received)
     reasons, images, counts = table[:, :3].long().T
     means = table[:, 3 : 3 + max(int(counts.max()), 1)].mean(dim=0)

@@ -5,7 +5,6 @@ blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks a
 killed.
 """
 
-import atexit
 import contextlib
 import datetime
 import logging
@@ -15,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +23,7 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 from d2ext.launch.collectives import set_timeout, wait_for_ranks
@@ -208,8 +207,7 @@ def exit_process(status: int) -> NoReturn:
     left and is finalising by then, the process aborts. `destroy_process_group` ends such threads if
     nothing refers to the group any more, as DistributedDataParallel does.
     """
-    threading._shutdown()  # waits for threads and calls exit functions, as Python does at its end
-    atexit._run_exitfuncs()
+    run_exit_functions()
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from d2ext.config.renamed import current_name
+
 
 class _Loader(yaml.SafeLoader):
     """Takes what it does not know, tuples and Detectron2's shapes, as plain values."""
@@ -34,4 +36,5 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif prefix:
-        yield prefix, node
+        is_target = prefix.endswith("_target_") and isinstance(node, str)
+        yield prefix, current_name(node) if is_target else node

@@ -16,6 +16,7 @@ from subprocess import CalledProcessError
 import submitit
 from submitit.helpers import clean_env
 
+from d2ext import _compat
 from d2ext.errors import UserError
 from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
@@ -73,7 +74,7 @@ def sbatch_text(job: Job) -> str:
     executor = make_executor(job, job.base / "slurm" / "TIME")
     if len(job.runs) > 1:
         executor.parameters["map_count"] = len(job.runs)
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
+    return _compat.sbatch_text(executor)
 
 
 def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecutor:

@@ -15,6 +15,7 @@ from torch import nn
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.errors import UserError
+from tests.conftest import checkout_env
 
 
 def _save(folder, name, value=0.0, images=1):
@@ -167,7 +168,8 @@ def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
         "    c.mark_last(path)\n"
         "    c.prune(folder, 2, path)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(command, env=checkout_env())
     while not (tmp_path / "last_checkpoint").is_file():
         assert process.poll() is None
         time.sleep(0.05)

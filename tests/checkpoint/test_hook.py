@@ -107,7 +107,7 @@ def test_killed_while_a_thread_writes(tmp_path):
     """The checkpoint before is there, and the half-written file is no checkpoint."""
     code = (  # in a new process: torch's threads do not survive a fork
         "import pathlib, sys, time, torch\n"
-        "from tests.engine.test_saving import _content, _hook\n"
+        "from tests.checkpoint.test_hook import _content, _hook\n"
         "weights = torch.zeros(20_000_000)\n"
         "hook = _hook(pathlib.Path(sys.argv[1]), _content(weights), asynchronous=True)\n"
         "hook.after_step()\n"

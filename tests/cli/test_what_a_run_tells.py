@@ -39,6 +39,44 @@ def test_why_it_failed(train_net, tiny, tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_and_config_reads_before_the_first_step(repo, tiny, tmp_path, processes):
+    """The run is described before its first step, and each process reads the config once."""
+    notes, run, recipe = tmp_path / "notes", tmp_path / "run", tmp_path / "mine.py"
+    recipe.write_text(
+        f"""
+import os
+from detectron2.config import LazyConfig
+from detectron2.modeling import GeneralizedRCNN
+
+globals().update(LazyConfig.load({str(repo / LITE0)!r}))
+with open({str(notes)!r}, "a") as file:
+    file.write(f"read {{os.getpid()}}\\n")
+
+def noting(**arguments):
+    model = GeneralizedRCNN(**arguments)
+    def note(*_):
+        hook.remove()
+        names = sorted(os.listdir({str(run)!r}))
+        with open({str(notes)!r}, "a") as file:
+            file.write(f"step {{'run.json' in names}} {{'config.yaml' in names}}\\n")
+    hook = model.register_forward_pre_hook(note)
+    return model
+
+model["_target_"] = noting
+"""
+    )
+    command = [sys.executable, repo / "tools/train_net.py", "--config-file", recipe]
+    command += ["--num-gpus", str(processes), "--no-validate", "--work-dir", run]
+    command += [*tiny, "train.max_iter=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = notes.read_text().splitlines()
+    assert [x for x in lines if x.startswith("step")] == ["step True True"] * processes
+    readers = [x for x in lines if x.startswith("read")]
+    assert len(readers) == len(set(readers)) == {1: 1, 2: 3}[processes]  # with the launcher
+
+
 @pytest.mark.slow
 def test_the_command_to_have_it_again(repo, tiny, tmp_path):
     """Of a run under torchrun: as many processes, the same losses."""

@@ -14,7 +14,7 @@ from d2ext.engine.techniques import averaged
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
-from d2ext.launch.spawn import leave
+from d2ext.launch.spawn import exit_process
 
 
 class Net(nn.Module):
@@ -173,7 +173,7 @@ def _rank(rank, store, results, bad, policy):
     except UserError as e:
         results.put((rank, str(e), None))
     torch.distributed.barrier()
-    leave(0)
+    exit_process(0)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from d2ext.engine.techniques import (
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
-from d2ext.launch.spawn import leave
+from d2ext.launch.spawn import exit_process
 
 
 class Line(nn.Module):
@@ -230,7 +230,7 @@ def _statistics(rank, store, results, images):
     output = model(images[rank : rank + 1])
     results.put((rank, output.tolist(), model[1].running_var.tolist()))
     torch.distributed.barrier()
-    leave(0)
+    exit_process(0)
 
 
 def test_two_ranks_normalise_over_both(tmp_path):

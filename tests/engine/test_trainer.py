@@ -14,7 +14,7 @@ from torch import nn
 from detectron2.utils import comm
 from d2ext.engine.techniques import autocast, averaged
 from d2ext.engine.hooks import AverageWeights
-from d2ext.launch.spawn import leave
+from d2ext.launch.spawn import exit_process
 from d2ext.launch.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
@@ -58,7 +58,7 @@ if rank == 0:
     last = average.module if average else model
     print(json.dumps([p.flatten().tolist() for p in last.parameters()]))
 if world > 1:
-    leave(0)
+    exit_process(0)
 """
 
 

@@ -9,7 +9,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.lvis import LvisMetric
-from tests.evaluation.columns import detection_columns as detections_of
+from tests.evaluation.columns import detections as detections_of
 from tests.evaluation.columns import ground_truth
 from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
 

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from d2ext.data.datasets.classes import FILE_IDS, select_metadata
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import predict, results_of, write_predictions
-from d2ext.launch.spawn import leave
+from d2ext.launch.spawn import exit_process
 
 IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
 
@@ -62,7 +62,7 @@ def _rank(file, parts):
     else:
         assert found is None
     if torch.distributed.is_initialized():
-        leave(0)
+        exit_process(0)
 
 
 def test_the_columns_are_what_the_model_found():

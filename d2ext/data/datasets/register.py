@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from d2ext.config.renamed import moved_import
 from d2ext.data.datasets.declare import Dataset, with_classes
 from d2ext.data.prepare.cityscapes import name_labels
 from d2ext.data.records.plain_records import plain_records
 from d2ext.data.records.records import Records, View, applied
-from d2ext.errors import UserError
+from d2ext.errors import UserError, format_exception
 
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
@@ -124,7 +125,12 @@ def _fixed(dataset: Dataset) -> dict[str, Any]:
 
 def _require_importable(name: str, target: Any) -> None:
     where = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
-    if pydoc.locate(where) is None:
+    try:
+        found = pydoc.locate(where)
+    except pydoc.ErrorDuringImport as e:
+        words = moved_import(e.value) or format_exception(e.value)
+        raise UserError(f"datasets.{name}: {where} cannot be imported: {words}") from e
+    if found is None:
         raise UserError(
             f"datasets.{name}: {where} cannot be imported; a dataset function lives in a module"
             " that every process finds, not in the config file"

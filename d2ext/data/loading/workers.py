@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from torch.utils.data import get_worker_info
 
+from d2ext._compat import loader_workers, on_feeder_error, shut_down_loader_workers
 from d2ext.errors import format_exception
 
 # Shared with the workers, which are forked: anonymous memory takes no file and no /dev/shm.
@@ -59,6 +60,12 @@ class WorkerContext(multiprocessing.context.ForkContext):
         return _Queue(maxsize, ctx=self)
 
 
+def _end_worker(e: Exception, obj: Any) -> None:
+    if get_worker_info():
+        _end(e)
+
+
+@on_feeder_error(_end_worker)
 class _Queue(multiprocessing.queues.Queue):
     """A queue whose errors are not lost."""
 
@@ -73,23 +80,6 @@ class _Queue(multiprocessing.queues.Queue):
             _note(e)
             raise SystemExit from e  # ends torch's thread for pinned memory, quietly
 
-    # A hook that Python (tested with 3.11) has for its own subclasses. Without it the thread would
-    # print the error and continue.
-    @staticmethod
-    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
-        if get_worker_info():
-            _end(e)
-        multiprocessing.queues.Queue._on_queue_feeder_error(e, obj)
-
-
-def workers_of(batches: Any) -> list[multiprocessing.Process]:
-    """Return the worker processes of a DataLoader's iterator; none if it works in this process.
-
-    torch offers no public access to them. `_workers` here and `_shutdown_workers` in `end_workers`
-    are the only private names of torch's loaders in use (tested with torch 2.14.1).
-    """
-    return getattr(batches, "_workers", [])
-
 
 def end_workers(batches: Any, patience: float) -> None:
     """End the workers of a DataLoader's iterator, and kill those that hang in a read.
@@ -98,14 +88,14 @@ def end_workers(batches: Any, patience: float) -> None:
         batches: Iterator of a DataLoader with workers.
         patience: Seconds for the workers to end by themselves.
     """
-    late = threading.Timer(patience, lambda: [worker.kill() for worker in workers_of(batches)])
+    late = threading.Timer(patience, lambda: [worker.kill() for worker in loader_workers(batches)])
     with contextlib.suppress(RuntimeError):  # no memory for a thread: torch kills them, later
         late.start()
-    batches._shutdown_workers()
+    shut_down_loader_workers(batches)
     late.cancel()
     if late.is_alive():
         late.join()
-    for worker in workers_of(batches):
+    for worker in loader_workers(batches):
         kill(worker)
 
 
@@ -117,7 +107,7 @@ def kill(worker: multiprocessing.Process) -> None:
 
 def deaths_of_workers(batches: Any) -> str:
     """Return which workers of a DataLoader's iterator a signal has ended; "" for none."""
-    codes = {worker.pid: worker.exitcode or 0 for worker in workers_of(batches)}
+    codes = {worker.pid: worker.exitcode or 0 for worker in loader_workers(batches)}
     killed = [
         f"{pid} was ended by {signal.Signals(-code).name}"
         for pid, code in codes.items()

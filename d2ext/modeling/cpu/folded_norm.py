@@ -13,6 +13,8 @@ from timm.layers import Conv2dSame, FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext._compat import set_class
+
 
 def fold_norms(model: nn.Module) -> None:
     """Has the convolutions of a model work so where a frozen norm follows, in place.
@@ -21,23 +23,24 @@ def fold_norms(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is detectron2.layers.Conv2d and type(module.norm) is FrozenBatchNorm2d:
-            module.__class__ = _FoldedConv2d
+            set_class(module, _FoldedConv2d)
         for conv, norm in pairwise(list(module.children())):
-            if type(conv) in _FOLDED and type(norm) is FrozenBatchNormAct2d:
-                conv.__class__ = _FOLDED[type(conv)]
+            folds = type(conv) in _FOLDED and conv.padding_mode == "zeros"
+            if folds and type(norm) is FrozenBatchNormAct2d:
+                set_class(conv, _FOLDED[type(conv)])
                 conv.__dict__["_norm"] = norm  # beside the registered ones, so no key is new
-                norm.__class__ = _ActivationOnly
+                set_class(norm, _ActivationOnly)
 
 
 class _FoldedConv2d(detectron2.layers.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        x = self._conv_forward(x, *_folded(self, self.norm))
+        x = _convolved(self, x, self.norm)
         return x if self.activation is None else self.activation(x)
 
 
 class _FoldedTimmConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, *_folded(self, self._norm))
+        return _convolved(self, x, self._norm)
 
 
 class _FoldedConv2dSame(Conv2dSame):
@@ -67,6 +70,11 @@ _FOLDED = {nn.Conv2d: _FoldedTimmConv2d, Conv2dSame: _FoldedConv2dSame}
 class _ActivationOnly(FrozenBatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(x))
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor, norm: nn.Module) -> Tensor:
+    weight, bias = _folded(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext._compat import set_class
+
 
 class _KeptOutput(torch.autograd.Function):
     @staticmethod
@@ -37,4 +39,4 @@ def save_relu6_output(model: nn.Module) -> None:
     """Has a model's in-place ReLU6 work so; they have no weights, so no key changes."""
     for module in model.modules():
         if type(module) is nn.ReLU6 and module.inplace:
-            module.__class__ = _ReLU6
+            set_class(module, _ReLU6)

@@ -10,6 +10,8 @@ from detectron2.layers import ROIAlign
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext._compat import set_class
+
 _MAX_SAMPLES = 2**25  # samples' corners, of which each takes 20 bytes
 
 
@@ -83,4 +85,4 @@ def use_embedding_bag_roi_align(model: nn.Module) -> None:
     """Has all of a model's ROIAlign work so, in place; it has no weights, so no key changes."""
     for module in model.modules():
         if type(module) is ROIAlign:
-            module.__class__ = BagROIAlign
+            set_class(module, BagROIAlign)

@@ -14,6 +14,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext._compat import set_class
+
 
 class SampledRPN(RPN):
     """Detectron2's RPN, with a `StandardRPNHead` of one 3 x 3 convolution."""
@@ -101,4 +103,4 @@ def sample_rpn(model: nn.Module) -> None:
         if type(module) is RPN and type(module.rpn_head) is StandardRPNHead:
             conv = module.rpn_head.conv
             if isinstance(conv, Conv2d) and conv.norm is None and conv.kernel_size == (3, 3):
-                module.__class__ = SampledRPN
+                set_class(module, SampledRPN)

@@ -18,14 +18,15 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks, polygons_to_bitmask
 from torch.utils.data import DataLoader
 
+from d2ext._compat import loader_workers
 from d2ext.data.formats.via import read_via
 from d2ext.data.loading.loader import build_test_loader, build_train_loader
 from d2ext.data.loading.sample_errors import generators_seeded
-from d2ext.data.loading.workers import WorkerContext, end_workers, last_words, workers_of
-from d2ext.data.records.cache import stored
+from d2ext.data.loading.workers import WorkerContext, end_workers, last_words
+from d2ext.data.records.cache import cached_records
 from d2ext.data.records.records import select
 from d2ext.errors import UserError
-from d2ext.launch.spawn import leave
+from d2ext.launch.spawn import exit_process
 
 RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for i in range(7)]
 
@@ -104,7 +105,7 @@ def _rank(rank, store, results):
     )
     results.put((rank, {n: _take(6, num_workers=n) for n in (0, 1, 3)}))
     torch.distributed.barrier()
-    leave(0)
+    exit_process(0)
 
 
 @pytest.mark.slow
@@ -233,7 +234,7 @@ def test_stored_records_are_lists_to_the_loaders(tmp_path, monkeypatch, num_work
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "a.json"
     file.write_text("anything")
-    records = stored(file, {}, lambda: (RECORDS, {}))
+    records = cached_records(file, {}, lambda: (RECORDS, {}))
     options = dict(total_batch_size=4, num_workers=num_workers, seed=1)
     options |= dict(reference_batch_size=4, reference_world_size=2)
 
@@ -379,17 +380,15 @@ def test_the_death_of_a_worker_interrupts_nothing_else():
         list(batches)
 
 
-def test_the_private_names_of_torch_and_python_exist():
-    """Otherwise workers hang at the end of a run, and their errors are lost."""
+def test_workers_end():
     loader = DataLoader(RECORDS, num_workers=2)
     batches = iter(loader)
-    workers = set(workers_of(batches))
+    workers = set(loader_workers(batches))
     assert workers == set(multiprocessing.active_children())
     end_workers(batches, patience=20)
     assert not any(worker.is_alive() for worker in workers)
     assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
-    assert workers_of(iter(DataLoader(RECORDS))) == []
-    assert callable(multiprocessing.queues.Queue._on_queue_feeder_error)
+    assert loader_workers(iter(DataLoader(RECORDS))) == []
 
 
 def test_workers_that_hang_are_killed(monkeypatch):

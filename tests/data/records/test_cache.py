@@ -87,7 +87,7 @@ def entries(cache: Path) -> list[Path]:
 
 def test_the_second_start_reads_nothing(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
     first = load(reader)
-    cache._Place._said.clear()  # as a new process
+    record_cache._Place._said.clear()  # as a new process
     caplog.clear()
     again = load(reader)
     assert list(again) == list(first) == [record(i) for i in range(1, 4)]
@@ -113,7 +113,7 @@ def test_a_touched_file_is_known_by_its_content(
     assert len(load(reader)) == 3
     assert reader.calls == 1
     # Its new times are known now: nothing is hashed any more.
-    monkeypatch.setattr(cache, "_sha256", lambda file: pytest.fail("hashed"))
+    monkeypatch.setattr(record_cache, "_sha256", lambda file: pytest.fail("hashed"))
     load(reader)
 
 
@@ -223,7 +223,7 @@ def test_a_read_only_cache_serves_what_it_holds(
     load(reader)
     reader.file.touch()
     monkeypatch.setattr(record_cache._Place, "_locked", refuse)
-    monkeypatch.setattr(cache, "replaced", refuse)
+    monkeypatch.setattr(record_cache, "atomic_write", refuse)
     monkeypatch.setattr("d2ext.files.open", refuse, raising=False)
     assert len(load(reader)) == 3
     assert reader.calls == 1

@@ -20,7 +20,7 @@ def write_page(
     path: Path, source: "Source", c: CocoTable, findings: list[Finding], fixed: Fixed | None
 ) -> None:
     """Writes the page; raises UserError where it cannot be."""
-    html = page_template(Path(__file__).with_name("page.html")).render(
+    html = page_template(Path(__file__).with_name("findings_page.html")).render(
         name=source.json_file.name,
         source=source,
         counts=[

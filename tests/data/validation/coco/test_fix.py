@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask
-from tests.data.checker.conftest import draw_photos, made
-from tests.data.checker.test_findings import SPOILT
 
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.rle import compressed
@@ -26,6 +24,8 @@ from d2ext.data.validation.coco.fixes.images_and_categories import Files
 from d2ext.data.validation.coco.json_numbers import integer, numbers
 from d2ext.data.validation.coco.table import PARTS, coco_table, read_coco_table, read_content
 from d2ext.errors import UserError
+from tests.data.validation.coco.conftest import draw_photos, made
+from tests.data.validation.coco.test_findings import SPOILT
 
 ODD = st.one_of(
     st.none(),

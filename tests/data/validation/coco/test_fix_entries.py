@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.data.checker.conftest import annotation, made
 
 from d2ext.data.validation.coco.check_file import Source, findings_of, mend
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.fixes.fix import fix
 from d2ext.errors import UserError
+from tests.data.validation.coco.conftest import annotation, made
 
 
 def mended(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from pycocotools import mask
-from tests.data.checker.conftest import annotation
 
 from d2ext.data.formats.rle import compressed
 from d2ext.data.validation.coco.check_file import Fixed, Source, findings_of, mend
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.errors import UserError
+from tests.data.validation.coco.conftest import annotation
 
 STORED = (120, 80)
 OBJECTS = ([10, 10, 50, 20], [70, 30, 30, 40])  # x, y, width, height among the stored pixels

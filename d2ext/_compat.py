@@ -1,0 +1,165 @@
+"""Private API of other libraries that d2ext depends on, one function each.
+
+These names have no public equivalent and can change in any release. tests/test_compat.py guards
+each of them, so that an upgrade fails there, with the name, and not in a training.
+
+Every import of a library is inside the function that needs it, since modules that import neither
+torch nor detectron2 use this one.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+
+def set_class(module: Any, cls: type) -> None:
+    """Make a torch module an instance of a subclass of its class, as torch's `fully_shard` does.
+
+    A replacement in the parent would not do: Detectron2's FPN also refers to its convolutions from
+    plain lists. Parameters, buffers, hooks and the keys of the state dict stay.
+
+    Args:
+        module: The `nn.Module` to change.
+        cls: Subclass of `type(module)` that overrides methods only.
+    """
+    module.__class__ = cls
+
+
+def set_size_divisibility(backbone: Any, multiple: int) -> bool:
+    """Have images padded to a multiple of `multiple` pixels, beside the backbone's own.
+
+    `Backbone.size_divisibility` is read-only; FPN keeps the number in `_size_divisibility`.
+
+    Returns:
+        Whether the backbone has such a number.
+    """
+    import math
+
+    own = getattr(backbone, "_size_divisibility", None)
+    if own is not None:
+        backbone._size_divisibility = math.lcm(own, multiple)
+    return own is not None
+
+
+def paste_mask(mask: Any, box: Any, height: int, width: int) -> tuple[Any, tuple[slice, slice]]:
+    """Return a mask at the size of its box, and the rows and columns that it covers.
+
+    `paste_masks_in_image`, the public function, makes a whole image of every mask.
+
+    Args:
+        mask: (1, 1, M, M) probabilities.
+        box: (1, 4) x0, y0, x1, y1 in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        Probabilities (1, h, w), and the slices of the image's rows and columns.
+    """
+    from detectron2.layers.mask_ops import _do_paste_mask
+
+    return _do_paste_mask(mask, box, height, width)
+
+
+def gloo_group() -> Any:
+    """Return Detectron2's process group for values on the CPU, which `comm.gather` uses."""
+    from detectron2.utils import comm
+
+    return comm._get_global_gloo_group()
+
+
+def set_group_timeout(group: Any, seconds: float) -> None:
+    """Set how long the collectives of a process group wait."""
+    import datetime
+
+    import torch.distributed as dist
+
+    # Public from torch 2.8 on.
+    if (set_timeout := getattr(dist, "set_timeout", None)) is None:
+        set_timeout = dist.distributed_c10d._set_pg_timeout
+    set_timeout(datetime.timedelta(seconds=seconds), group)
+
+
+def loader_workers(batches: Any) -> list[multiprocessing.Process]:
+    """Return the worker processes of a DataLoader's iterator; none if it works in this process."""
+    return getattr(batches, "_workers", [])
+
+
+def shut_down_loader_workers(batches: Any) -> None:
+    """End the workers of a DataLoader's iterator as its destructor does, and wait for them."""
+    batches._shutdown_workers()
+
+
+def on_feeder_error(handle: Callable[[Exception, Any], None]) -> Callable[[type], type]:
+    """Return a class decorator for queues: call `handle` for errors of the thread that sends.
+
+    Python prints such an error and continues, which it does here, too, if `handle` returns.
+
+    Args:
+        handle: Takes the error and the object that could not be sent.
+    """
+
+    def decorate(cls: type) -> type:
+        default = cls._on_queue_feeder_error
+
+        def call(e: Exception, obj: Any) -> None:
+            handle(e, obj)
+            default(e, obj)
+
+        cls._on_queue_feeder_error = staticmethod(call)
+        return cls
+
+    return decorate
+
+
+def run_exit_functions() -> None:
+    """Wait for threads and call exit functions, as Python does at its end."""
+    import atexit
+    import threading
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+
+
+def raw_value(node: Any, key: Any) -> Any:
+    """Return a value of an omegaconf container as written: interpolations are not followed.
+
+    Args:
+        node: A DictConfig or ListConfig.
+        key: Key or index of the value.
+
+    Returns:
+        A container, which may be None or an interpolation itself, or a plain value.
+    """
+    from omegaconf import DictConfig, ListConfig
+
+    raw = node._get_node(key)
+    return raw if isinstance(raw, (DictConfig, ListConfig)) else raw._value()
+
+
+def is_none(container: Any) -> bool:
+    """Return whether an omegaconf container, as `raw_value` returns it, stands for None."""
+    return container._is_none()
+
+
+def sbatch_text(executor: Any) -> str:
+    """Return the text of the sbatch file that a submitit executor would hand to Slurm."""
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def innermost_config(traceback: TracebackType | None) -> tuple[str, int | None] | None:
+    """Return the file and line of the innermost LazyConfig file at work in a traceback.
+
+    Returns:
+        The line is None if Detectron2 was reading or parsing the file; None if no file was at work.
+    """
+    from traceback import walk_tb
+
+    place = None
+    for frame, line in walk_tb(traceback):
+        if str(frame.f_globals.get("__package__")).startswith("detectron2._cfg_loader"):
+            place = frame.f_code.co_filename, line  # code of a config
+        elif frame.f_globals.get("__name__") == "detectron2.config.lazy":
+            if "filename" in frame.f_locals:  # Detectron2 reads and parses the next file
+                place = frame.f_locals["filename"], None
+    return place
