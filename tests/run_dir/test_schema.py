@@ -1,6 +1,7 @@
 """The records of a run directory's JSON files: complete, documented, and tolerant of old files."""
 
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -98,6 +99,14 @@ def test_files_of_a_training(train_net, tiny, tmp_path):
     check_files(tmp_path / "eval", ["run.json", "results.json", "analysis/balloon_val.json"])
     evaluated = read_run_info(tmp_path / "eval")
     assert evaluated.max_iter is None and evaluated.reproduce is UNSET
+
+
+def test_files_of_version_0_1(repo, tmp_path):
+    run = shutil.copytree(repo / "tests/data/run_0_1/run", tmp_path / "run")
+    info = (run / "run.json").read_text()
+    (run / "run.json").write_text(info.replace('   "synthetic": false,\n', ""))  # no longer a key
+    data = ["overview/custom_train.json", "overview/custom_val.json", "analysis/custom_val.json"]
+    check_files(run, ["run.json", "results.json", *data])
 
 
 RECORDS = [
