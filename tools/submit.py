@@ -122,7 +122,7 @@ def main() -> int | None:
         return 0
     records = submit(job)
     for record in records:
-        print(f"submitted   {record.submission['job']}: {record.run_dir}", flush=True)
+        print(f"submitted   {record.submission.job}: {record.run_dir}", flush=True)
     return follow(records) if args.wait else 0
 
 

@@ -99,20 +99,20 @@ def main() -> int:
     from d2ext.launch.spawn import start_ranks
     from d2ext.preflight.plan import plan_run
 
-    run_info = describe_run(args.config_file, sys.argv, topology, args.validate)
+    command = describe_run(args.config_file, sys.argv, topology, args.validate)
     gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     options = {name: getattr(args, name) for name in PLANNED} | gpus
     options["world_size"] = topology.world_size
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
-    plan = plan_run(cfg, run_info["name"], **options) if plans else None
+    plan = plan_run(cfg, command.name, **options) if plans else None
     if args.dry_run:
         dry_step(cfg, plan)
         return 0
     spawns = topology.launcher == "self" and topology.world_size > 1
     cfg_of_rank = None if spawns else cfg  # spawned ranks load their own
-    task = RankTask(args.config_file, overrides, run_info, options, plan, end, cfg_of_rank)
+    task = RankTask(args.config_file, overrides, command, options, plan, end, cfg_of_rank)
     device = choose_device(train.device, **gpus)[0]
-    out = Path(train.output_dir or Path("work_dirs") / run_info["name"])
+    out = Path(train.output_dir or Path("work_dirs") / command.name)
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)
 
 

@@ -11,11 +11,11 @@ import math
 import operator
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2ext.config.options import TrainOptions
@@ -28,26 +28,33 @@ _FieldPath = tuple[str | int, ...]
 _Plan = dict[_FieldPath, tuple[Any, Any]]  # field: (before, after)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A field of the config, before and after."""
+class Change(msgspec.Struct, frozen=True):
+    """A field of the config that `scale_config` changed.
+
+    Attributes:
+        field: Dotted name.
+        before: Value in the recipe.
+        after: Value in the scaled config.
+    """
 
     field: str
     before: Any
     after: Any
 
 
-@dataclass(frozen=True)
-class ScalingReport:
-    """What `scale_config` did.
+class ScalingReport(msgspec.Struct, frozen=True):
+    """What `scale_config` did; also the content of scaling.json in a run directory.
 
     Attributes:
-        reference_world_size, reference_batch_size: R and B; world_size, batch_size: W and A.
+        reference_world_size: R, the workers that the recipe was tuned for.
+        reference_batch_size: B, the batch that the recipe was tuned for.
+        world_size: W, the workers at hand.
+        batch_size: A, the images of an optimizer step.
         rule: `linear` or `sqrt`.
         scale: s = A/B, which iteration counts are divided by.
         lr_factor: s or sqrt(s), which learning rates are multiplied by.
-        changes: every field that changed; none if s is 1, or if the config was scaled before.
-        warnings: one line each.
+        changes: Every field that changed; none if s is 1, or if the config was scaled before.
+        warnings: One line each.
     """
 
     reference_world_size: int
@@ -74,10 +81,6 @@ class ScalingReport:
             *(f"            {c.field} {_text(c.before)} -> {_text(c.after)}" for c in self.changes),
             *(f"            warning: {warning}" for warning in self.warnings),
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON."""
-        return asdict(self)
 
 
 def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:

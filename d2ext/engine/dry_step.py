@@ -114,11 +114,7 @@ def misfits_explained(cfg: Any, model: nn.Module) -> Iterator[None]:
     try:
         yield
     except _MISFITS as e:
-        if (
-            is_resource_error(e)
-            or "CUDA error" in str(e)
-            or describe_failure(0, e)["kind"] != "other"
-        ):
+        if is_resource_error(e) or "CUDA error" in str(e) or describe_failure(0, e).kind != "other":
             raise
         raise UserError(_explanation(cfg.model, model, e)) from e
 

@@ -10,11 +10,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from d2ext.errors import best_effort
-from d2ext.evaluation.analysis import analyse
+from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyse
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
-from d2ext.files import write_json
+from d2ext.run_dir.schema import write_record
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +62,14 @@ def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
 
 def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
-    analyses: dict[str, Any] = {}
+    analyses: dict[str, TaskAnalysis] = {}
     if chosen_backend("auto") == "hotcoco":
         analyses = {
-            task: analyse(ground_truth, found, task, _PARTS)
+            task: TaskAnalysis(**analyse(ground_truth, found, task, _PARTS))
             for task in evaluable(None, ground_truth, found)
         }
     # Masks where there are, as they are what the pictures show.
-    shown = list(analyses.values())[-1]["images"] if analyses else None
+    shown = list(analyses.values())[-1].images if analyses else None
     rows = _rows(shown, ground_truth.image_ids)
     starts = np.searchsorted(found.image, np.arange(len(ground_truth.image_ids) + 1))
     # Here, because a training need not wait for matplotlib.
@@ -84,22 +84,22 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
         ],
         MetadataCatalog.get(name),
         out / "overlays" / name,
-        **({"score_threshold": shown["min_score"]} if shown and shown["min_score"] else {}),
+        **({"score_threshold": shown.min_score} if shown and shown.min_score else {}),
     )
     if analyses:
         pictures = {
             str(ground_truth.image_ids[i]): str(file.relative_to(out))
             for i, file in zip(rows, files, strict=True)
         }
-        write_json(out / "analysis" / f"{name}.json", {"tasks": analyses, "pictures": pictures})
+        write_record(out / "analysis" / f"{name}.json", AnalysisRecord(analyses, pictures))
 
 
-def _rows(shown: dict | None, image_ids: Sequence[Any]) -> list[int]:
+def _rows(shown: RankedImages | None, image_ids: Sequence[Any]) -> list[int]:
     """The images to draw, in their order: the worst, the best, and evenly spread ones."""
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     rows: dict[int, None] = {}
     if shown:
-        named = (entry["image_id"] for which in ("worst", "best") for entry in shown[which][:12])
+        named = (image.image_id for image in [*shown.worst[:12], *shown.best[:12]])
         rows = dict.fromkeys(place[image_id] for image_id in named)
     count = min(_PICTURES, len(image_ids))
     for i in np.linspace(0, len(image_ids) - 1, count).astype(int).tolist():

@@ -13,7 +13,8 @@ from d2ext.data.loading.image_io import read_photo
 from d2ext.data.records.records import columns_of, select
 from d2ext.errors import format_exception
 from d2ext.evaluation.instances import ground_truth_columns
-from d2ext.files import atomic_write, write_json
+from d2ext.files import atomic_write
+from d2ext.run_dir.schema import DatasetOverview, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -37,25 +38,19 @@ def write_overview(names: Sequence[str], training: Collection[str], out: Path) -
         file = out / "overview" / f"{name}.json"
         try:
             records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
-            write_json(file, summary(records, metadata.thing_classes))
+            write_record(file, summary(records, metadata.thing_classes))
             if name in training:
                 _write_sheet(records, metadata, file.with_suffix(".jpg"), share)
         except Exception as e:  # whatever a data set of the user's raises
             logger.warning("No overview of %s: %s", name, format_exception(e))
 
 
-def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
-    """Counts and sizes.
+def summary(records: Sequence[dict], classes: Sequence[str]) -> DatasetOverview:
+    """Return the counts and sizes of a dataset; the measured images are evenly spread.
 
     Args:
         records: Detectron2 dataset dicts.
         classes: names by `category_id`.
-
-    Returns:
-        `images`; `objects` (no crowds, groups, difficult ones); `classes`, rows of name, objects
-        and images with one; `width` and `height` in pixels, [least, median, most] or None;
-        `object_sizes`, how many are small, medium and large for COCO, among those of `measured`
-        images, which lie evenly spread.
     """
     columns = columns_of(records)
     objects, images = columns.category_counts(len(classes))
@@ -65,20 +60,22 @@ def summary(records: Sequence[dict], classes: Sequence[str]) -> dict[str, Any]:
         ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
     ]
     sizes = np.bincount(np.digitize(areas, (_SMALL, _LARGE)), minlength=3).tolist()
-    return {
-        "images": len(records),
-        "objects": int(columns.objects.sum()),
-        "classes": list(zip(classes, objects.tolist(), images.tolist(), strict=True)),
-        "width": _range(columns.widths),
-        "height": _range(columns.heights),
-        "object_sizes": dict(zip(("small", "medium", "large"), sizes, strict=True)),
-        "measured": len(rows),
-    }
+    return DatasetOverview(
+        images=len(records),
+        objects=int(columns.objects.sum()),
+        classes=list(zip(classes, objects.tolist(), images.tolist(), strict=True)),
+        width=_range(columns.widths),
+        height=_range(columns.heights),
+        object_sizes=dict(zip(("small", "medium", "large"), sizes, strict=True)),
+        measured=len(rows),
+    )
 
 
-def _range(pixels: np.ndarray) -> list[int] | None:
+def _range(pixels: np.ndarray) -> tuple[int, int, int] | None:
     known = pixels[pixels > 0]
-    return [int(f(known)) for f in (np.min, np.median, np.max)] if len(known) else None
+    if not len(known):
+        return None
+    return int(known.min()), int(np.median(known)), int(known.max())
 
 
 def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
@@ -88,7 +85,7 @@ def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
 
 def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int) -> None:
     # Here, because a training need not wait for matplotlib.
-    from d2ext.visualize.sheets import View, make_sheet, make_thumbnail
+    from d2ext.visualize.sheets import AnnotatedImage, make_sheet, make_thumbnail
 
     counts = columns_of(records).objects
     rows = np.flatnonzero(counts) if counts.any() else np.arange(len(records))
@@ -98,7 +95,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
         try:
             photo = read_photo(record["file_name"], "RGB")
             check_image_size(record, photo)
-            view = View(photo, record.get("annotations", ()), "", "")
+            view = AnnotatedImage(photo, record.get("annotations", ()), "", "")
             tiles.append(make_thumbnail(view, metadata))
         except Exception as e:  # Pillow raises all sorts for broken files
             name = record["file_name"]

@@ -111,12 +111,12 @@ def _scores(results: Results) -> list[str]:
     words = []
     for name, entry in (("last", results.last), ("best", results.best)):
         # The metric of train.best; without one, the first AP of the results.
-        keys = [k for k in entry["results"] if k.endswith("/AP")] if entry else []
-        key = results.best["metric"] if results.best else next(iter(keys), None)
+        keys = [k for k in entry.results if k.endswith("/AP")] if entry else []
+        key = results.best.metric if results.best else next(iter(keys), None)
         if entry and key:
-            value = entry["results"][key]
+            value = entry.results[key]
             score = "none" if value is None else f"{value:.1f}"
-            words.append(f"{name} {key} {score} at {entry['iteration']}")
+            words.append(f"{name} {key} {score} at {entry.iteration}")
     return words
 
 

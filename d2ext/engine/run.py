@@ -50,7 +50,6 @@ from d2ext.errors import best_effort, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
-from d2ext.files import write_json
 from d2ext.launch.collectives import (
     broadcast_buffers,
     broadcast_from_rank0,
@@ -58,12 +57,14 @@ from d2ext.launch.collectives import (
     distributed,
     log_ranks,
 )
+from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import EXIT_STOPPED, StopSignals
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import check_free_space, make_output_dir
 from d2ext.run_dir.logging import log_to_file
 from d2ext.run_dir.metadata import finish_run_info, save_config, write_repro_command, write_run_info
 from d2ext.run_dir.results import Results
+from d2ext.run_dir.schema import UNSET, RunInfo, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Run:
     Args:
         cfg: Config returned by `load_config`.
         plan: Plan returned by `plan_run`; `plan.eval_only` decides which kind of run this is.
-        run_info: Facts about the command, returned by `describe_run`.
+        command: The command that started the run, returned by `describe_run`.
         signals: Requests to stop; a training stops after its first step at the earliest.
         hooks: Hooks of the caller, which are called after those of `train.hooks`.
 
@@ -93,13 +94,13 @@ class Run:
         self,
         cfg: Any,
         plan: Plan,
-        run_info: dict[str, Any],
+        command: RunCommand,
         signals: StopSignals,
         hooks: Sequence[HookBase] = (),
     ):
         self.original_cfg = cfg
         self.plan = plan
-        self.run_info = run_info
+        self.command = command
         self.signals = signals
         self.user_hooks = list(hooks)
         self.schedule = plan.schedule
@@ -201,8 +202,8 @@ class Run:
             else:
                 finish_run_info(self.output_dir, self.started, stopped_by)
                 self._report_training()
-                command = self.run_info["command"]
-                print_summary(self.output_dir, self.results, command, bool(stopped_by))
+                line = self.command.line
+                print_summary(self.output_dir, self.results, line, bool(stopped_by))
         if stopped_by:
             what = "and saved" if self.trainer.iter else "before the first step"
             logger.warning("Stopped by %s %s; --resume goes on", stopped_by, what)
@@ -261,8 +262,8 @@ class Run:
         if backup_dir:
             logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
-            write_json(out / "scaling.json", plan.scaling)
-        write_run_info(out, plan, self.run_info)
+            write_record(out / "scaling.json", plan.scaling)
+        write_run_info(out, self._run_info())
         file = out / "results.json"
         if plan.eval_only:
             save_config(self.original_cfg, out)
@@ -270,6 +271,23 @@ class Run:
         state, mode = self.state, self.options.best.mode
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, state.start_iter, saved)
+
+    def _run_info(self) -> RunInfo:
+        """Return run.json's content as the plan and the command determine it."""
+        plan, command, schedule = self.plan, self.command, self.schedule
+        return RunInfo(
+            name=command.name,
+            config_file=command.config_file,
+            command=command.line,
+            device=plan.device,
+            classes=plan.classes,
+            datasets=plan.datasets,
+            weights=plan.weights,
+            max_iter=schedule.max_iter if schedule else None,
+            batch_size=schedule.batch_size if schedule else None,
+            resumed_from=str(plan.resume) if plan.resume else UNSET,
+            resumed_by=command.line if plan.resume else UNSET,
+        )
 
     def _end_if_nothing_is_left(self) -> None:
         """Let the schedule end where a resumed run starts if there is nothing left to train."""
@@ -299,7 +317,7 @@ class Run:
         if state.average:
             hooks.append(AverageWeightsHook(state.average, state.model))
         if main:
-            panel = LivePanel(self.run_info["name"], schedule, self.results)
+            panel = LivePanel(self.command.name, schedule, self.results)
             hooks += [MemoryHook(), panel, self.checkpointer]
         if self.suite:
             known = self.results.known(state.start_iter)
@@ -317,7 +335,7 @@ class Run:
         self.fingerprint = fingerprint(self.original_cfg, self.loader)
         warn_of_changes(self.state.resumed, self.fingerprint)
         if save_config(self.original_cfg, self.output_dir):
-            write_repro_command(self.output_dir, self.run_info)
+            write_repro_command(self.output_dir, self.command.start)
 
     def _checkpoint(self, iteration: int) -> dict[str, Any]:
         """Return the content of a checkpoint after `iteration` iterations."""
@@ -373,7 +391,7 @@ class Run:
         """Print the expectations that the last evaluation misses; rank 0 has the results."""
         if not comm.is_main_process():
             return 0
-        numbers = self.results.last["results"] if self.results.last else {}
+        numbers = self.results.last.results if self.results.last else {}
         failures = [parse_expectation(text).failure(numbers) for text in self.plan.expect]
         for line in filter(None, failures):
             print(f"error: {line}", file=sys.stderr)

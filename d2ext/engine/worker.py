@@ -12,6 +12,7 @@ from d2ext.engine.run import Run
 from d2ext.engine.techniques import make_deterministic
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0
+from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import Plan, plan_run
 from d2ext.run_dir.logging import setup_logging
@@ -23,7 +24,7 @@ class RankTask:
 
     Attributes:
         config_file, overrides: Arguments of `load_config`.
-        run_info: Facts about the command, returned by `describe_run`.
+        command: The command that started the run, returned by `describe_run`.
         options: Keyword arguments of `plan_run`; those of the first machine count.
         plan: Plan returned by `plan_run`; if None, as on other machines, rank 0 makes it.
         deadline: When to stop, returned by `signals.deadline`, on this machine's clock.
@@ -32,7 +33,7 @@ class RankTask:
 
     config_file: str
     overrides: list[str]
-    run_info: dict[str, Any]
+    command: RunCommand
     options: dict[str, Any]
     plan: Plan | None
     deadline: float | None = None
@@ -47,12 +48,12 @@ def run_rank(task: RankTask) -> int:
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
     plan = broadcast_from_rank0(
-        lambda: task.plan or plan_run(cfg, task.run_info["name"], **task.options)
+        lambda: task.plan or plan_run(cfg, task.command.name, **task.options)
     )
     if TrainOptions.from_config(cfg.train).deterministic:
         make_deterministic()
     signals = StopSignals(task.deadline)
-    run = Run(cfg, plan, task.run_info, signals)
+    run = Run(cfg, plan, task.command, signals)
     if plan.eval_only:
         run.setup()
         run.evaluate()

@@ -1,14 +1,17 @@
 """Where a detector goes wrong: confusions, precision over recall, causes of errors, images.
 
-All at the IoU 0.5 and with up to 100 detections an image and class. hotcoco matches; results are
-plain dicts that JSON can hold, with None where a number is undefined.
+All at the IoU 0.5 and with up to 100 detections an image and class. hotcoco matches. The results
+are records for JSON, with None where a number is undefined; `AnalysisRecord` is the content of
+analysis/<dataset>.json in a run directory.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import asdict
 
 from d2ext.evaluation.backends import chosen_backend, hotcoco_pair
 from d2ext.evaluation.instances import Detections, GroundTruth, take
@@ -26,6 +29,157 @@ _CAUSES = {
     "Bkg": "nothing there",
     "Miss": "missed",
 }
+
+
+class ScoreThreshold(msgspec.Struct):
+    """A score threshold, and how good the detections with at least this score are.
+
+    Attributes:
+        score: The threshold.
+        f1: F1 of these detections.
+        precision: Their precision.
+        recall: Their recall.
+    """
+
+    score: float
+    f1: float
+    precision: float
+    recall: float
+
+
+class PRCurve(msgspec.Struct):
+    """Precision over recall; None where no detection reaches a recall.
+
+    Attributes:
+        precision: The highest precision at the recalls 0, 0.01, ..., 1 or more.
+        score: Score of the detection that reaches each recall.
+    """
+
+    precision: list[float | None]
+    score: list[float | None] = []
+
+
+class ClassCurve(msgspec.Struct, kw_only=True):
+    """Precision over recall of a class.
+
+    Attributes:
+        name: Class name; `class` in JSON.
+        objects: Number of objects.
+        AP50: AP at IoU 0.5 in percent; None without objects.
+        best: Score threshold with the highest F1; None if no detection is a hit.
+        curve: Precision over recall.
+    """
+
+    name: str = msgspec.field(name="class")
+    objects: int
+    AP50: float | None
+    best: ScoreThreshold | None
+    curve: PRCurve
+
+
+class ConfusionMatrix(msgspec.Struct):
+    """Which class is taken for which.
+
+    Attributes:
+        classes: Class names.
+        min_score: Detections with lower scores are left out.
+        matrix: Counts; rows are the objects' classes, columns the detections'. The last row and
+            column are the background: false alarms and missed objects.
+    """
+
+    classes: list[str]
+    min_score: float
+    matrix: list[list[int]]
+
+
+class ErrorCause(msgspec.Struct):
+    """A kind of error.
+
+    Attributes:
+        meaning: The kind in words.
+        count: Number of errors.
+        delta_AP: Percent that AP50 would gain without them.
+    """
+
+    meaning: str
+    count: int
+    delta_AP: float
+
+
+class ErrorCauses(msgspec.Struct):
+    """Errors by cause.
+
+    Attributes:
+        AP50: AP at IoU 0.5 in percent; None without objects.
+        causes: TIDE's abbreviation (Cls, Loc, Both, Dupe, Bkg, Miss) to the cause.
+    """
+
+    AP50: float | None
+    causes: dict[str, ErrorCause]
+
+
+class ImageScore(msgspec.Struct, kw_only=True):
+    """Hits and errors in an image.
+
+    Attributes:
+        image_id: Id of the image.
+        file_name: File name of the image; None or empty if the dataset has none.
+        f1: F1 of its detections.
+        hits: Number of detections that match an object.
+        false_alarms: Number of detections that match none.
+        missed: Number of objects without a detection.
+    """
+
+    image_id: int | str
+    file_name: str | None = None
+    f1: float
+    hits: int
+    false_alarms: int
+    missed: int
+
+
+class RankedImages(msgspec.Struct):
+    """The images with the highest and the lowest F1, 20 of each at most.
+
+    Attributes:
+        min_score: Detections with lower scores are left out.
+        best: The highest F1 first.
+        worst: The lowest F1 first.
+    """
+
+    min_score: float
+    best: list[ImageScore]
+    worst: list[ImageScore]
+
+
+class TaskAnalysis(msgspec.Struct):
+    """The whole analysis of boxes or of masks.
+
+    Attributes:
+        best_score: Score threshold with the highest F1 over all classes; None without a hit.
+        confusion_matrix: Which class is taken for which, at that threshold.
+        pr_curves: Precision over recall of each class.
+        errors: Errors by cause.
+        images: The best and the worst images, at that threshold.
+    """
+
+    best_score: ScoreThreshold | None
+    confusion_matrix: ConfusionMatrix
+    pr_curves: list[ClassCurve]
+    errors: ErrorCauses
+    images: RankedImages
+
+
+class AnalysisRecord(msgspec.Struct):
+    """analysis/<dataset>.json of a run directory.
+
+    Attributes:
+        tasks: `bbox` and `segm`, as far as they were evaluated, to their analysis.
+        pictures: Image id, as text, to the path of its overlay in the run directory.
+    """
+
+    tasks: dict[str, TaskAnalysis]
+    pictures: dict[str, str]
 
 
 class Analysis:
@@ -58,19 +212,12 @@ class Analysis:
         self._order = np.lexsort([found.image, -found.scores])
         self._order = self._order[self.outcome[self._order] >= 0]
 
-    def best_score(self) -> dict | None:
-        """The score threshold with the highest F1 over all classes; see `pr_curves`."""
+    def best_score(self) -> ScoreThreshold | None:
+        """Return the score threshold with the highest F1 over all classes."""
         return _best(*self._ranked(self._order), int(self.counted.sum()))
 
-    def pr_curves(self) -> list[dict]:
-        """Precision over recall of each class, and the score threshold with the highest F1.
-
-        Returns:
-            For each class `class`, `objects`, `AP50` (percent), `best` (`score`: detections with at
-            least it have `f1`, `precision` and `recall`; None where nothing is hit) and `curve`:
-            `precision` at the recalls 0, 0.01, ..., 1 (the highest at that recall or more) and
-            `score` of the detection that reaches it, None where none does.
-        """
+    def pr_curves(self) -> list[ClassCurve]:
+        """Return precision over recall, and the best score threshold, of each class."""
         objects = np.bincount(
             self._truth.label[self.counted], minlength=len(self._truth.classes)
         ).tolist()
@@ -78,8 +225,7 @@ class Analysis:
         curves = []
         for c, name in enumerate(self._truth.classes):
             hits, scores = self._ranked(self._order[labels == c])
-            row: dict[str, Any] = {"class": name, "objects": objects[c], "AP50": None}
-            curve = {"precision": [None] * 101, "score": [None] * 101}
+            ap, curve = None, PRCurve([None] * 101, [None] * 101)
             if objects[c]:
                 recall = hits / objects[c]
                 precision = hits / np.arange(1, len(hits) + 1)
@@ -88,63 +234,54 @@ class Analysis:
                 reached = at < len(recall)
                 values = np.zeros(101)
                 values[reached] = precision[at[reached]]
-                row["AP50"] = 100 * float(values.mean())
-                curve["precision"] = values.tolist()
-                curve["score"] = [scores[i] if i < len(hits) else None for i in at.tolist()]
-            curves.append(row | {"best": _best(hits, scores, objects[c]), "curve": curve})
+                ap = 100 * float(values.mean())
+                curve = PRCurve(
+                    values.tolist(),
+                    [float(scores[i]) if i < len(hits) else None for i in at.tolist()],
+                )
+            best = _best(hits, scores, objects[c])
+            curves.append(
+                ClassCurve(name=name, objects=objects[c], AP50=ap, best=best, curve=curve)
+            )
         return curves
 
-    def confusion_matrix(self, min_score: float | None = None) -> dict:
-        """Which class is taken for which.
+    def confusion_matrix(self, min_score: float | None = None) -> ConfusionMatrix:
+        """Return which class is taken for which.
 
         Args:
-            min_score: detections below are left out; None takes that of `best_score`.
-
-        Returns:
-            `classes`, `min_score` and `matrix`: rows are the objects' classes, columns the
-            detections', the last of both is the background (false alarms, missed objects).
+            min_score: Detections with lower scores are left out; None takes that of `best_score`.
         """
         if min_score is None:
-            min_score = (self.best_score() or {"score": 0.0})["score"]
+            min_score = self._best_or_zero()
         # hotcoco's matrix knows neither crowds nor difficult objects.
         kept = np.flatnonzero((self.outcome >= 0) & (self._found.scores >= min_score))
         pair = hotcoco_pair(_only(self._truth, self.counted), take(self._found, kept), self._task)
         matrix = pair.confusion_matrix(iou_thr=IOU, max_det=max(len(kept), 1))["matrix"]
-        return {
-            "classes": list(self._truth.classes),
-            "min_score": float(min_score),
-            "matrix": matrix.astype(int).tolist(),
-        }
+        return ConfusionMatrix(
+            list(self._truth.classes), float(min_score), matrix.astype(int).tolist()
+        )
 
-    def errors(self) -> dict:
-        """Errors by cause, as TIDE splits them (Bolya et al. 2020, https://dbolya.github.io/tide).
+    def errors(self) -> ErrorCauses:
+        """Return the errors by cause, as TIDE splits them.
 
-        Returns:
-            `AP50` in percent and `causes`: for each of Cls, Loc, Both, Dupe, Bkg and Miss its
-            `meaning`, `count` and `delta_AP`, the percent that AP50 would gain without them.
+        See Bolya et al. 2020, https://dbolya.github.io/tide.
         """
         tide = self._evaluation.tide_errors(pos_thr=IOU, bg_thr=0.1)
         causes = {
-            cause: {
-                "meaning": meaning,
-                "count": int(tide["counts"][cause]),
-                "delta_AP": 100 * tide["delta_ap"][cause],
-            }
+            cause: ErrorCause(meaning, int(tide["counts"][cause]), 100 * tide["delta_ap"][cause])
             for cause, meaning in _CAUSES.items()
         }
         ap = 100 * tide["ap_base"] if self.counted.any() else None
-        return {"AP50": ap, "causes": causes}
+        return ErrorCauses(ap, causes)
 
-    def images(self) -> dict:
-        """The images with the highest and the lowest F1 at the score of `best_score`.
+    def images(self) -> RankedImages:
+        """Return the images with the highest and the lowest F1 at the score of `best_score`.
 
-        Returns:
-            `min_score`, and `best` and `worst` with 20 images or fewer: `image_id`, `file_name`,
-            `f1`, `hits`, `false_alarms`, `missed`. Images without objects and detections are left
-            out; among equal ones those with more objects or detections come first.
+        Images without objects and detections are left out; among equal ones those with more objects
+        or detections come first.
         """
         ground_truth, found = self._truth, self._found
-        min_score = (self.best_score() or {"score": 0.0})["score"]
+        min_score = self._best_or_zero()
         kept = (self.outcome >= 0) & (found.scores >= min_score)
         count = len(ground_truth.image_ids)
         detections = np.bincount(found.image[kept], minlength=count)
@@ -154,43 +291,47 @@ class Analysis:
         f1 = 2 * hits[shown] / (detections + objects)[shown]
         larger = -(detections + objects)[shown]
 
-        def described(order: np.ndarray) -> list[dict]:
+        def described(order: np.ndarray) -> list[ImageScore]:
             return [
-                {
-                    "image_id": ground_truth.image_ids[i],
-                    "file_name": ground_truth.file_names[i],
-                    "f1": float(f1[k]),
-                    "hits": int(hits[i]),
-                    "false_alarms": int(detections[i] - hits[i]),
-                    "missed": int(objects[i] - hits[i]),
-                }
+                ImageScore(
+                    image_id=ground_truth.image_ids[i],
+                    file_name=ground_truth.file_names[i],
+                    f1=float(f1[k]),
+                    hits=int(hits[i]),
+                    false_alarms=int(detections[i] - hits[i]),
+                    missed=int(objects[i] - hits[i]),
+                )
                 for k, i in zip(order.tolist(), shown[order].tolist(), strict=True)
             ]
 
-        return {
-            "min_score": float(min_score),
-            "best": described(np.lexsort([larger, -f1])[:_IMAGES]),
-            "worst": described(np.lexsort([larger, f1])[:_IMAGES]),
-        }
+        return RankedImages(
+            float(min_score),
+            described(np.lexsort([larger, -f1])[:_IMAGES]),
+            described(np.lexsort([larger, f1])[:_IMAGES]),
+        )
+
+    def _best_or_zero(self) -> float:
+        best = self.best_score()
+        return best.score if best else 0.0
 
     def _ranked(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hits among the detections up to each of these, and their scores."""
         return np.cumsum(self.outcome[order] == 1), self._found.scores[order]
 
 
-def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> dict | None:
+def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold | None:
     if not len(hits) or not hits[-1]:
         return None
     found = np.arange(1, len(hits) + 1)
     f1 = 2 * hits / (objects + found)
     f1[:-1][scores[1:] == scores[:-1]] = -1  # a threshold takes all of the same score
     i = int(np.argmax(f1))
-    return {
-        "score": float(scores[i]),
-        "f1": float(f1[i]),
-        "precision": float(hits[i] / found[i]),
-        "recall": float(hits[i] / objects),
-    }
+    return ScoreThreshold(
+        score=float(scores[i]),
+        f1=float(f1[i]),
+        precision=float(hits[i] / found[i]),
+        recall=float(hits[i] / objects),
+    )
 
 
 def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
@@ -206,16 +347,16 @@ def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
 def analyse(
     ground_truth: GroundTruth, found: Detections, task: str, parts: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Several analyses at once.
+    """Return the wanted fields of a `TaskAnalysis`.
 
     Args:
         ground_truth: the objects.
         found: the detections.
         task: `bbox` or `segm`.
-        parts: which of `confusion_matrix`, `pr_curves` and `errors` (which brings `images`).
+        parts: which of `confusion_matrix`, `pr_curves` and `errors` (which includes `images`).
 
     Returns:
-        By these names what `Analysis` gives, and `best_score`.
+        These fields, and `best_score`, by name.
     """
     analysis = Analysis(ground_truth, found, task)
     results: dict[str, Any] = {"best_score": analysis.best_score()}
@@ -228,7 +369,7 @@ def analyse(
 
 
 def printed(results: Mapping[str, Any]) -> str:
-    """What `analyse` gives as tables of plain text."""
+    """Return the result of `analyse` as tables of plain text."""
     tables: dict[str, Callable[[Any], str]] = {
         "confusion_matrix": _confusions,
         "pr_curves": _curves,
@@ -238,9 +379,9 @@ def printed(results: Mapping[str, Any]) -> str:
     return "\n\n".join(table(results[name]) for name, table in tables.items() if name in results)
 
 
-def _confusions(content: dict) -> str:
-    classes, matrix = [*content["classes"], "background"], np.array(content["matrix"])
-    title = f"Confusions at IoU {IOU} and scores from {content['min_score']:.3f}"
+def _confusions(content: ConfusionMatrix) -> str:
+    classes, matrix = [*content.classes, "background"], np.array(content.matrix)
+    title = f"Confusions at IoU {IOU} and scores from {content.min_score:.3f}"
     if len(classes) <= _MAX_SHOWN + 1:
         rows = [
             {"object \\ detection": name, **dict(zip(classes, row, strict=True))}
@@ -258,25 +399,25 @@ def _confusions(content: dict) -> str:
     return f"{title}, the most frequent ones:\n{table_text(rows)}"
 
 
-def _curves(curves: list[dict]) -> str:
+def _curves(curves: list[ClassCurve]) -> str:
     rows = [
-        {"class": row["class"], "objects": row["objects"], "AP50": row["AP50"]}
-        | {name: (row["best"] or {}).get(name) for name in ("score", "f1", "precision", "recall")}
+        {"class": row.name, "objects": row.objects, "AP50": row.AP50}
+        | {name: getattr(row.best, name, None) for name in ("score", "f1", "precision", "recall")}
         for row in curves
     ]
     return f"Score thresholds with the highest F1, at IoU {IOU}:\n{table_text(rows)}"
 
 
-def _errors(content: dict) -> str:
-    rows = [{"cause": cause, **row} for cause, row in content["causes"].items()]
+def _errors(content: ErrorCauses) -> str:
+    rows = [{"cause": name, **asdict(cause)} for name, cause in content.causes.items()]
     return f"Errors by cause (TIDE), and what AP50 would gain:\n{table_text(rows)}"
 
 
-def _images(content: dict) -> str:
-    title = f"Images with the lowest F1 at scores from {content['min_score']:.3f}"
+def _images(content: RankedImages) -> str:
+    title = f"Images with the lowest F1 at scores from {content.min_score:.3f}"
     names = ("f1", "hits", "false_alarms", "missed")
     rows = [
-        {"image": row["file_name"] or row["image_id"]} | {name: row[name] for name in names}
-        for row in content["worst"][:_MAX_SHOWN]
+        {"image": row.file_name or row.image_id} | {name: getattr(row, name) for name in names}
+        for row in content.worst[:_MAX_SHOWN]
     ]
     return f"{title}:\n{table_text(rows)}"

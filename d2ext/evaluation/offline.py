@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from d2ext.data.formats.json_io import no_collection
@@ -82,7 +83,9 @@ def evaluate_files(
     limit = max_detections if "coco" in wanted else None
     with _printing(), no_collection():
         numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {}, limit)
-    contents = [finite_or_none(numbers), analyses] if analyses else [finite_or_none(numbers)]
+    contents: list[Any] = [finite_or_none(numbers)]
+    if analyses:
+        contents.append(msgspec.to_builtins(analyses))
     with contextlib.ExitStack() as stack:
         for file, content in zip(files, contents, strict=False):
             f = stack.enter_context(atomic_write(file))

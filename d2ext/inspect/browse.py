@@ -21,7 +21,7 @@ from d2ext.errors import UserError
 from d2ext.inspect.samples import Split, open_split
 from d2ext.terminal import progress
 from d2ext.visualize.overlay import font_has
-from d2ext.visualize.sheets import View, make_figures, make_tile, write_html, write_jpegs
+from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, write_html, write_jpegs
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _Seen:
 def _show(
     pairs: Iterable[tuple[int, tuple[dict, Any]]],
     split: Split,
-    render: Callable[[list[View], Any], Any],
+    render: Callable[[list[AnnotatedImage], Any], Any],
     seen: _Seen,
     advance: Callable[[int], None],
 ) -> Iterator[Any]:
@@ -148,19 +148,19 @@ def _show(
             yield rendered
 
 
-def _annotated(place: int, record: dict) -> View:
+def _annotated(place: int, record: dict) -> AnnotatedImage:
     photo = read_photo(record["file_name"], "RGB")
     check_image_size(record, photo)
     instances = record.get("annotations", [])
     title = f"#{place}  {Path(record['file_name']).name}"
-    return View(photo, instances, title, _facts(photo, instances))
+    return AnnotatedImage(photo, instances, title, _facts(photo, instances))
 
 
-def _mapped(sample: dict, title: str, image_format: str) -> View:
+def _mapped(sample: dict, title: str, image_format: str) -> AnnotatedImage:
     photo = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
     photo = np.ascontiguousarray(photo.clip(0, 255), dtype=np.uint8)
     instances = list(_annotations(sample["instances"])) if "instances" in sample else []
-    return View(photo, instances, title, _facts(photo, instances))
+    return AnnotatedImage(photo, instances, title, _facts(photo, instances))
 
 
 def _facts(photo: np.ndarray, instances: list[dict]) -> str:

@@ -3,10 +3,27 @@
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from d2ext.launch.topology import Topology
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """What is known of a run from its command; it travels to every rank.
+
+    Attributes:
+        name: Name of the run.
+        config_file: Config file on the command line.
+        line: The command line, as a shell takes it.
+        start: Words that start as many processes; a config and overrides follow them.
+    """
+
+    name: str
+    config_file: str
+    line: str
+    start: list[str]
 
 
 def run_name(config_file: str) -> str:
@@ -17,23 +34,17 @@ def run_name(config_file: str) -> str:
 
 def describe_run(
     config_file: str, argv: Sequence[str], topology: Topology, validate: bool = True
-) -> dict[str, Any]:
-    """What is known of a run from its command.
+) -> RunCommand:
+    """Return what is known of a run from its command.
 
     Args:
-        config_file: of the command line.
-        argv: the command line.
-        topology: of `find_topology`.
-        validate: whether the run evaluates while it trains.
-
-    Returns:
-        `name`, `config_file`, `command`, and `start`: the words that start as many processes, to be
-        followed by a config and overrides.
+        config_file: Config file on the command line.
+        argv: The command line.
+        topology: Topology returned by `find_topology`.
+        validate: Whether the run evaluates while it trains.
     """
     tool = [*topology.starting(), os.path.relpath(argv[0])]
-    return {
-        "name": run_name(config_file),
-        "config_file": config_file,
-        "command": shlex.join([*tool, *argv[1:]]),
-        "start": [*tool, *topology.flags(), *["--no-validate"] * (not validate)],
-    }
+    start = [*tool, *topology.flags()]
+    if not validate:
+        start.append("--no-validate")
+    return RunCommand(run_name(config_file), config_file, shlex.join([*tool, *argv[1:]]), start)

@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from d2ext.errors import UserError, user_message
-from d2ext.files import write_json
-from d2ext.run_dir.metadata import read_run_info
+from d2ext.run_dir.metadata import update_run_info
+from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 
 # Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
 _LOST_PEER = re.compile(
@@ -24,8 +24,8 @@ _LOST_PEER = re.compile(
 _CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 
 
-def describe_failure(rank: int, e: BaseException) -> dict[str, Any]:
-    """What is to be known of a rank's error, as plain values.
+def describe_failure(rank: int, e: BaseException) -> RankFailure:
+    """Return the record of a rank's error.
 
     Its `kind` is user, other, interrupted or communication (a lost peer).
     """
@@ -48,8 +48,8 @@ def _is_interruption(e: BaseException | None) -> bool:
     return e is not None
 
 
-def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
-    """The same for a rank that a signal has ended, whose name may be known.
+def describe_killed(rank: int, by: str | None) -> RankFailure:
+    """Return the record of a rank that a signal ended; `by` is its name, if that is known.
 
     Its `kind` is crashed where the signal is of the process's own making, else killed.
     """
@@ -58,40 +58,38 @@ def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
     return _failure(rank, kind, message + " (out of memory?)" * (by in (None, "SIGKILL")))
 
 
-def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, Any]:
-    host = socket.gethostname()
-    content = {"rank": rank, "host": host, "time": time.time(), "kind": kind}
-    return {**content, "message": message, "traceback": text}
+def _failure(rank: int, kind: str, message: str, text: str = "") -> RankFailure:
+    return RankFailure(rank, socket.gethostname(), time.time(), kind, message, text)
 
 
-def write_failure(path: Path, failure: dict[str, Any]) -> None:
-    """Writes it whole, for readers that may be looking already."""
+def write_failure(path: Path, failure: RankFailure) -> None:
+    """Write a failure atomically, for readers that may be looking already."""
     # A second Ctrl-C has another thread write it as well.
     temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(failure))
+    temporary.write_text(json.dumps(to_plain(failure)))
     temporary.replace(path)
 
 
-def print_failure(failure: dict[str, Any]) -> int:
-    """Says it in one line, which comes last; returns the exit status that goes with it."""
-    kind = failure["kind"]
+def print_failure(failure: RankFailure) -> int:
+    """Print a failure, its one-line message last; return the exit status that goes with it."""
+    kind = failure.kind
     if kind == "interrupted":
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     if kind == "other":
-        print(failure["traceback"], file=sys.stderr)
-    where = f"rank {failure['rank']} on {failure['host']}"
-    message = failure["message"]
+        print(failure.traceback, file=sys.stderr)
+    where = f"rank {failure.rank} on {failure.host}"
+    message = failure.message
     if kind == "communication":
         message = f"it lost another rank, which has not said why ({message.splitlines()[0]})"
     print(f"error: {where}: {message}", file=sys.stderr, flush=True)
     return 2 if kind == "user" else 1
 
 
-def cause(failures: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first one that is no consequence of another, if there is one."""
-    own = [f for f in failures if f["kind"] != "communication"]
-    return min(own or failures, key=lambda f: f["time"], default=None)
+def cause(failures: Sequence[RankFailure]) -> RankFailure | None:
+    """Return the first failure that is not a consequence of another, or None without failures."""
+    own = [f for f in failures if f.kind != "communication"]
+    return min(own or failures, key=lambda f: f.time, default=None)
 
 
 class FailureFolder:
@@ -106,36 +104,36 @@ class FailureFolder:
         self._before = self._times()
         self._begun = self._beginning()
 
-    def add(self, failure: dict[str, Any]) -> None:
-        """Leaves a rank's failure, if the run has come to have a directory."""
+    def add(self, failure: RankFailure) -> None:
+        """Write a rank's failure if the run directory exists."""
         # The disk may be what failed; the launcher of this machine learns of it in any case.
         with contextlib.suppress(OSError):
             if self._run.is_dir():
                 self._folder.mkdir(exist_ok=True)
-                write_failure(self._folder / f"rank-{failure['rank']}.json", failure)
+                write_failure(self._folder / f"rank-{failure.rank}.json", failure)
 
-    def new(self) -> list[dict[str, Any]]:
-        """What ranks on any machine have left since."""
+    def new(self) -> list[RankFailure]:
+        """Return what ranks on any machine have written since."""
         return [
-            json.loads(path.read_text())
+            read_record(path, RankFailure)
             for path, changed in self._times().items()
             if self._before.get(path) != changed
         ]
 
-    def wait_for_cause(self, mine: dict[str, Any], seconds: float = 5.0) -> dict[str, Any]:
-        """`mine`, unless it is a lost peer and that peer says within some seconds what it had."""
+    def wait_for_cause(self, mine: RankFailure, seconds: float = 5.0) -> RankFailure:
+        """Return `mine`; for a lost-peer error, wait a few seconds for that peer's own error."""
         deadline = time.monotonic() + seconds
         while True:
             first = cause([mine, *self.new()])
-            if first["kind"] != "communication" or time.monotonic() > deadline:
+            if first.kind != "communication" or time.monotonic() > deadline:
                 return first
             time.sleep(0.1)
 
-    def tell(self, failure: dict[str, Any]) -> None:
+    def tell(self, failure: RankFailure) -> None:
         """Leaves the cause in the files of the run, if it has come to begin."""
         if self._beginning() != self._begun:  # else what is there is another run's
-            details = failure["traceback"] * (failure["kind"] == "other")
-            record_failure(self._run, failure["message"], details)
+            details = failure.traceback if failure.kind == "other" else ""
+            record_failure(self._run, failure.message, details)
 
     def _beginning(self) -> int | None:
         file = self._run / "run.json"
@@ -158,7 +156,7 @@ def record_failure(out: Path, message: str, details: str = "") -> None:
     try:
         with open(out / "log.txt", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")
-        write_json(out / "run.json", {**read_run_info(out), "ended_by": message})
+        update_run_info(out, ended_by=message)
         write_report(out)
     except (OSError, UserError) as e:  # the disk may be what failed
         print(f"warning: {out} does not tell of the failure: {e}", file=sys.stderr)

@@ -7,7 +7,6 @@ killed.
 
 import contextlib
 import datetime
-import json
 import logging
 import os
 import re
@@ -39,6 +38,7 @@ from d2ext.launch.failures import (
 from d2ext.launch.signals import ignore_signals, name_of, on_forced_exit
 from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, terminate_peers
 from d2ext.launch.topology import Topology, check_rendezvous, end_step
+from d2ext.run_dir.schema import RankFailure, read_record
 from d2ext.waiting import waiting_for
 
 
@@ -229,7 +229,7 @@ def _outcome(
     if signal.SIGKILL in sent:
         print("interrupted", file=sys.stderr)
         return 130
-    mine = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    mine = [read_record(p, RankFailure) for p in folder.glob("*.json")]
     by = getattr(failed, "signal_name", None)
     forwarded = by and signal.Signals[by] in FORWARDED
     if not forwarded and (by or vanished):
@@ -246,7 +246,7 @@ def _outcome(
     raise UserError(_rendezvous_failed(topology, str(failed)))
 
 
-def _tell(failures: FailureFolder, failure: dict, first_machine: bool) -> int:
+def _tell(failures: FailureFolder, failure: RankFailure, first_machine: bool) -> int:
     """Says what the cause of a failure is, and leaves word of it; returns the exit status."""
     first = failures.wait_for_cause(failure)
     if first_machine:

@@ -1,7 +1,6 @@
 """A trained model for photos of the user's own: no data set, no run directory."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from d2ext.evaluation.predictions import detections_of, instances_of, results_of
 from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
+from d2ext.run_dir.metadata import read_run_info
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _class_names(cfg: Any, weights: Path) -> list[str]:
     Raises:
         UserError: not even their number is known.
     """
-    if found := _saved_in(weights) or _of_run(weights.parent / "run.json") or _declared(cfg):
+    if found := _saved_in(weights) or read_run_info(weights.parent).classes or _declared(cfg):
         return found
     stated = dict(class_fields(cfg.model, "model"))
     number = next((n for n in stated.values() if n is not None), None)
@@ -165,14 +165,6 @@ def _saved_in(weights: Path) -> list[str]:
     # A .pkl, an older or another's checkpoint, or a damaged one: `load_weights` will say so.
     except Exception:
         return []
-
-
-def _of_run(run: Path) -> list[str]:
-    with contextlib.suppress(OSError, ValueError):  # absent, or damaged
-        content = json.loads(run.read_text())
-        if isinstance(content, dict):
-            return content.get("classes") or []
-    return []
 
 
 def _declared(cfg: Any) -> list[str]:

@@ -33,7 +33,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """All image files together, or the frames of a video."""
 
     name: str
@@ -101,18 +101,20 @@ def _stem(name: Path) -> str:
     return str(name.with_suffix(""))
 
 
-def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[Source]:
+def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[ImageSource]:
     """All image files, then each video; those that cannot be read are added to `unreadable`."""
     photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
     if photos:
-        yield Source("images", iter(photos), len(photos))
+        yield ImageSource("images", iter(photos), len(photos))
     for item in files:
         if item.path.suffix.lower() in VIDEOS:
             video = cv2.VideoCapture(str(item.path))
             rate = video.get(cv2.CAP_PROP_FPS)
             total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # below 0: unknown
             frames = _frames(item, video, total, unreadable)
-            yield Source(item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0)
+            yield ImageSource(
+                item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0
+            )
 
 
 def _frames(

@@ -26,6 +26,7 @@ from d2ext.data.validation.dataset_dicts import (
 from d2ext.errors import UserError, config_errors, did_you_mean
 from d2ext.evaluation.suite import test_sets
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
+from d2ext.run_dir.schema import DatasetInfo
 
 
 def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
@@ -83,11 +84,8 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
             if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
                 notes.append(f"{name}: {note}")
             summaries[name] = summary
-            datasets[name] = {
-                "images": summary.images,
-                "instances": summary.instances,
-                "masks": bool(np.any(columns.masks != NO_MASK)),
-            }
+            masks = bool(np.any(columns.masks != NO_MASK))
+            datasets[name] = DatasetInfo(summary.images, summary.instances, masks)
         if split == "train":
             check_trainable(list(summaries.values()))
     tested = [

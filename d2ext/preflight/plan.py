@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
-from d2ext.config.lr_scaling import check_batch, scale_config
+from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
@@ -35,6 +35,7 @@ from d2ext.preflight.options import (
     check_schedule,
 )
 from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
+from d2ext.run_dir.schema import DatasetInfo
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +64,11 @@ class Plan:
         output_dir: Output directory of the run.
         device: `cpu` or `cuda`.
         classes: Class names; every head of the model has their number.
-        datasets: Dataset name to `images`, `instances`, `masks`.
+        datasets: `DatasetInfo` by name of the dataset.
         schedule: Epochs and periods in iterations; None for an evaluation.
         weights: Local path of the initial weights, or of those to evaluate.
         resume: Local path of the checkpoint to resume, or None.
-        scaling: `ScalingReport.as_dict()` if learning rates were scaled, else None.
+        scaling: `ScalingReport` if learning rates were scaled, else None.
         lines: The plan as text.
         best_metric: Key of the result that decides which model is best, or None.
         damaged: Damaged checkpoints, which the run renames.
@@ -83,11 +84,11 @@ class Plan:
     output_dir: Path
     device: str
     classes: list[str]
-    datasets: dict[str, dict[str, Any]]
+    datasets: dict[str, DatasetInfo]
     schedule: Schedule | None
     weights: str
     resume: Path | None
-    scaling: dict[str, Any] | None
+    scaling: ScalingReport | None
     lines: list[str]
     best_metric: str | None = None
     damaged: tuple[Path, ...] = ()
@@ -157,9 +158,8 @@ def plan_run(
     check_options(cfg, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
-        cfg, report = scale_config(cfg, world_size)
-        scaling = report.as_dict()
-        say(*report.lines())
+        cfg, scaling = scale_config(cfg, world_size)
+        say(*scaling.lines())
     if not eval_only:
         check_batch(cfg.dataloader.train.total_batch_size, world_size, options.accumulate)
     checkpoint, damaged = Path(resume_from) if resume_from else None, []
@@ -196,7 +196,7 @@ def plan_run(
     check_metrics(
         cfg.evaluators,
         wanted,
-        {name: (classes, masks and datasets[name]["masks"]) for name in tested},
+        {name: (classes, masks and datasets[name].masks) for name in tested},
     )
 
     weights_field = "--weights" if weights else "train.init_checkpoint"

@@ -1,100 +1,17 @@
-"""analysis/<dataset>.json of a run directory -> what the page shows of it."""
+"""The analysis of a dataset -> what the page shows of it."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import msgspec
 from markupsafe import Markup
 
+from d2ext.evaluation.analysis import AnalysisRecord, ClassCurve, ConfusionMatrix, ImageScore
 from d2ext.report.charts import Line, chart
 
 _MATRIX = 20  # classes of a matrix that is shown whole
 _CONFUSIONS = 20  # the most frequent ones, of a larger matrix
 _CURVES = 8  # lines in a chart
-
-
-class Best(msgspec.Struct):
-    """A score threshold and what detections from it on are worth."""
-
-    score: float
-    f1: float
-    precision: float
-    recall: float
-
-
-class Curve(msgspec.Struct):
-    """Precision at the recalls 0, 0.01, ..., 1."""
-
-    precision: list[float | None]
-
-
-class ClassRow(msgspec.Struct):
-    """One class."""
-
-    name: str = msgspec.field(name="class")
-    objects: int
-    AP50: float | None
-    best: Best | None
-    curve: Curve
-
-
-class Confusions(msgspec.Struct):
-    """Rows are the objects' classes, columns the detections'; the last ones are the background."""
-
-    classes: list[str]
-    min_score: float
-    matrix: list[list[int]]
-
-
-class Cause(msgspec.Struct):
-    """A kind of error."""
-
-    meaning: str
-    count: int
-    delta_AP: float
-
-
-class Errors(msgspec.Struct):
-    """Errors by cause."""
-
-    AP50: float | None
-    causes: dict[str, Cause]
-
-
-class ImageRow(msgspec.Struct):
-    """One image."""
-
-    image_id: int | str
-    f1: float
-    hits: int
-    false_alarms: int
-    missed: int
-
-
-class Images(msgspec.Struct):
-    """The best and the worst images, at a score threshold."""
-
-    min_score: float
-    best: list[ImageRow]
-    worst: list[ImageRow]
-
-
-class Task(msgspec.Struct):
-    """The analysis of boxes or of masks."""
-
-    best_score: Best | None
-    confusion_matrix: Confusions
-    pr_curves: list[ClassRow]
-    errors: Errors
-    images: Images
-
-
-class AnalysisRecord(msgspec.Struct):
-    """A data set's file."""
-
-    tasks: dict[str, Task]
-    pictures: dict[str, str]
 
 
 def sections(
@@ -131,7 +48,7 @@ def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
         return {}
     images = list(analysis.tasks.values())[-1].images
 
-    def drawn(rows: list[ImageRow]) -> dict[str, ImageRow]:
+    def drawn(rows: list[ImageScore]) -> dict[str, ImageScore]:
         pictures = ((analysis.pictures.get(str(row.image_id)), row) for row in rows)
         return {picture: row for picture, row in pictures if picture}
 
@@ -161,7 +78,7 @@ def _class_AP(
     return next(iter(by_metric.items()), ("", {}))
 
 
-def _curves(classes: list[ClassRow]) -> Markup:
+def _curves(classes: list[ClassCurve]) -> Markup:
     """A chart of precision over recall, of the classes with the most objects."""
     shown = sorted((c for c in classes if c.objects), key=lambda c: -c.objects)[:_CURVES]
     lines = []
@@ -172,7 +89,7 @@ def _curves(classes: list[ClassRow]) -> Markup:
     return chart(lines, "precision", (0, 1.02), xlabel="recall") if lines else Markup()
 
 
-def _confusions(content: Confusions) -> dict[str, Any]:
+def _confusions(content: ConfusionMatrix) -> dict[str, Any]:
     """`matrix`, rows of a class and its cells, of few classes; else `pairs`, the largest cells."""
     names = [*content.classes, "background"]
     if len(content.classes) > _MATRIX:

@@ -75,7 +75,7 @@ def _keys(runs: Sequence[RunRecord]) -> list[str]:
 def _different_data(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, str]:
     """Data sets that have not the same size in all runs that know them, and what it is in which."""
     found = {}
-    for dataset in dict.fromkeys(d for run in runs for d in run.info["datasets"]):
+    for dataset in dict.fromkeys(d for run in runs for d in run.info.datasets):
         sizes: dict[str, list[str]] = {}
         for name, run in zip(names, runs, strict=True):
             if size := run.size(dataset):
@@ -96,9 +96,9 @@ def _row(name: str, run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
         "numbers": [results.get(key) for key in keys],
         "iterations": f"{iterations[-1][0] + 1:.0f}" if iterations else "",
         "step": f"{step:.3g}" if step else "",
-        "images": f"{run.batch_size / step:.3g}" if step and run.batch_size else "",
-        "duration": duration_words(run.info.get("train_seconds")),
-        "device": " ".join(str(run.info.get(key) or "") for key in ("device", "machine")),
+        "images": f"{run.info.batch_size / step:.3g}" if step and run.info.batch_size else "",
+        "duration": duration_words(run.info.train_seconds),
+        "device": f"{run.info.device} {run.info.machine}",
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from msgspec import UnsetType
 
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
@@ -15,7 +16,9 @@ from d2ext.report.analysis import sections
 from d2ext.report.charts import Line, chart, page_parts, smooth
 from d2ext.report.live import live
 from d2ext.report.pictures import galleries, sheets
-from d2ext.report.read import EvaluationRecord, RunRecord, read_run
+from d2ext.report.read import RunRecord, read_run
+from d2ext.report.scaling import scaling_rows, scaling_sentences
+from d2ext.run_dir.schema import UNSET, EvaluationRecord
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
@@ -43,15 +46,17 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
     """
     run_dir = require_run(run_dir)
     run = read_run(run_dir)
+    info = run.info
     results = run.evaluations["last"].results if "last" in run.evaluations else {}
     html = page_template(Path(__file__).with_name("page.html")).render(
-        name=run.info.get("name") or run_dir.resolve().name,
-        info=run.info,
-        started=_date(run.info.get("started")),
-        duration=duration_words(run.info.get("train_seconds")),
+        name=info.name or run_dir.resolve().name,
+        info=info,
+        sizes={dataset: run.size(dataset, "instances") for dataset in info.datasets},
+        started=_date(info.started),
+        duration=duration_words(info.train_seconds),
         config=run.config,
         summary=_summary(run),
-        ended_by=run.said("ended_by"),
+        ended_by=info.ended_by,
         notes=_notes(run),
         tiles=list(_tiles(run)),
         table=list(_table(run)),
@@ -63,11 +68,15 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
         galleries=list(galleries(run, run_dir)),
         overviews=run.overviews,
         sheets=sheets(run, run_dir),
-        scaling=run.scaling,
+        scaling=run.scaling
+        and {
+            "sentences": scaling_sentences(run.scaling),
+            "rows": scaling_rows(run.scaling),
+        },
         warnings=run.warnings,
         goes_on=run.goes_on,
         live=live(run),
-        again="" if run.is_evaluation else run.said("reproduce"),
+        again="" if run.is_evaluation else info.reproduce,
         **page_parts(),
     )
     page = page or run_dir / "report.html"
@@ -91,9 +100,9 @@ def _notes(run: RunRecord) -> list[str]:
     notes = list(run.damaged)
     if "total_loss" not in run.curves:
         notes.append("No training losses: only an evaluation, or stopped before the first one.")
-    elif run.info.get("stopped_by") or "train_seconds" not in run.info:
+    elif run.info.stopped_by or run.info.train_seconds is UNSET:
         last = run.curves["total_loss"][-1][0]
-        cause = f" (stopped by {run.info['stopped_by']})" if run.info.get("stopped_by") else ""
+        cause = f" (stopped by {run.info.stopped_by})" if run.info.stopped_by else ""
         notes.append(f"Training has not finished{cause}: its last losses are of iteration {last}.")
     for name, words in _LEFT_OUT.items():
         if counts := run.curves.get(name):
@@ -102,7 +111,7 @@ def _notes(run: RunRecord) -> list[str]:
         notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
     if not any(run.overlays.values()):
         notes.append("No pictures: the folder overlays/ is missing or empty.")
-    if not run.info["versions"]:
+    if not run.info.versions:
         notes.append("The run left no list of versions (run.json).")
     if not run.config:
         notes.append("No config.yaml.")
@@ -111,14 +120,12 @@ def _notes(run: RunRecord) -> list[str]:
 
 def _summary(run: RunRecord) -> list[str]:
     """Lines on what it was made of: data, and weights."""
-    data = [f"{d}: {size}" for d in run.info["datasets"] if (size := run.size(d))]
-    classes = run.info.get("classes")
-    if isinstance(classes, list) and classes:
+    data = [f"{dataset}: {run.size(dataset)}" for dataset in run.info.datasets]
+    if classes := run.info.classes:
         data.append("1 class" if len(classes) == 1 else f"{len(classes)} classes")
-    words = {"weights": "initial weights", "resumed_from": "resumed from"}
-    if run.is_evaluation:
-        words["weights"] = "evaluated weights"
-    weights = [f"{text} {run.said(key)}" for key, text in words.items() if run.said(key)]
+    use = "evaluated weights" if run.is_evaluation else "initial weights"
+    sources = ((use, run.info.weights), ("resumed from", run.info.resumed_from))
+    weights = [f"{words} {file}" for words, file in sources if file]
     return [" · ".join(parts) for parts in (data, weights) if parts]
 
 
@@ -216,8 +223,8 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         yield _chart(f"AP on {dataset}", data)
 
     seconds = [(i, s) for i, s in run.curves.get("time", []) if s > 0]
-    if seconds and run.batch_size:
-        rate = [(i, run.batch_size / s) for i, s in seconds]
+    if seconds and run.info.batch_size:
+        rate = [(i, run.info.batch_size / s) for i, s in seconds]
         data = chart([Line("images/s", smooth(rate), raw=rate)], "images/s")
         yield _chart("Images per second", data, "Of all processes together, while training.")
     if "memory_mb" in run.curves:
@@ -230,16 +237,16 @@ def _chart(title: str, data: Markup, text: str = "") -> dict[str, Any]:
     return {"title": title, "text": text, "data": data}
 
 
-def _date(iso: Any) -> str:
+def _date(iso: str) -> str:
     try:
         return f"{datetime.fromisoformat(iso):%-d %B %Y, %H:%M}"
-    except (TypeError, ValueError):
-        return str(iso or "")
+    except ValueError:
+        return iso
 
 
-def duration_words(seconds: Any) -> str:
-    """Seconds as a person says them; empty for what is no number."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds < 1e12:
+def duration_words(seconds: float | UnsetType) -> str:
+    """Return seconds in words; empty if they are unknown or not finite."""
+    if seconds is UNSET or not seconds < 1e12:
         return ""
     if seconds < 60:
         return f"{seconds:.0f} s"

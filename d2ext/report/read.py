@@ -5,80 +5,66 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from d2ext.report.analysis import AnalysisRecord
+from d2ext.config.lr_scaling import ScalingReport
+from d2ext.evaluation.analysis import AnalysisRecord
 from d2ext.report.charts import Curve
 from d2ext.report.log import Warned, read_warnings
-from d2ext.report.overview import Overview
-from d2ext.report.scaling import Scaling, read_scaling
-from d2ext.report.structs import read_structs
+from d2ext.run_dir.schema import (
+    UNSET,
+    DatasetOverview,
+    EvaluationRecord,
+    ResultsRecord,
+    RunInfo,
+    read_record,
+    valid_part,
+)
+
+T = TypeVar("T")
 
 _FRESH = 3600  # seconds since the last numbers, which is longer than most evaluations take
-
-
-@dataclass
-class EvaluationRecord:
-    """One evaluation in results.json; None stands for an undefined number."""
-
-    iteration: int | None
-    results: dict[str, float | None]  # "<dataset>/<metric>/<task>/<name>" -> number
 
 
 @dataclass
 class RunRecord:
     """What the files of a run directory say."""
 
-    info: dict[str, Any]  # run.json; its "versions" and "datasets" are always dicts
+    info: RunInfo
     config: str
     curves: dict[str, Curve]
     evaluations: dict[str, EvaluationRecord]  # "best", "last": those that exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
     analyses: dict[str, AnalysisRecord]  # dataset -> where it goes wrong
-    overviews: dict[str, Overview]  # dataset -> what it holds
-    scaling: Scaling | None
+    overviews: dict[str, DatasetOverview]  # dataset -> what it holds
+    scaling: ScalingReport | None
     warnings: list[Warned]
     goes_on: bool  # it trains, as far as the files say
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
 
     @property
-    def batch_size(self) -> int | None:
-        """Images per optimizer step over all ranks, where run.json says so."""
-        value = self.info.get("batch_size")
-        return value if type(value) is int and 0 < value < 2**53 else None
-
-    @property
     def is_evaluation(self) -> bool:
         """Whether nothing says that it trained."""
-        return not self.info.get("max_iter") and "total_loss" not in self.curves
+        return not self.info.max_iter and "total_loss" not in self.curves
 
-    def said(self, key: str) -> str:
-        """A text in run.json; empty where there is none, as in that of an older run."""
-        value = self.info.get(key)
-        return value if isinstance(value, str) else ""
-
-    def size(self, dataset: str) -> str:
+    def size(self, dataset: str, unit: str = "objects") -> str:
         """Images and objects of a dataset in words; empty where run.json does not know it."""
-        entry = self.info["datasets"].get(dataset)
-        if not isinstance(entry, dict):
+        if not (info := self.info.datasets.get(dataset)):
             return ""
-        return f"{entry.get('images', '?')} images, {entry.get('instances', '?')} objects"
+        images, instances = ("?" if n is None else n for n in (info.images, info.instances))
+        return f"{images} images, {instances} {unit}"
 
 
 def read_run(run_dir: Path) -> RunRecord:
     """Reads all that the page is made of but the pictures, of which it takes the names."""
     damaged: list[str] = []
-    info = _read_object(run_dir / "run.json", damaged)
-    for key in ("versions", "datasets"):
-        if not isinstance(info.get(key), dict):
-            info[key] = {}
+    info = valid_part(_read_object(run_dir / "run.json", damaged), RunInfo)
+    results = valid_part(_read_object(run_dir / "results.json", damaged), ResultsRecord)
     evaluations = {}
-    results = _read_object(run_dir / "results.json", damaged)
-    for name in ("best", "last"):
-        entry = results.get(name)
-        if isinstance(entry, dict) and isinstance(entry.get("results"), dict):
-            numbers = {key: _number(value) for key, value in entry["results"].items()}
-            evaluations[name] = EvaluationRecord(_iteration(entry.get("iteration")), numbers)
+    for name, evaluation in (("best", results.best), ("last", results.last)):
+        if evaluation:
+            numbers = {key: _number(value) for key, value in evaluation.results.items()}
+            evaluations[name] = EvaluationRecord(iteration=evaluation.iteration, results=numbers)
     overlays = {
         folder.name: sorted(folder.glob("*.jpg"))
         for folder in sorted((run_dir / "overlays").glob("*"))
@@ -90,21 +76,43 @@ def read_run(run_dir: Path) -> RunRecord:
         curves=_read_metrics(run_dir / "metrics.json", damaged),
         evaluations=evaluations,
         overlays=overlays,
-        analyses=read_structs(run_dir / "analysis", AnalysisRecord, damaged),
-        overviews=read_structs(run_dir / "overview", Overview, damaged),
-        scaling=read_scaling(run_dir / "scaling.json", damaged),
+        analyses=_read_datasets(run_dir / "analysis", AnalysisRecord, damaged),
+        overviews=_read_datasets(run_dir / "overview", DatasetOverview, damaged),
+        scaling=_read_scaling(run_dir / "scaling.json", damaged),
         warnings=read_warnings(run_dir / "log.txt"),
         goes_on=_goes_on(run_dir, info),
         damaged=damaged,
     )
 
 
-def _goes_on(run_dir: Path, info: dict[str, Any]) -> bool:
+def _goes_on(run_dir: Path, info: RunInfo) -> bool:
     """Whether a training has neither ended nor failed, nor been killed: its numbers are fresh."""
-    if not info.get("max_iter") or "train_seconds" in info or info.get("ended_by"):
+    if not info.max_iter or info.train_seconds is not UNSET or info.ended_by:
         return False
     files = [run_dir / name for name in ("run.json", "metrics.json")]
     return time.time() - max(f.stat().st_mtime for f in files if f.is_file()) < _FRESH
+
+
+def _read_datasets(folder: Path, kind: type[T], damaged: list[str]) -> dict[str, T]:
+    """Read a folder of one file per dataset; name and leave out those that are damaged."""
+    found = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found[file.stem] = read_record(file, kind)
+        except (OSError, ValueError, RecursionError):
+            damaged.append(f"{folder.name}/{file.name} is damaged and was left out.")
+    return found
+
+
+def _read_scaling(file: Path, damaged: list[str]) -> ScalingReport | None:
+    """Read scaling.json; None where learning rates were not scaled, or it is damaged."""
+    try:
+        return read_record(file, ScalingReport)
+    except OSError:
+        return None
+    except (ValueError, RecursionError):
+        damaged.append(f"{file.name} is damaged and was left out.")
+        return None
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:

@@ -1,79 +1,94 @@
 """run.json and config.yaml: what a run is, where it runs and since when."""
 
+import contextlib
 import copy
 import datetime
-import json
 import logging
 import os
 import platform
 import shlex
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from d2ext import __version__
 from d2ext.config.yaml_io import saved_text
-from d2ext.files import atomic_write, write_json
+from d2ext.files import atomic_write
+from d2ext.run_dir.schema import RunInfo, read_valid_part, write_record
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "timm", "hotcoco")
 
 
-def write_run_info(out: Path, plan: Any, run_info: dict[str, Any]) -> None:
-    """Writes run.json at the start; a resumed run keeps its first start and its seconds.
+def write_run_info(out: Path, info: RunInfo) -> None:
+    """Write run.json at the start; a resumed run keeps its command, start and seconds.
 
     Args:
-        out: folder of the run.
-        plan: of `plan_run`.
-        run_info: of `describe`.
+        out: Run directory.
+        info: What the config and the command say; `started`, `versions` and `machine` are added
+            here.
     """
+    before = read_run_info(out) if info.resumed_from else RunInfo()
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    seconds = before.train_seconds
+    info = replace(
+        info,
+        command=before.command or info.command,
+        started=before.started or now,
+        versions=_versions(),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        seconds_before=before.seconds_before if seconds is UNSET else seconds,
+    )
+    write_record(out / "run.json", info)
+
+
+def _versions() -> dict[str, str]:
     versions = {"d2ext": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    before = read_run_info(out) if plan.resume else {}
-    content = {
-        **{k: v for k, v in run_info.items() if k != "start"},
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        **{k: v for k, v in before.items() if k in ("command", "started", "seconds_before")},
-        "versions": versions,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        "device": plan.device,
-        "classes": plan.classes,
-        "datasets": plan.datasets,
-        "weights": plan.weights,
-        "max_iter": plan.schedule and plan.schedule.max_iter,
-        "batch_size": plan.schedule and plan.schedule.batch_size,
-    }
-    if plan.resume:
-        content |= {"resumed_from": str(plan.resume), "resumed_by": run_info["command"]}
-    if "train_seconds" in before:
-        content["seconds_before"] = before["train_seconds"]
-    write_json(out / "run.json", content)
+    return versions
 
 
 def finish_run_info(out: Path, started: float, stopped_by: str | None) -> None:
-    """Adds how long the training took, and the signal that ended it early.
+    """Add the duration of the training, and the signal that ended it early.
 
-    The seconds are those of all its parts that came to an orderly end.
+    The seconds are those of all starts that ended in order.
     """
-    content = read_run_info(out)
-    seconds = content.pop("seconds_before", 0) + time.monotonic() - started
-    content["train_seconds"] = round(seconds, 1)
-    if stopped_by:
-        content["stopped_by"] = stopped_by
-    write_json(out / "run.json", content)
+    seconds = (read_run_info(out).seconds_before or 0) + time.monotonic() - started
+    update_run_info(
+        out,
+        seconds_before=UNSET,
+        train_seconds=round(seconds, 1),
+        stopped_by=stopped_by or UNSET,
+    )
 
 
-def write_repro_command(out: Path, run_info: dict[str, Any]) -> None:
-    """Adds the command that trains the same again from config.yaml."""
+def write_repro_command(out: Path, start: Sequence[str]) -> None:
+    """Add the command that trains the same again from config.yaml.
+
+    Args:
+        out: Run directory.
+        start: Words that start as many processes; a config and overrides follow them.
+    """
     again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
-    command = shlex.join([*run_info["start"], *again])
-    write_json(out / "run.json", {**read_run_info(out), "reproduce": command})
+    update_run_info(out, reproduce=shlex.join([*start, *again]))
+
+
+def update_run_info(out: Path, **fields: Any) -> None:
+    """Replace fields of run.json."""
+    write_record(out / "run.json", replace(read_run_info(out), **fields))
+
+
+def read_run_info(out: Path) -> RunInfo:
+    """Read run.json; what is missing or invalid in it has its default."""
+    return read_valid_part(out / "run.json", RunInfo)
 
 
 def save_config(cfg: Any, out: Path) -> bool:
@@ -86,8 +101,3 @@ def save_config(cfg: Any, out: Path) -> bool:
     with atomic_write(out / "config.yaml") as f:
         f.write(text)
     return not problem
-
-
-def read_run_info(out: Path) -> dict[str, Any]:
-    path = out / "run.json"
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,14 +1,24 @@
 """results.json: a run's last and best evaluation, and the scores that decide when to stop."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
 
 from d2ext.errors import UserError
-from d2ext.files import finite_or_none, write_json
+from d2ext.files import finite_or_none
 from d2ext.run_dir.names import BEST
+from d2ext.run_dir.schema import (
+    EvaluationRecord,
+    ResultsRecord,
+    read_record,
+    to_plain,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +36,8 @@ class Results:
         saved: `content` as the resumed checkpoint holds it, for where the file is lost.
 
     Attributes:
-        last: `iteration` and `results` of the last evaluation, or None.
-        best: those of the best one, with `metric` and `mode`, or None.
+        last: the last evaluation, or None.
+        best: the best one, or None.
     """
 
     def __init__(
@@ -41,23 +51,23 @@ class Results:
     ):
         self._path = path
         self._metric, self._mode = metric, mode
-        content = _read(path, saved or {}) if done else {}
-        self.last: dict | None = content.get("last")
-        self.best: dict | None = content.get("best")
-        scores = [(i, score) for i, score in content.get("scores", []) if i <= done]
+        record = _read(path, saved or {}) if done else ResultsRecord()
+        self.last = record.last
+        self.best = record.best or None
+        scores = [(i, score) for i, score in record.scores or [] if i <= done]
         if start not in (None, done):  # numbers of iterations as the run counts them from now on
             scores = [(round(i * start / done), score) for i, score in scores]
             for entry in filter(None, (self.last, self.best)):
-                entry["iteration"] = round(entry["iteration"] * start / done)
+                entry.iteration = round(entry.iteration * start / done)
         goal = (metric, mode)
-        if metric and self.best and (self.best["metric"], self.best["mode"]) != goal:
+        if metric and self.best and (self.best.metric, self.best.mode) != goal:
             logger.info("Another train.best than before: the best so far no longer counts")
             self.best, scores = None, []
         self._scores = scores
 
     def known(self, done: int) -> dict[str, float | None] | None:
         """The results after so many iterations, if the last evaluation was there."""
-        return self.last["results"] if self.last and self.last["iteration"] == done else None
+        return self.last.results if self.last and self.last.iteration == done else None
 
     def is_better(self, results: Mapping[str, float]) -> bool:
         """Whether these results are better than the best so far; NaN never is.
@@ -72,31 +82,32 @@ class Results:
                 f"train.best.metric={self._metric}: the evaluation gave no such number, but"
                 f" {', '.join(results)}"
             )
-        before = self.best["results"][self._metric] if self.best else None
+        before = self.best.results[self._metric] if self.best else None
         return _better(results[self._metric], before, self._mode)
 
     def record(self, iteration: int, results: Mapping[str, float]) -> None:
         """Takes in an evaluation and writes the file."""
         if self.is_better(results):
-            self.best = {
-                "iteration": iteration,
-                "metric": self._metric,
-                "mode": self._mode,
-                "results": finite_or_none(results),
-            }
-        self.last = {"iteration": iteration, "results": finite_or_none(results)}
+            self.best = EvaluationRecord(
+                iteration=iteration,
+                metric=self._metric,
+                mode=self._mode,
+                results=finite_or_none(results),
+            )
+        self.last = EvaluationRecord(iteration=iteration, results=finite_or_none(results))
         if self._metric:
             self._scores = [score for score in self._scores if score[0] != iteration]
-            self._scores.append((iteration, self.last["results"][self._metric]))
-        write_json(self._path, self.content())
+            self._scores.append((iteration, self.last.results[self._metric]))
+        write_record(self._path, self._record())
 
-    def content(self) -> dict:
-        """Of the file: plain values."""
-        content = {"last": self.last}
-        if self._metric:
-            content |= {"best": self.best} if self.best else {}
-            content["scores"] = self._scores
-        return content
+    def content(self) -> dict[str, Any]:
+        """Return the content of the file as plain values."""
+        return to_plain(self._record())
+
+    def _record(self) -> ResultsRecord:
+        if not self._metric:
+            return ResultsRecord(last=self.last)
+        return ResultsRecord(last=self.last, best=self.best or UNSET, scores=self._scores)
 
     def exhausted(self, patience: int | None) -> str | None:
         """Why early stopping ends the run now, or None.
@@ -115,17 +126,18 @@ class Results:
         return f"{evaluations} brought no better {self._metric} than {score}"
 
 
-def _read(path: Path, saved: dict) -> dict:
-    """The file's content; where it is lost or damaged, what the checkpoint has kept of it."""
+def _read(path: Path, saved: dict[str, Any]) -> ResultsRecord:
+    """Read the file; if it is lost or damaged, return what the checkpoint has kept of it."""
     try:
-        return json.loads(path.read_text())
+        return read_record(path, ResultsRecord)
     except FileNotFoundError:
         pass
     except ValueError:
         logger.warning("%s is damaged; the checkpoint's results are taken", path)
     # A best score whose weights are not here would stand for nothing.
     lost = not path.with_name(BEST).is_file()
-    return {key: value for key, value in saved.items() if key != "best" or not lost}
+    kept = {key: value for key, value in saved.items() if key != "best" or not lost}
+    return msgspec.convert(kept, ResultsRecord)
 
 
 def _better(score: float | None, than: float | None, mode: str) -> bool:

@@ -19,9 +19,8 @@ def cancel(records: Sequence[Record]) -> Iterator[str]:
     """
     refused = []
     for record in records:
-        job = record.submission.get("job")
         if is_over(record):
-            yield f"{record.run_dir}: job {job} is over"
+            yield f"{record.run_dir}: job {record.submission.job} is over"
             continue
         record.cancel()  # first, so that it does not come back
         try:
@@ -35,10 +34,10 @@ def cancel(records: Sequence[Record]) -> Iterator[str]:
 
 def _end(record: Record) -> str:
     job = record.submission
-    if job["cluster"] == "slurm":
-        cancel_jobs([job["job"]])
+    if job.cluster == "slurm":
+        cancel_jobs([job.job])
     elif is_alive(job):
-        os.kill(int(job["job"]), signal.SIGTERM)
+        os.kill(int(job.job), signal.SIGTERM)
     else:
-        return f"noted; process {job['job']} of {job['host']} is to be ended there"
-    return f"job {job['job']} is cancelled"
+        return f"noted; process {job.job} of {job.host} is to be ended there"
+    return f"job {job.job} is cancelled"

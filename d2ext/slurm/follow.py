@@ -16,7 +16,7 @@ class _Log:
     """What is new in a log."""
 
     def __init__(self, record: Record, prefix: str):
-        self._path = Path(record.submission["log"])
+        self._path = Path(record.submission.log)
         self._prefix = prefix
         self._at = 0
 
@@ -55,7 +55,7 @@ def follow(records: Sequence[Record]) -> int:
                 said[i] = state
                 print(f"[{state}]", flush=True)
             if over:
-                statuses.append((record.outcome or {"status": 1})["status"])
+                statuses.append(record.outcome.status if record.outcome else 1)
                 open_.discard(i)
         time.sleep(0.5)
     return max(statuses)

@@ -24,6 +24,7 @@ from d2ext.files import atomic_write
 from d2ext.guard import die_with_parent
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.launch.topology import free_port
+from d2ext.run_dir.schema import UNSET
 from d2ext.slurm.queue import requeue
 from d2ext.slurm.record import Record
 from d2ext.slurm.requeue_policy import (
@@ -115,8 +116,8 @@ class Training:
         attempt = record.attempts[-1]
         if why:
             self._finish(record, status, why)
-        if "ended" in attempt:  # the first task was to bring it back
-            self._requeue(record, here, attempt["why"], status)
+        if attempt.ended is not UNSET:  # the first task was to bring it back
+            self._requeue(record, here, attempt.why, status)
             sys.exit(status)
         logs = f"{here.paths.folder}/{here.job_id}_*_log.out"
         what = "its processes did not start" if begun else "a task failed"
@@ -189,7 +190,7 @@ class Training:
     def _begin(self, record: Record, here: JobEnvironment) -> bool:
         """Notes this start unless that is done; whether it was to be done."""
         attempts = record.attempts
-        if attempts and attempts[-1].get("number") == start_number():
+        if attempts and attempts[-1].number == start_number():
             return False
         nodes = os.environ.get("SLURM_JOB_NODELIST", here.hostname)
         record.begin(start_number(), nodes, newest(record.run_dir))

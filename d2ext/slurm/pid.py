@@ -4,21 +4,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from d2ext.run_dir.schema import Submission
+
 
 def identify(pid: int | str) -> dict[str, Any]:
-    """`host` and `begun` (clock ticks of its machine; None if it is gone) of a process."""
+    """Return `host` and `begun` of a process, for a `Submission`."""
     return {"host": socket.gethostname(), "begun": _begun(pid)}
 
 
-def is_alive(job: dict[str, Any]) -> bool | None:
-    """Whether a process lives; None on another machine than its own.
-
-    Args:
-        job: its number, and what `identify` gave for it.
-    """
-    if job["host"] != socket.gethostname():
+def is_alive(job: Submission) -> bool | None:
+    """Return whether a local job's process lives; None on another machine."""
+    if job.host != socket.gethostname():
         return None
-    return job["begun"] is not None and _begun(job["job"]) == job["begun"]
+    return job.begun is not None and _begun(job.job) == job.begun
 
 
 def _begun(pid: int | str) -> int | None:

@@ -2,8 +2,8 @@
 
 ```
 <run directory>/slurm/<time of submission>/
-  submission.json    by submit.py: job, cluster, log
-  attempts.json      by the job: when, where and how often it ran, and what came of it
+  submission.json    by submit.py: `Submission`
+  attempts.json      by the job: `AttemptsRecord`
   cancelled          by `submit.py cancel`
   meet-<job>-<n>     by the first machine of attempt n: host and port where the ranks meet
   failed-<job>-<n>   by another machine whose trainer failed
@@ -13,9 +13,21 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from d2ext.files import cache_dir, write_json
+import msgspec
+
+from d2ext.files import cache_dir
+from d2ext.run_dir.schema import (
+    UNSET,
+    Attempt,
+    AttemptsRecord,
+    JobOutcome,
+    Submission,
+    write_record,
+)
+
+T = TypeVar("T")
 
 
 class Record:
@@ -34,30 +46,27 @@ class Record:
         return self.folder.parent.parent
 
     @property
-    def submission(self) -> dict[str, Any]:
-        """`job` (its id), `cluster` and `log`; {} while it is submitted.
+    def submission(self) -> Submission | None:
+        """The submitted job; None until it is submitted."""
+        return _read(self.folder / "submission.json", Submission)
 
-        A local one's id is that of its process, of which `host` and `begun` are told as well.
-        """
-        return read_object(self.folder / "submission.json")
-
-    def submitted(self, **facts: Any) -> None:
-        """Notes the facts of `submission`, and the run for `status`."""
-        write_json(self.folder / "submission.json", facts)
+    def submitted(self, submission: Submission) -> None:
+        """Write the submitted job, and list the run for `status`."""
+        write_record(self.folder / "submission.json", submission)
         index = index_file()
         index.parent.mkdir(parents=True, exist_ok=True)
         with open(index, "a") as f:
             f.write(f"{self.run_dir}\n")
 
     @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """Each start's `number`, `started`, `nodes`, `checkpoint`; `ended` and `why` at its end."""
-        return read_object(self.folder / "attempts.json").get("attempts", [])
+    def attempts(self) -> list[Attempt]:
+        """Every start of the job."""
+        return self._read_attempts().attempts
 
     @property
-    def outcome(self) -> dict[str, Any] | None:
-        """`status` and `reason` of a job that has come to its end, or None."""
-        return read_object(self.folder / "attempts.json").get("outcome")
+    def outcome(self) -> JobOutcome | None:
+        """Exit status and reason of a job that has ended, or None."""
+        return self._read_attempts().outcome or None
 
     @property
     def requeues(self) -> int:
@@ -65,20 +74,17 @@ class Record:
         return max(0, len(self.attempts) - 1)
 
     def begin(self, number: int, nodes: str, checkpoint: int | None) -> None:
-        """Notes the start of an attempt, and which checkpoint was there (`verdict.newest`)."""
-        start = {"number": number, "started": time.time()}
-        attempts = [*self.attempts, start | {"nodes": nodes, "checkpoint": checkpoint}]
-        write_json(self.folder / "attempts.json", {"attempts": attempts})
+        """Add an attempt, and the checkpoint at its start (`requeue_policy.newest`)."""
+        start = Attempt(number=number, started=time.time(), nodes=nodes, checkpoint=checkpoint)
+        self._write_attempts(AttemptsRecord([*self.attempts, start]))
 
     def end(self, why: str, status: int | None = None) -> None:
-        """Notes the end of the attempt; with a status it is the end of the job as well."""
+        """Add the end of the attempt; with a status it is the end of the job as well."""
         attempts = self.attempts
         if attempts:
-            attempts[-1] |= {"ended": time.time(), "why": why}
-        content: dict[str, Any] = {"attempts": attempts}
-        if status is not None:
-            content["outcome"] = {"status": status, "reason": why}
-        write_json(self.folder / "attempts.json", content)
+            attempts[-1].ended, attempts[-1].why = time.time(), why
+        outcome = UNSET if status is None else JobOutcome(status, why)
+        self._write_attempts(AttemptsRecord(attempts, outcome))
 
     @property
     def cancelled(self) -> bool:
@@ -92,6 +98,12 @@ class Record:
     def take_back(self) -> None:
         """The job is not cancelled after all."""
         (self.folder / "cancelled").unlink(missing_ok=True)
+
+    def _read_attempts(self) -> AttemptsRecord:
+        return _read(self.folder / "attempts.json", AttemptsRecord) or AttemptsRecord()
+
+    def _write_attempts(self, record: AttemptsRecord) -> None:
+        write_record(self.folder / "attempts.json", record)
 
 
 def new_record(run_dir: Path, stamp: str) -> Record:
@@ -130,7 +142,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
+def _read(path: Path, kind: type[T]) -> T | None:
+    """Read a record; None where there is no file."""
     text = read_text(path)
-    return json.loads(text) if text else {}
+    return msgspec.convert(json.loads(text), kind) if text else None

@@ -1,6 +1,5 @@
 """Why a start of a job ended, and whether the job is to come back."""
 
-import json
 import os
 import signal
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 
 from d2ext.launch.signals import EXIT_STOPPED
+from d2ext.run_dir.schema import RankFailure, read_record
 from d2ext.slurm.queue import job_state
 from d2ext.slurm.record import Record
 
@@ -75,7 +75,7 @@ def should_requeue(record: Record, here: JobEnvironment, end: End, max_requeues:
     if record.requeues >= max_requeues:
         words = f"after {record.requeues} requeues, all that --max-requeues allows"
         return Verdict(f"{why}, {words}")
-    last = [attempt["checkpoint"] for attempt in record.attempts[-_KILLS:]]
+    last = [attempt.checkpoint for attempt in record.attempts[-_KILLS:]]
     killed = end.status != EXIT_STOPPED and not end.signalled
     if killed and last == [newest(record.run_dir)] * _KILLS:
         return Verdict(f"{why}, for the {_KILLS}rd time without a new checkpoint")
@@ -112,13 +112,13 @@ def _interruption(here: JobEnvironment, end: End) -> str | None:
     if outside:
         return f"killed by {signal.Signals(-status).name}"
     if status == 1 and (failure := _lost_rank(end)):
-        return f"rank {failure['rank']} on {failure['host']}: {failure['message']}"
+        return f"rank {failure.rank} on {failure.host}: {failure.message}"
     return None
 
 
-def _lost_rank(end: End) -> dict | None:
+def _lost_rank(end: End) -> RankFailure | None:
     """The error that ended the ranks, if one was killed or lost a machine."""
     from d2ext.launch.failures import cause  # it imports torch
 
-    first = cause([json.loads(path.read_text()) for path in end.errors])
-    return first if first and first["kind"] in _LOST else None
+    first = cause([read_record(path, RankFailure) for path in end.errors])
+    return first if first and first.kind in _LOST else None

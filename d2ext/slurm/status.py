@@ -6,13 +6,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
+from d2ext.run_dir.schema import JobOutcome, ResultsRecord, RunInfo, read_valid_part
 from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
-from d2ext.slurm.record import Record, read_object, read_text
+from d2ext.slurm.record import Record, read_text
 
 _RECENT = 20  # iterations whose times say how long the rest takes
 
@@ -22,16 +22,16 @@ def is_over(record: Record) -> bool:
     job = record.submission
     if record.outcome or not job:
         return True
-    if job["cluster"] == "local":
+    if job.cluster == "local":
         alive = is_alive(job)
         return record.cancelled if alive is None else not alive
     living = living_jobs()
-    return living is not None and job["job"] not in living
+    return living is not None and job.job not in living
 
 
 def describe_state(record: Record) -> str:
     """A job's number and state in words."""
-    return f"job {record.submission['job']} is {_states([record])[0][0]}"
+    return f"job {record.submission.job} is {_states([record])[0][0]}"
 
 
 def status_table(records: Sequence[Record]) -> str:
@@ -43,7 +43,7 @@ def status_table(records: Sequence[Record]) -> str:
         rows.append(
             (
                 os.path.relpath(record.run_dir),
-                record.submission["job"],
+                record.submission.job,
                 state,
                 nodes,
                 f"{done} of {total}" if total else "",
@@ -66,16 +66,14 @@ def progress(run_dir: Path) -> tuple[int, int, float | None]:
             continue
     done = max((row["iteration"] + 1 for row in rows[-1:]), default=0)
     times = [row["time"] for row in rows[-_RECENT:] if "time" in row]
-    total = read_object(run_dir / "run.json").get("max_iter") or 0
+    total = read_valid_part(run_dir / "run.json", RunInfo).max_iter or 0
     return done, total, statistics.median(times) if times else None
 
 
 def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
     """State and nodes of each job."""
     open_ = [
-        r.submission["job"]
-        for r in records
-        if r.outcome is None and r.submission["cluster"] == "slurm"
+        r.submission.job for r in records if r.outcome is None and r.submission.cluster == "slurm"
     ]
     living = living_jobs() if open_ else {}
     gone = [job for job in open_ if job not in (living or {})]
@@ -86,42 +84,42 @@ def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _state(record: Record, living: dict | None, past: dict[str, str]) -> tuple[str, str]:
     job, outcome = record.submission, record.outcome
     if outcome:
-        return _ending(outcome), record.attempts[-1]["nodes"] if record.attempts else ""
-    if job["cluster"] == "local":
+        return _ending(outcome), record.attempts[-1].nodes if record.attempts else ""
+    if job.cluster == "local":
         return _local_state(record)
-    if job["job"] in (living or {}):
-        state, nodes, reason = living[job["job"]]
+    if job.job in (living or {}):
+        state, nodes, reason = living[job.job]
         if state != "PENDING":
             return state, nodes
         # Slurm holds a job whose start failed on a node that had just come back.
-        advice = f": `scontrol release {job['job']}` starts it" if "held" in reason.lower() else ""
+        advice = f": `scontrol release {job.job}` starts it" if "held" in reason.lower() else ""
         return f"{state} ({reason}){advice}", nodes
     if record.cancelled:
         return "cancelled", ""
     silent = "unknown (Slurm does not answer)"
-    return past.get(job["job"], silent if living is None else "gone"), ""
+    return past.get(job.job, silent if living is None else "gone"), ""
 
 
 def _local_state(record: Record) -> tuple[str, str]:
     job = record.submission
     alive = is_alive(job)
     if alive:
-        return "RUNNING" if record.attempts else "PENDING (its turn)", job["host"]
+        return "RUNNING" if record.attempts else "PENDING (its turn)", job.host
     if record.cancelled:
         return "cancelled", ""
-    return ("killed", "") if alive is False else ("unknown (on another machine)", job["host"])
+    return ("killed", "") if alive is False else ("unknown (on another machine)", job.host)
 
 
-def _ending(outcome: dict[str, Any]) -> str:
-    if outcome["status"] == 0:
+def _ending(outcome: JobOutcome) -> str:
+    if outcome.status == 0:
         return "finished"
-    reason = outcome["reason"]
+    reason = outcome.reason
     return "cancelled" if reason.startswith("cancelled:") else f"stopped: {reason:.60}"
 
 
 def _last_ap(run_dir: Path) -> str:
-    results = read_object(run_dir / "results.json").get("last", {}).get("results", {})
-    named = {key: value for key, value in results.items() if key.endswith("/AP")}
+    last = read_valid_part(run_dir / "results.json", ResultsRecord).last
+    named = {k: value for k, value in (last.results if last else {}).items() if k.endswith("/AP")}
     key = next((k for k in named if "/segm/" in k), next(iter(named), None))
     return "" if key is None or named[key] is None else f"{named[key]:.1f}"
 

@@ -18,6 +18,7 @@ from submitit.helpers import clean_env
 
 from d2ext import _compat
 from d2ext.errors import UserError
+from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify
@@ -47,7 +48,7 @@ def submit(job: Job) -> list[Record]:
     for record, handed in zip(records, jobs, strict=True):
         process = identify(handed.job_id) if job.cluster == "local" else {}
         log = str(handed.paths.stdout)
-        record.submitted(job=handed.job_id, cluster=job.cluster, log=log, **process)
+        record.submitted(Submission(handed.job_id, job.cluster, log, **process))
     return records
 
 

@@ -30,7 +30,7 @@ _PAPER, _CARD, _VOID, _INK, _DIM = "#eceff3", "#181c26", "#0d1016", "#ffffff", "
 
 
 @dataclass(frozen=True)
-class View:
+class AnnotatedImage:
     """An image with its objects.
 
     Attributes:
@@ -46,7 +46,7 @@ class View:
     facts: str
 
 
-Entry = Sequence[View]  # shown side by side; as many in every entry
+Entry = Sequence[AnnotatedImage]  # shown side by side; as many in every entry
 
 
 def write_jpegs(tiles: Iterable[Image.Image], folder: Path) -> list[Path]:
@@ -108,7 +108,7 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
     return tile
 
 
-def make_thumbnail(view: View, metadata: Any) -> Image.Image:
+def make_thumbnail(view: AnnotatedImage, metadata: Any) -> Image.Image:
     """A view without words, for `make_sheet`; `metadata` as for `make_tile`."""
     tile = Image.new("RGB", _THUMBNAIL, _VOID)
     picture = Image.fromarray(_drawn(view, metadata, _THUMBNAIL, labels=False))
@@ -131,7 +131,7 @@ def _shortened(text: str, fits: Any) -> str:
     return text
 
 
-def _drawn(view: View, metadata: Any, room: tuple[int, int], labels: bool) -> np.ndarray:
+def _drawn(view: AnnotatedImage, metadata: Any, room: tuple[int, int], labels: bool) -> np.ndarray:
     """The photo as large as it fits into `room` (width, height), with its objects."""
     h, w = view.photo.shape[:2]
     factor = min(room[0] / w, room[1] / h)
@@ -171,7 +171,7 @@ def make_figures(entry: Entry, metadata: Any) -> list[dict[str, Any]]:
     return [_figure(view, metadata) for view in entry]
 
 
-def _figure(view: View, metadata: Any) -> dict[str, Any]:
+def _figure(view: AnnotatedImage, metadata: Any) -> dict[str, Any]:
     buffer = io.BytesIO()
     picture = Image.fromarray(_drawn(view, metadata, _HTML_PICTURE, labels=False))
     picture.save(buffer, "JPEG", quality=85)
@@ -185,7 +185,7 @@ def _figure(view: View, metadata: Any) -> dict[str, Any]:
     }
 
 
-def _labels(view: View, metadata: Any) -> Iterator[dict[str, Any]]:
+def _labels(view: AnnotatedImage, metadata: Any) -> Iterator[dict[str, Any]]:
     """Where labels stand, in percent of the picture, and what they say."""
     h, w = view.photo.shape[:2]
     for x in view.instances:

@@ -117,8 +117,8 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
 )
 def test_what_starts_as_many_processes(topology, start):
     argv = ["tools/train_net.py", "--config-file", "X"]
-    assert shlex.join(describe_run("X", argv, topology)["start"]) == start
-    assert describe_run("X", argv, topology, validate=False)["start"][-1] == "--no-validate"
+    assert shlex.join(describe_run("X", argv, topology).start) == start
+    assert describe_run("X", argv, topology, validate=False).start[-1] == "--no-validate"
 
 
 def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):

@@ -1,7 +1,6 @@
 """From the workers a recipe was tuned for to the workers at hand."""
 
 import copy
-import json
 import math
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from d2ext.config.load import load_config
-from d2ext.config.lr_scaling import check_batch, check_name, scale_config
+from d2ext.config.lr_scaling import Change, check_batch, check_name, scale_config
 from d2ext.errors import UserError
 from tests.conftest import checkout_env
 
@@ -71,8 +70,7 @@ def test_the_guide_s_example():
         " learning rates x 8 (linear)"
     )
     assert "            optimizer.lr 0.01 -> 0.08" in lines
-    saved = json.loads(json.dumps(report.as_dict()))
-    assert saved["changes"][0] == {"field": "optimizer.lr", "before": 0.01, "after": 0.08}
+    assert report.changes[0] == Change("optimizer.lr", 0.01, 0.08)
 
 
 def test_a_worker_keeps_its_images():

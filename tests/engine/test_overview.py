@@ -10,6 +10,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from d2ext.engine.overview import summary, write_overview
+from d2ext.run_dir.schema import DatasetOverview
 
 CLASSES = ["balloon", "kite", "unseen"]
 
@@ -43,20 +44,20 @@ def registered(tmp_path):
 
 
 def test_counts_and_sizes(registered):
-    assert summary(registered, CLASSES) == {
-        "images": 30,
-        "objects": 58,
-        "classes": [("balloon", 29, 29), ("kite", 29, 29), ("unseen", 0, 0)],
-        "width": [100, 114, 129],
-        "height": [80, 80, 80],
-        "object_sizes": {"small": 29, "medium": 0, "large": 29},  # triangles of 800 pixels
-        "measured": 30,
-    }
+    assert summary(registered, CLASSES) == DatasetOverview(
+        images=30,
+        objects=58,
+        classes=[("balloon", 29, 29), ("kite", 29, 29), ("unseen", 0, 0)],
+        width=(100, 114, 129),
+        height=(80, 80, 80),
+        object_sizes={"small": 29, "medium": 0, "large": 29},  # triangles of 800 pixels
+        measured=30,
+    )
     many = summary(registered * 100, CLASSES)
-    assert (many["images"], many["measured"]) == (3000, 1000)
-    assert 900 < many["object_sizes"]["large"] <= 1000
+    assert (many.images, many.measured) == (3000, 1000)
+    assert 900 < many.object_sizes["large"] <= 1000
     empty = summary([], CLASSES)
-    assert (empty["width"], empty["measured"], empty["objects"]) == (None, 0, 0)
+    assert (empty.width, empty.measured, empty.objects) == (None, 0, 0)
 
 
 def test_files_of_a_run(registered, tmp_path):

@@ -2,11 +2,18 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from d2ext.evaluation.analysis import Analysis, analyse, printed
+from d2ext.evaluation.analysis import (
+    Analysis,
+    ImageScore,
+    ScoreThreshold,
+    analyse,
+    printed,
+)
 from d2ext.evaluation.coco import CocoMetric
 from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets, rle
 
@@ -45,9 +52,9 @@ def test_which_class_is_taken_for_which(tmp_path):
     ]
     analysis = Analysis(*columns(content, results, tmp_path))
     matrix = analysis.confusion_matrix(min_score=0.5)
-    assert matrix["classes"] == ["cat", "dog"]
-    assert matrix["matrix"] == [[1, 1, 0], [0, 1, 1], [1, 0, 0]]
-    assert analysis.confusion_matrix()["min_score"] == 0.7 == analysis.best_score()["score"]
+    assert matrix.classes == ["cat", "dog"]
+    assert matrix.matrix == [[1, 1, 0], [0, 1, 1], [1, 0, 0]]
+    assert analysis.confusion_matrix().min_score == 0.7 == analysis.best_score().score
 
 
 def test_crowds_and_difficult_objects_confuse_nobody(tmp_path):
@@ -58,9 +65,9 @@ def test_crowds_and_difficult_objects_confuse_nobody(tmp_path):
     results.append(_result(2, 2, B, 0.9))
     analysis = Analysis(*columns(content, results, tmp_path))
     assert analysis.outcome.tolist() == [1, -1, -1, -1]
-    assert analysis.confusion_matrix(0)["matrix"] == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert analysis.images()["worst"] == analysis.images()["best"]
-    assert [c["count"] for c in analysis.errors()["causes"].values()] == [0] * 6
+    assert analysis.confusion_matrix(0).matrix == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert analysis.images().worst == analysis.images().best
+    assert [c.count for c in analysis.errors().causes.values()] == [0] * 6
 
 
 def test_the_threshold_with_the_highest_f1(tmp_path):
@@ -73,16 +80,16 @@ def test_the_threshold_with_the_highest_f1(tmp_path):
         _result(2, 1, B, 0.6),
     ]
     cat, dog = Analysis(*columns(content, results, tmp_path)).pr_curves()
-    assert cat["best"] == {
-        "score": 0.7,
-        "f1": pytest.approx(2 / 3),
-        "precision": pytest.approx(2 / 3),
-        "recall": pytest.approx(2 / 3),
-    }
-    assert cat["curve"]["precision"][33] == 1 and cat["curve"]["score"][33] == 0.9
-    assert cat["curve"]["precision"][66] == pytest.approx(2 / 3)
-    assert cat["curve"]["precision"][67] == 0 and cat["curve"]["score"][67] is None
-    assert dog["best"] is None and dog["AP50"] is None and set(dog["curve"]["precision"]) == {None}
+    assert cat.best == ScoreThreshold(
+        score=0.7,
+        f1=pytest.approx(2 / 3),
+        precision=pytest.approx(2 / 3),
+        recall=pytest.approx(2 / 3),
+    )
+    assert cat.curve.precision[33] == 1 and cat.curve.score[33] == 0.9
+    assert cat.curve.precision[66] == pytest.approx(2 / 3)
+    assert cat.curve.precision[67] == 0 and cat.curve.score[67] is None
+    assert dog.best is None and dog.AP50 is None and set(dog.curve.precision) == {None}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -90,21 +97,21 @@ def test_the_threshold_with_the_highest_f1(tmp_path):
 def test_thresholds_and_curves_are_those_of_brute_force(tmp_path, data_set):
     ground_truth, found = columns(*data_set, tmp_path)
     results = analyse(ground_truth, found, "bbox", PARTS)
-    json.dumps(results, allow_nan=False)
+    json.dumps(msgspec.to_builtins(results), allow_nan=False)
     assert printed(results)
     analysis = Analysis(ground_truth, found)
     ap50 = CocoMetric(["bbox"], iou_thresholds=[0.5])(ground_truth, found)
     for c, curve in enumerate(results["pr_curves"]):
-        expected = ap50[f"bbox/AP-{curve['class']}"]
-        assert curve["AP50"] == pytest.approx(expected if expected == expected else None, abs=1e-9)
+        expected = ap50[f"bbox/AP-{curve.name}"]
+        assert curve.AP50 == pytest.approx(expected if expected == expected else None, abs=1e-9)
         ours = (found.label == c) & (analysis.outcome >= 0)
         best = 0.0
         for score in set(found.scores[ours]):
             kept = ours & (found.scores >= score)
             hits = np.sum(analysis.outcome[kept] == 1)
-            best = max(best, 2 * hits / (np.sum(kept) + curve["objects"]))
-        assert (curve["best"] or {"f1": 0})["f1"] == pytest.approx(best)
-    matrix = np.array(analysis.confusion_matrix(0)["matrix"])
+            best = max(best, 2 * hits / (np.sum(kept) + curve.objects))
+        assert (curve.best.f1 if curve.best else 0) == pytest.approx(best)
+    matrix = np.array(analysis.confusion_matrix(0).matrix)
     assert matrix[:-1].sum() == analysis.counted.sum()
     assert matrix[:, :-1].sum() == (analysis.outcome >= 0).sum()
 
@@ -122,7 +129,7 @@ def test_errors_by_cause(tmp_path):
         _result(1, 1, C, 0.3),
     ]
     errors = Analysis(*columns(content, results, tmp_path)).errors()
-    counts = {cause: numbers["count"] for cause, numbers in errors["causes"].items()}
+    counts = {cause: numbers.count for cause, numbers in errors.causes.items()}
     assert counts == {"Cls": 1, "Dupe": 1, "Loc": 1, "Bkg": 1, "Both": 1, "Miss": 2}
 
 
@@ -146,9 +153,9 @@ CAT_A, CAT_B, DOG_C = (1, 1, A), (1, 1, B), (2, 2, C)
 def test_what_a_cause_costs(tmp_path, cause, objects, found, before, after):
     results = [_result(*what, 0.9 - 0.1 * i) for i, what in enumerate(found)]
     errors = Analysis(*columns(_content(objects), results, tmp_path)).errors()
-    assert errors["causes"][cause]["count"] == 1
-    assert errors["AP50"] == pytest.approx(100 * before, abs=1e-9)
-    assert errors["causes"][cause]["delta_AP"] == pytest.approx(100 * (after - before), abs=1e-9)
+    assert errors.causes[cause].count == 1
+    assert errors.AP50 == pytest.approx(100 * before, abs=1e-9)
+    assert errors.causes[cause].delta_AP == pytest.approx(100 * (after - before), abs=1e-9)
 
 
 def test_masks_decide_where_masks_are_compared(tmp_path):
@@ -163,24 +170,24 @@ def test_masks_decide_where_masks_are_compared(tmp_path):
     ]
     ground_truth, found = columns(content, results, tmp_path)
     boxes, masks = (Analysis(ground_truth, found, task) for task in ("bbox", "segm"))
-    assert boxes.confusion_matrix(0)["matrix"] == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
-    assert masks.confusion_matrix(0)["matrix"] == [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
-    counts = {cause: row["count"] for cause, row in masks.errors()["causes"].items()}
+    assert boxes.confusion_matrix(0).matrix == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert masks.confusion_matrix(0).matrix == [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
+    counts = {cause: row.count for cause, row in masks.errors().causes.items()}
     assert counts == {"Cls": 0, "Dupe": 0, "Loc": 1, "Bkg": 1, "Both": 0, "Miss": 1}
-    assert masks.errors()["AP50"] == pytest.approx(100 * (51 / 101) / 2, abs=1e-9)
-    assert boxes.errors()["AP50"] == 100
+    assert masks.errors().AP50 == pytest.approx(100 * (51 / 101) / 2, abs=1e-9)
+    assert boxes.errors().AP50 == 100
 
 
 def test_best_and_worst_images(tmp_path):
     content = _content([(1, 1, A), (1, 1, B), (2, 1, A), (2, 2, C)])
     results = [_result(1, 1, A, 0.9), _result(1, 1, B, 0.9), _result(2, 1, A, 0.9)]
     images = Analysis(*columns(content, results, tmp_path)).images()
-    assert [i["image_id"] for i in images["best"]] == [1, 2]  # in the third is nothing at all
-    assert images["worst"][0] == {
-        "image_id": 2,
-        "file_name": "2.jpg",
-        "f1": pytest.approx(2 / 3),
-        "hits": 1,
-        "false_alarms": 0,
-        "missed": 1,
-    }
+    assert [i.image_id for i in images.best] == [1, 2]  # in the third is nothing at all
+    assert images.worst[0] == ImageScore(
+        image_id=2,
+        file_name="2.jpg",
+        f1=pytest.approx(2 / 3),
+        hits=1,
+        false_alarms=0,
+        missed=1,
+    )

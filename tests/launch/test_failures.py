@@ -38,7 +38,7 @@ def test_what_dies_of_an_interruption_is_no_cause():
         finally:
             raise SystemError("returned a result with an exception set")
     except SystemError as e:
-        assert describe_failure(0, e)["kind"] == "interrupted"
+        assert describe_failure(0, e).kind == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_dies_of_an_interruption_is_no_cause():
 def test_a_crash_is_no_kill(by, kind):
     """A job that crashed would crash again; one that was killed comes back."""
     killed = describe_killed(1, by)
-    assert killed["kind"] == kind and cause([describe_failure(0, LOST), killed]) is killed
+    assert killed.kind == kind and cause([describe_failure(0, LOST), killed]) is killed
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_crash_is_no_kill(by, kind):
     ],
 )
 def test_kinds(error, kind):
-    assert describe_failure(0, error)["kind"] == kind
+    assert describe_failure(0, error).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_only_what_is_left_since_counts(tmp_path):
     assert folder.new() == []
     folder.add(describe_failure(1, ValueError("of this one")))
     os.utime(tmp_path / "errors" / "rank-1.json", (1e9, 1e9))
-    assert [f["message"] for f in folder.new()] == ["ValueError: of this one"]
+    assert [f.message for f in folder.new()] == ["ValueError: of this one"]
 
 
 def test_a_lost_peer_is_waited_for(tmp_path):
@@ -95,7 +95,7 @@ def test_a_lost_peer_is_waited_for(tmp_path):
     assert folder.wait_for_cause(mine, seconds=0.1) is mine
     folder.add(describe_failure(1, ValueError("why")))
     start = time.monotonic()
-    assert folder.wait_for_cause(mine, seconds=60)["message"] == "ValueError: why"
+    assert folder.wait_for_cause(mine, seconds=60).message == "ValueError: why"
     assert time.monotonic() - start < 30
 
 

@@ -22,11 +22,11 @@ def _record(path, scores, mode="max", done=0, metric=KEY):
 
 def test_the_best_and_the_last(tmp_path):
     results = _record(tmp_path / "results.json", [1.0, 5.0, math.nan, 4.0])
-    assert (results.best["iteration"], results.last["iteration"]) == (2, 4)
+    assert (results.best.iteration, results.last.iteration) == (2, 4)
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["best"]["results"][KEY] == 5.0 and content["last"]["results"][KEY] == 4.0
     assert content["scores"] == [[1, 1.0], [2, 5.0], [3, None], [4, 4.0]]
-    assert _record(tmp_path / "min.json", [3.0, 1.0, 2.0], "min").best["iteration"] == 2
+    assert _record(tmp_path / "min.json", [3.0, 1.0, 2.0], "min").best.iteration == 2
 
 
 def test_nothing_is_best_without_a_metric(tmp_path):
@@ -69,13 +69,13 @@ def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
     assert not resumed.exhausted(2)
     resumed.record(2, {KEY: 4.0})
     assert not resumed.exhausted(2) and resumed.exhausted(1)
-    assert resumed.best["iteration"] == 1
+    assert resumed.best.iteration == 1
 
 
 def test_an_evaluation_made_again_counts_once(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0, 2.0])
     resumed = Results(tmp_path / "results.json", KEY, "max", done=3)
-    assert resumed.known(3) is None and resumed.known(4) == resumed.last["results"]
+    assert resumed.known(3) is None and resumed.known(4) == resumed.last.results
     resumed.record(3, {KEY: 3.0})
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
@@ -86,7 +86,7 @@ def test_another_batch_counts_iterations_anew(tmp_path):
     for i, score in ((10, 5.0), (20, 4.0), (30, 3.0)):
         results.record(i, {KEY: score})
     resumed = Results(tmp_path / "results.json", KEY, "max", done=30, start=15)
-    assert resumed.best["iteration"] == 5 and resumed.known(15)
+    assert resumed.best.iteration == 5 and resumed.known(15)
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from submitit.core.utils import DelayedSubmission
 
+from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
 from d2ext.slurm.record import new_record
 from tests.conftest import checkout_env
@@ -40,7 +41,7 @@ class Node:
             self.record.folder / "4242_submitted.pkl"
         )
         log = str(self.record.folder / "4242_0_log.out")
-        self.record.submitted(job="4242", cluster="slurm", log=log)
+        self.record.submitted(Submission("4242", "slurm", log))
 
     def run(self, *module, restarts=0):
         """One of the two commands of the batch script; returns its status and what it says."""
@@ -90,11 +91,11 @@ def test_killed_before_it_began(node):
     node.record.end("killed by SIGTERM")
     node.play("scontrol", "exit 0")
     assert "requeued: killed by SIGKILL\n" in node.after(137, restarts=1)[1]
-    assert [a["number"] for a in node.record.attempts] == [0, 1] and node.requeues() == 1
+    assert [a.number for a in node.record.attempts] == [0, 1] and node.requeues() == 1
     status, said = node.after(1, restarts=2)
     assert status == 1 and "not requeued (status 1): its processes did not start" in said
-    assert "did not start (status 1)" in node.record.outcome["reason"]
-    assert [a["why"] for a in node.record.attempts[:2]] == [
+    assert "did not start (status 1)" in node.record.outcome.reason
+    assert [a.why for a in node.record.attempts[:2]] == [
         "killed by SIGTERM",
         "killed by SIGKILL",
     ]
@@ -107,8 +108,8 @@ def test_ends_that_are_not_requeued(node, status):
     node.record.begin(0, "n1", None)
     node.play("scontrol", "exit 0")
     assert node.after(status)[0] == status
-    assert node.record.outcome["status"] == status and node.requeues() == 0
-    assert f"(status {status}), see " in node.record.outcome["reason"]
+    assert node.record.outcome.status == status and node.requeues() == 0
+    assert f"(status {status}), see " in node.record.outcome.reason
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSEGV"])
@@ -121,7 +122,7 @@ def test_only_signals_from_outside_bring_a_job_back(node, number):
         assert "\nrequeued: killed by SIGKILL\n" in said
     else:
         assert (status, node.requeues()) == (139, 0)
-        assert node.record.outcome["reason"].startswith("SIGSEGV: ")
+        assert node.record.outcome.reason.startswith("SIGSEGV: ")
 
 
 def test_slurm_that_answers_later(node, tmp_path):
@@ -139,7 +140,7 @@ def test_slurm_that_does_not_answer(node):
     """The job is at its end, and tells why, be it that its task was killed while it asked."""
     node.submit(trainer("sys.exit(75)"))
     status, said = node.task()
-    reason = node.record.outcome["reason"]
+    reason = node.record.outcome.reason
     assert status == 75 and "\nrequeued: " not in said
     assert "does not requeue it: Unable to contact slurm controller" in reason
     assert f"not requeued (status 75): {reason}" in said and node.requeues() == 5
@@ -154,7 +155,7 @@ def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
     assert "unknown (Slurm does not answer)" in run_tool("submit", "status", run).stdout
     seeds = [new_record(tmp_path / "runs" / f"seed_{i}", "1") for i in (1, 2)]
     for i, record in enumerate(seeds):
-        record.submitted(job=f"7_{i}", cluster="slurm", log="x")
+        record.submitted(Submission(f"7_{i}", "slurm", "x"))
     node.play("scancel", f'[ "$1" = 7_1 ] || {{ {SILENT}; }}')
     done = run_tool("submit", "cancel", tmp_path / "runs")
     assert done.status == 2 and "scancel 7_0: Unable" in done.stderr

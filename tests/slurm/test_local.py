@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify, is_alive
@@ -55,7 +57,7 @@ def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until(lambda: (out / "metrics.json").exists())
-    job = newest_record(out).submission["job"]
+    job = newest_record(out).submission.job
     try:
         os.killpg(waiting.pid, signal.SIGINT)  # what a terminal does
         assert waiting.wait(30) == 130
@@ -80,17 +82,17 @@ def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     with subprocess.Popen(["sleep", "60"]) as other:
         now = identify(other.pid)
-        facts = {"job": str(other.pid), "cluster": "local", "log": "x", "host": now["host"]}
+        job = Submission(str(other.pid), "local", "x", **now)
         run = tmp_path / "run"
-        new_record(run, "1").submitted(**facts, begun=now["begun"] - 1)
+        new_record(run, "1").submitted(replace(job, begun=job.begun - 1))
         assert " killed" in run_tool("submit", "status", run).stdout
         assert "is over" in run_tool("submit", "cancel", run).stdout
         assert other.poll() is None
-        new_record(run, "2").submitted(**facts | {"host": "elsewhere"}, begun=now["begun"])
+        new_record(run, "2").submitted(replace(job, host="elsewhere"))
         assert "unknown (on another machine)" in run_tool("submit", "status", run).stdout
         assert "is to be ended there" in run_tool("submit", "cancel", run).stdout
         assert other.poll() is None
-        new_record(run, "3").submitted(**facts, begun=now["begun"])
+        new_record(run, "3").submitted(job)
         assert "is cancelled" in run_tool("submit", "cancel", run).stdout
         assert other.wait(10) == -signal.SIGTERM
 
@@ -120,8 +122,8 @@ def start(tmp_path, monkeypatch):
             )
             job = executor.submit(training)
             jobs.append(job)
-            facts = dict(job=job.job_id, cluster="local", log=str(job.paths.stdout))
-            record.submitted(**facts, **identify(job.job_id))
+            process = identify(job.job_id)
+            record.submitted(Submission(job.job_id, "local", str(job.paths.stdout), **process))
         return records
 
     yield run
@@ -133,16 +135,16 @@ def test_max_requeues_bounds_the_starts(start, tmp_path):
     ready = tmp_path / "ready"
     script = f"trap 'exit 75' USR2; touch {ready}; while :; do sleep 0.1; done"
     (record,) = start([script], max_requeues=6)
-    controller = record.submission["job"]
+    controller = record.submission.job
     for i in range(7):
         until(ready.exists, 30)
         ready.unlink()
         (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
         os.kill(int(task), signal.SIGUSR2)
-        until(lambda i=i: "ended" in record.attempts[i], 30)
+        until(lambda i=i: record.attempts[i].ended, 30)
     until(lambda: record.outcome, 30)
-    assert record.outcome["reason"] == "saved, after 6 requeues, all that --max-requeues allows"
-    assert Path(record.submission["log"]).read_text().count("requeued: saved") == 6
+    assert record.outcome.reason == "saved, after 6 requeues, all that --max-requeues allows"
+    assert Path(record.submission.log).read_text().count("requeued: saved") == 6
     assert len(record.attempts) == 7
 
 
@@ -150,9 +152,10 @@ def test_nothing_is_left_of_a_killed_job(start, tmp_path):
     """Nobody could cancel it."""
     (record,) = start([f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
-    trainer = identify((tmp_path / "pid").read_text().strip())
-    os.kill(int(record.submission["job"]), signal.SIGKILL)
-    until(lambda: not is_alive(trainer | {"job": (tmp_path / "pid").read_text().strip()}), 30)
+    pid = (tmp_path / "pid").read_text().strip()
+    trainer = Submission(pid, "local", "", **identify(pid))
+    os.kill(int(record.submission.job), signal.SIGKILL)
+    until(lambda: not is_alive(trainer), 30)
     assert " killed " in status_table([record])
 
 
@@ -162,5 +165,5 @@ def test_one_seed_at_a_time(start, tmp_path):
     records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
     assert "PENDING (its turn)" in status_table(records)
     until(lambda: all(record.outcome for record in records), 60)
-    assert [record.outcome["status"] for record in records] == [0, 0, 139]
-    assert records[2].outcome["reason"].startswith("SIGSEGV: ")
+    assert [record.outcome.status for record in records] == [0, 0, 139]
+    assert records[2].outcome.reason.startswith("SIGSEGV: ")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2ext.errors import UserError
+from d2ext.run_dir.schema import JobOutcome, Submission
 from d2ext.slurm.options import parse_options
 from d2ext.slurm.queue import FOREVER, parse_time
 from d2ext.slurm.record import find_records, new_record
@@ -61,14 +62,14 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
     """Each start counts; the end of the job is told apart from the end of a start."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     record = new_record(tmp_path / "run", "1")
-    record.submitted(job="7", cluster="slurm", log="x")
+    record.submitted(Submission("7", "slurm", "x"))
     record.begin(0, "n1", None)
     record.end("killed")
     record.begin(1, "n2", 3)
     assert (record.requeues, record.outcome) == (1, None)
     record.end("finished", 0)
-    assert record.outcome == {"status": 0, "reason": "finished"}
-    assert [a["nodes"] for a in record.attempts] == ["n1", "n2"]
+    assert record.outcome == JobOutcome(status=0, reason="finished")
+    assert [a.nodes for a in record.attempts] == ["n1", "n2"]
     for where in (None, tmp_path / "run"):
         assert [r.folder for r in find_records(where)] == [record.folder]
 

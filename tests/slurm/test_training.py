@@ -198,7 +198,7 @@ def test_the_guides_script(cluster, tiny, tmp_path):
     script = next((tmp_path / "g" / "slurm").glob("*/*_submission.sh")).read_text()
     for line in ("cpus-per-task=2", "job-name=guide"):
         assert f"#SBATCH --{line}\n" in script
-    job = newest_record(tmp_path / "g").submission["job"]
+    job = newest_record(tmp_path / "g").submission.job
     told = cluster.run("scontrol", "show", "job", job).stdout.splitlines()
     assert [line.strip() for line in told if "Comment" in line] == ["Comment=it's mine"]
 

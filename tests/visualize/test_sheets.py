@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2ext.visualize.overlay import class_color, font_has
-from d2ext.visualize.sheets import View, make_figures, make_tile, write_html, write_jpegs
+from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, write_html, write_jpegs
 
 CLASSES = SimpleNamespace(thing_classes=["box", "气球"], thing_colors=[(0, 200, 0), (0, 0, 200)])
 
@@ -20,7 +20,7 @@ def view(size=(60, 40), category=0, title="photo.jpg"):
     w, h = size
     box = {"bbox": [w / 2, 0, w, h], "bbox_mode": 0, "category_id": category}
     box["segmentation"] = [[w / 2, 0, w, 0, w, h, w / 2, h]]
-    return View(np.full((h, w, 3), 128, np.uint8), [box], title, "facts")
+    return AnnotatedImage(np.full((h, w, 3), 128, np.uint8), [box], title, "facts")
 
 
 @pytest.mark.parametrize(
