@@ -1,7 +1,6 @@
 """A split of a config, image by image: the dataset dicts, and the very samples that a run takes."""
 
 import copy
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.errors import UserError, config_errors
+from d2ext.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ def _metadata(section: str, names: list[str]) -> SimpleNamespace:
         raise UserError(f"{section}.dataset.names is empty: give the name of a data set")
     for name in names:
         if name not in DatasetCatalog.list():
-            near = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+            hint = did_you_mean(name, DatasetCatalog.list()) or "declare it under `datasets`"
             raise UserError(f"{section}.dataset.names={name}: no such data set; {hint}")
         require_cityscapes(MetadataCatalog.get(name))
     metadata = MetadataCatalog.get(names[0])

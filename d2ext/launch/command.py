@@ -35,5 +35,5 @@ def describe_run(
         "name": run_name(config_file),
         "config_file": config_file,
         "command": shlex.join([*tool, *argv[1:]]),
-        "start": [*tool, *topology.flags(), *["--no-validate"] * (not validate)],
+        "start": [*tool, *topology.flags(), *([] if validate else ["--no-validate"])],
     }

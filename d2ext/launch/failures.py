@@ -53,9 +53,11 @@ def describe_killed(rank: int, by: str | None) -> dict[str, Any]:
 
     Its `kind` is crashed where the signal is of the process's own making, else killed.
     """
-    message = "was killed" + f" by {by}" * bool(by)
+    message = f"was killed by {by}" if by else "was killed"
+    if by in (None, "SIGKILL"):
+        message += " (out of memory?)"
     kind = "crashed" if by in _CRASHES else "killed"
-    return _failure(rank, kind, message + " (out of memory?)" * (by in (None, "SIGKILL")))
+    return _failure(rank, kind, message)
 
 
 def _failure(rank: int, kind: str, message: str, text: str = "") -> dict[str, Any]:
@@ -134,7 +136,7 @@ class FailureFolder:
     def tell(self, failure: dict[str, Any]) -> None:
         """Leaves the cause in the files of the run, if it has come to begin."""
         if self._beginning() != self._begun:  # else what is there is another run's
-            details = failure["traceback"] * (failure["kind"] == "other")
+            details = failure["traceback"] if failure["kind"] == "other" else ""
             record_failure(self._run, failure["message"], details)
 
     def _beginning(self) -> int | None:

@@ -1,6 +1,5 @@
 """The datasets that a run reads, checked before anything is built."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from d2ext.data.validation.dataset_dicts import (
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
+from d2ext.text import did_you_mean
 
 
 def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
@@ -55,8 +55,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
             )
         for name in names:
             if name not in DatasetCatalog.list():
-                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "declare it under `datasets`"
+                hint = did_you_mean(name, DatasetCatalog.list()) or "declare it under `datasets`"
                 raise UserError(f"{field}.dataset.names={name}: no such dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
@@ -121,7 +120,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
         return [f"{f.count} {f.what} (such as {f.example})" for f in found if f.severity == ERROR]
 
     if found := cached_value(json_file, f"errors {image_root}", errors):
-        more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
+        more = f", and {len(found) - 1} more kinds of error" if len(found) > 1 else ""
         raise UserError(
             f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
             " OUT.json"
