@@ -15,6 +15,8 @@ README = ROOT / "README.md"
 INSTALL_REQUIRES = [
     "torch>=2.6",  # trains; before 2.6, load(weights_only=True) could run code from the file
     "torchvision>=0.21",  # NMS and ROIAlign, which Detectron2 takes from it
+    # Locks of run directories and of the cache; 3.30 can refuse locks that outlive their process.
+    "filelock>=3.30",
     "fvcore>=0.1.5.post20221221",  # checkpointer, as Detectron2
     "hotcoco>=1.3",  # COCO metrics
     "Jinja2>=3.1",  # the report's page

@@ -54,7 +54,7 @@ def make_coco(
         for first in range(0, objects, _CHUNK):
             count = min(_CHUNK, objects - first)
             made = _annotations(rng, first, count, sizes)
-            f.write(b", " * (first > 0) + msgspec.json.encode(made)[1:-1])
+            f.write((b", " if first else b"") + msgspec.json.encode(made)[1:-1])
         f.write(b'], "categories": ' + msgspec.json.encode(categories) + b"}")
 
 

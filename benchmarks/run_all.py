@@ -91,7 +91,7 @@ def main() -> int:
         if subprocess.run(command, cwd=ROOT).returncode:
             failed.append(script)
     write_table()
-    print(f"the table is {TABLE}" + f"; failed: {', '.join(failed)}" * bool(failed))
+    print(f"the table is {TABLE}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))
 
 

@@ -1,15 +1,20 @@
 """d2ext: MMDetection's training workflow for Detectron2's LazyConfig files."""
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Predictor"]
+__all__ = ["Dataset", "Predictor", "load_config"]
+
+_MODULES = {
+    "Dataset": "d2ext.data.datasets.declare",
+    "Predictor": "d2ext.predict.predictor",
+    "load_config": "d2ext.config.load",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`d2ext.Predictor`, which needs torch, when it is asked for."""
-    if name == "Predictor":
-        from d2ext.predict.predictor import Predictor
-
-        return Predictor
-    raise AttributeError(f"module 'd2ext' has no attribute {name!r}")
+    """Import a public name when it is asked for: `import d2ext` itself takes no time."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'd2ext' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,13 +1,12 @@
 """Errors that are part of the interface, and the one place that turns them into an exit status."""
 
 import contextlib
-import difflib
 import errno
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from d2ext.limits import exhausted, remedy
 
@@ -37,18 +36,6 @@ def user_message(e: BaseException) -> str | None:
             " place (a training goes on from its last checkpoint with --resume)"
         )
     return None
-
-
-def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like `name`; None if none is at least `cutoff` like it."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
-    """Return the hint `did you mean 'x'?` for an unknown name, or `otherwise`."""
-    near = closest(name, known, cutoff)
-    return f"did you mean {near!r}?" if near else otherwise
 
 
 def format_exception(e: BaseException) -> str:

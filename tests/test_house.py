@@ -22,7 +22,7 @@ FLOORS = [
     ["predict", "inspect"],
     ["slurm", "doctor"],
 ]
-COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "waiting"}
+COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "text", "waiting"}
 
 
 def _imports(path):

@@ -13,7 +13,8 @@ from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
-from d2ext.errors import UserError, closest
+from d2ext.errors import UserError
+from d2ext.text import closest
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:

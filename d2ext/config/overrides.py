@@ -14,7 +14,8 @@ from typing import Any
 from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted, check_field, target_name
 from d2ext.config.renamed import current_name, rename_targets
-from d2ext.errors import UserError, did_you_mean
+from d2ext.errors import UserError
+from d2ext.text import did_you_mean
 
 # Fields that take more than the type of their present value, beside those that check.py knows. The
 # last parts of the key decide.

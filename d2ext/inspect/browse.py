@@ -17,9 +17,10 @@ from detectron2.data.detection_utils import check_image_size, convert_image_to_r
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 
 from d2ext.data.loading.image_io import read_photo
-from d2ext.errors import UserError
+from d2ext.errors import UserError, format_exception
 from d2ext.inspect.samples import Split, open_split
 from d2ext.terminal import progress
+from d2ext.text import plural
 from d2ext.visualize.overlay import font_has
 from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, write_html, write_jpegs
 
@@ -93,7 +94,7 @@ def browse(
         logger.warning(line)
     if not html:
         _warn_of_glyphs(opened.metadata.thing_classes)
-    pages = f" and {len(files) - 1} more" * (len(files) > 1)
+    pages = f" and {len(files) - 1} more" if len(files) > 1 else ""
     logger.info("%s %s%s", closing["summary"], folder / files[0].name, pages)
     return int(bool(seen.failures))
 
@@ -139,8 +140,7 @@ def _show(
         except UserError as e:
             seen.failures.append(str(e))
         except Exception as e:  # one odd image or annotation does not end a page of hundreds
-            reason = (str(e).strip() or "no message").splitlines()[0]
-            seen.failures.append(f"{record['file_name']}: {type(e).__name__}: {reason}")
+            seen.failures.append(f"{record['file_name']}: {format_exception(e)}")
         else:
             seen.images += 1
             seen.objects += len(views[0].instances)
@@ -165,9 +165,8 @@ def _mapped(sample: dict, title: str, image_format: str) -> AnnotatedImage:
 
 def _facts(photo: np.ndarray, instances: list[dict]) -> str:
     crowds = sum(bool(x.get("iscrowd")) for x in instances)
-    objects = f"{len(instances)} object{'s' * (len(instances) != 1)}"
-    crowd = f" ({crowds} crowd{'s' * (crowds > 1)})" * bool(crowds)
-    return f"{photo.shape[1]} x {photo.shape[0]}, {objects}{crowd}"
+    crowd = f" ({plural(crowds, 'crowd')})" if crowds else ""
+    return f"{photo.shape[1]} x {photo.shape[0]}, {plural(len(instances), 'object')}{crowd}"
 
 
 def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
@@ -190,7 +189,7 @@ def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
 def _warn_of_glyphs(classes: list[str]) -> None:
     odd = [f"class {i} = {name}" for i, name in enumerate(classes) if not font_has(name)]
     if odd:
-        more = f", and {len(odd) - _MAX_SHOWN} more" * (len(odd) > _MAX_SHOWN)
+        more = f", and {len(odd) - _MAX_SHOWN} more" if len(odd) > _MAX_SHOWN else ""
         logger.warning(
             "The pages' font lacks characters of class names: %s%s; --html shows them",
             ", ".join(odd[:_MAX_SHOWN]),

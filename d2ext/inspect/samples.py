@@ -13,7 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
-from d2ext.errors import UserError, config_errors, did_you_mean
+from d2ext.errors import UserError, config_errors
+from d2ext.text import did_you_mean
 
 
 @dataclass(frozen=True)

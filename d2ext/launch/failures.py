@@ -53,9 +53,11 @@ def describe_killed(rank: int, by: str | None) -> RankFailure:
 
     Its `kind` is crashed where the signal is of the process's own making, else killed.
     """
-    message = "was killed" + f" by {by}" * bool(by)
+    message = f"was killed by {by}" if by else "was killed"
+    if by in (None, "SIGKILL"):
+        message += " (out of memory?)"
     kind = "crashed" if by in _CRASHES else "killed"
-    return _failure(rank, kind, message + " (out of memory?)" * (by in (None, "SIGKILL")))
+    return _failure(rank, kind, message)
 
 
 def _failure(rank: int, kind: str, message: str, text: str = "") -> RankFailure:

@@ -199,7 +199,9 @@ class _Rows:
 
     def write(self, rows: Iterator[dict]) -> None:
         for row in rows:
-            self._file.write(b",\n" * (self.count > 0) + msgspec.json.encode(row))
+            if self.count:
+                self._file.write(b",\n")
+            self._file.write(msgspec.json.encode(row))
             self.count += 1
 
     def end(self) -> None:

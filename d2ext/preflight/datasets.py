@@ -23,10 +23,11 @@ from d2ext.data.validation.dataset_dicts import (
     checker_command,
     format_summary,
 )
-from d2ext.errors import UserError, config_errors, did_you_mean
+from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
 from d2ext.run_dir.schema import DatasetInfo
+from d2ext.text import did_you_mean
 
 
 def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
@@ -117,7 +118,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
         return [f"{f.count} {f.what} (such as {f.example})" for f in found if f.severity == ERROR]
 
     if found := cached_value(json_file, f"errors {image_root}", errors):
-        more = f", and {len(found) - 1} more kinds of error" * (len(found) > 1)
+        more = f", and {len(found) - 1} more kinds of error" if len(found) > 1 else ""
         raise UserError(
             f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
             " OUT.json"

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from d2ext.errors import UserError
+from d2ext.text import shortened
 
 
 def check_num_classes(model: Any, classes: list[str]) -> None:
@@ -22,7 +23,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
         if value is not None and value != len(classes) and not agnostic:
             raise UserError(
                 f"{field}={value}, but the data has {len(classes)} classes"
-                f" ({', '.join(classes[:8])}{', ...' * (len(classes) > 8)}); set {field}="
+                f" ({shortened(classes, 8)}); set {field}="
                 f"{len(classes)}, or null to take it from the data"
             )
 

@@ -1,14 +1,13 @@
 """The output directory: never two runs in one, never a run in a place that cannot hold it."""
 
-import atexit
-import fcntl
 import itertools
 import logging
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from d2ext.errors import UserError
 from d2ext.run_dir.names import LAST
@@ -97,51 +96,41 @@ def wait_until_free(output_dir: Path) -> None:
     """
     _release()
     if (output_dir / ".lock").is_file():
-        with open(output_dir / ".lock") as lock:
-            _lock(lock, output_dir, wait=True)
+        _lock(output_dir, wait=True).release()
 
 
-_held: list[IO] = []  # the lock of this process's present run
+_held: list[FileLock] = []  # the lock of this process's present run
 
 
 def _claim(output_dir: Path, wait: bool) -> None:
     _release()
-    lock = open(output_dir / ".lock", "w")  # it stays open
-    _lock(lock, output_dir, wait)
-    _held.append(lock)
+    (output_dir / ".lock").touch()  # raises OSError where nothing can be written
+    _held.append(_lock(output_dir, wait))
 
 
-@atexit.register
 def _release() -> None:
     while _held:
-        _held.pop().close()
+        _held.pop().release()
 
 
-def _lock(lock: IO, output_dir: Path, wait: bool) -> None:
-    with waiting_for(f"another process to leave {output_dir}", f"at most {_TIMEOUT_S:g} s"):
-        _try_to_lock(lock, output_dir, wait)
-
-
-def _try_to_lock(lock: IO, output_dir: Path, wait: bool) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S * wait
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                lock.close()
-                raise UserError(
-                    f"another process is writing to the output directory {output_dir}; choose"
-                    " another --work-dir, or wait for it"
-                ) from None
-            time.sleep(0.1)
-        except OSError as e:
-            logger.warning(
-                "%s cannot be locked (%s): no other process must write there meanwhile",
-                output_dir,
-                e.strerror,
-            )
-            return
+def _lock(output_dir: Path, wait: bool) -> FileLock:
+    # Where the file system has no locks, filelock would make a file that outlives a killed process.
+    lock = FileLock(output_dir / ".lock", fallback_to_soft=False)
+    try:
+        with waiting_for(f"another process to leave {output_dir}", f"at most {_TIMEOUT_S:g} s"):
+            lock.acquire(_TIMEOUT_S if wait else 0)
+    except Timeout:
+        raise UserError(
+            f"another process is writing to the output directory {output_dir}; choose"
+            " another --work-dir, or wait for it"
+        ) from None
+    except OSError as e:
+        logger.warning(
+            "%s cannot be locked (%s): no other process must write there meanwhile",
+            output_dir,
+            e.strerror,
+        )
+    return lock
 
 
 def _existing(path: Path) -> Path:

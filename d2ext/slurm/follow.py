@@ -40,7 +40,7 @@ def follow(records: Sequence[Record]) -> int:
     Returns:
         The highest exit status of the trainings; 1 for one that ended without telling.
     """
-    logs = [_Log(r, f"{r.run_dir.name} | " * (len(records) > 1)) for r in records]
+    logs = [_Log(r, f"{r.run_dir.name} | " if len(records) > 1 else "") for r in records]
     said: dict[int, str] = {}
     asked, open_, statuses = 0.0, set(range(len(records))), [0]
     while open_:

@@ -3,13 +3,13 @@
 It starts the job again where Slurm would; of jobs with one folder, which are seeds, one at a time.
 """
 
-import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import submitit
+from filelock import FileLock
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
 
@@ -65,6 +65,5 @@ def carry(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with open(Path(sys.argv[1]) / "turn", "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with FileLock(Path(sys.argv[1]) / "turn", poll_interval=1, fallback_to_soft=False):
         carry(Path(sys.argv[1]))

@@ -70,7 +70,7 @@ class Request:
         flags = [str(x) for pair in counts.items() for x in pair]
         tool = [sys.executable, "-u", str(REPO / "tools" / "train_net.py")]
         tool += ["--config-file", self.config_file, *flags]
-        tool += ["--eval-only"] * self.eval_only
+        tool += ["--eval-only"] if self.eval_only else []
         return tool + (["--work-dir", str(work_dir)] if work_dir else [])
 
 
@@ -203,7 +203,8 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
     work_dir = run.directory if run else request.work_dir
     seed = [f"train.seed={run.seed}"] if run else []
     command = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]
-    command += ["--resume"] * request.resume + ["--overwrite"] * request.overwrite
+    command += ["--resume"] if request.resume else []
+    command += ["--overwrite"] if request.overwrite else []
     command += ["--resume-from", request.resume_from] if request.resume_from else []
     env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
     if cluster == "slurm":  # the job's machines have GPUs, this one need not

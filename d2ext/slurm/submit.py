@@ -64,8 +64,8 @@ def _hand_over(executor: submitit.Executor, trainings: Sequence[Training]) -> li
     except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:
         words = str(e).strip().splitlines() or ["no reason given"]
         reason = words[-1].removeprefix("sbatch: error: ")
-        hint = "; train.device=cpu asks for no GPUs" * ("gres" in reason)
-        hint += "; --cluster local trains on this machine" * ("controller" in str(e))
+        hint = "; train.device=cpu asks for no GPUs" if "gres" in reason else ""
+        hint += "; --cluster local trains on this machine" if "controller" in str(e) else ""
         raise UserError(f"sbatch refused the job: {reason}{hint}") from e
 
 
@@ -87,7 +87,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         executor.update_parameters(
             timeout_min=job.minutes,
             signal_delay_s=r.signal_delay,
-            gpus_per_node=r.num_gpus * job.wants_gpus,
+            gpus_per_node=r.num_gpus if job.wants_gpus else 0,
         )
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_NEVER, python=python)

@@ -2,15 +2,82 @@
 
 import errno
 import fcntl
+import os
+import subprocess
+import sys
 
+import pytest
+
+from d2ext.errors import UserError
+from d2ext.run_dir import lock
 from d2ext.run_dir.lock import make_output_dir, wait_until_free
+from tests.conftest import checkout_env
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the run directory `tmp_path / "run"`, and has forked a child."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "from d2ext.run_dir.lock import make_output_dir\n"
+        "make_output_dir(pathlib.Path(sys.argv[1]), overwrite=False)\n"
+        "if (child := os.fork()): print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, tmp_path / "run"]
+    process = subprocess.Popen(command, env=checkout_env(), stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    yield process
+    os.kill(child, 9)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, number):
+    """Nothing that a killed process would leave locked is made."""
+
     def none(*args):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
     make_output_dir(tmp_path / "run", overwrite=False)
-    wait_until_free(tmp_path)  # lets go
-    assert "run cannot be locked (No locks available): no other process" in caplog.text
+    wait_until_free(tmp_path / "run")  # lets go
+    assert f"run cannot be locked ({os.strerror(number)}): no other process" in caplog.text
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not (tmp_path / "run/.lock").read_text()
+
+
+def test_a_directory_that_another_process_holds(tmp_path, holder):
+    """It is refused; with --resume after a wait. The lock is gone when that process is killed."""
+    with pytest.raises(UserError, match="another process is writing to the output directory .*run"):
+        make_output_dir(tmp_path / "run", overwrite=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "_TIMEOUT_S", 0.3)
+        with pytest.raises(UserError, match="choose another --work-dir, or wait for it"):
+            wait_until_free(tmp_path / "run")
+    holder.kill()
+    holder.wait()
+    make_output_dir(tmp_path / "run", overwrite=False, resume=True)
+    lock._release()
+
+
+def test_a_lock_file_that_is_there_is_no_obstacle(tmp_path):
+    """As a finished run of any version leaves it; it keeps its content."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").write_text("left")
+    wait_until_free(tmp_path / "run")
+    assert make_output_dir(tmp_path / "run", overwrite=False) is None
+    assert (tmp_path / "run/.lock").read_text() == "left"
+    (tmp_path / "run/run.json").write_text("{}")
+    backup_dir = make_output_dir(tmp_path / "run", overwrite=True)  # held by this process itself
+    assert (backup_dir / "run.json").exists() and (tmp_path / "run/.lock").exists()
+    if not os.fork():  # such as a worker; it holds nothing and lets go of nothing
+        lock._release()
+        os._exit(0)
+    assert os.wait()[1] == 0
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", code, tmp_path / "run/.lock"]
+    assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
+    lock._release()
+    assert subprocess.run(command).returncode == 0

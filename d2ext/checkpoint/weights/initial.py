@@ -21,6 +21,7 @@ from d2ext.checkpoint.weights.weight_names import Reading, readings
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
 from d2ext.modeling.backbones.timm_backbone import TimmBackbone
+from d2ext.text import plural
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
@@ -284,7 +285,7 @@ def _parts(names: Iterable[str], others: Iterable[str]) -> str:
         parts = name.split(".")
         paths = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
         counts[next((path for path in paths if path not in taken), name)] += 1
-    listed = [f"{path} ({n} tensor{'' if n == 1 else 's'})" for path, n in counts.items()]
+    listed = [f"{path} ({plural(n, 'tensor')})" for path, n in counts.items()]
     return _first(listed, 12)
 
 

@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2ext.data.datasets.register import register_datasets, use_classes
-from d2ext.data.formats.json_io import nearest
 from d2ext.errors import UserError
+from d2ext.text import did_you_mean, shortened
 
 
 def register_run_datasets(cfg: Any) -> list[str]:
@@ -66,13 +66,13 @@ def _differences(
     if lacks:
         yield f"{name} has no class {_quoted(lacks)}; {others} has"
     if extra:
-        near = [nearest(c, lacks) for c in extra]
-        hint = "; ".join(h for h in near if h.startswith("did"))
+        near = "; ".join(filter(None, (did_you_mean(c, lacks) for c in extra)))
+        hint = f" ({near})" if near else ""
         yield (
             f"{name} has the class {_quoted(extra)}, {others} has not: its objects are left out"
-            + f" ({hint})" * bool(hint)
+            f"{hint}"
         )
 
 
 def _quoted(classes: Sequence[str]) -> str:
-    return ", ".join(map(repr, classes[:8])) + ", ..." * (len(classes) > 8)
+    return shortened(list(map(repr, classes)), 8)

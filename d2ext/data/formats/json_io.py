@@ -20,7 +20,8 @@ from xml.etree import ElementTree
 import msgspec
 
 from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
-from d2ext.errors import UserError, did_you_mean
+from d2ext.errors import UserError
+from d2ext.text import did_you_mean
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100

@@ -7,7 +7,6 @@ path and the options, remembers the content by size and times, so that a start h
 
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -17,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from d2ext.data.formats.coco_file import CocoColumns, read_repaired
 from d2ext.data.records.array_file import Damaged
@@ -219,13 +220,17 @@ class _Place:
     def _locked(self) -> Iterator[None]:
         """Holds this machine's other processes off; a killed one leaves no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{self.key}.lock", "w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                with waiting_for(f"another process, which reads {self.file}"):
-                    fcntl.flock(f, fcntl.LOCK_EX)
+        # Where the file system has no locks, filelock would make a file that outlives its process.
+        lock = FileLock(self.folder / f"{self.key}.lock", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            with waiting_for(f"another process, which reads {self.file}"):
+                lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def _remove_old(self) -> None:
         """Removes entries unused for a month, and what killed processes left."""

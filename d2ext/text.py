@@ -1,0 +1,30 @@
+"""Parts of messages that several modules write."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 class`, `2 classes`, `0 images`."""
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun}es" if noun.endswith("s") else f"{number} {noun}s"
+
+
+def shortened(names: Sequence[str], most: int) -> str:
+    """Return the names separated by commas, with `...` for those after the first `most`."""
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most like `name`; None if none is at least `cutoff` like it."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def did_you_mean(
+    name: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6
+) -> str:
+    """Return the hint `did you mean 'x'?` for an unknown name, or `otherwise`."""
+    near = closest(str(name), known, cutoff)
+    return f"did you mean {near!r}?" if near else otherwise

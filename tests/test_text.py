@@ -1,0 +1,18 @@
+"""Parts of messages."""
+
+from d2ext.text import did_you_mean, plural, shortened
+
+
+def test_plural():
+    assert [plural(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [plural(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
+
+
+def test_shortened():
+    assert shortened(["a", "b"], 2) == "a, b"
+    assert shortened(("a", "b", "c"), 2) == "a, b, ..."
+
+
+def test_did_you_mean():
+    assert did_you_mean("ballon", ("balloon", "dog")) == "did you mean 'balloon'?"
+    assert did_you_mean(7, {"balloon": 1}) == ""
