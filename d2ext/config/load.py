@@ -43,9 +43,10 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # a list; nothing
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
+        hint = " (this looks like a yacs config)" if "MODEL" in given else ""
         raise UserError(
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
-            f" {', '.join(SECTIONS)}" + (" (this looks like a yacs config)" * ("MODEL" in given))
+            f" {', '.join(SECTIONS)}{hint}"
         )
     rename_targets(cfg)
     if "dist_params" in cfg:  # the guide's name for it

@@ -19,6 +19,7 @@ from d2ext.run_dir.schema import (
     to_plain,
     write_record,
 )
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Results:
         if not patience or len(self._scores) - 1 - number < patience:
             return None
         score = "none" if best is None else f"{best:.4g} at iteration {self._scores[number][0]}"
-        evaluations = f"{patience} evaluation" + "s" * (patience > 1)
+        evaluations = plural(patience, "evaluation")
         return f"{evaluations} brought no better {self._metric} than {score}"
 
 
