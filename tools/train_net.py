@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -108,9 +109,10 @@ def main() -> int:
     if args.dry_run:
         dry_step(cfg, plan)
         return 0
-    spawns = topology.launcher == "self" and topology.world_size > 1
-    cfg_of_rank = None if spawns else cfg  # spawned ranks load their own
-    task = RankTask(args.config_file, overrides, command, options, plan, end, cfg_of_rank)
+    if topology.launcher == "self" and topology.world_size > 1:
+        # Spawned ranks build their own; this process need not keep the data until they end.
+        cfg, plan = None, plan and replace(plan, built=None)
+    task = RankTask(args.config_file, overrides, command, options, plan, end, cfg)
     device = choose_device(train.device, **gpus)[0]
     out = Path(train.output_dir or Path("work_dirs") / command.name)
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)

@@ -10,7 +10,6 @@ import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
 
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
@@ -79,16 +78,10 @@ def check_hooks(hooks: Sequence[Any]) -> None:
     """Check the entries of `train.hooks` without building them, as hooks may open files.
 
     Raises:
-        UserError: An entry has no `_target_`, cannot be imported, is not a hook, or lacks an
-            argument; the message names it.
+        UserError: An entry cannot be imported, is not a hook, or does not take its arguments.
     """
     for i, entry in enumerate(hooks):
         field = f"train.hooks[{i}]"
-        if not isinstance(entry, DictConfig) or "_target_" not in entry:
-            raise UserError(
-                f"{field}={entry}: takes L(MyHook)(argument=value), in an override"
-                " {_target_: package.MyHook, argument: value}"
-            )
         arguments = {str(key): value for key, value in entry.items()}
         target = arguments.pop("_target_")
         if isinstance(target, str):

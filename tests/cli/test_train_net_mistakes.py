@@ -53,7 +53,7 @@ def test_missing_data(mistake, tmp_path):
         ("train.seed=null", ["train.seed"]),
         ("train.log_period=0", ["train.log_period=0"]),
         ("train.hooks=3", ["train.hooks=3: takes list"]),
-        ("train.hooks=[{path: x}]", ["train.hooks[0]={'path': 'x'}", "L(MyHook)", "_target_"]),
+        ("train.hooks=[{path: x}]", ["train.hooks[0]={'path': 'x'}", "_target_"]),
         ("train.hooks=[{_target_: no.Hook}]", ["train.hooks[0]._target_=no.Hook", "PYTHONPATH"]),
         ("train.hooks=[{_target_: torch.nn.ReLU}]", ["train.hooks[0]: ReLU is not a hook"]),
         ("train.hooks=[{_target_: os.getcwd}]", ["train.hooks[0]: _target_ returned str"]),

@@ -9,16 +9,13 @@ from d2ext.checkpoint.files import read_checkpoint
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import unregister_datasets
 from d2ext.engine.run import Run
+from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import plan_run
 from tests.conftest import LITE0, REPO
 
-RUN_INFO = {
-    "name": "run",
-    "config_file": LITE0,
-    "command": "python tools/train_net.py",
-    "start": ["python", "tools/train_net.py"],
-}
+TOOL = "python tools/train_net.py"
+COMMAND = RunCommand("run", LITE0, TOOL, TOOL.split())
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def test_what_preflight_built_is_not_built_again(cfg, tmp_path, monkeypatch):
     plan = plan_run(cfg, "run", validate=False)
     monkeypatch.setattr("d2ext.engine.run.register_run_datasets", None)
     with StopSignals() as signals:
-        run = Run(cfg, plan, RUN_INFO, signals)
+        run = Run(cfg, plan, COMMAND, signals)
         run.setup()
     assert len(built) == 1
     assert (tmp_path / "run" / "run.json").is_file()
@@ -78,7 +75,7 @@ def test_nothing_is_written_before_all_is_built(cfg, tmp_path):
     cfg.train.hooks = [{"_target_": Fails}]
     plan = plan_run(cfg, "run", validate=False)
     with StopSignals() as signals, pytest.raises(Exception, match=r"train.hooks\[0\].*no such"):
-        Run(cfg, plan, RUN_INFO, signals).setup()
+        Run(cfg, plan, COMMAND, signals).setup()
     assert not (tmp_path / "run").exists()
 
 
@@ -87,7 +84,7 @@ def test_hooks_of_the_config_precede_those_of_the_caller(cfg, tmp_path):
     cfg.train.hooks = [{"_target_": Note, "name": "config"}]
     plan = plan_run(cfg, "run", validate=False)
     with StopSignals() as signals:
-        run = Run(cfg, plan, RUN_INFO, signals, [Note("caller")])
+        run = Run(cfg, plan, COMMAND, signals, [Note("caller")])
         run.setup()
         assert run.train() == 0
     step = ["config", "caller", "config after", "caller after"]
