@@ -479,6 +479,9 @@ def _sorted(value: object) -> object:
     return float(value) if isinstance(value, int) and abs(value) < 2**53 else value
 
 
+_OBJECT = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+
+
 @pytest.mark.parametrize(
     ("text", "fast"),
     [
@@ -491,6 +494,7 @@ def _sorted(value: object) -> object:
         (json.dumps(coco(images=[{"id": 1, "file_name": "../a", "height": 2, "width": 1}])), False),
         (json.dumps(coco(images=coco()["images"] * 2)), False),
         (json.dumps(coco(categories=[])), True),
+        (json.dumps(coco(images=[], annotations=[_OBJECT])), False),
         (json.dumps(coco(annotations=[{"image_id": 7, "category_id": 3}])), False),  # no bbox
         ("[]", False),
         ("", False),
@@ -500,6 +504,13 @@ def test_what_the_fast_reader_takes(tmp_path: Path, text: str | bytes, fast: boo
     file = tmp_path / "coco.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert _is_fast(file, "imgs") == fast
+
+
+def test_an_annotation_of_an_image_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps(coco(images=[], annotations=[_OBJECT])))
+    with pytest.raises(UserError, match="of the image 7, which `images` lacks"):
+        cached_coco_records(file, "imgs")
 
 
 def _is_fast(file: Path, images: str | Path) -> bool:
@@ -512,7 +523,7 @@ def _is_fast(file: Path, images: str | Path) -> bool:
 def test_left_out_annotations_are_counted_as_the_reader_does(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    box = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+    box = _OBJECT
     bad = [{**box, "bbox": [1, 1, 0, 5]}] * 2 + [{**box, "bbox": [0, 0, 1e20, 5]}]
     bad += [{**box, "segmentation": [[1, 2, 3, 4]]}]
     file = tmp_path / "coco.json"
