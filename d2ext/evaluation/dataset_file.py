@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetFile:
     """A COCO annotation file.
 
     Attributes:
@@ -32,7 +32,7 @@ class Dataset:
     category_ids: Sequence[int]
 
 
-def read_dataset(path: Path, with_masks: bool) -> Dataset:
+def read_dataset(path: Path, with_masks: bool) -> DatasetFile:
     """Read a COCO annotation file.
 
     Args:
@@ -68,4 +68,4 @@ def read_dataset(path: Path, with_masks: bool) -> Dataset:
         not_exhaustive=coco.not_exhaustive,
         frequencies=coco.frequencies,
     )
-    return Dataset(path, ground_truth, list(coco.category_ids))
+    return DatasetFile(path, ground_truth, list(coco.category_ids))

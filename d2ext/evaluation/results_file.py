@@ -16,7 +16,7 @@ from d2ext.data.formats.json_io import no_collection, read_typed, short, truncat
 from d2ext.data.formats.rle import sound_text
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import whole_masks
-from d2ext.evaluation.dataset_file import Dataset
+from d2ext.evaluation.dataset_file import DatasetFile
 from d2ext.evaluation.instances import Detections, GroundTruth, finite
 
 _REACH = 0.05  # of the image's side by which boxes stick out that are not [x, y, width, height]
@@ -62,7 +62,7 @@ def read_results(path: Path) -> list[Result]:
     return results
 
 
-def to_detections(path: Path, results: list[Result], dataset: Dataset) -> Detections:
+def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
     """The entries as detections in the images of a data set.
 
     Args:

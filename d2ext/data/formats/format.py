@@ -27,7 +27,7 @@ class FileHead:
 
 
 @dataclass(frozen=True)
-class Option:
+class ReadOption:
     """A keyword of a format's `read`, as convert_dataset.py takes it."""
 
     flag: str
@@ -63,7 +63,7 @@ class Format:
     detect: Callable[[FileHead], bool]
     read: Callable[..., Records]
     source: str = ""
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, ReadOption] = field(default_factory=dict)
     dataset: str = ""
     write: Mapping[str, Callable[..., Mapping[str, int]]] = field(default_factory=dict)
 

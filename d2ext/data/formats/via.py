@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
+from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_polygon,
@@ -221,7 +221,7 @@ FORMAT = Format(
     read=_read,
     source="VGG Image Annotator 1 and 2: JSON, CSV or project",
     options={
-        "attribute": Option(
+        "attribute": ReadOption(
             "--class-attribute",
             "the region attribute that holds the class (default: found in the input)",
         )

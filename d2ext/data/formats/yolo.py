@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
+from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import folded, sized_record, tails
 from d2ext.data.formats.images import images_in
@@ -485,7 +485,7 @@ FORMAT = Format(
     read=read_yolo,
     source="YOLO, detection and segmentation: data.yaml, or the folder of the labels",
     options={
-        "split": Option(
+        "split": ReadOption(
             "--split",
             "read only the images of this split of data.yaml (train, val, test): its folders or"
             " list files, such as train.txt (default: all images in --images)",

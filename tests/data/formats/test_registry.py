@@ -10,7 +10,7 @@ from PIL import Image
 from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.data.datasets.declare import Dataset, annotated_dataset
 from d2ext.data.formats.detect_format import detect_format
-from d2ext.data.formats.format import FileHead, Format, Option, convert_advice
+from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, new_record
 from d2ext.data.formats.registry import FORMATS, converted_formats, writers
 from d2ext.errors import UserError
@@ -61,7 +61,7 @@ TOY = Format(
     detect=_detect_toy,
     read=_read_toy,
     source="Toys: a JSON",
-    options={"zoom": Option("--zoom", "a factor")},
+    options={"zoom": ReadOption("--zoom", "a factor")},
     dataset="tests.data.formats.test_registry.toy_dataset",
     write={"toy": _write_toy},
 )
