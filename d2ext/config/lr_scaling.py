@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2ext.config.options import TrainOptions
 from d2ext.errors import UserError
+from d2ext.text import plural
 
 _BATCH = "dataloader.train.total_batch_size"
 # Optimizers that divide by a running mean of squared gradients, by name (AdamW, NAdam, ...).
@@ -69,8 +70,8 @@ class ScalingReport(msgspec.Struct, frozen=True):
 
     def lines(self) -> list[str]:
         """The report for a terminal; one line if nothing changed."""
-        now = f"{_count(self.world_size, 'worker')}, {_count(self.batch_size, 'image')} a step"
-        tuned = f"{_count(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
+        now = f"{plural(self.world_size, 'worker')}, {plural(self.batch_size, 'image')} a step"
+        tuned = f"{plural(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
         if self.scale == 1:
             return [f"scaling     none: {now} is the batch that the recipe was tuned for ({tuned})"]
         if not self.changes:
@@ -119,7 +120,7 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
     scaled_for = OmegaConf.select(cfg, "train.auto_scale_lr.scaled_for")
     if scaled_for not in (None, world_size):
         raise UserError(
-            f"the config is scaled already, for {_count(scaled_for, 'worker')} and not {world_size}"
+            f"the config is scaled already, for {plural(scaled_for, 'worker')} and not {world_size}"
             " (train.auto_scale_lr.scaled_for); start from the unscaled one"
         )
     batch = _batch_size(cfg, world_size, reference_world_size, reference_batch)
@@ -158,7 +159,7 @@ def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1
     unit = world_size * accumulate
     below = batch_size // unit * unit
     if batch_size != below:
-        parts = _count(world_size, "worker")
+        parts = plural(world_size, "worker")
         if accumulate > 1:
             parts += f" with {accumulate} micro-batches (train.accumulate) each"
         nearest = " or ".join(str(n) for n in (below, below + unit) if n)
@@ -293,10 +294,6 @@ def _write(cfg: Any, plan: _Plan) -> None:
             node = functools.reduce(operator.getitem, parents, cfg)
             if OmegaConf.is_interpolation(node, last) == interpolations and node[last] != value:
                 node[last] = value
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _text(value: Any) -> str:

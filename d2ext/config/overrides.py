@@ -15,7 +15,7 @@ from d2ext._compat import is_none, raw_value
 from d2ext.config.check import accepted, check_field, target_name
 from d2ext.config.renamed import current_name, rename_targets
 from d2ext.errors import UserError
-from d2ext.text import did_you_mean
+from d2ext.text import did_you_mean, plural
 
 # Fields that take more than the type of their present value, beside those that check.py knows. The
 # last parts of the key decide.
@@ -259,7 +259,7 @@ def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
     from omegaconf import ListConfig
 
     if isinstance(node, ListConfig):
-        name, items = ".".join(path), "1 item" if len(node) == 1 else f"{len(node)} items"
+        name, items = ".".join(path), plural(len(node), "item")
         return UserError(
             f"unknown key {key!r}; {name} has {items}, and +{name}[{len(node)}]=... appends one"
         )

@@ -18,6 +18,7 @@ from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons
 from d2ext.data.formats.json_io import inside, no_collection
 from d2ext.data.formats.registry import FORMATS, writers
 from d2ext.errors import UserError
+from d2ext.text import shortened
 
 
 @no_collection()
@@ -58,7 +59,7 @@ def convert_to_coco(
     if not records:
         raise UserError(f"{source} lists no image; nothing was written")
     counts = write_coco(records, names, output, images)
-    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    listed = shortened(names, 10)
     return f"{output}: {counts['images']} images, {counts['objects']} objects, classes: {listed}"
 
 

@@ -36,6 +36,7 @@ from d2ext.preflight.options import (
 )
 from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
 from d2ext.run_dir.schema import DatasetInfo
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def _schedule(cfg: Any, num_images: int, validate: bool) -> Schedule:
 
 
 def _schedule_lines(cfg: Any, s: Schedule, world_size: int, dataset: Any) -> list[str]:
-    images = str(dataset) if isinstance(dataset, TrainingSet) else f"{len(dataset)} images"
+    images = str(dataset) if isinstance(dataset, TrainingSet) else plural(len(dataset), "image")
     options = TrainOptions.from_config(cfg.train)
     reference, batch = options.reference_world_size, options.reference_batch_size
     tuned = ""
@@ -274,7 +275,7 @@ def _words(period: Period) -> str:
     number, unit = (period.epochs, "epoch") if period.epochs else (period.iterations, "iteration")
     if not number:
         return "at the end only"
-    return f"every {unit}" if number == 1 else f"every {number} {unit}s"
+    return f"every {unit}" if number == 1 else f"every {plural(number, unit)}"
 
 
 def weights_to_evaluate(

@@ -19,6 +19,7 @@ from d2ext.report.pictures import galleries, sheets
 from d2ext.report.read import RunRecord, read_run
 from d2ext.report.scaling import scaling_rows, scaling_sentences
 from d2ext.run_dir.schema import UNSET, EvaluationRecord
+from d2ext.text import plural
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
@@ -122,7 +123,7 @@ def _summary(run: RunRecord) -> list[str]:
     """Lines on what it was made of: data, and weights."""
     data = [f"{dataset}: {run.size(dataset)}" for dataset in run.info.datasets]
     if classes := run.info.classes:
-        data.append("1 class" if len(classes) == 1 else f"{len(classes)} classes")
+        data.append(plural(len(classes), "class"))
     use = "evaluated weights" if run.is_evaluation else "initial weights"
     sources = ((use, run.info.weights), ("resumed from", run.info.resumed_from))
     weights = [f"{words} {file}" for words, file in sources if file]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from d2ext.config.lr_scaling import ScalingReport
+from d2ext.text import plural
 
 
 def scaling_sentences(scaling: ScalingReport) -> list[str]:
@@ -28,7 +29,7 @@ def scaling_rows(scaling: ScalingReport) -> list[tuple[str, str, str]]:
 
 
 def _layout(workers: int, images: int) -> str:
-    return f"{workers} worker{'' if workers == 1 else 's'} with {images} images a step"
+    return f"{plural(workers, 'worker')} with {images} images a step"
 
 
 def _text(value: Any) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
 from d2ext.errors import UserError
-from d2ext.text import did_you_mean
+from d2ext.text import did_you_mean, shortened
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -361,8 +361,7 @@ def is_text(text: str) -> bool:
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return a hint for an error message: the known name most like `name`, or the first 20."""
     known = list(known)
-    more = ", ..." if len(known) > 20 else ""
-    return did_you_mean(str(name), known, f"known: {', '.join(known[:20])}{more}")
+    return did_you_mean(name, known, f"known: {shortened(known, 20)}")
 
 
 def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:
