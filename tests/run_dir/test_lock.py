@@ -40,6 +40,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, numb
     def none(*args):
         raise OSError(number, os.strerror(number))
 
+    monkeypatch.setattr(lock, "_held", [])  # an earlier run of this process would be unlocked
     monkeypatch.setattr(fcntl, "flock", none)
     make_output_dir(tmp_path / "run", overwrite=False)
     wait_until_free(tmp_path / "run")  # lets go
