@@ -110,7 +110,7 @@ ERRORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.lr=-1",),
     ("train.log_period=0",),
     ("train.device=tpu",),
-    ("train.max_iter=3", "train.max_epochs=2"),
+    ("train.max_iter=null",),
     ("train.eval_period=2 epoch s",),
     ("train.eval_period=-1",),
     ("train.ema_decay=2",),
@@ -210,6 +210,7 @@ class Tree:
         if arguments[-1] == "--dry-run":  # a flag after the overrides
             given, overrides = (), list(arguments)
         name = re.sub(r"\W+", "_", "_".join(arguments))
+        shutil.rmtree(self.work / "errors" / name, ignore_errors=True)
         flags = ("--work-dir", f"errors/{name}", *given)
         status, _, stderr = self.run(self.command(LITE0, flags, [*TINY, *overrides]))
         errors = [line for line in stderr.splitlines() if "error" in line]
