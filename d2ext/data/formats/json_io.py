@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
+from d2ext.data.formats.file_head import ARCHIVES, encoding_of
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 from d2ext.text import did_you_mean, shortened
 

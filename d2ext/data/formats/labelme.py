@@ -15,7 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats import coco
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
@@ -82,7 +84,7 @@ def read_labelme(
 def _load(file: Path) -> dict | None:
     """The content of a file; None for one of COCO, which may have been made of the others."""
     content = read_json(file)
-    if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+    if coco.FORMAT.detect(FileHead(value=content)):
         return None
     if (
         not isinstance(content, dict)

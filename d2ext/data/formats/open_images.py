@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, parsed
 from d2ext.data.formats.image_folder import sized_record
 from d2ext.data.formats.images import images_in

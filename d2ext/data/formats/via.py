@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_polygon,
@@ -204,7 +205,7 @@ def _read(
 
 def _detect(head: FileHead) -> bool:
     if not isinstance(head.value, dict):
-        return {"region_shape_attributes", "region_attributes"} <= head.columns
+        return "region_shape_attributes" in head.columns
     if "_via_img_metadata" in head.value:
         return True
     entries = head.value.values()
@@ -226,5 +227,6 @@ FORMAT = Format(
             "the region attribute that holds the class (default: found in the input)",
         )
     },
+    in_training=True,
     dataset="d2ext.data.datasets.declare.via_dataset",
 )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (

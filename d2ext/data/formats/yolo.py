@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import folded, sized_record, tails
 from d2ext.data.formats.images import images_in
@@ -472,7 +473,7 @@ def _joined(polygons: list[list[float]]) -> list[float]:
 
 
 def _detect(head: FileHead) -> bool:
-    is_text = not head.root and not head.columns and head.value is None
+    is_text = not head.root and head.value is None
     return is_text and head.suffix in (".yaml", ".yml", ".txt")
 
 
