@@ -19,17 +19,11 @@ from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import GroundTruth
+from d2ext.evaluation.metric_names import METRICS
 from d2ext.evaluation.results_file import read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
 
 logger = logging.getLogger(__name__)
-
-METRICS = {
-    "coco": ("d2ext.evaluation.coco", "CocoMetric"),
-    "voc": ("d2ext.evaluation.voc", "VocMetric"),
-    "open_images": ("d2ext.evaluation.open_images", "OpenImagesMetric"),
-    "lvis": ("d2ext.evaluation.lvis", "LvisMetric"),
-}
 
 
 def evaluate_files(
@@ -48,7 +42,7 @@ def evaluate_files(
     Args:
         predictions: COCO results.
         dataset: COCO annotations.
-        metrics: of METRICS.
+        metrics: names in METRICS.
         per_class: also the numbers of each class.
         parts: which analyses, as `analyse` takes them.
         out: the file for the numbers; those of the analyses are written beside it, to
