@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _NAMES = ("AP", "AP50")
 _SUFFIX = "_leftImg8bit"
-_TRUTH = "_gtFine_instanceIds.png"
+_GROUND_TRUTH = "_gtFine_instanceIds.png"
 
 
 class CityscapesMetric:
@@ -75,7 +75,7 @@ class CityscapesMetric:
         ends = np.searchsorted(detections.image[order], np.arange(len(ground_truth.image_ids) + 1))
         matches = {}
         for i, file_name in enumerate(ground_truth.file_names):
-            file = _truth_file(file_name, self._gt_dir)
+            file = _ground_truth_file(file_name, self._gt_dir)
             matches[str(file)] = _compare(
                 file, ground_truth, detections, order[ends[i] : ends[i + 1]]
             )
@@ -115,12 +115,12 @@ def _check(classes: Sequence[str], with_masks: bool) -> None:
         raise UserError("CityscapesMetric: there are no masks to evaluate; take CocoMetric")
 
 
-def _truth_file(file_name: str, gt_dir: str | None) -> Path:
+def _ground_truth_file(file_name: str, gt_dir: str | None) -> Path:
     """The ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
     image = Path(file_name)
     if gt_dir is None and len(image.parts) >= 4:
         gt_dir = image.parents[2].parent / "gtFine" / image.parent.parent.name
-    file = Path(gt_dir or "", image.parent.name, image.stem.removesuffix(_SUFFIX) + _TRUTH)
+    file = Path(gt_dir or "", image.parent.name, image.stem.removesuffix(_SUFFIX) + _GROUND_TRUTH)
     if not file.is_file():
         raise UserError(
             f"CityscapesMetric: {file}, the ground truth of {file_name}, does not exist; keep"

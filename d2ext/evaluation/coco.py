@@ -101,13 +101,13 @@ class CocoMetric:
         return keys
 
     def _evaluate(
-        self, ground_truth: GroundTruth, found: Detections, task: str
+        self, ground_truth: GroundTruth, detections: Detections, task: str
     ) -> dict[str, float]:
         proposals = task == "proposals"
         limits = _PROPOSALS if proposals else self._max_detections
         curves = matched(
             ground_truth,
-            found,
+            detections,
             "bbox" if proposals else task,
             self._iou_thresholds,
             limits,
@@ -119,7 +119,7 @@ class CocoMetric:
         table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
         logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
         if self._per_class and not proposals:
-            rows = self._class_rows(ground_truth, found, curves, lines)
+            rows = self._class_rows(ground_truth, detections, curves, lines)
             numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
             logger.info("COCO %s by class:\n%s", task, table_text(rows))
         return numbers
@@ -142,14 +142,14 @@ class CocoMetric:
         return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
 
     def _class_rows(
-        self, ground_truth: GroundTruth, found: Detections, curves: dict, lines: list["_Line"]
+        self, ground_truth: GroundTruth, detections: Detections, curves: dict, lines: list["_Line"]
     ) -> list[dict]:
         counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
         objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
-        detections = np.bincount(found.label, minlength=len(ground_truth.classes))
+        counts = np.bincount(detections.label, minlength=len(ground_truth.classes))
         shown = [line for line in lines if line.size == "all" and line.limit == -1]
         return [
-            {"class": name, "objects": int(objects[c]), "detections": int(detections[c])}
+            {"class": name, "objects": int(objects[c]), "detections": int(counts[c])}
             | {line.name: _percent(line.values(curves)[..., c]) for line in shown}
             for c, name in enumerate(ground_truth.classes)
         ]

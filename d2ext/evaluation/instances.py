@@ -172,9 +172,9 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
 
     Args:
         ground_truth: holds the images.
-        results: `image_id` is one of `truth.image_ids`, `category_id` an index into its classes,
-            `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all or
-            none).
+        results: `image_id` is one of `ground_truth.image_ids`, `category_id` an index into its
+            classes, `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all
+            or none).
     """
     index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
     with_masks = bool(results) and "segmentation" in results[0]

@@ -111,7 +111,7 @@ def _evaluated(
     """Return the numbers, and the analyses by task; `limit` is the `max_detections` of COCO's."""
     results = read_results(predictions)
     data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
-    found = to_detections(predictions, results, data)
+    detections = to_detections(predictions, results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth
     logger.info(
@@ -119,19 +119,19 @@ def _evaluated(
         len(ground_truth.image_ids),
         len(ground_truth.image),
         len(ground_truth.classes),
-        len(found.scores),
+        len(detections.scores),
     )
     if limit is not None:
         _warn_of_limit(ground_truth, limit)
     numbers = {
         f"{name}/{key}": value
         for name, metric in metrics.items()
-        for key, value in metric(ground_truth, found).items()
+        for key, value in metric(ground_truth, detections).items()
     }
     analyses = {}
     if any(parts.values()):
-        for task in evaluable(None, ground_truth, found):
-            analyses[task] = analyse(ground_truth, found, task, parts)
+        for task in evaluable(None, ground_truth, detections):
+            analyses[task] = analyse(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
     return numbers, analyses
 

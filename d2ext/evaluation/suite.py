@@ -84,7 +84,7 @@ class Suite:
             one_set.dataset.names = name
             made = {metric: instantiate(cfg) for metric, cfg in metrics[name].items()}
             self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
-        self._truths: dict[str, GroundTruth] = {}
+        self._ground_truths: dict[str, GroundTruth] = {}
 
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
@@ -101,34 +101,36 @@ class Suite:
         evaluations = []
         for name, loader, records, metrics in self._sets:
             start = time.perf_counter()
-            found = predict(model, loader, image_ids_of(records), before_batch)
+            detections = predict(model, loader, image_ids_of(records), before_batch)
             if not comm.is_main_process():
                 continue
             logger.info(
                 "%s: %d images, %d detections, %.1f s",
                 name,
                 len(records),
-                len(found.scores),
+                len(detections.scores),
                 time.perf_counter() - start,
             )
-            ground_truth = self._truth(name, records)
+            ground_truth = self._ground_truth(name, records)
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in metrics.items()
-                for key, value in metric(ground_truth, found).items()
+                for key, value in metric(ground_truth, detections).items()
             }
-            evaluations.append(Evaluation(name, records, ground_truth, found, results))
+            evaluations.append(Evaluation(name, records, ground_truth, detections, results))
         return evaluations
 
-    def _truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
-        if name not in self._truths:
+    def _ground_truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
+        if name not in self._ground_truths:
             metadata = MetadataCatalog.get(name)
             counts = metadata.get("class_image_count")  # of Detectron2's LVIS
             frequencies = counts and [
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
-            self._truths[name] = ground_truth_columns(records, metadata.thing_classes, frequencies)
-        return self._truths[name]
+            self._ground_truths[name] = ground_truth_columns(
+                records, metadata.thing_classes, frequencies
+            )
+        return self._ground_truths[name]
 
 
 def _frequency(images: int) -> str:

@@ -49,7 +49,7 @@ class Split:
     def about(self, place: int) -> str:
         """What the sample at a place is."""
         if self.batch is None:
-            return "model's input, with the truth"
+            return "model's input, with the ground truth"
         return f"model's input, iteration {place // self.batch}"
 
 
@@ -92,7 +92,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
             loader = instantiate(settings)
         else:
             records = instantiate(settings.dataset)
-            _keep_truth(settings.mapper, records)
+            _keep_ground_truth(settings.mapper, records)
             loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
     if not isinstance(loader, Loader) or not loader.images:
         raise UserError(f"{section} is no loader of d2ext's, or one without images")
@@ -128,7 +128,7 @@ def _metadata(section: str, names: list[str]) -> SimpleNamespace:
     )
 
 
-def _keep_truth(mapper: Any, records: list[dict]) -> None:
+def _keep_ground_truth(mapper: Any, records: list[dict]) -> None:
     """Has an evaluation's mapper transform the annotations as well, which it leaves out."""
     if "is_train" in mapper:
         mapper.is_train = True

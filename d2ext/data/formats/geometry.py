@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.json_io import polygon_area, truncate_repr
 from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
-_FARTHEST = 1e6  # pixels; what lies farther away is no coordinate
 _LEAST = 1e-6  # square pixels; below it is what rounding leaves of a line
 # A corner this far outside was set on the edge: it is moved there. Pixels.
 _EDGE = 1.0
@@ -82,7 +82,9 @@ def shifted(
         floats = msgspec.convert(outlines, list[tuple[list[float], list[float]]])
         x, y = (np.fromiter(chain.from_iterable(axis), float) for axis in zip(*floats, strict=True))
         x, y = x + shift, y + shift
-        if not all(xs for xs, _ in floats) or not all((abs(c) < _FARTHEST).all() for c in (x, y)):
+        if not all(xs for xs, _ in floats) or not all(
+            (abs(c) < MAX_COORDINATE).all() for c in (x, y)
+        ):
             raise ValueError
     except ValueError:
         for i, outline in enumerate(outlines):
@@ -302,7 +304,7 @@ def numbers(values: Sequence[float]) -> list[float]:
         raise TypeError("a list of numbers is missing")
     if not set(map(type, values)) <= {int, float}:
         raise TypeError("a coordinate is no number")
-    if not all(-_FARTHEST < value < _FARTHEST for value in values):
+    if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in values):
         raise ValueError("a coordinate is not finite or too large")
     return list(map(float, values))
 

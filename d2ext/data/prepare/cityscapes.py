@@ -31,8 +31,8 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
     folder = Path(root) / "cityscapes"
     lacking = []
     for split, expected in images.items():
-        photos, truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
-        lacking += _lacking(photos, truth, expected)
+        photos, ground_truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
+        lacking += _lacking(photos, ground_truth, expected)
     if lacking:
         raise UserError(
             f"{'; '.join(lacking)}.\nLog in at https://www.cityscapes-dataset.com/downloads, fetch"
@@ -83,7 +83,7 @@ def _require_package() -> None:
         )
 
 
-def _lacking(photos: Path, truth: Path, expected: int | None) -> list[str]:
+def _lacking(photos: Path, ground_truth: Path, expected: int | None) -> list[str]:
     """What a split lacks, in words; `expected` images, or at least one."""
     names = {name for name in _files(photos) if name.endswith(_SUFFIX)}
     lacking = []
@@ -91,10 +91,10 @@ def _lacking(photos: Path, truth: Path, expected: int | None) -> list[str]:
         lacking.append(f"{photos} holds {len(names):,} of {expected:,} images")
     elif not names:
         lacking.append(f"{photos} holds no images")
-    found, stems = _files(truth), {name.removesuffix(_SUFFIX) for name in names}
+    found, stems = _files(ground_truth), {name.removesuffix(_SUFFIX) for name in names}
     for suffix in _ANNOTATIONS:
         if absent := sorted(stem + suffix for stem in stems if stem + suffix not in found):
-            lacking.append(f"{truth} lacks {len(absent):,} files, {absent[0]} the first")
+            lacking.append(f"{ground_truth} lacks {len(absent):,} files, {absent[0]} the first")
     return lacking
 
 

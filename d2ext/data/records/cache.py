@@ -1,4 +1,4 @@
-"""Data sets that are parsed once and then read by every process from the same pages of memory.
+"""Datasets parsed once and memory-mapped by every process.
 
 An entry of the cache ($D2EXT_CACHE/datasets) is named by what it was made of: the content of the
 annotation file, the options and the version of this format. A small file beside it, named by the
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from d2ext.data.formats.coco_file import CocoColumns, read_repaired
 from d2ext.data.records.array_file import Damaged
-from d2ext.data.records.coco_store import write_coco
+from d2ext.data.records.coco_store import write_store
 from d2ext.data.records.records import Records, write_records
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, cache_dir, write_json
@@ -72,7 +72,7 @@ def cached_coco_records(
     def make() -> _Write:
         coco, info = read_repaired(json_file, image_root, classes)
         if isinstance(coco, CocoColumns):
-            return lambda out, more: write_coco(out, coco, info | more)
+            return lambda out, more: write_store(out, coco, info | more)
         return lambda out, more: write_records(out, coco, info | more)
 
     names = None if classes is None else list(classes)
@@ -202,7 +202,7 @@ class _Place:
             logging.WARNING,
             f"{self.folder} cannot hold data sets ({trouble.strerror or trouble}); each process"
             " parses them anew and keeps them in memory; set D2EXT_CACHE to a folder with space",
-            about="the cache",
+            once_for="the cache",
         )
         memory = io.BytesIO()
         write(memory, more)
@@ -240,9 +240,9 @@ class _Place:
                     if time.time() - old.stat().st_mtime > age:
                         old.unlink()
 
-    def _say(self, level: int, message: str, about: str = "") -> None:
-        """Logs a message once a process: one about this file, or the first one `about` it."""
-        said = (about,) if about else (self.key, message)
+    def _say(self, level: int, message: str, once_for: str = "") -> None:
+        """Log a message once a process: one on this file, or the first one of `once_for`."""
+        said = (once_for,) if once_for else (self.key, message)
         if said not in self._said:
             self._said.add(said)
             logger.log(level, "%s", message)

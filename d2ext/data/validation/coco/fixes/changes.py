@@ -8,7 +8,7 @@ from typing import Any
 
 from d2ext.data.formats.coco_file import PARTS
 from d2ext.data.validation.coco import json_numbers
-from d2ext.data.validation.coco.finding import truncate_repr
+from d2ext.data.validation.coco.finding import printable
 from d2ext.data.validation.coco.table import CocoTable
 
 _GONE: Any = object()
@@ -102,7 +102,7 @@ class Mending:
 
     def note(self, part: str, row: int, what: str) -> None:
         """Notes a change."""
-        self.changes.append(truncate_repr(f"{self.where(part, row)}: {what}"))
+        self.changes.append(printable(f"{self.where(part, row)}: {what}"))
 
     def where(self, part: str, row: int) -> str:
         """The place that an entry had in the file."""
