@@ -183,7 +183,7 @@ class AnalysisRecord(msgspec.Struct):
 
 
 class Analysis:
-    """A detector's hits and errors on one data set.
+    """A detector's hits and errors on one dataset.
 
     Args:
         ground_truth: the objects.

@@ -1,4 +1,4 @@
-"""Average precision as Pascal VOC defines it, over a whole data set at once.
+"""Average precision as Pascal VOC defines it, over a whole dataset at once.
 
 From the VOC development kit, VOCevaldet.m (Everingham et al., The Pascal Visual Object Classes
 Challenge, IJCV 88, 2010): each detection, the highest score first, takes the object of its image

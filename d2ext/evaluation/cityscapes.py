@@ -53,7 +53,7 @@ class CityscapesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set.
+        """Evaluates one dataset.
 
         Args:
             ground_truth: the images, by file name, and the classes; its objects are not looked at.
@@ -86,7 +86,7 @@ class CityscapesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have; raises UserError as a call does."""
+        """The names of the results that a dataset will have; raises UserError as a call does."""
         _check(classes, with_masks)
         return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
 

@@ -22,7 +22,7 @@ MAX_DETECTIONS = (1, 10, 100)
 
 
 class CocoMetric:
-    """AP and AR of a detector on one data set: pycocotools' numbers, in percent.
+    """AP and AR of a detector on one dataset: pycocotools' numbers, in percent.
 
     `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (where these
     are among the thresholds), `APs`, `APm`, `APl` (objects up to 32², 96² and any pixels), `AR<n>`
@@ -75,14 +75,14 @@ class CocoMetric:
         self._backend = chosen_backend(backend)
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set, and logs a table.
+        """Evaluates one dataset, and logs a table.
 
         Args:
             ground_truth: its objects.
             detections: in its images.
 
         Returns:
-            `<task>/<name>` to percent; NaN where the data set holds no such object.
+            `<task>/<name>` to percent; NaN where the dataset holds no such object.
         """
         numbers = {}
         for task in evaluable(self._tasks, ground_truth, detections):
@@ -91,7 +91,7 @@ class CocoMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have."""
+        """The names of the results that a dataset will have."""
         keys = set()
         for task in self._tasks or usual_tasks(with_masks):
             names = [line.name for line in self._lines(task)]

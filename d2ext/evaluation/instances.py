@@ -3,7 +3,7 @@
 What is odd is defined here, once for all metrics and both backends:
 
 - No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
-  the whole data set, a data set without images or annotations): NaN, and means leave it out.
+  the whole dataset, a dataset without images or annotations): NaN, and means leave it out.
 - A detection whose score, box or area of the box is no finite number is dropped, and the log says
   how many were; where none is left, all objects are missed.
 - Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
@@ -43,7 +43,7 @@ class GroundTruth:
     """The N objects of I images, in the order of the images.
 
     Attributes:
-        image_ids: I ids as in the data set, integers or texts.
+        image_ids: I ids as in the dataset, integers or texts.
         file_names: I names, for messages and pages.
         heights: (I,) int64, pixels.
         widths: (I,) int64, pixels.

@@ -1,4 +1,4 @@
-"""Open Images' average precision of boxes, on any data set.
+"""Open Images' average precision of boxes, on any dataset.
 
 https://storage.googleapis.com/openimages/web/evaluation.html, as TensorFlow's Object Detection API
 computes it (OpenImagesChallengeEvaluator). hotcoco 1.3 has the metric, too, but matches as COCO
@@ -29,11 +29,11 @@ class OpenImagesMetric:
     A detection that misses all single objects and lies with half its area or more in the box of a
     group has found that group, which is one object to be found: of several in it the best is a hit,
     and the others count nothing. So do detections in a crowd of COCO (which need not be found: it
-    has no single box that a detector should give) and those of a difficult object. On a data set
+    has no single box that a detector should give) and those of a difficult object. On a dataset
     without groups and crowds and without a hierarchy this is VOC's AP.
 
     Open Images does not count a detection of a class that nobody looked for in the image
-    (image-level labels). Data sets here have no such labels: such a detection is a false positive,
+    (image-level labels). Datasets here have no such labels: such a detection is a false positive,
     so that numbers on Open Images itself are lower than the challenge's.
 
     Args:
@@ -65,7 +65,7 @@ class OpenImagesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set.
+        """Evaluates one dataset.
 
         Args:
             ground_truth: its objects.
@@ -91,7 +91,7 @@ class OpenImagesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have; raises UserError as a call does."""
+        """The names of the results that a dataset will have; raises UserError as a call does."""
         self._above_by_index(classes)
         return set(
             named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0]

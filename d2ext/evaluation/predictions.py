@@ -48,7 +48,7 @@ def predict(
     Args:
         model: takes Detectron2's inputs; its training mode is put back.
         loader: batches of this rank's images.
-        image_ids: of the data set, in its order.
+        image_ids: of the dataset, in its order.
         before_batch: is called before each batch.
 
     Raises:
@@ -148,7 +148,7 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
     Args:
         mine: place and detections of this rank's images.
         length: how many they are.
-        count: images of the data set.
+        count: images of the dataset.
     """
     rounds = max(comm.all_gather(-(-length // _CHUNK)))
     seen, parts = np.zeros(count, bool), []
@@ -195,7 +195,7 @@ def results_of(
 
     Args:
         detections: the detections.
-        image_ids: of the data set, in its order.
+        image_ids: of the dataset, in its order.
         rows: which of them.
     """
     columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
@@ -209,16 +209,16 @@ def results_of(
 def write_predictions(
     dataset: str, detections: Detections, image_ids: Sequence[Any], folder: Path
 ) -> Path:
-    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
+    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the dataset.
 
-    A data set that was loaded without ids of its own counts its classes from 1, as its conversion
+    A dataset that was loaded without ids of its own counts its classes from 1, as its conversion
     to COCO does. Detections of classes that it does not have are left out, and the log says how
     many: no id of the file is theirs.
 
     Args:
         dataset: its name in Detectron2's catalogs.
         detections: the detections.
-        image_ids: of the data set, in its order.
+        image_ids: of the dataset, in its order.
         folder: where to write.
 
     Returns:
@@ -244,7 +244,7 @@ def write_predictions(
 
 
 def _category_ids(dataset: str) -> Mapping[int, int]:
-    """Class index to the data set's own category id."""
+    """Class index to the dataset's own category id."""
     metadata = MetadataCatalog.get(dataset)
     if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
         return {index: category_id for category_id, index in contiguous.items()}

@@ -63,7 +63,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
-    """The entries as detections in the images of a data set.
+    """The entries as detections in the images of a dataset.
 
     Args:
         path: where they are from, for messages.
@@ -118,7 +118,7 @@ def _known(
 
 
 def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
-    """What seems to be wrong with the category ids; `ids` are the data set's, rising."""
+    """What seems to be wrong with the category ids; `ids` are the dataset's, rising."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):
         if gaps and min(found) >= base and max(found) < len(ids) + base:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one data set's evaluation leaves.
+    """What one dataset's evaluation leaves.
 
     Attributes:
         dataset: its name.
@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """The names of the data sets of a test loader's config; a list means separate sets."""
+    """The names of the datasets of a test loader's config; a list means separate sets."""
     names = loader_cfg.dataset.names
     return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
 
@@ -55,7 +55,7 @@ def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str,
         names: of the test sets.
 
     Raises:
-        UserError: an entry is neither a metric nor named as a data set.
+        UserError: an entry is neither a metric nor named as a dataset.
     """
     common = {key: value for key, value in evaluators.items() if "_target_" in value}
     own = {key: value for key, value in evaluators.items() if key not in common}

@@ -82,9 +82,8 @@ def shifted(
         floats = msgspec.convert(outlines, list[tuple[list[float], list[float]]])
         x, y = (np.fromiter(chain.from_iterable(axis), float) for axis in zip(*floats, strict=True))
         x, y = x + shift, y + shift
-        if not all(xs for xs, _ in floats) or not all(
-            (abs(c) < MAX_COORDINATE).all() for c in (x, y)
-        ):
+        is_near = all((abs(c) < MAX_COORDINATE).all() for c in (x, y))
+        if not is_near or not all(xs for xs, _ in floats):
             raise ValueError
     except ValueError:
         for i, outline in enumerate(outlines):

@@ -1,4 +1,4 @@
-"""The tool: a COCO file and its images -> findings, a mended file, a page, and a status."""
+"""Check a COCO file and its images; write findings, a fixed file and a page."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ _CHANGES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Source:
-    """A file and what it is held against.
+    """A file, and what it is checked against.
 
     Attributes:
         json_file: the COCO JSON.
@@ -40,7 +40,7 @@ class Source:
         against: another COCO JSON, of the validation set, say,
         against_images: and its images' folder; None: that of `images`.
         decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
-        anchors: what object sizes are held against.
+        anchors: what object sizes are compared with.
         max_detections: objects that a model and a metric take in an image.
     """
 

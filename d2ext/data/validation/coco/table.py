@@ -18,8 +18,8 @@ from d2ext.data.formats.coco_file import (
     VALID,
     Decode,
     ValidAnnotation,
-    as_is_lists,
     convert_entries,
+    read_as_is,
     read_content,
     require_lists,
 )
@@ -35,7 +35,7 @@ _work: tuple = ()  # of such a process: all entries, and how they are decoded
 
 @dataclass(frozen=True)
 class CocoTable:
-    """What is looked at of a COCO file.
+    """The checked columns of a COCO file.
 
     Attributes:
         image_id, image_size: (I,) and (I, 2) width and height, and `image_name`, a list.
@@ -79,7 +79,7 @@ def read_coco_table(json_file: str | Path) -> CocoTable:
         UserError: it cannot be read, is no JSON, or lacks one of the three lists.
     """
     try:
-        return _columns(*as_is_lists(json_file))
+        return _columns(*read_as_is(json_file))
     except (ValueError, RecursionError):  # with a number that Python alone reads
         return coco_table(read_content(json_file), json_file)
 
