@@ -337,7 +337,7 @@ def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold 
 
 
 def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
-    """The objects of these rows, bool."""
+    """Return the objects of these rows, bool."""
     names = ("image", "label", "boxes", "areas", "crowd", "difficult", "group_of")
     masks = ground_truth.segmentations
     if masks is not None:

@@ -74,7 +74,7 @@ def _nearest(
     boxes: np.ndarray,
     inside: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each detection overlaps most.
+    """Return the object that each detection overlaps most.
 
     Args:
         ground_truth: the objects.
@@ -135,7 +135,7 @@ def _match(
     free: np.ndarray,
     group_of: bool = False,
 ) -> None:
-    """Marks detections, highest score first, that hit an object, or that count nothing."""
+    """Mark detections, highest score first, that hit an object or are ignored."""
     near = np.flatnonzero(overlap >= threshold)
     of = nearest[near]
     free[near[ignored[of]]] = True

@@ -53,7 +53,7 @@ class CityscapesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one dataset.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: the images, by file name, and the classes; its objects are not looked at.
@@ -86,7 +86,7 @@ class CityscapesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a dataset will have; raises UserError as a call does."""
+        """Return the keys of the results for a dataset; raise a UserError as a call does."""
         _check(classes, with_masks)
         return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
 
@@ -116,7 +116,7 @@ def _check(classes: Sequence[str], with_masks: bool) -> None:
 
 
 def _ground_truth_file(file_name: str, gt_dir: str | None) -> Path:
-    """The ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
+    """Return the ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
     image = Path(file_name)
     if gt_dir is None and len(image.parts) >= 4:
         gt_dir = image.parents[2].parent / "gtFine" / image.parent.parent.name

@@ -75,7 +75,7 @@ class CocoMetric:
         self._backend = chosen_backend(backend)
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one dataset, and logs a table.
+        """Evaluate one dataset and log a table.
 
         Args:
             ground_truth: its objects.
@@ -91,7 +91,7 @@ class CocoMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a dataset will have."""
+        """Return the keys of the results for a dataset."""
         keys = set()
         for task in self._tasks or usual_tasks(with_masks):
             names = [line.name for line in self._lines(task)]
@@ -167,12 +167,12 @@ class _Line:
     max_detections: int = 0
 
     def values(self, curves: dict[str, np.ndarray]) -> np.ndarray:
-        """What the number is the mean of; classes are the last axis."""
+        """Return the values that the number is the mean of; classes are the last axis."""
         values = curves[self.array][..., _SIZES.index(self.size), self.limit]
         return values if self.iou is None else values[self.iou]
 
     def text(self, value: float, thresholds: np.ndarray) -> str:
-        """The line as pycocotools prints it, in percent."""
+        """Return the line as pycocotools prints it, in percent."""
         what = "Average Precision  (AP)" if self.array == "precision" else "Average Recall     (AR)"
         ious = thresholds if self.iou is None else thresholds[self.iou : self.iou + 1]
         iou = ":".join(f"{t:.2f}" for t in sorted({ious[0], ious[-1]}))
@@ -187,7 +187,7 @@ def _percent(values: np.ndarray) -> float:
 
 
 def exact_100(percent: float) -> float:
-    """The number, but 99.99999999999997 as 100: the COCO tools add an epsilon to a denominator."""
+    """Return the number, but 100 for 99.99999999999997: COCO's tools add an epsilon."""
     return 100.0 if percent > 100 - 1e-9 else percent
 
 
@@ -197,7 +197,7 @@ def _is_list(value: object) -> bool:
 
 
 def _rising(values: object, types: tuple) -> bool:
-    """Whether it is a list of rising numbers above 0."""
+    """Return whether it is a list of rising numbers above 0."""
     if not _is_list(values) or not values or not all(type(v) in types for v in values):
         return False
     return all(a < b for a, b in zip([0, *values], values, strict=False))

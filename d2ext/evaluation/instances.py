@@ -106,7 +106,7 @@ class Detections:
 def ground_truth_columns(
     records: Sequence[dict], classes: Sequence[str], frequencies: Sequence[str] | None = None
 ) -> GroundTruth:
-    """The columns of Detectron2's dataset dicts.
+    """Return the columns of Detectron2's dataset dicts.
 
     Of an annotation `bbox`, `bbox_mode`, `category_id`, and where they are there `area` (else the
     mask's, else the box's), `segmentation`, `iscrowd`, `difficult` or `ignore`, `is_group_of`; of a
@@ -168,7 +168,7 @@ def ground_truth_columns(
 
 
 def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Detections:
-    """The columns of COCO results.
+    """Return the columns of COCO results.
 
     Args:
         ground_truth: holds the images.
@@ -190,7 +190,7 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
 
 
 def finite(detections: Detections) -> Detections:
-    """The detections whose scores, boxes and sizes are finite; a warning counts the others.
+    """Return the detections whose scores, boxes and sizes are finite; a warning counts the others.
 
     Any other would break the sort by score inside every backend.
     """
@@ -208,7 +208,7 @@ def finite(detections: Detections) -> Detections:
 
 
 def take(detections: Detections, rows: np.ndarray) -> Detections:
-    """The detections of these rows, int64."""
+    """Return the detections of these rows, int64."""
     masks = None if detections.masks is None else [detections.masks[i] for i in rows.tolist()]
     areas = None if detections.mask_areas is None else detections.mask_areas[rows]
     return Detections(

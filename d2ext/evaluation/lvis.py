@@ -49,7 +49,7 @@ class LvisMetric:
         chosen_backend("hotcoco")
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one dataset, and logs a table.
+        """Evaluate one dataset and log a table.
 
         Args:
             ground_truth: its objects.
@@ -76,7 +76,7 @@ class LvisMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a dataset will have."""
+        """Return the keys of the results for a dataset."""
         names = [*_NAMES, *_RECALLS]
         names += [f"AP-{name}" for name in classes] if self._per_class else []
         tasks = self._tasks or usual_tasks(with_masks)

@@ -37,7 +37,7 @@ def evaluate_files(
     tasks: Sequence[str] | None = None,
     max_detections: int = MAX_DETECTIONS[-1],
 ) -> dict[str, float]:
-    """Reads each file once, prints the metrics' tables, and writes the numbers.
+    """Read each file once, print the metrics' tables, and write the numbers.
 
     Args:
         predictions: COCO results.
@@ -90,7 +90,7 @@ def evaluate_files(
 
 
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises UserError where a file would replace an input, or cannot be written."""
+    """Raise UserError where a file would replace an input, or cannot be written."""
     for file in inputs:
         if out.exists() and file.exists() and out.samefile(file):
             raise UserError(f"--out would replace {file}, which is read; name another file")
@@ -170,7 +170,7 @@ class _Printer(logging.Handler):
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Prints what evaluation logs, the tables among it."""
+    """Print what evaluation logs, the tables among it."""
     evaluation = logging.getLogger("d2ext.evaluation")
     handler, level = _Printer(), evaluation.level
     evaluation.addHandler(handler)

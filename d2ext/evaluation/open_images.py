@@ -65,7 +65,7 @@ class OpenImagesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one dataset.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: its objects.
@@ -91,14 +91,14 @@ class OpenImagesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a dataset will have; raises UserError as a call does."""
+        """Return the keys of the results for a dataset; raise a UserError as a call does."""
         self._above_by_index(classes)
         return set(
             named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0]
         )
 
     def _above_by_index(self, classes: Sequence[str]) -> list[list[int]]:
-        """The classes above each class."""
+        """Return the classes above each class."""
         index = {name: i for i, name in enumerate(classes)}
         if self._file is not None and not (index.keys() & self._above):
             raise UserError(
@@ -110,7 +110,7 @@ class OpenImagesMetric:
 
 
 def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
-    """The names above each name of a hierarchy; one that stands in several places has all theirs.
+    """Return the names above each name of a hierarchy; one in several places has all theirs.
 
     Args:
         path: JSON, `{"LabelName": ..., "Subcategory": [...]}` of any depth. Parts (`Part`) are no
@@ -145,7 +145,7 @@ _PER_INSTANCE = ("image", "boxes", "areas", "crowd", "difficult", "group_of", "s
 def _expanded(
     instances: GroundTruth | Detections, above: list[list[int]]
 ) -> GroundTruth | Detections:
-    """Adds each instance, without its mask, once more for every class above its own."""
+    """Add each instance, without its mask, once more for every class above its own."""
     pairs = [(c, a) for c, classes in enumerate(above) for a in classes]
     copied = [np.flatnonzero(instances.label == c) for c, _ in pairs]
     rows = np.concatenate([np.arange(len(instances.label)), *copied])

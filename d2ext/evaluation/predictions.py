@@ -40,7 +40,7 @@ def predict(
     image_ids: Sequence[Any],
     before_batch: Callable[[], None] = lambda: None,
 ) -> Detections | None:
-    """The detections of all ranks, on the main process; None elsewhere.
+    """Return the detections of all ranks, on the main process; None elsewhere.
 
     An image that several ranks have looked at counts once, the first time; one that none has, since
     it cannot be read, has no detections.
@@ -92,7 +92,7 @@ def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
 
 
 def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
-    """A model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
+    """Yield a model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
 
     Detectron2's own R-CNN gives its masks as they come, of their box (`roi_masks`), where calling
     it gives images of them (`pred_masks`).
@@ -143,7 +143,7 @@ def _encoded(mask: np.ndarray) -> dict:
 
 
 def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
-    """What all ranks have, in chunks, so that no message holds a whole rank's detections.
+    """Gather all ranks' detections in chunks: no message holds a whole rank's detections.
 
     Args:
         mine: place and detections of this rank's images.
@@ -209,7 +209,7 @@ def results_of(
 def write_predictions(
     dataset: str, detections: Detections, image_ids: Sequence[Any], folder: Path
 ) -> Path:
-    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the dataset.
+    """Write `<folder>/<dataset>.json`, COCO results with the category ids of the dataset.
 
     A dataset that was loaded without ids of its own counts its classes from 1, as its conversion
     to COCO does. Detections of classes that it does not have are left out, and the log says how

@@ -38,7 +38,7 @@ class Result(msgspec.Struct, gc=False):
 
 
 def read_results(path: Path) -> list[Result]:
-    """The entries of a results file, all of them with a box or all with a mask, or both.
+    """Return the entries of a results file, all of them with a box or all with a mask, or both.
 
     Raises:
         UserError: it is absent, cut off, or no list of such entries.
@@ -63,7 +63,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
-    """The entries as detections in the images of a dataset.
+    """Return the entries as detections in the images of a dataset.
 
     Args:
         path: where they are from, for messages.
@@ -96,7 +96,7 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
 def _known(
     path: Path, results: list[Result], what: str, ids: Sequence, dataset: Path
 ) -> np.ndarray:
-    """The index of each entry's image or category."""
+    """Return the index of each entry's image or category."""
     name = f"{what}_id"
     column = index_column(results, name, ids)
     unknown = np.flatnonzero(column < 0)
@@ -118,7 +118,7 @@ def _known(
 
 
 def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
-    """What seems to be wrong with the category ids; `ids` are the dataset's, rising."""
+    """Return what seems wrong with the category ids; `ids` are the dataset's, rising."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):
         if gaps and min(found) >= base and max(found) < len(ids) + base:
@@ -135,7 +135,7 @@ def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
 def _check_masks(
     path: Path, masks: list[dict], image: np.ndarray, ground_truth: GroundTruth
 ) -> np.ndarray:
-    """Checks the RLEs, compresses those that are not, and gives their areas."""
+    """Check the RLEs, compress those that are not, and return their areas."""
     of_image = np.stack([ground_truth.heights, ground_truth.widths], 1).tolist()
     wanted = list(map(of_image.__getitem__, image.tolist()))
     sizes = list(map(itemgetter("size"), masks))
@@ -169,7 +169,7 @@ def _checked_mask(path: Path, i: int, mask: dict) -> dict:
 
 
 def _check_boxes(path: Path, detections: Detections, ground_truth: GroundTruth) -> None:
-    """Whether boxes are [x, y, width, height].
+    """Check that boxes are [x, y, width, height].
 
     They are not where many stick out of their images, as [x0, y0, x1, y1] nearly all have a size,
     and they then overlap the objects better.
@@ -209,7 +209,7 @@ def _overlap(boxes: np.ndarray, detections: Detections, ground_truth: GroundTrut
 
 
 def _check_distinct(path: Path, detections: Detections) -> None:
-    """Whether no entry is there twice; a file that was joined of several tends to have such."""
+    """Check that no entry is there twice; a file that was joined of several tends to have such."""
     columns = [detections.image, detections.label, *detections.boxes.T, detections.scores]
     columns = [column.astype(np.float64) for column in columns]
     # Sorted by a checksum, which takes a tenth of the time that sorting rows takes.

@@ -41,13 +41,13 @@ class Evaluation:
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """The names of the datasets of a test loader's config; a list means separate sets."""
+    """Return the names of the datasets of a test loader's config; a list means separate sets."""
     names = loader_cfg.dataset.names
     return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
 
 
 def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The metrics of each test set, by name.
+    """Return the metrics of each test set, by name.
 
     Args:
         evaluators: the config's section: metric name to its config, for all test sets; or a test
@@ -89,7 +89,7 @@ class Suite:
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
     ) -> list[Evaluation]:
-        """Runs the model over every set and every metric over its predictions.
+        """Run the model over every set and every metric over its predictions.
 
         Args:
             model: takes Detectron2's inputs; its training mode is put back.

@@ -61,7 +61,7 @@ class VocMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one dataset.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: its objects.
@@ -87,7 +87,7 @@ class VocMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a dataset will have."""
+        """Return the keys of the results for a dataset."""
         return set(self._named(np.zeros((len(self._thresholds), len(classes))), classes)[0])
 
     def _named(self, ap: np.ndarray, classes: Sequence[str]) -> tuple[dict[str, float], str]:

@@ -74,7 +74,7 @@ def read_coco(
 def to_coco(
     records: Iterable[dict], classes: Sequence[str], image_root: str | Path | None = None
 ) -> dict:
-    """Makes a COCO dict of Detectron2's dataset dicts.
+    """Make a COCO dict of Detectron2's dataset dicts.
 
     Annotation ids count from 1: pycocotools takes 0 for "no match", which costs a detection its
     true positive. Category ids are the dataset dicts' plus 1. An annotation without `area` has

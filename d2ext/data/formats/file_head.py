@@ -36,7 +36,7 @@ class FileHead:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names in the first line of a CSV."""
+        """Names in the first line of a CSV."""
         return frozenset(name.strip(' #"') for name in re.split("[,;\t]", self.first_line.strip()))
 
 

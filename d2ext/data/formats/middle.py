@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def middle_classes(json_file: str | Path) -> tuple[str, ...]:
-    """The classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
+    """Return the classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
     return _classes(_load(json_file, ("metainfo",)), json_file)
 
 
@@ -28,7 +28,7 @@ def read_middle(
     classes: Sequence[str] | None = None,
     info: dict | None = None,
 ) -> list[dict]:
-    """Reads a file of MMDetection's middle format into Detectron2's dataset dicts.
+    """Read a file of MMDetection's middle format into Detectron2's dataset dicts.
 
     Objects with `ignore_flag` become crowds, as MMDetection's own conversion to COCO makes them.
     Left out are those without a box of positive size or without a valid polygon (a warning counts

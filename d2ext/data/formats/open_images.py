@@ -28,10 +28,10 @@ _BOX = ("XMin", "YMin", "XMax", "YMax")
 def read_open_images(
     source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads Open Images' boxes into Detectron2's dataset dicts.
+    """Read Open Images' boxes into Detectron2's dataset dicts.
 
     Images are found by their name without its suffix, in subfolders too. Read are those that are
-    there: most people have a part of the data set; the others are counted in a warning. A box of a
+    there: most people have a part of the dataset; the others are counted in a warning. A box of a
     group has `is_group_of` 1, and `iscrowd` 1, since other programs leave out crowds alone.
 
     Args:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def read_voc(
     source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads VOC's boxes into Detectron2's dataset dicts.
+    """Read VOC's boxes into Detectron2's dataset dicts.
 
     VOC numbers pixels from 1, and a box holds its last one: it goes from xmin - 1 to xmax. An
     object that is `difficult` has that, and `iscrowd` 1, since other programs know only crowds as

@@ -68,7 +68,7 @@ def read_yolo(
     classes: Sequence[str] | None = None,
     split: str | None = None,
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
+    """Read YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
 
     A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in parts of the image's width
     and height from its corner. In a set for poses, what follows the box is left out. An image
@@ -326,7 +326,7 @@ def _described(source: Path) -> _Set:
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
-    """The names of a text file, a line each; blank lines may stand at its end only."""
+    """Return the names of a text file, a line each; blank lines may stand at its end only."""
     names = tuple(line.strip() for line in _lines(file))
     while names and not names[-1]:
         names = names[:-1]

@@ -33,7 +33,7 @@ class ArrayFileWriter:
         self._arrays: dict[str, dict] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """Adds an array; readers check it against its checksum when they open the file."""
+        """Add an array; readers check it against its checksum when they open the file."""
         array = np.ascontiguousarray(array)
         self._align()
         entry = {"dtype": array.dtype.str, "shape": array.shape, "offset": self._at}
@@ -42,7 +42,7 @@ class ArrayFileWriter:
         self._write(data)
 
     def add_bytes(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Adds bytes as an array of uint8 that is not checked when the file is opened."""
+        """Add bytes as an array of uint8 that is not checked when the file is opened."""
         self._align()
         offset = self._at
         pieces = iter(pieces)
@@ -51,7 +51,7 @@ class ArrayFileWriter:
         self._arrays[name] = {"dtype": "|u1", "shape": [self._at - offset], "offset": offset}
 
     def finish(self, info: dict[str, Any]) -> None:
-        """Writes where the arrays are, and `info` (JSON values) with it."""
+        """Write where the arrays are, and `info` (JSON values) with it."""
         text = json.dumps({"arrays": self._arrays, "info": info}).encode()
         self._write(text)
         self._write(_TRAILER.pack(_MAGIC, len(text), zlib.crc32(text)))

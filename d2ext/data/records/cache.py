@@ -37,7 +37,7 @@ _Write = Callable[[IO[bytes], dict[str, Any]], None]
 
 
 def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -> Records:
-    """The records of an annotation file, parsed only where the cache does not hold them yet.
+    """Return the records of an annotation file, parsed only where the cache does not hold them yet.
 
     One process of a machine parses while the others wait. What the reader warns of is logged again
     by processes that find its work done. Where nothing can be cached, the records are in memory.
@@ -81,7 +81,7 @@ def cached_coco_records(
 
 
 def cached_value(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
-    """A JSON value that depends on an annotation file alone, computed once for it.
+    """Return a JSON value that depends on an annotation file alone, computed once for it.
 
     Args:
         file: the annotation file.
@@ -117,7 +117,7 @@ class _Place:
         self.index = self.folder / f"{self.key}.json"
 
     def load(self, make: Callable[[], _Write]) -> Records:
-        """Finds the records, else makes them."""
+        """Find the records, or make them."""
         if found := self._find():
             return found
         with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ class _Place:
             return self._make(make, trouble)
 
     def _find(self) -> Records | None:
-        """The entry, if the file has the size and times that it had."""
+        """Return the entry, if the file has the size and times that it had."""
         try:
             stamp = _stamp(self.file)
             kept_stamp, records = self._in_memory.get(self.key, (None, None))
@@ -146,7 +146,7 @@ class _Place:
         return None
 
     def _find_by_content(self) -> Records | None:
-        """The entry for the same content, by whatever time or name the file had it."""
+        """Return the entry for the same content, by whatever time or name the file had it."""
         if not self.index.exists():
             return None  # never seen: the hash is taken while it is read
         stamp, sha256 = _stamp(self.file), _sha256(self.file)
@@ -218,7 +218,7 @@ class _Place:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds this machine's other processes off; a killed one leaves no lock."""
+        """Hold this machine's other processes off; a killed one leaves no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Where the file system has no locks, filelock would make a file that outlives its process.
         lock = FileLock(self.folder / f"{self.key}.lock", fallback_to_soft=False)
@@ -233,7 +233,7 @@ class _Place:
             lock.release()
 
     def _remove_old(self) -> None:
-        """Removes entries unused for a month, and what killed processes left."""
+        """Remove entries unused for a month, and what killed processes left."""
         for pattern, age in (("*.pages", _KEPT), (".*.tmp", 3600)):
             for old in self.folder.glob(pattern):
                 with contextlib.suppress(OSError):
@@ -250,7 +250,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
-    """Collects the levels and messages of what readers log."""
+    """Collect the levels and messages of what readers log."""
     messages: list[tuple[int, str]] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: messages.append((record.levelno, record.getMessage()))

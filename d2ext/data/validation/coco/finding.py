@@ -221,7 +221,7 @@ class Finding:
 
 
 def finding(code: str, rows: Sequence[int], part: str, example: str, severity: str = "") -> Finding:
-    """A finding with the severity of its kind, unless another is given."""
+    """Return a finding with the severity of its kind, unless another is given."""
     where = [int(row) for row in rows]
     return Finding(code, where, part, printable(example), severity or KINDS[code][0])
 

@@ -73,7 +73,7 @@ class CocoTable:
 
 
 def read_coco_table(json_file: str | Path) -> CocoTable:
-    """Reads a COCO file.
+    """Read a COCO file.
 
     Raises:
         UserError: it cannot be read, is no JSON, or lacks one of the three lists.
@@ -161,7 +161,7 @@ def _annotations(
 
 
 def _parts(entries: list, decode: Decode) -> Iterator[tuple]:
-    """What `_part` makes of all entries; of many, by several processes."""
+    """Return what `_part` makes of all entries; many are split over several processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
         for first in range(0, len(entries), _CHUNK):
@@ -189,7 +189,7 @@ def _taken_part(first: int) -> tuple:
 
 
 def _part(first: int, entries: list, decode: Decode) -> tuple:
-    """The columns of `_CHUNK` entries from `first` on.
+    """Return the columns of `_CHUNK` entries from `first` on.
 
     Returns:
         `first`, what is wrong with entries by row from there, ids, marks, boxes, areas, whether one

@@ -72,7 +72,7 @@ def fix(
     own: bool = False,
     drop: bool = False,
 ) -> Fixed:
-    """Fixes what can be fixed; what was right is left as it was.
+    """Fix what can be fixed; leave the rest as it was.
 
     Only what no one could use is removed: an annotation without box and mask, say, or a copy.
     Annotations keep their ids but for those that are 0, missing or taken.

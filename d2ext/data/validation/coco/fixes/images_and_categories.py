@@ -38,7 +38,7 @@ class Files:
     look: Callable[[list[str]], Mapping[str, Photo]]
 
     def photo(self, name: Any) -> Photo | None:
-        """The readable image of that name, else None."""
+        """Return the readable image of that name, else None."""
         found = self.look([name]).get(name) if isinstance(name, str) and name else None
         return found if found and found.size else None
 
