@@ -116,6 +116,7 @@ def test_every_reader_says_what_a_file_is(
         ("a.json", {"metainfo": {}, "data_list": 3}, "in MMDetection's middle format"),
         ("a.csv", "filename,region_shape_attributes\n", "a VIA annotation file"),
         ("a.tsv", "ImageID\tLabelName\n", "an Open Images CSV"),
+        ("a.txt", "filename;region_shape_attributes\n", "a VIA annotation file"),
         ("a.json", {"images": [], "categories": []}, None),
         ("a.json", [{"image": "1.jpg", "annotations": [], "data": {}}], "a Label Studio export"),
         ("a.json", [{"image": "a", "annotation": [], "annotation_id": 3}], "a Label Studio export"),
