@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.errors import run_tool
+from d2ext.evaluation.metric_names import METRICS
 
 
 def _number(text: str) -> int:
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics",
         nargs="+",
         default=["coco"],
-        choices=["coco", "voc", "open_images", "lvis"],
+        choices=list(METRICS),
         help="default: coco",
     )
     parser.add_argument(

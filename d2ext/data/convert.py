@@ -72,8 +72,8 @@ def convert_from_coco(
         source: the COCO JSON.
         kind: one of `writers`.
         output: the folder to make, or for `open_images` and `cvat` the file.
-        images: folder of the images, which LabelMe's files then name; else they name the image as
-            if it lay beside them.
+        images: folder of the images, which LabelMe's files then name; otherwise the files name the
+            image as if it were in their own folder.
 
     Returns:
         A line that says what was written and skipped.

@@ -183,11 +183,11 @@ class AnalysisRecord(msgspec.Struct):
 
 
 class Analysis:
-    """A detector's hits and errors on one data set.
+    """A detector's hits and errors on one dataset.
 
     Args:
         ground_truth: the objects.
-        found: the detections.
+        detections: the detections.
         task: `bbox` or `segm`, what is compared.
 
     Attributes:
@@ -199,17 +199,17 @@ class Analysis:
         UserError: hotcoco is not installed.
     """
 
-    def __init__(self, ground_truth: GroundTruth, found: Detections, task: str = "bbox"):
+    def __init__(self, ground_truth: GroundTruth, detections: Detections, task: str = "bbox"):
         chosen_backend("hotcoco")
-        self._truth, self._found, self._task = ground_truth, found, task
-        self._evaluation = hotcoco_pair(ground_truth, found, task)
+        self._ground_truth, self._detections, self._task = ground_truth, detections, task
+        self._evaluation = hotcoco_pair(ground_truth, detections, task)
         self._evaluation.evaluate()
         status = self._evaluation.image_diagnostics(iou_thr=IOU)["dt_status"]
-        self.outcome = np.full(len(found.scores), -1, np.int8)
+        self.outcome = np.full(len(detections.scores), -1, np.int8)
         rows = np.fromiter(status.keys(), np.int64, len(status)) - 1
         self.outcome[rows] = [value == "tp" for value in status.values()]
         self.counted = ~(ground_truth.crowd | ground_truth.group_of | ground_truth.difficult)
-        self._order = np.lexsort([found.image, -found.scores])
+        self._order = np.lexsort([detections.image, -detections.scores])
         self._order = self._order[self.outcome[self._order] >= 0]
 
     def best_score(self) -> ScoreThreshold | None:
@@ -219,11 +219,11 @@ class Analysis:
     def pr_curves(self) -> list[ClassCurve]:
         """Return precision over recall, and the best score threshold, of each class."""
         objects = np.bincount(
-            self._truth.label[self.counted], minlength=len(self._truth.classes)
+            self._ground_truth.label[self.counted], minlength=len(self._ground_truth.classes)
         ).tolist()
-        labels = self._found.label[self._order]
+        labels = self._detections.label[self._order]
         curves = []
-        for c, name in enumerate(self._truth.classes):
+        for c, name in enumerate(self._ground_truth.classes):
             hits, scores = self._ranked(self._order[labels == c])
             ap, curve = None, PRCurve([None] * 101, [None] * 101)
             if objects[c]:
@@ -254,11 +254,13 @@ class Analysis:
         if min_score is None:
             min_score = self._best_or_zero()
         # hotcoco's matrix knows neither crowds nor difficult objects.
-        kept = np.flatnonzero((self.outcome >= 0) & (self._found.scores >= min_score))
-        pair = hotcoco_pair(_only(self._truth, self.counted), take(self._found, kept), self._task)
+        kept = np.flatnonzero((self.outcome >= 0) & (self._detections.scores >= min_score))
+        pair = hotcoco_pair(
+            _only(self._ground_truth, self.counted), take(self._detections, kept), self._task
+        )
         matrix = pair.confusion_matrix(iou_thr=IOU, max_det=max(len(kept), 1))["matrix"]
         return ConfusionMatrix(
-            list(self._truth.classes), float(min_score), matrix.astype(int).tolist()
+            list(self._ground_truth.classes), float(min_score), matrix.astype(int).tolist()
         )
 
     def errors(self) -> ErrorCauses:
@@ -280,16 +282,16 @@ class Analysis:
         Images without objects and detections are left out; among equal ones those with more objects
         or detections come first.
         """
-        ground_truth, found = self._truth, self._found
+        ground_truth, detections = self._ground_truth, self._detections
         min_score = self._best_or_zero()
-        kept = (self.outcome >= 0) & (found.scores >= min_score)
+        kept = (self.outcome >= 0) & (detections.scores >= min_score)
         count = len(ground_truth.image_ids)
-        detections = np.bincount(found.image[kept], minlength=count)
-        hits = np.bincount(found.image[kept & (self.outcome == 1)], minlength=count)
+        counts = np.bincount(detections.image[kept], minlength=count)
+        hits = np.bincount(detections.image[kept & (self.outcome == 1)], minlength=count)
         objects = np.bincount(ground_truth.image[self.counted], minlength=count)
-        shown = np.flatnonzero(detections + objects)
-        f1 = 2 * hits[shown] / (detections + objects)[shown]
-        larger = -(detections + objects)[shown]
+        shown = np.flatnonzero(counts + objects)
+        f1 = 2 * hits[shown] / (counts + objects)[shown]
+        larger = -(counts + objects)[shown]
 
         def described(order: np.ndarray) -> list[ImageScore]:
             return [
@@ -298,7 +300,7 @@ class Analysis:
                     file_name=ground_truth.file_names[i],
                     f1=float(f1[k]),
                     hits=int(hits[i]),
-                    false_alarms=int(detections[i] - hits[i]),
+                    false_alarms=int(counts[i] - hits[i]),
                     missed=int(objects[i] - hits[i]),
                 )
                 for k, i in zip(order.tolist(), shown[order].tolist(), strict=True)
@@ -316,7 +318,7 @@ class Analysis:
 
     def _ranked(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hits among the detections up to each of these, and their scores."""
-        return np.cumsum(self.outcome[order] == 1), self._found.scores[order]
+        return np.cumsum(self.outcome[order] == 1), self._detections.scores[order]
 
 
 def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold | None:
@@ -335,7 +337,7 @@ def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold 
 
 
 def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
-    """The objects of these rows, bool."""
+    """Return the objects of these rows, bool."""
     names = ("image", "label", "boxes", "areas", "crowd", "difficult", "group_of")
     masks = ground_truth.segmentations
     if masks is not None:
@@ -345,20 +347,20 @@ def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
 
 
 def analyse(
-    ground_truth: GroundTruth, found: Detections, task: str, parts: Mapping[str, bool]
+    ground_truth: GroundTruth, detections: Detections, task: str, parts: Mapping[str, bool]
 ) -> dict[str, Any]:
     """Return the wanted fields of a `TaskAnalysis`.
 
     Args:
         ground_truth: the objects.
-        found: the detections.
+        detections: the detections.
         task: `bbox` or `segm`.
         parts: which of `confusion_matrix`, `pr_curves` and `errors` (which includes `images`).
 
     Returns:
         These fields, and `best_score`, by name.
     """
-    analysis = Analysis(ground_truth, found, task)
+    analysis = Analysis(ground_truth, detections, task)
     results: dict[str, Any] = {"best_score": analysis.best_score()}
     for name in ("confusion_matrix", "pr_curves", "errors"):
         if parts.get(name):

@@ -1,4 +1,4 @@
-"""Average precision as Pascal VOC defines it, over a whole data set at once.
+"""Average precision as Pascal VOC defines it, over a whole dataset at once.
 
 From the VOC development kit, VOCevaldet.m (Everingham et al., The Pascal Visual Object Classes
 Challenge, IJCV 88, 2010): each detection, the highest score first, takes the object of its image
@@ -74,7 +74,7 @@ def _nearest(
     boxes: np.ndarray,
     inside: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each detection overlaps most.
+    """Return the object that each detection overlaps most.
 
     Args:
         ground_truth: the objects.
@@ -94,7 +94,7 @@ def _nearest(
     overlap, nearest = np.zeros(len(group)), np.zeros(len(group), dtype=np.int64)
     rows = np.flatnonzero(count)
     stop = np.cumsum(count[rows])
-    truth_boxes = _corners(ground_truth.boxes)
+    ground_truth_boxes = _corners(ground_truth.boxes)
     done = 0
     while done < len(rows):
         base = stop[done - 1] if done else 0
@@ -103,7 +103,9 @@ def _nearest(
         begin = stop[done:until] - count[part] - base  # of each detection's pairs
         pair = np.arange(stop[until - 1] - base)
         of = objects[np.repeat(first[part] - begin, count[part]) + pair]
-        values = _overlaps(np.repeat(boxes[part], count[part], axis=0), truth_boxes[of], inside)
+        values = _overlaps(
+            np.repeat(boxes[part], count[part], axis=0), ground_truth_boxes[of], inside
+        )
         best = np.maximum.reduceat(values, begin)
         # Of equal ones the first: the last that is written here, in reverse order.
         top = np.flatnonzero(values == np.repeat(best, count[part]))[::-1]
@@ -133,7 +135,7 @@ def _match(
     free: np.ndarray,
     group_of: bool = False,
 ) -> None:
-    """Marks detections, highest score first, that hit an object, or that count nothing."""
+    """Mark detections, highest score first, that hit an object or are ignored."""
     near = np.flatnonzero(overlap >= threshold)
     of = nearest[near]
     free[near[ignored[of]]] = True

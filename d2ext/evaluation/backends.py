@@ -42,14 +42,14 @@ def chosen_backend(backend: str) -> str:
 
 
 def usual_tasks(with_masks: bool) -> list[str]:
-    """What is evaluated where the user has not said it."""
+    """Return what to evaluate by default."""
     return ["bbox", "segm"] if with_masks else ["bbox"]
 
 
 def evaluable(
     tasks: Sequence[str] | None, ground_truth: GroundTruth, detections: Detections
 ) -> Sequence[str]:
-    """The tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
+    """Return the tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
 
     Raises:
         UserError: masks shall be compared, and the detections have none.
@@ -100,7 +100,7 @@ def matched(
 def hotcoco_pair(
     ground_truth: GroundTruth, detections: Detections, task: str, lvis_style: bool = False
 ) -> Any:
-    """A hotcoco.COCOeval still to be evaluated.
+    """Return a hotcoco.COCOeval still to be evaluated.
 
     Image i has the id i + 1, class c the id c + 1, row r of the objects or detections the id r + 1.
 
@@ -141,7 +141,7 @@ def hotcoco_pair(
 
 
 def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: str) -> Any:
-    """A pycocotools COCOeval still to be evaluated."""
+    """Return a pycocotools COCOeval still to be evaluated."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -240,7 +240,7 @@ def _images(ground_truth: GroundTruth) -> list[dict]:
 
 
 def _add_lvis(ground_truth: GroundTruth, images: list[dict], categories: list[dict]) -> None:
-    """What LVIS's files hold beside COCO's; without negatives these are all the other classes."""
+    """Return what LVIS's files add to COCO's; without negatives these are all the other classes."""
     every = np.arange(1, len(categories) + 1)
     present: list[set] = [set() for _ in images]
     for i, label in zip(ground_truth.image.tolist(), ground_truth.label.tolist(), strict=True):

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _NAMES = ("AP", "AP50")
 _SUFFIX = "_leftImg8bit"
-_TRUTH = "_gtFine_instanceIds.png"
+_GROUND_TRUTH = "_gtFine_instanceIds.png"
 
 
 class CityscapesMetric:
@@ -53,7 +53,7 @@ class CityscapesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: the images, by file name, and the classes; its objects are not looked at.
@@ -75,7 +75,7 @@ class CityscapesMetric:
         ends = np.searchsorted(detections.image[order], np.arange(len(ground_truth.image_ids) + 1))
         matches = {}
         for i, file_name in enumerate(ground_truth.file_names):
-            file = _truth_file(file_name, self._gt_dir)
+            file = _ground_truth_file(file_name, self._gt_dir)
             matches[str(file)] = _compare(
                 file, ground_truth, detections, order[ends[i] : ends[i + 1]]
             )
@@ -86,7 +86,7 @@ class CityscapesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have; raises UserError as a call does."""
+        """Return the keys of the results for a dataset; raise a UserError as a call does."""
         _check(classes, with_masks)
         return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
 
@@ -115,12 +115,12 @@ def _check(classes: Sequence[str], with_masks: bool) -> None:
         raise UserError("CityscapesMetric: there are no masks to evaluate; take CocoMetric")
 
 
-def _truth_file(file_name: str, gt_dir: str | None) -> Path:
-    """The ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
+def _ground_truth_file(file_name: str, gt_dir: str | None) -> Path:
+    """Return the ground truth of .../leftImg8bit/<split>/<city>/<name>_leftImg8bit.png."""
     image = Path(file_name)
     if gt_dir is None and len(image.parts) >= 4:
         gt_dir = image.parents[2].parent / "gtFine" / image.parent.parent.name
-    file = Path(gt_dir or "", image.parent.name, image.stem.removesuffix(_SUFFIX) + _TRUTH)
+    file = Path(gt_dir or "", image.parent.name, image.stem.removesuffix(_SUFFIX) + _GROUND_TRUTH)
     if not file.is_file():
         raise UserError(
             f"CityscapesMetric: {file}, the ground truth of {file_name}, does not exist; keep"

@@ -22,7 +22,7 @@ MAX_DETECTIONS = (1, 10, 100)
 
 
 class CocoMetric:
-    """AP and AR of a detector on one data set: pycocotools' numbers, in percent.
+    """AP and AR of a detector on one dataset: pycocotools' numbers, in percent.
 
     `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (where these
     are among the thresholds), `APs`, `APm`, `APl` (objects up to 32², 96² and any pixels), `AR<n>`
@@ -75,14 +75,14 @@ class CocoMetric:
         self._backend = chosen_backend(backend)
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set, and logs a table.
+        """Evaluate one dataset and log a table.
 
         Args:
             ground_truth: its objects.
             detections: in its images.
 
         Returns:
-            `<task>/<name>` to percent; NaN where the data set holds no such object.
+            `<task>/<name>` to percent; NaN where the dataset holds no such object.
         """
         numbers = {}
         for task in evaluable(self._tasks, ground_truth, detections):
@@ -91,7 +91,7 @@ class CocoMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have."""
+        """Return the keys of the results for a dataset."""
         keys = set()
         for task in self._tasks or usual_tasks(with_masks):
             names = [line.name for line in self._lines(task)]
@@ -101,13 +101,13 @@ class CocoMetric:
         return keys
 
     def _evaluate(
-        self, ground_truth: GroundTruth, found: Detections, task: str
+        self, ground_truth: GroundTruth, detections: Detections, task: str
     ) -> dict[str, float]:
         proposals = task == "proposals"
         limits = _PROPOSALS if proposals else self._max_detections
         curves = matched(
             ground_truth,
-            found,
+            detections,
             "bbox" if proposals else task,
             self._iou_thresholds,
             limits,
@@ -119,7 +119,7 @@ class CocoMetric:
         table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
         logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
         if self._per_class and not proposals:
-            rows = self._class_rows(ground_truth, found, curves, lines)
+            rows = self._class_rows(ground_truth, detections, curves, lines)
             numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
             logger.info("COCO %s by class:\n%s", task, table_text(rows))
         return numbers
@@ -142,14 +142,14 @@ class CocoMetric:
         return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
 
     def _class_rows(
-        self, ground_truth: GroundTruth, found: Detections, curves: dict, lines: list["_Line"]
+        self, ground_truth: GroundTruth, detections: Detections, curves: dict, lines: list["_Line"]
     ) -> list[dict]:
         counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
         objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
-        detections = np.bincount(found.label, minlength=len(ground_truth.classes))
+        counts = np.bincount(detections.label, minlength=len(ground_truth.classes))
         shown = [line for line in lines if line.size == "all" and line.limit == -1]
         return [
-            {"class": name, "objects": int(objects[c]), "detections": int(detections[c])}
+            {"class": name, "objects": int(objects[c]), "detections": int(counts[c])}
             | {line.name: _percent(line.values(curves)[..., c]) for line in shown}
             for c, name in enumerate(ground_truth.classes)
         ]
@@ -167,12 +167,12 @@ class _Line:
     max_detections: int = 0
 
     def values(self, curves: dict[str, np.ndarray]) -> np.ndarray:
-        """What the number is the mean of; classes are the last axis."""
+        """Return the values that the number is the mean of; classes are the last axis."""
         values = curves[self.array][..., _SIZES.index(self.size), self.limit]
         return values if self.iou is None else values[self.iou]
 
     def text(self, value: float, thresholds: np.ndarray) -> str:
-        """The line as pycocotools prints it, in percent."""
+        """Return the line as pycocotools prints it, in percent."""
         what = "Average Precision  (AP)" if self.array == "precision" else "Average Recall     (AR)"
         ious = thresholds if self.iou is None else thresholds[self.iou : self.iou + 1]
         iou = ":".join(f"{t:.2f}" for t in sorted({ious[0], ious[-1]}))
@@ -187,7 +187,7 @@ def _percent(values: np.ndarray) -> float:
 
 
 def exact_100(percent: float) -> float:
-    """The number, but 99.99999999999997 as 100: the COCO tools add an epsilon to a denominator."""
+    """Return the number, but 100 for 99.99999999999997: COCO's tools add an epsilon."""
     return 100.0 if percent > 100 - 1e-9 else percent
 
 
@@ -197,7 +197,7 @@ def _is_list(value: object) -> bool:
 
 
 def _rising(values: object, types: tuple) -> bool:
-    """Whether it is a list of rising numbers above 0."""
+    """Return whether it is a list of rising numbers above 0."""
     if not _is_list(values) or not values or not all(type(v) in types for v in values):
         return False
     return all(a < b for a, b in zip([0, *values], values, strict=False))

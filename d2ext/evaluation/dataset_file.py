@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2ext.data.formats.coco_file import strict_columns
+from d2ext.data.formats.coco_file import read_strict
 from d2ext.evaluation.instances import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ def read_dataset(path: Path, with_masks: bool) -> DatasetFile:
         with_masks: False leaves out the segmentations, which saves most of the time.
 
     Raises:
-        UserError: as `strict_columns` does.
+        UserError: as `read_strict` does.
     """
-    coco = strict_columns(path, with_masks)
+    coco = read_strict(path, with_masks)
     if flat := int((coco.boxes[:, 2:] == 0).any(1).sum()):
         logger.warning(
             "%s: %d objects have a box without an area: no detection finds them (in a run they are"

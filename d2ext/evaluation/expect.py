@@ -35,7 +35,7 @@ class Expectation:
 
 
 def parse_expectation(text: str) -> Expectation:
-    """Reads `<dataset>/<metric>/<task>/<name><sign><number>`; raises UserError if it is not so."""
+    """Read `<dataset>/<metric>/<task>/<name><sign><number>`; raises UserError if it is not so."""
     match = re.fullmatch(r"\s*(.*?[^<>=\s])\s*(>=|<=|>|<)\s*([^<>=]+)", text)
     try:
         return Expectation(match[1], match[2], float(match[3]))

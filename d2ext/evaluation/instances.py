@@ -3,7 +3,7 @@
 What is odd is defined here, once for all metrics and both backends:
 
 - No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
-  the whole data set, a data set without images or annotations): NaN, and means leave it out.
+  the whole dataset, a dataset without images or annotations): NaN, and means leave it out.
 - A detection whose score, box or area of the box is no finite number is dropped, and the log says
   how many were; where none is left, all objects are missed.
 - Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
@@ -43,7 +43,7 @@ class GroundTruth:
     """The N objects of I images, in the order of the images.
 
     Attributes:
-        image_ids: I ids as in the data set, integers or texts.
+        image_ids: I ids as in the dataset, integers or texts.
         file_names: I names, for messages and pages.
         heights: (I,) int64, pixels.
         widths: (I,) int64, pixels.
@@ -106,7 +106,7 @@ class Detections:
 def ground_truth_columns(
     records: Sequence[dict], classes: Sequence[str], frequencies: Sequence[str] | None = None
 ) -> GroundTruth:
-    """The columns of Detectron2's dataset dicts.
+    """Return the columns of Detectron2's dataset dicts.
 
     Of an annotation `bbox`, `bbox_mode`, `category_id`, and where they are there `area` (else the
     mask's, else the box's), `segmentation`, `iscrowd`, `difficult` or `ignore`, `is_group_of`; of a
@@ -168,13 +168,13 @@ def ground_truth_columns(
 
 
 def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Detections:
-    """The columns of COCO results.
+    """Return the columns of COCO results.
 
     Args:
         ground_truth: holds the images.
-        results: `image_id` is one of `truth.image_ids`, `category_id` an index into its classes,
-            `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all or
-            none).
+        results: `image_id` is one of `ground_truth.image_ids`, `category_id` an index into its
+            classes, `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all
+            or none).
     """
     index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
     with_masks = bool(results) and "segmentation" in results[0]
@@ -190,7 +190,7 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
 
 
 def finite(detections: Detections) -> Detections:
-    """The detections whose scores, boxes and sizes are finite; a warning counts the others.
+    """Return the detections whose scores, boxes and sizes are finite; a warning counts the others.
 
     Any other would break the sort by score inside every backend.
     """
@@ -208,7 +208,7 @@ def finite(detections: Detections) -> Detections:
 
 
 def take(detections: Detections, rows: np.ndarray) -> Detections:
-    """The detections of these rows, int64."""
+    """Return the detections of these rows, int64."""
     masks = None if detections.masks is None else [detections.masks[i] for i in rows.tolist()]
     areas = None if detections.mask_areas is None else detections.mask_areas[rows]
     return Detections(

@@ -24,7 +24,7 @@ class LvisMetric:
 
     A detection of a class that an image was not searched for (neither among its objects nor among
     its negatives) is left out; where not all objects of a class are marked, one without a match is
-    no error. On a data set without such lists, every class was searched for everywhere. Gives `AP`,
+    no error. On a dataset without such lists, every class was searched for everywhere. Gives `AP`,
     `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR@300`, `ARs@300`, `ARm@300`, `ARl@300`, and `APr`,
     `APc`, `APf` of rare, common and frequent classes, NaN where frequencies are unknown.
 
@@ -49,14 +49,14 @@ class LvisMetric:
         chosen_backend("hotcoco")
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set, and logs a table.
+        """Evaluate one dataset and log a table.
 
         Args:
             ground_truth: its objects.
             detections: in its images.
 
         Returns:
-            `<task>/<name>` to percent; NaN where the data set holds no such object.
+            `<task>/<name>` to percent; NaN where the dataset holds no such object.
         """
         numbers = {}
         for task in evaluable(self._tasks, ground_truth, detections):
@@ -76,7 +76,7 @@ class LvisMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have."""
+        """Return the keys of the results for a dataset."""
         names = [*_NAMES, *_RECALLS]
         names += [f"AP-{name}" for name in classes] if self._per_class else []
         tasks = self._tasks or usual_tasks(with_masks)

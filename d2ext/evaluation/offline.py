@@ -19,17 +19,11 @@ from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import GroundTruth
+from d2ext.evaluation.metric_names import METRICS
 from d2ext.evaluation.results_file import read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
 
 logger = logging.getLogger(__name__)
-
-METRICS = {
-    "coco": ("d2ext.evaluation.coco", "CocoMetric"),
-    "voc": ("d2ext.evaluation.voc", "VocMetric"),
-    "open_images": ("d2ext.evaluation.open_images", "OpenImagesMetric"),
-    "lvis": ("d2ext.evaluation.lvis", "LvisMetric"),
-}
 
 
 def evaluate_files(
@@ -43,12 +37,12 @@ def evaluate_files(
     tasks: Sequence[str] | None = None,
     max_detections: int = MAX_DETECTIONS[-1],
 ) -> dict[str, float]:
-    """Reads each file once, prints the metrics' tables, and writes the numbers.
+    """Read each file once, print the metrics' tables, and write the numbers.
 
     Args:
         predictions: COCO results.
         dataset: COCO annotations.
-        metrics: of METRICS.
+        metrics: names in METRICS.
         per_class: also the numbers of each class.
         parts: which analyses, as `analyse` takes them.
         out: the file for the numbers; those of the analyses are written beside it, to
@@ -96,7 +90,7 @@ def evaluate_files(
 
 
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises UserError where a file would replace an input, or cannot be written."""
+    """Raise UserError where a file would replace an input, or cannot be written."""
     for file in inputs:
         if out.exists() and file.exists() and out.samefile(file):
             raise UserError(f"--out would replace {file}, which is read; name another file")
@@ -117,7 +111,7 @@ def _evaluated(
     """Return the numbers, and the analyses by task; `limit` is the `max_detections` of COCO's."""
     results = read_results(predictions)
     data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
-    found = to_detections(predictions, results, data)
+    detections = to_detections(predictions, results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth
     logger.info(
@@ -125,19 +119,19 @@ def _evaluated(
         len(ground_truth.image_ids),
         len(ground_truth.image),
         len(ground_truth.classes),
-        len(found.scores),
+        len(detections.scores),
     )
     if limit is not None:
         _warn_of_limit(ground_truth, limit)
     numbers = {
         f"{name}/{key}": value
         for name, metric in metrics.items()
-        for key, value in metric(ground_truth, found).items()
+        for key, value in metric(ground_truth, detections).items()
     }
     analyses = {}
     if any(parts.values()):
-        for task in evaluable(None, ground_truth, found):
-            analyses[task] = analyse(ground_truth, found, task, parts)
+        for task in evaluable(None, ground_truth, detections):
+            analyses[task] = analyse(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
     return numbers, analyses
 
@@ -176,7 +170,7 @@ class _Printer(logging.Handler):
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Prints what evaluation logs, the tables among it."""
+    """Print what evaluation logs, the tables among it."""
     evaluation = logging.getLogger("d2ext.evaluation")
     handler, level = _Printer(), evaluation.level
     evaluation.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Open Images' average precision of boxes, on any data set.
+"""Open Images' average precision of boxes, on any dataset.
 
 https://storage.googleapis.com/openimages/web/evaluation.html, as TensorFlow's Object Detection API
 computes it (OpenImagesChallengeEvaluator). hotcoco 1.3 has the metric, too, but matches as COCO
@@ -29,11 +29,11 @@ class OpenImagesMetric:
     A detection that misses all single objects and lies with half its area or more in the box of a
     group has found that group, which is one object to be found: of several in it the best is a hit,
     and the others count nothing. So do detections in a crowd of COCO (which need not be found: it
-    has no single box that a detector should give) and those of a difficult object. On a data set
+    has no single box that a detector should give) and those of a difficult object. On a dataset
     without groups and crowds and without a hierarchy this is VOC's AP.
 
     Open Images does not count a detection of a class that nobody looked for in the image
-    (image-level labels). Data sets here have no such labels: such a detection is a false positive,
+    (image-level labels). Datasets here have no such labels: such a detection is a false positive,
     so that numbers on Open Images itself are lower than the challenge's.
 
     Args:
@@ -65,7 +65,7 @@ class OpenImagesMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: its objects.
@@ -91,14 +91,14 @@ class OpenImagesMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have; raises UserError as a call does."""
+        """Return the keys of the results for a dataset; raise a UserError as a call does."""
         self._above_by_index(classes)
         return set(
             named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0]
         )
 
     def _above_by_index(self, classes: Sequence[str]) -> list[list[int]]:
-        """The classes above each class."""
+        """Return the classes above each class."""
         index = {name: i for i, name in enumerate(classes)}
         if self._file is not None and not (index.keys() & self._above):
             raise UserError(
@@ -110,7 +110,7 @@ class OpenImagesMetric:
 
 
 def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
-    """The names above each name of a hierarchy; one that stands in several places has all theirs.
+    """Return the names above each name of a hierarchy; one in several places has all theirs.
 
     Args:
         path: JSON, `{"LabelName": ..., "Subcategory": [...]}` of any depth. Parts (`Part`) are no
@@ -145,7 +145,7 @@ _PER_INSTANCE = ("image", "boxes", "areas", "crowd", "difficult", "group_of", "s
 def _expanded(
     instances: GroundTruth | Detections, above: list[list[int]]
 ) -> GroundTruth | Detections:
-    """Adds each instance, without its mask, once more for every class above its own."""
+    """Add each instance, without its mask, once more for every class above its own."""
     pairs = [(c, a) for c, classes in enumerate(above) for a in classes]
     copied = [np.flatnonzero(instances.label == c) for c, _ in pairs]
     rows = np.concatenate([np.arange(len(instances.label)), *copied])

@@ -40,7 +40,7 @@ def predict(
     image_ids: Sequence[Any],
     before_batch: Callable[[], None] = lambda: None,
 ) -> Detections | None:
-    """The detections of all ranks, on the main process; None elsewhere.
+    """Return the detections of all ranks, on the main process; None elsewhere.
 
     An image that several ranks have looked at counts once, the first time; one that none has, since
     it cannot be read, has no detections.
@@ -48,7 +48,7 @@ def predict(
     Args:
         model: takes Detectron2's inputs; its training mode is put back.
         loader: batches of this rank's images.
-        image_ids: of the data set, in its order.
+        image_ids: of the dataset, in its order.
         before_batch: is called before each batch.
 
     Raises:
@@ -92,7 +92,7 @@ def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
 
 
 def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
-    """A model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
+    """Yield a model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
 
     Detectron2's own R-CNN gives its masks as they come, of their box (`roi_masks`), where calling
     it gives images of them (`pred_masks`).
@@ -107,13 +107,17 @@ def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
                 )
             yield output["instances"].to("cpu")
         return
-    for sample, found in zip(inputs, model.inference(inputs, do_postprocess=False), strict=True):
-        found = found.to("cpu")
-        if found.has("pred_masks"):
-            found.roi_masks = found.pred_masks
-            found.remove("pred_masks")
-        size = (sample.get(side, found.image_size[i]) for i, side in enumerate(("height", "width")))
-        yield detector_postprocess(found, *size)
+    for sample, instances in zip(
+        inputs, model.inference(inputs, do_postprocess=False), strict=True
+    ):
+        instances = instances.to("cpu")
+        if instances.has("pred_masks"):
+            instances.roi_masks = instances.pred_masks
+            instances.remove("pred_masks")
+        size = (
+            sample.get(side, instances.image_size[i]) for i, side in enumerate(("height", "width"))
+        )
+        yield detector_postprocess(instances, *size)
 
 
 def detections_of(place: int, instances: Any) -> tuple[int, Detections]:
@@ -139,24 +143,24 @@ def _encoded(mask: np.ndarray) -> dict:
 
 
 def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
-    """What all ranks have, in chunks, so that no message holds a whole rank's detections.
+    """Gather all ranks' detections in chunks: no message holds a whole rank's detections.
 
     Args:
         mine: place and detections of this rank's images.
         length: how many they are.
-        count: images of the data set.
+        count: images of the dataset.
     """
     rounds = max(comm.all_gather(-(-length // _CHUNK)))
     seen, parts = np.zeros(count, bool), []
     for _ in range(rounds):
         chunk = list(itertools.islice(mine, _CHUNK))
-        packed = ([place for place, _ in chunk], _joined([found for _, found in chunk]))
-        for places, found in comm.gather(packed):
+        packed = ([place for place, _ in chunk], _joined([detections for _, detections in chunk]))
+        for places, detections in comm.gather(packed):
             new = [place for place in places if not seen[place]]
             if len(new) < len(places):
-                found = take(found, np.flatnonzero(np.isin(found.image, new)))
+                detections = take(detections, np.flatnonzero(np.isin(detections.image, new)))
             seen[new] = True
-            parts.append(found)
+            parts.append(detections)
     if not comm.is_main_process():
         return None
     if not seen.all():
@@ -165,8 +169,8 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
             np.sum(~seen),
             count,
         )
-    found = _joined(parts)
-    return finite(take(found, np.argsort(found.image, kind="stable")))
+    detections = _joined(parts)
+    return finite(take(detections, np.argsort(detections.image, kind="stable")))
 
 
 def _joined(parts: Sequence[Detections]) -> Detections:
@@ -185,36 +189,36 @@ _NONE = Detections(
 
 
 def results_of(
-    found: Detections, image_ids: Sequence[Any], rows: slice | np.ndarray
+    detections: Detections, image_ids: Sequence[Any], rows: slice | np.ndarray
 ) -> Iterator[dict]:
     """COCO results of some detections; `category_id` is their label.
 
     Args:
-        found: the detections.
-        image_ids: of the data set, in its order.
+        detections: the detections.
+        image_ids: of the dataset, in its order.
         rows: which of them.
     """
-    columns = (getattr(found, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
-    masks: Sequence[dict | None] = found.masks or [None] * len(found.scores)
-    chosen = np.arange(len(found.scores))[rows].tolist()
+    columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
+    masks: Sequence[dict | None] = detections.masks or [None] * len(detections.scores)
+    chosen = np.arange(len(detections.scores))[rows].tolist()
     for row, image, label, box, score in zip(chosen, *columns, strict=True):
         result = {"image_id": image_ids[image], "category_id": label, "bbox": box, "score": score}
         yield result if masks[row] is None else {**result, "segmentation": masks[row]}
 
 
 def write_predictions(
-    dataset: str, found: Detections, image_ids: Sequence[Any], folder: Path
+    dataset: str, detections: Detections, image_ids: Sequence[Any], folder: Path
 ) -> Path:
-    """Writes `<folder>/<dataset>.json`, COCO results with the category ids of the data set.
+    """Write `<folder>/<dataset>.json`, COCO results with the category ids of the dataset.
 
-    A data set that was loaded without ids of its own counts its classes from 1, as its conversion
+    A dataset that was loaded without ids of its own counts its classes from 1, as its conversion
     to COCO does. Detections of classes that it does not have are left out, and the log says how
     many: no id of the file is theirs.
 
     Args:
         dataset: its name in Detectron2's catalogs.
-        found: the detections.
-        image_ids: of the data set, in its order.
+        detections: the detections.
+        image_ids: of the dataset, in its order.
         folder: where to write.
 
     Returns:
@@ -224,15 +228,15 @@ def write_predictions(
         UserError: it cannot be written.
     """
     ids = _category_ids(dataset)
-    absent = np.isin(found.label, MetadataCatalog.get(dataset).get(ABSENT, ()))
+    absent = np.isin(detections.label, MetadataCatalog.get(dataset).get(ABSENT, ()))
     if absent.any():
         logger.info("%s.json: %d detections of classes that it lacks", dataset, absent.sum())
-        found = take(found, np.flatnonzero(~absent))
+        detections = take(detections, np.flatnonzero(~absent))
     file = folder / f"{dataset}.json"
     with atomic_write(file, "wb") as f:
         f.write(b"[")
-        for start in range(0, len(found.scores), _WRITTEN):
-            results = results_of(found, image_ids, slice(start, start + _WRITTEN))
+        for start in range(0, len(detections.scores), _WRITTEN):
+            results = results_of(detections, image_ids, slice(start, start + _WRITTEN))
             rows = [{**r, "category_id": ids[r["category_id"]]} for r in results]
             f.write(b",\n"[not start :] + msgspec.json.encode(rows)[1:-1])
         f.write(b"]\n")
@@ -240,7 +244,7 @@ def write_predictions(
 
 
 def _category_ids(dataset: str) -> Mapping[int, int]:
-    """Class index to the data set's own category id."""
+    """Class index to the dataset's own category id."""
     metadata = MetadataCatalog.get(dataset)
     if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
         return {index: category_id for category_id, index in contiguous.items()}

@@ -38,7 +38,7 @@ class Result(msgspec.Struct, gc=False):
 
 
 def read_results(path: Path) -> list[Result]:
-    """The entries of a results file, all of them with a box or all with a mask, or both.
+    """Return the entries of a results file, all of them with a box or all with a mask, or both.
 
     Raises:
         UserError: it is absent, cut off, or no list of such entries.
@@ -63,7 +63,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
-    """The entries as detections in the images of a data set.
+    """Return the entries as detections in the images of a dataset.
 
     Args:
         path: where they are from, for messages.
@@ -86,17 +86,17 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
     else:
         boxes = box_column(results)
     scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
-    found = Detections(image, label, boxes, scores, masks, areas)
+    detections = Detections(image, label, boxes, scores, masks, areas)
     if results:
-        _check_boxes(path, found, ground_truth)
-    _check_distinct(path, found)
-    return finite(found)
+        _check_boxes(path, detections, ground_truth)
+    _check_distinct(path, detections)
+    return finite(detections)
 
 
 def _known(
     path: Path, results: list[Result], what: str, ids: Sequence, dataset: Path
 ) -> np.ndarray:
-    """The index of each entry's image or category."""
+    """Return the index of each entry's image or category."""
     name = f"{what}_id"
     column = index_column(results, name, ids)
     unknown = np.flatnonzero(column < 0)
@@ -118,7 +118,7 @@ def _known(
 
 
 def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
-    """What seems to be wrong with the category ids; `ids` are the data set's, rising."""
+    """Return what seems wrong with the category ids; `ids` are the dataset's, rising."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):
         if gaps and min(found) >= base and max(found) < len(ids) + base:
@@ -135,7 +135,7 @@ def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
 def _check_masks(
     path: Path, masks: list[dict], image: np.ndarray, ground_truth: GroundTruth
 ) -> np.ndarray:
-    """Checks the RLEs, compresses those that are not, and gives their areas."""
+    """Check the RLEs, compress those that are not, and return their areas."""
     of_image = np.stack([ground_truth.heights, ground_truth.widths], 1).tolist()
     wanted = list(map(of_image.__getitem__, image.tolist()))
     sizes = list(map(itemgetter("size"), masks))
@@ -168,20 +168,20 @@ def _checked_mask(path: Path, i: int, mask: dict) -> dict:
         raise UserError(f"{path}: the RLE of entry {i} is malformed ({short(e)})") from e
 
 
-def _check_boxes(path: Path, found: Detections, ground_truth: GroundTruth) -> None:
-    """Whether boxes are [x, y, width, height].
+def _check_boxes(path: Path, detections: Detections, ground_truth: GroundTruth) -> None:
+    """Check that boxes are [x, y, width, height].
 
     They are not where many stick out of their images, as [x0, y0, x1, y1] nearly all have a size,
     and they then overlap the objects better.
     """
-    boxes, start, end = found.boxes, found.boxes[:, :2], found.boxes[:, 2:]
-    sides = np.stack([ground_truth.widths, ground_truth.heights], 1)[found.image]
+    boxes, start, end = detections.boxes, detections.boxes[:, :2], detections.boxes[:, 2:]
+    sides = np.stack([ground_truth.widths, ground_truth.heights], 1)[detections.image]
     with np.errstate(over="ignore", invalid="ignore"):
         sticks_out = ((start + end > (1 + _REACH) * sides + 1) & (sides > 0)).any(1)
     ordered = (end >= start).all(1)
     if sticks_out.mean() >= 0.1 and ordered.mean() >= 0.95:
         other = np.hstack([start, end - start])
-        if _overlap(other, found, ground_truth) > _overlap(boxes, found, ground_truth):
+        if _overlap(other, detections, ground_truth) > _overlap(boxes, detections, ground_truth):
             i = np.flatnonzero(sticks_out)[0]
             raise UserError(
                 f"{path}: boxes seem to be [x0, y0, x1, y1]: as COCO's [x, y, width, height]"
@@ -196,11 +196,11 @@ def _check_boxes(path: Path, found: Detections, ground_truth: GroundTruth) -> No
         )
 
 
-def _overlap(boxes: np.ndarray, found: Detections, ground_truth: GroundTruth) -> float:
+def _overlap(boxes: np.ndarray, detections: Detections, ground_truth: GroundTruth) -> float:
     """Mean over the first boxes of the best IoU with an object of the image."""
     best = []
     for row in range(min(len(boxes), 300)):
-        objects = ground_truth.boxes[ground_truth.image == found.image[row]]
+        objects = ground_truth.boxes[ground_truth.image == detections.image[row]]
         if len(objects):
             best.append(
                 pycocotools.mask.iou(boxes[row : row + 1], objects, [0] * len(objects)).max()
@@ -208,9 +208,9 @@ def _overlap(boxes: np.ndarray, found: Detections, ground_truth: GroundTruth) ->
     return float(np.mean(best)) if best else 0.0
 
 
-def _check_distinct(path: Path, found: Detections) -> None:
-    """Whether no entry is there twice; a file that was joined of several tends to have such."""
-    columns = [found.image, found.label, *found.boxes.T, found.scores]
+def _check_distinct(path: Path, detections: Detections) -> None:
+    """Check that no entry is there twice; a file that was joined of several tends to have such."""
+    columns = [detections.image, detections.label, *detections.boxes.T, detections.scores]
     columns = [column.astype(np.float64) for column in columns]
     # Sorted by a checksum, which takes a tenth of the time that sorting rows takes.
     factors = np.random.default_rng(0).integers(1, 2**63, len(columns), dtype=np.uint64) | 1
@@ -222,7 +222,7 @@ def _check_distinct(path: Path, found: Detections) -> None:
     for i in np.sort(order[np.union1d(repeated, repeated + 1)]).tolist():
         # NaN is equal to nothing, itself neither.
         values = [float(column[i]) for column in columns]
-        entry = (*values, found.masks[i]["counts"] if found.masks else None)
+        entry = (*values, detections.masks[i]["counts"] if detections.masks else None)
         if (first := seen.setdefault(entry, i)) != i:
             raise UserError(
                 f"{path}: the entries {first} and {i} are the same; was the file joined of"

@@ -36,7 +36,7 @@ def encoded_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list
 
 
 def _counts(crop: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> list[int]:
-    """The run lengths of an image that is empty but for a crop of it, down its columns."""
+    """Return the run lengths of an image that is empty but for a crop of it, down its columns."""
     top, left, tall = int(rows.start), int(columns.start), len(crop)
     if tall < height:  # a run ends where its column does: a pixel outside tells
         crop = np.pad(crop, ((0, 1), (0, 0)))

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one data set's evaluation leaves.
+    """What one dataset's evaluation leaves.
 
     Attributes:
         dataset: its name.
@@ -41,13 +41,13 @@ class Evaluation:
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """The names of the data sets of a test loader's config; a list means separate sets."""
+    """Return the names of the datasets of a test loader's config; a list means separate sets."""
     names = loader_cfg.dataset.names
     return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
 
 
 def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The metrics of each test set, by name.
+    """Return the metrics of each test set, by name.
 
     Args:
         evaluators: the config's section: metric name to its config, for all test sets; or a test
@@ -55,7 +55,7 @@ def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str,
         names: of the test sets.
 
     Raises:
-        UserError: an entry is neither a metric nor named as a data set.
+        UserError: an entry is neither a metric nor named as a dataset.
     """
     common = {key: value for key, value in evaluators.items() if "_target_" in value}
     own = {key: value for key, value in evaluators.items() if key not in common}
@@ -84,12 +84,12 @@ class Suite:
             one_set.dataset.names = name
             made = {metric: instantiate(cfg) for metric, cfg in metrics[name].items()}
             self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
-        self._truths: dict[str, GroundTruth] = {}
+        self._ground_truths: dict[str, GroundTruth] = {}
 
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
     ) -> list[Evaluation]:
-        """Runs the model over every set and every metric over its predictions.
+        """Run the model over every set and every metric over its predictions.
 
         Args:
             model: takes Detectron2's inputs; its training mode is put back.
@@ -101,34 +101,36 @@ class Suite:
         evaluations = []
         for name, loader, records, metrics in self._sets:
             start = time.perf_counter()
-            found = predict(model, loader, image_ids_of(records), before_batch)
+            detections = predict(model, loader, image_ids_of(records), before_batch)
             if not comm.is_main_process():
                 continue
             logger.info(
                 "%s: %d images, %d detections, %.1f s",
                 name,
                 len(records),
-                len(found.scores),
+                len(detections.scores),
                 time.perf_counter() - start,
             )
-            ground_truth = self._truth(name, records)
+            ground_truth = self._ground_truth(name, records)
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in metrics.items()
-                for key, value in metric(ground_truth, found).items()
+                for key, value in metric(ground_truth, detections).items()
             }
-            evaluations.append(Evaluation(name, records, ground_truth, found, results))
+            evaluations.append(Evaluation(name, records, ground_truth, detections, results))
         return evaluations
 
-    def _truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
-        if name not in self._truths:
+    def _ground_truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
+        if name not in self._ground_truths:
             metadata = MetadataCatalog.get(name)
             counts = metadata.get("class_image_count")  # of Detectron2's LVIS
             frequencies = counts and [
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
-            self._truths[name] = ground_truth_columns(records, metadata.thing_classes, frequencies)
-        return self._truths[name]
+            self._ground_truths[name] = ground_truth_columns(
+                records, metadata.thing_classes, frequencies
+            )
+        return self._ground_truths[name]
 
 
 def _frequency(images: int) -> str:

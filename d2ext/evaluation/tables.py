@@ -10,7 +10,7 @@ from d2ext.errors import UserError
 
 
 def check_flags(metric: str, **flags: object) -> None:
-    """Raises UserError for an argument of a metric that is neither True nor False."""
+    """Raise UserError for an argument of a metric that is neither True nor False."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise UserError(f"{metric}: {name}={value!r}; give true or false")
@@ -19,7 +19,7 @@ def check_flags(metric: str, **flags: object) -> None:
 def named(
     task: str, names: Sequence[str], values: np.ndarray, classes: Sequence[str], per_class: bool
 ) -> tuple[dict[str, float], str]:
-    """The means over the classes, and the classes' own.
+    """Return the means over the classes, and the classes' own.
 
     Args:
         task: for example `bbox`.
@@ -53,6 +53,6 @@ def table_text(rows: Sequence[dict]) -> str:
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of what is no NaN; NaN of nothing."""
+    """Return the mean of what is no NaN; NaN of nothing."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan

@@ -11,7 +11,7 @@ from d2ext.errors import UserError
 
 
 def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
-    """The model with Detectron2's test-time augmentation; same inputs and outputs.
+    """Return the model with Detectron2's test-time augmentation; same inputs and outputs.
 
     Boxes of all versions go through one non-maximum suppression, masks are averaged.
 
@@ -42,7 +42,7 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
 
 
 def untransformed(loader_cfg: Any) -> Any:
-    """A test loader's config (a copy) whose images come as they are, to be resized only once."""
+    """Return a copy of a test loader's config without resizing: images are resized once."""
     cfg = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
     if "augmentations" in (cfg.get("mapper") or {}):
         cfg.mapper.augmentations = []

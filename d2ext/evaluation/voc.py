@@ -1,4 +1,4 @@
-"""Pascal VOC's average precision of boxes, on any data set (host.robots.ox.ac.uk/pascal/VOC/)."""
+"""Pascal VOC's average precision of boxes, on any dataset (host.robots.ox.ac.uk/pascal/VOC/)."""
 
 import dataclasses
 import logging
@@ -61,7 +61,7 @@ class VocMetric:
         self._per_class = per_class
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Evaluates one data set.
+        """Evaluate one dataset.
 
         Args:
             ground_truth: its objects.
@@ -87,7 +87,7 @@ class VocMetric:
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """The names of the results that a data set will have."""
+        """Return the keys of the results for a dataset."""
         return set(self._named(np.zeros((len(self._thresholds), len(classes))), classes)[0])
 
     def _named(self, ap: np.ndarray, classes: Sequence[str]) -> tuple[dict[str, float], str]:

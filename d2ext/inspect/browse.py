@@ -41,7 +41,7 @@ def browse(
     html: bool = False,
     augmented: bool = True,
 ) -> int:
-    """Writes pages of a config's images: as annotated, and beside that what the model gets.
+    """Write pages of a config's images: as annotated, and beside that what the model gets.
 
     Of the training, these are the very samples that a run of the config takes at the same places,
     whatever its processes and workers. Of an evaluation, it is each image as the model gets it,
@@ -110,7 +110,7 @@ class _Seen:
     failures: list[str] = field(default_factory=list)
 
     def closing(self) -> dict[str, Any]:
-        """The end of an HTML page, and what the terminal gets."""
+        """Return the end of an HTML page, and what the terminal gets."""
         summary = f"{self.images} images, {self.objects} annotated objects"
         if self.augmented:
             summary += f", {self.input_objects} in the model's input"
@@ -127,7 +127,7 @@ def _show(
     seen: _Seen,
     advance: Callable[[int], None],
 ) -> Iterator[Any]:
-    """The pairs rendered one by one, and counted; those that cannot be shown are passed over."""
+    """Yield the pairs rendered one by one; count them, and skip those that cannot be shown."""
     for place, (record, sample) in pairs:
         advance(1)
         try:
@@ -170,7 +170,7 @@ def _facts(photo: np.ndarray, instances: list[dict]) -> str:
 
 
 def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
-    """The annotations that Detectron2's ground truth instances mean."""
+    """Yield the annotations that Detectron2's ground truth instances mean."""
     masks = instances.gt_masks if instances.has("gt_masks") else [None] * len(instances)
     if isinstance(masks, BitMasks):
         masks = [mask_util.encode(np.asfortranarray(m, np.uint8)) for m in masks.tensor.numpy()]
@@ -198,7 +198,7 @@ def _warn_of_glyphs(classes: list[str]) -> None:
 
 
 def _refuse_mixing(folder: Path) -> None:
-    """Raises UserError if anything but pages of this tool is in there."""
+    """Raise UserError if anything but pages of this tool is in there."""
     if not os.path.lexists(folder):
         return
     try:

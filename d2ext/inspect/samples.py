@@ -22,7 +22,7 @@ class Split:
     """A split, ready to be read from a place on.
 
     Attributes:
-        names: of the data sets.
+        names: of the datasets.
         loader: a run's, in this process and for all ranks.
         skip: samples of the loader that lie before the place.
         metadata: `thing_classes`, and `thing_colors` or None.
@@ -47,14 +47,14 @@ class Split:
         return self.loader.pairs(self.skip, mapped)
 
     def about(self, place: int) -> str:
-        """What the sample at a place is."""
+        """Describe the sample at a place."""
         if self.batch is None:
-            return "model's input, with the truth"
+            return "model's input, with the ground truth"
         return f"model's input, iteration {place // self.batch}"
 
 
 def open_split(cfg: Any, split: str, start: int = 0) -> Split:
-    """Opens what a training, an evaluation or a test of a config reads.
+    """Open what a training, an evaluation or a test of a config reads.
 
     Args:
         cfg: of `load_config`.
@@ -64,7 +64,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
             0 on, or in the test set.
 
     Raises:
-        UserError: the config or the data set is wrong.
+        UserError: the config or the dataset is wrong.
     """
     register_run_datasets(cfg)
     section = f"dataloader.{split}"
@@ -92,7 +92,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
             loader = instantiate(settings)
         else:
             records = instantiate(settings.dataset)
-            _keep_truth(settings.mapper, records)
+            _keep_ground_truth(settings.mapper, records)
             loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
     if not isinstance(loader, Loader) or not loader.images:
         raise UserError(f"{section} is no loader of d2ext's, or one without images")
@@ -100,7 +100,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
 
 
 def _names(dataset: Any) -> Iterator[str]:
-    """The names of the data sets anywhere in a `dataset` section."""
+    """Yield the names of the datasets anywhere in a `dataset` section."""
     if isinstance(dataset, DictConfig):
         for key, value in dataset.items():
             if key == "names":
@@ -113,7 +113,7 @@ def _names(dataset: Any) -> Iterator[str]:
 
 
 def _metadata(section: str, names: list[str]) -> SimpleNamespace:
-    """Classes and colours of the data sets, which agree in them."""
+    """Classes and colours of the datasets, which agree in them."""
     if not names:
         raise UserError(f"{section}.dataset.names is empty: give the name of a data set")
     for name in names:
@@ -128,8 +128,8 @@ def _metadata(section: str, names: list[str]) -> SimpleNamespace:
     )
 
 
-def _keep_truth(mapper: Any, records: list[dict]) -> None:
-    """Has an evaluation's mapper transform the annotations as well, which it leaves out."""
+def _keep_ground_truth(mapper: Any, records: list[dict]) -> None:
+    """Make an evaluation's mapper keep and transform the annotations."""
     if "is_train" in mapper:
         mapper.is_train = True
         objects = (a for r in records for a in r.get("annotations", ()))

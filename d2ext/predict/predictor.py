@@ -1,4 +1,4 @@
-"""A trained model for photos of the user's own: no data set, no run directory."""
+"""A trained model for photos of the user's own: no dataset, no run directory."""
 
 import contextlib
 import logging
@@ -96,7 +96,7 @@ class Predictor:
         self._threshold = score_threshold
 
     def __call__(self, images: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[Prediction]:
-        """What is in each image.
+        """Predict what is in each image.
 
         Args:
             images: uint8 (H, W, 3), RGB; taken one batch at a time.
@@ -135,7 +135,7 @@ class Predictor:
 
 
 def _class_names(cfg: Any, weights: Path) -> list[str]:
-    """The model's classes, from the surest source that knows them; no image is looked at.
+    """Return the model's classes, from the surest source that knows them; no image is looked at.
 
     Those are the checkpoint itself, the run that it lies in, and the data that the config declares;
     where none does, the classes are numbered.
@@ -158,7 +158,7 @@ def _class_names(cfg: Any, weights: Path) -> list[str]:
 
 
 def _saved_in(weights: Path) -> list[str]:
-    """The key `classes` of a checkpoint, whose tensors are not read for it."""
+    """Return the key `classes` of a checkpoint, whose tensors are not read for it."""
     try:
         content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
         return list(content["classes"])
@@ -168,7 +168,7 @@ def _saved_in(weights: Path) -> list[str]:
 
 
 def _declared(cfg: Any) -> list[str]:
-    """The training data's classes as `register_run_datasets` joins them, else those of val.
+    """Return the training data's classes as `register_run_datasets` joins them, else those of val.
 
     At most annotation files are read; nothing where one of several sets does not tell.
     """

@@ -120,7 +120,7 @@ def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Ite
 def _frames(
     item: Item, video: cv2.VideoCapture, total: int, unreadable: list[tuple[Path, str]]
 ) -> Iterator[Item]:
-    """The frames of a video; one that ends early is added to `unreadable`."""
+    """Yield the frames of a video; one that ends early is added to `unreadable`."""
     for number in itertools.count():
         good, frame = video.read()
         if not good:
@@ -141,7 +141,7 @@ def readable(
     unreadable: list[tuple[Path, str]],
     advance: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
-    """The pixels of the images that can be read, whose items are added to `kept`."""
+    """Yield the pixels of the images that can be read, whose items are added to `kept`."""
 
     def read(item: Item) -> tuple[Item, np.ndarray | str]:
         if item.frame is not None:

@@ -46,7 +46,7 @@ def predict_files(
     csv: bool = False,
     masks: bool = False,
 ) -> int:
-    """Predicts what is in images and writes it to a folder; pixels are held of a few at a time.
+    """Predict what is in images and write it to a folder; pixels are held of a few at a time.
 
     `predictions.json` holds COCO results, `images.json` the images and categories that their ids
     mean, and under `skipped` the files that could not be read, or are neither images nor videos.
@@ -150,7 +150,7 @@ def predict_files(
 
 
 def _clear(output: Path) -> None:
-    """Makes the output folder, or takes away what an earlier call has left in it."""
+    """Make the output folder, or remove what an earlier call left in it."""
     with _writing(output / "images.json"):
         if not any(output.iterdir()):
             return
@@ -177,7 +177,7 @@ def _is_ours(index: Path) -> bool:
 
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
-    """Makes a file's folder, and names the file where it or its folder cannot be written."""
+    """Make a file's folder; name the file where it or its folder cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -9,7 +9,7 @@ import pycocotools.mask
 
 
 def cutout(image: np.ndarray, instance: dict[str, Any]) -> np.ndarray:
-    """An object by itself: uint8 (h, w, 4), RGBA, cropped to its box, transparent around its mask.
+    """Return an object alone: uint8 (h, w, 4), RGBA, cropped, transparent around its mask.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -50,7 +50,7 @@ def _box(instance: dict[str, Any], image: np.ndarray) -> tuple[slice, slice]:
 
 
 def color_splash(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The image in grey, but for its objects: uint8 (H, W, 3), RGB.
+    """Return the image in grey, but for its objects: uint8 (H, W, 3), RGB.
 
     The example of Matterport's Mask R-CNN on balloons
     (https://engineering.matterport.com/splash-of-color-instance-segmentation-with-mask-r-cnn).

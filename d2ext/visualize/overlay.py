@@ -36,7 +36,7 @@ def write_overlays(
     score_threshold: float = 0.5,
     limit: int = 32,
 ) -> list[Path]:
-    """Writes one JPEG an image: ground truth on the left, predictions on the right.
+    """Write one JPEG an image: ground truth on the left, predictions on the right.
 
     Args:
         records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks).
@@ -116,7 +116,7 @@ def draw_instances(
     by_class: bool = False,
     labels: bool = True,
 ) -> np.ndarray:
-    """Draws boxes, masks and labels.
+    """Draw boxes, masks and labels.
 
     Args:
         photo: uint8 (H, W, 3), RGB.
@@ -176,7 +176,7 @@ def _label(instance: dict, metadata: Any) -> str:
 
 
 def mark(annotation: dict) -> str:
-    """What a label says of an annotation that is neither hit nor miss; empty for others."""
+    """Return the label of an annotation that is neither hit nor miss; empty for others."""
     for flag, word in (("difficult", "difficult"), ("is_group_of", "group"), ("iscrowd", "crowd")):
         if annotation.get(flag):
             return f" ({word})"
@@ -184,13 +184,13 @@ def mark(annotation: dict) -> str:
 
 
 def class_name(category: int, metadata: Any) -> str:
-    """A class's name; `class 7` for a category that has none."""
+    """Return a class's name; `class 7` for a category that has none."""
     names = metadata.thing_classes
     return names[category] if 0 <= category < len(names) else f"class {category}"
 
 
 def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
-    """A class's colour, RGB 0 to 255: the data set's own, or a hue far from its neighbours'."""
+    """Return a class's colour, RGB 0 to 255: the dataset's, or a hue far from its neighbours'."""
     palette = getattr(metadata, "thing_colors", None) or ()
     if 0 <= category < len(palette):
         return tuple(palette[category])
@@ -199,7 +199,7 @@ def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
 
 @cache
 def label_font() -> str:
-    """The file of the font that labels are drawn with."""
+    """Return the file of the font that labels are drawn with."""
     return findfont(FontProperties(family=["sans-serif"]))
 
 
@@ -209,7 +209,7 @@ def _glyphs() -> frozenset[str]:
 
 
 def font_has(text: str) -> bool:
-    """Whether labels in a picture can show a text; DejaVu Sans knows no Chinese, for example."""
+    """Return whether labels can show a text; DejaVu Sans lacks Chinese, for example."""
     return set(text) <= _glyphs()
 
 

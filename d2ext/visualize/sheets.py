@@ -50,7 +50,7 @@ Entry = Sequence[AnnotatedImage]  # shown side by side; as many in every entry
 
 
 def write_jpegs(tiles: Iterable[Image.Image], folder: Path) -> list[Path]:
-    """Writes `page_001.jpg`, ...; holds one page at a time.
+    """Write `page_001.jpg`, ...; hold one page at a time.
 
     Args:
         tiles: of `make_tile`, all of one size.
@@ -82,7 +82,7 @@ def _page(tiles: list[Image.Image]) -> Image.Image:
 
 
 def make_tile(entry: Entry, metadata: Any) -> Image.Image:
-    """The views of an entry side by side, each below its title.
+    """Return the views of an entry side by side, each below its title.
 
     A class whose name the font cannot show is labelled by its number.
 
@@ -109,7 +109,7 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
 
 
 def make_thumbnail(view: AnnotatedImage, metadata: Any) -> Image.Image:
-    """A view without words, for `make_sheet`; `metadata` as for `make_tile`."""
+    """Return a view without words, for `make_sheet`; `metadata` as for `make_tile`."""
     tile = Image.new("RGB", _THUMBNAIL, _VOID)
     picture = Image.fromarray(_drawn(view, metadata, _THUMBNAIL, labels=False))
     tile.paste(picture, ((tile.width - picture.width) // 2, (tile.height - picture.height) // 2))
@@ -122,7 +122,7 @@ def make_sheet(thumbnails: Sequence[Image.Image]) -> Image.Image:
 
 
 def _shortened(text: str, fits: Any) -> str:
-    """The text with what the font lacks as "?", and without its middle where it is too long."""
+    """Return a text, shortened in its middle if too long, with "?" for what the font lacks."""
     text = "".join(c if font_has(c) else "?" for c in text)
     whole, keep = text, len(text)
     while not fits(text) and keep > 2:
@@ -132,7 +132,7 @@ def _shortened(text: str, fits: Any) -> str:
 
 
 def _drawn(view: AnnotatedImage, metadata: Any, room: tuple[int, int], labels: bool) -> np.ndarray:
-    """The photo as large as it fits into `room` (width, height), with its objects."""
+    """Return the photo as large as it fits into `room` (width, height), with its objects."""
     h, w = view.photo.shape[:2]
     factor = min(room[0] / w, room[1] / h)
     size = max(1, round(w * factor)), max(1, round(h * factor))
@@ -149,7 +149,7 @@ def write_html(
     facts: dict[str, Any],
     closing: Callable[[], dict[str, Any]],
 ) -> None:
-    """Writes one page with every picture in it; holds one entry at a time.
+    """Write one page with every picture in it; hold one entry at a time.
 
     Labels are text, so that any class name shows, and can be switched off.
 
@@ -167,7 +167,7 @@ def write_html(
 
 
 def make_figures(entry: Entry, metadata: Any) -> list[dict[str, Any]]:
-    """What `sheets.html` shows of an entry; `metadata` as for `make_tile`."""
+    """Return what `sheets.html` shows of an entry; `metadata` as for `make_tile`."""
     return [_figure(view, metadata) for view in entry]
 
 

@@ -69,10 +69,10 @@ def official(content: dict, results: list[dict], task: str, **params: object) ->
 
 def columns(content: dict, results: list[dict], folder: Path) -> tuple[GroundTruth, Detections]:
     """They as they come back from files."""
-    write_json(folder / "truth.json", content)
+    write_json(folder / "ground_truth.json", content)
     write_json(folder / "found.json", results)
     entries = read_results(folder / "found.json")
-    dataset = read_dataset(folder / "truth.json", with_masks=True)
+    dataset = read_dataset(folder / "ground_truth.json", with_masks=True)
     try:
         return dataset.ground_truth, to_detections(folder / "found.json", entries, dataset)
     except UserError as e:

@@ -267,7 +267,7 @@ def test_dataset_dicts_give_the_numbers_of_their_file(tmp_path):
     results.append(_result(1, 1, [10, 70, 30, 20], 0.7) | {"segmentation": rle([10, 70, 30, 20])})
     expected = CocoMetric()(*columns(content, results, tmp_path))
     assert expected["bbox/APs"] == 100 and math.isnan(expected["bbox/APl"])
-    records, ids = read_coco(tmp_path / "truth.json", tmp_path)
+    records, ids = read_coco(tmp_path / "ground_truth.json", tmp_path)
     ground_truth = ground_truth_columns(records, ["balloon", "kite"])
     found = [r | {"category_id": ids[r["category_id"]]} for r in results]
     _close(CocoMetric()(ground_truth, detection_columns(ground_truth, found)), expected)

@@ -46,7 +46,7 @@ def test_the_samples_of_a_training(load, start):
     assert not torch.equal(other_seed["image"], trained[0]["image"])
 
 
-def test_an_evaluation_has_its_images_and_the_truth(load):
+def test_an_evaluation_has_its_images_and_the_ground_truth(load):
     cfg = load()
     split = open_split(cfg, "val")
     from detectron2.config import instantiate

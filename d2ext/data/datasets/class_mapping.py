@@ -1,4 +1,4 @@
-"""The data sets of a run, registered, with the classes of all matched by name."""
+"""The datasets of a run, registered, with the classes of all matched by name."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from d2ext.text import did_you_mean, shortened
 
 
 def register_run_datasets(cfg: Any) -> list[str]:
-    """Registers a config's data sets in this process; the trained classes hold for all of them.
+    """Register a config's datasets in this process; the trained classes hold for all of them.
 
     Those are the classes of the training sets, in their order. The others follow by name: objects
     of a class that is not trained are left out, a trained class without objects stays.
@@ -24,7 +24,7 @@ def register_run_datasets(cfg: Any) -> list[str]:
         A line for each difference that is more than one of order.
 
     Raises:
-        UserError: a declaration is wrong, or a data set has no class in common with the others.
+        UserError: a declaration is wrong, or a dataset has no class in common with the others.
     """
     register_datasets(cfg.datasets)
     trained = _known(cfg, "train")
@@ -43,7 +43,7 @@ def register_run_datasets(cfg: Any) -> list[str]:
 
 
 def _known(cfg: Any, split: str) -> list[str]:
-    """The data sets of a split whose classes are known before they are read."""
+    """Return the datasets of a split whose classes are known before they are read."""
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []
     names = [names] if isinstance(names, str) else names
     return [name for name in names if name in DatasetCatalog.list() and _classes(name)]

@@ -1,4 +1,4 @@
-"""Classes matched by name: a data set that counts its classes as another one does."""
+"""Classes matched by name: a dataset that counts its classes as another one does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def select_classes(
 def select_metadata(
     metadata: Mapping[str, Any], mine: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """A data set's metadata for `classes` instead of `mine`.
+    """Return a dataset's metadata for `classes` instead of `mine`.
 
     A class that the file does not have gets an id behind the file's, since Detectron2 wants one of
     each, and is among the `ABSENT`. Colours are kept where every class has one.

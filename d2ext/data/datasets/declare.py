@@ -16,6 +16,7 @@ from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadat
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.detect_format import detect_format
+from d2ext.data.formats.format import Format
 from d2ext.data.formats.json_io import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
 from d2ext.data.formats.registry import FORMATS
@@ -142,51 +143,93 @@ def annotated_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     missing_ok: bool = False,
-    attribute: str | None = None,
     boxes_as_masks: bool = False,
+    **options: str | None,
 ) -> Dataset:
-    """Annotated photos, whose format is recognised from the file (`detect_format`).
+    """Declare annotated photos; the format is detected from the file.
 
     Args:
-        json_file: COCO, VIA (JSON, project or CSV) or MMDetection's middle format. None is a set
-            that is not given: whoever reads it is told so.
+        json_file: a file of a format that training reads: COCO, VIA (JSON, project or CSV) or
+            MMDetection's middle format. None declares a missing dataset: loading it raises a
+            UserError.
         image_root: folder of the photos.
         classes: names of the classes to use; None takes all of the file. Regions of a VIA file
             that have no class are of the one that is given here.
         palette: one RGB colour (0 to 255) a class, for pictures.
         missing_ok: a class that the file lacks is one without objects, for a validation set; else
             it is a mistake.
-        attribute: of VIA's regions, holds their class; None finds it.
         boxes_as_masks: gives objects without an outline their box as one.
+        options: `Format.options`, such as `attribute`, the attribute of VIA's regions that holds
+            their class (None finds it). A format ignores the options of others.
+
+    Raises:
+        TypeError: no format has such an option.
     """
+    if unknown := options.keys() - {name for form in FORMATS.values() for name in form.options}:
+        raise TypeError(f"annotated_dataset() got an unexpected keyword argument {min(unknown)!r}")
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
     form = FORMATS[cached_value(json_file, "format", lambda: detect_format(json_file))]
-    declare = pkgutil.resolve_name(form.dataset)
-    options = {"attribute": attribute} if "attribute" in form.options else {}
+    declare = pkgutil.resolve_name(form.dataset) if form.dataset else partial(format_dataset, form)
+    options = {name: value for name, value in options.items() if name in form.options}
     reader = partial(declare, json_file, image_root, boxes_as_masks=boxes_as_masks, **options)
+    dataset = reader(classes, palette)
     if classes is None or not missing_ok:
-        return reader(classes, palette)
-    classes = _names(classes)
-    metadata = {**_colors(palette, classes), "image_root": image_root}
-    if form.name == "coco":
-        metadata["json_file"] = json_file
+        return dataset
+    metadata = dict(dataset.metadata)
 
-    def load() -> list[dict]:
+    def load() -> Sequence[dict]:
+        loaded = dataset
         try:
-            dataset = reader(classes)
-            records = dataset.load()
+            records = loaded.load()
         except UserError:  # a class is missing; what else is wrong is so here, too
-            dataset = with_classes(reader(), classes)
-            records = dataset.load()
-        metadata.update(dataset.metadata)
+            loaded = with_classes(reader(), dataset.classes)
+            records = loaded.load()
+        metadata.update(loaded.metadata)
         return records
 
-    return Dataset(load, classes, metadata)
+    return Dataset(load, dataset.classes, metadata)
+
+
+def format_dataset(
+    form: Format,
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    boxes_as_masks: bool = False,
+    **options: str | None,
+) -> Dataset:
+    """Declare annotated photos in a format with `in_training`, from its `read` alone.
+
+    Args:
+        form: the format.
+        json_file: the annotations.
+        image_root: folder of the photos.
+        classes: names of the classes to use; None takes all of the file.
+        palette: one RGB colour (0 to 255) a class, for pictures.
+        boxes_as_masks: gives objects without an outline their box as one.
+        options: the format's.
+    """
+    wanted = None if classes is None else _names(classes)
+    settings = {"reader": form.name, "image_root": str(image_root), "classes": wanted, **options}
+
+    def read() -> tuple[list[dict], dict[str, Any]]:
+        records, names = form.read(json_file, image_root, wanted, **options)
+        return list(records), {"classes": list(names)}
+
+    def load() -> Sequence[dict]:
+        records = cached_records(json_file, settings, read)
+        return with_outlines(records) if boxes_as_masks else records
+
+    names = tuple(
+        cached_records(json_file, settings, read).info["classes"] if wanted is None else wanted
+    )
+    return Dataset(load, names, {**_colors(palette, names), "image_root": image_root})
 
 
 def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """A data set with its classes matched to `classes` by name; objects of others are left out."""
+    """Map a dataset's classes to `classes` by name; drop objects of other classes."""
     mine, classes = tuple(dataset.classes), tuple(classes)
     made = select_metadata(dataset.metadata, mine, classes)
 

@@ -1,4 +1,4 @@
-"""The images that a training draws from: data sets joined, some images left out, some repeated."""
+"""The images that a training draws from: datasets joined, some images left out, some repeated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,10 +47,10 @@ def training_set(
     repeat: int | Sequence[int] = 1,
     oversample_threshold: float | None = None,
 ) -> TrainingSet:
-    """Registered data sets as one: MMDetection's Concat-, Repeat- and ClassBalancedDataset.
+    """Registered datasets as one: MMDetection's Concat-, Repeat- and ClassBalancedDataset.
 
     Args:
-        names: one data set, or several to join.
+        names: one dataset, or several to join.
         filter_empty: leave out images without objects (see `is_object`).
         repeat: how often an epoch shows the images; a list has one number for each of `names`.
         oversample_threshold: an image with a class that fewer than this part of the images (of all
@@ -111,7 +111,7 @@ def _rare(columns: Columns, threshold: float) -> np.ndarray:
 
 
 def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
-    """The images of registered data sets, in their order, decoded when they are asked for.
+    """Return the images of registered datasets, in their order, decoded when they are asked for.
 
     Args:
         names: one dataset, or several, each of which has its own results.

@@ -19,9 +19,9 @@ _COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
 
 
 def register_datasets(datasets: Mapping[str, Any]) -> None:
-    """Registers the `datasets` section of a config in this process.
+    """Register the `datasets` section of a config in this process.
 
-    Registering a name again with the same content does nothing. Detectron2's own data sets are
+    Registering a name again with the same content does nothing. Detectron2's own datasets are
     registered already; its Cityscapes is made readable (`name_labels`).
 
     Raises:
@@ -61,7 +61,7 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
 
 
 def use_classes(name: str, classes: Sequence[str]) -> None:
-    """Makes a registered data set count its classes as `classes` does, matched by name.
+    """Make a registered dataset count its classes as `classes` does, matched by name.
 
     Objects of other classes are left out from now on.
     """
@@ -138,7 +138,7 @@ def _require_importable(name: str, target: Any) -> None:
 
 
 def unregister_datasets() -> None:
-    """Forgets what `register_datasets` registered, for a process that goes on to another config."""
+    """Forget what `register_datasets` registered, for a process that goes on to another config."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in _registered:
@@ -149,7 +149,7 @@ def unregister_datasets() -> None:
 
 
 def _load(name: str, dataset: Dataset) -> Sequence[dict]:
-    """The records with Detectron2's enum for box modes (the readers import no detectron2)."""
+    """Return the records with Detectron2's enum for box modes: readers import no detectron2."""
     from detectron2.data import MetadataCatalog
 
     records = dataset.load()

@@ -7,13 +7,15 @@ from pathlib import Path
 import msgspec
 
 from d2ext.data.formats.coco_file import (
+    PARTS,
     category_names,
     read_content,
     repaired_records,
     require_lists,
 )
 from d2ext.data.formats.coco_objects import mask_area
-from d2ext.data.formats.format import FileHead, Format, read_as_it_is
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, read_as_it_is
 from d2ext.data.formats.json_io import outline
 from d2ext.data.formats.rle import compressed
 from d2ext.errors import UserError
@@ -72,7 +74,7 @@ def read_coco(
 def to_coco(
     records: Iterable[dict], classes: Sequence[str], image_root: str | Path | None = None
 ) -> dict:
-    """Makes a COCO dict of Detectron2's dataset dicts.
+    """Make a COCO dict of Detectron2's dataset dicts.
 
     Annotation ids count from 1: pycocotools takes 0 for "no match", which costs a detection its
     true positive. Category ids are the dataset dicts' plus 1. An annotation without `area` has
@@ -121,7 +123,10 @@ def to_coco(
 
 
 def write_coco(
-    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path
+    records: Sequence[dict],
+    classes: Sequence[str],
+    made: Path,
+    images: str | Path | None = None,
 ) -> dict[str, int]:
     """Write a COCO file with all keys that MMDetection's guide lists.
 
@@ -129,10 +134,10 @@ def write_coco(
     the same bytes.
 
     Args:
-        records: dataset dicts, whose file names are in `images`.
+        records: dataset dicts.
         classes: class names by `category_id`.
         made: the JSON to write.
-        images: the folder that file names shall be relative to.
+        images: the folder that file names shall be relative to; None leaves them as they are.
 
     Returns:
         The numbers of images and objects.
@@ -141,9 +146,9 @@ def write_coco(
         UserError: the file cannot be written; then there is no new file.
     """
     content = to_coco(records, classes)
-    root = len(os.path.join(images, ""))
+    root = "" if images is None else os.path.join(images, "")
     for image in content["images"]:  # os.path.relpath takes as long as reading the image's size
-        image["file_name"] = image["file_name"][root:]
+        image["file_name"] = image["file_name"].removeprefix(root)
     for annotation in content["annotations"]:
         annotation.setdefault("segmentation", [])
     for category in content["categories"]:
@@ -164,7 +169,7 @@ def _detect(head: FileHead) -> bool:
     if not isinstance(head.value, dict):
         return False
     lists = {key for key, value in head.value.items() if isinstance(value, list)}
-    return {"images", "annotations"} <= lists
+    return {"images", "annotations"} <= lists or set(PARTS) <= head.value.keys()
 
 
 FORMAT = Format(
@@ -173,6 +178,7 @@ FORMAT = Format(
     advice=read_as_it_is("a COCO annotation file"),
     detect=_detect,
     read=_read,
+    in_training=True,
     dataset="d2ext.data.datasets.declare.coco_dataset",
     write={"coco": write_coco},
 )

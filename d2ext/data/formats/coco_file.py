@@ -1,21 +1,33 @@
-"""The reader of COCO's JSON (https://cocodataset.org/#format-data), LVIS's included.
+"""Read COCO's JSON (https://cocodataset.org/#format-data), LVIS's included.
 
-This module alone knows how such a file is built. It parses a file once, into structs, and hands out
-what its readers need: lists of entries, or columns. How much a file may lack is the policy:
+This module is the only parser of images and annotations (`coco.coco_classes` skips them). The
+policy says how much a file may lack; each has its own functions, which return different things:
 
-| policy | reader | malformed entry | absent bbox, area, iscrowd | box or polygons without an area |
-| --- | --- | --- | --- | --- |
-| repair | training, convert_dataset.py | UserError | filled in and counted | dropped and counted |
-| strict | evaluate.py | UserError | filled in | kept, so that numbers are pycocotools' |
-| as_is | check_dataset.py | kept, with the reason | kept | kept |
+| policy | function | for | returns |
+| --- | --- | --- | --- |
+| repair | `read_repaired` | training | columns with masks as text, or dataset dicts |
+| repair | `repaired_records` | convert_dataset.py | dataset dicts |
+| strict | `read_strict` | evaluate.py | columns |
+| as_is | `read_as_is` | check_dataset.py | entries and the function that decodes them |
+
+| policy | malformed entry | absent bbox, area, iscrowd | box or polygons without an area |
+| --- | --- | --- | --- |
+| repair | UserError | filled in and counted | dropped and counted |
+| strict | UserError | filled in | kept, so that numbers are pycocotools' |
+| as_is | kept, with the reason | kept | kept |
 
 A UserError names the entry. Filled in are the mask's box, the area of the mask or else of the box,
-and `iscrowd` 0. `check_dataset.py --fix` changes the content that `as_is` reads.
+and `iscrowd` 0: `_completed` does so for `strict`, which keeps boxes without an area, and
+`repaired_annotation` for `repair`, which drops them. `check_dataset.py --fix` changes the content
+that `read_content` returns.
 
 `repair` has two ways to one result: `_repaired_columns` turns a file of ordinary entries into
 columns at once and leaves masks as text, which takes a fraction of the time of dicts. At anything
 else it gives up, and `repaired_records` goes through the entries one by one, repairs them, and says
 what is wrong.
+
+A file is parsed once, with two exceptions: `repair` and `as_is` parse it again as plain values
+where structs do not hold it, and `strict` parses the masks where a box or an area is absent.
 """
 
 import codecs
@@ -186,12 +198,12 @@ NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 Decode = Callable[[Sequence, type], tuple[list, dict[int, str]]]
 
 
-def read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) -> Any:
+def _read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) -> Any:
     """Parse a COCO file.
 
     Args:
         json_file: the file.
-        policy: see above.
+        policy: decides what the entries are, see Returns.
         with_masks: with `strict`, whether the segmentations are read, which takes most of the time.
 
     Returns:
@@ -290,17 +302,18 @@ class CocoColumns:
     Attributes:
         image_ids, image_names: of each image, by rising id.
         heights, widths: int64 (I,), pixels; 0 without a size, which `strict` allows.
-        classes: names, by rising id of their category; with `repair` those asked for.
+        classes: names by index, as in `label`: by rising id of their category, or those asked for.
         category_ids: the index into `classes` by category id, by rising id.
         image, label: int64 (A,), the row of the image, and the index into `classes`. With `repair`
             annotations go image by image, else they are in the order of the file.
         boxes: float64 (A, 4), x, y, width, height in pixels.
         areas: float64 (A,), square pixels.
         crowd, difficult, group_of: bool (A,); what is marked `ignore` is difficult, too.
-        masks: of each annotation polygons of three corners or more, a compressed RLE, or None; with
-            `repair` the JSON text of that. None where masks were not read.
+        masks: of each annotation polygons of three corners or more, a compressed RLE, or None; from
+            `read_repaired` the JSON text of that. None where masks were not read.
         mask_kinds: with `repair`, int8 (A,) as in `data.records.columns`.
-        left_out: with `repair`, the number of annotations that are not in the columns, by reason.
+        left_out: the number of annotations that are not in the columns, by reason; `strict` keeps
+            all.
         keypoints: with `repair`, the number of annotations whose keypoints are not read.
         negatives, not_exhaustive: LVIS's indices into `classes` of each image; None without.
         frequencies: LVIS's letter of each class; None without.
@@ -386,7 +399,7 @@ def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> 
 
 
 @no_collection()
-def strict_columns(path: Path, with_masks: bool) -> CocoColumns:
+def read_strict(path: Path, with_masks: bool) -> CocoColumns:
     """Read a COCO file with all its objects, as pycocotools takes them.
 
     An absent area is that of the mask, else of the box, an absent box that of the mask. Where boxes
@@ -398,13 +411,13 @@ def strict_columns(path: Path, with_masks: bool) -> CocoColumns:
 
     Raises:
         UserError: it is absent or malformed, repeats an id of an image or a category, or has an
-            annotation of an unknown one, without box and mask, or with numbers that are none.
+            annotation of an unknown one, without box and mask, or with invalid numbers.
     """
-    lists = read_lists(path, "strict", with_masks)
+    lists = _read_lists(path, "strict", with_masks)
     annotations = lists.annotations
     lacking = [i for i, a in enumerate(annotations) if a.bbox is None or a.area is None]
     if lacking and not with_masks:
-        lists = read_lists(path, "strict")
+        lists = _read_lists(path, "strict")
         annotations = lists.annotations
     images = lists.images
     if len({isinstance(image.id, str) for image in images}) == 1:
@@ -473,7 +486,10 @@ def _sides(path: Path, images: list[Image]) -> list[np.ndarray]:
 
 
 def _odd_masks(masks: list) -> list[int]:
-    """List the masks that are no polygons of three corners or more; all where some reach far."""
+    """List masks that are not polygons of three or more corners.
+
+    All masks are listed if a coordinate is too large.
+    """
     odd = []
     for i, mask in enumerate(masks):
         if type(mask) is dict or mask == []:
@@ -500,7 +516,7 @@ def _completed(
 
 
 def _check_numbers(path: Path, boxes: np.ndarray, areas: np.ndarray) -> None:
-    """Refuse boxes and areas that are none, which backends take differently."""
+    """Raise for negative or non-finite boxes and areas, which backends treat differently."""
     with np.errstate(over="ignore", invalid="ignore"):
         good = np.isfinite(boxes.sum(1) + boxes[:, 2:].prod(1)) & (boxes[:, 2:] >= 0).all(1)
     good &= np.isfinite(areas) & (areas >= 0)
@@ -519,18 +535,18 @@ def _listed(lists: list[list[int] | None], labels: dict[Any, int]) -> list[list[
     return [[labels[id_] for id_ in ids or () if id_ in labels] for ids in lists]
 
 
-# repair: the objects to learn from, and those that metrics know; the others are counted.
+# repair: keep trainable objects and those metrics need; count the rest.
 
 # What is left of polygons without digits and spaces: 6 or more numbers each, an even count.
 _POLYGONS = re.compile(rb"\[\[,(?:,,){2,}\](?:,\[,(?:,,){2,}\])*\]")
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _FAR = (b",0000000", b"[0000000")  # 7 digits before the point, among the others as zeros
-_CHUNK = 10_000  # texts that are looked at together
+_CHUNK = 10_000  # texts per batch
 _EXACT = 2.0**52  # below it a float is exact where the file has an integer
 
 
 class _Odd(Exception):
-    """Something that `repaired_records` must look at."""
+    """Raised for a file that `repaired_records` has to read."""
 
 
 @no_collection()
@@ -544,7 +560,7 @@ def read_repaired(
         the names by `category_id`; `category_ids`, the file's ids as [id, index into classes];
         `left_out` and `keypoints` of `coco.read_coco`.
     """
-    lists = read_lists(json_file, "repair")
+    lists = _read_lists(json_file, "repair")
     if not isinstance(lists, dict):
         try:
             columns = _repaired_columns(lists, json_file, image_root, classes)
@@ -811,7 +827,7 @@ def _malformed(where: str, e: Exception) -> UserError:
 # as_is: every entry, and what is wrong with those that are malformed.
 
 
-def as_is_lists(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
+def read_as_is(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
     """Parse a COCO file whatever its entries hold.
 
     Returns:
@@ -821,7 +837,7 @@ def as_is_lists(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
     Raises:
         UserError: it cannot be read, is no JSON, or lacks one of the three lists.
     """
-    lists = read_lists(json_file, "as_is")
+    lists = _read_lists(json_file, "as_is")
     if isinstance(lists, dict):
         return {part: lists[part] for part in PARTS}, convert_entries
     return {part: getattr(lists, part) for part in PARTS}, _decode_entries

@@ -114,7 +114,7 @@ def mask_area(segmentation: Any, width: float, height: float) -> float:
 
 
 def _numbers(values: Sequence[float]) -> bool:
-    """Whether all are finite and no farther away than any image reaches; TypeError for others."""
+    """Return whether all are finite and below MAX_COORDINATE; TypeError for other values."""
     if not set(map(type, values)) <= {int, float}:  # a bool counts as no number
         raise TypeError(f"{values!r} are not numbers")
     # One pass of C code: NaN fails every comparison, yet min and max may skip it.

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, numbers
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import by_name, is_text, natural, read_json, truncate_repr
@@ -95,6 +96,8 @@ def _entry(entry: object, where: str) -> _Entry:
 def _detect(head: FileHead) -> bool:
     entry = head.value[0] if isinstance(head.value, list) and head.value else None
     if not isinstance(entry, dict) or not {"image", "imagefilename", "filename"} & entry.keys():
+        return False
+    if not {"data", "annotator", "annotation_id"}.isdisjoint(entry):  # Label Studio's
         return False
     objects = entry.get("annotations", entry.get("annotation"))
     if not isinstance(objects, list):

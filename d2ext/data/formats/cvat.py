@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_box,

@@ -1,13 +1,15 @@
-"""Which format an annotation file is of, from what is in it."""
+"""Detect the format of an annotation file from its content."""
 
-import csv
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead
-from d2ext.data.formats.json_io import csv_rows, outline, read_json
+from d2ext.data.formats.file_head import FileHead, read_head
+from d2ext.data.formats.json_io import outline, read_bytes, read_json, read_text
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.registry import FORMATS
 from d2ext.errors import UserError
+
+# Any other file must be JSON, and the error says where it is damaged.
+_NOT_JSON = (".csv", ".txt", ".xml", ".yaml", ".yml", ".zip")
 
 
 def detect_format(file: str | Path) -> str:
@@ -18,20 +20,21 @@ def detect_format(file: str | Path) -> str:
     """
     head = _head(Path(file))
     for form in FORMATS.values():
-        if form.dataset and form.detect(head):
+        if form.in_training and form.detect(head):
             return form.name
     raise _unknown(file)
 
 
 def _head(file: Path) -> FileHead:
-    """Return what a file holds, read in a fraction of the time of its whole content."""
+    """Return what identifies the format, read in a fraction of the time of the whole content."""
     suffix = file.suffix.lower()
-    if suffix in (".yaml", ".yml", ".xml", ".txt", ".zip") or file.is_dir():
-        return FileHead(suffix)  # `advice` reads it
-    if suffix == ".csv":
+    if file.is_dir():
+        return FileHead(suffix)
+    if suffix in _NOT_JSON:
+        content = read_text(file).encode() if suffix == ".csv" else read_bytes(file)
         try:
-            return FileHead(suffix, columns=frozenset(csv_rows(file).fieldnames))
-        except csv.Error:
+            return read_head(content, suffix)
+        except (ValueError, RecursionError):
             return FileHead(suffix)
     value = outline(file)
     if isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()):
@@ -40,10 +43,10 @@ def _head(file: Path) -> FileHead:
 
 
 def _unknown(file: str | Path) -> UserError:
-    read = [form for form in FORMATS.values() if form.dataset]
+    read = [form for form in FORMATS.values() if form.in_training]
     if known := advice(file, *(form.name for form in read)):
         return UserError(f"{file} is {known}")
-    *others, last = (form.title for form in FORMATS.values() if not form.dataset)
+    *others, last = (form.title for form in FORMATS.values() if not form.in_training)
     return UserError(
         f"{file} is of no format that is known here: {', '.join(form.title for form in read)};"
         f" convert it with tools/convert_dataset.py, which reads {', '.join(others)} and {last}, or"

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
+from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.json_io import polygon_area, truncate_repr
 from d2ext.errors import UserError
 
 _ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
-_FARTHEST = 1e6  # pixels; what lies farther away is no coordinate
 _LEAST = 1e-6  # square pixels; below it is what rounding leaves of a line
 # A corner this far outside was set on the edge: it is moved there. Pixels.
 _EDGE = 1.0
@@ -36,7 +36,7 @@ class LeftOut(Counter):
     cut = 0
 
     def warn(self, logger: logging.Logger, source: str | Path) -> None:
-        """Logs the counts where there are any."""
+        """Log the counts where there are any."""
         if self.cut:
             logger.warning("%s: %d objects cut at the edge of their image", source, self.cut)
         if self:
@@ -45,7 +45,7 @@ class LeftOut(Counter):
 
 
 def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
-    """A dataset dict without annotations; `size` is width and height in pixels."""
+    """Return a dataset dict without annotations; `size` is width and height in pixels."""
     width, height = size
     return {
         "file_name": path,
@@ -59,7 +59,7 @@ def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
 def shifted(
     outlines: Sequence[tuple[list[float], list[float]]], shift: float, where: Callable[[int], str]
 ) -> list[tuple[list[float], list[float], float]]:
-    """Moves outlines and measures them, all at once, which takes a third of the time.
+    """Move outlines and measure them, all at once, which takes a third of the time.
 
     Args:
         outlines: of each the xs and the ys of its corners, as many, in pixels.
@@ -82,7 +82,8 @@ def shifted(
         floats = msgspec.convert(outlines, list[tuple[list[float], list[float]]])
         x, y = (np.fromiter(chain.from_iterable(axis), float) for axis in zip(*floats, strict=True))
         x, y = x + shift, y + shift
-        if not all(xs for xs, _ in floats) or not all((abs(c) < _FARTHEST).all() for c in (x, y)):
+        is_near = all((abs(c) < MAX_COORDINATE).all() for c in (x, y))
+        if not is_near or not all(xs for xs, _ in floats):
             raise ValueError
     except ValueError:
         for i, outline in enumerate(outlines):
@@ -112,7 +113,7 @@ def add_polygon(
     area: float,
     left_out: LeftOut,
 ) -> None:
-    """Adds an object of one polygon, whose box and area are known, as `add_polygons` does."""
+    """Add an object of one polygon, whose box and area are known, as `add_polygons` does."""
     x0, y0, x1, y1 = box
     if area > _LEAST and x0 >= 0 and y0 >= 0 and x1 <= record["width"] and y1 <= record["height"]:
         _append(record, category, [polygon], box, area)
@@ -127,7 +128,7 @@ def add_polygons(
     left_out: LeftOut,
     **flags: int,
 ) -> None:
-    """Adds one object to a dataset dict, cut at the image's edge; counts one that has no area.
+    """Add one object to a dataset dict, cut at the image's edge; count one that has no area.
 
     Args:
         record: the dataset dict.
@@ -176,7 +177,7 @@ def _append(
 def add_mask(
     record: dict, category: int, pixels: Any, corner: tuple[int, int], left_out: LeftOut
 ) -> None:
-    """Adds an object with a mask; counts one without a pixel.
+    """Add an object with a mask; count one without a pixel.
 
     Args:
         record: the dataset dict.
@@ -215,7 +216,7 @@ def add_mask(
 def add_box(
     record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: int
 ) -> None:
-    """Adds a box (x0, y0, x1, y1 in pixels) without a mask, as `add_polygons` does; with flags."""
+    """Add a box (x0, y0, x1, y1 in pixels) without a mask, as `add_polygons` does; with flags."""
     x0, y0, x1, y1 = box
     if not (x1 > x0 and y1 > y0):
         left_out["without area"] += 1
@@ -238,13 +239,13 @@ def add_box(
 
 
 def _bounds(polygons: Sequence[list[float]]) -> list[float]:
-    """The box around polygons: left, top, right, bottom."""
+    """Return the box around polygons: left, top, right, bottom."""
     xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
 def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) -> list[list[float]]:
-    """What of polygons lies in the image; corners on its edge, or just beyond, are moved there."""
+    """Cut polygons at the image; corners on its edge, or just beyond, are moved there."""
     width, height = record["width"], record["height"]
     left, top, right, bottom = _bounds(polygons)
     beyond = max(-left, -top, right - width, bottom - height)
@@ -259,7 +260,7 @@ def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) ->
 
 
 def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
-    """The polygon with corners beyond an edge moved to it."""
+    """Return the polygon with corners beyond an edge moved to it."""
     clamped = [0.0] * len(polygon)
     clamped[::2] = [0.0 if x < 0 else width if x > width else x for x in polygon[::2]]
     clamped[1::2] = [0.0 if y < 0 else height if y > height else y for y in polygon[1::2]]
@@ -267,7 +268,7 @@ def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
 
 
 def _shape(polygon: list[float], record: dict):
-    """The polygon for shapely, whose time and memory grow with the square of its crossings.
+    """Return the polygon for shapely, whose time and memory grow with the square of its crossings.
 
     Raises:
         UserError: it has more corners than anybody draws.
@@ -283,7 +284,7 @@ def _shape(polygon: list[float], record: dict):
 
 
 def _cut(shape, width: int, height: int) -> list[list[float]]:
-    """What of a polygon lies in the image."""
+    """Return the part of a polygon that lies in the image."""
     import shapely
 
     cut = shapely.clip_by_rect(shape, 0, 0, width, height)  # takes self-crossing ones, too
@@ -292,7 +293,7 @@ def _cut(shape, width: int, height: int) -> list[list[float]]:
 
 
 def numbers(values: Sequence[float]) -> list[float]:
-    """The coordinates or lengths as floats.
+    """Return the coordinates or lengths as floats.
 
     Raises:
         TypeError: they are no list, or one is no number.
@@ -302,13 +303,13 @@ def numbers(values: Sequence[float]) -> list[float]:
         raise TypeError("a list of numbers is missing")
     if not set(map(type, values)) <= {int, float}:
         raise TypeError("a coordinate is no number")
-    if not all(-_FARTHEST < value < _FARTHEST for value in values):
+    if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in values):
         raise ValueError("a coordinate is not finite or too large")
     return list(map(float, values))
 
 
 def parsed(texts: Sequence[str]) -> list[float]:
-    """The numbers that texts hold; raises ValueError where one holds none, or as `numbers` does."""
+    """Return the numbers in texts; raise ValueError where one is invalid, or as `numbers` does."""
     try:
         values = list(map(float, texts))
     except ValueError:

@@ -255,7 +255,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _start(path: str | Path, length: int) -> bytes:
-    """The first bytes of a file, by the system's own calls: half the time of Python's files."""
+    """Return a file's first bytes, by the system's own calls: half the time of Python's files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, length)
@@ -278,7 +278,7 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The segments of a JPEG's beginning (ITU T.81, annex B); nothing of what is no JPEG.
+    """Yield the segments of a JPEG's beginning (ITU T.81, annex B); nothing of what is no JPEG.
 
     Yields:
         Marker, where its content begins, of which 6 bytes are there, and where it ends.
@@ -293,7 +293,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def existing(path: str) -> str:
-    """The path, or the one like it in another Unicode normal form that exists.
+    """Return the path, or the one like it in another Unicode normal form that exists.
 
     macOS writes "ä" as two characters in some programs and as one in others.
     """

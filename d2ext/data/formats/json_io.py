@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from d2ext.data.formats.other_formats import ARCHIVES, advice, encoding_of
+from d2ext.data.formats.file_head import ARCHIVES, encoding_of
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 from d2ext.text import did_you_mean, shortened
 
@@ -28,12 +29,12 @@ _shown.maxstring = _shown.maxother = 100
 
 
 def truncate_repr(value: object) -> str:
-    """A value of an annotation file for a message: shortened, however long or nested it is."""
+    """Return a value of a file for a message: shortened, however long or nested it is."""
     return _shown.repr(value)
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads an annotation file; raises UserError as `read_bytes` and `parse_json` do."""
+    """Read an annotation file; raises UserError as `read_bytes` and `parse_json` do."""
     return parse_json(read_bytes(path), path)
 
 
@@ -42,7 +43,7 @@ def parse_json(
     path: str | Path,
     make_object: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """The value of a JSON text in UTF-8, -16 or -32, with or without a byte order mark.
+    """Return the value of a JSON text in UTF-8, -16 or -32, with or without a byte order mark.
 
     Args:
         content: the text.
@@ -71,7 +72,7 @@ def parse_json(
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of an annotation file.
+    """Return the content of an annotation file.
 
     Raises:
         UserError: it is absent or an archive, or cannot be read.
@@ -184,7 +185,7 @@ def read_typed(path: Path, kind: Any, wanted: str, form: str) -> Any:
 
 
 def short(value: object) -> str:
-    """A value or an error in a few words for a message: files hold texts of any length."""
+    """Return a value or an error in a few words for a message: files hold texts of any length."""
     text = f"no {value}" if isinstance(value, KeyError) else str(value)
     return text if len(text) <= 120 else text[:100] + "..."
 
@@ -300,7 +301,7 @@ def no_collection() -> Iterator[None]:
 
 
 def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
-    """The top level of a JSON file; lists and objects in it are left empty, but for `keys`.
+    """Return the top level of a JSON file; lists and objects in it are left empty, but for `keys`.
 
     What is left empty is only skipped, which takes a fraction of the time of reading it.
 
@@ -321,7 +322,7 @@ def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
 
 
 def inside(root: str | Path, name: object, where: str) -> str:
-    """The path of an image that an annotation file names, which must lie in the image folder.
+    """Return the path of an image that a file names, which must lie in the image folder.
 
     The check is lexical: symbolic links in the folder may lead elsewhere.
 
@@ -350,7 +351,7 @@ def inside(root: str | Path, name: object, where: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether UTF-8 can hold it: JSON's escapes can name halves of a surrogate pair."""
+    """Return whether UTF-8 can hold it: JSON's escapes can name halves of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -379,14 +380,14 @@ def polygon_area(polygon: Sequence[float]) -> float:
 
 
 def natural(name: str) -> tuple:
-    """A key that sorts names, numbers by their value and before words."""
+    """Return a key that sorts names, numbers by their value and before words."""
     return (not name.isdecimal(), len(name) if name.isdecimal() else 0, name)
 
 
 def by_name(
     found: Sequence[str], classes: Sequence[str], file: str | Path
 ) -> dict[str, int | None]:
-    """The classes of a file as indices into those that are wanted; None for the others.
+    """Return the classes of a file as indices into those that are wanted; None for the others.
 
     Raises:
         UserError: the file has classes, and none of them is wanted.

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats import coco
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
@@ -40,7 +42,7 @@ _SHAPES = ("polygon", "rectangle", "circle", "mask")
 def read_labelme(
     source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads LabelMe's annotations into Detectron2's dataset dicts.
+    """Read LabelMe's annotations into Detectron2's dataset dicts.
 
     Polygons, rectangles, circles and masks are read; points and lines are left out, and a warning
     counts them. Coordinates are taken as they are: LabelMe counts from the image's corner. Shapes
@@ -80,9 +82,9 @@ def read_labelme(
 
 
 def _load(file: Path) -> dict | None:
-    """The content of a file; None for one of COCO, which may have been made of the others."""
+    """Return the content of a file; None for COCO, which may have been made of the others."""
     content = read_json(file)
-    if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+    if coco.FORMAT.detect(FileHead(value=content)):
         return None
     if (
         not isinstance(content, dict)
@@ -121,7 +123,7 @@ def _add_objects(
     left_out: LeftOut,
     file: Path,
 ) -> None:
-    """Adds the objects of an image in the order of their first shapes."""
+    """Add the objects of an image in the order of their first shapes."""
     objects: dict[object, tuple[int, list[list[float]]]] = {}
     for i, shape in enumerate(shapes):
         kind, label = _shape_type(shape), shape["label"].strip()
@@ -167,7 +169,7 @@ def _polygon(kind: object, points: list) -> list[float]:
 
 
 def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> None:
-    """Adds LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    """Add LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
     import numpy as np
 
     (x0, y0), (x1, y1) = (map(round, numbers(point)) for point in shape["points"])

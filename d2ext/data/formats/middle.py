@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.data.formats.coco_objects import MALFORMED, image_record, mask_area, read_object
-from d2ext.data.formats.format import FileHead, Format, read_as_it_is
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, read_as_it_is
 from d2ext.data.formats.json_io import nearest, not_read, outline, read_json, short
 from d2ext.errors import UserError
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def middle_classes(json_file: str | Path) -> tuple[str, ...]:
-    """The classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
+    """Return the classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
     return _classes(_load(json_file, ("metainfo",)), json_file)
 
 
@@ -27,7 +28,7 @@ def read_middle(
     classes: Sequence[str] | None = None,
     info: dict | None = None,
 ) -> list[dict]:
-    """Reads a file of MMDetection's middle format into Detectron2's dataset dicts.
+    """Read a file of MMDetection's middle format into Detectron2's dataset dicts.
 
     Objects with `ignore_flag` become crowds, as MMDetection's own conversion to COCO makes them.
     Left out are those without a box of positive size or without a valid polygon (a warning counts
@@ -136,7 +137,10 @@ def _read(
 
 
 def _detect(head: FileHead) -> bool:
-    return isinstance(head.value, dict) and isinstance(head.value.get("data_list"), list)
+    if not isinstance(head.value, dict):
+        return False
+    has_list = isinstance(head.value.get("data_list"), list)
+    return has_list or {"metainfo", "data_list"} <= head.value.keys()
 
 
 FORMAT = Format(
@@ -145,5 +149,6 @@ FORMAT = Format(
     advice=read_as_it_is("in MMDetection's middle format"),
     detect=_detect,
     read=_read,
+    in_training=True,
     dataset="d2ext.data.datasets.declare.middle_dataset",
 )

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, parsed
 from d2ext.data.formats.image_folder import sized_record
 from d2ext.data.formats.images import images_in
@@ -27,10 +28,10 @@ _BOX = ("XMin", "YMin", "XMax", "YMax")
 def read_open_images(
     source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads Open Images' boxes into Detectron2's dataset dicts.
+    """Read Open Images' boxes into Detectron2's dataset dicts.
 
     Images are found by their name without its suffix, in subfolders too. Read are those that are
-    there: most people have a part of the data set; the others are counted in a warning. A box of a
+    there: most people have a part of the dataset; the others are counted in a warning. A box of a
     group has `is_group_of` 1, and `iscrowd` 1, since other programs leave out crowds alone.
 
     Args:

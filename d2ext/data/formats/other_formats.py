@@ -1,25 +1,13 @@
-"""Annotation files of another format than their reader's: what they are, and what to do.
+"""Identify annotation files in a format the reader does not support, and say how to convert them.
 
 The formats that d2ext reads say so themselves (`Format.advice`); the others are listed here.
 """
 
-import json
-import re
 import shlex
 from pathlib import Path
-from typing import Any
 
-from d2ext.data.formats.format import FileHead
+from d2ext.data.formats.file_head import ARCHIVES, FileHead, read_head
 
-_MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
-    b"\xef\xbb\xbf": "utf-8-sig",
-    b"\xff\xfe\x00\x00": "utf-32",
-    b"\x00\x00\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
-ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # how ZIP and gzip files begin
-_ROOT = re.compile(r"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)")  # the first element of an XML file
 _COCO_EXPORT = "export the annotations as COCO there instead"
 # Formats that are not read, and what a command says of such a file.
 _REFUSED = {
@@ -44,11 +32,6 @@ _REFUSED = {
 }
 
 
-def encoding_of(content: bytes) -> str:
-    """Return the encoding that a byte order mark names, which decoding drops; else UTF-8."""
-    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
-
-
 def advice(path: str | Path, *wanted: str) -> str:
     """Describe an annotation file that its reader does not take, and what to do with it.
 
@@ -65,7 +48,7 @@ def advice(path: str | Path, *wanted: str) -> str:
         content = path.read_bytes()
         if content.startswith(ARCHIVES):
             return "an archive; unpack it, and give the annotation file in it"
-        head = _head(content, path.suffix.lower())
+        head = read_head(content, path.suffix.lower())
     except (OSError, ValueError, RecursionError):
         return ""
     # The readers in the registry import this module.
@@ -79,27 +62,6 @@ def advice(path: str | Path, *wanted: str) -> str:
             return form.advice.format(file=file, folder=folder)
     kind = _refused_kind(head)
     return "" if kind in wanted else _REFUSED.get(kind, "")
-
-
-def _head(content: bytes, suffix: str) -> FileHead:
-    """Return what a file holds; ValueError or RecursionError where it is damaged."""
-    text = content.decode(encoding_of(content), "replace").lstrip()
-    if text.startswith("<"):
-        root = _ROOT.search(text[:10_000])
-        return FileHead(suffix, root=root[1] if root else "", is_video="<track" in text)
-    if text.startswith(("{", "[")):
-        return FileHead(suffix, value=_json(text))
-    columns = re.split("[,;\t]", text.partition("\n")[0].strip())
-    names = {name.strip(' #"') for name in columns} if len(columns) > 1 else set()
-    return FileHead(suffix, columns=frozenset(names))
-
-
-def _json(text: str) -> Any:
-    """Return the value of a JSON text, or of its first line if each line is a value (NDJSON)."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return [json.loads(text.partition("\n")[0])]
 
 
 def _refused_kind(head: FileHead) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarray:
-    """The number of pixels in each mask.
+    """Return the number of pixels in each mask.
 
     Args:
         counts: of each mask: runs of background and object in turn, as numbers or compressed.
@@ -37,7 +37,7 @@ def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarra
 
 
 def compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """A sound RLE with its counts as compressed text, which both JSON and pycocotools take."""
+    """Return a valid RLE with its counts as compressed text, for JSON and pycocotools."""
     counts = rle["counts"]
     if isinstance(counts, list):
         from pycocotools import mask
@@ -47,7 +47,7 @@ def compressed(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def sound_text(counts: Sequence[str]) -> bool:
-    """Whether all are compressed counts by their characters, and each ends where a run does.
+    """Return whether all are compressed counts by their characters, and each ends where a run does.
 
     That is what hotcoco takes for granted, and so fast that it can be asked of everything.
     """
@@ -63,7 +63,7 @@ def sound_text(counts: Sequence[str]) -> bool:
 
 
 def completed(rle: dict[str, Any]) -> dict[str, Any]:
-    """A compressed RLE with background for what its runs leave of the image.
+    """Return a compressed RLE with background for what its runs leave of the image.
 
     Raises:
         ValueError: it is damaged, empty, or longer than the image.

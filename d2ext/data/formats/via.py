@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import (
     LeftOut,
     add_polygon,
@@ -34,7 +35,7 @@ def read_via(
     attribute: str | None = None,
     info: dict | None = None,
 ) -> list[dict]:
-    """Reads VIA annotations into Detectron2's dataset dicts.
+    """Read VIA annotations into Detectron2's dataset dicts.
 
     Polygons, polylines (closed), rectangles, circles and ellipses are read. Left out, and counted
     in a warning, are points, shapes without area, those outside of the image, regions without a
@@ -114,7 +115,7 @@ def read_via(
 def via_classes(
     file: str | Path, attribute: str | None = None
 ) -> tuple[tuple[str, ...], str | None]:
-    """The classes of a VIA file, and the region attribute that holds them.
+    """Return the classes of a VIA file, and the region attribute that holds them.
 
     Args:
         file: VIA's export or project.
@@ -146,7 +147,7 @@ def _category(
     indices: dict[str, int | None] | None,
     left_out: LeftOut,
 ) -> int | None:
-    """The class of a region; None, and counted, for one to leave out."""
+    """Return the class of a region; None, and counted, for one to leave out."""
     name = region.shape["name"]
     if name not in _SHAPES:
         left_out[name if isinstance(name, str) else truncate_repr(name)] += 1
@@ -161,7 +162,7 @@ def _category(
 
 
 def _outline(region: Region) -> tuple[list[float], list[float]]:
-    """The xs and ys of its corners, in VIA's coordinates; those of polygons are not checked.
+    """Return the xs and ys of its corners, in VIA's coordinates; those of polygons are not checked.
 
     Raises:
         UserError: the shape lacks what belongs to it.
@@ -204,7 +205,7 @@ def _read(
 
 def _detect(head: FileHead) -> bool:
     if not isinstance(head.value, dict):
-        return {"region_shape_attributes", "region_attributes"} <= head.columns
+        return "region_shape_attributes" in head.columns
     if "_via_img_metadata" in head.value:
         return True
     entries = head.value.values()
@@ -226,5 +227,6 @@ FORMAT = Format(
             "the region attribute that holds the class (default: found in the input)",
         )
     },
+    in_training=True,
     dataset="d2ext.data.datasets.declare.via_dataset",
 )

@@ -16,7 +16,7 @@ _USUAL = (
 
 
 def class_of(region: Region, attribute: str) -> str | None:
-    """The class that an attribute of a region holds; None for an empty one.
+    """Return the class that an attribute of a region holds; None for an empty one.
 
     Text is taken without blanks around it, numbers as they are written. VIA's checkboxes hold an
     object: the one option that is true.
@@ -47,7 +47,7 @@ def find_attribute(
     attribute: str | None,
     file: str | Path,
 ) -> str | None:
-    """The attribute that holds the class of the regions.
+    """Return the attribute that holds the class of the regions.
 
     `attribute`, where it is given. Else the candidates are all attributes that no region has
     several values of; with `classes` those that hold at least one of them. Candidates that split

@@ -45,7 +45,7 @@ class Entry:
 
 
 def read_entries(file: str | Path) -> list[Entry]:
-    """The images of a VIA file in its order; an image may come up more than once.
+    """Return the images of a VIA file in its order; an image may come up more than once.
 
     Raises:
         UserError: the file is absent or holds no VIA annotations.
@@ -70,7 +70,7 @@ def _images(content: object, file: str | Path) -> Iterable[object]:
 
 
 def _every_image(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, where an image whose key there is already gets another one."""
+    """Return a JSON object, where an image whose key there is already gets another one."""
     made: dict = {}
     for key, value in pairs:
         made[(key, len(made)) if key in made and _is_entry(value) else key] = value
@@ -88,7 +88,7 @@ def _no_via(file: str | Path) -> UserError:
 
 
 def _is_entry(value: object) -> bool:
-    """Whether it describes an image; without regions it needs another of VIA's keys."""
+    """Return whether it describes an image; without regions it needs another of VIA's keys."""
     if not isinstance(value, dict) or "filename" not in value:
         return False
     regions = value.get("regions")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from d2ext.data.formats.format import FileHead, Format, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 def read_voc(
     source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads VOC's boxes into Detectron2's dataset dicts.
+    """Read VOC's boxes into Detectron2's dataset dicts.
 
     VOC numbers pixels from 1, and a box holds its last one: it goes from xmin - 1 to xmax. An
     object that is `difficult` has that, and `iscrowd` 1, since other programs know only crowds as

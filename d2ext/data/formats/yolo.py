@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
 from d2ext.data.formats.image_folder import folded, sized_record, tails
 from d2ext.data.formats.images import images_in
@@ -67,7 +68,7 @@ def read_yolo(
     classes: Sequence[str] | None = None,
     split: str | None = None,
 ) -> tuple[list[dict], tuple[str, ...]]:
-    """Reads YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
+    """Read YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
 
     A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in parts of the image's width
     and height from its corner. In a set for poses, what follows the box is left out. An image
@@ -325,7 +326,7 @@ def _described(source: Path) -> _Set:
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
-    """The names of a text file, a line each; blank lines may stand at its end only."""
+    """Return the names of a text file, a line each; blank lines may stand at its end only."""
     names = tuple(line.strip() for line in _lines(file))
     while names and not names[-1]:
         names = names[:-1]
@@ -472,7 +473,7 @@ def _joined(polygons: list[list[float]]) -> list[float]:
 
 
 def _detect(head: FileHead) -> bool:
-    is_text = not head.root and not head.columns and head.value is None
+    is_text = not head.root and head.value is None
     return is_text and head.suffix in (".yaml", ".yml", ".txt")
 
 

@@ -87,7 +87,7 @@ def _plain_jpeg_pixels(data: bytes) -> int:
 
 
 def cached_photo(path: str | Path, image_format: str) -> np.ndarray:
-    """What `read_photo` gives, read once and then mapped into memory from $D2EXT_CACHE/photos.
+    """Return what `read_photo` gives, read once, then mapped into memory from $D2EXT_CACHE/photos.
 
     A file of other size or time is another one. Where the disk has no room, the image is read each
     time, with one warning. The array may be written to; the file does not change.

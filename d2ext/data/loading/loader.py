@@ -120,7 +120,7 @@ def build_test_loader(
     num_workers: int,
     bad_images: str = "stop",
 ) -> "Loader":
-    """Gives one image a batch; ranks take consecutive parts in order, each image once.
+    """Give one image a batch; ranks take consecutive parts in order, each image once.
 
     Detectron2's test loader, but for its workers, which a signal to the process group would end.
 
@@ -154,7 +154,7 @@ class _MappedDataset(Dataset):
         return len(self.records)
 
     def record(self, key: int) -> dict:
-        """The dataset dict (a copy) that the sample at `key` is made of."""
+        """Return the dataset dict (a copy) that the sample at `key` is made of."""
         return self.records[key]
 
     def __getitem__(self, key: int) -> dict | Failure:
@@ -200,7 +200,7 @@ class _SeededDataset(_MappedDataset):
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
-    """The records in memory that worker processes share.
+    """Return the records in memory that worker processes share.
 
     Of a list Python's reference counts would copy every page into each of them: it is serialised.
     """
@@ -298,7 +298,7 @@ class Loader:
     def pairs(
         self, skip: int = 0, mapped: bool = True
     ) -> Iterator[tuple[dict, dict | UserError | None]]:
-        """The samples one by one, made in this process, each with the dataset dict it is made of.
+        """Yield the samples one by one, made in this process, each with its dataset dict.
 
         Args:
             skip: samples to leave out at first; their images are not read.

@@ -71,7 +71,7 @@ class Mapper(DatasetMapper):
         self._read = cached_photo if cache else read_photo
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """The model's input, as Detectron2's mapper makes it; the dataset dict stays as it is."""
+        """Return the model's input, as Detectron2's mapper does; keep the dataset dict as it is."""
         if self.proposal_topk is not None or "sem_seg_file_name" in dataset_dict:
             return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
@@ -83,7 +83,7 @@ class Mapper(DatasetMapper):
         return sample
 
     def _image(self, sample: dict) -> tuple[np.ndarray, TransformList]:
-        """The augmented image (H, W, C), and what was done to it."""
+        """Return the augmented image (H, W, C), and what was done to it."""
         augmentations, done = list(self.augmentations.augs), []
         sides = (sample.get("height"), sample.get("width"))
         if self._scaled and None not in sides and type(augmentations[0]) is T.ResizeShortestEdge:
@@ -107,7 +107,7 @@ class Mapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
-        """Replaces `annotations` by `instances`, all polygons in one go."""
+        """Replace `annotations` by `instances`, all polygons in one go."""
         objects = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         masks = [a.get("segmentation") for a in objects] if self.use_instance_mask else []
         polygons = self.instance_mask_format == "polygon" and all(
@@ -169,7 +169,7 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def transform_polygons(
     objects: Sequence[Sequence[Sequence[float]]], transforms: TransformList
 ) -> list[list[np.ndarray]]:
-    """What `transforms.apply_polygons` makes of each object, in one call for all where it can be.
+    """Return what `transforms.apply_polygons` makes of each object, in one call where possible.
 
     Args:
         objects: of each its polygons, [x0, y0, x1, y1, ...].

@@ -70,7 +70,7 @@ class RleAsBitmaps:
 
 @contextlib.contextmanager
 def generators_seeded(*key: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and torch's global generators from integers; puts them back after."""
+    """Seed Python's, numpy's and torch's global generators from integers; put them back after."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(3)
     try:

@@ -50,7 +50,7 @@ class EpochOrder:
         return self._length
 
     def epoch(self, number: int) -> np.ndarray:
-        """The image indices (len(self),) of epoch `number`, from 0; the last one is remembered."""
+        """Return the image indices (len(self),) of epoch `number`, from 0; cache the last one."""
         if number != self._number:
             self._number, self._indices = number, self._shuffle(number)
         return self._indices
@@ -70,7 +70,7 @@ class EpochOrder:
         return np.concatenate([head, groups.ravel(), rng.permutation(np.concatenate(leftover))])
 
     def _shown(self, number: int) -> np.ndarray:
-        """The image indices (len(self),) of an epoch in rising order, each as often as it appears.
+        """Return the sorted image indices (len(self),) of an epoch, each as often as it appears.
 
         Systematic sampling: on a line where each image is as long as its fraction, points at equal
         distances behind a random start choose who is rounded up. Expected counts are exact but for

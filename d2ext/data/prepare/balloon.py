@@ -103,7 +103,7 @@ def _identify(folder: Path, digest: str) -> tuple[str, str]:
 
 
 def _content(folder: Path) -> tuple[str, str]:
-    """Reads both splits; returns a digest of their files and a line of counts.
+    """Read both splits; return a digest of their files and a line of counts.
 
     The digest is the SHA-256 over a line "<split>/<name> <SHA-256 of the file>" for the annotation
     file and each image that it lists, sorted by name within train, then val.

@@ -16,10 +16,10 @@ _ANNOTATIONS = ("_gtFine_polygons.json", "_gtFine_instanceIds.png", "_gtFine_lab
 
 
 def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> str:
-    """Checks the layout that Detectron2 reads, root/cityscapes/{leftImg8bit,gtFine}/<split>/<city>.
+    """Check the layout that Detectron2 reads, root/cityscapes/{leftImg8bit,gtFine}/<split>/<city>.
 
     Args:
-        root: the folder of data sets, $DETECTRON2_DATASETS.
+        root: the folder of datasets, $DETECTRON2_DATASETS.
         images: number of images by split.
 
     Returns:
@@ -31,8 +31,8 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
     folder = Path(root) / "cityscapes"
     lacking = []
     for split, expected in images.items():
-        photos, truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
-        lacking += _lacking(photos, truth, expected)
+        photos, ground_truth = folder / "leftImg8bit" / split, folder / "gtFine" / split
+        lacking += _lacking(photos, ground_truth, expected)
     if lacking:
         raise UserError(
             f"{'; '.join(lacking)}.\nLog in at https://www.cityscapes-dataset.com/downloads, fetch"
@@ -46,10 +46,10 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
 
 
 def require_cityscapes(metadata: Any) -> None:
-    """Checks what Detectron2 needs to read one of its own Cityscapes data sets.
+    """Check what Detectron2 needs to read one of its own Cityscapes datasets.
 
     Args:
-        metadata: Detectron2's of the data set; nothing is said of others than Cityscapes.
+        metadata: Detectron2's of the dataset; nothing is said of others than Cityscapes.
 
     Raises:
         UserError: see `check_cityscapes`; any number of images will do.
@@ -66,7 +66,7 @@ def require_cityscapes(metadata: Any) -> None:
 
 
 def name_labels() -> None:
-    """Lets Detectron2's main find the package, which it imports by a name of its authors' own.
+    """Let Detectron2's main find the package, which it imports by a name of its authors' own.
 
     Since their commit 4823082a; nothing else answers to that name.
     """
@@ -83,18 +83,18 @@ def _require_package() -> None:
         )
 
 
-def _lacking(photos: Path, truth: Path, expected: int | None) -> list[str]:
-    """What a split lacks, in words; `expected` images, or at least one."""
+def _lacking(photos: Path, ground_truth: Path, expected: int | None) -> list[str]:
+    """List what a split lacks, in words; it needs `expected` images, or at least one."""
     names = {name for name in _files(photos) if name.endswith(_SUFFIX)}
     lacking = []
     if expected is not None and len(names) != expected:
         lacking.append(f"{photos} holds {len(names):,} of {expected:,} images")
     elif not names:
         lacking.append(f"{photos} holds no images")
-    found, stems = _files(truth), {name.removesuffix(_SUFFIX) for name in names}
+    found, stems = _files(ground_truth), {name.removesuffix(_SUFFIX) for name in names}
     for suffix in _ANNOTATIONS:
         if absent := sorted(stem + suffix for stem in stems if stem + suffix not in found):
-            lacking.append(f"{truth} lacks {len(absent):,} files, {absent[0]} the first")
+            lacking.append(f"{ground_truth} lacks {len(absent):,} files, {absent[0]} the first")
     return lacking
 
 

@@ -77,14 +77,14 @@ PARTS = (  # the small ones first
 
 
 def prepare_coco(root: str | Path, parts: Sequence[Part] = PARTS) -> Iterator[str]:
-    """Checks the parts that are there, and fetches the others, each whole or not at all.
+    """Check the parts that are there, and fetch the others, each whole or not at all.
 
     A part that is there is never changed. A download goes to root/coco/<archive>.part, which stays
     where it breaks off, and is gone on with the next time; it is deleted when it is unpacked. An
     archive that lies in root/coco already is used instead, and stays.
 
     Args:
-        root: the folder of data sets, $DETECTRON2_DATASETS.
+        root: the folder of datasets, $DETECTRON2_DATASETS.
         parts: of the dataset.
 
     Yields:
@@ -123,7 +123,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _check(folder: Path, part: Part) -> str:
-    """Describes a part; raises UserError if it is incomplete."""
+    """Describe a part; raise a UserError if it is incomplete."""
     lacking = [name for name in part.files if not (folder / name).is_file()]
     images = sum(name.endswith(".jpg") for name in os.listdir(folder)) if part.images else 0
     if lacking or images != part.images:
@@ -147,7 +147,7 @@ def _space(folder: Path, missing: Sequence[Part]) -> int:
 
 
 def _fetch(target: Path, part: Part) -> Iterator[str]:
-    """Downloads and unpacks a part; raises Unreachable, OSError and UserError."""
+    """Download and unpack a part; raises Unreachable, OSError and UserError."""
     archive = by_hand = target.with_name(part.archive)
     if not by_hand.is_file():
         archive = target.with_name(f"{part.archive}.part")

@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 
 def download(url: str, path: Path) -> None:
-    """Writes what `url` holds to `path`; a terminal sees a bar.
+    """Write what `url` holds to `path`; a terminal sees a bar.
 
     What `path` holds already is taken for the beginning of it, and only the rest is asked for. A
     server that cannot give a part (RFC 9110, Range) sends all of it anew. Whether the parts belong
@@ -56,7 +56,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _open(url: str, here: int) -> http.client.HTTPResponse | None:
-    """The answer with the bytes from `here` on, or with all; None if there are no more."""
+    """Return the answer with the bytes from `here` on, or with all; None if there are no more."""
     headers = {"Range": f"bytes={here}-"} if here else {}
     try:
         response = urllib.request.urlopen(
@@ -88,7 +88,7 @@ def _read(response: http.client.HTTPResponse, url: str) -> bytes:
 
 
 def unpack(archive: Path, folder: str, target: Path) -> None:
-    """Writes the files that a zip holds directly in `folder` to the new folder `target`.
+    """Write the files that a zip holds directly in `folder` to the new folder `target`.
 
     Nothing else: no path outside, no __MACOSX, no .DS_Store.
 
@@ -115,7 +115,7 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns an OSError while `target` is made into a UserError that names it."""
+    """Turn an OSError while `target` is made into a UserError that names it."""
     try:
         yield
     except OSError as e:
@@ -126,7 +126,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises UserError unless `needed` bytes are free where `folder` is."""
+    """Raise UserError unless `needed` bytes are free where `folder` is."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Named arrays in one file that any number of processes read from the same pages of memory.
+"""Named arrays in one file that any number of processes map into memory.
 
 The file is the arrays' bytes, then a JSON of where they are, then its length and checksum: written
 in one go, and worth nothing where it is cut off. (Arrow's IPC files hold no checksums, and
@@ -21,7 +21,7 @@ _ALIGNMENT = 64  # bytes
 
 
 class Damaged(Exception):
-    """A file of pages that is cut off, was changed, or is none."""
+    """The array file is truncated, modified or invalid."""
 
 
 class ArrayFileWriter:
@@ -33,7 +33,7 @@ class ArrayFileWriter:
         self._arrays: dict[str, dict] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """Adds an array; readers check it against its checksum when they open the file."""
+        """Add an array; readers check it against its checksum when they open the file."""
         array = np.ascontiguousarray(array)
         self._align()
         entry = {"dtype": array.dtype.str, "shape": array.shape, "offset": self._at}
@@ -42,7 +42,7 @@ class ArrayFileWriter:
         self._write(data)
 
     def add_bytes(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Adds bytes as an array of uint8 that is not checked when the file is opened."""
+        """Add bytes as an array of uint8 that is not checked when the file is opened."""
         self._align()
         offset = self._at
         pieces = iter(pieces)
@@ -51,7 +51,7 @@ class ArrayFileWriter:
         self._arrays[name] = {"dtype": "|u1", "shape": [self._at - offset], "offset": offset}
 
     def finish(self, info: dict[str, Any]) -> None:
-        """Writes where the arrays are, and `info` (JSON values) with it."""
+        """Write where the arrays are, and `info` (JSON values) with it."""
         text = json.dumps({"arrays": self._arrays, "info": info}).encode()
         self._write(text)
         self._write(_TRAILER.pack(_MAGIC, len(text), zlib.crc32(text)))
@@ -65,7 +65,7 @@ class ArrayFileWriter:
 
 
 def map_file(path: str) -> mmap.mmap:
-    """The bytes of a file, in the pages that all its readers share.
+    """Map a file into memory, which all its readers share.
 
     Raises:
         OSError: it cannot be opened.
@@ -79,7 +79,7 @@ def map_file(path: str) -> mmap.mmap:
 
 
 def read_arrays(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, which are views of the buffer, and the info.
+    """Return the arrays, which are views of the buffer, and the info.
 
     Raises:
         Damaged: the buffer is not what `ArrayFileWriter` wrote.

@@ -1,4 +1,4 @@
-"""Data sets that are parsed once and then read by every process from the same pages of memory.
+"""Datasets parsed once and memory-mapped by every process.
 
 An entry of the cache ($D2EXT_CACHE/datasets) is named by what it was made of: the content of the
 annotation file, the options and the version of this format. A small file beside it, named by the
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from d2ext.data.formats.coco_file import CocoColumns, read_repaired
 from d2ext.data.records.array_file import Damaged
-from d2ext.data.records.coco_store import write_coco
+from d2ext.data.records.coco_store import write_store
 from d2ext.data.records.records import Records, write_records
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, cache_dir, write_json
@@ -37,7 +37,7 @@ _Write = Callable[[IO[bytes], dict[str, Any]], None]
 
 
 def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -> Records:
-    """The records of an annotation file, parsed only where the cache does not hold them yet.
+    """Return the records of an annotation file, parsed only where the cache does not hold them yet.
 
     One process of a machine parses while the others wait. What the reader warns of is logged again
     by processes that find its work done. Where nothing can be cached, the records are in memory.
@@ -72,7 +72,7 @@ def cached_coco_records(
     def make() -> _Write:
         coco, info = read_repaired(json_file, image_root, classes)
         if isinstance(coco, CocoColumns):
-            return lambda out, more: write_coco(out, coco, info | more)
+            return lambda out, more: write_store(out, coco, info | more)
         return lambda out, more: write_records(out, coco, info | more)
 
     names = None if classes is None else list(classes)
@@ -81,7 +81,7 @@ def cached_coco_records(
 
 
 def cached_value(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
-    """A JSON value that depends on an annotation file alone, computed once for it.
+    """Return a JSON value that depends on an annotation file alone, computed once for it.
 
     Args:
         file: the annotation file.
@@ -117,7 +117,7 @@ class _Place:
         self.index = self.folder / f"{self.key}.json"
 
     def load(self, make: Callable[[], _Write]) -> Records:
-        """Finds the records, else makes them."""
+        """Find the records, or make them."""
         if found := self._find():
             return found
         with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ class _Place:
             return self._make(make, trouble)
 
     def _find(self) -> Records | None:
-        """The entry, if the file has the size and times that it had."""
+        """Return the entry, if the file has the size and times that it had."""
         try:
             stamp = _stamp(self.file)
             kept_stamp, records = self._in_memory.get(self.key, (None, None))
@@ -146,7 +146,7 @@ class _Place:
         return None
 
     def _find_by_content(self) -> Records | None:
-        """The entry for the same content, by whatever time or name the file had it."""
+        """Return the entry for the same content, by whatever time or name the file had it."""
         if not self.index.exists():
             return None  # never seen: the hash is taken while it is read
         stamp, sha256 = _stamp(self.file), _sha256(self.file)
@@ -202,7 +202,7 @@ class _Place:
             logging.WARNING,
             f"{self.folder} cannot hold data sets ({trouble.strerror or trouble}); each process"
             " parses them anew and keeps them in memory; set D2EXT_CACHE to a folder with space",
-            about="the cache",
+            once_for="the cache",
         )
         memory = io.BytesIO()
         write(memory, more)
@@ -218,7 +218,7 @@ class _Place:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds this machine's other processes off; a killed one leaves no lock."""
+        """Hold this machine's other processes off; a killed one leaves no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Where the file system has no locks, filelock would make a file that outlives its process.
         lock = FileLock(self.folder / f"{self.key}.lock", fallback_to_soft=False)
@@ -233,16 +233,16 @@ class _Place:
             lock.release()
 
     def _remove_old(self) -> None:
-        """Removes entries unused for a month, and what killed processes left."""
+        """Remove entries unused for a month, and what killed processes left."""
         for pattern, age in (("*.pages", _KEPT), (".*.tmp", 3600)):
             for old in self.folder.glob(pattern):
                 with contextlib.suppress(OSError):
                     if time.time() - old.stat().st_mtime > age:
                         old.unlink()
 
-    def _say(self, level: int, message: str, about: str = "") -> None:
-        """Logs a message once a process: one about this file, or the first one `about` it."""
-        said = (about,) if about else (self.key, message)
+    def _say(self, level: int, message: str, once_for: str = "") -> None:
+        """Log a message once a process: one on this file, or the first one of `once_for`."""
+        said = (once_for,) if once_for else (self.key, message)
         if said not in self._said:
             self._said.add(said)
             logger.log(level, "%s", message)
@@ -250,7 +250,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
-    """Collects the levels and messages of what readers log."""
+    """Collect the levels and messages of what readers log."""
     messages: list[tuple[int, str]] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: messages.append((record.levelno, record.getMessage()))

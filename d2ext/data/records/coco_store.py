@@ -13,13 +13,13 @@ from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, Columns
 from d2ext.data.records.records import write_columns
 
 
-def write_coco(file: IO[bytes], coco: CocoColumns, info: dict[str, Any]) -> None:
-    """Write what `Records` reads.
+def write_store(file: IO[bytes], coco: CocoColumns, info: dict[str, Any]) -> None:
+    """Write columns as a file that `Records` reads.
 
     Args:
         file: to write to.
-        coco: of `repaired_columns`.
-        info: JSON values, `Records.info`.
+        coco: columns of `read_repaired`.
+        info: JSON values for `Records.info`.
     """
     writer = ArrayFileWriter(file)
     counts = np.bincount(coco.image, minlength=len(coco.image_ids))

@@ -85,7 +85,7 @@ class Records(_Decoded):
         return content if isinstance(content, dict) else self._from_columns(i, *content)
 
     def _from_columns(self, i: int, image_id: int, file_name: str, segmentations: list) -> dict:
-        """The record of a COCO file, of which `data` holds only these three."""
+        """Return the record of a COCO file, of which `data` holds only these three."""
         arrays = self._arrays
         part = slice(arrays["starts"][i], arrays["starts"][i + 1])
         rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "categories", "areas"))
@@ -146,7 +146,7 @@ class View(_Decoded):
 
 
 def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
-    """The records with these indices, in this order; an index may come several times.
+    """Return the records with these indices, in this order; an index may come several times.
 
     Args:
         records: dataset dicts.
@@ -165,7 +165,7 @@ def join(parts: Sequence[Sequence[dict]]) -> View:
 
 
 def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
-    """The records, each sent through a picklable function when it is asked for.
+    """Return the records, each sent through a picklable function when it is asked for.
 
     If it changes what columns hold (sizes, crowds, classes, kinds of masks), it has a method
     `columns` that does the same to the `Columns`.
@@ -174,7 +174,7 @@ def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
 
 
 def relabeled(records: Sequence[dict], labels: Sequence[int | None]) -> View:
-    """The records with `category_id` c as labels[c]; annotations of which it is None are left out.
+    """Return the records with `category_id` c as labels[c]; drop annotations where it is None.
 
     The records given stay as they are.
     """
@@ -197,7 +197,7 @@ class _Relabel:
 
 
 def columns_of(records: Sequence[dict]) -> Columns:
-    """The columns of a list or of any of this module's sequences, which need no decoding."""
+    """Return the columns of a list or of any of this module's sequences, which need no decoding."""
     if isinstance(records, Records):
         return records.columns
     if isinstance(records, View):
@@ -230,7 +230,7 @@ def _named(records: Sequence[dict], key: str, stored: Callable[[Records], list])
 
 
 def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]) -> None:
-    """Writes what `Records` reads.
+    """Write dataset dicts as a file that `Records` reads.
 
     Args:
         file: to write to.
@@ -265,7 +265,7 @@ def write_columns(
     image_ids: list,
     columns: Columns,
 ) -> None:
-    """Writes what every store holds beside `data`: of each record its bytes there, and columns."""
+    """Write what every store holds beside `data`: of each record its bytes there, and columns."""
     writer.add("ends", np.cumsum(lengths, dtype=np.int64))
     writer.add("crcs", crcs)
     for name, values in (("file_names", file_names), ("image_ids", image_ids)):

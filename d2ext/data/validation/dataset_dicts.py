@@ -60,7 +60,7 @@ def check_dataset_dicts(
     metadata: Mapping[str, Any] | None = None,
     use: str = "trained on",
 ) -> DatasetSummary:
-    """Checks Detectron2's dataset dicts and counts what they hold.
+    """Check Detectron2's dataset dicts and count what they hold.
 
     Args:
         name: of the dataset in the config.
@@ -180,7 +180,7 @@ def _crowds(crowds: int, annotations: int, metadata: Mapping[str, Any]) -> str:
 
 
 def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> None:
-    """Checks that a model with masks can learn from Detectron2's dataset dicts.
+    """Check that a model with masks can learn from Detectron2's dataset dicts.
 
     Only objects to learn from need a mask, not crowds.
 
@@ -213,7 +213,7 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
 
 
 def format_summary(summaries: Sequence[DatasetSummary]) -> str:
-    """A table with a line for each dataset, and a line for each problem below."""
+    """Return a table with a line for each dataset, and a line for each problem below."""
     width = max((len(s.name) for s in summaries), default=0)
     width = max(width, len("dataset"))
     lines = [f"{'dataset':{width}}  images  objects  objects a class"]
@@ -225,7 +225,7 @@ def format_summary(summaries: Sequence[DatasetSummary]) -> str:
 
 
 def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
-    """Compares stated sizes with those in the files' headers, of a large set in a part of it."""
+    """Compare stated sizes with those in the files' headers, of a large set in a part of it."""
     step = -(-len(paths) // _SIZES)
     for i in range(0, len(paths), step):
         stated = (int(columns.widths[i]), int(columns.heights[i]))
@@ -239,7 +239,7 @@ def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
-    """The paths without a file. A folder is listed once: far faster than a stat for each file."""
+    """Return the paths without a file; lists each folder once, faster than a stat for each."""
     listed: dict[str, set[str]] = {}
     absent = []
     for path in map(os.fspath, paths):

@@ -9,7 +9,7 @@ from d2ext.modeling.cpu.sampled_rpn import sample_rpn
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Has a model's layers compute what they did in another way, in place; no key changes."""
+    """Replace a model's layers in place with faster equivalents; no key changes."""
     use_embedding_bag_roi_align(model)
     sample_rpn(model)
     save_relu6_output(model)

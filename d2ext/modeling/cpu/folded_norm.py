@@ -17,7 +17,7 @@ from d2ext._compat import set_class
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Has the convolutions of a model work so where a frozen norm follows, in place.
+    """Fold frozen norms into the convolutions of a model before them, in place.
 
     Known are Detectron2's convolutions, which hold their norm, and timm's, which stand before it.
     """

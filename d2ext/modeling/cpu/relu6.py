@@ -36,7 +36,7 @@ class _ReLU6(nn.ReLU6):
 
 
 def save_relu6_output(model: nn.Module) -> None:
-    """Has a model's in-place ReLU6 work so; they have no weights, so no key changes."""
+    """Replace a model's in-place ReLU6; they have no weights, so no key changes."""
     for module in model.modules():
         if type(module) is nn.ReLU6 and module.inplace:
             set_class(module, _ReLU6)

@@ -52,7 +52,7 @@ class BagROIAlign(ROIAlign):
 def _samples(
     start: Tensor, extent: Tensor, bins: int, ratio: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """The pixels along one axis that the bins' samples lie between, and their weights.
+    """Return the pixels along one axis that the bins' samples lie between, and their weights.
 
     Args:
         start: (R,) of the boxes, in pixels of the features, whose centres are integers.
@@ -82,7 +82,7 @@ def _samples(
 
 
 def use_embedding_bag_roi_align(model: nn.Module) -> None:
-    """Has all of a model's ROIAlign work so, in place; it has no weights, so no key changes."""
+    """Replace every ROIAlign of a model in place; it has no weights, so no key changes."""
     for module in model.modules():
         if type(module) is ROIAlign:
             set_class(module, BagROIAlign)

@@ -85,7 +85,7 @@ class SampledRPN(RPN):
 
 
 def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
-    """The 3 x 3 pixels (S, C, 3, 3) around places y W + x of a feature (N, C, H, W), 0 outside."""
+    """Return 3 x 3 pixels (S, C, 3, 3) around places y W + x of (N, C, H, W), 0 outside."""
     n, c, height, width = feature.shape
     around = torch.arange(-1, 2, device=feature.device)
     y = (place // width)[:, None, None] + around[:, None]
@@ -98,7 +98,7 @@ def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
 
 
 def sample_rpn(model: nn.Module) -> None:
-    """Has a model's RPN work so, in place, where its head is the standard one; no key changes."""
+    """Replace a model's RPN in place, where its head is the standard one; no key changes."""
     for module in model.modules():
         if type(module) is RPN and type(module.rpn_head) is StandardRPNHead:
             conv = module.rpn_head.conv

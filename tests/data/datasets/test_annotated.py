@@ -182,8 +182,10 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     ids = MetadataCatalog.get("by_val").thing_dataset_id_to_contiguous_id
     assert {i: c for i, c in ids.items() if c < 2} == {40: 0, 20: 1} and len(ids) == 3
     found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 2, 2], "score": 1} for c in range(3)]
-    truth = ground_truth_columns(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
-    write_predictions("by_val", detection_columns(truth, found), truth.image_ids, tmp_path)
+    ground_truth = ground_truth_columns(DatasetCatalog.get("by_val"), ["dog", "cat", "bird"])
+    write_predictions(
+        "by_val", detection_columns(ground_truth, found), ground_truth.image_ids, tmp_path
+    )
     written = json.loads((tmp_path / "by_val.json").read_text())
     assert [p["category_id"] for p in written] == [40, 20]
     results = read_results(tmp_path / "by_val.json")

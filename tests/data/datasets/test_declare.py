@@ -75,21 +75,23 @@ def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
         {"image_id": r["image_id"], "category_id": 0, "bbox": [1, 1, 9, 9], "score": 0.5}
         for r in records
     ]
-    truth = ground_truth_columns(records, ["balloon"])
+    ground_truth = ground_truth_columns(records, ["balloon"])
     for name, category_id in (("catalog_l", 7), ("catalog_k", 1)):
-        write_predictions(name, detection_columns(truth, found), truth.image_ids, tmp_path)
+        write_predictions(
+            name, detection_columns(ground_truth, found), ground_truth.image_ids, tmp_path
+        )
         written = json.loads((tmp_path / f"{name}.json").read_text())
         assert written == [{**result, "category_id": category_id} for result in found]
 
     evaluator = COCOEvaluator("catalog_l", tasks=["bbox"], distributed=False)
     evaluator.reset()
     for record in records:
-        truth = Instances((record["height"], record["width"]))
+        instances = Instances((record["height"], record["width"]))
         boxes = torch.tensor([a["bbox"] for a in record["annotations"]])
-        truth.pred_boxes = Boxes(boxes)
-        truth.scores = torch.ones(len(boxes))
-        truth.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
-        evaluator.process([record], [{"instances": truth}])
+        instances.pred_boxes = Boxes(boxes)
+        instances.scores = torch.ones(len(boxes))
+        instances.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
+        evaluator.process([record], [{"instances": instances}])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 

@@ -223,11 +223,11 @@ def test_box_modes(tmp_path: Path) -> None:
         to_coco(records, ["cat", "dog"])
 
 
-def average_precision(truth: dict, task: str) -> float:
-    """AP by pycocotools of detections that equal the ground truth."""
+def average_precision(ground_truth: dict, task: str) -> float:
+    """AP by pycocotools of detections that equal the ground ground_truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
-        gt.dataset = json.loads(json.dumps(truth))
+        gt.dataset = json.loads(json.dumps(ground_truth))
         gt.createIndex()
         results = [{**copy.deepcopy(a), "score": 0.9} for a in gt.dataset["annotations"]]
         for result in results:
@@ -265,18 +265,18 @@ def test_perfect_detections_have_an_ap_of_1(images: list) -> None:
                 "annotations": annotations,
             }
         )
-    truth = to_coco(records, ["cat", "dog"])
-    assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in truth["annotations"])
-    assert average_precision(truth, "bbox") == pytest.approx(1)
+    ground_truth = to_coco(records, ["cat", "dog"])
+    assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in ground_truth["annotations"])
+    assert average_precision(ground_truth, "bbox") == pytest.approx(1)
 
 
 def test_perfect_masks_of_balloons_have_an_ap_of_1(tmp_path: Path) -> None:
     write_balloons(tmp_path, num_train=4, num_val=0)
     records = read_via(tmp_path / "train/via_region_data.json", tmp_path / "train", ["balloon"])
-    truth = to_coco(records, ["balloon"], tmp_path / "train")
+    ground_truth = to_coco(records, ["balloon"], tmp_path / "train")
     names = [os.path.basename(r["file_name"]) for r in records]
-    assert [i["file_name"] for i in truth["images"]] == names
-    assert average_precision(truth, "segm") == pytest.approx(1)
+    assert [i["file_name"] for i in ground_truth["images"]] == names
+    assert average_precision(ground_truth, "segm") == pytest.approx(1)
 
 
 def test_polygons_and_rle_may_share_an_image(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.data.formats.detect_format import detect_format
+from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.registry import converted_formats
 from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
@@ -66,6 +67,9 @@ FILES = [
     ("a.csv", "ImageID,LabelName,XMin\n", "Open Images CSV.*py open_images", "open_images"),
     ("a.yaml", "names: [a]\n", "YOLO dataset; convert it with .*py yolo", "yolo"),
     ("a.txt", "0 0.5 0.5 1 1\n", "YOLO dataset", "yolo"),
+    ("a.yaml", "# YOLOv5 by Ultralytics, GPL-3.0 license\nnames: [a]\n", "YOLO dataset", "yolo"),
+    ("a.txt", "0\t0.5\t0.5\t1\t1\n", "YOLO dataset; convert it with .*py yolo", "yolo"),
+    ("a.yml", "names: [a]; nc: 1\n", "YOLO dataset", "yolo"),
     ("a.zip", b"PK\x03\x04...", "an archive; unpack it", None),
     ("a.json.gz", b"\x1f\x8b\x08...", "an archive; unpack it", None),
 ]
@@ -102,6 +106,29 @@ def test_every_reader_says_what_a_file_is(
             read()
         message = str(raised.value)
         assert name in message and "\n" not in message and len(message) < 700, (reader, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", {"images": 1, "annotations": {}, "categories": []}, "a COCO annotation file"),
+        ("a.json", {"images": [], "annotations": []}, "a COCO annotation file"),
+        ("a.json", {"metainfo": {}, "data_list": 3}, "in MMDetection's middle format"),
+        ("a.csv", "filename,region_shape_attributes\n", "a VIA annotation file"),
+        ("a.tsv", "ImageID\tLabelName\n", "an Open Images CSV"),
+        ("a.txt", "filename;region_shape_attributes\n", "a VIA annotation file"),
+        ("a.json", {"images": [], "categories": []}, None),
+        ("a.json", [{"image": "1.jpg", "annotations": [], "data": {}}], "a Label Studio export"),
+        ("a.json", [{"image": "a", "annotation": [], "annotation_id": 3}], "a Label Studio export"),
+    ],
+)
+def test_incomplete_and_ambiguous_files_are_named(
+    tmp_path: Path, name: str, content: object, words: str | None
+) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / name).write_text(text)
+    known = advice(tmp_path / name)
+    assert known.startswith(words) if words else not known
 
 
 def test_an_unknown_format_is_sent_to_coco(tmp_path: Path) -> None:

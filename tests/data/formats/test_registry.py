@@ -1,16 +1,18 @@
 """The registry of formats: one entry is all that detection, reading and conversion need."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from d2ext.data.convert import convert_from_coco, convert_to_coco
-from d2ext.data.datasets.declare import Dataset, annotated_dataset
+from d2ext.data.datasets.declare import annotated_dataset
 from d2ext.data.formats.detect_format import detect_format
-from d2ext.data.formats.format import FileHead, Format, ReadOption, convert_advice
+from d2ext.data.formats.file_head import FileHead
+from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, new_record
 from d2ext.data.formats.registry import FORMATS, converted_formats, writers
 from d2ext.errors import UserError
@@ -42,18 +44,6 @@ def _detect_toy(head: FileHead) -> bool:
     return isinstance(head.value, dict) and "toys" in head.value
 
 
-def toy_dataset(
-    json_file: str,
-    image_root: str,
-    classes: Sequence[str] | None = None,
-    palette: Sequence[Sequence[int]] | None = None,
-    boxes_as_masks: bool = False,
-) -> Dataset:
-    """Return a dataset of the toy format."""
-    records, names = _read_toy(Path(json_file), Path(image_root), classes)
-    return Dataset(lambda: records, names)
-
-
 TOY = Format(
     name="toy",
     title="Toys",
@@ -62,7 +52,7 @@ TOY = Format(
     read=_read_toy,
     source="Toys: a JSON",
     options={"zoom": ReadOption("--zoom", "a factor")},
-    dataset="tests.data.formats.test_registry.toy_dataset",
+    in_training=True,
     write={"toy": _write_toy},
 )
 
@@ -80,9 +70,16 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_format_is_one_entry(toy: Path, tmp_path: Path) -> None:
     assert detect_format(toy) == "toy"
-    dataset = annotated_dataset(str(toy), str(tmp_path))
-    assert dataset.classes == ("bear",)
-    assert [a["bbox"] for a in dataset.load()[0]["annotations"]] == [[1, 2, 3, 5]]
+    for options, box in (({}, [1, 2, 3, 5]), ({"zoom": "2", "attribute": "x"}, [2, 4, 6, 10])):
+        dataset = annotated_dataset(str(toy), str(tmp_path), palette=[[1, 2, 3]], **options)
+        assert dataset.classes == ("bear",)
+        assert dataset.metadata == {"thing_colors": [(1, 2, 3)], "image_root": str(tmp_path)}
+        assert [a["bbox"] for a in dataset.load()[0]["annotations"]] == [box]
+    named = annotated_dataset(str(toy), str(tmp_path), classes=["cub"], boxes_as_masks=True)
+    assert named.classes == ("cub",)
+    assert named.load()[0]["annotations"][0]["segmentation"] == [[1, 2, 3, 2, 3, 5, 1, 5]]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zom'"):
+        annotated_dataset(str(toy), str(tmp_path), zom="2")
 
     coco = tmp_path / "coco.json"
     assert "1 images, 1 objects, classes: bear" in convert_to_coco("toy", toy, tmp_path, coco)
@@ -93,6 +90,44 @@ def test_a_format_is_one_entry(toy: Path, tmp_path: Path) -> None:
 
     convert_from_coco(coco, "toy", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(toy.read_text())
+
+
+def test_every_writer_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = new_record("a/1.jpg", 1, (40, 30))
+    add_box(record, 0, [1, 2, 3, 5], LeftOut())
+    record["annotations"][0] |= {"iscrowd": 0, "area": 6.0}
+    for name, write in writers().items():
+        assert write([record], ("bear",), tmp_path / name, None)["images"] == 1, name
+    (image,) = json.loads((tmp_path / "coco").read_text())["images"]
+    assert image["file_name"] == "a/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "detect"),
+    [
+        ("toys.xml", "<?xml version='1.0'?><toys/>", lambda head: head.root == "toys"),
+        ("toys.txt", "# toys, 1\na.jpg\n", lambda head: head.first_line.startswith("# toys")),
+        ("toys.yml", "toys: 1\n", lambda head: head.first_line.startswith("toys:")),
+    ],
+)
+def test_a_format_of_any_kind_of_text_is_detected(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+    detect: Callable[[FileHead], bool],
+) -> None:
+    monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError):
+        detect_format(tmp_path / name)
+    read = lambda *_: ([new_record(str(tmp_path / "a.jpg"), 1, (4, 3))], ("bear",))  # noqa: E731
+    form = replace(TOY, detect=detect, read=read, options={})
+    monkeypatch.setitem(FORMATS, "toy", form)
+    assert detect_format(tmp_path / name) == "toy"
+    dataset = annotated_dataset(str(tmp_path / name), str(tmp_path))
+    assert dataset.classes == ("bear",) and len(dataset.load()) == 1
 
 
 def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -> None:
@@ -125,9 +160,9 @@ def test_the_documentation_lists_the_formats(repo: Path) -> None:
     converted = {form.name for form in converted_formats()} | {"coco"}
     expected = []
     for form in FORMATS.values():
-        training = "read as it is" if form.dataset else "convert it to COCO"
+        training = "read as it is" if form.in_training else "convert it to COCO"
         reads = f" `{form.name}`" if form.name in converted else ""
         writes = " " + ", ".join(f"`{name}`" for name in form.write) if form.write else ""
         expected.append(f"| {form.title} | {training} |{reads} |{writes} |")
-    assert rows == expected
+    assert rows == expected, "docs/datasets.md: the rows must be\n" + "\n".join(expected)
     assert set(writers()) == {name for form in FORMATS.values() for name in form.write}

@@ -26,8 +26,8 @@ def test_what_is_missing_is_named_with_its_archives(tiny_cityscapes: Path, tmp_p
     shutil.copytree(tiny_cityscapes, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="leftImg8bit/train holds 2 of 2,975 images"):
         check_cityscapes(tmp_path)
-    truth = tmp_path / "cityscapes" / "gtFine" / "val" / "town"
-    (truth / "town_000000_000019_gtFine_labelIds.png").unlink()
+    ground_truth = tmp_path / "cityscapes" / "gtFine" / "val" / "town"
+    (ground_truth / "town_000000_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(
         UserError, match=r"^\S+gtFine/val lacks 1 files, town/.*_labelIds.png the first"
     ):

@@ -1,4 +1,4 @@
-"""The tool: a COCO file and its images -> findings, a mended file, a page, and a status."""
+"""Check a COCO file and its images; write findings, a fixed file and a page."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ _CHANGES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Source:
-    """A file and what it is held against.
+    """A file, and what it is checked against.
 
     Attributes:
         json_file: the COCO JSON.
@@ -40,7 +40,7 @@ class Source:
         against: another COCO JSON, of the validation set, say,
         against_images: and its images' folder; None: that of `images`.
         decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
-        anchors: what object sizes are held against.
+        anchors: what object sizes are compared with.
         max_detections: objects that a model and a metric take in an image.
     """
 
@@ -54,7 +54,7 @@ class Source:
 
 
 def findings_of(source: Source) -> Callable[[CocoTable], list[Finding]]:
-    """The checks that a source asks for, as a function of columns.
+    """Return the checks that a source asks for, as a function of columns.
 
     It remembers the images, so that it can look at a mended file quickly.
 
@@ -101,7 +101,7 @@ def _album(
 def mend(
     source: Source, output: Path, check: Callable[[CocoTable], list[Finding]], drop: bool = False
 ) -> Fixed:
-    """Writes the file without its errors; `drop` is that of `fix`.
+    """Write the file without its errors; `drop` is that of `fix`.
 
     Raises:
         UserError: nothing would be left, an error has to stay (see
@@ -196,7 +196,7 @@ def lines(findings: list[Finding], fixing: bool = True) -> list[str]:
 
 
 def fixed_lines(fixed: Fixed, output: Path) -> list[str]:
-    """What a mending did, and what stays."""
+    """Say what was fixed, and what stays."""
     removed = sum(": removed: " in change for change in fixed.changes)
     made = [f"{output} written, {len(fixed.changes)} changes, {removed} of them removals"]
     made += [f"    {change}" for change in fixed.changes[:_CHANGES_SHOWN]]

@@ -221,12 +221,12 @@ class Finding:
 
 
 def finding(code: str, rows: Sequence[int], part: str, example: str, severity: str = "") -> Finding:
-    """A finding with the severity of its kind, unless another is given."""
+    """Return a finding with the severity of its kind, unless another is given."""
     where = [int(row) for row in rows]
-    return Finding(code, where, part, truncate_repr(example), severity or KINDS[code][0])
+    return Finding(code, where, part, printable(example), severity or KINDS[code][0])
 
 
-def truncate_repr(text: str, limit: int = 300) -> str:
+def printable(text: str, limit: int = 300) -> str:
     """Text of a file as one short line that any terminal and any encoding can show."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

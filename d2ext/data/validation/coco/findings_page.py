@@ -19,7 +19,7 @@ _CHANGES = 100_000
 def write_page(
     path: Path, source: "Source", c: CocoTable, findings: list[Finding], fixed: Fixed | None
 ) -> None:
-    """Writes the page; raises UserError where it cannot be."""
+    """Write the page; raises UserError where it cannot be."""
     html = page_template(Path(__file__).with_name("findings_page.html")).render(
         name=source.json_file.name,
         source=source,

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def integer(value: Any) -> int | None:
-    """The integer that 7, 7.0 and "7" mean; None for anything else, and beyond 2**53."""
+    """Return the integer that 7, 7.0 and "7" mean; None for anything else, and beyond 2**53."""
     value = number(value)
     if value is None or value != int(value) or abs(value) > 2**53:
         return None
@@ -13,7 +13,7 @@ def integer(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """The finite number that 7, 7.5 and "7.5" mean; None for anything else."""
+    """Return the finite number that 7, 7.5 and "7.5" mean; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -30,7 +30,7 @@ def number(value: Any) -> float | None:
 
 
 def numbers(values: Any) -> list[float] | None:
-    """A list of finite numbers; None for anything else."""
+    """Return a list of finite numbers; None for anything else."""
     if not isinstance(values, list):
         return None
     made = [number(v) for v in values]

@@ -40,7 +40,7 @@ def repeated(values: np.ndarray, good: np.ndarray) -> np.ndarray:
 
 
 def found(wanted: np.ndarray, known: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """The first good row of `known` for each wanted value; -1 where there is none."""
+    """Return the first good row of `known` for each wanted value; -1 where there is none."""
     rows = np.flatnonzero(good)
     if not len(rows):
         return np.full(len(wanted), -1)
@@ -50,13 +50,13 @@ def found(wanted: np.ndarray, known: np.ndarray, good: np.ndarray) -> np.ndarray
 
 
 def image_rows(c: CocoTable, annotations: np.ndarray | None = None) -> np.ndarray:
-    """The row in `images` of each annotation; -1 without one."""
+    """Return the row in `images` of each annotation; -1 without one."""
     wanted = c.image if annotations is None else c.image[annotations]
     return found(wanted, c.image_id, c.good["images"])
 
 
 def by_image(c: CocoTable) -> Callable[[int], np.ndarray]:
-    """Gives the rows of the good annotations of an image id."""
+    """Give the rows of the good annotations of an image id."""
     rows = np.flatnonzero(c.good["annotations"])
     rows = rows[np.argsort(c.image[rows], kind="stable")]
     ids = c.image[rows]
@@ -64,5 +64,5 @@ def by_image(c: CocoTable) -> Callable[[int], np.ndarray]:
 
 
 def category_rows(c: CocoTable) -> np.ndarray:
-    """The row in `categories` of each annotation; -1 without one."""
+    """Return the row in `categories` of each annotation; -1 without one."""
     return found(c.category, c.category_id, c.good["categories"])

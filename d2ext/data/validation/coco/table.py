@@ -18,8 +18,8 @@ from d2ext.data.formats.coco_file import (
     VALID,
     Decode,
     ValidAnnotation,
-    as_is_lists,
     convert_entries,
+    read_as_is,
     read_content,
     require_lists,
 )
@@ -35,7 +35,7 @@ _work: tuple = ()  # of such a process: all entries, and how they are decoded
 
 @dataclass(frozen=True)
 class CocoTable:
-    """What is looked at of a COCO file.
+    """The checked columns of a COCO file.
 
     Attributes:
         image_id, image_size: (I,) and (I, 2) width and height, and `image_name`, a list.
@@ -73,13 +73,13 @@ class CocoTable:
 
 
 def read_coco_table(json_file: str | Path) -> CocoTable:
-    """Reads a COCO file.
+    """Read a COCO file.
 
     Raises:
         UserError: it cannot be read, is no JSON, or lacks one of the three lists.
     """
     try:
-        return _columns(*as_is_lists(json_file))
+        return _columns(*read_as_is(json_file))
     except (ValueError, RecursionError):  # with a number that Python alone reads
         return coco_table(read_content(json_file), json_file)
 
@@ -161,7 +161,7 @@ def _annotations(
 
 
 def _parts(entries: list, decode: Decode) -> Iterator[tuple]:
-    """What `_part` makes of all entries; of many, by several processes."""
+    """Return what `_part` makes of all entries; many are split over several processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
         for first in range(0, len(entries), _CHUNK):
@@ -189,7 +189,7 @@ def _taken_part(first: int) -> tuple:
 
 
 def _part(first: int, entries: list, decode: Decode) -> tuple:
-    """The columns of `_CHUNK` entries from `first` on.
+    """Return the columns of `_CHUNK` entries from `first` on.
 
     Returns:
         `first`, what is wrong with entries by row from there, ids, marks, boxes, areas, whether one

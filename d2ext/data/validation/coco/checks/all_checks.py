@@ -32,7 +32,7 @@ def fast_findings(
     images: str | Path | None = None,
     max_detections: int = MAX_DETECTIONS,
 ) -> list[Finding]:
-    """What a COCO file shows without its images.
+    """Return the findings in a COCO file that need no images.
 
     Args:
         content: the file, what is in it, or its columns.

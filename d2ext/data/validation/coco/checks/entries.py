@@ -78,7 +78,7 @@ def categories(c: CocoTable) -> Iterator[Finding]:
 
 
 def annotation_ids(c: CocoTable) -> Iterator[Finding]:
-    """The id 0, and ids that appear twice."""
+    """Yield the id 0, and ids that appear twice."""
     good = c.good["annotations"]
     zero = np.flatnonzero(good & (c.id == 0))
     if len(zero):
@@ -123,7 +123,7 @@ def repetitions(c: CocoTable) -> Iterator[Finding]:
 
 
 def demojibake(name: str) -> str | None:
-    """The name, where it is UTF-8 that was read as Latin-1 or Windows' code page 1252."""
+    """Return the name, where it is UTF-8 that was read as Latin-1 or Windows' code page 1252."""
     if name.isascii():
         return None
     for encoding in ("cp1252", "latin-1"):

@@ -231,7 +231,7 @@ def _rle_size(m: Mending, f: Finding) -> None:
 
 
 def _drop_mask(m: Mending, row: int, why: str) -> None:
-    """Removes a mask; with the annotation where that has no box."""
+    """Remove a mask; with the annotation where that has no box."""
     if not (entry := m.get("annotations", row)):
         return
     if entry.get("bbox") and min(entry["bbox"][2:]) > 0:

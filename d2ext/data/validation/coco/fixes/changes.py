@@ -8,7 +8,7 @@ from typing import Any
 
 from d2ext.data.formats.coco_file import PARTS
 from d2ext.data.validation.coco import json_numbers
-from d2ext.data.validation.coco.finding import truncate_repr
+from d2ext.data.validation.coco.finding import printable
 from d2ext.data.validation.coco.table import CocoTable
 
 _GONE: Any = object()
@@ -49,31 +49,31 @@ class Mending:
         return len(self.changes)
 
     def begin(self, columns: CocoTable) -> None:
-        """Begins a round."""
+        """Begin a round."""
         self.columns = columns
         self._ids, self._fresh, self._names = {}, {}, {}
 
     def end(self) -> None:
-        """Ends a round: what was removed goes."""
+        """End a round: what was removed goes."""
         for part in PARTS:
             kept = [i for i, e in enumerate(self.content[part]) if e is not _GONE]
             self.content[part] = [self.content[part][i] for i in kept]
             self._origin[part] = [self._origin[part][i] for i in kept]
 
     def get(self, part: str, row: int) -> Any:
-        """The entry, or None where it is removed already."""
+        """Return the entry, or None where it is removed already."""
         entry = self.content[part][row]
         return None if entry is _GONE else entry
 
     def set(self, part: str, row: int, what: str, **values: Any) -> None:
-        """Changes an entry's values; a value of None removes the key."""
+        """Change an entry's values; a value of None removes the key."""
         entry = {**self.content[part][row], **values}
         removed = {k for k, v in values.items() if v is None}
         self.content[part][row] = {k: v for k, v in entry.items() if k not in removed}
         self.note(part, row, what)
 
     def replace(self, part: str, row: int, entry: dict, what: str) -> None:
-        """Puts another entry in its place."""
+        """Put another entry in its place."""
         self.content[part][row] = entry
         self.note(part, row, what)
 
@@ -89,28 +89,28 @@ class Mending:
             self.remove(part, row, why)
 
     def remove(self, part: str, row: int, why: str) -> None:
-        """Removes an entry."""
+        """Remove an entry."""
         if self.get(part, row) is not None or self.content[part][row] is None:
             self.content[part][row] = _GONE
             self.note(part, row, f"removed: {why}")
 
     def add(self, part: str, entry: dict, what: str) -> None:
-        """Appends an entry."""
+        """Append an entry."""
         self.content[part].append(entry)
         self._origin[part].append(None)
         self.note(part, len(self.content[part]) - 1, what)
 
     def note(self, part: str, row: int, what: str) -> None:
-        """Notes a change."""
-        self.changes.append(truncate_repr(f"{self.where(part, row)}: {what}"))
+        """Note a change."""
+        self.changes.append(printable(f"{self.where(part, row)}: {what}"))
 
     def where(self, part: str, row: int) -> str:
-        """The place that an entry had in the file."""
+        """Return the place that an entry had in the file."""
         origin = self._origin[part][row]
         return "a new entry" if origin is None else f"{part}[{origin}]"
 
     def fresh_id(self, part: str) -> int:
-        """The smallest id from 1 that no entry has and no annotation refers to."""
+        """Return the smallest id from 1 that no entry has and no annotation refers to."""
         if part not in self._fresh:
             taken = {*self._taken(part), *self.of_text[part].values()}
             if key := _REFERENCES.get(part):
@@ -120,7 +120,7 @@ class Mending:
         return next(self._fresh[part])
 
     def integer_id(self, part: str, value: Any) -> int:
-        """The id of an entry as an integer; "x" is the same one wherever it is referred to."""
+        """Return an entry's id as an integer; "x" is the same one wherever it is referred to."""
         number = json_numbers.integer(value)
         if isinstance(value, str):
             # "7" is a 7, and so is "07", unless there is a 7 besides.
@@ -131,7 +131,7 @@ class Mending:
         return self.fresh_id(part) if number is None else number
 
     def reference(self, part: str, value: Any) -> int | None:
-        """The id that an annotation refers to, as `integer_id` has made it; None if it is none.
+        """Return the id that an annotation refers to, as `integer_id` made it, or None.
 
         A category may be referred to by its name, and an image by its file name, or the last part
         of it without its suffix, if one image alone has that. Another text gets an id.
@@ -155,7 +155,7 @@ class Mending:
         return self._names[part]
 
     def _taken(self, part: str) -> Counter:
-        """How often each integer is an id; "7" is a 7 that is not mended yet."""
+        """Count each integer among the ids; "7" is a 7 that is not fixed yet."""
         if part not in self._ids:
             entries = (e for e in self.content[part] if isinstance(e, dict))
             self._ids[part] = Counter(json_numbers.integer(e.get("id")) for e in entries)
@@ -174,5 +174,5 @@ def _spellings(part: str, entry: dict) -> set[str]:
 
 
 def as_json(value: Any) -> str:
-    """A value for a note."""
+    """Return a value for a note."""
     return json.dumps(value, default=str)

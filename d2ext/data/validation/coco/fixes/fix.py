@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from d2ext.data.validation.coco.finding import ERROR, Finding, truncate_repr
+from d2ext.data.validation.coco.finding import ERROR, Finding, printable
 from d2ext.data.validation.coco.fixes import annotations, image_sizes, images_and_categories
 from d2ext.data.validation.coco.fixes.changes import Mending
 from d2ext.data.validation.coco.table import CocoTable, coco_table
@@ -72,7 +72,7 @@ def fix(
     own: bool = False,
     drop: bool = False,
 ) -> Fixed:
-    """Fixes what can be fixed; what was right is left as it was.
+    """Fix what can be fixed; leave the rest as it was.
 
     Only what no one could use is removed: an annotation without box and mask, say, or a copy.
     Annotations keep their ids but for those that are 0, missing or taken.
@@ -129,7 +129,7 @@ def _staying(m: Mending, errors: Sequence[Finding]) -> str:
     if f.part == "images":
         names = [f"{n} ({_image(m, f, i)})" for n, i in zip(names, f.rows, strict=False)]
     rest = f", and {f.count - _NAMED} more" if f.count > _NAMED else ""
-    places = truncate_repr(", ".join(names), 1000) + rest
+    places = printable(", ".join(names), 1000) + rest
     remedy = STAYING.get(f.code, "correct them")
     if f.code in DROPPED and not m.drop:
         remedy += "; --drop-unusable removes those that cannot be repaired"

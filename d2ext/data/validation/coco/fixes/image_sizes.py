@@ -61,7 +61,7 @@ class Move:
         return self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
 
     def points(self, flat: Sequence[float]) -> list[float]:
-        """Moves [x0, y0, x1, y1, ...]."""
+        """Move [x0, y0, x1, y1, ...]."""
         sides = (flat[1::2], flat[::2]) if self._swapped else (flat[::2], flat[1::2])
         moved = []
         for values, scale, mirrored, length in zip(
@@ -71,13 +71,13 @@ class Move:
         return list(chain.from_iterable(zip(*moved, strict=True)))
 
     def box(self, box: Sequence[float]) -> list[float]:
-        """Moves x, y, width, height."""
+        """Move x, y, width, height."""
         x, y, w, h = box
         x0, y0, x1, y1 = self.points([x, y, x + w, y + h])
         return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
 
     def rle(self, rle: dict) -> dict:
-        """Moves a sound mask; each new pixel is what is at its centre."""
+        """Move a sound mask; each new pixel is what is at its centre."""
         from pycocotools import mask
 
         pixels = mask.decode(compressed(rle))
@@ -90,7 +90,7 @@ class Move:
         return compressed(mask.encode(np.asfortranarray(pixels[np.ix_(rows, columns)])))
 
     def keypoints(self, flat: Sequence[float]) -> list[float]:
-        """Moves [x0, y0, v0, ...]; those that are not labelled (v is 0) stay (0, 0)."""
+        """Move [x0, y0, v0, ...]; those that are not labelled (v is 0) stay (0, 0)."""
         points = [p for i in range(0, len(flat), 3) for p in flat[i : i + 2]]
         moved, seen = self.points(points), flat[2::3]
         pairs = (moved[i : i + 2] for i in range(0, len(moved), 2))
@@ -98,7 +98,7 @@ class Move:
         return list(chain.from_iterable(made))
 
     def annotation(self, entry: dict, sound: bool) -> dict:
-        """The values of an annotation that change; `sound` says whether an RLE can be moved."""
+        """Return an annotation's changed values; `sound` says whether an RLE can be moved."""
         made: dict[str, Any] = {}
         if (box := entry.get("bbox")) and min(box[2:]) > 0:
             made["bbox"] = self.box(box)
@@ -168,7 +168,7 @@ def _image_size(m: Mending, f: Finding) -> None:
 
 
 def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
-    """Of annotations, whether all that they have lies in an image of that size."""
+    """Return for each annotation whether all of it lies in an image of that size."""
     fit = ~c.masks.rle[rows] | (c.masks.rle_size[rows] == size).all(1)
     for box in (c.box[rows], c.masks.extent[rows]):  # NaN, for none, is nowhere outside
         with np.errstate(over="ignore", invalid="ignore"):
@@ -178,7 +178,7 @@ def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _move(old: Size, photo: Photo) -> Move | None:
-    """What makes an annotated image of the size `old` the photo; None where size does not tell."""
+    """Return the transform from the size `old` to the photo; None where sizes do not decide."""
     is_turned = photo.orientation != 1
     if is_turned and old == photo.stored:
         return Move(old, photo.size, photo.orientation)

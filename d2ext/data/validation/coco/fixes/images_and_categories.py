@@ -19,7 +19,7 @@ from d2ext.data.formats.json_io import files_in
 from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.checks.entries import demojibake
 from d2ext.data.validation.coco.checks.image_files import Photo
-from d2ext.data.validation.coco.finding import Finding, truncate_repr
+from d2ext.data.validation.coco.finding import Finding, printable
 from d2ext.data.validation.coco.fixes.changes import Mending, as_json
 from d2ext.data.validation.coco.fixes.image_sizes import Size, frame
 from d2ext.errors import UserError
@@ -38,7 +38,7 @@ class Files:
     look: Callable[[list[str]], Mapping[str, Photo]]
 
     def photo(self, name: Any) -> Photo | None:
-        """The readable image of that name, else None."""
+        """Return the readable image of that name, else None."""
         found = self.look([name]).get(name) if isinstance(name, str) and name else None
         return found if found and found.size else None
 
@@ -176,7 +176,7 @@ def _image_malformed(m: Mending, f: Finding) -> None:
 def _needs_files(m: Mending, row: int, what: str) -> None:
     """Objects must not go only because nobody looked."""
     if not m.files:
-        where = truncate_repr(f"{m.where('images', row)}: {what}")
+        where = printable(f"{m.where('images', row)}: {what}")
         raise UserError(f"{where}; to fix it, give --images and the folder of the images")
 
 

@@ -31,9 +31,9 @@ def of_a_run(tmp_path, monkeypatch):
 
     def load(file) -> GroundTruth:
         made = L(coco_dataset)(json_file=str(file), image_root=str(tmp_path))
-        register_datasets({"one_truth": made})
-        records = DatasetCatalog.get("one_truth")
-        return ground_truth_columns(records, MetadataCatalog.get("one_truth").thing_classes)
+        register_datasets({"one_ground_truth": made})
+        records = DatasetCatalog.get("one_ground_truth")
+        return ground_truth_columns(records, MetadataCatalog.get("one_ground_truth").thing_classes)
 
     yield load
     unregister_datasets()
