@@ -490,6 +490,7 @@ def _film(file: str, photo: Path) -> None:
 
 def _fake_slurm(monkeypatch) -> None:
     """Commands that answer as a login node's do, and DIR, a run that is over."""
+    from d2ext.run_dir.schema import Submission
     from d2ext.slurm.record import new_record
 
     answers = {"sbatch": "", "srun": "", "squeue": "", "sinfo": "dev*|1:00:00|1:00:00"}
@@ -501,7 +502,7 @@ def _fake_slurm(monkeypatch) -> None:
     Path("DIR").mkdir()
     Path("DIR", "log").write_text("iteration 1\n")
     record = new_record(Path("DIR"), "1")
-    record.submitted(job="7", cluster="slurm", log="DIR/log")
+    record.submitted(Submission(job="7", cluster="slurm", log="DIR/log"))
     record.begin(0, "node1", None)
     record.end("finished", 0)
 
