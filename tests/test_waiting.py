@@ -157,7 +157,7 @@ import sys, time
 from pathlib import Path
 import d2ext.waiting
 from d2ext.launch.collectives import broadcast_from_rank0
-from d2ext.launch.topology import Layout
+from d2ext.launch.topology import Topology
 from d2ext.launch.spawn import start_ranks
 
 d2ext.waiting.DELAY = 0.5
@@ -181,7 +181,7 @@ def test_ranks_that_wait_for_others(repo, tmp_path):
     errors = [tmp_path / f"rank{rank}.err" for rank in (0, 1)]
     meeting = "all 2 processes to start and meet at tcp://127.0.0.1"
     for rank in (0, 1):
-        layout = f"Layout('torchrun', 2, {rank}, 1, 'tcp://127.0.0.1:{port}', {rank})"
+        layout = f"Topology('torchrun', 2, {rank}, 1, 'tcp://127.0.0.1:{port}', {rank})"
         (tmp_path / f"rank{rank}.py").write_text(RANKS.replace("LAYOUT", layout))
         env = {**os.environ, "PYTHONPATH": str(repo), "MASTER_ADDR": "127.0.0.1"}
         env |= {"MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
