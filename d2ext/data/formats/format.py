@@ -53,6 +53,10 @@ class Format:
     write: Mapping[str, Callable[..., Mapping[str, int]]] = field(default_factory=dict)
 
 
+# Filled by `registry.py`, whose readers use this module as well.
+FORMATS: dict[str, Format] = {}
+
+
 def convert_advice(what: str, name: str, source: str = "{file}") -> str:
     """Return the `advice` for a format that convert_dataset.py reads.
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from d2ext.data.formats.file_head import ARCHIVES, FileHead, read_head
+from d2ext.data.formats.format import FORMATS
 
 _COCO_EXPORT = "export the annotations as COCO there instead"
 # Formats that are not read, and what a command says of such a file.
@@ -51,9 +52,6 @@ def advice(path: str | Path, *wanted: str) -> str:
         head = read_head(content, path.suffix.lower())
     except (OSError, ValueError, RecursionError):
         return ""
-    # The readers in the registry import this module.
-    from d2ext.data.formats.registry import FORMATS
-
     for form in FORMATS.values():
         if form.detect(head):
             if form.name in wanted:

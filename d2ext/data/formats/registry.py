@@ -13,9 +13,9 @@ from d2ext.data.formats import (
     voc,
     yolo,
 )
-from d2ext.data.formats.format import Format
+from d2ext.data.formats.format import FORMATS, Format
 
-FORMATS: dict[str, Format] = {
+FORMATS |= {
     form.name: form
     for form in (
         coco.FORMAT,
