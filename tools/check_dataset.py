@@ -85,8 +85,9 @@ def main() -> int:
         raise UserError("--drop-unusable without --fix OUT.json: name the file to write, too")
     if args.against_images and not args.against:
         raise UserError("--against-images without --against: name the other file, too")
-    from d2ext.data.validation.coco.check_file import Source, check_coco_file
+    from d2ext.data.validation.coco.check_file import check_coco_file
     from d2ext.data.validation.coco.checks.statistics import Anchors
+    from d2ext.data.validation.coco.source import Source
 
     source = Source(
         args.json,

@@ -3,13 +3,12 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from d2ext.data.formats.coco_file import read_content
-from d2ext.data.validation.coco.checks.all_checks import MAX_DETECTIONS, fast_findings, in_order
+from d2ext.data.validation.coco.checks.all_checks import fast_findings, in_order
 from d2ext.data.validation.coco.checks.image_files import (
     DECODED_BY_ITSELF,
     Photo,
@@ -18,39 +17,16 @@ from d2ext.data.validation.coco.checks.image_files import (
     image_files,
     look,
 )
-from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
+from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import CocoTable, read_coco_table
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
 
 logger = logging.getLogger(__name__)
 _CHANGES_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file, and what it is checked against.
-
-    Attributes:
-        json_file: the COCO JSON.
-        images: the folder of its images; None: they are not looked at.
-        against: another COCO JSON, of the validation set, say,
-        against_images: and its images' folder; None: that of `images`.
-        decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
-        anchors: what object sizes are compared with.
-        max_detections: objects that a model and a metric take in an image.
-    """
-
-    json_file: Path
-    images: Path | None = None
-    against: Path | None = None
-    against_images: Path | None = None
-    decode: bool | None = None
-    anchors: Anchors = field(default_factory=Anchors)
-    max_detections: int = MAX_DETECTIONS
 
 
 def findings_of(source: Source) -> Callable[[CocoTable], list[Finding]]:

@@ -1,23 +1,20 @@
 """Findings as one self-contained page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from d2ext.data.validation.coco.finding import SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed
+from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import CocoTable
 from d2ext.files import atomic_write
 from d2ext.html import page_template
-
-if TYPE_CHECKING:
-    from d2ext.data.validation.coco.check_file import Source
 
 _PLACES = 50  # rows that are named for each finding
 _CHANGES = 100_000
 
 
 def write_page(
-    path: Path, source: "Source", c: CocoTable, findings: list[Finding], fixed: Fixed | None
+    path: Path, source: Source, c: CocoTable, findings: list[Finding], fixed: Fixed | None
 ) -> None:
     """Write the page; raises UserError where it cannot be."""
     html = page_template(Path(__file__).with_name("findings_page.html")).render(

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.validation.coco.check_file import Source, findings_of
+from d2ext.data.validation.coco.check_file import findings_of
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import KINDS, Finding
+from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
 

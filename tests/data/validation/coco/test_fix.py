@@ -17,12 +17,13 @@ from pycocotools import mask
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_file import PARTS, read_content
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import Source, check_coco_file, findings_of, mend
+from d2ext.data.validation.coco.check_file import check_coco_file, findings_of, mend
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.coco.fixes.fix import REMEDIES, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
 from d2ext.data.validation.coco.json_numbers import integer, numbers
+from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import coco_table, read_coco_table
 from d2ext.errors import UserError
 from tests.data.validation.coco.conftest import draw_photos, made

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.validation.coco.check_file import Source, findings_of, mend
+from d2ext.data.validation.coco.check_file import findings_of, mend
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.fixes.fix import fix
+from d2ext.data.validation.coco.source import Source
 from d2ext.errors import UserError
 from tests.data.validation.coco.conftest import annotation, made
 

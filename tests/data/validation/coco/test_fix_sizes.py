@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from pycocotools import mask
 
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import Fixed, Source, findings_of, mend
+from d2ext.data.validation.coco.check_file import Fixed, findings_of, mend
 from d2ext.data.validation.coco.finding import ERROR
+from d2ext.data.validation.coco.source import Source
 from d2ext.errors import UserError
 from tests.data.validation.coco.conftest import annotation
 
