@@ -146,6 +146,7 @@ class Run:
             options.clip_grad_norm,
             NonFinitePolicy(options.bad_loss.policy, options.bad_loss.max_skipped),
             functools.partial(misfits_explained, self.cfg, self.state.model),
+            self.checkpointer.save_stopped if comm.is_main_process() else lambda: None,
         )
         memory = dict(self.state.resumed)
         load_hook_states(self.user_hooks, memory.get("hooks", []))
@@ -313,6 +314,7 @@ class Run:
             LearningRateHook(state.optimizer, self.multiplier),
             IterationTimer(),
             *self.user_hooks,
+            OnTrainStart(lambda: broadcast_from_rank0(self._check_hook_states)),
         ]
         if state.average:
             hooks.append(AverageWeightsHook(state.average, state.model))
@@ -336,6 +338,13 @@ class Run:
         warn_of_changes(self.state.resumed, self.fingerprint)
         if save_config(self.original_cfg, self.output_dir):
             write_repro_command(self.output_dir, self.command.start)
+
+    def _check_hook_states(self) -> None:
+        """Raise a UserError on all ranks if a state cannot be saved, not in the first checkpoint.
+
+        User hooks may create their state in `before_train`, which precedes this.
+        """
+        hook_states(self.user_hooks)
 
     def _checkpoint(self, iteration: int) -> dict[str, Any]:
         """Return the content of a checkpoint after `iteration` iterations."""

@@ -155,18 +155,6 @@ def test_each_hook_of_a_class_has_its_state_back(tmp_path):
     assert (one.count, ten.count) == (5, 50)
 
 
-def test_states_of_version_0_1_load():
-    """They are stored by the number among the hooks of a class, in a list of all hooks."""
-    hooks = [Counts(1), Other(), Counts(10)]
-    _train(hooks, steps=3)
-    states = [{**entry, "number": i} for i, entry in enumerate(hook_states(hooks))]
-    for entry in states:
-        del entry["position"]
-    one, ten = Counts(1), Counts(10)
-    _train([Other(), one, ten], 5, 3, states)
-    assert (one.count, ten.count) == (5, 50)
-
-
 def test_a_state_that_nobody_takes_is_reported(caplog):
     class Forgets(HookBase):
         def state_dict(self):
