@@ -135,7 +135,7 @@ class Run:
             options.checkpointer.asynchronous,
         )
         self.trainer = Trainer(
-            distributed(FiniteLossGuard(self.state.model), self.cfg, self.plan.device),
+            distributed(FiniteLossGuard(self.state.model), options.ddp, self.plan.device),
             self.state.optimizer,
             self.loader,
             self._hooks(),
@@ -235,20 +235,28 @@ class Run:
         broadcast_weights(model)
 
     def _build_training(self) -> None:
-        cfg, dataset = self.cfg, None
+        cfg = self.cfg
         self.state = TrainState.create(cfg, self.plan)
         self.evaluated = self.state.evaluated
         if self.options.compile.enabled:
             compile_backbone(self.state.model, self.options.compile)
         self.multiplier = build_multiplier(cfg, self.schedule)
-        if self.plan.built:
-            # Taken out of the plan: the loader makes a compact copy, and frees the original.
-            dataset, self.plan.built.train_dataset = self.plan.built.train_dataset, None
-        self.loader = build_train_loader(cfg, self.state.start_iter, dataset)
+        self.loader = build_train_loader(cfg, self.state.start_iter, self._take_train_dataset())
         self.suite = None
         if self.plan.validate:
             self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
         self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
+
+    def _take_train_dataset(self) -> Any:
+        """Return the dataset that preflight built, or None.
+
+        The plan no longer holds it then: the loader makes a compact copy, and frees the original.
+        """
+        built = self.plan.built
+        if built is None:
+            return None
+        dataset, built.train_dataset = built.train_dataset, None
+        return dataset
 
     def _open_run_dir(self) -> Results:
         """Lock the run directory and start its files, on rank 0."""

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 from d2ext._compat import gloo_group, set_group_timeout
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import DDP
 from d2ext.errors import UserError, user_message
 from d2ext.launch.signals import REASONS
 from d2ext.waiting import waiting_for
@@ -90,12 +90,11 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
-    """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
+def distributed(model: nn.Module, options: DDP, device: str) -> nn.Module:
+    """Wrap a model to average gradients over the ranks; return it as it is in a single process."""
     if comm.get_world_size() == 1:
         return model
     ids = [torch.cuda.current_device()] if device == "cuda" else None
-    options = TrainOptions.from_config(cfg.train).ddp
     return create_ddp_model(model, **{"device_ids": ids, **options.arguments()})
 
 

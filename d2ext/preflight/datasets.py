@@ -30,12 +30,12 @@ from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
 
 
-def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
     """Read and check every dataset; their classes must agree by name and order.
 
     Args:
         cfg: Config returned by `load_config`.
-        splits: train, val or test to its loader's config.
+        loaders: train, val or test to its loader's config.
 
     Returns:
         `Plan.datasets`, the class names, and the table to print.
@@ -45,7 +45,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
     """
     datasets, classes, first, notes = {}, None, None, []
     summaries: dict[str, DatasetSummary] = {}
-    for split, loader in splits.items():
+    for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
             raise UserError(f"{field} is null: give it, or train with --no-validate")
@@ -74,8 +74,8 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
             if name in datasets:
                 continue
             use = "trained on" if split == "train" else "evaluated"
-            about = metadata.as_dict() | counts_of(name)
-            summary = check_dataset_dicts(name, records, mine, about, use)
+            known = metadata.as_dict() | counts_of(name)
+            summary = check_dataset_dicts(name, records, mine, known, use)
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
                 check_heads(cfg, name, records)
@@ -90,7 +90,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
         if split == "train":
             check_trainable(list(summaries.values()))
     tested = [
-        name for split, loader in splits.items() if split != "train" for name in test_sets(loader)
+        name for split, loader in loaders.items() if split != "train" for name in test_sets(loader)
     ]
     notes += detection_notes(cfg, summaries, tested)
     table = [
