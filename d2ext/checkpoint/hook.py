@@ -1,4 +1,4 @@
-"""When checkpoints are written, and by which thread."""
+"""Write checkpoints when they are due, optionally in a thread of their own."""
 
 import copy
 import logging
@@ -32,14 +32,14 @@ _TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
 class CheckpointHook(HookBase):
     """Write a checkpoint at each period, at the end, and when a signal stops the run.
 
-    The trainer calls `save_stopped` when a run stops before its end.
+    `save_stopped` is the trainer's `on_stop`.
 
     Args:
-        folder: output directory.
-        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
-        keep: number of periodic checkpoints to keep; 0 keeps all.
-        content: returns the checkpoint's content after so many iterations.
-        asynchronous: write periodic ones beside the training, from a copy in the CPU's memory.
+        folder: Output directory.
+        schedule: Schedule of the run; names are `epoch_<n>.pth` if the period counts epochs.
+        keep: Number of periodic checkpoints to keep; 0 keeps all.
+        content: Returns the content of a checkpoint after a number of iterations.
+        asynchronous: Write periodic ones during the training, from a copy in the CPU's memory.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CheckpointHook(HookBase):
             self._save(iteration, asynchronous=False)
 
     def save_best(self, iteration: int) -> None:
-        """Keeps the present state as `model_best.pth`; a resume does not take it."""
+        """Save the state as `model_best.pth`, which a resume does not take."""
         if self._saved == iteration:
             self.save_now(iteration)
             link_checkpoint(self._path, BEST)
@@ -138,10 +138,10 @@ class CheckpointHook(HookBase):
 
 
 class _Writer:
-    """A thread for one file at a time.
+    """Write one file at a time in a thread.
 
     Attributes:
-        error: what went wrong in it, until `end` takes it.
+        error: Exception of the last write, until `end` returns it; None if it succeeded.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class _Writer:
         self.error: BaseException | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Begins to write; the one before must have ended."""
+        """Start to write; the write before must have ended."""
 
         def run() -> None:
             try:
@@ -157,26 +157,27 @@ class _Writer:
             except BaseException as e:
                 self.error = e
 
-        # A daemon: whoever presses Ctrl-C twice does not wait, and the last save is waited for.
+        # A daemon thread, so that a second Ctrl-C does not wait for the disk; the last save is
+        # awaited.
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread:
             with waiting_for("the checkpoint that is being written", _TO_GIVE_UP):
                 self._thread.join()
             self._thread = None
 
     def end(self) -> BaseException | None:
-        """Waits, and returns what went wrong, once."""
+        """Wait for the write; return its exception and forget it."""
         self.wait()
         error, self.error = self.error, None
         return error
 
 
 def _copied(content: Any) -> Any:
-    """The content with its tensors in memory of their own, which training does not change."""
+    """Return the content with copies of its tensors, which the next steps do not change."""
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):

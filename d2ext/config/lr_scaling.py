@@ -1,4 +1,4 @@
-"""From the workers a recipe was tuned for to the workers at hand: `--auto-scale-lr`.
+"""Scale a recipe from the workers it was tuned for to those of a run: `--auto-scale-lr`.
 
 A worker is one process (one GPU); a batch is the images of one optimizer step, over all workers and
 micro-batches. A recipe states the R workers (`train.reference_world_size`) and the batch of B
@@ -44,7 +44,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ScalingReport(msgspec.Struct, frozen=True):
-    """What `scale_config` did; also the content of scaling.json in a run directory.
+    """Report what `scale_config` did; also the content of scaling.json in a run directory.
 
     Attributes:
         reference_world_size: R, the workers that the recipe was tuned for.
@@ -69,7 +69,7 @@ class ScalingReport(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for a terminal; one line if nothing changed."""
+        """Return the report for a terminal; one line if nothing changed."""
         now = f"{plural(self.world_size, 'worker')}, {plural(self.batch_size, 'image')} a step"
         tuned = f"{plural(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
         if self.scale == 1:
@@ -85,7 +85,7 @@ class ScalingReport(msgspec.Struct, frozen=True):
 
 
 def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
-    """Scales a recipe to `world_size` workers; the input stays as it is.
+    """Return a recipe scaled to `world_size` workers, and a report; the input does not change.
 
     The batch becomes A = W*B/R, so that a worker keeps its images, unless the user set
     `dataloader.train.total_batch_size`: in a recipe that is an interpolation of B, and a number is
@@ -153,7 +153,7 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
 
 
 def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1) -> None:
-    """Raises UserError unless a batch divides among workers and their micro-batches."""
+    """Raise UserError unless a batch divides among workers and their micro-batches."""
     if not isinstance(accumulate, int) or accumulate < 1:
         raise UserError(f"train.accumulate={accumulate!r}: give 1 or more micro-batches")
     if batch_size <= 0:
@@ -172,7 +172,7 @@ def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1
 
 
 def check_name(config_name: str, reference_world_size: int, reference_batch_size: int) -> None:
-    """Raises UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
+    """Raise UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
 
     `_32x4d_` is a ResNeXt width; a name without `_NxM_` says nothing.
     """
@@ -286,7 +286,7 @@ def _warmup(cfg: Any, options: TrainOptions, scale: Fraction) -> _Plan:
 
 
 def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
-    """(path, parent) of every field below a node; interpolations are not entered."""
+    """Yield (path, parent) of every field below a node; interpolations are not entered."""
     if not isinstance(node, (DictConfig, ListConfig)):
         return
     for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
@@ -296,7 +296,7 @@ def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
 
 
 def _write(cfg: Any, plan: _Plan) -> None:
-    """Sets plain fields first, then those interpolations that did not follow by themselves."""
+    """Set plain fields first, then those interpolations that did not follow by themselves."""
     for interpolations in (False, True):
         for (*parents, last), (_, value) in plan.items():
             node = functools.reduce(operator.getitem, parents, cfg)

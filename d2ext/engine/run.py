@@ -1,4 +1,4 @@
-"""One run, from a checked plan to a run directory with results."""
+"""Execute a run, from a checked plan to a run directory with results."""
 
 import functools
 import logging
@@ -87,7 +87,17 @@ class Run:
         cfg: Config with the values of this run's world size, set by `setup`.
         options: Its section `train`.
         schedule: Schedule of a training; None for an evaluation.
-        results: Results of the evaluations so far, on rank 0; set by `setup`.
+        user_hooks: Hooks of `train.hooks`, then those of the caller; complete after `setup`.
+        state: Model, optimizer, loss scaler and averaged weights; set by `setup` of a training.
+        multiplier: Learning rate schedule; set by `setup` of a training.
+        loader: Loader of the training set; set by `setup` of a training.
+        suite: Test sets and metrics, None for a training without evaluations; set by `setup`.
+        evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
+        results: Results of the evaluations so far, complete on rank 0; set by `setup`.
+        checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
+        trainer: The training loop; set by `train`.
+        started: Start of the loop, seconds on the monotonic clock; set by `train`.
+        fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
     """
 
     def __init__(

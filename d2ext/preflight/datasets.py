@@ -1,4 +1,4 @@
-"""The datasets that a run reads, checked before anything is built."""
+"""Check the datasets that a run reads before anything is built."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -110,7 +110,7 @@ def _map(field: str, loader: Any, record: dict) -> Any:
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:
-    """Stops on the errors that tools/check_dataset.py finds in a COCO file without its images."""
+    """Raise a UserError for errors that tools/check_dataset.py finds in a COCO file alone."""
     command = checker_command(json_file, image_root)
 
     def errors() -> list[str]:
@@ -126,7 +126,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
 
 
 def _mask_format(loader: Any) -> str | None:
-    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
+    """Return the masks that a training mapper makes, polygon or bitmask; None if it makes none."""
     mapper = loader.get("mapper") or {}
     if not mapper.get("use_instance_mask", False):
         return None

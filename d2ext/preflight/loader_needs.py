@@ -1,4 +1,4 @@
-"""What the loader workers of a run need of the machine: shared memory and open files."""
+"""Check that the machine has the shared memory and open files that loader workers need."""
 
 import copy
 import io
@@ -95,7 +95,7 @@ def _tensors_of(sample: dict) -> tuple[int, int]:
 
 
 class _TensorCounter(pickle.Pickler):
-    """Finds the tensors of any object as the way to another process finds them."""
+    """Count the tensors in an object, as pickling to another process finds them."""
 
     nbytes = count = 0
 

@@ -5,7 +5,7 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,7 @@ def plan_run(
         name for key, loader in loaders.items() if key != "train" for name in test_sets(loader)
     ]
     best = best_metric(options, tested) if validate and not eval_only else None
-    masks = _predicts_masks(cfg)
-    check_metrics(
-        cfg.evaluators,
-        _required_results(expect, best),
-        {name: (classes, masks and datasets[name].masks) for name in tested},
-    )
+    _check_results(cfg, classes, {name: datasets[name] for name in tested}, expect, best)
 
     schedule = train_dataset = None
     if eval_only:
@@ -256,18 +251,21 @@ def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:
     return loaders
 
 
-def _predicts_masks(cfg: Any) -> bool:
-    """Return whether the model predicts masks, as models without `roi_heads` may."""
-    heads = cfg.model.get("roi_heads")
-    return heads is None or heads.get("mask_head") is not None
-
-
-def _required_results(expect: Sequence[str], best: str | None) -> dict[str, str]:
-    """Return option to the key of the result that it refers to."""
-    required = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
+def _check_results(
+    cfg: Any,
+    classes: Sequence[str],
+    tested: Mapping[str, DatasetInfo],
+    expect: Sequence[str],
+    best: str | None,
+) -> None:
+    """Check that the metrics will give the results that `--expect` and `train.best` refer to."""
+    wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
-        required["train.best.metric"] = best
-    return required
+        wanted["train.best.metric"] = best
+    heads = cfg.model.get("roi_heads")
+    masks = heads is None or heads.get("mask_head") is not None
+    sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
+    check_metrics(cfg.evaluators, wanted, sets)
 
 
 def _train_dataset(cfg: Any) -> Any:

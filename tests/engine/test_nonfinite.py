@@ -50,7 +50,8 @@ def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, *
     nonfinite = NonFinitePolicy(policy, most)
     batches = _batches(bad)
     wrapped = wrap(FiniteLossGuard(model))
-    trainer = Trainer(wrapped, optimizer, batches, [], 7, accumulate, nonfinite=nonfinite, **options)
+    options |= dict(accumulate=accumulate, nonfinite=nonfinite)
+    trainer = Trainer(wrapped, optimizer, batches, [], 7, **options)
     with StopSignals() as signals:
         trainer.train(0, steps, signals)
     state = {k: v.flatten().tolist() for k, v in model.state_dict().items()}
