@@ -117,6 +117,29 @@ def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_theirs():
     assert last.calls[-1][0] == "after_train"
 
 
+class Ends(HookBase):
+    """Ends the run early after its first step, or fails in it."""
+
+    def __init__(self, error=None):
+        self._error = error
+
+    def after_step(self):
+        if self._error:
+            raise self._error
+        self.trainer.ended_early = "enough"
+
+
+def test_a_run_that_stops_before_its_end_is_saved_before_after_train():
+    calls = Calls()
+    _train([Ends(), calls], steps=3, on_stop=lambda: calls.calls.append("on_stop"))
+    assert calls.calls[-2] == "on_stop" and calls.calls[-1][:2] == ("after_train", (1, 1, 0, 3))
+    stops = []
+    _train([], steps=3, on_stop=lambda: stops.append("at the end"))
+    with pytest.raises(ValueError, match="in a step"):
+        _train([Ends(ValueError("in a step"))], on_stop=lambda: stops.append("after an error"))
+    assert stops == []
+
+
 def test_a_hook_can_change_gradients():
     class Freeze(HookBase):
         def after_backward(self):
