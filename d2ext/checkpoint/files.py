@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, hashed, found again, and read without running their code."""
+"""Write checkpoint files atomically with hashes, find them, and read them without running code."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ _MARGIN = 2**20  # bytes that a checkpoint takes beside its tensors, at most abo
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint and `<path>.sha256`; a reader sees the old file or the whole new one.
+    """Write a checkpoint and `<path>.sha256` atomically.
 
     Raises:
         UserError: the disk is full, or would be, or the folder cannot be written to.
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def link_checkpoint(path: Path, name: str) -> Path:
-    """Gives a checkpoint a second name, without a second copy where the file system can."""
+    """Give a checkpoint a second name; copy it only if the file system has no hard links."""
     target = path.with_name(name)
     _sidecar(target).unlink(missing_ok=True)
     link = path.with_name(f".{name}.{os.getpid()}.tmp")
@@ -63,19 +63,19 @@ def link_checkpoint(path: Path, name: str) -> Path:
 
 
 def save_final(path: Path, folder: Path) -> None:
-    """Makes `path`, the last checkpoint of a run, its `model_final.pth` as well."""
+    """Link `path`, the last checkpoint of a run, as its `model_final.pth`."""
     if path.parent.resolve() == folder.resolve():
         mark_last(link_checkpoint(path, FINAL))
 
 
 def mark_last(path: Path) -> None:
-    """Makes `path` the checkpoint that a resume takes."""
+    """Make `path` the checkpoint that a resume takes."""
     with atomic_write(path.with_name(LAST)) as f:
         f.write(path.name)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a training checkpoint (tensors and plain containers only).
+    """Return the content of a training checkpoint (tensors and plain containers only).
 
     Raises:
         UserError: the file is absent, damaged, or no training checkpoint.
@@ -99,12 +99,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, zipped: bool = True) -> str | None:
-    """What is wrong with a file by its hash, or, without one, by the sums inside; None: nothing.
+    """Return what is wrong with a file by its hash, or else by its zip checksums.
 
     Args:
         path: the file.
         zipped: it is a zip file, as torch writes them; else what is none, as old torch files and
             pickles are, has no sums to look at.
+
+    Returns:
+        The reason, or None if the file is intact.
     """
     try:
         if stored := _stored_hash(path):
@@ -126,7 +129,7 @@ def damage(path: Path, zipped: bool = True) -> str | None:
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest good checkpoint of a run, and the damaged ones that are newer.
+    """Return the newest good checkpoint of a run, and the damaged ones that are newer.
 
     That is `last_checkpoint`'s, else the one of most images. Those of more images than it names are
     of a run that went further before it was resumed from an older one, and come last. The damaged
@@ -156,7 +159,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that nothing takes it for a good one."""
+    """Rename a damaged checkpoint so that nothing takes it for a good one; return its new path."""
     target = path.with_name(path.name + _DAMAGED)
     os.replace(path, target)
     _sidecar(path).unlink(missing_ok=True)
@@ -164,12 +167,12 @@ def set_aside(path: Path) -> Path:
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
-    """`model_<iteration>.pth` and `epoch_<n>.pth` of a folder, of fewest images first."""
+    """Return `model_<iteration>.pth` and `epoch_<n>.pth` of a folder, fewest images first."""
     return _found(folder, r"(model|epoch)_\d+\.pth")
 
 
 def prune(folder: Path, keep: int, newest: Path) -> None:
-    """Deletes all but the last `keep` periodic checkpoints up to `newest`; 0 or less keeps all.
+    """Delete all but the last `keep` periodic checkpoints up to `newest`; 0 or less keeps all.
 
     Those beyond are of a run that went further before it was resumed from an older checkpoint.
     """
@@ -181,14 +184,14 @@ def prune(folder: Path, keep: int, newest: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes the unfinished files of processes that were killed while they wrote."""
+    """Delete the unfinished files of processes that were killed while they wrote."""
     for path in folder.rglob(".*.tmp"):
         if path.relative_to(folder).parts[0] != "eval":  # an evaluation may be writing there
             path.unlink(missing_ok=True)
 
 
 def first_line(e: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return an exception's message in one line."""
     lines = str(e).strip().splitlines() or [type(e).__name__]
     # torch begins with the advice to run what is in the file.
     lines = [line for line in lines if line and "weights_only" not in line]
@@ -202,7 +205,7 @@ def _found(folder: Path, pattern: str) -> list[Path]:
 
 
 def _images_seen(path: Path) -> float:
-    """Of the sidecar, else of the file itself; of a file that cannot be read: infinity."""
+    """Return the images seen from the sidecar, else from the file; infinity if unreadable."""
     for line in _sidecar_text(path).splitlines():
         if line.startswith(_IMAGES) and line.removeprefix(_IMAGES).strip().isdecimal():
             return int(line.removeprefix(_IMAGES))
@@ -246,7 +249,7 @@ def _write_sidecar(path: Path, digest: str, images_seen: float) -> None:
 
 
 def _stored_hash(path: Path) -> str | None:
-    """Of the sidecar; None where it has none or is damaged itself."""
+    """Return the hash from the sidecar; None if it has none or is damaged itself."""
     match = re.match(r"[0-9a-f]{64}\b", _sidecar_text(path))
     return match and match[0]
 

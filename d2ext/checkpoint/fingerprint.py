@@ -1,4 +1,4 @@
-"""What a run is made of, as a checkpoint keeps it: a resume says what has changed since."""
+"""Describe config and data in a checkpoint, so that a resume can report what has changed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _COLUMNS = ("heights", "widths", "annotations", "categories", "masks")
 
 
 def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
-    """The fields that say what is trained, and the training images.
+    """Return the fields that determine the training, and hashes of the training images.
 
     Args:
         cfg: of `load_config`.
@@ -50,7 +50,7 @@ def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Sentences on what differs between two fingerprints; none where nothing does."""
+    """Return a sentence for each difference between two fingerprints."""
     found = []
     then, present = _fields(before), _fields(now)
     fields = [
@@ -69,7 +69,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def warn_of_changes(resumed: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Logs what has changed since a checkpoint was written; where one is empty, nothing."""
+    """Log what has changed since a checkpoint was written, if it has a fingerprint."""
     if (before := resumed.get("fingerprint")) and now:
         for difference in differences(before, now):
             logger.warning(

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and by which thread."""
+"""Write checkpoints when they are due, optionally in a thread of their own."""
 
 import copy
 import logging
@@ -30,14 +30,16 @@ _TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
 
 
 class CheckpointHook(HookBase):
-    """Writes a checkpoint at each period and at the end; also when a signal stops the run.
+    """Write a checkpoint at each period, at the end, and when a signal stops the run.
+
+    `save_stopped` is the trainer's `on_stop`.
 
     Args:
-        folder: output directory.
-        schedule: of the run; names are `epoch_<n>.pth` where the period counts epochs.
-        keep: number of periodic checkpoints to keep; 0 keeps all.
-        content: returns the checkpoint's content after so many iterations.
-        asynchronous: write periodic ones beside the training, from a copy in the CPU's memory.
+        folder: Output directory.
+        schedule: Schedule of the run; names are `epoch_<n>.pth` if the period counts epochs.
+        keep: Number of periodic checkpoints to keep; 0 keeps all.
+        content: Returns the content of a checkpoint after a number of iterations.
+        asynchronous: Write periodic ones during the training, from a copy in the CPU's memory.
     """
 
     def __init__(
@@ -57,51 +59,54 @@ class CheckpointHook(HookBase):
         self._saved, self._path = -1, None
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter:
-            self.save_now(done)
+        iteration = self.trainer.iter + 1
+        if iteration == self.trainer.max_iter:
+            self.save_now(iteration)
             self._finish()
-        elif self._schedule.checkpoint_due(done) or self._writer.error:
-            self._save(done, self._asynchronous)
+        elif self._schedule.checkpoint_due(iteration) or self._writer.error:
+            self._save(iteration, self._asynchronous)
 
     def after_train(self) -> None:
-        if self.trainer.error:  # that state is not worth keeping
-            # Those who cannot wait for a step do not wait for a file.
-            if not isinstance(self.trainer.error, KeyboardInterrupt):
-                if error := self._writer.end():
-                    print(f"error: {error}", file=sys.stderr)
-        elif self.trainer.iter and (self.trainer.stopped_by or self.trainer.ended_early):
-            self.save_now(self.trainer.iter)
-            if self.trainer.ended_early:
-                self._finish()
+        # The state after an error is not saved. A second Ctrl-C does not wait for a file either.
+        if self.trainer.error and not isinstance(self.trainer.error, KeyboardInterrupt):
+            if error := self._writer.end():
+                print(f"error: {error}", file=sys.stderr)
 
-    def save_now(self, done: int) -> None:
-        """Has the state after `done` iterations on the disk before it returns."""
+    def save_stopped(self) -> None:
+        """Save a run that stopped before its end, but after its first step."""
+        if not self.trainer.iter:
+            return
+        self.save_now(self.trainer.iter)
+        if self.trainer.ended_early:
+            self._finish()
+
+    def save_now(self, iteration: int) -> None:
+        """Save the state after `iteration` iterations and wait until it is on disk."""
         self._writer.wait()
-        if self._saved != done or self._writer.error:
-            self._save(done, asynchronous=False)
+        if self._saved != iteration or self._writer.error:
+            self._save(iteration, asynchronous=False)
 
-    def save_best(self, done: int) -> None:
-        """Keeps the present state as `model_best.pth`; a resume does not take it."""
-        if self._saved == done:
-            self.save_now(done)
+    def save_best(self, iteration: int) -> None:
+        """Save the state as `model_best.pth`, which a resume does not take."""
+        if self._saved == iteration:
+            self.save_now(iteration)
             link_checkpoint(self._path, BEST)
         else:
-            save_checkpoint(self._folder / BEST, self._finite_content(done))
+            save_checkpoint(self._folder / BEST, self._finite_content(iteration))
 
     def _finish(self) -> None:
         save_final(self._path, self._folder)
 
-    def _save(self, done: int, asynchronous: bool) -> None:
+    def _save(self, iteration: int, asynchronous: bool) -> None:
         schedule = self._schedule
-        whole_epoch = schedule.epoch(done) > schedule.epoch(done - 1)
+        whole_epoch = schedule.epoch(iteration) > schedule.epoch(iteration - 1)
         if schedule.checkpoint_period.epochs and whole_epoch:
-            name = f"epoch_{schedule.epoch(done)}.pth"
+            name = f"epoch_{schedule.epoch(iteration)}.pth"
         else:
-            name = f"model_{done - 1:07d}.pth"  # Detectron2 counts from 0
+            name = f"model_{iteration - 1:07d}.pth"  # Detectron2 counts from 0
         path = self._folder / name
         failed = self._writer.end()  # one at a time
-        content = self._finite_content(done)
+        content = self._finite_content(iteration)
 
         def write() -> None:
             save_checkpoint(path, content)
@@ -115,17 +120,17 @@ class CheckpointHook(HookBase):
         else:
             with waiting_for(f"the disk to take {path}", _TO_GIVE_UP):
                 write()
-        self._saved, self._path = done, path
+        self._saved, self._path = iteration, path
         if failed:  # what was in the way is gone, and no step is lost
             logger.warning("%s; %s was written in its place", failed, path)
 
-    def _finite_content(self, done: int) -> dict[str, Any]:
-        content = {**self._content(done), **self.trainer.memory()}
+    def _finite_content(self, iteration: int) -> dict[str, Any]:
+        content = {**self._content(iteration), **self.trainer.memory()}
         tensors = [t for t in content["model"].values() if t.is_floating_point()]
         # One answer from the device for all of them.
         if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
             raise UserError(
-                f"the weights are not finite after {done} iterations; they are not saved, and"
+                f"the weights are not finite after {iteration} iterations; they are not saved, and"
                 f" {self._folder / LAST} names the last good checkpoint; a lower optimizer.lr or"
                 " train.clip_grad_norm=10 is the usual remedy"
             )
@@ -133,10 +138,10 @@ class CheckpointHook(HookBase):
 
 
 class _Writer:
-    """A thread for one file at a time.
+    """Write one file at a time in a thread.
 
     Attributes:
-        error: what went wrong in it, until `end` takes it.
+        error: Exception of the last write, until `end` returns it; None if it succeeded.
     """
 
     def __init__(self) -> None:
@@ -144,7 +149,7 @@ class _Writer:
         self.error: BaseException | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Begins to write; the one before must have ended."""
+        """Start to write; the write before must have ended."""
 
         def run() -> None:
             try:
@@ -152,26 +157,27 @@ class _Writer:
             except BaseException as e:
                 self.error = e
 
-        # A daemon: whoever presses Ctrl-C twice does not wait, and the last save is waited for.
+        # A daemon thread, so that a second Ctrl-C does not wait for the disk; the last save is
+        # awaited.
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread:
             with waiting_for("the checkpoint that is being written", _TO_GIVE_UP):
                 self._thread.join()
             self._thread = None
 
     def end(self) -> BaseException | None:
-        """Waits, and returns what went wrong, once."""
+        """Wait for the write; return its exception and forget it."""
         self.wait()
         error, self.error = self.error, None
         return error
 
 
 def _copied(content: Any) -> Any:
-    """The content with its tensors in memory of their own, which training does not change."""
+    """Return the content with copies of its tensors, which the next steps do not change."""
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):

@@ -1,1 +1,1 @@
-"""A config file and overrides to a checked config."""
+"""Load a config file, apply overrides and check the result."""

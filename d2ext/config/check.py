@@ -1,4 +1,4 @@
-"""Checks of the fields of a config that d2ext itself reads: types, null, bounds."""
+"""Check the fields of a config that d2ext itself reads: types, null, bounds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -87,7 +87,7 @@ def accepted(key: str) -> str:
 
 
 def shared_fields(cfg: Any) -> dict[str, str]:
-    """The fields that say what each step computes, by dotted key: the same on every machine.
+    """Return the fields that determine each step, by dotted key; they agree on all machines.
 
     Paths, data roots and loader processes are not among them; a machine may have its own.
     """
@@ -99,7 +99,7 @@ def shared_fields(cfg: Any) -> dict[str, str]:
 
 
 def training_fields(cfg: Any) -> dict[str, str]:
-    """The fields whose change makes another training of a run, by dotted key."""
+    """Return the fields whose change makes another training of a run, by dotted key."""
     loader = dict(_texts("dataloader.train", _resolve(cfg)["dataloader"]["train"]))
     found = shared_fields(cfg) | loader
     return {key: text for key, text in found.items() if not key.startswith(_BESIDE_TRAINING)}

@@ -1,4 +1,4 @@
-"""A config for reading: all of it, what it changes of another, and what each key means."""
+"""Describe a config: all of it, its differences from another, and the meaning of each key."""
 
 import ast
 import inspect
@@ -82,7 +82,7 @@ def starting_point(config_file: str | Path) -> Any:
 
 
 def _imports(file: Path) -> dict[str, tuple[Path, str]]:
-    """Section to the file of `configs/common` that it is imported from, and its name in there."""
+    """Return section to the file of `configs/common` that it comes from, and its name there."""
     found: dict[str, tuple[Path, str]] = {}
     if file.suffix != ".py":
         return found
@@ -150,7 +150,7 @@ def _shown(value: Any) -> str:
 
 
 def _default(start: Any, cfg: Any, key: str) -> Any:
-    """The value in `start`, where the same is called there, else that of the call's signature."""
+    """Return the value in `start` if it calls the same, else the default of the signature."""
     section, mine, name = _section(start, key), _section(cfg, key), key.rpartition(".")[2]
     if section is not None and name in section:
         if name == "_target_" or _target(section) == _target(mine):
@@ -160,14 +160,14 @@ def _default(start: Any, cfg: Any, key: str) -> Any:
 
 
 def _section(cfg: Any, key: str) -> DictConfig | None:
-    """The dict that holds a key."""
+    """Return the dict that holds a key."""
     parent = key.rpartition(".")[0]
     found = OmegaConf.select(cfg, parent) if parent else cfg
     return found if isinstance(found, DictConfig) else None
 
 
 def _parameters(section: DictConfig | None) -> Mapping[str, inspect.Parameter]:
-    """Of what a section calls, or of the class (ShapeSpec) that it is."""
+    """Return the parameters of what a section calls, or of the class (ShapeSpec) that it is."""
     if section is None:
         return {}
     kind = OmegaConf.get_type(section)
@@ -176,7 +176,7 @@ def _parameters(section: DictConfig | None) -> Mapping[str, inspect.Parameter]:
 
 
 def _target(node: DictConfig | None) -> Any:
-    """The function or class that a section calls; None for a plain dict."""
+    """Return the function or class that a section calls; None for a plain dict."""
     from detectron2.utils.registry import locate
 
     target = node.get("_target_") if node is not None else None
@@ -206,7 +206,7 @@ def _described(cfg: Any, key: str, value: Any) -> tuple[str, str]:
 
 
 def _annotation(parameter: inspect.Parameter | None) -> str:
-    """Of a parameter, in the words of check.py and without the modules of its names."""
+    """Return a parameter's type in the words of check.py, without module names."""
     if parameter is None or parameter.annotation is _NONE:
         return ""
     text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(parameter.annotation))
@@ -215,7 +215,7 @@ def _annotation(parameter: inspect.Parameter | None) -> str:
 
 
 def _kind(cfg: Any, key: str, value: Any) -> str:
-    """The type of a value, or of what it refers to; empty for None."""
+    """Return the type of a value, or of what it refers to; empty for None."""
     if isinstance(value, str) and value.startswith("${"):
         try:
             value = OmegaConf.select(cfg, key)

@@ -1,4 +1,4 @@
-"""A config file and overrides to a config."""
+"""Load a config file and apply overrides."""
 
 import builtins
 import os
@@ -18,7 +18,7 @@ from d2ext.text import closest
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
-    """Loads a LazyConfig file (.py, or the config.yaml of a run) and applies strict overrides.
+    """Load a LazyConfig file (.py, or the config.yaml of a run) and apply strict overrides.
 
     Args:
         config_file: path of the file.
@@ -49,7 +49,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
             f" {', '.join(SECTIONS)}{hint}"
         )
     rename_targets(cfg)
-    if "dist_params" in cfg:  # the guide's name for it
+    if "dist_params" in cfg:  # MMDetection's name for it
         _merge_dist(cfg, path)
     # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
@@ -63,7 +63,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def _warmup(cfg: Any) -> tuple[float, int] | None:
-    """Detectron2's fraction of the run for warm-up, and the iterations that a file means by it."""
+    """Return the warm-up as a fraction of the run, and the iterations that a file means by it."""
     multiplier = cfg.get("lr_multiplier") or {}
     fraction = multiplier.get("warmup_length") if hasattr(multiplier, "get") else None
     length = cfg.train.get("max_iter")
@@ -105,7 +105,7 @@ def _execute(path: Path) -> Any:
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """`file:line` of the innermost config file at work, or the file that could not be read."""
+    """Return `file:line` of the innermost config file at work, or the file that is unreadable."""
     file, line = innermost_config(error.__traceback__) or (str(path), None)
     mark = getattr(error, "problem_mark", None)
     if mark and mark.name == file:  # YAML

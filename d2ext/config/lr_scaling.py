@@ -1,4 +1,4 @@
-"""From the workers a recipe was tuned for to the workers at hand: `--auto-scale-lr`.
+"""Scale a recipe from the workers it was tuned for to those of a run: `--auto-scale-lr`.
 
 A worker is one process (one GPU); a batch is the images of one optimizer step, over all workers and
 micro-batches. A recipe states the R workers (`train.reference_world_size`) and the batch of B
@@ -44,7 +44,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ScalingReport(msgspec.Struct, frozen=True):
-    """What `scale_config` did; also the content of scaling.json in a run directory.
+    """Report what `scale_config` did; also the content of scaling.json in a run directory.
 
     Attributes:
         reference_world_size: R, the workers that the recipe was tuned for.
@@ -69,7 +69,7 @@ class ScalingReport(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for a terminal; one line if nothing changed."""
+        """Return the report for a terminal; one line if nothing changed."""
         now = f"{plural(self.world_size, 'worker')}, {plural(self.batch_size, 'image')} a step"
         tuned = f"{plural(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
         if self.scale == 1:
@@ -85,7 +85,7 @@ class ScalingReport(msgspec.Struct, frozen=True):
 
 
 def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
-    """Scales a recipe to `world_size` workers; the input stays as it is.
+    """Return a recipe scaled to `world_size` workers, and a report; the input does not change.
 
     The batch becomes A = W*B/R, so that a worker keeps its images, unless the user set
     `dataloader.train.total_batch_size`: in a recipe that is an interpolation of B, and a number is
@@ -123,9 +123,10 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
             f"the config is scaled already, for {plural(scaled_for, 'worker')} and not {world_size}"
             " (train.auto_scale_lr.scaled_for); start from the unscaled one"
         )
-    batch = _batch_size(cfg, world_size, reference_world_size, reference_batch)
+    options = TrainOptions.from_config(cfg.train)
+    batch = _batch_size(cfg, options, world_size, reference_world_size, reference_batch)
     scale = Fraction(batch, reference_batch)
-    rule, warnings = _rule(cfg)
+    rule, warnings = _rule(cfg, options)
     lr_factor = float(scale) if rule == "linear" else math.sqrt(scale)
 
     scaled, plan = copy.deepcopy(cfg), {}
@@ -133,7 +134,8 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
         before = cfg.dataloader.train.total_batch_size
         plan = {tuple(_BATCH.split(".")): (before, batch)}
         plan |= _learning_rates(cfg.optimizer, lr_factor) | _iterations(cfg, scale)
-        plan |= _milestones(cfg, scale) | _warmup(cfg, scale)
+        plan |= _milestones(cfg, options, scale)
+        plan |= _warmup(cfg, options, scale)
         _write(scaled, plan)
         OmegaConf.update(scaled, "train.auto_scale_lr.scaled_for", world_size, force_add=True)
     changes = [Change(".".join(map(str, f)), before, after) for f, (before, after) in plan.items()]
@@ -151,7 +153,7 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
 
 
 def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1) -> None:
-    """Raises UserError unless a batch divides among workers and their micro-batches."""
+    """Raise UserError unless a batch divides among workers and their micro-batches."""
     if not isinstance(accumulate, int) or accumulate < 1:
         raise UserError(f"train.accumulate={accumulate!r}: give 1 or more micro-batches")
     if batch_size <= 0:
@@ -170,7 +172,7 @@ def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1
 
 
 def check_name(config_name: str, reference_world_size: int, reference_batch_size: int) -> None:
-    """Raises UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
+    """Raise UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
 
     `_32x4d_` is a ResNeXt width; a name without `_NxM_` says nothing.
     """
@@ -199,8 +201,14 @@ def _reference(train: Any, name: str, unit: str) -> int:
     return value
 
 
-def _batch_size(cfg: Any, world_size: int, reference_world_size: int, reference_batch: int) -> int:
-    loader, options = cfg.dataloader.train, TrainOptions.from_config(cfg.train)
+def _batch_size(
+    cfg: Any,
+    options: TrainOptions,
+    world_size: int,
+    reference_world_size: int,
+    reference_batch: int,
+) -> int:
+    loader = cfg.dataloader.train
     batch = loader.get("total_batch_size")
     if not isinstance(batch, int):
         raise UserError(f"{_BATCH}={batch!r}: give a number of images")
@@ -210,11 +218,11 @@ def _batch_size(cfg: Any, world_size: int, reference_world_size: int, reference_
     return int(batch)
 
 
-def _rule(cfg: Any) -> tuple[str, tuple[str, ...]]:
+def _rule(cfg: Any, options: TrainOptions) -> tuple[str, tuple[str, ...]]:
     target = cfg.optimizer.get("_target_", "")
     name = getattr(target, "__name__", str(target)).rpartition(".")[2]
     suits = "sqrt" if _ADAPTIVE.search(name) else "linear"
-    rule = TrainOptions.from_config(cfg.train).auto_scale_lr.rule or suits
+    rule = options.auto_scale_lr.rule or suits
     if rule not in ("linear", "sqrt"):
         raise UserError(f"train.auto_scale_lr.rule={rule!r}: give linear or sqrt")
     warning = f"train.auto_scale_lr.rule={rule} with {name}: {suits} suits it better"
@@ -247,14 +255,14 @@ def _iterations(cfg: Any, scale: Fraction) -> _Plan:
     return plan
 
 
-def _milestones(cfg: Any, scale: Fraction) -> _Plan:
-    plan, max_iter = {}, TrainOptions.from_config(cfg.train).max_iter
+def _milestones(cfg: Any, options: TrainOptions, scale: Fraction) -> _Plan:
+    plan = {}
     for path, node in _fields(cfg.get("lr_multiplier"), ("lr_multiplier",)):
         if path[-1] != "milestones" or not node.milestones:
             continue
         before, end = list(node.milestones), node.get("num_updates")
         steps = before if end is None else [*before, end]
-        if steps[-1] != max_iter:
+        if steps[-1] != options.max_iter:
             continue
         after = [math.ceil(step / scale) for step in steps]
         if len(set(after)) < len(after):
@@ -267,9 +275,9 @@ def _milestones(cfg: Any, scale: Fraction) -> _Plan:
     return plan
 
 
-def _warmup(cfg: Any, scale: Fraction) -> _Plan:
+def _warmup(cfg: Any, options: TrainOptions, scale: Fraction) -> _Plan:
     fraction = (cfg.get("lr_multiplier") or {}).get("warmup_length")
-    if TrainOptions.from_config(cfg.train).warmup_iters is not None or not fraction:
+    if options.warmup_iters is not None or not fraction:
         return {}
     # A run counted in epochs becomes s times shorter.
     before, after = _iterations(cfg, scale).get(("train", "max_iter"), (scale, 1))
@@ -278,7 +286,7 @@ def _warmup(cfg: Any, scale: Fraction) -> _Plan:
 
 
 def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
-    """(path, parent) of every field below a node; interpolations are not entered."""
+    """Yield (path, parent) of every field below a node; interpolations are not entered."""
     if not isinstance(node, (DictConfig, ListConfig)):
         return
     for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
@@ -288,7 +296,7 @@ def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
 
 
 def _write(cfg: Any, plan: _Plan) -> None:
-    """Sets plain fields first, then those interpolations that did not follow by themselves."""
+    """Set plain fields first, then those interpolations that did not follow by themselves."""
     for interpolations in (False, True):
         for (*parents, last), (_, value) in plan.items():
             node = functools.reduce(operator.getitem, parents, cfg)

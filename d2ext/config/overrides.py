@@ -33,7 +33,7 @@ _WORD = re.compile(r"[-+.:~\w]+")
 
 
 def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
-    """Applies `key=value` strings to a config in place, in their order.
+    """Apply `key=value` strings to a config in place, in their order.
 
     A value that starts with a bracket, brace or quote is YAML; a number, true, false or null is
     what YAML takes it for, and None is null; everything else is text, to its end. A dict changes
@@ -66,7 +66,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
                 f"cannot read the key {key!r} of the override {text!r}; keys are like a.b[0].c, and"
                 " +a.b[N]=... appends to a list of N items"
             )
-        if key.startswith("dist_params."):  # the guide's name for it
+        if key.startswith("dist_params."):  # MMDetection's name for it
             key = key.replace("dist_params", "train.dist", 1)
         parsed = _parse(written, value)
         if key.endswith("_target_") and isinstance(parsed, str):
@@ -141,7 +141,7 @@ def _same_target(old: Any, new: dict[str, Any]) -> bool:
 
 
 def _value(node: Any, part: str) -> Any:
-    """What a field holds; None if that is an interpolation that does not resolve, or `???`."""
+    """Return a field's value; None for `???` and interpolations that do not resolve."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -151,7 +151,7 @@ def _value(node: Any, part: str) -> Any:
 
 
 def _split(key: str) -> list[str]:
-    """`a.b[0].c` and `a.b.0.c` name the same field."""
+    """Split a key into its parts; `a.b[0].c` and `a.b.0.c` name the same field."""
     return key.replace("[", ".").replace("]", "").split(".")
 
 
@@ -228,7 +228,7 @@ def _kind(value: Any) -> type:
 
 
 def parameters(node: Any) -> dict[str, inspect.Parameter]:
-    """What the node's `_target_` can be given by name; `**kwargs` passes to the base class only."""
+    """Return the parameters that a node's `_target_` takes by name; `**kwargs` adds the bases'."""
     from detectron2.utils.registry import locate
 
     target = node.get("_target_")

@@ -1,4 +1,4 @@
-"""Epochs to iterations: the one place that does it."""
+"""Convert epochs to iterations; no other module does."""
 
 import math
 import re
@@ -11,16 +11,17 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class Period:
-    """How often something happens: every `iterations` or every `epochs`; neither means never."""
+    """A period of every `iterations` or every `epochs`; neither means never."""
 
     iterations: int = 0
     epochs: int = 0
 
-    def due(self, done: int, schedule: "Schedule") -> bool:
-        """Whether the iteration that makes `done` complete iterations completes a period."""
+    def due(self, iteration: int, schedule: "Schedule") -> bool:
+        """Return whether a period ends after `iteration` iterations."""
         if self.epochs:
-            return schedule.epoch(done) // self.epochs > schedule.epoch(done - 1) // self.epochs
-        return self.iterations > 0 and done % self.iterations == 0
+            before, after = schedule.epoch(iteration - 1), schedule.epoch(iteration)
+            return after // self.epochs > before // self.epochs
+        return self.iterations > 0 and iteration % self.iterations == 0
 
 
 _LEAST_WARMUP = 10  # iterations
@@ -28,7 +29,7 @@ _LEAST_WARMUP = 10  # iterations
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a run and its periods, resolved against a data set.
+    """The length of a run and its periods, resolved against a dataset.
 
     Attributes:
         num_images: N of the training set, after filtering.
@@ -69,13 +70,13 @@ class Schedule:
         at_end = iteration == self.max_iter
         return iteration % self.log_period == 0 or at_end or self.evaluation_due(iteration)
 
-    def epoch(self, done: int) -> int:
-        """Complete epochs after `done` iterations."""
-        return done * self.batch_size // self.num_images
+    def epoch(self, iteration: int) -> int:
+        """Return the complete epochs after `iteration` iterations."""
+        return iteration * self.batch_size // self.num_images
 
     @property
     def epochs(self) -> float:
-        """Length of the run in epochs."""
+        """Return the length of the run in epochs."""
         return self.max_iter * self.batch_size / self.num_images
 
 
@@ -86,7 +87,7 @@ def resolve_schedule(
     warmup_fraction: float = 0.0,
     evaluates: bool = True,
 ) -> Schedule:
-    """Turns the `train` section's epochs and periods into iterations.
+    """Convert the `train` section's epochs and periods to iterations.
 
     Args:
         train: Options; `max_epochs` or `max_iter`, `eval_period`, `checkpointer.period`,

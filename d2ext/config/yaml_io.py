@@ -1,4 +1,4 @@
-"""config.yaml: a config that was saved, which is read without running any code.
+"""Save a config as YAML, and read it again without running any code.
 
 Detectron2 writes the same, and reads it with a loader that makes whatever Python object a tag
 names.
@@ -13,7 +13,7 @@ _TUPLE = "tag:yaml.org,2002:python/tuple"
 
 
 def saved_text(cfg: Any) -> tuple[str, str | None]:
-    """A config as YAML, and why it cannot be read again, or None.
+    """Return a config as YAML, and why it cannot be read again, or None.
 
     Args:
         cfg: an omegaconf DictConfig; interpolations stay as they are.
@@ -44,14 +44,14 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
 
 
 def _with_names(value: Any) -> Any:
-    """The same with names for the functions and classes that are targets."""
+    """Return a value with names for the functions and classes that are targets."""
     if isinstance(value, dict):
         return {k: _named(v) if k == "_target_" else _with_names(v) for k, v in value.items()}
     return [_with_names(v) for v in value] if isinstance(value, list) else value
 
 
 def _named(target: Any) -> Any:
-    """`package.name` through the outermost package that has it, which Detectron2 finds again.
+    """Return `package.name` by the outermost package that has it, where Detectron2 finds it.
 
     Its own search tries to import each candidate and, for lack of it, Hydra: 0.05 s at each start.
     What has no such name stays: a config file's own functions, since that is no module.
@@ -67,7 +67,7 @@ def _named(target: Any) -> Any:
 
 
 def parse_saved(text: str, name: str = "config.yaml") -> Any:
-    """The config that a YAML text holds: plain values, tuples and Detectron2's ShapeSpec.
+    """Return the config in a YAML text: plain values, tuples and Detectron2's ShapeSpec.
 
     Args:
         text: of the file.

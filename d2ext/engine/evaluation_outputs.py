@@ -95,7 +95,7 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
 
 
 def _rows(shown: RankedImages | None, image_ids: Sequence[Any]) -> list[int]:
-    """The images to draw, in their order: the worst, the best, and evenly spread ones."""
+    """Return the images to draw, in order: the worst, the best, and evenly spread ones."""
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     rows: dict[int, None] = {}
     if shown:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,9 @@ class ReportHook(HookBase):
 def hook_states(hooks: Sequence[HookBase]) -> list[dict[str, Any]]:
     """Return the states of user hooks for a checkpoint.
 
+    `state_dict` is called on rank 0 only, before the first step and for each checkpoint, and must
+    not use collectives.
+
     Args:
         hooks: All user hooks, in order.
 
@@ -179,16 +182,11 @@ def load_hook_states(hooks: Sequence[HookBase], states: Sequence[Mapping[str, An
 
     Args:
         hooks: All user hooks, in order.
-        states: States returned by `hook_states`. Version 0.1 stored `number`, the position among
-            the hooks of the same class name, instead of `position`.
+        states: States returned by `hook_states`.
     """
     by_position = {(i, type(hook).__qualname__): hook for i, hook in enumerate(hooks)}
-    by_number = dict(_numbered(hooks))
     for entry in states:
-        if "position" in entry:
-            hook = by_position.get((entry["position"], entry["hook"]))
-        else:
-            hook = by_number.get((entry["number"], entry["hook"]))
+        hook = by_position.get((entry["position"], entry["hook"]))
         if hasattr(hook, "load_state_dict"):
             hook.load_state_dict(entry["state"])
             continue
@@ -196,13 +194,6 @@ def load_hook_states(hooks: Sequence[HookBase], states: Sequence[Mapping[str, An
         logger.warning(
             "The checkpoint's state of the hook %s is ignored: %s", entry["hook"], reason
         )
-
-
-def _numbered(hooks: Sequence[HookBase]) -> Iterator[tuple[tuple[int, str], HookBase]]:
-    """Yield each hook after its number among the hooks of its class name, and that name."""
-    names = [type(hook).__qualname__ for hook in hooks]
-    for i, hook in enumerate(hooks):
-        yield (names[:i].count(names[i]), names[i]), hook
 
 
 def _unsafe(value: Any) -> str | None:

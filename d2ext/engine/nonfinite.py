@@ -1,4 +1,4 @@
-"""A loss that is not finite: no rank takes the step; then the run stops, or leaves the step out."""
+"""Handle non-finite losses: no rank takes the step; the run then stops or skips it."""
 
 import logging
 import math
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 class FiniteLossGuard(nn.Module):
-    """A model whose forward pass always gives losses, so that no rank waits for another for ever.
+    """Return losses even if the forward pass fails, so that no rank waits indefinitely.
 
-    Detectron2's RPN raises where it meets NaN, before there is a loss. The other ranks would wait
-    for this one's gradients: it gives some for every parameter, and a loss of NaN.
+    Detectron2's RPN raises at NaN, before there is a loss. The other ranks would wait for this
+    rank's gradients: it gives some for every parameter, and a loss of NaN.
 
     Args:
-        model: returns a dict of losses in training.
+        model: Model that returns a dict of losses in training.
     """
 
     FAILED = "forward_failed"
@@ -32,7 +32,7 @@ class FiniteLossGuard(nn.Module):
         self.reason = ""
 
     def forward(self, batch: list[dict]) -> dict[str, Tensor]:
-        """The model's losses, or NaN under the name `FAILED`."""
+        """Return the model's losses, or NaN under the name `FAILED`."""
         try:
             return self.module(batch)
         except FloatingPointError as e:
@@ -42,18 +42,17 @@ class FiniteLossGuard(nn.Module):
 
 
 class NonFinitePolicy:
-    """What a run does about steps whose loss is not finite on any rank.
+    """Stop a run at a step whose loss is not finite on some rank, or skip the step.
 
-    All ranks learn of it before the optimizer's step, from the exchange that there is in each step,
-    so no weights are changed on any of them. Running statistics, which the forward pass changes,
-    are put back.
+    All ranks learn of it before the optimizer's step, from the exchange in each step, so that no
+    rank changes its weights. Running statistics, which the forward pass changes, are restored.
 
     Args:
-        policy: `stop`, or `skip`: the step is left out, and the next one has the next images.
-        max_skipped: so many steps may be left out in a run; one more stops it.
+        policy: `stop`, or `skip`: the step is skipped, and the next one has the next images.
+        max_skipped: Number of steps that a run may skip; one more stops it.
 
     Attributes:
-        skipped: steps left out so far.
+        skipped: Steps skipped so far.
     """
 
     def __init__(self, policy: str = BadLoss.policy, max_skipped: int = BadLoss.max_skipped):
@@ -64,21 +63,21 @@ class NonFinitePolicy:
         self.skipped = 0
 
     def before_step(self, model: nn.Module) -> None:
-        """Keeps the buffers of a model as they are before a step."""
+        """Keep the buffers of a model as they are before a step."""
         if self._skips:
             self._buffers = [b.detach().clone() for b in model.buffers()]
 
     def note(self, losses: Mapping[str, float], batch: list[dict], reason: str = "") -> None:
-        """Takes down a bad micro-batch of this rank; `reason` takes the place of its losses."""
+        """Note a non-finite micro-batch of this rank; `reason` replaces its losses."""
         each = reason or ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         files = ", ".join(str(sample.get("file_name", "?")) for sample in batch)
         self._noted.append(f"{each}; images {files}")
 
     def note_skipped(self, model: nn.Module, iteration: int, lr: float, seed: int) -> None:
-        """Puts the model back as it was before the step; every rank calls this for a bad one.
+        """Restore the buffers from before the step; every rank calls this for a non-finite loss.
 
         Raises:
-            UserError: on all ranks alike, where the policy is to stop or enough is enough.
+            UserError: On all ranks alike, if the policy is to stop or too many steps were skipped.
         """
         noted = comm.all_gather(self._noted)
         rank, text = next((rank, texts[0]) for rank, texts in enumerate(noted) if texts)

@@ -1,4 +1,4 @@
-"""What the data sets of a run hold, for its report: counts, sizes, and contact sheets."""
+"""Describe the datasets of a run for its report: counts, sizes, and contact sheets."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -24,12 +24,12 @@ _SMALL, _LARGE = 32**2, 96**2  # square pixels, as COCO tells sizes apart
 
 
 def write_overview(names: Sequence[str], training: Collection[str], out: Path) -> None:
-    """Writes `overview/<dataset>.json`, and of training sets also `overview/<dataset>.jpg`.
+    """Write `overview/<dataset>.json`, and for training sets also `overview/<dataset>.jpg`.
 
     What cannot be read is logged and left out: no training ends for a picture of its data.
 
     Args:
-        names: of registered data sets.
+        names: Names of registered datasets.
         training: those of them that are trained on.
         out: the run directory.
     """
@@ -41,7 +41,7 @@ def write_overview(names: Sequence[str], training: Collection[str], out: Path) -
             write_record(file, summary(records, metadata.thing_classes))
             if name in training:
                 _write_sheet(records, metadata, file.with_suffix(".jpg"), share)
-        except Exception as e:  # whatever a data set of the user's raises
+        except Exception as e:  # a user's dataset may raise anything
             logger.warning("No overview of %s: %s", name, format_exception(e))
 
 
@@ -79,7 +79,7 @@ def _range(pixels: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of the rows, evenly spread."""
+    """Return at most `limit` of the rows, evenly spread."""
     return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of a training: a live panel, and a box with a summary at the end."""
+"""Show a training on a terminal: a live panel, and a summary at the end."""
 
 import datetime
 import logging

@@ -1,4 +1,4 @@
-"""What a machine runs out of in the middle of a run, in words that name what to lower."""
+"""Explain exhausted resources of the machine in errors that name what to lower."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
 
 
 def batch_words(batch: list[dict]) -> str:
-    """Number and largest size of the images of a batch."""
+    """Return the number and the largest size of a batch's images, as text."""
     sizes = [tuple(sample["image"].shape[-2:]) for sample in batch if "image" in sample]
     if not sizes:
         return f"{len(batch)} images"

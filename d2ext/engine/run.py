@@ -1,4 +1,4 @@
-"""One run, from a checked plan to a run directory with results."""
+"""Execute a run, from a checked plan to a run directory with results."""
 
 import functools
 import logging
@@ -87,7 +87,17 @@ class Run:
         cfg: Config with the values of this run's world size, set by `setup`.
         options: Its section `train`.
         schedule: Schedule of a training; None for an evaluation.
-        results: Results of the evaluations so far, on rank 0; set by `setup`.
+        user_hooks: Hooks of `train.hooks`, then those of the caller; complete after `setup`.
+        state: Model, optimizer, loss scaler and averaged weights; set by `setup` of a training.
+        multiplier: Learning rate schedule; set by `setup` of a training.
+        loader: Loader of the training set; set by `setup` of a training.
+        suite: Test sets and metrics, None for a training without evaluations; set by `setup`.
+        evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
+        results: Results of the evaluations so far, complete on rank 0; set by `setup`.
+        checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
+        trainer: The training loop; set by `train`.
+        started: Start of the loop, seconds on the monotonic clock; set by `train`.
+        fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
     """
 
     def __init__(
@@ -135,7 +145,7 @@ class Run:
             options.checkpointer.asynchronous,
         )
         self.trainer = Trainer(
-            distributed(FiniteLossGuard(self.state.model), self.cfg, self.plan.device),
+            distributed(FiniteLossGuard(self.state.model), options.ddp, self.plan.device),
             self.state.optimizer,
             self.loader,
             self._hooks(),
@@ -146,6 +156,7 @@ class Run:
             options.clip_grad_norm,
             NonFinitePolicy(options.bad_loss.policy, options.bad_loss.max_skipped),
             functools.partial(misfits_explained, self.cfg, self.state.model),
+            self.checkpointer.save_stopped if comm.is_main_process() else lambda: None,
         )
         memory = dict(self.state.resumed)
         load_hook_states(self.user_hooks, memory.get("hooks", []))
@@ -234,20 +245,28 @@ class Run:
         broadcast_weights(model)
 
     def _build_training(self) -> None:
-        cfg, dataset = self.cfg, None
+        cfg = self.cfg
         self.state = TrainState.create(cfg, self.plan)
         self.evaluated = self.state.evaluated
         if self.options.compile.enabled:
             compile_backbone(self.state.model, self.options.compile)
         self.multiplier = build_multiplier(cfg, self.schedule)
-        if self.plan.built:
-            # Taken out of the plan: the loader makes a compact copy, and frees the original.
-            dataset, self.plan.built.train_dataset = self.plan.built.train_dataset, None
-        self.loader = build_train_loader(cfg, self.state.start_iter, dataset)
+        self.loader = build_train_loader(cfg, self.state.start_iter, self._take_train_dataset())
         self.suite = None
         if self.plan.validate:
             self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
         self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
+
+    def _take_train_dataset(self) -> Any:
+        """Return the dataset that preflight built, or None.
+
+        The plan no longer holds it then: the loader makes a compact copy, and frees the original.
+        """
+        built = self.plan.built
+        if built is None:
+            return None
+        dataset, built.train_dataset = built.train_dataset, None
+        return dataset
 
     def _open_run_dir(self) -> Results:
         """Lock the run directory and start its files, on rank 0."""
@@ -313,6 +332,7 @@ class Run:
             LearningRateHook(state.optimizer, self.multiplier),
             IterationTimer(),
             *self.user_hooks,
+            OnTrainStart(lambda: broadcast_from_rank0(self._check_hook_states)),
         ]
         if state.average:
             hooks.append(AverageWeightsHook(state.average, state.model))
@@ -336,6 +356,13 @@ class Run:
         warn_of_changes(self.state.resumed, self.fingerprint)
         if save_config(self.original_cfg, self.output_dir):
             write_repro_command(self.output_dir, self.command.start)
+
+    def _check_hook_states(self) -> None:
+        """Raise a UserError on all ranks if a state cannot be saved, not in the first checkpoint.
+
+        User hooks may create their state in `before_train`, which precedes this.
+        """
+        hook_states(self.user_hooks)
 
     def _checkpoint(self, iteration: int) -> dict[str, Any]:
         """Return the content of a checkpoint after `iteration` iterations."""

@@ -1,4 +1,4 @@
-"""Training aids, each one function of one node under `train`; off unless a recipe wants it."""
+"""Training techniques, each a function of one section of `train`; off unless a recipe asks."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from d2ext.errors import UserError, config_errors
 
 
 def make_deterministic() -> None:
-    """`train.deterministic`: repeatable GPU kernels, also where that is slower.
+    """Choose repeatable GPU kernels (`train.deterministic`), even if they are slower.
 
     Where an operation has none, torch warns and the run goes on; the CPU repeats itself anyway.
     https://docs.pytorch.org/docs/stable/notes/randomness.html
@@ -26,7 +26,7 @@ def make_deterministic() -> None:
 
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """`train.amp`: the context for a forward pass in mixed precision, or one that does nothing."""
+    """Return the context of a forward pass (`train.amp`): mixed precision, or none."""
     if not amp.enabled:
         return contextlib.nullcontext
     dtype = getattr(torch, amp.dtype)
@@ -34,12 +34,12 @@ def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextMa
 
 
 def grad_scaler(amp: Amp, device: str) -> torch.amp.GradScaler:
-    """`train.amp`: scales losses against float16's underflow; bfloat16 needs none."""
+    """Return the loss scaler against float16's underflow (`train.amp`); bfloat16 needs none."""
     return torch.amp.GradScaler(device, enabled=amp.enabled and amp.dtype == "float16")
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """`train.ema_decay`: a copy whose weights follow as an exponential moving average.
+    """Return a copy with the exponential moving average of the weights (`train.ema_decay`).
 
     The decay grows with the number n of updates, min(decay, (1 + n) / (10 + n)), as TensorFlow's
     ExponentialMovingAverage has it, so that short runs do not keep their first weights. Buffers,
@@ -58,7 +58,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
-    """`train.sync_bn`: BatchNorm statistics over all ranks.
+    """Compute BatchNorm statistics over all ranks (`train.sync_bn`).
 
     Detectron2's own layer where the ranks are CPU processes, which torch's refuses.
 
@@ -75,14 +75,14 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
                 setattr(parent, name, _naive(child) if device == "cpu" else _sync(child))
     if not found:
         raise UserError(
-            "train.sync_bn=true: the model has no BatchNorm to synchronise, or frozen ones only;"
+            "train.sync_bn=true: the model has no BatchNorm to synchronize, or frozen ones only;"
             " choose norm=BN where the model's config has a norm, or train.sync_bn=false"
         )
     return model
 
 
 def compile_backbone(model: nn.Module, options: Compile) -> None:
-    """`train.compile`: compiles the backbone in place, so the keys of its weights stay.
+    """Compile the backbone in place (`train.compile`), so that its weights keep their keys.
 
     Proposals and heads branch on the data, which a compiler cannot follow.
 

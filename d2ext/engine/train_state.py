@@ -1,4 +1,4 @@
-"""The state that a training changes: built from the config, saved in and read from checkpoints."""
+"""Build the state of a training from the config, and load and save it in checkpoints."""
 
 import logging
 from dataclasses import dataclass, field
@@ -85,7 +85,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model to evaluate: the one with the averaged weights, if there is one."""
+        """Return the model to evaluate: the one with the averaged weights, if there is one."""
         return self.average.module if self.average else self.model
 
     def content(self, iteration: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:

@@ -52,8 +52,10 @@ class Trainer:
         autocast: Returns the context of a forward pass.
         scaler: Loss scaler; None does not scale.
         clip_grad_norm: Upper bound of the gradients' L2 norm over all parameters, or None.
-        bad_loss: What to do about a non-finite loss; None stops the run.
+        nonfinite: What to do about a non-finite loss; None stops the run.
         first_step: Returns the context of the first iteration's forward and backward passes.
+        on_stop: Called before any hook's `after_train` if the run stops before its end without an
+            error; saves the state that a resumed run continues from.
 
     Attributes:
         model, optimizer: The arguments.
@@ -79,8 +81,9 @@ class Trainer:
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         scaler: torch.amp.GradScaler | None = None,
         clip_grad_norm: float | None = None,
-        bad_loss: NonFinitePolicy | None = None,
+        nonfinite: NonFinitePolicy | None = None,
         first_step: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        on_stop: Callable[[], object] = lambda: None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -91,8 +94,9 @@ class Trainer:
         self._autocast = autocast
         self._scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self._clip_grad_norm = clip_grad_norm
-        self._bad_loss = bad_loss or NonFinitePolicy()
+        self._nonfinite = nonfinite or NonFinitePolicy()
         self._first_step = first_step
+        self._on_stop = on_stop
         self._device = next(model.parameters()).device
         self._batch: list[dict] = []
         self._images_before = 0
@@ -111,7 +115,7 @@ class Trainer:
 
     @property
     def skipped_steps(self) -> int:
-        return self._bad_loss.skipped + self._overflows
+        return self._nonfinite.skipped + self._overflows
 
     def train(
         self,
@@ -135,7 +139,7 @@ class Trainer:
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         self.model.train()
-        shortages = resource_errors_explained(
+        resource_errors = resource_errors_explained(
             lambda: f"at iteration {self.iter}: {batch_words(self._batch)} in a micro-batch",
             "lower dataloader.train.total_batch_size, raise train.accumulate, take smaller images"
             " (dataloader.train.mapper.augmentations) or train.amp.enabled=True",
@@ -145,15 +149,17 @@ class Trainer:
             self._remember(memory or {})
             batches = None
             try:
-                with shortages:
+                with resource_errors:
                     batches = iter(self._loader)
                     self._loop(batches, signals)
+                if self.stopped_by or self.ended_early:
+                    self._on_stop()  # hooks may swap the weights in after_train
             except BaseException as e:
                 self.error = e
                 raise
             finally:
                 try:
-                    self._after_train()  # saves without waiting for workers that hang
+                    self._after_train()  # without waiting for workers that hang
                 finally:
                     if hasattr(batches, "close"):  # a generator, as d2ext's loader is
                         batches.close()
@@ -164,8 +170,8 @@ class Trainer:
             try:
                 hook.after_train()
             except Exception as e:
-                # The others are still called: one of them saves the last step. After an error,
-                # hooks may fail on an unfinished step; the error itself is what is reported.
+                # The others are still called. After an error, hooks may fail on an unfinished
+                # step; the error itself is what is reported.
                 if self.error is None and failure is None:
                     failure = e
                 else:
@@ -190,7 +196,7 @@ class Trainer:
             kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)
             recent[name] = [[i, value] for value, i in kept][::-1]
         counts = {
-            "skipped_steps": self._bad_loss.skipped,
+            "skipped_steps": self._nonfinite.skipped,
             "overflowed_steps": self._overflows,
             "overflows_in_a_row": self._overflows_in_a_row,
             "bad_images": self.bad_images,
@@ -198,7 +204,7 @@ class Trainer:
         return {**counts, "recent": recent, "present": present}
 
     def _remember(self, memory: dict[str, Any]) -> None:
-        self._bad_loss.skipped = memory.get("skipped_steps", 0)
+        self._nonfinite.skipped = memory.get("skipped_steps", 0)
         self._overflows = memory.get("overflowed_steps", 0)
         self._overflows_in_a_row = memory.get("overflows_in_a_row", 0)
         self._images_before = self.bad_images = memory.get("bad_images", 0)
@@ -230,7 +236,7 @@ class Trainer:
                 break
             self.storage.iter = self.iter
             self._call_hooks("before_step")
-            self._bad_loss.before_step(self.model)
+            self._nonfinite.before_step(self.model)
             losses = self._gradients(batches)
             self._call_hooks("after_backward")
             replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
@@ -242,9 +248,9 @@ class Trainer:
                 self.storage.put_scalars(total_loss=sum(status.means), **losses)
             else:
                 lr = self.optimizer.param_groups[0]["lr"]
-                self._bad_loss.note_skipped(self.model, self.iter, lr, self._seed)
+                self._nonfinite.note_skipped(self.model, self.iter, lr, self._seed)
                 self.storage.put_scalar(
-                    "skipped_steps", self._bad_loss.skipped, smoothing_hint=False
+                    "skipped_steps", self._nonfinite.skipped, smoothing_hint=False
                 )
             self.optimizer.zero_grad()
             self._accumulated, self._iterations_done = 0, self.iter + 1
@@ -299,10 +305,10 @@ class Trainer:
         if FiniteLossGuard.FAILED in values:
             wrapped = isinstance(self.model, DistributedDataParallel)
             guard = self.model.module if wrapped else self.model
-            self._bad_loss.note({}, batch, guard.reason)
+            self._nonfinite.note({}, batch, guard.reason)
             return {}
         if not all(map(math.isfinite, values.values())):
-            self._bad_loss.note(values, batch)
+            self._nonfinite.note(values, batch)
         return values
 
     def _clip(self) -> bool:
@@ -317,7 +323,7 @@ class Trainer:
         if math.isfinite(norm):  # JSON has no infinity
             self.storage.put_scalar("grad_norm", norm)
         elif not self._scaler.is_enabled():
-            self._bad_loss.note({"grad_norm": norm}, self._batch)
+            self._nonfinite.note({"grad_norm": norm}, self._batch)
             return False
         return True
 

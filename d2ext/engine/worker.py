@@ -1,4 +1,4 @@
-"""What travels to every rank of a run, and what a rank does with it."""
+"""Run one rank of a training or an evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from d2ext.run_dir.logging import setup_logging
 
 @dataclass(frozen=True)
 class RankTask:
-    """What travels to every rank: plain values; each rank loads the config again.
+    """Plain values that every rank receives; each rank loads the config again.
 
     Attributes:
         config_file, overrides: Arguments of `load_config`.

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell one another; all of it does nothing in a single process."""
+"""Collectives between the ranks of a run; no-ops in a single process."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 from d2ext._compat import gloo_group, set_group_timeout
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import DDP
 from d2ext.errors import UserError, user_message
 from d2ext.launch.signals import REASONS
 from d2ext.waiting import waiting_for
@@ -26,7 +26,7 @@ _SLOTS = 256  # losses of a model, at most; 2 KB in each step's exchange
 
 
 def set_timeout(seconds: float) -> None:
-    """How long the exchanges of plain values wait, which go over gloo in any case.
+    """Set the timeout of collectives on plain values, which always use gloo.
 
     Detectron2 makes their group beside NCCL's, with torch's 30 minutes whatever the user says.
     """
@@ -53,10 +53,10 @@ def wait_for_ranks(what: str) -> None:
 
 
 def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
-    """What `make` returns on rank 0, on every rank.
+    """Call `make` on rank 0 and return its result on every rank.
 
     Raises:
-        UserError: on every rank, if the user's mistake made it fail on rank 0.
+        UserError: On every rank, if `make` failed on rank 0 because of a user error.
     """
     if comm.get_world_size() == 1:
         return make()
@@ -77,30 +77,29 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
 
 
 def broadcast_weights(model: nn.Module) -> None:
-    """Gives every rank the weights of rank 0, which alone needs to reach the files."""
+    """Broadcast the weights of rank 0, which alone needs to read the files."""
     if comm.get_world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Gives every rank rank 0's running statistics, which are those that checkpoints hold."""
+    """Broadcast rank 0's running statistics, which are those in the checkpoints."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def distributed(model: nn.Module, cfg: Any, device: str) -> nn.Module:
-    """The model, wrapped to average gradients over the ranks; options from `train.ddp`."""
+def distributed(model: nn.Module, options: DDP, device: str) -> nn.Module:
+    """Wrap a model to average gradients over the ranks; return it as it is in a single process."""
     if comm.get_world_size() == 1:
         return model
     ids = [torch.cuda.current_device()] if device == "cuda" else None
-    options = TrainOptions.from_config(cfg.train).ddp
     return create_ddp_model(model, **{"device_ids": ids, **options.arguments()})
 
 
 def log_ranks(device: str) -> None:
-    """Rank, its number on its host, host and device of every process, as a table on rank 0."""
+    """Log a table of all processes on rank 0: rank, local rank, host, process id and device."""
     if device == "cuda":
         device = f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
     mine = (comm.get_rank(), comm.get_local_rank(), socket.gethostname(), os.getpid(), device)
@@ -110,12 +109,12 @@ def log_ranks(device: str) -> None:
 
 
 class StepStatus(NamedTuple):
-    """What all ranks know behind a step.
+    """The state that all ranks share after a step.
 
     Attributes:
-        means: of the ranks' losses; one that is not finite makes its mean so.
-        stop: why any rank wants to stop, of `signals.REASONS`.
-        bad_images: samples that were replaced, over all ranks.
+        means: Means of the losses over the ranks; not finite if any rank's loss is not.
+        stop: Why a rank asks to stop, one of `signals.REASONS`.
+        bad_images: Samples that were replaced, over all ranks.
     """
 
     means: list[float]
@@ -124,17 +123,16 @@ class StepStatus(NamedTuple):
 
 
 def sync_step(values: Sequence[float], stop: str | None, bad_images: int = 0) -> StepStatus:
-    """Tells the ranks one another's losses and wishes; each step, every rank calls this.
+    """Exchange losses and stop requests between all ranks; call it in every step.
 
-    It stands between the gradients and the optimizer, so that a step is taken by all ranks or by
-    none, and all stop behind the same one, though a signal reaches them at different times. It goes
-    over the CPU, also where gradients go over NCCL, which have just made the ranks wait anyway.
+    The exchange takes place between the gradients and the optimizer, so that a step is taken by all
+    ranks or by none, and all stop after the same step, although a signal reaches them at different
+    times. It uses the CPU even if gradients use NCCL; the ranks have just waited for these anyway.
 
     Args:
-        values: losses of this rank; as many on every rank, or none where there is no loss because
-            the forward pass failed.
-        stop: why this rank wants to stop, or None.
-        bad_images: samples that this rank has replaced so far.
+        values: Losses of this rank; as many on every rank, or none if its forward pass failed.
+        stop: Why this rank asks to stop, or None.
+        bad_images: Samples that this rank has replaced so far.
     """
     if comm.get_world_size() == 1:
         return StepStatus(list(values) or [math.nan], stop, bad_images)

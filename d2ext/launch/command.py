@@ -1,4 +1,4 @@
-"""The command that started a run, and what is known of the run from it."""
+"""Describe a run by the command that started it."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from d2ext.launch.topology import Topology
 
 @dataclass(frozen=True)
 class RunCommand:
-    """What is known of a run from its command; it travels to every rank.
+    """A run as its command describes it; every rank receives it.
 
     Attributes:
         name: Name of the run.
@@ -27,7 +27,7 @@ class RunCommand:
 
 
 def run_name(config_file: str) -> str:
-    """Of a recipe; a run's config.yaml is called like its folder."""
+    """Return the run's name: the recipe's stem, or the folder of a saved config.yaml."""
     path = Path(config_file)
     return path.resolve().parent.name if path.suffix == ".yaml" else path.stem
 
@@ -35,7 +35,7 @@ def run_name(config_file: str) -> str:
 def describe_run(
     config_file: str, argv: Sequence[str], topology: Topology, validate: bool = True
 ) -> RunCommand:
-    """Return what is known of a run from its command.
+    """Return the description of a run by its command.
 
     Args:
         config_file: Config file on the command line.

@@ -1,4 +1,4 @@
-"""Which device to train on, and why torch does not use a GPU that should be there.
+"""Choose the device, and explain why torch does not use a GPU that should be there.
 
 torch is imported inside the functions: the doctor, which must survive a broken torch, uses this
 module as well.

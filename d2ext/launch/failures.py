@@ -1,4 +1,4 @@
-"""Why a run of several processes failed: what each rank leaves, and which of it is the cause."""
+"""Record the failures of a run's ranks, and find the cause among them."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def describe_failure(rank: int, e: BaseException) -> RankFailure:
 
 
 def _is_interruption(e: BaseException | None) -> bool:
-    """Whether it is a second Ctrl-C, or what that one's way out has met."""
+    """Return whether the error is, or was caused by, a second Ctrl-C."""
     while e is not None and not isinstance(e, KeyboardInterrupt):
         e = e.__cause__ or e.__context__
     return e is not None
@@ -95,7 +95,7 @@ def cause(failures: Sequence[RankFailure]) -> RankFailure | None:
 
 
 class FailureFolder:
-    """`errors/` of a run directory, which on a shared disk tells every machine the cause.
+    """The folder `errors/` of a run directory; on a shared disk every machine can read the cause.
 
     Only what comes after this object counts, however the clocks of the machines differ.
     """
@@ -132,7 +132,7 @@ class FailureFolder:
             time.sleep(0.1)
 
     def tell(self, failure: RankFailure) -> None:
-        """Leaves the cause in the files of the run, if it has come to begin."""
+        """Write the cause to the run's files if the run directory exists."""
         if self._beginning() != self._begun:  # else what is there is another run's
             details = failure.traceback if failure.kind == "other" else ""
             record_failure(self._run, failure.message, details)
@@ -146,12 +146,12 @@ class FailureFolder:
 
 
 def record_failure(out: Path, message: str, details: str = "") -> None:
-    """Leaves in log.txt, run.json and the report why a run has failed.
+    """Write to log.txt, run.json and the report why a run has failed.
 
     Args:
-        out: folder of the run.
-        message: what a user can understand.
-        details: for log.txt, a traceback.
+        out: Run directory.
+        message: Error message for the user.
+        details: Traceback for log.txt.
     """
     from d2ext.report import write_report  # here, because a training need not wait for Jinja
 

@@ -1,4 +1,4 @@
-"""Signals, and a limit of time, that ask a training to finish its step, save and leave."""
+"""Handle signals and `--time-limit`, which ask a training to finish its step, save and exit."""
 
 import os
 import re
@@ -21,7 +21,7 @@ INTERRUPTED = signal.SIGRTMIN
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, INTERRUPTED)
 GRACE = 10.0  # seconds that a run which is to stop waits for the data of its step
-_LAST_PATIENCE = 2.0  # seconds that cleaning up may take behind a second Ctrl-C
+_LAST_PATIENCE = 2.0  # seconds for cleanup after a second Ctrl-C
 
 
 class StopWaiting(KeyboardInterrupt):
@@ -29,14 +29,14 @@ class StopWaiting(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Notes TERM, INT, USR1 and USR2 while the `with` block runs, and the end of the time.
+    """Note TERM, INT, USR1 and USR2 while the `with` block runs, and the end of the time.
 
     A second INT raises KeyboardInterrupt at once, for whoever cannot wait for the step; what is
     still there two seconds later ends without cleaning up. A loader that hangs cannot hold up the
     stop: after `GRACE` seconds, `StopWaiting` ends a wait inside `waiting.interruptible`.
 
     Args:
-        deadline: on the monotonic clock, behind which `received` is `--time-limit`; None: never.
+        deadline: Monotonic time after which `received` is `--time-limit`; None for no limit.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
@@ -46,7 +46,7 @@ class StopSignals:
 
     @property
     def received(self) -> str | None:
-        """Why to stop: name of the first signal, `--time-limit`, or None."""
+        """Return why to stop: the name of the first signal, `--time-limit`, or None."""
         if self._signal is None and self._deadline is not None:
             return TIME_LIMIT if time.monotonic() >= self._deadline else None
         return self._signal
@@ -67,7 +67,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _forked(self) -> None:
-        """In a forked process, such as those in which Detectron2 reads Cityscapes: a TERM ends it.
+        """Let TERM end a forked process, such as those in which Detectron2 reads Cityscapes.
 
         Its pool waits for workers that it sends one, and a handler would not run while they wait.
         """
@@ -100,7 +100,7 @@ _last_words: list[Callable[[], None]] = []
 
 
 def on_forced_exit(call: Callable[[], None]) -> None:
-    """Has `call()` run where a second Ctrl-C ends this process without cleaning up."""
+    """Run `call()` when a second Ctrl-C ends this process without cleanup."""
     _last_words.append(call)
 
 
@@ -113,25 +113,25 @@ def _leave() -> None:
 
 
 def name_of(number: int) -> str:
-    """The name of a signal, as the one who sent it knows it."""
+    """Return the name of a signal as its sender knows it."""
     return signal.Signals(signal.SIGINT if number == INTERRUPTED else number).name
 
 
 def ignore_signals() -> None:
-    """For a process that is about to end, so that nothing changes its exit status."""
+    """Ignore all signals at the end of a process, so that its exit status stays."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def deadline(limit: str | None, since: float) -> float | None:
-    """`--time-limit` as a point on the monotonic clock; None stays None.
+    """Return the end of `--time-limit` in monotonic time; None without a limit.
 
     Args:
-        limit: such as 3h50m, 1d12h or 90s.
-        since: when the command started, on the same clock.
+        limit: Duration such as 3h50m, 1d12h or 90s.
+        since: Monotonic time at which the command started.
 
     Raises:
-        UserError: it cannot be read, or is no time at all.
+        UserError: The limit is not a duration, or is zero.
     """
     if limit is None:
         return None

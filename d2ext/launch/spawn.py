@@ -1,4 +1,4 @@
-"""Starts this machine's ranks, watches over them, and says why a run failed.
+"""Start this machine's ranks, supervise them, and report why a run failed.
 
 Guards against faults of Detectron2's `launch()`: it returns normally after a KeyboardInterrupt,
 blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks alive when it is
@@ -50,23 +50,23 @@ def start_ranks(
     device: str,
     output_dir: Path,
 ) -> int:
-    """Runs `target(*args)` in every rank of the run that this process is to start or is.
+    """Run `target(*args)` in every rank that this process starts or is.
 
     Args:
-        topology: of `find_topology`.
-        target: importable function; returns the exit status.
-        args: for it; they are pickled.
-        timeout: seconds to wait for peers, in the rendezvous and in each exchange.
+        topology: Topology returned by `find_topology`.
+        target: Importable function; returns the exit status.
+        args: Arguments of `target`; they are pickled.
+        timeout: Seconds to wait for peers, in the rendezvous and in each exchange.
         device: `cpu` or `cuda`.
-        output_dir: of the run; ranks leave their errors in `errors/` there, which on a shared disk
-            tells every machine the cause.
+        output_dir: Run directory; ranks write their errors to `errors/` in it, so that on a shared
+            disk every machine can read the cause.
 
     Returns:
         The exit status of the ranks, or 1 when one failed (2 for a UserError, 130 after a second
         Ctrl-C); its cause has been printed then. A rank that torchrun or srun started ends here.
 
     Raises:
-        UserError: the ranks cannot meet.
+        UserError: The ranks cannot meet.
     """
     if not 0 < timeout < 1e7:
         raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
@@ -126,10 +126,10 @@ def start_ranks(
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
-    """Joins the process group of a run whose ranks torchrun or srun started.
+    """Join the process group of a run whose ranks torchrun or srun started.
 
     Raises:
-        UserError: the others do not come.
+        UserError: Other ranks do not join in time.
     """
     if topology.launcher == "srun" and topology.rank == 0:
         check_rendezvous(topology, timeout)
@@ -158,7 +158,7 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
 def _rank_main(
     folder: Path, failures: FailureFolder, timeout: float, target: Callable[..., int], args: tuple
 ) -> None:
-    """What a spawned rank runs once it has met the others."""
+    """Run the target in a spawned rank after the rendezvous."""
     die_with_parent()
     os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
     rank = comm.get_rank()
@@ -185,7 +185,7 @@ def _rank_main(
 
 
 def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> NoReturn:
-    """Runs a rank that somebody else started; it tells the cause itself."""
+    """Run a rank that torchrun or srun started, and print the cause of a failure."""
     try:
         status = target(*args)
         ignore_signals()
@@ -201,11 +201,11 @@ def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -
 
 
 def exit_process(status: int) -> NoReturn:
-    """Ends a process that exchanged tensors with others, but does not finalise Python.
+    """Exit without finalizing Python, because Gloo's threads may still hold tensors.
 
-    A thread of Gloo's drops the last tensors whenever it comes to it. Where Python has none of them
-    left and is finalising by then, the process aborts. `destroy_process_group` ends such threads if
-    nothing refers to the group any more, as DistributedDataParallel does.
+    Such a thread releases the last tensors at an arbitrary time. If Python has no references to
+    them left and is finalizing by then, the process aborts. `destroy_process_group` ends these
+    threads only if nothing refers to the group any more, as DistributedDataParallel does.
     """
     run_exit_functions()
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
@@ -222,7 +222,7 @@ def _outcome(
     sent: list[int],
     vanished: list[int],
 ) -> int:
-    """Says why it failed, if it did, and returns the exit status."""
+    """Report why the run failed, if it did; return the exit status."""
     statuses = {int(p.stem): int(p.read_text()) for p in folder.glob("*.status")}
     if failed is None and len(statuses) == topology.per_machine:
         return max(statuses.values())
@@ -247,7 +247,7 @@ def _outcome(
 
 
 def _tell(failures: FailureFolder, failure: RankFailure, first_machine: bool) -> int:
-    """Says what the cause of a failure is, and leaves word of it; returns the exit status."""
+    """Print and record the cause of a failure; return the exit status."""
     first = failures.wait_for_cause(failure)
     if first_machine:
         failures.tell(first)

@@ -1,4 +1,4 @@
-"""What a launcher does while its ranks run: signals go on to them, and none outlives a dead one.
+"""Forward signals to the ranks, and kill the peers of a dead rank.
 
 Each rank has left its process id in a folder of the run's launcher, as `<rank>.pid`.
 """
@@ -23,12 +23,12 @@ _GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
 
 @contextlib.contextmanager
 def signals_forwarded(folder: Path) -> Iterator[list[int]]:
-    """Passes TERM, INT, USR1 and USR2 on to the ranks; they decide, this process waits.
+    """Forward TERM, INT, USR1 and USR2 to the ranks; they decide, this process waits.
 
-    An INT behind another signal kills them.
+    A SIGINT after another signal kills the ranks.
 
     Yields:
-        A list that receives what it has sent.
+        A list to which each forwarded signal is added.
     """
     sent: list[int] = []
 
@@ -51,7 +51,7 @@ def signals_forwarded(folder: Path) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def terminate_peers(folder: Path) -> Iterator[list[int]]:
-    """Kills the peers of a dead rank that are still there after a while.
+    """Kill the peers of a dead rank that are still alive after a grace period.
 
     It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
 
@@ -80,7 +80,7 @@ def terminate_peers(folder: Path) -> Iterator[list[int]]:
 
 
 def send(folder: Path, number: int) -> None:
-    """Sends a signal to the ranks that have met."""
+    """Send a signal to the ranks that have met."""
     for pid in met(folder).values():
         _kill(pid, number)
 

@@ -1,4 +1,4 @@
-"""The processes of a run: how many, where, who starts them, and what becomes of them.
+"""Find the processes of a run: how many, where, and who starts them.
 
 Order: explicit flags, then torchrun's environment, then an srun step of several tasks, then
 Detectron2's `launch()`, which spawns this machine's processes.
@@ -24,7 +24,7 @@ _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 @dataclass(frozen=True)
 class Topology:
-    """Which processes a run has.
+    """The processes of a run.
 
     Attributes:
         launcher: `self` (this process spawns its machine's ranks), `torchrun` or `srun` (this
@@ -44,11 +44,11 @@ class Topology:
 
     @property
     def world_size(self) -> int:
-        """Processes over all machines."""
+        """Return the number of processes on all machines."""
         return self.num_machines * self.per_machine
 
     def starting(self) -> list[str]:
-        """The words before the tool, with which machine 0 starts such a run."""
+        """Return the words before the tool with which machine 0 starts such a run."""
         machines, each = str(self.num_machines), str(self.per_machine)
         if self.launcher == "srun":
             return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}", "python"]
@@ -58,7 +58,7 @@ class Topology:
         return ["python"]
 
     def flags(self) -> list[str]:
-        """The tool's flags that give as many processes."""
+        """Return the tool's flags that give as many processes."""
         if self.launcher != "self" or self.world_size == 1:
             return []
         flags = ["--num-gpus", str(self.per_machine)]
@@ -76,11 +76,11 @@ def find_topology(
     dist_url: str | None = None,
     port: int | None = None,
 ) -> Topology:
-    """Says which processes a run has, from flags (None: not given) and the environment.
+    """Return the processes of a run, from flags (None: not given) and the environment.
 
     Args:
         env: of the process. `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `PORT` or `MASTER_PORT` are
-            defaults for the flags, as in the guide's scripts.
+            defaults for the flags, as in MMDetection's scripts.
         num_gpus: `--num-gpus`, processes on this machine.
         num_machines: `--num-machines`.
         machine_rank: `--machine-rank`.
@@ -119,7 +119,7 @@ def find_topology(
 
 
 def free_port() -> int:
-    """A port on which this machine can listen now, and which no other run here has been given."""
+    """Return a port on which this machine can listen, and which no other run here was given."""
     for port in _PORTS[os.getpid() % 1000 :: 7]:
         if port_is_free(port) and _reserve(port):
             return port
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Takes a port for as long as this process lives: it is listened on only seconds later.
+    """Reserve a port for as long as this process lives: it is listened on only seconds later.
 
     The mark is a name of Linux's abstract sockets, which goes with the process.
     """
@@ -142,7 +142,7 @@ def _reserve(port: int) -> bool:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether this machine can listen on a port, found by trying."""
+    """Return whether this machine can listen on a port, found by trying."""
     with socket.socket() as s:
         # As torch's store does: a port in TIME_WAIT is free.
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,7 +154,7 @@ def port_is_free(port: int) -> bool:
 
 
 def check_rendezvous(topology: Topology, timeout: float) -> None:
-    """Machine 0 must be able to listen, the others must reach it within `timeout` seconds.
+    """Check that machine 0 can listen, and that the others reach it within `timeout` seconds.
 
     Raises:
         UserError: the port is taken, the host is unknown, or nobody answers.
@@ -187,7 +187,7 @@ def check_rendezvous(topology: Topology, timeout: float) -> None:
 
 
 def end_step(env: Mapping[str, str]) -> None:
-    """Ends the srun step that this task belongs to."""
+    """End the srun step that this task belongs to."""
     step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
     # Without scancel the others end by their timeout.
     with contextlib.suppress(OSError), waiting_for("scancel to answer"):

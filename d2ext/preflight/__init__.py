@@ -1,1 +1,1 @@
-"""Everything that can be known to be wrong before a process starts or a byte is written."""
+"""Check what can be checked before a process starts or a byte is written."""

@@ -1,4 +1,4 @@
-"""The datasets that a run reads, checked before anything is built."""
+"""Check the datasets that a run reads before anything is built."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,12 +30,12 @@ from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
 
 
-def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
     """Read and check every dataset; their classes must agree by name and order.
 
     Args:
         cfg: Config returned by `load_config`.
-        splits: train, val or test to its loader's config.
+        loaders: train, val or test to its loader's config.
 
     Returns:
         `Plan.datasets`, the class names, and the table to print.
@@ -45,7 +45,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
     """
     datasets, classes, first, notes = {}, None, None, []
     summaries: dict[str, DatasetSummary] = {}
-    for split, loader in splits.items():
+    for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
             raise UserError(f"{field} is null: give it, or train with --no-validate")
@@ -74,8 +74,8 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
             if name in datasets:
                 continue
             use = "trained on" if split == "train" else "evaluated"
-            about = metadata.as_dict() | counts_of(name)
-            summary = check_dataset_dicts(name, records, mine, about, use)
+            known = metadata.as_dict() | counts_of(name)
+            summary = check_dataset_dicts(name, records, mine, known, use)
             if split == "train":
                 check_masks(name, records, _mask_format(loader))
                 check_heads(cfg, name, records)
@@ -90,7 +90,7 @@ def check_datasets(cfg: Any, splits: Mapping[str, Any]) -> tuple[dict, list[str]
         if split == "train":
             check_trainable(list(summaries.values()))
     tested = [
-        name for split, loader in splits.items() if split != "train" for name in test_sets(loader)
+        name for split, loader in loaders.items() if split != "train" for name in test_sets(loader)
     ]
     notes += detection_notes(cfg, summaries, tested)
     table = [
@@ -110,7 +110,7 @@ def _map(field: str, loader: Any, record: dict) -> Any:
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:
-    """Stops on the errors that tools/check_dataset.py finds in a COCO file without its images."""
+    """Raise a UserError for errors that tools/check_dataset.py finds in a COCO file alone."""
     command = checker_command(json_file, image_root)
 
     def errors() -> list[str]:
@@ -126,7 +126,7 @@ def _check_file(json_file: str, image_root: str | None) -> None:
 
 
 def _mask_format(loader: Any) -> str | None:
-    """The masks that a training mapper makes: polygon, bitmask or none; None if it is not known."""
+    """Return the masks that a training mapper makes, polygon or bitmask; None if it makes none."""
     mapper = loader.get("mapper") or {}
     if not mapper.get("use_instance_mask", False):
         return None

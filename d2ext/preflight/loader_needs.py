@@ -1,4 +1,4 @@
-"""What the loader workers of a run need of the machine: shared memory and open files."""
+"""Check that the machine has the shared memory and open files that loader workers need."""
 
 import copy
 import io
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 
-from d2ext.config.options import TrainOptions
 from d2ext.data.loading.loader import Loader
 from d2ext.errors import config_errors
 from d2ext.evaluation.suite import test_sets
@@ -22,24 +21,25 @@ _MOST_BYTES, _MOST_TENSORS = 2**26, 16  # of a sample: where there is room for t
 _OWN_FILES = 64  # that a trainer has open anyway
 
 
-def loader_warnings(cfg: Any, splits: Mapping[str, Any], world_size: int, here: int) -> list[str]:
+def loader_warnings(
+    loaders: Mapping[str, Any], accumulate: int, world_size: int, here: int
+) -> list[str]:
     """Return a line for each limit that the loader workers of a run may reach.
 
     A worker makes two batches ahead. Each tensor in them takes shared memory, and is an open file.
 
     Args:
-        cfg: Config returned by `load_config`.
-        splits: train, val or test to its loader's config.
+        loaders: train, val or test to its loader's config.
+        accumulate: Micro-batches per training step.
         world_size: Processes over all machines.
         here: Processes on this machine.
     """
     if "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
         return []
     lines = []
-    for split, settings in splits.items():
+    for split, settings in loaders.items():
         images = 1
         if split == "train":
-            accumulate = TrainOptions.from_config(cfg.train).accumulate
             images = settings.total_batch_size // (world_size * accumulate)
         lines += _warnings(f"dataloader.{split}", settings, images, here)
     return lines
@@ -95,7 +95,7 @@ def _tensors_of(sample: dict) -> tuple[int, int]:
 
 
 class _TensorCounter(pickle.Pickler):
-    """Finds the tensors of any object as the way to another process finds them."""
+    """Count the tensors in an object, as pickling to another process finds them."""
 
     nbytes = count = 0
 

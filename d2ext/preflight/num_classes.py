@@ -1,4 +1,4 @@
-"""The class count of a model's heads: taken from the data, or checked against it."""
+"""Set the class count of a model's heads from the data, or check it."""
 
 import copy
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from d2ext.text import shortened
 
 
 def check_num_classes(model: Any, classes: list[str]) -> None:
-    """Checks the data's class count against each head that states one.
+    """Check the data's class count against each head that states one.
 
     A mask head with one class is class-agnostic.
 
@@ -29,7 +29,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
 
 
 def with_num_classes(model: Any, num_classes: int) -> Any:
-    """A copy of a model's config; heads that leave their class count to the data have it there."""
+    """Return a copy of a model's config in which each head has the data's class count."""
     model = copy.deepcopy(model)  # keeps its parent, which interpolations need
     for field, value in list(class_fields(model, "")):
         if value is None:
@@ -42,11 +42,11 @@ def with_num_classes(model: Any, num_classes: int) -> Any:
 
 
 def class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
-    """Each class count in a model's config: its field, and its value or None."""
+    """Yield each class count in a model's config: its field, and its value or None."""
     items = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, child in items:
         if key == "num_classes":
             yield f"{prefix}.{key}", child
-        # Semantic heads count stuff, not the data set's things.
+        # Semantic heads count stuff, not the dataset's things.
         elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
             yield from class_fields(child, f"{prefix}.{key}")

@@ -35,6 +35,7 @@ def check_flags(
 
 def check_options(
     cfg: Any,
+    options: TrainOptions,
     device: str,
     validate: bool,
     eval_only: bool,
@@ -46,7 +47,6 @@ def check_options(
     Raises:
         UserError: Two options contradict each other; the message names both.
     """
-    options = TrainOptions.from_config(cfg.train)
     if expect and not validate and not eval_only:
         raise UserError("--expect needs the evaluation that --no-validate leaves out")
     if tta and not eval_only:
@@ -71,10 +71,10 @@ def check_options(
             raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
         if not options.best.metric:
             raise UserError(f"{field} needs train.best.metric, the result that is to improve")
-    check_hooks(options.hooks)
+    _check_hooks(options.hooks)
 
 
-def check_hooks(hooks: Sequence[Any]) -> None:
+def _check_hooks(hooks: Sequence[Any]) -> None:
     """Check the entries of `train.hooks` without building them, as hooks may open files.
 
     Raises:
@@ -93,7 +93,11 @@ def check_hooks(hooks: Sequence[Any]) -> None:
                 " detectron2.engine.HookBase"
             )
         try:
-            inspect.signature(target).bind(**arguments)
+            signature = inspect.signature(target)
+        except ValueError:  # some callables that are written in C have none
+            continue
+        try:
+            signature.bind(**arguments)
         except TypeError as e:
             raise UserError(f"{field} cannot be built: {name}: {e}") from e
 

@@ -5,7 +5,7 @@ every process; each of its checks names the field, the value and the remedy.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Built:
-    """What preflight built, for a run in the same process.
+    """Hold what preflight built, for a run in the same process.
 
     It does not hold mapper and metrics, which preflight tries on a sample and asks for their keys:
     a run builds its own, which nothing has used before.
 
     Attributes:
         cfg: Config with the values of this run's world size; its datasets are registered.
-        train_dataset: What `dataloader.train.dataset` builds; None for an evaluation.
+        train_dataset: Dataset of `dataloader.train`; None for an evaluation.
     """
 
     cfg: Any
@@ -59,7 +59,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Plan:
-    """Preflight's decisions.
+    """Hold the decisions of preflight.
 
     Attributes:
         output_dir: Output directory of the run.
@@ -145,98 +145,127 @@ def plan_run(
         UserError: An error that the user can fix.
     """
     lines: list[str] = []
-
-    def say(*more: str) -> None:
-        for line in more:
-            logger.info(line)
-        lines.extend(more)
-
     check_flags(eval_only, weights, resume, resume_from, overwrite)
     options = TrainOptions.from_config(cfg.train)
-    device, words = choose_device(options.device, num_gpus, gpu_each)
+    device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
-    say(f"output      {output_dir}", f"device      {words}")
-    check_options(cfg, device, validate, eval_only, tta, expect)
+    _say(lines, f"output      {output_dir}", f"device      {description}")
+    check_options(cfg, options, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
         cfg, scaling = scale_config(cfg, world_size)
-        say(*scaling.lines())
+        options = TrainOptions.from_config(cfg.train)
+        _say(lines, *scaling.lines())
     if not eval_only:
         check_batch(cfg.dataloader.train.total_batch_size, world_size, options.accumulate)
-    checkpoint, damaged = Path(resume_from) if resume_from else None, []
-    if resume_from and not checkpoint.is_file():
-        raise UserError(f"--resume-from {resume_from}: no such file")
-    # Only a checkpoint of the run in that directory continues that run.
-    continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
-    if not eval_only and not continues and not overwrite:
-        refuse_mixing(output_dir)
-    check_writable(output_dir)
-    if resume:
-        if not eval_only:
-            wait_until_free(output_dir)
-        checkpoint, damaged = find_newest(output_dir)
+    checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
     differences = register_run_datasets(cfg)
-    if eval_only:
-        splits = {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
-    else:
-        splits = {"train": cfg.dataloader.train}
-        if validate:
-            splits["val"] = cfg.dataloader.get("val")
+    loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
-    datasets, classes, table = check_datasets(cfg, splits)
-    say(*table, *(f"data        note: {note}" for note in [*differences, *notes]))
+    datasets, classes, table = check_datasets(cfg, loaders)
+    _say(lines, *table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
-    tested = test_sets(splits["test" if eval_only else "val"]) if eval_only or validate else []
-    wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
-    best = None
-    if validate and not eval_only and (best := best_metric(options, tested)):
-        wanted["train.best.metric"] = best
-    heads = cfg.model.get("roi_heads")
-    masks = heads is None or heads.get("mask_head") is not None
-    check_metrics(
-        cfg.evaluators,
-        wanted,
-        {name: (classes, masks and datasets[name].masks) for name in tested},
-    )
+    tested = [
+        name for key, loader in loaders.items() if key != "train" for name in test_sets(loader)
+    ]
+    best = best_metric(options, tested) if validate and not eval_only else None
+    _check_results(cfg, classes, {name: datasets[name] for name in tested}, expect, best)
 
-    weights_field = "--weights" if weights else "train.init_checkpoint"
+    schedule = train_dataset = None
     if eval_only:
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
-        schedule, dataset = None, None
-        say(f"weights     {source}")
+        _say(lines, f"weights     {source}")
     else:
         source = options.init_checkpoint or ""
-        dataset = _train_dataset(cfg)
-        schedule = _schedule(cfg, len(dataset), validate)
+        train_dataset = _train_dataset(cfg)
+        schedule = _schedule(cfg, options, len(train_dataset), validate)
         check_schedule(options, schedule)
-        say(*_schedule_lines(cfg, schedule, world_size, dataset))
-        if checkpoint:
-            say(f"start       resumes {checkpoint}")
-        else:
-            nothing = "nothing to resume; " if resume else ""
-            say(f"start       {nothing}iteration 0, weights {source or 'at random'}")
-    say(*loader_warnings(cfg, splits, world_size, num_gpus))
+        _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
+        _say(lines, _start_line(checkpoint, resume, source))
+    _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
+    resumes = checkpoint is not None and not eval_only
+    weights_field = "--weights" if weights else "train.init_checkpoint"
     return Plan(
-        output_dir,
-        device,
-        classes,
-        datasets,
-        schedule,
-        "" if checkpoint and not eval_only else local_weights(source, weights_field),
-        None if eval_only else checkpoint,
-        scaling,
-        lines,
-        best,
-        () if eval_only else tuple(damaged),
+        output_dir=output_dir,
+        device=device,
+        classes=classes,
+        datasets=datasets,
+        schedule=schedule,
+        weights="" if resumes else local_weights(source, weights_field),
+        resume=checkpoint if resumes else None,
+        scaling=scaling,
+        lines=lines,
+        best_metric=best,
+        damaged=() if eval_only else tuple(damaged),
         eval_only=eval_only,
         validate=validate,
         tta=tta,
         overwrite=overwrite and not eval_only,
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
-        built=Built(cfg, dataset),
+        built=Built(cfg, train_dataset),
     )
+
+
+def _say(lines: list[str], *more: str) -> None:
+    """Log more lines of the plan, and add them to `lines`."""
+    for line in more:
+        logger.info(line)
+    lines.extend(more)
+
+
+def _find_checkpoint(
+    output_dir: Path, eval_only: bool, resume: bool, resume_from: str | None, overwrite: bool
+) -> tuple[Path | None, list[Path]]:
+    """Check the output directory, and find the checkpoint that the flags name.
+
+    Returns:
+        The checkpoint, or None, and the damaged checkpoints that are newer.
+
+    Raises:
+        UserError: The file does not exist, or the directory cannot be used.
+    """
+    checkpoint = Path(resume_from) if resume_from else None
+    if checkpoint and not checkpoint.is_file():
+        raise UserError(f"--resume-from {resume_from}: no such file")
+    # Only a checkpoint of the run in that directory continues that run.
+    continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
+    if not eval_only and not continues and not overwrite:
+        refuse_mixing(output_dir)
+    check_writable(output_dir)
+    if not resume:
+        return checkpoint, []
+    if not eval_only:
+        wait_until_free(output_dir)
+    return find_newest(output_dir)
+
+
+def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:
+    """Return train, val or test to the config of each loader that the run uses."""
+    if eval_only:
+        return {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
+    loaders = {"train": cfg.dataloader.train}
+    if validate:
+        loaders["val"] = cfg.dataloader.get("val")
+    return loaders
+
+
+def _check_results(
+    cfg: Any,
+    classes: Sequence[str],
+    tested: Mapping[str, DatasetInfo],
+    expect: Sequence[str],
+    best: str | None,
+) -> None:
+    """Check that the metrics will give the results that `--expect` and `train.best` refer to."""
+    wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
+    if best:
+        wanted["train.best.metric"] = best
+    heads = cfg.model.get("roi_heads")
+    masks = heads is None or heads.get("mask_head") is not None
+    sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
+    check_metrics(cfg.evaluators, wanted, sets)
 
 
 def _train_dataset(cfg: Any) -> Any:
@@ -245,15 +274,16 @@ def _train_dataset(cfg: Any) -> Any:
         return instantiate(cfg.dataloader.train.dataset)
 
 
-def _schedule(cfg: Any, num_images: int, validate: bool) -> Schedule:
+def _schedule(cfg: Any, options: TrainOptions, num_images: int, validate: bool) -> Schedule:
     fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
-    options, batch_size = TrainOptions.from_config(cfg.train), cfg.dataloader.train.total_batch_size
+    batch_size = cfg.dataloader.train.total_batch_size
     return resolve_schedule(options, batch_size, num_images, fraction, validate)
 
 
-def _schedule_lines(cfg: Any, s: Schedule, world_size: int, dataset: Any) -> list[str]:
+def _schedule_lines(
+    cfg: Any, options: TrainOptions, s: Schedule, world_size: int, dataset: Any
+) -> list[str]:
     images = str(dataset) if isinstance(dataset, TrainingSet) else plural(len(dataset), "image")
-    options = TrainOptions.from_config(cfg.train)
     reference, batch = options.reference_world_size, options.reference_batch_size
     tuned = ""
     if reference and batch and not options.auto_scale_lr.enabled:
@@ -269,6 +299,13 @@ def _schedule_lines(cfg: Any, s: Schedule, world_size: int, dataset: Any) -> lis
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",
     ]
+
+
+def _start_line(checkpoint: Path | None, resume: bool, source: str) -> str:
+    if checkpoint:
+        return f"start       resumes {checkpoint}"
+    nothing = "nothing to resume; " if resume else ""
+    return f"start       {nothing}iteration 0, weights {source or 'at random'}"
 
 
 def _words(period: Period) -> str:

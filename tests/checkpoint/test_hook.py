@@ -24,7 +24,7 @@ def _hook(folder, content, period=1, **options):
     hook = CheckpointHook(folder, schedule, 0, content, **options)
     memory = dict(memory=lambda: {"skipped_steps": 0})
     hook.trainer = SimpleNamespace(iter=0, max_iter=100, error=None, **memory)
-    hook.trainer.stopped_by = hook.trainer.ended_early = None
+    hook.trainer.ended_early = None
     return hook
 
 
@@ -58,7 +58,7 @@ def test_one_at_a_time_and_in_order(tmp_path):
     assert os.path.samefile(tmp_path / "model_best.pth", tmp_path / "model_0000003.pth")
 
 
-@pytest.mark.parametrize("ends", ["after_step", "after_train"])
+@pytest.mark.parametrize("ends", ["after_step", "save_stopped"])
 @pytest.mark.parametrize("mended", [False, True])
 def test_behind_an_error_there_the_next_state_is_tried(tmp_path, caplog, ends, mended):
     """At the next step, though no checkpoint is due; what cannot be written then ends the run."""
@@ -68,8 +68,7 @@ def test_behind_an_error_there_the_next_state_is_tried(tmp_path, caplog, ends, m
     hook.after_step()
     _until_written()
     hook.trainer.iter = 4
-    if ends == "after_train":
-        hook.trainer.stopped_by = "SIGTERM"
+    if ends == "save_stopped":
         hook.trainer.iter = 5
     if mended:
         (tmp_path / "run").unlink()

@@ -14,6 +14,7 @@ MODULE = """
 import os
 import signal
 
+import numpy
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -50,6 +51,42 @@ class Noise(HookBase):
 
     def load_state_dict(self, state):
         self.steps = state["steps"]
+
+
+class Mean(HookBase):
+    '''Averages the weights in place, and puts the average into the model at the end.'''
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.mean = stop_at, None
+
+    def before_train(self):
+        weights = self.trainer.model.module.state_dict()
+        self.mean = self.mean or {key: value.clone() for key, value in weights.items()}
+
+    def before_step(self):
+        if self.stop_at == self.trainer.iter:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after_step(self):
+        for key, value in self.trainer.model.module.state_dict().items():
+            if value.is_floating_point():
+                self.mean[key].lerp_(value, 0.5)
+
+    def after_train(self):
+        self.trainer.model.module.load_state_dict(self.mean)
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state["mean"]
+
+
+class Odd(HookBase):
+    '''Has a state that no checkpoint can hold.'''
+
+    def state_dict(self):
+        return {"x": numpy.float64(1)}
 """
 
 
@@ -62,8 +99,8 @@ def noise(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
-    def override(**arguments):
-        return f"train.hooks=[{json.dumps(dict(_target_='noisy_hooks.Noise') | arguments)}]"
+    def override(name="Noise", **arguments):
+        return f"train.hooks=[{json.dumps(dict(_target_=f'noisy_hooks.{name}') | arguments)}]"
 
     yield override
     sys.modules.pop("noisy_hooks", None)
@@ -107,6 +144,64 @@ def test_a_kill_changes_nothing(train_net, tiny, tmp_path, noise):
     assert train_net(*options, noise(scale=1e-2)).status == 0
     c = _load(other, "model_final.pth")["model"]
     assert not all(torch.equal(a["model"][key], c[key]) for key in c)
+
+
+def _equal(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("reason", ["SIGTERM", "early stopping"])
+def test_weights_swapped_in_after_train_stay_out_of_the_checkpoint(
+    train_net, tiny, tmp_path, noise, reason
+):
+    """A stopped run is saved before `after_train`, and continues without a difference."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    common = [*tiny, "optimizer.lr=1e-3"]
+    done = train_net("--no-validate", "--work-dir", whole, *common, noise("Mean"))
+    assert done.status == 0, done.stderr
+    if reason == "SIGTERM":
+        flags = ["--no-validate", "--work-dir", stopped]
+        done = train_net(*flags, *common, noise("Mean", stop_at=1))
+        assert done.status == 75, done.stderr
+        name = "model_0000001.pth"
+    else:
+        flags = ["--work-dir", stopped]
+        patience = ["train.eval_period=1", "train.early_stopping_patience=1"]
+        done = train_net(*flags, *common, *patience, noise("Mean"))
+        assert done.status == 0 and "Ended early" in done.stdout, done.stderr
+        name = (stopped / "last_checkpoint").read_text()
+        final = _load(stopped, "model_final.pth")
+        assert _equal(final["model"], _load(stopped, name)["model"])
+    checkpoint = _load(stopped, name)
+    assert 0 < checkpoint["iterations_done"] < 4
+    assert not _equal(checkpoint["model"], checkpoint["hooks"][0]["state"]["mean"])
+    done = train_net("--resume", *flags, *common, noise("Mean"))
+    assert done.status == 0, done.stderr
+    a, b = (_load(work, "model_final.pth") for work in (whole, stopped))
+    assert a["iterations_done"] == b["iterations_done"] == 4
+    assert _equal(a["model"], b["model"])
+    assert _equal(a["hooks"][0]["state"]["mean"], b["hooks"][0]["state"]["mean"])
+
+
+def test_states_are_copied_before_they_are_written_asynchronously(train_net, tiny, tmp_path, noise):
+    """The next step changes the hook's tensors while the file is being written."""
+    options = [*tiny, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=0"]
+    for asynchronous in (False, True):
+        work = tmp_path / str(asynchronous)
+        more = [f"train.checkpointer.asynchronous={asynchronous}", noise("Mean")]
+        done = train_net("--no-validate", "--work-dir", work, *options, *more)
+        assert done.status == 0, done.stderr
+    for i in range(4):
+        a, b = (_load(tmp_path / name, f"model_{i:07d}.pth") for name in ("False", "True"))
+        assert _equal(a["model"], b["model"])
+        assert _equal(a["hooks"][0]["state"]["mean"], b["hooks"][0]["state"]["mean"])
+
+
+def test_a_state_that_cannot_be_saved_fails_before_the_first_step(train_net, tiny, tmp_path, noise):
+    done = train_net("--no-validate", "--work-dir", tmp_path / "run", *tiny, noise("Odd"))
+    assert done.status == 2
+    assert "Odd.state_dict() holds a float64, which no checkpoint can hold" in done.stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_step_s_line_and_checkpoint_hold_what_a_hook_did(train_net, tiny, tmp_path, noise):

@@ -56,6 +56,7 @@ def test_missing_data(mistake, tmp_path):
         ("train.hooks=[{path: x}]", ["train.hooks[0]={'path': 'x'}", "_target_"]),
         ("train.hooks=[{_target_: no.Hook}]", ["train.hooks[0]._target_=no.Hook", "PYTHONPATH"]),
         ("train.hooks=[{_target_: torch.nn.ReLU}]", ["train.hooks[0]: ReLU is not a hook"]),
+        ("train.hooks=[{_target_: builtins.max}]", ["train.hooks[0] cannot be built"]),
         ("train.hooks=[{_target_: os.getcwd}]", ["train.hooks[0]: _target_ returned str"]),
         (
             "train.hooks=[{_target_: detectron2.engine.hooks.IterationTimer, x: 1}]",

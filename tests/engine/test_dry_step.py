@@ -22,8 +22,8 @@ FAILS += ["box_regression.py:", "model.proposal_generator.box2box_transform.weig
 
 def test_a_dry_run_takes_a_step_and_leaves_nothing(train_net, tiny, tmp_path):
     work = tmp_path / "run"
-    aids = ["train.amp.enabled=True", "train.amp.dtype=bfloat16", "train.ema_decay=0.9"]
-    more = [*aids, "train.accumulate=2", "train.device=cpu"]
+    techniques = ["train.amp.enabled=True", "train.amp.dtype=bfloat16", "train.ema_decay=0.9"]
+    more = [*techniques, "train.accumulate=2", "train.device=cpu"]
     before = torch.get_rng_state()
     done = train_net("--dry-run", "--work-dir", work, "--options", *tiny, *more)
     assert done.status == 0, done.stderr

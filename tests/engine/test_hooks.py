@@ -117,6 +117,29 @@ def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_theirs():
     assert last.calls[-1][0] == "after_train"
 
 
+class Ends(HookBase):
+    """Ends the run early after its first step, or fails in it."""
+
+    def __init__(self, error=None):
+        self._error = error
+
+    def after_step(self):
+        if self._error:
+            raise self._error
+        self.trainer.ended_early = "enough"
+
+
+def test_a_run_that_stops_before_its_end_is_saved_before_after_train():
+    calls = Calls()
+    _train([Ends(), calls], steps=3, on_stop=lambda: calls.calls.append("on_stop"))
+    assert calls.calls[-2] == "on_stop" and calls.calls[-1][:2] == ("after_train", (1, 1, 0, 3))
+    stops = []
+    _train([], steps=3, on_stop=lambda: stops.append("at the end"))
+    with pytest.raises(ValueError, match="in a step"):
+        _train([Ends(ValueError("in a step"))], on_stop=lambda: stops.append("after an error"))
+    assert stops == []
+
+
 def test_a_hook_can_change_gradients():
     class Freeze(HookBase):
         def after_backward(self):
@@ -152,18 +175,6 @@ def test_each_hook_of_a_class_has_its_state_back(tmp_path):
     save_checkpoint(tmp_path / "a.pth", content | {"hooks": hook_states(hooks)})
     one, ten = Counts(1), Counts(10)
     _train([one, Other(), ten], 5, 3, read_checkpoint(tmp_path / "a.pth")["hooks"])
-    assert (one.count, ten.count) == (5, 50)
-
-
-def test_states_of_version_0_1_load():
-    """They are stored by the number among the hooks of a class, in a list of all hooks."""
-    hooks = [Counts(1), Other(), Counts(10)]
-    _train(hooks, steps=3)
-    states = [{**entry, "number": i} for i, entry in enumerate(hook_states(hooks))]
-    for entry in states:
-        del entry["position"]
-    one, ten = Counts(1), Counts(10)
-    _train([Other(), one, ten], 5, 3, states)
     assert (one.count, ten.count) == (5, 50)
 
 

@@ -43,18 +43,19 @@ def _batches(bad):
         i += 1
 
 
-def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, **aids):
+def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, **options):
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    judge = NonFinitePolicy(policy, most)
+    nonfinite = NonFinitePolicy(policy, most)
     batches = _batches(bad)
     wrapped = wrap(FiniteLossGuard(model))
-    trainer = Trainer(wrapped, optimizer, batches, [], 7, accumulate, bad_loss=judge, **aids)
+    options |= dict(accumulate=accumulate, nonfinite=nonfinite)
+    trainer = Trainer(wrapped, optimizer, batches, [], 7, **options)
     with StopSignals() as signals:
         trainer.train(0, steps, signals)
     state = {k: v.flatten().tolist() for k, v in model.state_dict().items()}
-    return state, judge.skipped, trainer
+    return state, nonfinite.skipped, trainer
 
 
 def test_a_skipped_step_does_not_move_the_average():
@@ -71,7 +72,7 @@ def test_a_skipped_step_does_not_move_the_average():
             batches,
             [AverageWeightsHook(average, model)],
             7,
-            bad_loss=NonFinitePolicy("skip"),
+            nonfinite=NonFinitePolicy("skip"),
         )
         with StopSignals() as signals:
             trainer.train(0, len(batches), signals)
@@ -137,26 +138,26 @@ def test_gradients_that_overflow_are_no_step_either():
 
     model = Root()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    judge = NonFinitePolicy("skip", 5)
-    options = dict(clip_grad_norm=1.0, bad_loss=judge)
+    nonfinite = NonFinitePolicy("skip", 5)
+    options = dict(clip_grad_norm=1.0, nonfinite=nonfinite)
     trainer = Trainer(FiniteLossGuard(model), optimizer, _batches({}), [], 7, **options)
     with StopSignals() as signals:
         trainer.train(0, 2, signals)
-    assert judge.skipped == 2 and model.w.tolist() == [0, 0]
+    assert nonfinite.skipped == 2 and model.w.tolist() == [0, 0]
 
 
 def test_a_resumed_run_counts_on():
     _, _, trainer = _train(3, {1: float("nan")}, "skip")
     memory = trainer.memory()
     assert memory["skipped_steps"] == 1 and json.dumps(memory)
-    judge = NonFinitePolicy("skip", 1)
+    nonfinite = NonFinitePolicy("skip", 1)
     again = Trainer(
         FiniteLossGuard(Net()),
         trainer.optimizer,
         _batches({0: float("nan")}),
         [],
         7,
-        bad_loss=judge,
+        nonfinite=nonfinite,
     )
     with StopSignals() as signals, pytest.raises(UserError, match="max_skipped=1"):
         again.train(3, 5, signals, memory)

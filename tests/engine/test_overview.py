@@ -1,4 +1,4 @@
-"""What a run writes of its data sets, and what it bears."""
+"""What a run writes of its datasets, and what it bears."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ CLASSES = ["balloon", "kite", "unseen"]
 
 @pytest.fixture
 def registered(tmp_path):
-    """Registers photos as the data set "kites"; gives their records."""
+    """Registers photos as the dataset "kites"; gives their records."""
     folder = tmp_path / "photos"
     folder.mkdir()
     records = []

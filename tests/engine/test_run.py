@@ -92,8 +92,8 @@ def test_hooks_of_the_config_precede_those_of_the_caller(cfg, tmp_path):
     names = [type(hook).__name__ for hook in run.trainer._hooks]
     assert names == [
         *("OnTrainStart", "LearningRateHook", "IterationTimer", "Note", "Note"),
-        *("AverageWeightsHook", "MemoryHook", "LivePanel", "CheckpointHook"),
-        *("MetricWriter", "ReportHook"),
+        *("OnTrainStart", "AverageWeightsHook", "MemoryHook", "LivePanel"),
+        *("CheckpointHook", "MetricWriter", "ReportHook"),
     ]
     states = read_checkpoint(tmp_path / "run" / "model_final.pth")["hooks"]
     assert [(s["position"], s["hook"], s["state"]["noted"]) for s in states] == [

@@ -1,4 +1,4 @@
-"""Training aids, each alone: what it does to a model or a step."""
+"""Training techniques, each alone: what it does to a model or a step."""
 
 import multiprocessing
 
@@ -34,11 +34,11 @@ class Line(nn.Module):
         return {"loss": (self.w * batch[0]["x"]).sum()}
 
 
-def _train(steps, x=(3.0, 4.0), lr=0.5, hooks=(), **aids):
+def _train(steps, x=(3.0, 4.0), lr=0.5, hooks=(), **options):
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     batches = iter(lambda: [{"x": torch.tensor(x), "file_name": ""}], None)
-    trainer = Trainer(model, optimizer, batches, hooks, seed=0, **aids)
+    trainer = Trainer(model, optimizer, batches, hooks, seed=0, **options)
     with StopSignals() as signals:
         trainer.train(0, steps, signals)
     return model, trainer
@@ -218,7 +218,7 @@ def test_a_model_that_synchronises_already_stays():
 
 
 def test_sync_bn_without_batch_norm_is_said():
-    with pytest.raises(UserError, match="no BatchNorm to synchronise"):
+    with pytest.raises(UserError, match="no BatchNorm to synchronize"):
         with_sync_bn(nn.Sequential(nn.Conv2d(2, 3, 1), FrozenBatchNorm2d(3)), "cpu")
 
 

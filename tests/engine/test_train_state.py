@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the training aids, and a resumed run takes from it."""
+"""What a checkpoint keeps of the training techniques, and a resumed run takes from it."""
 
 import copy
 import dataclasses

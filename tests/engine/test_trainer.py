@@ -1,4 +1,4 @@
-"""The loop and its aids on a toy net: two ranks are one that accumulates two micro-batches."""
+"""The loop and its techniques on a toy net: two ranks are one with two micro-batches."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from d2ext.launch.signals import StopSignals
 from d2ext.engine.trainer import Trainer
 
 world, rank, accumulate, url = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-aids = json.loads(sys.argv[5])
+techniques = json.loads(sys.argv[5])
 if world > 1:
     dist.init_process_group("gloo", init_method=url, world_size=world, rank=rank)
 
@@ -46,10 +46,10 @@ torch.manual_seed(0)
 model = Toy()
 wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-average = averaged(model, aids["ema_decay"]) if "ema_decay" in aids else None
+average = averaged(model, techniques["ema_decay"]) if "ema_decay" in techniques else None
 hooks = [AverageWeightsHook(average, model)] if average else []
-precision = autocast(Amp(**aids.get("amp", {})), "cpu")
-clip = aids.get("clip_grad_norm")
+precision = autocast(Amp(**techniques.get("amp", {})), "cpu")
+clip = techniques.get("clip_grad_norm")
 trainer = Trainer(
     wrapped, optimizer, micro_batches(), hooks, 3, accumulate, precision, clip_grad_norm=clip
 )
@@ -63,8 +63,8 @@ if world > 1:
 """
 
 
-def _weights(world: int, accumulate: int, url: str = "", **aids) -> list:
-    environment, options = checkout_env() | {"OMP_NUM_THREADS": "1"}, json.dumps(aids)
+def _weights(world: int, accumulate: int, url: str = "", **techniques) -> list:
+    environment, options = checkout_env() | {"OMP_NUM_THREADS": "1"}, json.dumps(techniques)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TOY, *map(str, (world, rank, accumulate, url)), options],
@@ -94,19 +94,19 @@ def test_ranks_that_accumulate(tmp_path):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-AIDS = {
+TECHNIQUES = {
     "clipping": dict(clip_grad_norm=0.1),
     "ema": dict(ema_decay=0.9),
     "bf16": dict(amp=dict(enabled=True, dtype="bfloat16")),
 }
-AIDS["all"] = AIDS["clipping"] | AIDS["ema"] | AIDS["bf16"]
+TECHNIQUES["all"] = TECHNIQUES["clipping"] | TECHNIQUES["ema"] | TECHNIQUES["bf16"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("aid", AIDS)
-def test_an_aid_has_its_effect_in_any_layout(tmp_path, aid):
-    aided = _weights(world=1, accumulate=2, **AIDS[aid])
-    assert aided != _weights(world=1, accumulate=2)
-    two = _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet", **AIDS[aid])
-    for ours, theirs in zip(two, aided, strict=True):
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_technique_has_its_effect_in_any_layout(tmp_path, technique):
+    changed = _weights(world=1, accumulate=2, **TECHNIQUES[technique])
+    assert changed != _weights(world=1, accumulate=2)
+    two = _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet", **TECHNIQUES[technique])
+    for ours, theirs in zip(two, changed, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)

@@ -17,7 +17,7 @@ def warnings(repo, tiny, monkeypatch):
         cfg = load_config(repo / LITE0, [*tiny, *overrides])
         register_datasets(cfg.datasets)
         loaders = {split: cfg.dataloader[split] for split in splits}
-        return loader_needs.loader_warnings(cfg, loaders, world_size=1, here=1)
+        return loader_needs.loader_warnings(loaders, accumulate=1, world_size=1, here=1)
 
     yield read
     unregister_datasets()

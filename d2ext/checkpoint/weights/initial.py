@@ -1,4 +1,4 @@
-"""Initial weights: brought to this machine, and put into a model under the model's names."""
+"""Bring initial weights to this machine, and load them under the model's names."""
 
 import importlib.util
 import logging
@@ -33,7 +33,7 @@ _CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
 
 
 def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
-    """Brings initial weights to this machine.
+    """Bring initial weights to this machine.
 
     Args:
         path: a file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
@@ -137,7 +137,7 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What a reading of a file's names gives a model.
+    """Hold what a reading of a file's names gives a model.
 
     Attributes:
         reading: The reading.

@@ -164,7 +164,7 @@ def _direct(content: Any) -> dict[str, Tensor]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers, and refuses everything else.
+    """Read numpy arrays and plain containers, and refuse everything else.
 
     https://docs.python.org/3/library/pickle.html#restricting-globals
     """

@@ -1,8 +1,8 @@
-"""What training aids cost on the lite0 recipe: switched off, and the moving average of weights.
+"""Measure what training techniques cost on the lite0 recipe: switched off, and the EMA of weights.
 
-python benchmarks/aids.py [data.root=...]
+python benchmarks/techniques.py [data.root=...]
 
-Steps on batches that are in memory, in turn: a bare loop, ours without aids, ours with EMA.
+Steps on batches that are in memory, in turn: a bare loop, ours without techniques, ours with EMA.
 """
 
 import itertools
@@ -41,11 +41,11 @@ def bare(model, optimizer, batches, seed=0) -> None:
 
 
 def main() -> None:
-    """Prints medians and their ratios."""
+    """Print medians and their ratios."""
     cfg = load_config(
         RECIPE, ["dataloader.train.num_workers=0", "optimizer.lr=1e-6", *sys.argv[1:]]
     )
-    plan = plan_run(cfg, "aids", validate=False, overwrite=True)
+    plan = plan_run(cfg, "techniques", validate=False, overwrite=True)
     register_datasets(cfg.datasets)
     model = build_model(cfg, plan)
     model.train()
@@ -60,7 +60,7 @@ def main() -> None:
 
     runs = {
         "a bare loop": lambda: bare(model, optimizer, itertools.cycle(kept)),
-        "ours, no aids": ours,
+        "ours, no techniques": ours,
         "ours, EMA": lambda: ours(AverageWeightsHook(average, model)),
     }
     bare(model, optimizer, itertools.cycle(kept))  # warm

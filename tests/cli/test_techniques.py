@@ -1,4 +1,4 @@
-"""Training aids by the real command on tiny data: each one's effect, and all of them together."""
+"""Training techniques by the real command on tiny data: the effect of each, and of all together."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def _same(a, b, **tolerance):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, repo, tiny):
-    """A run without aids, to compare with."""
+    """A run without techniques, to compare with."""
     folder = tmp_path_factory.mktemp("plain")
     command = [sys.executable, str(repo / "tools/train_net.py"), "--config-file", str(repo / LITE0)]
     command += ["--no-validate", "--work-dir", str(folder), *tiny]
@@ -258,7 +258,7 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
             "train.compile cannot be built",
         ),
         ("", "train.compile.enabled=True train.compile.backend=fast", "torch has aot_eager"),
-        ("", "train.sync_bn=True", "no BatchNorm to synchronise"),
+        ("", "train.sync_bn=True", "no BatchNorm to synchronize"),
     ],
 )
 def test_contradictions_are_one_line(train_net, tiny, tmp_path, flags, options, words):
@@ -271,7 +271,7 @@ def test_contradictions_are_one_line(train_net, tiny, tmp_path, flags, options, 
 
 @pytest.mark.slow
 def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
-    """2 processes x 2 micro-batches are 1 process x 4, with every aid that does not mix images."""
+    """2 x 2 micro-batches are 1 x 4, with every technique that does not mix images."""
     common = [*tiny, "train.max_iter=2", "train.reference_batch_size=4", "train.eval_period=1"]
     common += ["train.reference_world_size=4"]
     common += ["train.ema_decay=0.9", "train.clip_grad_norm=0.5", "train.amp.enabled=True"]
@@ -302,7 +302,7 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_early_together_and_synchronise(repo, tiny, sizes, tmp_path):
+def test_two_processes_stop_early_together_and_synchronize(repo, tiny, sizes, tmp_path):
     """Early stopping, SyncBN, --expect and --tta with 2 ranks, whose rank 0 decides."""
     command = [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0]
     command += ["--num-gpus", "2"]
