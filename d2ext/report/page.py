@@ -75,7 +75,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
             "rows": scaling_rows(run.scaling),
         },
         warnings=run.warnings,
-        goes_on=run.goes_on,
+        is_running=run.is_running,
         live=live(run),
         again="" if run.is_evaluation else info.reproduce,
         **page_parts(),

@@ -27,7 +27,9 @@ from d2ext.run_dir.schema import (
     DatasetOverview,
     EvaluationRecord,
     JobOutcome,
+    MachineFailure,
     RankFailure,
+    Rendezvous,
     ResultsRecord,
     RunInfo,
     Submission,
@@ -139,6 +141,17 @@ def test_what_is_written_is_read(record, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     (tmp_path / "x.json").write_text(json.dumps({**content, "unknown": {"key": [1]}}))
     assert read_record(tmp_path / "x.json", type(record)) == record
+
+
+def test_markers_are_arrays(tmp_path):
+    """As in version 0.1."""
+    for record, content in (
+        (Rendezvous("n1", "29500"), ["n1", "29500"]),
+        (MachineFailure(-9, "machine n2: killed"), [-9, "machine n2: killed"]),
+    ):
+        write_record(tmp_path / "x", record)
+        assert json.loads((tmp_path / "x").read_text()) == content
+        assert read_record(tmp_path / "x", type(record)) == record
 
 
 def test_what_is_not_known_is_absent():
