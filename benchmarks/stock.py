@@ -3,7 +3,7 @@
     python benchmarks/stock.py FOLDER CONFIG [overrides]
 
 Its set-up, loader, mapper, trainer, hooks and writers in the order of that file's main and do_train
-(Detectron2's packages do not ship it), on the model, optimizer, schedule and data set that one of
+(Detectron2's packages do not ship it), on the model, optimizer, schedule and dataset that one of
 our recipes names. FOLDER gets its metrics.json.
 """
 

@@ -28,7 +28,7 @@ from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.requeue_policy import newest
 from d2ext.waiting import waiting_for
 
-_CPUS_PER_GPU = 5  # of the guide's script
+_CPUS_PER_GPU = 5  # as in MMDetection's script
 _NEVER = 10**9  # timeouts that submitit lets pass; requeues are counted in the run directory
 
 
