@@ -12,7 +12,7 @@ _GAPS = 5  # times the longest interval between evaluations, each of which write
 
 
 def live(run: RunRecord) -> dict[str, Any]:
-    """Return `written` (date in words), `seconds` (the same since 1970) and `patience` (seconds)."""
+    """Return `written` (a date), `seconds` (the same since 1970) and `patience` (in seconds)."""
     now = datetime.now().astimezone()
     return {
         "written": f"{now:%Y-%m-%d %H:%M %Z}",

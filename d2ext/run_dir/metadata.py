@@ -115,10 +115,11 @@ def read_run_info(out: Path) -> RunInfo:
 
 def _read_content(out: Path) -> dict[str, Any] | None:
     """Return run.json as plain values: {} without a file, None for a damaged one."""
-    try:
-        content = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    file = out / "run.json"
+    if not file.is_file():
         return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

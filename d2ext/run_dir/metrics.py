@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read_metrics(path: Path, last: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Read the rows of metrics.json in the order of the file; a missing file has none.
+    """Read the rows of metrics.json in the order of the file; what is not a file has none.
 
     A resume from an older checkpoint repeats iterations: later rows win.
 
@@ -18,9 +18,11 @@ def read_metrics(path: Path, last: int | None = None) -> tuple[list[dict[str, An
         The valid rows, each with an `iteration` from 0 to 2**53 - 1, and the number of other lines.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Not a device: /dev/full, for one, has no end.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return [], 0
+    lines = text.splitlines()
     rows = [_parse(line) for line in (lines[-last:] if last else lines) if line.strip()]
     valid = [row for row in rows if row is not None]
     return valid, len(rows) - len(valid)

@@ -16,3 +16,5 @@ def test_valid_rows_and_the_number_of_other_lines(tmp_path):
     assert read_metrics(path) == ([{"iteration": 5}], 1)
     assert read_metrics(path, last=1) == ([{"iteration": 5}], 0)
     assert read_metrics(tmp_path / "absent.json") == ([], 0)
+    (tmp_path / "endless.json").symlink_to("/dev/full")
+    assert read_metrics(tmp_path / "endless.json") == ([], 0)
