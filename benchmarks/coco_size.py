@@ -5,7 +5,7 @@
 FILE is made by coco_file.py where it is not given (118,287 images, 860,000 objects). Each number is
 of a process of its own: the first start (an empty cache), a later one, a further rank (one that
 iterates over all records while another process does) and Detectron2's `load_coco_json` with the
-serialised list that its loaders make. Times hold no imports; USS is memory that no other process
+serialized list that its loaders make. Times hold no imports; USS is memory that no other process
 shares, some of it pages of files, which the system takes back when it needs them.
 """
 

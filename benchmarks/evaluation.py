@@ -27,13 +27,13 @@ ROUNDS = 3
 _COMMON = """
 import json, sys
 from pycocotools.coco import COCO
-truth, results, task, out = sys.argv[1:]
-truth = COCO(truth)
+ground_truth, results, task, out = sys.argv[1:]
+ground_truth = COCO(ground_truth)
 results = json.load(open(results))
 if task == "segm":  # sizes are those of masks, as in Detectron2
     for result in results:
         result.pop("bbox", None)
-evaluation = COCOeval(truth, truth.loadRes(results), task)
+evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), task)
 evaluation.evaluate()
 evaluation.accumulate()
 evaluation.summarize()

@@ -3,6 +3,11 @@
 These names have no public equivalent and can change in any release. tests/test_compat.py guards
 each of them, so that an upgrade fails there, with the name, and not in a training.
 
+Three private names are used elsewhere, because they cannot be wrapped in a function; the same tests
+guard them: `DatasetMapper._transform_annotations`, overridden in data/loading/mapper.py, submitit's
+`LocalExecutor._submit_command`, overridden in slurm/local.py, and `detectron2._C`, which
+doctor/probe.py looks for.
+
 Every import of a library is inside the function that needs it, since modules that import neither
 torch nor detectron2 use this one.
 """
@@ -142,7 +147,7 @@ def is_none(container: Any) -> bool:
     return container._is_none()
 
 
-def sbatch_text(executor: Any) -> str:
+def submission_script(executor: Any) -> str:
     """Return the text of the sbatch file that a submitit executor would hand to Slurm."""
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 

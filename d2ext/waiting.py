@@ -56,7 +56,7 @@ def waiting_for(
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Mark a wait for data, which a request to stop may end (`engine.signals`)."""
+    """Mark a wait for data, which a request to stop may end (`launch.signals`)."""
     global _interruptible
     _interruptible += 1
     try:

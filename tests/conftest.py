@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -206,6 +207,16 @@ def tiny(tiny_root: Path) -> list[str]:
         "dataloader.train.mapper.augmentations[0].short_edge_length=96",
         "dataloader.val.mapper.augmentations[0].short_edge_length=96",
     ]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of a few iterations, to be left as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    command = [sys.executable, REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
+    command += ["--no-validate", "--work-dir", folder, "--options", *tiny]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Guards of the private API in d2ext/_compat.py: they fail where an upgrade takes a name away."""
 
-import importlib
+import importlib.util
 import inspect
 import math
 import multiprocessing
@@ -8,7 +8,10 @@ import multiprocessing.queues
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import detectron2
 import pytest
 import submitit
 import torch
@@ -24,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2ext import _compat
+from d2ext.doctor import probe
 from tests.conftest import checkout_env
 
 
@@ -175,11 +179,11 @@ def test_values_as_written():
     assert _compat.is_none(_compat.raw_value(cfg, "f"))
 
 
-def test_sbatch_text(tmp_path, monkeypatch):
+def test_submission_script(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)  # without srun
     executor = submitit.SlurmExecutor(tmp_path, python="the-python")
     executor.update_parameters(job_name="mine", time=7, nodes=2)
-    text = _compat.sbatch_text(executor)
+    text = _compat.submission_script(executor)
     assert text.startswith("#!/bin/bash") and "#SBATCH --nodes=2\n" in text
     assert "#SBATCH --job-name=mine\n" in text and "the-python -u -m submitit.core._submit" in text
 
@@ -201,3 +205,29 @@ def test_innermost_config(tmp_path):
 def test_the_mapper_calls_its_private_method():
     """d2ext's Mapper overrides it."""
     assert "self._transform_annotations(" in inspect.getsource(DatasetMapper.__call__)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("detectron2.layers.deform_conv", "_C.deform_conv_forward("),
+        ("detectron2.evaluation.fast_eval_api", "_C.COCOevalAccumulate("),
+    ],
+)
+def test_names_of_the_compiled_operators(module, name):
+    """Detectron2 calls the names that the doctor looks for in `detectron2._C`."""
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    assert "from detectron2 import _C" in source and name in source
+
+
+def test_the_doctor_handles_an_installation_with_and_without_operators(monkeypatch):
+    monkeypatch.delattr(detectron2, "_C", raising=False)
+    monkeypatch.setitem(sys.modules, "detectron2._C", None)  # importing it raises ImportError
+    missing = {name for name, _ in probe._step_operators()["missing"]}
+    assert {"deformable convolution", "C++ COCOeval"} <= missing
+    operators = SimpleNamespace(
+        deform_conv_forward=None, COCOevalAccumulate=None, has_cuda=lambda: False
+    )
+    monkeypatch.setattr(detectron2, "_C", operators, raising=False)
+    missing = {name for name, _ in probe._step_operators()["missing"]}
+    assert not missing & {"deformable convolution", "C++ COCOeval"}

@@ -1,1 +1,1 @@
-"""What is installed and what works on this machine."""
+"""Check what is installed and what works on this machine."""

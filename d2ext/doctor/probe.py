@@ -1,4 +1,4 @@
-"""The doctor's other half: imports torch and Detectron2 and trains one step, in a child process.
+"""Import torch and Detectron2 and train one step, in a child process of the doctor.
 
 Run as a script by `d2ext.doctor.report`; prints one line of JSON before and after each step. Only
 the standard library is imported at module level, so that any failure belongs to a step.
@@ -86,7 +86,7 @@ def _step_train() -> dict[str, Any]:
 
 
 def _train_one_step(device: str) -> None:
-    """One optimizer step through the operators that Mask R-CNN needs; the loss has to fall."""
+    """Take one optimizer step through the operators of Mask R-CNN; the loss has to fall."""
     import torch
     from detectron2.layers import ROIAlign, batched_nms
 

@@ -1,4 +1,4 @@
-"""What training this installation can do: versions, GPUs, Detectron2's operators, and a real step.
+"""Check whether this installation can train: versions, GPUs, operators, and a real step.
 
 torch and Detectron2 are imported in a child process only (probe.py): a broken build can kill
 the process that imports it, and the doctor has to outlive the patient.
@@ -69,7 +69,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Examines this interpreter's installation and trains one step with it.
+    """Examine this interpreter's installation and train one step with it.
 
     Never raises for what it finds: a package that is missing, too old or broken is a problem.
     """
@@ -86,7 +86,9 @@ def diagnose() -> Diagnosis:
             "several OpenCV packages overwrite one another: uninstall all of them, then install one"
         )
     if installed("detectron2") and installed("sal-detectron2"):
-        found.warnings.append(f"two Detectron2 packages overwrite one another. Remedy: {remedy()}")
+        found.warnings.append(
+            f"two Detectron2 packages overwrite one another. Remedy: {install_advice()}"
+        )
     found.problems += unmet_requirements()
 
     found.facts += _limits(found.warnings)
@@ -102,7 +104,7 @@ def diagnose() -> Diagnosis:
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed distribution, read without importing it."""
+    """Return the version of an installed distribution, read without importing it."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -110,7 +112,7 @@ def installed(name: str) -> str | None:
 
 
 def which_detectron2() -> str:
-    """Which Detectron2 this is: the PyPI wheel, upstream (with its commit, if known), or none."""
+    """Return which Detectron2 this is: the PyPI wheel, upstream (with its commit), or none."""
     if version := installed("sal-detectron2"):
         built_from = ", upstream main of 2024-04-17 (a59f0563)" if version == "0.7.2" else ""
         return f"{version}, the PyPI wheel sal-detectron2{built_from}"
@@ -132,7 +134,7 @@ def describe_datasets() -> str:
 
 
 def unmet_requirements() -> list[str]:
-    """What d2ext requires and this installation lacks; empty where d2ext itself isn't installed."""
+    """Return unmet requirements of d2ext; none if d2ext itself is not installed."""
     try:
         from packaging.requirements import Requirement
 
@@ -146,16 +148,16 @@ def unmet_requirements() -> list[str]:
         version = installed(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             unmet.append(
-                f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {remedy()}"
+                f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {install_advice()}"
             )
     return unmet
 
 
 def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Imports torch, torchvision and Detectron2 in a child process and trains one step there.
+    """Import torch, torchvision and Detectron2 in a child process and train one step there.
 
     Returns:
-        The result of each step that succeeded, and what is wrong with the first that did not.
+        The result of each step that succeeded, and the error of the first one that did not.
     """
     # -P: this file's folder must not come before the standard library.
     command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py"))]
@@ -183,15 +185,15 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     elif error is None:
         error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
     way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
-    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {remedy()}{way_out}"
+    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {install_advice()}{way_out}"
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def remedy() -> str:
-    """How to come to an installation that works."""
+def install_advice() -> str:
+    """Return how to get an installation that works."""
     # What `make env` made, it takes for complete until it is removed.
     if (Path(sys.prefix) / "d2ext-stamp").exists():
         return f"`rm -r {sys.prefix}`, then `make env`"
@@ -217,7 +219,7 @@ def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[s
 
 
 def _limits(warnings: list[str]) -> list[tuple[str, str]]:
-    """Return what loader workers can have of the machine; no config says yet what they need."""
+    """Return the machine's limits for loader workers; no config says yet what they need."""
     free, files = shared_memory_free(), open_files_allowed()
     if free < _SHARED_MEMORY:
         warnings.append(

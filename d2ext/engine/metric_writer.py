@@ -9,6 +9,7 @@ from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
+from d2ext.run_dir.metrics import read_metrics
 
 
 class MetricWriter(HookBase):
@@ -62,12 +63,8 @@ def _last_iteration(metrics: Path) -> int | None:
     """Return the last iteration in the file: -1 if it has none, None if there is no file."""
     if not metrics.is_file():
         return None
-    for line in reversed(metrics.read_bytes().splitlines()):
-        try:
-            return json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError):  # a line that was cut off
-            continue
-    return -1
+    rows, _ = read_metrics(metrics)
+    return rows[-1]["iteration"] if rows else -1
 
 
 def _end_last_line(file: Path) -> None:

@@ -286,7 +286,7 @@ class Run:
         file = out / "results.json"
         if plan.eval_only:
             save_config(self.original_cfg, out)
-            return Results(file, None, "max", done=0)
+            return Results(file, None, "max", iteration=0)
         state, mode = self.state, self.options.best.mode
         saved = state.resumed.get("results")
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, state.start_iter, saved)

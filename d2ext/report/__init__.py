@@ -1,4 +1,4 @@
-"""A run directory -> one page. Reads files only and needs neither torch nor detectron2."""
+"""Write a run directory as one page; needs files only, neither torch nor detectron2."""
 
 from d2ext.report.compare import write_comparison
 from d2ext.report.page import write_report

@@ -1,4 +1,4 @@
-"""The analysis of a dataset -> what the page shows of it."""
+"""Prepare the analysis of a dataset for the page."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -17,12 +17,12 @@ _CURVES = 8  # lines in a chart
 def sections(
     analysis: AnalysisRecord, dataset: str, results: Mapping[str, float | None]
 ) -> Iterator[dict[str, Any]]:
-    """What the page shows of each task, masks first.
+    """Yield the content of each task's section, masks first.
 
     Args:
-        analysis: of a data set.
-        dataset: its name.
-        results: of the same evaluation, of which the AP of the classes is taken.
+        analysis: Analysis of a dataset.
+        dataset: Name of the dataset.
+        results: Results of the same evaluation, which hold the AP of each class.
     """
     for name, task in reversed(analysis.tasks.items()):
         metric, of_class = _class_AP(results, dataset, name)
@@ -40,9 +40,10 @@ def sections(
 
 
 def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
-    """Picture (its path in the run directory) to words: the worst images first, then the best.
+    """Return captions by picture (its path in the run directory), the worst images first.
 
-    No image is both. Half of them are the worst ones, of an odd number one more; `share` at most.
+    At most `share` pictures, each once: half of them the worst images (one more of an odd number),
+    then the best ones.
     """
     if not analysis.tasks:
         return {}
@@ -68,7 +69,7 @@ def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
 def _class_AP(
     results: Mapping[str, float | None], dataset: str, task: str
 ) -> tuple[str, dict[str, float | None]]:
-    """The first metric that has the AP of classes, and class to AP; "" and {} without one."""
+    """Return the first metric with an AP per class, and these APs; "" and {} without one."""
     by_metric: dict[str, dict[str, float | None]] = {}
     for key, value in results.items():
         head, _, name = key.partition("/AP-")
@@ -79,7 +80,7 @@ def _class_AP(
 
 
 def _curves(classes: list[ClassCurve]) -> Markup:
-    """A chart of precision over recall, of the classes with the most objects."""
+    """Return a chart of precision over recall of the classes with the most objects."""
     shown = sorted((c for c in classes if c.objects), key=lambda c: -c.objects)[:_CURVES]
     lines = []
     for i, c in enumerate(shown):
@@ -90,7 +91,7 @@ def _curves(classes: list[ClassCurve]) -> Markup:
 
 
 def _confusions(content: ConfusionMatrix) -> dict[str, Any]:
-    """`matrix`, rows of a class and its cells, of few classes; else `pairs`, the largest cells."""
+    """Return `matrix`, the rows of a small matrix, or `pairs`, the largest cells of a large one."""
     names = [*content.classes, "background"]
     if len(content.classes) > _MATRIX:
         cells = [

@@ -1,4 +1,4 @@
-"""Lines -> the plain data that charts.js draws, and what a page needs to draw it by itself."""
+"""Prepare lines for charts.js, and the scripts and styles of a page with charts."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ _MAX_POINTS = 500  # of a line: more cannot be seen, but make the file big
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: `raw` is drawn pale beneath, `dashed` tells apart lines of a colour."""
+    """A line of a chart; `raw` is drawn pale beneath it, `dashed` separates lines of one color."""
 
     label: str
     curve: Curve
@@ -27,7 +27,7 @@ class Line:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Centred moving average over a tenth of the curve, at 500 points of it at most."""
+    """Return a centered moving average over a tenth of the curve, at 500 points at most."""
     last, reach = len(curve) - 1, len(curve) // 20
     values = [v for _, v in curve]
     count = min(len(curve), _MAX_POINTS)
@@ -37,7 +37,7 @@ def smooth(curve: Curve) -> Curve:
 
 
 def thinned(curve: Curve, limit: int = _MAX_POINTS) -> Curve:
-    """At most `limit` points: the first, the last, and the extremes of equal parts between."""
+    """Return at most `limit` points: both ends, and the extremes of equal parts between them."""
     if len(curve) <= limit:
         return list(curve)
     parts = limit // 2 - 1
@@ -55,16 +55,16 @@ def chart(
     ylim: tuple[float, float] | None = None,
     xlabel: str = "iteration",
 ) -> Markup:
-    """A line chart, mostly over the iterations.
+    """Return the data of a line chart.
 
     Args:
-        lines: what to draw; a line of one point is a dot.
-        ylabel: name and unit of the values.
-        ylim: the range shown (default: what the values need).
-        xlabel: name of what they are drawn over.
+        lines: Lines to draw; a line of one point is a dot.
+        ylabel: Name and unit of the values.
+        ylim: Range to show; by default, that of the values.
+        xlabel: Name of the horizontal axis.
 
     Returns:
-        JSON for a `<script type="application/json">`, which no text in it can end.
+        JSON for a `<script type="application/json">`; no text in it can end that element.
     """
     content = {"xlabel": xlabel, "ylabel": ylabel, "ylim": ylim, "lines": list(map(_plain, lines))}
     # Names are the users': without "<" there is neither "</script" nor "<!--".
@@ -87,7 +87,7 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def page_parts() -> dict[str, Markup]:
-    """What a page with charts holds: `style`, `script`, and its `script_hash` for the policy."""
+    """Return `style`, `script`, and the script's `script_hash` for the page's security policy."""
     script = "".join(_text(name) for name in ("uplot/uPlot.iife.min.js", "charts.js", "live.js"))
     digest = hashlib.sha256(script.encode()).digest()
     return {

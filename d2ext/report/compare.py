@@ -1,4 +1,4 @@
-"""Several runs -> one self-contained HTML page that compares them."""
+"""Write one self-contained HTML page that compares several runs."""
 
 import os
 import statistics
@@ -13,25 +13,25 @@ from d2ext.report.config import leaves
 from d2ext.report.page import duration_words, require_run
 from d2ext.report.read import RunRecord, read_run
 
-_MAX_CHANGES = 100  # keys that are shown
-_COLORS = 8  # of charts.js; dashed lines have them once more
+_MAX_CHANGES = 100  # keys to show
+_COLORS = 8  # of charts.js; dashed lines use them again
 _RATES = {"time": "seconds a step", "total_loss": "total loss", "lr": "learning rate"}
-# What every run has of its own.
+# Keys that differ between any two runs.
 _OWN = ("train.output_dir",)
 
 
 def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> Path:
-    """Writes a page that compares runs: results, curves, and what differs in their configs.
+    """Write a page that compares runs: results, curves, and the differences of their configs.
 
     Args:
-        run_dirs: what trainings wrote.
-        page: the file to write.
+        run_dirs: Run directories.
+        page: The file to write.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: a folder is no run's, or the page cannot be written.
+        UserError: A folder is not a run directory, or the page cannot be written.
     """
     folders = [require_run(folder) for folder in run_dirs]
     runs = [read_run(folder) for folder in folders]
@@ -53,7 +53,7 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with those above them where they are alike."""
+    """Return the folders' names, with those of their parents where they are alike."""
     parts = [folder.resolve().parts for folder in folders]
     length = 1
     while len({p[-length:] for p in parts}) < len(set(parts)):
@@ -67,13 +67,13 @@ def _evaluation(run: RunRecord) -> dict[str, float | None]:
 
 
 def _keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The results that are AP, of all runs."""
+    """Return the keys of AP and AP50 in the results of all runs."""
     found = dict.fromkeys(key for run in runs for key in _evaluation(run))
     return [key for key in found if key.endswith(("/AP", "/AP50"))]
 
 
 def _different_data(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Data sets that have not the same size in all runs that know them, and what it is in which."""
+    """Return datasets whose size differs between runs, with each size and its runs."""
     found = {}
     for dataset in dict.fromkeys(d for run in runs for d in run.info.datasets):
         sizes: dict[str, list[str]] = {}

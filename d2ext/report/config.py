@@ -1,4 +1,4 @@
-"""config.yaml of a run directory: what its keys hold."""
+"""Read the values of a run's config.yaml."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from d2ext.config.renamed import current_name
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes what it does not know, tuples and Detectron2's shapes, as plain values."""
+    """Read unknown tags, such as tuples and Detectron2's shapes, as plain values."""
 
 
 def _plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
@@ -24,7 +24,7 @@ _Loader.add_multi_constructor("", _plain)
 
 
 def leaves(text: str) -> dict[str, Any]:
-    """The values by their keys, such as `train.seed`; {} for what is no YAML."""
+    """Return the values by their dotted keys, such as `train.seed`; {} for invalid YAML."""
     try:
         values = yaml.load(text, _Loader)
         found = dict(flatten(values)) if isinstance(values, dict) and values else {}

@@ -1,4 +1,4 @@
-"""A run -> one self-contained HTML page."""
+"""Write the report of a run: one self-contained HTML page."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from d2ext.text import plural
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
-# What a training counts, and what it means.
+# Counters in metrics.json, and what they count.
 _LEFT_OUT = {
     "bad_images": "Samples whose image could not be read, so that another one took its place",
     "skipped_steps": "Steps left out because their loss was not finite",
@@ -32,18 +32,17 @@ _LEFT_OUT = {
 
 
 def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> Path:
-    """Writes the report of a run: one file that needs nothing beside it.
+    """Write the report of a run, one self-contained file.
 
     Args:
-        run_dir: what a training or evaluation run wrote. Parts that are missing or damaged are
-            named in the page.
-        page: the file to write (default: `report.html` in the run directory).
+        run_dir: Directory of a training or evaluation. The page names missing and damaged parts.
+        page: The file to write; by default, `report.html` in the run directory.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: `run_dir` is no run directory, or the page cannot be written.
+        UserError: `run_dir` is not a run directory, or the page cannot be written.
     """
     run_dir = require_run(run_dir)
     run = read_run(run_dir)
@@ -75,7 +74,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
             "rows": scaling_rows(run.scaling),
         },
         warnings=run.warnings,
-        goes_on=run.goes_on,
+        is_running=run.is_running,
         live=live(run),
         again="" if run.is_evaluation else info.reproduce,
         **page_parts(),
@@ -87,7 +86,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
 
 
 def require_run(run_dir: str | os.PathLike[str]) -> Path:
-    """The folder of a run; raises UserError where it is none."""
+    """Return the path of a run directory; raises UserError if it is not one."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such folder; give the work directory of a run")
@@ -97,7 +96,7 @@ def require_run(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _notes(run: RunRecord) -> list[str]:
-    """Sentences on what the page does not show, and why."""
+    """Return sentences on what the page does not show, and why."""
     notes = list(run.damaged)
     if "total_loss" not in run.curves:
         notes.append("No training losses: only an evaluation, or stopped before the first one.")
@@ -120,7 +119,7 @@ def _notes(run: RunRecord) -> list[str]:
 
 
 def _summary(run: RunRecord) -> list[str]:
-    """Lines on what it was made of: data, and weights."""
+    """Return lines on the data and weights."""
     data = [f"{dataset}: {run.size(dataset)}" for dataset in run.info.datasets]
     if classes := run.info.classes:
         data.append(plural(len(classes), "class"))
@@ -131,7 +130,7 @@ def _summary(run: RunRecord) -> list[str]:
 
 
 def _split(key: str) -> tuple[str, str, str]:
-    """Takes a result's key apart: balloon_val/coco/segm/AP50 -> balloon_val, coco segm, AP50."""
+    """Split a result's key: balloon_val/coco/segm/AP50 -> balloon_val, coco segm, AP50."""
     dataset, metric, task, name = ["", "", "", *key.rsplit("/", 3)][-4:]
     return dataset, f"{metric} {task}".strip(), name
 
@@ -144,7 +143,7 @@ def _describe(which: str, evaluation: EvaluationRecord) -> str:
 def _rows(
     run: RunRecord, evaluation: EvaluationRecord
 ) -> dict[tuple[str, str], dict[str, float | None]]:
-    """(dataset, task) -> name -> number, for the names that the table shows."""
+    """Return the numbers that the table shows by (dataset, task), then by name."""
     rows: dict[tuple[str, str], dict[str, float | None]] = {}
     for key, value in evaluation.results.items():
         dataset, task, name = _split(key)

@@ -1,4 +1,4 @@
-"""Pictures of a run directory -> data URIs that keep the page small."""
+"""Read the pictures of a run directory as data URIs, small enough for one page."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ _PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
 
 def galleries(run: RunRecord, run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The overlays of each data set: the worst images, the best ones, then others."""
+    """Yield the overlays of each dataset: the worst images, the best ones, then others."""
     folders = {dataset: files for dataset, files in run.overlays.items() if files}
     share = max(1, _MAX_PICTURES // max(1, len(folders)))
     budget = _MAX_PICTURE_BYTES // max(1, sum(min(share, len(f)) for f in folders.values()))
@@ -40,7 +40,7 @@ def galleries(run: RunRecord, run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def sheets(run: RunRecord, run_dir: Path) -> dict[str, str]:
-    """Data set to its contact sheet, where there is one."""
+    """Return the contact sheet of each dataset that has one."""
     budget = _MAX_SHEET_BYTES // max(1, len(run.overviews))
     files = {d: run_dir / "overview" / f"{d}.jpg" for d in run.overviews}
     uris = {d: _data_uri(file, budget) for d, file in files.items() if file.is_file()}
@@ -48,7 +48,7 @@ def sheets(run: RunRecord, run_dir: Path) -> dict[str, str]:
 
 
 def _data_uri(file: Path, budget: int) -> str | None:
-    """A picture as a data URI of at most some `budget` bytes of JPEG; None if it is broken."""
+    """Return a picture as a data URI of about `budget` bytes of JPEG; None if it is broken."""
     try:
         picture = Image.open(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -1,4 +1,4 @@
-"""A run directory's files -> plain values; a missing or damaged part reads as empty."""
+"""Read the files of a run directory; a missing or damaged part reads as empty."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from d2ext.config.lr_scaling import ScalingReport
 from d2ext.evaluation.analysis import AnalysisRecord
 from d2ext.report.charts import Curve
 from d2ext.report.log import Warned, read_warnings
+from d2ext.run_dir.metrics import read_metrics
 from d2ext.run_dir.schema import (
     UNSET,
     DatasetOverview,
@@ -28,7 +29,7 @@ _FRESH = 3600  # seconds since the last numbers, which is longer than most evalu
 
 @dataclass
 class RunRecord:
-    """What the files of a run directory say."""
+    """Content of the files of a run directory."""
 
     info: RunInfo
     config: str
@@ -39,16 +40,16 @@ class RunRecord:
     overviews: dict[str, DatasetOverview]  # dataset -> what it holds
     scaling: ScalingReport | None
     warnings: list[Warned]
-    goes_on: bool  # it trains, as far as the files say
+    is_running: bool  # it trains, as far as the files say
     damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether nothing says that it trained."""
+        """Return whether nothing says that the run trained."""
         return not self.info.max_iter and "total_loss" not in self.curves
 
     def size(self, dataset: str, unit: str = "objects") -> str:
-        """Images and objects of a dataset in words; empty where run.json does not know it."""
+        """Return images and objects of a dataset in words; empty if run.json does not know it."""
         if not (info := self.info.datasets.get(dataset)):
             return ""
         images, instances = ("?" if n is None else n for n in (info.images, info.instances))
@@ -56,7 +57,7 @@ class RunRecord:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Reads all that the page is made of but the pictures, of which it takes the names."""
+    """Read everything that the page shows; of pictures, only their names."""
     damaged: list[str] = []
     info = valid_part(_read_object(run_dir / "run.json", damaged), RunInfo)
     results = valid_part(_read_object(run_dir / "results.json", damaged), ResultsRecord)
@@ -80,13 +81,13 @@ def read_run(run_dir: Path) -> RunRecord:
         overviews=_read_datasets(run_dir / "overview", DatasetOverview, damaged),
         scaling=_read_scaling(run_dir / "scaling.json", damaged),
         warnings=read_warnings(run_dir / "log.txt"),
-        goes_on=_goes_on(run_dir, info),
+        is_running=_is_running(run_dir, info),
         damaged=damaged,
     )
 
 
-def _goes_on(run_dir: Path, info: RunInfo) -> bool:
-    """Whether a training has neither ended nor failed, nor been killed: its numbers are fresh."""
+def _is_running(run_dir: Path, info: RunInfo) -> bool:
+    """Return whether a training has not ended, failed or been killed: its numbers are recent."""
     if not info.max_iter or info.train_seconds is not UNSET or info.ended_by:
         return False
     files = [run_dir / name for name in ("run.json", "metrics.json")]
@@ -94,7 +95,7 @@ def _goes_on(run_dir: Path, info: RunInfo) -> bool:
 
 
 def _read_datasets(folder: Path, kind: type[T], damaged: list[str]) -> dict[str, T]:
-    """Read a folder of one file per dataset; name and leave out those that are damaged."""
+    """Read a folder of one file per dataset; name and skip those that are damaged."""
     found = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -116,26 +117,21 @@ def _read_scaling(file: Path, damaged: list[str]) -> ScalingReport | None:
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
-    """Detectron2's JSON lines -> one curve a name, without what a resumed run has abandoned."""
-    rows: list[tuple[int, dict[str, Any]]] = []
-    unreadable = 0
-    for line in _read_text(path).splitlines():
-        row = _parse(line)
-        iteration = _iteration(row.get("iteration")) if isinstance(row, dict) else None
-        if iteration is None:
-            unreadable += bool(line.strip())
-            continue
-        while rows and rows[-1][0] >= iteration:  # killed behind the checkpoint that it resumed
-            rows.pop()
-        rows.append((iteration, row))
+    """Return one curve per name, without the iterations that a resumed run repeated."""
+    written, unreadable = read_metrics(path)
+    rows: list[dict[str, Any]] = []
+    for row in written:
+        while rows and rows[-1]["iteration"] >= row["iteration"]:
+            rows.pop()  # lost in a kill after the checkpoint that was resumed
+        rows.append(row)
     if unreadable:
         damaged.append(f"metrics.json: {unreadable} unreadable line(s) left out.")
     curves: dict[str, Curve] = {}
-    for iteration, row in rows:
+    for row in rows:
         for name, value in row.items():
             number = _number(value)
             if number is not None and name != "iteration":
-                curves.setdefault(name, []).append((iteration, number))
+                curves.setdefault(name, []).append((row["iteration"], number))
     return curves
 
 
@@ -163,13 +159,8 @@ def _parse(text: str) -> Any:
         return None
 
 
-def _iteration(value: Any) -> int | None:
-    # Above 2**53 a float (all that a chart knows) no longer holds every integer.
-    return value if type(value) is int and 0 <= value < 2**53 else None
-
-
 def _number(value: Any) -> float | None:
-    """A number that can be drawn: finite, and no further from 0 than a diverged fp32 loss."""
+    """Return a value if it can be drawn: at most as large as a diverged fp32 loss, not NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e39:
         return None
     return None if math.isnan(value) else float(value)

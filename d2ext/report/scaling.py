@@ -1,4 +1,4 @@
-"""What `--auto-scale-lr` did -> what the page shows of it."""
+"""Describe for the page what `--auto-scale-lr` did."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from d2ext.text import plural
 
 
 def scaling_sentences(scaling: ScalingReport) -> list[str]:
-    """Return what was done and why."""
+    """Return sentences on what was scaled, and why."""
     now = _layout(scaling.world_size, scaling.batch_size)
     tuned = _layout(scaling.reference_world_size, scaling.reference_batch_size)
     said = [f"{now}; the recipe was tuned for {tuned}."]

@@ -1,4 +1,4 @@
-"""The output directory: never two runs in one, never a run in a place that cannot hold it."""
+"""Lock the run directory and check that it is writable."""
 
 import itertools
 import logging
@@ -15,11 +15,11 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_S = 15.0  # seconds for what was killed to be gone
+_TIMEOUT_S = 15.0  # seconds for killed processes to end
 
 
 def refuse_mixing(output_dir: Path) -> None:
-    """Raises UserError if a run is in there."""
+    """Raise UserError if the directory holds a run."""
     if _traces(output_dir):
         raise UserError(
             f"the output directory {output_dir} holds another run; --resume goes on with it,"
@@ -28,7 +28,7 @@ def refuse_mixing(output_dir: Path) -> None:
 
 
 def check_writable(output_dir: Path) -> None:
-    """Raises UserError if a directory cannot be made or written to; makes nothing."""
+    """Raise UserError if the directory cannot be created or written to; create nothing."""
     try:
         existing = _existing(output_dir)
         if not existing.is_dir():
@@ -40,7 +40,7 @@ def check_writable(output_dir: Path) -> None:
 
 
 def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
-    """Raises UserError unless two checkpoints fit: the new one is written before the old goes."""
+    """Raise UserError unless two checkpoints fit: a new one is written before the old one goes."""
     free = shutil.disk_usage(_existing(output_dir)).free
     if free < 2 * checkpoint_bytes:
         raise UserError(
@@ -50,20 +50,18 @@ def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
 
 
 def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> Path | None:
-    """Creates the output directory and keeps it for this process.
+    """Create the output directory and lock it for this process.
 
     Args:
-        output_dir: of the run.
-        overwrite: an earlier run there is moved aside.
-        resume: an earlier run there is to go on; processes of it that are about to end are waited
-            for.
+        output_dir: Output directory of the run.
+        overwrite: Move an earlier run there aside.
+        resume: Continue the run there; wait for its ending processes.
 
     Returns:
-        Where the earlier run went, or None.
+        Where the earlier run was moved, or None.
 
     Raises:
-        UserError: another process writes there, another run has come to be there, or it cannot be
-            written to.
+        UserError: Another process writes there, it holds another run, or it is not writable.
     """
     backup_dir = None
     try:
@@ -87,19 +85,19 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
 
 
 def wait_until_free(output_dir: Path) -> None:
-    """Waits for a process that is about to end there; makes nothing.
+    """Wait for a process that is about to end there; create nothing.
 
-    It may be saving: only then is it known which checkpoint is the newest.
+    The process may be saving; only after that is the newest checkpoint known.
 
     Raises:
-        UserError: it does not end.
+        UserError: The process does not end.
     """
     _release()
     if (output_dir / ".lock").is_file():
         _lock(output_dir, wait=True).release()
 
 
-_held: list[FileLock] = []  # the lock of this process's present run
+_held: list[FileLock] = []  # the lock of this process's current run
 
 
 def _claim(output_dir: Path, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where log records go: plain lines to a file, the ones a person follows to the terminal."""
+"""Route log records: all to a file, the main ones to the terminal."""
 
 import contextlib
 import logging
@@ -10,16 +10,18 @@ from d2ext.terminal import console, is_live
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
-# Details for the file: tensors by name that a fine-tuning leaves out, libraries' own warnings.
+# Details for the file: names of tensors that are not loaded, libraries' own warnings.
 _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
 def setup_logging(quiet: bool = False) -> None:
-    """Sends what d2ext and the libraries below it log to stdout, and keeps it for `log_to_file`.
+    """Log records of d2ext and its libraries to stdout, and keep them for `log_to_file`.
 
-    On a terminal a live panel takes the place of the loss lines; the file has them always.
-    `quiet`, of ranks other than 0, leaves only warnings to the terminal. Calling it again starts
-    anew.
+    On a terminal, a live panel replaces the loss lines; the file always has them. Another call
+    starts again.
+
+    Args:
+        quiet: Print warnings only, as ranks other than 0 do.
     """
     logging.captureWarnings(True)
     # torch warns of its own tracer whenever a Detectron2 model is called.
@@ -34,13 +36,13 @@ def setup_logging(quiet: bool = False) -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         for old in logger.handlers:
-            with contextlib.suppress(OSError):  # a full disk, which has been told
+            with contextlib.suppress(OSError):  # a full disk, which has been reported
                 old.close()
         logger.handlers = [console, kept]
 
 
 def log_to_file(file: Path) -> None:
-    """Appends what has been logged since `setup_logging`, and all that follows, to `file`."""
+    """Append what has been logged since `setup_logging`, and all later records, to `file`."""
     handler = _File(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     for name in _LOGGERS:
@@ -61,19 +63,19 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 
 class _File(logging.FileHandler):
-    """A file whose disk may fill up: that is an error of the run, not of each line."""
+    """Log to a file; a full disk is an error of the run, not of each line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         e = sys.exception()
         if isinstance(e, OSError):
-            with contextlib.suppress(OSError):  # writes once more what it still holds
+            with contextlib.suppress(OSError):  # it writes its buffer again
                 self.close()
             raise OSError(e.errno, e.strerror, self.baseFilename)
         raise
 
 
 class _Console(logging.Handler):
-    """stdout, above what is renewed in place."""
+    """Log to stdout, above the live panel."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)

@@ -1,8 +1,9 @@
-"""run.json and config.yaml: what a run is, where it runs and since when."""
+"""Write and read run.json and config.yaml: what a run is, where it runs and since when."""
 
 import contextlib
 import copy
 import datetime
+import json
 import logging
 import os
 import platform
@@ -18,8 +19,8 @@ from msgspec.structs import replace
 
 from d2ext import __version__
 from d2ext.config.yaml_io import saved_text
-from d2ext.files import atomic_write
-from d2ext.run_dir.schema import RunInfo, read_valid_part, write_record
+from d2ext.files import atomic_write, write_json
+from d2ext.run_dir.schema import RunInfo, valid_part, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,15 @@ def write_run_info(out: Path, info: RunInfo) -> None:
         info: What the config and the command say; `started`, `versions` and `machine` are added
             here.
     """
-    before = read_run_info(out) if info.resumed_from else RunInfo()
+    before = RunInfo()
+    if info.resumed_from:
+        before = read_run_info(out)
+        if _read_content(out) is None:
+            logger.warning(
+                "%s is damaged and is written again: the command, the start and the training time"
+                " of the earlier starts are lost",
+                out / "run.json",
+            )
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     seconds = before.train_seconds
     info = replace(
@@ -82,17 +91,42 @@ def write_repro_command(out: Path, start: Sequence[str]) -> None:
 
 
 def update_run_info(out: Path, **fields: Any) -> None:
-    """Replace fields of run.json."""
-    write_record(out / "run.json", replace(read_run_info(out), **fields))
+    """Replace fields of run.json and keep the rest of it, unknown keys included.
+
+    A damaged file is left as it is, with a warning.
+
+    Args:
+        out: Run directory.
+        **fields: New values by their key; UNSET removes a key.
+    """
+    content = _read_content(out)
+    if content is None:
+        lost = ", ".join(f"{key}={x}" for key, x in fields.items() if x is not UNSET)
+        logger.warning("%s is damaged, so this is not recorded: %s", out / "run.json", lost)
+        return
+    content |= fields
+    write_json(out / "run.json", {key: x for key, x in content.items() if x is not UNSET})
 
 
 def read_run_info(out: Path) -> RunInfo:
     """Read run.json; what is missing or invalid in it has its default."""
-    return read_valid_part(out / "run.json", RunInfo)
+    return valid_part(_read_content(out) or {}, RunInfo)
+
+
+def _read_content(out: Path) -> dict[str, Any] | None:
+    """Return run.json as plain values: {} without a file, None for a damaged one."""
+    file = out / "run.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def save_config(cfg: Any, out: Path) -> bool:
-    """Writes config.yaml, which resumes where it lies; returns whether it can be loaded."""
+    """Write config.yaml, which resumes where it lies, and return whether it can be loaded."""
     cfg = copy.deepcopy(cfg)
     cfg.train.output_dir = str(out)
     text, problem = saved_text(cfg)

@@ -1,4 +1,4 @@
-"""results.json: a run's last and best evaluation, and the scores that decide when to stop."""
+"""Read and write results.json: the last and the best evaluation, and scores for early stopping."""
 
 import logging
 import math
@@ -25,20 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 class Results:
-    """The evaluations of a run; the file is the state, so a resumed run goes on from it.
+    """Evaluations of a run; results.json is the state, so a resumed run reads it.
 
     Args:
-        path: of results.json.
-        metric: the key of the result that decides what is best; None: nothing is.
+        path: Path of results.json.
+        metric: Key of the result that decides which evaluation is best; None for no best one.
         mode: `max` or `min`, which scores are better.
-        done: iterations that the run has behind it; later scores, which a resumed run will meet
-            again, do not count towards stopping.
-        start: the same, in steps of the present batch size; None: of the same size.
-        saved: `content` as the resumed checkpoint holds it, for where the file is lost.
+        iteration: Completed iterations; later scores do not count toward early stopping.
+        start: The same in steps of the current batch size; None if the batch size is the same.
+        saved: `content` in the resumed checkpoint, in case the file is lost.
 
     Attributes:
-        last: the last evaluation, or None.
-        best: the best one, or None.
+        last: The last evaluation, or None.
+        best: The best one, or None.
     """
 
     def __init__(
@@ -46,35 +45,35 @@ class Results:
         path: Path,
         metric: str | None,
         mode: str,
-        done: int,
+        iteration: int,
         start: int | None = None,
         saved: dict | None = None,
     ):
         self._path = path
         self._metric, self._mode = metric, mode
-        record = _read(path, saved or {}) if done else ResultsRecord()
+        record = _read(path, saved or {}) if iteration else ResultsRecord()
         self.last = record.last
         self.best = record.best or None
-        scores = [(i, score) for i, score in record.scores or [] if i <= done]
-        if start not in (None, done):  # numbers of iterations as the run counts them from now on
-            scores = [(round(i * start / done), score) for i, score in scores]
+        scores = [(i, score) for i, score in record.scores or [] if i <= iteration]
+        if start not in (None, iteration):  # count in steps of the current batch size from now on
+            scores = [(round(i * start / iteration), score) for i, score in scores]
             for entry in filter(None, (self.last, self.best)):
-                entry.iteration = round(entry.iteration * start / done)
+                entry.iteration = round(entry.iteration * start / iteration)
         goal = (metric, mode)
         if metric and self.best and (self.best.metric, self.best.mode) != goal:
             logger.info("Another train.best than before: the best so far no longer counts")
             self.best, scores = None, []
         self._scores = scores
 
-    def known(self, done: int) -> dict[str, float | None] | None:
-        """The results after so many iterations, if the last evaluation was there."""
-        return self.last.results if self.last and self.last.iteration == done else None
+    def known(self, iteration: int) -> dict[str, float | None] | None:
+        """Return the results after `iteration` iterations if they are of the last evaluation."""
+        return self.last.results if self.last and self.last.iteration == iteration else None
 
     def is_better(self, results: Mapping[str, float]) -> bool:
-        """Whether these results are better than the best so far; NaN never is.
+        """Return whether these results are better than the best so far; NaN never is.
 
         Raises:
-            UserError: they have no such metric.
+            UserError: The results do not contain the metric.
         """
         if self._metric is None:
             return False
@@ -87,7 +86,7 @@ class Results:
         return _better(results[self._metric], before, self._mode)
 
     def record(self, iteration: int, results: Mapping[str, float]) -> None:
-        """Takes in an evaluation and writes the file."""
+        """Add an evaluation and write the file."""
         if self.is_better(results):
             self.best = EvaluationRecord(
                 iteration=iteration,
@@ -111,10 +110,11 @@ class Results:
         return ResultsRecord(last=self.last, best=self.best or UNSET, scores=self._scores)
 
     def exhausted(self, patience: int | None) -> str | None:
-        """Why early stopping ends the run now, or None.
+        """Return why early stopping ends the run now, or None.
 
         Args:
-            patience: evaluations without a better score that the run goes on; None: for ever.
+            patience: Evaluations without a better score before the run ends. None: continue
+                indefinitely.
         """
         best, number = None, 0
         for i, (_, score) in enumerate(self._scores):

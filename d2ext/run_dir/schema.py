@@ -10,9 +10,12 @@
 | errors/rank-<N>.json | `RankFailure` |
 | slurm/<time>/submission.json | `Submission` |
 | slurm/<time>/attempts.json | `AttemptsRecord` |
+| slurm/<time>/meet-<job>-<attempt> | `Rendezvous` |
+| slurm/<time>/failed-<job>-<attempt> | `MachineFailure` |
 
 Two files have no record, because other projects define their form: metrics.json (Detectron2's JSON
-lines: `iteration`, and a number for each name) and predictions/<dataset>.json (COCO results).
+lines: `iteration`, and a number for each name; see `d2ext.run_dir.metrics`) and
+predictions/<dataset>.json (COCO results).
 
 A field whose default is `UNSET` is absent from the file until it is known. Unknown keys are
 ignored.
@@ -99,7 +102,7 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
     """An evaluation in results.json.
 
     Attributes:
-        iteration: Iterations done before it; None in an evaluation-only run.
+        iteration: Completed iterations before it; None in an evaluation-only run.
         metric: Key of `results` that makes it the best one (`train.best.metric`); set in `best`.
         mode: `max` or `min`, which values of the metric are better; set in `best`.
         results: `<dataset>/<metric>/<task>/<name>` to a number; None where it is undefined.
@@ -231,6 +234,30 @@ class AttemptsRecord(msgspec.Struct):
 
     attempts: list[Attempt] = []
     outcome: JobOutcome | UnsetType = UNSET
+
+
+class Rendezvous(msgspec.Struct, array_like=True):
+    """slurm/<time>/meet-<job>-<attempt>: where the ranks of an attempt meet.
+
+    Attributes:
+        host: Name of the first machine.
+        port: Port on it.
+    """
+
+    host: str
+    port: str
+
+
+class MachineFailure(msgspec.Struct, array_like=True):
+    """slurm/<time>/failed-<job>-<attempt>: why the ranks on another machine than the first failed.
+
+    Attributes:
+        status: Exit status; a signal as a negative number.
+        message: Machine and error.
+    """
+
+    status: int
+    message: str
 
 
 def write_record(path: Path, record: Any) -> None:

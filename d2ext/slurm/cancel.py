@@ -1,4 +1,4 @@
-"""Ends jobs for good."""
+"""Cancel jobs."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ from d2ext.slurm.status import is_over
 
 
 def cancel(records: Sequence[Record]) -> Iterator[str]:
-    """Cancels jobs, whose trainers save what they have; yields what was done, in words.
+    """Cancel jobs, whose trainers save first; yield what was done, in words.
 
     Raises:
-        UserError: Slurm refuses, for some; the others are cancelled.
+        UserError: Slurm refuses for some jobs; the others are canceled.
     """
     refused = []
     for record in records:

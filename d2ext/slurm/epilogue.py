@@ -1,4 +1,4 @@
-"""`python -m d2ext.slurm.epilogue FOLDER STATUS`: the batch script's last line, behind srun."""
+"""`python -m d2ext.slurm.epilogue FOLDER STATUS`: the batch script's last line, after srun."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from d2ext.errors import run_tool
 
 
 def main() -> NoReturn:
-    """Has the job's `Training` look at the end of its tasks."""
+    """Have the job's `Training` check how its tasks ended."""
     os.environ["SUBMITIT_FOLDER"], status = sys.argv[1], int(sys.argv[2])
     submitted = JobEnvironment().paths.submitted_pickle
     DelayedSubmission.load(submitted).function.on_step_exit(status)

@@ -1,4 +1,4 @@
-"""Rank 0's log as it grows, and the end of a job."""
+"""Print rank 0's log as it grows, and the end of a job."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ _LATE = 10.0  # seconds that a shared disk may take to show how a job ended
 
 
 class _Log:
-    """What is new in a log."""
+    """Print the new lines of a log."""
 
     def __init__(self, record: Record, prefix: str):
         self._path = Path(record.submission.log)
@@ -21,7 +21,7 @@ class _Log:
         self._at = 0
 
     def show(self, whole: bool = False) -> None:
-        """Prints the new lines; with `whole` a last one without an end, too."""
+        """Print the new lines; with `whole`, also an unfinished last line."""
         if not self._path.exists():
             return
         with open(self._path, "rb") as f:
@@ -35,10 +35,10 @@ class _Log:
 
 
 def follow(records: Sequence[Record]) -> int:
-    """Shows rank 0's logs and what becomes of the jobs until all have ended.
+    """Print rank 0's logs and the states of the jobs until all have ended.
 
     Returns:
-        The highest exit status of the trainings; 1 for one that ended without telling.
+        The highest exit status of the trainings; 1 for one that ended without a status.
     """
     logs = [_Log(r, f"{r.run_dir.name} | " if len(records) > 1 else "") for r in records]
     said: dict[int, str] = {}
@@ -62,12 +62,12 @@ def follow(records: Sequence[Record]) -> int:
 
 
 def show(record: Record) -> None:
-    """Prints rank 0's log."""
+    """Print rank 0's log."""
     _Log(record, "").show(whole=True)
 
 
 def _really_over(record: Record) -> bool:
-    """Whether it is gone; the disk gets time to show how it ended."""
+    """Return whether the job is over; the disk gets time to show how it ended."""
     if not is_over(record):
         return False
     end = time.monotonic() + _LATE

@@ -1,11 +1,10 @@
-"""What a job does: on each of its machines, tools/train_net.py; then, whether it comes back.
+"""Run a job: tools/train_net.py on each of its machines, and then the requeue, if any.
 
 submitit unpickles a `Training` in one task per machine and calls it. When Slurm announces the end
 (USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task. Every end
-of the trainers is judged by `verdict.py`; what brings a job back is done here.
+of the trainers is judged by `requeue_policy.py`; the requeue itself is done here.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -20,17 +19,16 @@ from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from d2ext.errors import UserError
-from d2ext.files import atomic_write
 from d2ext.guard import die_with_parent
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.launch.topology import free_port
-from d2ext.run_dir.schema import UNSET
+from d2ext.run_dir.schema import UNSET, MachineFailure, Rendezvous, read_record, write_record
 from d2ext.slurm.queue import requeue
 from d2ext.slurm.record import Record
 from d2ext.slurm.requeue_policy import (
     OUTSIDE,
     End,
-    last_words,
+    last_error,
     newest,
     rank_errors,
     should_requeue,
@@ -48,14 +46,14 @@ class Training:
 
     Attributes:
         command: train_net.py with its flags; `resume_flags` is added, then overrides.
-        overrides: of the config.
-        start: flags of the first start, such as `--resume-from FILE`.
-        resume_flags: flags that go on with what is in the run directory; none for an evaluation.
-        untouched: of `newest` at the time of submission: while it is so, `start` holds.
-        folder: of the submission's record.
-        num_machines: of the job.
-        max_requeues: how often it may come back.
-        port: where ranks meet on the first machine; None takes a free one.
+        overrides: Overrides of the config.
+        start: Flags of the first start, such as `--resume-from FILE`.
+        resume_flags: Flags that continue the run in the run directory; none for an evaluation.
+        untouched: Value of `newest` at submission; as long as it holds, `start` is used.
+        folder: Folder of the submission's record.
+        num_machines: Number of machines.
+        max_requeues: Maximum number of requeues.
+        port: Port on the first machine where ranks meet; None takes a free one.
     """
 
     command: list[str]
@@ -71,7 +69,7 @@ class Training:
     _errors: dict[Path, int] = field(default_factory=dict, init=False)  # of earlier starts
 
     def __call__(self) -> NoReturn:
-        """Runs in each task; exits with the trainers' status, or has the job requeued."""
+        """Run in each task; exit with the trainers' status, or have the job requeued."""
         here, record = JobEnvironment(), Record(self.folder)
         if here.global_rank:
             self._run_other(here)
@@ -88,7 +86,7 @@ class Training:
             self._finish(record, 2, str(e))
 
     def checkpoint(self) -> NoReturn:
-        """Waits until the trainers have saved; called by submitit for a signal, in the first task.
+        """Wait until the trainers have saved; called by submitit for a signal, in the first task.
 
         submitit would requeue whatever is returned, and give up where Slurm does not answer at
         once, so this exits instead, once all is done.
@@ -100,14 +98,14 @@ class Training:
             if _exit_status(self._trainers.pid) is None:
                 os.kill(self._trainers.pid, signal.SIGUSR2)
             status = _wait(self._trainers.pid)
-        self._decide(record, here, self._end(record, here, status, signalled=True))
+        self._decide(record, here, self._end(record, here, status, signaled=True))
 
     def on_step_exit(self, status: int, why: str | None = None) -> NoReturn:
-        """Runs behind the tasks: sees to a job whose tasks could not decide what becomes of it.
+        """Run after the tasks: decide on a job whose tasks could not.
 
         Args:
-            status: theirs, as a shell has it.
-            why: what ended them, if that is known, and is the end.
+            status: Exit status of the tasks, as a shell reports it.
+            why: What ended them, if that is known; the job is then not requeued.
         """
         here, record = JobEnvironment(), Record(self.folder)
         if record.outcome:
@@ -126,16 +124,16 @@ class Training:
         self._decide(record, here, End(128 - status if killed else status or 1, False, words))
 
     def _run_other(self, here: JobEnvironment) -> NoReturn:
-        """Another machine than the first, which alone decides what becomes of the job."""
+        """Run on another machine than the first, which alone decides on a requeue."""
         try:
             status = self._run_trainers(here)
-            words = last_words(here.paths.stdout)
+            words = last_error(here.paths.stdout)
         except UserError as e:
             status, words = 2, str(e)
             print(f"error: {words}", file=sys.stderr, flush=True)
         if status not in (0, EXIT_STOPPED):
-            with atomic_write(self._marker("failed", here)) as f:
-                json.dump([status, f"machine {here.hostname}: {words}"], f)
+            failure = MachineFailure(status, f"machine {here.hostname}: {words}")
+            write_record(self._marker("failed", here), failure)
         sys.exit(0)  # anything else would end the step before the first one has decided
 
     def _run_trainers(
@@ -143,8 +141,8 @@ class Training:
     ) -> int:
         env, flags = dict(os.environ), ["--machine-rank", str(here.global_rank)]
         if self.num_machines > 1:
-            host, port = self._meet(here)
-            env |= {"MASTER_ADDR": host, "PORT": port}
+            place = self._meet(here)
+            env |= {"MASTER_ADDR": place.host, "PORT": place.port}
         begun = newest(Record(self.folder).run_dir) != self.untouched
         flags += self.resume_flags if begun else self.start
         command = [*self.command, *flags, *self.overrides]
@@ -158,13 +156,11 @@ class Training:
                 os.kill(pid, signal.SIGTERM)
         return _wait(pid, failed_elsewhere)
 
-    def _meet(self, here: JobEnvironment) -> tuple[str, str]:
-        """Host and port where the ranks meet: the first machine tells the others."""
+    def _meet(self, here: JobEnvironment) -> Rendezvous:
+        """Return where the ranks meet; the first machine writes it for the others."""
         place = self._marker("meet", here)
         if here.global_rank == 0:
-            port = str(self.port or free_port())
-            with atomic_write(place) as f:
-                json.dump([here.hostnames[0], port], f)
+            write_record(place, Rendezvous(here.hostnames[0], str(self.port or free_port())))
         deadline = time.monotonic() + _MEETING
         with waiting_for(f"the first machine's {place}", f"at most {_MEETING:g} s"):
             # A listing is fresher than NFS's stat.
@@ -172,23 +168,22 @@ class Training:
                 if time.monotonic() > deadline:
                     raise UserError(f"the first machine has not said where to meet ({place})")
                 time.sleep(0.5)
-        host, port = json.loads(place.read_text())
-        return host, port
+        return read_record(place, Rendezvous)
 
     def _marker(self, name: str, here: JobEnvironment) -> Path:
         return Path(self.folder) / f"{name}-{here.job_id}-{start_number()}"
 
     def _failed_elsewhere(self, here: JobEnvironment) -> int | None:
-        """The status of another machine's trainers that have failed; None: none have."""
+        """Return the status of another machine's trainers that failed; None if none did."""
         marker = self._marker("failed", here)
         if self.num_machines == 1 or not marker.exists():
             return None
-        status, words = json.loads(marker.read_text())
-        print(f"error: {words}", flush=True)
-        return status
+        failure = read_record(marker, MachineFailure)
+        print(f"error: {failure.message}", flush=True)
+        return failure.status
 
     def _begin(self, record: Record, here: JobEnvironment) -> bool:
-        """Notes this start unless that is done; whether it was to be done."""
+        """Record this start unless that is done; return whether it was not."""
         attempts = record.attempts
         if attempts and attempts[-1].number == start_number():
             return False
@@ -197,25 +192,25 @@ class Training:
         return True
 
     def _end(
-        self, record: Record, here: JobEnvironment, status: int, signalled: bool = False
+        self, record: Record, here: JobEnvironment, status: int, signaled: bool = False
     ) -> End:
         now = rank_errors(record.run_dir)
         errors = tuple(path for path in now if self._errors.get(path) != now[path])
-        return End(status, signalled, last_words(here.paths.stdout), errors)
+        return End(status, signaled, last_error(here.paths.stdout), errors)
 
     def _decide(self, record: Record, here: JobEnvironment, end: End) -> NoReturn:
-        """The job comes back, or is at its end."""
-        verdict = should_requeue(record, here, end, self.max_requeues)
-        if not verdict.requeue:
-            self._finish(record, end.status, verdict.why)
-        record.end(verdict.why)
-        if not verdict.by_slurm:
-            self._requeue(record, here, verdict.why, end.status)
-        print(f"requeued: {verdict.why}", flush=True)
+        """Requeue the job or end it."""
+        decision = should_requeue(record, here, end, self.max_requeues)
+        if not decision.requeue:
+            self._finish(record, end.status, decision.why)
+        record.end(decision.why)
+        if not decision.by_slurm:
+            self._requeue(record, here, decision.why, end.status)
+        print(f"requeued: {decision.why}", flush=True)
         sys.exit(LOCAL_REQUEUE_RETURN_CODE if here.cluster == "local" else EXIT_STOPPED)
 
     def _requeue(self, record: Record, here: JobEnvironment, why: str, status: int) -> None:
-        """Has Slurm start the job again; where it does not, that is the job's end."""
+        """Have Slurm requeue the job; end it if Slurm refuses."""
         refusal = None
         if here.cluster == "slurm":
             refusal = requeue(here.job_id, here.raw_job_id, start_number())
@@ -223,7 +218,7 @@ class Training:
             self._finish(record, status, f"{why}, but Slurm does not requeue it: {refusal}")
 
     def _finish(self, record: Record, status: int, why: str) -> NoReturn:
-        """The end of the job: says why, and exits."""
+        """End the job: print and record why, and exit."""
         status = status if status >= 0 else 128 - status
         if status:
             print(f"not requeued (status {status}): {why}", file=sys.stderr, flush=True)
@@ -235,9 +230,10 @@ class Training:
 
 
 def _exit_status(pid: int) -> int | None:
-    """How a child ended (a signal as a negative number), None while it lives; it stays a zombie.
+    """Return a child's exit status (a signal as a negative number), None while it lives.
 
-    A signal's handler asks in the midst of the same question, where Popen would wait for itself.
+    The child stays a zombie. A signal handler may call this during the same call, where Popen would
+    wait for itself.
     """
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None:
@@ -246,11 +242,11 @@ def _exit_status(pid: int) -> int | None:
 
 
 def _wait(pid: int, failed_elsewhere: Callable[[], int | None] = lambda: None) -> int:
-    """Waits for the trainers' end; those of a job that failed on another machine are ended."""
+    """Wait for the trainers to end; kill them if the job failed on another machine."""
     checked, failed, end = time.monotonic(), None, float("inf")
     while (status := _exit_status(pid)) is None:
         now = time.monotonic()
-        if now > end:  # they would wait for the others for long
+        if now > end:  # they would wait long for the others
             os.kill(pid, signal.SIGKILL)
             return failed
         if failed is None and now - checked > 2:

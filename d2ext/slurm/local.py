@@ -1,6 +1,6 @@
-"""Jobs without Slurm: `python -m d2ext.slurm.local FOLDER` carries one on this machine.
+"""Run a job without Slurm: `python -m d2ext.slurm.local FOLDER` runs it on this machine.
 
-It starts the job again where Slurm would; of jobs with one folder, which are seeds, one at a time.
+The job is restarted where Slurm would requeue it. Jobs of one folder (seeds) run one at a time.
 """
 
 import os
@@ -15,7 +15,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
 
 
 class LocalExecutor(submitit.LocalExecutor):
-    """submitit's, but its jobs outlive the terminal and its Ctrl-C, and come back at will."""
+    """Run submitit's local jobs so that they outlive the terminal, and restart them on request."""
 
     def _submit_command(self, command: str) -> submitit.LocalJob:
         asked = self.parameters
@@ -45,12 +45,12 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 def carry(folder: Path) -> None:
-    """Starts this process's job until it is at its end, whose reason its record then tells."""
+    """Start this process's job until it is not requeued; its record then holds the reason."""
     controller = Controller(folder)
     paths = JobPaths(folder, controller.pid)
     os.environ |= {"SUBMITIT_FOLDER": str(folder), "SUBMITIT_LOCAL_JOB_ID": controller.pid}
     status, starts = LOCAL_REQUEUE_RETURN_CODE, 0
-    while status == LOCAL_REQUEUE_RETURN_CODE:  # the job itself counts
+    while status == LOCAL_REQUEUE_RETURN_CODE:  # the job itself counts its starts
         os.environ["SLURM_RESTART_COUNT"] = str(starts)
         controller.start_tasks()
         try:

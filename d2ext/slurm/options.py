@@ -1,4 +1,4 @@
-"""The command line of tools/submit.py, as a `Request`."""
+"""Parse the command line of tools/submit.py into a `Request`."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from d2ext.errors import UserError
 from d2ext.slurm.plan import Request
 
-# The short ones that srun and sbatch share.
+# Short options that srun and sbatch share.
 _SHORT = {
     "A": "account",
     "C": "constraint",
@@ -21,7 +21,7 @@ _SHORT = {
     "w": "nodelist",
     "x": "exclude",
 }
-# What the job rests on, and who decides it.
+# Options of sbatch that d2ext sets itself, and how the user decides them.
 _OURS = {
     "array": "--seeds decides that",
     "chdir": "the job runs where submit.py does; start that elsewhere",
@@ -46,14 +46,14 @@ _OURS = {
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, str | bool]:
-    """Options of sbatch by their long names; True for one without a value.
+    """Return options of sbatch by their long names; True for one without a value.
 
     Args:
-        texts: each `KEY=VALUE` or `KEY`; or, with a dash first, a line of srun's arguments, such as
-            `--key value -w node1`, in which quotes mean what they mean to a shell.
+        texts: Each is `KEY=VALUE` or `KEY`; or, starting with a dash, a line of srun's arguments,
+            such as `--key value -w node1`, quoted as in a shell.
 
     Raises:
-        UserError: one cannot be read, or is not the user's to give.
+        UserError: An option cannot be read, or d2ext sets it itself.
     """
     options: dict[str, str | bool] = {}
     for text in texts:
@@ -69,7 +69,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, str | bool]:
 
 
 def _line(text: str) -> Iterator[tuple[str, str, str]]:
-    """Key, equals sign and value of each of srun's arguments."""
+    """Yield key, equals sign and value of each of srun's arguments."""
     try:
         words = shlex.split(text)
     except ValueError as e:
@@ -90,22 +90,22 @@ def _line(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def make_request(args: dict[str, Any], train: Sequence[str], env: Mapping[str, str]) -> Request:
-    """What the flags of tools/submit.py ask for.
+    """Return the request of the flags of tools/submit.py.
 
     Args:
-        args: its flags by name.
-        train: what it does not know itself, for train_net.py.
-        env: of the process; `PORT` is where ranks meet, as in the guide's script.
+        args: Its flags by name.
+        train: Other arguments, for train_net.py.
+        env: Environment of the process; `PORT` is where ranks meet, as in MMDetection's script.
 
     Raises:
-        UserError: a flag cannot be read, or is the job's to give.
+        UserError: A flag cannot be read, or the job sets it itself.
     """
     for flag in ("--machine-rank", "--dist-url"):
         if any(word.partition("=")[0] == flag for word in train):
             raise UserError(f"{flag}: the job gives that to each of its machines")
     fields = {name: args[name] for name in Request.__dataclass_fields__ if name in args}
     fields["slurm"] = parse_options(args["slurm"])
-    time = fields["slurm"].pop("time", None)  # the guide's script takes it in SRUN_ARGS
+    time = fields["slurm"].pop("time", None)  # MMDetection's script takes it in SRUN_ARGS
     if time and args["time"]:
         raise UserError(f"--slurm time={time}: --time {args['time']} is given as well")
     fields["time"] = args["time"] or time

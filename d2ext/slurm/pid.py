@@ -1,4 +1,4 @@
-"""Processes of this machine, told apart from later ones of the same number."""
+"""Identify processes of this machine, also if a later one has the same id."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From what the user asks for to a checked job; nothing is written or submitted here."""
+"""Check a request and plan its job; nothing is written or submitted here."""
 
 import os
 import re
@@ -30,12 +30,12 @@ _DEFAULTS = {
 
 @dataclass
 class Request:
-    """What the user asks for; the fields are flags of tools/submit.py.
+    """A request of the user; the fields are flags of tools/submit.py.
 
     Attributes:
-        train: flags and overrides that mean something to train_net.py only.
-        slurm: more options of sbatch.
-        port: where ranks meet on the first machine; None takes a free one.
+        train: Flags and overrides for train_net.py.
+        slurm: More options of sbatch.
+        port: Port on the first machine where ranks meet; None takes a free one.
     """
 
     config_file: str
@@ -65,7 +65,7 @@ class Request:
     port: int | None = None
 
     def command(self, work_dir: Path | None) -> list[str]:
-        """The first part of train_net.py's command line, up to the machine's number."""
+        """Return the first part of train_net.py's command line, up to the machine's rank."""
         counts = {"--num-gpus": self.num_gpus, "--num-machines": self.num_machines}
         flags = [str(x) for pair in counts.items() for x in pair]
         tool = [sys.executable, "-u", str(REPO / "tools" / "train_net.py")]
@@ -79,8 +79,8 @@ class SlurmRun:
     """One training of a job.
 
     Attributes:
-        directory: of the run.
-        seed: its `train.seed`, where the user gave --seeds.
+        directory: Run directory.
+        seed: Its `train.seed` with --seeds, else None.
     """
 
     directory: Path
@@ -92,12 +92,12 @@ class Job:
     """A checked request.
 
     Attributes:
-        request: as given.
+        request: The request as given.
         cluster: `slurm` or `local`.
-        runs: several for --seeds.
-        wants_gpus: whether the config trains on GPUs.
-        minutes: its time limit; FOREVER for none.
-        lines: the plan in words.
+        runs: One run, or one per seed with --seeds.
+        wants_gpus: Whether the config trains on GPUs.
+        minutes: Time limit; FOREVER for none.
+        lines: The plan in words.
     """
 
     request: Request
@@ -109,21 +109,21 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the job."""
+        """Return the name of the job."""
         return self.request.job_name or Path(self.request.config_file).stem
 
     @property
     def base(self) -> Path:
-        """The run directory, or the one above those of the seeds."""
+        """Return the run directory, or the parent of those of the seeds."""
         first = self.runs[0].directory.absolute()
         return first.parent if self.request.seeds else first
 
 
 def make_plan(request: Request) -> Job:
-    """Checks a request, with all that train_net.py checks before it trains.
+    """Check a request, with everything that train_net.py checks before training.
 
     Raises:
-        UserError: something is wrong with it.
+        UserError: The request is invalid.
     """
     cluster, lines = _cluster(request)
     if request.time:
@@ -138,7 +138,7 @@ def make_plan(request: Request) -> Job:
     base = Path(request.work_dir or Path("work_dirs") / Path(request.config_file).stem)
     runs = [SlurmRun(base / f"seed_{seed}", seed) for seed in request.seeds]
     for run in runs or [SlurmRun(base)]:
-        _refuse_second(run.directory)  # before train_net.py meets the lock of that run
+        _refuse_second(run.directory)  # before train_net.py finds the lock of that run
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
     if runs and Path(output).absolute() != runs[0].directory.absolute():
@@ -166,7 +166,7 @@ def make_plan(request: Request) -> Job:
 
 
 def _cluster(request: Request) -> tuple[str, list[str]]:
-    """Where the job runs, and what is to be said of that."""
+    """Return where the job runs, and lines of the plan about it."""
     cluster, lines = request.cluster, []
     if cluster == "slurm" and not has_slurm():
         raise UserError("--cluster slurm: sbatch and srun are not on this machine's PATH")
@@ -180,13 +180,13 @@ def _cluster(request: Request) -> tuple[str, list[str]]:
 
 
 def _ignored(request: Request) -> list[str]:
-    """What is to be said of flags that mean nothing without Slurm."""
+    """Return lines of the plan about flags that mean nothing without Slurm."""
     given = [f"--{name.replace('_', '-')}" for name in _SLURM_ONLY if getattr(request, name)]
     return [f"ignored     {', '.join(given)}: without Slurm they mean nothing"] if given else []
 
 
 def _defaults(request: Request) -> list[str]:
-    """Fills in sbatch's variables, and says so: sbatch would have them win over the flags."""
+    """Fill in and report sbatch's variables, which would win over the flags in sbatch."""
     lines = []
     for name in sorted(name for name in os.environ if name.startswith("SBATCH_")):
         which, value = _DEFAULTS.get(name), os.environ[name]
@@ -199,7 +199,7 @@ def _defaults(request: Request) -> list[str]:
 
 
 def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
-    """What `train_net.py --dry-run` says."""
+    """Return the output of `train_net.py --dry-run`."""
     work_dir = run.directory if run else request.work_dir
     seed = [f"train.seed={run.seed}"] if run else []
     command = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]

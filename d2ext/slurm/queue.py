@@ -1,4 +1,4 @@
-"""What Slurm says of jobs: squeue for living ones, sacct for those that are gone."""
+"""Query and control Slurm: squeue for current jobs, sacct for past ones."""
 
 import shutil
 import subprocess
@@ -13,12 +13,12 @@ _PAUSES = (1, 2, 4, 8)  # seconds between attempts to have a job requeued
 
 
 def has_slurm() -> bool:
-    """Whether this machine can submit to a Slurm."""
+    """Return whether this machine can submit to Slurm."""
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
 def living_jobs() -> dict[str, tuple[str, str, str]] | None:
-    """This user's jobs in the queue: id -> (state, node list, reason); None: Slurm is silent."""
+    """Return this user's queued jobs: id -> (state, nodes, reason); None if Slurm is silent."""
     text = _ask("squeue", "--me", "-h", "-r", "-o", "%i|%T|%N|%r")
     if text is None:
         return None
@@ -27,19 +27,19 @@ def living_jobs() -> dict[str, tuple[str, str, str]] | None:
 
 
 def job_state(job: str) -> tuple[str, int] | None:
-    """State of a job, such as RUNNING, and how often it was requeued; None: Slurm is silent."""
+    """Return a job's state, such as RUNNING, and restart count; None if Slurm is silent."""
     words = (_ask("squeue", "-h", "-j", job, "-O", "State:30,RestartCnt:10") or "").split()
     return (words[0], int(words[1])) if len(words) == 2 else None
 
 
 def past_states(jobs: Sequence[str]) -> dict[str, str]:
-    """The last states of jobs that are gone, by sacct; {} without accounting."""
+    """Return the last states of past jobs from sacct; {} without accounting."""
     text = _ask("sacct", "-n", "-P", "-X", "-j", ",".join(jobs), "-o", "JobID,State") or ""
     return dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
 
 
 def cancel_jobs(jobs: Sequence[str]) -> None:
-    """Has Slurm end jobs.
+    """Have Slurm end jobs.
 
     Raises:
         UserError: Slurm refuses.
@@ -51,12 +51,12 @@ def cancel_jobs(jobs: Sequence[str]) -> None:
 
 
 def requeue(job: str, raw: str, restarts: int) -> str | None:
-    """Has Slurm start a job again, trying for a while; returns why it does not, or None.
+    """Have Slurm requeue a job, with retries; return why it does not, or None.
 
     Args:
-        job: its id.
-        raw: its id where it is part of an array, which `job` names.
-        restarts: how often it was started before; more than that, and it is requeued already.
+        job: Job id; of a part of an array, ARRAY_INDEX.
+        raw: Id of the job itself, also in an array.
+        restarts: Number of earlier starts; if Slurm counts more, it has requeued the job already.
     """
     with waiting_for(f"Slurm to requeue job {job}", "it is asked for a while"):
         for pause in (*_PAUSES, 0):
@@ -79,10 +79,10 @@ def requeue(job: str, raw: str, restarts: int) -> str | None:
 
 
 def default_time(partition: str | None) -> int:
-    """Minutes that a job in a partition (None: the default one) gets without --time.
+    """Return the minutes of a job without --time in a partition (None for the default one).
 
     Raises:
-        UserError: Slurm does not say.
+        UserError: Slurm does not tell them.
     """
     which = ("-p", partition) if partition else ()
     text = _ask("sinfo", "-h", *which, "-o", "%P|%L|%l")
@@ -100,12 +100,12 @@ def default_time(partition: str | None) -> int:
 
 
 def parse_time(text: str) -> int:
-    """A time in Slurm's words, in minutes, of which it knows whole ones; FOREVER for no limit.
+    """Return a time in Slurm's notation in whole minutes; FOREVER for no limit.
 
-    M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, and 0, infinite or UNLIMITED, as `man sbatch` has it.
+    M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, and 0, infinite or UNLIMITED, as in `man sbatch`.
 
     Raises:
-        UserError: it is none of these.
+        UserError: The text is none of these.
     """
     if text.lower() in ("infinite", "unlimited"):
         return FOREVER

@@ -1,21 +1,17 @@
-"""What a submission and its job leave on the shared disk; each file has one writer.
+"""Records of a submission and its job on the shared disk; each file has one writer.
 
 ```
 <run directory>/slurm/<time of submission>/
   submission.json    by submit.py: `Submission`
   attempts.json      by the job: `AttemptsRecord`
   cancelled          by `submit.py cancel`
-  meet-<job>-<n>     by the first machine of attempt n: host and port where the ranks meet
-  failed-<job>-<n>   by another machine whose trainer failed
+  meet-<job>-<n>     by the first machine of attempt n: `Rendezvous`
+  failed-<job>-<n>   by another machine whose trainer failed: `MachineFailure`
 ```
 """
 
-import json
 import time
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from d2ext.files import cache_dir
 from d2ext.run_dir.schema import (
@@ -24,14 +20,13 @@ from d2ext.run_dir.schema import (
     AttemptsRecord,
     JobOutcome,
     Submission,
+    read_record,
     write_record,
 )
 
-T = TypeVar("T")
-
 
 class Record:
-    """The record of one submission of one run.
+    """Read and write the records of one submission of one run.
 
     Args:
         folder: `<run directory>/slurm/<time of submission>`.
@@ -42,13 +37,16 @@ class Record:
 
     @property
     def run_dir(self) -> Path:
-        """The run directory."""
+        """Return the run directory."""
         return self.folder.parent.parent
 
     @property
     def submission(self) -> Submission | None:
-        """The submitted job; None until it is submitted."""
-        return _read(self.folder / "submission.json", Submission)
+        """Return the submitted job; None until it is submitted."""
+        try:
+            return read_record(self.folder / "submission.json", Submission)
+        except FileNotFoundError:
+            return None
 
     def submitted(self, submission: Submission) -> None:
         """Write the submitted job, and list the run for `status`."""
@@ -60,17 +58,17 @@ class Record:
 
     @property
     def attempts(self) -> list[Attempt]:
-        """Every start of the job."""
+        """Return every start of the job."""
         return self._read_attempts().attempts
 
     @property
     def outcome(self) -> JobOutcome | None:
-        """Exit status and reason of a job that has ended, or None."""
+        """Return the exit status and reason of a job that has ended, or None."""
         return self._read_attempts().outcome or None
 
     @property
     def requeues(self) -> int:
-        """How often it was started again, by whomever."""
+        """Return how often the job was started again, by anyone."""
         return max(0, len(self.attempts) - 1)
 
     def begin(self, number: int, nodes: str, checkpoint: int | None) -> None:
@@ -88,41 +86,45 @@ class Record:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the user has cancelled the job."""
+        """Return whether the user has canceled the job."""
         return (self.folder / "cancelled").exists()
 
     def cancel(self) -> None:
-        """Notes that the user cancels the job, which is not to come back."""
+        """Record that the user cancels the job, so that it is not requeued."""
         (self.folder / "cancelled").touch()
 
     def take_back(self) -> None:
-        """The job is not cancelled after all."""
+        """Undo `cancel`, when Slurm refused it."""
         (self.folder / "cancelled").unlink(missing_ok=True)
 
     def _read_attempts(self) -> AttemptsRecord:
-        return _read(self.folder / "attempts.json", AttemptsRecord) or AttemptsRecord()
+        try:
+            return read_record(self.folder / "attempts.json", AttemptsRecord)
+        except FileNotFoundError:
+            return AttemptsRecord()
 
     def _write_attempts(self, record: AttemptsRecord) -> None:
         write_record(self.folder / "attempts.json", record)
 
 
 def new_record(run_dir: Path, stamp: str) -> Record:
-    """Makes the folder of a submission; `stamp` is its name."""
+    """Create the folder of a submission; `stamp` is its name."""
     folder = run_dir.absolute() / "slurm" / stamp
     folder.mkdir(parents=True)
     return Record(folder)
 
 
 def newest_record(run_dir: Path) -> Record | None:
-    """The record of the last submission of a run, or None."""
+    """Return the record of the last submission of a run, or None."""
     folders = sorted(p.parent for p in (run_dir.absolute() / "slurm").glob("*/submission.json"))
     return Record(folders[-1]) if folders else None
 
 
 def find_records(run_dir: Path | None) -> list[Record]:
-    """The runs in a directory: its own, or those of its seeds; without one, all of this user's."""
+    """Return the runs in a directory (its own, or its seeds'); by default, all of this user's."""
     if run_dir is None:
-        lines = read_text(index_file()).splitlines()
+        index = index_file()
+        lines = index.read_text().splitlines() if index.exists() else []
         folders = list(dict.fromkeys(map(Path, lines)))
     else:
         folders = [run_dir, *sorted(run_dir.glob("seed_*"))]
@@ -130,19 +132,5 @@ def find_records(run_dir: Path | None) -> list[Record]:
 
 
 def index_file() -> Path:
-    """Where the run directories of this user's submissions are listed."""
+    """Return the file that lists the run directories of this user's submissions."""
     return cache_dir() / "runs.txt"
-
-
-def read_text(path: Path) -> str:
-    """What is in a file; nothing where there is none."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    """Read a record; None where there is no file."""
-    text = read_text(path)
-    return msgspec.convert(json.loads(text), kind) if text else None

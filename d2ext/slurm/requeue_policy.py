@@ -1,4 +1,4 @@
-"""Why a start of a job ended, and whether the job is to come back."""
+"""Decide whether a job is requeued, from how its trainers ended."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from d2ext.run_dir.schema import RankFailure, read_record
 from d2ext.slurm.queue import job_state
 from d2ext.slurm.record import Record
 
-_KILLS = 3  # starts that end so without a new checkpoint before nobody tries again
-_LOST = ("killed", "communication")  # kinds of errors of ranks behind which no mistake stands
+_KILLS = 3  # starts that may be killed in a row without a new checkpoint
+_LOST = ("killed", "communication")  # kinds of rank failures that are not the user's mistake
 # Signals that come from outside; any other one is the process's own fault.
 OUTSIDE = tuple(getattr(signal, f"SIG{name}") for name in "HUP INT KILL TERM USR1 USR2".split())
 
@@ -23,26 +23,26 @@ class End:
     """How the trainers of a start ended.
 
     Attributes:
-        status: exit status; a signal as a negative number.
-        signalled: whether Slurm had announced the end.
-        words: what the log says last, for an end that is the training's own fault.
-        errors: files of ranks that failed in this start.
+        status: Exit status; a signal as a negative number.
+        signaled: Whether Slurm had announced the end.
+        words: Last error in the log, for an end that is the training's own fault.
+        errors: Files of ranks that failed in this start.
     """
 
     status: int
-    signalled: bool
+    signaled: bool
     words: str
     errors: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of the job.
+class RequeueDecision:
+    """Whether a job is requeued, and why.
 
     Attributes:
-        why: in words.
-        requeue: whether it comes back.
-        by_slurm: Slurm has seen to that already.
+        why: Reason in words.
+        requeue: Whether the job is requeued.
+        by_slurm: Whether Slurm has requeued it already.
     """
 
     why: str
@@ -51,63 +51,67 @@ class Verdict:
 
 
 def start_number() -> int:
-    """How often the job was started before; Slurm tells, and `local.py` in its place."""
+    """Return how often the job was started before, by Slurm's restart count (or `local.py`'s)."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def should_requeue(record: Record, here: JobEnvironment, end: End, max_requeues: int) -> Verdict:
-    """Only what came from outside brings a job back."""
+def should_requeue(
+    record: Record, here: JobEnvironment, end: End, max_requeues: int
+) -> RequeueDecision:
+    """Decide whether a job is requeued: only after an external interruption."""
     if end.status == 0:
-        return Verdict("finished")
+        return RequeueDecision("finished")
     why = _interruption(here, end)
     if record.cancelled and why:
-        return Verdict(f"cancelled: {why}")
+        return RequeueDecision(f"cancelled: {why}")
     now = job_state(here.raw_job_id) if here.cluster == "slurm" else None
     if now and now[1] > start_number():
-        return Verdict(f"Slurm has requeued it: {why or end.words}", requeue=True, by_slurm=True)
+        return RequeueDecision(
+            f"Slurm has requeued it: {why or end.words}", requeue=True, by_slurm=True
+        )
     if why is None:
         crashed = f"{signal.Signals(-end.status).name}: " if end.status < 0 else ""
-        return Verdict(crashed + end.words)
-    if here.cluster == "local" and not end.signalled:
-        return Verdict(f"stopped by hand: {why}")
+        return RequeueDecision(crashed + end.words)
+    if here.cluster == "local" and not end.signaled:
+        return RequeueDecision(f"stopped by hand: {why}")
     if now and now[0] != "RUNNING":  # Slurm says COMPLETING for both
-        return Verdict(f"cancelled, or its time was up before it had saved: {why}")
+        return RequeueDecision(f"cancelled, or its time was up before it had saved: {why}")
     if record.requeues >= max_requeues:
         words = f"after {record.requeues} requeues, all that --max-requeues allows"
-        return Verdict(f"{why}, {words}")
+        return RequeueDecision(f"{why}, {words}")
     last = [attempt.checkpoint for attempt in record.attempts[-_KILLS:]]
-    killed = end.status != EXIT_STOPPED and not end.signalled
+    killed = end.status != EXIT_STOPPED and not end.signaled
     if killed and last == [newest(record.run_dir)] * _KILLS:
-        return Verdict(f"{why}, for the {_KILLS}rd time without a new checkpoint")
-    return Verdict(why, requeue=True)
+        return RequeueDecision(f"{why}, for the {_KILLS}rd time without a new checkpoint")
+    return RequeueDecision(why, requeue=True)
 
 
 def newest(run_dir: Path) -> int | None:
-    """What changes with each checkpoint of a run; None before the first one."""
+    """Return a number that changes with each checkpoint of a run; None before the first one."""
     pointer = run_dir / "last_checkpoint"
     return pointer.stat().st_mtime_ns if pointer.exists() else None
 
 
 def rank_errors(run_dir: Path) -> dict[Path, int]:
-    """The files of ranks that have failed, and when they were written, by the disk's clock."""
+    """Return the files of ranks that failed, and when they were written, by the disk's clock."""
     files = (run_dir / "errors").glob("rank-*.json")
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def last_words(log: Path) -> str:
-    """The line of a log that says what went wrong."""
+def last_error(log: Path) -> str:
+    """Return the last error in a log, or where the log is."""
     lines = log.read_text(errors="replace").splitlines()[-50:] if log.exists() else []
     words = [line for line in lines if line.startswith("error: ")] or [f"see {log}"]
     return words[-1].removeprefix("error: ")
 
 
 def _interruption(here: JobEnvironment, end: End) -> str | None:
-    """What ended the trainers that is no fault of theirs, or None."""
+    """Return the external interruption that ended the trainers, or None."""
     status = end.status
     if status == EXIT_STOPPED:
         return "preempted or out of time, and saved" if here.cluster == "slurm" else "saved"
     outside = -status in OUTSIDE
-    if end.signalled and (status == 130 or outside):
+    if end.signaled and (status == 130 or outside):
         return "preempted or out of time, before or behind the steps"
     if outside:
         return f"killed by {signal.Signals(-status).name}"
@@ -117,7 +121,7 @@ def _interruption(here: JobEnvironment, end: End) -> str | None:
 
 
 def _lost_rank(end: End) -> RankFailure | None:
-    """The error that ended the ranks, if one was killed or lost a machine."""
+    """Return the failure that ended the ranks, if one was killed or lost a machine."""
     from d2ext.launch.failures import cause  # it imports torch
 
     first = cause([read_record(path, RankFailure) for path in end.errors])

@@ -1,6 +1,5 @@
-"""How runs are doing: from their directories, and from Slurm."""
+"""Report the state of runs, from their directories and from Slurm."""
 
-import json
 import os
 import statistics
 import time
@@ -9,16 +8,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from d2ext.run_dir.metrics import read_metrics
 from d2ext.run_dir.schema import JobOutcome, ResultsRecord, RunInfo, read_valid_part
 from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
-from d2ext.slurm.record import Record, read_text
+from d2ext.slurm.record import Record
 
 _RECENT = 20  # iterations whose times say how long the rest takes
 
 
 def is_over(record: Record) -> bool:
-    """Whether a job has come to its end, one way or another."""
+    """Return whether a job has ended, one way or another."""
     job = record.submission
     if record.outcome or not job:
         return True
@@ -30,15 +30,15 @@ def is_over(record: Record) -> bool:
 
 
 def describe_state(record: Record) -> str:
-    """A job's number and state in words."""
+    """Return a job's number and state in words."""
     return f"job {record.submission.job} is {_states([record])[0][0]}"
 
 
 def status_table(records: Sequence[Record]) -> str:
-    """State, nodes, progress, ETA, last AP and requeues of runs, one a line."""
+    """Return a table of state, nodes, progress, ETA, last AP and requeues, one run per line."""
     rows = []
     for record, (state, nodes) in zip(records, _states(records), strict=True):
-        done, total, seconds = progress(record.run_dir)
+        done, total, seconds = read_progress(record.run_dir)
         eta = "" if not seconds or state != "RUNNING" else _duration(seconds * (total - done))
         rows.append(
             (
@@ -56,14 +56,9 @@ def status_table(records: Sequence[Record]) -> str:
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
-def progress(run_dir: Path) -> tuple[int, int, float | None]:
-    """Iterations done, of how many, and seconds that one takes (None: not known)."""
-    rows = []
-    for line in read_text(run_dir / "metrics.json").splitlines()[-200:]:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that is being written
-            continue
+def read_progress(run_dir: Path) -> tuple[int, int, float | None]:
+    """Return completed iterations, all iterations, and seconds per iteration (None if unknown)."""
+    rows, _ = read_metrics(run_dir / "metrics.json", last=200)
     done = max((row["iteration"] + 1 for row in rows[-1:]), default=0)
     times = [row["time"] for row in rows[-_RECENT:] if "time" in row]
     total = read_valid_part(run_dir / "run.json", RunInfo).max_iter or 0
@@ -71,7 +66,7 @@ def progress(run_dir: Path) -> tuple[int, int, float | None]:
 
 
 def _states(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """State and nodes of each job."""
+    """Return state and nodes of each job."""
     open_ = [
         r.submission.job for r in records if r.outcome is None and r.submission.cluster == "slurm"
     ]

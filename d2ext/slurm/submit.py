@@ -1,4 +1,4 @@
-"""Hands a checked job to submitit."""
+"""Submit a checked job through submitit."""
 
 import contextlib
 import io
@@ -28,12 +28,12 @@ from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.requeue_policy import newest
 from d2ext.waiting import waiting_for
 
-_CPUS_PER_GPU = 5  # of the guide's script
+_CPUS_PER_GPU = 5  # as in MMDetection's script
 _NEVER = 10**9  # timeouts that submitit lets pass; requeues are counted in the run directory
 
 
 def submit(job: Job) -> list[Record]:
-    """Hands the job over; returns the record of each run.
+    """Submit the job and return the record of each run.
 
     Raises:
         UserError: Slurm refuses it.
@@ -70,15 +70,15 @@ def _hand_over(executor: submitit.Executor, trainings: Sequence[Training]) -> li
 
 
 def sbatch_text(job: Job) -> str:
-    """The sbatch file of a job; TIME stands for the time of the submission."""
+    """Return the sbatch file of a job; TIME stands for the time of the submission."""
     executor = make_executor(job, job.base / "slurm" / "TIME")
     if len(job.runs) > 1:
         executor.parameters["map_count"] = len(job.runs)
-    return _compat.sbatch_text(executor)
+    return _compat.submission_script(executor)
 
 
 def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecutor:
-    """The executor for a job; its files go to `folder`."""
+    """Return the executor for a job; its files go to `folder`."""
     r = job.request
     # A signal that comes before submitit listens would fail the job; this way it is lost.
     python = shlex.join(["bash", "-c", 'trap "" USR2; exec "$@"', "bash", sys.executable])
@@ -138,7 +138,7 @@ def _training(job: Job, run: SlurmRun, record: Record) -> Training:
 
 @contextlib.contextmanager
 def _moved_aside(job: Job) -> Iterator[None]:
-    """--overwrite: earlier runs are moved aside, and back if nothing is submitted."""
+    """Move earlier runs aside with --overwrite, and back if nothing is submitted."""
     moved = []
     try:
         if job.request.overwrite:
@@ -161,7 +161,7 @@ def _moved_aside(job: Job) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _withdrawn(job: Job, stamp: str) -> Iterator[None]:
-    """Where nothing is submitted, nothing is left."""
+    """Remove the records if nothing is submitted."""
     try:
         yield
     except BaseException:
@@ -173,7 +173,7 @@ def _withdrawn(job: Job, stamp: str) -> Iterator[None]:
 
 
 def _remove_unused(directory: Path) -> None:
-    """Removes a directory that holds at most a lock."""
+    """Remove a directory that holds at most a lock."""
     with contextlib.suppress(OSError):
         if os.listdir(directory) == [".lock"]:
             (directory / ".lock").unlink()
@@ -182,7 +182,7 @@ def _remove_unused(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """What the job inherits: nothing of a job that this process may run in."""
+    """Remove variables of a job that this process may run in, so that the job inherits none."""
     before = os.environ.copy()
     try:
         with clean_env():

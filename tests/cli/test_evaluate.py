@@ -50,11 +50,12 @@ def evaluate(tmp_path, run_tool):
     """Runs the tool on these files."""
 
     def run(results: object, *args: object, content: object = None):
-        truth, found = tmp_path / "truth.json", tmp_path / "found.json"
-        truth.write_text(json.dumps(content or _content()))
+        ground_truth = tmp_path / "ground_truth.json"
+        detections = tmp_path / "detections.json"
+        ground_truth.write_text(json.dumps(content or _content()))
         text = results if isinstance(results, str) else json.dumps(results)
-        found.write_text(text)
-        return run_tool("evaluate", found, "--dataset", truth, *args)
+        detections.write_text(text)
+        return run_tool("evaluate", detections, "--dataset", ground_truth, *args)
 
     return run
 
@@ -215,7 +216,7 @@ def _places() -> list[dict]:
 def test_bad_predictions_are_one_clear_line(evaluate, results, said):
     done = evaluate(results)
     assert done.status == 2
-    assert done.stderr.count("\n") == 1 and "found.json" in done.stderr
+    assert done.stderr.count("\n") == 1 and "detections.json" in done.stderr
     assert said in done.stderr
 
 
@@ -255,7 +256,9 @@ def _annotation(**values: object) -> dict:
 def test_bad_annotations_are_one_clear_line(evaluate, wrong, said):
     done = evaluate(_results(), content=_content() | wrong)
     assert done.status == 2
-    assert done.stderr.count("\n") == 1 and "truth.json" in done.stderr and said in done.stderr
+    assert (
+        done.stderr.count("\n") == 1 and "ground_truth.json" in done.stderr and said in done.stderr
+    )
 
 
 def test_category_ids_without_gaps_that_count_from_0(evaluate):
@@ -328,21 +331,21 @@ def test_objects_without_an_area_are_counted(evaluate):
 
 
 def test_out_replaces_no_input_and_is_looked_at_first(tmp_path, evaluate):
-    (tmp_path / "link.json").symlink_to(tmp_path / "found.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "detections.json")
     (tmp_path / "made" / "o_analysis.json").mkdir(parents=True)
     (tmp_path / "made" / "o.json").write_text("old")
     for out, flags, said in (
-        ("truth.json", (), "--out would replace"),
-        ("found.json", (), "--out would replace"),
+        ("ground_truth.json", (), "--out would replace"),
+        ("detections.json", (), "--out would replace"),
         ("link.json", (), "--out would replace"),
         ("made", (), "is a folder"),
         ("made/o.json", ("--errors",), "o_analysis.json is a folder"),
-        ("found.json/o.json", (), "cannot write"),
+        ("detections.json/o.json", (), "cannot write"),
     ):
         done = evaluate(_results(), "--out", tmp_path / out, *flags)
         assert done.status == 2 and said in done.stderr and done.stdout == "", out
-        assert json.loads((tmp_path / "truth.json").read_text()) == _content()
-        assert json.loads((tmp_path / "found.json").read_text()) == _results()
+        assert json.loads((tmp_path / "ground_truth.json").read_text()) == _content()
+        assert json.loads((tmp_path / "detections.json").read_text()) == _results()
     assert (tmp_path / "made" / "o.json").read_text() == "old"
 
 
@@ -356,7 +359,7 @@ def test_where_nothing_can_be_printed(repo: Path, tmp_path):
     files = _files(tmp_path)
     content = _content()
     content["categories"][0]["name"] = "человек"
-    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(content))
     command = shlex.join(map(str, [sys.executable, repo / "tools" / "evaluate.py", *files]))
 
     def shell(line: str, **settings: str) -> subprocess.CompletedProcess:
@@ -378,7 +381,7 @@ def test_where_nothing_can_be_printed(repo: Path, tmp_path):
 def test_files_that_are_not_there(tmp_path, run_tool, evaluate):
     done = run_tool("evaluate", tmp_path / "none.json", "--dataset", tmp_path / "none.json")
     assert done.status == 2 and "none.json" in done.stderr
-    done = evaluate(_results(), "--out", tmp_path / "found.json" / "out.json")
+    done = evaluate(_results(), "--out", tmp_path / "detections.json" / "out.json")
     assert done.status == 2 and "cannot write" in done.stderr
 
 
@@ -408,9 +411,9 @@ def _rle(runs: list[int]) -> dict:
 
 def _files(folder: Path) -> list:
     """The first arguments of the command."""
-    (folder / "truth.json").write_text(json.dumps(_content()))
-    (folder / "found.json").write_text(json.dumps(_results()))
-    return [folder / "found.json", "--dataset", folder / "truth.json"]
+    (folder / "ground_truth.json").write_text(json.dumps(_content()))
+    (folder / "detections.json").write_text(json.dumps(_results()))
+    return [folder / "detections.json", "--dataset", folder / "ground_truth.json"]
 
 
 def test_without_hotcoco(repo: Path, tmp_path):

@@ -17,8 +17,8 @@ def test_the_time_is_over(train_net, tiny, tmp_path):
     done = train_net("--time-limit", "1s", *common, "train.max_iter=100000")
     assert done.status == 75, done.stderr
     assert "Stopped by --time-limit and saved" in done.stdout
-    about = json.loads((tmp_path / "run.json").read_text())
-    assert about["stopped_by"] == "--time-limit"
+    info = json.loads((tmp_path / "run.json").read_text())
+    assert info["stopped_by"] == "--time-limit"
     # Of an epoch's name where the time was over at its end.
     saved = tmp_path / (tmp_path / "last_checkpoint").read_text()
     steps = torch.load(saved, weights_only=True)["iterations_done"]

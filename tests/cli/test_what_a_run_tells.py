@@ -14,7 +14,7 @@ from d2ext.launch.topology import Topology
 from tests.conftest import LITE0, REPO
 
 
-def _about(folder):
+def _run_info(folder):
     return json.loads((folder / "run.json").read_text())
 
 
@@ -29,7 +29,7 @@ def test_why_it_failed(train_net, tiny, tmp_path):
     assert done.status == 2 and "not finite" in done.stderr
     message = done.stderr.strip().removeprefix("error: ")
     assert f"E d2ext: error: {message}" in (tmp_path / "log.txt").read_text()
-    assert _about(tmp_path)["ended_by"] == message
+    assert _run_info(tmp_path)["ended_by"] == message
     page = (tmp_path / "report.html").read_text()
     assert "not finite" in page and "Training goes on" not in page
 
@@ -87,10 +87,10 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
     command = [*start, str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]
     command += ["--no-validate", "--work-dir", str(out), *tiny, "train.reference_world_size=2"]
     subprocess.run(command, env=env, check=True, capture_output=True)
-    about = _about(out)
-    *started, tool = shlex.split(about["command"])[:4]
+    info = _run_info(out)
+    *started, tool = shlex.split(info["command"])[:4]
     assert started == start and tool == os.path.relpath(REPO / "tools/train_net.py")
-    again = shlex.split(about["reproduce"])
+    again = shlex.split(info["reproduce"])
     assert "--no-validate" in again
     subprocess.run(again, env=env, check=True, capture_output=True)
     assert _losses(tmp_path / "a run_again") == pytest.approx(_losses(out), rel=1e-6)
@@ -124,16 +124,16 @@ def test_what_starts_as_many_processes(topology, start):
 def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
     assert train_net(*common, "train.max_iter=2").status == 0
-    first = _about(tmp_path)["command"]
+    first = _run_info(tmp_path)["command"]
     done = train_net("--resume", *common, "train.max_iter=4")
     assert done.status == 0, done.stderr
-    about = _about(tmp_path)
-    assert about["command"] == first and "--resume" in about["resumed_by"]
-    assert about["resumed_from"].endswith("model_final.pth")
+    info = _run_info(tmp_path)
+    assert info["command"] == first and "--resume" in info["resumed_by"]
+    assert info["resumed_from"].endswith("model_final.pth")
 
 
 def test_an_evaluation_takes_the_place_of_one_before(train_net, tiny, tmp_path):
-    """Also where that was of another data set."""
+    """Also where that was of another dataset."""
     assert train_net("--no-validate", "--work-dir", tmp_path, "--options", *tiny).status == 0
     evaluate = ["--eval-only", "--weights", "last", "--work-dir", tmp_path, "--options", *tiny]
     assert train_net(*evaluate, "dataloader.val.dataset.names=balloon_train").status == 0
@@ -144,5 +144,5 @@ def test_an_evaluation_takes_the_place_of_one_before(train_net, tiny, tmp_path):
         for p in (tmp_path / "eval" / d).iterdir()
     }
     assert left == {"balloon_val"}
-    about = _about(tmp_path / "eval")
-    assert about["weights"].endswith("model_final.pth") and "reproduce" not in about
+    info = _run_info(tmp_path / "eval")
+    assert info["weights"].endswith("model_final.pth") and "reproduce" not in info

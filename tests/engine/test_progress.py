@@ -19,7 +19,7 @@ NUMBERS = {
 
 @pytest.fixture
 def results(tmp_path):
-    return Results(tmp_path / "results.json", "coco/segm/AP", "max", done=0)
+    return Results(tmp_path / "results.json", "coco/segm/AP", "max", iteration=0)
 
 
 def test_lines_before_an_evaluation(results):
@@ -38,7 +38,7 @@ def test_lines_tell_the_last_and_the_best_score(results):
 
 
 def test_no_best_metric_and_no_number(tmp_path):
-    results = Results(tmp_path / "results.json", None, "max", done=0)
+    results = Results(tmp_path / "results.json", None, "max", iteration=0)
     results.record(10, {"set/coco/bbox/AP": float("nan"), "set/coco/bbox/AR": 1.0})
     first, last = panel_lines(0, SCHEDULE, {}, results, "evaluating")
     assert first == "epoch 1 of 2   iteration 0 of 30   evaluating"

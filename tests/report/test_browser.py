@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 EVIL = "</script><script>document.title = 'evil'</script><!--\"'&"
 RANGE = "(box) => [box.plot.scales.x.min, box.plot.scales.x.max]"
-# Pixels of a canvas with anything on them, and the sum of their three colours.
+# Pixels of a canvas with anything on them, and the sum of their three colors.
 INK = """(canvas) => {
   const {width, height} = canvas;
   const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
@@ -104,7 +104,7 @@ def middle(element):
     return area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
 
 
-def goes_on(run, **more):
+def running(run, **more):
     """Writes the page of the run as one that trains."""
     info = json.loads((run / "run.json").read_text())
     info.pop("train_seconds", None)
@@ -135,7 +135,7 @@ def test_pages_are_drawn(show, run, tmp_path, width, scheme):
         assert fits(page)
 
 
-def test_colours_follow_the_scheme(show, run):
+def test_colors_follow_the_scheme(show, run):
     page = show(write_report(run), color_scheme="light")
     light = drawn(page)[0][1]
     page.emulate_media(color_scheme="dark")
@@ -210,21 +210,21 @@ def test_wild_numbers(show, run):
     assert page.title() == "my_recipe"
 
 
-def test_only_a_training_that_goes_on_renews_its_page(show, run):
+def test_only_a_running_training_renews_its_page(show, run):
     for trains in (False, True):
         if trains:
-            goes_on(run)
+            running(run)
         assert show(write_report(run)).locator(".live").count() == trains
         page = show(write_report(run), java_script_enabled=False)
         assert page.locator("noscript > meta[http-equiv=refresh]").count() == trains
 
 
 def test_a_page_that_is_looked_at_renews_itself(show, run):
-    page = show(goes_on(run), now=datetime.now())
+    page = show(running(run), now=datetime.now())
     drawn(page)
     page.mouse.move(*middle(page.query_selector(".chart .u-over")))
     page.mouse.wheel(0, 300)
-    goes_on(run, name="renewed")
+    running(run, name="renewed")
     with page.expect_event("load"):
         page.clock.fast_forward(61_000)
     assert page.title() == "renewed"
@@ -254,12 +254,12 @@ TOUCHES = {
 
 @pytest.mark.parametrize("touch", TOUCHES)
 def test_a_page_that_is_used_waits_for_its_reader(show, run, touch):
-    page = show(goes_on(run), now=datetime.now(), viewport={"width": 360, "height": 800})
+    page = show(running(run), now=datetime.now(), viewport={"width": 360, "height": 800})
     drawn(page)
     assert page.is_hidden(".renew")
     TOUCHES[touch](page)
     page.click("h1")  # the focus is elsewhere then
-    goes_on(run, name="renewed")
+    running(run, name="renewed")
     for _ in range(2):
         page.clock.fast_forward(61_000)
         page.wait_for_timeout(200)
@@ -270,12 +270,12 @@ def test_a_page_that_is_used_waits_for_its_reader(show, run, touch):
 
 
 def test_the_page_of_a_killed_training_says_so(show, run):
-    page = show(goes_on(run), now=datetime.now() + timedelta(minutes=8))
+    page = show(running(run), now=datetime.now() + timedelta(minutes=8))
     assert page.inner_text(".live").startswith("Training goes on")
     page.keyboard.press("Tab")
     page.clock.fast_forward(180_000)
     assert page.inner_text(".live").startswith("Nothing new since 20")
-    page = show(goes_on(run), now=datetime.now() + timedelta(days=1))
+    page = show(running(run), now=datetime.now() + timedelta(days=1))
     assert page.inner_text(".live").endswith("; the training may have ended.")
 
 

@@ -496,7 +496,7 @@ def test_a_damaged_analysis_is_named(tmp_path, key):
 
 
 def write_overview(run_dir: Path, dataset: str = "balloon_train") -> dict:
-    """The files of a data set's overview."""
+    """The files of a dataset's overview."""
     content = {
         "images": 4000,
         "objects": 9000,

@@ -13,9 +13,9 @@ from d2ext.run_dir.results import Results
 KEY = "val/coco/segm/AP"
 
 
-def _record(path, scores, mode="max", done=0, metric=KEY):
-    results = Results(path, metric, mode, done)
-    for i, score in enumerate(scores, start=done + 1):
+def _record(path, scores, mode="max", iteration=0, metric=KEY):
+    results = Results(path, metric, mode, iteration)
+    for i, score in enumerate(scores, start=iteration + 1):
         results.record(i, {KEY: score, "val/coco/bbox/AP": 0.0})
     return results
 
@@ -56,7 +56,7 @@ def test_resumed_is_uninterrupted(tmp_path_factory, before, after, mode, patienc
     path = tmp_path_factory.mktemp("results")
     whole = _record(path / "whole.json", before + after, mode)
     _record(path / "parts.json", before, mode)
-    parts = _record(path / "parts.json", after, mode, done=len(before))
+    parts = _record(path / "parts.json", after, mode, iteration=len(before))
     # Without iterations behind it there is nothing to resume.
     if before:
         assert parts.best == whole.best and parts.last == whole.last
@@ -65,7 +65,7 @@ def test_resumed_is_uninterrupted(tmp_path_factory, before, after, mode, patienc
 
 def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0])
-    resumed = Results(tmp_path / "results.json", KEY, "max", done=1)
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=1)
     assert not resumed.exhausted(2)
     resumed.record(2, {KEY: 4.0})
     assert not resumed.exhausted(2) and resumed.exhausted(1)
@@ -74,7 +74,7 @@ def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
 
 def test_an_evaluation_made_again_counts_once(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0, 2.0])
-    resumed = Results(tmp_path / "results.json", KEY, "max", done=3)
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=3)
     assert resumed.known(3) is None and resumed.known(4) == resumed.last.results
     resumed.record(3, {KEY: 3.0})
     assert resumed.exhausted(2) and not resumed.exhausted(3)
@@ -82,21 +82,21 @@ def test_an_evaluation_made_again_counts_once(tmp_path):
 
 def test_another_batch_counts_iterations_anew(tmp_path):
     """From 30 steps of 2 images to 15 of 4."""
-    results = Results(tmp_path / "results.json", KEY, "max", done=0)
+    results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
     for i, score in ((10, 5.0), (20, 4.0), (30, 3.0)):
         results.record(i, {KEY: score})
-    resumed = Results(tmp_path / "results.json", KEY, "max", done=30, start=15)
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=30, start=15)
     assert resumed.best.iteration == 5 and resumed.known(15)
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
 
 def test_without_a_metric_nothing_is_compared(tmp_path, caplog):
     _record(tmp_path / "results.json", [5.0])
-    Results(tmp_path / "results.json", None, "max", done=1)
+    Results(tmp_path / "results.json", None, "max", iteration=1)
     assert "train.best" not in caplog.text
 
 
 def test_another_goal_starts_anew(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0])
-    resumed = Results(tmp_path / "results.json", KEY, "min", done=2)
+    resumed = Results(tmp_path / "results.json", KEY, "min", iteration=2)
     assert resumed.best is None and resumed.is_better({KEY: 9.0})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import msgspec
 import numpy as np
@@ -26,7 +27,9 @@ from d2ext.run_dir.schema import (
     DatasetOverview,
     EvaluationRecord,
     JobOutcome,
+    MachineFailure,
     RankFailure,
+    Rendezvous,
     ResultsRecord,
     RunInfo,
     Submission,
@@ -140,6 +143,17 @@ def test_what_is_written_is_read(record, tmp_path):
     assert read_record(tmp_path / "x.json", type(record)) == record
 
 
+def test_markers_are_arrays(tmp_path):
+    """As in version 0.1."""
+    for record, content in (
+        (Rendezvous("n1", "29500"), ["n1", "29500"]),
+        (MachineFailure(-9, "machine n2: killed"), [-9, "machine n2: killed"]),
+    ):
+        write_record(tmp_path / "x", record)
+        assert json.loads((tmp_path / "x").read_text()) == content
+        assert read_record(tmp_path / "x", type(record)) == record
+
+
 def test_what_is_not_known_is_absent():
     assert to_plain(ResultsRecord()) == {"last": None}
     assert list(to_plain(RunInfo())) == [
@@ -182,6 +196,38 @@ def test_starts_of_a_run(tmp_path):
         "third",
         UNSET,
     )
+
+
+def test_updates_keep_the_rest_of_the_file(tmp_path):
+    """Unknown keys and invalid values stay."""
+    before = {"name": "a", "note": {"by": "me"}, "max_iter": -1, "seconds_before": 5.0}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    write_repro_command(tmp_path, ["python", "x.py"])
+    finish_run_info(tmp_path, time.monotonic() - 2, None)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content.pop("train_seconds") == pytest.approx(7, abs=0.5)
+    assert content.pop("reproduce").startswith("python x.py --config-file ")
+    assert content == {"name": "a", "note": {"by": "me"}, "max_iter": -1}
+    update_run_info(tmp_path / "absent", ended_by="x")
+    assert json.loads((tmp_path / "absent/run.json").read_text()) == {"ended_by": "x"}
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "a", "comm', "[]"])
+def test_a_damaged_file_is_not_replaced(tmp_path, caplog, text):
+    """An update says what is lost; a resume writes a new file and says what that lacks."""
+    (tmp_path / "run.json").write_text(text)
+    finish_run_info(tmp_path, time.monotonic(), "SIGTERM")
+    update_run_info(tmp_path, ended_by="the disk is full")
+    assert (tmp_path / "run.json").read_text() == text
+    said = [record.getMessage() for record in caplog.records]
+    words = f"{tmp_path}/run.json is damaged, so this is not recorded: "
+    assert said == [
+        f"{words}train_seconds=0.0, stopped_by=SIGTERM",
+        f"{words}ended_by=the disk is full",
+    ]
+    write_run_info(tmp_path, RunInfo(command="second", resumed_from="x.pth"))
+    assert "run.json is damaged and is written again: the command, the start" in caplog.text
+    assert read_run_info(tmp_path).command == "second"
 
 
 def test_files_of_older_versions_and_damaged_ones(tmp_path):

@@ -8,7 +8,13 @@ import sys
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from d2ext.run_dir.schema import Submission
+from d2ext.run_dir.schema import (
+    MachineFailure,
+    Rendezvous,
+    Submission,
+    read_record,
+    write_record,
+)
 from d2ext.slurm.job import Training
 from d2ext.slurm.record import new_record
 from tests.conftest import checkout_env
@@ -32,22 +38,22 @@ class Node:
         (self.bin / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {self.asked}\n{script}\n')
         (self.bin / name).chmod(0o755)
 
-    def submit(self, command, max_requeues=9):
+    def submit(self, command, max_requeues=9, num_machines=1):
         """Leaves what submit.py leaves of job 4242."""
         words = dict(command=command, overrides=[], start=[], resume_flags=[], untouched=None)
         folder = str(self.record.folder)
-        limits = dict(num_machines=1, max_requeues=max_requeues, port=None)
+        limits = dict(num_machines=num_machines, max_requeues=max_requeues, port=None)
         DelayedSubmission(Training(**words, **limits, folder=folder)).dump(
             self.record.folder / "4242_submitted.pkl"
         )
         log = str(self.record.folder / "4242_0_log.out")
         self.record.submitted(Submission("4242", "slurm", log))
 
-    def run(self, *module, restarts=0):
+    def run(self, *module, restarts=0, **env):
         """One of the two commands of the batch script; returns its status and what it says."""
         done = subprocess.run(
             [sys.executable, "-m", *map(str, module)],
-            env=self.env | {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(restarts)},
+            env=self.env | {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(restarts)} | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -56,9 +62,9 @@ class Node:
         assert "Traceback" not in done.stdout, done.stdout
         return done.returncode, done.stdout
 
-    def task(self, restarts=0):
+    def task(self, restarts=0, **env):
         """The task, by submitit."""
-        return self.run("submitit.core._submit", self.record.folder, restarts=restarts)
+        return self.run("submitit.core._submit", self.record.folder, restarts=restarts, **env)
 
     def after(self, status, restarts=0):
         """The line behind srun."""
@@ -123,6 +129,22 @@ def test_only_signals_from_outside_bring_a_job_back(node, number):
     else:
         assert (status, node.requeues()) == (139, 0)
         assert node.record.outcome.reason.startswith("SIGSEGV: ")
+
+
+def test_another_machine_meets_the_first_and_says_why_it_failed(node):
+    """Both get the address that the first one writes; the other's error reaches the first."""
+    told = "print('error:', os.environ['MASTER_ADDR'], os.environ['PORT']); sys.exit(3)"
+    node.submit(trainer(told), num_machines=2)
+    node.play("scontrol", "echo n1; echo n2")
+    env = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    write_record(node.record.folder / "meet-4242-0", Rendezvous("n1", "29500"))
+    assert node.task(SLURM_PROCID="1", **env)[0] == 0  # the first alone decides
+    failure = read_record(node.record.folder / "failed-4242-0", MachineFailure)
+    assert failure.status == 3 and failure.message.startswith("machine ")
+    assert failure.message.endswith(": see " + str(node.record.folder / "4242_1_log.out"))
+    status, said = node.task(SLURM_PROCID="0", **env)
+    place = read_record(node.record.folder / "meet-4242-0", Rendezvous)
+    assert status == 3 and place.host == "n1" and f"error: n1 {place.port}\n" in said
 
 
 def test_slurm_that_answers_later(node, tmp_path):

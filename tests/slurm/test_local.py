@@ -43,7 +43,7 @@ def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
-    """Ctrl-C ends the waiting, not the training; `logs -f` shows it; cancelled, it saves."""
+    """Ctrl-C ends the waiting, not the training; `logs -f` shows it; canceled, it saves."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     flags = ["--config-file", LITE0, "--work-dir", out, "--wait", *tiny]

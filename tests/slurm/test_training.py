@@ -158,8 +158,8 @@ def test_a_node_that_fails(cluster, start, without_slurm):
     assert same_weights(run.directory, without_slurm(*more))
 
 
-def test_cancelled_and_two_jobs_on_one_node(cluster, start, tiny):
-    """A cancelled one does not return; two of two processes each meet on ports of their own."""
+def test_canceled_and_two_jobs_on_one_node(cluster, start, tiny):
+    """A canceled one does not return; two of two processes each meet on ports of their own."""
     long = start("c", more=("train.max_iter=3000",))
     flags = ("--partition", "dev", "--work-dir", long.directory, "--resume")
     again = cluster.submit(*flags, *tiny, check=False)
