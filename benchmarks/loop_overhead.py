@@ -63,7 +63,7 @@ def _ours() -> float:
     model, optimizer, batches = _parts()
     schedule = Schedule(60, 4, STEPS, None, False, Period(), Period(), evaluates=False)
     with tempfile.TemporaryDirectory() as folder:
-        results = Results(Path(folder, "results.json"), None, "max", done=0)
+        results = Results(Path(folder, "results.json"), None, "max", iteration=0)
         all_hooks = [
             LearningRateHook(optimizer, ConstantParamScheduler(1.0)),
             hooks.IterationTimer(),
