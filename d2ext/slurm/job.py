@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
@@ -67,6 +67,12 @@ class Training:
     port: int | None
     _trainers: subprocess.Popen | None = field(default=None, init=False)
     _errors: dict[Path, int] = field(default_factory=dict, init=False)  # of earlier starts
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled job; those that version 0.1 submitted may still be queued."""
+        if "goes_on" in state:
+            state = {**state, "resume_flags": state["goes_on"]}
+        self.__dict__.update(state)
 
     def __call__(self) -> NoReturn:
         """Run in each task; exit with the trainers' status, or have the job requeued."""

@@ -92,7 +92,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_NEVER, python=python)
     cpus = r.cpus_per_task or _CPUS_PER_GPU * r.num_gpus
-    after = shlex.join([sys.executable, "-m", "d2ext.slurm.epilogue", str(folder)])
+    after = shlex.join([sys.executable, "-m", "d2ext.slurm.after", str(folder)])
     more = {"mem": r.mem} if r.mem else {}
     more |= {"time": "UNLIMITED"} if job.minutes == FOREVER else {}
     executor.update_parameters(

@@ -68,7 +68,7 @@ class Node:
 
     def after(self, status, restarts=0):
         """The line behind srun."""
-        return self.run("d2ext.slurm.epilogue", self.record.folder, status, restarts=restarts)
+        return self.run("d2ext.slurm.after", self.record.folder, status, restarts=restarts)
 
     def requeues(self):
         """How often Slurm was asked to bring the job back."""
@@ -88,6 +88,22 @@ def node(tmp_path, monkeypatch):
 def trainer(end):
     """A training that ends at once."""
     return [sys.executable, "-c", f"import os, sys; {end}"]
+
+
+def test_a_job_that_version_0_1_submitted_continues(node):
+    """Its pickle calls the flags by their former name, and its batch script names `after`."""
+    node.submit(trainer("open('argv', 'w').write(' '.join(sys.argv[1:])); sys.exit(0)"))
+    file = node.record.folder / "4242_submitted.pkl"
+    submission = DelayedSubmission.load(file)
+    state = submission.function.__dict__
+    del state["resume_flags"]
+    state |= {"goes_on": ["--resume"], "start": ["--resume"]}
+    submission.dump(file)
+    assert b"goes_on" in file.read_bytes()
+    status, printed = node.task()
+    assert status == 0, printed
+    assert DelayedSubmission.load(file).function.resume_flags == ["--resume"]
+    assert node.after(0)[0] == 0
 
 
 def test_killed_before_it_began(node):

@@ -1,4 +1,7 @@
-"""`python -m d2ext.slurm.epilogue FOLDER STATUS`: the batch script's last line, after srun."""
+"""`python -m d2ext.slurm.after FOLDER STATUS`: the batch script's last line, after srun.
+
+The scripts of jobs that are queued name this module, so its name stays.
+"""
 
 import os
 import sys
