@@ -159,8 +159,10 @@ def annotated_dataset(
         missing_ok: a class that the file lacks is one without objects, for a validation set; else
             it is a mistake.
         boxes_as_masks: gives objects without an outline their box as one.
-        options: `Format.options`, such as `attribute`, the attribute of VIA's regions that holds
-            their class (None finds it). A format ignores the options of others.
+        attribute (str or null): the attribute of VIA's regions that holds their class; None finds
+            it.
+        options: `Format.options` of all formats, `attribute` among them. A format ignores the
+            options of others.
 
     Raises:
         TypeError: no format has such an option.

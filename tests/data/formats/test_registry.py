@@ -16,6 +16,7 @@ from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, new_record
 from d2ext.data.formats.registry import FORMATS, converted_formats, writers
 from d2ext.errors import UserError
+from tests.conftest import Finished
 
 
 def _read_toy(
@@ -139,19 +140,12 @@ def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -
 
 
 def test_the_command_line_has_a_format_that_was_added(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    toy: Path, tmp_path: Path, run_tool: Callable[..., Finished]
 ) -> None:
-    from tools import convert_dataset
-
     out = tmp_path / "out.json"
-    args = ["toy", toy, "--images", tmp_path, "--output", out, "--zoom", "2"]
-    monkeypatch.setattr("sys.argv", ["convert_dataset.py", *map(str, args)])
-    convert_dataset.main()
+    run_tool("convert_dataset", "toy", toy, "--images", tmp_path, "--output", out, "--zoom", "2")
     assert json.loads(out.read_text())["annotations"][0]["bbox"] == [2, 4, 4, 6]
-    monkeypatch.setattr("sys.argv", ["convert_dataset.py", "--help"])
-    with pytest.raises(SystemExit):
-        convert_dataset.main()
-    assert "Toys: a JSON" in capsys.readouterr().out
+    assert "Toys: a JSON" in run_tool("convert_dataset", "--help").stdout
 
 
 def test_the_documentation_lists_the_formats(repo: Path) -> None:
