@@ -8,10 +8,10 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext.data.datasets.register import counts_of
+from d2ext.data.formats.annotation_kinds import NO_MASK
 from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, generators_seeded
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.records.cache import cached_value
-from d2ext.data.records.columns import NO_MASK
 from d2ext.data.records.records import columns_of
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR

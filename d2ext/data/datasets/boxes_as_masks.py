@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import NO_MASK, POLYGON, mask_kind
 from d2ext.data.formats.geometry import rectangle
-from d2ext.data.records.columns import NO_MASK, POLYGON, Columns, mask_kind
+from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import applied
 
 _XYWH = 1  # BoxMode.XYWH_ABS, which would need torch

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.loading.sampler import epoch_length
-from d2ext.data.records.columns import Columns, is_object
+from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import applied, columns_of, join, select
 from d2ext.errors import UserError
 

@@ -48,6 +48,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import POLYGON, mask_kind
 from d2ext.data.formats.coco_objects import (
     FAR_BOX,
     FLAT_BOX,
@@ -69,7 +70,6 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.records.columns import POLYGON, mask_kind
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,7 @@ class CocoColumns:
         crowd, difficult, group_of: bool (A,); what is marked `ignore` is difficult, too.
         masks: of each annotation polygons of three corners or more, a compressed RLE, or None; from
             `read_repaired` the JSON text of that. None where masks were not read.
-        mask_kinds: with `repair`, int8 (A,) as in `data.records.columns`.
+        mask_kinds: with `repair`, int8 (A,), kinds of `annotation_kinds`.
         left_out: the number of annotations that are not in the columns, by reason; `strict` keeps
             all.
         keypoints: with `repair`, the number of annotations whose keypoints are not read.

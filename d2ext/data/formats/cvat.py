@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import (
@@ -36,7 +37,6 @@ from d2ext.data.formats.json_io import (
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.writing import mask_pixels, masks_of
-from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from d2ext.data.formats import coco
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_mask, add_polygons, arc, numbers, rectangle
@@ -30,7 +31,6 @@ from d2ext.data.formats.json_io import (
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.writing import label_files, mask_pixels, masks_of
-from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 from d2ext.files import write_json
 

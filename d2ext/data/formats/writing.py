@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.coco_objects import mask_area
-from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
@@ -31,7 +32,6 @@ from d2ext.data.formats.json_io import (
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.rle import outlines, rings
 from d2ext.data.formats.writing import count_skipped_masks, label_files, masks_of
-from d2ext.data.records.columns import is_object
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import CROWD, DIFFICULT, GROUP_OF
 from d2ext.data.formats.coco_file import CocoColumns
 from d2ext.data.records.array_file import ArrayFileWriter
-from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, Columns
+from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import write_columns
 
 

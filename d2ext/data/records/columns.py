@@ -1,15 +1,13 @@
 """Arrays that describe the images of a dataset, for samplers, filters and checks."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
 
-NO_MASK, POLYGON, RLE = range(3)
-CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits of `flags`
-_FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
+from d2ext.data.formats.annotation_kinds import flag_bits, mask_kind
 
 
 @dataclass(frozen=True)
@@ -104,24 +102,8 @@ def list_columns(records: Sequence[dict]) -> Columns:
         np.array([len(image) for image in annotations], np.int32),
         np.array([_integer(a.get("category_id")) for a in every], np.int32),
         np.array([mask_kind(a) for a in every], np.int8),
-        np.array([_flags(a) for a in every], np.uint8),
+        np.array([flag_bits(a) for a in every], np.uint8),
     )
-
-
-def is_object(annotation: Mapping) -> bool:
-    """Return whether to learn from it: no crowd, no group, not difficult (or to be ignored)."""
-    return not any(map(annotation.get, _FLAGS))
-
-
-def mask_kind(annotation: dict) -> int:
-    """NO_MASK, POLYGON or RLE."""
-    masks = annotation.get("segmentation")
-    kind = {list: POLYGON, dict: RLE}.get(type(masks), NO_MASK)
-    return kind if kind == NO_MASK or masks else NO_MASK
-
-
-def _flags(annotation: Mapping) -> int:
-    return sum(bit for name, bit in _FLAGS.items() if annotation.get(name))
 
 
 def _size(value: object) -> int:

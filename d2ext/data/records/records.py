@@ -17,8 +17,9 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import CROWD, DIFFICULT, GROUP_OF
 from d2ext.data.records.array_file import ArrayFileWriter, map_file, read_arrays
-from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, Columns, list_columns
+from d2ext.data.records.columns import Columns, list_columns
 from d2ext.errors import UserError
 
 

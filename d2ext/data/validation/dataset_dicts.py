@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import CROWD, DIFFICULT, GROUP_OF, NO_MASK, is_object
 from d2ext.data.formats.images import image_size
-from d2ext.data.records.columns import CROWD, DIFFICULT, GROUP_OF, NO_MASK, Columns, is_object
+from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
 

@@ -11,7 +11,8 @@ from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.declare import annotated_dataset
 from d2ext.data.datasets.mixing import training_set
 from d2ext.data.datasets.register import register_datasets, unregister_datasets, use_classes
-from d2ext.data.records.columns import POLYGON, RLE, Columns
+from d2ext.data.formats.annotation_kinds import POLYGON, RLE
+from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import columns_of
 from d2ext.evaluation.instances import ground_truth_columns
 

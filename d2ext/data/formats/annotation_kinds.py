@@ -1,0 +1,24 @@
+"""What an annotation of a dataset dict is: an object to learn from or not, and its kind of mask."""
+
+from collections.abc import Mapping
+
+NO_MASK, POLYGON, RLE = range(3)
+CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits
+_FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
+
+
+def is_object(annotation: Mapping) -> bool:
+    """Return whether to learn from it: no crowd, no group, not difficult (or to be ignored)."""
+    return not any(map(annotation.get, _FLAGS))
+
+
+def mask_kind(annotation: dict) -> int:
+    """Return NO_MASK, POLYGON or RLE."""
+    masks = annotation.get("segmentation")
+    kind = {list: POLYGON, dict: RLE}.get(type(masks), NO_MASK)
+    return kind if kind == NO_MASK or masks else NO_MASK
+
+
+def flag_bits(annotation: Mapping) -> int:
+    """Return the bits CROWD, DIFFICULT and GROUP_OF of an annotation."""
+    return sum(bit for name, bit in _FLAGS.items() if annotation.get(name))
