@@ -56,9 +56,11 @@ def test_two_nodes(start, without_slurm):
     assert len(list(run.folder.glob("meet-*"))) == 1
 
 
-def test_preempted_and_out_of_time(cluster, start, without_slurm):
+def test_preempted_and_out_of_time(cluster, start, without_slurm, tmp_path):
     """A job of `dev` takes the nodes, later the time is up: saved, requeued, the same weights."""
-    long = ("train.max_iter=120", "train.eval_period=0", "train.checkpointer.period=0")
+    hurry = tmp_path / "hurry"
+    pace = f"train.hooks=[{{_target_: tests.slurm.pace.Pace, file: {hurry}}}]"
+    long = ("train.max_iter=200", "train.eval_period=0", "train.checkpointer.period=0", pace)
     run = start("low", "--time", "20", "--signal-delay", "20", partition="low", more=long)
     run.wait_for_steps(1)
     cluster.run("sbatch", "-p", "dev", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
@@ -67,6 +69,7 @@ def test_preempted_and_out_of_time(cluster, start, without_slurm):
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 50))
     cluster.run("scontrol", "update", f"JobId={run.job}", f"EndTime={soon}")
     cluster.until(lambda: "ended" in run.attempts[1], "the time limit is not heard of")
+    hurry.touch()
     cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
     assert run.wait_for_end()["status"] == 0
     whys = [attempt["why"] for attempt in run.attempts]
