@@ -1,11 +1,16 @@
 """Annotations of the VGG Image Annotator (https://www.robots.ox.ac.uk/~vgg/software/via/).
 
-Read are the JSON and CSV exports of VIA 1 and 2, and the projects that VIA 2 saves.
+Read are the JSON and CSV exports of VIA 1 and 2, and the projects that VIA 2 saves. The file comes
+first here, then the attribute that holds the class, then the annotations.
 """
 
+import csv
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, ReadOption, convert_advice
@@ -18,14 +23,328 @@ from d2ext.data.formats.geometry import (
     shifted,
 )
 from d2ext.data.formats.image_folder import ImageFolder, sized_record
-from d2ext.data.formats.json_io import by_name, inside, natural, truncate_repr
-from d2ext.data.formats.via_classes import class_of, find_attribute
-from d2ext.data.formats.via_file import Entry, Region, read_entries
+from d2ext.data.formats.json_io import (
+    by_name,
+    csv_rows,
+    inside,
+    is_text,
+    natural,
+    nearest,
+    parse_json,
+    read_bytes,
+    truncate_repr,
+)
+from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _SHAPES = ("polygon", "polyline", "rect", "circle", "ellipse")
+
+
+class Region(NamedTuple):
+    """A region as the file has it.
+
+    Attributes:
+        image: the place of the image in the file, for messages.
+        key: the region's in the image.
+        shape: `shape_attributes`.
+        attributes: `region_attributes`.
+    """
+
+    image: str
+    key: object
+    shape: dict[str, Any]
+    attributes: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The place in the file, for messages."""
+        return f"{self.image}, region {self.key}"
+
+
+@dataclass
+class Entry:
+    """An image as the file has it; `where` is its place in the file, for messages."""
+
+    file_name: object
+    where: str
+    regions: list[Region] = field(default_factory=list)
+
+
+def read_entries(file: str | Path) -> list[Entry]:
+    """Return the images of a VIA file in its order; an image may come up more than once.
+
+    Raises:
+        UserError: the file is absent or holds no VIA annotations.
+    """
+    content = read_bytes(file)
+    text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:1] in b"{[" or Path(file).suffix.lower() == ".json":
+        images = list(_images(parse_json(content, file), file))
+        if content.count(b'"filename"') != len(images):
+            # A file put together of two may have a key twice, and a dict keeps one of them.
+            images = list(_images(parse_json(content, file, _every_image), file))
+        return [_entry(value, file) for value in images]
+    return _csv_entries(file)
+
+
+def _images(content: object, file: str | Path) -> Iterable[object]:
+    if isinstance(content, dict):
+        content = content.get("_via_img_metadata", content)
+        if isinstance(content, dict) and all(map(_is_entry, content.values())):
+            return content.values()
+    raise _no_via(file)
+
+
+def _every_image(pairs: list[tuple[str, object]]) -> dict:
+    """Return a JSON object, where an image whose key there is already gets another one."""
+    made: dict = {}
+    for key, value in pairs:
+        made[(key, len(made)) if key in made and _is_entry(value) else key] = value
+    return made
+
+
+def _no_via(file: str | Path) -> UserError:
+    if known := advice(file, "via"):
+        return UserError(f"{file} holds no VIA annotations: it is {known}")
+    return UserError(
+        f"{file} holds no VIA annotations (version 1 or 2: an object with 'filename' and"
+        " 'regions' for each image, or the CSV of these); export them from VIA with 'Export"
+        " Annotations (as json)'"
+    )
+
+
+def _is_entry(value: object) -> bool:
+    """Return whether it describes an image; without regions it needs another of VIA's keys."""
+    if not isinstance(value, dict) or "filename" not in value:
+        return False
+    regions = value.get("regions")
+    if regions is None:
+        return "regions" in value or "file_attributes" in value or "size" in value
+    return isinstance(regions, dict | list)
+
+
+def _entry(value: dict, file: str | Path) -> Entry:
+    name = value["filename"]
+    entry = Entry(
+        name,
+        f"{file}: image"
+        f" {name if isinstance(name, str) and len(name) < 300 else truncate_repr(name)}",
+    )
+    regions = value.get("regions") or ()
+    # VIA 1 keeps regions in an object with the keys "0", "1", ..., VIA 2 in a list.
+    for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
+        shape = region.get("shape_attributes") if isinstance(region, dict) else None
+        attributes = (region.get("region_attributes") or {}) if shape else {}
+        if not isinstance(shape, dict) or "name" not in shape or not isinstance(attributes, dict):
+            raise UserError(
+                f"{entry.where}, region {key} is malformed (a region has 'shape_attributes' with a"
+                " 'name', and 'region_attributes'); correct it in VIA"
+            )
+        entry.regions.append(Region(entry.where, key, shape, attributes))
+    return entry
+
+
+_COLUMNS = ("filename", "region_count", "region_shape_attributes", "region_attributes")
+
+
+def _csv_entries(file: str | Path) -> list[Entry]:
+    """VIA's CSV: a row a region, and a row with the count 0 for an image without any."""
+    try:
+        rows = csv_rows(file)
+        if not set(_COLUMNS) <= set(rows.fieldnames):
+            raise _no_via(file)
+        entries: dict[tuple, Entry] = {}
+        for row in rows:
+            name, count, *cells = (row[column] for column in _COLUMNS)
+            where = f"{file}: line {rows.line_num}"
+            if None in cells:
+                raise UserError(f"{where} has too few columns; export the annotations again")
+            key = (name, row.get("file_size"))
+            entry = entries.setdefault(key, Entry(name, where))
+            shape, attributes = (parse_json((cell or "{}").encode(), where) for cell in cells)
+            if not shape and count.strip() in ("0", ""):
+                continue
+            if not (isinstance(shape, dict) and "name" in shape and isinstance(attributes, dict)):
+                raise UserError(
+                    f"{where} is malformed (region_shape_attributes={truncate_repr(cells[0])},"
+                    f" region_attributes={truncate_repr(cells[1])}); export the annotations again"
+                )
+            entry.regions.append(Region(where, row.get("region_id"), shape, attributes))
+    except csv.Error as e:
+        raise UserError(f"{file} is not a valid CSV ({e}); export the annotations again") from e
+    return list(entries.values())
+
+
+# What people call the attribute that holds the class, the first ones before the last ones.
+_USUAL = (
+    "name label class class_name classname category category_name type object object_name species"
+    " class_id classid label_id category_id"
+).split()
+
+
+def class_of(region: Region, attribute: str) -> str | None:
+    """Return the class that an attribute of a region holds; None for an empty one.
+
+    Text is taken without blanks around it, numbers as they are written. VIA's checkboxes hold an
+    object: the one option that is true.
+
+    Raises:
+        UserError: several options are true, or it is a list or no text.
+    """
+    value = region.attributes.get(attribute)
+    if isinstance(value, dict):
+        value = [option for option, on in value.items() if on is True or on in ("true", 1)]
+        value = value[0] if len(value) == 1 else value or None
+    if isinstance(value, str) and is_text(value):
+        return value.strip() or None
+    if value is None:
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise UserError(
+        f"{region.where}: {attribute}={truncate_repr(value)} is not one class; correct it in"
+        " VIA, or name"
+        " another attribute (--class-attribute)"
+    )
+
+
+def find_attribute(
+    regions: Sequence[Region],
+    classes: Sequence[str] | None,
+    attribute: str | None,
+    file: str | Path,
+) -> str | None:
+    """Return the attribute that holds the class of the regions.
+
+    `attribute`, where it is given. Else the candidates are all attributes that no region has
+    several values of; with `classes` those that hold at least one of them. Candidates that split
+    the regions in the same way count as one. Of several the one with a usual name is taken, such
+    as `name` or `class`, where there is only one such. Where an attribute with a more usual name,
+    or the only one, is no candidate, its region is an error.
+
+    Returns:
+        Its name; None where no attribute tells, and `classes` has one name, which all regions are
+        of.
+
+    Raises:
+        UserError: it has to be told: which attribute, or which class.
+    """
+    columns, spoilt = _columns(regions)
+    if attribute is not None:
+        if regions and all(r.attributes.get(attribute) in (None, "", {}) for r in regions):
+            raise UserError(
+                f"{file}: no region has the attribute {attribute!r} that holds the class (they"
+                f" have: {_listed([*columns, *spoilt])}); set it in VIA, or name another"
+                " (--class-attribute)"
+            )
+        return attribute
+    usual_first = sorted((name for name in spoilt if _usual([name]) or not columns), key=_rank)
+    if not columns and usual_first:
+        raise spoilt[usual_first[0]]
+    if not columns:
+        if classes is not None and (len(classes) == 1 or not regions):
+            return None
+        raise UserError(
+            f"{file}: no region has an attribute that could hold its class; name the one class of"
+            " all regions (--classes NAME; data.classes=[NAME] in configs/custom), or set the"
+            " attribute in VIA"
+        )
+    groups = _groups(columns)
+    if classes is not None:
+        known = [g for g in groups if not {*columns[g[0]]}.isdisjoint(classes)]
+        # Another attribute of the group may be the one that holds these names.
+        known += [
+            [a]
+            for g in groups
+            if g not in known
+            for a in g[1:]
+            if not {*columns[a]}.isdisjoint(classes)
+        ]
+        if not known:
+            if usual_first:
+                raise spoilt[usual_first[0]]
+            if len(classes) == 1 and not any(_usual(g) for g in groups):
+                return None
+            raise UserError(
+                f"{file}: no attribute of a region holds any of the classes"
+                f" {', '.join(map(truncate_repr, classes))} ({_examples(columns)});"
+                f" {_hint(columns, classes)}"
+            )
+        groups = known
+    if len(groups) > 1:
+        groups = [g for g in groups if _usual(g)] or groups
+    if classes is None and usual_first and _rank(usual_first[0]) < _rank(groups[0][0]):
+        raise spoilt[usual_first[0]]
+    if len(groups) > 1:
+        raise UserError(
+            f"{file}: the class of a region could be in {_listed(g[0] for g in groups)}"
+            f" ({_examples({g[0]: columns[g[0]] for g in groups})}); choose one with"
+            " --class-attribute (in a config: attribute=..., in configs/custom"
+            " data.class_attribute)"
+        )
+    return groups[0][0]
+
+
+def _columns(
+    regions: Sequence[Region],
+) -> tuple[dict[str, list[str | None]], dict[str, UserError]]:
+    """Attribute to its class of each region, without those that hold none.
+
+    And those that hold several at once, or no text, with the error of their first such region.
+    """
+    names = dict.fromkeys(name for region in regions for name in region.attributes)
+    columns, spoilt = {}, {}
+    for name in names:
+        try:
+            column = [class_of(region, name) for region in regions]
+        except UserError as e:
+            spoilt[name] = e
+            continue
+        if any(column):
+            columns[name] = column
+    return columns, spoilt
+
+
+def _groups(columns: dict[str, list[str | None]]) -> list[list[str]]:
+    """Attributes that split the regions identically, the one to take first; usual names first."""
+    groups: dict[tuple, list[str]] = {}
+    for name in sorted(columns, key=_rank):
+        numbers: dict[str | None, int] = {}
+        split = tuple(numbers.setdefault(value, len(numbers)) for value in columns[name])
+        groups.setdefault(split, []).append(name)
+    return list(groups.values())
+
+
+def _rank(name: str) -> tuple:
+    lower = name.strip().lower()
+    return (_USUAL.index(lower) if lower in _USUAL else len(_USUAL), name)
+
+
+def _usual(group: Sequence[str]) -> bool:
+    return any(name.strip().lower() in _USUAL for name in group)
+
+
+def _listed(names) -> str:
+    return ", ".join(map(truncate_repr, names)) or "none"
+
+
+def _examples(columns: dict[str, list[str | None]]) -> str:
+    """Each attribute with its most frequent values."""
+    found = []
+    for name, column in list(columns.items())[:5]:
+        values = [truncate_repr(v) for v, _ in Counter(v for v in column if v).most_common(3)]
+        found.append(f"{truncate_repr(name)}: {', '.join(values)}")
+    return "; ".join(found)
+
+
+def _hint(columns: dict[str, list[str | None]], classes: Sequence[str]) -> str:
+    values = {v for column in columns.values() for v in column if v}
+    for name in classes:
+        if (hint := nearest(name, values)).startswith("did"):
+            return hint
+    return "correct the classes, or leave them out"
 
 
 def read_via(
