@@ -82,7 +82,7 @@ def best_effort(extra: str) -> Iterator[None]:
 def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's `main` and exits with its status: 2 and one line for the user's mistakes.
 
-    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is no error. What the
+    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is not an error. What the
     terminal has no letters for is printed escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):

@@ -50,7 +50,7 @@ def atomic_write(path: Path, mode: str = "w", durable: bool = True) -> Iterator[
 
 
 def _sync_folder(folder: Path) -> None:
-    """Has the new name survive a power cut as well, where the file system knows how."""
+    """Make the new name survive a power cut, if the file system supports it."""
     number = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ def guard_rank(module: str) -> bool:
 
 
 def _guard_spawned_child() -> None:
-    """It ends with its launcher, even one dead by now.
+    """Exit with the launcher, or at once if it is already dead.
 
     torch asks Linux for SIGINT instead, later; in a rendezvous Python would not hear that, so its
     default action is put back, which kills.

@@ -19,7 +19,7 @@ _PERIOD = 0.25  # seconds between two pictures
 
 @functools.cache
 def console() -> "Console":
-    """Of stdout."""
+    """Return the console of stdout."""
     from rich.console import Console  # 50 ms, which --help need not wait for
 
     return Console(highlight=False, markup=False, emoji=False)

@@ -74,7 +74,7 @@ def test_set_class():
 
 class _Bottom(Backbone):
     def forward(self, x):
-        raise NotImplementedError
+        return {"a": x, "b": x}
 
     def output_shape(self):
         return {"a": ShapeSpec(channels=1, stride=4), "b": ShapeSpec(channels=1, stride=8)}

@@ -112,7 +112,7 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
 
     Raises:
         UserError: R or B is missing or wrong, the batch does not divide among the workers and
-            their micro-batches (`train.accumulate`), an unknown rule, a rate that is no number, or
+            their micro-batches (`train.accumulate`), an unknown rule, an invalid rate, or
             a config that was scaled for another W.
     """
     reference_world_size = _reference(cfg.train, "reference_world_size", "workers")

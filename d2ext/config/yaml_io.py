@@ -54,7 +54,7 @@ def _named(target: Any) -> Any:
     """Return `package.name` by the outermost package that has it, where Detectron2 finds it.
 
     Its own search tries to import each candidate and, for lack of it, Hydra: 0.05 s at each start.
-    What has no such name stays: a config file's own functions, since that is no module.
+    Objects without such a name stay, such as a config file's own functions.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     for package in itertools.accumulate((module or "").split("."), "{}.{}".format):

@@ -4,7 +4,7 @@ What is odd is defined here, once for all metrics and both backends:
 
 - No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
   the whole dataset, a dataset without images or annotations): NaN, and means leave it out.
-- A detection whose score, box or area of the box is no finite number is dropped, and the log says
+- A detection whose score, box or box area is not a finite number is dropped, and the log says
   how many were; where none is left, all objects are missed.
 - Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
   nothing: such a detection is a false positive, such an object is always missed.
@@ -60,7 +60,7 @@ class GroundTruth:
         negatives: of each image the classes (indices) that were looked for and are not there, as
             LVIS has them; None where every class was looked for in every image.
         not_exhaustive: of each image the classes of which not all objects are marked (LVIS); None
-            where there are no such.
+            if there are none.
         frequencies: C texts, LVIS's `r`, `c` or `f`; None where they are unknown.
     """
 

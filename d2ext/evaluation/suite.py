@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one dataset's evaluation leaves.
+    """The outcome of evaluating one dataset.
 
     Attributes:
         dataset: its name.

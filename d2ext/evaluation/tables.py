@@ -1,4 +1,4 @@
-"""What the metrics share: flags checked, numbers of classes as results and as a printed table."""
+"""Helpers of all metrics: check flags, name results by class, print tables."""
 
 import math
 from collections.abc import Sequence

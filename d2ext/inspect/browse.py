@@ -1,4 +1,4 @@
-"""What the model sees: a config's images as annotated, and as its mapper makes them."""
+"""Show a config's images as annotated, and as its mapper makes them."""
 
 import contextlib
 import itertools
@@ -101,7 +101,7 @@ def browse(
 
 @dataclass
 class _Seen:
-    """What has been shown so far."""
+    """The images shown so far."""
 
     augmented: bool
     images: int = 0

@@ -17,7 +17,7 @@ from d2ext.errors import UserError, user_message
 from d2ext.run_dir.metadata import update_run_info
 from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 
-# Whole words: a "storage" or a "socket" in a model's own error is no lost peer.
+# Whole words: a "storage" or a "socket" in a model's own error is not a lost peer.
 _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees in an image.
+    """The objects that a model finds in an image.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.

@@ -1,4 +1,4 @@
-"""What predict.py is given: images, folders and videos, as pixels one after the other."""
+"""The inputs of predict.py: images, folders and videos, read one image after the other."""
 
 import itertools
 import logging

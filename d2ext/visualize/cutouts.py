@@ -1,4 +1,4 @@
-"""What can be made of an image and the masks of its objects."""
+"""Cutouts, label images and color splashes from an image and the masks of its objects."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -18,7 +18,7 @@ class TrainingSet:
     """Images and how often an epoch shows each.
 
     Attributes:
-        records: Detectron2 dataset dicts; what is no object to learn from is a crowd in them.
+        records: Detectron2 dataset dicts; objects that are not trained on are crowds in them.
         repeats: float array (N,): the mean number of times an epoch shows each record.
         left_out: images without objects that `filter_empty` took away.
     """

@@ -1,4 +1,4 @@
-"""What an annotation of a dataset dict is: an object to learn from or not, and its kind of mask."""
+"""Classify annotations of dataset dicts: objects to train on, flags, and kinds of masks."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ _FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
 
 
 def is_object(annotation: Mapping) -> bool:
-    """Return whether to learn from it: no crowd, no group, not difficult (or to be ignored)."""
+    """Return whether an annotation is trained on: not a crowd, a group or difficult."""
     return not any(map(annotation.get, _FLAGS))
 
 

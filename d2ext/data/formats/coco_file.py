@@ -212,7 +212,7 @@ def _read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) 
         msgspec does not read the file (NaN, UTF-16) or an entry has values of other types.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or lacks one of the three lists; with
+        UserError: the file cannot be read, is not JSON, or lacks one of the three lists; with
             `strict` also where an entry has values of other types.
     """
     if policy == "strict":
@@ -231,7 +231,7 @@ def read_content(json_file: str | Path) -> dict:
     """Read a COCO file as plain values.
 
     Raises:
-        UserError: it cannot be read, is no JSON, or lacks one of the three lists.
+        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
     """
     content = read_json(json_file)
     require_lists(content, json_file)
@@ -258,7 +258,7 @@ def category_names(
     """Return the name of each category by its id, by rising id.
 
     Raises:
-        UserError: an id is of none of `id_types`, a name is no text, or one comes up twice.
+        UserError: an id does not have one of `id_types`, a name is not text, or one comes up twice.
     """
     try:
         names = {c["id"]: c["name"] for c in sorted(categories, key=lambda c: c["id"])}
@@ -679,7 +679,7 @@ def _paths(image_root: str | Path, names: list[str]) -> list[str]:
 
 
 def _not_polygons(texts: list) -> list[int]:
-    """List the texts that are no valid polygons of plain numbers below MAX_COORDINATE."""
+    """List the texts that are not valid polygons of plain numbers below MAX_COORDINATE."""
     places, known = [], {}
     for first in range(0, len(texts), _CHUNK):
         chunk = texts[first : first + _CHUNK]
@@ -835,7 +835,7 @@ def read_as_is(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
         `VALID`. It returns None for a malformed entry, and the reasons by row.
 
     Raises:
-        UserError: it cannot be read, is no JSON, or lacks one of the three lists.
+        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
     """
     lists = _read_lists(json_file, "as_is")
     if isinstance(lists, dict):

@@ -71,7 +71,7 @@ def shifted(
         square pixels.
 
     Raises:
-        UserError: a coordinate is no number, not finite or too large, or an outline has none.
+        UserError: a coordinate is not a number, not finite or too large, or an outline has none.
     """
     if not outlines:
         return []
@@ -296,7 +296,7 @@ def numbers(values: Sequence[float]) -> list[float]:
     """Return the coordinates or lengths as floats.
 
     Raises:
-        TypeError: they are no list, or one is no number.
+        TypeError: they are not a list, or one is not a number.
         ValueError: one is not finite or too large.
     """
     if not isinstance(values, list | tuple):

@@ -278,7 +278,7 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the segments of a JPEG's beginning (ITU T.81, annex B); nothing of what is no JPEG.
+    """Yield the first segments of a JPEG (ITU T.81, annex B); nothing for other files.
 
     Yields:
         Marker, where its content begins, of which 6 bytes are there, and where it ends.

@@ -52,7 +52,7 @@ def parse_json(
             of equal keys counts.
 
     Raises:
-        UserError: it is no JSON, or is nested deeper than Python can follow.
+        UserError: it is not JSON, or is nested deeper than Python can follow.
     """
     try:
         if make_object is not None:
@@ -163,7 +163,7 @@ def read_typed(path: Path, kind: Any, wanted: str, form: str) -> Any:
         form: the name of that format for `other_formats.advice`: `coco` or `results`.
 
     Raises:
-        UserError: it cannot be read, is no JSON, cut off, or of another form.
+        UserError: it cannot be read, is not JSON, cut off, or of another form.
     """
     try:
         data = path.read_bytes()
@@ -332,7 +332,7 @@ def inside(root: str | Path, name: object, where: str) -> str:
         where: the place in the annotation file, for messages.
 
     Raises:
-        UserError: it is no text, empty, too long, or leads out of the folder.
+        UserError: it is not text, empty, too long, or leads out of the folder.
     """
     fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
     if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:

@@ -222,7 +222,7 @@ def find_attribute(
     several values of; with `classes` those that hold at least one of them. Candidates that split
     the regions in the same way count as one. Of several the one with a usual name is taken, such
     as `name` or `class`, where there is only one such. Where an attribute with a more usual name,
-    or the only one, is no candidate, its region is an error.
+    or the only one, is not a candidate, its region is an error.
 
     Returns:
         Its name; None where no attribute tells, and `classes` has one name, which all regions are

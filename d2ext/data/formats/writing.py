@@ -1,4 +1,4 @@
-"""What the writers of several formats share."""
+"""Helpers of the writers of several formats."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -49,7 +49,7 @@ class Records(_Decoded):
         source: path of the file, or bytes in memory.
 
     Raises:
-        Damaged: the buffer is no complete store.
+        Damaged: the buffer is not a complete store.
         OSError: the file cannot be opened.
     """
 
@@ -62,7 +62,7 @@ class Records(_Decoded):
 
     @functools.cached_property
     def columns(self) -> Columns:
-        """Of these records; views of the buffer."""
+        """Return the columns of these records, as views of the buffer."""
         return Columns(*(self._arrays[name] for name in Columns.NAMES))
 
     def file_names(self) -> list[str]:

@@ -73,8 +73,8 @@ def check_dataset_dicts(
     Raises:
         UserError: there are no images, image files are absent, unreadable or of another size (in a
             large set some are looked at), classes or image ids are not
-            distinct, a height or width is no positive integer, or an annotation's `category_id`
-            is no index into `classes`.
+            distinct, a height or width is not a positive integer, or an annotation's `category_id`
+            is not an index into `classes`.
     """
     if twice := _repeated(classes):
         raise UserError(f"datasets.{name}.classes names {twice[0]!r} twice; make them distinct")

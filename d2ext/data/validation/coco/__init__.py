@@ -1,4 +1,4 @@
-"""What is wrong with a COCO file and its images, and a file in which it no longer is.
+"""Check a COCO file and its images, and write a file without the errors.
 
 `table.py` turns a file into arrays, `checks/` looks at these and at the images, `fixes/` changes
 the content (shapes follow their pixels); `check_file.py` is the tool, `findings_page.py` its page.

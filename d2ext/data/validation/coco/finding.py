@@ -1,4 +1,4 @@
-"""What a check reports: every kind of finding, how bad it is, and what `--fix` does with it."""
+"""The kinds of findings: their severity, their meaning, and how `--fix` treats them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -211,12 +211,12 @@ class Finding:
 
     @property
     def what(self) -> str:
-        """What the code means."""
+        """Return the meaning of the code."""
         return KINDS[self.code][1]
 
     @property
     def fix(self) -> str:
-        """What `--fix` does with it."""
+        """Return how `--fix` treats the finding."""
         return KINDS[self.code][2]
 
 

@@ -25,7 +25,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return value if math.isfinite(value) else None
-    except OverflowError:  # an integer that is no float
+    except OverflowError:  # an integer that is not a float
         return None
 
 

@@ -76,7 +76,7 @@ def read_coco_table(json_file: str | Path) -> CocoTable:
     """Read a COCO file.
 
     Raises:
-        UserError: it cannot be read, is no JSON, or lacks one of the three lists.
+        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
     """
     try:
         return _columns(*read_as_is(json_file))

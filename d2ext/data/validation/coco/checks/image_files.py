@@ -23,7 +23,7 @@ DECODED_BY_ITSELF = 500  # a set of up to so many images is decoded unless that 
 
 @dataclass(frozen=True)
 class Photo:
-    """What an image file is.
+    """The facts about an image file.
 
     Attributes:
         size: width and height as Detectron2 reads it, turned as its EXIF data say; None without.

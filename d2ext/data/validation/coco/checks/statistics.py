@@ -1,4 +1,4 @@
-"""What is no fault of a single entry: images without objects, rare categories, odd object sizes."""
+"""Findings about a whole file: images without objects, rare categories, odd object sizes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

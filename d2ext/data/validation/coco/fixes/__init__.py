@@ -1,1 +1,1 @@
-"""What `--fix` changes in a COCO file, by subject."""
+"""The fixes of `--fix`, by subject."""

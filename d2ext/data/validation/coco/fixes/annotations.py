@@ -1,4 +1,4 @@
-"""What `--fix` does with annotations."""
+"""Fix annotations."""
 
 from itertools import chain
 from typing import Any

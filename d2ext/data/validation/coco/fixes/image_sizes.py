@@ -1,4 +1,4 @@
-"""What `--fix` does with images whose size is not the file's: their shapes go with the pixels."""
+"""Fix images whose size is not the file's: their shapes move with the pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `--fix` does with images and categories."""
+"""Fix images and categories."""
 
 import itertools
 import os
