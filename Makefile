@@ -6,7 +6,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint
+.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
@@ -19,6 +19,7 @@ help:
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
 	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      the style checks"
+	@echo "make wheel     dist/d2ext-*.whl, with the recipes"
 
 env:
 	@sh requirements/install.sh
@@ -55,3 +56,9 @@ bench: env
 lint: env
 	$(PYTHON_ENV) -m ruff check .
 	$(PYTHON_ENV) -m ruff format --check .
+
+# From an empty build folder: setuptools would pack what an earlier build left there.
+wheel: env
+	rm -rf build dist/d2ext-*.whl
+	$(PYTHON_ENV) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/d2ext-*.whl

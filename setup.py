@@ -71,7 +71,12 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["d2ext", "d2ext.*"]),
-    package_data={"": ["*.html"], "d2ext.report": ["*.js", "uplot/*"]},
+    package_data={
+        "": ["*.html"],
+        "d2ext": ["py.typed", "configs/**/*.py"],  # d2ext/configs is a link to the recipes
+        "d2ext.report": ["*.js", "uplot/*"],
+    },
+    entry_points={"console_scripts": ["d2ext=d2ext.__main__:main"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
