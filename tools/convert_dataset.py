@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from d2ext.data.convert import convert_from_coco, convert_to_coco
-from d2ext.data.formats.registry import FORMATS, converted_formats, writers
+from d2ext.data.formats.format import formats
+from d2ext.data.formats.registry import converted_formats, writers
 from d2ext.errors import run_tool
 
 
@@ -31,10 +32,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
+    commands = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = formats.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("input", type=Path, metavar="INPUT", help="the annotations")
         sub.add_argument("--output", type=Path, required=True, help="what to write")
         return sub
@@ -63,7 +64,7 @@ def main() -> None:
     if args.format == "coco":
         print(convert_from_coco(args.input, args.to, args.output, args.images))
     else:
-        options = {keyword: getattr(args, keyword) for keyword in FORMATS[args.format].options}
+        options = {keyword: getattr(args, keyword) for keyword in formats()[args.format].options}
         print(
             convert_to_coco(
                 args.format, args.input, args.images, args.output, args.classes, **options

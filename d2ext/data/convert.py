@@ -1,4 +1,4 @@
-"""Annotations from other formats to COCO, and from COCO to other formats (`FORMATS`).
+"""Annotations from other formats to COCO, and from COCO to other formats (`formats`).
 
 hotcoco writes boxes as VOC and Open Images. The other writers are our own. In YOLO's labels hotcoco
 1.3 drops the subfolders of images; in CVAT's XML it turns masks into boxes, crowds into objects,
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.data.formats.coco import coco_classes, read_coco, write_coco
+from d2ext.data.formats.format import formats
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons
 from d2ext.data.formats.json_io import inside, no_collection
-from d2ext.data.formats.registry import FORMATS, writers
+from d2ext.data.formats.registry import writers
 from d2ext.errors import UserError
 from d2ext.text import shortened
 
@@ -33,7 +34,7 @@ def convert_to_coco(
     """Write a COCO file of annotations in another format, as `write_coco` does.
 
     Args:
-        kind: a name in `FORMATS`.
+        kind: a name in `formats()`.
         source: the annotations, a file or a folder.
         images: folder of the images.
         output: the JSON to write.
@@ -55,7 +56,7 @@ def convert_to_coco(
         raise UserError(f"--output {output} is the input; name another file")
     if not images.is_dir():
         raise UserError(f"the image folder {images} does not exist; give --images the right one")
-    records, names = FORMATS[kind].read(source, images, classes, **options)
+    records, names = formats()[kind].read(source, images, classes, **options)
     if not records:
         raise UserError(f"{source} lists no image; nothing was written")
     counts = write_coco(records, names, output, images)

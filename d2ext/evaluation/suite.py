@@ -16,6 +16,7 @@ from torch import nn
 from d2ext.data.records.records import image_ids_of
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
+from d2ext.evaluation.metric import checked_results
 from d2ext.evaluation.predictions import predict
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     own = {key: value for key, value in evaluators.items() if key not in common}
     if unknown := [key for key in own if key not in names and key not in DatasetCatalog.list()]:
         raise UserError(
-            f"evaluators.{unknown[0]} is no metric (L(CocoMetric)(), for example), and there is no"
-            f" data set of this name; tested are {', '.join(names)}"
+            f"evaluators.{unknown[0]} is not a metric (L(CocoMetric)(), for example), and there is"
+            f" no dataset of this name; tested are {', '.join(names)}"
         )
     return {name: dict(own.get(name, common)) for name in names}
 
@@ -115,7 +116,9 @@ class Suite:
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in metrics.items()
-                for key, value in metric(ground_truth, detections).items()
+                for key, value in checked_results(
+                    f"evaluators.{metric_name}", metric(ground_truth, detections)
+                ).items()
             }
             evaluations.append(Evaluation(name, records, ground_truth, detections, results))
         return evaluations

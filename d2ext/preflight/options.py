@@ -14,6 +14,7 @@ from detectron2.utils.registry import locate
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
+from d2ext.evaluation.metric import check_metric
 from d2ext.evaluation.suite import metrics_of
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ def check_metrics(
         for metric, settings in metrics.items():
             with config_errors(f"evaluators.{metric}"):
                 made = instantiate(settings)
+                check_metric(f"evaluators.{metric}", made)
                 known = made.keys(classes, masks) if hasattr(made, "keys") else None
             if known is None:
                 open_ended.append(f"{name}/{metric}/")

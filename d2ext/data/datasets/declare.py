@@ -15,11 +15,10 @@ from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
-from d2ext.data.formats.detect_format import detect_format
-from d2ext.data.formats.format import Format
+from d2ext.data.formats.detect_format import detect_built_in, detect_format
+from d2ext.data.formats.format import Format, formats
 from d2ext.data.formats.json_io import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
-from d2ext.data.formats.registry import FORMATS
 from d2ext.data.records.cache import cached_coco_records, cached_records, cached_value
 from d2ext.data.records.records import columns_of
 from d2ext.errors import UserError
@@ -29,12 +28,24 @@ from d2ext.errors import UserError
 class Dataset:
     """How to load a dataset, and what is known of it before.
 
+    A dataset function, which a config names in `datasets`, returns one.
+
     Attributes:
-        load: returns Detectron2's dataset dicts; may raise UserError.
+        load: returns Detectron2's dataset dicts, with boxes in pixels; may raise UserError. Values
+            may be Python's, numpy's or torch's, and masks polygons, RLE or arrays.
         classes: names in the order of `category_id`.
         metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
             learns from the annotations. `left_out` is the number of objects that are not in the
             dicts by reason, `keypoints` the number of objects whose keypoints are not read.
+
+    Example:
+        import d2ext
+
+        def load():
+            box = {"bbox": [10, 20, 110, 70], "bbox_mode": 0, "category_id": 0}
+            return [dict(file_name="a.jpg", image_id=1, height=480, width=640, annotations=[box])]
+
+        dataset = d2ext.Dataset(load, classes=["cat", "dog"])
     """
 
     load: Callable[[], Sequence[dict]]
@@ -167,11 +178,13 @@ def annotated_dataset(
     Raises:
         TypeError: no format has such an option.
     """
-    if unknown := options.keys() - {name for form in FORMATS.values() for name in form.options}:
+    if unknown := options.keys() - {name for form in formats().values() for name in form.options}:
         raise TypeError(f"annotated_dataset() got an unexpected keyword argument {min(unknown)!r}")
     if not json_file or not image_root:
         return Dataset(partial(_not_given, json_file), ())
-    form = FORMATS[cached_value(json_file, "format", lambda: detect_format(json_file))]
+    # Formats of packages come and go, so that the cache only knows d2ext's own.
+    own = cached_value(json_file, "built-in format", lambda: detect_built_in(json_file))
+    form = formats()[own or detect_format(json_file)]
     declare = pkgutil.resolve_name(form.dataset) if form.dataset else partial(format_dataset, form)
     options = {name: value for name, value in options.items() if name in form.options}
     reader = partial(declare, json_file, image_root, boxes_as_masks=boxes_as_masks, **options)
@@ -204,6 +217,8 @@ def format_dataset(
 ) -> Dataset:
     """Declare annotated photos in a format with `in_training`, from its `read` alone.
 
+    Nothing is cached on disk, as the next version of a package may read a file in another way.
+
     Args:
         form: the format.
         json_file: the annotations.
@@ -214,19 +229,13 @@ def format_dataset(
         options: the format's.
     """
     wanted = None if classes is None else _names(classes)
-    settings = {"reader": form.name, "image_root": str(image_root), "classes": wanted, **options}
-
-    def read() -> tuple[list[dict], dict[str, Any]]:
-        records, names = form.read(json_file, image_root, wanted, **options)
-        return list(records), {"classes": list(names)}
+    read = partial(form.read, json_file, image_root, wanted, **options)
 
     def load() -> Sequence[dict]:
-        records = cached_records(json_file, settings, read)
+        records = list(read()[0])
         return with_outlines(records) if boxes_as_masks else records
 
-    names = tuple(
-        cached_records(json_file, settings, read).info["classes"] if wanted is None else wanted
-    )
+    names = tuple(read()[1]) if wanted is None else wanted
     return Dataset(load, names, {**_colors(palette, names), "image_root": image_root})
 
 

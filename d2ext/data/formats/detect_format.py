@@ -1,11 +1,13 @@
 """Detect the format of an annotation file from its content."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from d2ext.data.formats.file_head import FileHead, read_head
+from d2ext.data.formats.format import Format, formats, matching
 from d2ext.data.formats.json_io import outline, read_bytes, read_json, read_text
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.registry import FORMATS
+from d2ext.data.formats.registry import BUILT_IN
 from d2ext.errors import UserError
 
 # Any other file must be JSON, and the error says where it is damaged.
@@ -18,11 +20,23 @@ def detect_format(file: str | Path) -> str:
     Raises:
         UserError: the file is absent, cannot be read, or is of another format.
     """
-    head = _head(Path(file))
-    for form in FORMATS.values():
-        if form.in_training and form.detect(head):
-            return form.name
+    if name := _detect(file, formats().values()):
+        return name
     raise _unknown(file)
+
+
+def detect_built_in(file: str | Path) -> str | None:
+    """Do as `detect_format`, but look at d2ext's own formats only; None for other files.
+
+    Raises:
+        UserError: the file is absent or cannot be read.
+    """
+    return _detect(file, BUILT_IN)
+
+
+def _detect(file: str | Path, among: Iterable[Format]) -> str | None:
+    form = matching(_head(Path(file)), [form for form in among if form.in_training])
+    return form and form.name
 
 
 def _head(file: Path) -> FileHead:
@@ -43,10 +57,10 @@ def _head(file: Path) -> FileHead:
 
 
 def _unknown(file: str | Path) -> UserError:
-    read = [form for form in FORMATS.values() if form.in_training]
+    read = [form for form in formats().values() if form.in_training]
     if known := advice(file, *(form.name for form in read)):
         return UserError(f"{file} is {known}")
-    *others, last = (form.title for form in FORMATS.values() if not form.in_training)
+    *others, last = (form.title for form in formats().values() if not form.in_training)
     return UserError(
         f"{file} is of no format that is known here: {', '.join(form.title for form in read)};"
         f" convert it with tools/convert_dataset.py, which reads {', '.join(others)} and {last}, or"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from d2ext.data.formats.file_head import ARCHIVES, FileHead, read_head
-from d2ext.data.formats.format import FORMATS
+from d2ext.data.formats.format import advice_of, formats, matching
 
 _COCO_EXPORT = "export the annotations as COCO there instead"
 # Formats that are not read, and what a command says of such a file.
@@ -52,12 +52,11 @@ def advice(path: str | Path, *wanted: str) -> str:
         head = read_head(content, path.suffix.lower())
     except (OSError, ValueError, RecursionError):
         return ""
-    for form in FORMATS.values():
-        if form.detect(head):
-            if form.name in wanted:
-                return ""
-            file, folder = (shlex.quote(str(place)) for place in (path, path.parent))
-            return form.advice.format(file=file, folder=folder)
+    if form := matching(head, formats().values()):
+        if form.name in wanted:
+            return ""
+        file, folder = (shlex.quote(str(place)) for place in (path, path.parent))
+        return advice_of(form).format(file=file, folder=folder)
     kind = _refused_kind(head)
     return "" if kind in wanted else _REFUSED.get(kind, "")
 

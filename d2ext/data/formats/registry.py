@@ -13,29 +13,28 @@ from d2ext.data.formats import (
     voc,
     yolo,
 )
-from d2ext.data.formats.format import FORMATS, Format
+from d2ext.data.formats.format import Format, formats, register_format
 
-FORMATS |= {
-    form.name: form
-    for form in (
-        coco.FORMAT,
-        via.FORMAT,
-        middle.FORMAT,
-        labelme.FORMAT,
-        yolo.FORMAT,
-        voc.FORMAT,
-        cvat.FORMAT,
-        createml.FORMAT,
-        open_images.FORMAT,
-    )
-}
+BUILT_IN = (
+    coco.FORMAT,
+    via.FORMAT,
+    middle.FORMAT,
+    labelme.FORMAT,
+    yolo.FORMAT,
+    voc.FORMAT,
+    cvat.FORMAT,
+    createml.FORMAT,
+    open_images.FORMAT,
+)
+for form in BUILT_IN:
+    register_format(form)
 
 
 def converted_formats() -> list[Format]:
     """Return the formats that convert_dataset.py turns into COCO."""
-    return [form for form in FORMATS.values() if form.source]
+    return [form for form in formats().values() if form.source]
 
 
 def writers() -> dict[str, Callable[..., Mapping[str, int]]]:
     """Return the writers of all formats, by the names that `convert_dataset.py --to` takes."""
-    return dict(sorted(pair for form in FORMATS.values() for pair in form.write.items()))
+    return dict(sorted(pair for form in formats().values() for pair in form.write.items()))

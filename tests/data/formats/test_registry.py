@@ -12,9 +12,9 @@ from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.data.datasets.declare import annotated_dataset
 from d2ext.data.formats.detect_format import detect_format
 from d2ext.data.formats.file_head import FileHead
-from d2ext.data.formats.format import Format, ReadOption, convert_advice
+from d2ext.data.formats.format import Format, ReadOption, convert_advice, formats
 from d2ext.data.formats.geometry import LeftOut, add_box, new_record
-from d2ext.data.formats.registry import FORMATS, converted_formats, writers
+from d2ext.data.formats.registry import BUILT_IN, converted_formats, writers
 from d2ext.errors import UserError
 from tests.conftest import Finished
 
@@ -62,7 +62,7 @@ TOY = Format(
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a file of a format that has just been added."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(FORMATS, "toy", TOY)
+    monkeypatch.setitem(formats(), "toy", TOY)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
     file = tmp_path / "toy.json"
     file.write_text(json.dumps({"toys": {"a.jpg": [[1, 2, 3, 5]]}, "names": ["bear"]}))
@@ -125,7 +125,7 @@ def test_a_format_of_any_kind_of_text_is_detected(
         detect_format(tmp_path / name)
     read = lambda *_: ([new_record(str(tmp_path / "a.jpg"), 1, (4, 3))], ("bear",))  # noqa: E731
     form = replace(TOY, detect=detect, read=read, options={})
-    monkeypatch.setitem(FORMATS, "toy", form)
+    monkeypatch.setitem(formats(), "toy", form)
     assert detect_format(tmp_path / name) == "toy"
     dataset = annotated_dataset(str(tmp_path / name), str(tmp_path))
     assert dataset.classes == ("bear",) and len(dataset.load()) == 1
@@ -153,10 +153,10 @@ def test_the_documentation_lists_the_formats(repo: Path) -> None:
     _, *rows = text.partition("| Format |")[2].partition("\n\n")[0].split("\n")[1:]
     converted = {form.name for form in converted_formats()} | {"coco"}
     expected = []
-    for form in FORMATS.values():
+    for form in BUILT_IN:
         training = "read as it is" if form.in_training else "convert it to COCO"
         reads = f" `{form.name}`" if form.name in converted else ""
         writes = " " + ", ".join(f"`{name}`" for name in form.write) if form.write else ""
         expected.append(f"| {form.title} | {training} |{reads} |{writes} |")
     assert rows == expected, "docs/datasets.md: the rows must be\n" + "\n".join(expected)
-    assert set(writers()) == {name for form in FORMATS.values() for name in form.write}
+    assert set(writers()) == {name for form in BUILT_IN for name in form.write}

@@ -1,0 +1,81 @@
+"""State what an entry of `evaluators` must be; this module imports no torch."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from d2ext.errors import UserError
+from d2ext.evaluation.instances import Detections, GroundTruth
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Turn ground truth and detections into numbers: an entry of a config's `evaluators`.
+
+    A class needs no base class to be a metric, only this method. It runs on rank 0, once for each
+    test set and evaluation. `d2ext.evaluation.instances` describes the columns of `GroundTruth` and
+    `Detections`: `boxes` are (N, 4) float64, [x, y, width, height] in pixels, `image` and `label`
+    (N,) int64, indices into the images and classes, `scores` (M,) float64.
+
+    A metric may also have a method `keys(classes, with_masks)` that returns the keys of its results
+    for these class names in advance. Preflight then rejects a `train.best.metric` or `--expect`
+    that no evaluation will return. It raises a `UserError` for a test set that the metric does not
+    fit.
+
+    Example:
+        import d2ext
+
+        class CountError:
+            def __call__(self, ground_truth, detections):
+                found = (detections.scores >= 0.5).sum()
+                return {"bbox/count_error": float(abs(found - len(ground_truth.label)))}
+
+            def keys(self, classes, with_masks):
+                return ["bbox/count_error"]
+
+        assert isinstance(CountError(), d2ext.Metric)
+    """
+
+    def __call__(self, ground_truth: GroundTruth, detections: Detections) -> Mapping[str, float]:
+        """Return results by `<task>/<name>`, such as `bbox/AP` in percent; NaN where undefined."""
+        ...
+
+
+def check_metric(field: str, metric: Any) -> None:
+    """Check an object that an entry of `evaluators` has built.
+
+    Raises:
+        UserError: it is not a metric.
+    """
+    if not isinstance(metric, Metric):
+        raise UserError(
+            f"{field}: {type(metric).__name__} is not a metric; give a class with"
+            " __call__(ground_truth, detections) that returns numbers by <task>/<name>"
+        )
+    try:
+        inspect.signature(metric).bind(None, None)
+    except TypeError as e:
+        raise UserError(
+            f"{field}: {type(metric).__name__}.__call__ cannot take (ground_truth, detections): {e}"
+        ) from e
+    except ValueError:  # some callables that are written in C have no signature
+        pass
+
+
+def checked_results(field: str, results: Any) -> dict[str, float]:
+    """Return what a metric returned as a dict of Python's floats.
+
+    Raises:
+        UserError: the results are anything but numbers by `<task>/<name>`.
+    """
+    try:
+        numbers = {key: float(value) for key, value in results.items()}
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{field} returned {results!r:.80}; return a dict of numbers by <task>/<name>"
+        ) from e
+    if wrong := [key for key in numbers if not isinstance(key, str) or "/" not in key]:
+        raise UserError(
+            f"{field} returned a result {wrong[0]!r}; name it <task>/<name>, such as bbox/AP"
+        )
+    return numbers
