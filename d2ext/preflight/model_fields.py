@@ -137,7 +137,9 @@ def detection_notes(
                 )
     for metric, node in cfg.evaluators.items():
         limits = _argument(node, "max_detections") if "_target_" in node else None
-        for name in tested if limits else ():
+        if not isinstance(limits, Sequence) or not limits:  # a metric with an argument of that name
+            continue
+        for name in tested:
             if summaries[name].most_of_a_class > limits[-1]:
                 wanted = [*limits[:-1], _hundreds(summaries[name].most_of_a_class)]
                 yield (
@@ -382,8 +384,10 @@ def _argument(node: Any, name: str) -> Any:
     """Return a field of a lazy call, or the default of that argument; None where there is none."""
     if name in node:
         return node[name]
-    target = _target(node)
-    parameter = inspect.signature(target).parameters.get(name) if callable(target) else None
+    try:
+        parameter = inspect.signature(_target(node)).parameters.get(name)
+    except Exception:  # cannot be imported, as building it reports, or has no signature
+        return None
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 

@@ -1,6 +1,7 @@
 """Any metric on any data set, named in the config; the same numbers by tools/evaluate.py."""
 
 import json
+import sys
 
 import pytest
 
@@ -76,3 +77,48 @@ def test_each_test_set_may_have_its_own(results):
 def test_mistakes_are_found_before_the_run(train_net, tiny, tmp_path, override, words):
     done = train_net("--dry-run", "--work-dir", tmp_path / "out", *tiny, override)
     assert done.status == 2 and words in done.stderr, done.stderr
+
+
+METRICS = """
+class Short:
+    def __call__(self, detections):
+        return {}
+
+class Count:
+    def __init__(self, result, max_detections=100):
+        self.result = result
+
+    def __call__(self, ground_truth, detections):
+        return self.result
+"""
+
+
+@pytest.fixture
+def my_metrics(tmp_path, monkeypatch):
+    """A user's module with metrics."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_metrics", raising=False)
+    (tmp_path / "my_metrics.py").write_text(METRICS)
+
+
+def test_a_metric_must_be_callable_with_two_arguments(train_net, tiny, my_metrics):
+    for target, words in (
+        ("collections.OrderedDict", "evaluators.mine: OrderedDict is not a metric; give a class"),
+        ("no_such_module.Metric", "evaluators.mine cannot be built: ImportError: Error loading"),
+        ("my_metrics.Short", "evaluators.mine: Short.__call__ cannot take (ground_truth, detect"),
+    ):
+        done = train_net("--dry-run", *tiny, f"+evaluators.mine={{_target_: {target}}}")
+        assert done.status == 2 and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_results_of_a_metric_are_numbers_by_task_and_name(results, train_net, tiny, my_metrics):
+    mine = "+evaluators.mine={_target_: my_metrics.Count, result: %s}"
+    _, numbers = results(mine % "{bbox/count: 3}")
+    assert numbers["balloon_val/mine/bbox/count"] == 3.0
+    for result, words in (
+        ("[1]", "evaluators.mine returned [1]; return a dict of numbers by <task>/<name>"),
+        ("{count: 1}", "evaluators.mine returned a result 'count'; name it <task>/<name>"),
+    ):
+        done = train_net("--overwrite", *tiny, "train.max_iter=1", mine % result)
+        assert done.status == 2 and words in done.stderr, done.stderr
