@@ -60,11 +60,11 @@ def reader(tmp_path: Path, tiny_root: Path) -> Iterator[dict[str, str]]:
 
     balloon = tiny_root / "balloon"
     Path("photos").mkdir()
-    for split in ("train", "val"):
+    for split, name in (("train", "a"), ("val", "b")):
         for photo in (balloon / split).glob("*.jpg"):
             shutil.copy(photo, "photos")
         via = balloon / split / "via_region_data.json"
-        convert_to_coco("via", via, balloon / split, f"{split}.json", ["balloon"])
+        convert_to_coco("via", via, balloon / split, f"{name}.json", ["balloon"])
     _for_the_dataset_function()
     _for_the_format()
     shims = tmp_path / "bin"
@@ -83,8 +83,8 @@ def reader(tmp_path: Path, tiny_root: Path) -> Iterator[dict[str, str]]:
 
 
 def _for_the_dataset_function() -> None:
-    for split in ("train", "val"):
-        coco = json.loads(Path(f"{split}.json").read_text())
+    for split, name in (("train", "a"), ("val", "b")):
+        coco = json.loads(Path(f"{name}.json").read_text())
         records = []
         for image in coco["images"]:
             mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
@@ -103,7 +103,7 @@ def _for_the_dataset_function() -> None:
 
 
 def _for_the_format() -> None:
-    coco = json.loads(Path("train.json").read_text())
+    coco = json.loads(Path("a.json").read_text())
     names = {image["id"]: image["file_name"] for image in coco["images"]}
     lines = ["# boxes"]
     for a in coco["annotations"]:
@@ -150,7 +150,7 @@ def _dataset_function() -> None:
 
 
 def _format() -> None:
-    converted, given = (json.loads(Path(f).read_text()) for f in ("coco.json", "train.json"))
+    converted, given = (json.loads(Path(f).read_text()) for f in ("coco.json", "a.json"))
     assert len(converted["annotations"]) == len(given["annotations"])
     assert "custom_val/coco/bbox/AP-balloon" in _results("faster_rcnn_lite0_fpn")
 

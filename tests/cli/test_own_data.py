@@ -1,12 +1,9 @@
 """docs/datasets.md: its overrides and its code, as they stand (test_docs.py: its commands)."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -93,55 +90,6 @@ def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monke
     options.append("dataloader.train.dataset.filter_empty=False")
     done = train_net("--no-validate", "--dry-run", *options, config=config)
     assert re.search(r"run +18 images from 6", done.stdout), done.stdout
-
-
-@pytest.mark.slow
-def test_a_format_of_one_s_own_in_two_processes(repo, photos, section):
-    """The function and the config of the page, in a checkout's copy of configs/."""
-    module, config = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(re.sub(r"\n\s*\n", "\n", module[module.index("def ") :]).splitlines()) <= 11
-    (photos / "my_photos.py").write_text(module)
-    shutil.copytree(repo / "configs", photos / "configs")
-    config = config.replace("/data/photos", "imgs").replace("/data/", "")
-    (photos / "configs" / "custom" / "mine.py").write_text(config)
-    for split, name in (("train", "a"), ("val", "b")):
-        coco = json.loads((photos / f"{name}.json").read_text())
-        records = []
-        for image in coco["images"]:
-            mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
-            objects = [
-                {
-                    "bbox": [x, y, x + w, y + h],
-                    "category_id": i % 2,
-                    "segmentation": a["segmentation"],
-                }
-                for i, a in enumerate(mine)
-                for x, y, w, h in [a["bbox"]]
-            ]
-            size = {key: image[key] for key in ("file_name", "height", "width")}
-            records.append({**size, "annotations": objects})
-        (photos / f"{split}.json").write_text(json.dumps(records))
-    done = subprocess.run(
-        [
-            sys.executable,
-            repo / "tools" / "train_net.py",
-            *"--config-file configs/custom/mine.py --num-gpus 2 --work-dir run".split(),
-            *"train.max_iter=2 train.reference_batch_size=2 train.init_checkpoint=".split(),
-            *"dataloader.train.num_workers=1 dataloader.val.num_workers=0".split(),
-            "dataloader.train.mapper.augmentations[0].short_edge_length=96",
-            "dataloader.val.mapper.augmentations[0].short_edge_length=96",
-        ],
-        cwd=photos,
-        env={**os.environ, "PYTHONPATH": str(photos)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"mine_train +6 +\d+  cat \d+, dog \d+", done.stdout), done.stdout
-    assert "1 on each of 2 workers" in done.stdout
-    results = json.loads((photos / "run" / "results.json").read_text())["last"]["results"]
-    assert {"mine_val/coco/segm/AP-cat", "mine_val/coco/segm/AP-dog"} <= results.keys()
 
 
 def _own(photos, train, *, images="imgs", val=None):
