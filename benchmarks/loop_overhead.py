@@ -18,6 +18,7 @@ import torch
 from common import RESULTS, paired, record
 from detectron2.engine import SimpleTrainer, default_writers, hooks
 from detectron2.solver import LRMultiplier
+from detectron2.utils.events import TensorboardXWriter
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def _ours() -> float:
             hooks.IterationTimer(),
             MemoryHook(),
             LivePanel("", schedule, results),
-            MetricWriter(Path(folder), schedule),
+            MetricWriter(Path(folder), schedule, [TensorboardXWriter(folder)]),
         ]
         trainer = Trainer(FiniteLossGuard(model), optimizer, batches, all_hooks, seed=0)
         start = time.perf_counter()

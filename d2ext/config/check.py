@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from d2ext.config.flatten import flatten
-from d2ext.config.options import Accepts, train_options
+from d2ext.config.options import WRITERS, Accepts, train_options
 from d2ext.errors import UserError
+from d2ext.text import did_you_mean
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets", "evaluators")
 
@@ -17,6 +18,7 @@ _BESIDE_TRAINING = (
     "train.eval_period",
     "train.checkpointer",
     "train.log_period",
+    "train.writers",
     "train.best",
     "train.early_stopping_patience",
     "train.ddp",
@@ -57,8 +59,19 @@ def check_config(cfg: Any) -> None:
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
     for i, hook in enumerate(found.get("train.hooks", ())):
-        if not isinstance(hook, dict) or "_target_" not in hook:
+        if not _is_call(hook):
             raise UserError(f"train.hooks[{i}]={hook!r}: takes dict with the _target_ of a hook")
+    for i, writer in enumerate(found.get("train.writers", ())):
+        if writer not in WRITERS if isinstance(writer, str) else not _is_call(writer):
+            hint = did_you_mean(writer, WRITERS)
+            raise UserError(
+                f"train.writers[{i}]={writer!r}: takes {', '.join(WRITERS)} or dict with the"
+                f" _target_ of a writer{hint and '; '}{hint}"
+            )
+
+
+def _is_call(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
 
 
 def _checked_fields(values: dict[str, Any]) -> dict[str, Any]:

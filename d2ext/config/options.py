@@ -13,6 +13,13 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+# The entries of `train.writers` that are names, and the classes that they stand for.
+WRITERS = {
+    "mlflow": "d2ext.engine.trackers.MLflowWriter",
+    "tensorboard": "detectron2.utils.events.TensorboardXWriter",
+    "wandb": "d2ext.engine.trackers.WandbWriter",
+}
+
 
 class Accepts(NamedTuple):
     """The values that a field accepts.
@@ -291,6 +298,11 @@ class TrainOptions:
     hooks: list[Any] = _option(
         [], "Detectron2 hooks of your own, each with its _target_ and arguments"
     )
+    writers: list[Any] = _option(
+        ["tensorboard"],
+        "where metrics go beside metrics.json: mlflow, tensorboard, wandb, or a Detectron2"
+        " EventWriter with its _target_ and arguments; [tensorboard, mlflow] for both",
+    )
 
     @classmethod
     def from_config(cls, train: Any) -> "TrainOptions":
@@ -347,7 +359,7 @@ def _read(cls: type, section: Any) -> Any:
             value = section[name]
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
-            elif name == "hooks":
+            elif name in ("hooks", "writers"):
                 value = list(value)  # of nodes, whose interpolations resolve when they are built
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):

@@ -3,12 +3,14 @@
 import copy
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -17,12 +19,13 @@ from torch.optim import Optimizer
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
-from d2ext.errors import UserError, config_errors
+from d2ext.errors import UserError, best_effort, config_errors
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.num_classes import with_num_classes
+from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -112,6 +115,26 @@ def build_hooks(entries: Sequence[Any]) -> list[HookBase]:
             )
         hooks.append(hook)
     return hooks
+
+
+def build_writers(entries: Sequence[Any], output_dir: Path) -> list[EventWriter]:
+    """Build the writers of `train.writers`; one that cannot be built is skipped with a warning.
+
+    Preflight has checked what can be known before; a server that is gone must not end a run that
+    is requeued.
+
+    Args:
+        entries: Entries of the option.
+        output_dir: The run directory.
+    """
+    writers = []
+    for i, entry in enumerate(entries):
+        with best_effort(f"writer train.writers[{i}]"):
+            writer = instantiate(writer_call(entry, str(output_dir)))
+            if not isinstance(writer, EventWriter):
+                raise TypeError(f"_target_ returned {type(writer).__name__}, not an EventWriter")
+            writers.append(writer)
+    return writers
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:

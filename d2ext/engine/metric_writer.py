@@ -1,15 +1,22 @@
-"""Write the metrics of a run's steps: metrics.json, TensorBoard, and lines on the terminal."""
+"""Write the metrics of a run's steps: metrics.json, lines on the terminal, and other writers."""
 
 import json
+import logging
+import math
 import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
+from d2ext.errors import format_exception, user_message
 from d2ext.run_dir.metrics import read_metrics
+
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter(HookBase):
@@ -21,12 +28,13 @@ class MetricWriter(HookBase):
     Args:
         folder: The run directory.
         schedule: Schedule of the run.
+        writers: Detectron2's writers, called at the same steps. An error of theirs is a warning.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule):
+    def __init__(self, folder: Path, schedule: Schedule, writers: Sequence[EventWriter] = ()):
         self._file = folder / "metrics.json"
         self._schedule = schedule
-        self._others = [CommonMetricPrinter(schedule.max_iter), TensorboardXWriter(str(folder))]
+        self._others = [CommonMetricPrinter(schedule.max_iter), *map(_Tolerant, writers)]
         self._written = _last_iteration(self._file)
         _end_last_line(self._file)
 
@@ -41,15 +49,23 @@ class MetricWriter(HookBase):
         if self._schedule.log_due(self.trainer.iter + 1):
             for writer in self._others:
                 writer.write()
+            # Only TensorBoard's writer takes them out of the storage.
+            self.trainer.storage.clear_images()
+            self.trainer.storage.clear_histograms()
             self._write(self.trainer.iter)
 
     def after_train(self) -> None:
-        for writer in self._others:
-            writer.close()
+        if self.trainer.error is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Close the writers; after a training that did not fail, the run calls it at its end."""
+        with self.trainer.storage:
+            for writer in self._others:
+                writer.close()
 
     def _write(self, iteration: int) -> None:
-        latest = self.trainer.storage.latest_with_smoothing_hint(WINDOW)
-        numbers = {name: value for name, (value, i) in latest.items() if i == iteration}
+        numbers = step_metrics(self.trainer.storage, iteration)
         try:
             with open(self._file, "a", encoding="utf-8") as f:
                 f.write(json.dumps({**numbers, "iteration": iteration}, sort_keys=True) + "\n")
@@ -57,6 +73,52 @@ class MetricWriter(HookBase):
                 os.fsync(f.fileno())
         except OSError as e:
             raise OSError(e.errno, e.strerror, str(self._file)) from e
+
+
+class _Tolerant:
+    """Call a writer and warn of its first error; while it fails, call it rarely.
+
+    Writers may wait for a server: one that fails takes a tenth of the time of a run at most.
+    """
+
+    def __init__(self, writer: EventWriter):
+        self._writer = writer
+        self._failing = False
+        self._paused_until = -math.inf
+
+    def write(self) -> None:
+        if time.monotonic() >= self._paused_until:
+            self._call(self._writer.write)
+
+    def close(self) -> None:
+        self._call(self._writer.close)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        name, start = type(self._writer).__name__, time.monotonic()
+        try:
+            function()
+        except Exception as e:
+            if user_message(e) is not None:  # such as a full disk
+                raise
+            if not self._failing:
+                logger.warning(
+                    "%s failed (%s); the training continues, and calls it again",
+                    name,
+                    format_exception(e),
+                )
+            self._failing = True
+            now = time.monotonic()
+            self._paused_until = now + 9 * (now - start)
+        else:
+            if self._failing:
+                logger.info("%s works again", name)
+            self._failing = False
+
+
+def step_metrics(storage: EventStorage, iteration: int) -> dict[str, float]:
+    """Return the metrics of a step by name, the losses as medians: its line in metrics.json."""
+    latest = storage.latest_with_smoothing_hint(WINDOW)
+    return {name: value for name, (value, i) in latest.items() if i == iteration}
 
 
 def _last_iteration(metrics: Path) -> int | None:

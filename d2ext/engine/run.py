@@ -25,6 +25,7 @@ from d2ext.engine.builders import (
     build_multiplier,
     build_suite,
     build_train_loader,
+    build_writers,
 )
 from d2ext.engine.dry_step import misfits_explained
 from d2ext.engine.evaluation_outputs import write_evaluations
@@ -95,6 +96,7 @@ class Run:
         evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
         results: Results of the evaluations so far, complete on rank 0; set by `setup`.
         checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
+        metric_writer: Hook that writes metrics, on rank 0; set by `train`.
         trainer: The training loop; set by `train`.
         started: Start of the loop, seconds on the monotonic clock; set by `train`.
         fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
@@ -213,6 +215,7 @@ class Run:
             else:
                 finish_run_info(self.output_dir, self.started, stopped_by)
                 self._report_training()
+                self.metric_writer.close()  # after the report, which trackers upload
                 line = self.command.line
                 print_summary(self.output_dir, self.results, line, bool(stopped_by))
         if stopped_by:
@@ -343,7 +346,9 @@ class Run:
             known = self.results.known(state.start_iter)
             hooks.append(EvaluationHook(schedule, self.evaluate, known))
         if main:
-            hooks.append(MetricWriter(self.output_dir, schedule))
+            writers = build_writers(self.options.writers, self.output_dir)
+            self.metric_writer = MetricWriter(self.output_dir, schedule, writers)
+            hooks.append(self.metric_writer)
             hooks.append(ReportHook(schedule, self._report_training))
         return hooks
 

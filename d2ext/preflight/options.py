@@ -1,5 +1,7 @@
 """Find options that contradict one another before anything is built."""
 
+import contextlib
+import importlib.util
 import inspect
 import logging
 import shutil
@@ -9,15 +11,19 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
 
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import WRITERS, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.metric import check_metric
 from d2ext.evaluation.suite import metrics_of
 
 logger = logging.getLogger(__name__)
+
+_HOOK = "a hook; give a class derived from detectron2.engine.HookBase"
+_WRITER = "a writer; give a class derived from detectron2.utils.events.EventWriter"
 
 
 def check_flags(
@@ -43,7 +49,7 @@ def check_options(
     tta: bool,
     expect: Sequence[str],
 ) -> None:
-    """Check what needs no data: mixed precision, compiler, early stopping, hooks, and the flags.
+    """Check what needs no data: precision, compiler, early stopping, hooks, writers, flags.
 
     Raises:
         UserError: Two options contradict each other; the message names both.
@@ -72,35 +78,58 @@ def check_options(
             raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
         if not options.best.metric:
             raise UserError(f"{field} needs train.best.metric, the result that is to improve")
-    _check_hooks(options.hooks)
+    for i, entry in enumerate(options.hooks):
+        _check_call(f"train.hooks[{i}]", entry, HookBase, _HOOK)
+    for i, entry in enumerate(options.writers):
+        field = f"train.writers[{i}]"
+        target = _check_call(field, writer_call(entry, ""), EventWriter, _WRITER)
+        package = getattr(target, "PACKAGE", None)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{field} needs {package}: pip install 'd2ext[{package}]'")
 
 
-def _check_hooks(hooks: Sequence[Any]) -> None:
-    """Check the entries of `train.hooks` without building them, as hooks may open files.
+def writer_call(entry: Any, output_dir: str) -> dict[str, Any]:
+    """Return an entry of `train.writers` as a lazy call.
+
+    A parameter `output_dir` or `log_dir` that the entry does not give receives `output_dir`.
+    """
+    call = {"_target_": WRITERS[entry]} if isinstance(entry, str) else {**entry}
+    target = call["_target_"]
+    with contextlib.suppress(Exception):  # `_check_call` reports what cannot be imported
+        target = locate(target) if isinstance(target, str) else target
+        for name in {"output_dir", "log_dir"} & inspect.signature(target).parameters.keys():
+            call.setdefault(name, output_dir)
+    return call
+
+
+def _check_call(field: str, entry: Mapping[str, Any], base: type, wanted: str) -> Any:
+    """Check a lazy call and return its target; build nothing, as hooks and writers open files.
+
+    Args:
+        field: Place of the entry in the config.
+        entry: The lazy call.
+        base: Class that the result must be an instance of.
+        wanted: What messages say that the result must be.
 
     Raises:
-        UserError: An entry cannot be imported, is not a hook, or does not take its arguments.
+        UserError: The target cannot be imported, is another class, or does not take the arguments.
     """
-    for i, entry in enumerate(hooks):
-        field = f"train.hooks[{i}]"
-        arguments = {str(key): value for key, value in entry.items()}
-        target = arguments.pop("_target_")
-        if isinstance(target, str):
-            target = _located(field, target)
-        name = getattr(target, "__qualname__", str(target))
-        if not callable(target) or inspect.isclass(target) and not issubclass(target, HookBase):
-            raise UserError(
-                f"{field}: {name} is not a hook; give a class derived from"
-                " detectron2.engine.HookBase"
-            )
-        try:
-            signature = inspect.signature(target)
-        except ValueError:  # some callables that are written in C have none
-            continue
-        try:
-            signature.bind(**arguments)
-        except TypeError as e:
-            raise UserError(f"{field} cannot be built: {name}: {e}") from e
+    arguments = {str(key): value for key, value in entry.items()}
+    target = arguments.pop("_target_")
+    if isinstance(target, str):
+        target = _located(field, target)
+    name = getattr(target, "__qualname__", str(target))
+    if not callable(target) or inspect.isclass(target) and not issubclass(target, base):
+        raise UserError(f"{field}: {name} is not {wanted}")
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # some callables that are written in C have none
+        return target
+    try:
+        signature.bind(**arguments)
+    except TypeError as e:
+        raise UserError(f"{field} cannot be built: {name}: {e}") from e
+    return target
 
 
 def _located(field: str, target: str) -> Any:

@@ -5,6 +5,7 @@
 | run.json | `RunInfo` |
 | results.json | `ResultsRecord` |
 | scaling.json | `d2ext.config.lr_scaling.ScalingReport` |
+| trackers/<tracker>.json | `TrackerRun` |
 | analysis/<dataset>.json | `d2ext.evaluation.analysis.AnalysisRecord` |
 | overview/<dataset>.json | `DatasetOverview` |
 | errors/rank-<N>.json | `RankFailure` |
@@ -127,6 +128,20 @@ class ResultsRecord(msgspec.Struct, kw_only=True):
     last: EvaluationRecord | None = None
     best: EvaluationRecord | UnsetType = UNSET
     scores: list[tuple[int, float | None]] | UnsetType = UNSET
+
+
+class TrackerRun(msgspec.Struct, kw_only=True):
+    """trackers/<tracker>.json: the run of an experiment tracker that a resumed run continues.
+
+    Attributes:
+        run_id: The tracker's id of the run; empty before it has one.
+        store: Where the tracker keeps it: MLflow's tracking URI, or a W&B project's path.
+        iteration: Last iteration of metrics.json that was sent; -1 for none.
+    """
+
+    run_id: str = ""
+    store: str = ""
+    iteration: int = -1
 
 
 class DatasetOverview(msgspec.Struct):

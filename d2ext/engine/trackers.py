@@ -1,0 +1,285 @@
+"""MLflow and Weights & Biases as Detectron2 writers: `train.writers=[mlflow, wandb]`."""
+
+import abc
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from detectron2.utils.events import EventWriter, get_event_storage
+from msgspec import UNSET
+
+from d2ext.engine.metric_writer import step_metrics
+from d2ext.launch.signals import EXIT_STOPPED
+from d2ext.report.config import leaves
+from d2ext.run_dir.metadata import read_run_info
+from d2ext.run_dir.metrics import read_metrics
+from d2ext.run_dir.schema import ResultsRecord, TrackerRun, read_valid_part, write_record
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["finished", "stopped", "failed"]
+
+_DEFAULT = "d2ext"  # experiment, or project
+_FILES = (
+    "config.yaml",
+    "log.txt",
+    "metrics.json",
+    "report.html",
+    "results.json",
+    "run.json",
+    "scaling.json",
+)
+
+
+class Tracker(EventWriter):
+    """Send the metrics of a run to an experiment tracker, and its files at the end.
+
+    Everything comes from the run directory. The tracker's run begins with the first logged step,
+    and a resumed run continues it. Lines of metrics.json that did not arrive, because the server
+    was gone or the tracker was added later, follow as soon as they can; iterations that a resume
+    repeats are not sent again.
+
+    Args:
+        output_dir: The run directory.
+    """
+
+    PACKAGE: ClassVar[str]  # that it needs, and the extra of d2ext that installs it
+
+    def __init__(self, output_dir: str):
+        self._folder = Path(output_dir).absolute()
+        self._file = self._folder / "trackers" / f"{self.PACKAGE}.json"
+        self._run: TrackerRun | None = None  # None until the tracker answers, and after an error
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        self._send({storage.iter: step_metrics(storage, storage.iter)})
+
+    def close(self) -> None:
+        info = read_run_info(self._folder)
+        # run.json has the seconds of a run that ended in order.
+        ended = info.train_seconds is not UNSET
+        outcome: Outcome = "stopped" if info.stopped_by else "finished" if ended else "failed"
+        if self._run is None and outcome != "finished":
+            return  # neither wait for a server that is gone, nor record a run that did not begin
+        self._send({})
+        try:
+            if outcome == "finished":
+                paths = [self._folder / name for name in _FILES]
+                self._upload([path for path in paths if path.is_file()])
+        finally:
+            self._end(outcome)
+
+    def _send(self, rows: dict[int, Mapping[str, float]]) -> None:
+        """Send the rows by iteration, after those of metrics.json that have not arrived."""
+        run, self._run = self._run, None
+        if run is None:
+            run = self._connect()
+            earlier, _ = read_metrics(self._folder / "metrics.json")
+            rows = {row.pop("iteration"): row for row in earlier} | rows
+        new = [(i, rows[i]) for i in sorted(rows) if i > run.iteration]
+        if new:
+            self._log(run, new)
+            run.iteration = new[-1][0]
+            write_record(self._file, run)
+        self._run = run
+
+    def _connect(self) -> TrackerRun:
+        """Continue the tracker's run, or start one, and record it."""
+        before = read_valid_part(self._file, TrackerRun)
+        run = self._begin(before, read_run_info(self._folder).name)
+        write_record(self._file, run)
+        where = f"{self.PACKAGE} run {run.run_id} in {run.store}"
+        logger.info("%s %s", "Continues" if run.run_id == before.run_id else "Records to", where)
+        return run
+
+    def _config(self) -> dict[str, Any]:
+        """Return config.yaml's values by dotted key."""
+        return leaves((self._folder / "config.yaml").read_text(encoding="utf-8"))
+
+    @abc.abstractmethod
+    def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
+        """Continue a run, or start one of that name with the config if it no longer exists."""
+
+    @abc.abstractmethod
+    def _log(self, run: TrackerRun, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Send metrics by iteration."""
+
+    @abc.abstractmethod
+    def _upload(self, paths: Sequence[Path]) -> None:
+        """Upload these files, and the overlays."""
+
+    @abc.abstractmethod
+    def _end(self, outcome: Outcome) -> None:
+        """Set the status of the tracker's run."""
+
+
+class MLflowWriter(Tracker):
+    """Send a run to MLflow: to $MLFLOW_TRACKING_URI, by default a database in the current folder.
+
+    Args:
+        output_dir: The run directory.
+        experiment: Name of the experiment; by default $MLFLOW_EXPERIMENT_NAME, else `d2ext`.
+    """
+
+    PACKAGE = "mlflow"
+    _STATUS: ClassVar = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+    _LONGEST_VALUE = 500  # of a parameter, in servers before 2.10
+    _BATCH = {"params": 100, "metrics": 1000}  # sizes that every server accepts
+
+    def __init__(self, output_dir: str, experiment: str | None = None):
+        super().__init__(output_dir)
+        self._experiment = experiment
+        # MLflow's own limits let a step wait for a server that is gone for several minutes; what
+        # does not arrive is sent later.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
+        import mlflow
+
+        # The default store depends on the current folder, a resumed run's does not.
+        recorded = None if mlflow.is_tracking_uri_set() else before.store or None
+        self._client = mlflow.MlflowClient(recorded)
+        store = self._client.tracking_uri
+        if before.run_id and before.store == store and self._exists(before.run_id):
+            self._client.update_run(before.run_id, status="RUNNING")
+            return before
+        run_id = self._client.create_run(self._experiment_id(), run_name=name).info.run_id
+        self._log_batch(run_id, "params", self._params())
+        return TrackerRun(run_id=run_id, store=store)
+
+    def _exists(self, run_id: str) -> bool:
+        import mlflow
+
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except mlflow.MlflowException as e:
+            if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def _experiment_id(self) -> str:
+        import mlflow
+
+        if not self._experiment and (given := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+            return given
+        name = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or _DEFAULT
+        if found := self._client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return self._client.create_experiment(name)
+        except mlflow.MlflowException:
+            # Another run may have created it at the same moment.
+            if found := self._client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
+
+    def _params(self) -> list[Any]:
+        from mlflow.entities import Param
+
+        values = {_mlflow_name(key): str(value) for key, value in self._config().items()}
+        return [Param(key, value[: self._LONGEST_VALUE]) for key, value in values.items()]
+
+    def _log(self, run: TrackerRun, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [
+            Metric(_mlflow_name(key), value, now, iteration)
+            for iteration, metrics in rows
+            for key, value in metrics.items()
+        ]
+        self._log_batch(run.run_id, "metrics", points)
+
+    def _log_batch(self, run_id: str, kind: str, entities: Sequence[Any]) -> None:
+        size = self._BATCH[kind]
+        for i in range(0, len(entities), size):
+            self._client.log_batch(run_id, **{kind: entities[i : i + size]})
+
+    def _upload(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            self._client.log_artifact(self._run.run_id, str(path))
+        if (overlays := self._folder / "overlays").is_dir():
+            self._client.log_artifacts(self._run.run_id, str(overlays), "overlays")
+
+    def _end(self, outcome: Outcome) -> None:
+        self._client.set_terminated(self._run.run_id, self._STATUS[outcome])
+
+
+def _mlflow_name(key: str) -> str:
+    """Return a key as MLflow accepts it: letters, digits, `_-. ` and a normalized path."""
+    parts = re.sub(r"[^/\w.\- ]", "_", key).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:250]
+
+
+class WandbWriter(Tracker):
+    """Send a run to Weights & Biases; $WANDB_MODE=offline keeps it in the current folder.
+
+    Args:
+        output_dir: The run directory.
+        project: Name of the project; by default $WANDB_PROJECT, else `d2ext`.
+    """
+
+    PACKAGE = "wandb"
+
+    def __init__(self, output_dir: str, project: str | None = None):
+        super().__init__(output_dir)
+        self._project = project or os.environ.get("WANDB_PROJECT") or _DEFAULT
+        self._live: Any = None  # wandb's own run
+
+    def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
+        import wandb
+
+        if self._live is None:
+            # A prompt would hold up the training.
+            online = wandb.setup().settings.mode == "online"
+            if online and not wandb.login(prompt=False, verify=False):
+                raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")
+            self._live = wandb.init(
+                project=self._project,
+                name=os.environ.get("WANDB_NAME") or name,
+                id=before.run_id or None,
+                resume="allow",
+                config=self._config(),
+                settings=wandb.Settings(
+                    console="off",  # the terminal's panel would fill it; log.txt is uploaded
+                    finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 60)),
+                    reinit="create_new",  # beside a run of the caller's
+                ),
+            )
+        store = self._live.path.rpartition("/")[0]
+        if before.store in ("", store):
+            return TrackerRun(run_id=self._live.id, store=store, iteration=before.iteration)
+        return TrackerRun(run_id=self._live.id, store=store)
+
+    def _log(self, run: TrackerRun, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        for iteration, metrics in rows:
+            self._live.log({**metrics, **self._overlays(iteration)}, step=iteration, commit=True)
+
+    def _overlays(self, iteration: int) -> dict[str, list[Any]]:
+        """Return the overlays of each test set if the last evaluation was after this iteration."""
+        import wandb
+
+        last = read_valid_part(self._folder / "results.json", ResultsRecord).last
+        folder = self._folder / "overlays"
+        if last is None or last.iteration != iteration + 1 or not folder.is_dir():
+            return {}
+        return {
+            f"overlays/{dataset.name}": [
+                wandb.Image(str(path), caption=path.stem) for path in sorted(dataset.glob("*.jpg"))
+            ]
+            for dataset in sorted(folder.iterdir())
+        }
+
+    def _upload(self, paths: Sequence[Path]) -> None:
+        for path in paths:  # below the folder's name, since W&B has a config.yaml of its own
+            self._live.save(str(path), base_path=str(self._folder.parent), policy="now")
+
+    def _end(self, outcome: Outcome) -> None:
+        if outcome == "stopped":
+            self._live.mark_preempting()
+        self._live.finish({"finished": 0, "stopped": EXIT_STOPPED, "failed": 1}[outcome])
