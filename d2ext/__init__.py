@@ -4,11 +4,12 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Dataset", "Predictor", "load_config"]
+__all__ = ["Dataset", "Predictor", "get_config", "load_config"]
 
 _MODULES = {
     "Dataset": "d2ext.data.datasets.declare",
     "Predictor": "d2ext.predict.predictor",
+    "get_config": "d2ext.config.recipes",
     "load_config": "d2ext.config.load",
 }
 
