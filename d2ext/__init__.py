@@ -4,13 +4,22 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Dataset", "Format", "Metric", "Predictor", "load_config", "register_format"]
+__all__ = [
+    "Dataset",
+    "Format",
+    "Metric",
+    "Predictor",
+    "get_config",
+    "load_config",
+    "register_format",
+]
 
 _MODULES = {
     "Dataset": "d2ext.data.datasets.declare",
     "Format": "d2ext.data.formats.format",
     "Metric": "d2ext.evaluation.metric",
     "Predictor": "d2ext.predict.predictor",
+    "get_config": "d2ext.config.recipes",
     "load_config": "d2ext.config.load",
     "register_format": "d2ext.data.formats.format",
 }

@@ -1,11 +1,11 @@
 """Describe a run by the command that started it."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from d2ext.invocation import words
 from d2ext.launch.topology import Topology
 
 
@@ -33,18 +33,31 @@ def run_name(config_file: str) -> str:
 
 
 def describe_run(
-    config_file: str, argv: Sequence[str], topology: Topology, validate: bool = True
+    config_file: str,
+    command: str,
+    arguments: Sequence[str],
+    topology: Topology,
+    validate: bool = True,
 ) -> RunCommand:
     """Return the description of a run by its command.
 
     Args:
         config_file: Config file on the command line.
-        argv: The command line.
+        command: The command of d2ext that starts it, such as `train`.
+        arguments: Its arguments.
         topology: Topology returned by `find_topology`.
         validate: Whether the run evaluates while it trains.
     """
-    tool = [*topology.starting(), os.path.relpath(argv[0])]
-    start = [*tool, *topology.flags()]
+    start = [*_starting(topology, "train"), *topology.flags()]
     if not validate:
         start.append("--no-validate")
-    return RunCommand(run_name(config_file), config_file, shlex.join([*tool, *argv[1:]]), start)
+    line = shlex.join([*_starting(topology, command), *arguments])
+    return RunCommand(run_name(config_file), config_file, line, start)
+
+
+def _starting(topology: Topology, command: str) -> list[str]:
+    """Return the words that start a command in as many processes, as the user runs it."""
+    program = words(command)
+    if topology.launcher == "torchrun":  # it starts Python itself, with a file or a module
+        program = program[1:] if program[0] == "python" else ["-m", *program]
+    return [*topology.starting(), *program]
