@@ -18,14 +18,14 @@ _LABELBOX = {"data_row": {"id": "1"}, "media_attributes": {}, "projects": {}}
 _TASK = {"id": 1, "data": {"image": "1.jpg"}, "annotations": [{"result": []}]}
 # File name, content, what every reader says of it, and the format that reads it.
 FILES = [
-    ("a.xml", "<?xml version='1.0'?><!-- x --><annotations/>", "CVAT export .*py cvat", "cvat"),
+    ("a.xml", "<?xml version='1.0'?><!-- x --><annotations/>", "CVAT export .*convert cvat", "cvat"),
     ("a.xml", "<annotations><track/></annotations>", "videos; export as 'CVAT for images", None),
-    ("a.xml", "<annotation/>", "Pascal VOC annotation .*convert_dataset.py voc", "voc"),
-    ("a.json", {"shapes": [], "imagePath": "a"}, "LabelMe .*convert_dataset.py labelme", "labelme"),
+    ("a.xml", "<annotation/>", "Pascal VOC annotation .*convert voc", "voc"),
+    ("a.json", {"shapes": [], "imagePath": "a"}, "LabelMe .*convert labelme", "labelme"),
     (
         "a.json",
         [{"image": "1.jpg", "annotations": []}],
-        "CreateML JSON; convert it with .*convert_dataset.py createml",
+        "CreateML JSON; convert it with .*convert createml",
         "createml",
     ),
     ("a.json", [_TASK], "Label Studio export .*export the annotations as COCO", None),
@@ -64,11 +64,11 @@ FILES = [
     ("a.json", {"info": {}, "categories": {}, "items": []}, "Datumaro JSON; export as COCO", None),
     ("a.json", {"project": {}, "metadata": {}, "view": {}}, "project of VIA 3", None),
     ("a.csv", "filename,width,height,class,xmin,ymin\n", "CSV of boxes as Roboflow", None),
-    ("a.csv", "ImageID,LabelName,XMin\n", "Open Images CSV.*py open_images", "open_images"),
-    ("a.yaml", "names: [a]\n", "YOLO dataset; convert it with .*py yolo", "yolo"),
+    ("a.csv", "ImageID,LabelName,XMin\n", "Open Images CSV.*convert open_images", "open_images"),
+    ("a.yaml", "names: [a]\n", "YOLO dataset; convert it with .*convert yolo", "yolo"),
     ("a.txt", "0 0.5 0.5 1 1\n", "YOLO dataset", "yolo"),
     ("a.yaml", "# YOLOv5 by Ultralytics, GPL-3.0 license\nnames: [a]\n", "YOLO dataset", "yolo"),
-    ("a.txt", "0\t0.5\t0.5\t1\t1\n", "YOLO dataset; convert it with .*py yolo", "yolo"),
+    ("a.txt", "0\t0.5\t0.5\t1\t1\n", "YOLO dataset; convert it with .*convert yolo", "yolo"),
     ("a.yml", "names: [a]; nc: 1\n", "YOLO dataset", "yolo"),
     ("a.zip", b"PK\x03\x04...", "an archive; unpack it", None),
     ("a.json.gz", b"\x1f\x8b\x08...", "an archive; unpack it", None),
