@@ -4,12 +4,26 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Dataset", "Predictor", "load_config"]
+__all__ = [
+    "Dataset",
+    "Prediction",
+    "Predictor",
+    "Run",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
     "Dataset": "d2ext.data.datasets.declare",
+    "Prediction": "d2ext.predict.predictor",
     "Predictor": "d2ext.predict.predictor",
+    "Run": "d2ext.engine.run",
+    "UserError": "d2ext.errors",
+    "evaluate": "d2ext.engine.api",
     "load_config": "d2ext.config.load",
+    "train": "d2ext.engine.api",
 }
 
 

@@ -68,7 +68,7 @@ def main() -> int:
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.writers import predict_files
 
-    predictor = Predictor(
+    predictor = Predictor.from_config(
         args.config_file, args.weights, args.options, args.score_threshold, args.classes
     )
     return predict_files(
