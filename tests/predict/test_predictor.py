@@ -113,7 +113,7 @@ def test_a_model_in_memory(trained, images):
     predictor = d2ext.Predictor(model, cfg, score_threshold=0)
     assert not model.training and predictor.classes == ["balloon"]
     expected = d2ext.Predictor.from_run(trained, score_threshold=0)(images[0])
-    assert np.array_equal(predictor(images[0]).boxes, expected.boxes)
+    assert np.allclose(predictor(images[0]).boxes, expected.boxes, atol=1e-3)  # other kernels
     named = d2ext.Predictor(model, cfg, ["ball"], score_threshold=0, keep=["ball"])
     assert named(images[0]).class_names == ("ball",)
     with pytest.raises(UserError, match="the model has no class 'bal'.*ball"):
