@@ -14,6 +14,9 @@ from d2ext.config.options import Amp, Compile
 from d2ext.errors import UserError, config_errors
 
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
 @contextlib.contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
     """Choose repeatable GPU kernels in the block (`train.deterministic`), even if they are slower.
@@ -27,7 +30,8 @@ def deterministic(enabled: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first multiplication
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")  # before the first multiplication
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -35,6 +39,8 @@ def deterministic(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[_WORKSPACE]
 
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
