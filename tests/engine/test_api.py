@@ -38,7 +38,7 @@ def _state():
         "files": sorted(_open_files()),
         "threads": [thread.name for thread in threading.enumerate()],
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "environment": dict(os.environ),
+        "environment": sorted(os.environ.items()),
     }
 
 
