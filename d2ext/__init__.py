@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "UserError",
     "evaluate",
+    "get_config",
     "load_config",
     "train",
 ]
@@ -22,6 +23,7 @@ _MODULES = {
     "Run": "d2ext.engine.run",
     "UserError": "d2ext.errors",
     "evaluate": "d2ext.engine.api",
+    "get_config": "d2ext.config.recipes",
     "load_config": "d2ext.config.load",
     "train": "d2ext.engine.api",
 }

@@ -1,12 +1,13 @@
 """Keeps a spawned process from outliving the one that started it.
 
 A spawned child first imports the main module, then, for seconds, torch: it must be guarded from its
-first line on, so this module imports nothing heavy and a tool calls it at module level.
+first line on, so this module imports nothing heavy and `d2ext/__main__.py` calls it first.
 """
 
 import ctypes
 import os
 import signal
+import sys
 
 LAUNCHER = "D2EXT_LAUNCHER_PID"  # environment variable, set before spawning
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -17,20 +18,19 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def guard_rank(module: str) -> bool:
-    """For a tool's first lines: a rank ends with what started it, torchrun or our launcher.
-
-    Args:
-        module: the tool's `__name__`.
+def guard_rank() -> bool:
+    """Have a rank end with what started it, torchrun or our launcher.
 
     Returns:
-        Whether this process is a rank that our launcher spawned.
+        Whether this process is a rank that our launcher spawned: Python then runs the main module
+        again, under the name `__mp_main__`.
     """
-    if module == "__mp_main__":
+    spawned = "__mp_main__" in sys.modules
+    if spawned:
         _guard_spawned_child()
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
-    return module == "__mp_main__"
+    return spawned
 
 
 def _guard_spawned_child() -> None:

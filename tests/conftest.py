@@ -1,9 +1,9 @@
 """Fixtures shared by all tests, and what keeps a test from anything outside its own folder."""
 
-import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -231,25 +231,48 @@ class Finished:
 @pytest.fixture
 def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Runs a tool of `tools/` in this process (a new one costs seconds of imports)."""
+    from d2ext.invocation import TOOLS
+
+    commands = {file.removesuffix(".py"): name for name, file in TOOLS.items()}
 
     def run(name: str, *args: str | Path) -> Finished:
-        file = REPO / "tools" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, file)
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        before, sys.argv = sys.argv, list(map(str, [file, *args]))
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as e:
-                tool.run_tool(tool.main)
-        finally:
-            sys.argv = before
-            if register := sys.modules.get("d2ext.data.datasets.register"):
-                register.unregister_datasets()
-        out = capsys.readouterr()
-        return Finished(e.value.code, out.out, out.err)
+        argv = list(map(str, args))
+        program = [str(REPO / "tools" / f"{name}.py"), *argv]
+        return _finished(program, [commands[name], *argv], capsys)
 
     return run
+
+
+@pytest.fixture
+def d2ext_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs `d2ext ...` in this process."""
+
+    def run(*args: str | Path) -> Finished:
+        argv = list(map(str, args))
+        return _finished(["/usr/bin/d2ext", *argv], argv, capsys)
+
+    return run
+
+
+def _finished(program: list[str], argv: list[str], capsys: pytest.CaptureFixture[str]) -> Finished:
+    """Run a command as the program, whose words are its sys.argv, and clean up as its end does."""
+    from d2ext.__main__ import main
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
+    handlers = {number: signal.getsignal(number) for number in handled}
+    before, paths, sys.argv = sys.argv, list(sys.path), program
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as e:
+            main(argv)
+    finally:
+        sys.argv, sys.path[:] = before, paths
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if register := sys.modules.get("d2ext.data.datasets.register"):
+            register.unregister_datasets()
+    out = capsys.readouterr()
+    return Finished(e.value.code, out.out, out.err)
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from tests.conftest import REPO, checkout_env
+from d2ext.cli import COMMANDS
+from d2ext.invocation import TOOLS
+from tests.conftest import checkout_env
 
 # Imports run downward only (docs/architecture.md). Packages of one floor do not import each other.
 FLOORS = [
@@ -21,8 +23,12 @@ FLOORS = [
     ["engine"],
     ["predict", "inspect"],
     ["slurm", "doctor"],
+    ["cli"],
 ]
-COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "text", "waiting"}
+COMMON = {
+    *("_compat", "errors", "files", "guard", "html", "invocation", "limits", "terminal", "text"),
+    "waiting",
+}
 
 
 # Modules outside _compat.py that use a private name of another library, and which one.
@@ -34,8 +40,9 @@ PRIVATE_API = {
 # Folders and files whose modules import none of HEAVY, and the exceptions.
 HEAVY = {"torch", "detectron2", "cv2"}
 LIGHT = [
-    *("__init__.py", "config", "data/convert.py", "data/datasets", "data/formats", "data/prepare"),
-    *("data/records", "data/validation", "doctor", "evaluation", "report", "run_dir", "slurm"),
+    *("__init__.py", "__main__.py", "cli", "config", "data/convert.py", "data/datasets"),
+    *("data/formats", "data/prepare", "data/records", "data/validation", "doctor", "evaluation"),
+    *("report", "run_dir", "slurm"),
 ]
 NOT_LIGHT = {
     "d2ext.data.datasets.class_mapping",
@@ -87,7 +94,8 @@ def test_common_modules_import_only_each_other(repo):
 def test_every_module_has_a_floor(repo):
     packages = {file.parent.name for file in (repo / "d2ext").glob("*/__init__.py")}
     assert packages == {name for names in FLOORS for name in names}
-    assert {file.stem for file in (repo / "d2ext").glob("*.py")} == COMMON | {"__init__"}
+    modules = {file.stem for file in (repo / "d2ext").glob("*.py")}
+    assert modules == COMMON | {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("place", LIGHT)
@@ -159,25 +167,33 @@ def test_private_api_is_used_in_one_place(repo):
         assert name.rpartition(".")[2] in described, name
 
 
-@pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda tool: tool.stem)
-def test_help_needs_no_torch(tool):
-    command = [sys.executable, "-X", "importtime", tool, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_needs_no_torch(name):
+    command = [sys.executable, "-X", "importtime", "-m", "d2ext", *filter(None, [name]), "--help"]
+    done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "argparse" in imported and not imported & HEAVY
+    assert "d2ext.cli" in imported and not imported & HEAVY
 
 
 def test_tools_are_thin(repo):
-    """They hold a command line: `main`, `_parser` and helpers of at most 15 lines, no class."""
-    for tool in (repo / "tools").glob("*.py"):
-        tree = ast.parse(tool.read_text())
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)], tool
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert "main" in functions, tool
-        for name in functions.keys() - {"main", "_parser"}:
-            lines = functions[name].end_lineno - functions[name].lineno + 1
-            assert name.startswith("_") and lines <= 15, f"{tool}: {name}"
+    """They run a command of `d2ext`: a few lines without a function or a class."""
+    tools = {tool.name: tool.read_text() for tool in (repo / "tools").glob("*.py")}
+    assert tools.keys() == set(TOOLS.values())
+    for name, file in TOOLS.items():
+        nodes = [type(node) for node in ast.walk(ast.parse(tools[file]))]
+        assert not {ast.FunctionDef, ast.ClassDef, ast.Lambda} & set(nodes), file
+        assert len(tools[file].splitlines()) <= 15 and f'main(["{name}", *' in tools[file]
+
+
+def test_commands_are_thin(repo):
+    """They hold a command line: `parse`, `run` and helpers, no class."""
+    names = {file.stem for file in (repo / "d2ext/cli").glob("*.py")}
+    assert names == {"__init__", "arguments", *(name.replace("-", "_") for name in COMMANDS)}
+    for name in COMMANDS:
+        tree = ast.parse((repo / f"d2ext/cli/{name.replace('-', '_')}.py").read_text())
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)], name
+        assert {"parse", "run"} <= {getattr(node, "name", "") for node in tree.body}, name
 
 
 def test_benchmarks_import_what_there_is(repo):

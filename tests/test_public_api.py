@@ -18,7 +18,7 @@ def test_names_are_those_of_their_modules():
     assert Dataset is declare.Dataset
     assert Predictor is predictor.Predictor
     assert load_config is load.load_config
-    assert set(d2ext.__all__) == {"Dataset", "Predictor", "load_config"}
+    assert set(d2ext.__all__) == {"Dataset", "Predictor", "get_config", "load_config"}
     assert load_config(REPO / LITE0, ["train.max_iter=3"]).train.max_iter == 3
     with pytest.raises(AttributeError, match="module 'd2ext' has no attribute 'Datasets'"):
         d2ext.Datasets  # noqa: B018

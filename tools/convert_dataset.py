@@ -1,75 +1,12 @@
 #!/usr/bin/env python
-"""Converts annotations to COCO, or from COCO to another format.
+"""Convert annotations to or from COCO: `d2ext convert` in a checkout."""
 
-python tools/convert_dataset.py via via_region_data.json --images photos --output coco.json
-python tools/convert_dataset.py via via.csv --images photos --class-attribute kind --output a.json
-python tools/convert_dataset.py labelme annotations --images photos --output coco.json
-python tools/convert_dataset.py yolo data.yaml --images images/train --output coco.json
-python tools/convert_dataset.py yolo data.yaml --split val --images images --output coco.json
-python tools/convert_dataset.py voc Annotations --images JPEGImages --output coco.json
-python tools/convert_dataset.py cvat annotations.xml --images images --output coco.json
-python tools/convert_dataset.py createml annotations.json --images photos --output coco.json
-python tools/convert_dataset.py open_images boxes.csv --images photos --output coco.json
-python tools/convert_dataset.py coco coco.json --to yolo_seg --output labels
-"""
-
-import argparse
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.data.convert import convert_from_coco, convert_to_coco
-from d2ext.data.formats.registry import FORMATS, converted_formats, writers
-from d2ext.errors import run_tool
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = formats.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("input", type=Path, metavar="INPUT", help="the annotations")
-        sub.add_argument("--output", type=Path, required=True, help="what to write")
-        return sub
-
-    for form in converted_formats():
-        sub = add(form.name, form.source)
-        sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="their folder")
-        sub.add_argument(
-            "--classes", nargs="+", metavar="NAME", help="class names (default: those of the input)"
-        )
-        for keyword, option in form.options.items():
-            sub.add_argument(option.flag, dest=keyword, metavar="NAME", help=option.help)
-    back = add("coco", "COCO: the JSON; --to names the format to write")
-    others = [name for name in writers() if name != "coco"]
-    back.add_argument("--to", choices=others, required=True, help="the format to write")
-    back.add_argument(
-        "--images", type=Path, metavar="DIR", help="their folder, for LabelMe's files"
-    )
-    return parser
-
-
-def main() -> None:
-    """Converts what the command line names, and says what was written."""
-    args = _parser().parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if args.format == "coco":
-        print(convert_from_coco(args.input, args.to, args.output, args.images))
-    else:
-        options = {keyword: getattr(args, keyword) for keyword in FORMATS[args.format].options}
-        print(
-            convert_to_coco(
-                args.format, args.input, args.images, args.output, args.classes, **options
-            )
-        )
-
+from d2ext.__main__ import main
 
 if __name__ == "__main__":
-    run_tool(main)
+    main(["convert", *sys.argv[1:]])

@@ -1,111 +1,12 @@
 #!/usr/bin/env python
-"""Put a dataset where a recipe looks for it, and fetch a recipe's initial weights.
+"""Put a dataset in place, or fetch weights: `d2ext prepare` in a checkout."""
 
-python tools/prepare_data.py balloon --root /data
-python tools/prepare_data.py balloon --full
-python tools/prepare_data.py coco --parts annotations val2017
-python tools/prepare_data.py cityscapes
-python tools/prepare_data.py --weights configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
-"""
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2ext.data.prepare.balloon import prepare_balloon
-from d2ext.data.prepare.cityscapes import check_cityscapes
-from d2ext.data.prepare.coco2017 import PARTS, prepare_coco
-from d2ext.errors import run_tool
-
-
-def _parser() -> argparse.ArgumentParser:
-    weights = argparse.ArgumentParser(add_help=False)
-    weights.add_argument(
-        "--weights",
-        metavar="CONFIG",
-        default=argparse.SUPPRESS,  # else a data set's default would hide what stands before it
-        help="fetch this recipe's initial weights, to $D2EXT_CACHE",
-    )
-    common = argparse.ArgumentParser(add_help=False, parents=[weights])
-    common.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
-        help="folder of the data sets (default: $DETECTRON2_DATASETS, else datasets)",
-    )
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        parents=[weights],
-    )
-    datasets = parser.add_subparsers(dest="dataset", metavar="DATASET")
-
-    def add(name: str, text: str, description: str) -> argparse.ArgumentParser:
-        return datasets.add_parser(
-            name, help=text, description=description, allow_abbrev=False, parents=[common]
-        )
-
-    balloon = add(
-        "balloon",
-        "61 + 13 photos of balloons, for data.root=ROOT",
-        "Check ROOT/balloon/{train,val}, or copy the reduced photos of the checkout there. The"
-        " balloon recipes read these photos without it; data.root=ROOT selects the copy.",
-    )
-    balloon.add_argument(
-        "--full", action="store_true", help="download the original photos instead (38 MB)"
-    )
-    names = [part.name for part in PARTS]
-    coco = add(
-        "coco",
-        "COCO 2017, 118,287 + 5,000 photos",
-        f"Checks ROOT/coco/{{{','.join(names)}}}, and downloads what is not there (20 GB in all)."
-        " A download that broke off is gone on with.",
-    )
-    coco.add_argument(
-        "--parts", nargs="+", choices=names, default=names, help="of the data set (default: all)"
-    )
-    add(
-        "cityscapes",
-        "Cityscapes' fine annotations, 2,975 + 500 photos; says what must be fetched by hand",
-        "Checks ROOT/cityscapes/{leftImg8bit,gtFine}/{train,val}.",
-    )
-    return parser
-
-
-def main() -> None:
-    """Prepares what the command line names, and says what is there."""
-    parser = _parser()
-    args = parser.parse_args()
-    config = getattr(args, "weights", None)
-    if not args.dataset and not config:
-        parser.error("name a data set, or a recipe with --weights CONFIG")
-    if args.dataset == "balloon":
-        print(prepare_balloon(args.root, args.full))
-    elif args.dataset == "coco":
-        for line in prepare_coco(args.root, [part for part in PARTS if part.name in args.parts]):
-            print(line, flush=True)
-    elif args.dataset == "cityscapes":
-        print(check_cityscapes(args.root))
-    if config:
-        from d2ext.run_dir.logging import setup_logging
-
-        setup_logging()
-        from d2ext.checkpoint.weights.initial import local_weights
-        from d2ext.config.load import load_config
-        from d2ext.config.options import TrainOptions
-
-        source = TrainOptions.from_config(load_config(config).train).init_checkpoint
-        if not source:
-            print(f"{config} has no initial weights (train.init_checkpoint)")
-            return
-        path = local_weights(source)
-        size = os.path.getsize(path.partition("?")[0])
-        print(f"{source} is at {path} ({size / 1e6:.1f} MB)")
-
+from d2ext.__main__ import main
 
 if __name__ == "__main__":
-    run_tool(main)
+    main(["prepare", *sys.argv[1:]])

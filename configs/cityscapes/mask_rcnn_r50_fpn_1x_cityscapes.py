@@ -1,10 +1,10 @@
 """Mask R-CNN R50-FPN on Cityscapes, initialised from COCO, 64 epochs.
 
-    CONFIG=configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py
-    python tools/prepare_data.py cityscapes
-    python tools/train_net.py --config-file $CONFIG --num-gpus 8
-    python tools/train_net.py --config-file $CONFIG --auto-scale-lr     # on one GPU
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py
+    d2ext prepare cityscapes
+    d2ext train $CONFIG --num-gpus 8
+    d2ext train $CONFIG --auto-scale-lr  # on one GPU
+    d2ext train $CONFIG --eval-only --weights last
 
 Reference: 8 workers x 1 image, SGD 0.01, as MMDetection's configs/cityscapes file of this name: 8
 epochs over the data eight times, a tenth of the rate for the last (about 23,800 steps); its authors

@@ -1,7 +1,7 @@
 """Training options shared by all recipes; a recipe overrides single fields.
 
 d2ext/config/options.py has their names, defaults and meanings, which
-`tools/print_config.py FILE --docs` prints.
+`d2ext print-config FILE --docs` prints.
 """
 
 from d2ext.config.options import TrainOptions

@@ -1,9 +1,9 @@
 """Faster R-CNN on photos with boxes alone, on a laptop: EfficientNet-Lite0 FPN, no GPU needed.
 
-    CONFIG=configs/custom/faster_rcnn_lite0_fpn.py
+    CONFIG=custom/faster_rcnn_lite0_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
-    python tools/train_net.py --config-file $CONFIG "${DATA[@]}"
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights best "${DATA[@]}"
+    d2ext train $CONFIG "${DATA[@]}"
+    d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
 
 Annotations with outlines work as well; their boxes are used.
 

@@ -1,9 +1,9 @@
 """Faster R-CNN R50-FPN on photos with boxes alone, initialized from COCO; needs a GPU.
 
-    CONFIG=configs/custom/faster_rcnn_r50_fpn.py
+    CONFIG=custom/faster_rcnn_r50_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
-    python tools/train_net.py --config-file $CONFIG "${DATA[@]}"
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights best "${DATA[@]}"
+    d2ext train $CONFIG "${DATA[@]}"
+    d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
 
 Annotations with outlines work as well; their boxes are used.
 

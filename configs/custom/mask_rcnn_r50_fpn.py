@@ -1,9 +1,9 @@
 """Mask R-CNN R50-FPN on photos of your own, initialised from COCO; wants a GPU.
 
-    CONFIG=configs/custom/mask_rcnn_r50_fpn.py
+    CONFIG=custom/mask_rcnn_r50_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
-    python tools/train_net.py --config-file $CONFIG "${DATA[@]}"
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights best "${DATA[@]}"
+    d2ext train $CONFIG "${DATA[@]}"
+    d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
 
 The annotations are COCO, VIA or MMDetection's middle format; classes and their number come from the
 files. `--dry-run` says what was found.

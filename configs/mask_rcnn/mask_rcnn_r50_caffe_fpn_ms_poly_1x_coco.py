@@ -1,10 +1,10 @@
 """Mask R-CNN R50-FPN (caffe style) on COCO, multi-scale polygons, 12 epochs.
 
-    CONFIG=configs/mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_1x_coco.py
-    python tools/prepare_data.py coco
-    python tools/train_net.py --config-file $CONFIG --num-gpus 8
-    python tools/train_net.py --config-file $CONFIG --auto-scale-lr     # on one GPU
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_1x_coco.py
+    d2ext prepare coco
+    d2ext train $CONFIG --num-gpus 8
+    d2ext train $CONFIG --auto-scale-lr  # on one GPU
+    d2ext train $CONFIG --eval-only --weights last
 
 Reference: 8 workers x 2 images, SGD 0.02, as MMDetection's
 mask_rcnn_r50_caffe_fpn_mstrain-poly_1x_coco with its schedule_1x.py. Detectron2's authors report

@@ -1,12 +1,13 @@
 """Mask R-CNN R50-FPN (caffe style) on COCO, 32 workers x 3 images, 36 epochs.
 
-    CONFIG=configs/mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_32x3_3x_coco.py
-    python tools/prepare_data.py coco
-    NNODES=4 NODE_RANK=0 MASTER_ADDR=HOST PORT=29500 bash tools/dist_train.sh $CONFIG 8
-    python tools/train_net.py --config-file $CONFIG --auto-scale-lr     # on one GPU
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_32x3_3x_coco.py
+    d2ext prepare coco
+    NODES=(--num-machines 4 --machine-rank 0 --dist-url tcp://HOST:29500)
+    d2ext train $CONFIG --num-gpus 8 "${NODES[@]}"
+    d2ext train $CONFIG --auto-scale-lr  # on one GPU
+    d2ext train $CONFIG --eval-only --weights last
 
-The third command is the first machine's of 4, which differ in NODE_RANK.
+These NODES are the first machine's of 4, which differ in --machine-rank.
 
 Reference: 32 workers x 3 images, SGD 0.12: the 3x recipe's 0.02 by the linear rule (Goyal et al.
 2017) for 96 images instead of 16. No AP is published for this combination; Detectron2's authors

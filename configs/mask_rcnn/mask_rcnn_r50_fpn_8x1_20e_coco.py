@@ -1,10 +1,10 @@
 """Mask R-CNN R50-FPN (pytorch style) on COCO, 8 workers x 1 image, 20 epochs.
 
-    CONFIG=configs/mask_rcnn/mask_rcnn_r50_fpn_8x1_20e_coco.py
-    python tools/prepare_data.py coco
-    python tools/train_net.py --config-file $CONFIG --num-gpus 8
-    python tools/train_net.py --config-file $CONFIG --auto-scale-lr     # on one GPU
-    python tools/train_net.py --config-file $CONFIG --eval-only --weights last
+    CONFIG=mask_rcnn/mask_rcnn_r50_fpn_8x1_20e_coco.py
+    d2ext prepare coco
+    d2ext train $CONFIG --num-gpus 8
+    d2ext train $CONFIG --auto-scale-lr  # on one GPU
+    d2ext train $CONFIG --eval-only --weights last
 
 Reference: 8 workers x 1 image, SGD 0.01, as MMDetection's scnet_x101_64x4d_fpn_8x1_20e_coco
 (another model); steps after 16 and 19 epochs as its schedule_20e.py. Nobody reports an AP for this

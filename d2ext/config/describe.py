@@ -15,9 +15,10 @@ from d2ext.config.check import accepted
 from d2ext.config.help_text import documented, written_help
 from d2ext.config.options import train_options
 from d2ext.config.overrides import parameters
+from d2ext.config.recipes import RECIPES
 from d2ext.config.yaml_io import saved_text
 
-_COMMON = Path(__file__).resolve().parent.parent.parent / "configs" / "common"
+_COMMON = RECIPES / "common"
 # Sections that start from the same file in all recipes, for a config that does not say from which.
 _STARTS = {
     "train": (_COMMON / "train.py", "train"),

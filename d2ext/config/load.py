@@ -39,7 +39,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
-    cfg = _execute(path)
+    cfg = execute_config(path)
     given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # a list; nothing
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
@@ -80,7 +80,12 @@ def _merge_dist(cfg: Any, path: Path) -> None:
     cfg.train.dist = {**(cfg.train.get("dist") or {}), **given}
 
 
-def _execute(path: Path) -> Any:
+def execute_config(path: Path) -> Any:
+    """Return what a config file defines, unchecked.
+
+    Raises:
+        UserError: It fails.
+    """
     from detectron2.config import LazyConfig
 
     original = builtins.__import__
@@ -98,6 +103,8 @@ def _execute(path: Path) -> Any:
             str(getattr(cause, "problem", None) or cause).strip() or "no message"
         ).splitlines()
         words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
+        if isinstance(cause, ModuleNotFoundError):
+            words += "; modules are found in the current folder, on PYTHONPATH and if installed"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.

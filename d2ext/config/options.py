@@ -1,7 +1,7 @@
 """The options of `train`: their names, types, defaults, bounds and meanings, stated only here.
 
 `configs/common/train.py` gives every recipe the defaults, `config/check.py` checks values against
-types and bounds, and `tools/print_config.py --docs` prints the meanings. Field names are those of
+types and bounds, and `d2ext print-config --docs` prints the meanings. Field names are those of
 Detectron2's own configs/common/train.py, where it has the field.
 """
 

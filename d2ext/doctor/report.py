@@ -18,6 +18,7 @@ from typing import Any
 from d2ext import __version__
 from d2ext.data.prepare.balloon import PHOTOS
 from d2ext.doctor.probe import MARK
+from d2ext.invocation import command
 from d2ext.launch.device import expected_gpu, uncovered
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
 from d2ext.waiting import waiting_for
@@ -129,7 +130,8 @@ def describe_datasets() -> str:
     """Return where datasets are looked for, and where the balloon recipes find their photos."""
     root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
     source = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "the default"
-    balloon = PHOTOS if PHOTOS.is_dir() else "absent (tools/prepare_data.py balloon --root DIR)"
+    absent = f"absent ({command('prepare')} balloon --root DIR)"
+    balloon = PHOTOS if PHOTOS.is_dir() else absent
     return f"{root} ({source}); balloon photos: {balloon}"
 
 

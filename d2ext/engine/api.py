@@ -91,9 +91,9 @@ def train(
         overwrite=overwrite,
         validate=validate,
     )
-    again = ["d2ext", "train", *([] if validate else ["--no-validate"])]
+    flags = [] if validate else ["--no-validate"]
     # No command passes hooks that exist in Python only.
-    run = _execute("train", cfg, output_dir, options, [] if hooks else again, hooks)
+    run = _execute("train", cfg, output_dir, options, None if hooks else flags, hooks)
     if run.stopped_by == "SIGINT":
         raise KeyboardInterrupt
     if run.stopped_by:
@@ -141,10 +141,10 @@ def _execute(
     cfg: Any,
     output_dir: str | os.PathLike | None,
     options: Mapping[str, Any],
-    again: Sequence[str] = (),
+    flags: Sequence[str] | None = None,
     hooks: Sequence[HookBase] = (),
 ) -> Run:
-    """Execute a run in this process; `again` are the words of the command that does the same."""
+    """Execute a run in this process; `flags` are those of a command that trains the same."""
     cfg, out = _checked(cfg, output_dir)
     train_options = TrainOptions.from_config(cfg.train)
     dist_options = train_options.dist
@@ -158,7 +158,7 @@ def _execute(
         die_with_parent()
     gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     device = choose_device(train_options.device, **gpus)[0]
-    command = describe_call(function, out, topology, again)
+    command = describe_call(function, out, topology, flags)
     options = {**options, **gpus, "world_size": topology.world_size}
 
     def rank() -> Run:

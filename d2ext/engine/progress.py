@@ -16,6 +16,7 @@ from rich.text import Text
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
+from d2ext.invocation import command
 from d2ext.run_dir.names import BEST
 from d2ext.run_dir.results import Results
 from d2ext.terminal import console, is_live, show_cursor
@@ -143,31 +144,31 @@ def print_summary(out: Path, results: Results, again: str, stopped: bool) -> Non
 
 
 def _where(out: Path, results: Results, again: str, stopped: bool) -> dict[str, str]:
-    rows, weights = {"report": str(out / "report.html")}, "last"
+    rows = {"report": str(out / "report.html")}
     if scores := _scores(results):
         rows["AP"] = _SEPARATOR.join(scores)
     if (out / BEST).is_file():
-        rows["weights"], weights = str(out / BEST), "best"
+        rows["weights"] = str(out / BEST)
     elif (out / "last_checkpoint").is_file():
         rows["weights"] = str(out / (out / "last_checkpoint").read_text())
     rows["log"] = str(out / "log.txt")
     if stopped:
         rows["go on"] = again
     else:
-        config = shlex.quote(str(out / "config.yaml"))
-        rows["predict"] = (
-            f"python tools/predict.py --config-file {config} --weights {weights} IMAGES"
-        )
+        rows["predict"] = f"{command('predict')} {shlex.quote(str(out))} IMAGES"
     return rows
 
 
-def resuming(command: str) -> str:
-    """Return the command that resumes the run that `command`, of run.json, has started."""
-    words = shlex.split(command)
-    tool = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
+def resuming(line: str) -> str:
+    """Return the command line that resumes the run that `line`, of run.json, has started."""
+    words = shlex.split(line)
+    if "d2ext" in words:
+        start = words.index("d2ext") + 2  # behind `d2ext train`
+    else:
+        start = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     for flag, length in (("--resume", 1), ("--overwrite", 1), ("--resume-from", 2)):
         if flag in words:
             i = words.index(flag)
             del words[i : i + length]
     words = [word for word in words if not word.startswith("--resume-from=")]
-    return shlex.join([*words[:tool], "--resume", *words[tool:]])  # overrides come last
+    return shlex.join([*words[:start], "--resume", *words[start:]])  # overrides come last

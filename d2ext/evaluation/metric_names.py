@@ -1,4 +1,4 @@
-"""The metrics of evaluate.py, by name; this module imports nothing, so that `--help` is quick."""
+"""The metrics of an offline evaluation, by name; imports nothing, so that `--help` is quick."""
 
 METRICS = {  # module and class, which takes `per_class`
     "coco": ("d2ext.evaluation.coco", "CocoMetric"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from d2ext.invocation import words
 from d2ext.launch.topology import Topology
 
 
@@ -37,25 +38,30 @@ def run_name(config_file: str) -> str:
 
 
 def describe_run(
-    config_file: str, argv: Sequence[str], topology: Topology, validate: bool = True
+    config_file: str,
+    command: str,
+    arguments: Sequence[str],
+    topology: Topology,
+    validate: bool = True,
 ) -> RunCommand:
     """Return the description of a run by its command.
 
     Args:
         config_file: Config file on the command line.
-        argv: The command line.
+        command: The command of d2ext that starts it, such as `train`.
+        arguments: Its arguments.
         topology: Topology returned by `find_topology`.
         validate: Whether the run evaluates while it trains.
     """
-    tool = [*topology.starting(), os.path.relpath(argv[0])]
-    start = [*tool, *topology.flags()]
+    start = [*_starting(topology, words("train")), *topology.flags()]
     if not validate:
         start.append("--no-validate")
-    return RunCommand(run_name(config_file), config_file, shlex.join([*tool, *argv[1:]]), start)
+    line = shlex.join([*_starting(topology, words(command)), *arguments])
+    return RunCommand(run_name(config_file), config_file, line, start)
 
 
 def describe_call(
-    function: str, output_dir: Path, topology: Topology, words: Sequence[str]
+    function: str, output_dir: Path, topology: Topology, flags: Sequence[str] | None
 ) -> RunCommand:
     """Return the description of a run by the Python call that started it.
 
@@ -63,21 +69,27 @@ def describe_call(
         function: The function of d2ext that was called.
         output_dir: Run directory.
         topology: Topology returned by `find_topology`.
-        words: Words of the command that starts such a run with its config; empty if none does.
+        flags: Flags with which `d2ext train` trains the same; None if it cannot.
     """
     call = f"d2ext.{function}(cfg, {str(output_dir)!r}"
     script = _script()
-    line = shlex.join([*topology.starting(), *script, *sys.argv[1:]]) if script else f"{call})"
-    python = [] if topology.launcher == "self" else [*topology.starting(), "-m"]
-    start = [*python, *words] if words else []
+    line = shlex.join([*_starting(topology, script), *sys.argv[1:]]) if script else f"{call})"
+    start = [] if flags is None else [*_starting(topology, words("train")), *flags]
     return RunCommand(output_dir.resolve().name, "", line, start, f"{call}, resume=True)")
 
 
 def _script() -> list[str]:
-    """Return the words with which Python runs the main program; empty in a notebook or shell."""
+    """Return the words that run the main program; empty in a notebook or an interactive shell."""
     main = sys.modules["__main__"]
     if not hasattr(main, "__file__"):
         return []
     if main.__spec__ is not None:  # `python -m`
-        return ["-m", main.__spec__.name.removesuffix(".__main__")]
-    return [os.path.relpath(main.__file__)]
+        return ["python", "-m", main.__spec__.name.removesuffix(".__main__")]
+    return ["python", os.path.relpath(main.__file__)]
+
+
+def _starting(topology: Topology, program: list[str]) -> list[str]:
+    """Return the words that start a program in as many processes, as the user runs it."""
+    if topology.launcher == "torchrun":  # it starts Python itself, with a file or a module
+        program = program[1:] if program[0] == "python" else ["-m", *program]
+    return [*topology.starting(), *program]

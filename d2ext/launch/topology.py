@@ -48,17 +48,17 @@ class Topology:
         return self.num_machines * self.per_machine
 
     def starting(self) -> list[str]:
-        """Return the words before the tool with which machine 0 starts such a run."""
+        """Return the words before the command with which machine 0 starts such a run."""
         machines, each = str(self.num_machines), str(self.per_machine)
         if self.launcher == "srun":
-            return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}", "python"]
+            return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}"]
         if self.launcher == "torchrun":
             where = "--standalone" if self.num_machines == 1 else f"--nnodes={machines}"
             return ["torchrun", where, f"--nproc-per-node={each}"]
-        return ["python"]
+        return []
 
     def flags(self) -> list[str]:
-        """Return the tool's flags that give as many processes."""
+        """Return the command's flags that give as many processes."""
         if self.launcher != "self" or self.world_size == 1:
             return []
         flags = ["--num-gpus", str(self.per_machine)]

@@ -33,7 +33,7 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
-from d2ext.run_dir.names import BEST
+from d2ext.run_dir.names import usual_weights
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +196,9 @@ class Predictor:
         Raises:
             UserError: The config or the weights do not exist or do not fit.
         """
-        if weights is None:
-            weights = "best" if (Path(run_dir) / BEST).is_file() else "last"
-        file = Path(run_dir) / "config.yaml"
-        return cls.from_config(file, weights, overrides, score_threshold, keep)
+        folder = Path(run_dir)
+        weights = usual_weights(folder) if weights is None else weights
+        return cls.from_config(folder / "config.yaml", weights, overrides, score_threshold, keep)
 
     @classmethod
     def from_config(

@@ -1,4 +1,4 @@
-"""The inputs of predict.py: images, folders and videos, read one image after the other."""
+"""The inputs of a prediction: images, folders and videos, read one image after the other."""
 
 import itertools
 import logging

@@ -110,7 +110,7 @@ def _map(field: str, loader: Any, record: dict) -> Any:
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:
-    """Raise a UserError for errors that tools/check_dataset.py finds in a COCO file alone."""
+    """Raise a UserError for errors that `d2ext check` finds in a COCO file alone."""
     command = checker_command(json_file, image_root)
 
     def errors() -> list[str]:

@@ -14,7 +14,7 @@ from d2ext.errors import UserError
 
 _HEADS = ("box", "mask", "keypoint")  # of Detectron2's StandardROIHeads
 _LOOKED_AT = 20  # records in which keypoints are looked for
-_BOXES_ONLY = "configs/custom/faster_rcnn_lite0_fpn.py"
+_BOXES_ONLY = "custom/faster_rcnn_lite0_fpn.py"
 
 
 def check_model_fields(cfg: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run a job: tools/train_net.py on each of its machines, and then the requeue, if any.
+"""Run a job: `d2ext train` on each of its machines, and then the requeue, if any.
 
 submitit unpickles a `Training` in one task per machine and calls it. When Slurm announces the end
 (USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task. Every end
@@ -45,7 +45,7 @@ class Training:
     """A training as a job, to be pickled.
 
     Attributes:
-        command: train_net.py with its flags; `resume_flags` is added, then overrides.
+        command: `d2ext train` with its flags; `resume_flags` is added, then overrides.
         overrides: Overrides of the config.
         start: Flags of the first start, such as `--resume-from FILE`.
         resume_flags: Flags that continue the run in the run directory; none for an evaluation.

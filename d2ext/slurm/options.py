@@ -1,4 +1,4 @@
-"""Parse the command line of tools/submit.py into a `Request`."""
+"""Parse the command line of `d2ext submit` into a `Request`."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _SHORT = {
 # Options of sbatch that d2ext sets itself, and how the user decides them.
 _OURS = {
     "array": "--seeds decides that",
-    "chdir": "the job runs where submit.py does; start that elsewhere",
+    "chdir": "the job runs in the folder that it is submitted from; submit it elsewhere",
     "cpus-per-task": "--cpus-per-task decides that",
     "error": "--work-dir decides that",
     "gpus-per-node": "--num-gpus decides that",
@@ -35,8 +35,8 @@ _OURS = {
     "ntasks-per-node": "--num-gpus decides that",
     "open-mode": "--work-dir decides that",
     "output": "--work-dir decides that",
-    "parsable": "submit.py reads what sbatch says",
-    "quiet": "submit.py reads what sbatch says",
+    "parsable": "d2ext reads what sbatch says",
+    "quiet": "d2ext reads what sbatch says",
     "requeue": "--max-requeues decides that",
     "signal": "--signal-delay decides that",
     "test-only": "--dry-run checks and submits nothing",
@@ -90,11 +90,11 @@ def _line(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def make_request(args: dict[str, Any], train: Sequence[str], env: Mapping[str, str]) -> Request:
-    """Return the request of the flags of tools/submit.py.
+    """Return the request of the flags of `d2ext submit`.
 
     Args:
         args: Its flags by name.
-        train: Other arguments, for train_net.py.
+        train: Other arguments, for `d2ext train`.
         env: Environment of the process; `PORT` is where ranks meet, as in MMDetection's script.
 
     Raises:

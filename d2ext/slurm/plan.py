@@ -4,16 +4,18 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from d2ext.errors import UserError
+from d2ext.invocation import command
+from d2ext.launch.command import run_name
 from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
 from d2ext.waiting import waiting_for
 
-REPO = Path(__file__).resolve().parent.parent.parent
 # Fields that mean something to Slurm only, and the user's defaults for some of them.
 _SLURM_ONLY = (
     *("partition", "job_name", "cpus_per_task", "mem", "qos", "account", "constraint", "exclude"),
@@ -30,10 +32,10 @@ _DEFAULTS = {
 
 @dataclass
 class Request:
-    """A request of the user; the fields are flags of tools/submit.py.
+    """A request of the user; the fields are flags of `d2ext submit`.
 
     Attributes:
-        train: Flags and overrides for train_net.py.
+        train: Flags and overrides for `d2ext train`.
         slurm: More options of sbatch.
         port: Port on the first machine where ranks meet; None takes a free one.
     """
@@ -65,13 +67,13 @@ class Request:
     port: int | None = None
 
     def command(self, work_dir: Path | None) -> list[str]:
-        """Return the first part of train_net.py's command line, up to the machine's rank."""
+        """Return the first part of the training's command line, up to the machine's rank."""
         counts = {"--num-gpus": self.num_gpus, "--num-machines": self.num_machines}
         flags = [str(x) for pair in counts.items() for x in pair]
-        tool = [sys.executable, "-u", str(REPO / "tools" / "train_net.py")]
-        tool += ["--config-file", self.config_file, *flags]
-        tool += ["--eval-only"] if self.eval_only else []
-        return tool + (["--work-dir", str(work_dir)] if work_dir else [])
+        words = [sys.executable, "-u", "-m", "d2ext", "train"]
+        words += ["--config-file", self.config_file, *flags]
+        words += ["--eval-only"] if self.eval_only else []
+        return words + (["--work-dir", str(work_dir)] if work_dir else [])
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Job:
     @property
     def name(self) -> str:
         """Return the name of the job."""
-        return self.request.job_name or Path(self.request.config_file).stem
+        return self.request.job_name or run_name(self.request.config_file)
 
     @property
     def base(self) -> Path:
@@ -120,7 +122,7 @@ class Job:
 
 
 def make_plan(request: Request) -> Job:
-    """Check a request, with everything that train_net.py checks before training.
+    """Check a request, with everything that is checked before a training.
 
     Raises:
         UserError: The request is invalid.
@@ -135,10 +137,10 @@ def make_plan(request: Request) -> Job:
             f"--signal-delay {request.signal_delay}: give seconds, fewer than the {minutes} minutes"
             " of the job"
         )
-    base = Path(request.work_dir or Path("work_dirs") / Path(request.config_file).stem)
+    base = Path(request.work_dir or Path("work_dirs") / run_name(request.config_file))
     runs = [SlurmRun(base / f"seed_{seed}", seed) for seed in request.seeds]
     for run in runs or [SlurmRun(base)]:
-        _refuse_second(run.directory)  # before train_net.py finds the lock of that run
+        _refuse_second(run.directory)  # before the training finds the lock of that run
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
     if runs and Path(output).absolute() != runs[0].directory.absolute():
@@ -199,30 +201,39 @@ def _defaults(request: Request) -> list[str]:
 
 
 def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
-    """Return the output of `train_net.py --dry-run`."""
+    """Return the output of `d2ext train --dry-run`."""
     work_dir = run.directory if run else request.work_dir
     seed = [f"train.seed={run.seed}"] if run else []
-    command = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]
-    command += ["--resume"] if request.resume else []
-    command += ["--overwrite"] if request.overwrite else []
-    command += ["--resume-from", request.resume_from] if request.resume_from else []
+    words = [*request.command(work_dir), "--machine-rank", "0", "--dry-run"]
+    words += ["--resume"] if request.resume else []
+    words += ["--overwrite"] if request.overwrite else []
+    words += ["--resume-from", request.resume_from] if request.resume_from else []
     env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
+    env |= {"PYTHONPATH": ":".join([*import_path(), *filter(None, [env.get("PYTHONPATH")])])}
     if cluster == "slurm":  # the job's machines have GPUs, this one need not
         env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
-    with waiting_for("the checks of train_net.py --dry-run"):
+    with waiting_for("the checks of the training"):
         done = subprocess.run(
-            [*command, *request.train, *seed], env=env, capture_output=True, text=True
+            [*words, *request.train, *seed], env=env, capture_output=True, text=True
         )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1] if done.returncode == 2 else done.stderr
-        raise UserError(re.sub(r"^(train_net\.py: )?error: ", "", last))
+        raise UserError(re.sub(r"^(python -m d2ext train: )?error: ", "", last))
     return done.stdout
+
+
+def import_path() -> list[str]:
+    """Return the folder that d2ext is imported from, unless every Python process looks there."""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return [] if root in map(os.path.realpath, installed) else [root]
 
 
 def _refuse_second(directory: Path) -> None:
     record = newest_record(directory)
     if record and not is_over(record):
         raise UserError(
-            f"{directory}: {describe_state(record)}; wait for it, `submit.py cancel {directory}`,"
+            f"{directory}: {describe_state(record)}; wait for it, `{command('submit')} cancel"
+            f" {directory}`,"
             " or choose another --work-dir"
         )

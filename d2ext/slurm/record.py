@@ -2,9 +2,9 @@
 
 ```
 <run directory>/slurm/<time of submission>/
-  submission.json    by submit.py: `Submission`
+  submission.json    at the submission: `Submission`
   attempts.json      by the job: `AttemptsRecord`
-  cancelled          by `submit.py cancel`
+  cancelled          by `d2ext submit cancel`
   meet-<job>-<n>     by the first machine of attempt n: `Rendezvous`
   failed-<job>-<n>   by another machine whose trainer failed: `MachineFailure`
 ```

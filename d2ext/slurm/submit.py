@@ -22,7 +22,7 @@ from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify
-from d2ext.slurm.plan import REPO, Job, SlurmRun
+from d2ext.slurm.plan import Job, SlurmRun, import_path
 from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.requeue_policy import newest
@@ -104,7 +104,10 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         gpus_per_node=r.num_gpus if job.wants_gpus else None,
         signal_delay_s=r.signal_delay,
         stderr_to_stdout=True,
-        setup=[f"export PYTHONPATH={shlex.quote(str(REPO))}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        setup=[
+            f"export PYTHONPATH={shlex.quote(folder)}${{PYTHONPATH:+:$PYTHONPATH}}"
+            for folder in import_path()
+        ],
         teardown=[f"{after} $?"],
         # From Slurm 22.05 on srun takes no number of CPUs from sbatch.
         srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
@@ -189,8 +192,8 @@ def _environment(job: Job) -> Iterator[None]:
             if "SLURM_CONF" in before:  # where the cluster is
                 os.environ["SLURM_CONF"] = before["SLURM_CONF"]
             if job.cluster == "local":
-                paths = [str(REPO), before.get("PYTHONPATH", "")]
-                os.environ["PYTHONPATH"] = ":".join(filter(None, paths))
+                paths = [*import_path(), *filter(None, [before.get("PYTHONPATH")])]
+                os.environ["PYTHONPATH"] = ":".join(paths)
             yield
     finally:
         os.environ.clear()

@@ -70,14 +70,14 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     assert cfg.train.reference_batch_size % cfg.train.reference_world_size == 0
     check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
-    assert f"CONFIG={recipe}\n" in text
+    assert f"CONFIG={recipe.removeprefix('configs/')}\n" in text
     assert "\nReference: " in text  # where its numbers come from
     given = r' "\$\{DATA\[@\]\}"'
-    train = rf"    python tools/train_net.py --config-file \$CONFIG( --num-gpus 8|{given})?\n"
-    assert re.search(rf"{train}|bash tools/dist_train.sh \$CONFIG 8\n", text)
+    nodes = r' --num-gpus 8 "\$\{NODES\[@\]\}"'
+    assert re.search(rf"    d2ext train \$CONFIG( --num-gpus 8|{given}|{nodes})?\n", text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
     there = recipe in CUSTOM or data == "balloon"
-    assert there != (f"python tools/prepare_data.py {data}\n" in text)
+    assert there != (f"    d2ext prepare {data}\n" in text)
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
@@ -226,7 +226,7 @@ def _cityscapes(repo, root, *options):
 def test_absent_cityscapes_are_one_line(repo, tmp_path):
     done = _cityscapes(repo, tmp_path, "--dry-run")
     assert done.returncode == 2
-    assert "train holds no images; put Cityscapes there (python tools/prepare_data" in done.stderr
+    assert "train holds no images; put Cityscapes there (python " in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,17 +1,19 @@
 """The balloon dataset (61 + 13 photos, one class), read straight from its VIA annotations.
 
-The checkout holds the photos, reduced to a short side of at most 640 pixels. For the original ones
-run `python tools/prepare_data.py balloon --full --root DIR` and train with `data.root=DIR`.
+A checkout holds the photos, reduced to a short side of at most 640 pixels; elsewhere
+`d2ext prepare balloon` downloads the original ones. To train on those in a checkout, run
+`d2ext prepare balloon --full --root DIR` and train with `data.root=DIR`.
 """
-
-from pathlib import Path
 
 from detectron2.config import LazyCall as L
 
 from d2ext.data.datasets.declare import via_dataset
+from d2ext.data.prepare.balloon import PHOTOS
 
-# Not $DETECTRON2_DATASETS: these recipes train on the same photos everywhere.
-data = dict(root=str(Path(__file__).resolve().parents[3] / "examples"))  # folder with balloon/
+from .root import data
+
+if PHOTOS.is_dir():  # not $DETECTRON2_DATASETS: a checkout trains on the same photos everywhere
+    data.root = str(PHOTOS.parent)
 
 
 def _split(name):

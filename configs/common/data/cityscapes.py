@@ -1,7 +1,7 @@
 """Cityscapes' fine annotations (2,975 + 500 photos, 8 classes with instances) and loaders for it.
 
 The data sets are Detectron2's own, which lie under $DETECTRON2_DATASETS (default: datasets) and are
-read with the package cityscapesscripts. `python tools/prepare_data.py cityscapes` checks both.
+read with the package cityscapesscripts. `d2ext prepare cityscapes` checks both.
 """
 
 from .loader import dataloader

@@ -1,6 +1,6 @@
 """COCO 2017 (118,287 + 5,000 photos, 80 classes) and loaders for it.
 
-`python tools/prepare_data.py coco` puts it under data.root; `data.root=/elsewhere` moves it.
+`d2ext prepare coco` puts it under data.root; `data.root=/elsewhere` moves it.
 """
 
 from detectron2.config import LazyCall as L

@@ -3,7 +3,7 @@
     data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs
 
 `data.classes=[cat, dog]` trains on these classes only; `data.palette` has a colour for each.
-`tools/print_config.py FILE --docs` prints what each key means.
+`d2ext print-config FILE --docs` prints what each key means.
 """
 
 from detectron2.config import LazyCall as L

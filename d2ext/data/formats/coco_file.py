@@ -6,9 +6,9 @@ policy says how much a file may lack; each has its own functions, which return d
 | policy | function | for | returns |
 | --- | --- | --- | --- |
 | repair | `read_repaired` | training | columns with masks as text, or dataset dicts |
-| repair | `repaired_records` | convert_dataset.py | dataset dicts |
-| strict | `read_strict` | evaluate.py | columns |
-| as_is | `read_as_is` | check_dataset.py | entries and the function that decodes them |
+| repair | `repaired_records` | `d2ext convert` | dataset dicts |
+| strict | `read_strict` | `d2ext evaluate` | columns |
+| as_is | `read_as_is` | `d2ext check` | entries and the function that decodes them |
 
 | policy | malformed entry | absent bbox, area, iscrowd | box or polygons without an area |
 | --- | --- | --- | --- |
@@ -18,7 +18,7 @@ policy says how much a file may lack; each has its own functions, which return d
 
 A UserError names the entry. Filled in are the mask's box, the area of the mask or else of the box,
 and `iscrowd` 0: `_completed` does so for `strict`, which keeps boxes without an area, and
-`repaired_annotation` for `repair`, which drops them. `check_dataset.py --fix` changes the content
+`repaired_annotation` for `repair`, which drops them. `d2ext check --fix` changes the content
 that `read_content` returns.
 
 `repair` has two ways to one result: `_repaired_columns` turns a file of ordinary entries into

@@ -7,6 +7,7 @@ from d2ext.data.formats.json_io import outline, read_bytes, read_json, read_text
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.registry import FORMATS
 from d2ext.errors import UserError
+from d2ext.invocation import command
 
 # Any other file must be JSON, and the error says where it is damaged.
 _NOT_JSON = (".csv", ".txt", ".xml", ".yaml", ".yml", ".zip")
@@ -49,6 +50,6 @@ def _unknown(file: str | Path) -> UserError:
     *others, last = (form.title for form in FORMATS.values() if not form.in_training)
     return UserError(
         f"{file} is of no format that is known here: {', '.join(form.title for form in read)};"
-        f" convert it with tools/convert_dataset.py, which reads {', '.join(others)} and {last}, or"
+        f" convert it with `{command('convert')}`, which reads {', '.join(others)} and {last}, or"
         " export it as COCO from the program that wrote it"
     )

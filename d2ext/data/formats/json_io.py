@@ -22,6 +22,7 @@ import msgspec
 from d2ext.data.formats.file_head import ARCHIVES, encoding_of
 from d2ext.data.formats.other_formats import advice
 from d2ext.errors import UserError
+from d2ext.invocation import command
 from d2ext.text import did_you_mean, shortened
 
 _shown = reprlib.Repr()
@@ -88,8 +89,8 @@ def read_bytes(path: str | Path) -> bytes:
         }
         for pattern, name in own.items():
             if path.match(pattern):
-                command = f"python tools/prepare_data.py {name} --root DIR"
-                remedy += f", or run {command} and train with data.root=DIR"
+                prepare = f"{command('prepare')} {name} --root DIR"
+                remedy += f", or run {prepare} and train with data.root=DIR"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give the annotation file in it") from None

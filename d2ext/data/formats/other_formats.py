@@ -8,13 +8,14 @@ from pathlib import Path
 
 from d2ext.data.formats.file_head import ARCHIVES, FileHead, read_head
 from d2ext.data.formats.format import FORMATS
+from d2ext.invocation import command
 
 _COCO_EXPORT = "export the annotations as COCO there instead"
 # Formats that are not read, and what a command says of such a file.
 _REFUSED = {
     "bdd100k": "a BDD100K or Scalabel file (JSON); convert it to COCO, for example with scalabel",
     "cityscapes": "a Cityscapes annotation (JSON), which is read only as part of Cityscapes itself"
-    " (`python tools/prepare_data.py cityscapes`); convert your own data to COCO",
+    " (`{prepare} cityscapes`); convert your own data to COCO",
     "darwin": f"a V7 Darwin JSON; {_COCO_EXPORT}",
     "cvat_video": "a CVAT export for videos; export as 'CVAT for images 1.1' or 'COCO 1.0' instead",
     "datumaro": "a Datumaro JSON; export as COCO instead ('COCO 1.0' in CVAT, `datum convert -f"
@@ -57,9 +58,9 @@ def advice(path: str | Path, *wanted: str) -> str:
             if form.name in wanted:
                 return ""
             file, folder = (shlex.quote(str(place)) for place in (path, path.parent))
-            return form.advice.format(file=file, folder=folder)
+            return form.advice.format(file=file, folder=folder, convert=command("convert"))
     kind = _refused_kind(head)
-    return "" if kind in wanted else _REFUSED.get(kind, "")
+    return "" if kind in wanted else _REFUSED.get(kind, "").format(prepare=command("prepare"))
 
 
 def _refused_kind(head: FileHead) -> str:

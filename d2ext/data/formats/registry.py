@@ -32,10 +32,10 @@ FORMATS |= {
 
 
 def converted_formats() -> list[Format]:
-    """Return the formats that convert_dataset.py turns into COCO."""
+    """Return the formats that `d2ext convert` turns into COCO."""
     return [form for form in FORMATS.values() if form.source]
 
 
 def writers() -> dict[str, Callable[..., Mapping[str, int]]]:
-    """Return the writers of all formats, by the names that `convert_dataset.py --to` takes."""
+    """Return the writers of all formats, by the names that `d2ext convert coco --to` takes."""
     return dict(sorted(pair for form in FORMATS.values() for pair in form.write.items()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext.errors import UserError
+from d2ext.invocation import command
 
 _IMAGES = {"train": 2975, "val": 500}
 _SUFFIX = "_leftImg8bit.png"
@@ -59,7 +60,7 @@ def require_cityscapes(metadata: Any) -> None:
     _require_package()
     if lacking := _lacking(Path(metadata.image_dir), Path(metadata.gt_dir), None):
         raise UserError(
-            f"{'; '.join(lacking)}; put Cityscapes there (python tools/prepare_data.py cityscapes"
+            f"{'; '.join(lacking)}; put Cityscapes there ({command('prepare')} cityscapes"
             " says how), or set the environment variable DETECTRON2_DATASETS to the folder that"
             " holds it"
         )

@@ -14,6 +14,7 @@ from d2ext.data.formats.images import image_size
 from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
+from d2ext.invocation import command
 
 _SIZES = 2000  # images of a set whose headers are read: 0.1 s on a disk
 _MAX_CROWD_SHARE = 0.1  # share of crowds above which they are hardly COCO's own, which are 1 %
@@ -141,8 +142,8 @@ def check_dataset_dicts(
 
 def checker_command(json_file: str, image_root: str | None) -> str:
     """Return the command that checks a COCO file, to which `--fix` may be added."""
-    command = f"python tools/check_dataset.py {shlex.quote(str(json_file))}"
-    return command if image_root is None else f"{command} --images {shlex.quote(str(image_root))}"
+    check = f"{command('check')} {shlex.quote(str(json_file))}"
+    return check if image_root is None else f"{check} --images {shlex.quote(str(image_root))}"
 
 
 def check_trainable(summaries: Sequence[DatasetSummary]) -> None:
@@ -207,8 +208,8 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
         raise UserError(
             f"dataset {name!r}: {len(lacking)} of {len(columns.masks)} objects have no outline"
             f" (`segmentation`), the first is in {first}; data.boxes_as_masks=True takes the box"
-            f" as the outline (outside of configs/custom datasets.{name}.boxes_as_masks=True), or"
-            " train boxes only with configs/custom/faster_rcnn_lite0_fpn.py (a model without a"
+            f" as the outline (outside of the custom/ recipes datasets.{name}.boxes_as_masks=True),"
+            " or train boxes only with custom/faster_rcnn_lite0_fpn.py (a model without a"
             f" mask head, and {field}.use_instance_mask=False)"
         )
 
@@ -235,7 +236,7 @@ def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
                 f"dataset {name!r}: its annotation file has {stated[0]} x {stated[1]} pixels for"
                 f" {paths[i]}, which is read with {actual[0]} x {actual[1]} (turned as its EXIF"
                 " orientation says, where it has one); use the images that were annotated, or see"
-                " python tools/check_dataset.py"
+                f" {command('check')}"
             )
 
 

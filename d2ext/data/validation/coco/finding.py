@@ -177,7 +177,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
         WARNING,
         "images with more objects than a model or a metric takes by default",
         "stays as it is: raise model.roi_heads.box_predictor.test_topk_per_image, and"
-        " max_detections of the CocoMetric (tools/evaluate.py: --max-detections)",
+        " max_detections of the CocoMetric (--max-detections of an offline evaluation)",
     ),
     "object_anchors": (INFO, "objects that no anchor overlaps by half", _STAYS),
     # between two files

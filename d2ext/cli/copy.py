@@ -1,0 +1,31 @@
+"""Copy a recipe to a config file of your own, which runs in any folder.
+
+d2ext copy custom/mask_rcnn_lite0_fpn.py mine.py
+d2ext train mine.py
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.cli.arguments import make_parser
+from d2ext.config.recipes import copy_recipe
+from d2ext.invocation import command
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the command."""
+    parser = make_parser("copy", __doc__)
+    parser.add_argument("name", metavar="NAME", help="a recipe, as `d2ext recipes` prints it")
+    parser.add_argument(
+        "destination", type=Path, metavar="DEST", help="a new .py file, or a folder"
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the copy, and print the command that trains it."""
+    written = copy_recipe(args.name, args.destination)
+    train = f"{command('train')} {shlex.quote(str(written))}"
+    print(f"wrote {written}, a copy of {args.name}; train it with: {train}")

@@ -1,0 +1,119 @@
+r"""Evaluate a run or a config with its model, or a COCO results file from whatever program.
+
+    d2ext evaluate work_dirs/mine
+    d2ext evaluate mine.py --weights model.pth data.val.json=b.json
+    d2ext evaluate predictions.json --dataset instances_val.json
+    d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
+        --per-class --confusion-matrix --pr-curves --errors --out results.json
+
+A run or a config is evaluated as by `d2ext train CONFIG --eval-only`, whose other flags and
+overrides go with it. The weights of a run are --weights best, or last if it has no best.
+
+A results file needs no model. The tables are printed; --out writes the numbers in full precision,
+{"coco/bbox/AP": 41.3, ...}, null where a number is undefined. What --confusion-matrix, --pr-curves
+and --errors find goes beside it, to <its name>_analysis.json. Masks are evaluated where both files
+have them.
+
+Exit status: 0, or 2 if a file is not what it should be.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.cli import train
+from d2ext.cli.arguments import make_parser, run_folder
+from d2ext.evaluation.metric_names import METRICS
+from d2ext.run_dir.names import usual_weights
+
+_USAGE = """CONFIG [flags of a training] [key=value ...]
+       %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the command: of `d2ext train` where a model is to be run."""
+    first = next((word for word in argv if not word.startswith("-")), ".json")
+    offline = any(word.partition("=")[0] == "--dataset" for word in argv)
+    if offline or first.endswith(".json"):
+        return _results_parser().parse_args(argv)
+    args = train.parse(argv, "evaluate")
+    args.eval_only = True
+    if not args.weights and not args.resume and (folder := run_folder(args.config_file)):
+        args.weights = usual_weights(folder)
+    return args
+
+
+def _results_parser() -> argparse.ArgumentParser:
+    parser = make_parser("evaluate", __doc__, _USAGE)
+    parser.add_argument(
+        "predictions", type=Path, metavar="PREDICTIONS.json", help="COCO results: a list"
+    )
+    parser.add_argument(
+        "--dataset", type=Path, required=True, metavar="JSON", help="the COCO annotations"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["coco"],
+        choices=list(METRICS),
+        help="default: coco",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=["bbox", "segm", "proposals"],
+        help="what coco compares (default: bbox, and segm where there are masks)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=_number,
+        default=100,
+        metavar="N",
+        help="the most detections of an image and class that coco takes (default: 100)",
+    )
+    parser.add_argument("--per-class", action="store_true", help="also the numbers of each class")
+    parser.add_argument(
+        "--confusion-matrix", action="store_true", help="which class is taken for which"
+    )
+    parser.add_argument(
+        "--pr-curves",
+        action="store_true",
+        help="precision over recall, and each class's score threshold with the highest F1",
+    )
+    parser.add_argument(
+        "--errors", action="store_true", help="errors by cause (TIDE), best and worst images"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "hotcoco", "pycocotools"],
+        default="auto",
+        help="what matches for coco (default: hotcoco, or pycocotools where it is absent)",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Evaluate; return the exit status."""
+    if "config_file" in args:
+        return train.run(args)
+    from d2ext.evaluation.offline import evaluate_files
+
+    parts = {name: getattr(args, name) for name in ("confusion_matrix", "pr_curves", "errors")}
+    evaluate_files(
+        args.predictions,
+        args.dataset,
+        args.metrics,
+        per_class=args.per_class,
+        parts=parts,
+        out=args.out,
+        backend=args.backend,
+        tasks=args.tasks,
+        max_detections=args.max_detections,
+    )

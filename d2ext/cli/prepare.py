@@ -1,0 +1,99 @@
+"""Put a dataset where a recipe looks for it, and fetch a recipe's initial weights.
+
+d2ext prepare balloon --root /data
+d2ext prepare balloon --full
+d2ext prepare coco --parts annotations val2017
+d2ext prepare cityscapes
+d2ext prepare --weights mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.cli.arguments import make_parser
+from d2ext.config.recipes import find_config
+from d2ext.data.prepare.balloon import prepare_balloon
+from d2ext.data.prepare.cityscapes import check_cityscapes
+from d2ext.data.prepare.coco2017 import PARTS, prepare_coco
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the command."""
+    weights = argparse.ArgumentParser(add_help=False)
+    weights.add_argument(
+        "--weights",
+        metavar="CONFIG",
+        default=argparse.SUPPRESS,  # else a dataset's default would hide what stands before it
+        help="fetch this recipe's initial weights, to $D2EXT_CACHE",
+    )
+    common = argparse.ArgumentParser(add_help=False, parents=[weights])
+    common.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
+        help="folder of the datasets (default: $DETECTRON2_DATASETS, else datasets)",
+    )
+    parser = make_parser("prepare", __doc__, parents=[weights])
+    datasets = parser.add_subparsers(dest="dataset", metavar="DATASET")
+
+    def add(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        return datasets.add_parser(
+            name, help=text, description=description, allow_abbrev=False, parents=[common]
+        )
+
+    balloon = add(
+        "balloon",
+        "61 + 13 photos of balloons, for data.root=ROOT",
+        "Check ROOT/balloon/{train,val}, or copy the reduced photos of the checkout there. The"
+        " balloon recipes read these photos without it; data.root=ROOT selects the copy.",
+    )
+    balloon.add_argument(
+        "--full", action="store_true", help="download the original photos instead (38 MB)"
+    )
+    names = [part.name for part in PARTS]
+    coco = add(
+        "coco",
+        "COCO 2017, 118,287 + 5,000 photos",
+        f"Checks ROOT/coco/{{{','.join(names)}}}, and downloads what is not there (20 GB in all)."
+        " A download that broke off is gone on with.",
+    )
+    coco.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="of the dataset (default: all)"
+    )
+    add(
+        "cityscapes",
+        "Cityscapes' fine annotations, 2,975 + 500 photos; says what must be fetched by hand",
+        "Checks ROOT/cityscapes/{leftImg8bit,gtFine}/{train,val}.",
+    )
+    args = parser.parse_args(argv)
+    if not args.dataset and "weights" not in args:
+        parser.error("name a dataset, or a recipe with --weights CONFIG")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare the dataset or the weights, and print what is there."""
+    if args.dataset == "balloon":
+        print(prepare_balloon(args.root, args.full))
+    elif args.dataset == "coco":
+        for line in prepare_coco(args.root, [part for part in PARTS if part.name in args.parts]):
+            print(line, flush=True)
+    elif args.dataset == "cityscapes":
+        print(check_cityscapes(args.root))
+    if config := vars(args).get("weights"):
+        from d2ext.run_dir.logging import setup_logging
+
+        setup_logging()
+        from d2ext.checkpoint.weights.initial import local_weights
+        from d2ext.config.load import load_config
+        from d2ext.config.options import TrainOptions
+
+        source = TrainOptions.from_config(load_config(find_config(config)).train).init_checkpoint
+        if not source:
+            print(f"{config} has no initial weights (train.init_checkpoint)")
+            return
+        path = local_weights(source)
+        size = os.path.getsize(path.partition("?")[0])
+        print(f"{source} is at {path} ({size / 1e6:.1f} MB)")

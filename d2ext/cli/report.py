@@ -1,0 +1,34 @@
+"""Write the report of a run, or compare several runs on one page.
+
+    d2ext report work_dirs/mine
+    d2ext report work_dirs/mine work_dirs/other --output comparison.html
+
+It reads what the runs have written, also while they train; neither data nor a model are needed.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2ext.cli.arguments import make_parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the command."""
+    parser = make_parser("report", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders that trainings wrote")
+    default = "report.html in the run's folder; of several runs work_dirs/comparison.html"
+    add("--output", type=Path, metavar="FILE", help=f"the page ({default})")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; return the exit status."""
+    from d2ext.report import write_comparison, write_report
+
+    if len(args.runs) == 1:
+        print(write_report(args.runs[0], args.output))
+    else:
+        print(write_comparison(args.runs, args.output or Path("work_dirs/comparison.html")))
+    return 0

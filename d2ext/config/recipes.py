@@ -1,0 +1,168 @@
+"""The recipes of d2ext, wherever it is installed: find, load, list and copy them by their names."""
+
+import ast
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2ext.config.load import execute_config, load_config
+from d2ext.config.overrides import apply_overrides
+from d2ext.errors import UserError
+from d2ext.invocation import command
+from d2ext.text import closest, did_you_mean
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout a link to configs/
+_PARTS = "common"  # the folder of what recipes are made of
+
+
+def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
+    """Load a recipe of d2ext by its name, as Detectron2's `model_zoo.get_config` loads its own.
+
+    The files are executed again at each call, so that two configs share nothing.
+
+    Args:
+        name: Path below the recipes' folder, such as `custom/mask_rcnn_lite0_fpn.py`; the names
+            are those that `d2ext recipes` prints.
+        overrides: `key=value` strings, see `apply_overrides`.
+
+    Returns:
+        The config of a recipe, as `load_config` returns it. For a file of `common/`, a DictConfig
+        of what it defines, such as `train` of `common/train.py`.
+
+    Raises:
+        UserError: There is no such recipe, or an override is invalid.
+
+    Example:
+        >>> import d2ext
+        >>> cfg = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", ["optimizer.lr=0.01"])
+        >>> cfg.optimizer.lr
+        0.01
+        >>> d2ext.get_config("common/train.py").train.warmup_iters
+        500
+    """
+    path = recipe_path(name)
+    if path.relative_to(RECIPES).parts[0] != _PARTS:
+        return load_config(path, overrides)
+    parts = execute_config(path)
+    apply_overrides(parts, overrides)
+    return parts
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe or of a file of `common/`.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if path := _recipe(name):
+        return path
+    known = [path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.py")]
+    hint = did_you_mean(_normal(name), known, f"`{command('recipes')}` lists them")
+    raise UserError(f"there is no recipe {name!r}; {hint}")
+
+
+def recipes() -> Iterator[tuple[str, str]]:
+    """Yield the name of each recipe, and the first line of its docstring."""
+    for path in sorted(RECIPES.glob("*/*.py")):
+        if path.parent.name != _PARTS:
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            yield path.relative_to(RECIPES).as_posix(), text.partition("\n")[0]
+
+
+def find_config(name: str | Path) -> str:
+    """Return the file that a config argument means.
+
+    Args:
+        name: A file; or a run directory, which means its config.yaml; or the name of a recipe,
+            also without `.py` and with a leading `configs/`. An existing file wins.
+
+    Raises:
+        UserError: There is no such config.
+    """
+    path = Path(name)
+    if path.is_file():
+        return str(path)
+    if (path / "config.yaml").is_file():
+        return str(path / "config.yaml")
+    if recipe := _recipe(str(name)):
+        return str(recipe)
+    if path.is_dir():
+        raise UserError(
+            f"the config {path} is a folder without a config.yaml; name a .py or .yaml file, or"
+            " the folder of a run"
+        )
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = closest(path.name, beside)
+    near = str(path.parent / near) if near else closest(_normal(str(name)), dict(recipes()))
+    hint = f"did you mean {near}?" if near else f"`{command('recipes')}` lists the recipes"
+    raise UserError(f"the config file {path} does not exist, nor a recipe of this name; {hint}")
+
+
+def copy_recipe(name: str, destination: str | Path) -> Path:
+    """Write a recipe as a file of the user's own, which needs no other file.
+
+    Its relative imports become calls of `d2ext.get_config`, and the commands in its docstring name
+    the new file; the rest of the text stays as it is.
+
+    Args:
+        name: Name of the recipe.
+        destination: File to write, or a folder, in which the recipe keeps its file name.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: There is no such recipe, or the file exists already or cannot be written.
+    """
+    source, destination = recipe_path(name), Path(destination)
+    if destination.is_dir():
+        destination /= source.name
+    if destination.suffix != ".py":
+        raise UserError(f"{destination}: a config file ends with .py")
+    text = _copied(source, shlex.quote(str(destination)))
+    try:
+        with open(destination, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{destination} exists already; name another file") from None
+    except OSError as e:
+        raise UserError(f"cannot write {destination}: {e.strerror}") from e
+    return destination
+
+
+def _recipe(name: str) -> Path | None:
+    path = RECIPES / _normal(name)
+    inside = path.is_relative_to(RECIPES) and ".." not in path.parts
+    return path if inside and path.is_file() else None
+
+
+def _normal(name: str) -> str:
+    return f"{name.removeprefix('./').removeprefix('configs/').removesuffix('.py')}.py"
+
+
+def _copied(source: Path, own_name: str) -> str:
+    """Return the text of a recipe for another folder."""
+    text = source.read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    lines = text.splitlines(keepends=True)
+    imports = [node for node in body if isinstance(node, ast.ImportFrom) and node.level]
+    for node in reversed(imports):
+        lines[node.lineno - 1 : node.end_lineno] = _parts(source, node)
+    if imports:
+        lines.insert(imports[0].lineno - 1, "import d2ext\n\n")
+    name = source.relative_to(RECIPES).as_posix()
+    for i in range(body[0].end_lineno):  # the docstring
+        lines[i] = lines[i].replace(name, own_name)
+    return "".join(lines)
+
+
+def _parts(source: Path, node: ast.ImportFrom) -> list[str]:
+    """Return the lines that take from another file what a relative import takes."""
+    file = source.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
+    call = f'd2ext.get_config("{file.relative_to(RECIPES).as_posix()}")'
+    names = [(alias.asname or alias.name, alias.name) for alias in node.names]
+    if len(names) == 1:
+        return [f"{names[0][0]} = {call}.{names[0][1]}\n"]
+    variable = f"_{file.stem}"  # one call: each loads the file again
+    return [f"{variable} = {call}\n", *(f"{mine} = {variable}.{name}\n" for mine, name in names)]

@@ -1,0 +1,45 @@
+"""The commands of d2ext as the user types them: messages name the command the way it was run."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+# Commands and the tools that run them in a checkout; other commands have no tool.
+TOOLS = {
+    "train": "train_net.py",
+    "evaluate": "evaluate.py",
+    "predict": "predict.py",
+    "prepare": "prepare_data.py",
+    "convert": "convert_dataset.py",
+    "check": "check_dataset.py",
+    "browse": "browse_dataset.py",
+    "print-config": "print_config.py",
+    "report": "report.py",
+    "submit": "submit.py",
+    "doctor": "doctor.py",
+}
+_PACKAGE = Path(__file__).resolve().parent
+_TOOLS = _PACKAGE.parent / "tools"
+
+
+def words(name: str) -> list[str]:
+    """Return the words that run a command: in a program of the user's own, `d2ext NAME`.
+
+    Spawned ranks inherit `sys.argv`, so they name commands as the process that started them.
+
+    Args:
+        name: The command, such as `train`.
+    """
+    program = Path(sys.argv[0])
+    real = program.resolve()
+    if real == _PACKAGE / "__main__.py":
+        return ["python", "-m", "d2ext", name]
+    if name in TOOLS and real.parent == _TOOLS and real.name in TOOLS.values():
+        return ["python", os.path.relpath(program.with_name(TOOLS[name]))]
+    return ["d2ext", name]
+
+
+def command(name: str) -> str:
+    """Return the words that run a command as a shell takes them."""
+    return shlex.join(words(name))
