@@ -27,6 +27,7 @@ def notebook(tmp_path, tiny, monkeypatch):
     client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, allow_errors=True)
     client.create_kernel_manager()
     with client.setup_kernel(cwd=str(tmp_path)):
+
         def run(source):
             client.nb.cells.append(nbformat.v4.new_code_cell(source))
             client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)

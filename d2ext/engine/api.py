@@ -73,11 +73,13 @@ def train(
             and exits instead, because the others wait for this rank.
 
     Example:
-        import d2ext
-
-        cfg = d2ext.load_config("recipe.py", ["train.max_iter=2"])
-        run = d2ext.train(cfg, "runs/a")
-        print(run.results["balloon_val/coco/segm/AP"])
+        >>> import d2ext
+        >>> data = ["data.train.json=train.json", "data.train.images=photos"]
+        >>> data += ["data.val.json=val.json", "data.val.images=photos"]
+        >>> cfg = d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", [*data, "train.max_iter=2"])
+        >>> run = d2ext.train(cfg, "runs/mine")
+        >>> "custom_val/coco/segm/AP" in run.results
+        True
     """
     for hook in hooks:
         if not isinstance(hook, HookBase):
@@ -126,11 +128,11 @@ def evaluate(
         UserError: An error that the user can fix; see `train` for several ranks.
 
     Example:
-        import d2ext
-
-        cfg = d2ext.load_config("runs/trained/config.yaml")
-        results = d2ext.evaluate(cfg, "last")
-        print(results["balloon_val/coco/segm/AP"])
+        >>> import d2ext
+        >>> cfg = d2ext.load_config("runs/trained/config.yaml")
+        >>> results = d2ext.evaluate(cfg, "last")
+        >>> "custom_val/coco/segm/AP" in results
+        True
     """
     options = dict(eval_only=True, weights=None if weights is None else str(weights), tta=tta)
     return _execute("evaluate", cfg, output_dir, options).results

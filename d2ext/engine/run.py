@@ -98,6 +98,15 @@ class Run:
         trainer: The training loop; set by `train`.
         started: Start of the loop, seconds on the monotonic clock; set by `train`.
         fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
+
+    Example:
+        >>> import d2ext
+        >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["train.max_iter=1"])
+        >>> run = d2ext.train(cfg, "runs/b")
+        >>> run.results == run.evaluations.last.results
+        True
+        >>> weights = run.output_dir / "model_final.pth"
+        >>> prediction = d2ext.Predictor(run.evaluated, run.cfg)("photo.jpg")
     """
 
     def __init__(

@@ -13,7 +13,6 @@ from d2ext._compat import set_size_divisibility
 from d2ext.config.options import Amp, Compile
 from d2ext.errors import UserError, config_errors
 
-
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 

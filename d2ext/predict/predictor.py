@@ -52,6 +52,16 @@ class Prediction:
         scores: float32 (N,), from 0 to 1.
         classes: int64 (N,), indices into `class_names`.
         class_names: Names of the model's classes.
+
+    Example:
+        >>> import d2ext
+        >>> prediction = d2ext.Predictor.from_run("runs/trained")("photo.jpg")
+        >>> prediction.boxes.shape == (len(prediction.scores), 4)
+        True
+        >>> names = [prediction.class_names[i] for i in prediction.classes]
+        >>> pixels = prediction.masks.sum(axis=(1, 2))
+        >>> results = prediction.to_coco(image_id=1)
+        >>> detections = prediction.to_supervision()  # pip install 'd2ext[supervision]'
     """
 
     def __init__(self, image: np.ndarray, detections: Detections, class_names: Sequence[str]):
@@ -145,12 +155,13 @@ class Predictor:
         UserError: The classes do not fit the config, or a class is unknown.
 
     Example:
-        import d2ext
-
-        predictor = d2ext.Predictor.from_run("runs/trained", score_threshold=0.3)
-        prediction = predictor("photo.jpg")
-        print(prediction.boxes, prediction.scores, prediction.masks)
-        detections = prediction.to_supervision()
+        >>> import d2ext
+        >>> predictor = d2ext.Predictor.from_run("runs/trained", score_threshold=0.3)
+        >>> predictor.classes
+        ['balloon']
+        >>> prediction = predictor("photo.jpg")
+        >>> for prediction in predictor.predict(["photo.jpg", "photo.jpg"], batch_size=2):
+        ...     print(prediction.boxes, prediction.scores)
     """
 
     def __init__(

@@ -35,6 +35,17 @@ class Dataset:
         metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
             learns from the annotations. `left_out` is the number of objects that are not in the
             dicts by reason, `keypoints` the number of objects whose keypoints are not read.
+
+    Example:
+        >>> import d2ext
+        >>> def load():
+        ...     box = {"bbox": [20, 10, 60, 70], "bbox_mode": 0, "category_id": 0}
+        ...     image = {"file_name": "photo.jpg", "image_id": 1, "height": 120, "width": 160}
+        ...     return [{**image, "annotations": [box]}]
+        >>> def my_dataset():  # datasets.mine = L(my_dataset)() in a config
+        ...     return d2ext.Dataset(load, classes=["balloon"])
+        >>> len(my_dataset().load())
+        1
     """
 
     load: Callable[[], Sequence[dict]]
