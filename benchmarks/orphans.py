@@ -1,9 +1,11 @@
 """Counts processes left behind by launches that are killed at random moments.
 
     python benchmarks/orphans.py --launches 50
+    python benchmarks/orphans.py --launches 50 --start module
 
 Each launch trains in two processes in a session of its own; its launcher gets SIGKILL, the hardest
 end there is, between its start and its first steps. Ten seconds later its session must be empty.
+Each way to start a training imports the main module of its ranks differently.
 """
 
 import argparse
@@ -20,6 +22,17 @@ from common import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+# What pip writes to the environment's bin folder.
+SCRIPT = """import sys
+from d2ext.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+STARTS = {
+    "tools": ["tools/train_net.py"],  # python tools/train_net.py
+    "command": ["{folder}/d2ext", "train"],  # d2ext train
+    "module": ["-m", "d2ext", "train"],  # python -m d2ext train
+}
 
 
 def _living(session: int) -> list[int]:
@@ -34,12 +47,14 @@ def _living(session: int) -> list[int]:
     return found
 
 
-def _left_behind(seconds: float, folder: str) -> int:
-    """Starts a training, kills its launcher after so long, and counts what lives 10 s later."""
-    command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "--num-gpus", "2"]
+def _left_behind(start: list[str], seconds: float, folder: str) -> int:
+    """Start a training, kill its launcher after so long, and count what lives 10 s later."""
+    command = [sys.executable, *(word.format(folder=folder) for word in start)]
+    command += ["--config-file", CONFIG, "--num-gpus", "2", "--work-dir", f"{folder}/run"]
     process = subprocess.Popen(
-        [*command, "--work-dir", folder, "--overwrite", "--no-validate"],
+        [*command, "--overwrite", "--no-validate"],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -62,12 +77,16 @@ def main() -> None:
     )
     parser.add_argument("--launches", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", choices=STARTS, default="tools")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        left = [_left_behind(rng.uniform(0.1, 15), f"{folder}/run") for _ in range(args.launches)]
+        Path(folder, "d2ext").write_text(SCRIPT)
+        seconds = [rng.uniform(0.1, 15) for _ in range(args.launches)]
+        left = [_left_behind(STARTS[args.start], each, folder) for each in seconds]
     print(machine())
-    print(f"{args.launches} launches killed after 0.1 to 15 s: {sum(left)} processes left behind")
+    launches = f"{args.launches} launches ({args.start}) killed after 0.1 to 15 s"
+    print(f"{launches}: {sum(left)} processes left behind")
 
 
 if __name__ == "__main__":

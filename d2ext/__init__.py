@@ -8,20 +8,30 @@ __all__ = [
     "Dataset",
     "Format",
     "Metric",
+    "Prediction",
     "Predictor",
+    "Run",
+    "UserError",
+    "evaluate",
     "get_config",
     "load_config",
     "register_format",
+    "train",
 ]
 
 _MODULES = {
     "Dataset": "d2ext.data.datasets.declare",
     "Format": "d2ext.data.formats.format",
     "Metric": "d2ext.evaluation.metric",
+    "Prediction": "d2ext.predict.predictor",
     "Predictor": "d2ext.predict.predictor",
+    "Run": "d2ext.engine.run",
+    "UserError": "d2ext.errors",
+    "evaluate": "d2ext.engine.api",
     "get_config": "d2ext.config.recipes",
     "load_config": "d2ext.config.load",
     "register_format": "d2ext.data.formats.format",
+    "train": "d2ext.engine.api",
 }
 
 

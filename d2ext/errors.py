@@ -19,7 +19,17 @@ _NO_THREAD = "can't start new thread"  # Python's RuntimeError
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one or two lines naming field or file, value and remedy."""
+    """An error that the user can fix: one or two lines with the field or file, value and remedy.
+
+    Example:
+        >>> import d2ext
+        >>> try:
+        ...     d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", ["train.max_itr=3"])
+        ... except d2ext.UserError as e:
+        ...     message = str(e)
+        >>> "did you mean" in message and "max_iter" in message
+        True
+    """
 
 
 def user_message(e: BaseException) -> str | None:

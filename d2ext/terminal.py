@@ -19,10 +19,15 @@ _PERIOD = 0.25  # seconds between two pictures
 
 @functools.cache
 def console() -> "Console":
-    """Return the console of stdout."""
+    """Return the console of stdout; in a notebook it prints plain lines to the running cell."""
     from rich.console import Console  # 50 ms, which --help need not wait for
 
-    return Console(highlight=False, markup=False, emoji=False)
+    options = dict(highlight=False, markup=False, emoji=False)
+    found = Console(**options)
+    if not found.is_jupyter:
+        return found
+    # Rich would make an HTML block of each line, and take ipykernel's FORCE_COLOR for a terminal.
+    return Console(**options, force_jupyter=False, force_terminal=False, color_system=None)
 
 
 def is_live() -> bool:

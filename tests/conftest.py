@@ -237,9 +237,8 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
     def run(name: str, *args: str | Path) -> Finished:
         argv = list(map(str, args))
-        return _finished(
-            [str(REPO / "tools" / f"{name}.py"), *argv], [commands[name], *argv], capsys
-        )
+        program = [str(REPO / "tools" / f"{name}.py"), *argv]
+        return _finished(program, [commands[name], *argv], capsys)
 
     return run
 

@@ -5,7 +5,7 @@ import ast
 import copy
 import functools
 import hashlib
-import importlib.util
+import importlib
 import itertools
 import json
 import os
@@ -22,7 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from d2ext.cli import COMMANDS
 from d2ext.errors import UserError
+from d2ext.invocation import TOOLS
 from tests.conftest import LITE0, REPO
 
 PAGES = sorted(
@@ -113,14 +115,6 @@ ALL = [command for page in PAGES if page != "docs/extending.md" for command in _
 
 
 @functools.cache
-def _tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-@functools.cache
 def _base(file: str):
     from d2ext.config.load import load_config
 
@@ -138,52 +132,52 @@ def _config(file: str, overrides: Sequence[str] = ()):
     return cfg
 
 
-def _parse(tool: str, arguments: list[str], monkeypatch) -> argparse.Namespace | None:
-    """What a tool's own parser makes of arguments; None for a tool that takes none."""
-    module = _tool(tool)
-    if tool == "doctor":
-        assert not arguments
-        return None
-    if tool == "submit":
-        if arguments[0] in module.COMMANDS:
-            monkeypatch.setattr(sys, "argv", ["submit.py", *arguments])
-            return module._read_command(arguments[0])
-        args, rest = module._parser().parse_known_args(arguments)
-        return _parse("train_net", ["--config-file", args.config_file, *rest], monkeypatch)
-    parser = module._parser()
-    positional_last = tool in ("browse_dataset", "print_config")
-    return (parser.parse_intermixed_args if positional_last else parser.parse_args)(arguments)
+_BY_TOOL = {Path(file).stem: name for name, file in TOOLS.items()}
 
 
-def _check_tool(tool: str, arguments: list[str], monkeypatch) -> None:
-    args = vars(_parse(tool, arguments, monkeypatch) or argparse.Namespace())
+def _parse(tool: str, arguments: list[str]) -> argparse.Namespace:
+    """What a command's own parser makes of the arguments of its tool; STANDS_FOR are files."""
+    module = importlib.import_module(f"d2ext.cli.{_BY_TOOL[tool].replace('-', '_')}")
+    args = module.parse([_standing(word) for word in arguments])
+    if "rest" in args:  # of a training that is submitted
+        _parse("train_net", ["--config-file", args.config_file, *args.rest])
+    return args
+
+
+def _standing(word: str) -> str:
+    file = REPO / STANDS_FOR.get(word, word)
+    return str(file) if word.endswith((".py", ".yaml")) or word in STANDS_FOR else word
+
+
+def _check_tool(tool: str, arguments: list[str]) -> None:
+    args = vars(_parse(tool, arguments))
     overrides = [*(args.get("options") or ()), *(args.get("overrides") or ())]
     for key in ("config_file", "diff", "weights"):
         file = args.get(key)
         if file and (key != "weights" or tool == "prepare_data"):
-            assert (REPO / STANDS_FOR.get(file, file)).is_file(), file
+            assert (REPO / file).is_file(), file
     if args.get("config_file"):
         _config(args["config_file"], overrides)
 
 
 @pytest.mark.parametrize("command", ALL, ids=str)
-def test_a_command_is_one_that_there_is(command, monkeypatch):
+def test_a_command_is_one_that_there_is(command):
     """Program, flags, files and keys, without running it."""
     program = command.words[0]
     if command.tool:
         assert program in ("python", "torchrun", "srun")
-        _check_tool(command.tool, command.arguments, monkeypatch)
+        _check_tool(command.tool, command.arguments)
     elif program == "bash":
         script, *given = command.words[1:]
         assert (REPO / script).is_file()
         if script.endswith("dist_train.sh"):
             config, count, *given = given
             given = ["--config-file", config, "--num-gpus", count, *given]
-            _check_tool("train_net", given, monkeypatch)
+            _check_tool("train_net", given)
         else:
             partition, name, config, work_dir, *given = given
             flags = ["--partition", partition, "--job-name", name, "--work-dir", work_dir]
-            _check_tool("submit", [*flags, "--config-file", config, *given], monkeypatch)
+            _check_tool("submit", [*flags, "--config-file", config, *given])
     elif program == "make":
         done = subprocess.run(
             ["make", "-C", REPO, "-n", *command.words[1:], "D2EXT_VENV=/x"],
@@ -238,13 +232,13 @@ def test_keys_in_the_text_are_known(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_in_the_text_are_ones_that_there_are(page, monkeypatch, capsys):
+def test_commands_in_the_text_are_ones_that_there_are(page, capsys):
     """`python tools/x.py ...`; one that only names a tool may leave out what it needs."""
     for span in _spans(page):
         match = re.fullmatch(r"python tools/(\w+)\.py(.*)", span)
         if match and "..." not in span:
             try:
-                _check_tool(match[1], shlex.split(match[2]), monkeypatch)
+                _check_tool(match[1], shlex.split(match[2]))
             except SystemExit:
                 assert "the following arguments are required" in capsys.readouterr().err, span
 
@@ -315,7 +309,9 @@ def _texts() -> set[str]:
 
 def _messages() -> list[str]:
     rows = re.findall(r"^\| (`.*?`) \| ", _text("docs/troubleshooting.md"), re.MULTILINE)
-    return [row.strip("`") for row in rows]
+    # A message names a command as the user runs it.
+    command = rf"python tools/\w+\.py|d2ext ({'|'.join(COMMANDS)})\b"
+    return [re.sub(command, "COMMAND", row.strip("`")) for row in rows]
 
 
 @pytest.mark.parametrize("message", _messages())

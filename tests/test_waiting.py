@@ -92,7 +92,7 @@ def held(tmp_path):
 def test_another_run_in_the_directory(tmp_path, held, caplog):
     held(tmp_path / ".lock")
     lock.wait_until_free(tmp_path)
-    lock._release()
+    lock.release_output_dir()
     assert [text for text in _said(caplog) if f"another process to leave {tmp_path}" in text]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from d2ext.cli import COMMANDS
 from d2ext.config.recipes import find_config
 from d2ext.invocation import command
-from d2ext.run_dir.names import BEST
 
 _CONFIG = "a config file, a run directory, or the name of a recipe"
 
@@ -70,8 +69,3 @@ def run_folder(config_file: str) -> Path | None:
     """Return the run directory that a config.yaml lies in, which may have been moved; or None."""
     folder = Path(config_file).parent
     return folder if (folder / "run.json").is_file() else None
-
-
-def usual_weights(folder: Path) -> str:
-    """Return what a run's weights are without `--weights`: `best` where it is there, or `last`."""
-    return "best" if (folder / BEST).is_file() else "last"

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.cli import train
-from d2ext.cli.arguments import make_parser, run_folder, usual_weights
+from d2ext.cli.arguments import make_parser, run_folder
 from d2ext.evaluation.metric_names import METRICS
+from d2ext.run_dir.names import usual_weights
 
 _USAGE = """CONFIG [flags of a training] [key=value ...]
        %(prog)s PREDICTIONS.json --dataset JSON [flags]"""

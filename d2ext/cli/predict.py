@@ -12,8 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.cli.arguments import add_config, make_parser, run_folder, take_config, usual_weights
+from d2ext.cli.arguments import add_config, make_parser, run_folder, take_config
 from d2ext.run_dir.logging import setup_logging
+from d2ext.run_dir.names import usual_weights
 
 
 def _score(text: str) -> float:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.writers import predict_files
 
-    predictor = Predictor(
+    predictor = Predictor.from_config(
         args.config_file, args.weights, args.options, args.score_threshold, args.classes
     )
     return predict_files(

@@ -29,6 +29,12 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Raises:
         UserError: the file is absent, is no LazyConfig, fails, or an override is wrong.
+
+    Example:
+        >>> import d2ext
+        >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["optimizer.lr=0.001"])
+        >>> cfg.optimizer.lr
+        0.001
     """
     from omegaconf import DictConfig
 

@@ -121,16 +121,16 @@ def _scores(results: Results) -> list[str]:
     return words
 
 
-def print_summary(out: Path, results: Results, line: str, stopped: bool) -> None:
+def print_summary(out: Path, results: Results, again: str, stopped: bool) -> None:
     """Print where the run's files are and the next command: as a box on a terminal, else as lines.
 
     Args:
         out: The run directory.
         results: Results of the run.
-        line: Command line that started the run.
+        again: How to resume the run.
         stopped: Whether a signal stopped the run.
     """
-    rows = _where(out, results, line, stopped)
+    rows = _where(out, results, again, stopped)
     title = "Stopped and saved" if stopped else "Finished"
     if not is_live():
         logger.info(title)
@@ -143,7 +143,7 @@ def print_summary(out: Path, results: Results, line: str, stopped: bool) -> None
     console().print(Panel(table, title=title, title_align="left", expand=False))
 
 
-def _where(out: Path, results: Results, line: str, stopped: bool) -> dict[str, str]:
+def _where(out: Path, results: Results, again: str, stopped: bool) -> dict[str, str]:
     rows = {"report": str(out / "report.html")}
     if scores := _scores(results):
         rows["AP"] = _SEPARATOR.join(scores)
@@ -153,7 +153,7 @@ def _where(out: Path, results: Results, line: str, stopped: bool) -> dict[str, s
         rows["weights"] = str(out / (out / "last_checkpoint").read_text())
     rows["log"] = str(out / "log.txt")
     if stopped:
-        rows["go on"] = resuming(line)
+        rows["go on"] = again
     else:
         rows["predict"] = f"{command('predict')} {shlex.quote(str(out))} IMAGES"
     return rows

@@ -42,7 +42,7 @@ from d2ext.engine.hooks import (
 from d2ext.engine.metric_writer import MetricWriter
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.overview import write_overview
-from d2ext.engine.progress import LivePanel, print_summary
+from d2ext.engine.progress import LivePanel, print_summary, resuming
 from d2ext.engine.resource_errors import resource_errors_explained
 from d2ext.engine.techniques import autocast, compile_backbone
 from d2ext.engine.train_state import TrainState
@@ -94,12 +94,21 @@ class Run:
         loader: Loader of the training set; set by `setup` of a training.
         suite: Test sets and metrics, None for a training without evaluations; set by `setup`.
         evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
-        results: Results of the evaluations so far, complete on rank 0; set by `setup`.
+        evaluations: Results of the evaluations so far, complete on rank 0; set by `setup`.
         checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
         metric_writer: Hook that writes metrics, on rank 0; set by `train`.
         trainer: The training loop; set by `train`.
         started: Start of the loop, seconds on the monotonic clock; set by `train`.
         fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
+
+    Example:
+        >>> import d2ext
+        >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["train.max_iter=1"])
+        >>> run = d2ext.train(cfg, "runs/b")
+        >>> run.results == run.evaluations.last.results
+        True
+        >>> weights = run.output_dir / "model_final.pth"
+        >>> prediction = d2ext.Predictor(run.evaluated, run.cfg)("photo.jpg")
     """
 
     def __init__(
@@ -119,6 +128,20 @@ class Run:
         self.output_dir = plan.output_dir / "eval" if plan.eval_only else plan.output_dir
         self.overview_written = False
 
+    @property
+    def results(self) -> dict[str, float | None]:
+        """Return the flat results of the last evaluation, empty before the first one.
+
+        Keys are `<dataset>/<metric>/<task>/<name>`; an undefined number is None.
+        """
+        last = self.evaluations.last
+        return dict(last.results) if last else {}
+
+    @property
+    def stopped_by(self) -> str | None:
+        """Return the name of the signal that stopped the training, or None."""
+        return None if self.plan.eval_only else self.trainer.stopped_by
+
     def setup(self) -> None:
         """Build everything, load weights or a checkpoint, then open the run directory.
 
@@ -133,7 +156,7 @@ class Run:
             self._build_evaluation()
         else:
             self._build_training()
-        self.results = broadcast_from_rank0(self._open_run_dir)
+        self.evaluations = broadcast_from_rank0(self._open_run_dir)
 
     def train(self) -> int:
         """Train to the end of the schedule or until a signal, and return `finish`'s status."""
@@ -208,7 +231,7 @@ class Run:
             0, 1 if an expectation does not hold, or 75 if a signal stopped the run after it was
             saved.
         """
-        stopped_by = None if self.plan.eval_only else self.trainer.stopped_by
+        stopped_by = self.stopped_by
         if comm.is_main_process():
             if self.plan.eval_only:
                 self._report_evaluation()
@@ -216,8 +239,8 @@ class Run:
                 finish_run_info(self.output_dir, self.started, stopped_by)
                 self._report_training()
                 self.metric_writer.close()  # after the report, which trackers upload
-                line = self.command.line
-                print_summary(self.output_dir, self.results, line, bool(stopped_by))
+                again = self.command.resume or resuming(self.command.line)
+                print_summary(self.output_dir, self.evaluations, again, bool(stopped_by))
         if stopped_by:
             what = "and saved" if self.trainer.iter else "before the first step"
             logger.warning("Stopped by %s %s; --resume goes on", stopped_by, what)
@@ -314,7 +337,7 @@ class Run:
     def _end_if_nothing_is_left(self) -> None:
         """Let the schedule end where a resumed run starts if there is nothing left to train."""
         start, patience = self.state.start_iter, self.options.early_stopping_patience
-        exhausted = start and self.suite and self.results.exhausted(patience)
+        exhausted = start and self.suite and self.evaluations.exhausted(patience)
         if start < self.schedule.max_iter and not exhausted:
             return
         logger.info("Nothing left to train: the run ends at iteration %d", start)
@@ -340,10 +363,10 @@ class Run:
         if state.average:
             hooks.append(AverageWeightsHook(state.average, state.model))
         if main:
-            panel = LivePanel(self.command.name, schedule, self.results)
+            panel = LivePanel(self.command.name, schedule, self.evaluations)
             hooks += [MemoryHook(), panel, self.checkpointer]
         if self.suite:
-            known = self.results.known(state.start_iter)
+            known = self.evaluations.known(state.start_iter)
             hooks.append(EvaluationHook(schedule, self.evaluate, known))
         if main:
             writers = build_writers(self.options.writers, self.output_dir)
@@ -359,7 +382,7 @@ class Run:
         """
         self.fingerprint = fingerprint(self.original_cfg, self.loader)
         warn_of_changes(self.state.resumed, self.fingerprint)
-        if save_config(self.original_cfg, self.output_dir):
+        if save_config(self.original_cfg, self.output_dir) and self.command.start:
             write_repro_command(self.output_dir, self.command.start)
 
     def _check_hook_states(self) -> None:
@@ -377,7 +400,7 @@ class Run:
             "seed": self.options.seed,
             "classes": self.plan.classes,
             "fingerprint": self.fingerprint,
-            "results": self.results.content(),
+            "results": self.evaluations.content(),
             "hooks": hook_states(self.user_hooks),
         }
 
@@ -390,10 +413,10 @@ class Run:
 
     def _record_results(self, iteration: int | None, numbers: dict[str, float]) -> str | None:
         """Record an evaluation on rank 0; return why early stopping ends the training, or None."""
-        if self.results.is_better(numbers):
+        if self.evaluations.is_better(numbers):
             self.checkpointer.save_best(iteration)
-        self.results.record(iteration, numbers)
-        return self.results.exhausted(self.options.early_stopping_patience)
+        self.evaluations.record(iteration, numbers)
+        return self.evaluations.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:
         from d2ext.report import write_report  # here, because a training need not wait for Jinja
@@ -423,7 +446,7 @@ class Run:
         """Print the expectations that the last evaluation misses; rank 0 has the results."""
         if not comm.is_main_process():
             return 0
-        numbers = self.results.last.results if self.results.last else {}
+        numbers = self.evaluations.last.results if self.evaluations.last else {}
         failures = [parse_expectation(text).failure(numbers) for text in self.plan.expect]
         for line in filter(None, failures):
             print(f"error: {line}", file=sys.stderr)

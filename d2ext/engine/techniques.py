@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
@@ -13,16 +13,33 @@ from d2ext._compat import set_size_divisibility
 from d2ext.config.options import Amp, Compile
 from d2ext.errors import UserError, config_errors
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
-def make_deterministic() -> None:
-    """Choose repeatable GPU kernels (`train.deterministic`), even if they are slower.
 
-    Where an operation has none, torch warns and the run goes on; the CPU repeats itself anyway.
+@contextlib.contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Choose repeatable GPU kernels in the block (`train.deterministic`), even if they are slower.
+
+    If an operation has none, torch warns and the run continues; the CPU repeats itself anyway.
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first multiplication
+    if not enabled:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")  # before the first multiplication
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[_WORKSPACE]
 
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:

@@ -58,7 +58,7 @@ class Trainer:
             error; saves the state that a resumed run continues from.
 
     Attributes:
-        model, optimizer: The arguments.
+        model, optimizer: The arguments; after the training, the model is no longer wrapped.
         iter: Current iteration, counted from 0.
         start_iter, max_iter: First iteration and end of this run.
         storage: Detectron2's EventStorage, open while training.
@@ -163,6 +163,10 @@ class Trainer:
                 finally:
                     if hasattr(batches, "close"):  # a generator, as d2ext's loader is
                         batches.close()
+                    # The wrapper refers to the process group, which must be free to be destroyed
+                    # while a user still has the run.
+                    if isinstance(self.model, DistributedDataParallel):
+                        self.model = self.model.module
 
     def _after_train(self) -> None:
         failure = None

@@ -1,15 +1,17 @@
 """Run one rank of a training or an evaluation."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.engine.run import Run
-from d2ext.engine.techniques import make_deterministic
+from d2ext.engine.techniques import deterministic
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.launch.command import RunCommand
@@ -45,23 +47,44 @@ def run_rank(task: RankTask) -> int:
     if comm.get_world_size() > 1:  # else the tool has done so
         setup_logging(quiet=not comm.is_main_process())
     cfg = load_config(task.config_file, task.overrides) if task.cfg is None else task.cfg
+    signals = StopSignals(task.deadline)
+    return execute(cfg, task.command, task.options, signals, task.plan)[1]
+
+
+def execute(
+    cfg: Any,
+    command: RunCommand,
+    options: Mapping[str, Any],
+    signals: StopSignals,
+    plan: Plan | None = None,
+    hooks: Sequence[HookBase] = (),
+) -> tuple[Run, int]:
+    """Plan and execute a run in this rank, which has joined the others.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        command: What started the run.
+        options: Keyword arguments of `plan_run`; those of rank 0 count.
+        signals: Requests to stop a training.
+        plan: Plan returned by `plan_run`; if None, rank 0 makes it.
+        hooks: Hooks of the caller.
+
+    Returns:
+        The run, and its exit status: 75 if a signal stopped it.
+    """
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
-    plan = broadcast_from_rank0(
-        lambda: task.plan or plan_run(cfg, task.command.name, **task.options)
-    )
-    if TrainOptions.from_config(cfg.train).deterministic:
-        make_deterministic()
-    signals = StopSignals(task.deadline)
-    run = Run(cfg, plan, task.command, signals)
-    if plan.eval_only:
-        run.setup()
-        run.evaluate()
-        return run.finish()
-    # From here to the end of the report, a signal waits for the first step.
-    with signals:
-        run.setup()
-        return run.train()
+    plan = broadcast_from_rank0(lambda: plan or plan_run(cfg, command.name, **options))
+    run = Run(cfg, plan, command, signals, hooks)
+    with deterministic(TrainOptions.from_config(cfg.train).deterministic):
+        if plan.eval_only:
+            run.setup()
+            run.evaluate()
+            return run, run.finish()
+        # From here to the end of the report, a signal waits for the first step.
+        with signals:
+            run.setup()
+            return run, run.train()
 
 
 def _check_same_config(cfg: Any) -> None:

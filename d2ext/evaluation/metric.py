@@ -23,17 +23,15 @@ class Metric(Protocol):
     fit.
 
     Example:
-        import d2ext
-
-        class CountError:
-            def __call__(self, ground_truth, detections):
-                found = (detections.scores >= 0.5).sum()
-                return {"bbox/count_error": float(abs(found - len(ground_truth.label)))}
-
-            def keys(self, classes, with_masks):
-                return ["bbox/count_error"]
-
-        assert isinstance(CountError(), d2ext.Metric)
+        >>> import d2ext
+        >>> class CountError:
+        ...     def __call__(self, ground_truth, detections):
+        ...         found = (detections.scores >= 0.5).sum()
+        ...         return {"bbox/count_error": abs(found - len(ground_truth.label))}
+        ...     def keys(self, classes, with_masks):
+        ...         return ["bbox/count_error"]
+        >>> isinstance(CountError(), d2ext.Metric)  # evaluators.count = L(CountError)() in a config
+        True
     """
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> Mapping[str, float]:

@@ -1,5 +1,6 @@
 """Handle signals and `--time-limit`, which ask a training to finish its step, save and exit."""
 
+import logging
 import os
 import re
 import signal
@@ -7,9 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from d2ext.errors import UserError
 from d2ext.waiting import is_interruptible
+
+logger = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, with --resume
 TIME_LIMIT = "--time-limit"
@@ -35,12 +39,17 @@ class StopSignals:
     still there two seconds later ends without cleaning up. A loader that hangs cannot hold up the
     stop: after `GRACE` seconds, `StopWaiting` ends a wait inside `waiting.interruptible`.
 
+    Python allows signal handlers in its main thread only. In another thread nothing is noted.
+
     Args:
         deadline: Monotonic time after which `received` is `--time-limit`; None for no limit.
+        may_exit: Whether a second INT may end the process; a notebook's kernel stays.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, may_exit: bool = True) -> None:
         self._deadline = deadline
+        self._may_exit = may_exit
+        self._previous: dict[int, Any] = {}
         self._signal: str | None = None
         self._active = False
 
@@ -52,6 +61,9 @@ class StopSignals:
         return self._signal
 
     def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            logger.info("Not in the main thread: signals do not stop and save this training")
+            return self
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
         if self._deadline is not None:
@@ -61,6 +73,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if not self._active:
+            return
         self._active = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
@@ -79,9 +93,10 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             # A loader worker that hangs in a read would be waited for.
-            end = threading.Timer(_LAST_PATIENCE, _leave)
-            end.daemon = True
-            end.start()
+            if self._may_exit:
+                end = threading.Timer(_LAST_PATIENCE, _leave)
+                end.daemon = True
+                end.start()
             raise KeyboardInterrupt
         if self._signal is None:
             self._allow_wait(GRACE)

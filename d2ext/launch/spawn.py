@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,8 @@ from d2ext.launch.supervisor import FORWARDED, met, send, signals_forwarded, ter
 from d2ext.launch.topology import Topology, check_rendezvous, end_step
 from d2ext.run_dir.schema import RankFailure, read_record
 from d2ext.waiting import waiting_for
+
+T = TypeVar("T")
 
 
 def start_ranks(
@@ -72,22 +74,20 @@ def start_ranks(
         raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
+    if topology.launcher != "self" or topology.world_size == 1:
+
+        def rank() -> int:
+            status = target(*args)
+            if topology.launcher != "self":
+                ignore_signals()  # the status stays
+            return status
+
+        status = run_here(topology, rank, timeout, device, output_dir)
+        if topology.launcher == "self":
+            return status
+        dist.destroy_process_group()
+        exit_process(status)
     failures = FailureFolder(output_dir)
-    if topology.launcher != "self":
-        try:
-            join_ranks(topology, timeout, device)
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr, flush=True)
-            if topology.launcher == "srun":
-                end_step(os.environ)  # its other tasks would wait
-            return 2
-        return _guarded(failures, target, args)
-    if topology.world_size == 1:
-        try:
-            return target(*args)
-        except BaseException as e:
-            failures.tell(describe_failure(0, e))
-            raise
     check_rendezvous(topology, timeout)
     # torch announces whom it ends; the cause is told here.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -123,6 +123,58 @@ def start_ranks(
         return _outcome(topology, folder, failed, failures, sent, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_here(
+    topology: Topology, target: Callable[[], T], timeout: float, device: str, output_dir: Path
+) -> T:
+    """Call `target` in this process, which is one of the ranks or the only one.
+
+    Args:
+        topology: Topology returned by `find_topology`; a process that torchrun or srun started
+            joins the others first, unless it has done so before.
+        target: Does this rank's part.
+        timeout: Argument of `start_ranks`.
+        device: Argument of `start_ranks`.
+        output_dir: Argument of `start_ranks`; a failure is recorded in it.
+
+    Returns:
+        What `target` returned. If it fails in one of several ranks, the process ends: the others
+        wait for it.
+
+    Raises:
+        UserError: The ranks cannot meet.
+    """
+    failures = FailureFolder(output_dir)
+    if topology.launcher == "self":
+        try:
+            return target()
+        except BaseException as e:
+            failures.tell(describe_failure(0, e))
+            raise
+    if not dist.is_initialized():
+        _join_or_end_step(topology, timeout, device)
+    try:
+        result = target()
+        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
+        return result
+    except BaseException as e:
+        failure = describe_failure(comm.get_rank(), e)
+        failures.add(failure)
+        status = _tell(failures, failure, comm.is_main_process())
+        sys.stdout.flush()
+        os._exit(status)  # destructors of process groups can wait for peers
+
+
+def _join_or_end_step(topology: Topology, timeout: float, device: str) -> None:
+    try:
+        join_ranks(topology, timeout, device)
+    except UserError as e:
+        if topology.launcher == "srun":
+            print(f"error: {e}", file=sys.stderr, flush=True)
+            end_step(os.environ)  # its other tasks would wait
+            raise SystemExit(2) from e
+        raise
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
@@ -182,22 +234,6 @@ def _rank_main(
     (folder / f"{rank}.status").write_text(str(status))
     dist.destroy_process_group()
     exit_process(0)
-
-
-def _guarded(failures: FailureFolder, target: Callable[..., int], args: tuple) -> NoReturn:
-    """Run a rank that torchrun or srun started, and print the cause of a failure."""
-    try:
-        status = target(*args)
-        ignore_signals()
-        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
-    except BaseException as e:
-        failure = describe_failure(comm.get_rank(), e)
-        failures.add(failure)
-        status = _tell(failures, failure, comm.is_main_process())
-        sys.stdout.flush()
-        os._exit(status)  # destructors of process groups can wait for peers
-    dist.destroy_process_group()
-    exit_process(status)
 
 
 def exit_process(status: int) -> NoReturn:

@@ -1,129 +1,283 @@
-"""A trained model for photos of the user's own: no dataset, no run directory."""
+"""A trained model for the user's own photos: no dataset, no run directory."""
 
 import contextlib
+import functools
+import itertools
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import ListConfig, OmegaConf
+from PIL import Image
+from torch import nn
 
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
+from d2ext.data.loading.image_io import photo_pixels, read_photo
 from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors
+from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
 from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
+from d2ext.run_dir.names import usual_weights
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Prediction:
-    """The objects that a model finds in an image.
+    """The objects that a model found in an image, by falling score.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        detections: Detections in this image alone.
+        class_names: Names of the model's classes.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        objects: by falling score, as COCO has results: `category_id` (an index into the
-            predictor's classes), `bbox` [x, y, width, height] in pixels, `score`, and with a mask
-            `segmentation`, a compressed RLE.
+        boxes: float32 (N, 4), x0, y0, x1, y1 in pixels.
+        scores: float32 (N,), from 0 to 1.
+        classes: int64 (N,), indices into `class_names`.
+        class_names: Names of the model's classes.
+
+    Example:
+        >>> import d2ext
+        >>> prediction = d2ext.Predictor.from_run("runs/trained")("photo.jpg")
+        >>> prediction.boxes.shape == (len(prediction.scores), 4)
+        True
+        >>> names = [prediction.class_names[i] for i in prediction.classes]
+        >>> pixels = prediction.masks.sum(axis=(1, 2))
+        >>> results = prediction.to_coco(image_id=1)
+        >>> detections = prediction.to_supervision()  # pip install 'd2ext[supervision]'
     """
 
-    image: np.ndarray
-    objects: list[dict[str, Any]]
+    def __init__(self, image: np.ndarray, detections: Detections, class_names: Sequence[str]):
+        self.image = image
+        self.class_names = tuple(class_names)
+        # A stable sort in falling order: ties keep the model's order.
+        self._detections = take(detections, np.argsort(-detections.scores, kind="stable"))
+        boxes = self._detections.boxes
+        self.boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32)
+        self.scores = self._detections.scores.astype(np.float32)
+        self.classes = self._detections.label
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray | None:
+        """Return bool (N, H, W), or None if the model gives boxes alone."""
+        if self._detections.masks is None:
+            return None
+        if not self._detections.masks:
+            return np.zeros((0, *self.image.shape[:2]), dtype=bool)
+        return mask_util.decode(list(self._detections.masks)).transpose(2, 0, 1).astype(bool)
+
+    @functools.cached_property
+    def objects(self) -> list[dict[str, Any]]:
+        """Return COCO results without an image: `category_id` is an index into `class_names`.
+
+        `bbox` is [x, y, width, height] in pixels; with masks, `segmentation` is a compressed RLE.
+        """
+        rows = results_of(self._detections, [None], slice(None))
+        return [{key: value for key, value in row.items() if key != "image_id"} for row in rows]
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Return COCO results, as in the predictions.json of `d2ext predict`.
+
+        Args:
+            image_id: Id of the image.
+
+        Returns:
+            `image_id`, `category_id` (1 for the first of `class_names`), `bbox` [x, y, width,
+            height] in pixels, `score` and, with masks, `segmentation`, a compressed RLE.
+        """
+        return [
+            {"image_id": image_id, **found, "category_id": found["category_id"] + 1}
+            for found in self.objects
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return a `supervision.Detections`, with the class names in `data["class_name"]`.
+
+        Raises:
+            UserError: The package supervision is not installed.
+        """
+        try:
+            from supervision import Detections as Converted
+        except ImportError as e:
+            raise UserError(
+                f"supervision cannot be imported ({e}): pip install 'd2ext[supervision]'"
+            ) from e
+        names = np.array(self.class_names, dtype=str)[self.classes]
+        return Converted(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.classes,
+            data={"class_name": names},
+        )
+
+    def __repr__(self) -> str:
+        counts = Counter(self.class_names[i] for i in self.classes)
+        found = ", ".join(f"{name} {n}" for name, n in counts.most_common())
+        return f"Prediction({found or 'nothing'})"
 
 
 class Predictor:
-    """Finds objects in images.
+    """Find objects in images with a trained model.
 
-        predictor = d2ext.Predictor("work_dirs/mine/config.yaml", "best")
-        for prediction in predictor([image]):
-            ...
+    `from_run` and `from_config` load one from files. An image is an RGB array, uint8 (H, W, 3), a
+    PIL image, or the path of a photo, which is read as for training.
 
     Args:
-        config_file: a run's config.yaml, or a recipe.
-        weights: `best` or `last` of the config's output directory, or a file.
-        overrides: changes to the config, `key=value`.
-        score_threshold: less certain objects are left out.
-        classes: names of the classes to keep; None keeps all.
+        model: Detectron2 model; it is put in evaluation mode.
+        cfg: Its config; `dataloader.val.mapper` says how images are resized.
+        classes: Names of the model's classes; by default, those of the data that the config
+            declares, else "class 1" and so on.
+        score_threshold: Less certain objects are dropped.
+        keep: Names of the classes to keep; None keeps all.
 
     Attributes:
-        classes: names by `category_id`: those that the checkpoint holds, else its run's, else those
-            of the data that the config declares (no image is looked at), else "class 1" and so on.
+        classes: Names of the model's classes.
 
     Raises:
-        UserError: the config or the weights are absent or do not fit, or a class is unknown.
+        UserError: The classes do not fit the config, or a class is unknown.
+
+    Example:
+        >>> import d2ext
+        >>> predictor = d2ext.Predictor.from_run("runs/trained", score_threshold=0.3)
+        >>> predictor.classes
+        ['balloon']
+        >>> prediction = predictor("photo.jpg")
+        >>> for prediction in predictor.predict(["photo.jpg", "photo.jpg"], batch_size=2):
+        ...     print(prediction.boxes, prediction.scores)
     """
 
     def __init__(
         self,
-        config_file: str | Path,
-        weights: str | Path = "best",
-        overrides: Sequence[str] = (),
-        score_threshold: float = 0.5,
+        model: nn.Module,
+        cfg: Any,
         classes: Sequence[str] | None = None,
+        score_threshold: float = 0.5,
+        keep: Sequence[str] | None = None,
     ):
-        cfg = load_config(str(config_file), list(overrides))
-        path = Path(config_file)
-        options = TrainOptions.from_config(cfg.train)
-        folder = Path(options.output_dir or Path("work_dirs") / path.stem)
-        if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
-            folder = path.parent
-        init = options.init_checkpoint
-        self.weights = weights_to_evaluate(str(weights), None, folder, init)
-        file = local_weights(self.weights, "--weights")
-        self.classes = _class_names(cfg, Path(file.partition("?")[0]))
+        if isinstance(model, str | os.PathLike):
+            raise UserError(
+                "since d2ext 0.2, Predictor takes a model; Predictor.from_run(run_dir) and"
+                " Predictor.from_config(config_file, weights) take files"
+            )
+        self.classes = _class_names(cfg) if classes is None else list(classes)
         check_num_classes(cfg.model, self.classes)
-        self._kept = _indices(classes, self.classes)
-        device, _ = choose_device(options.device, 1)
-        plan = Plan(folder, device, self.classes, {}, None, file, None, None, [])
-        self._model = build_model(cfg, plan).eval()
-        load_weights(self._model, file, whole=True)
+        self._kept = _indices(keep, self.classes)
+        self._model = model.eval()
         with config_errors("dataloader.val.mapper"):
             mapper = instantiate(cfg.dataloader.val.mapper)
             self._resize, self._format = mapper.augmentations, mapper.image_format
         self._threshold = score_threshold
 
-    def __call__(self, images: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[Prediction]:
-        """Predict what is in each image.
+    @classmethod
+    def from_run(
+        cls,
+        run_dir: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
+        overrides: Sequence[str] = (),
+        score_threshold: float = 0.5,
+        keep: Sequence[str] | None = None,
+    ) -> "Predictor":
+        """Load the model of a run directory.
 
         Args:
-            images: uint8 (H, W, 3), RGB; taken one batch at a time.
-            batch_size: images that the model looks at together.
-        """
-        batch: list[np.ndarray] = []
-        for image in images:
-            batch.append(image)
-            if len(batch) == batch_size:
-                yield from self._predict(batch)
-                batch = []
-        if batch:
-            yield from self._predict(batch)
+            run_dir: Run directory.
+            weights: `best`, `last` or a file; by default, the best if there is one, else the last.
+            overrides: Changes to the run's config, `key=value`.
+            score_threshold: Less certain objects are dropped.
+            keep: Names of the classes to keep; None keeps all.
 
-    def _predict(self, images: Sequence[np.ndarray]) -> Iterator[Prediction]:
-        inputs = [self._input(image) for image in images]
-        with torch.inference_mode():
-            found = list(instances_of(self._model, inputs))
-        for i, (image, instances) in enumerate(zip(images, found, strict=True)):
-            kept = instances.scores >= self._threshold
-            if self._kept is not None:
-                kept &= torch.isin(instances.pred_classes, self._kept)
-            _, columns = detections_of(i, instances[kept])
-            objects = list(results_of(columns, range(i + 1), slice(None)))
-            for each in objects:
-                del each["image_id"]
-            yield Prediction(image, sorted(objects, key=lambda o: -o["score"]))
+        Raises:
+            UserError: The config or the weights do not exist or do not fit.
+        """
+        folder = Path(run_dir)
+        weights = usual_weights(folder) if weights is None else weights
+        return cls.from_config(folder / "config.yaml", weights, overrides, score_threshold, keep)
+
+    @classmethod
+    def from_config(
+        cls,
+        config_file: str | os.PathLike,
+        weights: str | os.PathLike = "best",
+        overrides: Sequence[str] = (),
+        score_threshold: float = 0.5,
+        keep: Sequence[str] | None = None,
+    ) -> "Predictor":
+        """Build the model of a config and load its weights.
+
+        The class names are those that the checkpoint holds, else its run's, else those of the data
+        that the config declares (no image is read), else "class 1" and so on.
+
+        Args:
+            config_file: A run's config.yaml, or a recipe.
+            weights: `best` or `last` of the config's output directory, or a file.
+            overrides: Changes to the config, `key=value`.
+            score_threshold: Less certain objects are dropped.
+            keep: Names of the classes to keep; None keeps all.
+
+        Raises:
+            UserError: The config or the weights do not exist or do not fit.
+        """
+        cfg = load_config(config_file, list(overrides))
+        path = Path(config_file)
+        options = TrainOptions.from_config(cfg.train)
+        folder = Path(options.output_dir or Path("work_dirs") / path.stem)
+        if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
+            folder = path.parent
+        source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
+        file = local_weights(source, "--weights")
+        classes = _class_names(cfg, Path(file.partition("?")[0]))
+        check_num_classes(cfg.model, classes)
+        device, _ = choose_device(options.device, 1)
+        plan = Plan(folder, device, classes, {}, None, file, None, None, [])
+        model = build_model(cfg, plan)
+        load_weights(model, file, whole=True)
+        return cls(model, cfg, classes, score_threshold, keep)
+
+    def __call__(self, image: Any) -> Prediction:
+        """Return what is in one image.
+
+        Raises:
+            UserError: It is not an image, or cannot be read.
+        """
+        return next(self.predict([image]))
+
+    def predict(self, images: Iterable[Any], batch_size: int = 1) -> Iterator[Prediction]:
+        """Yield what is in each image.
+
+        Args:
+            images: Images, taken one batch at a time.
+            batch_size: Number of images that the model processes together.
+
+        Raises:
+            UserError: One of them is not an image, or cannot be read.
+        """
+        for batch in _batches(map(_pixels, images), batch_size):
+            inputs = [self._input(image) for image in batch]
+            with torch.inference_mode():
+                found = list(instances_of(self._model, inputs))
+            for image, instances in zip(batch, found, strict=True):
+                kept = instances.scores >= self._threshold
+                if self._kept is not None:
+                    kept &= torch.isin(instances.pred_classes, self._kept)
+                yield Prediction(image, detections_of(0, instances[kept])[1], self.classes)
 
     def _input(self, image: np.ndarray) -> dict[str, Any]:
         height, width = image.shape[:2]
@@ -134,20 +288,55 @@ class Predictor:
         return {"image": planes, "height": height, "width": width}
 
 
-def _class_names(cfg: Any, weights: Path) -> list[str]:
-    """Return the model's classes, from the surest source that knows them; no image is looked at.
+def _pixels(image: Any) -> np.ndarray:
+    """Return an image as an RGB array, uint8 (H, W, 3).
+
+    Raises:
+        UserError: It is not an image, or cannot be read.
+    """
+    try:
+        if isinstance(image, str | os.PathLike):
+            return np.ascontiguousarray(read_photo(image, "RGB"))
+        if isinstance(image, Image.Image):
+            path = getattr(image, "filename", "")  # of one that Pillow has opened
+            return np.ascontiguousarray(photo_pixels(image, path, "RGB"))
+    except OSError as e:
+        raise UserError(f"{image} cannot be read: {e.strerror or e}") from e
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            return image
+        given = f"an array of {image.dtype} {image.shape}"
+    else:
+        given = f"a {type(image).__name__}"
+    raise UserError(
+        f"the image is {given}; give an RGB array, uint8 (H, W, 3), a PIL image or a path, and"
+        " several images to Predictor.predict"
+    )
+
+
+def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    images = iter(images)
+    while batch := list(itertools.islice(images, size)):
+        yield batch
+
+
+def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
+    """Return the model's classes, from the surest source that knows them; no image is read.
 
     Those are the checkpoint itself, the run that it lies in, and the data that the config declares;
-    where none does, the classes are numbered.
+    if none does, the classes are numbered.
 
     Raises:
         UserError: not even their number is known.
     """
-    if found := _saved_in(weights) or read_run_info(weights.parent).classes or _declared(cfg):
+    saved = weights and (_saved_in(weights) or read_run_info(weights.parent).classes)
+    if found := saved or _declared(cfg):
         return found
     stated = dict(class_fields(cfg.model, "model"))
     number = next((n for n in stated.values() if n is not None), None)
     if number is None:
+        if weights is None:
+            raise UserError("the config's data does not tell the classes; give classes=[...]")
         raise UserError(
             f"the number of classes is unknown: {weights} does not hold it, no run.json lies beside"
             " it, and the config's data does not tell it; put its run.json there, or give"

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from csv import writer as csv_writer
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,7 +106,7 @@ def predict_files(
             kept: list[Item] = []
             with progress(source.name, source.total) as advance:
                 pixels = readable(source.items, kept, unreadable, advance)
-                for prediction in predictor(pixels, batch_size):
+                for prediction in predictor.predict(pixels, batch_size):
                     item = kept.pop(0)
                     height, width = prediction.image.shape[:2]
                     images.append(
@@ -118,14 +118,7 @@ def predict_files(
                             "height": height,
                         }
                     )
-                    rows.write(
-                        {
-                            "image_id": len(images),
-                            **instance,
-                            "category_id": instance["category_id"] + 1,
-                        }
-                        for instance in prediction.objects
-                    )
+                    rows.write(prediction.to_coco(len(images)))
                     counts.update(o["category_id"] for o in prediction.objects)
                     for writer in writers:
                         writer.write(item, prediction, source.rate)
@@ -198,7 +191,7 @@ class _Rows:
         self.count = 0
         file.write(b"[")
 
-    def write(self, rows: Iterator[dict]) -> None:
+    def write(self, rows: Iterable[dict]) -> None:
         for row in rows:
             if self.count:
                 self._file.write(b",\n")

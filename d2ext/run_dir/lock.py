@@ -92,7 +92,7 @@ def wait_until_free(output_dir: Path) -> None:
     Raises:
         UserError: The process does not end.
     """
-    _release()
+    release_output_dir()
     if (output_dir / ".lock").is_file():
         _lock(output_dir, wait=True).release()
 
@@ -101,12 +101,13 @@ _held: list[FileLock] = []  # the lock of this process's current run
 
 
 def _claim(output_dir: Path, wait: bool) -> None:
-    _release()
+    release_output_dir()
     (output_dir / ".lock").touch()  # raises OSError where nothing can be written
     _held.append(_lock(output_dir, wait))
 
 
-def _release() -> None:
+def release_output_dir() -> None:
+    """Unlock the output directory of this process's current run, if it has one."""
     while _held:
         _held.pop().release()
 

@@ -4,12 +4,15 @@ import contextlib
 import logging
 import logging.handlers
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from d2ext.terminal import console, is_live
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
+_TRACER = "torch.fx._symbolic_trace"  # warns of itself whenever a Detectron2 model is called
 # Details for the file: names of tensors that are not loaded, libraries' own warnings.
 _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
@@ -24,8 +27,7 @@ def setup_logging(quiet: bool = False) -> None:
         quiet: Print warnings only, as ranks other than 0 do.
     """
     logging.captureWarnings(True)
-    # torch warns of its own tracer whenever a Detectron2 model is called.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    logging.getLogger(_TRACER).setLevel(logging.ERROR)
     console = _Console()
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(_for_console)
@@ -35,10 +37,34 @@ def setup_logging(quiet: bool = False) -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        for old in logger.handlers:
-            with contextlib.suppress(OSError):  # a full disk, which has been reported
-                old.close()
+        _close_handlers(logger)
         logger.handlers = [console, kept]
+
+
+@contextlib.contextmanager
+def logging_set_up(quiet: bool) -> Iterator[None]:
+    """Call `setup_logging` for the block; then close its handlers and put the earlier ones back."""
+    loggers = [*map(logging.getLogger, _LOGGERS), logging.getLogger(_TRACER)]
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    show_warning = warnings.showwarning
+    for logger in loggers:
+        logger.handlers = []
+    try:
+        setup_logging(quiet)
+        yield
+    finally:
+        if warnings.showwarning is not show_warning:  # else another program captures them
+            logging.captureWarnings(False)
+        for logger, handlers, level, propagate in before:
+            _close_handlers(logger)
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def _close_handlers(logger: logging.Logger) -> None:
+    for handler in logger.handlers:
+        with contextlib.suppress(OSError):  # a full disk, which has been reported
+            handler.close()
 
 
 def log_to_file(file: Path) -> None:

@@ -325,7 +325,7 @@ from pathlib import Path
 import d2ext
 from d2ext.predict.writers import predict_files
 certain = "model.roi_heads.box_predictor.test_score_thresh=0.99"
-predictor = d2ext.Predictor(sys.argv[1], "last", [certain])
+predictor = d2ext.Predictor.from_config(sys.argv[1], "last", [certain])
 for n in 20, 200:
     predict_files(predictor, [sys.argv[2]] * n, Path(sys.argv[3]) / str(n))
     print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

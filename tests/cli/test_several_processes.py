@@ -509,3 +509,52 @@ def _wait_for_step(process, folder):
 def _is_rank(pid: int, launcher: int) -> bool:
     command = Path(f"/proc/{pid}/cmdline").read_text()
     return pid != launcher and "spawn_main" in command
+
+
+_SCRIPT = """
+import sys
+import d2ext
+
+config, output, *overrides = sys.argv[1:]
+cfg = d2ext.load_config(config, overrides)
+run = d2ext.train(cfg, output)
+results = d2ext.evaluate(cfg, "last", output)
+print("keys", run.results.keys() == results.keys(), len(results), flush=True)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Words that start a user's script in two processes, or in one."""
+    file = tmp_path / "my_script.py"
+    file.write_text(_SCRIPT)
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    several += ["--master-port", str(free_port())]
+    return {1: [sys.executable, str(file)], 2: [*several, str(file)]}
+
+
+def test_a_script_that_trains_in_two_processes(start, small, script, tmp_path):
+    """As in one that accumulates; run.json has the command, and all ranks the results."""
+    env = {"PYTHONPATH": str(REPO)}
+    for count in (2, 1):
+        folder, more = tmp_path / str(count), [f"train.accumulate={3 - count}"]
+        tool = [REPO / LITE0, folder, *small, *more]
+        output, status = _end(start(prefix=script[count], tool=map(str, tool), env=env))
+        assert status == 0 and output.count("keys True") == count, output
+        assert "Traceback" not in output and "terminate called" not in output
+    assert _losses(tmp_path / "2") == pytest.approx(_losses(tmp_path / "1"), rel=1e-5)
+    a, b = _weights(tmp_path / "2"), _weights(tmp_path / "1")
+    for key in a:
+        assert torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-6), key
+    info = json.loads((tmp_path / "2" / "run.json").read_text())
+    assert info["command"].startswith("torchrun --standalone --nproc-per-node=2 my_script.py ")
+    assert info["reproduce"].startswith("torchrun --standalone --nproc-per-node=2 -m d2ext train ")
+
+
+def test_a_script_s_mistake_ends_all_ranks(start, small, script, tmp_path):
+    tool = [REPO / LITE0, tmp_path / "run", *small, "train.init_checkpoint=absent.pth"]
+    process = start(prefix=script[2], tool=map(str, tool), env={"PYTHONPATH": str(REPO)})
+    output, status = _end(process)
+    said = [line for line in output.splitlines() if line.startswith("error: rank ")]
+    assert status == 1 and said and all("absent.pth" in line for line in said), output
+    assert output.count("Traceback") == 1  # torchrun's own

@@ -13,8 +13,8 @@ from d2ext.engine.hooks import AverageWeightsHook, LearningRateHook
 from d2ext.engine.techniques import (
     averaged,
     compile_backbone,
+    deterministic,
     grad_scaler,
-    make_deterministic,
     with_sync_bn,
 )
 from d2ext.engine.trainer import Trainer
@@ -171,13 +171,13 @@ def test_the_average_follows_with_a_decay_that_grows():
 
 
 def test_deterministic_kernels_are_asked_for():
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        make_deterministic()
+    """And no longer after the block."""
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
-    finally:
-        torch.use_deterministic_algorithms(before)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_only_the_backbone_is_compiled():

@@ -1,10 +1,14 @@
 """d2ext.Predictor: images to objects, and the names of their classes."""
 
 import shutil
+import sys
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+import supervision
 import torch
+from detectron2.config import instantiate
 from PIL import Image
 
 import d2ext
@@ -15,32 +19,131 @@ from tests.conftest import LITE0, REPO
 PHOTOS = ("15717689633_5f7f78c28e_k", "17178818589_16e58fc1e5_k")
 
 
-def test_from_python(trained, tiny_root):
-    """The same objects, whatever the batch; images are taken as they are wanted."""
-    predictor = d2ext.Predictor(trained / "config.yaml", "last", score_threshold=0)
-    assert predictor.classes == ["balloon"]
+@pytest.fixture(scope="module")
+def images(tiny_root):
     photos = [tiny_root / "balloon" / "train" / f"{name}.jpg" for name in PHOTOS]
-    images = [np.asarray(Image.open(photo)) for photo in photos]
-    one, two = predictor(images)
-    scores = [o["score"] for o in one.objects]
-    assert scores == sorted(scores, reverse=True) and one.image is images[0]
-    assert set(one.objects[0]) == {"category_id", "bbox", "score", "segmentation"}
-    together = list(predictor(iter(images), batch_size=2))
-    assert [len(p.objects) for p in together] == [len(one.objects), len(two.objects)]
+    return [np.asarray(Image.open(photo)) for photo in photos]
+
+
+def test_arrays_and_coco_results(trained, images):
+    """The same objects, whatever the batch; images are taken one batch at a time."""
+    predictor = d2ext.Predictor.from_run(trained, score_threshold=0)
+    assert predictor.classes == ["balloon"]
+    one, two = predictor.predict(images)
+    n = len(one.scores)
+    assert n and one.image is images[0] and one.class_names == ("balloon",)
+    assert (one.boxes.shape, one.boxes.dtype) == ((n, 4), np.float32)
+    assert (one.scores.shape, one.scores.dtype) == ((n,), np.float32)
+    assert (one.masks.shape, one.masks.dtype) == ((n, *images[0].shape[:2]), bool)
+    assert (np.diff(one.scores) <= 0).all() and set(one.classes) == {0}
+    results = one.to_coco(7)
+    assert set(results[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert {(r["image_id"], r["category_id"]) for r in results} == {(7, 1)}
+    for box, mask, result in zip(one.boxes, one.masks, results, strict=True):
+        x, y, width, height = result["bbox"]
+        assert box == pytest.approx([x, y, x + width, y + height])
+        assert np.array_equal(mask, mask_util.decode(result["segmentation"]))
+    together = list(predictor.predict(iter(images), batch_size=2))
+    assert [len(p.scores) for p in together] == [n, len(two.scores)]
     taken = []
-    first = next(predictor(taken.append(i) or images[0] for i in range(5)))
-    assert taken == [0] and len(first.objects) == len(one.objects)
-    certain = d2ext.Predictor(trained / "config.yaml", "last", score_threshold=1.0)
-    assert next(certain(images)).objects == []
+    first = next(predictor.predict(taken.append(i) or images[0] for i in range(5)))
+    assert taken == [0] and len(first.scores) == n
 
 
-def test_a_run_that_was_moved(trained, tmp_path):
+def test_nothing_found(trained, images):
+    prediction = d2ext.Predictor.from_run(trained, "last", score_threshold=1.0)(images[0])
+    assert (prediction.boxes.shape, prediction.masks.shape) == ((0, 4), (0, *images[0].shape[:2]))
+    assert prediction.to_coco(1) == [] and len(prediction.to_supervision()) == 0
+    assert repr(prediction) == "Prediction(nothing)"
+
+
+def test_supervision(trained, images):
+    prediction = d2ext.Predictor.from_run(trained, score_threshold=0)(images[0])
+    found = prediction.to_supervision()
+    assert np.array_equal(found.xyxy, prediction.boxes)
+    assert np.array_equal(found.mask, prediction.masks)
+    assert np.array_equal(found.confidence, prediction.scores)
+    assert set(found.data["class_name"]) == {"balloon"} and set(found.class_id) == {0}
+    annotated = supervision.MaskAnnotator().annotate(images[0].copy(), found)
+    assert not np.array_equal(annotated, images[0])
+
+
+def test_without_supervision(trained, images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    prediction = d2ext.Predictor.from_run(trained)(images[0])
+    with pytest.raises(UserError, match=r"pip install 'd2ext\[supervision\]'"):
+        prediction.to_supervision()
+
+
+def test_arrays_paths_and_pillow_images(trained, tmp_path, images):
+    """All give the same objects, and a photo's EXIF orientation is applied."""
+    predictor = d2ext.Predictor.from_run(trained, score_threshold=0)
+    upright = Image.fromarray(images[0])
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter; the viewer turns it back
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    expected = predictor(images[0]).boxes
+    for name in ("upright.png", "turned.png"):
+        assert np.array_equal(predictor(tmp_path / name).boxes, expected)
+        assert np.array_equal(predictor(Image.open(tmp_path / name)).boxes, expected)
+    assert np.array_equal(predictor(str(tmp_path / "upright.png")).boxes, expected)
+    assert np.array_equal(predictor(upright).boxes, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((8, 8), np.uint8), r"an array of uint8 \(8, 8\)"),
+        (np.zeros((8, 8, 3)), r"an array of float64 \(8, 8, 3\)"),
+        ([np.zeros((8, 8, 3), np.uint8)], "a list; .* several images to Predictor.predict"),
+        ("absent.jpg", "absent.jpg cannot be read: No such file"),
+    ],
+    ids=["gray", "float", "list", "absent"],
+)
+def test_what_is_not_an_image(trained, image, words):
+    with pytest.raises(UserError, match=words):
+        d2ext.Predictor.from_run(trained)(image)
+
+
+def test_a_model_in_memory(trained, images):
+    """Its classes are given, or those that the config declares."""
+    cfg = d2ext.load_config(trained / "config.yaml")
+    model = _built(cfg, trained / "model_final.pth").train()
+    predictor = d2ext.Predictor(model, cfg, score_threshold=0)
+    assert not model.training and predictor.classes == ["balloon"]
+    expected = d2ext.Predictor.from_run(trained, score_threshold=0)(images[0])
+    assert np.allclose(predictor(images[0]).boxes, expected.boxes, atol=1e-3)  # other kernels
+    named = d2ext.Predictor(model, cfg, ["ball"], score_threshold=0, keep=["ball"])
+    assert named(images[0]).class_names == ("ball",)
+    with pytest.raises(UserError, match="the model has no class 'bal'.*ball"):
+        d2ext.Predictor(model, cfg, ["ball"], keep=["bal"])
+
+
+def _built(cfg, weights):
+    cfg.model.roi_heads.num_classes = 1
+    model = instantiate(cfg.model)
+    model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+    return model
+
+
+def test_the_call_of_0_1(trained):
+    with pytest.raises(UserError, match=r"Predictor\.from_run.*Predictor\.from_config"):
+        d2ext.Predictor(str(trained / "config.yaml"), "last")
+
+
+def test_a_run_that_was_moved(trained, tmp_path, images):
     """Its weights are looked for beside its config, and a damaged run.json is passed over."""
     moved = tmp_path / "moved"
     shutil.copytree(trained, moved)
-    assert str(moved) in d2ext.Predictor(moved / "config.yaml", "last").weights
+    shutil.copy(moved / "model_final.pth", moved / "model_best.pth")
+    (moved / "last_checkpoint").unlink()  # so that the best one is taken
+    for file in moved.glob("model_[f0]*"):
+        file.unlink()
+    assert d2ext.Predictor.from_run(moved).classes == ["balloon"]
     (moved / "run.json").write_text("{")
-    assert d2ext.Predictor(moved / "config.yaml", "last").classes == ["balloon"]
+    file = moved / "model_best.pth"
+    assert d2ext.Predictor.from_config(moved / "config.yaml", file).classes == ["balloon"]
 
 
 @pytest.fixture
@@ -51,7 +154,7 @@ def alone(trained, tmp_path):
     shutil.copy(trained / "model_final.pth", file)
 
     def predictor(*overrides):
-        return d2ext.Predictor(REPO / LITE0, file, ["data.root=/nowhere", *overrides])
+        return d2ext.Predictor.from_config(REPO / LITE0, file, ["data.root=/nowhere", *overrides])
 
     predictor.file = file
     return predictor

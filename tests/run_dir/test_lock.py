@@ -60,7 +60,7 @@ def test_a_directory_that_another_process_holds(tmp_path, holder):
     holder.kill()
     holder.wait()
     make_output_dir(tmp_path / "run", overwrite=False, resume=True)
-    lock._release()
+    lock.release_output_dir()
 
 
 def test_a_lock_file_that_is_there_is_no_obstacle(tmp_path):
@@ -74,11 +74,11 @@ def test_a_lock_file_that_is_there_is_no_obstacle(tmp_path):
     backup_dir = make_output_dir(tmp_path / "run", overwrite=True)  # held by this process itself
     assert (backup_dir / "run.json").exists() and (tmp_path / "run/.lock").exists()
     if not os.fork():  # such as a worker; it holds nothing and lets go of nothing
-        lock._release()
+        lock.release_output_dir()
         os._exit(0)
     assert os.wait()[1] == 0
     code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     command = [sys.executable, "-c", code, tmp_path / "run/.lock"]
     assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
-    lock._release()
+    lock.release_output_dir()
     assert subprocess.run(command).returncode == 0

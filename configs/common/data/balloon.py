@@ -1,8 +1,8 @@
 """The balloon dataset (61 + 13 photos, one class), read straight from its VIA annotations.
 
-A checkout holds the photos, reduced to a short side of at most 640 pixels. Without one,
-`d2ext prepare balloon` puts the original ones under data.root. In a checkout these take
-`d2ext prepare balloon --full --root DIR` and `data.root=DIR`.
+A checkout holds the photos, reduced to a short side of at most 640 pixels; elsewhere
+`d2ext prepare balloon` downloads the original ones. To train on those in a checkout, run
+`d2ext prepare balloon --full --root DIR` and train with `data.root=DIR`.
 """
 
 from detectron2.config import LazyCall as L

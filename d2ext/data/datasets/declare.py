@@ -39,13 +39,15 @@ class Dataset:
             dicts by reason, `keypoints` the number of objects whose keypoints are not read.
 
     Example:
-        import d2ext
-
-        def load():
-            box = {"bbox": [10, 20, 110, 70], "bbox_mode": 0, "category_id": 0}
-            return [dict(file_name="a.jpg", image_id=1, height=480, width=640, annotations=[box])]
-
-        dataset = d2ext.Dataset(load, classes=["cat", "dog"])
+        >>> import d2ext
+        >>> def load():
+        ...     box = {"bbox": [20, 10, 60, 70], "bbox_mode": 0, "category_id": 0}
+        ...     image = {"file_name": "photo.jpg", "image_id": 1, "height": 120, "width": 160}
+        ...     return [{**image, "annotations": [box]}]
+        >>> def my_dataset():  # datasets.mine = L(my_dataset)() in a config
+        ...     return d2ext.Dataset(load, classes=["balloon"])
+        >>> len(my_dataset().load())
+        1
     """
 
     load: Callable[[], Sequence[dict]]

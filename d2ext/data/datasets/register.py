@@ -15,6 +15,7 @@ from d2ext.errors import UserError, format_exception
 
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
+_others: dict[str, tuple[Any, dict]] = {}  # registered outside of a config, before `use_classes`
 _COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
 
 
@@ -71,6 +72,8 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
     mine = metadata.pop("thing_classes")
     del metadata["name"]
     if list(mine) != list(classes):
+        if name not in _datasets:
+            _others[name] = DatasetCatalog[name], {**metadata, "thing_classes": mine}
         dataset = _datasets.get(name) or Dataset(DatasetCatalog[name], mine, metadata)
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -138,14 +141,17 @@ def _require_importable(name: str, target: Any) -> None:
 
 
 def unregister_datasets() -> None:
-    """Forget what `register_datasets` registered, for a process that goes on to another config."""
+    """Undo `register_datasets` and `use_classes`, for a process that goes on to another config."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    for name in _registered:
+    for name in _datasets:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-        del _datasets[name]
-    _registered.clear()
+    for name, (load, metadata) in _others.items():
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(**metadata)
+    for known in (_registered, _datasets, _others):
+        known.clear()
 
 
 def _load(name: str, dataset: Dataset) -> Sequence[dict]:

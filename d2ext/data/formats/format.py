@@ -60,24 +60,22 @@ class Format:
             counts to print, by what they count.
 
     Example:
-        import json
-
-        import d2ext
-
-        def read(source, image_root, classes=None):
-            boxes = json.load(open(source))["boxes"]
-            annotations = [{"bbox": b, "bbox_mode": 0, "category_id": 0} for b in boxes]
-            record = dict(file_name=f"{image_root}/a.jpg", image_id=1, height=480, width=640)
-            return [{**record, "annotations": annotations}], classes or ["thing"]
-
-        boxes = d2ext.Format(
-            name="boxes",
-            title="Boxes (boxes)",
-            detect=lambda head: isinstance(head.value, dict) and "boxes" in head.value,
-            read=read,
-            source="Boxes: the JSON",
-            in_training=True,
-        )
+        >>> import d2ext
+        >>> def read(source, image_root, classes=None):
+        ...     box = {"bbox": [20, 10, 60, 70], "bbox_mode": 0, "category_id": 0}
+        ...     image = {"file_name": f"{image_root}/photo.jpg", "image_id": 1}
+        ...     image |= {"height": 120, "width": 160, "annotations": [box]}
+        ...     return [image], classes or ["balloon"]
+        >>> boxes = d2ext.Format(
+        ...     name="boxes",
+        ...     title="Boxes (# boxes)",
+        ...     detect=lambda head: head.first_line.startswith("# boxes"),
+        ...     read=read,
+        ...     source="Boxes: the text file",
+        ...     in_training=True,
+        ... )
+        >>> len(boxes.read("boxes.txt", "photos")[0])
+        1
     """
 
     name: str
@@ -133,16 +131,14 @@ def register_format(format: Format) -> None:
         UserError: a name is taken, or `format` is not a usable `Format`.
 
     Example:
-        import d2ext
-
-        boxes = d2ext.Format(
-            name="boxes",
-            title="Boxes",
-            detect=lambda head: head.first_line.startswith("# boxes"),
-            read=lambda source, image_root, classes=None: ([], classes or []),
-            source="Boxes: the text file",
-        )
-        d2ext.register_format(boxes)
+        >>> import d2ext
+        >>> boxes = d2ext.Format(
+        ...     name="boxes",
+        ...     title="Boxes (# boxes)",
+        ...     detect=lambda head: head.first_line.startswith("# boxes"),
+        ...     read=lambda source, image_root, classes=None: ([], classes or []),
+        ... )
+        >>> d2ext.register_format(boxes)
     """
     if not isinstance(format, Format):
         raise UserError(f"{format!r} is not a d2ext.Format; register an object of that class")

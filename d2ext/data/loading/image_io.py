@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
 
 from d2ext.data.formats.images import (
     JPEG_FRAME,
@@ -65,7 +66,18 @@ def read_photo(path: str | Path, image_format: str, divisor: int = 1) -> np.ndar
             if image is not None:
                 return image if image_format == "BGR" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     with open_image(path) as image:
-        return convert_PIL_to_numpy(decoded(image, path), image_format)
+        return photo_pixels(image, path, image_format)
+
+
+def photo_pixels(image: Image.Image, path: str | Path, image_format: str) -> np.ndarray:
+    """Return the pixels of an image that Pillow has opened, as `read_photo` does.
+
+    Args:
+        image: The image.
+        path: Its file.
+        image_format: Argument of `read_photo`.
+    """
+    return convert_PIL_to_numpy(decoded(image, path), image_format)
 
 
 def _plain_jpeg_pixels(data: bytes) -> int:

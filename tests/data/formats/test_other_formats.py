@@ -18,7 +18,12 @@ _LABELBOX = {"data_row": {"id": "1"}, "media_attributes": {}, "projects": {}}
 _TASK = {"id": 1, "data": {"image": "1.jpg"}, "annotations": [{"result": []}]}
 # File name, content, what every reader says of it, and the format that reads it.
 FILES = [
-    ("a.xml", "<?xml version='1.0'?><!-- x --><annotations/>", "CVAT export .*convert cvat", "cvat"),
+    (
+        "a.xml",
+        "<?xml version='1.0'?><!-- x --><annotations/>",
+        "CVAT export .*convert cvat",
+        "cvat",
+    ),
     ("a.xml", "<annotations><track/></annotations>", "videos; export as 'CVAT for images", None),
     ("a.xml", "<annotation/>", "Pascal VOC annotation .*convert voc", "voc"),
     ("a.json", {"shapes": [], "imagePath": "a"}, "LabelMe .*convert labelme", "labelme"),
