@@ -7,7 +7,7 @@ from d2ext.data.formats.file_head import FileHead, read_head
 from d2ext.data.formats.format import Format, formats, matching
 from d2ext.data.formats.json_io import outline, read_bytes, read_json, read_text
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.registry import BUILT_IN
+from d2ext.data.formats.registry import BUILT_IN, converted_formats
 from d2ext.errors import UserError
 from d2ext.invocation import command
 
@@ -61,7 +61,8 @@ def _unknown(file: str | Path) -> UserError:
     read = [form for form in formats().values() if form.in_training]
     if known := advice(file, *(form.name for form in read)):
         return UserError(f"{file} is {known}")
-    *others, last = (form.title for form in formats().values() if not form.in_training)
+    converted = [form for form in converted_formats() if not form.in_training]
+    *others, last = (form.title for form in converted)
     return UserError(
         f"{file} is of no format that is known here: {', '.join(form.title for form in read)};"
         f" convert it with `{command('convert')}`, which reads {', '.join(others)} and {last}, or"

@@ -108,7 +108,8 @@ def read_as_it_is(what: str) -> str:
 
 def advice_of(form: Format) -> str:
     """Return a format's `advice`, or the default."""
-    what = f"an annotation file of the format {form.title}"
+    title = form.title.replace("{", "{{").replace("}", "}}")
+    what = f"an annotation file of the format {title}"
     if form.advice or not (form.source or form.in_training):
         return form.advice or what
     return convert_advice(what, form.name) if form.source else read_as_it_is(what)

@@ -31,7 +31,7 @@ def read(source, image_root, classes=None):
 
 FORMAT = Format(
     name="acme",
-    title="Acme",
+    title="Acme ({acme})",
     detect=lambda head: isinstance(head.value, dict) and "acme" in head.value,
     read=read,
     source="Acme's boxes: the JSON",
@@ -83,7 +83,7 @@ def test_an_installed_format_is_converted(package: Path) -> None:
 def test_other_commands_name_an_installed_format(package: Path) -> None:
     done = tool("check_dataset", "acme.json", "--images", "imgs")
     assert done.returncode == 2
-    words = "it is an annotation file of the format Acme; convert it with .* acme acme.json"
+    words = r"an annotation file of the format Acme \({acme}\); convert it with .* acme acme.json"
     assert re.search(words, done.stderr), done.stderr
 
 
