@@ -12,15 +12,9 @@ import pytest
 import d2ext
 from d2ext.cli import COMMANDS, browse, predict, print_config, submit, train
 from d2ext.config.recipes import RECIPES
-from tests.conftest import LITE0, REPO, checkout_env
+from tests.conftest import LITE0, REPO, SCRIPT, checkout_env
 
 CUSTOM = "custom/mask_rcnn_lite0_fpn.py"
-# What pip writes for the command.
-SCRIPT = """import sys
-from d2ext.__main__ import main
-if __name__ == "__main__":
-    sys.exit(main())
-"""
 
 
 @pytest.fixture
