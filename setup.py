@@ -46,8 +46,8 @@ EXTRAS_REQUIRE = {
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
     "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
-    # MLflow without its server, and what its default store, a SQLite database, needs. 3.7: the first
-    # whose default that is. The full `mlflow` brings the same client.
+    # MLflow without its server, and what its default store, a SQLite database, needs. The full
+    # `mlflow` brings the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
     "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
     "dev": [

@@ -54,6 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     for name in _FOLDERS:
         os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "WANDB_"))]:
+        del os.environ[name]
+    os.environ |= {  # no test needs a network
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_MODE": "offline",
+    }
     os.environ["HOME"] = home
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(home, "hypothesis")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(home, "inductor")
