@@ -175,7 +175,9 @@ def _execute(
     options = {**options, **gpus, "world_size": topology.world_size}
 
     def rank() -> Run:
-        run, _ = execute(cfg, command, options, StopSignals(may_exit=False), hooks=hooks)
+        # One of several ranks must not hang; a notebook must live on.
+        signals = StopSignals(may_exit=topology.launcher != "self")
+        run, _ = execute(cfg, command, options, signals, hooks=hooks)
         run.evaluations = broadcast_from_rank0(lambda: run.evaluations)
         return run
 
