@@ -16,6 +16,12 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+# The `d2ext` command as pip writes it.
+SCRIPT = """import sys
+from d2ext.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 # Without them, libraries keep their files below $HOME, and d2ext finds no datasets.
 _FOLDERS = (
@@ -217,6 +223,14 @@ def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["--no-validate", "--work-dir", folder, "--options", *tiny]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the `bin` folder of a new environment with the wheel of this checkout."""
+    from tests.wheel import install_wheel
+
+    return install_wheel(tmp_path_factory.mktemp("installed"))
 
 
 @dataclass(frozen=True)

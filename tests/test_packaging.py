@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import d2ext
+from tests.wheel import build_wheel
 
 OWN = {
     "coco_file",
@@ -112,22 +112,19 @@ def pins_of(text):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
-    """`pip install .` brings every file of d2ext/, and no photos, tools or tests."""
-    source = tmp_path / "source"
-    source.mkdir()
-    shutil.copytree(repo / "d2ext", source / "d2ext", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(repo / "examples", source / "examples")
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
-        if (repo / name).exists():
-            shutil.copy(repo / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    files = {str(f.relative_to(source)) for f in (source / "d2ext").rglob("*") if f.is_file()}
-    subprocess.run([*command, "--no-index", "-w", tmp_path, source], check=True)
-    with zipfile.ZipFile(tmp_path / f"d2ext-{d2ext.__version__}-py3-none-any.whl") as wheel:
+    """Every file of d2ext/, the recipes among them, and no photos, tools or tests."""
+    file, files = build_wheel(tmp_path)
+    with zipfile.ZipFile(file) as wheel:
         names = set(wheel.namelist())
+        entry_points = wheel.read(f"d2ext-{d2ext.__version__}.dist-info/entry_points.txt").decode()
+    assert file.name == f"d2ext-{d2ext.__version__}-py3-none-any.whl"
     info = f"d2ext-{d2ext.__version__}.dist-info"
     assert {name for name in names if not name.startswith(info)} == files
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)
+    recipes = {f"d2ext/{file.relative_to(repo)}" for file in (repo / "configs").rglob("*.py")}
+    assert {*recipes, "d2ext/py.typed", "d2ext/cli/train.py"} <= names
+    assert not [name for name in names if name.endswith((".jpg", ".json"))]
+    assert "d2ext = d2ext.__main__:main" in entry_points
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint"])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from d2ext import __version__
 from d2ext.errors import UserError
+from d2ext.invocation import command
 from d2ext.text import did_you_mean
 
 # Each module has `parse(argv)` and `run(args)`, which returns the exit status. The command
@@ -43,7 +44,7 @@ def run_command(argv: Sequence[str]) -> int | None:
         print(f"d2ext {__version__}")
         return 0
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS, "`d2ext --help` lists them")
+        hint = did_you_mean(name, COMMANDS, f"`{command('--help')}` lists them")
         raise UserError(f"d2ext has no command {name!r}; {hint}")
     module = importlib.import_module(f"d2ext.cli.{name.replace('-', '_')}")
     return module.run(module.parse(arguments))
@@ -54,13 +55,13 @@ def _help() -> str:
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: d2ext COMMAND ...",
+            f"usage: {command('COMMAND')} ...",
             "",
             "MMDetection's training workflow for Detectron2's LazyConfig files",
             "",
             "commands:",
             *lines,
             "",
-            "`d2ext COMMAND --help` describes a command, `d2ext --version` prints the version",
+            f"`{command('COMMAND')} --help` describes a command, --version prints the version",
         ]
     )

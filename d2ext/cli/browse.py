@@ -1,8 +1,8 @@
 """Show what the model will really see: a config's images before and after augmentation.
 
-    d2ext browse mine.py
-    d2ext browse mine.py --html --count 100 data.root=/elsewhere
-    d2ext browse mine.py --split val --all --no-augmentation
+d2ext browse mine.py
+d2ext browse mine.py --html --count 100 data.root=/elsewhere
+d2ext browse mine.py --split val --all --no-augmentation
 
 Left, an image as annotated; right, the very sample that a training takes at that place: cropped,
 flipped and resized, with the objects that are left (crowds are not trained on). Exit status 1 if

@@ -1,8 +1,8 @@
 """Find what is wrong with a COCO file and its images, and write a fixed copy.
 
-    d2ext check train.json
-    d2ext check train.json --images photos --fix fixed.json --html report.html
-    d2ext check train.json --images photos --against val.json --against-images more
+d2ext check train.json
+d2ext check train.json --images photos --fix fixed.json --html report.html
+d2ext check train.json --images photos --against val.json --against-images more
 
 Exit status: 0 clean or warnings only, 1 errors, 2 unreadable. With --fix it is that of the new
 file: 0; or 2 where nothing is written, because an error cannot be fixed without a loss.

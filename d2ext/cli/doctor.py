@@ -1,6 +1,6 @@
 """Print what this installation can train with, and train one step to prove it.
 
-    d2ext doctor
+d2ext doctor
 
 Prints versions, CPU and GPUs, which Detectron2 this is, which of its compiled operators are missing
 and what does not work without them. Exit status 1 if training cannot work, with the remedy.

@@ -1,10 +1,10 @@
 r"""Evaluate a run or a config with its model, or a COCO results file from whatever program.
 
-    d2ext evaluate work_dirs/mine
-    d2ext evaluate mine.py --weights model.pth data.val.json=b.json
-    d2ext evaluate predictions.json --dataset instances_val.json
-    d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
-        --per-class --confusion-matrix --pr-curves --errors --out results.json
+d2ext evaluate work_dirs/mine
+d2ext evaluate mine.py --weights model.pth data.val.json=b.json
+d2ext evaluate predictions.json --dataset instances_val.json
+d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
+    --per-class --confusion-matrix --pr-curves --errors --out results.json
 
 A run or a config is evaluated as by `d2ext train CONFIG --eval-only`, whose other flags and
 overrides go with it. The weights of a run are --weights best, or last if it has no best.

@@ -1,8 +1,8 @@
 """Find objects in images, folders and videos with a trained model.
 
-    d2ext predict work_dirs/mine photos/
-    d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.mp4
-    d2ext predict mine.py --weights model.pth --csv --masks photos/
+d2ext predict work_dirs/mine photos/
+d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.mp4
+d2ext predict mine.py --weights model.pth --csv --masks photos/
 
 Writes overlays, and predictions.json and images.json in COCO's format. Exit status 1 if a file or a
 part of a video could not be read; the others are done.

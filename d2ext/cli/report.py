@@ -1,7 +1,7 @@
 """Write the report of a run, or compare several runs on one page.
 
-    d2ext report work_dirs/mine
-    d2ext report work_dirs/mine work_dirs/other --output comparison.html
+d2ext report work_dirs/mine
+d2ext report work_dirs/mine work_dirs/other --output comparison.html
 
 It reads what the runs have written, also while they train; neither data nor a model are needed.
 """

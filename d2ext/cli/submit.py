@@ -1,8 +1,8 @@
 """Hand a training to Slurm, which carries it over preemption and time limits to its end.
 
-    d2ext submit mine.py --partition dev --num-machines 2 --num-gpus 8 --time 4:00:00
-    d2ext submit mine.py --partition dev --seeds 1,2,3 --wait train.max_epochs=24
-    d2ext submit status [DIR] | logs [-f] [DIR] | cancel DIR
+d2ext submit mine.py --partition dev --num-machines 2 --num-gpus 8 --time 4:00:00
+d2ext submit mine.py --partition dev --seeds 1,2,3 --wait train.max_epochs=24
+d2ext submit status [DIR] | logs [-f] [DIR] | cancel DIR
 
 All other flags and overrides of `d2ext train` go to the training. --resume is added whenever the
 job starts again. Without Slurm the training runs on this machine.

@@ -1,9 +1,9 @@
 """Train and evaluate a config.
 
-    d2ext train custom/mask_rcnn_lite0_fpn.py data.train.json=a.json data.train.images=imgs
-    d2ext train mine.py --num-gpus 8 train.max_epochs=24 optimizer.lr=1e-3
-    d2ext train work_dirs/mine --resume
-    d2ext train mine.py --eval-only --weights last
+d2ext train custom/mask_rcnn_lite0_fpn.py data.train.json=a.json data.train.images=imgs
+d2ext train mine.py --num-gpus 8 train.max_epochs=24 optimizer.lr=1e-3
+d2ext train work_dirs/mine --resume
+d2ext train mine.py --eval-only --weights last
 
 CONFIG is a config file, a run directory (its config.yaml, in that directory), or the name of a
 recipe as `d2ext recipes` prints it; an existing file wins. It may be given as --config-file CONFIG.

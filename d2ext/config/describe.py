@@ -87,17 +87,34 @@ def _imports(file: Path) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     if file.suffix != ".py":
         return found
+    loaded: dict[str, Path] = {}  # by variable, of get_config
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        source, names = None, []
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
             folder = file.resolve().parents[node.level - 1]
             source = folder.joinpath(*node.module.split(".")).with_suffix(".py")
-            if "common" in source.parts:
-                theirs = {alias.name: (source, alias.name) for alias in node.names}
-            else:
-                theirs = _imports(source) if source.is_file() else {}
             names = [(alias.asname or alias.name, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            mine, value = node.targets[0].id, node.value
+            if recipe := _recipe_of(value):
+                loaded[mine] = recipe
+            elif isinstance(value, ast.Attribute):
+                source = _recipe_of(value.value) or loaded.get(ast.unparse(value.value))
+                names = [(mine, value.attr)]
+        if source and "common" in source.parts:
+            found |= {mine: (source, name) for mine, name in names}
+        elif source and source.is_file():
+            theirs = _imports(source)
             found |= {mine: theirs[name] for mine, name in names if name in theirs}
     return found
+
+
+def _recipe_of(node: ast.expr) -> Path | None:
+    """Return the file that a call of `d2ext.get_config` loads; None for another expression."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) != "d2ext.get_config":
+        return None
+    name = getattr(node.args[0], "value", None) if node.args else None
+    return RECIPES / name if isinstance(name, str) else None
 
 
 def keys(cfg: Any, start: Any) -> list[Key]:

@@ -13,7 +13,7 @@ from d2ext.invocation import command
 from d2ext.text import closest, did_you_mean
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout a link to configs/
-_PARTS = "common"  # the folder of what recipes are made of
+_COMMON = "common"  # the folder of what recipes are made of
 
 
 def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
@@ -42,7 +42,7 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
         500
     """
     path = recipe_path(name)
-    if path.relative_to(RECIPES).parts[0] != _PARTS:
+    if path.relative_to(RECIPES).parts[0] != _COMMON:
         return load_config(path, overrides)
     parts = execute_config(path)
     apply_overrides(parts, overrides)
@@ -65,7 +65,7 @@ def recipe_path(name: str) -> Path:
 def recipes() -> Iterator[tuple[str, str]]:
     """Yield the name of each recipe, and the first line of its docstring."""
     for path in sorted(RECIPES.glob("*/*.py")):
-        if path.parent.name != _PARTS:
+        if path.parent.name != _COMMON:
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             yield path.relative_to(RECIPES).as_posix(), text.partition("\n")[0]
 
@@ -148,7 +148,7 @@ def _copied(source: Path, own_name: str) -> str:
     lines = text.splitlines(keepends=True)
     imports = [node for node in body if isinstance(node, ast.ImportFrom) and node.level]
     for node in reversed(imports):
-        lines[node.lineno - 1 : node.end_lineno] = _parts(source, node)
+        lines[node.lineno - 1 : node.end_lineno] = _calls(source, node)
     if imports:
         lines.insert(imports[0].lineno - 1, "import d2ext\n\n")
     name = source.relative_to(RECIPES).as_posix()
@@ -157,7 +157,7 @@ def _copied(source: Path, own_name: str) -> str:
     return "".join(lines)
 
 
-def _parts(source: Path, node: ast.ImportFrom) -> list[str]:
+def _calls(source: Path, node: ast.ImportFrom) -> list[str]:
     """Return the lines that take from another file what a relative import takes."""
     file = source.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
     call = f'd2ext.get_config("{file.relative_to(RECIPES).as_posix()}")'

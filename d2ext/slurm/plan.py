@@ -2,9 +2,9 @@
 
 import os
 import re
+import site
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
 def import_path() -> list[str]:
     """Return the folder that d2ext is imported from, unless every Python process looks there."""
     root = str(Path(__file__).resolve().parent.parent.parent)
-    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
     return [] if root in map(os.path.realpath, installed) else [root]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from d2ext.launch.topology import free_port
-from tests.conftest import LITE0, REPO
+from tests.conftest import LITE0, REPO, SCRIPT
 
 TOOL = [str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]
 
@@ -394,13 +394,26 @@ def test_a_killed_rank_ends_the_run(start, small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["imports", "training"])
-def test_no_rank_survives_its_launcher(start, small, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("program", "moment"),
+    [
+        (TOOL[:1], "imports"),
+        (TOOL[:1], "training"),
+        (["-m", "d2ext", "train"], "imports"),
+        (["bin/d2ext", "train"], "imports"),
+    ],
+    ids=["tool-imports", "tool-training", "module", "command"],
+)
+def test_no_rank_survives_its_launcher(start, small, tmp_path, program, moment):
+    """Whatever Python takes for the main module, which it runs again in the ranks."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/d2ext").write_text(SCRIPT)
+    args = ["--num-gpus", 2, "--work-dir", tmp_path / "run", "--options", *small]
     process = start(
-        "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
+        *args, "train.max_iter=100000", tool=[*program, *TOOL[1:]], env={"PYTHONPATH": str(REPO)}
     )
     if moment == "training":
-        _wait_for_step(process, tmp_path)
+        _wait_for_step(process, tmp_path / "run")
     else:
         while len(_session(process.pid)) < 3:
             time.sleep(0.02)

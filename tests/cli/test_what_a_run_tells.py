@@ -96,29 +96,43 @@ def test_the_command_to_have_it_again(repo, tiny, tmp_path):
     assert _losses(tmp_path / "a run_again") == pytest.approx(_losses(out), rel=1e-6)
 
 
+TORCHRUN = "torchrun --standalone --nproc-per-node=2"
+
+
 @pytest.mark.parametrize(
-    ("topology", "start"),
+    ("topology", "before", "flags"),
     [
-        (Topology("self"), "python tools/train_net.py"),
-        (
-            Topology("self", 1, 0, 8, "tcp://127.0.0.1:1", 0),
-            "python tools/train_net.py --num-gpus 8",
-        ),
+        (Topology("self"), "", ""),
+        (Topology("self", 1, 0, 8, "tcp://127.0.0.1:1", 0), "", " --num-gpus 8"),
         (
             Topology("self", 2, 0, 8, "tcp://a:1", 0),
-            "python tools/train_net.py --num-gpus 8 --num-machines 2 --machine-rank 0"
-            " --dist-url tcp://a:1",
+            "",
+            " --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://a:1",
         ),
-        (
-            Topology("srun", 2, 0, 4, "tcp://a:1", 0),
-            "srun --nodes=2 --ntasks-per-node=4 python tools/train_net.py",
-        ),
+        (Topology("srun", 2, 0, 4, "tcp://a:1", 0), "srun --nodes=2 --ntasks-per-node=4 ", ""),
+        (Topology("torchrun", 1, 0, 2, "tcp://a:1", 0), TORCHRUN, ""),
     ],
 )
-def test_what_starts_as_many_processes(topology, start):
-    argv = ["tools/train_net.py", "--config-file", "X"]
-    assert shlex.join(describe_run("X", argv, topology).start) == start
-    assert describe_run("X", argv, topology, validate=False).start[-1] == "--no-validate"
+@pytest.mark.parametrize(
+    ("program", "words", "of_torchrun"),
+    [
+        (REPO / "tools/train_net.py", "python tools/train_net.py", " tools/train_net.py"),
+        (REPO / "d2ext/__main__.py", "python -m d2ext train", " -m d2ext train"),
+        ("/usr/bin/d2ext", "d2ext train", " -m d2ext train"),
+    ],
+)
+def test_what_starts_as_many_processes(
+    monkeypatch, tmp_path, topology, before, flags, program, words, of_torchrun
+):
+    (tmp_path / "tools").symlink_to(REPO / "tools")
+    if program == REPO / "tools/train_net.py":
+        program = "tools/train_net.py"
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    line = before + (of_torchrun if topology.launcher == "torchrun" else words)
+    run = describe_run("X.py", "train", ["X.py", "a=b c"], topology)
+    assert run.line == f"{line} X.py 'a=b c'" and shlex.join(run.start) == line + flags
+    run = describe_run("X.py", "train", ["X.py"], topology, validate=False)
+    assert run.start[-1] == "--no-validate"
 
 
 def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):

@@ -45,10 +45,22 @@ def test_no_best_metric_and_no_number(tmp_path):
     assert last == "last set/coco/bbox/AP none at 10"
 
 
-def test_the_command_that_goes_on():
+@pytest.mark.parametrize(
+    "program",
+    [
+        "python tools/train_net.py",
+        "d2ext train",
+        "python -m d2ext train",
+        "torchrun --standalone --nproc-per-node=2 -m d2ext train",
+        "torchrun --standalone --nproc-per-node=2 tools/train_net.py",
+        "srun --nodes=2 --ntasks-per-node=4 d2ext train",
+    ],
+)
+@pytest.mark.parametrize("config", ["--config-file X", "mine.py"])
+def test_the_command_that_goes_on(program, config):
     """Flags stand before overrides, and `--resume` goes with neither of the other two."""
-    begun = "python tools/train_net.py --config-file X --overwrite train.max_epochs=2"
-    on = "python tools/train_net.py --resume --config-file X train.max_epochs=2"
+    begun = f"{program} {config} --overwrite train.max_epochs=2"
+    on = f"{program} --resume {config} train.max_epochs=2"
     assert resuming(begun) == on and resuming(on) == on
-    other = "python tools/train_net.py --resume-from a.pth --config-file X train.max_epochs=2"
+    other = f"{program} --resume-from a.pth {config} train.max_epochs=2"
     assert resuming(other) == resuming(other.replace("from a", "from=a")) == on

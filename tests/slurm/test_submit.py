@@ -1,4 +1,4 @@
-"""tools/submit.py up to the submission: flags, and the sbatch file."""
+"""`submit` up to the submission: flags, and the sbatch file."""
 
 import os
 import shlex
@@ -51,7 +51,11 @@ def test_options_of_sbatch():
     assert parse_options(given[1:]) == {"comment": "a b", "time": "1:00:00"}
     for text, words in (
         *(("signal=USR1@5", "--signal-delay"), ("-K", "only srun knows"), ("=x", "KEY")),
-        *(("no-requeue", "--max-requeues"), ("ntasks=4", "--num-gpus"), ("chdir=/", "submit.py")),
+        *(
+            ("no-requeue", "--max-requeues"),
+            ("ntasks=4", "--num-gpus"),
+            ("chdir=/", "elsewhere"),
+        ),
         *(("test-only", "--dry-run"), ("--comment 'x", "No closing"), ("a=b\n#SBATCH", "one line")),
     ):
         with pytest.raises(UserError, match=words):

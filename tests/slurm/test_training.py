@@ -82,6 +82,26 @@ def test_preempted_and_out_of_time(cluster, start, without_slurm, tmp_path):
     assert same_weights(run.directory, alone)
 
 
+def test_from_the_wheel(cluster, installed, tiny, tmp_path, without_slurm):
+    """Outside of the checkout, with a hook in the folder of the submission; the same training."""
+    (tmp_path / "my_hooks.py").write_text(
+        "from detectron2.engine import HookBase\n\n"
+        "class Note(HookBase):\n"
+        "    def before_train(self):\n"
+        "        import d2ext\n"
+        "        open('where', 'w').write(d2ext.__file__)\n"
+    )
+    job = ["--partition", "dev", "--cpus-per-task", "2", "--work-dir", "run", "--wait"]
+    more = [*tiny, "train.device=cpu", "train.hooks=[{_target_: my_hooks.Note}]"]
+    recipe = "balloon/mask_rcnn_lite0_fpn_balloon.py"
+    cluster.run(installed / "d2ext", "submit", recipe, *job, *more)
+    assert (tmp_path / "where").read_text().startswith(str(installed.parent))
+    script = next((tmp_path / "run/slurm").glob("*/*_submission.sh")).read_text()
+    assert "PYTHONPATH" not in script
+    assert same_weights(tmp_path / "run", without_slurm())
+    assert "finished" in cluster.run(installed / "d2ext", "submit", "status", "run").stdout
+
+
 def test_killed(cluster, start, without_slurm):
     """A rank, the whole step, and the job itself by an administrator: it goes on each time."""
     more = (*TWO, *LONG, "train.checkpointer.period=2")

@@ -248,8 +248,8 @@ def find_attribute(
             return None
         raise UserError(
             f"{file}: no region has an attribute that could hold its class; name the one class of"
-            " all regions (--classes NAME; data.classes=[NAME] in configs/custom), or set the"
-            " attribute in VIA"
+            " all regions (--classes NAME; data.classes=[NAME] in a custom/ recipe), or set"
+            " the attribute in VIA"
         )
     groups = _groups(columns)
     if classes is not None:
@@ -281,7 +281,7 @@ def find_attribute(
         raise UserError(
             f"{file}: the class of a region could be in {_listed(g[0] for g in groups)}"
             f" ({_examples({g[0]: columns[g[0]] for g in groups})}); choose one with"
-            " --class-attribute (in a config: attribute=..., in configs/custom"
+            " --class-attribute (in a config: attribute=..., in a custom/ recipe"
             " data.class_attribute)"
         )
     return groups[0][0]

@@ -261,7 +261,7 @@ def _paths_remedy(name: str, metadata: Mapping[str, Any]) -> str:
     if root is None:  # a user's own function
         return "correct the file_name of each record in the dataset's function"
     remedy = (
-        f"check datasets.{name}.image_root (in configs/custom that is data.train.images, or"
+        f"check datasets.{name}.image_root (in a custom/ recipe that is data.train.images, or"
         " data.val.images)"
     )
     if file:

@@ -78,7 +78,7 @@ def test_formats_are_recognised(write, content, name, known):
     [
         ({}, "a.json", "of no format that is known here: COCO .* VIA .* MMDetection"),
         ([1], "a.json", "of no format that is known here"),
-        ({"shapes": [], "imagePath": "a.jpg"}, "a.json", "tools/convert_dataset.py"),
+        ({"shapes": [], "imagePath": "a.jpg"}, "a.json", "`d2ext convert labelme "),
         ({"a": {}, "b": {}}, "a.json", "of no format"),
         ("class,x,y\n", "a.csv", "of no format"),
         ("", "a.csv", "of no format"),
@@ -245,7 +245,7 @@ def test_formats_that_are_converted_say_so(tmp_path, name):
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "a.xml").write_text("<annotation/>")
-    with pytest.raises(UserError, match="tools/convert_dataset.py"):
+    with pytest.raises(UserError, match="`d2ext convert[ `]"):
         detect_format(tmp_path / name)
 
 

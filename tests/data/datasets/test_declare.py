@@ -101,10 +101,10 @@ def test_an_absent_annotation_file_names_the_remedy(tmp_path):
     with pytest.raises(UserError) as e:
         DatasetCatalog.get("catalog_m")
     assert declaration.json_file in str(e.value) and "data.root" in str(e.value)
-    assert "python tools/prepare_data.py balloon --root DIR" in str(e.value)
+    assert "or run d2ext prepare balloon --root DIR" in str(e.value)
     assert str(e.value).endswith("data.root=DIR")
     coco = tmp_path / "coco" / "annotations" / "instances_val2017.json"
-    with pytest.raises(UserError, match="prepare_data.py coco --root DIR and .* data.root=DIR$"):
+    with pytest.raises(UserError, match="run d2ext prepare coco --root DIR and .* data.root=DIR$"):
         read_coco(coco, tmp_path)
     register_datasets({"catalog_n": _declare(tmp_path, json_file=str(tmp_path / "mine.json"))})
     with pytest.raises(UserError, match="mine.json does not exist; check the path") as e:

@@ -132,7 +132,7 @@ def test_a_format_of_any_kind_of_text_is_detected(
 
 
 def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -> None:
-    words = "it is a file of toys; convert it with `python tools/convert_dataset.py toy .*toy.json"
+    words = "it is a file of toys; convert it with `d2ext convert toy .*toy.json"
     with pytest.raises(UserError, match=words):
         convert_to_coco("labelme", toy, tmp_path, tmp_path / "out.json")
     with pytest.raises(UserError, match=words):
