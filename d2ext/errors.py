@@ -31,6 +31,10 @@ class UserError(Exception):
         True
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython, and so a notebook, shows in place of a traceback."""
+        return [f"UserError: {self}"]
+
 
 def user_message(e: BaseException) -> str | None:
     """The line for an error that the user can mend, a full disk among them; None for others."""

@@ -24,7 +24,7 @@ class Note(HookBase):
 
 class Count:
     def __call__(self, ground_truth, detections):
-        return {"bbox/images": float(len(ground_truth.images))}
+        return {"bbox/images": float(len(ground_truth.image_ids))}
 """
 CONFIG = """
 from detectron2.config import LazyCall as L
@@ -92,7 +92,7 @@ def test_recipes_training_resume_and_prediction(d2ext, data):
     assert results["custom_val/mine/bbox/images"] == 2
     said = d2ext("train", "work_dirs/mine", "--resume", "--num-gpus", 2, "train.max_iter=4")
     assert "goes on at iteration 3" in said
-    assert [Path(f"rank_{rank}.txt").read_text() for rank in (0, 1)] == ["2\n3\n", "2\n3\n"]
+    assert [Path(f"rank_{rank}.txt").read_text() for rank in (0, 1)] == ["3\n4\n", "3\n4\n"]
     d2ext("evaluate", "work_dirs/mine")
     assert Path("work_dirs/mine/eval/results.json").is_file()
     d2ext("predict", "work_dirs/mine", "val", "--score-threshold", 0)
@@ -116,5 +116,5 @@ def test_a_job_without_slurm(d2ext, data, tmp_path, monkeypatch):
     job = ["--cluster", "local", "--wait", "train.hooks=[{_target_: my_parts.Note}]"]
     said = d2ext("submit", CUSTOM, *job, *data, "train.max_iter=1", "--num-gpus", 2)
     assert "report: work_dirs/mask_rcnn_lite0_fpn/report.html" in said
-    assert Path("rank_1.txt").read_text() == "0\n"
+    assert Path("rank_1.txt").read_text() == "1\n"
     assert "finished" in d2ext("submit", "status")

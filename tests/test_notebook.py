@@ -61,6 +61,8 @@ def test_the_cell_shows_the_training(notebook, tmp_path):
     assert info["command"] == "d2ext.train(cfg, 'b')"
     outputs = notebook("prediction = d2ext.Predictor(run.evaluated, run.cfg)('absent.jpg')")
     assert _errors(outputs) == ["UserError"]
+    (line,) = outputs[-1]["traceback"]  # no trace of a mistake that the user can fix
+    assert line.startswith("UserError: absent.jpg cannot be read")
 
 
 def test_an_interrupted_cell_continues(notebook, tmp_path):

@@ -64,7 +64,7 @@ def imports(path):
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["d2ext", "configs", "tools"], ["heic", "mlflow", "wandb"]),
+        (["d2ext", "configs", "tools"], ["heic", "mlflow", "supervision", "wandb"]),
         (["tests", "benchmarks"], ["dev", "mlflow", "wandb"]),
     ],
     ids=["package", "tests"],

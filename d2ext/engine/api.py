@@ -8,6 +8,7 @@ import atexit
 import copy
 import gc
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,16 @@ from d2ext.run_dir.lock import release_output_dir
 from d2ext.run_dir.logging import logging_set_up
 
 _TIMEOUT = 1800.0  # seconds to wait for peers, as --dist-timeout
+# How the flags of messages are called here.
+_ARGUMENTS = {
+    "--no-validate": "validate=False",
+    "--overwrite": "overwrite=True",
+    "--resume": "resume=True",
+    "--resume-from": "resume_from",
+    "--tta": "tta=True",
+    "--weights": "weights",
+    "--work-dir": "output_dir",
+}
 
 
 def train(
@@ -164,12 +175,18 @@ def _execute(
     options = {**options, **gpus, "world_size": topology.world_size}
 
     def rank() -> Run:
-        run, _ = execute(cfg, command, options, StopSignals(may_exit=False), hooks=hooks)
+        # One of several ranks must not hang; a notebook must live on.
+        signals = StopSignals(may_exit=topology.launcher != "self")
+        run, _ = execute(cfg, command, options, signals, hooks=hooks)
         run.evaluations = broadcast_from_rank0(lambda: run.evaluations)
         return run
 
-    with _released(topology):
-        return run_here(topology, rank, _TIMEOUT, device, out)
+    try:
+        with _released(topology):
+            return run_here(topology, rank, _TIMEOUT, device, out)
+    except UserError as e:
+        e.args = (re.sub(r"--[a-z-]+", lambda flag: _ARGUMENTS.get(flag[0], flag[0]), str(e)),)
+        raise
 
 
 def _checked(cfg: Any, output_dir: str | os.PathLike | None) -> tuple[DictConfig, Path]:

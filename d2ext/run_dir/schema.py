@@ -58,8 +58,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
 
     Attributes:
         name: Name of the run: the recipe's stem, or the folder of a saved config.yaml.
-        config_file: Config file on the command line.
-        command: Command that first started the run.
+        config_file: Config file on the command line; empty for a run from Python.
+        command: Command or Python call that first started the run.
         started: Time of the first start, in ISO 8601 with the time zone.
         versions: Package name to version.
         machine: Operating system, architecture and number of CPU cores, in words.
@@ -72,7 +72,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
         resumed_from: Checkpoint that the last start resumed.
         resumed_by: Command of the last start, if it resumed.
         seconds_before: `train_seconds` of the earlier starts, until this one ends.
-        reproduce: Command that trains the same again from config.yaml.
+        reproduce: Command that trains the same again from config.yaml; absent if none does.
         train_seconds: Duration of the training over all starts that ended in order, once it ended.
         stopped_by: Signal, or `--time-limit`, that ended the run early.
         ended_by: Message of the error that ended the run.
