@@ -19,7 +19,6 @@ from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, write_json
-from d2ext.invocation import command
 from d2ext.predict.predictor import Prediction, Predictor
 from d2ext.predict.sources import Item, find_inputs, readable, sources_of
 from d2ext.terminal import progress
@@ -150,7 +149,7 @@ def _clear(output: Path) -> None:
             return
         if not _is_ours(output / "images.json"):
             raise UserError(
-                f"--output {output} is not empty, and {command('predict')} has not made it; choose"
+                f"--output {output} is not empty, and no earlier prediction has made it; choose"
                 " another --output"
             )
         logger.info("The results of an earlier call in %s are replaced", output)

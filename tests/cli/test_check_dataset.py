@@ -1,6 +1,5 @@
 """tools/check_dataset.py by its command line."""
 
-import importlib.util
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from PIL import Image
 
 from d2ext.data.formats.coco import read_coco, to_coco
 from d2ext.data.formats.via import read_via
+from tests.conftest import Finished
 
 TRIALS = 1000
 
@@ -44,21 +44,12 @@ def coco(root: Path) -> dict:
 
 
 @pytest.fixture
-def tool(repo: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+def tool(run_tool: Callable[..., Finished]) -> Callable[..., tuple[int, str, str]]:
     """The tool, in this process: status, stdout and stderr."""
-    spec = importlib.util.spec_from_file_location("tool", repo / "tools" / "check_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(*args: object) -> tuple[int, str, str]:
-        argv, sys.argv = sys.argv, ["check_dataset.py", *map(str, args)]
-        try:
-            with pytest.raises(SystemExit) as e:
-                module.run_tool(module.main)
-        finally:
-            sys.argv = argv
-        out = capsys.readouterr()
-        return e.value.code, out.out, out.err
+        done = run_tool("check_dataset", *args)
+        return done.status, done.stdout, done.stderr
 
     return run
 
