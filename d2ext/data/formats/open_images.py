@@ -82,7 +82,7 @@ def read_open_images(
     if not here:
         raise UserError(f"{image_root} has no image of {source} (<ImageID>.jpg); check --images")
     if len(here) < len(rows):
-        logger.warning("%s: %d images are absent and skipped", source, len(rows) - len(here))
+        logger.warning("%s: %d images are missing and skipped", source, len(rows) - len(here))
     found = tuple(sorted({name for boxes in here.values() for name, _, _ in boxes}))
     wanted = tuple(classes or found)
     index = by_name(found, wanted, source)

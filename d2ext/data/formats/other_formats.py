@@ -13,7 +13,7 @@ _COCO_EXPORT = "export the annotations as COCO there instead"
 # Unsupported formats, and the advice for a file in each.
 _REFUSED = {
     "bdd100k": "a BDD100K or Scalabel file (JSON); convert it to COCO, for example with scalabel",
-    "cityscapes": "a Cityscapes annotation (JSON), which is read only as part of that dataset"
+    "cityscapes": "a Cityscapes annotation (JSON), which is read only as part of Cityscapes itself"
     " (`python tools/prepare_data.py cityscapes`); convert your own data to COCO",
     "darwin": f"a V7 Darwin JSON; {_COCO_EXPORT}",
     "cvat_video": "a CVAT export for videos; export as 'CVAT for images 1.1' or 'COCO 1.0' instead",
