@@ -249,7 +249,7 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 def _not_given(json_file: str | None) -> list[dict]:
     lacks = "the folder of its images" if json_file else "the annotation file"
     raise UserError(
-        f"{lacks} is not given; in configs/custom that is data.train.json=FILE"
+        f"{lacks} is not given; for configs/custom, set data.train.json=FILE and"
         " data.train.images=FOLDER, and data.val.json and data.val.images for the validation"
     )
 

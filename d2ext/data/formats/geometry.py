@@ -88,7 +88,7 @@ def shifted(
         for i, outline in enumerate(outlines):
             try:
                 if not all(map(numbers, outline)):
-                    raise ValueError("it has no corner")
+                    raise ValueError("it has no corners")
             except (TypeError, ValueError) as e:
                 raise UserError(f"{where(i)} is malformed ({e}); correct it") from None
         raise  # unreachable: the loop finds the invalid outline

@@ -64,7 +64,7 @@ def read_open_images(
         try:
             box = parsed([row[column] or "" for column in _BOX])
             if not (min(box) >= 0 and max(box) <= 1):
-                raise ValueError(f"coordinates go from 0 to 1, not {truncate_repr(box)}")
+                raise ValueError(f"coordinates must be from 0 to 1, not {truncate_repr(box)}")
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")

@@ -200,7 +200,7 @@ def _chosen(
             )
         return set(images)
     if split not in described.splits:
-        known = nearest(split, described.splits) if described.splits else "no data.yaml names any"
+        known = nearest(split, described.splits) if described.splits else "no data.yaml has any"
         raise UserError(f"{described.file or 'the dataset'} has no split {split!r}; {known}")
     part, missing = _split(described, split, image_root, images)
     if missing or not part:
@@ -355,7 +355,7 @@ def _described_by(file: Path) -> _Set:
             raise ValueError(f"{len(text)} characters exceed the limit of {_LONGEST}")
         content = yaml.load(text, _Texts)
         if not isinstance(content, dict):
-            raise TypeError("it has no keys and values")
+            raise TypeError("it is not a mapping of keys to values")
         names = content["names"]
         if isinstance(names, dict):
             ids = list(map(str, range(len(names))))

@@ -119,7 +119,7 @@ def test_mistakes(tiny_root):
     with pytest.raises(UserError, match="'a.b' contains a dot"):
         register_datasets({"a.b": _declare(tiny_root)})
     with pytest.raises(UserError, match="datasets.catalog_e.*unexpected"):
-        register_datasets({"catalog_e": _declare(tiny_root, colour=3)})
+        register_datasets({"catalog_e": _declare(tiny_root, color=3)})
     with pytest.raises(UserError, match="not a d2ext Dataset"):
         register_datasets({"catalog_f": L(no_dataset)()})
     with pytest.raises(UserError, match=r"give a list, such as \[balloon\]"):

@@ -358,7 +358,7 @@ def test_images_outside_of_the_folder_are_refused(tmp_path: Path, name: object) 
 def test_images_without_a_valid_size_are_refused(tmp_path: Path, size: tuple) -> None:
     made = content()
     made["images"][0].update(height=size[0], width=size[1])
-    with pytest.raises(UserError, match=r"images\[0\] is malformed.*no positive integer"):
+    with pytest.raises(UserError, match=r"images\[0\] is malformed.*not a positive integer"):
         read(tmp_path, made)
 
 

@@ -217,7 +217,7 @@ def test_the_error_for_too_many_tiff_channels_gives_their_number(
     bands: int, kind: type, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     write_tiff(tmp_path / "a.tif", np.zeros((48, 64, bands), kind))
-    with pytest.raises(OSError, match=f"it has {bands} channels; 1 to 4 are read"):
+    with pytest.raises(OSError, match=f"it has {bands} channels; 1 to 4 are supported"):
         read_photo(tmp_path / "a.tif", "RGB")
     with pytest.raises(UserError, match=f"it has {bands} channels"):
         image_size(tmp_path / "a.tif")

@@ -103,7 +103,7 @@ def test_image_ids_of_the_file_are_kept(read):
         (content(metainfo={"classes": ["a", "a"]}), "metainfo.classes"),
         (content(data_list=[{"img_path": "a.jpg"}]), r"data_list\[0\] is malformed \(no 'height'"),
         (content(data_list=["a.jpg"]), r"data_list\[0\] is malformed"),
-        (with_instance(bbox_label=2), r"instances\[0\].*bbox_label is 2, there are 2"),
+        (with_instance(bbox_label=2), r"instances\[0\].*bbox_label is 2, but there are 2"),
         (with_instance(bbox_label="cat"), "bbox_label is 'cat'"),
         (with_instance(bbox="absent"), r"instances\[0\] is malformed \(no 'bbox'"),
         (with_instance(ignore_flag=9), "ignore_flag is 9"),

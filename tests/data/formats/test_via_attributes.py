@@ -44,7 +44,7 @@ def ids(file: Path, *args: object, **kwargs: object) -> list[int]:
         ([{"occluded": "y", "name": "a"}, {"occluded": "n", "name": "a"}], (("a",), "name")),
         # Two attributes with the same partition.
         ([{"class_id": 1, "class": "b"}, {"class_id": 0, "class": "a"}], (("a", "b"), "class")),
-        ([{"colour": "red", "fruit": "apple"}], (("red",), "colour")),
+        ([{"color": "red", "fruit": "apple"}], (("red",), "color")),
         # An attribute that is empty everywhere does not count.
         ([{"name": "", "kind": "x"}, {"name": "", "kind": "y"}], (("x", "y"), "kind")),
     ],
@@ -54,11 +54,11 @@ def test_the_attribute_is_detected(via, attributes: list, expected: tuple) -> No
 
 
 def test_an_ambiguous_attribute_is_refused(via) -> None:
-    file = via({"colour": "red", "fruit": "apple"}, {"colour": "red", "fruit": "pear"})
+    file = via({"color": "red", "fruit": "apple"}, {"color": "red", "fruit": "pear"})
     with pytest.raises(UserError) as e:
         via_classes(file)
     message = str(e.value)
-    assert "'colour', 'fruit'" in message and "--class-attribute" in message
+    assert "'color', 'fruit'" in message and "--class-attribute" in message
     assert "'apple'" in message and "\n" not in message
     assert via_classes(file, "fruit") == (("apple", "pear"), "fruit")
     # The requested classes resolve it, too.
