@@ -302,18 +302,18 @@ class CocoColumns:
 
     Attributes:
         image_ids, image_names: Id and name of each image, in ascending order of ids.
-        heights, widths: Int64 (I,) in pixels; 0 if unknown, which `strict` allows.
+        heights, widths: `int64` (I,) in pixels; 0 if unknown, which `strict` allows.
         classes: Class names, indexed by `label`: the requested ones, or all in ascending order of
             category ids.
         category_ids: Index into `classes` by category id, in ascending order of ids.
-        image, label: Int64 (A,), the row of the image and the index into `classes`. With `repair`
+        image, label: `int64` (A,), the row of the image and the index into `classes`. With `repair`
             annotations are sorted by image, otherwise they are in file order.
-        boxes: Float64 (A, 4), x, y, width, height in pixels.
-        areas: Float64 (A,) in square pixels.
-        crowd, difficult, group_of: Bool (A,); annotations marked `ignore` are difficult, too.
+        boxes: `float64` (A, 4), x, y, width, height in pixels.
+        areas: `float64` (A,) in square pixels.
+        crowd, difficult, group_of: `bool` (A,); annotations marked `ignore` are difficult, too.
         masks: Polygons of at least three corners, a compressed RLE, or None for each annotation;
             from `read_repaired`, their JSON text. None if masks were not read.
-        mask_kinds: Int8 (A,), kinds of `annotation_kinds`; only with `repair`.
+        mask_kinds: `int8` (A,), kinds of `annotation_kinds`; only with `repair`.
         left_out: Number of dropped annotations by reason; `strict` keeps all.
         keypoints: Number of annotations whose keypoints are not read; only with `repair`.
         negatives, not_exhaustive: Indices into `classes` for each image of LVIS; otherwise None.

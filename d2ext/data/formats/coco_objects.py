@@ -52,7 +52,7 @@ def read_object(
     """Return an object's box and mask for Detectron2, or the reason to skip the object.
 
     Args:
-        box: X0, y0, x1, y1 in pixels; None or an empty list uses the box of the mask.
+        box: Corners x0, y0, x1, y1 in pixels; None or an empty list uses the box of the mask.
         segmentation: Polygons, RLE (compressed or not), or an empty value.
         height: Height of the image in pixels.
         width: Width of the image in pixels.

@@ -182,7 +182,7 @@ def add_mask(
         record: The dataset dict.
         category: Index of the class.
         pixels: Bool array (h, w), a part of the image.
-        corner: X and y of the part's first pixel.
+        corner: Position (x, y) of the part's first pixel.
         left_out: Counts objects without area.
 
     Raises:

@@ -216,8 +216,8 @@ _LITTER = frozenset(
 def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> list[str]:
     """List the files in a folder and its subfolders, relative to the folder and sorted.
 
-    Symbolic links are followed, except links to a parent folder, which would never end. Hidden
-    files and folders and those created by operating systems (`__MACOSX`) are ignored.
+    Symbolic links are followed, except links to an ancestor folder, which would never end.
+    Hidden files and folders and those created by operating systems (`__MACOSX`) are ignored.
 
     Args:
         folder: The folder to search.
@@ -228,9 +228,9 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
     """
     root = os.fspath(folder)
     found = []
-    way = {root: (os.path.realpath(root),)}  # the resolved folders from the root to each folder
+    ancestors = {root: (os.path.realpath(root),)}  # resolved, from the root to each folder
     for parent, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        above, kept = way.pop(parent), []
+        above, kept = ancestors.pop(parent), []
         for name in sorted(folders):
             path = os.path.join(parent, name)
             if is_litter(name):
@@ -241,7 +241,7 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
                 if any(f"{one}{os.sep}".startswith(f"{real}{os.sep}") for one in above):
                     continue
             kept.append(name)
-            way[path] = (*above, real)
+            ancestors[path] = (*above, real)
         folders[:] = kept
         for name in files:
             path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()

@@ -15,13 +15,13 @@ class Columns:
     """Arrays of N images with M annotations, for samplers, filters and checks.
 
     Attributes:
-        heights: Int32 (N,), pixels; -1 if a record has no positive integer.
-        widths: Int32 (N,), pixels; -1 if a record has no positive integer.
-        annotations: Int32 (N,), number of annotations of each image.
-        categories: Int32 (M,), `category_id` of each annotation, ordered by image; -1 if it is not
-            an integer.
-        masks: Int8 (M,), NO_MASK, POLYGON or RLE.
-        flags: Uint8 (M,), CROWD, DIFFICULT and GROUP_OF; 0 for objects to train on (see
+        heights: `int32` (N,), pixels; -1 if a record has no positive integer.
+        widths: `int32` (N,), pixels; -1 if a record has no positive integer.
+        annotations: `int32` (N,), number of annotations of each image.
+        categories: `int32` (M,), `category_id` of each annotation, ordered by image; -1 if it is
+            not an integer.
+        masks: `int8` (M,), NO_MASK, POLYGON or RLE.
+        flags: `uint8` (M,), CROWD, DIFFICULT and GROUP_OF; 0 for objects to train on (see
             `is_object`).
     """
 

@@ -477,7 +477,7 @@ class TestYoloSplits:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"classes = 2\ntrain = train.txt\n", "it has no keys and values"),
+            (b"classes = 2\ntrain = train.txt\n", "it is not a mapping"),
             (b"train: a\n", "it lacks `names`"),
             ("names: [caf\xe9]\n".encode("cp1252"), "is not valid UTF-8 .*iconv"),
             (b"names: [a, null]\n", "a name is not text"),
