@@ -84,7 +84,7 @@ def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monke
     config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
     done = train_net("--no-validate", "--dry-run", *options, config=config)
     assert done.status == 0, done.stderr
-    words = r"run +15 images \(1 without objects left out, filter_empty\) from 5, repeated up to 3"
+    words = r"run +15 images \(1 without objects dropped, filter_empty\) from 5, repeated up to 3"
     assert re.search(words, done.stdout), done.stdout
     assert "24 epochs = 120 iterations" in done.stdout
     options.append("dataloader.train.dataset.filter_empty=False")

@@ -1,4 +1,4 @@
-"""A server of this machine, for what is downloaded."""
+"""A local HTTP server for download tests."""
 
 import http.server
 import re
@@ -38,15 +38,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server:
-    """Serves what is put into it.
+    """Serve pages, with optional faults.
 
     Attributes:
-        root: its address.
-        pages: content by path.
-        ranges: whether it gives parts of a page.
-        breaks_at: the byte of each page at which the connection breaks; None: never.
-        stalls_at: the byte behind which nothing comes for as long as it is set.
-        asked: the Range header of each request, None where there is none.
+        root: Address of the server.
+        pages: Page content by path.
+        ranges: Whether range requests are honored.
+        breaks_at: Byte of each page at which the connection breaks; None never breaks it.
+        stalls_at: Byte of each page after which the server stalls until this is reset.
+        asked: Range header of each request, or None if it has none.
     """
 
     def __init__(self, port: int) -> None:
@@ -58,14 +58,14 @@ class Server:
         self.asked: list[str | None] = []
 
     def put(self, name: str, body: bytes) -> str:
-        """Serves `body` and returns its address."""
+        """Serve `body` and return its address."""
         self.pages[f"/{name}"] = body
         return f"{self.root}/{name}"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server of this machine."""
+    """Run a server on the loopback interface."""
     monkeypatch.setenv("no_proxy", "*")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
         httpd.served = Server(httpd.server_port)
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a zip on a server that nobody runs."""
+    """Return the address of a zip on a port where no server is running."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -1,1 +1,1 @@
-"""Datasets: declared in a config, registered in a process, joined and balanced."""
+"""Datasets: declared in a config, registered in each process, joined and balanced."""

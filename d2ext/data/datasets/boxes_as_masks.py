@@ -1,4 +1,4 @@
-"""Boxes as outlines, for objects without a mask."""
+"""Use boxes as outlines of objects without a mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ _XYWH = 1  # BoxMode.XYWH_ABS, which would need torch
 def with_outlines(records: Sequence[dict]) -> Sequence[dict]:
     """Return Detectron2's dataset dicts in which every annotation has a `segmentation`.
 
-    One without a mask gets a polygon, the rectangle of its box; its `area` stays.
+    An annotation without a mask gets its box as a polygon; its `area` is kept.
     """
     return applied(records, _BoxesAsMasks())
 

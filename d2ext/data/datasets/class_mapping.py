@@ -1,4 +1,4 @@
-"""The datasets of a run, registered, with the classes of all matched by name."""
+"""Register the datasets of a run and match their classes by name."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from d2ext.text import did_you_mean, shortened
 
 
 def register_run_datasets(cfg: Any) -> list[str]:
-    """Register a config's datasets in this process; the trained classes hold for all of them.
+    """Register a config's datasets in this process, and map all of them to the trained classes.
 
-    Those are the classes of the training sets, in their order. The others follow by name: objects
-    of a class that is not trained are left out, a trained class without objects stays.
+    The training sets define the classes and their order; all other sets are mapped to them by name.
+    Objects of other classes are dropped, and trained classes without objects are kept.
 
     Args:
-        cfg: of `load_config`.
+        cfg: Config returned by `load_config`.
 
     Returns:
-        A line for each difference that is more than one of order.
+        A line for each difference between the classes of datasets, other than their order.
 
     Raises:
-        UserError: a declaration is wrong, or a dataset has no class in common with the others.
+        UserError: A declaration is invalid, or a dataset has no class in common with the others.
     """
     register_datasets(cfg.datasets)
     trained = _known(cfg, "train")
@@ -38,7 +38,7 @@ def register_run_datasets(cfg: Any) -> list[str]:
         use_classes(name, union)
         metadata = MetadataCatalog.get(name)
         if colors and len(colors) == len(union) and "thing_colors" not in metadata.as_dict():
-            metadata.set(thing_colors=colors)  # the validation's pictures
+            metadata.set(thing_colors=colors)  # for pictures of the validation
     return notes
 
 
@@ -59,17 +59,17 @@ def _differences(
     others = ", ".join(t for t in trained if t != name)
     if not set(mine) & set(union):
         raise UserError(
-            f"the data sets {others} and {name} have no class in common: {_quoted(union)} and"
+            f"the datasets {others} and {name} have no class in common: {_quoted(union)} and"
             f" {_quoted(mine)}; correct their classes"
         )
     lacks, extra = [c for c in union if c not in mine], [c for c in mine if c not in union]
     if lacks:
-        yield f"{name} has no class {_quoted(lacks)}; {others} has"
+        yield f"{name} lacks the class {_quoted(lacks)}, which {others} has"
     if extra:
         near = "; ".join(filter(None, (did_you_mean(c, lacks) for c in extra)))
         hint = f" ({near})" if near else ""
         yield (
-            f"{name} has the class {_quoted(extra)}, {others} has not: its objects are left out"
+            f"{name} has the class {_quoted(extra)}, which {others} lacks: its objects are dropped"
             f"{hint}"
         )
 

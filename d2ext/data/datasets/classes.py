@@ -1,21 +1,21 @@
-"""Classes matched by name: a dataset that counts its classes as another one does."""
+"""Map a dataset to other classes, matched by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2ext.data.records.records import relabeled
 
-# Detectron2's name for a file's category ids, by which results are written.
+# Detectron2's metadata key for the category ids of a file, which results use.
 FILE_IDS = "thing_dataset_id_to_contiguous_id"
-ABSENT = "absent_classes"  # indices of classes that the file does not have
+ABSENT = "absent_classes"  # indices of classes that are not in the file
 
 
 def select_classes(
     records: Sequence[dict], mine: Sequence[str], classes: Sequence[str]
 ) -> Sequence[dict]:
-    """Records whose `category_id` counts `classes` instead of `mine`; the input stays as it is.
+    """Return records whose `category_id` indexes `classes` instead of `mine`.
 
-    Objects of other classes are left out.
+    Objects of other classes are dropped. The input is not modified.
     """
     index = {name: i for i, name in enumerate(classes)}
     new = [index.get(name) for name in mine]
@@ -27,8 +27,8 @@ def select_metadata(
 ) -> dict[str, Any]:
     """Return a dataset's metadata for `classes` instead of `mine`.
 
-    A class that the file does not have gets an id behind the file's, since Detectron2 wants one of
-    each, and is among the `ABSENT`. Colours are kept where every class has one.
+    A class that is not in the file is listed under `ABSENT`, and gets an id after those of the
+    file, because Detectron2 requires one for each class. Colors are kept if every class has one.
     """
     made = dict(metadata)
     if ids := made.get(FILE_IDS):

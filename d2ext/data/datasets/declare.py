@@ -1,8 +1,8 @@
-"""Datasets as a config declares them; `register.py` puts them into Detectron2's catalogs.
+"""Declare datasets in a config; `register.py` adds them to Detectron2's catalogs.
 
-A dataset function of the config, such as `via_dataset`, returns a `Dataset`, whose `load` reads the
-annotations when a loader or an evaluator asks for them (`coco_dataset` without `classes` reads the
-file for its categories at once).
+A dataset function in the config, such as `via_dataset`, returns a `Dataset`, whose `load` reads the
+annotations when a loader or an evaluator needs them. (Without `classes`, `coco_dataset` reads the
+categories of the file immediately.)
 """
 
 import pkgutil
@@ -26,17 +26,17 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """How to load a dataset, and what is known of it before.
+    """A function that loads a dataset, and what is known before it is called.
 
     A dataset function, which a config names in `datasets`, returns one.
 
     Attributes:
-        load: returns Detectron2's dataset dicts, with boxes in pixels; may raise UserError. Values
+        load: Returns Detectron2's dataset dicts, with boxes in pixels; may raise UserError. Values
             may be Python's, numpy's or torch's, and masks polygons, RLE or arrays.
-        classes: names in the order of `category_id`.
-        metadata: further entries for Detectron2's MetadataCatalog; `load` may add to them what it
-            learns from the annotations. `left_out` is the number of objects that are not in the
-            dicts by reason, `keypoints` the number of objects whose keypoints are not read.
+        classes: Class names, indexed by `category_id`.
+        metadata: More entries for Detectron2's MetadataCatalog; `load` may add entries from the
+            annotations. `left_out` is the number of skipped objects by reason, `keypoints` the
+            number of objects whose keypoints are not read.
 
     Example:
         >>> import d2ext
@@ -63,16 +63,16 @@ def via_dataset(
     attribute: str | None = None,
     boxes_as_masks: bool = False,
 ) -> Dataset:
-    """Photos annotated with the VGG Image Annotator.
+    """Declare photos annotated with the VGG Image Annotator.
 
     Args:
         json_file: VIA annotations or project (versions 1 and 2).
-        image_root: folder of the photos.
-        classes: class names; with more than one, `attribute` says where regions hold theirs. None
-            takes those that the regions have.
-        palette: one RGB colour (0 to 255) a class, for pictures.
-        attribute: the region attribute that holds the class name.
-        boxes_as_masks: see `coco_dataset`; VIA's rectangles have outlines anyway.
+        image_root: Folder of the photos.
+        classes: Class names; with more than one, `attribute` says which attribute holds the class
+            of a region. None uses the classes of the regions.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        attribute: The region attribute that holds the class name.
+        boxes_as_masks: As in `coco_dataset`; VIA's rectangles have outlines in any case.
     """
     if classes is None:
         classes, attribute = via.via_classes(json_file, attribute)
@@ -93,14 +93,14 @@ def coco_dataset(
     palette: Sequence[Sequence[int]] | None = None,
     boxes_as_masks: bool = False,
 ) -> Dataset:
-    """Photos annotated in a COCO JSON.
+    """Declare photos annotated in a COCO JSON.
 
     Args:
-        json_file: the annotations.
-        image_root: folder of the photos.
-        classes: names of the classes to use; None takes the file's categories by their ids.
-        palette: one RGB colour (0 to 255) a class, for pictures.
-        boxes_as_masks: gives objects without an outline their box as one.
+        json_file: Path of the annotations.
+        image_root: Folder of the photos.
+        classes: Names of the classes to use; None uses the categories of the file, ordered by id.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        boxes_as_masks: Whether objects without an outline get their box as one.
     """
     if classes is None:
         names = tuple(cached_value(json_file, "coco_classes", lambda: coco_classes(json_file)))
@@ -110,7 +110,7 @@ def coco_dataset(
 
     def load() -> Sequence[dict]:
         records = cached_coco_records(json_file, image_root, classes)
-        # The entry by which Detectron2, too, writes results in the file's own category ids.
+        # Detectron2 also uses this entry to write results with the category ids of the file.
         metadata[FILE_IDS] = dict(records.info["category_ids"])
         metadata.update({key: records.info[key] for key in ("left_out", "keypoints")})
         return with_outlines(records) if boxes_as_masks else records
@@ -125,14 +125,14 @@ def middle_dataset(
     palette: Sequence[Sequence[int]] | None = None,
     boxes_as_masks: bool = False,
 ) -> Dataset:
-    """Photos annotated in MMDetection's middle format.
+    """Declare photos annotated in MMDetection's middle format.
 
     Args:
-        json_file: the annotations.
-        image_root: folder of the photos.
-        classes: names of the classes to use; None takes all of the file's.
-        palette: one RGB colour (0 to 255) a class, for pictures.
-        boxes_as_masks: gives objects without an outline their box as one.
+        json_file: Path of the annotations.
+        image_root: Folder of the photos.
+        classes: Names of the classes to use; None uses all classes of the file.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        boxes_as_masks: Whether objects without an outline get their box as one.
     """
     names = middle_classes(json_file) if classes is None else _names(classes)
     options = {"reader": "middle", "image_root": str(image_root), "classes": list(names)}
@@ -159,26 +159,26 @@ def annotated_dataset(
     boxes_as_masks: bool = False,
     **options: str | None,
 ) -> Dataset:
-    """Declare annotated photos; the format is detected from the file.
+    """Declare annotated photos in a format that is detected from the file.
 
     Args:
-        json_file: a file of a format that training reads: COCO, VIA (JSON, project or CSV) or
+        json_file: A file in a format that training reads: COCO, VIA (JSON, project or CSV) or
             MMDetection's middle format. None declares a missing dataset: loading it raises a
             UserError.
-        image_root: folder of the photos.
-        classes: names of the classes to use; None takes all of the file. Regions of a VIA file
-            that have no class are of the one that is given here.
-        palette: one RGB colour (0 to 255) a class, for pictures.
-        missing_ok: a class that the file lacks is one without objects, for a validation set; else
-            it is a mistake.
-        boxes_as_masks: gives objects without an outline their box as one.
-        attribute (str or null): the attribute of VIA's regions that holds their class; None finds
+        image_root: Folder of the photos.
+        classes: Names of the classes to use; None uses all classes of the file. If the regions of
+            a VIA file have no class, they belong to the single class given here.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        missing_ok: Whether a class may be missing from the file, as in a validation set; it then
+            has no objects. Otherwise a missing class is an error.
+        boxes_as_masks: Whether objects without an outline get their box as one.
+        attribute (str or null): The attribute that holds the class of VIA's regions; None detects
             it.
-        options: `Format.options` of all formats, `attribute` among them. A format ignores the
+        options: `Format.options` of all formats, including `attribute`. A format ignores the
             options of others.
 
     Raises:
-        TypeError: no format has such an option.
+        TypeError: No format has such an option.
     """
     if unknown := options.keys() - {name for form in formats().values() for name in form.options}:
         raise TypeError(f"annotated_dataset() got an unexpected keyword argument {min(unknown)!r}")
@@ -199,7 +199,7 @@ def annotated_dataset(
         loaded = dataset
         try:
             records = loaded.load()
-        except UserError:  # a class is missing; what else is wrong is so here, too
+        except UserError:  # probably a missing class; any other error is raised again below
             loaded = with_classes(reader(), dataset.classes)
             records = loaded.load()
         metadata.update(loaded.metadata)
@@ -217,18 +217,18 @@ def format_dataset(
     boxes_as_masks: bool = False,
     **options: str | None,
 ) -> Dataset:
-    """Declare annotated photos in a format with `in_training`, from its `read` alone.
+    """Declare annotated photos in a format with `in_training`, using only its `read`.
 
     Nothing is cached on disk, as the next version of a package may read a file in another way.
 
     Args:
-        form: the format.
-        json_file: the annotations.
-        image_root: folder of the photos.
-        classes: names of the classes to use; None takes all of the file.
-        palette: one RGB colour (0 to 255) a class, for pictures.
-        boxes_as_masks: gives objects without an outline their box as one.
-        options: the format's.
+        form: The format.
+        json_file: Path of the annotations.
+        image_root: Folder of the photos.
+        classes: Names of the classes to use; None uses all classes of the file.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        boxes_as_masks: Whether objects without an outline get their box as one.
+        options: Options of the format.
     """
     wanted = None if classes is None else _names(classes)
     read = partial(form.read, json_file, image_root, wanted, **options)
@@ -249,7 +249,7 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     def load() -> Sequence[dict]:
         records = dataset.load()
         selected = select_classes(records, mine, classes)
-        made.update(select_metadata(dataset.metadata, mine, classes))  # what it has learned
+        made.update(select_metadata(dataset.metadata, mine, classes))  # entries added by `load`
         others = len(columns_of(records).categories) - len(columns_of(selected).categories)
         made["left_out"] = not_read(made.get("left_out", {}), others)
         return selected
@@ -260,14 +260,14 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 def _not_given(json_file: str | None) -> list[dict]:
     lacks = "the folder of its images" if json_file else "the annotation file"
     raise UserError(
-        f"{lacks} is not given; in a custom/ recipe that is data.train.json=FILE"
+        f"{lacks} is not given; for a custom/ recipe, set data.train.json=FILE and"
         " data.train.images=FOLDER, and data.val.json and data.val.images for the validation"
     )
 
 
 def _names(classes: Sequence[str]) -> tuple[str, ...]:
     if isinstance(classes, str):
-        raise UserError(f"classes={classes!r} is one text; give a list, such as [{classes}]")
+        raise UserError(f"classes={classes!r} is a string; give a list, such as [{classes}]")
     return tuple(classes)
 
 
@@ -278,7 +278,7 @@ def _colors(palette: Sequence[Sequence[int]] | None, classes: Sequence[str]) -> 
     bytes_ = all(len(c) == 3 and all(type(v) is int and 0 <= v < 256 for v in c) for c in colors)
     if len(colors) != len(classes) or not bytes_:
         raise UserError(
-            f"palette={colors}: give a colour [red, green, blue], 0 to 255, for each of the"
+            f"palette={colors}: give a color [red, green, blue], 0 to 255, for each of the"
             f" {len(classes)} classes ({', '.join(classes[:8])})"
         )
     return {"thing_colors": colors}

@@ -1,4 +1,4 @@
-"""The images that a training draws from: datasets joined, some images left out, some repeated."""
+"""Build the set of training images: join datasets, drop some images and repeat others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images and how often an epoch shows each.
+    """Training images and how often each is shown per epoch.
 
     Attributes:
-        records: Detectron2 dataset dicts; objects that are not trained on are crowds in them.
-        repeats: float array (N,): the mean number of times an epoch shows each record.
-        left_out: images without objects that `filter_empty` took away.
+        records: Detectron2 dataset dicts; objects that are not trained on are marked as crowds.
+        repeats: Mean number of times that each record is shown per epoch, float array (N,).
+        left_out: Number of images without objects that `filter_empty` dropped.
     """
 
     records: Sequence[dict]
@@ -28,14 +28,14 @@ class TrainingSet:
     left_out: int = 0
 
     def __len__(self) -> int:
-        """Images in an epoch."""
+        """Return the number of images per epoch."""
         return epoch_length(self.repeats)
 
     def __str__(self) -> str:
-        """For a plan: the images of an epoch, and where they differ from those of the files."""
+        """Describe the images of an epoch, and how they differ from those of the files."""
         text = f"{len(self)} images"
         if self.left_out:
-            text += f" ({self.left_out} without objects left out, filter_empty)"
+            text += f" ({self.left_out} without objects dropped, filter_empty)"
         if len(self) != len(self.records):
             most = f"{self.repeats.max():.3g}"
             text += f" from {len(self.records)}, repeated up to {most} times"
@@ -48,18 +48,18 @@ def training_set(
     repeat: int | Sequence[int] = 1,
     oversample_threshold: float | None = None,
 ) -> TrainingSet:
-    """Registered datasets as one: MMDetection's Concat-, Repeat- and ClassBalancedDataset.
+    """Combine registered datasets, like MMDetection's Concat-, Repeat- and ClassBalancedDataset.
 
     Args:
-        names: one dataset, or several to join.
-        filter_empty: leave out images without objects (see `is_object`).
-        repeat: how often an epoch shows the images; a list has one number for each of `names`.
-        oversample_threshold: an image with a class that fewer than this part of the images (of all
-            `names`, those left out not counted) holds is shown more often, on average the root of
-            threshold / part times (Gupta et al. 2019, LVIS; they take 0.001).
+        names: One dataset, or several to join.
+        filter_empty: Whether to drop images without objects (see `is_object`).
+        repeat: How often each image is shown per epoch; a list has one number for each of `names`.
+        oversample_threshold: If fewer than this fraction of the images (of all `names`, without
+            dropped ones) contain a class, the images with it are shown more often: on average
+            sqrt(threshold / fraction) times (Gupta et al. 2019, LVIS; the paper uses 0.001).
 
     Raises:
-        UserError: an argument is wrong, or no image is left.
+        UserError: An argument is invalid, or no image is left.
     """
     names = [names] if isinstance(names, str) else list(names)
     times = [repeat] * len(names) if isinstance(repeat, int) else list(repeat)
@@ -86,15 +86,15 @@ def training_set(
     if oversample_threshold is not None:
         if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
             raise UserError(
-                f"{field}.oversample_threshold={oversample_threshold}: give a part of the images"
-                " above 0 and up to 1, or null"
+                f"{field}.oversample_threshold={oversample_threshold}: give a fraction of the"
+                " images above 0 and up to 1, or null"
             )
         factors *= _rare(columns_of(records), oversample_threshold)
     return TrainingSet(applied(records, _others_as_crowds), factors, left_out)
 
 
 def _others_as_crowds(record: dict) -> dict:
-    """Detectron2's mapper leaves out crowds alone."""
+    """Mark objects that are not trained on as crowds, the only ones Detectron2's mapper drops."""
     annotations = record.get("annotations", ())
     if all(map(is_object, annotations)):
         return record
@@ -103,7 +103,7 @@ def _others_as_crowds(record: dict) -> dict:
 
 
 def _rare(columns: Columns, threshold: float) -> np.ndarray:
-    """Float array (N,): how often to show each image, by the rarest class that it holds."""
+    """Return how often to show each image by its rarest class, as a float array (N,)."""
     factors, objects = np.ones(len(columns.heights)), columns.objects_only()
     _, images = objects.category_counts(int(objects.categories.max(initial=0)) + 1)
     of_class = np.sqrt(threshold * len(factors) / np.maximum(images, 1))
@@ -112,11 +112,11 @@ def _rare(columns: Columns, threshold: float) -> np.ndarray:
 
 
 def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
-    """Return the images of registered datasets, in their order, decoded when they are asked for.
+    """Return the images of registered datasets in order, decoded on access.
 
     Args:
-        names: one dataset, or several, each of which has its own results.
-        filter_empty: leave out images without objects (see `is_object`).
+        names: One dataset, or several that are evaluated separately.
+        filter_empty: Whether to drop images without objects (see `is_object`).
     """
     names = [names] if isinstance(names, str) else list(names)
     parts = [DatasetCatalog.get(name) for name in names]

@@ -1,4 +1,4 @@
-"""The `datasets` of a config in Detectron2's catalogs, registered by every process for itself."""
+"""Register the `datasets` of a config in Detectron2's catalogs, in every process."""
 
 import pydoc
 from collections import Counter
@@ -23,10 +23,10 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
     """Register the `datasets` section of a config in this process.
 
     Registering a name again with the same content does nothing. Detectron2's own datasets are
-    registered already; its Cityscapes is made readable (`name_labels`).
+    already registered; `name_labels` makes its Cityscapes readable.
 
     Raises:
-        UserError: a name with a dot, one that is taken by another dataset, or a bad declaration.
+        UserError: A name contains a dot or belongs to another dataset, or a declaration is invalid.
     """
     from detectron2.config import instantiate
     from detectron2.data import DatasetCatalog
@@ -35,16 +35,18 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
     name_labels()
     for name, declaration in datasets.items():
         if not hasattr(declaration, "get") or "_target_" not in declaration:
-            raise UserError(f"datasets.{name} is no L(function)(...), such as L(via_dataset)(...)")
+            raise UserError(
+                f"datasets.{name} is not an L(function)(...), such as L(via_dataset)(...)"
+            )
         if "." in name:
-            raise UserError(f"datasets: the name {name!r} holds a dot; use '_' instead")
+            raise UserError(f"datasets: the name {name!r} contains a dot; use '_' instead")
         content = OmegaConf.to_container(declaration, resolve=True)
         if _registered.get(name) == content:
             continue
         if name in DatasetCatalog.list():
-            theirs = _registered.get(name, "a registration outside of the config")
+            other = _registered.get(name, "a registration outside of the config")
             raise UserError(
-                f"datasets.{name} is declared twice with other content: {theirs} and {content};"
+                f"datasets.{name} is declared twice with different content: {other} and {content};"
                 " rename one"
             )
         _require_importable(name, declaration.get("_target_"))
@@ -62,9 +64,9 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
 
 
 def use_classes(name: str, classes: Sequence[str]) -> None:
-    """Make a registered dataset count its classes as `classes` does, matched by name.
+    """Map the classes of a registered dataset to `classes` by name.
 
-    Objects of other classes are left out from now on.
+    Objects of other classes are dropped from now on.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -81,17 +83,17 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
 
 
 def _plain(name: str, dataset: Dataset) -> Dataset:
-    """Return the dataset with plain records, whatever numbers and paths its function returns."""
+    """Convert the records of a dataset to plain values, whatever types its function returns."""
     if isinstance(dataset.classes, str):
         raise UserError(
-            f"datasets.{name}: classes={dataset.classes!r} is one text; give a list, such as"
+            f"datasets.{name}: classes={dataset.classes!r} is a string; give a list, such as"
             f" [{dataset.classes!r}]"
         )
     metadata = dict(dataset.metadata)
 
     def load() -> Sequence[dict]:
         records = dataset.load()
-        metadata.update(dataset.metadata)  # what it has learned
+        metadata.update(dataset.metadata)  # entries added by `load`
         if isinstance(records, Records | View):  # made by d2ext's readers
             return records
         if not isinstance(records, Sequence) or isinstance(records, str):
@@ -116,13 +118,13 @@ def _register(name: str, dataset: Dataset) -> None:
 
 
 def counts_of(name: str) -> dict[str, Any]:
-    """Return what a dataset's reader has counted in its last `load`, see `Dataset.metadata`."""
+    """Return the counts from the last `load` of a dataset; see `Dataset.metadata`."""
     metadata = _datasets[name].metadata if name in _datasets else {}
     return {key: metadata[key] for key in _COUNTS if key in metadata}
 
 
 def _fixed(dataset: Dataset) -> dict[str, Any]:
-    """Return the metadata for Detectron2, where no value may change while the file may."""
+    """Return the metadata without the counts, because Detectron2 forbids changing a value."""
     return {key: value for key, value in dataset.metadata.items() if key not in _COUNTS}
 
 
@@ -135,13 +137,13 @@ def _require_importable(name: str, target: Any) -> None:
         raise UserError(f"datasets.{name}: {where} cannot be imported: {words}") from e
     if found is None:
         raise UserError(
-            f"datasets.{name}: {where} cannot be imported; a dataset function lives in a module"
-            " that every process finds, not in the config file"
+            f"datasets.{name}: {where} cannot be imported; put dataset functions in a module that"
+            " every process can import, not in the config file"
         )
 
 
 def unregister_datasets() -> None:
-    """Undo `register_datasets` and `use_classes`, for a process that goes on to another config."""
+    """Undo `register_datasets` and `use_classes`, for a process that continues with another config."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in _datasets:
@@ -155,7 +157,7 @@ def unregister_datasets() -> None:
 
 
 def _load(name: str, dataset: Dataset) -> Sequence[dict]:
-    """Return the records with Detectron2's enum for box modes: readers import no detectron2."""
+    """Load the records and convert box modes to Detectron2's enum, which readers do not import."""
     from detectron2.data import MetadataCatalog
 
     records = dataset.load()

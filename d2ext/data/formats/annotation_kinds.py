@@ -1,4 +1,4 @@
-"""Classify annotations of dataset dicts: objects to train on, flags, and kinds of masks."""
+"""Classify annotations in dataset dicts: objects to train on, flags, and mask kinds."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ _FLAGS = {"iscrowd": CROWD, "difficult": DIFFICULT, "is_group_of": GROUP_OF}
 
 
 def is_object(annotation: Mapping) -> bool:
-    """Return whether an annotation is trained on: not a crowd, a group or difficult."""
+    """Return whether an annotation is trained on: it is not a crowd, a group or difficult."""
     return not any(map(annotation.get, _FLAGS))
 
 
 def mask_kind(annotation: dict) -> int:
-    """Return NO_MASK, POLYGON or RLE."""
+    """Return the kind of an annotation's mask: NO_MASK, POLYGON or RLE."""
     masks = annotation.get("segmentation")
     kind = {list: POLYGON, dict: RLE}.get(type(masks), NO_MASK)
     return kind if kind == NO_MASK or masks else NO_MASK
 
 
 def flag_bits(annotation: Mapping) -> int:
-    """Return the bits CROWD, DIFFICULT and GROUP_OF of an annotation."""
+    """Return an annotation's flags as a bitwise OR of CROWD, DIFFICULT and GROUP_OF."""
     return sum(bit for name, bit in _FLAGS.items() if annotation.get(name))

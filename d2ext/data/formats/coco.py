@@ -1,4 +1,4 @@
-"""COCO annotations (https://cocodataset.org/#format-data), read and made without torch."""
+"""Read and write COCO annotations (https://cocodataset.org/#format-data) without torch."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -25,10 +25,10 @@ _XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
 
 
 def coco_classes(json_file: str | Path) -> tuple[str, ...]:
-    """Return the category names of a COCO file in the order of their ids.
+    """Return the category names of a COCO file, ordered by id.
 
     Raises:
-        UserError: as `read_coco` does.
+        UserError: As in `read_coco`.
     """
     content = outline(json_file, ("categories",))
     require_lists(content, json_file)
@@ -43,30 +43,30 @@ def read_coco(
 ) -> tuple[list[dict], dict[int, int]]:
     """Read a COCO file into Detectron2's dataset dicts; the images need not exist.
 
-    This is the policy `repair` of `coco_file`. Annotations without a box of positive size or
-    without a valid polygon are dropped (a warning counts them), and so are those of categories
-    that are not in `classes`. One that is marked `ignore` or `difficult` has `difficult` 1, one
-    that is marked `is_group_of` has that: no training takes them (`columns.is_object`), and metrics
-    know what they are. An absent `iscrowd` is 0, an absent `bbox` or `area` that of the mask, and a
-    line says so; keypoints are not read.
+    This implements the policy `repair` of `coco_file`. Annotations without a box of positive size
+    or without a valid polygon are dropped and counted in a warning; annotations of categories that
+    are not in `classes` are dropped as well. An annotation marked `ignore` or `difficult` gets
+    `difficult` 1, and `is_group_of` is kept: such annotations are not trained on
+    (`annotation_kinds.is_object`), but the metrics need them. A missing `iscrowd` becomes 0 and a
+    missing `bbox` or `area` that of the mask; the log counts these. Keypoints are not read.
 
     Args:
-        json_file: the COCO JSON.
-        image_root: the folder that its file names are relative to.
-        classes: category names; `category_id` is an index into them. None takes all of the file
-            in the order of their ids.
-        info: receives `left_out`, the number of annotations that are not in the records by reason,
-            and `keypoints`, the number of annotations whose keypoints are not read.
+        json_file: Path of the COCO JSON.
+        image_root: The folder that its file names are relative to.
+        classes: Category names; `category_id` is an index into them. None uses all categories of
+            the file, ordered by id.
+        info: Receives `left_out`, the number of dropped annotations by reason, and `keypoints`,
+            the number of annotations whose keypoints are not read.
 
     Returns:
-        One dict an image, also for images without annotations, by rising `image_id` (the file's);
-        segmentations are lists of polygons or compressed RLE, both also in one image. And the
-        file's id of each class to its index into `classes`.
+        One dict per image, with or without annotations, ordered by `image_id` (as in the file);
+        segmentations are lists of polygons or compressed RLE, possibly both in one image. Also a
+        mapping from the file's category ids to indices into `classes`.
 
     Raises:
-        UserError: the file is absent or no COCO file, lacks a category of `classes` or a key,
+        UserError: The file is missing or not a COCO file, lacks a category of `classes` or a key,
             repeats an image id, names an image outside of the folder, or has an annotation that is
-            damaged or of an unknown image or category.
+            malformed or refers to an unknown image or category.
     """
     return repaired_records(read_content(json_file), json_file, image_root, classes, info)
 
@@ -74,19 +74,19 @@ def read_coco(
 def to_coco(
     records: Iterable[dict], classes: Sequence[str], image_root: str | Path | None = None
 ) -> dict:
-    """Make a COCO dict of Detectron2's dataset dicts.
+    """Convert Detectron2's dataset dicts to a COCO dict.
 
-    Annotation ids count from 1: pycocotools takes 0 for "no match", which costs a detection its
-    true positive. Category ids are the dataset dicts' plus 1. An annotation without `area` has
-    that of its mask, else of its box.
+    Annotation ids start at 1: pycocotools reads 0 as "no match", which costs a detection its true
+    positive. Category ids are those of the dataset dicts plus 1. A missing `area` is computed from
+    the mask or, without a mask, from the box.
 
     Args:
-        records: dataset dicts; boxes are XYXY_ABS or XYWH_ABS.
-        classes: class names by `category_id`.
-        image_root: the folder that file names shall be relative to; None leaves them as they are.
+        records: Dataset dicts with boxes in mode XYXY_ABS or XYWH_ABS.
+        classes: Class names by `category_id`.
+        image_root: The folder to which file names become relative; None keeps them unchanged.
 
     Raises:
-        UserError: boxes are of another mode.
+        UserError: A box has another mode.
     """
     images, annotations = [], []
     for record in records:
@@ -101,7 +101,7 @@ def to_coco(
         )
         for a in record.get("annotations", ()):
             if a["bbox_mode"] not in (_XYXY, _XYWH):
-                raise UserError(f"{name}: boxes of the mode {a['bbox_mode']!r} are not supported")
+                raise UserError(f"{name}: boxes of mode {a['bbox_mode']!r} are not supported")
             x, y, w, h = map(float, a["bbox"])
             if a["bbox_mode"] == _XYXY:
                 w, h = w - x, h - y
@@ -128,26 +128,26 @@ def write_coco(
     made: Path,
     images: str | Path | None = None,
 ) -> dict[str, int]:
-    """Write a COCO file with all keys that MMDetection's guide lists.
+    """Write a COCO file with all keys that MMDetection's documentation lists.
 
-    Objects without a mask have the `segmentation` [], ids count from 1, and the same input gives
-    the same bytes.
+    Objects without a mask get an empty `segmentation` list, ids start at 1, and equal input gives
+    identical bytes.
 
     Args:
-        records: dataset dicts.
-        classes: class names by `category_id`.
-        made: the JSON to write.
-        images: the folder that file names shall be relative to; None leaves them as they are.
+        records: Dataset dicts.
+        classes: Class names by `category_id`.
+        made: Path of the JSON to write.
+        images: The folder to which file names become relative; None keeps them unchanged.
 
     Returns:
         The numbers of images and objects.
 
     Raises:
-        UserError: the file cannot be written; then there is no new file.
+        UserError: The file cannot be written; no partial file is left.
     """
     content = to_coco(records, classes)
     root = "" if images is None else os.path.join(images, "")
-    for image in content["images"]:  # os.path.relpath takes as long as reading the image's size
+    for image in content["images"]:  # os.path.relpath would be as slow as reading image sizes
         image["file_name"] = image["file_name"].removeprefix(root)
     for annotation in content["annotations"]:
         annotation.setdefault("segmentation", [])

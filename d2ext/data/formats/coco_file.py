@@ -1,7 +1,7 @@
-"""Read COCO's JSON (https://cocodataset.org/#format-data), LVIS's included.
+"""Read COCO's JSON (https://cocodataset.org/#format-data), including LVIS's.
 
-This module is the only parser of images and annotations (`coco.coco_classes` skips them). The
-policy says how much a file may lack; each has its own functions, which return different things:
+This module is the only parser of images and annotations (`coco.coco_classes` skips them). A policy
+says which defects a file may have; each policy has its own functions and return types:
 
 | policy | function | for | returns |
 | --- | --- | --- | --- |
@@ -10,24 +10,24 @@ policy says how much a file may lack; each has its own functions, which return d
 | strict | `read_strict` | `d2ext evaluate` | columns |
 | as_is | `read_as_is` | `d2ext check` | entries and the function that decodes them |
 
-| policy | malformed entry | absent bbox, area, iscrowd | box or polygons without an area |
+| policy | malformed entry | missing bbox, area, iscrowd | box or polygons without an area |
 | --- | --- | --- | --- |
 | repair | UserError | filled in and counted | dropped and counted |
-| strict | UserError | filled in | kept, so that numbers are pycocotools' |
+| strict | UserError | filled in | kept, so that numbers match pycocotools |
 | as_is | kept, with the reason | kept | kept |
 
-A UserError names the entry. Filled in are the mask's box, the area of the mask or else of the box,
-and `iscrowd` 0: `_completed` does so for `strict`, which keeps boxes without an area, and
-`repaired_annotation` for `repair`, which drops them. `d2ext check --fix` changes the content
-that `read_content` returns.
+A UserError names the entry. A missing box becomes the mask's, a missing area that of the mask or
+else of the box, and a missing `iscrowd` 0: `_completed` fills them in for `strict`, which keeps
+boxes without an area, and `repaired_annotation` for `repair`, which drops them.
+`d2ext check --fix` changes the content that `read_content` returns.
 
-`repair` has two ways to one result: `_repaired_columns` turns a file of ordinary entries into
-columns at once and leaves masks as text, which takes a fraction of the time of dicts. At anything
-else it gives up, and `repaired_records` goes through the entries one by one, repairs them, and says
-what is wrong.
+`repair` has two paths to the same result. `_repaired_columns` converts a file with ordinary entries
+to columns in one pass and keeps masks as text, which takes a fraction of the time of building
+dicts. On anything else it gives up, and `repaired_records` repairs the entries one by one and
+reports errors.
 
-A file is parsed once, with two exceptions: `repair` and `as_is` parse it again as plain values
-where structs do not hold it, and `strict` parses the masks where a box or an area is absent.
+A file is parsed once, with two exceptions: `repair` and `as_is` parse it again as plain values if
+the structs do not fit, and `strict` parses it again with masks if a box or an area is missing.
 """
 
 import codecs
@@ -80,11 +80,11 @@ Box = tuple[float, float, float, float]
 _Flag = Literal[0, 1] | bool | None
 _NULL = msgspec.Raw(b"null")
 
-# Entries for `strict` and `repair`: what pycocotools and other programs take.
+# Entries for `strict` and `repair`: what pycocotools and other programs accept.
 
 
 class Image(msgspec.Struct, gc=False):
-    """An entry of `images`; the lists of category ids are LVIS's."""
+    """An entry of `images`; the lists of category ids come from LVIS."""
 
     id: int | str | float
     height: int | float | None = None
@@ -95,7 +95,7 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Category(msgspec.Struct):
-    """An entry of `categories`; the frequency is LVIS's."""
+    """An entry of `categories`; the frequency comes from LVIS."""
 
     id: int | float
     name: str
@@ -138,21 +138,21 @@ class _TextLists(_Lists):
     annotations: list[_TextAnnotation]
 
 
-# Entries for `as_is`: what a faultless file holds. Beyond 2**53 other programs round a JSON number.
+# Entries for `as_is`: those of a valid file. Other programs round JSON numbers beyond 2**53.
 _Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Side = Annotated[int, msgspec.Meta(gt=0, lt=MAX_COORDINATE)]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Rle(msgspec.Struct, gc=False):
-    """A mask as COCO has it; `counts` may be compressed."""
+    """An RLE mask in COCO's format; `counts` may be compressed."""
 
     size: tuple[_Integer, _Integer]
     counts: str | list[_Integer]
 
 
 class ValidImage(msgspec.Struct, gc=False):
-    """A faultless entry of `images`, as far as it is checked."""
+    """A valid entry of `images`; only these fields are checked."""
 
     id: _Integer
     file_name: _Text
@@ -161,14 +161,14 @@ class ValidImage(msgspec.Struct, gc=False):
 
 
 class ValidCategory(msgspec.Struct, gc=False):
-    """A faultless entry of `categories`, as far as it is checked."""
+    """A valid entry of `categories`; only these fields are checked."""
 
     id: _Integer
     name: _Text
 
 
 class ValidAnnotation(msgspec.Struct, gc=False):
-    """A faultless entry of `annotations`, as far as it is checked."""
+    """A valid entry of `annotations`; only these fields are checked."""
 
     id: _Integer
     image_id: _Integer
@@ -193,7 +193,7 @@ class _RawLists(msgspec.Struct):
     categories: list[msgspec.Raw]
 
 
-# What msgspec raises for a value of a wrong type, and for text with half a surrogate in it.
+# Exceptions that msgspec raises for values of a wrong type and for text with lone surrogates.
 NOT_OF_TYPE = (ValueError, OverflowError, RecursionError)
 Decode = Callable[[Sequence, type], tuple[list, dict[int, str]]]
 
@@ -202,18 +202,18 @@ def _read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) 
     """Parse a COCO file.
 
     Args:
-        json_file: the file.
-        policy: decides what the entries are, see Returns.
-        with_masks: with `strict`, whether the segmentations are read, which takes most of the time.
+        json_file: Path of the file.
+        policy: Policy that determines the type of the entries, see Returns.
+        with_masks: Whether `strict` reads the segmentations, which take most of the time.
 
     Returns:
-        An object with the lists `images`, `annotations` and `categories`: of structs, or with
-        `as_is` of the text of each entry. With `repair` and `as_is` a dict of plain values where
-        msgspec does not read the file (NaN, UTF-16) or an entry has values of other types.
+        An object with the lists `images`, `annotations` and `categories`, which hold structs or,
+        with `as_is`, the text of each entry. With `repair` and `as_is` a dict of plain values if
+        msgspec cannot read the file (NaN, UTF-16) or an entry has values of other types.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, or lacks one of the three lists; with
-            `strict` also where an entry has values of other types.
+        UserError: The file cannot be read, is not JSON, or lacks one of the three lists; with
+            `strict`, also if an entry has values of other types.
     """
     if policy == "strict":
         kind = _MaskedLists if with_masks else _Lists
@@ -221,7 +221,7 @@ def _read_lists(json_file: str | Path, policy: Policy, with_masks: bool = True) 
         return read_typed(Path(json_file), kind, wanted, "coco")
     with contextlib.suppress(OSError, *NOT_OF_TYPE), no_collection():
         data = Path(json_file).read_bytes()
-        if _is_utf8(data):  # msgspec lets bad UTF-8 pass where it is not asked for the text
+        if _is_utf8(data):  # msgspec does not validate UTF-8 in text that it does not decode
             return msgspec.json.decode(data, type=_TextLists if policy == "repair" else _RawLists)
     return read_content(json_file)
 
@@ -231,7 +231,7 @@ def read_content(json_file: str | Path) -> dict:
     """Read a COCO file as plain values.
 
     Raises:
-        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
+        UserError: The file cannot be read, is not JSON, or lacks one of the three lists.
     """
     content = read_json(json_file)
     require_lists(content, json_file)
@@ -242,7 +242,7 @@ def require_lists(content: object, json_file: str | Path) -> None:
     """Check that a JSON value has the three lists of a COCO file.
 
     Raises:
-        UserError: one is missing; it says what the file is, if that is known.
+        UserError: A list is missing; the message names the format of the file, if known.
     """
     for key in PARTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -255,17 +255,18 @@ def require_lists(content: object, json_file: str | Path) -> None:
 def category_names(
     categories: Sequence[dict], json_file: str | Path, id_types: tuple[type, ...] = (int,)
 ) -> dict[Any, str]:
-    """Return the name of each category by its id, by rising id.
+    """Map category ids to names, in ascending order of ids.
 
     Raises:
-        UserError: an id does not have one of `id_types`, a name is not text, or one comes up twice.
+        UserError: An id is not of a type in `id_types`, a name is not text, or an id or a name is
+            repeated.
     """
     try:
         names = {c["id"]: c["name"] for c in sorted(categories, key=lambda c: c["id"])}
         distinct = set(names.values())
         for id_, name in names.items():
             if type(id_) not in id_types or type(name) is not str:
-                raise TypeError(f"{id_!r} and {name!r} are no integer id and text")
+                raise TypeError(f"id {id_!r} and name {name!r} are not an integer and a string")
     except (KeyError, TypeError) as e:
         reason = short(e)
         raise UserError(f"{json_file}: `categories` is malformed ({reason}); correct it") from e
@@ -277,10 +278,10 @@ def category_names(
 def class_indices(
     categories: dict[int, str], classes: Sequence[str] | None, json_file: str | Path
 ) -> dict[int, int | None]:
-    """Return the index into `classes` of each category id; None for one that is not wanted.
+    """Map each category id to its index in `classes`, or to None if it is not requested.
 
     Raises:
-        UserError: the file lacks one of `classes`.
+        UserError: The file lacks one of `classes`.
     """
     if classes is None:
         classes = list(categories.values())
@@ -300,23 +301,23 @@ class CocoColumns:
     """A COCO file as columns of I images, C categories and A annotations.
 
     Attributes:
-        image_ids, image_names: of each image, by rising id.
-        heights, widths: int64 (I,), pixels; 0 without a size, which `strict` allows.
-        classes: names by index, as in `label`: by rising id of their category, or those asked for.
-        category_ids: the index into `classes` by category id, by rising id.
-        image, label: int64 (A,), the row of the image, and the index into `classes`. With `repair`
-            annotations go image by image, else they are in the order of the file.
-        boxes: float64 (A, 4), x, y, width, height in pixels.
-        areas: float64 (A,), square pixels.
-        crowd, difficult, group_of: bool (A,); what is marked `ignore` is difficult, too.
-        masks: of each annotation polygons of three corners or more, a compressed RLE, or None; from
-            `read_repaired` the JSON text of that. None where masks were not read.
-        mask_kinds: with `repair`, int8 (A,), kinds of `annotation_kinds`.
-        left_out: the number of annotations that are not in the columns, by reason; `strict` keeps
-            all.
-        keypoints: with `repair`, the number of annotations whose keypoints are not read.
-        negatives, not_exhaustive: LVIS's indices into `classes` of each image; None without.
-        frequencies: LVIS's letter of each class; None without.
+        image_ids, image_names: Id and name of each image, in ascending order of ids.
+        heights, widths: `int64` (I,) in pixels; 0 if unknown, which `strict` allows.
+        classes: Class names, indexed by `label`: the requested ones, or all in ascending order of
+            category ids.
+        category_ids: Index into `classes` by category id, in ascending order of ids.
+        image, label: `int64` (A,), the row of the image and the index into `classes`. With `repair`
+            annotations are sorted by image, otherwise they are in file order.
+        boxes: `float64` (A, 4), x, y, width, height in pixels.
+        areas: `float64` (A,) in square pixels.
+        crowd, difficult, group_of: `bool` (A,); annotations marked `ignore` are difficult, too.
+        masks: Polygons of at least three corners, a compressed RLE, or None for each annotation;
+            from `read_repaired`, their JSON text. None if masks were not read.
+        mask_kinds: `int8` (A,), kinds of `annotation_kinds`; only with `repair`.
+        left_out: Number of dropped annotations by reason; `strict` keeps all.
+        keypoints: Number of annotations whose keypoints are not read; only with `repair`.
+        negatives, not_exhaustive: Indices into `classes` for each image of LVIS; otherwise None.
+        frequencies: Frequency letter of each class of LVIS; otherwise None.
     """
 
     image_ids: list
@@ -344,9 +345,9 @@ class CocoColumns:
 def _annotation_columns(
     annotations: Sequence[Annotation], image_ids: Sequence, category_ids: Sequence
 ) -> dict[str, np.ndarray]:
-    """Return columns of all annotations: boxes and areas are NaN where there are none.
+    """Return the columns of all annotations; missing boxes and areas are NaN.
 
-    `image` and `category` are places in the ids; -1 for an id that is not among them.
+    `image` and `category` are positions in the lists of ids, or -1 for unknown ids.
     """
 
     def values(name: str) -> list:
@@ -367,7 +368,7 @@ def _annotation_columns(
 
 
 def box_column(entries: Sequence[Any]) -> np.ndarray:
-    """Return their `bbox`, float64 (N, 4); NaN where it is None."""
+    """Return the `bbox` of each entry, float64 (N, 4); NaN where it is None."""
     boxes = list(map(attrgetter("bbox"), entries))
     if None in boxes:
         boxes = [box or (math.nan,) * 4 for box in boxes]
@@ -376,15 +377,15 @@ def box_column(entries: Sequence[Any]) -> np.ndarray:
 
 
 def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> np.ndarray:
-    """Return the place of an attribute of each in `ids`, int64 (N,); -1 where it is not there.
+    """Return the position in `ids` of an attribute of each entry, int64 (N,); -1 if not found.
 
     Args:
         entries: N structs.
-        name: of the attribute.
-        ids: numbers or texts; if they are all integers, they rise.
+        name: Name of the attribute.
+        ids: Numbers or strings; if all are integers, they must be in ascending order.
     """
     values = list(map(attrgetter(name), entries))
-    # All at once, unless there are texts, which numpy would take for numbers, or huge numbers.
+    # Fast path for integers: numpy would convert strings to numbers, and huge ones overflow.
     if set(map(type, values)) == set(map(type, ids)) == {int}:
         with contextlib.suppress(OverflowError):
             known, asked = np.array(ids, np.int64), np.array(values, np.int64)
@@ -395,23 +396,23 @@ def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> 
     return np.array([index.get(value, -1) for value in values], np.int64)
 
 
-# strict: all that the file holds, or a UserError.
+# strict: read everything in the file or raise a UserError.
 
 
 @no_collection()
 def read_strict(path: Path, with_masks: bool) -> CocoColumns:
-    """Read a COCO file with all its objects, as pycocotools takes them.
+    """Read a COCO file with all its objects, as pycocotools does.
 
-    An absent area is that of the mask, else of the box, an absent box that of the mask. Where boxes
-    alone are compared, images need no size.
+    A missing area is computed from the mask or else from the box, a missing box from the mask. If
+    only boxes are compared, images need no size.
 
     Args:
-        path: the file.
-        with_masks: False leaves out the segmentations, which saves most of the time.
+        path: Path of the file.
+        with_masks: Whether to read the segmentations, which take most of the time.
 
     Raises:
-        UserError: it is absent or malformed, repeats an id of an image or a category, or has an
-            annotation of an unknown one, without box and mask, or with invalid numbers.
+        UserError: The file is missing or malformed, repeats an image or category id, or has an
+            annotation with an unknown id, with neither box nor mask, or with invalid numbers.
     """
     lists = _read_lists(path, "strict", with_masks)
     annotations = lists.annotations
@@ -433,8 +434,8 @@ def read_strict(path: Path, with_masks: bool) -> CocoColumns:
         for i in np.flatnonzero(columns[name] < 0)[:1].tolist():
             value = truncate_repr(getattr(annotations[i], f"{name}_id"))
             raise UserError(
-                f"{path}: annotations[{i}] is of an unknown {name}, {value}: `{plural}` lacks this"
-                " id (a text is no number); add it, or leave the annotation out"
+                f"{path}: annotations[{i}] refers to an unknown {name}, {value}: `{plural}` lacks"
+                " this id (a string does not match a number); add it, or remove the annotation"
             )
     heights, widths = _sides(path, images)
     masks = [a.segmentation for a in annotations] if with_masks else [None] * len(annotations)
@@ -443,7 +444,7 @@ def read_strict(path: Path, with_masks: bool) -> CocoColumns:
         if has_masks:
             raise UserError(
                 f"{path}: the image {truncate_repr(images[k].id)} has no height and width, which"
-                " masks need; add them, or give predictions without segmentation"
+                " masks require; add them, or give predictions without segmentation"
             )
     boxes, areas = columns["boxes"], columns["areas"]
     for i in sorted({*lacking, *_odd_masks(masks)}):
@@ -471,14 +472,14 @@ def read_strict(path: Path, with_masks: bool) -> CocoColumns:
 
 
 def _sides(path: Path, images: list[Image]) -> list[np.ndarray]:
-    """Return heights and widths, int64 (I,); 0 where there is none."""
+    """Return heights and widths, int64 (I,); 0 if missing."""
     sides = []
     for name in ("height", "width"):
         values = [getattr(image, name) for image in images]
         for image, value in zip(images, values, strict=True):
             if value is not None and not (0 < value < MAX_COORDINATE and value == int(value)):
                 raise UserError(
-                    f"{path}: the {name} {value} of the image {truncate_repr(image.id)} is no"
+                    f"{path}: the {name} {value} of the image {truncate_repr(image.id)} is not a"
                     " positive integer; correct it"
                 )
         sides.append(np.array([value or 0 for value in values], np.int64))
@@ -486,9 +487,9 @@ def _sides(path: Path, images: list[Image]) -> list[np.ndarray]:
 
 
 def _odd_masks(masks: list) -> list[int]:
-    """List masks that are not polygons of three or more corners.
+    """Return the indices of masks that are not polygons of at least three corners.
 
-    All masks are listed if a coordinate is too large.
+    If any coordinate is too large, all indices are returned.
     """
     odd = []
     for i, mask in enumerate(masks):
@@ -504,8 +505,8 @@ def _odd_masks(masks: list) -> list[int]:
 def _completed(
     annotation: _MaskedAnnotation, height: np.int64, width: np.int64
 ) -> tuple[Any, Sequence[float], float]:
-    """Return the mask (polygons of three corners or more, or compressed RLE), box and area."""
-    # The box is not checked: objects without an area stay.
+    """Return the mask (polygons of at least three corners, or compressed RLE), box and area."""
+    # Pass a dummy box, because objects without an area are kept.
     read, _ = read_object([0, 0, 1, 1], annotation.segmentation, int(height), int(width))
     mask, box, area = read.get("segmentation"), annotation.bbox, annotation.area
     if box is None:
@@ -516,37 +517,37 @@ def _completed(
 
 
 def _check_numbers(path: Path, boxes: np.ndarray, areas: np.ndarray) -> None:
-    """Raise for negative or non-finite boxes and areas, which backends treat differently."""
+    """Raise UserError for negative or non-finite boxes or areas, on which backends disagree."""
     with np.errstate(over="ignore", invalid="ignore"):
         good = np.isfinite(boxes.sum(1) + boxes[:, 2:].prod(1)) & (boxes[:, 2:] >= 0).all(1)
     good &= np.isfinite(areas) & (areas >= 0)
     for i in np.flatnonzero(~good)[:1].tolist():
         raise UserError(
-            f"{path}: annotations[{i}] has the bbox {boxes[i].tolist()} and the area {areas[i]}:"
-            " give [x, y, width, height] and square pixels, finite and no width, height or area"
-            " below 0"
+            f"{path}: annotations[{i}] has the bbox {boxes[i].tolist()} and the area {areas[i]};"
+            " give [x, y, width, height] and square pixels, all finite, with no negative width,"
+            " height or area"
         )
 
 
 def _listed(lists: list[list[int] | None], labels: dict[Any, int]) -> list[list[int]] | None:
-    """Return category ids of each image as indices; None where no image has such a list."""
+    """Convert each image's list of category ids to indices; return None if no image has one."""
     if all(ids is None for ids in lists):
         return None
     return [[labels[id_] for id_ in ids or () if id_ in labels] for ids in lists]
 
 
-# repair: keep trainable objects and those metrics need; count the rest.
+# repair: keep objects that training or metrics need, and count the rest.
 
-# What is left of polygons without digits and spaces: 6 or more numbers each, an even count.
+# Polygons stripped of digits and spaces: each has an even count of at least 6 numbers.
 _POLYGONS = re.compile(rb"\[\[,(?:,,){2,}\](?:,\[,(?:,,){2,}\])*\]")
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_FAR = (b",0000000", b"[0000000")  # 7 digits before the point, among the others as zeros
+_FAR = (b",0000000", b"[0000000")  # numbers with 7 digits before the point, digits zeroed
 _CHUNK = 10_000  # texts per batch
-_EXACT = 2.0**52  # below it a float is exact where the file has an integer
+_EXACT = 2.0**52  # floats below it represent the integers of the file exactly
 
 
 class _Odd(Exception):
-    """Raised for a file that `repaired_records` has to read."""
+    """The file is not ordinary, so that `repaired_records` has to read it."""
 
 
 @no_collection()
@@ -556,9 +557,9 @@ def read_repaired(
     """Read a COCO file for training; arguments and errors are those of `coco.read_coco`.
 
     Returns:
-        Columns, or the dataset dicts of a file that is not ordinary. And JSON values: `classes`,
-        the names by `category_id`; `category_ids`, the file's ids as [id, index into classes];
-        `left_out` and `keypoints` of `coco.read_coco`.
+        Columns, or dataset dicts if the file is not ordinary, and a dict of JSON values:
+        `classes`, the names by `category_id`; `category_ids`, a list of [id in the file, index
+        into classes]; and `left_out` and `keypoints` as in `coco.read_coco`.
     """
     lists = _read_lists(json_file, "repair")
     if not isinstance(lists, dict):
@@ -583,10 +584,10 @@ def _repaired_columns(
     image_root: str | Path,
     classes: Sequence[str] | None,
 ) -> CocoColumns:
-    """Return the annotations that `repaired_records` keeps, image by image.
+    """Return the annotations that `repaired_records` keeps, sorted by image.
 
     Raises:
-        _Odd, RecursionError, UserError, *MALFORMED: an entry may need repair or a closer look.
+        _Odd, RecursionError, UserError, *MALFORMED: An entry may need repair or a closer look.
     """
     categories = category_names(msgspec.to_builtins(lists.categories), json_file)
     labels = class_indices(categories, classes, json_file)
@@ -668,7 +669,7 @@ def _require(ordinary: Any) -> None:
 
 
 def _paths(image_root: str | Path, names: list[str]) -> list[str]:
-    """Return the names in the folder; `inside` checks those that could lead out of it."""
+    """Return the image paths; names that could lead out of the folder go through `inside`."""
     prefix = os.path.join(image_root, "")
     return [
         inside(image_root, name, "images")
@@ -679,7 +680,7 @@ def _paths(image_root: str | Path, names: list[str]) -> list[str]:
 
 
 def _not_polygons(texts: list) -> list[int]:
-    """List the texts that are not valid polygons of plain numbers below MAX_COORDINATE."""
+    """Return the indices of texts that are not valid polygons of numbers below MAX_COORDINATE."""
     places, known = [], {}
     for first in range(0, len(texts), _CHUNK):
         chunk = texts[first : first + _CHUNK]
@@ -700,7 +701,7 @@ def _not_polygons(texts: list) -> list[int]:
 
 
 def _reaches_far(zeros: bytes) -> bool:
-    # From the right, since what a mark begins with is rarer than the zeros it ends with.
+    # Search from the right, because the first character of a mark is rarer than its zeros.
     return any(zeros.rfind(mark) >= 0 for mark in _FAR)
 
 
@@ -711,7 +712,7 @@ def repaired_records(
     classes: Sequence[str] | None = None,
     info: dict | None = None,
 ) -> tuple[list[dict], dict[int, int]]:
-    """Return Detectron2's dataset dicts of the content of a COCO file, as `coco.read_coco` does."""
+    """Convert the content of a COCO file to dataset dicts, like `coco.read_coco`."""
     names = category_names(content["categories"], json_file)
     category_ids = class_indices(names, classes, json_file)
     records = {}
@@ -732,10 +733,12 @@ def repaired_records(
         try:
             image_id, category = annotation["image_id"], annotation["category_id"]
             if image_id not in records:
-                raise UserError(f"{where} is of the image {short(image_id)}, which `images` lacks")
+                raise UserError(
+                    f"{where} refers to the image {short(image_id)}, which `images` lacks"
+                )
             if category not in category_ids:
                 raise UserError(
-                    f"{where} is of the category {short(category)}, which `categories` lacks"
+                    f"{where} refers to the category {short(category)}, which `categories` lacks"
                 )
             if category_ids[category] is None:
                 others += 1
@@ -764,13 +767,13 @@ def repaired_annotation(
     """Return an annotation for Detectron2 without its category, or the reason to drop it.
 
     Args:
-        annotation: the file's.
-        height: of the image in pixels.
-        width: likewise.
-        repaired: counts what was filled in.
+        annotation: Annotation as in the file.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        repaired: Counts the values filled in.
 
     Raises:
-        MALFORMED: a value is not what COCO wants.
+        MALFORMED: A value does not conform to COCO's format.
     """
     box = annotation.get("bbox") or None
     if box is not None:
@@ -793,7 +796,7 @@ def repaired_annotation(
         repaired["without area (the mask's, else the box's)"] += 1
     if not math.isfinite(area):
         raise ValueError(f"the area is {area}")
-    # Detectron2 ignores the area; APs, APm and APl are defined by it.
+    # Detectron2 ignores the area, but APs, APm and APl are defined by it.
     read |= {"iscrowd": int(crowd), "area": area}
     if _flag(annotation, "ignore") | _flag(annotation, "difficult"):
         read["difficult"] = 1
@@ -810,7 +813,7 @@ def _flag(annotation: dict, name: str) -> bool:
 
 
 def _log_repairs(json_file: str | Path, left_out: Counter, repaired: Counter) -> None:
-    """Log how many annotations were dropped and filled in, by reason."""
+    """Log how many annotations were dropped and repaired, by reason."""
     for level, counter, done in (
         (logging.WARNING, left_out, "skipped"),
         (logging.INFO, repaired, "repaired"),
@@ -824,18 +827,18 @@ def _malformed(where: str, e: Exception) -> UserError:
     return UserError(f"{where} is malformed ({short(e)}); correct it")
 
 
-# as_is: every entry, and what is wrong with those that are malformed.
+# as_is: return every entry, and the reason for each malformed one.
 
 
 def read_as_is(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
-    """Parse a COCO file whatever its entries hold.
+    """Parse a COCO file regardless of what its entries hold.
 
     Returns:
-        The entries of each of `PARTS`, and the function that turns some of them into structs of
-        `VALID`. It returns None for a malformed entry, and the reasons by row.
+        The entries of each of `PARTS`, and a function that converts a slice of them to structs of
+        `VALID`. The function returns None for each malformed entry, and the reasons by row.
 
     Raises:
-        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
+        UserError: The file cannot be read, is not JSON, or lacks one of the three lists.
     """
     lists = _read_lists(json_file, "as_is")
     if isinstance(lists, dict):
@@ -852,7 +855,7 @@ def _decode_entries(chunk: Sequence[msgspec.Raw], kind: type) -> tuple[list, dic
 
 
 def convert_entries(chunk: Sequence, kind: type) -> tuple[list, dict[int, str]]:
-    """Return plain values as structs, None where they are malformed, and the reasons by row."""
+    """Convert plain values to structs; return None for malformed ones, and the reasons by row."""
     try:
         return msgspec.convert(chunk, list[kind]), {}
     except NOT_OF_TYPE:

@@ -1,4 +1,4 @@
-"""An image's entry and an object's box and mask, as JSON formats hold them, checked and read."""
+"""Validate and convert image entries, boxes and masks of JSON formats."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import numpy as np
 from d2ext.data.formats.json_io import inside, polygon_area
 from d2ext.data.formats.rle import compressed, rle_areas
 
-# What values that are not as a format wants raise in its reader.
+# Exceptions that malformed values raise in a reader.
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
-# No image is that large; the operators of masks would count through every pixel up to it.
+# Larger than any image; mask operators would iterate over every pixel up to a larger coordinate.
 MAX_COORDINATE = 1_000_000
-# Why an object is skipped.
+# Reasons to skip an object.
 FLAT_BOX = "without a box of positive size"
 FAR_BOX = "with a box that is not finite or too large"
 
@@ -22,25 +22,25 @@ FAR_BOX = "with a box that is not finite or too large"
 def image_record(
     root: str | Path, name: object, image_id: object, size: Sequence[object], where: str
 ) -> dict:
-    """Detectron2's dict of an image, still without annotations.
+    """Return the dataset dict of an image, without annotations.
 
     Args:
-        root: the image folder.
-        name: of the file, relative to it.
-        image_id: an integer.
-        size: height and width in pixels.
-        where: the place in the annotation file, for messages.
+        root: The image folder.
+        name: File name of the image, relative to the folder.
+        image_id: Id of the image, which must be an integer.
+        size: Height and width in pixels.
+        where: Location in the annotation file, for messages.
 
     Raises:
-        UserError: the name leads out of the folder.
-        MALFORMED: another value is wrong.
+        UserError: The name leads out of the folder.
+        MALFORMED: Another value is invalid.
     """
     if type(image_id) is not int:
-        raise ValueError(f"the id {image_id!r} is no integer")
+        raise ValueError(f"the id {image_id!r} is not an integer")
     sides = {}
     for side, value in zip(("height", "width"), size, strict=True):
         if type(value) not in (int, float) or not 0 < value < MAX_COORDINATE or value != int(value):
-            raise ValueError(f"the {side} {value!r} is no positive integer")
+            raise ValueError(f"the {side} {value!r} is not a positive integer")
         sides[side] = int(value)
     file_name = inside(root, name, where)
     return {"file_name": file_name, "image_id": image_id, **sides, "annotations": []}
@@ -49,20 +49,21 @@ def image_record(
 def read_object(
     box: Sequence[float] | None, segmentation: Any, height: int, width: int
 ) -> tuple[dict, str]:
-    """Box and mask of an object for Detectron2, or the reason to leave it out.
+    """Return an object's box and mask for Detectron2, or the reason to skip the object.
 
     Args:
-        box: x0, y0, x1, y1 in pixels; None or an empty list takes the box of the mask.
-        segmentation: polygons, RLE (compressed or not), or nothing.
-        height: of the image in pixels.
-        width: likewise.
+        box: Corners x0, y0, x1, y1 in pixels; None or an empty list uses the box of the mask.
+        segmentation: Polygons, RLE (compressed or not), or an empty value.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
-        `bbox`, `bbox_mode`, and `segmentation` where there is one: polygons of at least three
-        corners, or compressed RLE with its counts as text. Else an empty dict and the reason.
+        `bbox`, `bbox_mode` and, if there is a mask, `segmentation` (polygons of at least three
+        corners, or compressed RLE with its counts as text), with an empty reason. For an object to
+        skip, an empty dict and the reason.
 
     Raises:
-        MALFORMED: a value is not what the format wants.
+        MALFORMED: A value does not conform to the format.
     """
     if box and (problem := _box_problem(box)):
         return {}, problem
@@ -72,7 +73,7 @@ def read_object(
     elif segmentation:
         if not isinstance(segmentation, list):
             raise TypeError(f"the segmentation is {segmentation!r}")
-        # Each is checked: `and` would hide a text behind a polygon that is too short.
+        # Call _numbers on every polygon, even on one that is too short: it raises for text.
         valid = [(_numbers(p), len(p) >= 6 and len(p) % 2 == 0) for p in segmentation]
         polygons = [p for p, ok in zip(segmentation, valid, strict=True) if all(ok)]
         if not polygons:
@@ -95,7 +96,7 @@ def _box_problem(box: Sequence[float]) -> str:
 
 
 def mask_box(segmentation: list[list[float]] | dict) -> tuple[float, float, float, float]:
-    """Return x, y, width and height of polygons or of a compressed RLE."""
+    """Return the box (x, y, width, height) of polygons or of a compressed RLE."""
     if isinstance(segmentation, dict):
         from pycocotools import mask
 
@@ -105,7 +106,7 @@ def mask_box(segmentation: list[list[float]] | dict) -> tuple[float, float, floa
 
 
 def mask_area(segmentation: Any, width: float, height: float) -> float:
-    """Square pixels of polygons or compressed RLE; without either those of the box."""
+    """Return the area in square pixels of polygons or a compressed RLE, or else of the box."""
     if isinstance(segmentation, dict):
         from pycocotools import mask
 
@@ -114,10 +115,10 @@ def mask_area(segmentation: Any, width: float, height: float) -> float:
 
 
 def _numbers(values: Sequence[float]) -> bool:
-    """Return whether all are finite and below MAX_COORDINATE; TypeError for other values."""
-    if not set(map(type, values)) <= {int, float}:  # a bool counts as no number
+    """Return whether all are finite and below MAX_COORDINATE; raise TypeError for non-numbers."""
+    if not set(map(type, values)) <= {int, float}:  # bools are rejected, too
         raise TypeError(f"{values!r} are not numbers")
-    # One pass of C code: NaN fails every comparison, yet min and max may skip it.
+    # `max` alone may miss NaN, which fails every comparison.
     return not values or (
         math.isfinite(math.fsum(values)) and max(map(abs, values)) < MAX_COORDINATE
     )
@@ -126,10 +127,10 @@ def _numbers(values: Sequence[float]) -> bool:
 def _compressed(rle: dict, height: int, width: int) -> dict:
     size, counts = rle["size"], rle["counts"]
     if list(size) != [height, width]:
-        raise ValueError(f"the RLE has the size {size}, its image {[height, width]}")
+        raise ValueError(f"the RLE has the size {size}, but its image has {[height, width]}")
     if not isinstance(counts, str) and not set(map(type, counts)) <= {int}:
-        raise ValueError("the counts of the RLE are no lengths of runs")
-    # pycocotools reads and writes beyond its memory where they are wrong.
+        raise ValueError("the counts of the RLE are not integers")
+    # With invalid counts pycocotools reads and writes out of bounds.
     if np.isnan(rle_areas([counts], np.array([[height, width]]))[0]):
-        raise ValueError(f"the RLE is damaged, or does not cover {height} x {width} pixels")
+        raise ValueError(f"the RLE is damaged or does not cover {height} x {width} pixels")
     return compressed({"size": [height, width], "counts": counts})

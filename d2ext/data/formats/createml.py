@@ -1,6 +1,6 @@
-"""CreateML's JSON (https://developer.apple.com/documentation/createml), also of RectLabel.
+"""CreateML's JSON (https://developer.apple.com/documentation/createml), as RectLabel writes it too.
 
-Written here because none of the libraries that d2ext uses reads it.
+d2ext has its own reader because none of the libraries that it uses has one.
 """
 
 import logging
@@ -23,18 +23,18 @@ def read_createml(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read CreateML's boxes into Detectron2's dataset dicts.
 
-    A box has the x and y of its center, width and height, in pixels from the image's corner.
+    A box is given by its center, width and height, in pixels from the image's corner.
 
     Args:
-        source: the JSON: a list of images, each with `image` and `annotations`.
-        image_root: the folder of the images; `ImageFolder.find` finds them.
-        classes: class names; `category_id` is an index into them. None takes the labels, sorted.
+        source: The JSON, a list of images, each with `image` and `annotations`.
+        image_root: The folder of the images; `ImageFolder.find` finds them.
+        classes: Class names; `category_id` is an index into them. None uses the labels, sorted.
 
     Returns:
-        One dict an image, in the order of the file, and the class names.
+        One dict per image, in file order, and the class names.
 
     Raises:
-        UserError: the file is absent or malformed, repeats an image, or an image is absent.
+        UserError: The file is missing or malformed or repeats an image, or an image is missing.
     """
     source = Path(source)
     entries = [_entry(entry, f"{source}: [{i}]") for i, entry in enumerate(_load(source))]
@@ -62,7 +62,7 @@ def _load(source: Path) -> list:
     content = read_json(source)
     if not isinstance(content, list):
         known = advice(source, "createml")
-        reason = f"it is {known}" if known else "it holds no list of images"
+        reason = f"it is {known}" if known else "it contains no list of images"
         raise UserError(f"{source} is not a CreateML annotation file: {reason}")
     return content
 
@@ -71,7 +71,7 @@ _Entry = tuple[str, str, list[tuple[str, list[float]]]]
 
 
 def _entry(entry: object, where: str) -> _Entry:
-    """Return where an image's entry is, the image's name, and label and corners of each box."""
+    """Return the location of an image's entry, the image name, and each box's label and corners."""
     try:
         name = next(entry[key] for key in ("image", "imagefilename", "filename") if key in entry)
         objects = entry["annotations"] if "annotations" in entry else entry["annotation"]
@@ -97,7 +97,7 @@ def _detect(head: FileHead) -> bool:
     entry = head.value[0] if isinstance(head.value, list) and head.value else None
     if not isinstance(entry, dict) or not {"image", "imagefilename", "filename"} & entry.keys():
         return False
-    if not {"data", "annotator", "annotation_id"}.isdisjoint(entry):  # Label Studio's
+    if not {"data", "annotator", "annotation_id"}.isdisjoint(entry):  # keys of Label Studio
         return False
     objects = entry.get("annotations", entry.get("annotation"))
     if not isinstance(objects, list):

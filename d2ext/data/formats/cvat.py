@@ -1,7 +1,7 @@
 """CVAT's XML, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format).
 
-Written here because hotcoco 1.3, the one library with a reader, takes boxes and polygons alone,
-and ignores the rotation of boxes and groups.
+d2ext has its own reader because hotcoco 1.3, the only library with one, reads nothing but boxes
+and polygons, and ignores groups and the rotation of boxes.
 """
 
 import logging
@@ -51,24 +51,24 @@ def read_cvat(
     """Read a CVAT export for images into Detectron2's dataset dicts.
 
     Boxes, polygons, ellipses and masks are read; rotated boxes become polygons. Polylines, points,
-    cuboids, skeletons and tags are left out, and a warning counts them. Polygons, ellipses, masks
-    and rotated boxes of one label and one `group_id` are one object. Coordinates count from the
-    image's corner, as Detectron2's do.
+    cuboids, skeletons and tags are skipped and counted in a warning. Polygons, ellipses, masks and
+    rotated boxes with the same label and `group_id` form one object. Coordinates start at the
+    image's corner, as in Detectron2.
 
     Args:
-        source: the XML file, or a folder of several, as of a task's jobs: an image that comes up
-            more than once has the objects of all, equal ones once.
-        image_root: the folder of the images. An image is found by `name`, first in the folder that
-            its `subset` names, as `ImageFolder.find` does.
-        classes: class names; `category_id` is an index into them. None takes the labels of the
-            task or project in its order.
+        source: The XML file, or a folder of several, such as those of a task's jobs. If an image
+            occurs more than once, its objects are merged and duplicates dropped.
+        image_root: The folder of the images. `ImageFolder.find` finds each image by `name`,
+            first in the folder named like its `subset`.
+        classes: Class names; `category_id` is an index into them. None uses the labels of the
+            task or project, in its order.
 
     Returns:
-        One dict an image, in the order of the file, and the class names.
+        One dict per image, in file order, and the class names.
 
     Raises:
-        UserError: a file is absent, malformed or a video's export, or an image is absent or of
-            another size than its entry says.
+        UserError: A file is missing, malformed or a video export, or an image is missing or
+            differs in size from its entry.
     """
     source = Path(source)
     images, labels = [], {}
@@ -108,7 +108,7 @@ def _root(file: Path) -> ElementTree.Element:
 
 
 def _labels(root: ElementTree.Element) -> Iterator[str]:
-    """Yield the labels of the task or project, without the parts of skeletons."""
+    """Yield the labels of the task or project, except the parts of skeletons."""
     for label in root.iterfind("meta//labels/label"):
         name = (label.findtext("name") or "").strip()
         if name and not label.findtext("parent"):
@@ -149,7 +149,7 @@ def _add_objects(
     left_out: LeftOut,
     where: str,
 ) -> None:
-    """Add the objects of an image in the order of their first shapes."""
+    """Add the objects of an image, ordered by the first shape of each."""
     outlined: dict[object, tuple[int, list[ElementTree.Element]]] = {}
     left_out.update(element.tag for element in image if element.tag in _OTHERS)
     for number, shape in enumerate(_shapes(image)):
@@ -186,12 +186,12 @@ def _values(shape: ElementTree.Element, *names: str) -> list[float]:
 
 
 def _angle(shape: ElementTree.Element) -> float:
-    """Return how far a box or ellipse is turned clockwise, in radians."""
+    """Return the clockwise rotation of a box or ellipse in radians."""
     return math.radians(parsed([shape.get("rotation", "0")])[0])
 
 
 def _polygon(shape: ElementTree.Element) -> list[float]:
-    """Return [x0, y0, x1, y1, ...] in pixels."""
+    """Return a shape's outline [x0, y0, x1, y1, ...] in pixels."""
     if shape.tag == "box":
         return rectangle(*_values(shape, *_CORNERS), _angle(shape))
     if shape.tag == "ellipse":
@@ -203,11 +203,11 @@ def _polygon(shape: ElementTree.Element) -> list[float]:
 
 
 def _mask(shape: ElementTree.Element, record: dict) -> np.ndarray:
-    """Return a mask as a bool array (H, W): its runs of background and object go row by row."""
+    """Decode a mask, whose runs of background and object go row by row, to a bool array (H, W)."""
     left, top, width, height = map(int, _values(shape, "left", "top", "width", "height"))
     fits = 0 <= left < left + width <= record["width"]
     if not fits or not 0 <= top < top + height <= record["height"]:
-        raise ValueError("the mask reaches out of the image")
+        raise ValueError("the mask extends beyond the image")
     runs = [int(run) for run in (shape.get("rle") or "").split(",")]
     if min(runs) < 0 or sum(runs) > width * height:
         raise ValueError(f"its rle does not fit {width} x {height} pixels")
@@ -219,7 +219,7 @@ def _mask(shape: ElementTree.Element, record: dict) -> np.ndarray:
 
 
 def _drawn(polygon: list[float], record: dict) -> np.ndarray:
-    """Return the pixels of a polygon as a bool array (H, W)."""
+    """Rasterize a polygon to a bool array (H, W)."""
     from pycocotools import mask
 
     rles = mask.frPyObjects([polygon], record["height"], record["width"])
@@ -229,7 +229,7 @@ def _drawn(polygon: list[float], record: dict) -> np.ndarray:
 def write_cvat(
     records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
 ) -> dict[str, int]:
-    """Write CVAT for images 1.1; the parts of an object are a group."""
+    """Write CVAT for images 1.1; the parts of an object form a group."""
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -259,7 +259,7 @@ def write_cvat(
 
 
 def _elements(annotation: dict) -> list[tuple[str, dict[str, str]]]:
-    """Return an annotation as elements of CVAT: each one's tag, and the attributes of its own."""
+    """Return an annotation as CVAT elements: the tag of each and its shape attributes."""
     masks = masks_of(annotation)
     if not masks:
         corners = map("{:.3f}".format, annotation["bbox"])
@@ -268,7 +268,7 @@ def _elements(annotation: dict) -> list[tuple[str, dict[str, str]]]:
         corners = (map("{:.3f},{:.3f}".format, p[::2], p[1::2]) for p in masks)
         return [("polygon", {"points": ";".join(points)}) for points in corners]
     (left, top, width, height), pixels = mask_pixels(masks)
-    # The lengths of runs of background and object in turn, row by row.
+    # Lengths of alternating runs of background and object, row by row.
     runs = [len(list(run)) for _, run in groupby(pixels.ravel().tolist())]
     if pixels[0, 0]:
         runs.insert(0, 0)

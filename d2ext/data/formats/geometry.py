@@ -1,7 +1,7 @@
-"""Shapes to Detectron2's annotations, for every reader: numbers checked, cut at the image's edge.
+"""Convert shapes to Detectron2's annotations: check their numbers and clip them to the image.
 
-Coordinates are Detectron2's and COCO's: in pixels from the image's corner, so that the first
-pixel's centre is (0.5, 0.5).
+Coordinates follow Detectron2 and COCO: pixels from the image's corner, so that the center of the
+first pixel is (0.5, 0.5).
 """
 
 import logging
@@ -18,25 +18,24 @@ from d2ext.data.formats.coco_objects import MAX_COORDINATE
 from d2ext.data.formats.json_io import polygon_area, truncate_repr
 from d2ext.errors import UserError
 
-_ARC_POINTS = 64  # a polygon of 64 corners holds 99.8 % of its circle
-_LEAST = 1e-6  # square pixels; below it is what rounding leaves of a line
-# A corner this far outside was set on the edge: it is moved there. Pixels.
-_EDGE = 1.0
+_ARC_POINTS = 64  # a polygon of 64 corners covers 99.8 % of its circle
+_LEAST = 1e-6  # square pixels; smaller areas are rounding errors of degenerate shapes
+_EDGE = 1.0  # pixels; corners up to this far outside were meant to be on the edge, so move them
 _MOST_CORNERS = 20_000
 XYXY = 0  # BoxMode.XYXY_ABS, which would need torch
 
 
 class LeftOut(Counter):
-    """Counts what a reader leaves out, by reason, for one warning.
+    """Count the objects that a reader skips, by reason, for a single warning.
 
     Attributes:
-        cut: how many objects reached beyond the image and were cut at its edge.
+        cut: Number of objects that extended beyond the image and were clipped.
     """
 
     cut = 0
 
     def warn(self, logger: logging.Logger, source: str | Path) -> None:
-        """Log the counts where there are any."""
+        """Log the counts, if any."""
         if self.cut:
             logger.warning("%s: %d objects cut at the edge of their image", source, self.cut)
         if self:
@@ -45,7 +44,7 @@ class LeftOut(Counter):
 
 
 def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
-    """Return a dataset dict without annotations; `size` is width and height in pixels."""
+    """Return a dataset dict without annotations; `size` is (width, height) in pixels."""
     width, height = size
     return {
         "file_name": path,
@@ -59,26 +58,26 @@ def new_record(path: str, image_id: int, size: tuple[int, int]) -> dict:
 def shifted(
     outlines: Sequence[tuple[list[float], list[float]]], shift: float, where: Callable[[int], str]
 ) -> list[tuple[list[float], list[float], float]]:
-    """Move outlines and measure them, all at once, which takes a third of the time.
+    """Shift and measure outlines in one batch, which takes a third of the time.
 
     Args:
-        outlines: of each the xs and the ys of its corners, as many, in pixels.
-        shift: what to add to each coordinate.
-        where: gives the place of one in the annotation file, for messages.
+        outlines: For each outline, the xs and the ys of its corners in pixels, equally many.
+        shift: Offset to add to each coordinate.
+        where: Returns the location of an outline in the annotation file, for messages.
 
     Returns:
-        Of each the moved polygon [x0, y0, x1, y1, ...], its box (x0, y0, x1, y1) and its area in
-        square pixels.
+        For each outline, the shifted polygon [x0, y0, x1, y1, ...], its box (x0, y0, x1, y1) and
+        its area in square pixels.
 
     Raises:
-        UserError: a coordinate is not a number, not finite or too large, or an outline has none.
+        UserError: A coordinate is not a number, not finite or too large, or an outline is empty.
     """
     if not outlines:
         return []
     import numpy as np
 
     try:
-        # Checks the types, and is fast.
+        # A fast type check.
         floats = msgspec.convert(outlines, list[tuple[list[float], list[float]]])
         x, y = (np.fromiter(chain.from_iterable(axis), float) for axis in zip(*floats, strict=True))
         x, y = x + shift, y + shift
@@ -89,10 +88,10 @@ def shifted(
         for i, outline in enumerate(outlines):
             try:
                 if not all(map(numbers, outline)):
-                    raise ValueError("it has no corner")
+                    raise ValueError("it has no corners")
             except (TypeError, ValueError) as e:
                 raise UserError(f"{where(i)} is malformed ({e}); correct it") from None
-        raise  # cannot be
+        raise  # unreachable: the loop finds the invalid outline
     ends = np.cumsum([len(xs) for xs, _ in floats])
     starts = np.concatenate(([0], ends[:-1]))
     following = np.arange(1, len(x) + 1)
@@ -113,7 +112,7 @@ def add_polygon(
     area: float,
     left_out: LeftOut,
 ) -> None:
-    """Add an object of one polygon, whose box and area are known, as `add_polygons` does."""
+    """Add an object with one polygon of known box and area, like `add_polygons`."""
     x0, y0, x1, y1 = box
     if area > _LEAST and x0 >= 0 and y0 >= 0 and x1 <= record["width"] and y1 <= record["height"]:
         _append(record, category, [polygon], box, area)
@@ -128,14 +127,14 @@ def add_polygons(
     left_out: LeftOut,
     **flags: int,
 ) -> None:
-    """Add one object to a dataset dict, cut at the image's edge; count one that has no area.
+    """Add one object to a dataset dict, clipped to the image, or count it as skipped.
 
     Args:
-        record: the dataset dict.
-        category: index of the class.
-        polygons: the object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
-        left_out: counts objects without area or outside of the image.
-        flags: more keys of the annotation, such as `iscrowd`.
+        record: The dataset dict.
+        category: Index of the class.
+        polygons: The object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
+        left_out: Counts objects without area or outside of the image.
+        flags: More keys of the annotation, such as `iscrowd`.
     """
     parts = [p for p in polygons if polygon_area(p) > _LEAST]
     if not parts:
@@ -156,7 +155,7 @@ def _append(
     area: float,
     **flags: int,
 ) -> None:
-    if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # an outline drawn twice
+    if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # overlapping outlines
         import shapely
 
         shapes = [_shape(p, record) for p in polygons]
@@ -177,24 +176,24 @@ def _append(
 def add_mask(
     record: dict, category: int, pixels: Any, corner: tuple[int, int], left_out: LeftOut
 ) -> None:
-    """Add an object with a mask; count one without a pixel.
+    """Add an object with a mask, or count it as skipped if the mask is empty.
 
     Args:
-        record: the dataset dict.
-        category: index of the class.
-        pixels: bool array (h, w), a part of the image.
-        corner: x and y of its first pixel.
-        left_out: counts objects without area.
+        record: The dataset dict.
+        category: Index of the class.
+        pixels: Bool array (h, w), a part of the image.
+        corner: Position (x, y) of the part's first pixel.
+        left_out: Counts objects without area.
 
     Raises:
-        ValueError: the part reaches out of the image.
+        ValueError: The part extends beyond the image.
     """
     import numpy as np
     from pycocotools import mask as coco_mask
 
     (x0, y0), (height, width) = corner, pixels.shape
     if x0 < 0 or y0 < 0 or x0 + width > record["width"] or y0 + height > record["height"]:
-        raise ValueError("the mask reaches out of the image")
+        raise ValueError("the mask extends beyond the image")
     if not pixels.any():
         left_out["without area"] += 1
         return
@@ -216,7 +215,7 @@ def add_mask(
 def add_box(
     record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: int
 ) -> None:
-    """Add a box (x0, y0, x1, y1 in pixels) without a mask, as `add_polygons` does; with flags."""
+    """Add a box (x0, y0, x1, y1 in pixels) without a mask, like `add_polygons`."""
     x0, y0, x1, y1 = box
     if not (x1 > x0 and y1 > y0):
         left_out["without area"] += 1
@@ -239,13 +238,13 @@ def add_box(
 
 
 def _bounds(polygons: Sequence[list[float]]) -> list[float]:
-    """Return the box around polygons: left, top, right, bottom."""
+    """Return the bounding box of polygons: left, top, right, bottom."""
     xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
 def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) -> list[list[float]]:
-    """Cut polygons at the image; corners on its edge, or just beyond, are moved there."""
+    """Clip polygons to the image; corners just beyond its edge are moved to the edge."""
     width, height = record["width"], record["height"]
     left, top, right, bottom = _bounds(polygons)
     beyond = max(-left, -top, right - width, bottom - height)
@@ -260,7 +259,7 @@ def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) ->
 
 
 def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
-    """Return the polygon with corners beyond an edge moved to it."""
+    """Return the polygon with all corners moved into the image."""
     clamped = [0.0] * len(polygon)
     clamped[::2] = [0.0 if x < 0 else width if x > width else x for x in polygon[::2]]
     clamped[1::2] = [0.0 if y < 0 else height if y > height else y for y in polygon[1::2]]
@@ -268,12 +267,14 @@ def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
 
 
 def _shape(polygon: list[float], record: dict):
-    """Return the polygon for shapely, whose time and memory grow with the square of its crossings.
+    """Return the polygon as a shapely object.
+
+    Shapely's time and memory grow with the square of the number of self-crossings.
 
     Raises:
-        UserError: it has more corners than anybody draws.
+        UserError: The polygon has more than 20,000 corners.
     """
-    import shapely  # a tenth of a second
+    import shapely  # takes 0.1 s
 
     if len(polygon) > 2 * _MOST_CORNERS:
         raise UserError(
@@ -284,41 +285,41 @@ def _shape(polygon: list[float], record: dict):
 
 
 def _cut(shape, width: int, height: int) -> list[list[float]]:
-    """Return the part of a polygon that lies in the image."""
+    """Return the parts of a polygon inside the image."""
     import shapely
 
-    cut = shapely.clip_by_rect(shape, 0, 0, width, height)  # takes self-crossing ones, too
+    cut = shapely.clip_by_rect(shape, 0, 0, width, height)  # handles self-crossing polygons, too
     parts = [p for p in shapely.get_parts(cut) if p.geom_type == "Polygon" and not p.is_empty]
     return [[float(c) for xy in p.exterior.coords[:-1] for c in xy] for p in parts]
 
 
 def numbers(values: Sequence[float]) -> list[float]:
-    """Return the coordinates or lengths as floats.
+    """Return coordinates or lengths as floats.
 
     Raises:
-        TypeError: they are not a list, or one is not a number.
-        ValueError: one is not finite or too large.
+        TypeError: The argument is not a list or tuple, or an element is not a number.
+        ValueError: An element is not finite or too large.
     """
     if not isinstance(values, list | tuple):
         raise TypeError("a list of numbers is missing")
     if not set(map(type, values)) <= {int, float}:
-        raise TypeError("a coordinate is no number")
+        raise TypeError("a coordinate is not a number")
     if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in values):
         raise ValueError("a coordinate is not finite or too large")
     return list(map(float, values))
 
 
 def parsed(texts: Sequence[str]) -> list[float]:
-    """Return the numbers in texts; raise ValueError where one is invalid, or as `numbers` does."""
+    """Parse numbers from text; raise ValueError if one is invalid, or like `numbers`."""
     try:
         values = list(map(float, texts))
     except ValueError:
-        raise ValueError(f"{truncate_repr(' '.join(texts))} are no numbers") from None
+        raise ValueError(f"{truncate_repr(' '.join(texts))} are not numbers") from None
     return numbers(values)
 
 
 def arc(cx: float, cy: float, rx: float, ry: float, angle: float = 0) -> list[float]:
-    """[x0, y0, ...] of an ellipse turned by `angle` (radians, clockwise on the screen)."""
+    """Return [x0, y0, ...] of an ellipse rotated by `angle` (radians, clockwise on screen)."""
     cos, sin = math.cos(angle), math.sin(angle)
     points = []
     for i in range(_ARC_POINTS):
@@ -329,7 +330,7 @@ def arc(cx: float, cy: float, rx: float, ry: float, angle: float = 0) -> list[fl
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float, angle: float = 0) -> list[float]:
-    """[x0, y0, ...] of the four corners, turned round the center by `angle` as `arc` does."""
+    """Return [x0, y0, ...] of the corners of a box rotated about its center, as in `arc`."""
     corners = [x0, y0, x1, y0, x1, y1, x0, y1]
     if not angle:
         return corners

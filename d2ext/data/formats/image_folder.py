@@ -1,4 +1,4 @@
-"""Finds the images that annotation files name, as other people's machines and tools named them."""
+"""Find the images that annotation files name, even by paths of other machines and tools."""
 
 import contextlib
 import logging
@@ -19,28 +19,27 @@ logger = logging.getLogger(__name__)
 
 
 class ImageFolder:
-    """A folder of images.
+    """A folder in which images are looked up by the names in annotation files.
 
     Args:
-        root: the folder.
+        root: Path of the folder.
     """
 
     def __init__(self, root: str | Path):
         self._root = root
-        self._names: dict[str, str] = {}  # of each image that was found, by what name
+        self._names: dict[str, str] = {}  # path of each image found so far -> name that led to it
 
     def find(self, name: str | None, where: object, folder: str = "", namesake: str = "") -> str:
-        """Return the path of an image as `look_up` does.
+        """Return the path of an image like `look_up`, or raise an error.
 
         Args:
-            name: as the annotation file has it; None if it names no image.
-            where: the place in the annotation file, for messages.
-            folder: the subfolder in which the image is looked for first.
-            namesake: name of the annotation file without its suffix; the image of that name is
-                taken if `name` leads to none.
+            name: Image name in the annotation file; None if the file names no image.
+            where: Location in the annotation file, for messages.
+            folder: Subfolder to search first.
+            namesake: Name of the annotation file without suffix; used if `name` matches no image.
 
         Raises:
-            UserError: there is no such image in the folder, or it could be several.
+            UserError: No image in the folder matches, or several do.
         """
         if found := self.look_up(name, where, folder):
             return found
@@ -48,22 +47,22 @@ class ImageFolder:
             return found
         raise UserError(
             f"{where}: the image {truncate_repr(name or namesake)} is not in the image folder"
-            f" {self._root};"
-            " correct the name, or --images"
+            f" {self._root}; correct the name, or --images"
         )
 
     def find_all(self, entries: Sequence[tuple[str | None, Path, str]]) -> list[str]:
-        """Return the paths of the images of annotation files that have one image each.
+        """Return the image paths of annotation files that describe one image each.
 
-        If several files name the same image, those whose own name is another image's are of that:
-        annotation tools keep the old name in copied or renamed files. A warning counts them.
+        If several files name the same image, those whose file name matches another image are used
+        for that image, because annotation tools keep the old name in copied or renamed files. A
+        warning counts them.
 
         Args:
-            entries: of each file the name of its image, its path, and the subfolder that its image
-                is looked for in first.
+            entries: For each annotation file, the name of its image, its path, and the subfolder
+                to search first.
 
         Raises:
-            UserError: an image is absent or could be several, or several files are of one.
+            UserError: An image is missing or ambiguous, or several files describe the same one.
         """
         found = [self.find(name, file, folder, file.stem) for name, file, folder in entries]
         times = Counter(found)
@@ -81,31 +80,31 @@ class ImageFolder:
             seen[path] = file
         if corrected:
             logger.warning(
-                "%d annotation files name the image of another file; each is read for the image of"
-                " its own name",
+                "%d annotation files name the image of another file; each is used for the image"
+                " that has its own name",
                 corrected,
             )
         return found
 
     def _namesake(self, stem: str, where: object, folder: str) -> str | None:
-        """Return the image that has the name of its annotation file."""
+        """Return the image with the same name as its annotation file, if there is one."""
         places = (os.path.join(place, stem) for place in (folder, ""))
         return next((found for place in places if (found := self._alike(place, where))), None)
 
     def look_up(self, name: object, where: object, folder: str = "") -> str | None:
-        """Return the path of the image that an annotation file names, None if there is none.
+        """Return the path of an image that an annotation file names, or None if it is not found.
 
-        The name may be an absolute, Windows or URL-quoted path of another machine, lack its
-        suffix, or differ in suffix, case or Unicode form: the folders that it begins with are
-        dropped until the rest is in this folder.
+        The name may be an absolute, Windows or URL-quoted path from another machine, lack its
+        suffix, or differ in suffix, case or Unicode form. Leading folders are dropped until the
+        rest of the path exists in this folder.
 
         Args:
-            name: as the annotation file has it.
-            where: the place in the annotation file, for messages.
-            folder: the subfolder in which the image is looked for first.
+            name: Image name in the annotation file.
+            where: Location in the annotation file, for messages.
+            folder: Subfolder to search first.
 
         Raises:
-            UserError: it could be several images, or another name has led to the same one.
+            UserError: Several images match, or another name already matched the same image.
         """
         for variant in _variants(name):
             if found := self._found(variant, where, dict.fromkeys((folder, ""))):
@@ -113,8 +112,7 @@ class ImageFolder:
                 if other != variant and _plain(other) != _plain(variant):
                     raise UserError(
                         f"{where}: the images {truncate_repr(variant)} and"
-                        f" {truncate_repr(other)} would both be"
-                        f" {found}; correct the names"
+                        f" {truncate_repr(other)} both match {found}; correct the names"
                     )
                 return found
         return None
@@ -133,7 +131,7 @@ class ImageFolder:
     def _exact(self, name: str) -> str | None:
         try:
             path = existing(inside(self._root, name, ""))
-        except UserError:  # it leads out of the folder
+        except UserError:  # the path leads out of the folder
             return None
         return path if os.path.isfile(path) else None
 
@@ -141,7 +139,7 @@ class ImageFolder:
         return self._one(self._by_path, name, where)
 
     def _one(self, known: dict[str, list[str]], name: str, where: object) -> str | None:
-        """Return the one image whose name differs at most in case, Unicode form and suffix."""
+        """Return the only image whose name differs at most in case, Unicode form and suffix."""
         stem, suffix = os.path.splitext(name)
         found = known.get(folded(name)) or known.get(folded(stem)) or []
         same = [f for f in found if os.path.splitext(f)[1].lower() == suffix.lower()]
@@ -149,13 +147,13 @@ class ImageFolder:
         if len(found) > 1:
             raise UserError(
                 f"{where}: the image {truncate_repr(name)} could be {found[0]} or {found[1]} in"
-                f" {self._root}; name the file exactly"
+                f" {self._root}; give the exact file name"
             )
         return os.path.join(self._root, found[0]) if found else None
 
     @cached_property
     def _by_path(self) -> dict[str, list[str]]:
-        """The images by their folded path without suffix."""
+        """Index the images by folded path without suffix."""
         names = defaultdict(list)
         for name in images_in(self._root):
             names[folded(os.path.splitext(name)[0])].append(name)
@@ -163,7 +161,7 @@ class ImageFolder:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """The images by their folded name without folder and suffix."""
+        """Index the images by folded name without folder and suffix."""
         names = defaultdict(list)
         for path, images in self._by_path.items():
             names[os.path.basename(path)] += images
@@ -171,9 +169,9 @@ class ImageFolder:
 
 
 def tails(name: str, root: str | Path) -> Iterator[str]:
-    """Yield a path of another machine without its first folders: a/b/c, b/c, c.
+    """Yield a path from another machine with ever fewer leading folders: a/b/c, b/c, c.
 
-    It stops at a folder beside `root`: `images/val/a.jpg` is not an image of `images/train`.
+    Stop at a sibling folder of `root`: `images/val/a.jpg` is not an image in `images/train`.
     """
     parts, folder = _parts(name), os.path.abspath(root)
     for i in range(len(parts)):
@@ -184,14 +182,14 @@ def tails(name: str, root: str | Path) -> Iterator[str]:
 
 
 def _parts(name: str) -> list[str]:
-    """Split a path of any system, without its drive and steps upward."""
-    path = PureWindowsPath(name)  # takes both kinds of separators
+    """Split a path from any operating system, and drop its drive and `..` parts."""
+    path = PureWindowsPath(name)  # accepts both kinds of separators
     parts = os.path.normpath(path.relative_to(path.anchor).as_posix()).split("/")
     return [part for part in parts if part not in ("", ".", "..")]
 
 
 def _variants(name: object) -> Iterator[str]:
-    """Yield a name as it stands and, if that differs, as the path of a URL."""
+    """Yield a name unchanged and, if different, read as the path of a URL."""
     if not isinstance(name, str):
         return
     yield name
@@ -205,24 +203,24 @@ def _plain(name: str) -> list[str]:
 
 
 def folded(name: str) -> str:
-    """Return a name without differences in case and Unicode form."""
+    """Normalize a name so that case and Unicode form do not matter."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def sized_record(path: str, image_id: int, size: tuple[float, float] | None, where: object) -> dict:
-    """Make a dataset dict of an image whose width and height an annotation file states, or not.
+    """Return the dataset dict of an image, and check the size that an annotation file may state.
 
     Raises:
-        UserError: the image is absent, broken or of another size: then its shapes lie elsewhere.
+        UserError: The image is missing, damaged, or of another size, so that shapes would not fit.
     """
     try:
         actual = image_size(path)
     except FileNotFoundError:
-        raise UserError(f"{where}: the image {path} is absent; check --images") from None
+        raise UserError(f"{where}: the image {path} does not exist; check --images") from None
     if size is not None and tuple(size) != actual:
         raise UserError(
-            f"{where} is for an image of {size[0]:g} x {size[1]:g} pixels, {path} has"
-            f" {actual[0]} x {actual[1]} (turned as its EXIF orientation says, where it has one);"
-            " use the image that was annotated, or annotate it again"
+            f"{where} is for an image of {size[0]:g} x {size[1]:g} pixels, but {path} has"
+            f" {actual[0]} x {actual[1]} (rotated by its EXIF orientation, if any); use the image"
+            " that was annotated, or annotate this one again"
         )
     return new_record(path, image_id, actual)

@@ -1,4 +1,4 @@
-"""Images as the readers need them: opened, turned, with 8 bits a channel; the files of a folder."""
+"""Open images upright with 8 bits per channel, read their size, and list those of a folder."""
 
 import contextlib
 import logging
@@ -17,14 +17,14 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from d2ext.data.formats.json_io import files_in
 from d2ext.errors import UserError
 
-# What Pillow reads of the formats that photos come in; HEIC needs pillow-heif besides.
+# Photo formats that Pillow reads; HEIC also needs pillow-heif.
 SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .gif .heic .heif .hif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg"
     " .jpx .mpo .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
-# What `_scaled` does, in words.
+# Describes `_scaled` in messages.
 SCALING = "the image's lowest value becomes 0 and its highest 255"
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers; those are tables
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers without those of tables
 JPEG_FRAME = struct.Struct(">BHHB")  # bits, height, width, components
 
 _EXIF_ORIENTATION = 0x0112
@@ -37,28 +37,28 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DEPTH = "d2ext_depth"  # in Pillow's `info` of an image that is scaled already
+_DEPTH = "d2ext_depth"  # key in Pillow's `info` of an image that is already scaled
 _WIDTH, _LENGTH, _CHANNELS = 256, 257, 277  # TIFF tags
-_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of what follows, itself included
-_HEADERS = (4096, 65536)  # bytes in which a JPEG's frame is looked for, at first and then
-_TURNING = (b"Exif", b"http")  # how the segments begin that hold an orientation: EXIF, XMP
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length of the rest including this field
+_HEADERS = (4096, 65536)  # bytes to search for a JPEG's frame, first and second try
+_TURNING = (b"Exif", b"http")  # first bytes of segments that hold an orientation: EXIF, XMP
 _HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Pillow warns at half of the limit at which it refuses images. Only the latter counts here.
+# Pillow warns at half of the limit at which it refuses images; only the limit matters here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow also logs that a TIFF has too many channels, which `open_image` raises as an error.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height in pixels as `read_photo` reads the image, from its header alone.
+    """Return the width and height that `read_photo` would give, from the image's header alone.
 
-    An EXIF orientation that turns the image by 90 degrees swaps them.
+    An EXIF orientation that rotates the image by 90 degrees swaps them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it cannot be read as an image, or has more pixels than the limit.
+        FileNotFoundError: There is no such file.
+        UserError: The file is not a readable image, or has more pixels than the limit.
     """
     try:
         for length in _HEADERS:
@@ -78,11 +78,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file of any format; of an animation or several pages, it is the first one.
+    """Open an image file of any format; use the first frame or page if there are several.
 
     Raises:
-        OSError: the file is absent or damaged, also while it is decoded in the block.
-        UserError: it has more pixels than the limit, or its format needs another package.
+        OSError: The file is missing or damaged; errors from decoding in the block are included.
+        UserError: The image has more pixels than the limit, or its format needs another package.
     """
     limit = _limit()
     if limit and Image.MAX_IMAGE_PIXELS:
@@ -99,7 +99,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise OSError(str(e)) from e  # a part of the image claims to be larger than the whole
     except (OSError, SyntaxError, UserError, MemoryError):
         raise
-    except Exception as e:  # Pillow's readers raise whatever a damaged file makes them stumble over
+    except Exception as e:  # Pillow's readers raise errors of any type on damaged files
         raise OSError(f"{type(e).__name__}: {e}") from e
 
 
@@ -113,21 +113,21 @@ def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
             return Image.open(file)
     elif start[4:8] == b"ftyp" and start[8:11] == b"avi" and "AVIF" not in Image.OPEN:
         raise UserError(
-            f"{path} is an AVIF image, which this Pillow does not read; install a newer one"
-            " (pip install 'pillow>=11.3'), or convert it to JPEG"
+            f"{path} is an AVIF image, which this version of Pillow does not read; upgrade it"
+            " (pip install 'pillow>=11.3'), or convert the image to JPEG"
         )
     elif start[:4] in _TIFF:
         if (channels := _tiff_channels(file)) > 4:
-            raise UnidentifiedImageError(f"it has {channels} channels; 1 to 4 are read")
+            raise UnidentifiedImageError(f"it has {channels} channels; 1 to 4 are supported")
         if (values := _by_opencv(path)) is not None:
             image = Image.fromarray(_scaled(values))  # float64, or floats in several channels
             image.info[_DEPTH] = f"{values.dtype.name} values"
             return image
-    raise UnidentifiedImageError("it is not an image, or damaged")
+    raise UnidentifiedImageError("it is damaged or not an image")
 
 
 def _tiff_channels(file: IO[bytes]) -> int:
-    """Return the number of channels that a TIFF states, 1 if it states none."""
+    """Return the number of channels declared in a TIFF, or 1 if it is not declared."""
     file.seek(0)
     header = file.read(8)
     if header[2] == 43:  # BigTIFF
@@ -144,7 +144,7 @@ def _register_heif(path: str | Path) -> None:
     except ImportError:
         raise UserError(
             f"{path} is a HEIC image, which needs pillow-heif: pip install pillow-heif (or"
-            " 'd2ext[heic]'), or convert it to JPEG"
+            " 'd2ext[heic]'), or convert the image to JPEG"
         ) from None
     pillow_heif.register_heif_opener()
 
@@ -152,7 +152,7 @@ def _register_heif(path: str | Path) -> None:
 def check_pixels(path: str | Path, pixels: int) -> None:
     """Raise UserError if an image has more pixels than the limit.
 
-    The limit is $D2EXT_MAX_IMAGE_PIXELS, otherwise Pillow's for decompression bombs.
+    The limit is $D2EXT_MAX_IMAGE_PIXELS if set, otherwise Pillow's limit for decompression bombs.
     """
     limit = _limit() or (Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS)
     if limit and pixels > limit:
@@ -175,48 +175,48 @@ def _limit() -> int | None:
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened image's pixels in the file, before they are turned."""
-    if image.format == "TIFF":  # newer versions of Pillow give the turned size before decoding
+    """Return the width and height of an opened image as stored, before any rotation."""
+    if image.format == "TIFF":  # newer Pillow versions report the rotated size before decoding
         return image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
     return image.size
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none."""
+    """Return the EXIF orientation, 1 to 8, or 1 if there is none."""
     try:
-        # The base class's: PNG's own decodes the whole image in search of late EXIF data.
+        # Call the base class's method: PNG's decodes the whole image to find late EXIF data.
         number = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
-    except Exception:  # Detectron2, too, takes unreadable EXIF data for none
+    except Exception:  # like Detectron2, ignore unreadable EXIF data
         return 1
     return number if number in _TRANSPOSES else 1
 
 
 def depth(image: Image.Image) -> str | None:
-    """Return what an opened image has in place of 8 bits a channel ("16 bits"); None otherwise."""
+    """Describe the depth of an opened image ("16 bits"); None means 8 bits per channel."""
     if image.mode.startswith("I;16"):
         return "16 bits"
     if image.mode in ("I", "F"):
         return {"I": "integers of more than 8 bits", "F": "floating-point values"}[image.mode]
-    # Of several channels Pillow reads the upper 8 bits alone, as such a raw mode says.
+    # With several 16-bit channels Pillow reads only the upper 8 bits; the raw mode shows it.
     if image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile):
         return "16 bits"
     return image.info.get(_DEPTH)
 
 
 def decoded(image: Image.Image, path: str | Path) -> Image.Image:
-    """Decode an opened image: 8 bits a channel, turned as its EXIF orientation says.
+    """Decode an opened image to 8 bits per channel, rotated according to its EXIF orientation.
 
-    More than 8 bits a channel are scaled: the image's lowest finite value becomes 0, its highest
-    255. The range of the data type would not do: cameras, microscopes and X-ray or thermal
-    detectors use a part of it, such as 12 of 16 bits, and few files note which.
+    Deeper images are scaled: the image's lowest finite value becomes 0 and its highest 255. The
+    range of the data type is not used, because cameras, microscopes and X-ray or thermal detectors
+    fill only a part of it, such as 12 of 16 bits, and few files say which.
     """
     values = None
     if is_deep := depth(image) is not None and _DEPTH not in image.info:
-        # OpenCV would turn a TIFF by itself; of a turned one, Pillow's upper 8 bits are scaled.
+        # OpenCV rotates TIFFs by itself, so for rotated ones scale the upper 8 bits from Pillow.
         if image.mode in ("LA", "RGB", "RGBA", "RGBX") and orientation(image) == 1:
             values = _by_opencv(path)
     image.load()
-    turn = _TRANSPOSES.get(orientation(image))  # absent in a TIFF, which Pillow has turned by now
+    turn = _TRANSPOSES.get(orientation(image))  # None for TIFFs, which Pillow has rotated by now
     if is_deep:
         if values is None:
             alpha = image.mode in ("LA", "RGBA", "RGBX")
@@ -228,11 +228,11 @@ def decoded(image: Image.Image, path: str | Path) -> Image.Image:
 def _by_opencv(path: str | Path) -> np.ndarray | None:
     """Return an image's values, (H, W) or (H, W, 3) RGB, without alpha; None if it cannot be read.
 
-    Pillow reads the upper 8 bits alone where there are several channels.
+    Pillow would read only the upper 8 bits of an image with several channels.
     """
-    import cv2  # here, so that tools that read no such image start quickly
+    import cv2  # imported here to keep start-up fast
 
-    # OpenCV prints why it cannot read a file, which is an error that the caller reports.
+    # Silence OpenCV: the caller reports unreadable files.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     values = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim == 2:
@@ -255,7 +255,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _start(path: str | Path, length: int) -> bytes:
-    """Return a file's first bytes, by the system's own calls: half the time of Python's files."""
+    """Return a file's first bytes by system calls, twice as fast as with a file object."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, length)
@@ -264,9 +264,9 @@ def _start(path: str | Path, length: int) -> bytes:
 
 
 def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG that nothing turns; Pillow takes 5 times as long.
+    """Return the width and height of a JPEG without an orientation, 5 times as fast as Pillow.
 
-    None where Pillow has to look.
+    None means that Pillow has to read the file.
     """
     for marker, at, _ in jpeg_segments(header):
         if marker == 0xE1 and header[at : at + 4] in _TURNING:
@@ -278,10 +278,10 @@ def _plain_jpeg_size(header: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the first segments of a JPEG (ITU T.81, annex B); nothing for other files.
+    """Yield the first segments of a JPEG (ITU T.81, annex B), or nothing for other files.
 
     Yields:
-        Marker, where its content begins, of which 6 bytes are there, and where it ends.
+        The marker, and the start and end of its content, of which `data` holds at least 6 bytes.
     """
     at = 2 if data[:2] == b"\xff\xd8" else len(data)
     while at + 10 <= len(data):
@@ -293,9 +293,9 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def existing(path: str) -> str:
-    """Return the path, or the one like it in another Unicode normal form that exists.
+    """Return the path, or its variant in another Unicode normal form if only that exists.
 
-    macOS writes "ä" as two characters in some programs and as one in others.
+    On macOS, some programs write "ä" as two characters and others as one.
     """
     if not path.isascii() and not os.path.exists(path):
         for form in ("NFC", "NFD"):
@@ -305,11 +305,11 @@ def existing(path: str) -> str:
 
 
 def images_in(folder: str | Path) -> list[str]:
-    """Return the image files in a folder and its subfolders, as `files_in` does.
+    """Return the image files in a folder and its subfolders, as listed by `files_in`.
 
     Raises:
-        UserError: there is no such folder, and as `files_in` does.
+        UserError: The folder does not exist, or as in `files_in`.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"the image folder {folder} does not exist; give that of the images")
+        raise UserError(f"the image folder {folder} does not exist; give the folder of the images")
     return files_in(folder, SUFFIXES)

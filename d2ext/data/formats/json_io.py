@@ -1,4 +1,4 @@
-"""Shared parts of the readers: files with clear errors, folders, names, areas of polygons."""
+"""Helpers shared by the readers: files, folders, names, polygon areas, with clear errors."""
 
 import codecs
 import contextlib
@@ -30,12 +30,12 @@ _shown.maxstring = _shown.maxother = 100
 
 
 def truncate_repr(value: object) -> str:
-    """Return a value of a file for a message: shortened, however long or nested it is."""
+    """Return a short repr of a value from a file, for messages, even if it is long or nested."""
     return _shown.repr(value)
 
 
 def read_json(path: str | Path) -> Any:
-    """Read an annotation file; raises UserError as `read_bytes` and `parse_json` do."""
+    """Read a JSON annotation file; raise UserError like `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path), path)
 
 
@@ -44,16 +44,16 @@ def parse_json(
     path: str | Path,
     make_object: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """Return the value of a JSON text in UTF-8, -16 or -32, with or without a byte order mark.
+    """Parse JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
-        content: the text.
-        path: where it comes from, for messages.
-        make_object: makes an object of its keys and values; None makes a dict, in which the last
-            of equal keys counts.
+        content: The text.
+        path: Where the text comes from, for messages.
+        make_object: Builds an object from its keys and values; None builds a dict, in which the
+            last of several equal keys wins.
 
     Raises:
-        UserError: it is not JSON, or is nested deeper than Python can follow.
+        UserError: The text is not valid JSON, or is nested too deeply for Python.
     """
     try:
         if make_object is not None:
@@ -61,13 +61,13 @@ def parse_json(
         try:
             return msgspec.json.decode(content)  # three times as fast as json
         except msgspec.DecodeError:
-            return json.loads(content)  # knows NaN and other encodings, and says where it failed
+            return json.loads(content)  # accepts NaN and other encodings, and locates errors
     except UnicodeDecodeError as e:
         raise _not_decoded(path, e) from None
     except ValueError as e:
         reason = str(e)
     except RecursionError:
-        reason = "lists or objects are nested too deep"
+        reason = "lists or objects are nested too deeply"
     remedy = f"it is {known}" if (known := advice(path)) else "export or download it again"
     raise UserError(f"{path} is not valid JSON ({reason}); {remedy}")
 
@@ -76,14 +76,14 @@ def read_bytes(path: str | Path) -> bytes:
     """Return the content of an annotation file.
 
     Raises:
-        UserError: it is absent or an archive, or cannot be read.
+        UserError: The file does not exist, cannot be read, or is an archive.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         remedy = "check the path (in a recipe's config: data.root, the folder that holds the data)"
-        own = {  # the recipes' own sets
+        own = {  # datasets of the bundled recipes
             "balloon/*/via_region_data.json": "balloon",
             "coco/annotations/instances_*2017.json": "coco",
         }
@@ -93,7 +93,7 @@ def read_bytes(path: str | Path) -> bytes:
                 remedy += f", or run {prepare} and train with data.root=DIR"
         raise UserError(f"the annotation file {path} does not exist; {remedy}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give the annotation file in it") from None
+        raise UserError(f"{path} is a folder; give an annotation file") from None
     except OSError as e:
         raise UserError(f"cannot read the annotation file {path}: {e.strerror}") from e
     if content.startswith(ARCHIVES):
@@ -105,20 +105,22 @@ def read_text(path: str | Path) -> str:
     """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        UserError: it cannot be read or is in another encoding.
+        UserError: The file cannot be read or is in another encoding.
     """
     return _decoded(read_bytes(path), path)
 
 
 def _decoded(content: bytes, path: str | Path, default: str = "utf-8") -> str:
-    """Decode what a file holds by its byte order mark, without one by `default`."""
+    """Decode a file's content according to its byte order mark, or as `default` without one."""
     encoding = encoding_of(content)
     try:
         text = content.decode(default if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as e:
         raise _not_decoded(path, e) from None
     if "\0" in text:
-        raise UserError(f"{path} holds NUL characters (UTF-16 without a mark?); save it as UTF-8")
+        raise UserError(
+            f"{path} contains NUL characters (UTF-16 without a byte order mark?); save it as UTF-8"
+        )
     return text
 
 
@@ -130,14 +132,14 @@ def _not_decoded(path: str | Path, e: UnicodeDecodeError) -> UserError:
 
 
 def read_xml(path: str | Path) -> ElementTree.Element:
-    """Read an XML file in the encoding that it declares; namespaces are dropped.
+    """Read an XML file in the encoding that it declares, and strip namespaces from its tags.
 
     Raises:
-        UserError: it cannot be read or is not valid XML.
+        UserError: The file cannot be read or is not valid XML.
     """
     content = read_bytes(path)
-    # expat itself knows neither GBK nor Shift JIS, and takes "utf-16" at its word in files that
-    # are plainly not.
+    # Decode here: expat supports neither GBK nor Shift JIS, and fails on files that declare UTF-16
+    # but are not UTF-16.
     declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", content)
     encoding = declared[1].decode() if declared else "utf-8"
     try:
@@ -158,13 +160,13 @@ def read_typed(path: Path, kind: Any, wanted: str, form: str) -> Any:
     """Read a JSON file as a msgspec type.
 
     Args:
-        path: the file.
-        kind: the type.
-        wanted: what the file should be, for messages.
-        form: the name of that format for `other_formats.advice`: `coco` or `results`.
+        path: Path of the file.
+        kind: The type to decode.
+        wanted: Name of what the file should be, for messages.
+        form: Name of that format for `other_formats.advice`: `coco` or `results`.
 
     Raises:
-        UserError: it cannot be read, is not JSON, cut off, or of another form.
+        UserError: The file cannot be read, is truncated or not JSON, or does not fit `kind`.
     """
     try:
         data = path.read_bytes()
@@ -173,32 +175,32 @@ def read_typed(path: Path, kind: Any, wanted: str, form: str) -> Any:
     try:
         with contextlib.suppress(msgspec.DecodeError):
             return msgspec.json.decode(data, type=kind)
-        content = json.loads(data)  # knows NaN and UTF-16, and says where it is bad
+        content = json.loads(data)  # accepts NaN and UTF-16, and locates errors
         try:
             return msgspec.convert(content, kind)
         except msgspec.ValidationError as e:
             reason = re.sub(r" - at `\$(.+)`", r" at \1", str(e)).replace("`", "")
             known = f"; it is {text}" if (text := advice(path, form)) else ""
-            raise UserError(f"{path} is no {wanted} ({reason}){known}") from e
+            raise UserError(f"{path} is not a {wanted} ({reason}){known}") from e
     except (ValueError, RecursionError) as e:
-        remedy = f"it is {text}" if (text := advice(path, form)) else "write it once more"
-        raise UserError(f"{path} is cut off or no JSON ({short(e)}); {remedy}") from e
+        remedy = f"it is {text}" if (text := advice(path, form)) else "write it again"
+        raise UserError(f"{path} is truncated or not JSON ({short(e)}); {remedy}") from e
 
 
 def short(value: object) -> str:
-    """Return a value or an error in a few words for a message: files hold texts of any length."""
+    """Return a value or an error for a message, truncated to about 100 characters."""
     text = f"no {value}" if isinstance(value, KeyError) else str(value)
     return text if len(text) <= 120 else text[:100] + "..."
 
 
 def csv_rows(path: str | Path) -> csv.DictReader:
-    """Read a CSV as dicts by column; separators may be spreadsheets' semicolons or tabs.
+    """Read a CSV into dicts keyed by column, separated by commas, semicolons or tabs.
 
     Raises:
-        UserError: it cannot be read or is in another encoding.
-        csv.Error: it is malformed; so does reading on.
+        UserError: The file cannot be read or is in another encoding.
+        csv.Error: The file is malformed; iterating over the rows may raise it as well.
     """
-    csv.field_size_limit(sys.maxsize)  # an outline of 10,000 corners is longer than the default
+    csv.field_size_limit(sys.maxsize)  # an outline of 10,000 corners exceeds the default
     text = read_text(path)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
@@ -206,30 +208,30 @@ def csv_rows(path: str | Path) -> csv.DictReader:
     return rows
 
 
-# What file managers, systems and servers leave; names that begin with a dot are hidden anyway.
+# Created by operating systems, file managers and servers; dot files are ignored anyway.
 _LITTER = frozenset(
     ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
 
 
 def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> list[str]:
-    """List the files in a folder and its subfolders, relative to it, sorted.
+    """List the files in a folder and its subfolders, relative to the folder and sorted.
 
-    Symbolic links are followed, except to a folder that holds one on the way: that would not end.
-    Hidden files and folders, and those that systems leave (`__MACOSX`), are ignored.
+    Symbolic links are followed, except links to an ancestor folder, which would never end.
+    Hidden files and folders and those created by operating systems (`__MACOSX`) are ignored.
 
     Args:
-        folder: the folder.
-        suffixes: of the files that are taken, in lower case; None takes all.
+        folder: The folder to search.
+        suffixes: Lowercase suffixes of the files to list; None lists all files.
 
     Raises:
-        UserError: a folder cannot be read, or a link that may be one to a folder is broken.
+        UserError: A folder cannot be read, or a link that may point to a folder is broken.
     """
     root = os.fspath(folder)
     found = []
-    way = {root: (os.path.realpath(root),)}  # the real folders from the root to each
+    ancestors = {root: (os.path.realpath(root),)}  # resolved, from the root to each folder
     for parent, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        above, kept = way.pop(parent), []
+        above, kept = ancestors.pop(parent), []
         for name in sorted(folders):
             path = os.path.join(parent, name)
             if is_litter(name):
@@ -240,7 +242,7 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
                 if any(f"{one}{os.sep}".startswith(f"{real}{os.sep}") for one in above):
                     continue
             kept.append(name)
-            way[path] = (*above, real)
+            ancestors[path] = (*above, real)
         folders[:] = kept
         for name in files:
             path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
@@ -254,7 +256,7 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden or left by a system: never data."""
+    """Return whether a file or folder name is hidden or created by an operating system."""
     return name.startswith(".") or name in _LITTER
 
 
@@ -263,18 +265,18 @@ def _unreadable(e: OSError) -> None:
 
 
 def annotation_files(source: Path, suffix: str, usual: str = "") -> list[tuple[Path, str]]:
-    """List the annotation files of a dataset that has one for each image, sorted.
+    """List the annotation files of a dataset that has one per image, sorted.
 
     Args:
-        source: the folder of the files, which may have subfolders, or one file.
-        suffix: of the files, such as ".xml".
-        usual: a subfolder that holds them if it exists.
+        source: The folder of the files, which may have subfolders, or a single file.
+        suffix: Suffix of the files, such as ".xml".
+        usual: Subfolder that holds the files if it exists.
 
     Returns:
-        Each file, and its subfolder.
+        Each file with its subfolder.
 
     Raises:
-        UserError: there are none.
+        UserError: There are no such files.
     """
     if source.is_file():
         return [(source, "")]
@@ -282,15 +284,15 @@ def annotation_files(source: Path, suffix: str, usual: str = "") -> list[tuple[P
         raise UserError(f"{source} does not exist; give the folder of the annotations")
     folder = source / usual if (source / usual).is_dir() else source
     if not (files := files_in(folder, {suffix})):
-        raise UserError(f"{source} holds no {suffix} file; give the folder of the annotations")
+        raise UserError(f"{source} contains no {suffix} file; give the folder of the annotations")
     return [(folder / name, os.path.dirname(name)) for name in files]
 
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection while a file is read; a decorator, too.
+    """Disable garbage collection while reading a file, as a context manager or decorator.
 
-    It would look through the file's objects, which hold no circles, again and again.
+    The collector would traverse the parsed objects, which have no cycles, over and over.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -302,12 +304,12 @@ def no_collection() -> Iterator[None]:
 
 
 def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
-    """Return the top level of a JSON file; lists and objects in it are left empty, but for `keys`.
+    """Return the top level of a JSON file, with all lists and objects emptied except for `keys`.
 
-    What is left empty is only skipped, which takes a fraction of the time of reading it.
+    Emptied parts are skipped, which takes a fraction of the time of parsing them.
 
     Raises:
-        UserError: as `read_json` does.
+        UserError: As in `read_json`.
     """
 
     def decode(key: str, part: msgspec.Raw) -> Any:
@@ -319,40 +321,39 @@ def outline(path: str | Path, keys: Collection[str] = ()) -> Any:
         parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         return {key: decode(key, part) for key, part in parts.items()}
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
-        return parse_json(content, path)  # NaN, UTF-16, a list; or it says what is wrong
+        return parse_json(content, path)  # accepts NaN, UTF-16 and lists, or reports the error
 
 
 def inside(root: str | Path, name: object, where: str) -> str:
-    """Return the path of an image that a file names, which must lie in the image folder.
+    """Return the path of an image named in an annotation file, if it is inside the image folder.
 
     The check is lexical: symbolic links in the folder may lead elsewhere.
 
     Args:
-        root: the folder.
-        name: as the annotation file has it, relative to the folder, or absolute and in it.
-        where: the place in the annotation file, for messages.
+        root: The image folder.
+        name: Image name in the annotation file: relative to the folder, or an absolute path in it.
+        where: Location in the annotation file, for messages.
 
     Raises:
-        UserError: it is not text, empty, too long, or leads out of the folder.
+        UserError: The name is not text, is empty or too long, or leads out of the folder.
     """
     fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
     if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
         raise UserError(
-            f"{where}: the image name {truncate_repr(name)} is no file name; correct it"
+            f"{where}: the image name {truncate_repr(name)} is not a valid file name; correct it"
         )
-    # What has been checked is what will be opened: without the "..", which a link could turn.
+    # Open the path that was checked: an unresolved ".." after a link could lead elsewhere.
     normal = os.path.normpath(os.path.relpath(name, root) if os.path.isabs(name) else name)
     if normal.split(os.sep, 1)[0] in ("..", "."):
         raise UserError(
-            f"{where}: the image {truncate_repr(name)} is not in the image folder {root}; name"
-            " it relative"
-            " to that folder, or give the folder that holds all images (/ allows any)"
+            f"{where}: the image {truncate_repr(name)} is not in the image folder {root}; give its"
+            " path relative to that folder, or give the folder that holds all images (/ allows any)"
         )
     return os.path.join(root, normal)
 
 
 def is_text(text: str) -> bool:
-    """Return whether UTF-8 can hold it: JSON's escapes can name halves of a surrogate pair."""
+    """Return whether UTF-8 can encode the text: JSON escapes may hold half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -372,26 +373,26 @@ def not_read(left_out: Mapping[str, int], other_classes: int) -> dict[str, int]:
 
 
 def polygon_area(polygon: Sequence[float]) -> float:
-    """Area in square pixels of [x0, y0, x1, y1, ...] (shoelace formula)."""
+    """Return the area of [x0, y0, x1, y1, ...] in square pixels (shoelace formula)."""
     if not polygon:
         return 0.0
     xs, ys = polygon[::2], polygon[1::2]
-    there = sum(map(mul, xs, ys[1:])) + xs[-1] * ys[0]  # map ends with the shorter one
-    return abs(there - sum(map(mul, ys, xs[1:])) - ys[-1] * xs[0]) / 2
+    forward = sum(map(mul, xs, ys[1:])) + xs[-1] * ys[0]  # map stops at the shorter argument
+    return abs(forward - sum(map(mul, ys, xs[1:])) - ys[-1] * xs[0]) / 2
 
 
 def natural(name: str) -> tuple:
-    """Return a key that sorts names, numbers by their value and before words."""
+    """Return a sort key that orders numbers by value and before words."""
     return (not name.isdecimal(), len(name) if name.isdecimal() else 0, name)
 
 
 def by_name(
     found: Sequence[str], classes: Sequence[str], file: str | Path
 ) -> dict[str, int | None]:
-    """Return the classes of a file as indices into those that are wanted; None for the others.
+    """Map each class of a file to its index in `classes`, or to None if it is not requested.
 
     Raises:
-        UserError: the file has classes, and none of them is wanted.
+        UserError: The file has classes, but none of the requested ones.
     """
     index = {name: i for i, name in enumerate(classes)}
     if found and index.keys().isdisjoint(found):

@@ -1,8 +1,8 @@
-"""LabelMe's JSON, a file an image (https://github.com/wkentaro/labelme).
+"""LabelMe's JSON, one file per image (https://github.com/wkentaro/labelme).
 
-Written here because supervision 0.31, the one library with a reader, draws every polygon as a
-mask and takes its outline again, which moves it by up to a pixel and fills it with corners, drops
-subfolders, and leaves circles and masks out; hotcoco has none.
+d2ext has its own reader because supervision 0.31, the only library with one, converts every polygon
+to a mask and traces its outline, which moves it by up to a pixel and adds corners; it also drops
+subfolders, circles and masks. hotcoco does not read the format.
 """
 
 import base64
@@ -44,22 +44,22 @@ def read_labelme(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read LabelMe's annotations into Detectron2's dataset dicts.
 
-    Polygons, rectangles, circles and masks are read; points and lines are left out, and a warning
-    counts them. Coordinates are taken as they are: LabelMe counts from the image's corner. Shapes
-    of one label and one `group_id` are one object.
+    Polygons, rectangles, circles and masks are read; points and lines are skipped and counted in a
+    warning. Coordinates are used as they are, since LabelMe's start at the image's corner. Shapes
+    with the same label and `group_id` form one object.
 
     Args:
-        source: the folder of the JSON files, or one file.
-        image_root: the folder of the images. An image is found by `imagePath`, from the place that
-            the JSON has in `source`, else by the JSON's own name, as `ImageFolder.find_all` does.
-        classes: class names; `category_id` is an index into them. None takes the labels, sorted.
+        source: The folder of the JSON files, or a single file.
+        image_root: The folder of the images. `ImageFolder.find_all` finds each image by
+            `imagePath`, relative to the JSON's subfolder, or else by the name of the JSON.
+        classes: Class names; `category_id` is an index into them. None uses the labels, sorted.
 
     Returns:
-        One dict an image, in the order of the JSON files' names, and the class names.
+        One dict per image, ordered by the names of the JSON files, and the class names.
 
     Raises:
-        UserError: a file is absent or malformed, an image is absent or of another size than its
-            JSON says.
+        UserError: A file is missing or malformed, or an image is missing or differs in size from
+            its JSON.
     """
     source = Path(source)
     read, found = [], set()
@@ -82,7 +82,7 @@ def read_labelme(
 
 
 def _load(file: Path) -> dict | None:
-    """Return the content of a file; None for COCO, which may have been made of the others."""
+    """Return the content of a file; None for COCO, which may be a conversion of the others."""
     content = read_json(file)
     if coco.FORMAT.detect(FileHead(value=content)):
         return None
@@ -102,7 +102,7 @@ def _load(file: Path) -> dict | None:
 
 
 def _shape_type(shape: dict) -> object:
-    return shape.get("shape_type") or "polygon"  # which early versions do not write
+    return shape.get("shape_type") or "polygon"  # early versions do not write the type of polygons
 
 
 def _size(content: dict, file: Path) -> tuple[float, float] | None:
@@ -123,7 +123,7 @@ def _add_objects(
     left_out: LeftOut,
     file: Path,
 ) -> None:
-    """Add the objects of an image in the order of their first shapes."""
+    """Add the objects of an image, ordered by the first shape of each."""
     objects: dict[object, tuple[int, list[list[float]]]] = {}
     for i, shape in enumerate(shapes):
         kind, label = _shape_type(shape), shape["label"].strip()
@@ -144,43 +144,43 @@ def _add_objects(
             raise UserError(f"{file}: shapes[{i}] is malformed ({e}); correct it") from e
         objects.setdefault(key, (category, []))[1].append(polygon)
     for category, polygons in objects.values():
-        add_polygons(record, category, polygons, left_out)  # of numbers that were checked
+        add_polygons(record, category, polygons, left_out)
 
 
 def _polygon(kind: object, points: list) -> list[float]:
-    """[x0, y0, x1, y1, ...] in pixels."""
+    """Return a shape's outline [x0, y0, x1, y1, ...] in pixels."""
     if not isinstance(points, list):
-        raise TypeError("`points` is no list")
+        raise TypeError("`points` is not a list")
     points = [numbers(point) for point in points]
     if any(len(point) != 2 for point in points):
-        raise ValueError("a point has not two coordinates")
+        raise ValueError("a point does not have two coordinates")
     if kind == "polygon":
         if not points:
-            raise ValueError("it has no point")
+            raise ValueError("it has no points")
         return [c for point in points for c in point]
     if len(points) < 2:
-        raise ValueError(f"a {kind} has two points")
+        raise ValueError(f"a {kind} needs two points")
     (x0, y0), (x1, y1) = points[0], points[1]
-    if kind == "rectangle":  # with two opposite corners, or with all four
+    if kind == "rectangle":  # two opposite corners or all four
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         return rectangle(min(xs), min(ys), max(xs), max(ys))
-    radius = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5  # a circle: its centre and a point on it
+    radius = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5  # a circle: its center and a point on it
     return arc(x0, y0, radius, radius)
 
 
 def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> None:
-    """Add LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    """Add a LabelMe mask: a PNG that fills the box from the first to the last point's pixel."""
     import numpy as np
 
     (x0, y0), (x1, y1) = (map(round, numbers(point)) for point in shape["points"])
     try:
         png = io.BytesIO(base64.b64decode(shape["mask"], validate=True))
     except binascii.Error as e:
-        raise ValueError(f"`mask` is no base64: {e}") from e
+        raise ValueError(f"`mask` is not valid base64: {e}") from e
     with Image.open(png) as image:
         if image.size != (x1 - x0 + 1, y1 - y0 + 1):
             raise ValueError(
-                f"`mask` has {image.size} pixels, its box {(x1 - x0 + 1, y1 - y0 + 1)}"
+                f"`mask` has {image.size} pixels, but its box has {(x1 - x0 + 1, y1 - y0 + 1)}"
             )
         part = np.asarray(image.convert("1"))
     add_mask(record, category, part, (x0, y0), left_out)
@@ -189,9 +189,9 @@ def _add_mask(record: dict, category: int, shape: dict, left_out: LeftOut) -> No
 def write_labelme(
     records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
 ) -> dict[str, int]:
-    """Write a JSON an image, in the folders of the images; objects without a mask are rectangles.
+    """Write one JSON per image in folders like the images'; objects without masks are rectangles.
 
-    Without `images` the files name each image as if it lay beside them.
+    Without `images`, each file names its image as if it were in the same folder.
     """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
     for record, file in label_files(records, made, ".json"):
@@ -222,7 +222,7 @@ def write_labelme(
 
 
 def _shapes_of(annotation: dict, number: int) -> list[dict]:
-    """Return an annotation as shapes of LabelMe, without label."""
+    """Return an annotation as LabelMe shapes without labels."""
     masks = masks_of(annotation)
     if isinstance(masks, dict):
         return [_mask_shape(masks)]
@@ -241,7 +241,7 @@ def _shapes_of(annotation: dict, number: int) -> list[dict]:
 
 
 def _mask_shape(rle: dict) -> dict:
-    """Return LabelMe's mask: a PNG that fills the box from the first to the last point's pixel."""
+    """Return a LabelMe mask: a PNG that fills the box from the first to the last point's pixel."""
     (x, y, width, height), part = mask_pixels(rle)
     png = io.BytesIO()
     Image.fromarray(part * 255).convert("1").save(png, "PNG")

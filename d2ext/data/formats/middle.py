@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def middle_classes(json_file: str | Path) -> tuple[str, ...]:
-    """Return the classes that `metainfo` names, by `bbox_label`; raises as `read_middle` does."""
+    """Return the class names in `metainfo`, indexed by `bbox_label`; raise like `read_middle`."""
     return _classes(_load(json_file, ("metainfo",)), json_file)
 
 
@@ -28,26 +28,26 @@ def read_middle(
     classes: Sequence[str] | None = None,
     info: dict | None = None,
 ) -> list[dict]:
-    """Read a file of MMDetection's middle format into Detectron2's dataset dicts.
+    """Read a file in MMDetection's middle format into Detectron2's dataset dicts.
 
-    Objects with `ignore_flag` become crowds, as MMDetection's own conversion to COCO makes them.
-    Left out are those without a box of positive size or without a valid polygon (a warning counts
-    them), and those of classes that are not in `classes`.
+    Objects with `ignore_flag` become crowds, as in MMDetection's own conversion to COCO. Objects
+    without a box of positive size or without a valid polygon are skipped and counted in a warning;
+    objects of classes that are not in `classes` are skipped as well.
 
     Args:
-        json_file: the annotation file. Boxes are [x0, y0, x1, y1] in pixels; `mask`, where there
-            is one, holds polygons or an RLE.
-        image_root: the folder that `img_path` is relative to.
-        classes: class names; `category_id` is an index into them. None takes those of `metainfo`.
-        info: receives `left_out`, the number of objects that are not in the records by reason.
+        json_file: The annotation file. Boxes are [x0, y0, x1, y1] in pixels; `mask`, if present,
+            holds polygons or an RLE.
+        image_root: The folder that `img_path` is relative to.
+        classes: Class names; `category_id` is an index into them. None uses those of `metainfo`.
+        info: Receives `left_out`, the number of skipped objects by reason.
 
     Returns:
-        One dict an image, in the order of the file. `image_id` is `img_id` where all images have
-        one, else it counts from 1.
+        One dict per image, in file order. `image_id` is `img_id` if all images have one, otherwise
+        images are numbered from 1.
 
     Raises:
-        UserError: the file is absent or of another format, lacks a class of `classes`, repeats an
-            image id, names an image outside of the folder, or holds a damaged value.
+        UserError: The file is missing or in another format, lacks one of `classes`, repeats an
+            image id, names an image outside of the folder, or holds an invalid value.
     """
     content = _load(json_file)
     known = _classes(content, json_file)
@@ -91,7 +91,7 @@ def _load(json_file: str | Path, keys: Sequence[str] | None = None) -> dict:
     for key, kind in (("metainfo", dict), ("data_list", list)):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise UserError(
-                f"{json_file} is not of MMDetection's middle format: it has no {kind.__name__}"
+                f"{json_file} is not in MMDetection's middle format: it has no {kind.__name__}"
                 f" {key!r}"
             )
     return content
@@ -112,7 +112,7 @@ def _classes(content: dict, json_file: str | Path) -> tuple[str, ...]:
 
 def _label(label: object, known: Sequence[str]) -> str:
     if type(label) is not int or not 0 <= label < len(known):
-        raise ValueError(f"bbox_label is {label!r}, there are {len(known)} classes")
+        raise ValueError(f"bbox_label is {label!r}, but there are {len(known)} classes")
     return known[label]
 
 

@@ -1,7 +1,7 @@
 """Open Images' boxes (https://storage.googleapis.com/openimages/web/download_v7.html).
 
-Written here because hotcoco 1.3's reader drops the suffix of file names and gives an image that is
-absent the size 1 x 1 without a word; supervision has none.
+d2ext has its own reader because hotcoco 1.3 drops the suffix of file names and silently gives
+missing images the size 1 x 1, and supervision does not read the format.
 """
 
 import csv
@@ -30,23 +30,24 @@ def read_open_images(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read Open Images' boxes into Detectron2's dataset dicts.
 
-    Images are found by their name without its suffix, in subfolders too. Read are those that are
-    there: most people have a part of the dataset; the others are counted in a warning. A box of a
-    group has `is_group_of` 1, and `iscrowd` 1, since other programs leave out crowds alone.
+    Images are matched by name without suffix, in subfolders too. Missing images are skipped and
+    counted in a warning, because most users have only a part of the dataset. A group box gets
+    `is_group_of` 1 and also `iscrowd` 1, because other programs ignore only crowds.
 
     Args:
-        source: the CSV with the columns ImageID, LabelName, XMin, XMax, YMin, YMax and maybe
-            IsGroupOf; coordinates from 0 to 1. Where a `*class-descriptions*.csv` lies beside it,
-            classes have the names that it gives, else their codes, such as /m/0cmf2.
-        image_root: the folder of the images.
-        classes: class names; `category_id` is an index into them. None takes those of the boxes,
+        source: The CSV with the columns ImageID, LabelName, XMin, XMax, YMin, YMax and optionally
+            IsGroupOf; coordinates from 0 to 1. Class names come from a
+            `*class-descriptions*.csv` beside it; without one, classes are named by their codes,
+            such as /m/0cmf2.
+        image_root: The folder of the images.
+        classes: Class names; `category_id` is an index into them. None uses those of the boxes,
             sorted.
 
     Returns:
-        One dict an image, in the order of the CSV, and the class names.
+        One dict per image, in the order of the CSV, and the class names.
 
     Raises:
-        UserError: a file is absent or malformed, or none of the images is there.
+        UserError: A file is missing or malformed, or all images are missing.
     """
     source = Path(source)
     descriptions = class_descriptions(source)
@@ -63,7 +64,7 @@ def read_open_images(
         try:
             box = parsed([row[column] or "" for column in _BOX])
             if not (min(box) >= 0 and max(box) <= 1):
-                raise ValueError(f"coordinates go from 0 to 1, not {truncate_repr(box)}")
+                raise ValueError(f"coordinates must be from 0 to 1, not {truncate_repr(box)}")
             name = descriptions.get(row["LabelName"], row["LabelName"])
             if not name or not row["ImageID"]:
                 raise ValueError("it lacks an ImageID or a LabelName")
@@ -81,7 +82,7 @@ def read_open_images(
     if not here:
         raise UserError(f"{image_root} has no image of {source} (<ImageID>.jpg); check --images")
     if len(here) < len(rows):
-        logger.warning("%s: %d images are absent and skipped", source, len(rows) - len(here))
+        logger.warning("%s: %d images are missing and skipped", source, len(rows) - len(here))
     found = tuple(sorted({name for boxes in here.values() for name, _, _ in boxes}))
     wanted = tuple(classes or found)
     index = by_name(found, wanted, source)
@@ -102,14 +103,14 @@ def read_open_images(
     return records, wanted
 
 
-# As Open Images writes it (-1: not known), and as spreadsheets and pandas do.
+# Values as written by Open Images (-1: unknown), spreadsheets and pandas.
 _GROUP_OF = {"1": 1, "1.0": 1, "true": 1} | dict.fromkeys(
     ("", "0", "0.0", "false", "-1", "-1.0"), 0
 )
 
 
 def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row with its place in the file."""
+    """Yield each row with its location in the file."""
     try:
         rows = csv_rows(source)
         missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames)
@@ -124,10 +125,10 @@ def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def class_descriptions(source: str | Path) -> dict[str, str]:
-    """Code to name, of the `*class-descriptions*.csv` beside a file; empty where there is none.
+    """Map class codes to names by the `*class-descriptions*.csv` beside a file, if there is one.
 
     Raises:
-        UserError: it is no CSV.
+        UserError: The file is not a valid CSV.
     """
     beside = sorted(Path(source).parent.glob("*class-descriptions*.csv"))
     files = [file for file in beside if not is_litter(file.name)]
@@ -151,6 +152,6 @@ FORMAT = Format(
     advice=convert_advice("an Open Images CSV", "open_images"),
     detect=_detect,
     read=read_open_images,
-    source="Open Images' boxes: a CSV; *class-descriptions*.csv beside it names classes",
+    source="Open Images' boxes: a CSV; a *class-descriptions*.csv beside it names the classes",
     write={"open_images": hotcoco_writer("to_oid")},
 )

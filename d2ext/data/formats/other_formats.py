@@ -1,6 +1,6 @@
-"""Identify annotation files in a format the reader does not support, and say how to convert them.
+"""Identify annotation files in a format that a reader does not support, with advice on conversion.
 
-The formats that d2ext reads say so themselves (`Format.advice`); the others are listed here.
+Formats that d2ext reads bring their own advice (`Format.advice`); all others are listed here.
 """
 
 import shlex
@@ -11,7 +11,7 @@ from d2ext.data.formats.format import advice_of, formats, matching
 from d2ext.invocation import command
 
 _COCO_EXPORT = "export the annotations as COCO there instead"
-# Formats that are not read, and what a command says of such a file.
+# Unsupported formats, and the advice for a file in each.
 _REFUSED = {
     "bdd100k": "a BDD100K or Scalabel file (JSON); convert it to COCO, for example with scalabel",
     "cityscapes": "a Cityscapes annotation (JSON), which is read only as part of Cityscapes itself"
@@ -24,26 +24,26 @@ _REFUSED = {
     "labelbox": "a Labelbox export; convert it to COCO, for example with Roboflow or FiftyOne",
     "openlabel": "an OpenLABEL file (JSON); convert it to COCO",
     "results": "a list of detections (COCO results); give the annotations that they belong to",
-    "roboflow_csv": "a CSV of boxes as Roboflow and TensorFlow write it; export the annotations as"
-    " COCO instead",
-    "sagemaker": "a manifest of SageMaker Ground Truth; convert it to COCO",
+    "roboflow_csv": "a CSV of boxes in the format of Roboflow and TensorFlow; export the"
+    " annotations as COCO instead",
+    "sagemaker": "a SageMaker Ground Truth manifest; convert it to COCO",
     "sloth": "a Sloth annotation file (JSON); convert it to COCO",
     "supervisely": "a Supervisely annotation (JSON); export the project as COCO instead",
-    "via3": "a project of VIA 3, which is not read; annotate in VIA 2, or export to COCO",
-    "vott": "a VoTT file (JSON); export as Pascal VOC there instead, and convert that",
+    "via3": "a VIA 3 project, which is not supported; annotate in VIA 2, or export as COCO",
+    "vott": "a VoTT file (JSON); export as Pascal VOC from VoTT instead, and convert that export",
 }
 
 
 def advice(path: str | Path, *wanted: str) -> str:
-    """Describe an annotation file that its reader does not take, and what to do with it.
+    """Describe an annotation file that a reader rejected, and say what to do with it.
 
     Args:
-        path: the file.
-        wanted: the formats that the reader does take: such a file is damaged.
+        path: Path of the file.
+        wanted: Formats that the reader supports; a file in one of them is damaged.
 
     Returns:
-        The end of a sentence that begins with "FILE is"; empty if the file is in one of these
-        formats or an unknown one, or cannot be read.
+        The end of a sentence that starts with "FILE is"; empty if the file is in a `wanted` or
+        unknown format, or cannot be read.
     """
     path = Path(path)
     try:
@@ -63,7 +63,7 @@ def advice(path: str | Path, *wanted: str) -> str:
 
 
 def _refused_kind(head: FileHead) -> str:
-    """Return a key of `_REFUSED`; empty for another file."""
+    """Return a key of `_REFUSED`, or an empty string for other files."""
     if head.root == "annotations" and head.is_video:
         return "cvat_video"
     if {"filename", "class", "xmin"} <= head.columns:
@@ -74,18 +74,18 @@ def _refused_kind(head: FileHead) -> str:
     return _kind_of_entry(entry) if isinstance(entry, dict) else ""
 
 
-_KEYS = (  # of a JSON object
+_KEYS = (  # top-level keys of a JSON object
     ("datumaro", {"items", "categories"}),
     ("supervisely", {"objects", "size"}),
-    ("supervisely", {"classes", "tags"}),  # its meta.json
+    ("supervisely", {"classes", "tags"}),  # meta.json
     ("label_studio", {"data", "annotations"}),  # one task
     ("label_studio", {"task", "result"}),
     ("via3", {"project", "metadata", "view"}),
     ("vott", {"assets", "tags"}),
-    ("vott", {"asset", "regions"}),  # of one image
+    ("vott", {"asset", "regions"}),  # one image
     ("darwin", {"item", "annotations"}),
     ("darwin", {"dataset", "image", "annotations"}),  # version 1
-    ("bdd100k", {"name", "frames"}),  # of one image
+    ("bdd100k", {"name", "frames"}),  # one image
     ("bdd100k", {"config", "frames"}),
     ("openlabel", {"openlabel"}),
     ("openlabel", {"vcd"}),
@@ -95,7 +95,7 @@ _KEYS = (  # of a JSON object
 
 
 def _kind_of_entry(entry: dict) -> str:
-    """Return the kind of a JSON list by its first entry."""
+    """Return the kind of a JSON list, identified by its first entry."""
     if {"image_id", "score"} <= entry.keys():
         return "results"
     if not {"Labeled Data", "DataRow ID", "data_row"}.isdisjoint(entry):

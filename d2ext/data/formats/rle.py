@@ -1,6 +1,6 @@
-"""RLE masks (https://cocodataset.org/#format-data): areas, many at once and whatever they hold.
+"""Validate, measure and convert RLE masks (https://cocodataset.org/#format-data).
 
-pycocotools reads past its memory where the counts are garbage, so none go there unchecked.
+pycocotools reads out of bounds if the counts are invalid, so check them before passing them on.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarra
     """Return the number of pixels in each mask.
 
     Args:
-        counts: of each mask: runs of background and object in turn, as numbers or compressed.
-        sizes: (N, 2) height and width.
+        counts: For each mask, alternating runs of background and object, as numbers or compressed.
+        sizes: Height and width of each mask, (N, 2).
 
     Returns:
-        (N,) float: NaN for a mask whose runs are negative, damaged, or do not fill its size.
+        Float array (N,); NaN for a mask whose runs are negative, damaged, or do not fill its size.
     """
     areas = np.full(len(counts), np.nan)
     for is_text in (True, False):
@@ -37,7 +37,7 @@ def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarra
 
 
 def compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """Return a valid RLE with its counts as compressed text, for JSON and pycocotools."""
+    """Compress the counts of a valid RLE to text, for JSON and pycocotools."""
     counts = rle["counts"]
     if isinstance(counts, list):
         from pycocotools import mask
@@ -47,9 +47,9 @@ def compressed(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def sound_text(counts: Sequence[str]) -> bool:
-    """Return whether all are compressed counts by their characters, and each ends where a run does.
+    """Return whether all texts use the characters of compressed counts and end with a whole run.
 
-    That is what hotcoco takes for granted, and so fast that it can be asked of everything.
+    hotcoco assumes both; the check is fast enough for every mask.
     """
     text = "".join(counts)
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
@@ -63,16 +63,16 @@ def sound_text(counts: Sequence[str]) -> bool:
 
 
 def completed(rle: dict[str, Any]) -> dict[str, Any]:
-    """Return a compressed RLE with background for what its runs leave of the image.
+    """Pad a compressed RLE with background up to the size of its image.
 
     Raises:
-        ValueError: it is damaged, empty, or longer than the image.
+        ValueError: The RLE is damaged, empty, or longer than the image.
     """
     height, width = rle["size"]
     runs, _, good = _text_runs([rle["counts"]]) if rle["counts"] else ([], None, np.zeros(1, bool))
     rest = height * width - sum(runs)
     if not good.all() or min(runs) < 0 or rest < 0:
-        raise ValueError("its counts are damaged, or longer than the image")
+        raise ValueError("its counts are damaged or longer than the image")
     counts = [int(run) for run in runs]
     if len(counts) % 2:
         counts[-1] += int(rest)
@@ -85,8 +85,8 @@ def outlines(rle: dict[str, Any]) -> list[list[float]]:
     """Return the outlines of a compressed RLE along the edges of its pixels.
 
     Returns:
-        [x0, y0, x1, y1, ...] of each part and each hole; holes run the other way round, so that
-        the signed areas (`polygon_area` without the sign) add up to the mask's.
+        [x0, y0, x1, y1, ...] of each part and each hole. Holes run in the opposite direction, so
+        that the signed areas (`polygon_area` drops the sign) add up to the area of the mask.
     """
     import shapely
     from pycocotools import mask
@@ -104,7 +104,7 @@ def outlines(rle: dict[str, Any]) -> list[list[float]]:
 
 
 def rings(shape: Any) -> list[list[float]]:
-    """Return the outlines of shapely's polygons, holes the other way round, as `outlines` does."""
+    """Return the outlines of shapely polygons, with holes in the opposite direction."""
     import shapely
 
     parts = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon" and not p.is_empty]
@@ -123,12 +123,13 @@ def _list_runs(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _text_runs(counts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """LEB128-like: five bits a character, lowest first, then a bit that says whether more follow.
+    """Decode compressed counts, which resemble LEB128.
 
-    From the fourth on, a run is stored as its difference to the one before the last.
+    Each character holds five bits, lowest first, and a bit that says whether more follow. From the
+    fourth run on, each run is stored as its difference from the run two before it.
     """
     lengths = np.fromiter(map(len, counts), np.int64)
-    # What is not ASCII must not become a question mark, which is a digit here.
+    # Do not encode other characters than ASCII as "?", which is a digit here.
     text = "".join(c if c.isascii() else "\x7f" * len(c) for c in counts).encode()
     values = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     of_char = np.repeat(np.arange(len(counts)), lengths)
@@ -137,7 +138,7 @@ def _text_runs(counts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     good = is_last[text_end]
     bad = np.zeros(len(counts), bool)
     bad[of_char[(values < 0) | (values > 63)]] = True
-    is_last[text_end] = True  # a damaged one must not reach into the next
+    is_last[text_end] = True  # keep a damaged text from running into the next one
     start = np.flatnonzero(np.concatenate([[True], is_last[:-1]]))
     index = np.arange(len(values))
     group = np.cumsum(np.concatenate([[False], is_last[:-1]]))
@@ -152,7 +153,7 @@ def _text_runs(counts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     position = np.arange(len(owner)) - first[owner]
     runs = differences.astype(float)
-    # Sums run over runs of one parity within one mask; the very first run stands alone.
+    # Sum the differences over the runs of equal parity within each mask, except the first run.
     for odd in (0, 1):
         rows = np.flatnonzero((position % 2 == odd) & (position > 0))
         if len(rows):

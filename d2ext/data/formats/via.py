@@ -1,7 +1,8 @@
 """Annotations of the VGG Image Annotator (https://www.robots.ox.ac.uk/~vgg/software/via/).
 
-Read are the JSON and CSV exports of VIA 1 and 2, and the projects that VIA 2 saves. The file comes
-first here, then the attribute that holds the class, then the annotations.
+The supported files are the JSON and CSV exports of VIA 1 and 2 and the projects saved by VIA 2.
+This module first parses the file, then finds the attribute that holds the class, then converts the
+annotations.
 """
 
 import csv
@@ -43,11 +44,11 @@ _SHAPES = ("polygon", "polyline", "rect", "circle", "ellipse")
 
 
 class Region(NamedTuple):
-    """A region as the file has it.
+    """A region as in the file.
 
     Attributes:
-        image: the place of the image in the file, for messages.
-        key: the region's in the image.
+        image: Location of the image in the file, for messages.
+        key: Key or index of the region in the image.
         shape: `shape_attributes`.
         attributes: `region_attributes`.
     """
@@ -59,13 +60,13 @@ class Region(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The place in the file, for messages."""
+        """Return the location in the file, for messages."""
         return f"{self.image}, region {self.key}"
 
 
 @dataclass
 class Entry:
-    """An image as the file has it; `where` is its place in the file, for messages."""
+    """An image as in the file; `where` is its location in the file, for messages."""
 
     file_name: object
     where: str
@@ -73,17 +74,17 @@ class Entry:
 
 
 def read_entries(file: str | Path) -> list[Entry]:
-    """Return the images of a VIA file in its order; an image may come up more than once.
+    """Return the images of a VIA file in file order; an image may occur more than once.
 
     Raises:
-        UserError: the file is absent or holds no VIA annotations.
+        UserError: The file is missing or contains no VIA annotations.
     """
     content = read_bytes(file)
     text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:1] in b"{[" or Path(file).suffix.lower() == ".json":
         images = list(_images(parse_json(content, file), file))
         if content.count(b'"filename"') != len(images):
-            # A file put together of two may have a key twice, and a dict keeps one of them.
+            # Merged files may repeat a key, of which a dict keeps only one.
             images = list(_images(parse_json(content, file, _every_image), file))
         return [_entry(value, file) for value in images]
     return _csv_entries(file)
@@ -98,7 +99,7 @@ def _images(content: object, file: str | Path) -> Iterable[object]:
 
 
 def _every_image(pairs: list[tuple[str, object]]) -> dict:
-    """Return a JSON object, where an image whose key there is already gets another one."""
+    """Build a JSON object that keeps images with a repeated key under another key."""
     made: dict = {}
     for key, value in pairs:
         made[(key, len(made)) if key in made and _is_entry(value) else key] = value
@@ -107,16 +108,16 @@ def _every_image(pairs: list[tuple[str, object]]) -> dict:
 
 def _no_via(file: str | Path) -> UserError:
     if known := advice(file, "via"):
-        return UserError(f"{file} holds no VIA annotations: it is {known}")
+        return UserError(f"{file} contains no VIA annotations: it is {known}")
     return UserError(
-        f"{file} holds no VIA annotations (version 1 or 2: an object with 'filename' and"
-        " 'regions' for each image, or the CSV of these); export them from VIA with 'Export"
+        f"{file} contains no VIA annotations (version 1 or 2: an object with 'filename' and"
+        " 'regions' for each image, or the equivalent CSV); export them from VIA with 'Export"
         " Annotations (as json)'"
     )
 
 
 def _is_entry(value: object) -> bool:
-    """Return whether it describes an image; without regions it needs another of VIA's keys."""
+    """Return whether a value describes an image; without regions it needs another key of VIA."""
     if not isinstance(value, dict) or "filename" not in value:
         return False
     regions = value.get("regions")
@@ -150,7 +151,7 @@ _COLUMNS = ("filename", "region_count", "region_shape_attributes", "region_attri
 
 
 def _csv_entries(file: str | Path) -> list[Entry]:
-    """VIA's CSV: a row a region, and a row with the count 0 for an image without any."""
+    """Read VIA's CSV: one row per region, and a row with count 0 for an image without regions."""
     try:
         rows = csv_rows(file)
         if not set(_COLUMNS) <= set(rows.fieldnames):
@@ -177,7 +178,7 @@ def _csv_entries(file: str | Path) -> list[Entry]:
     return list(entries.values())
 
 
-# What people call the attribute that holds the class, the first ones before the last ones.
+# Common names of the attribute that holds the class, most common first.
 _USUAL = (
     "name label class class_name classname category category_name type object object_name species"
     " class_id classid label_id category_id"
@@ -185,13 +186,13 @@ _USUAL = (
 
 
 def class_of(region: Region, attribute: str) -> str | None:
-    """Return the class that an attribute of a region holds; None for an empty one.
+    """Return the class in an attribute of a region, or None if the attribute is empty.
 
-    Text is taken without blanks around it, numbers as they are written. VIA's checkboxes hold an
-    object: the one option that is true.
+    Surrounding blanks are stripped from text; numbers are kept as written. VIA stores checkboxes as
+    an object, whose only true option is the class.
 
     Raises:
-        UserError: several options are true, or it is a list or no text.
+        UserError: Several options are true, or the value is a list or not valid text.
     """
     value = region.attributes.get(attribute)
     if isinstance(value, dict):
@@ -204,9 +205,8 @@ def class_of(region: Region, attribute: str) -> str | None:
     if isinstance(value, bool | int | float):
         return str(value)
     raise UserError(
-        f"{region.where}: {attribute}={truncate_repr(value)} is not one class; correct it in"
-        " VIA, or name"
-        " another attribute (--class-attribute)"
+        f"{region.where}: {attribute}={truncate_repr(value)} is not a single class; correct it in"
+        " VIA, or give another attribute (--class-attribute)"
     )
 
 
@@ -218,43 +218,43 @@ def find_attribute(
 ) -> str | None:
     """Return the attribute that holds the class of the regions.
 
-    `attribute`, where it is given. Else the candidates are all attributes that no region has
-    several values of; with `classes` those that hold at least one of them. Candidates that split
-    the regions in the same way count as one. Of several the one with a usual name is taken, such
-    as `name` or `class`, where there is only one such. Where an attribute with a more usual name,
-    or the only one, is not a candidate, its region is an error.
+    If `attribute` is given, it is used. Otherwise the candidates are all attributes with at most
+    one value per region or, with `classes`, those of them that hold at least one of these names.
+    Candidates that partition the regions identically count as one. Among several candidates, the
+    only one with a common name, such as `name` or `class`, is chosen. If a region has several
+    values of an attribute that has a more common name or is the only one, the error names it.
 
     Returns:
-        Its name; None where no attribute tells, and `classes` has one name, which all regions are
-        of.
+        Name of the attribute; None if there is none and `classes` has a single name, which then
+        applies to all regions.
 
     Raises:
-        UserError: it has to be told: which attribute, or which class.
+        UserError: The attribute or the class cannot be determined and has to be given.
     """
-    columns, spoilt = _columns(regions)
+    columns, invalid = _columns(regions)
     if attribute is not None:
         if regions and all(r.attributes.get(attribute) in (None, "", {}) for r in regions):
             raise UserError(
-                f"{file}: no region has the attribute {attribute!r} that holds the class (they"
-                f" have: {_listed([*columns, *spoilt])}); set it in VIA, or name another"
+                f"{file}: no region has the class attribute {attribute!r} (known:"
+                f" {_listed([*columns, *invalid])}); set it in VIA, or give another"
                 " (--class-attribute)"
             )
         return attribute
-    usual_first = sorted((name for name in spoilt if _usual([name]) or not columns), key=_rank)
+    usual_first = sorted((name for name in invalid if _usual([name]) or not columns), key=_rank)
     if not columns and usual_first:
-        raise spoilt[usual_first[0]]
+        raise invalid[usual_first[0]]
     if not columns:
         if classes is not None and (len(classes) == 1 or not regions):
             return None
         raise UserError(
-            f"{file}: no region has an attribute that could hold its class; name the one class of"
-            " all regions (--classes NAME; data.classes=[NAME] in a custom/ recipe), or set"
-            " the attribute in VIA"
+            f"{file}: no region has an attribute that could hold its class; give the single class"
+            " of all regions (--classes NAME; data.classes=[NAME] in a custom/ recipe), or set an"
+            " attribute in VIA"
         )
     groups = _groups(columns)
     if classes is not None:
         known = [g for g in groups if not {*columns[g[0]]}.isdisjoint(classes)]
-        # Another attribute of the group may be the one that holds these names.
+        # Another attribute of a group may hold these names.
         known += [
             [a]
             for g in groups
@@ -264,11 +264,11 @@ def find_attribute(
         ]
         if not known:
             if usual_first:
-                raise spoilt[usual_first[0]]
+                raise invalid[usual_first[0]]
             if len(classes) == 1 and not any(_usual(g) for g in groups):
                 return None
             raise UserError(
-                f"{file}: no attribute of a region holds any of the classes"
+                f"{file}: no region attribute holds any of the classes"
                 f" {', '.join(map(truncate_repr, classes))} ({_examples(columns)});"
                 f" {_hint(columns, classes)}"
             )
@@ -276,7 +276,7 @@ def find_attribute(
     if len(groups) > 1:
         groups = [g for g in groups if _usual(g)] or groups
     if classes is None and usual_first and _rank(usual_first[0]) < _rank(groups[0][0]):
-        raise spoilt[usual_first[0]]
+        raise invalid[usual_first[0]]
     if len(groups) > 1:
         raise UserError(
             f"{file}: the class of a region could be in {_listed(g[0] for g in groups)}"
@@ -290,25 +290,26 @@ def find_attribute(
 def _columns(
     regions: Sequence[Region],
 ) -> tuple[dict[str, list[str | None]], dict[str, UserError]]:
-    """Attribute to its class of each region, without those that hold none.
+    """Map each attribute that holds a class to its class in each region.
 
-    And those that hold several at once, or no text, with the error of their first such region.
+    Also map each attribute that holds several values at once, or a value that is not text, to the
+    error for its first such region.
     """
     names = dict.fromkeys(name for region in regions for name in region.attributes)
-    columns, spoilt = {}, {}
+    columns, invalid = {}, {}
     for name in names:
         try:
             column = [class_of(region, name) for region in regions]
         except UserError as e:
-            spoilt[name] = e
+            invalid[name] = e
             continue
         if any(column):
             columns[name] = column
-    return columns, spoilt
+    return columns, invalid
 
 
 def _groups(columns: dict[str, list[str | None]]) -> list[list[str]]:
-    """Attributes that split the regions identically, the one to take first; usual names first."""
+    """Group attributes that partition the regions identically, common names first."""
     groups: dict[tuple, list[str]] = {}
     for name in sorted(columns, key=_rank):
         numbers: dict[str | None, int] = {}
@@ -331,7 +332,7 @@ def _listed(names) -> str:
 
 
 def _examples(columns: dict[str, list[str | None]]) -> str:
-    """Each attribute with its most frequent values."""
+    """Return each attribute with its most frequent values, for messages."""
     found = []
     for name, column in list(columns.items())[:5]:
         values = [truncate_repr(v) for v, _ in Counter(v for v in column if v).most_common(3)]
@@ -344,7 +345,7 @@ def _hint(columns: dict[str, list[str | None]], classes: Sequence[str]) -> str:
     for name in classes:
         if (hint := nearest(name, values)).startswith("did"):
             return hint
-    return "correct the classes, or leave them out"
+    return "correct the classes, or omit them"
 
 
 def read_via(
@@ -356,32 +357,31 @@ def read_via(
 ) -> list[dict]:
     """Read VIA annotations into Detectron2's dataset dicts.
 
-    Polygons, polylines (closed), rectangles, circles and ellipses are read. Left out, and counted
-    in a warning, are points, shapes without area, those outside of the image, regions without a
-    class, and those of a class that is not in `classes`. VIA's coordinates number pixels, so that
-    an integer is a pixel's centre; Detectron2's count from the image's corner: 0.5 is added to
-    all, and box and polygon agree. What lies outside of the image is cut off.
+    Polygons, polylines (closed), rectangles, circles and ellipses are read. Points, shapes without
+    area or outside of the image, and regions without a class or of a class that is not in `classes`
+    are skipped and counted in a warning. In VIA an integer coordinate is the center of a pixel, in
+    Detectron2 it is an edge, so 0.5 is added to all coordinates, of boxes and polygons alike.
+    Shapes are clipped to the image.
 
-    An image that comes up twice in the file, as in a file put together of two, has the regions of
-    both, equal ones once.
+    If an image occurs twice, as in merged files, its regions are merged and duplicates dropped.
 
     Args:
         json_file: VIA's export (JSON or CSV) or project.
-        image_root: the folder that the file names are relative to; `ImageFolder.look_up` finds
+        image_root: The folder that the file names are relative to; `ImageFolder.look_up` finds
             the images.
-        classes: class names; `category_id` is an index into them. None takes those of the file,
+        classes: Class names; `category_id` is an index into them. None uses those of the file,
             sorted (`via_classes`).
-        attribute: the region attribute that holds the class; None finds it, and where there is
-            none, all regions are of the one class of `classes`.
-        info: receives `left_out`, the number of regions that are not in the records by reason.
+        attribute: The region attribute that holds the class. None detects it; if there is none,
+            all regions belong to the only class in `classes`.
+        info: Receives `left_out`, the number of skipped regions by reason.
 
     Returns:
-        One dict an image, in the order of the file; `image_id` counts from 1. Width and height
-        are those of the image as Detectron2 reads it: turned as its EXIF orientation says.
+        One dict per image, in file order; `image_id` counts from 1. Width and height are those of
+        the image as Detectron2 reads it, rotated according to its EXIF orientation.
 
     Raises:
-        UserError: the file is absent or no VIA annotation, an image is absent, broken or outside
-            of the folder, or it cannot be told which attribute holds the class.
+        UserError: The file is missing or has no VIA annotations, an image is missing, damaged or
+            outside of the folder, or the attribute that holds the class cannot be determined.
     """
     entries = read_entries(json_file)
     regions = _with_inside(entries)
@@ -409,8 +409,8 @@ def read_via(
                 objects.append((records[path], category, region))
     if absent:
         raise UserError(
-            f"{json_file}: {len(absent)} of {len(entries)} listed images are absent, the first is"
-            f" {absent[0]}; put them there, or check image_root"
+            f"{json_file}: {len(absent)} of {len(entries)} listed images do not exist, the first is"
+            f" {absent[0]}; add them, or check image_root"
         )
     outlines = [_outline(region) for _, _, region in objects]
     moved = shifted(outlines, 0.5, lambda i: objects[i][2].where)
@@ -421,7 +421,7 @@ def read_via(
         record["annotations"] = list(distinct.values())
     if repeated:
         logger.warning(
-            "%s: %d entries repeat an image; their regions are put together",
+            "%s: %d entries repeat an image; their regions are merged",
             json_file,
             len(repeated),
         )
@@ -438,13 +438,13 @@ def via_classes(
 
     Args:
         file: VIA's export or project.
-        attribute: the attribute; None finds it.
+        attribute: Name of the attribute; None detects it.
 
     Returns:
-        The names, sorted (numbers by their value), and the attribute.
+        The names, sorted (numbers by value), and the attribute.
 
     Raises:
-        UserError: as `read_via` does.
+        UserError: As in `read_via`.
     """
     regions = _with_inside(read_entries(file))
     attribute = find_attribute(regions, None, attribute, file)
@@ -466,7 +466,7 @@ def _category(
     indices: dict[str, int | None] | None,
     left_out: LeftOut,
 ) -> int | None:
-    """Return the class of a region; None, and counted, for one to leave out."""
+    """Return the class index of a region, or count the region as skipped and return None."""
     name = region.shape["name"]
     if name not in _SHAPES:
         left_out[name if isinstance(name, str) else truncate_repr(name)] += 1
@@ -481,10 +481,10 @@ def _category(
 
 
 def _outline(region: Region) -> tuple[list[float], list[float]]:
-    """Return the xs and ys of its corners, in VIA's coordinates; those of polygons are not checked.
+    """Return the xs and ys of a region's corners in VIA's coordinates, unchecked for polygons.
 
     Raises:
-        UserError: the shape lacks what belongs to it.
+        UserError: The shape lacks one of its values.
     """
     shape = region.shape
     try:
@@ -492,7 +492,7 @@ def _outline(region: Region) -> tuple[list[float], list[float]]:
             case "polygon" | "polyline":
                 xs, ys = shape["all_points_x"], shape["all_points_y"]
                 if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
-                    raise ValueError("all_points_x and all_points_y are no lists of one length")
+                    raise ValueError("all_points_x and all_points_y are not lists of equal length")
                 if len(xs) > 1 and xs[0] == xs[-1] and ys[0] == ys[-1]:
                     return xs[:-1], ys[:-1]  # VIA 1 repeats the first corner
                 return xs, ys
@@ -543,7 +543,7 @@ FORMAT = Format(
     options={
         "attribute": ReadOption(
             "--class-attribute",
-            "the region attribute that holds the class (default: found in the input)",
+            "the region attribute that holds the class (default: detected)",
         )
     },
     in_training=True,

@@ -1,8 +1,8 @@
-"""Pascal VOC's XML, a file an image (http://host.robots.ox.ac.uk/pascal/VOC/).
+"""Pascal VOC's XML, one file per image (http://host.robots.ox.ac.uk/pascal/VOC/).
 
-Written here because neither library reads it as it is: hotcoco 1.3 cuts class names at an entity
-("salt &amp; pepper" becomes "pepper") and takes a missing size for 0; supervision 0.31 decodes
-every image, and looks for it by the name of the XML alone.
+d2ext has its own reader because neither library reads the files faithfully: hotcoco 1.3 truncates
+class names at entities ("salt &amp; pepper" becomes "pepper") and reads a missing size as 0;
+supervision 0.31 decodes every image, and finds images only by the name of the XML.
 """
 
 import logging
@@ -34,24 +34,24 @@ def read_voc(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read VOC's boxes into Detectron2's dataset dicts.
 
-    VOC numbers pixels from 1, and a box holds its last one: it goes from xmin - 1 to xmax. An
-    object that is `difficult` has that, and `iscrowd` 1, since other programs know only crowds as
-    what is neither hit nor miss. Rotated boxes (`robndbox`, as roLabelImg and DIOR-R write them)
-    become polygons. Parts of objects are not read.
+    VOC numbers pixels from 1 and boxes include their last pixel, so a box becomes xmin - 1 to xmax.
+    Difficult objects get `difficult` 1 and also `iscrowd` 1, because other programs count only
+    detections of crowds as neither true nor false positives. Rotated boxes (`robndbox`, as written
+    by roLabelImg and DIOR-R) become polygons. Parts of objects are not read.
 
     Args:
-        source: the folder of the XML files, or one with a folder `Annotations`; also one file.
-        image_root: the folder of the images. An image is found by `filename`, else by the XML's
-            own name, as `ImageFolder.find_all` does.
-        classes: class names; `category_id` is an index into them. None takes those of the files,
+        source: The folder of the XML files, a folder with a subfolder `Annotations`, or one file.
+        image_root: The folder of the images. `ImageFolder.find_all` finds each image by
+            `filename` or else by the name of the XML.
+        classes: Class names; `category_id` is an index into them. None uses those of the files,
             sorted.
 
     Returns:
-        One dict an image, in the order of the XML files' names, and the class names.
+        One dict per image, ordered by the names of the XML files, and the class names.
 
     Raises:
-        UserError: a file is absent or malformed, an image is absent or of another size than its
-            XML says.
+        UserError: A file is missing or malformed, or an image is missing or differs in size from
+            its XML.
     """
     source = Path(source)
     found, read = set(), []
@@ -85,9 +85,9 @@ _Object = tuple[str, list[float], int]
 
 
 def _parse(file: Path) -> tuple[str | None, tuple[float, float] | None, list[_Object]]:
-    """Image name, its width and height, and objects with class, shape in pixels, `difficult`.
+    """Return an image's name, its (width, height), and the class, shape and difficulty of objects.
 
-    A shape is a box (x0, y0, x1, y1), or the corners of a rotated one.
+    A shape is a box (x0, y0, x1, y1) or the corners of a rotated box, in pixels.
     """
     try:
         root = read_xml(file)
@@ -109,7 +109,7 @@ def _parse(file: Path) -> tuple[str | None, tuple[float, float] | None, list[_Ob
 
 
 def _shape(element: ElementTree.Element) -> list[float]:
-    """Return an object's box, or the corners of its rotated box, which is counted from 0."""
+    """Return an object's box, or the corners of its rotated box, whose pixels count from 0."""
     if element.find("robndbox") is None:
         x0, x1 = sorted(_number(element, f"bndbox/{k}") for k in ("xmin", "xmax"))
         y0, y1 = sorted(_number(element, f"bndbox/{k}") for k in ("ymin", "ymax"))

@@ -1,4 +1,4 @@
-"""Helpers of the writers of several formats."""
+"""Helpers shared by the format writers."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
 
 
 def hotcoco_writer(method: str) -> Callable[..., dict[str, int]]:
-    """Return a writer for a format of boxes, by the method of hotcoco that writes it."""
+    """Return a writer for a box format that uses the given hotcoco method."""
 
     def write(
         records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
@@ -39,20 +39,20 @@ def hotcoco_writer(method: str) -> Callable[..., dict[str, int]]:
 
 
 def count_skipped_masks(records: Sequence[dict]) -> dict[str, int]:
-    """Count the masks of objects, for formats that hold boxes alone."""
+    """Count the masks that a boxes-only format drops."""
     objects = (a for record in records for a in record["annotations"] if is_object(a))
     return {"skipped_masks_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
 
 
 def masks_of(annotation: dict) -> list[list[float]] | dict:
-    """Return the polygons or the RLE of an object; an empty list for a mask without a pixel."""
+    """Return an object's polygons or RLE, or an empty list if the mask has no pixels."""
     segmentation = annotation.get("segmentation") or []
     is_empty = isinstance(segmentation, dict) and not mask_area(segmentation, 0, 0)
     return [] if is_empty else segmentation
 
 
 def mask_pixels(rle: dict) -> tuple[tuple[int, int, int, int], Any]:
-    """Return the box of a mask (left, top, width, height), and its pixels as a uint8 array."""
+    """Return a mask's box (left, top, width, height) and the pixels in it as a uint8 array."""
     from pycocotools import mask
 
     x, y, width, height = map(int, mask.toBbox(rle))
@@ -60,10 +60,10 @@ def mask_pixels(rle: dict) -> tuple[tuple[int, int, int, int], Any]:
 
 
 def label_files(records: Sequence[dict], made: Path, suffix: str) -> Iterator[tuple[dict, Path]]:
-    """Yield each record with its label file, in the image's folder below `made`.
+    """Yield each record with its label file, which mirrors the image's folder below `made`.
 
     Raises:
-        UserError: two images would have the same one.
+        UserError: Two images would share a label file.
     """
     made.mkdir()
     seen: dict[Path, str] = {}
@@ -71,8 +71,8 @@ def label_files(records: Sequence[dict], made: Path, suffix: str) -> Iterator[tu
         file = made / Path(os.path.splitext(record["file_name"])[0] + suffix)
         if file in seen:
             raise UserError(
-                f"the images {seen[file]} and {record['file_name']} would have the same label"
-                " file; rename one"
+                f"the images {seen[file]} and {record['file_name']} would share a label file;"
+                " rename one of them"
             )
         seen[file] = record["file_name"]
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""YOLO labels: a text file an image, a line an object (https://docs.ultralytics.com/datasets/).
+"""YOLO labels: a text file per image, a line per object (https://docs.ultralytics.com/datasets/).
 
-Written here because neither library reads them as they are: hotcoco 1.3 reads boxes only, drops
-the suffix of file names and subfolders; supervision 0.31 draws every polygon as a mask and takes
-its outline again, which moves it by up to a pixel, and decodes the images.
+d2ext has its own reader because neither library reads them faithfully: hotcoco 1.3 reads only boxes
+and drops file suffixes and subfolders; supervision 0.31 converts every polygon to a mask and traces
+its outline, which moves it by up to a pixel, and decodes all images.
 """
 
 import logging
@@ -39,20 +39,20 @@ logger = logging.getLogger(__name__)
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt", "obj.names")
 _NO_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt"}
 _SPLITS = ("train", "val", "valid", "validation", "test")  # keys of data.yaml
-_LONGEST = 1_000_000  # characters of a data.yaml; PyYAML reads some 100 kB a second
-_SLACK = 0.02  # of the image's side: annotation tools round, and some reach over the edge
+_LONGEST = 1_000_000  # characters of a data.yaml; PyYAML parses about 100 kB per second
+_SLACK = 0.02  # fraction of the image's side: some tools round coordinates or exceed the edge
 
 
 @dataclass(frozen=True)
 class _Set:
-    """Classes and splits of a dataset, as `data.yaml` or a text file of names states them.
+    """Classes and splits of a dataset, as declared in `data.yaml` or a text file of names.
 
     Attributes:
-        file: that file; None without one.
-        names: class names by id; None without the file.
-        poses: whether keypoints follow each box.
-        base: the folder that paths of splits are relative to.
-        splits: folders and list files of each split, as the file has them.
+        file: The declaring file, or None.
+        names: Class names by id; None without a file.
+        poses: Whether keypoints follow each box.
+        base: The folder that paths of splits are relative to.
+        splits: Folders and list files of each split, as written in the file.
     """
 
     file: Path | None = None
@@ -70,27 +70,28 @@ def read_yolo(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
 
-    A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in parts of the image's width
-    and height from its corner. In a set for poses, what follows the box is left out. An image
+    A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in fractions of the image's width
+    and height from its corner. In pose datasets, the keypoints after the box are ignored. An image
     without a label file has no objects; a warning counts these images.
 
     Args:
-        source: `data.yaml`, or the folder with the labels, whose subfolders are those of the
-            images. For a `data.yaml` it is found as YOLO finds it: `labels` for the last
-            `images` of `image_root`, else `labels` beside `data.yaml`, else the image folder.
-            A folder `images` in `image_root` may likewise have its own `labels` beside it.
-        image_root: the folder of the images.
-        classes: where the set has no names (`data.yaml` or `classes.txt`), the names in the order
-            of the ids; else those wanted.
-        split: a key of `data.yaml`, such as `val`: reads the images of its folders and list files
-            alone. None reads all in `image_root`; a warning counts those of each split where they
-            are not one split's.
+        source: `data.yaml`, or the folder with the labels, whose subfolders match those of the
+            images. With `data.yaml`, the labels are found as in YOLO: in `image_root` with
+            the last `images` replaced by `labels`, else in `labels` beside `data.yaml`, else in
+            the image folder. A folder `images` below `image_root` may likewise have its own
+            `labels` beside it.
+        image_root: The folder of the images.
+        classes: For a dataset without names (`data.yaml` or `classes.txt`), all names in the order
+            of their ids; otherwise the names of the classes to read.
+        split: A key of `data.yaml`, such as `val`: read only the images in its folders and list
+            files. None reads all images in `image_root`; if a split has only some of them, a
+            warning counts the images of each split.
 
     Returns:
-        One dict an image, sorted by file name, and the class names.
+        One dict per image, sorted by file name, and the class names.
 
     Raises:
-        UserError: a file is absent or malformed, labels have no image, or there is no such split.
+        UserError: A file is missing or malformed, labels have no image, or the split is unknown.
     """
     source, image_root = Path(source), Path(image_root)
     described = _described(source)
@@ -98,8 +99,8 @@ def read_yolo(
     if found is None:
         if classes is None:
             raise UserError(
-                f"{source} comes without class names (data.yaml or classes.txt); give them in the"
-                " order of their ids (--classes A B)"
+                f"{source} has no class names (data.yaml or classes.txt); give them in the order"
+                " of their ids (--classes A B)"
             )
         found = tuple(classes)
     wanted = tuple(classes or found)
@@ -109,7 +110,9 @@ def read_yolo(
     stems = {os.path.splitext(name)[0]: name for name in images}
     if len(stems) < len(images):
         names = sorted(set(images) - set(stems.values()))
-        raise UserError(f"{image_root / names[0]} has a namesake with another suffix; rename one")
+        raise UserError(
+            f"{image_root / names[0]} and another image differ only in suffix; rename one"
+        )
     files = _label_files(folder, described)
     labels, unused = _matched(files, folder, images, image_root)
     if unused:
@@ -118,7 +121,7 @@ def read_yolo(
             f" {folder / unused[0]}; give --images the folder of their images"
         )
     if images and not files:
-        raise UserError(f"{folder} has no label file of an image in {image_root}; check both")
+        raise UserError(f"{folder} has no label files for the images in {image_root}; check both")
     chosen = _chosen(described, split, image_root, images)
     records, left_out, bare = [], LeftOut(), 0
     for name in images:
@@ -136,7 +139,7 @@ def read_yolo(
         records.append(record)
     if bare:
         logger.warning(
-            "%s: %d of %d images have no label file, so no objects", source, bare, len(records)
+            "%s: %d of %d images have no label file and so no objects", source, bare, len(records)
         )
     left_out.warn(logger, source)
     return records, wanted
@@ -160,15 +163,17 @@ def _matched(
             continue
         (name,) = found
         if name in labels:
-            raise UserError(f"{folder / file} and {labels[name]} are of one image; remove one")
+            raise UserError(
+                f"{folder / file} and {labels[name]} belong to the same image; remove one"
+            )
         labels[name] = file
     return labels, unused
 
 
 def _label_stems(image: str, image_root: Path, folder: Path) -> Iterator[str]:
-    """Yield where the label of an image may be, relative to `folder` and without suffix.
+    """Yield possible label paths of an image, relative to `folder` and without suffix.
 
-    It has the image's own path, or, as YOLO finds it, `labels` in place of the last `images`.
+    A label has the path of its image or, as in YOLO, `labels` in place of the last `images`.
     """
     stem = os.path.splitext(image)[0]
     yield stem
@@ -181,13 +186,13 @@ def _label_stems(image: str, image_root: Path, folder: Path) -> Iterator[str]:
 def _chosen(
     described: _Set, split: str | None, image_root: Path, images: Sequence[str]
 ) -> Collection[str]:
-    """Return the images of a split; without one all, and warn if they are not one split's."""
+    """Return the images of a split; if None, all of them, with a warning if a split has fewer."""
     if split is None:
         parts = {name: _split(described, name, image_root, images)[0] for name in described.splits}
         if any(0 < len(part) < len(images) for part in parts.values()):
             counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
             logger.warning(
-                "%s: all %d images in %s are read, not one split (%s); --split NAME reads one",
+                "%s: reading all %d images in %s, not one split (%s); --split NAME reads only one",
                 described.file,
                 len(images),
                 image_root,
@@ -195,7 +200,7 @@ def _chosen(
             )
         return set(images)
     if split not in described.splits:
-        known = nearest(split, described.splits) if described.splits else "no data.yaml names any"
+        known = nearest(split, described.splits) if described.splits else "no data.yaml has any"
         raise UserError(f"{described.file or 'the dataset'} has no split {split!r}; {known}")
     part, missing = _split(described, split, image_root, images)
     if missing or not part:
@@ -210,14 +215,14 @@ def _chosen(
 def _split(
     described: _Set, name: str, image_root: Path, images: Sequence[str]
 ) -> tuple[set[str], list[str]]:
-    """Return the images of a split, relative to `image_root`, and the paths that lead to none."""
+    """Return the images of a split, relative to `image_root`, and its paths without an image."""
     known, part, missing = set(images), set(), []
     for entry in described.splits[name]:
         place = _place(described, entry)
         if place is None:
             missing.append(entry)
         elif place.is_dir():
-            # The images may all lie in it.
+            # The folder may contain all images.
             inner = "." if _relative(image_root, place) else _relative(place, image_root)
             below = [i for i in images if inner == "." or i.startswith(f"{inner}/")]
             part.update(below)
@@ -238,7 +243,7 @@ def _split(
 def _place(described: _Set, entry: str) -> Path | None:
     """Return the folder or list file that an entry of `data.yaml` names, if it exists."""
     for base in (described.base, described.file.parent):
-        # Roboflow's ../train/images is train/images; paths of other machines end likewise.
+        # Roboflow writes ../train/images for train/images; other machines' paths have a prefix.
         for path in (entry.replace("\\", "/"), *tails(entry, base)):
             if os.path.exists(base / path):
                 return base / path
@@ -246,7 +251,7 @@ def _place(described: _Set, entry: str) -> Path | None:
 
 
 def _listed(line: str, file: Path, base: Path, image_root: Path, known: set[str]) -> str | None:
-    """Return the image that a line of a list names, relative to `image_root`; None for another."""
+    """Return the image named in a line of a list file, relative to `image_root`, if it is there."""
     for folder in (file.parent, base):
         path = folder / line.replace("\\", "/")
         if os.path.exists(path):
@@ -256,7 +261,7 @@ def _listed(line: str, file: Path, base: Path, image_root: Path, known: set[str]
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """Return a path relative to a folder that it is in, by name or through links; else None."""
+    """Return a path relative to a folder that contains it, by name or through links, or None."""
     for resolved in (os.path.abspath, os.path.realpath):
         relative = os.path.relpath(resolved(path), resolved(folder))
         if relative.split(os.sep, 1)[0] != "..":
@@ -281,13 +286,13 @@ def _add(
         (number,) = parsed(fields[:1])
         if number not in range(len(found)):
             raise ValueError(
-                f"the class {truncate_repr(fields[0])} is none of 0 to {len(found) - 1}"
+                f"the class {truncate_repr(fields[0])} is not one of 0 to {len(found) - 1}"
             )
         values = parsed(fields[1:])
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError(f"{len(fields)} numbers are neither a box nor a polygon")
         if not (min(values) >= -_SLACK and max(values) <= 1 + _SLACK):
-            raise ValueError("coordinates go from 0 to 1")
+            raise ValueError("coordinates must be from 0 to 1")
     except ValueError as e:
         raise UserError(f"{where}: {e}; correct the label") from e
     name = found[int(number)]
@@ -312,7 +317,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _described(source: Path) -> _Set:
-    """Read the file that names the classes; for a folder it may lie in one of those above."""
+    """Read the file that names the classes; for a folder, look in it and two levels above."""
     if source.is_file():
         return _described_by(source)
     if not source.is_dir():
@@ -326,7 +331,7 @@ def _described(source: Path) -> _Set:
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
-    """Return the names of a text file, a line each; blank lines may stand at its end only."""
+    """Return the names in a text file, one per line; blank lines are allowed only at the end."""
     names = tuple(line.strip() for line in _lines(file))
     while names and not names[-1]:
         names = names[:-1]
@@ -336,7 +341,7 @@ def _listed_names(file: Path) -> tuple[str, ...]:
 
 
 class _Texts(yaml.SafeLoader):
-    """Reads `yes`, `no`, numbers and dates as the text that they are; only null stays null."""
+    """Load `yes`, `no`, numbers and dates as strings; only null stays null."""
 
     yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
@@ -347,10 +352,10 @@ class _Texts(yaml.SafeLoader):
 def _described_by(file: Path) -> _Set:
     try:
         if len(text := read_text(file)) > _LONGEST:
-            raise ValueError(f"{len(text)} characters are too many")
+            raise ValueError(f"{len(text)} characters exceed the limit of {_LONGEST}")
         content = yaml.load(text, _Texts)
         if not isinstance(content, dict):
-            raise TypeError("it has no keys and values")
+            raise TypeError("it is not a mapping of keys to values")
         names = content["names"]
         if isinstance(names, dict):
             ids = list(map(str, range(len(names))))
@@ -358,9 +363,9 @@ def _described_by(file: Path) -> _Set:
                 raise ValueError("the ids of `names` are not 0, 1, ...")
             names = [names[i] for i in ids]
         if not isinstance(names, list) or not names:
-            raise TypeError("`names` is no list")
+            raise TypeError("`names` is not a list")
         if not all(isinstance(name, str) for name in names):
-            raise TypeError("a name is no text")
+            raise TypeError("a name is not text")
         names = tuple(names)
         if len(set(names)) < len(names):
             raise ValueError("`names` repeats a name")
@@ -373,12 +378,11 @@ def _described_by(file: Path) -> _Set:
         base = file.parent / str(content.get("path") or "")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
         if known := advice(file, "yolo"):
-            raise UserError(f"{file} is not a data.yaml of YOLO: it is {known}") from e
+            raise UserError(f"{file} is not a YOLO data.yaml: it is {known}") from e
         reason = "it lacks `names`" if isinstance(e, KeyError) else " ".join(str(e).split())
         raise UserError(
-            f"{file} is not a data.yaml of YOLO ({truncate_repr(reason)}); correct it, or give"
-            " the labels'"
-            " folder"
+            f"{file} is not a YOLO data.yaml ({truncate_repr(reason)}); correct it, or give the"
+            " folder of the labels"
         ) from e
     return _Set(file, names, "kpt_shape" in content, base, splits)
 
@@ -400,7 +404,7 @@ def _labels(source: Path, image_root: Path) -> Path:
 
 
 def _label_files(folder: Path, described: _Set) -> list[str]:
-    """Return the label files, relative to their folder."""
+    """Return the label files in a folder, relative to it, without the splits' list files."""
     places = [_place(described, entry) for part in described.splits.values() for entry in part]
     lists = {os.path.realpath(place) for place in places if place and place.is_file()}
     return [
@@ -411,7 +415,7 @@ def _label_files(folder: Path, described: _Set) -> list[str]:
 
 
 def _is_other(name: str) -> bool:
-    """Return whether a text file lists names or images, or describes the dataset."""
+    """Return whether a text file is not a label file but lists names or images, or is a readme."""
     base = os.path.basename(name).lower()
     return base in _NO_LABELS or base.startswith("readme.")  # Roboflow's README.dataset.txt
 
@@ -423,7 +427,7 @@ def write_yolo(
     images: str | Path | None,
     polygons: bool,
 ) -> dict[str, int]:
-    """Write label files in the folders of the images, and data.yaml; of outlines, or of boxes."""
+    """Write label files (outlines or boxes) in folders like the images', and data.yaml."""
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_mask": 0}
     for record, file in label_files(records, made, ".txt"):
         counts["images"] += 1
@@ -449,7 +453,7 @@ def write_yolo(
 
 
 def _outlines(masks: list[list[float]] | dict) -> list[list[float]]:
-    """Return the outlines of parts and holes; parts that overlap are united."""
+    """Return the outlines of parts and holes, with overlapping parts merged."""
     if isinstance(masks, dict):
         return outlines(masks)
     if len(masks) <= 1:
@@ -461,15 +465,15 @@ def _outlines(masks: list[list[float]] | dict) -> list[list[float]]:
 
 
 def _joined(polygons: list[list[float]]) -> list[float]:
-    """Join parts and holes to one outline, each round from its first corner.
+    """Join parts and holes to one outline that traces each from its first corner.
 
-    Lines without area lead from one to the next and back.
+    Zero-area lines connect one part to the next, and lead back at the end.
     """
     if len(polygons) <= 1:
         return polygons[0] if polygons else []
-    there = [c for p in polygons for c in (*p, *p[:2])]
+    forward = [c for p in polygons for c in (*p, *p[:2])]
     back = [c for p in polygons[-2:0:-1] for c in p[:2]]
-    return there + back
+    return forward + back
 
 
 def _detect(head: FileHead) -> bool:

@@ -1,1 +1,1 @@
-"""Dataset dicts as arrays, and the cache that keeps them."""
+"""Dataset dicts stored as arrays, and their cache."""

@@ -1,8 +1,8 @@
 """Named arrays in one file that any number of processes map into memory.
 
-The file is the arrays' bytes, then a JSON of where they are, then its length and checksum: written
-in one go, and worth nothing where it is cut off. (Arrow's IPC files hold no checksums, and
-importing pyarrow takes 27 MB in each process, half of what a further process may take.)
+The file holds the bytes of the arrays, then a JSON with their offsets, then the length and checksum
+of the JSON. It is written in one pass, and a truncated file is invalid. (Arrow's IPC files have no
+checksums, and importing pyarrow takes 27 MB per process, half of an additional process's budget.)
 """
 
 import itertools
@@ -25,7 +25,7 @@ class Damaged(Exception):
 
 
 class ArrayFileWriter:
-    """Writes arrays one after the other; `finish` completes the file."""
+    """Write arrays one after the other; `finish` completes the file."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -33,7 +33,7 @@ class ArrayFileWriter:
         self._arrays: dict[str, dict] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """Add an array; readers check it against its checksum when they open the file."""
+        """Add an array, whose checksum readers verify when they open the file."""
         array = np.ascontiguousarray(array)
         self._align()
         entry = {"dtype": array.dtype.str, "shape": array.shape, "offset": self._at}
@@ -42,7 +42,7 @@ class ArrayFileWriter:
         self._write(data)
 
     def add_bytes(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Add bytes as an array of uint8 that is not checked when the file is opened."""
+        """Add bytes as a uint8 array, whose content readers do not verify on opening."""
         self._align()
         offset = self._at
         pieces = iter(pieces)
@@ -51,7 +51,7 @@ class ArrayFileWriter:
         self._arrays[name] = {"dtype": "|u1", "shape": [self._at - offset], "offset": offset}
 
     def finish(self, info: dict[str, Any]) -> None:
-        """Write where the arrays are, and `info` (JSON values) with it."""
+        """Complete the file with the offsets of the arrays and `info` (JSON values)."""
         text = json.dumps({"arrays": self._arrays, "info": info}).encode()
         self._write(text)
         self._write(_TRAILER.pack(_MAGIC, len(text), zlib.crc32(text)))
@@ -65,11 +65,11 @@ class ArrayFileWriter:
 
 
 def map_file(path: str) -> mmap.mmap:
-    """Map a file into memory, which all its readers share.
+    """Map a file into memory that all of its readers share.
 
     Raises:
-        OSError: it cannot be opened.
-        Damaged: it is empty.
+        OSError: The file cannot be opened.
+        Damaged: The file is empty.
     """
     with open(path, "rb") as f:
         try:
@@ -79,17 +79,17 @@ def map_file(path: str) -> mmap.mmap:
 
 
 def read_arrays(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays, which are views of the buffer, and the info.
+    """Return the arrays, as views of the buffer, and the info.
 
     Raises:
-        Damaged: the buffer is not what `ArrayFileWriter` wrote.
+        Damaged: The buffer is not a complete, unmodified file of `ArrayFileWriter`.
     """
     try:
         end = len(buffer) - _TRAILER.size
         magic, length, crc = _TRAILER.unpack(buffer[end:])
         text = bytes(buffer[end - length : end])
         if magic != _MAGIC or len(text) != length or zlib.crc32(text) != crc:
-            raise Damaged("it ends in the wrong place")
+            raise Damaged("its trailer is invalid")
         content = json.loads(text)
         arrays = {}
         for name, entry in content["arrays"].items():
@@ -98,7 +98,7 @@ def read_arrays(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             flat = np.frombuffer(buffer, dtype, count, entry["offset"]) if count else []
             array = np.asarray(flat, dtype).reshape(shape)
             if "crc" in entry and zlib.crc32(array.reshape(-1).view(np.uint8)) != entry["crc"]:
-                raise Damaged(f"{name} differs from its checksum")
+                raise Damaged(f"{name} does not match its checksum")
             arrays[name] = array
     except (struct.error, ValueError, IndexError, KeyError, TypeError) as e:
         raise Damaged(repr(e)) from e

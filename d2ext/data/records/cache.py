@@ -1,8 +1,9 @@
-"""Datasets parsed once and memory-mapped by every process.
+"""Cache datasets, so that they are parsed once and memory-mapped by every process.
 
-An entry of the cache ($D2EXT_CACHE/datasets) is named by what it was made of: the content of the
-annotation file, the options and the version of this format. A small file beside it, named by the
-path and the options, remembers the content by size and times, so that a start hashes nothing.
+The name of a cache entry ($D2EXT_CACHE/datasets) is a hash of the content of the annotation file,
+the options and the version of this format. A small index file beside it, named by a hash of path
+and options, records the file's size and times with its hash, so that unchanged files are not hashed
+again.
 """
 
 import concurrent.futures
@@ -29,26 +30,27 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3  # of the records in the entries; a new one makes old entries unknown
-_KEPT = 30 * 24 * 3600  # seconds after which an entry that nobody opened is removed
+_VERSION = 3  # version of the records in the entries; a new one invalidates old entries
+_KEPT = 30 * 24 * 3600  # seconds after which unused entries are removed
 
 Build = Callable[[], tuple[list[dict], dict[str, Any]]]
 _Write = Callable[[IO[bytes], dict[str, Any]], None]
 
 
 def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -> Records:
-    """Return the records of an annotation file, parsed only where the cache does not hold them yet.
+    """Return the records of an annotation file, parsed only if they are not in the cache.
 
-    One process of a machine parses while the others wait. What the reader warns of is logged again
-    by processes that find its work done. Where nothing can be cached, the records are in memory.
+    On each machine one process parses while the others wait. Processes that use a cached result
+    log the reader's warnings again. If the cache cannot be written, the records stay in memory.
 
     Args:
-        file: the annotation file, all that the records depend on beside the options.
-        options: JSON values that the records depend on, the reader's name among them.
-        build: reads the file: dataset dicts of JSON values, and JSON values for `Records.info`.
+        file: The annotation file. The records may depend only on it and on `options`.
+        options: JSON values that the records depend on, including the reader's name.
+        build: Reads the file; returns dataset dicts of JSON values, and JSON values for
+            `Records.info`.
 
     Raises:
-        UserError: what `build` raises, or the file was changed while it was read.
+        UserError: Raised by `build`, or the file changed while it was read.
     """
 
     def make() -> _Write:
@@ -61,12 +63,12 @@ def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -
 def cached_coco_records(
     json_file: str | Path, image_root: str | Path, classes: list[str] | None = None
 ) -> Records:
-    """`cached_records` for `read_coco`: the same records, parsed without a dict of the whole file.
+    """Return the records of `read_coco`, parsed without a dict of the whole file, and cached.
 
-    Its `info` is that of `read_repaired`.
+    Their `info` is that of `read_repaired`.
 
     Raises:
-        UserError: as `read_coco` does.
+        UserError: As in `read_coco`.
     """
 
     def make() -> _Write:
@@ -81,12 +83,12 @@ def cached_coco_records(
 
 
 def cached_value(file: str | Path, what: str, compute: Callable[[], Any]) -> Any:
-    """Return a JSON value that depends on an annotation file alone, computed once for it.
+    """Return a cached JSON value that depends only on an annotation file.
 
     Args:
-        file: the annotation file.
-        what: the value's name.
-        compute: gives the value; may raise what it likes.
+        file: The annotation file.
+        what: Name of the value.
+        compute: Returns the value; may raise any exception.
     """
     place = _Place(file, {"value": what})
     try:
@@ -98,16 +100,16 @@ def cached_value(file: str | Path, what: str, compute: Callable[[], Any]) -> Any
         if known["stamp"] == stamp:
             return known["value"]
     value = compute()
-    with contextlib.suppress(UserError):  # nothing can be written: computed the next time, too
+    with contextlib.suppress(UserError):  # if the cache is not writable, compute it every time
         write_json(place.index, {"file": place.file, "stamp": stamp, "value": value})
     return value
 
 
 class _Place:
-    """Where the entry for one annotation file and options is, or will be."""
+    """The location of the cache entry for an annotation file and options."""
 
-    _in_memory: dict[str, tuple[list[int], Records]] = {}  # by key: the file's stamp, its records
-    _said: set[tuple] = set()  # what this process has warned of
+    _in_memory: dict[str, tuple[list[int], Records]] = {}  # stamp and records of files, by key
+    _said: set[tuple] = set()  # messages that this process has logged
 
     def __init__(self, file: str | Path, options: Mapping[str, Any]):
         self.file = os.path.realpath(file)
@@ -117,7 +119,7 @@ class _Place:
         self.index = self.folder / f"{self.key}.json"
 
     def load(self, make: Callable[[], _Write]) -> Records:
-        """Find the records, or make them."""
+        """Return the cached records, or parse the file."""
         if found := self._find():
             return found
         with contextlib.ExitStack() as stack:
@@ -126,13 +128,13 @@ class _Place:
                 stack.enter_context(self._locked())
             except OSError as e:
                 trouble = e
-            # The others waited for this: the first one has made it.
+            # Another process may have parsed the file while this one waited for the lock.
             if found := self._find() or self._find_by_content():
                 return found
             return self._make(make, trouble)
 
     def _find(self) -> Records | None:
-        """Return the entry, if the file has the size and times that it had."""
+        """Return the entry, if the size and times of the file have not changed."""
         try:
             stamp = _stamp(self.file)
             kept_stamp, records = self._in_memory.get(self.key, (None, None))
@@ -142,16 +144,16 @@ class _Place:
             if known["stamp"] == stamp:
                 return self._open(known["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # absent, or damaged
+            pass  # missing or damaged
         return None
 
     def _find_by_content(self) -> Records | None:
-        """Return the entry for the same content, by whatever time or name the file had it."""
+        """Return the entry for the same content, even if times or name of the file differ."""
         if not self.index.exists():
-            return None  # never seen: the hash is taken while it is read
+            return None  # a new file, which `_make` hashes while reading it
         stamp, sha256 = _stamp(self.file), _sha256(self.file)
         if (found := self._open(sha256)) and _stamp(self.file) == stamp:
-            with contextlib.suppress(UserError):  # a cache that can only be read
+            with contextlib.suppress(UserError):  # a read-only cache
                 self._remember(stamp, sha256)
         return found
 
@@ -162,10 +164,10 @@ class _Place:
         except FileNotFoundError:
             return None
         except (OSError, Damaged) as e:
-            self._say(logging.WARNING, f"{entry} is damaged ({e}); it is made again")
+            self._say(logging.WARNING, f"{entry} is damaged ({e}); it is created again")
             return None
         with contextlib.suppress(OSError):
-            os.utime(entry)  # in use: see _remove_old
+            os.utime(entry)  # keeps _remove_old from removing it
         for level, message in records.info["messages"]:
             self._say(level, message)
         return records
@@ -174,14 +176,14 @@ class _Place:
         try:
             stamp = _stamp(self.file)
         except OSError:
-            make()  # says what is wrong with the file
+            make()  # raises a clear error
             raise
         with concurrent.futures.ThreadPoolExecutor(1) as pool, _messages() as messages:
             hashing = pool.submit(_sha256, self.file)
             write = make()
             sha256 = hashing.result()
         if _stamp(self.file) != stamp:
-            raise UserError(f"{self.file} was changed while it was read; start again")
+            raise UserError(f"{self.file} changed while it was read; start again")
         self._said.update((self.key, message) for _, message in messages)
         more = {"messages": messages}
         if trouble is None:
@@ -194,14 +196,15 @@ class _Place:
                 return Records(str(entry))
             except (OSError, Damaged) as e:
                 trouble = e
-            except UserError as e:  # of `atomic_write`; others are the user's
+            except UserError as e:  # from `atomic_write` if caused by an OSError, else a user error
                 if not isinstance(e.__cause__, OSError):
                     raise
                 trouble = e.__cause__
         self._say(
             logging.WARNING,
-            f"{self.folder} cannot hold data sets ({trouble.strerror or trouble}); each process"
-            " parses them anew and keeps them in memory; set D2EXT_CACHE to a folder with space",
+            f"datasets cannot be cached in {self.folder} ({trouble.strerror or trouble}), so each"
+            " process parses them and keeps them in memory; set D2EXT_CACHE to a writable folder"
+            " with free space",
             once_for="the cache",
         )
         memory = io.BytesIO()
@@ -218,14 +221,14 @@ class _Place:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold this machine's other processes off; a killed one leaves no lock."""
+        """Lock out other processes of this machine; the lock of a killed process is released."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Where the file system has no locks, filelock would make a file that outlives its process.
+        # Without support for locks, filelock would fall back to a file that outlives its process.
         lock = FileLock(self.folder / f"{self.key}.lock", fallback_to_soft=False)
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            with waiting_for(f"another process, which reads {self.file}"):
+            with waiting_for(f"another process, which is reading {self.file}"):
                 lock.acquire()
         try:
             yield
@@ -233,7 +236,7 @@ class _Place:
             lock.release()
 
     def _remove_old(self) -> None:
-        """Remove entries unused for a month, and what killed processes left."""
+        """Remove entries unused for 30 days and temporary files of killed processes."""
         for pattern, age in (("*.pages", _KEPT), (".*.tmp", 3600)):
             for old in self.folder.glob(pattern):
                 with contextlib.suppress(OSError):
@@ -241,7 +244,7 @@ class _Place:
                         old.unlink()
 
     def _say(self, level: int, message: str, once_for: str = "") -> None:
-        """Log a message once a process: one on this file, or the first one of `once_for`."""
+        """Log a message once per process and file, or only the first one with this `once_for`."""
         said = (once_for,) if once_for else (self.key, message)
         if said not in self._said:
             self._said.add(said)
@@ -250,7 +253,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
-    """Collect the levels and messages of what readers log."""
+    """Collect the levels and messages that readers log."""
     messages: list[tuple[int, str]] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: messages.append((record.levelno, record.getMessage()))

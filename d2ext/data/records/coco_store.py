@@ -1,4 +1,4 @@
-"""A COCO file in the cache, without Python dicts of its objects: masks stay the text they were."""
+"""Cache a COCO file without building Python dicts of its objects: masks stay JSON text."""
 
 import zlib
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ def write_store(file: IO[bytes], coco: CocoColumns, info: dict[str, Any]) -> Non
     """Write columns as a file that `Records` reads.
 
     Args:
-        file: to write to.
-        coco: columns of `read_repaired`.
+        file: File to write to.
+        coco: Columns returned by `read_repaired`.
         info: JSON values for `Records.info`.
     """
     writer = ArrayFileWriter(file)
@@ -46,7 +46,7 @@ def write_store(file: IO[bytes], coco: CocoColumns, info: dict[str, Any]) -> Non
 def _data(
     coco: CocoColumns, counts: np.ndarray, lengths: np.ndarray, crcs: np.ndarray
 ) -> Iterator[bytes]:
-    """[image_id, file_name, [segmentation, ...]] of each image; sets its length and checksum."""
+    """Yield [image_id, file_name, [segmentation, ...]] of each image; set its length and CRC."""
     first = 0
     rows = zip(coco.image_ids, coco.image_names, counts.tolist(), strict=True)
     for i, (image_id, name, count) in enumerate(rows):

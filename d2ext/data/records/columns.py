@@ -1,4 +1,4 @@
-"""Arrays that describe the images of a dataset, for samplers, filters and checks."""
+"""Describe the images of a dataset as arrays, for samplers, filters and checks."""
 
 import functools
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ class Columns:
     """Arrays of N images with M annotations, for samplers, filters and checks.
 
     Attributes:
-        heights: int32 (N,), pixels; -1 where a record has no positive integer.
-        widths: the same.
-        annotations: int32 (N,), number of annotations of each image.
-        categories: int32 (M,), `category_id` of each annotation, image by image; -1 where it is
+        heights: `int32` (N,), pixels; -1 if a record has no positive integer.
+        widths: `int32` (N,), pixels; -1 if a record has no positive integer.
+        annotations: `int32` (N,), number of annotations of each image.
+        categories: `int32` (M,), `category_id` of each annotation, ordered by image; -1 if it is
             not an integer.
-        masks: int8 (M,), NO_MASK, POLYGON or RLE.
-        flags: uint8 (M,), CROWD, DIFFICULT and GROUP_OF; 0 for an object to learn from (see
+        masks: `int8` (M,), NO_MASK, POLYGON or RLE.
+        flags: `uint8` (M,), CROWD, DIFFICULT and GROUP_OF; 0 for objects to train on (see
             `is_object`).
     """
 
@@ -36,15 +36,15 @@ class Columns:
 
     @functools.cached_property
     def objects(self) -> np.ndarray:
-        """int32 (N,), objects to learn from in each image."""
+        """Return the number of objects to train on in each image, int32 (N,)."""
         return self._per_image(self.flags == 0)
 
     def images(self) -> np.ndarray:
-        """int64 (M,), the index of each annotation's image."""
+        """Return the index of each annotation's image, int64 (M,)."""
         return np.repeat(np.arange(len(self.annotations)), self.annotations)
 
     def take(self, indices: np.ndarray) -> "Columns":
-        """Return the columns of these images."""
+        """Return the columns of the images with these indices."""
         ends, counts = np.cumsum(self.annotations)[indices], self.annotations[indices]
         rows = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
         return Columns(
@@ -57,18 +57,18 @@ class Columns:
         )
 
     def objects_only(self) -> "Columns":
-        """Return the columns without the annotations that no training takes."""
+        """Return the columns without annotations that are not trained on."""
         return self._keep(self.flags == 0)
 
     def relabeled(self, labels: Sequence[int | None]) -> "Columns":
         """Return the columns with `category_id` c as labels[c]; None drops the annotation."""
-        # The last one is for what is not an integer, which is -1.
+        # The last element maps category -1, which stands for non-integers, to -1.
         new = np.array([*(-1 if label is None else label for label in labels), -1], np.int32)
         categories = new[self.categories]
         return replace(self, categories=categories)._keep(categories >= 0)
 
     def category_counts(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Count objects and images of each class: two int64 arrays (num_classes,)."""
+        """Count the objects and the images of each class, as two int64 arrays (num_classes,)."""
         objects = self.objects_only()
         valid = (objects.categories >= 0) & (objects.categories < num_classes)
         categories = objects.categories[valid]
@@ -93,7 +93,7 @@ class Columns:
 
 
 def list_columns(records: Sequence[dict]) -> Columns:
-    """Collect the columns of dataset dicts one by one; see `records.columns_of`."""
+    """Build the columns from a list of dataset dicts; see `records.columns_of`."""
     sizes = [(_size(r.get("height")), _size(r.get("width"))) for r in records]
     annotations = [r.get("annotations", ()) for r in records]
     every = [a for image in annotations for a in image]

@@ -1,7 +1,7 @@
-"""Dataset dicts of a user's own function, turned into what the readers of files return.
+"""Convert the dataset dicts of a user's function to those that file readers return.
 
-Such a function may return numpy's or torch's numbers and arrays, tuples, paths and masks as arrays;
-Detectron2, metrics and caches want Python's own numbers, lists and texts.
+Such a function may return numbers and arrays of numpy or torch, tuples, paths and mask arrays;
+Detectron2, metrics and caches require plain Python numbers, lists and strings.
 """
 
 import math
@@ -21,19 +21,19 @@ _MARKS = ("iscrowd", "difficult", "ignore", "is_group_of")
 
 
 def plain_records(records: Sequence[Any], dataset: str, left_out: Counter) -> list[dict]:
-    """Return Detectron2's dataset dicts with plain values; the input stays as it is.
+    """Return Detectron2's dataset dicts with plain values; the input is not modified.
 
-    Boxes become XYXY_ABS, bitmasks and RLE compressed RLE, polygons lists of numbers. Annotations
-    without a box of positive size or without a valid polygon are left out, as the readers do.
-    `check_dataset` looks at sizes, ids and classes.
+    Boxes become XYXY_ABS, bitmasks and RLE become compressed RLE, polygons become lists of numbers.
+    As in the readers, annotations without a box of positive size or without a valid polygon are
+    dropped. `check_dataset` checks sizes, ids and classes.
 
     Args:
-        records: dataset dicts as the user's function returns them.
-        dataset: the name of the dataset, for messages.
-        left_out: receives the number of annotations that are left out, by reason.
+        records: Dataset dicts returned by the user's function.
+        dataset: Name of the dataset, for messages.
+        left_out: Receives the number of dropped annotations by reason.
 
     Raises:
-        UserError: a value is not what Detectron2 needs; it names the record and the key.
+        UserError: A value does not suit Detectron2; the message names the record and the key.
     """
     return [_record(r, f"datasets.{dataset}: record {i}", left_out) for i, r in enumerate(records)]
 
@@ -51,7 +51,7 @@ def _record(record: Any, where: str, left_out: Counter) -> dict:
             made[key] = _whole(made[key])
     if not isinstance(made.get("image_id"), int | str | None):
         raise UserError(
-            f"{where}: image_id={truncate_repr(made['image_id'])}: give an integer or a text"
+            f"{where}: image_id={truncate_repr(made['image_id'])}: give an integer or a string"
         )
     annotations = made.get("annotations")
     annotations = [] if annotations is None else _listed(annotations)
@@ -79,7 +79,7 @@ def _path(value: Any, where: str) -> str:
 
 
 def _annotation(annotation: Mapping, box: list[float], height: Any, width: Any) -> tuple[dict, str]:
-    """Return the annotation, or an empty dict and the reason to leave it out."""
+    """Return the annotation, or an empty dict and the reason to drop it."""
     made = dict(annotation)
     try:
         read, problem = _shape(box, made.pop("segmentation", None), height, width)
@@ -119,7 +119,7 @@ def _corners(annotation: Mapping, where: str) -> list[float]:
 
 
 def _shape(box: list[float], segmentation: Any, height: Any, width: Any) -> tuple[dict, str]:
-    """Return box and mask as `read_object` does; several RLEs are one object, their union."""
+    """Return box and mask like `read_object`; a list of RLEs is one object, their union."""
     several = isinstance(segmentation, list | tuple) and len(segmentation) > 0
     if not several or not all(isinstance(part, Mapping) for part in segmentation):
         return read_object(box, _segmentation(segmentation, height, width), height, width)
@@ -133,7 +133,7 @@ def _shape(box: list[float], segmentation: Any, height: Any, width: Any) -> tupl
 
 
 def _rle(value: Mapping) -> dict:
-    """Return an RLE with its counts as a text or a list."""
+    """Return an RLE with its counts as a string or a list."""
     counts = value["counts"]
     text = counts.decode() if isinstance(counts, bytes) else _plain(counts)
     return {"size": _plain(value["size"]), "counts": text}
@@ -149,7 +149,7 @@ def _segmentation(value: Any, height: Any, width: Any) -> dict | list:
 
         return _rle(mask.encode(np.asfortranarray(np.asarray(value) != 0, np.uint8)))
     if shape == (width, height) or shape and _is_bitmask(np.asarray(value)):
-        raise ValueError(f"the mask has the shape {shape}, its image {(height, width)}")
+        raise ValueError(f"the mask has the shape {shape}, but its image has {(height, width)}")
     polygons = _plain(value)
     if not polygons:
         return []
@@ -157,13 +157,13 @@ def _segmentation(value: Any, height: Any, width: Any) -> dict | list:
         raise TypeError(f"{truncate_repr(polygons)} is neither a list of polygons nor a mask")
     kinds = set(map(type, polygons))
     points = kinds == {list} and set(map(len, polygons)) == {2}
-    if points or kinds and list not in kinds:  # one polygon, not in a list
+    if points or kinds and list not in kinds:  # a single polygon instead of a list
         polygons = [polygons]
     return [_flat(p) if isinstance(p, list) else p for p in polygons]
 
 
 def _is_bitmask(array: np.ndarray) -> bool:
-    """Return whether an array is a mask: no polygon consists of the integers 0 and 1 only."""
+    """Return whether an array is a bitmask; polygons never consist of only 0 and 1."""
     return array.dtype.kind in "bui" and array.size > 0 and array.max() <= 1
 
 
@@ -173,21 +173,21 @@ def _flat(polygon: list) -> list:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of numpy and torch as Python's, and arrays and tuples as lists."""
+    """Convert numpy and torch numbers to Python's, and arrays and tuples to lists."""
     if isinstance(value, list | tuple):
         return list(value) if set(map(type, value)) <= {int, float} else list(map(_plain, value))
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _listed(value: Any) -> Any:
-    """Return a tuple or an array as a list; its elements stay as they are."""
+    """Convert a tuple or an array to a list without converting a tuple's elements."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
 def _whole(value: Any) -> Any:
-    """Return a number without a fraction as an integer; all else as it is."""
+    """Convert a number without a fraction to an integer; return other values unchanged."""
     if value is None or type(value) is int:
         return value
     value = _plain(value)

@@ -1,7 +1,8 @@
-"""Detectron2 dataset dicts that are decoded one by one, and what is known of them without decoding.
+"""Sequences of Detectron2 dataset dicts that are decoded one by one on access.
 
-`columns_of` gives the heights, widths, objects and classes of any sequence of dataset dicts, be it
-a list or a `Records`; `select` and `join` make new sequences without copying dicts.
+`columns_of` returns the heights, widths, objects and classes of any sequence of dataset dicts, a
+list or a `Records`, without decoding the latter; `select` and `join` make new sequences without
+copying dicts.
 """
 
 import bisect
@@ -24,10 +25,10 @@ from d2ext.errors import UserError
 
 
 class _Decoded(Sequence):
-    """A sequence whose elements are made when they are asked for."""
+    """A sequence whose elements are created on access."""
 
     def __iter__(self) -> Iterator[dict]:
-        # Sequence's own would take an IndexError from within an element for the end.
+        # Sequence.__iter__ would treat an IndexError raised while decoding an element as the end.
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
@@ -40,17 +41,17 @@ class _Decoded(Sequence):
 
 
 class Records(_Decoded):
-    """Dataset dicts in a buffer that `write_records` or the COCO reader filled.
+    """Dataset dicts in a buffer written by `write_records` or `write_store`.
 
-    An element is decoded anew whenever it is asked for, so it may be changed freely. A pickled
-    `Records` is the name of its file, unless it is in memory.
+    Each access decodes an element again, so callers may modify it. Pickling a `Records` stores only
+    the path of its file, unless it is in memory.
 
     Args:
-        source: path of the file, or bytes in memory.
+        source: Path of the file, or bytes in memory.
 
     Raises:
-        Damaged: the buffer is not a complete store.
-        OSError: the file cannot be opened.
+        Damaged: The buffer is not a complete store.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, source: str | bytes | memoryview):
@@ -66,11 +67,11 @@ class Records(_Decoded):
         return Columns(*(self._arrays[name] for name in Columns.NAMES))
 
     def file_names(self) -> list[str]:
-        """`file_name` of each record."""
+        """Return the `file_name` of each record."""
         return json.loads(bytes(self._arrays["file_names"]))
 
     def image_ids(self) -> list:
-        """`image_id` of each record, None where there is none."""
+        """Return the `image_id` of each record, or None if it has none."""
         return json.loads(bytes(self._arrays["image_ids"]))
 
     def __len__(self) -> int:
@@ -80,13 +81,13 @@ class Records(_Decoded):
         data = self._data[self._ends[i - 1] if i else 0 : self._ends[i]]
         if zlib.crc32(data) != self._arrays["crcs"][i]:
             raise UserError(
-                f"the cached data set {self._source} is damaged; delete it and start again"
+                f"the cached dataset {self._source} is damaged; delete it and start again"
             )
         content = _decode(data)
         return content if isinstance(content, dict) else self._from_columns(i, *content)
 
     def _from_columns(self, i: int, image_id: int, file_name: str, segmentations: list) -> dict:
-        """Return the record of a COCO file, of which `data` holds only these three."""
+        """Return the record of a COCO file, for which `data` holds only these three values."""
         arrays = self._arrays
         part = slice(arrays["starts"][i], arrays["starts"][i + 1])
         rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "categories", "areas"))
@@ -117,12 +118,12 @@ class Records(_Decoded):
 
 
 class View(_Decoded):
-    """Dataset dicts of other sequences, chosen and perhaps changed; see select, join, applied.
+    """Selected and optionally transformed dicts of other sequences; see select, join, applied.
 
     Args:
-        parts: the sequences, one behind the other.
-        indices: int64 (N,) into them; None takes all.
-        function: of a dict, gives the dict to return; picklable.
+        parts: Sequences to concatenate.
+        indices: Indices into the concatenation, int64 (N,); None selects all.
+        function: Picklable function that maps a dict to the dict to return.
     """
 
     def __init__(
@@ -147,29 +148,29 @@ class View(_Decoded):
 
 
 def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
-    """Return the records with these indices, in this order; an index may come several times.
+    """Return the records with these indices, in this order; indices may repeat.
 
     Args:
-        records: dataset dicts.
-        indices: as numpy takes them: integers, or a bool for each record.
+        records: Dataset dicts.
+        indices: Indices as in numpy: integers, or a bool for each record.
 
     Raises:
-        IndexError: there are not so many records.
+        IndexError: An index is out of range.
     """
     chosen = np.asarray(indices, None if len(indices) else np.int64)
     return View([records], np.arange(len(records))[chosen])
 
 
 def join(parts: Sequence[Sequence[dict]]) -> View:
-    """Several sequences as one."""
+    """Concatenate sequences of records."""
     return View(parts)
 
 
 def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
-    """Return the records, each sent through a picklable function when it is asked for.
+    """Return the records, each transformed by a picklable function on access.
 
-    If it changes what columns hold (sizes, crowds, classes, kinds of masks), it has a method
-    `columns` that does the same to the `Columns`.
+    If the function changes anything that columns hold (sizes, crowds, classes, mask kinds), it must
+    have a method `columns` that applies the same change to `Columns`.
     """
     return View([records], function=function)
 
@@ -177,7 +178,7 @@ def applied(records: Sequence[dict], function: Callable[[dict], dict]) -> View:
 def relabeled(records: Sequence[dict], labels: Sequence[int | None]) -> View:
     """Return the records with `category_id` c as labels[c]; drop annotations where it is None.
 
-    The records given stay as they are.
+    The input is not modified.
     """
     return View([records], function=_Relabel(tuple(labels)))
 
@@ -198,7 +199,7 @@ class _Relabel:
 
 
 def columns_of(records: Sequence[dict]) -> Columns:
-    """Return the columns of a list or of any of this module's sequences, which need no decoding."""
+    """Return the columns of a list or, without decoding, of any sequence of this module."""
     if isinstance(records, Records):
         return records.columns
     if isinstance(records, View):
@@ -212,12 +213,12 @@ def columns_of(records: Sequence[dict]) -> Columns:
 
 
 def file_names_of(records: Sequence[dict]) -> list[str]:
-    """`file_name` of each record, of a `Records` without decoding."""
+    """Return the `file_name` of each record, without decoding a `Records`."""
     return _named(records, "file_name", Records.file_names)
 
 
 def image_ids_of(records: Sequence[dict]) -> list:
-    """`image_id` of each record (None: it has none), of a `Records` without decoding."""
+    """Return the `image_id` of each record, or None, without decoding a `Records`."""
     return _named(records, "image_id", Records.image_ids)
 
 
@@ -231,20 +232,20 @@ def _named(records: Sequence[dict], key: str, stored: Callable[[Records], list])
 
 
 def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]) -> None:
-    """Write dataset dicts as a file that `Records` reads.
+    """Write dataset dicts to a file that `Records` reads.
 
     Args:
-        file: to write to.
-        records: dataset dicts of JSON values (box modes become integers, tuples lists).
-        info: JSON values, `Records.info`.
+        file: File to write to.
+        records: Dataset dicts of JSON values (box modes become integers, tuples become lists).
+        info: JSON values for `Records.info`.
 
     Raises:
-        UserError: a record holds something else.
+        UserError: A record holds other values.
     """
     try:
         data = [json.dumps(record, default=os.fspath).encode() for record in records]
     except (TypeError, ValueError) as e:
-        raise UserError(f"the data set cannot be cached: {e}; give plain numbers and texts") from e
+        raise UserError(f"the dataset cannot be cached: {e}; use plain numbers and strings") from e
     writer = ArrayFileWriter(file)
     writer.add_bytes("data", data)
     write_columns(
@@ -266,7 +267,7 @@ def write_columns(
     image_ids: list,
     columns: Columns,
 ) -> None:
-    """Write what every store holds beside `data`: of each record its bytes there, and columns."""
+    """Write what stores hold besides `data`: ends and checksums of records in it, and columns."""
     writer.add("ends", np.cumsum(lengths, dtype=np.int64))
     writer.add("crcs", crcs)
     for name, values in (("file_names", file_names), ("image_ids", image_ids)):
@@ -279,5 +280,5 @@ def write_columns(
 def _decode(data: memoryview) -> Any:
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:  # NaN, or a number that JSON can name and a float cannot hold
+    except msgspec.DecodeError:  # NaN, or a number beyond the range of a float
         return json.loads(bytes(data))

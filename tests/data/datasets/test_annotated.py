@@ -1,4 +1,4 @@
-"""Data sets whose format is recognised, and classes that are matched by name."""
+"""Datasets whose format is detected, and classes matched by name."""
 
 import json
 
@@ -19,7 +19,7 @@ from d2ext.evaluation.results_file import read_results, to_detections
 
 
 def _coco(names, objects, **more):
-    """An image with an object of each of the named classes; ids are 10, 20, ... in their order."""
+    """Return an image with an object of each named class; ids are 10, 20, ... in their order."""
     ids = {name: 10 * (i + 1) for i, name in enumerate(names)}
     return {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
@@ -69,7 +69,7 @@ CSV = (
         (CSV, "a.csv", "via"),
     ],
 )
-def test_formats_are_recognised(write, content, name, known):
+def test_formats_are_detected(write, content, name, known):
     assert detect_format(write(name, content)) == known
 
 
@@ -117,7 +117,7 @@ def test_one_declaration_reads_any_format(write):
     assert middle_dataset(files["any_middle"], "/p").classes == ("dog", "cat")
 
 
-def test_via_with_the_classes_given_or_found(tiny_root, tmp_path, write):
+def test_via_with_given_or_detected_classes(tiny_root, tmp_path, write):
     folder = tiny_root / "balloon" / "val"
     file = folder / "via_region_data.json"
     dataset = annotated_dataset(str(file), str(folder), classes=["balloon"])
@@ -134,7 +134,7 @@ def test_via_with_the_classes_given_or_found(tiny_root, tmp_path, write):
 
 
 @pytest.mark.parametrize("palette", [[[1, 2, 3]], [[1, 2, 3], [1, 2, 256]], [[1, 2], [3, 4]]])
-def test_a_palette_has_a_colour_for_each_class(write, palette):
+def test_a_palette_has_a_color_for_each_class(write, palette):
     with pytest.raises(UserError, match=r"palette=.*each of the 2 classes \(dog, cat\)"):
         coco_dataset(write("a.json", _coco(["dog", "cat"], [])), "/photos", palette=palette)
 
@@ -161,15 +161,15 @@ def _labels(name):
     return [classes[a["category_id"]] for a in DatasetCatalog.get(name)[0]["annotations"]]
 
 
-def test_the_validation_follows_the_training_by_name(write, tmp_path):
+def test_validation_classes_are_mapped_to_training_classes_by_name(write, tmp_path):
     train = write("train.json", _coco(["dog", "cat", "bird"], ["cat", "bird"]))
     val = write("val.json", _coco(["kite", "cat", "dogs", "dog"], ["dog", "kite", "cat", "kite"]))
     colors = [[i, i, i] for i in range(3)]
     cfg = _config("by_train", "by_val", by_train=(train, {"palette": colors}), by_val=(val, {}))
     notes = register_run_datasets(cfg)
     assert notes == [
-        "by_val has no class 'bird'; by_train has",
-        "by_val has the class 'kite', 'dogs', by_train has not: its objects are left out",
+        "by_val lacks the class 'bird', which by_train has",
+        "by_val has the class 'kite', 'dogs', which by_train lacks: its objects are dropped",
     ]
     for name in ("by_train", "by_val"):
         assert MetadataCatalog.get(name).thing_classes == ["dog", "cat", "bird"]
@@ -177,8 +177,8 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     assert _labels("by_val") == ["dog", "cat"] == _labels("by_val")
     assert _labels("by_train") == ["cat", "bird"]
     assert register_run_datasets(cfg) == []  # again, as each process of a run does
-    # Results are in the file's ids, so that evaluate.py takes them; a class that it lacks has one
-    # behind them, for Detectron2's own evaluator, and no results.
+    # Results use the file's ids, so that evaluate.py accepts them. A class that is not in the file
+    # gets an id after them, for Detectron2's own evaluator, and no results.
     ids = MetadataCatalog.get("by_val").thing_dataset_id_to_contiguous_id
     assert {i: c for i, c in ids.items() if c < 2} == {40: 0, 20: 1} and len(ids) == 3
     found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 2, 2], "score": 1} for c in range(3)]
@@ -194,30 +194,33 @@ def test_the_validation_follows_the_training_by_name(write, tmp_path):
     assert len(offline.scores) == 2
 
 
-def test_a_misspelt_class_is_guessed(write):
+def test_a_correction_is_suggested_for_a_misspelled_class(write):
     train = write("train.json", _coco(["dog", "cat"], []))
     val = write("val.json", _coco(["dogg", "cat"], []))
     notes = register_run_datasets(_config("g_train", "g_val", g_train=(train, {}), g_val=(val, {})))
-    assert notes[-1].endswith("left out (did you mean 'dog'?)")
+    assert notes[-1].endswith("dropped (did you mean 'dog'?)")
 
 
-def test_joined_training_sets_have_the_classes_of_all(write):
+def test_joined_training_sets_have_the_union_of_classes(write):
     a = write("a.json", _coco(["dog", "cat"], ["dog", "cat"]))
     b = write("b.json", _middle(["kite", "cat"], ["kite", "cat"]))
     notes = register_run_datasets(_config(["u_a", "u_b"], "u_b", u_a=(a, {}), u_b=(b, {})))
-    assert notes == ["u_a has no class 'kite'; u_b has", "u_b has no class 'dog'; u_a has"]
+    assert notes == [
+        "u_a lacks the class 'kite', which u_b has",
+        "u_b lacks the class 'dog', which u_a has",
+    ]
     for name, labels in (("u_a", ["dog", "cat"]), ("u_b", ["kite", "cat"])):
         assert MetadataCatalog.get(name).thing_classes == ["dog", "cat", "kite"]
         assert _labels(name) == labels
 
 
-def test_nothing_in_common_is_refused(write):
+def test_datasets_without_a_common_class_are_refused(write):
     a, b = write("a.json", _coco(["dog"], [])), write("b.json", _coco(["cat"], []))
     with pytest.raises(UserError, match="n_a and n_b have no class in common: 'dog' and 'cat'"):
         register_run_datasets(_config("n_a", "n_b", n_a=(a, {}), n_b=(b, {})))
 
 
-def test_a_set_that_others_registered_follows_as_well():
+def test_a_dataset_registered_elsewhere_is_mapped_too():
     records = [
         {"image_id": 1, "annotations": [{"category_id": 1, "bbox_mode": 0}]},
         {"image_id": 2},
@@ -234,14 +237,14 @@ def test_a_set_that_others_registered_follows_as_well():
         MetadataCatalog.remove("theirs")
 
 
-def test_the_validation_of_chosen_classes_is_known_by_its_file(write, tmp_path):
+def test_a_validation_set_with_chosen_classes_has_json_file(write, tmp_path):
     file = write("v.json", _coco(["cat"], ["cat"]))
     dataset = annotated_dataset(file, str(tmp_path), classes=["cat"], missing_ok=True)
-    assert dataset.metadata["json_file"] == file  # which preflight checks
+    assert dataset.metadata["json_file"] == file  # used by the preflight checks
 
 
 @pytest.mark.parametrize("name", ["data.yaml", "a.xml", "labels"])
-def test_formats_that_are_converted_say_so(tmp_path, name):
+def test_formats_that_need_conversion_are_reported(tmp_path, name):
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "a.xml").write_text("<annotation/>")
@@ -258,7 +261,7 @@ def test_formats_that_are_converted_say_so(tmp_path, name):
         ([{"file_name": "a", "annotations": [{"bbox": [0, 1], "bbox_mode": 0}]}], "annotations.0."),
     ],
 )
-def test_records_of_an_own_function_are_checked(write, records, words):
+def test_records_of_a_custom_function_are_checked(write, records, words):
     register_datasets({"own_a": L(_own)(records=7)})
     try:
         OWN["records"] = records

@@ -1,4 +1,4 @@
-"""Boxes as outlines: files, training and ground truth have the same ones."""
+"""Boxes as outlines: files, training and ground truth agree."""
 
 import json
 
@@ -17,12 +17,12 @@ from d2ext.data.records.records import columns_of
 from d2ext.evaluation.instances import ground_truth_columns
 
 OUTLINE = [[1, 1, 5, 1, 5, 5]]
-BOX = [[2, 3, 6, 3, 6, 8, 2, 8]]  # of the bbox below
+BOX = [[2, 3, 6, 3, 6, 8, 2, 8]]  # the bbox below
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A COCO file with an outline, two boxes (one a crowd), and an RLE."""
+    """Write a COCO file with an outline, two boxes (one a crowd), and an RLE."""
     rle = {"size": [10, 20], "counts": [30, 10, 160]}
     masks = [{"segmentation": OUTLINE}, {}, {"iscrowd": 1}, {"segmentation": rle}]
     annotations = [
@@ -43,7 +43,7 @@ def mixed(tmp_path):
     unregister_datasets()
 
 
-def test_every_object_has_a_mask_and_its_area_stays(mixed):
+def test_every_object_has_a_mask_and_keeps_its_area(mixed):
     (record,) = DatasetCatalog.get(mixed)
     masks = [a["segmentation"] for a in record["annotations"]]
     assert masks[:3] == [OUTLINE, BOX, BOX] and isinstance(masks[3], dict)
@@ -61,7 +61,7 @@ def test_columns_training_and_ground_truth_agree(mixed):
     assert ground_truth_columns(records, ["cat", "dog"]).segmentations[1] == BOX
 
 
-def test_classes_that_are_matched_keep_the_outlines(mixed):
+def test_mapping_classes_keeps_the_outlines(mixed):
     use_classes(mixed, ["dog"])
     (record,) = records = DatasetCatalog.get(mixed)
     assert [a["segmentation"] for a in record["annotations"]][0] == BOX

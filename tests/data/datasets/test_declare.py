@@ -30,7 +30,7 @@ def no_dataset(**_):
     return 3
 
 
-def test_a_declared_set_is_detectron2_s(tiny_root):
+def test_a_declared_dataset_is_in_detectron2_s_catalogs(tiny_root):
     declaration = _declare(tiny_root, palette=[[1, 2, 3]])
     register_datasets({"catalog_a": declaration})
     records = DatasetCatalog.get("catalog_a")
@@ -41,7 +41,7 @@ def test_a_declared_set_is_detectron2_s(tiny_root):
     register_datasets({"catalog_a": declaration})  # again: nothing happens
 
 
-def test_coco_is_the_same_set(tiny_root, tmp_path):
+def test_coco_gives_the_same_dataset(tiny_root, tmp_path):
     register_datasets({"catalog_b": _declare(tiny_root)})
     records = DatasetCatalog.get("catalog_b")
     write_json(tmp_path / "a.json", to_coco(records, ["balloon"], "/"))
@@ -55,8 +55,8 @@ def test_coco_is_the_same_set(tiny_root, tmp_path):
     ]
 
 
-def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
-    """Ours, and those of Detectron2's own evaluator."""
+def test_results_use_the_category_ids_of_the_file(tiny_root, tmp_path):
+    """Both our results and those of Detectron2's evaluator do."""
     register_datasets({"catalog_k": _declare(tiny_root)})
     content = to_coco(DatasetCatalog.get("catalog_k"), ["balloon"], "/")
     content["categories"] = [{"id": 7, "name": "balloon"}, {"id": 3, "name": "kite"}]
@@ -95,7 +95,7 @@ def test_results_are_in_the_category_ids_of_the_file(tiny_root, tmp_path):
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_an_absent_annotation_file_names_the_remedy(tmp_path):
+def test_the_error_for_a_missing_annotation_file_names_the_fix(tmp_path):
     declaration = _declare(tmp_path)
     register_datasets({"catalog_m": declaration})
     with pytest.raises(UserError) as e:
@@ -116,10 +116,10 @@ def test_mistakes(tiny_root):
     register_datasets({"catalog_d": _declare(tiny_root)})
     with pytest.raises(UserError, match="catalog_d is declared twice"):
         register_datasets({"catalog_d": _declare(tiny_root, classes=["kite"])})
-    with pytest.raises(UserError, match="'a.b' holds a dot"):
+    with pytest.raises(UserError, match="'a.b' contains a dot"):
         register_datasets({"a.b": _declare(tiny_root)})
     with pytest.raises(UserError, match="datasets.catalog_e.*unexpected"):
-        register_datasets({"catalog_e": _declare(tiny_root, colour=3)})
+        register_datasets({"catalog_e": _declare(tiny_root, color=3)})
     with pytest.raises(UserError, match="not a d2ext Dataset"):
         register_datasets({"catalog_f": L(no_dataset)()})
     with pytest.raises(UserError, match=r"give a list, such as \[balloon\]"):
@@ -137,22 +137,22 @@ def test_a_function_inside_the_config_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="mine cannot be imported.*not in the config file"):
         register_datasets(LazyConfig.load(str(tmp_path / "c.py")).datasets)
-    with pytest.raises(UserError, match="catalog_j is no L"):
+    with pytest.raises(UserError, match="catalog_j is not an L"):
         register_datasets({"catalog_j": "/data/train.json"})
 
 
-def test_a_function_of_one_s_own(tiny_root):
+def test_a_custom_dataset_function(tiny_root):
     register_datasets({"catalog_h": L(own_dataset)(size=7)})
     assert DatasetCatalog.get("catalog_h")[0]["height"] == 7
 
 
 def own_dataset(size):
-    """What a user writes in a module of theirs."""
+    """Return a dataset, like a function in a user's module."""
     return Dataset(lambda: [dict(file_name="a", image_id=1, height=size, width=1)], ["thing"])
 
 
-def test_a_file_that_changes_while_a_run_reads_it_again(tmp_path):
-    """Its counts change; Detectron2's metadata may not."""
+def test_a_file_may_change_between_two_loads(tmp_path):
+    """Its counts change, although Detectron2's metadata may not."""
     box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0}
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 9}],

@@ -1,4 +1,4 @@
-"""Data sets joined, repeated and balanced: how often an epoch shows each image."""
+"""Joined, repeated and balanced datasets: how often each image is shown per epoch."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from d2ext.errors import UserError
 
 
 def _records(prefix, classes):
-    """An image for each entry of `classes`, which lists its objects' classes."""
+    """Return an image for each entry of `classes`, which lists the classes of its objects."""
     return [
         {
             "file_name": f"{prefix}{i}.jpg",
@@ -30,7 +30,7 @@ def _records(prefix, classes):
 
 @pytest.fixture
 def sets():
-    """`many` (10 images, 1 empty, 1 with a crowd only; class 1 in one image) and `few` (3)."""
+    """Register `many` (10 images: 1 empty, 1 with only a crowd, 1 with class 1) and `few` (3)."""
     contents = {"many": [[0]] * 7 + [[0, 1], [], [-1]], "few": [[0]] * 3}
     for name, classes in contents.items():
         DatasetCatalog.register(name, lambda n=name, c=classes: _records(n, c))
@@ -53,17 +53,17 @@ def _epoch(dataset, number=0, seed=0):
     return Counter(next(iter(loader)))
 
 
-def test_sets_are_joined_and_empty_images_left_out(sets):
+def test_datasets_are_joined_and_empty_images_dropped(sets):
     dataset = training_set(["many", "few"])
     assert len(dataset) == 11
-    assert str(dataset) == "11 images (2 without objects left out, filter_empty)"
+    assert str(dataset) == "11 images (2 without objects dropped, filter_empty)"
     assert _epoch(dataset) == {f"many{i}.jpg": 1 for i in range(8)} | {
         f"few{i}.jpg": 1 for i in range(3)
     }
     assert len(training_set("many", filter_empty=False)) == 10
 
 
-def test_what_is_no_object_is_a_crowd_to_the_mapper(sets):
+def test_objects_that_are_not_trained_on_become_crowds(sets):
     marks = [{}, {"difficult": 1}, {"is_group_of": 1}, {"iscrowd": 1}]
     records = _records("marked", [[0] * 4, [0]])
     for annotation, mark in zip(records[0]["annotations"], marks, strict=True):
@@ -74,16 +74,16 @@ def test_what_is_no_object_is_a_crowd_to_the_mapper(sets):
         dataset = training_set("marked")
     finally:
         DatasetCatalog.remove("marked")
-    assert dataset.left_out == 1  # the second image has none to learn from
+    assert dataset.left_out == 1  # the second image has no object to train on
     (record,) = dataset.records
     assert [a["iscrowd"] for a in record["annotations"]] == [0, 1, 1, 1]
 
 
-def test_each_set_is_repeated(sets):
+def test_each_dataset_is_repeated(sets):
     dataset = training_set(["many", "few"], repeat=[1, 3])
     assert len(dataset) == 8 + 9
     assert str(dataset).endswith(
-        "17 images (2 without objects left out, filter_empty) from 11, repeated up to 3 times"
+        "17 images (2 without objects dropped, filter_empty) from 11, repeated up to 3 times"
     )
     for number in range(3):
         shown = _epoch(dataset, number)
@@ -93,13 +93,13 @@ def test_each_set_is_repeated(sets):
     assert len(training_set("few", repeat=2)) == 6
 
 
-def test_rare_classes_come_up_more_often(sets):
-    """Class 1 is in 1 of 8 images: the root of 0.5 / 0.125 is 2."""
+def test_images_with_rare_classes_are_shown_more_often(sets):
+    """Class 1 is in 1 of 8 images: sqrt(0.5 / 0.125) is 2."""
     dataset = training_set("many", oversample_threshold=0.5)
     assert dataset.repeats.tolist() == [1.0] * 7 + [2.0]
     assert len(dataset) == 9
     assert _epoch(dataset)["many7.jpg"] == 2
-    # 1 / 0.125 has the root 2.83: 2 or 3 times, the same in any process.
+    # sqrt(1 / 0.125) is 2.83: shown 2 or 3 times, identically in every process.
     dataset = training_set("many", oversample_threshold=1.0)
     times = [_epoch(dataset, number)["many7.jpg"] for number in range(9)]
     assert set(times) <= {2, 3} and len(dataset) == 10
@@ -119,17 +119,17 @@ def test_fractions_are_rounded_by_seed_and_epoch(repeats, group_size, batch, see
     order = EpochOrder(portrait, group_size, seed, repeats)
     epochs = [np.bincount(order.epoch(e), minlength=len(repeats)) for e in range(4)]
     for counts in epochs:
-        assert counts.sum() == len(order)  # all have the length that the schedule counts with
+        assert counts.sum() == len(order)  # equal to the length that the schedule assumes
         assert (counts >= np.floor(repeats)).all() and (counts <= np.floor(repeats) + 2).all()
     assert abs(len(order) - repeats.sum()) <= 0.5 + 1e-6
-    # Stateless: from any step on, the stream is the same.
+    # Stateless: the stream is the same from any step on.
     whole = iter(BatchSampler(EpochOrder(portrait, group_size, seed, repeats), batch))
     stream = [next(whole) for _ in range(12)]
     later = iter(BatchSampler(EpochOrder(portrait, group_size, seed, repeats), batch, start_iter=7))
     assert [next(later) for _ in range(5)] == stream[7:]
 
 
-def test_fractions_are_kept_on_average():
+def test_fractions_hold_on_average():
     repeats = np.array([1.0, 1.25, 1.5, 2.75, 1.0, 1.5])
     order = EpochOrder(np.zeros(6, bool), 1, 0, repeats)
     assert len(order) == 9
@@ -153,7 +153,7 @@ def test_mistakes(sets, options, message):
         training_set("few", **options)
 
 
-def test_nothing_left_is_said(sets):
+def test_an_empty_training_set_is_an_error(sets):
     DatasetCatalog.register("empty", lambda: _records("e", [[], [-1]]))
     try:
         with pytest.raises(UserError, match="empty: no image has an object.*filter_empty=False"):

@@ -1,4 +1,4 @@
-"""COCO files: what is read, what is refused, and that what is made evaluates as it should."""
+"""COCO files: reading, errors, and correct evaluation of written files."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
 
 
 def content(**changes: object) -> dict:
-    """A small COCO file: categories out of order, ids with gaps, an image without annotations."""
+    """Return a small file with unordered categories, gaps in ids and an image without objects."""
     image = {"height": 8, "width": 10}
     annotation = {"iscrowd": 0, "area": 16, "bbox": [1, 1, 4, 4], "segmentation": [SQUARE]}
     return {
@@ -44,20 +44,20 @@ def content(**changes: object) -> dict:
 
 
 def read(folder: Path, what: object, classes: list | None = None) -> list[dict]:
-    """Writes the file and reads it."""
+    """Write a file and read it."""
     (folder / "coco.json").write_text(json.dumps(what))
     return read_coco(folder / "coco.json", "/photos", classes)[0]
 
 
 def with_annotation(**changes: object) -> dict:
-    """The small file with only its first annotation, changed; a change to None removes the key."""
+    """Return the small file with its first annotation only, modified; None removes a key."""
     made = content()
     annotation = {**made["annotations"][0], **changes}
     made["annotations"] = [{k: v for k, v in annotation.items() if v is not None}]
     return made
 
 
-def test_images_and_classes_come_in_the_order_of_their_ids(tmp_path: Path) -> None:
+def test_images_and_classes_are_ordered_by_id(tmp_path: Path) -> None:
     first, second = read(tmp_path, content())
     assert coco_classes(tmp_path / "coco.json") == ("cat", "dog")
     assert [a["category_id"] for a in first.pop("annotations")] == [1, 0]
@@ -65,7 +65,7 @@ def test_images_and_classes_come_in_the_order_of_their_ids(tmp_path: Path) -> No
     assert (second["image_id"], second["annotations"]) == (30, [])
 
 
-def test_an_annotation_is_read_whole(tmp_path: Path) -> None:
+def test_all_values_of_an_annotation_are_read(tmp_path: Path) -> None:
     first, _ = read(tmp_path, with_annotation())
     assert first["annotations"] == [
         {
@@ -90,7 +90,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
         read(tmp_path, content(), ["cat", "dogs"])
 
 
-def test_annotations_are_left_out_for_a_reason(
+def test_dropped_annotations_are_counted_by_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = content()
@@ -127,7 +127,7 @@ def test_annotations_are_left_out_for_a_reason(
     ],
     ids=["polygons", "RLE"],
 )
-def test_an_absent_box_is_that_of_the_mask(
+def test_a_missing_box_is_computed_from_the_mask(
     tmp_path: Path, caplog, box: list | None, shape: object, corners: list
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -146,7 +146,7 @@ def test_an_absent_box_is_that_of_the_mask(
         ({"difficult": 0, "is_group_of": False, "ignore": None}, {}),
     ],
 )
-def test_marks_of_objects_are_kept(tmp_path: Path, marks: dict, read_as: dict) -> None:
+def test_flags_of_objects_are_kept(tmp_path: Path, marks: dict, read_as: dict) -> None:
     plain = read(tmp_path, with_annotation())[0]["annotations"][0]
     (annotation,) = read(tmp_path, with_annotation(**marks))[0]["annotations"]
     assert annotation == plain | read_as
@@ -187,9 +187,9 @@ def test_rle_is_kept_and_compressed(tmp_path: Path) -> None:
         (content(images=content()["images"] * 2), "image id 30 appears twice"),
         (content(categories=[{"id": 1}]), "`categories` is malformed.*name"),
         (content(categories=[{"id": i, "name": "cat"} for i in (1, 2)]), "repeats"),
-        (with_annotation(image_id=8), r"annotations\[0\] is of the image 8, which"),
+        (with_annotation(image_id=8), r"annotations\[0\] refers to the image 8, which"),
         (with_annotation(image_id=None), r"annotations\[0\].*image_id"),
-        (with_annotation(category_id=4), r"annotations\[0\] is of the category 4, which"),
+        (with_annotation(category_id=4), r"annotations\[0\] refers to the category 4, which"),
         (with_annotation(bbox=[1, 2, 3]), r"annotations\[0\] is malformed"),
         (with_annotation(bbox=[1, 2, 3, "4"]), r"annotations\[0\] is malformed"),
         (with_annotation(area="16"), r"annotations\[0\] is malformed"),
@@ -205,7 +205,7 @@ def test_bad_files_are_refused(tmp_path: Path, what: object, message: str) -> No
     assert str(tmp_path / "coco.json") in str(e.value)
 
 
-def test_the_file_s_area_counts(tmp_path: Path) -> None:
+def test_the_area_in_the_file_is_used(tmp_path: Path) -> None:
     for area, made in ((12.5, 12.5), (0, 0), (None, 16)):
         records = read(tmp_path, with_annotation(area=area))
         assert to_coco(records, ["cat", "dog"])["annotations"][0]["area"] == made
@@ -224,7 +224,7 @@ def test_box_modes(tmp_path: Path) -> None:
 
 
 def average_precision(ground_truth: dict, task: str) -> float:
-    """AP by pycocotools of detections that equal the ground ground_truth."""
+    """Return pycocotools' AP of detections that equal the ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
         gt.dataset = json.loads(json.dumps(ground_truth))
@@ -246,7 +246,7 @@ boxes = st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 50), st
 @given(
     st.lists(
         st.lists(st.tuples(boxes, st.integers(0, 1)), max_size=4), min_size=1, max_size=3
-    ).filter(any)  # pycocotools takes no empty results
+    ).filter(any)  # pycocotools rejects empty results
 )
 def test_perfect_detections_have_an_ap_of_1(images: list) -> None:
     records = []
@@ -279,7 +279,7 @@ def test_perfect_masks_of_balloons_have_an_ap_of_1(tmp_path: Path) -> None:
     assert average_precision(ground_truth, "segm") == pytest.approx(1)
 
 
-def test_polygons_and_rle_may_share_an_image(tmp_path: Path) -> None:
+def test_an_image_may_have_polygons_and_rle(tmp_path: Path) -> None:
     made = with_annotation()
     rle = {"size": [8, 10], "counts": [9, 4, 67]}
     made["annotations"].append({**made["annotations"][0], "segmentation": rle})
@@ -289,7 +289,7 @@ def test_polygons_and_rle_may_share_an_image(tmp_path: Path) -> None:
     assert mask.decode(encoded).T.ravel().nonzero()[0].tolist() == [9, 10, 11, 12]
 
 
-def test_what_is_missing_is_repaired_and_said(
+def test_missing_values_are_filled_in_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -301,7 +301,7 @@ def test_what_is_missing_is_repaired_and_said(
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
-def test_any_rle_of_pycocotools_is_taken_and_a_damaged_one_is_not(h, w, data) -> None:
+def test_valid_rle_is_accepted_and_damaged_rle_is_not(h, w, data) -> None:
     bits = data.draw(st.lists(st.booleans(), min_size=h * w, max_size=h * w))
     pixels = np.array(bits, np.uint8).reshape(h, w)
     rle = mask.encode(np.asfortranarray(pixels))
@@ -309,7 +309,7 @@ def test_any_rle_of_pycocotools_is_taken_and_a_damaged_one_is_not(h, w, data) ->
     read_, _ = read_object([0, 0, 1, 1], {"size": [h, w], "counts": text}, h, w)
     assert (mask.decode(read_["segmentation"]) == pixels).all()
     cut = data.draw(st.integers(0, len(text) - 1))
-    with pytest.raises(ValueError, match="RLE"):  # it covers less
+    with pytest.raises(ValueError, match="RLE"):  # too few pixels
         read_object([0, 0, 1, 1], {"size": [h, w], "counts": text[:cut]}, h, w)
 
 
@@ -339,7 +339,7 @@ def test_damaged_annotations_are_refused(tmp_path: Path, change: dict) -> None:
 
 
 @pytest.mark.parametrize("point", [float("nan"), float("inf"), 1e7, -1e300])
-def test_polygons_that_no_image_holds_are_left_out(tmp_path: Path, point: float) -> None:
+def test_polygons_beyond_any_image_are_dropped(tmp_path: Path, point: float) -> None:
     far = [1, 1, point, 1, 5, 5]
     first, _ = read(tmp_path, with_annotation(segmentation=[far, SQUARE]))
     assert first["annotations"][0]["segmentation"] == [SQUARE]
@@ -347,7 +347,7 @@ def test_polygons_that_no_image_holds_are_left_out(tmp_path: Path, point: float)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "", 7, None])
-def test_images_are_in_their_folder(tmp_path: Path, name: object) -> None:
+def test_images_outside_of_the_folder_are_refused(tmp_path: Path, name: object) -> None:
     made = content()
     made["images"][1]["file_name"] = name
     with pytest.raises(UserError, match=r"coco.json: images\[1\]"):
@@ -355,14 +355,14 @@ def test_images_are_in_their_folder(tmp_path: Path, name: object) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8.5, 8), ("8", 8), (True, 8), (8, 10**9), (8, -1)])
-def test_images_have_a_size(tmp_path: Path, size: tuple) -> None:
+def test_images_without_a_valid_size_are_refused(tmp_path: Path, size: tuple) -> None:
     made = content()
     made["images"][0].update(height=size[0], width=size[1])
-    with pytest.raises(UserError, match=r"images\[0\] is malformed.*no positive integer"):
+    with pytest.raises(UserError, match=r"images\[0\] is malformed.*not a positive integer"):
         read(tmp_path, made)
 
 
-def test_nesting_without_end_is_one_line(tmp_path: Path) -> None:
+def test_deep_nesting_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text("[" * 200_000)
     with pytest.raises(UserError, match="is not valid JSON"):
         read_coco(tmp_path / "coco.json", tmp_path)

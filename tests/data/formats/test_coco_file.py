@@ -1,4 +1,4 @@
-"""The policies of the COCO reader: what each makes of the same entry."""
+"""The policies of the COCO reader, applied to the same entries."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def _as_is(file: Path) -> list[tuple]:
     return list(zip(table.box.tolist(), table.area, table.crowd, strict=True))
 
 
-# An entry, and what it is with `repair`, `strict` and `as_is`: box, area, crowd.
+# An entry, and its box, area and crowd flag with `repair`, `strict` and `as_is`.
 _POLICIES = {
     "whole": (_OBJECT, (_BOX, 5.5, True), (_BOX, 5.5, True), (_BOX, 5.5, True)),
     "no bbox": (

@@ -1,4 +1,4 @@
-"""LabelMe, YOLO, VOC and Open Images to COCO, and back: where objects lie, and what is refused."""
+"""Convert LabelMe, YOLO, VOC and Open Images to COCO and back: positions of objects, and errors."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ NAME = "sub/a b.c ü.jpg"
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of two images, of 40 x 30 and 20 x 10 pixels."""
+    """Return a folder with two images, of 40 x 30 and 20 x 10 pixels."""
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(folder / NAME)
@@ -28,14 +28,14 @@ def images(tmp_path: Path) -> Path:
 
 
 def convert(tmp_path: Path, kind: str, source: Path, *args: object) -> dict:
-    """The COCO content that `source` becomes."""
+    """Convert `source` and return the COCO content."""
     out = tmp_path / "coco.json"
     convert_to_coco(kind, source, tmp_path / "images", out, *args)
     return json.loads(out.read_text())
 
 
 def objects(content: dict) -> list[tuple]:
-    """(file name, class, box, area, iscrowd) of each object."""
+    """Return (file name, class, box, area, iscrowd) of each object."""
     names = {i["id"]: i["file_name"] for i in content["images"]}
     classes = {c["id"]: c["name"] for c in content["categories"]}
     return [
@@ -45,7 +45,7 @@ def objects(content: dict) -> list[tuple]:
 
 
 def labelme(shapes: list[dict], **fields: object) -> str:
-    """A file of LabelMe."""
+    """Return the content of a LabelMe file."""
     return json.dumps(
         {"shapes": shapes, "imagePath": NAME, "imageWidth": 40, "imageHeight": 30, **fields}
     )
@@ -53,7 +53,7 @@ def labelme(shapes: list[dict], **fields: object) -> str:
 
 class TestLabelMe:
     def read(self, tmp_path: Path, *shapes: dict, **fields: object) -> dict:
-        """Converts one file."""
+        """Convert one file."""
         (tmp_path / "l").mkdir(exist_ok=True)
         (tmp_path / "l" / "a.json").write_text(labelme(list(shapes), **fields))
         return convert(tmp_path, "labelme", tmp_path / "l")
@@ -96,16 +96,18 @@ class TestLabelMe:
         assert len(content["annotations"][0]["segmentation"]) == 2
 
     @pytest.mark.parametrize("path", ["..\\images\\b.png", "b.png", "C:\\u\\b.png", "/x/b.png"])
-    def test_paths_of_other_machines(self, tmp_path: Path, images: Path, path: str) -> None:
+    def test_paths_from_other_machines(self, tmp_path: Path, images: Path, path: str) -> None:
         content = self.read(tmp_path, imagePath=path, imageWidth=None)
         assert [i["file_name"] for i in content["images"]] == ["b.png"]
 
-    def test_paths_do_not_leave_the_folder(self, tmp_path: Path, images: Path) -> None:
+    def test_paths_outside_of_the_folder_are_refused(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
         with pytest.raises(UserError, match=r"secret\.png' is not in the image folder"):
             self.read(tmp_path, imagePath="../secret.png")
 
-    def test_the_output_may_lie_beside_the_input(self, tmp_path: Path, images: Path) -> None:
+    def test_the_output_may_be_in_the_folder_of_the_input(
+        self, tmp_path: Path, images: Path
+    ) -> None:
         (tmp_path / "l").mkdir()
         (tmp_path / "l" / "z.json").write_text(labelme([]))
         made = []
@@ -129,7 +131,7 @@ class TestLabelMe:
 class TestYolo:
     @pytest.fixture
     def labels(self, tmp_path: Path, images: Path) -> Path:
-        """Boxes and polygons of three classes; b.png has none."""
+        """Write boxes and polygons of three classes; b.png has no labels."""
         (tmp_path / "labels" / "sub").mkdir(parents=True)
         text = "2 0.5 0.5 0.25 0.4\n0 0.1 0.1 0.9 0.1 0.9 0.9\n\n"
         (tmp_path / "labels" / "sub" / "a b.c ü.txt").write_text(text)
@@ -147,13 +149,13 @@ class TestYolo:
         assert polygon[3] == pytest.approx(32 * 24 / 2)
         assert content["annotations"][0]["segmentation"] == []
 
-    def test_classes_choose_and_order(self, tmp_path: Path, labels: Path, caplog) -> None:
+    def test_classes_select_and_order(self, tmp_path: Path, labels: Path, caplog) -> None:
         content = convert(tmp_path, "yolo", labels, ["cat", "no"])
         assert [(o[1]) for o in objects(content)] == ["cat"]
         assert content["annotations"][0]["category_id"] == 1
         assert "1 of the class 'zebra'" in caplog.text
 
-    def test_names_must_be_known(self, tmp_path: Path, labels: Path) -> None:
+    def test_missing_class_names_are_an_error(self, tmp_path: Path, labels: Path) -> None:
         (tmp_path / "data.yaml").unlink()
         with pytest.raises(UserError, match="--classes"):
             convert(tmp_path, "yolo", labels)
@@ -169,7 +171,7 @@ class TestYolo:
             convert(tmp_path, "yolo", labels)
 
     @pytest.mark.parametrize("names", ["ball\nball\n", "ball\n\nkite\n"])
-    def test_names_repeated_or_blank_are_refused(
+    def test_repeated_or_blank_names_are_refused(
         self, tmp_path: Path, labels: Path, names: str
     ) -> None:
         (tmp_path / "data.yaml").unlink()
@@ -177,7 +179,7 @@ class TestYolo:
         with pytest.raises(UserError, match="classes.txt repeats a name, or has a blank line"):
             convert(tmp_path, "yolo", labels)
 
-    def test_a_suffix_in_capitals(self, tmp_path: Path, labels: Path) -> None:
+    def test_an_uppercase_suffix(self, tmp_path: Path, labels: Path) -> None:
         before = objects(convert(tmp_path, "yolo", labels))
         file = next(labels.rglob("*.txt"))
         file.rename(file.with_suffix(".TXT"))
@@ -200,7 +202,7 @@ VOC = """<annotation><filename>{name}</filename>
 
 
 class TestVoc:
-    def test_boxes_hold_their_last_pixel(self, tmp_path: Path, images: Path) -> None:
+    def test_boxes_include_their_last_pixel(self, tmp_path: Path, images: Path) -> None:
         (tmp_path / "v" / "Annotations").mkdir(parents=True)
         (tmp_path / "v" / "Annotations" / "a.xml").write_text(VOC.format(name=NAME))
         assert objects(convert(tmp_path, "voc", tmp_path / "v")) == [
@@ -229,7 +231,7 @@ class TestVoc:
         ],
         ids=["roLabelImg", "DIOR-R"],
     )
-    def test_rotated_boxes_are_polygons(
+    def test_rotated_boxes_become_polygons(
         self, tmp_path: Path, images: Path, box: str, corners: list, flag: int
     ) -> None:
         (tmp_path / "x.xml").write_text(
@@ -251,13 +253,13 @@ class TestVoc:
         (tmp_path / "x.xml").write_text(text.replace("<ymin>11", "<ymin>30"))
         assert objects(convert(tmp_path, "voc", tmp_path / "x.xml")) == before
 
-    def test_an_image_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
+    def test_an_image_is_found_by_the_name_of_the_xml(self, tmp_path: Path, images: Path) -> None:
         Image.new("RGB", (40, 30)).save(images / "x.jpeg")
         (tmp_path / "x.xml").write_text(VOC.format(name="renamed.jpg"))
         content = convert(tmp_path, "voc", tmp_path / "x.xml")
         assert content["images"][0]["file_name"] == "x.jpeg"
 
-    def test_paths_do_not_leave_the_folder(self, tmp_path: Path, images: Path) -> None:
+    def test_paths_outside_of_the_folder_are_refused(self, tmp_path: Path, images: Path) -> None:
         (tmp_path / "x.xml").write_text(VOC.format(name="../../etc/passwd"))
         with pytest.raises(UserError, match="is not in the image folder"):
             convert(tmp_path, "voc", tmp_path / "x.xml")
@@ -284,10 +286,10 @@ class TestOpenImages:
         ]
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [a.get("is_group_of") for a in content["annotations"]] == [1, None]
-        assert "1 images are absent" in caplog.text
+        assert "1 images are missing" in caplog.text
 
     @pytest.mark.parametrize(("text", "crowd"), [("True", 1), ("1.0", 1), ("False", 0), ("-1", 0)])
-    def test_groups_as_others_write_them(
+    def test_group_flags_of_other_programs(
         self, tmp_path: Path, images: Path, text: str, crowd: int
     ) -> None:
         (tmp_path / "boxes.csv").write_text(self.CSV.replace("0.6,0,1", f"0.6,0,{text}"))
@@ -296,16 +298,16 @@ class TestOpenImages:
         with pytest.raises(UserError, match="line 2: IsGroupOf='maybe' is neither"):
             convert(tmp_path, "open_images", tmp_path / "boxes.csv")
 
-    def test_another_csv_is_refused(self, tmp_path: Path, images: Path) -> None:
+    def test_an_unrelated_csv_is_refused(self, tmp_path: Path, images: Path) -> None:
         (tmp_path / "boxes.csv").write_text("a,b\n1,2\n")
         with pytest.raises(UserError, match="lacks ImageID, LabelName"):
             convert(tmp_path, "open_images", tmp_path / "boxes.csv")
 
 
-class TestBack:
+class TestRoundTrip:
     @pytest.fixture
     def coco(self, tmp_path: Path, images: Path) -> Path:
-        """Polygons, two parts, an RLE, a box, a crowd; class names that formats trip over."""
+        """Write polygons, two parts, an RLE, a box, a crowd, and class names that break formats."""
         rle = mask.frPyObjects([[10, 10, 20, 10, 20, 25]], 30, 40)[0]
         rle = {**rle, "counts": rle["counts"].decode()}
         square = [1.5, 2, 9.5, 2, 9.5, 8, 1.5, 8]
@@ -354,7 +356,7 @@ class TestBack:
             pytest.approx([1.5, 2, 8, 6], abs=1e-3),
             pytest.approx(48, 1e-3),
         )
-        assert two[3] == pytest.approx(48 + 40, rel=1e-3)  # one outline round both parts
+        assert two[3] == pytest.approx(48 + 40, rel=1e-3)  # one outline around both parts
         assert (rle[1], rle[2], rle[3]) == (
             "yes",
             pytest.approx([10, 10, 10, 15], abs=1),
@@ -416,13 +418,13 @@ class TestBack:
             ("yolo_seg", "2 images, 3 annotations, 1 skipped crowd, 1 skipped no mask"),
         ],
     )
-    def test_what_a_format_cannot_hold_is_counted(
+    def test_unsupported_objects_are_counted(
         self, tmp_path: Path, coco: Path, kind: str, words: str
     ) -> None:
         assert words in convert_from_coco(coco, kind, tmp_path / "out")
 
     @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
-    def test_a_mask_without_a_pixel(self, tmp_path: Path, coco: Path, kind: str) -> None:
+    def test_an_empty_mask(self, tmp_path: Path, coco: Path, kind: str) -> None:
         content = json.loads(coco.read_text())
         content["annotations"] = content["annotations"][:1]
         content["annotations"][0]["segmentation"] = {"size": [30, 40], "counts": [1200]}
@@ -432,7 +434,9 @@ class TestBack:
         convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
 
     @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
-    def test_shapes_beyond_the_edge_are_cut(self, tmp_path: Path, images: Path, kind: str) -> None:
+    def test_shapes_beyond_the_edge_are_clipped(
+        self, tmp_path: Path, images: Path, kind: str
+    ) -> None:
         outline = [30, 20, 50, 20, 50, 40, 30, 40]
         shapes = [([], [30, 20, 20, 20]), ([outline], [30, 20, 20, 20]), ([], [50, 40, 9, 9])]
         content = {
@@ -457,12 +461,14 @@ class TestBack:
         )
         assert made == [expected] * (1 if kind == "yolo_seg" else 2)
 
-    def test_yolo_names_stay_texts(self, tmp_path: Path, coco: Path) -> None:
+    def test_yolo_names_stay_strings(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")
         names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]
         assert names == ["a: b & 'c'", "yes"]
 
-    def test_nothing_is_overwritten_or_left(self, tmp_path: Path, coco: Path) -> None:
+    def test_failures_leave_no_files_and_overwrite_nothing(
+        self, tmp_path: Path, coco: Path
+    ) -> None:
         (tmp_path / "out").mkdir()
         with pytest.raises(UserError, match="out exists"):
             convert_from_coco(coco, "yolo", tmp_path / "out")
@@ -479,7 +485,7 @@ class TestBack:
         assert set(tmp_path.iterdir()) == before
 
 
-def test_runs_give_the_same_bytes_and_ids_from_1(tmp_path: Path, images: Path) -> None:
+def test_conversion_is_reproducible_and_ids_start_at_1(tmp_path: Path, images: Path) -> None:
     (tmp_path / "x.xml").write_text(VOC.format(name=NAME))
     made = []
     for _ in range(2):
@@ -494,11 +500,11 @@ def test_runs_give_the_same_bytes_and_ids_from_1(tmp_path: Path, images: Path) -
     }
 
 
-def test_repeated_classes_and_an_absent_folder_are_refused(tmp_path: Path, images: Path) -> None:
+def test_repeated_classes_and_a_missing_folder_are_refused(tmp_path: Path, images: Path) -> None:
     (tmp_path / "x.xml").write_text(VOC.format(name=NAME))
     with pytest.raises(UserError, match="repeats a name"):
         convert(tmp_path, "voc", tmp_path / "x.xml", ["a", "a"])
     with pytest.raises(UserError, match="none does not exist"):
         convert_to_coco("voc", tmp_path / "x.xml", tmp_path / "none", tmp_path / "out.json")
-    with pytest.raises(UserError, match="holds no .xml file"):
+    with pytest.raises(UserError, match="contains no .xml file"):
         convert(tmp_path, "voc", images)

@@ -1,4 +1,4 @@
-"""Annotation files damaged in a thousand ways: a clear error or a correct result, soon."""
+"""Fuzz the converter: damaged files give a clear error or a correct result, quickly."""
 
 import base64
 import io
@@ -79,7 +79,7 @@ OPEN_IMAGES = (
     "ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\na,/m/1,1,0.1,0.5,0.2,0.6,0\n"
     "b,/m/0,1,0,1,0,1,1\n"
 )
-# Format: the file to damage, its content, what is given to the converter, and whether it is JSON.
+# By format: the file to damage, its content, the converter's arguments, and whether it is JSON.
 CASES: list[tuple[str, str, object, str]] = [
     ("via", "via.json", _via(), "via.json"),
     ("via", "via.csv", VIA_CSV, "via.csv"),
@@ -125,7 +125,7 @@ TEXT_JUNK = (
 
 
 def _places(value: object) -> list[tuple]:
-    """Every (container, key) of a JSON value."""
+    """Return every (container, key) of a JSON value."""
     found = []
     stack = [value]
     while stack:
@@ -176,7 +176,7 @@ def _damaged_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def damaged(content: object, seed: int) -> bytes:
-    """A valid file's content with a few things wrong; the same for the same seed."""
+    """Return the content of a valid file with a few faults, determined by the seed."""
     rng = random.Random(seed)
     if not isinstance(content, str):
         if rng.random() < 0.7:
@@ -187,12 +187,12 @@ def damaged(content: object, seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and valid files of each format."""
+    """Write images and a valid file of each format."""
     root = tmp_path_factory.mktemp("fuzz")
     (root / "images" / "sub").mkdir(parents=True)
     for name in ("a.jpg", "sub/b.png"):
         Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / name)
-    # What a path that leaves the folder would find.
+    # A file that only a path outside of the folder would find.
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "a.jpg")
     for _, name, content, _ in CASES:
         (root / name).parent.mkdir(exist_ok=True)
@@ -202,7 +202,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(folder: Path, out: Path) -> None:
-    """A result is valid COCO by the guide's schema, and of images in the folder."""
+    """Check that a result is valid COCO by the schema, with images in the folder."""
     content = json.loads(out.read_bytes(), parse_constant=pytest.fail)
     assert [i["id"] for i in content["images"]] == [*range(1, len(content["images"]) + 1)]
     assert [a["id"] for a in content["annotations"]] == [*range(1, len(content["annotations"]) + 1)]
@@ -224,7 +224,7 @@ def check(folder: Path, out: Path) -> None:
 
 
 def fuzz(folder: Path, tmp_path: Path, numbers: range) -> dict[str, int]:
-    """Converts damaged files; how many were refused and converted."""
+    """Convert damaged files, and count the refused and the converted ones."""
     ended = {"refused": 0, "converted": 0}
     for number in numbers:
         kind, name, content, source = CASES[number % len(CASES)]
@@ -259,13 +259,13 @@ def test_the_undamaged_files_convert(folder: Path, tmp_path: Path, case: tuple) 
     assert json.loads((tmp_path / "coco.json").read_text())["annotations"]
 
 
-def test_a_hundred_ways(folder: Path, tmp_path: Path) -> None:
+def test_damaged_files(folder: Path, tmp_path: Path) -> None:
     ended = fuzz(folder, tmp_path, range(105))
     assert ended["refused"] > 20 and ended["converted"] > 5
 
 
 @pytest.mark.slow
-def test_a_thousand_ways(folder: Path, tmp_path: Path) -> None:
+def test_many_damaged_files(folder: Path, tmp_path: Path) -> None:
     ended = fuzz(folder, tmp_path, range(105, 1155))
     assert ended["refused"] > 200 and ended["converted"] > 50
 

@@ -1,4 +1,4 @@
-"""CVAT's XML: where objects lie, what is left out, and that what d2ext writes is read back."""
+"""CVAT's XML: positions of objects, skipped shapes, and a round trip."""
 
 import json
 import math
@@ -20,7 +20,7 @@ META = (
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two images of 40 x 30 pixels."""
+    """Write two images of 40 x 30 pixels."""
     for name in ("a.jpg", "sub/b.jpg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def image(shapes: str, name: str = "a.jpg") -> str:
 
 
 def objects(content: dict) -> list[tuple]:
-    """(class, box, area) of each object."""
+    """Return (class, box, area) of each object."""
     classes = {c["id"]: c["name"] for c in content["categories"]}
     return [(classes[a["category_id"]], a["bbox"], a["area"]) for a in content["annotations"]]
 
@@ -82,7 +82,7 @@ def test_rotation(tmp_path: Path, images: Path) -> None:
     box, ellipse, square = objects(read(tmp_path, image(turned)))
     assert box[1:] == (pytest.approx([13, 7, 4, 10]), pytest.approx(40))
     assert ellipse[1] == pytest.approx([15, 5, 10, 20])
-    # Clockwise: the upper left corner goes up and to the right.
+    # Clockwise: the upper left corner moves up and to the right.
     segmentation = json.loads((tmp_path / "out.json").read_text())["annotations"][2]["segmentation"]
     x, y = segmentation[0][:2]
     assert (x, y) == (
@@ -92,7 +92,7 @@ def test_rotation(tmp_path: Path, images: Path) -> None:
     assert square[2] == pytest.approx(100)
 
 
-def test_shapes_of_one_group_and_label_are_one_object(tmp_path: Path, images: Path) -> None:
+def test_shapes_with_the_same_group_and_label_form_one_object(tmp_path: Path, images: Path) -> None:
     content = read(
         tmp_path,
         image(
@@ -141,7 +141,7 @@ def test_the_files_of_several_jobs(tmp_path: Path, images: Path, caplog) -> None
     assert "1 entries repeat an image" in caplog.text
 
 
-def test_the_subset_is_the_folder(tmp_path: Path, images: Path) -> None:
+def test_the_subset_names_the_folder(tmp_path: Path, images: Path) -> None:
     Image.new("RGB", (40, 30)).save(images / "b.jpg")
     content = read(tmp_path, '<image name="b.jpg" subset="sub"/><image name="a.jpg"/>')
     assert [i["file_name"] for i in content["images"]] == ["sub/b.jpg", "a.jpg"]
@@ -178,7 +178,7 @@ def test_other_files_are_refused(tmp_path: Path, images: Path, text: str, words:
         convert(tmp_path, tmp_path / "a.xml")
 
 
-def test_what_is_written_is_read_back(tmp_path: Path, images: Path) -> None:
+def test_round_trip(tmp_path: Path, images: Path) -> None:
     pixels = np.zeros((30, 40), np.uint8, order="F")
     pixels[2:20, 3:30] = 1
     pixels[5:10, 8:15] = 0

@@ -1,4 +1,4 @@
-"""Annotation files damaged at random: one clear error or a right result, and soon."""
+"""Annotation files damaged at random give one clear error or a correct result, quickly."""
 
 import copy
 import json
@@ -86,7 +86,7 @@ def _middle():
 
 
 def _places(node):
-    """(container, key) of everything below `node`."""
+    """Yield (container, key) of everything below `node`."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in list(items):
         yield node, key
@@ -95,7 +95,7 @@ def _places(node):
 
 
 def _damage(content, rng):
-    """The file's bytes with some of its values or of its text damaged."""
+    """Return the file's bytes with damage to some of its values or its text."""
     content = copy.deepcopy(content)
     for _ in range(rng.choice([0, 1, 1, 1, 2, 5])):
         places = list(_places(content))
@@ -129,7 +129,7 @@ def _damage(content, rng):
 
 
 def _check(records, classes, root):
-    """What a right result has: every value of its kind, and to_coco and pycocotools take it."""
+    """Check the type of every value, and that to_coco and pycocotools accept the result."""
     for record in records:
         assert record["file_name"].startswith(f"{root}/")
         assert os.path.normpath(record["file_name"]).startswith(f"{root}/")
@@ -158,7 +158,7 @@ def _check(records, classes, root):
     ids=["100", "1000"],
 )
 @pytest.mark.parametrize("format_", ["coco", "middle"])
-def test_a_damaged_file_is_an_error_or_right(tmp_path, format_, seeds):
+def test_a_damaged_file_gives_an_error_or_a_correct_result(tmp_path, format_, seeds):
     file, root, outcomes = tmp_path / "a.json", tmp_path / "photos", {True: 0, False: 0}
     content = {"coco": _coco, "middle": _middle}[format_]()
     for seed in seeds:
@@ -182,4 +182,4 @@ def test_a_damaged_file_is_an_error_or_right(tmp_path, format_, seeds):
         except Exception as e:
             raise AssertionError(f"seed {seed}: {e!r}: {file.read_bytes()[:3000]}") from e
         assert time.perf_counter() - start < 2, f"seed {seed}"
-    assert min(outcomes.values()) > len(seeds) / 10, outcomes  # the test sees both
+    assert min(outcomes.values()) > len(seeds) / 10, outcomes  # the cases include both

@@ -1,4 +1,4 @@
-"""Image files of all kinds: the pixels that are read, sizes from headers, limits, and folders."""
+"""Image files of all kinds: decoded pixels, sizes from headers, limits, and folders."""
 
 import sys
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def by_opencv(values: np.ndarray) -> Callable[[Path], None]:
 
 
 def big_endian(path: Path) -> None:
-    """A TIFF of 16 bits without compression, high bytes first."""
+    """Write an uncompressed 16-bit TIFF, high bytes first."""
     height, width = RAMP.shape
     tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 200), (277, 1)]
     tags += [(278, height), (279, RAMP.size * 2)]
@@ -91,7 +91,7 @@ def test_colors_of_more_than_8_bits_are_scaled_too(
     assert image_size(path) == (96, 72)
 
 
-def test_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
+def test_nan_is_ignored_in_scaling(tmp_path: Path) -> None:
     values = (RAMP / 3900).astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
     by_pillow(values)(tmp_path / "a.tif")
@@ -99,12 +99,12 @@ def test_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
     assert image[0, :3].tolist() == [0, 255, 0] and abs(image[1:] - SHOWN[1:]).max() <= 1
 
 
-def test_an_image_of_one_value_is_black(tmp_path: Path) -> None:
+def test_a_constant_image_is_black(tmp_path: Path) -> None:
     by_pillow(np.full((5, 7), 900, np.uint16))(tmp_path / "a.png")
     assert not read_photo(tmp_path / "a.png", "BGR").any()
 
 
-def test_the_mapper_and_the_cache_scale_as_well(
+def test_the_mapper_and_the_cache_scale_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
@@ -121,8 +121,8 @@ def test_the_mapper_and_the_cache_scale_as_well(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("values", [RAMP, (RAMP // 16).astype(np.uint8)], ids=["16 bits", "8"])
-def test_a_tiff_is_turned_once(values: np.ndarray, orientation: int, tmp_path: Path) -> None:
-    """Pillow turns it while it decodes; Detectron2 would turn it again."""
+def test_a_tiff_is_rotated_once(values: np.ndarray, orientation: int, tmp_path: Path) -> None:
+    """Pillow rotates it while decoding; Detectron2 would rotate it again."""
     for suffix in ("tif", "png"):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -162,7 +162,7 @@ PHOTO = Image.fromarray(np.dstack([SHOWN, SHOWN[:, ::-1], SHOWN]).astype(np.uint
         ("k.tif", "CMYK", 2),
     ],
 )
-def test_formats_are_read(name: str, mode: str, most: int, tmp_path: Path) -> None:
+def test_supported_formats(name: str, mode: str, most: int, tmp_path: Path) -> None:
     import pillow_heif
 
     path = tmp_path / name
@@ -192,19 +192,19 @@ def test_an_alpha_channel_is_dropped(mode: str, tmp_path: Path) -> None:
 
 
 def _forget_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes Pillow one without AVIF, and without pillow-heif."""
+    """Simulate a Pillow without AVIF support and without pillow-heif."""
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name not in ("AVIF", "HEIF")])
     for name in ("AVIF", "HEIF"):
         monkeypatch.delitem(Image.OPEN, name, raising=False)
 
 
 def write_tiff(path: Path, values: np.ndarray) -> None:
-    """Write the bands of an array as a TIFF, as remote sensing and microscopes have them."""
+    """Write the bands of an array as a TIFF, like those of remote sensing and microscopes."""
     height, width, bands = values.shape
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[256], tags[257], tags[277], tags[278] = width, height, bands, height
     tags[258] = (8 * values.itemsize,) * bands
-    tags[259] = tags[262] = tags[284] = 1  # uncompressed, black is 0, bands of a pixel together
+    tags[259] = tags[262] = tags[284] = 1  # uncompressed, black is 0, bands interleaved by pixel
     tags[273], tags[279] = 0, values.nbytes
     with open(path, "wb") as f:
         tags.save(f)
@@ -213,11 +213,11 @@ def write_tiff(path: Path, values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("bands", [5, 8])
-def test_a_tiff_of_too_many_channels_is_refused_with_their_number(
+def test_the_error_for_too_many_tiff_channels_gives_their_number(
     bands: int, kind: type, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     write_tiff(tmp_path / "a.tif", np.zeros((48, 64, bands), kind))
-    with pytest.raises(OSError, match=f"it has {bands} channels; 1 to 4 are read"):
+    with pytest.raises(OSError, match=f"it has {bands} channels; 1 to 4 are supported"):
         read_photo(tmp_path / "a.tif", "RGB")
     with pytest.raises(UserError, match=f"it has {bands} channels"):
         image_size(tmp_path / "a.tif")
@@ -225,7 +225,7 @@ def test_a_tiff_of_too_many_channels_is_refused_with_their_number(
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
-def test_a_tiff_of_up_to_4_bands_is_read(bands: int, tmp_path: Path) -> None:
+def test_a_tiff_with_up_to_4_bands_is_read(bands: int, tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", np.full((48, 64, bands), 200, np.uint8))
     assert read_photo(tmp_path / "a.tif", "RGB").shape == (48, 64, 3)
 
@@ -236,12 +236,14 @@ def test_a_damaged_tiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixt
     by_opencv(COLORS.astype(np.float64))(tmp_path / "a.tif")
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
-    with pytest.raises(OSError, match="not an image, or damaged"):
+    with pytest.raises(OSError, match="damaged or not an image"):
         read_photo(tmp_path / "a.tif", "RGB")
     assert capfd.readouterr() == ("", "")
 
 
-def test_heic_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_heic_names_the_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pillow_heif
 
     pillow_heif.from_pillow(PHOTO).save(tmp_path / "a.heic")
@@ -252,7 +254,7 @@ def test_heic_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.M
             read(tmp_path / "a.heic")
 
 
-def test_avif_without_its_decoder_names_a_pillow_with_one(
+def test_the_error_for_avif_names_a_pillow_version_with_a_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PHOTO.save(tmp_path / "a.avif")
@@ -262,10 +264,10 @@ def test_avif_without_its_decoder_names_a_pillow_with_one(
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "exif.jpg"])
-def test_the_limit_of_pixels_is_one_for_all_and_can_be_raised(
+def test_the_pixel_limit_applies_everywhere_and_can_be_raised(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow refuses what is over twice that
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow refuses twice as many
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -287,9 +289,7 @@ def test_the_limit_of_pixels_is_one_for_all_and_can_be_raised(
 @pytest.mark.parametrize("suffix", ["avif", "gif", "heic", "jp2", "jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("part", [0, 0.1, 0.6])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's
-def test_a_file_that_is_cut_off_is_an_error_of_the_file(
-    suffix: str, part: float, tmp_path: Path
-) -> None:
+def test_a_truncated_file_is_an_os_error(suffix: str, part: float, tmp_path: Path) -> None:
     import pillow_heif
 
     path = tmp_path / f"a.{suffix}"
@@ -304,7 +304,7 @@ def test_a_file_that_is_cut_off_is_an_error_of_the_file(
         read_photo(path, "BGR")
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for file in ("elsewhere/a.jpg", "photos/b.jpg", "photos/sub/c.txt", "photos/.hidden.jpg"):
@@ -315,10 +315,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert files_in(tmp_path / "photos") == ["b.jpg", "more/a.jpg", "sub/c.txt"]
 
 
-def test_a_photo_over_the_limit_is_a_failure_that_crosses_processes(
+def test_the_error_for_a_photo_over_the_limit_crosses_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Preflight looks at a part of a large set, so that a worker may be the first to see it."""
+    """Preflight checks only a part of a large dataset; a worker may open the photo first."""
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
     PHOTO.save(tmp_path / "a.png")
     record = {"file_name": str(tmp_path / "a.png"), "width": 96, "height": 72, "image_id": 1}

@@ -15,7 +15,7 @@ def test_names_in_the_folder(name):
 
 def test_absolute_names_in_the_folder():
     assert inside("/photos", "/photos/b/a.jpg", "x") == "/photos/b/a.jpg"
-    assert inside("/", "/photos/a.jpg", "x") == "/photos/a.jpg"  # any name is asked for
+    assert inside("/", "/photos/a.jpg", "x") == "/photos/a.jpg"  # the root / allows any name
     assert inside("photos", os.path.abspath("photos/a.jpg"), "x") == "photos/a.jpg"
 
 

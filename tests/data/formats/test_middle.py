@@ -13,7 +13,7 @@ SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
 
 
 def content(**changes):
-    """Two images; the first has a polygon, an RLE and an object to ignore."""
+    """Return a file of two images; the first has a polygon, an RLE and an object to ignore."""
     rle = {"size": [8, 10], "counts": [9, 4, 67]}
     instances = [
         {"bbox": [1, 1, 5, 5], "bbox_label": 1, "ignore_flag": 0, "mask": [SQUARE]},
@@ -48,7 +48,7 @@ def read(tmp_path):
     return run
 
 
-def test_it_is_read(read, tmp_path, caplog):
+def test_a_file_is_read(read, tmp_path, caplog):
     first, second = read(content())
     assert middle_classes(tmp_path / "a.json") == ("cat", "dog")
     assert (first["file_name"], first["image_id"]) == ("/photos/sub/a.jpg", 1)
@@ -71,7 +71,7 @@ def test_it_is_read(read, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("box", [None, []])
-def test_an_empty_box_is_that_of_the_mask(read, box):
+def test_an_empty_box_is_computed_from_the_mask(read, box):
     made = content()
     made["data_list"][0]["instances"][0]["bbox"] = box
     assert read(made)[0]["annotations"][0]["bbox"] == [1, 1, 5, 5]
@@ -84,7 +84,7 @@ def test_classes_are_matched_by_name(read):
         read(content(), ["dogs"])
 
 
-def test_its_own_image_ids_are_kept(read):
+def test_image_ids_of_the_file_are_kept(read):
     made = content()
     for image, number in zip(made["data_list"], (7, 3), strict=True):
         image["img_id"] = number
@@ -103,7 +103,7 @@ def test_its_own_image_ids_are_kept(read):
         (content(metainfo={"classes": ["a", "a"]}), "metainfo.classes"),
         (content(data_list=[{"img_path": "a.jpg"}]), r"data_list\[0\] is malformed \(no 'height'"),
         (content(data_list=["a.jpg"]), r"data_list\[0\] is malformed"),
-        (with_instance(bbox_label=2), r"instances\[0\].*bbox_label is 2, there are 2"),
+        (with_instance(bbox_label=2), r"instances\[0\].*bbox_label is 2, but there are 2"),
         (with_instance(bbox_label="cat"), "bbox_label is 'cat'"),
         (with_instance(bbox="absent"), r"instances\[0\] is malformed \(no 'bbox'"),
         (with_instance(ignore_flag=9), "ignore_flag is 9"),
@@ -116,7 +116,7 @@ def test_bad_files_are_refused(read, tmp_path, what, message):
     assert str(tmp_path / "a.json") in str(e.value)
 
 
-def test_images_are_in_their_folder(read):
+def test_images_outside_of_the_folder_are_refused(read):
     made = content()
     made["data_list"][1]["img_path"] = "../b.jpg"
     with pytest.raises(UserError, match=r"data_list\[1\]: the image '../b.jpg' is not in"):

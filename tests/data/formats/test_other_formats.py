@@ -1,4 +1,4 @@
-"""Files of other formats: each command says what a file is, and what to do with it."""
+"""Files in other formats: each reader identifies them and gives advice."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from d2ext.evaluation.dataset_file import read_dataset
 
 _LABELBOX = {"data_row": {"id": "1"}, "media_attributes": {}, "projects": {}}
 _TASK = {"id": 1, "data": {"image": "1.jpg"}, "annotations": [{"result": []}]}
-# File name, content, what every reader says of it, and the format that reads it.
+# File name, content, words of every reader's error, and the format that reads it.
 FILES = [
     (
         "a.xml",
@@ -67,8 +67,13 @@ FILES = [
         None,
     ),
     ("a.json", {"info": {}, "categories": {}, "items": []}, "Datumaro JSON; export as COCO", None),
-    ("a.json", {"project": {}, "metadata": {}, "view": {}}, "project of VIA 3", None),
-    ("a.csv", "filename,width,height,class,xmin,ymin\n", "CSV of boxes as Roboflow", None),
+    ("a.json", {"project": {}, "metadata": {}, "view": {}}, "VIA 3 project", None),
+    (
+        "a.csv",
+        "filename,width,height,class,xmin,ymin\n",
+        "CSV of boxes in the format of Roboflow",
+        None,
+    ),
     ("a.csv", "ImageID,LabelName,XMin\n", "Open Images CSV.*convert open_images", "open_images"),
     ("a.yaml", "names: [a]\n", "YOLO dataset; convert it with .*convert yolo", "yolo"),
     ("a.txt", "0 0.5 0.5 1 1\n", "YOLO dataset", "yolo"),
@@ -82,14 +87,14 @@ FILES = [
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder with an image."""
+    """Return a folder with an image."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "1.jpg")
     return tmp_path / "images"
 
 
 @pytest.mark.parametrize(("name", "content", "words", "own"), FILES, ids=range(len(FILES)))
-def test_every_reader_says_what_a_file_is(
+def test_every_reader_identifies_the_file(
     tmp_path: Path, images: Path, name: str, content: object, words: str, own: str | None
 ) -> None:
     file = tmp_path / name
@@ -127,7 +132,7 @@ def test_every_reader_says_what_a_file_is(
         ("a.json", [{"image": "a", "annotation": [], "annotation_id": 3}], "a Label Studio export"),
     ],
 )
-def test_incomplete_and_ambiguous_files_are_named(
+def test_incomplete_and_ambiguous_files_are_reported(
     tmp_path: Path, name: str, content: object, words: str | None
 ) -> None:
     text = content if isinstance(content, str) else json.dumps(content)
@@ -136,16 +141,16 @@ def test_incomplete_and_ambiguous_files_are_named(
     assert known.startswith(words) if words else not known
 
 
-def test_an_unknown_format_is_sent_to_coco(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_format_recommends_coco(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"boxes": []}')
     words = "reads LabelMe, YOLO, Pascal VOC, CVAT, CreateML and Open Images, or export it as COCO"
     with pytest.raises(UserError, match=words):
         detect_format(tmp_path / "a.json")
 
 
-def test_a_folder_as_the_file_is_named(tmp_path: Path, images: Path) -> None:
+def test_a_folder_instead_of_a_file_is_reported(tmp_path: Path, images: Path) -> None:
     for kind in ("via", "open_images", "createml"):
-        with pytest.raises(UserError, match="images is a folder; give the annotation file in it"):
+        with pytest.raises(UserError, match="images is a folder; give an annotation file"):
             convert_to_coco(kind, images, images, tmp_path / "out.json")
 
 
@@ -168,7 +173,7 @@ class TestCreateMl:
             (3, "malformed"),
         ],
     )
-    def test_malformed_boxes_are_named(
+    def test_malformed_boxes_are_reported(
         self, tmp_path: Path, images: Path, annotation: object, words: str
     ) -> None:
         (tmp_path / "a.json").write_text(
@@ -177,7 +182,7 @@ class TestCreateMl:
         with pytest.raises(UserError, match=words):
             convert_to_coco("createml", tmp_path / "a.json", images, tmp_path / "out.json")
 
-    def test_an_image_comes_up_once(self, tmp_path: Path, images: Path) -> None:
+    def test_a_repeated_image_is_refused(self, tmp_path: Path, images: Path) -> None:
         (tmp_path / "a.json").write_text(json.dumps([{"image": "1.jpg", "annotations": []}] * 2))
         with pytest.raises(UserError, match="repeats the image '1.jpg'"):
             convert_to_coco("createml", tmp_path / "a.json", images, tmp_path / "out.json")

@@ -1,4 +1,4 @@
-"""Every reader: hidden files, links, encodings, and image names of other machines and tools."""
+"""Every reader: hidden files, links, encodings, and image names from other machines and tools."""
 
 import json
 import os
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 40, 30
 
 
 def photo(path: Path) -> None:
-    """Save an image, with its folder."""
+    """Save an image and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (WIDTH, HEIGHT)).save(path)
 
@@ -60,7 +60,7 @@ def open_images(name: object, label: str = "cat") -> str:
     return f"{head}{Path(str(name)).stem},{label},0.1,0.5,0.1,0.5\n"
 
 
-# Formats with a file for each image: the suffix of these files, and what one holds.
+# Formats with one file per image: the suffix of the files, and the content of one.
 FOLDERS: dict[str, tuple[str, Callable[..., str]]] = {
     "cvat": (".xml", cvat),
     "labelme": (".json", labelme),
@@ -82,7 +82,7 @@ def counts(tmp_path: Path, kind: str, source: Path, **options: str) -> tuple[lis
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of the images 1.jpg and 2.jpg."""
+    """Return a folder with the images 1.jpg and 2.jpg."""
     for name in ("1.jpg", "2.jpg"):
         photo(tmp_path / "images" / name)
     return tmp_path / "images"
@@ -97,7 +97,9 @@ def write_labels(folder: Path, kind: str) -> None:
 
 class TestHiddenFiles:
     @pytest.mark.parametrize("kind", FOLDERS)
-    def test_what_systems_leave_is_ignored(self, tmp_path: Path, images: Path, kind: str) -> None:
+    def test_files_of_operating_systems_are_ignored(
+        self, tmp_path: Path, images: Path, kind: str
+    ) -> None:
         write_labels(tmp_path / "labels", kind)
         junk = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02"
         for folder, suffix in ((images, ".jpg"), (tmp_path / "labels", FOLDERS[kind][0])):
@@ -135,7 +137,7 @@ class TestLinks:
 
     @pytest.mark.parametrize("kind", FOLDERS)
     @pytest.mark.parametrize("target", [".", ".."])
-    def test_links_to_a_folder_above_are_not_followed(
+    def test_links_to_a_parent_folder_are_not_followed(
         self, tmp_path: Path, images: Path, kind: str, target: str
     ) -> None:
         write_labels(tmp_path / "labels", kind)
@@ -144,7 +146,7 @@ class TestLinks:
         assert counts(tmp_path, kind, tmp_path / "labels") == (["1.jpg", "2.jpg"], 2)
 
     @pytest.mark.parametrize("kind", FOLDERS)
-    def test_folders_that_link_to_each_other_end(
+    def test_folders_that_link_to_each_other_are_read_once(
         self, tmp_path: Path, images: Path, kind: str
     ) -> None:
         write_labels(tmp_path / "labels", kind)
@@ -154,28 +156,28 @@ class TestLinks:
         assert counts(tmp_path, kind, tmp_path / "labels") == (["1.jpg", "2.jpg"], 2)
 
     @pytest.mark.parametrize("kind", FOLDERS)
-    def test_a_broken_link_is_named(self, tmp_path: Path, images: Path, kind: str) -> None:
+    def test_a_broken_link_is_reported(self, tmp_path: Path, images: Path, kind: str) -> None:
         write_labels(tmp_path / "labels", kind)
         (tmp_path / "labels" / "train").symlink_to(tmp_path / "gone")
         with pytest.raises(UserError, match=r"labels/train is a broken symbolic link to .*gone"):
             counts(tmp_path, kind, tmp_path / "labels")
 
-    def test_a_photo_behind_a_broken_link_is_named(self, tmp_path: Path, images: Path) -> None:
+    def test_a_photo_behind_a_broken_link_is_reported(self, tmp_path: Path, images: Path) -> None:
         write_labels(tmp_path / "labels", "yolo")
         (images / "1.jpg").unlink()
         (images / "1.jpg").symlink_to("gone.jpg")
-        with pytest.raises(UserError, match=r"1\.jpg is absent"):
+        with pytest.raises(UserError, match=r"1\.jpg does not exist"):
             counts(tmp_path, "yolo", tmp_path / "labels")
 
 
-def test_a_folder_that_cannot_be_read_is_named(
+def test_an_unreadable_folder_is_reported(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_labels(tmp_path / "labels", "voc")
     (tmp_path / "labels" / "a").mkdir()
     scandir = os.scandir
 
-    def refuse(path: str) -> object:  # chmod does not keep root out
+    def refuse(path: str) -> object:  # chmod would not keep root out
         if str(path).endswith("labels/a"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -205,7 +207,7 @@ class TestNames:
             "x y.jpg",
         ],
     )
-    def test_names_of_other_machines(
+    def test_names_from_other_machines(
         self, tmp_path: Path, images: Path, kind: str, name: str
     ) -> None:
         photo(images / "sub" / "x y.jpg")
@@ -235,8 +237,8 @@ class TestNames:
             counts(tmp_path, kind, file)
 
     @pytest.mark.parametrize("kind", ["labelme", "voc", "cvat"])
-    def test_an_image_of_the_folder_beside_is_not_taken(self, tmp_path: Path, kind: str) -> None:
-        """1.jpg of the training is not what a file of the validation's 1.jpg describes."""
+    def test_an_image_in_a_sibling_folder_does_not_match(self, tmp_path: Path, kind: str) -> None:
+        """A file that describes the validation's 1.jpg does not match the training's 1.jpg."""
         for split in ("train", "val"):
             photo(tmp_path / "all" / split / "1.jpg")
         (tmp_path / "images").symlink_to(tmp_path / "all" / "train")
@@ -245,11 +247,11 @@ class TestNames:
         with pytest.raises(UserError, match="is not in the image folder"):
             convert_to_coco(kind, file, tmp_path / "all" / "train", tmp_path / "out.json")
 
-    def test_two_names_of_one_image_are_refused(self, tmp_path: Path, images: Path) -> None:
-        """As where a.png is absent, whose objects would get into a.jpg."""
+    def test_two_names_for_one_image_are_refused(self, tmp_path: Path, images: Path) -> None:
+        """If a.png is missing, its objects must not go to a.jpg."""
         entries = json.loads(via("1.jpg")) | {"b": json.loads(via("1.png"))["a"]}
         (tmp_path / "via.json").write_text(json.dumps(entries))
-        with pytest.raises(UserError, match=r"'1\.png' and '1\.jpg' would both be .*1\.jpg"):
+        with pytest.raises(UserError, match=r"'1\.png' and '1\.jpg' both match .*1\.jpg"):
             counts(tmp_path, "via", tmp_path / "via.json")
 
     def test_voc_without_a_file_name(self, tmp_path: Path, images: Path) -> None:
@@ -306,7 +308,7 @@ class TestEncodings:
         assert counts(tmp_path, "voc", tmp_path / "a.xml") == (["1.jpg"], 1)
 
     @pytest.mark.parametrize("kind", ["createml", "labelme", "open_images", "via", "voc"])
-    def test_other_encodings_are_named(self, tmp_path: Path, images: Path, kind: str) -> None:
+    def test_other_encodings_are_reported(self, tmp_path: Path, images: Path, kind: str) -> None:
         make = {**NAMING, "open_images": open_images}[kind]
         suffix = {"voc": ".xml", "open_images": ".csv"}.get(kind, ".json")
         file = tmp_path / f"a{suffix}"
@@ -317,12 +319,12 @@ class TestEncodings:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"0 0,5 0,5 0,2 0,2\n", "are no numbers; correct the label"),
+            (b"0 0,5 0,5 0,2 0,2\n", "are not numbers; correct the label"),
             ("0 0.5 0.5 0.2 0.2\n".encode("utf-16-le"), "NUL characters"),
             (b"0 0.5 0.5 0.2 0.2 \xfc\n", "not valid UTF-8"),
         ],
     )
-    def test_labels_that_cannot_be_read(
+    def test_unreadable_labels_are_reported(
         self, tmp_path: Path, images: Path, content: bytes, words: str
     ) -> None:
         (tmp_path / "labels").mkdir()
@@ -341,7 +343,7 @@ class TestEncodings:
 
 class TestNamesakes:
     @pytest.mark.parametrize("kind", ["labelme", "voc"])
-    def test_a_name_of_another_image_yields_to_the_own_one(
+    def test_the_name_of_the_file_wins_over_the_name_of_another_image(
         self, tmp_path: Path, images: Path, kind: str, caplog
     ) -> None:
         suffix, content = FOLDERS[kind]
@@ -358,7 +360,7 @@ class TestNamesakes:
 class TestYoloSplits:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
-        """Six images behind a link, labels beside it, lists for train and val, and data.yaml."""
+        """Write six images behind a link, labels beside it, train and val lists, and data.yaml."""
         for i in range(1, 7):
             photo(tmp_path / "store" / f"{i}.jpg")
             (tmp_path / "labels").mkdir(exist_ok=True)
@@ -380,11 +382,11 @@ class TestYoloSplits:
         assert train == (["1.jpg", "2.jpg", "3.jpg", "4.jpg"], 4)
         assert counts(root, "yolo", root / "data.yaml", split="val") == (["5.jpg", "6.jpg"], 2)
 
-    def test_without_a_split_all_are_read_with_a_warning(self, root: Path, caplog) -> None:
+    def test_without_a_split_all_images_are_read_with_a_warning(self, root: Path, caplog) -> None:
         assert counts(root, "yolo", root / "data.yaml")[1] == 6
         assert "all 6 images" in caplog.text and "(train 4, val 2); --split NAME" in caplog.text
 
-    def test_lists_of_another_machine(self, root: Path) -> None:
+    def test_lists_from_another_machine(self, root: Path) -> None:
         lines = "/content/d/images/5.jpg\nD:\\d\\images\\6.jpg\r\n"
         (root / "val.txt").write_text(lines)
         assert counts(root, "yolo", root / "data.yaml", split="val") == (["5.jpg", "6.jpg"], 2)
@@ -402,7 +404,7 @@ class TestYoloSplits:
         convert_to_coco(
             "yolo", tmp_path / "data.yaml", tmp_path / "images" / "c", tmp_path / "out.json"
         )
-        assert not caplog.text  # the images of one split, and no other's
+        assert not caplog.text  # only the images of one split
 
     @pytest.mark.parametrize(
         ("split", "words"),
@@ -412,7 +414,9 @@ class TestYoloSplits:
             ("valid", r"1 images or folders .* the first is './images/9.jpg' \(.*valid.txt:1\)"),
         ],
     )
-    def test_what_is_not_there_is_named(self, root: Path, split: str, words: str) -> None:
+    def test_missing_splits_and_images_are_reported(
+        self, root: Path, split: str, words: str
+    ) -> None:
         (root / "valid.txt").write_text("./images/9.jpg\n")
         self.describe(root, train="train.txt", val="val.txt", valid="valid.txt", test="gone")
         with pytest.raises(UserError, match=words):
@@ -424,9 +428,9 @@ class TestYoloSplits:
         assert counts(root, "yolo", root / "labels") == ([f"{i}.jpg" for i in range(1, 7)], 4)
         assert "1 of 6 images have no label file" in caplog.text
 
-    def test_label_files_of_one_image_are_refused(self, root: Path) -> None:
+    def test_two_label_files_for_one_image_are_refused(self, root: Path) -> None:
         (root / "labels" / "1.TXT").write_text("")
-        with pytest.raises(UserError, match=r"1\.txt and 1\.TXT are of one image"):
+        with pytest.raises(UserError, match=r"1\.txt and 1\.TXT belong to the same image"):
             counts(root, "yolo", root / "labels")
 
     def test_labels_in_another_unicode_form_or_case(self, tmp_path: Path) -> None:
@@ -438,7 +442,7 @@ class TestYoloSplits:
         self.describe(tmp_path)
         assert counts(tmp_path, "yolo", tmp_path / "data.yaml") == (["A.jpg", "\xe9.jpg"], 2)
 
-    def test_a_label_that_could_be_of_two_images_is_refused(self, root: Path) -> None:
+    def test_a_label_that_matches_two_images_is_refused(self, root: Path) -> None:
         for name in ("a.jpg", "A.jpg"):
             photo(root / "store" / name)
         (root / "labels" / "a.txt").write_text("")
@@ -473,18 +477,18 @@ class TestYoloSplits:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"classes = 2\ntrain = train.txt\n", "it has no keys and values"),
+            (b"classes = 2\ntrain = train.txt\n", "it is not a mapping"),
             (b"train: a\n", "it lacks `names`"),
             ("names: [caf\xe9]\n".encode("cp1252"), "is not valid UTF-8 .*iconv"),
-            (b"names: [a, null]\n", "a name is no text"),
+            (b"names: [a, null]\n", "a name is not text"),
         ],
     )
-    def test_what_is_wrong_in_a_data_yaml(self, root: Path, content: bytes, words: str) -> None:
+    def test_errors_in_data_yaml_are_reported(self, root: Path, content: bytes, words: str) -> None:
         (root / "obj.data").write_bytes(content)
         with pytest.raises(UserError, match=words):
             counts(root, "yolo", root / "obj.data")
 
-    def test_names_in_a_data_yaml_are_texts(self, root: Path) -> None:
+    def test_names_in_data_yaml_are_strings(self, root: Path) -> None:
         names = "yes, no, 1.10, 007, on, 2024-01-01"
         (root / "data.yaml").write_text(f"names: [{names}]\nval: ~\n")
         convert_to_coco("yolo", root / "data.yaml", root / "images", root / "a.json")

@@ -1,4 +1,4 @@
-"""The registry of formats: one entry is all that detection, reading and conversion need."""
+"""The registry of formats: detection, reading and conversion need only an entry in it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ TOY = Format(
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a file of a format that has just been added."""
+    """Register a toy format and return a file in it."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(formats(), "toy", TOY)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
@@ -69,7 +69,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_format_is_one_entry(toy: Path, tmp_path: Path) -> None:
+def test_a_format_needs_only_one_entry(toy: Path, tmp_path: Path) -> None:
     assert detect_format(toy) == "toy"
     for options, box in (({}, [1, 2, 3, 5]), ({"zoom": "2", "attribute": "x"}, [2, 4, 6, 10])):
         dataset = annotated_dataset(str(toy), str(tmp_path), palette=[[1, 2, 3]], **options)
@@ -93,7 +93,9 @@ def test_a_format_is_one_entry(toy: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(toy.read_text())
 
 
-def test_every_writer_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_writer_works_without_an_image_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     record = new_record("a/1.jpg", 1, (40, 30))
     add_box(record, 0, [1, 2, 3, 5], LeftOut())
@@ -112,7 +114,7 @@ def test_every_writer_takes_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         ("toys.yml", "toys: 1\n", lambda head: head.first_line.startswith("toys:")),
     ],
 )
-def test_a_format_of_any_kind_of_text_is_detected(
+def test_a_format_with_any_kind_of_text_is_detected(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -131,7 +133,7 @@ def test_a_format_of_any_kind_of_text_is_detected(
     assert dataset.classes == ("bear",) and len(dataset.load()) == 1
 
 
-def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -> None:
+def test_other_readers_identify_an_added_format(toy: Path, tmp_path: Path) -> None:
     words = "it is a file of toys; convert it with `d2ext convert toy .*toy.json"
     with pytest.raises(UserError, match=words):
         convert_to_coco("labelme", toy, tmp_path, tmp_path / "out.json")
@@ -139,7 +141,7 @@ def test_other_readers_name_a_format_that_was_added(toy: Path, tmp_path: Path) -
         convert_from_coco(toy, "yolo", tmp_path / "out")
 
 
-def test_the_command_line_has_a_format_that_was_added(
+def test_the_command_line_supports_an_added_format(
     toy: Path, tmp_path: Path, run_tool: Callable[..., Finished]
 ) -> None:
     out = tmp_path / "out.json"

@@ -1,4 +1,4 @@
-"""VIA annotations: what is read of which version, where its coordinates lie, what is refused."""
+"""VIA annotations: versions, coordinates, and errors."""
 
 import json
 import math
@@ -18,7 +18,7 @@ BOX = {"name": "rect", "x": 1, "y": 2, "width": 6, "height": 4}
 
 
 def entry(*shapes: dict, file_name: str = "a.jpg", attributes: dict | None = None) -> dict:
-    """What VIA 1 writes for an image."""
+    """Return an image entry as VIA 1 writes it."""
     regions = {
         str(i): {"shape_attributes": s, "region_attributes": attributes or {}}
         for i, s in enumerate(shapes)
@@ -27,20 +27,20 @@ def entry(*shapes: dict, file_name: str = "a.jpg", attributes: dict | None = Non
 
 
 def read(folder: Path, content: object, classes: tuple = ("thing",), **kwargs: object) -> list:
-    """Writes a.jpg and the annotations `content` to `folder` and reads them."""
+    """Write a.jpg and the annotations `content` to `folder`, and read them."""
     Image.new("RGB", (40, 30)).save(folder / "a.jpg")
     (folder / "via.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return read_via(folder / "via.json", folder, classes, **kwargs)
 
 
 def refused(folder: Path, content: object, *args: object, **kwargs: object) -> str:
-    """The message that `read` is refused with."""
+    """Return the message of the error that `read` raises."""
     with pytest.raises(UserError) as e:
         read(folder, content, *args, **kwargs)
     return str(e.value)
 
 
-def test_polygon_and_box_both_move_to_pixel_centres(tmp_path: Path) -> None:
+def test_polygon_and_box_both_move_to_pixel_centers(tmp_path: Path) -> None:
     assert read(tmp_path, {"a.jpg1": entry(TRIANGLE)}) == [
         {
             "file_name": str(tmp_path / "a.jpg"),
@@ -61,7 +61,7 @@ def test_polygon_and_box_both_move_to_pixel_centres(tmp_path: Path) -> None:
     ]
 
 
-def test_versions_1_2_and_projects_read_alike(tmp_path: Path) -> None:
+def test_versions_1_2_and_projects_give_equal_records(tmp_path: Path) -> None:
     first = entry(TRIANGLE, BOX)
     second = {**first, "regions": list(first["regions"].values())}
     project = {"_via_settings": {}, "_via_attributes": {}, "_via_img_metadata": {"k": second}}
@@ -90,17 +90,17 @@ def test_round_shapes_become_polygons(tmp_path: Path) -> None:
     areas = [a["area"] for a in to_coco([record], ["thing"])["annotations"]]
     ellipse = math.pi * 8 * 3
     assert areas == pytest.approx([24, math.pi * 25, ellipse, ellipse, ellipse], rel=0.003)
-    # Turned clockwise on the screen (y points down): the long axis falls to the lower right.
+    # Rotated clockwise on screen (y points down): the long axis points to the lower right.
     (polygon,) = record["annotations"][4]["segmentation"]
     x, y = max(zip(polygon[::2], polygon[1::2], strict=True))
     assert x > 25 and y > 19
 
 
-def test_shapes_without_an_inside_are_counted_in_one_warning(
+def test_shapes_without_area_are_counted_in_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     point = {"name": "point", "cx": 1, "cy": 1}
-    line = {**TRIANGLE, "name": "line"}  # no shape of VIA's that is read
+    line = {**TRIANGLE, "name": "line"}  # not a supported shape of VIA
     two = {"name": "polygon", "all_points_x": [1, 5], "all_points_y": [1, 5]}
     flat = {"name": "rect", "x": 1, "y": 1, "width": 5, "height": 0}
     (record,) = read(tmp_path, {"k": entry(point, line, TRIANGLE, point, two, flat)})
@@ -120,13 +120,13 @@ def test_classes_come_from_the_attribute(tmp_path: Path) -> None:
     assert [r["image_id"] for r in records] == [1, 2]
 
 
-def test_classes_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+def test_undetermined_classes_are_refused(tmp_path: Path) -> None:
     content = {"k": entry(TRIANGLE, attributes={"kind": "dgo"})}
     message = refused(tmp_path, content, ("cat", "dog"), attribute="kind")
     assert "via.json has none of the classes 'cat', 'dog'" in message
     assert "kind" in refused(tmp_path, content, ("cat", "dog"))
     assert "did you mean 'dgo'?" in refused(tmp_path, content, ("cat", "dog"))
-    assert "no region has the attribute 'sort'" in refused(
+    assert "no region has the class attribute 'sort'" in refused(
         tmp_path, content, ("cat", "dog"), attribute="sort"
     )
 
@@ -145,14 +145,14 @@ def test_the_size_is_that_of_the_image_as_detectron2_reads_it(
     assert (record["height"], record["width"]) == utils.read_image(path, "BGR").shape[:2]
 
 
-def test_absent_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     content = {str(i): entry(file_name=name) for i, name in enumerate(["a.jpg", "b.jpg", "c.jpg"])}
     message = refused(tmp_path, content)
-    assert "2 of 3 listed images are absent" in message
+    assert "2 of 3 listed images do not exist" in message
     assert str(tmp_path / "b.jpg") in message and "c.jpg" not in message
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
+def test_a_damaged_image_is_reported(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"no image")
     assert str(tmp_path / "b.jpg") in refused(tmp_path, {"k": entry(file_name="b.jpg")})
 
@@ -188,12 +188,12 @@ def test_other_files_are_refused(tmp_path: Path, content: object) -> None:
         {"shape_attributes": {"name": "circle", "cx": "x", "cy": 0, "r": 1}},
     ],
 )
-def test_a_malformed_region_is_named(tmp_path: Path, region: object) -> None:
+def test_a_malformed_region_is_reported(tmp_path: Path, region: object) -> None:
     message = refused(tmp_path, {"k": {"filename": "a.jpg", "regions": [region]}})
     assert "image a.jpg, region 0 is malformed" in message
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none.json does not exist"):
         read_via(tmp_path / "none.json", tmp_path, ["thing"])
 
@@ -206,7 +206,7 @@ corners = st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=8)
     polygons=st.lists(st.tuples(corners, st.sampled_from(["cat", "dog"])), max_size=6),
     data=st.data(),
 )
-def test_boxes_and_classes_survive_the_way_through_coco(
+def test_boxes_and_classes_survive_conversion_to_coco(
     tmp_path_factory: pytest.TempPathFactory, polygons: list, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("via")

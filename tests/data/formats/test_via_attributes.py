@@ -1,4 +1,4 @@
-"""Which attribute of VIA's regions holds the class."""
+"""Find the attribute of VIA's regions that holds the class."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ BOX = {"name": "rect", "x": 1, "y": 2, "width": 6, "height": 4}
 
 @pytest.fixture
 def via(tmp_path: Path):
-    """Writes an export of one image, with a region for each of the given attributes."""
+    """Return a function that writes an export of one image with a region per attribute dict."""
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
 
     def write(*attributes: dict, shape: dict = BOX) -> Path:
@@ -27,7 +27,7 @@ def via(tmp_path: Path):
 
 
 def ids(file: Path, *args: object, **kwargs: object) -> list[int]:
-    """The categories of the objects."""
+    """Return the category ids of the objects."""
     (record,) = read_via(file, file.parent, *args, **kwargs)
     return [a["category_id"] for a in record["annotations"]]
 
@@ -40,37 +40,37 @@ def ids(file: Path, *args: object, **kwargs: object) -> list[int]:
         ([{"class_id": "10"}, {"class_id": "9"}], (("9", "10"), "class_id")),
         ([{"type": {"balloon": True}}], (("balloon",), "type")),
         ([{"type": {"balloon": True, "cat": False}}, {"type": {}}], (("balloon",), "type")),
-        # A usual name among others.
+        # A common name among others.
         ([{"occluded": "y", "name": "a"}, {"occluded": "n", "name": "a"}], (("a",), "name")),
-        # The same split in two attributes.
+        # Two attributes with the same partition.
         ([{"class_id": 1, "class": "b"}, {"class_id": 0, "class": "a"}], (("a", "b"), "class")),
-        ([{"colour": "red", "fruit": "apple"}], (("red",), "colour")),
-        # One that is empty everywhere is none.
+        ([{"color": "red", "fruit": "apple"}], (("red",), "color")),
+        # An attribute that is empty everywhere does not count.
         ([{"name": "", "kind": "x"}, {"name": "", "kind": "y"}], (("x", "y"), "kind")),
     ],
 )
-def test_the_attribute_is_found(via, attributes: list, expected: tuple) -> None:
+def test_the_attribute_is_detected(via, attributes: list, expected: tuple) -> None:
     assert via_classes(via(*attributes)) == expected
 
 
-def test_it_asks_where_it_cannot_tell(via) -> None:
-    file = via({"colour": "red", "fruit": "apple"}, {"colour": "red", "fruit": "pear"})
+def test_an_ambiguous_attribute_is_refused(via) -> None:
+    file = via({"color": "red", "fruit": "apple"}, {"color": "red", "fruit": "pear"})
     with pytest.raises(UserError) as e:
         via_classes(file)
     message = str(e.value)
-    assert "'colour', 'fruit'" in message and "--class-attribute" in message
+    assert "'color', 'fruit'" in message and "--class-attribute" in message
     assert "'apple'" in message and "\n" not in message
     assert via_classes(file, "fruit") == (("apple", "pear"), "fruit")
-    # Classes that are known tell it, too.
+    # The requested classes resolve it, too.
     assert ids(file, ["pear", "apple"]) == [1, 0]
 
 
-def test_train_and_val_may_name_it_differently(via) -> None:
+def test_train_and_val_may_use_different_attributes(via) -> None:
     classes, _ = via_classes(via({"name": "dog"}, {"name": "cat"}))
     assert ids(via({"label": "dog", "who": "me"}, {"label": "cat", "who": "me"}), classes) == [1, 0]
 
 
-def test_without_an_attribute_the_class_must_be_told(via) -> None:
+def test_without_an_attribute_the_class_must_be_given(via) -> None:
     file = via({}, {})
     with pytest.raises(UserError, match="--classes"):
         via_classes(file)
@@ -79,11 +79,11 @@ def test_without_an_attribute_the_class_must_be_told(via) -> None:
     assert ids(file, ["balloon"]) == [0, 0]
 
 
-def test_one_class_is_not_given_to_regions_of_another(via) -> None:
+def test_a_single_class_is_not_assigned_to_regions_of_another(via) -> None:
     file = via({"name": "dog"})
     with pytest.raises(UserError, match="did you mean 'dog'"):
         read_via(file, file.parent, ["dgo"])
-    # An attribute that is no class does not matter.
+    # An attribute that does not hold the class is irrelevant.
     assert ids(via({"quality": "good"}), ["cell"]) == [0]
 
 
@@ -96,26 +96,26 @@ def test_empty_labels_and_other_classes_are_counted(via, caplog) -> None:
 
 def test_several_classes_at_once_are_refused(via) -> None:
     file = via({"type": {"dog": True, "cat": True}})
-    with pytest.raises(UserError, match="region 0: type=.*is not one class"):
+    with pytest.raises(UserError, match="region 0: type=.*is not a single class"):
         via_classes(file, "type")
 
 
-def test_points_have_no_say(via) -> None:
+def test_points_are_ignored_in_detection(via) -> None:
     file = via({"name": "eye"}, shape={"name": "point", "cx": 1, "cy": 1})
     with pytest.raises(UserError, match="--classes"):
         via_classes(file)
 
 
-def test_a_region_of_two_classes_is_named(via) -> None:
+def test_a_region_with_two_classes_is_reported(via) -> None:
     both = {"type": {"cat": True, "dog": True}}
     file = via({"type": {"cat": True}, "quality": "good"}, {**both, "quality": "bad"})
-    with pytest.raises(UserError, match="region 1: type=.* is not one class"):
-        via_classes(file)  # not those of quality
+    with pytest.raises(UserError, match="region 1: type=.* is not a single class"):
+        via_classes(file)  # does not fall back to `quality`
     with pytest.raises(UserError, match="region 1: type="):
         read_via(file, file.parent, ["cat", "dog"])
     assert via_classes(file, "quality") == (("bad", "good"), "quality")
     with pytest.raises(UserError, match="region 0: type="):
         via_classes(via(both))
-    # An attribute of a more usual name holds the class; this one has several values by its nature.
+    # An attribute with a more common name holds the class; this one may have several values.
     assert via_classes(via({"name": "a", **both})) == (("a",), "name")
     assert via_classes(via({"name": "a", "flags": both["type"]})) == (("a",), "name")

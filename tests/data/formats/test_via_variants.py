@@ -1,4 +1,4 @@
-"""VIA as people export it: CSV, projects, odd names and images, what lies at the edge."""
+"""VIA files from real use: CSV, projects, unusual names and images, shapes at the edge."""
 
 import csv
 import json
@@ -17,19 +17,19 @@ NAME = "ünï \"q', (1) 名.jpg"
 
 
 def image(folder: Path, name: str, mode: str = "RGB") -> None:
-    """A picture of 40 x 30 pixels."""
+    """Save an image of 40 x 30 pixels."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (40, 30)).save(folder / name)
 
 
 def entry(name: str, *shapes: dict, **attributes: object) -> dict:
-    """What VIA 2 writes for an image; all regions have the same attributes."""
+    """Return an image entry as VIA 2 writes it; all regions have the same attributes."""
     regions = [{"shape_attributes": s, "region_attributes": attributes} for s in shapes]
     return {"filename": name, "size": -1, "regions": regions, "file_attributes": {"a": 'x"y'}}
 
 
 def write(folder: Path, *entries: dict) -> Path:
-    """A JSON export of these entries, under keys of their own."""
+    """Write a JSON export of these entries under distinct keys."""
     file = folder / "via.json"
     file.write_text(json.dumps({f"k{i}": e for i, e in enumerate(entries)}))
     return file
@@ -38,7 +38,7 @@ def write(folder: Path, *entries: dict) -> Path:
 def write_csv(
     folder: Path, entries: list[dict], header: str = "#filename", comma: str = ","
 ) -> Path:
-    """The same as VIA's CSV."""
+    """Write these entries as VIA's CSV."""
     file = folder / "via.csv"
     with open(file, "w", newline="", encoding="utf-8-sig") as f:
         rows = csv.writer(f, delimiter=comma)
@@ -55,7 +55,7 @@ def write_csv(
 
 
 @pytest.mark.parametrize(("header", "comma"), [("#filename", ","), ("filename", ";")])
-def test_csv_reads_as_its_json_twin(tmp_path: Path, header: str, comma: str) -> None:
+def test_csv_and_json_give_equal_records(tmp_path: Path, header: str, comma: str) -> None:
     for name in (NAME, "sub/b.jpg", "c.jpg"):
         image(tmp_path, name)
     outline = {
@@ -74,7 +74,7 @@ def test_csv_reads_as_its_json_twin(tmp_path: Path, header: str, comma: str) -> 
     assert via_classes(tmp_path / "via.csv") == (('a "big", dog', "chat noir"), "kind")
 
 
-def test_the_authors_own_files_and_their_twins(via_shapes: Path) -> None:
+def test_files_of_via_s_authors_and_their_variants(via_shapes: Path) -> None:
     files = [via_shapes / f"via_region_data.{suffix}" for suffix in ("json", "csv")]
     twins = [read_via(file, via_shapes) for file in files]
     assert twins[0] == twins[1]
@@ -115,7 +115,7 @@ def test_entries_of_one_image_are_merged(tmp_path: Path, caplog) -> None:
 
 
 def test_entries_under_one_key_are_all_read(tmp_path: Path) -> None:
-    """A file that somebody put together of two."""
+    """A merged file may repeat a key."""
     image(tmp_path, "a.jpg")
     square = {"name": "rect", "x": 20, "y": 10, "width": 5, "height": 5}
     one, two = (json.dumps(entry("a.jpg", shape, label="x")) for shape in (TRIANGLE, square))
@@ -131,10 +131,10 @@ def test_names_in_another_unicode_form_are_found(tmp_path: Path) -> None:
 
 
 class TestEdge:
-    """The image has 40 x 30 pixels; VIA's 39 is the centre of the last one."""
+    """Shapes at the edge of an image of 40 x 30 pixels; VIA's 39 is the center of the last one."""
 
     def read(self, folder: Path, xs: list, ys: list) -> list[dict]:
-        """The objects of one polygon."""
+        """Return the objects for one polygon."""
         image(folder, "a.jpg")
         shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
         (record,) = read_via(write(folder, entry("a.jpg", shape)), folder, ["x"])
@@ -146,9 +146,9 @@ class TestEdge:
         assert a["segmentation"] == [[0.5, 0.0, 40.0, 0.0, 40.0, 30.0, 0.5, 30.0]]
         assert a["area"] == 39.5 * 30
 
-    def test_what_lies_outside_is_cut_off(self, tmp_path: Path, caplog) -> None:
+    def test_polygons_are_clipped_to_the_image(self, tmp_path: Path, caplog) -> None:
         (a,) = self.read(tmp_path, [-60.5, 39.5, -60.5], [-0.5, -0.5, 99.5])
-        # A right angle at (-60, 0) with legs of 100: its slope leaves 40 x 40 at the right.
+        # A right triangle at (-60, 0) with legs of 100; its part at x >= 0 has legs of 40.
         assert a["bbox"] == [0.0, 0.0, 40.0, 30.0]
         assert a["area"] == pytest.approx(40 * 30 - 30 * 30 / 2)
         assert "1 objects cut at the edge" in caplog.text
@@ -160,7 +160,7 @@ class TestEdge:
         assert len(a["segmentation"]) == 2
         assert a["area"] == 2 * 5 * 24.5
 
-    def test_outside_is_left_out(self, tmp_path: Path, caplog) -> None:
+    def test_polygons_outside_of_the_image_are_skipped(self, tmp_path: Path, caplog) -> None:
         assert self.read(tmp_path, [50, 60, 60], [1, 1, 9]) == []
         assert "1 outside of the image" in caplog.text
 
@@ -184,8 +184,8 @@ def test_malformed_csv_is_refused(tmp_path: Path, content: bytes) -> None:
         read_via(tmp_path / "via.csv", tmp_path, ["x"])
 
 
-def test_an_outline_of_many_crossings_is_refused(tmp_path: Path) -> None:
-    """Its exact area would take minutes, and more memory than there is."""
+def test_an_outline_with_many_crossings_is_refused(tmp_path: Path) -> None:
+    """Computing its exact area would take minutes and exhaust the memory."""
     image(tmp_path, "a.jpg")
     rng = random.Random(0)
     xs, ys = ([rng.uniform(-20, 60) for _ in range(200_000)] for _ in range(2))

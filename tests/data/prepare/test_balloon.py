@@ -170,7 +170,7 @@ def test_what_is_there_is_checked(tmp_path: Path, small: Path) -> None:
     with pytest.raises(UserError, match="is not the released balloon dataset.*delete it"):
         prepare_balloon(tmp_path, digest=digest)
     photo.unlink()
-    with pytest.raises(UserError, match=r"is damaged; delete it.*1 of 2 listed images are absent"):
+    with pytest.raises(UserError, match=r"is damaged; delete it.*1 of 2 listed images do not"):
         prepare_balloon(tmp_path, digest=digest)
     photo.write_bytes(original)
     (target / "train" / ANNOTATIONS).unlink()

@@ -1,4 +1,4 @@
-"""Data sets in the cache: found, made once, made again; the same records as the readers'."""
+"""Cached datasets: created once, found, created again, with the same records as the readers."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that has seen nothing yet."""
+    """Set up an empty cache, and reset the state of this process."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(record_cache._Place, "_in_memory", {})
     monkeypatch.setattr(record_cache._Place, "_said", set())
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Reader:
-    """Reads a file of JSON records, slowly if need be, and counts how often."""
+    """Read a file of JSON records, optionally slowly, and count the calls."""
 
     def __init__(self, file: Path, seconds: float = 0, log: Path | None = None):
         self.file, self.seconds, self.log = file, seconds, log
@@ -50,7 +50,7 @@ class Reader:
                 f.write("built\n")
         records = json.loads(self.file.read_text())
         time.sleep(self.seconds)
-        logging.getLogger("d2ext.data.formats.test").warning("one label is odd")
+        logging.getLogger("d2ext.data.formats.test").warning("one label is invalid")
         return records, {"classes": ["cat"]}
 
 
@@ -85,34 +85,38 @@ def entries(cache: Path) -> list[Path]:
     return sorted(cache.glob("*.pages"))
 
 
-def test_the_second_start_reads_nothing(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_second_load_does_not_read_the_file(
+    reader: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
     first = load(reader)
-    record_cache._Place._said.clear()  # as a new process
+    record_cache._Place._said.clear()  # like a new process
     caplog.clear()
     again = load(reader)
     assert list(again) == list(first) == [record(i) for i in range(1, 4)]
     assert again.info["classes"] == ["cat"]
     assert reader.calls == 1
-    assert caplog.messages == ["one label is odd"]  # the reader's own words, without it
+    assert caplog.messages == [
+        "one label is invalid"
+    ]  # the reader's message, logged without calling it
     caplog.clear()
     load(reader)
     assert not caplog.messages
 
 
-def test_options_are_entries_of_their_own(reader: Reader, cache: Path) -> None:
+def test_each_set_of_options_has_its_own_entry(reader: Reader, cache: Path) -> None:
     for classes in (["cat"], ["dog"], ["cat"]):
         load(reader, classes=classes)
     assert reader.calls == len(entries(cache)) == 2
 
 
-def test_a_touched_file_is_known_by_its_content(
+def test_a_touched_file_is_recognized_by_its_content(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(reader)
     os.utime(reader.file, (1, 1))
     assert len(load(reader)) == 3
     assert reader.calls == 1
-    # Its new times are known now: nothing is hashed any more.
+    # The new times are stored now, so nothing is hashed again.
     monkeypatch.setattr(record_cache, "_sha256", lambda file: pytest.fail("hashed"))
     load(reader)
 
@@ -123,7 +127,7 @@ def test_a_changed_file_is_read_again(reader: Reader) -> None:
     reader.file.write_text(content.replace('"image_id": 1', '"image_id": 9'))
     os.utime(reader.file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time
     assert load(reader)[0]["image_id"] == 9
-    assert before[0]["image_id"] == 1  # what is open stays as it is
+    assert before[0]["image_id"] == 1  # open records do not change
     reader.file.write_text(content)
     assert load(reader)[0]["image_id"] == 1
     assert reader.calls == 2  # the first entry is still there
@@ -135,7 +139,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(reader: Reader, cache: 
         reader.file.write_text("[]")
         return records, info
 
-    with pytest.raises(UserError, match=r"records.json was changed while it was read"):
+    with pytest.raises(UserError, match=r"records.json changed while it was read"):
         cached_records(reader.file, {}, build)
     assert not entries(cache)
 
@@ -152,7 +156,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(reader: Reader, cache: 
         lambda data: data.replace(b'"heights"', b'"weights"'),
     ],
 )
-def test_a_damaged_entry_is_made_again(
+def test_a_damaged_entry_is_created_again(
     reader: Reader, cache: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(reader)
@@ -165,7 +169,7 @@ def test_a_damaged_entry_is_made_again(
     assert entry.read_bytes() == whole
 
 
-def test_a_damaged_index_is_made_again(reader: Reader, cache: Path) -> None:
+def test_a_damaged_index_is_created_again(reader: Reader, cache: Path) -> None:
     load(reader)
     for text in ("", "[]", "{", '{"stamp": 1}', "null"):
         for index in cache.glob("*.json"):
@@ -174,7 +178,7 @@ def test_a_damaged_index_is_made_again(reader: Reader, cache: Path) -> None:
     assert reader.calls == 1  # the entry itself was found by its content
 
 
-def test_a_flipped_bit_is_no_record(reader: Reader, cache: Path) -> None:
+def test_a_flipped_bit_is_detected(reader: Reader, cache: Path) -> None:
     load(reader)
     [entry] = entries(cache)
     data = bytearray(entry.read_bytes())
@@ -189,13 +193,13 @@ def test_a_flipped_bit_is_no_record(reader: Reader, cache: Path) -> None:
 def test_a_cache_that_cannot_be_written(
     reader: Reader, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache.parent.write_text("a file where the folder should be")  # root may write everywhere else
+    cache.parent.write_text("a file where the folder should be")  # permissions would not stop root
     records = load(reader)
     assert list(records) == list(load(reader)) == [record(i) for i in range(1, 4)]
     assert list(pickle.loads(pickle.dumps(records))) == list(records)
-    assert reader.calls == 1  # this process remembers
+    assert reader.calls == 1  # this process keeps the records in memory
     load(reader, other=1)
-    warnings = [m for m in caplog.messages if "cannot hold data sets" in m]
+    warnings = [m for m in caplog.messages if "datasets cannot be cached" in m]
     assert len(warnings) == 1 and str(cache) in warnings[0] and "D2EXT_CACHE" in warnings[0]
 
 
@@ -211,7 +215,7 @@ def test_a_full_disk(
     assert not entries(cache) and not list(cache.glob(".*"))
 
 
-def test_a_read_only_cache_serves_what_it_holds(
+def test_a_read_only_cache_serves_its_entries(
     reader: Reader, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(reader)
@@ -250,7 +254,7 @@ def test_two_processes_build_once(reader: Reader, tmp_path: Path) -> None:
 def test_two_processes_without_a_lock(
     reader: Reader, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    """As on two machines that share the folder: the other one is done while we read."""
+    """Simulate two machines that share the folder: the other one finishes while this one reads."""
     import contextlib
 
     monkeypatch.setattr(record_cache._Place, "_locked", contextlib.nullcontext)
@@ -270,20 +274,20 @@ def _kill_while_writing(reader: Reader) -> None:
     load(reader)
 
 
-def test_a_killed_writer_leaves_nothing_that_is_read(reader: Reader, cache: Path) -> None:
+def test_the_partial_file_of_a_killed_writer_is_not_read(reader: Reader, cache: Path) -> None:
     p = SPAWN.Process(target=_kill_while_writing, args=(reader,))
     p.start()
     p.join(60)
     assert p.exitcode == -signal.SIGKILL
     [left] = cache.glob(".*.tmp")
     assert not entries(cache)
-    os.utime(left, (1, 1))  # long ago
-    assert list(load(reader)) == [record(i) for i in range(1, 4)]  # and no lock holds us up
+    os.utime(left, (1, 1))  # older than an hour
+    assert list(load(reader)) == [record(i) for i in range(1, 4)]  # the lock is released as well
     assert reader.calls == 1
     assert not left.exists()
 
 
-def test_entries_that_nobody_opens_go(reader: Reader, cache: Path) -> None:
+def test_unused_entries_are_removed(reader: Reader, cache: Path) -> None:
     load(reader, classes=["a"])
     [old] = entries(cache)
     load(reader, classes=["b"])
@@ -295,7 +299,7 @@ def test_entries_that_nobody_opens_go(reader: Reader, cache: Path) -> None:
     assert not old.exists() and all(entry.exists() for entry in used)
 
 
-def test_what_the_reader_raises_comes_through(tmp_path: Path, cache: Path) -> None:
+def test_errors_of_the_reader_are_raised(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="absent.json does not exist"):
         cached_coco_records(tmp_path / "absent.json", "imgs")
     (tmp_path / "bad.json").write_text('{"images": 3}')
@@ -304,13 +308,13 @@ def test_what_the_reader_raises_comes_through(tmp_path: Path, cache: Path) -> No
     assert not entries(cache)
 
 
-def test_values_that_no_store_can_hold(reader: Reader) -> None:
+def test_values_that_cannot_be_stored_are_refused(reader: Reader) -> None:
     build = lambda: ([record(mask=np.zeros(3))], {})  # noqa: E731
     with pytest.raises(UserError, match="cannot be cached.*plain"):
         cached_records(reader.file, {}, build)
 
 
-def test_odd_values_come_back(reader: Reader) -> None:
+def test_unusual_values_are_preserved(reader: Reader) -> None:
     odd = [
         record(1, image_id="a/ü", note="\ud800", large=10**400, big=1e308, none=None),
         record(2, height="ten", width=True, x=float("inf")),
@@ -325,7 +329,7 @@ def test_odd_values_come_back(reader: Reader) -> None:
     assert nan != nan
 
 
-def test_a_pickle_is_a_name(reader: Reader, cache: Path) -> None:
+def test_a_pickle_holds_only_the_path(reader: Reader, cache: Path) -> None:
     records = load(reader)
     pickled = pickle.dumps(records)
     assert len(pickled) < 500
@@ -384,7 +388,7 @@ fine = st.one_of(st.integers(0, 60), st.floats(0, 60), st.sampled_from([1e-07, 1
 polygon = st.integers(3, 5).flatmap(lambda n: st.lists(fine, min_size=2 * n, max_size=2 * n))
 good_masks = st.one_of(
     st.lists(polygon, min_size=1, max_size=2),
-    st.lists(st.lists(fine, max_size=8), max_size=3),  # some are too short, or odd
+    st.lists(st.lists(fine, max_size=8), max_size=3),  # some are too short or have an odd length
     st.just({"size": [10, 20], "counts": [30, 10, 160]}),
     st.just({"size": [10, 20], "counts": "n0:V6"}),
     st.none(),
@@ -471,7 +475,7 @@ def test_a_stored_coco_file_gives_the_reader_s_records(
 
 
 def _sorted(value: object) -> object:
-    """Numbers as floats and keys in one order, so that equal values have equal texts."""
+    """Convert numbers to floats and sort keys, so that equal values have equal texts."""
     if isinstance(value, dict):
         return {k: _sorted(value[k]) for k in sorted(value)}
     if isinstance(value, list):
@@ -500,16 +504,16 @@ _OBJECT = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
         ("", False),
     ],
 )
-def test_what_the_fast_reader_takes(tmp_path: Path, text: str | bytes, fast: bool) -> None:
+def test_which_files_the_fast_reader_accepts(tmp_path: Path, text: str | bytes, fast: bool) -> None:
     file = tmp_path / "coco.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert _is_fast(file, "imgs") == fast
 
 
-def test_an_annotation_of_an_image_is_refused_where_there_is_none(tmp_path: Path) -> None:
+def test_an_annotation_without_its_image_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "coco.json"
     file.write_text(json.dumps(coco(images=[], annotations=[_OBJECT])))
-    with pytest.raises(UserError, match="of the image 7, which `images` lacks"):
+    with pytest.raises(UserError, match="refers to the image 7, which `images` lacks"):
         cached_coco_records(file, "imgs")
 
 
@@ -520,7 +524,7 @@ def _is_fast(file: Path, images: str | Path) -> bool:
         return False
 
 
-def test_left_out_annotations_are_counted_as_the_reader_does(
+def test_dropped_annotations_are_counted_like_in_the_reader(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = _OBJECT
@@ -530,11 +534,11 @@ def test_left_out_annotations_are_counted_as_the_reader_does(
     file.write_text(json.dumps(coco(annotations=[*bad, box])))
     caplog.set_level(logging.INFO)
     read_coco(file, "imgs")
-    theirs = caplog.messages[:]
-    assert "skipped" in theirs[0] and "repaired" in theirs[1]
+    expected = caplog.messages[:]
+    assert "skipped" in expected[0] and "repaired" in expected[1]
     caplog.clear()
     assert _is_fast(file, "imgs")
-    assert caplog.messages == theirs
+    assert caplog.messages == expected
 
 
 def test_the_balloon_annotations_as_coco(tmp_path: Path, real_balloon: Path) -> None:
@@ -549,7 +553,7 @@ def test_the_balloon_annotations_as_coco(tmp_path: Path, real_balloon: Path) -> 
     assert list(cached_coco_records(file, folder)) == read_coco(file, folder)[0]
 
 
-def test_a_value_is_computed_once_for_a_file(reader: Reader, cache: Path) -> None:
+def test_a_value_is_computed_once_per_file(reader: Reader, cache: Path) -> None:
     calls = []
 
     def value() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user's dataset function may return: numpy, torch, paths, tuples; or what is wrong."""
+"""Values that a user's dataset function may return (numpy, torch, paths, tuples), and errors."""
 
 import copy
 from collections import Counter
@@ -53,7 +53,7 @@ def test_values_of_a_record(changes):
 
 
 @pytest.mark.parametrize("absent", [{}, {"annotations": None}, {"annotations": ()}])
-def test_absent_annotations_are_none(absent):
+def test_missing_annotations_become_an_empty_list(absent):
     record = {"file_name": "a.jpg", "image_id": "x", "height": 10, "width": 20} | absent
     ((read,), _) = _read(record)
     assert read["annotations"] == [] and read["image_id"] == "x"
@@ -101,7 +101,7 @@ def test_masks_become_compressed_rle(given):
     assert np.array_equal(mask.decode(read), BITMAP)
 
 
-def test_several_rles_are_their_union():
+def test_several_rles_become_their_union():
     polygons = [CORNERS, [10.0, 2.0, 15.0, 2.0, 15.0, 6.0]]
     rles = mask.frPyObjects(polygons, 10, 20)
     ((record,), _) = _read(_record({"segmentation": rles}))
@@ -112,14 +112,14 @@ def test_several_rles_are_their_union():
     assert left_out.total() == 1
 
 
-def test_the_input_stays_as_it_is():
+def test_the_input_is_not_modified():
     records = [_record({"bbox": np.array([1, 2, 8, 6]), "segmentation": np.array([CORNERS])})]
     before = copy.deepcopy(records)
     _read(*records)
     assert repr(records) == repr(before)
 
 
-def test_objects_without_extent_are_left_out_and_counted():
+def test_objects_without_extent_are_dropped_and_counted():
     records = [
         _record({"bbox": [1, 2, 0, 6]}),
         _record({"segmentation": [[1, 2, 3, 4]]}),
@@ -151,7 +151,7 @@ def test_objects_without_extent_are_left_out_and_counted():
         (_record({"segmentation": {"size": [10, 20]}}), "segmentation: no 'counts'"),
         (
             _record({"segmentation": BITMAP.T}),
-            r"segmentation: the mask has the shape \(20, 10\), its image \(10, 20\)",
+            r"segmentation: the mask has the shape \(20, 10\), but its image has \(10, 20\)",
         ),
         (_record({"segmentation": torch.tensor(BITMAP)[None]}), r"the shape \(1, 10, 20\)"),
         (_record({"segmentation": BITMAP[2:8, 1:9].astype(int)}), r"the shape \(6, 8\)"),
@@ -163,6 +163,6 @@ def test_objects_without_extent_are_left_out_and_counted():
         (_record({"area": "big"}), "area='big'"),
     ],
 )
-def test_wrong_values_name_record_and_key(record, words):
+def test_errors_name_the_record_and_the_key(record, words):
     with pytest.raises(UserError, match=f"datasets.mine: .*{words}"):
         _read(_record(), record)
