@@ -290,12 +290,12 @@ class Loader:
 
     @property
     def records(self) -> Sequence[dict]:
-        """Dataset dicts of the loader."""
+        """Return the dataset dicts of the loader."""
         return self._loader.dataset.records
 
     @property
     def images(self) -> int:
-        """Number of images in an epoch."""
+        """Return the number of images in an epoch."""
         return len(self._loader.dataset)
 
     def pairs(

@@ -43,7 +43,7 @@ class Part:
 
     @property
     def archive(self) -> str:
-        """File name of the archive."""
+        """Return the file name of the archive."""
         return self.url.rpartition("/")[2]
 
 

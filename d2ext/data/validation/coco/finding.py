@@ -210,17 +210,17 @@ class Finding:
 
     @property
     def count(self) -> int:
-        """Number of occurrences."""
+        """Return the number of occurrences."""
         return len(self.rows)
 
     @property
     def what(self) -> str:
-        """Meaning of the code."""
+        """Return the meaning of the code."""
         return KINDS[self.code][1]
 
     @property
     def fix(self) -> str:
-        """What `--fix` does about the finding."""
+        """Return what `--fix` does about the finding."""
         return KINDS[self.code][2]
 
 

@@ -45,7 +45,7 @@ class MutableCoco:
 
     @property
     def done(self) -> int:
-        """Number of changes so far."""
+        """Return the number of changes so far."""
         return len(self.changes)
 
     def begin(self, columns: CocoTable) -> None:

@@ -36,19 +36,19 @@ class Move:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """New pixels per old pixel, along the new x and y."""
+        """Return the number of new pixels per old pixel, along the new x and y."""
         old = self.old[::-1] if self._swapped else self.old
         return self.new[0] / old[0], self.new[1] / old[1]
 
     @property
     def how(self) -> str:
-        """Description for the log of changes."""
+        """Describe the transform for the log of changes."""
         turned = f"rotated by EXIF orientation {self.orientation}, " if self.orientation > 1 else ""
         return f"{turned}scaled by {self.scale[0]:.4g} and {self.scale[1]:.4g}"
 
     @property
     def is_too_large(self) -> bool:
-        """Whether a mask of the old size would take too much memory."""
+        """Return whether a mask of the old size would take too much memory."""
         return self.old[0] * self.old[1] > _MOST_PIXELS
 
     @property
@@ -57,7 +57,7 @@ class Move:
 
     @property
     def _mirrored(self) -> tuple[bool, bool]:
-        """Whether the image is mirrored along the new x and y."""
+        """Return whether the image is mirrored along the new x and y."""
         return self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
 
     def points(self, flat: Sequence[float]) -> list[float]:

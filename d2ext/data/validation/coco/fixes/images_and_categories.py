@@ -45,7 +45,7 @@ class Files:
 
     @cached_property
     def _by_key(self) -> Mapping[str, list[str]]:
-        """Names of all files in the folder, by `_key`."""
+        """Return the names of all files in the folder, by `_key`."""
         names = defaultdict(list)
         for name in files_in(self.root):
             names[_key(name)].append(name)
