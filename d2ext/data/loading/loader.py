@@ -65,7 +65,7 @@ def build_train_loader(
     start_iter: int = 0,
     bad_images: str = "stop",
 ) -> "Loader":
-    """Build the loader of this rank's micro-batches, starting at `start_iter`, without an end.
+    """Build the infinite loader of this rank's micro-batches, starting at step `start_iter`.
 
     Images, their order and their augmentation depend only on (seed, iteration, position), so the
     model sees the same data with any number of processes and loader workers.

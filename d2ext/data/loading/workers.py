@@ -1,7 +1,7 @@
 """Loader workers that exit on every error and pass it to the trainer's process.
 
 torch delivers the exceptions of a dataset. But if sending a batch fails (no shared memory, too many
-open files), Python only prints a stack trace, and the trainer waits in vain.
+open files), Python only prints a stack trace, and the trainer keeps waiting.
 """
 
 import contextlib
