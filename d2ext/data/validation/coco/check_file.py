@@ -24,6 +24,7 @@ from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import CocoTable, read_coco_table
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 _CHANGES_SHOWN = 20
@@ -167,14 +168,14 @@ def lines(findings: list[Finding], fixing: bool = True) -> list[str]:
         made.append(f"    e.g. {f.example}")
         if fixing:
             made.append(f"    --fix: {f.fix}")
-    counts = (f"{sum(f.severity == s for f in findings)} kinds of {s}" for s in SEVERITIES)
-    return [*made, ", ".join(counts)]
+    counts = ((s, sum(f.severity == s for f in findings)) for s in SEVERITIES)
+    return [*made, ", ".join(f"{plural(n, 'kind')} of {s}" for s, n in counts)]
 
 
 def fixed_lines(fixed: Fixed, output: Path) -> list[str]:
     """Format what was fixed and what remains."""
     removed = sum(": removed: " in change for change in fixed.changes)
-    made = [f"{output} written: {len(fixed.changes)} changes, {removed} of them removals"]
+    made = [f"{output} written: {plural(len(fixed.changes), 'change')}, {removed} of them removals"]
     made += [f"    {change}" for change in fixed.changes[:_CHANGES_SHOWN]]
     if len(fixed.changes) > _CHANGES_SHOWN:
         more = len(fixed.changes) - _CHANGES_SHOWN

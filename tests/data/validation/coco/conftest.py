@@ -77,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Callable[[object], Path]:
+def write_json(tmp_path: Path) -> Callable[[object], Path]:
     """Return a function that writes a JSON file."""
 
     def write(what: object, name: str = "coco.json") -> Path:

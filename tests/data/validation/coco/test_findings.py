@@ -26,8 +26,8 @@ def codes(findings: list[Finding]) -> dict[str, list[int]]:
     return {f.code: [int(r) for r in f.rows] for f in findings if f.code not in ALWAYS}
 
 
-def test_valid_file_has_no_findings(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_valid_file_has_no_findings(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     assert codes(fast_findings(content)) == codes(fast_findings(path)) == {}
     assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
 
@@ -135,20 +135,20 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES)
 def test_problem_is_found_and_located(
-    damage: Callable, expected: dict, content: dict, written: Callable
+    damage: Callable, expected: dict, content: dict, write_json: Callable
 ) -> None:
     damage(content)
     expected = {code: rows for code, rows in expected.items() if rows is not None}
     findings = fast_findings(content)
     assert codes(findings) == expected
-    assert codes(fast_findings(written(content))) == expected  # parsed another way
+    assert codes(fast_findings(write_json(content))) == expected  # parsed another way
     for f in findings:
         assert f.severity in ("error", "warning", "info") and f.fix and f.what
         assert f"[{f.rows[0]}]" in f.example
 
 
 def test_image_entries_are_compared_with_their_files(
-    content: dict, photos: Path, written: Callable
+    content: dict, photos: Path, write_json: Callable
 ) -> None:
     (photos / "sub" / "b.jpg").write_bytes((photos / "sub" / "b.jpg").read_bytes()[:200])
     (photos / "c.png").unlink()
@@ -156,7 +156,7 @@ def test_image_entries_are_compared_with_their_files(
     exif = Image.Exif()
     exif[0x0112] = 6  # stored in landscape, shown in portrait orientation
     turned.save(photos / "a.jpg", exif=exif)
-    path = written(content)
+    path = write_json(content)
     found = {f.code: f for f in findings_of(Source(path, photos))(read_coco_table(path))}
     assert codes(found.values()) == {
         "image_missing": [2],
@@ -166,8 +166,8 @@ def test_image_entries_are_compared_with_their_files(
     assert "64 x 48, but the file has 48 x 64 (its EXIF" in found["image_size"].example
 
 
-def test_pixels_are_decoded_on_request(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_pixels_are_decoded_on_request(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     noise = Image.effect_noise((64, 48), 90).convert("RGB")
     noise.save(photos / "a.jpg")
     whole = (photos / "a.jpg").read_bytes()
@@ -179,23 +179,23 @@ def test_pixels_are_decoded_on_request(content: dict, photos: Path, written: Cal
     assert headers == {} and pixels == {"image_unreadable": [0]}
 
 
-def test_identical_images_are_found(content: dict, photos: Path, written: Callable) -> None:
+def test_identical_images_are_found(content: dict, photos: Path, write_json: Callable) -> None:
     shutil.copy(photos / "a.jpg", photos / "sub" / "b.jpg")
-    path = written(content)
+    path = write_json(content)
     assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {
         "image_identical": [1]
     }
 
 
 def test_images_shared_with_the_other_set_are_found(
-    content: dict, photos: Path, written: Callable, tmp_path: Path
+    content: dict, photos: Path, write_json: Callable, tmp_path: Path
 ) -> None:
     other = copy.deepcopy(content)
     other["images"], other["annotations"] = [{**content["images"][2], "file_name": "z.png"}], []
     other["categories"][1]["name"] = "dog"
     (tmp_path / "val").mkdir()
     shutil.copy(photos / "c.png", tmp_path / "val" / "z.png")
-    path, val = written(content), written(other, "val.json")
+    path, val = write_json(content), write_json(other, "val.json")
     found = findings_of(Source(path, photos, val, tmp_path / "val"))(read_coco_table(path))
     assert codes(found)["against_identical"] == [2]
     example = next(f.example for f in found if f.code == "against_categories")
@@ -247,11 +247,11 @@ def test_images_with_too_many_objects_are_found(content: dict) -> None:
     ],
 )
 def test_images_with_more_than_8_bits_are_reported_with_the_scaling(
-    mode: str, suffix: str, words: str, content: dict, photos: Path, written: Callable
+    mode: str, suffix: str, words: str, content: dict, photos: Path, write_json: Callable
 ) -> None:
     Image.new(mode, (64, 48)).save(photos / f"deep.{suffix}")
     content["images"][0]["file_name"] = f"deep.{suffix}"
-    path = written(content)
+    path = write_json(content)
     for decode in (True, False):
         found = findings_of(Source(path, photos, decode=decode))(read_coco_table(path))
         (deep,) = (f for f in found if f.code == "image_depth")
@@ -261,7 +261,7 @@ def test_images_with_more_than_8_bits_are_reported_with_the_scaling(
 
 
 def test_frames_and_transparency_are_reported(
-    content: dict, photos: Path, written: Callable
+    content: dict, photos: Path, write_json: Callable
 ) -> None:
     first, second = (Image.new("RGB", (64, 48), color) for color in ("red", "blue"))
     first.save(photos / "a.gif", save_all=True, append_images=[second])
@@ -270,16 +270,16 @@ def test_frames_and_transparency_are_reported(
     Image.new("RGBA", (40, 60), (255, 0, 0, 255)).save(photos / "c.png")  # fully opaque
     for row, name in enumerate(("a.gif", "b.png", "c.png")):
         content["images"][row]["file_name"] = name
-    path = written(content)
+    path = write_json(content)
     found = codes(findings_of(Source(path, photos))(read_coco_table(path)))
     assert found == {"image_frames": [0], "image_transparent": [1]}
 
 
 def test_images_over_the_pixel_limit_are_not_reported_as_unreadable(
-    content: dict, photos: Path, written: Callable, monkeypatch: pytest.MonkeyPatch
+    content: dict, photos: Path, write_json: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
-    path = written(content)
+    path = write_json(content)
     found = findings_of(Source(path, photos))(read_coco_table(path))
     assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third image has 40 x 60
     for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):

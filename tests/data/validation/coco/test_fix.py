@@ -229,10 +229,15 @@ def _is_usable(a: dict) -> bool:
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES)
 def test_fixed_file_is_valid_and_changes_are_logged(
-    damage: Callable, expected: dict, content: dict, photos: Path, written: Callable, tmp_path: Path
+    damage: Callable,
+    expected: dict,
+    content: dict,
+    photos: Path,
+    write_json: Callable,
+    tmp_path: Path,
 ) -> None:
     damage(content)
-    path, out = written(content), tmp_path / "out" / "fixed.json"
+    path, out = write_json(content), tmp_path / "out" / "fixed.json"
     before = path.read_bytes()
     source = Source(path, photos)
     check = findings_of(source)
@@ -251,7 +256,7 @@ def test_fixed_file_is_valid_and_changes_are_logged(
     assert json.loads(out.read_bytes())["info"] == content["info"]
 
 
-def test_values_are_repaired_if_possible(content: dict, photos: Path, written: Callable) -> None:
+def test_values_are_repaired_if_possible(content: dict, photos: Path, write_json: Callable) -> None:
     """Names, sizes, numbers as text and a missing box are fixed, and nothing is removed."""
     images, annotations = content["images"], content["annotations"]
     images[0]["file_name"] = f"../{photos.name}/a.jpg"
@@ -263,7 +268,7 @@ def test_values_are_repaired_if_possible(content: dict, photos: Path, written: C
     annotations[3] |= {"iscrowd": True, "id": 0}
     expected = valid_content()
     expected["annotations"][3]["id"] = 3  # the smallest free id
-    path = written(content)
+    path = write_json(content)
     source = Source(path, photos)
     out = path.with_name("out.json")
     fixed = write_fixed(source, out, findings_of(source))
@@ -288,8 +293,8 @@ def test_objects_of_an_unknown_category_are_kept(content: dict) -> None:
     assert fixed["annotations"] == content["annotations"]
 
 
-def test_output_must_not_be_the_input(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_output_must_not_be_the_input(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     link = path.with_name("link.json")
     link.symlink_to(path)
     for out in (path, link):
@@ -299,10 +304,10 @@ def test_output_must_not_be_the_input(content: dict, photos: Path, written: Call
 
 
 def test_wrong_image_folder_does_not_empty_the_file(
-    content: dict, written: Callable, tmp_path: Path
+    content: dict, write_json: Callable, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    source = Source(written(content), tmp_path / "elsewhere")
+    source = Source(write_json(content), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--images"):
         write_fixed(source, tmp_path / "out.json", findings_of(source))
     assert not (tmp_path / "out.json").exists()

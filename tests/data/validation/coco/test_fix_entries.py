@@ -16,10 +16,10 @@ from tests.data.validation.coco.conftest import annotation, valid_content
 
 
 def run_fix(
-    content: dict, written: Callable, photos: Path | None, drop: bool = False
+    content: dict, write_json: Callable, photos: Path | None, drop: bool = False
 ) -> tuple[dict, list[str]]:
     """Write and fix a file; return the fixed content and the changes."""
-    path = written(content)
+    path = write_json(content)
     source = Source(path, photos)
     fixed = write_fixed(source, path.with_name("out.json"), findings_of(source), drop)
     return json.loads(path.with_name("out.json").read_bytes()), fixed.changes
@@ -35,7 +35,7 @@ def run_fix(
     ],
 )
 def test_ids_that_are_text_become_numbers_everywhere(
-    images: list, categories: list, content: dict, written: Callable, photos: Path
+    images: list, categories: list, content: dict, write_json: Callable, photos: Path
 ) -> None:
     for part, key, ids in (
         ("images", "image_id", images),
@@ -46,7 +46,7 @@ def test_ids_that_are_text_become_numbers_everywhere(
             e["id"] = new[e["id"]]
         for a in content["annotations"]:
             a[key] = new[a[key]]
-    fixed, _ = run_fix(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert len(fixed["annotations"]) == 5
     for a, b in zip(fixed["annotations"], valid_content()["annotations"], strict=True):
         for part, key, name in (
@@ -70,31 +70,31 @@ def test_a_category_may_be_referred_to_by_its_name(content: dict) -> None:
     assert fixed["categories"][2:] == [{"id": 1, "name": "cow"}]
 
 
-def test_removing_all_annotations_is_refused(content: dict, written: Callable) -> None:
+def test_removing_all_annotations_is_refused(content: dict, write_json: Callable) -> None:
     for a in content["annotations"]:
         a["image_id"] = 99
     with pytest.raises(UserError, match=r"annotations of images that are not .*--drop-unusable"):
-        run_fix(content, written, None)
+        run_fix(content, write_json, None)
     with pytest.raises(UserError, match="annotations would be left"):
-        run_fix(content, written, None, drop=True)
-    assert not written(content).with_name("out.json").exists()
+        run_fix(content, write_json, None, drop=True)
+    assert not write_json(content).with_name("out.json").exists()
 
 
 @pytest.mark.parametrize(
     "values", [{"width": None}, {"file_name": "../x/a.jpg"}, {"file_name": "/a.jpg"}]
 )
 def test_images_are_not_removed_without_an_image_folder(
-    values: dict, content: dict, written: Callable
+    values: dict, content: dict, write_json: Callable
 ) -> None:
     content["images"][0] |= values
     with pytest.raises(UserError, match=r"^images\[0\]: .*give --images"):
-        run_fix(content, written, None)
+        run_fix(content, write_json, None)
 
 
-def test_file_name_may_be_a_number(content: dict, written: Callable, photos: Path) -> None:
+def test_file_name_may_be_a_number(content: dict, write_json: Callable, photos: Path) -> None:
     (photos / "a.jpg").rename(photos / "5")
     content["images"][0]["file_name"] = 5
-    fixed, _ = run_fix(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     content["images"][0]["file_name"] = "5"
     assert fixed == content
 
@@ -123,7 +123,7 @@ def test_file_name_may_be_a_number(content: dict, written: Callable, photos: Pat
     ],
 )
 def test_objects_of_two_photos_are_never_mixed(
-    files: list, names: list, meant: list | None, written: Callable, tmp_path: Path
+    files: list, names: list, meant: list | None, write_json: Callable, tmp_path: Path
 ) -> None:
     root = tmp_path / "some"
     for i, name in enumerate(files):
@@ -141,9 +141,9 @@ def test_objects_of_two_photos_are_never_mixed(
     }
     if meant is None:
         with pytest.raises(UserError, match=r"nothing was written.*images\[0\].*correct file_name"):
-            run_fix(content, written, root)
+            run_fix(content, write_json, root)
     else:
-        fixed, _ = run_fix(content, written, root)
+        fixed, _ = run_fix(content, write_json, root)
         assert [i["file_name"] for i in fixed["images"]] == meant
         assert fixed["annotations"] == content["annotations"]
 
@@ -206,56 +206,56 @@ def test_masks_are_clipped_with_their_boxes(content: dict) -> None:
     ],
 )
 def test_misspelled_name_is_corrected(
-    file: str, name: str, content: dict, written: Callable, photos: Path
+    file: str, name: str, content: dict, write_json: Callable, photos: Path
 ) -> None:
     (photos / file).parent.mkdir(exist_ok=True, parents=True)
     (photos / "a.jpg").rename(photos / "old")
     Image.open(photos / "old").save(photos / file)
     (photos / "old").unlink()
     content["images"][0]["file_name"] = name
-    fixed, changes = run_fix(content, written, photos)
+    fixed, changes = run_fix(content, write_json, photos)
     content["images"][0]["file_name"] = file
     assert fixed == content and len(changes) == 1
 
 
 def test_file_in_the_folders_of_the_name_is_preferred(
-    content: dict, written: Callable, photos: Path
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     for folder in ("train", "val"):
         (photos / folder).mkdir()
         Image.new("RGB", (64, 48)).save(photos / folder / "x.jpg")
     content["images"][0]["file_name"] = "C:\\data\\val\\x.jpg"
-    fixed, _ = run_fix(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert fixed["images"][0]["file_name"] == "val/x.jpg"
 
 
 def test_ambiguous_name_is_refused_with_similar_files(
-    content: dict, written: Callable, photos: Path
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     (photos / "train").mkdir()
     (photos / "a.jpg").rename(photos / "train" / "a.jpg")
     content["images"][0]["file_name"] = "val/a.jpg"
     with pytest.raises(UserError, match=r"images\[0\] \(val/a.jpg, similar to train/a.jpg\)"):
-        run_fix(content, written, photos)
-    assert not written(content).with_name("out.json").exists()
+        run_fix(content, write_json, photos)
+    assert not write_json(content).with_name("out.json").exists()
 
 
 def test_similar_file_of_another_size_is_not_used(
-    content: dict, written: Callable, photos: Path
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     """A file of the same name, such as IMG_0001.jpg, in another folder can be another photo."""
     (photos / "other").mkdir()
     Image.new("RGB", (300, 200)).save(photos / "other" / "x.jpg")
     content["images"][0]["file_name"] = "C:\\data\\x.jpg"
     with pytest.raises(UserError, match=r"nothing was written.*correct file_name"):
-        run_fix(content, written, photos)
+        run_fix(content, write_json, photos)
 
 
 def test_misspelled_name_without_size_gets_both(
-    content: dict, written: Callable, photos: Path
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["images"][0] = {"id": 3, "file_name": "A.JPG", "license": 1}
-    fixed, _ = run_fix(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert fixed["images"][0] == valid_content()["images"][0] | {"file_name": "a.jpg"}
 
 
@@ -297,27 +297,27 @@ def test_repairable_entries_are_dropped_only_on_request(
     images: int,
     annotations: int,
     content: dict,
-    written: Callable,
+    write_json: Callable,
     photos: Path,
 ) -> None:
     damage(content, photos)
     before = len(content["images"])
     with pytest.raises(UserError, match=rf"nothing was written.*{message}.*--drop-unusable"):
-        run_fix(content, written, photos)
-    assert not written(content).with_name("out.json").exists()
-    fixed, changes = run_fix(content, written, photos, drop=True)
+        run_fix(content, write_json, photos)
+    assert not write_json(content).with_name("out.json").exists()
+    fixed, changes = run_fix(content, write_json, photos, drop=True)
     assert before - len(fixed["images"]) == images
     assert len(valid_content()["annotations"]) - len(fixed["annotations"]) == annotations
     assert sum("removed" in change for change in changes) == images + annotations
 
 
 def test_photo_over_the_pixel_limit_is_never_dropped(
-    content: dict, written: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+    content: dict, write_json: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
     for drop in (False, True):
         with pytest.raises(UserError, match=r"nothing was written.*pixel limit"):
-            run_fix(content, written, photos, drop)
+            run_fix(content, write_json, photos, drop)
 
 
 @pytest.mark.parametrize(
@@ -331,21 +331,21 @@ def test_photo_over_the_pixel_limit_is_never_dropped(
     ],
 )
 def test_annotation_is_removed_only_without_any_shape(
-    values: dict, kept: bool, content: dict, written: Callable, photos: Path
+    values: dict, kept: bool, content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["annotations"][0].update(values)
-    fixed, _ = run_fix(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert (fixed["annotations"][0]["id"] == 1) == kept
     assert not kept or fixed["annotations"][0]["bbox"] == content["annotations"][0]["bbox"]
 
 
 def test_rle_of_another_size_is_removed_only_on_request(
-    content: dict, written: Callable, photos: Path
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["annotations"][2]["segmentation"]["size"] = [24, 128]
     with pytest.raises(UserError, match=r"nothing was written.*RLE masks whose size differs"):
-        run_fix(content, written, photos)
-    fixed, _ = run_fix(content, written, photos, drop=True)
+        run_fix(content, write_json, photos)
+    fixed, _ = run_fix(content, write_json, photos, drop=True)
     assert "segmentation" not in fixed["annotations"][2] and len(fixed["annotations"]) == 5
 
 
@@ -366,13 +366,13 @@ def test_new_id_is_not_one_that_annotations_refer_to(content: dict) -> None:
 
 @pytest.mark.parametrize("part", ["images", "categories"])
 def test_duplicate_ids_of_annotated_entries_are_refused(
-    part: str, content: dict, written: Callable
+    part: str, content: dict, write_json: Callable
 ) -> None:
     key = {"images": "file_name", "categories": "name"}[part]
     content[part].append({**content[part][0], key: "another"})
     with pytest.raises(UserError, match=r"nothing was written.*used twice"):
-        run_fix(content, written, None)
+        run_fix(content, write_json, None)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 3]
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 2]
-    fixed, _ = run_fix(content, written, None)
+    fixed, _ = run_fix(content, write_json, None)
     assert fixed[part][-1][key] == "another" and fixed[part][-1]["id"] == 1

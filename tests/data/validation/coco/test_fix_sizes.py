@@ -224,9 +224,9 @@ def test_fixed_annotations_are_rotated_too(tmp_path: Path) -> None:
 
 
 def test_entries_of_one_photo_with_two_sizes_are_not_merged_without_images(
-    content: dict, written: Callable
+    content: dict, write_json: Callable
 ) -> None:
     content["images"].append({**content["images"][0], "id": 70, "width": 128, "height": 96})
-    path = written(content)
+    path = write_json(content)
     with pytest.raises(UserError, match="the entries differ in size: give --images"):
         write_fixed(Source(path), path.with_name("out.json"), findings_of(Source(path)))
