@@ -354,7 +354,7 @@ def test_the_worked_examples_of_scaling():
 _SEVERAL = "tests/cli/test_several_processes.py"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
-_DOWNLOADED = "tests/data/prepare/test_balloon.py::test_the_download_is_unpacked_and_checked"
+_DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_beside_a_data_set"
 ELSEWHERE = {
     "make env": _PACKAGES,

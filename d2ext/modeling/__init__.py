@@ -1,1 +1,1 @@
-"""Models that Detectron2 lacks."""
+"""Models and layers that Detectron2 does not provide."""

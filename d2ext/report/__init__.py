@@ -1,4 +1,4 @@
-"""Write a run directory as one page; needs files only, neither torch nor detectron2."""
+"""Write the report of a run directory as one HTML page, without torch or detectron2."""
 
 from d2ext.report.compare import write_comparison
 from d2ext.report.page import write_report

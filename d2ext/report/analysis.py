@@ -1,4 +1,4 @@
-"""Prepare the analysis of a dataset for the page."""
+"""Prepare the error analysis of a dataset for the page."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -9,8 +9,8 @@ from markupsafe import Markup
 from d2ext.evaluation.analysis import AnalysisRecord, ClassCurve, ConfusionMatrix, ImageScore
 from d2ext.report.charts import Line, chart
 
-_MATRIX = 20  # classes of a matrix that is shown whole
-_CONFUSIONS = 20  # the most frequent ones, of a larger matrix
+_MATRIX = 20  # maximum number of classes for which the whole matrix is shown
+_CONFUSIONS = 20  # number of most frequent confusions shown for a larger matrix
 _CURVES = 8  # lines in a chart
 
 
@@ -22,7 +22,7 @@ def sections(
     Args:
         analysis: Analysis of a dataset.
         dataset: Name of the dataset.
-        results: Results of the same evaluation, which hold the AP of each class.
+        results: Results of the same evaluation, with the AP of each class.
     """
     for name, task in reversed(analysis.tasks.items()):
         metric, of_class = _class_AP(results, dataset, name)
@@ -42,8 +42,8 @@ def sections(
 def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
     """Return captions by picture (its path in the run directory), the worst images first.
 
-    At most `share` pictures, each once: half of them the worst images (one more of an odd number),
-    then the best ones.
+    There are at most `share` different pictures: the first half shows the worst images (one more
+    if the number is odd), and the second half the best ones.
     """
     if not analysis.tasks:
         return {}
@@ -69,7 +69,7 @@ def captions(analysis: AnalysisRecord, share: int) -> dict[str, str]:
 def _class_AP(
     results: Mapping[str, float | None], dataset: str, task: str
 ) -> tuple[str, dict[str, float | None]]:
-    """Return the first metric with an AP per class, and these APs; "" and {} without one."""
+    """Return the first metric with an AP per class, and these APs; "" and {} if there is none."""
     by_metric: dict[str, dict[str, float | None]] = {}
     for key, value in results.items():
         head, _, name = key.partition("/AP-")
@@ -80,7 +80,7 @@ def _class_AP(
 
 
 def _curves(classes: list[ClassCurve]) -> Markup:
-    """Return a chart of precision over recall of the classes with the most objects."""
+    """Return a precision-recall chart of the classes with the most objects."""
     shown = sorted((c for c in classes if c.objects), key=lambda c: -c.objects)[:_CURVES]
     lines = []
     for i, c in enumerate(shown):

@@ -1,4 +1,4 @@
-// Draws each `.chart` of the page with uPlot from the JSON in it (by charts.py), and zooms.
+// Draw every `.chart` with uPlot from the JSON inside it (written by charts.py), and handle zoom.
 (() => {
   "use strict";
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -48,7 +48,7 @@
       ],
       legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       hooks: {
-        // A pale line has no entry of its own in the legend: it is hidden with its strong one.
+        // Pale lines are not in the legend; hide them with their strong line.
         setSeries: [(plot, i, { show }) => {
           const k = pale.indexOf(content.lines[i - 1 - pale.length]);
           if (show != null && k >= 0) plot.setSeries(k + 1, { show });
@@ -59,7 +59,7 @@
     return new uPlot(options, uPlot.join(curves), box);
   }
 
-  // How a key changes what is shown: its span, as a factor, and where, in parts of the span.
+  // By key: factor of the visible span, and shift as a fraction of the span.
   const MOVES = {
     "+": [0.5, 0], "=": [0.5, 0], "-": [2, 0], 0: [Infinity, 0],
     ArrowLeft: [1, -0.25], ArrowRight: [1, 0.25],
@@ -77,8 +77,8 @@
   const boxes = [...document.querySelectorAll(".chart")];
   for (const box of boxes) {
     const content = JSON.parse(box.querySelector("script").textContent);
-    // In the next frame, since drawing changes the size that is observed. A chart in a part of the
-    // page that is closed is drawn when that opens.
+    // Draw in the next frame, because drawing changes the observed size. Charts in closed details
+    // are drawn when these are opened.
     new ResizeObserver(() => requestAnimationFrame(() => {
       const width = box.clientWidth, height = Math.round(Math.min(320, 120 + width / 3));
       if (!width || box.plot?.width === width) return;

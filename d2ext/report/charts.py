@@ -1,4 +1,4 @@
-"""Prepare lines for charts.js, and the scripts and styles of a page with charts."""
+"""Prepare data for charts.js, and the scripts and styles of a page with charts."""
 
 import base64
 import hashlib
@@ -12,12 +12,12 @@ from markupsafe import Markup
 Curve = list[tuple[float, float]]  # (iteration, value) in the order of the iterations
 
 _HERE = Path(__file__).parent
-_MAX_POINTS = 500  # of a line: more cannot be seen, but make the file big
+_MAX_POINTS = 500  # per line; more are not visible, but increase the file size
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; `raw` is drawn pale beneath it, `dashed` separates lines of one color."""
+    """A line of a chart; `raw` is drawn pale below it, `dashed` sets apart lines of one color."""
 
     label: str
     curve: Curve
@@ -27,7 +27,7 @@ class Line:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Return a centered moving average over a tenth of the curve, at 500 points at most."""
+    """Return a centered moving average over a tenth of the curve, at up to 500 points."""
     last, reach = len(curve) - 1, len(curve) // 20
     values = [v for _, v in curve]
     count = min(len(curve), _MAX_POINTS)
@@ -37,7 +37,7 @@ def smooth(curve: Curve) -> Curve:
 
 
 def thinned(curve: Curve, limit: int = _MAX_POINTS) -> Curve:
-    """Return at most `limit` points: both ends, and the extremes of equal parts between them."""
+    """Return at most `limit` points: both ends, and the extremes of equal segments in between."""
     if len(curve) <= limit:
         return list(curve)
     parts = limit // 2 - 1
@@ -60,14 +60,14 @@ def chart(
     Args:
         lines: Lines to draw; a line of one point is a dot.
         ylabel: Name and unit of the values.
-        ylim: Range to show; by default, that of the values.
+        ylim: Range to show; by default, the range of the values.
         xlabel: Name of the horizontal axis.
 
     Returns:
-        JSON for a `<script type="application/json">`; no text in it can end that element.
+        JSON for a `<script type="application/json">`, escaped so that it cannot end the element.
     """
     content = {"xlabel": xlabel, "ylabel": ylabel, "ylim": ylim, "lines": list(map(_plain, lines))}
-    # Names are the users': without "<" there is neither "</script" nor "<!--".
+    # Names come from users; without "<", there can be neither "</script" nor "<!--".
     return Markup(json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"))
 
 
@@ -87,7 +87,7 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def page_parts() -> dict[str, Markup]:
-    """Return `style`, `script`, and the script's `script_hash` for the page's security policy."""
+    """Return `style`, `script`, and its `script_hash` for the page's security policy."""
     script = "".join(_text(name) for name in ("uplot/uPlot.iife.min.js", "charts.js", "live.js"))
     digest = hashlib.sha256(script.encode()).digest()
     return {

@@ -14,8 +14,8 @@ from d2ext.report.page import duration_words, require_run
 from d2ext.report.read import RunRecord, read_run
 
 _MAX_CHANGES = 100  # keys to show
-_COLORS = 8  # of charts.js; dashed lines use them again
-_RATES = {"time": "seconds a step", "total_loss": "total loss", "lr": "learning rate"}
+_COLORS = 8  # in charts.js; dashed lines reuse them
+_RATES = {"time": "seconds per step", "total_loss": "total loss", "lr": "learning rate"}
 # Keys that differ between any two runs.
 _OWN = ("train.output_dir",)
 
@@ -25,7 +25,7 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
 
     Args:
         run_dirs: Run directories.
-        page: The file to write.
+        page: Path of the page to write.
 
     Returns:
         The path of the page.
@@ -53,7 +53,7 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the folders' names, with those of their parents where they are alike."""
+    """Return the folders' names, with as many parents as needed to make them unique."""
     parts = [folder.resolve().parts for folder in folders]
     length = 1
     while len({p[-length:] for p in parts}) < len(set(parts)):
@@ -81,8 +81,7 @@ def _different_data(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str
             if size := run.size(dataset):
                 sizes.setdefault(size, []).append(name)
         if len(sizes) > 1:
-            said = (f"{size} in {', '.join(of)}" for size, of in sizes.items())
-            found[dataset] = "; ".join(said)
+            found[dataset] = "; ".join(f"{size} in {', '.join(of)}" for size, of in sizes.items())
     return found
 
 

@@ -1,4 +1,4 @@
-"""When a page was written, and how long it counts as current."""
+"""Determine when a page was written, and how long it counts as current."""
 
 from datetime import datetime
 from itertools import pairwise
@@ -8,7 +8,7 @@ from typing import Any
 from d2ext.report.read import RunRecord
 
 _LEAST = 600  # seconds
-_GAPS = 5  # times the longest interval between evaluations, each of which writes a page
+_GAPS = 5  # multiple of the longest interval between evaluations, each of which writes a page
 
 
 def live(run: RunRecord) -> dict[str, Any]:
@@ -22,11 +22,11 @@ def live(run: RunRecord) -> dict[str, Any]:
 
 
 def _patience(run: RunRecord) -> float:
-    """Return the seconds without a new page after which a training may have ended."""
+    """Return the number of seconds without a new page after which a training may have ended."""
     steps = [seconds for _, seconds in run.curves.get("time", []) if seconds > 0]
     if not steps:
         return _LEAST
-    # Names of results have four parts. The time since the last evaluation is an interval as well.
+    # Names of results have four parts. The time since the last evaluation also is an interval.
     ends = {i for name, curve in run.curves.items() if name.count("/") >= 3 for i, _ in curve}
     ends |= {-1, run.curves["time"][-1][0]}
     gap = max(b - a for a, b in pairwise(sorted(ends)))

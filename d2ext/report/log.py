@@ -11,7 +11,7 @@ _MAX_SHOWN = 50
 
 @dataclass
 class Warned:
-    """A warning or an error: its text, how often it was logged, and the last time."""
+    """A warning or an error: its text, how often it was logged, and when last."""
 
     level: str
     text: str
@@ -20,7 +20,7 @@ class Warned:
 
 
 def read_warnings(log: Path) -> list[Warned]:
-    """Return the last 50 different warnings by the last time of each; none without a log."""
+    """Return the 50 most recent distinct warnings, ordered by last occurrence; [] without a log."""
     found: dict[tuple[str, str], Warned] = {}
     try:
         with open(log, encoding="utf-8", errors="replace") as f:
@@ -28,7 +28,7 @@ def read_warnings(log: Path) -> list[Warned]:
                 if match := _LINE.match(line):
                     time, letter, _, text = match.groups()
                     level = _LEVELS[letter]
-                    before = found.pop((level, text), None)  # so that it comes last again
+                    before = found.pop((level, text), None)  # reinserted last below
                     count = before.count + 1 if before else 1
                     found[level, text] = Warned(level, text, count, time)
     except OSError:

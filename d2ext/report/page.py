@@ -24,19 +24,19 @@ from d2ext.text import plural
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_LOSSES = 8  # lines in the chart of the loss's parts
 # Counters in metrics.json, and what they count.
-_LEFT_OUT = {
-    "bad_images": "Samples whose image could not be read, so that another one took its place",
-    "skipped_steps": "Steps left out because their loss was not finite",
-    "overflowed_steps": "Steps that float16's loss scaler skipped because the gradients overflowed",
+_SKIPPED = {
+    "bad_images": "Samples replaced because their image could not be read",
+    "skipped_steps": "Steps skipped because their loss was not finite",
+    "overflowed_steps": "Steps skipped by the float16 loss scaler because gradients overflowed",
 }
 
 
 def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> Path:
-    """Write the report of a run, one self-contained file.
+    """Write the report of a run as one self-contained file.
 
     Args:
         run_dir: Directory of a training or evaluation. The page names missing and damaged parts.
-        page: The file to write; by default, `report.html` in the run directory.
+        page: Path of the page to write; by default, `report.html` in the run directory.
 
     Returns:
         The path of the page.
@@ -86,40 +86,42 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
 
 
 def require_run(run_dir: str | os.PathLike[str]) -> Path:
-    """Return the path of a run directory; raises UserError if it is not one."""
+    """Return the path of a run directory; raise UserError if it is not one."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such folder; give the work directory of a run")
+        raise UserError(f"{run_dir}: no such folder; give a run directory")
     if not any((run_dir / f).is_file() for f in ("run.json", "metrics.json", "results.json")):
-        raise UserError(f"{run_dir}: no run.json, metrics.json or results.json; not a run's folder")
+        raise UserError(
+            f"{run_dir} is not a run directory: no run.json, metrics.json or results.json"
+        )
     return run_dir
 
 
 def _notes(run: RunRecord) -> list[str]:
-    """Return sentences on what the page does not show, and why."""
+    """Return sentences about what the page does not show, and why."""
     notes = list(run.damaged)
     if "total_loss" not in run.curves:
-        notes.append("No training losses: only an evaluation, or stopped before the first one.")
+        notes.append("No training losses: an evaluation, or stopped before the first loss.")
     elif run.info.stopped_by or run.info.train_seconds is UNSET:
         last = run.curves["total_loss"][-1][0]
         cause = f" (stopped by {run.info.stopped_by})" if run.info.stopped_by else ""
-        notes.append(f"Training has not finished{cause}: its last losses are of iteration {last}.")
-    for name, words in _LEFT_OUT.items():
+        notes.append(f"Training has not finished{cause}: the last loss is from iteration {last}.")
+    for name, words in _SKIPPED.items():
         if counts := run.curves.get(name):
-            notes.append(f"{words}: {counts[-1][1]:.0f} (log.txt names them).")
+            notes.append(f"{words}: {counts[-1][1]:.0f} (listed in log.txt).")
     if not run.evaluations:
-        notes.append("No results.json, so no AP: evaluation was off or has not happened yet.")
+        notes.append("No results.json, so no AP: evaluation is off or has not run yet.")
     if not any(run.overlays.values()):
         notes.append("No pictures: the folder overlays/ is missing or empty.")
     if not run.info.versions:
-        notes.append("The run left no list of versions (run.json).")
+        notes.append("No package versions in run.json.")
     if not run.config:
         notes.append("No config.yaml.")
     return notes
 
 
 def _summary(run: RunRecord) -> list[str]:
-    """Return lines on the data and weights."""
+    """Return lines about the data and weights."""
     data = [f"{dataset}: {run.size(dataset)}" for dataset in run.info.datasets]
     if classes := run.info.classes:
         data.append(plural(len(classes), "class"))
@@ -194,20 +196,21 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         curve = run.curves[name]
         return Line(label, smooth(curve), raw=curve, color=color)
 
-    pale = "Pale: as logged; strong: moving average."
+    pale = "Pale: logged values; strong: moving average."
     if "total_loss" in run.curves:
         data = chart([loss_line("total_loss", "total loss")], "total loss")
         yield _chart("Total loss", data, pale)
     parts = [n for n in run.curves if n.startswith("loss")]
-    # By size, so that the legend reads like the picture, from top to bottom.
+    # By size, so that the legend has the same order as the lines, from top to bottom.
     parts.sort(key=lambda n: -sum(v for _, v in run.curves[n]) / len(run.curves[n]))
     if parts:
         lines = [loss_line(name, name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
-        some = f" The {_MAX_LOSSES} largest of {len(parts)}." if len(parts) > _MAX_LOSSES else ""
-        yield _chart("Parts of the loss", chart(lines, "loss"), pale + some)
+        more = len(parts) > _MAX_LOSSES
+        note = f" Only the {_MAX_LOSSES} largest of {len(parts)} are shown." if more else ""
+        yield _chart("Parts of the loss", chart(lines, "loss"), pale + note)
     if "lr" in run.curves:
         data = chart([Line("learning rate", run.curves["lr"])], "learning rate")
-        yield _chart("Learning rate", data, "Of the first parameter group.")
+        yield _chart("Learning rate", data, "Learning rate of the first parameter group.")
 
     datasets: dict[str, dict[str, list[Line]]] = {}
     for key in sorted(run.curves):
@@ -226,11 +229,11 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
     if seconds and run.info.batch_size:
         rate = [(i, run.info.batch_size / s) for i, s in seconds]
         data = chart([Line("images/s", smooth(rate), raw=rate)], "images/s")
-        yield _chart("Images per second", data, "Of all processes together, while training.")
+        yield _chart("Images per second", data, "Training throughput of all processes together.")
     if "memory_mb" in run.curves:
         used = [(i, mb / 1024) for i, mb in run.curves["memory_mb"]]
         data = chart([Line("memory", used)], "memory (GiB)")
-        yield _chart("Memory", data, "Of the first process: the most of its GPU, else its own.")
+        yield _chart("Memory", data, "Rank 0: peak GPU memory, or process memory without a GPU.")
 
 
 def _chart(title: str, data: Markup, text: str = "") -> dict[str, Any]:
@@ -245,7 +248,7 @@ def _date(iso: str) -> str:
 
 
 def duration_words(seconds: float | UnsetType) -> str:
-    """Return seconds in words; empty if they are unknown or not finite."""
+    """Format seconds as text; return "" if they are unknown or not finite."""
     if seconds is UNSET or not seconds < 1e12:
         return ""
     if seconds < 60:

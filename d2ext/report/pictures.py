@@ -12,9 +12,9 @@ from d2ext.report.analysis import captions
 from d2ext.report.read import RunRecord
 
 _MAX_PICTURES = 24
-_MAX_PICTURE_BYTES = 5_000_000  # all together; base64 makes a third more of it
+_MAX_PICTURE_BYTES = 5_000_000  # total, before base64 adds a third
 _MAX_SHEET_BYTES = 1_000_000  # the same for contact sheets
-# Tried in turn until a picture fits its share: its longest side in pixels and JPEG quality.
+# Long side in pixels and JPEG quality, tried in turn until a picture fits its share.
 _PICTURE_SIZES = ((1600, 82), (1280, 78), (960, 72), (720, 60), (480, 40))
 
 
@@ -25,8 +25,8 @@ def galleries(run: RunRecord, run_dir: Path) -> Iterator[dict[str, Any]]:
     budget = _MAX_PICTURE_BYTES // max(1, sum(min(share, len(f)) for f in folders.values()))
     for dataset, files in folders.items():
         analysis = run.analyses.get(dataset)
-        said = captions(analysis, share) if analysis else {}
-        words = {run_dir / picture: text for picture, text in said.items()}
+        by_picture = captions(analysis, share) if analysis else {}
+        words = {run_dir / picture: text for picture, text in by_picture.items()}
         rank = {file: i for i, file in enumerate(words)}
         pictures = [
             {"name": file.stem, "uri": _data_uri(file, budget), "text": words.get(file, "")}
@@ -48,7 +48,7 @@ def sheets(run: RunRecord, run_dir: Path) -> dict[str, str]:
 
 
 def _data_uri(file: Path, budget: int) -> str | None:
-    """Return a picture as a data URI of about `budget` bytes of JPEG; None if it is broken."""
+    """Return a picture as a data URI of about `budget` bytes of JPEG, or None if it is damaged."""
     try:
         picture = Image.open(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -34,22 +34,22 @@ class RunRecord:
     info: RunInfo
     config: str
     curves: dict[str, Curve]
-    evaluations: dict[str, EvaluationRecord]  # "best", "last": those that exist
+    evaluations: dict[str, EvaluationRecord]  # "best" and "last", if they exist
     overlays: dict[str, list[Path]]  # dataset -> pictures
-    analyses: dict[str, AnalysisRecord]  # dataset -> where it goes wrong
-    overviews: dict[str, DatasetOverview]  # dataset -> what it holds
+    analyses: dict[str, AnalysisRecord]  # dataset -> error analysis
+    overviews: dict[str, DatasetOverview]  # dataset -> counts and sizes
     scaling: ScalingReport | None
     warnings: list[Warned]
-    is_running: bool  # it trains, as far as the files say
-    damaged: list[str] = field(default_factory=list)  # sentences on what could not be read
+    is_running: bool  # still training, as far as the files show
+    damaged: list[str] = field(default_factory=list)  # sentences about unreadable parts
 
     @property
     def is_evaluation(self) -> bool:
-        """Return whether nothing says that the run trained."""
+        """Return whether nothing shows that the run trained."""
         return not self.info.max_iter and "total_loss" not in self.curves
 
     def size(self, dataset: str, unit: str = "objects") -> str:
-        """Return images and objects of a dataset in words; empty if run.json does not know it."""
+        """Describe the number of images and objects of a dataset; "" if run.json lacks it."""
         if not (info := self.info.datasets.get(dataset)):
             return ""
         images, instances = ("?" if n is None else n for n in (info.images, info.instances))
@@ -57,7 +57,7 @@ class RunRecord:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read everything that the page shows; of pictures, only their names."""
+    """Read all data of the page, except that pictures are only listed."""
     damaged: list[str] = []
     info = valid_part(_read_object(run_dir / "run.json", damaged), RunInfo)
     results = valid_part(_read_object(run_dir / "results.json", damaged), ResultsRecord)
@@ -87,7 +87,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _is_running(run_dir: Path, info: RunInfo) -> bool:
-    """Return whether a training has not ended, failed or been killed: its numbers are recent."""
+    """Return whether a training has not ended, failed or been killed, judging by recent files."""
     if not info.max_iter or info.train_seconds is not UNSET or info.ended_by:
         return False
     files = [run_dir / name for name in ("run.json", "metrics.json")]
@@ -95,24 +95,24 @@ def _is_running(run_dir: Path, info: RunInfo) -> bool:
 
 
 def _read_datasets(folder: Path, kind: type[T], damaged: list[str]) -> dict[str, T]:
-    """Read a folder of one file per dataset; name and skip those that are damaged."""
+    """Read a folder with one file per dataset; skip damaged files and add them to `damaged`."""
     found = {}
     for file in sorted(folder.glob("*.json")):
         try:
             found[file.stem] = read_record(file, kind)
         except (OSError, ValueError, RecursionError):
-            damaged.append(f"{folder.name}/{file.name} is damaged and was left out.")
+            damaged.append(f"{folder.name}/{file.name} is damaged and was skipped.")
     return found
 
 
 def _read_scaling(file: Path, damaged: list[str]) -> ScalingReport | None:
-    """Read scaling.json; None where learning rates were not scaled, or it is damaged."""
+    """Read scaling.json; return None if learning rates were not scaled, or the file is damaged."""
     try:
         return read_record(file, ScalingReport)
     except OSError:
         return None
     except (ValueError, RecursionError):
-        damaged.append(f"{file.name} is damaged and was left out.")
+        damaged.append(f"{file.name} is damaged and was skipped.")
         return None
 
 
@@ -122,10 +122,10 @@ def _read_metrics(path: Path, damaged: list[str]) -> dict[str, Curve]:
     rows: list[dict[str, Any]] = []
     for row in written:
         while rows and rows[-1]["iteration"] >= row["iteration"]:
-            rows.pop()  # lost in a kill after the checkpoint that was resumed
+            rows.pop()  # written after the checkpoint that was resumed
         rows.append(row)
     if unreadable:
-        damaged.append(f"metrics.json: {unreadable} unreadable line(s) left out.")
+        damaged.append(f"metrics.json: {unreadable} unreadable line(s) skipped.")
     curves: dict[str, Curve] = {}
     for row in rows:
         for name, value in row.items():
@@ -148,7 +148,7 @@ def _read_object(path: Path, damaged: list[str]) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     if text:
-        damaged.append(f"{path.name} is damaged and was left out.")
+        damaged.append(f"{path.name} is damaged and was skipped.")
     return {}
 
 
@@ -160,7 +160,7 @@ def _parse(text: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value if it can be drawn: at most as large as a diverged fp32 loss, not NaN."""
+    """Return a value if it can be drawn: not NaN, and not larger than a diverged fp32 loss."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e39:
         return None
     return None if math.isnan(value) else float(value)

@@ -1,1 +1,1 @@
-"""Images -> predictions -> pictures."""
+"""Draw ground truth and predictions."""

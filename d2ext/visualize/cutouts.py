@@ -1,4 +1,4 @@
-"""Cutouts, label images and color splashes from an image and the masks of its objects."""
+"""Create cutouts, label images and color splashes from an image and the masks of its objects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ import pycocotools.mask
 
 
 def cutout(image: np.ndarray, instance: dict[str, Any]) -> np.ndarray:
-    """Return an object alone: uint8 (h, w, 4), RGBA, cropped, transparent around its mask.
+    """Cut out an object: uint8 (h, w, 4), RGBA, cropped to its box, transparent outside its mask.
 
     Args:
-        image: uint8 (H, W, 3), RGB.
-        instance: COCO result; without a `segmentation` its whole box is opaque.
+        image: Array (H, W, 3), uint8, RGB.
+        instance: COCO result; without a `segmentation`, its whole box is opaque.
     """
     box = _box(instance, image)
     alpha = np.full(image.shape[:2], 255, np.uint8)
@@ -23,13 +23,13 @@ def cutout(image: np.ndarray, instance: dict[str, Any]) -> np.ndarray:
 
 
 def label_image(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Draw objects as labels: uint16 (H, W), 0 for the background and k for the k-th object.
+    """Draw a label image: uint16 (H, W), 0 for the background and k for the k-th object.
 
-    Where objects overlap, the first one counts, which is the one with the highest score.
+    Where objects overlap, the first one, which has the highest score, takes precedence.
 
     Args:
-        image: uint8 (H, W, 3).
-        instances: COCO results; one without a `segmentation` fills its box.
+        image: Array (H, W, 3), uint8.
+        instances: COCO results; those without a `segmentation` fill their box.
     """
     labels = np.zeros(image.shape[:2], np.uint16)
     for k, instance in reversed(list(enumerate(instances, start=1))):
@@ -41,7 +41,7 @@ def label_image(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.nd
 
 
 def _box(instance: dict[str, Any], image: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns of an object's box: one pixel at least."""
+    """Return the rows and columns of an object's box, at least one of each."""
     height, width = image.shape[:2]
     x, y, w, h = instance["bbox"]
     left, top = max(int(x), 0), max(int(y), 0)
@@ -50,18 +50,18 @@ def _box(instance: dict[str, Any], image: np.ndarray) -> tuple[slice, slice]:
 
 
 def color_splash(image: np.ndarray, instances: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Return the image in grey, but for its objects: uint8 (H, W, 3), RGB.
+    """Convert an image to gray except for its objects: uint8 (H, W, 3), RGB.
 
-    The example of Matterport's Mask R-CNN on balloons
+    This is the balloon example of Matterport's Mask R-CNN
     (https://engineering.matterport.com/splash-of-color-instance-segmentation-with-mask-r-cnn).
 
     Args:
-        image: uint8 (H, W, 3), RGB.
-        instances: COCO results; those without a `segmentation` stay grey.
+        image: Array (H, W, 3), uint8, RGB.
+        instances: COCO results; those without a `segmentation` stay gray.
     """
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     rles = [instance["segmentation"] for instance in instances if "segmentation" in instance]
     if not rles:
-        return grey
+        return gray
     colored = pycocotools.mask.decode(pycocotools.mask.merge(rles)).astype(bool)
-    return np.where(colored[..., None], image, grey)
+    return np.where(colored[..., None], image, gray)

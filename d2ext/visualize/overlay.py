@@ -1,4 +1,4 @@
-"""Pictures that show an image's ground truth beside its predictions."""
+"""Draw the ground truth and the predictions of images side by side."""
 
 import colorsys
 import os
@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from d2ext.data.loading.image_io import read_photo
 from d2ext.errors import UserError
 
-# Pixels: a picture's long side is brought into this range, so that big photos draw quickly and
-# the labels on small images can be read.
+# Range in pixels of a picture's long side, so that big photos are drawn quickly, and labels on
+# small images are readable.
 _LONG_SIDE = (512, 1024)
 _HEADER, _GAP = 36, 6
 
@@ -36,20 +36,20 @@ def write_overlays(
     score_threshold: float = 0.5,
     limit: int = 32,
 ) -> list[Path]:
-    """Write one JPEG an image: ground truth on the left, predictions on the right.
+    """Write one JPEG per image, with ground truth on the left and predictions on the right.
 
     Args:
         records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks).
         predictions: COCO results of the same images; `category_id` counts from 0, `bbox` is XYWH
-            in pixels, `segmentation` (RLE) may be missing.
-        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
-        out_dir: the folder; pictures that an earlier evaluation left in it are removed.
-        score_threshold: predictions with a lower score are not drawn.
-        limit: number of pictures; of more records, evenly spread ones are drawn.
+            in pixels, and `segmentation` (RLE) is optional.
+        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255).
+        out_dir: Output folder; pictures of earlier evaluations in it are removed.
+        score_threshold: Predictions with a lower score are not drawn.
+        limit: Maximum number of pictures; if there are more records, evenly spaced ones are drawn.
 
     Returns:
-        The files, in the order of the records, named after the images; one that cannot be read is
-        grey.
+        The files in the order of the records, named after the images. Images that cannot be read
+        are drawn in gray.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -119,17 +119,17 @@ def draw_instances(
     """Draw boxes, masks and labels.
 
     Args:
-        photo: uint8 (H, W, 3), RGB.
-        instances: Detectron2 annotations (boxes in any mode; polygons, RLE or no masks), perhaps
-            with a `score`.
-        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
-        size: width and height of the image whose pixels the coordinates mean; the photo may be
-            another size of it.
-        by_class: the objects of a class have one colour, `class_color`, not shades or hues.
-        labels: names of the classes at the boxes.
+        photo: Array (H, W, 3), uint8, RGB.
+        instances: Detectron2 annotations (boxes in any mode; polygons, RLE or no masks),
+            optionally with a `score`.
+        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255).
+        size: Width and height of the image that coordinates refer to; the photo may be resized.
+        by_class: Whether to draw all objects of a class in one color (`class_color`) instead of
+            different shades or hues.
+        labels: Whether to write class names at the boxes.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        Array (H, W, 3), uint8, RGB.
     """
     if not instances:
         return photo
@@ -144,7 +144,7 @@ def draw_instances(
         ]
     else:
         colors = _colors(instances, metadata)
-    # A "$" in a class name is a dollar, not the start of a formula.
+    # A "$" in a class name does not start a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         drawing = Visualizer(photo).overlay_instances(
             boxes=np.asarray(boxes) * np.tile(scale, 2),
@@ -157,7 +157,7 @@ def draw_instances(
 
 
 def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
-    """Polygons or RLE as Visualizer takes them (polygons or a H x W mask), in the photo's size."""
+    """Convert polygons or RLE for Visualizer (to polygons or an H x W mask) in the photo's size."""
     if not isinstance(segmentation, dict):
         polygons = [np.asarray(p, dtype=float) for p in segmentation or ()]
         return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
@@ -176,7 +176,7 @@ def _label(instance: dict, metadata: Any) -> str:
 
 
 def mark(annotation: dict) -> str:
-    """Return the label of an annotation that is neither hit nor miss; empty for others."""
+    """Return the label suffix of an annotation that evaluation ignores; empty for others."""
     for flag, word in (("difficult", "difficult"), ("is_group_of", "group"), ("iscrowd", "crowd")):
         if annotation.get(flag):
             return f" ({word})"
@@ -184,13 +184,13 @@ def mark(annotation: dict) -> str:
 
 
 def class_name(category: int, metadata: Any) -> str:
-    """Return a class's name; `class 7` for a category that has none."""
+    """Return the name of a class; `class 7` for a category without a name."""
     names = metadata.thing_classes
     return names[category] if 0 <= category < len(names) else f"class {category}"
 
 
 def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
-    """Return a class's colour, RGB 0 to 255: the dataset's, or a hue far from its neighbours'."""
+    """Return the RGB color of a class (0 to 255), from the dataset or far from its neighbors'."""
     palette = getattr(metadata, "thing_colors", None) or ()
     if 0 <= category < len(palette):
         return tuple(palette[category])
@@ -199,7 +199,7 @@ def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
 
 @cache
 def label_font() -> str:
-    """Return the file of the font that labels are drawn with."""
+    """Return the path of the font for labels."""
     return findfont(FontProperties(family=["sans-serif"]))
 
 
@@ -209,17 +209,17 @@ def _glyphs() -> frozenset[str]:
 
 
 def font_has(text: str) -> bool:
-    """Return whether labels can show a text; DejaVu Sans lacks Chinese, for example."""
+    """Return whether the label font has all characters of a text; DejaVu Sans has no Chinese."""
     return set(text) <= _glyphs()
 
 
 def _hue(k: int) -> Color:
-    """Steps of the golden ratio keep any number of hues apart."""
+    """Return the k-th hue; steps of the golden ratio keep any number of hues distinct."""
     return colorsys.hls_to_rgb((k * 0.618034) % 1, 0.55, 0.9)
 
 
 def _colors(instances: list[dict], metadata: Any) -> list[Color]:
-    """One colour an instance: shades of the class's colour, or with one class any hue."""
+    """Return a color for each instance: shades of its class's color, or any hue with one class."""
     palette = getattr(metadata, "thing_colors", None) or ()
     colors = []
     for k, instance in enumerate(instances):

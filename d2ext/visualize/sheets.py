@@ -1,4 +1,4 @@
-"""Contact sheets: many images with their objects, as JPEG pages or one self-contained HTML page."""
+"""Write contact sheets of annotated images, as JPEG pages or one self-contained HTML page."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ from d2ext.visualize.overlay import (
     mark,
 )
 
-# Pixels. A JPEG page is _ACROSS x _DOWN cells, each a strip of text and a picture that fits below.
+# Sizes in pixels. A JPEG page has _ACROSS x _DOWN cells with a strip of text above a picture.
 _CELL, _STRIP, _GAP, _MARGIN = (440, 330), 26, 8, 16
 _ACROSS, _DOWN = 4, 4
 _HTML_PICTURE, _THUMBNAIL = (640, 480), (280, 210)
@@ -34,10 +34,10 @@ class AnnotatedImage:
     """An image with its objects.
 
     Attributes:
-        photo: uint8 (H, W, 3), RGB.
+        photo: Array (H, W, 3), uint8, RGB.
         instances: Detectron2 annotations in pixels of the photo.
-        title: what it is, such as a file name.
-        facts: its size and what it holds.
+        title: Title of the image, such as its file name.
+        facts: Description of its size and content.
     """
 
     photo: np.ndarray
@@ -46,15 +46,15 @@ class AnnotatedImage:
     facts: str
 
 
-Entry = Sequence[AnnotatedImage]  # shown side by side; as many in every entry
+Entry = Sequence[AnnotatedImage]  # shown side by side; all entries have the same length
 
 
 def write_jpegs(tiles: Iterable[Image.Image], folder: Path) -> list[Path]:
-    """Write `page_001.jpg`, ...; hold one page at a time.
+    """Write `page_001.jpg`, ... with one page in memory at a time.
 
     Args:
-        tiles: of `make_tile`, all of one size.
-        folder: where the pages go; it exists.
+        tiles: Tiles from `make_tile`, all of the same size.
+        folder: Existing output folder.
 
     Returns:
         The files.
@@ -82,13 +82,13 @@ def _page(tiles: list[Image.Image]) -> Image.Image:
 
 
 def make_tile(entry: Entry, metadata: Any) -> Image.Image:
-    """Return the views of an entry side by side, each below its title.
+    """Draw the views of an entry side by side, each below its title.
 
-    A class whose name the font cannot show is labelled by its number.
+    Classes whose names the font cannot show are labeled with their number.
 
     Args:
-        entry: at most four views.
-        metadata: has `thing_classes` and perhaps `thing_colors` (RGB, 0 to 255).
+        entry: Up to four views.
+        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255).
     """
     (w, h), count = _CELL, len(entry)
     tile = Image.new("RGB", (count * w + (count - 1) * _GAP, h + _STRIP), _CARD)
@@ -109,7 +109,7 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
 
 
 def make_thumbnail(view: AnnotatedImage, metadata: Any) -> Image.Image:
-    """Return a view without words, for `make_sheet`; `metadata` as for `make_tile`."""
+    """Draw a view without text, for `make_sheet`; see `make_tile` for `metadata`."""
     tile = Image.new("RGB", _THUMBNAIL, _VOID)
     picture = Image.fromarray(_drawn(view, metadata, _THUMBNAIL, labels=False))
     tile.paste(picture, ((tile.width - picture.width) // 2, (tile.height - picture.height) // 2))
@@ -117,12 +117,12 @@ def make_thumbnail(view: AnnotatedImage, metadata: Any) -> Image.Image:
 
 
 def make_sheet(thumbnails: Sequence[Image.Image]) -> Image.Image:
-    """One page of the thumbnails, of which there is one at least."""
+    """Arrange one or more thumbnails on a page."""
     return _page(list(thumbnails))
 
 
 def _shortened(text: str, fits: Any) -> str:
-    """Return a text, shortened in its middle if too long, with "?" for what the font lacks."""
+    """Shorten a text in its middle until it fits, with "?" for characters the font lacks."""
     text = "".join(c if font_has(c) else "?" for c in text)
     whole, keep = text, len(text)
     while not fits(text) and keep > 2:
@@ -132,11 +132,11 @@ def _shortened(text: str, fits: Any) -> str:
 
 
 def _drawn(view: AnnotatedImage, metadata: Any, room: tuple[int, int], labels: bool) -> np.ndarray:
-    """Return the photo as large as it fits into `room` (width, height), with its objects."""
+    """Draw a photo with its objects, as large as fits into `room` (width, height)."""
     h, w = view.photo.shape[:2]
     factor = min(room[0] / w, room[1] / h)
     size = max(1, round(w * factor)), max(1, round(h * factor))
-    # The pixels of a tiny image are shown as they are.
+    # Show the individual pixels of tiny images.
     resample = Image.Resampling.NEAREST if factor > 4 else Image.Resampling.LANCZOS
     photo = Image.fromarray(view.photo).resize(size, resample, reducing_gap=2)
     return draw_instances(np.asarray(photo), view.instances, metadata, (w, h), True, labels)
@@ -149,16 +149,17 @@ def write_html(
     facts: dict[str, Any],
     closing: Callable[[], dict[str, Any]],
 ) -> None:
-    """Write one page with every picture in it; hold one entry at a time.
+    """Write one page with all pictures embedded, with one entry in memory at a time.
 
-    Labels are text, so that any class name shows, and can be switched off.
+    Labels are text, so that any class name can be shown, and can be turned off.
 
     Args:
-        figures: of `make_figures`.
-        file: the page.
-        name: its title.
-        facts: name to value, at the top.
-        closing: called behind the last entry, for `summary` (a sentence) and `notes` (a list).
+        figures: Results of `make_figures`.
+        file: Path of the page.
+        name: Title of the page.
+        facts: Names and values to show at the top.
+        closing: Function that is called after the last entry and returns `summary` (a sentence)
+            and `notes` (a list).
     """
     template = page_template(Path(__file__).with_name("sheets.html"))
     with open(file, "wb") as f:
@@ -167,7 +168,7 @@ def write_html(
 
 
 def make_figures(entry: Entry, metadata: Any) -> list[dict[str, Any]]:
-    """Return what `sheets.html` shows of an entry; `metadata` as for `make_tile`."""
+    """Return the data of an entry for `sheets.html`; see `make_tile` for `metadata`."""
     return [_figure(view, metadata) for view in entry]
 
 
@@ -186,11 +187,11 @@ def _figure(view: AnnotatedImage, metadata: Any) -> dict[str, Any]:
 
 
 def _labels(view: AnnotatedImage, metadata: Any) -> Iterator[dict[str, Any]]:
-    """Where labels stand, in percent of the picture, and what they say."""
+    """Yield the texts of labels, and their positions in percent of the picture."""
     h, w = view.photo.shape[:2]
     for x in view.instances:
         x0, y0, x1, _ = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
-        # Near the right edge, there is room to the left of the box's other corner.
+        # Near the right edge, align the label with the box's right corner instead.
         side, at = ("left", x0) if x0 < 0.75 * w else ("right", w - x1)
         color = class_color(x["category_id"], metadata)
         yield {

@@ -49,7 +49,7 @@ def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
     assert mine["segm"]["confusion_matrix"] == theirs["segm"]["confusion_matrix"]
     assert mine["bbox"]["errors"] == theirs["bbox"]["errors"]
     page = (out / "report.html").read_text()
-    assert "Where it goes wrong: balloon_val" in page and "Confusions" in page
+    assert "Error analysis: balloon_val" in page and "Confusion matrix" in page
 
 
 def test_each_test_set_may_have_its_own(results):

@@ -85,7 +85,7 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
     html = (work / "report.html").read_text()
     for words in ("Images per second", "Memory", "Object sizes"):
         assert words in html
-    assert "Training goes on" not in html
+    assert "Training is in progress" not in html
 
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--eval-only", "--weights", "last", *tiny),

@@ -31,7 +31,7 @@ def test_why_it_failed(train_net, tiny, tmp_path):
     assert f"E d2ext: error: {message}" in (tmp_path / "log.txt").read_text()
     assert _run_info(tmp_path)["ended_by"] == message
     page = (tmp_path / "report.html").read_text()
-    assert "not finite" in page and "Training goes on" not in page
+    assert "not finite" in page and "Training is in progress" not in page
 
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     done = train_net("--work-dir", tmp_path, "--options", *tiny)

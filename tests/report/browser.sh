@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs chromium where there is none, and runs the report's tests in it: browser.sh PYTHON [...]
-# As root on Debian that must succeed; elsewhere it says so, and pytest skips them.
+# Install chromium if it is missing, and run the report's tests in it: browser.sh PYTHON [...]
+# Installation is required to succeed as root on Debian; elsewhere, pytest skips the tests.
 set -u
 here=$(cd "$(dirname "$0")" && pwd) python=$1
 shift
@@ -10,7 +10,7 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
         { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null ||
             { echo "tests/report: apt-get cannot install chromium" && exit 1; }
     else
-        echo "tests/report: chromium is installed as root on Debian only"
+        echo "tests/report: chromium can be installed only as root on Debian"
     fi
 fi
 exec "$python" -m pytest "$here/test_browser.py" "$@"

@@ -1,4 +1,4 @@
-"""The pages in a real browser: drawn, silent, small enough for a phone, and led by the keyboard."""
+"""Pages in a real browser: charts are drawn, without errors, on phones and with the keyboard."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 EVIL = "</script><script>document.title = 'evil'</script><!--\"'&"
 RANGE = "(box) => [box.plot.scales.x.min, box.plot.scales.x.max]"
-# Pixels of a canvas with anything on them, and the sum of their three colors.
+# Number of drawn pixels of a canvas, and the mean sum of their three colors.
 INK = """(canvas) => {
   const {width, height} = canvas;
   const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
@@ -35,7 +35,7 @@ DRAWN = """async () => {
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser without a window; skips where Debian's is not installed."""
+    """Return a headless browser; skip the test if chromium is not installed."""
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if not path:
@@ -43,7 +43,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Its sandbox does not start for root, and the pages are our own.
+        # The sandbox does not start for root, and is not needed for our pages.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -51,20 +51,20 @@ def chromium():
 
 @pytest.fixture
 def show(chromium):
-    """Opens a file, perhaps with another clock; fails if the page said or asked for anything."""
-    said, contexts = [], []
+    """Return a function that opens a file; fail on messages, errors and requests of the page."""
+    messages, contexts = [], []
 
     def open_page(file, now=None, **options):
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
         if now:
             page.clock.install(time=now)
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
         page.on(
             "request",
-            lambda r: r.url == file.as_uri() or r.url.startswith("data:") or said.append(r.url),
+            lambda r: r.url == file.as_uri() or r.url.startswith("data:") or messages.append(r.url),
         )
         page.goto(file.as_uri())
         return page
@@ -72,12 +72,12 @@ def show(chromium):
     yield open_page
     for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with all that a page can show."""
+    """Write a run with everything that a page can show."""
     run = write_run(tmp_path / "run")
     write_analysis(run, ["balloon", EVIL], "overlays/balloon_val/photo.jpg")
     write_overview(run)
@@ -87,25 +87,25 @@ def run(tmp_path):
 
 
 def drawn(page):
-    """Waits until each chart that is open has been drawn; gives their ink."""
-    page.evaluate(DRAWN)  # wait_for_function would need eval, which the pages' policy forbids
+    """Wait until all visible charts are drawn, and return their `INK`."""
+    page.evaluate(DRAWN)  # wait_for_function needs eval, which the pages' policy forbids
     return [canvas.evaluate(INK) for canvas in page.query_selector_all(".chart canvas")]
 
 
 def fits(page):
-    """Whether the page does not scroll sideways."""
+    """Return whether the page does not scroll horizontally."""
     return page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
 
 
 def middle(element):
-    """Where the mouse is to be for it, which is brought into view."""
+    """Scroll an element into view, and return the mouse position of its center."""
     element.scroll_into_view_if_needed()
     area = element.bounding_box()
     return area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
 
 
 def running(run, **more):
-    """Writes the page of the run as one that trains."""
+    """Write the page of a run that is still training."""
     info = json.loads((run / "run.json").read_text())
     info.pop("train_seconds", None)
     (run / "run.json").write_text(json.dumps(info | more))
@@ -113,7 +113,7 @@ def running(run, **more):
 
 
 def pages(run, tmp_path):
-    """The report, and a comparison with another run."""
+    """Write the report and a comparison with another run."""
     other = write_run(tmp_path / "other")
     return write_report(run), write_comparison([run, other], tmp_path / "comparison.html")
 
@@ -146,7 +146,7 @@ def test_colors_follow_the_scheme(show, run):
     )
 
 
-def test_the_keyboard_zooms(show, run):
+def test_keyboard_zooms(show, run):
     page = show(write_report(run))
     drawn(page)
     for _ in range(30):
@@ -171,7 +171,7 @@ def test_the_keyboard_zooms(show, run):
     assert ranges["0"] == [[0, 95]]
 
 
-def test_the_mouse_zooms_and_reads_values(show, run):
+def test_mouse_zooms_and_shows_values(show, run):
     page = show(write_report(run))
     drawn(page)
     box = page.query_selector(".chart")
@@ -191,7 +191,7 @@ def test_the_mouse_zooms_and_reads_values(show, run):
     assert box.evaluate(RANGE) == [0, 95]
 
 
-def test_a_hidden_line_takes_its_pale_one_along(show, run):
+def test_hiding_a_line_hides_its_pale_line(show, run):
     page = show(write_report(run))
     drawn(page)
     shown = "(box) => box.plot.series.slice(1).map((s) => s.show)"
@@ -201,16 +201,16 @@ def test_a_hidden_line_takes_its_pale_one_along(show, run):
     assert box.evaluate(shown) == [False, False]
 
 
-def test_wild_numbers(show, run):
+def test_extreme_numbers(show, run):
     rows = [{"iteration": 7, "lr": 1e-7, "d/coco/bbox/AP": 3.0, "loss_" + EVIL: 1e-38}]
     rows += [{"iteration": 10**15 * k, "total_loss": 1e38 * (-1) ** k} for k in range(1, 4)]
     (run / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = show(write_report(run))
-    assert len(drawn(page)) == 5  # with the precision over recall
+    assert len(drawn(page)) == 5  # including the precision-recall curves
     assert page.title() == "my_recipe"
 
 
-def test_only_a_running_training_renews_its_page(show, run):
+def test_only_pages_of_running_trainings_reload(show, run):
     for trains in (False, True):
         if trains:
             running(run)
@@ -219,7 +219,7 @@ def test_only_a_running_training_renews_its_page(show, run):
         assert page.locator("noscript > meta[http-equiv=refresh]").count() == trains
 
 
-def test_a_page_that_is_looked_at_renews_itself(show, run):
+def test_page_reloads_while_it_is_only_viewed(show, run):
     page = show(running(run), now=datetime.now())
     drawn(page)
     page.mouse.move(*middle(page.query_selector(".chart .u-over")))
@@ -228,7 +228,7 @@ def test_a_page_that_is_looked_at_renews_itself(show, run):
     with page.expect_event("load"):
         page.clock.fast_forward(61_000)
     assert page.title() == "renewed"
-    assert page.is_hidden(".renew") and page.is_visible("text=Training goes on")
+    assert page.is_hidden(".renew") and page.is_visible("text=Training is in progress")
 
 
 def _drag(page):
@@ -241,11 +241,11 @@ def _drag(page):
 
 TOUCHES = {
     "a zoom with the mouse": _drag,
-    "a zoom by a button": lambda page: page.click(".zoom button >> nth=3"),
+    "a zoom with a button": lambda page: page.click(".zoom button >> nth=3"),
     "a hidden line": lambda page: page.click(".chart .u-legend tr:not(.pale) >> text=total loss"),
     "opened details": lambda page: page.click("details:not([open]) > summary >> nth=0"),
     "closed details": lambda page: page.click("details[open] > summary >> nth=0"),
-    "details opened by a search": lambda page: page.evaluate(
+    "details opened by find-in-page": lambda page: page.evaluate(
         "document.querySelector('details:not([open])').open = true"
     ),
     "the keyboard": lambda page: page.keyboard.press("Tab"),
@@ -253,33 +253,33 @@ TOUCHES = {
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
-def test_a_page_that_is_used_waits_for_its_reader(show, run, touch):
+def test_page_does_not_reload_after_an_interaction(show, run, touch):
     page = show(running(run), now=datetime.now(), viewport={"width": 360, "height": 800})
     drawn(page)
     assert page.is_hidden(".renew")
     TOUCHES[touch](page)
-    page.click("h1")  # the focus is elsewhere then
+    page.click("h1")  # move the focus elsewhere
     running(run, name="renewed")
     for _ in range(2):
         page.clock.fast_forward(61_000)
         page.wait_for_timeout(200)
     assert page.title() == "my_recipe" and page.is_visible(".renew") and fits(page)
     with page.expect_event("load"):
-        page.click("text=Load what is new")
+        page.click("text=Reload now")
     assert page.title() == "renewed" and page.is_hidden(".renew")
 
 
-def test_the_page_of_a_killed_training_says_so(show, run):
+def test_page_of_a_killed_training_says_so(show, run):
     page = show(running(run), now=datetime.now() + timedelta(minutes=8))
-    assert page.inner_text(".live").startswith("Training goes on")
+    assert page.inner_text(".live").startswith("Training is in progress")
     page.keyboard.press("Tab")
     page.clock.fast_forward(180_000)
-    assert page.inner_text(".live").startswith("Nothing new since 20")
+    assert page.inner_text(".live").startswith("No update since 20")
     page = show(running(run), now=datetime.now() + timedelta(days=1))
     assert page.inner_text(".live").endswith("; the training may have ended.")
 
 
-def test_a_finger_zooms(show, run):
+def test_touch_zooms(show, run):
     page = show(write_report(run), has_touch=True, viewport={"width": 360, "height": 740})
     drawn(page)
     box = page.query_selector(".chart")
@@ -304,7 +304,7 @@ def test_a_finger_zooms(show, run):
     assert fits(page)
 
 
-def test_without_scripts_the_page_says_so(show, run):
+def test_page_without_scripts_says_so(show, run):
     page = show(write_report(run), java_script_enabled=False)
     assert "JavaScript, which is off" in page.inner_text("body")
     assert page.is_hidden(".zoom >> nth=0")

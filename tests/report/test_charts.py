@@ -1,4 +1,4 @@
-"""What charts are made of."""
+"""The data of charts."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from d2ext.report import charts
 from d2ext.report.charts import Line, chart, smooth, thinned
 
 
-def test_a_moving_average_over_a_tenth():
+def test_moving_average_over_a_tenth():
     assert smooth([(0, 1.0), (5, 3.0)]) == [(0, 1.0), (5, 3.0)]
     curve = [(i, float(i % 2)) for i in range(40)]
     assert smooth(curve)[20] == (20, pytest.approx(0.4))  # 18 to 22
@@ -22,7 +22,7 @@ def test_a_moving_average_over_a_tenth():
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 500, 501, 997, 12_345])
-def test_few_points_with_the_extremes(length):
+def test_thinned_curve_keeps_extremes(length):
     noise = random.Random(length)
     curve = [(3 * i, noise.gauss(0, 1)) for i in range(length)]
     kept = thinned(curve)
@@ -35,12 +35,12 @@ def test_few_points_with_the_extremes(length):
         assert extreme(v for _, v in kept) == extreme(v for _, v in curve)
 
 
-def test_a_peak_of_one_point_stays():
+def test_peak_of_one_point_is_kept():
     curve = [(i, 100.0 if i == 5_001 else 1.0) for i in range(10_000)]
     assert (5_001, 100.0) in thinned(curve)
 
 
-def test_plain_data_that_cannot_end_its_script():
+def test_chart_data_cannot_end_its_script_element():
     evil = "</script><!-- \u2028 气球 \ud800"
     line = Line(evil, [(0, 1 / 3), (20, 2.0)], raw=[(0, 1e38)], color=2, dashed=True)
     text = chart([line], "loss", (0, 1))

@@ -1,4 +1,4 @@
-"""Several runs on one page."""
+"""The comparison of several runs on one page."""
 
 import json
 
@@ -13,7 +13,7 @@ def _shown(runs, tmp_path):
     return Page(write_comparison(runs, tmp_path / "page.html").read_text(encoding="utf-8")).text
 
 
-def test_results_curves_and_what_differs(tmp_path):
+def test_results_curves_and_config_differences(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
     (two / "config.yaml").write_text("train:\n  max_iter: 200\n  seed: 3\n")
     results = json.loads((two / "results.json").read_text())
@@ -27,24 +27,24 @@ def test_results_curves_and_what_differs(tmp_path):
     assert "train.max_iter" in text and "train.seed" in text and "100" in text and "200" in text
 
 
-def test_images_a_second_are_of_what_a_run_says_of_itself(tmp_path):
+def test_images_per_second_need_the_batch_size_of_the_run(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
     info = json.loads((two / "run.json").read_text())
     for batch in (None, "8", 0, True):
         (two / "run.json").write_text(json.dumps({**info, "batch_size": batch}))
-        # iterations, seconds a step, images/s (8 images in half a second), duration
+        # Iterations, seconds per step, images/s (8 images in half a second), duration.
         text = _shown([one, two], tmp_path)
         assert "960.5165 min 32 s" in text and "960.55 min 32 s" in text
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path):
+def test_folders_with_the_same_name_are_distinguished(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     text = _shown([write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")], tmp_path)
-    assert "a/run" in text and "b/run" in text and "What differs" not in text
+    assert "a/run" in text and "b/run" in text and "Config differences" not in text
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_run_that_has_just_started(tmp_path):
     young = tmp_path / "young"
     young.mkdir()
     (young / "run.json").write_text("{}")
@@ -67,25 +67,25 @@ def test_different_data_under_one_name(tmp_path):
     assert "Different data" not in _shown([runs[0], runs[2]], tmp_path)
 
 
-def test_keys_that_are_left_out_are_counted(tmp_path):
+def test_keys_that_are_not_shown_are_counted(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
-    for count, sentence in ((100, ""), (103, "3 more keys differ and are left out.")):
+    for count, sentence in ((100, ""), (103, "3 more keys differ but are not shown.")):
         (two / "config.yaml").write_text("".join(f"k{i:03}: 1\n" for i in range(count - 1)))
-        text = _shown([one, two], tmp_path)  # with the one key of the other run
+        text = _shown([one, two], tmp_path)  # one more key differs, from the other run
         assert ("more keys differ" in text) is bool(sentence) and sentence in text
         assert "k098" in text and "k100" not in text
 
 
-def test_lines_of_many_runs_are_told_apart(tmp_path):
+def test_lines_of_many_runs_are_distinguishable(tmp_path):
     runs = [write_run(tmp_path / f"run{i:02}") for i in range(17)]
     for count in (16, 17):
         page = Page(write_comparison(runs[:count], tmp_path / "page.html").read_text())
-        looks = [(line["color"] % 8, line["dashed"]) for line in page.charts[0]["lines"]]
-        assert len(set(looks)) == 16
-        assert ("from run 17 on they repeat" in page.text) is (count == 17)
+        styles = [(line["color"] % 8, line["dashed"]) for line in page.charts[0]["lines"]]
+        assert len(set(styles)) == 16
+        assert ("line styles, which repeat from run 17 on" in page.text) is (count == 17)
 
 
-def test_no_run(tmp_path):
+def test_missing_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         write_comparison([write_run(tmp_path / "one"), tmp_path / "none"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

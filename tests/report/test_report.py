@@ -1,4 +1,4 @@
-"""The report: what it shows, what it escapes, and how it bears missing or damaged parts."""
+"""The report: its content, escaping, and missing or damaged parts."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Fails on badly nested tags; collects text, attributes, charts (their JSON) and scripts."""
+    """Parse a page, check its nesting, and collect its text, attributes, charts and scripts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def write_metrics(run_dir: Path, rows: list[dict]) -> None:
 
 
 def write_run(run_dir: Path) -> Path:
-    """A finished run of 100 iterations."""
+    """Write a finished run of 100 iterations."""
     dataset = "balloon_val"
     info = {
         "name": "my_recipe",
@@ -119,7 +119,7 @@ def test_finished_run(tmp_path):
         *("my_recipe", "4 March 2026", "5 min 32 s", "a laptop", "cpu", "torch 2.14.1"),
         *("configs/my_recipe.py", "python tools/train_net.py --config-file", "max_iter: 100"),
         *("13 images, 50 instances", "photo"),
-        # results.json, the best and the last; APs is null, mAP is only in the full list
+        # Best and last results; APs is null, and mAP is only in the full list.
         *("47.2", "48.2", "51.7", "52.7", "70.0", "71.0", "–", "balloon_val/voc/bbox/mAP", "66.6"),
         *("best, iteration 50", "last, iteration 100"),
         *("Total loss", "Learning rate", "AP on balloon_val", "Images per second", "Memory"),
@@ -141,7 +141,7 @@ def test_finished_run(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "report" in p.name] == ["report.html"]
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path):
+def test_page_loads_nothing_from_elsewhere(tmp_path):
     shown = page(write_run(tmp_path))
     for name, value in shown.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
@@ -149,7 +149,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     html = (tmp_path / "report.html").read_text()
     (script,) = shown.scripts
     assert not re.search(r"https?://|@import|url\((?!#)", html.replace(script, ""))
-    # The policy lets this one script run, and nothing be fetched.
+    # The policy allows only this script, and no requests.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [value for _, value in shown.attributes if value and "default-src" in value]
     assert policy.split("; ") == [
@@ -158,7 +158,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     ]
 
 
-def test_what_files_say_is_escaped(tmp_path):
+def test_content_of_files_is_escaped(tmp_path):
     evil = "<script>alert(1)</script><!--\"'&"
     write_run(tmp_path)
     info = json.loads((tmp_path / "run.json").read_text())
@@ -182,11 +182,11 @@ def test_what_files_say_is_escaped(tmp_path):
     assert not [name for name, _ in shown.attributes if name.startswith("on")]
     assert shown.text.count(evil) > 10
     assert "loss" + evil in [line["label"] for c in shown.charts for line in c["lines"]]
-    assert "<script>'\"&" in shown.text  # a picture's name
+    assert "<script>'\"&" in shown.text  # the name of a picture
 
 
-def test_a_run_of_an_older_version_is_read(tmp_path):
-    """Its run.json says of each dataset whether it is synthetic."""
+def test_run_of_an_older_version_is_read(tmp_path):
+    """Older versions stored in run.json whether each dataset is synthetic."""
     run = write_run(tmp_path)
     info = json.loads((run / "run.json").read_text())
     info["datasets"]["balloon_val"]["synthetic"] = True
@@ -199,14 +199,14 @@ def test_a_run_of_an_older_version_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("run.json", "The run left no list of versions"),
+        ("run.json", "No package versions in run.json"),
         ("config.yaml", "No config.yaml."),
         ("metrics.json", "No training losses"),
         ("results.json", "No results.json, so no AP"),
         ("overlays", "No pictures"),
     ],
 )
-def test_a_missing_part_is_named(tmp_path, missing, sentence):
+def test_missing_part_is_reported(tmp_path, missing, sentence):
     write_run(tmp_path)
     assert sentence not in page(tmp_path).text
     (tmp_path / missing).rename(tmp_path / "elsewhere")
@@ -219,13 +219,13 @@ def test_interrupted_run(tmp_path):
     assert "not finished" not in page(tmp_path).text
     del info["train_seconds"]
     (tmp_path / "run.json").write_text(json.dumps(info))
-    assert "not finished: its last losses are of iteration 95" in page(tmp_path).text
+    assert "not finished: the last loss is from iteration 95" in page(tmp_path).text
     info |= {"train_seconds": 12.5, "stopped_by": "SIGTERM"}
     (tmp_path / "run.json").write_text(json.dumps(info))
-    assert "not finished (stopped by SIGTERM): its last losses" in page(tmp_path).text
+    assert "not finished (stopped by SIGTERM): the last loss" in page(tmp_path).text
 
 
-def test_what_a_run_is_made_of(tmp_path):
+def test_summary_of_data_and_weights(tmp_path):
     run = write_run(tmp_path)
     info = json.loads((run / "run.json").read_text())
     assert "weights" not in page(run).text and "classes" not in page(run).text
@@ -243,22 +243,22 @@ def test_what_a_run_is_made_of(tmp_path):
     assert "evaluated weights zoo/<r50>.pkl\n" in text and " · 2 classes" in text
 
 
-def test_why_a_run_failed(tmp_path):
+def test_error_of_a_failed_run_is_shown(tmp_path):
     run = write_run(tmp_path)
     info = json.loads((run / "run.json").read_text())
     del info["train_seconds"]
-    assert "It failed" not in page(run).text
+    assert "The run failed" not in page(run).text
     info["ended_by"] = "the loss is <NaN>"
     (run / "run.json").write_text(json.dumps(info))
     text = page(run).text
-    assert "It failed: the loss is <NaN>" in text and "Training goes on" not in text
+    assert "The run failed: the loss is <NaN>" in text and "Training is in progress" not in text
     assert "error: the loss is <NaN>" in text.split("Warnings")[1]
 
 
 def test_damaged_parts(tmp_path):
     write_run(tmp_path)
     with open(tmp_path / "metrics.json", "a") as f:
-        f.write('{"iteration": 104, "total_l')  # killed while it wrote
+        f.write('{"iteration": 104, "total_l')  # killed while writing
     (tmp_path / "results.json").write_text('{"last": {"iter')
     (tmp_path / "overlays/balloon_val/cut.jpg").write_bytes(b"\xff\xd8\xff")
     shown = page(tmp_path)
@@ -268,16 +268,16 @@ def test_damaged_parts(tmp_path):
     assert len(shown.charts) == 6
 
 
-def test_what_a_resumed_run_has_abandoned_is_not_shown(tmp_path):
+def test_iterations_lost_before_a_resume_are_not_shown(tmp_path):
     write_run(tmp_path)
     clean = page(tmp_path).charts
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    # Killed at 95 and resumed from 50; its evaluation and its odd steps are gone as well.
+    # Killed at 95 and resumed from 50; the lost part includes an evaluation and outliers.
     lost = [{**row, "total_loss": 1e4, "lr": 7} for row in rows if row["iteration"] >= 50]
     lost.insert(3, {"iteration": 61, "total_loss": 1e5, "balloon_val/coco/segm/AP": 99})
     write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:]])
     assert page(tmp_path).charts == clean
-    write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:12]])  # killed once more, at 60
+    write_metrics(tmp_path, [*rows[:10], *lost, *rows[10:12]])  # killed again at 60
     (loss, *_) = page(tmp_path).charts
     assert loss["lines"][0]["raw"][0] == list(range(0, 60, 5))
 
@@ -289,7 +289,7 @@ def test_best_equal_to_last_is_one_row(tmp_path):
     assert "(best and last, iteration 100)" in page(tmp_path).text
 
 
-def test_many_big_pictures_stay_small(tmp_path):
+def test_many_big_pictures_are_reduced(tmp_path):
     write_run(tmp_path)
     noise = Image.frombytes("RGB", (1400, 700), random.Random(0).randbytes(1400 * 700 * 3))
     folder = tmp_path / "overlays/balloon_val"
@@ -315,8 +315,8 @@ lines = st.one_of(
 )
 
 
-# A diverged loss, an integer that no float holds, a name that is no formula and no Unicode.
-WILD = [
+# A diverged loss, an integer too large for a float, and a name that is not valid Unicode.
+EXTREME = [
     {"iteration": i, "total_loss": 1.7e308, "lr": 10**400, "loss$\\foo$\ud800": 1} for i in (1, 2)
 ]
 info = st.dictionaries(st.sampled_from(["name", "started", "datasets", "versions"]), json_values)
@@ -324,9 +324,9 @@ results = st.fixed_dictionaries({"last": json_values, "best": st.builds(dict, re
 
 
 @settings(max_examples=40, deadline=None)
-@example(lines=[json.dumps(row) for row in WILD], info={}, results={})
+@example(lines=[json.dumps(row) for row in EXTREME], info={}, results={})
 @given(lines=st.lists(lines, max_size=8), info=json_values | info, results=json_values | results)
-def test_any_junk_gives_a_page(tmp_path_factory, lines, info, results):
+def test_any_content_of_files_gives_a_page(tmp_path_factory, lines, info, results):
     run_dir = tmp_path_factory.mktemp("junk")
     (run_dir / "metrics.json").write_text("\n".join(lines), encoding="utf-8")
     (run_dir / "run.json").write_text(json.dumps(info))
@@ -347,7 +347,7 @@ def test_command(tmp_path):
     assert done.stdout.splitlines() == [str(tmp_path / "report.html"), "[]"]
 
 
-def test_a_page_outside_the_run(tmp_path):
+def test_page_outside_the_run_directory(tmp_path):
     run = write_run(tmp_path / "run")
     before = {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]}
     file = tmp_path / "new" / "mine.html"
@@ -377,7 +377,7 @@ def test_unwritable_page(tmp_path):
 
 
 def write_analysis(run_dir: Path, classes: list[str], picture: str) -> dict:
-    """The file of an analysis of balloon_val."""
+    """Write an analysis of balloon_val."""
     best = {"score": 0.4, "f1": 0.66, "precision": 0.7, "recall": 0.6}
     row = {"objects": 9, "AP50": 51.2, "best": best, "curve": {"precision": [1.0] * 50 + [0] * 51}}
     n = len(classes) + 1
@@ -402,19 +402,19 @@ def write_analysis(run_dir: Path, classes: list[str], picture: str) -> dict:
     return content
 
 
-def test_where_it_goes_wrong(tmp_path):
+def test_error_analysis_is_shown(tmp_path):
     run = write_run(tmp_path)
     Image.new("RGB", (64, 32)).save(run / "overlays" / "balloon_val" / "awful.jpg")
     write_analysis(run, ["ball<on>", "kite"], "overlays/balloon_val/photo.jpg")
     shown = page(run)
-    for text in ("a score of 0.40 or more", "nothing there", "17", "+2.5", "ball<on>", "201"):
+    for text in ("score threshold of 0.40", "nothing there", "17", "+2.5", "ball<on>", "201"):
         assert text in shown.text, text
     worst = "photo (worst 1: F1 0.25, 1 found, 2 false alarms, 4 missed)"
     assert shown.text.index(worst) < shown.text.index("awful")
 
 
 def write_ranked(run: Path, dataset: str, count: int) -> None:
-    """An analysis whose image k has the k-th lowest F1, as `analyse` writes it, and overlays."""
+    """Write overlays and an analysis whose image k has the k-th lowest F1, like `analyse`."""
     write_analysis(run, ["a"], "")
     content = json.loads((run / "analysis" / "balloon_val.json").read_text())
     folder = run / "overlays" / dataset
@@ -442,16 +442,16 @@ def write_ranked(run: Path, dataset: str, count: int) -> None:
         (100, list(range(1, 13)), list(range(100, 88, -1))),
     ],
 )
-def test_worst_and_best_images_are_halves(tmp_path, count, worst, best):
+def test_worst_and_best_images_share_the_pictures(tmp_path, count, worst, best):
     run = write_run(tmp_path)
     write_ranked(run, "balloon_val", count)
-    said = re.findall(r"i(\d+) \((worst|best) (\d+): F1", page(run).text)
+    found = re.findall(r"i(\d+) \((worst|best) (\d+): F1", page(run).text)
     expected = [(f"{k:02d}", "worst", str(i)) for i, k in enumerate(worst, start=1)]
     expected += [(f"{k:02d}", "best", str(i)) for i, k in enumerate(best, start=1)]
-    assert said == expected
+    assert found == expected
 
 
-def test_two_data_sets_share_the_pictures(tmp_path):
+def test_two_datasets_share_the_pictures(tmp_path):
     run = write_run(tmp_path)
     write_ranked(run, "other_val", 30)
     write_ranked(run, "balloon_val", 30)
@@ -461,13 +461,13 @@ def test_two_data_sets_share_the_pictures(tmp_path):
     assert "(worst 7: F1" not in shown.text and "(best 7: F1" not in shown.text
 
 
-def test_of_many_classes_the_largest_confusions(tmp_path):
+def test_most_frequent_confusions_of_many_classes(tmp_path):
     run = write_run(tmp_path)
     write_analysis(run, [f"class {i}" for i in range(30)], "")
-    assert "The most frequent confusions" in page(run).text
+    assert "Most frequent confusions" in page(run).text
 
 
-def test_ap_of_the_classes(tmp_path):
+def test_ap_per_class(tmp_path):
     run = write_run(tmp_path)
     write_analysis(run, ["ball<on>", "a/b", "kite"], "")
     assert "coco AP" not in page(run).text
@@ -486,7 +486,7 @@ def test_ap_of_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["tasks", "pictures"])
-def test_a_damaged_analysis_is_named(tmp_path, key):
+def test_damaged_analysis_is_reported(tmp_path, key):
     run = write_run(tmp_path)
     content = write_analysis(run, ["a"], "")
     file = run / "analysis" / "balloon_val.json"
@@ -496,7 +496,7 @@ def test_a_damaged_analysis_is_named(tmp_path, key):
 
 
 def write_overview(run_dir: Path, dataset: str = "balloon_train") -> dict:
-    """The files of a dataset's overview."""
+    """Write the overview of a dataset."""
     content = {
         "images": 4000,
         "objects": 9000,
@@ -513,7 +513,7 @@ def write_overview(run_dir: Path, dataset: str = "balloon_train") -> dict:
 
 
 def write_scaling(run_dir: Path) -> dict:
-    """A file as d2ext/config/lr_scaling.py makes it."""
+    """Write scaling.json like d2ext/config/lr_scaling.py."""
     content = {
         "reference_world_size": 8,
         "reference_batch_size": 16,
@@ -535,9 +535,9 @@ def test_data_and_scaling(tmp_path):
     overview, scaling = write_overview(run), write_scaling(run)
     shown = page(run)
     for text in (
-        *("balloon_train", "4000", "9000, 2.2 an image", "320 to 800 pixels, median 640"),
+        *("balloon_train", "4000", "9000, 2.2 per image", "320 to 800 pixels, median 640"),
         *("31 small, 41 medium, 59 large (of 1000 images)", "ball<on>", "3999", "2 classes"),
-        *("1 worker with 2 images a step; the recipe was tuned for 8 workers with 16", "0.0025"),
+        *("1 worker with 2 images per step; the recipe was tuned for 8 workers with 16", "0.0025"),
         *("multiplied by 0.125 (rule: linear), and iterations divided by 0.125", "suits <it>"),
     ):
         assert text in shown.text, text
@@ -550,19 +550,19 @@ def test_data_and_scaling(tmp_path):
             assert f"{file} is damaged" in page(run).text
 
 
-def test_a_batch_that_was_not_scaled(tmp_path):
+def test_unscaled_batch_size(tmp_path):
     run = write_run(tmp_path)
     content = {**write_scaling(run), "scale": 1, "changes": [], "warnings": []}
     (run / "scaling.json").write_text(json.dumps(content))
-    assert "the same batch, so nothing changed" in page(run).text
+    assert "The batch size is the same, so nothing was changed" in page(run).text
     (run / "scaling.json").write_text(json.dumps({**content, "scale": 2}))
-    assert "had been scaled for that before" in page(run).text
+    assert "already scaled for this batch size" in page(run).text
 
 
-def test_warnings_of_the_log(tmp_path):
+def test_warnings_in_the_log_are_shown(tmp_path):
     run = write_run(tmp_path)
-    odd = "2026-03-04 10:00:{0:02d} W d2ext.a: odd <thing> {0}\nits second line"
-    lines = [odd.format(i) for i in range(60)]
+    warning = "2026-03-04 10:00:{0:02d} W d2ext.a: odd <thing> {0}\nits second line"
+    lines = [warning.format(i) for i in range(60)]
     lines += ["2026-03-04 10:01:00 I d2ext.a: no harm"]
     lines += ["2026-03-04 10:01:01 W d2ext.a: odd <thing> 20"] * 3
     lines += ["2026-03-04 10:01:02 E d2ext.b: broken"]
@@ -574,7 +574,7 @@ def test_warnings_of_the_log(tmp_path):
     assert "odd <thing> 20 (4 times, last 2026-03-04 10:01:01)" in text
 
 
-def test_a_page_of_a_training_renews_itself(tmp_path):
+def test_page_of_a_running_training_reloads_itself(tmp_path):
     run = write_run(tmp_path)
     refresh = ("http-equiv", "refresh")
     assert refresh not in page(run).attributes
@@ -582,7 +582,7 @@ def test_a_page_of_a_training_renews_itself(tmp_path):
     del info["train_seconds"]
     (run / "run.json").write_text(json.dumps(info))
     shown = page(run)
-    assert refresh in shown.attributes and "Training goes on; this page renews" in shown.text
+    assert refresh in shown.attributes and "Training is in progress; this page" in shown.text
     for file in run.iterdir():  # killed yesterday
         os.utime(file, (0, time.time() - 86400))
     assert refresh not in page(run).attributes
@@ -591,13 +591,13 @@ def test_a_page_of_a_training_renews_itself(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "patience"), [(0.5, 600), (10, 5 * 60 * 10)])
-def test_how_long_a_page_stands_for_a_live_training(tmp_path, seconds, patience):
+def test_time_until_a_training_may_have_ended(tmp_path, seconds, patience):
     run = write_run(tmp_path)
     info = json.loads((run / "run.json").read_text())
     del info["train_seconds"]
     (run / "run.json").write_text(json.dumps(info))
     rows = [{"iteration": i, "total_loss": 1, "time": seconds} for i in range(9, 100, 10)]
-    for i in (1, 7, 9):  # evaluations behind 20, 80 and 100 iterations
+    for i in (1, 7, 9):  # evaluations after 20, 80 and 100 iterations
         rows[i]["balloon_val/coco/segm/AP"] = 50.0
     write_metrics(run, rows)
     shown = page(run)
@@ -608,16 +608,16 @@ def test_how_long_a_page_stands_for_a_live_training(tmp_path, seconds, patience)
     assert abs(time.time() - int(written)) < 60
 
 
-def test_the_command_to_train_again(tmp_path):
+def test_command_to_repeat_a_training(tmp_path):
     run = write_run(tmp_path)
-    assert "To train the same again" not in page(run).text
+    assert "To repeat this training" not in page(run).text
     info = json.loads((run / "run.json").read_text())
     info["reproduce"] = "torchrun tools/train_net.py <all>"
     (run / "run.json").write_text(json.dumps(info))
     assert "torchrun tools/train_net.py <all>" in page(run).text
 
 
-def test_an_evaluation_shows_only_its_own_command(tmp_path):
+def test_evaluation_shows_only_its_command(tmp_path):
     run = write_run(tmp_path)
     info = json.loads((run / "run.json").read_text())
     info |= {"max_iter": None, "reproduce": "other", "command": "python x --eval-only"}

@@ -1,4 +1,4 @@
-"""Overlays: ground truth on the left, predictions on the right, one picture an image."""
+"""Overlays show the ground truth on the left and predictions on the right, one per image."""
 
 from types import SimpleNamespace
 
@@ -28,14 +28,14 @@ def write_image(folder, name="photo.jpg", size=(600, 400)):
 
 
 def panels(file):
-    """The two drawings (H x W x 3) without the header."""
+    """Return the two drawings (H, W, 3) without the header."""
     page = np.asarray(Image.open(file)).astype(int)
     width = (page.shape[1] - 6) // 2
     return page[36:, :width], page[36:, -width:]
 
 
 def drawn(panel):
-    """Where something was drawn on the gray photo."""
+    """Return where something was drawn on the gray photo."""
     return np.abs(panel - GRAY).max(axis=2) > 24
 
 
@@ -86,7 +86,7 @@ RLE = mask_util.encode(SQUARE)
 def test_masks_of_any_form(tmp_path, segmentation, filled):
     record = write_image(tmp_path)
     box = {"bbox": [200, 100, 200, 200], "bbox_mode": 1, "category_id": 0}
-    plain = {"bbox": [500, 300, 50, 50], "bbox_mode": 1, "category_id": 0}  # beside it, no mask
+    plain = {"bbox": [500, 300, 50, 50], "bbox_mode": 1, "category_id": 0}  # without a mask
     record["annotations"] = [plain, {**box, "segmentation": segmentation, "iscrowd": 1}]
     result = {**prediction(bbox=box["bbox"]), "segmentation": segmentation}
     (file,) = write_overlays([record], [result], CLASSES, tmp_path / "out")
@@ -96,7 +96,7 @@ def test_masks_of_any_form(tmp_path, segmentation, filled):
         assert panel[200, 198:203].any()  # the box
 
 
-def test_big_photos_shrink_and_small_ones_grow(tmp_path):
+def test_big_photos_are_reduced_and_small_ones_enlarged(tmp_path):
     for size, page in (((4000, 1000), (2054, 292)), ((64, 32), (1030, 292))):
         record = write_image(tmp_path, size=size)
         w, h = size
@@ -113,7 +113,7 @@ def test_exif_orientation(tmp_path):
     photo = Image.new("RGB", (600, 400), "white")
     photo.paste("red", (0, 0, 300, 400))
     exif = photo.getexif()
-    exif[0x0112] = 6  # the camera lay on its side: left is up
+    exif[0x0112] = 6  # rotated: the stored left side is the top
     photo.save(tmp_path / "p.jpg", exif=exif)
     record = {"file_name": str(tmp_path / "p.jpg"), "image_id": 1, "width": 400, "height": 600}
     (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
@@ -123,7 +123,7 @@ def test_exif_orientation(tmp_path):
         assert np.abs(panel[500, 200] - 255).max() < 20
 
 
-def test_classes_have_their_colors_and_instances_of_one_class_differ(tmp_path):
+def test_classes_have_their_colors_in_different_shades(tmp_path):
     record = write_image(tmp_path)
     record["annotations"] = [
         {
@@ -151,7 +151,7 @@ def test_classes_have_their_colors_and_instances_of_one_class_differ(tmp_path):
             assert np.abs(found[i] - found[j]).max() > 30
 
 
-def test_pictures_of_an_earlier_evaluation_go(tmp_path):
+def test_pictures_of_an_earlier_evaluation_are_removed(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old.jpg").write_bytes(b"")
@@ -176,10 +176,10 @@ def test_equal_names_and_limit(tmp_path):
     assert [f.name for f in files] == ["n0.jpg", "n4.jpg", "n8.jpg"]
 
 
-def test_an_unreadable_image_is_grey(tmp_path):
+def test_unreadable_image_is_gray(tmp_path):
     record = write_image(tmp_path)
     whole = (tmp_path / "photo.jpg").read_bytes()
-    for content in (b"", b"no image", whole[:-200], None):
+    for content in (b"", b"not an image", whole[:-200], None):
         (tmp_path / "photo.jpg").unlink()
         if content is not None:
             (tmp_path / "photo.jpg").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Contact sheets: pages, their size, and what is held at a time."""
+"""Contact sheets: pages, their sizes, and memory use."""
 
 import weakref
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ CLASSES = SimpleNamespace(thing_classes=["box", "气球"], thing_colors=[(0, 200
 
 
 def view(size=(60, 40), category=0, title="photo.jpg"):
-    """A gray photo with an object in its right half."""
+    """Return a gray photo with an object in its right half."""
     w, h = size
     box = {"bbox": [w / 2, 0, w, h], "bbox_mode": 0, "category_id": category}
     box["segmentation"] = [[w / 2, 0, w, 0, w, h, w / 2, h]]
@@ -52,7 +52,7 @@ def test_images_of_any_size(size):
         assert green[26:, :440].any() and green[26:, 220:440].sum() > 0.9 * green[:, :440].sum()
 
 
-def test_one_page_is_held_at_a_time(tmp_path):
+def test_only_one_page_is_in_memory_at_a_time(tmp_path):
     made, most = [], 0
 
     def make(kind):
@@ -65,7 +65,7 @@ def test_one_page_is_held_at_a_time(tmp_path):
             del item
 
     class Figures(list):
-        """A list that can be referred to weakly."""
+        """A list that supports weak references."""
 
     def tile():
         return Image.new("RGB", (888, 356))
@@ -81,7 +81,7 @@ def test_one_page_is_held_at_a_time(tmp_path):
 
 
 @pytest.mark.filterwarnings("error:Glyph")
-def test_names_that_the_font_lacks():
+def test_class_names_missing_in_the_font_are_numbered():
     assert font_has("Ballon à air") and not font_has("气球") and not font_has("a\nb")
     with_name = make_tile([view((440, 330), category=1, title="气球.jpg")], CLASSES)
     with_number = SimpleNamespace(

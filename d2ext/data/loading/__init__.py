@@ -1,1 +1,1 @@
-"""From dataset dicts to batches, the same in every run."""
+"""Load dataset dicts as batches, reproducibly in every run."""

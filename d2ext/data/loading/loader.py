@@ -1,4 +1,4 @@
-"""Loaders for training and evaluation."""
+"""Data loaders for training and evaluation."""
 
 import contextlib
 import itertools
@@ -44,12 +44,12 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-# Signals reach the whole process group. The trainer decides what to do; workers just serve.
+# Signals reach the whole process group; workers leave the reaction to the trainer.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_TIMEOUT_S = 600  # seconds for a batch; after that a disk hangs
+_TIMEOUT_S = 600  # seconds for a batch, after which the storage is assumed to hang
 _LATE = 1.0  # seconds after which a batch is late
-_FAREWELL = 2.0  # seconds for workers to end before they are killed
-_REPLACEMENTS = 20  # images to try in the place of one that cannot be read
+_FAREWELL = 2.0  # seconds for workers to exit before they are killed
+_REPLACEMENTS = 20  # images to try in place of one that cannot be read
 
 
 def build_train_loader(
@@ -65,28 +65,29 @@ def build_train_loader(
     start_iter: int = 0,
     bad_images: str = "stop",
 ) -> "Loader":
-    """This rank's micro-batches of the global batches, from iteration `start_iter` on, for ever.
+    """Build the infinite loader of this rank's micro-batches, starting at step `start_iter`.
 
-    Images, order and augmentation depend on (seed, iteration, position) only, so neither the
-    number of processes nor that of loader workers changes what the model sees.
+    Images, their order and their augmentation depend only on (seed, iteration, position), so the
+    model sees the same data with any number of processes and loader workers.
 
     Args:
-        dataset: of `training_set`, or Detectron2 dataset dicts.
-        mapper: a dataset dict to the model's input; may use any of the global generators. One that
-            makes masks as polygons makes bitmaps for images with RLE, which polygons cannot hold.
-        total_batch_size: images per optimizer step over all ranks and micro-batches.
-        num_workers: loader processes of this rank.
-        seed: of the run.
-        reference_batch_size: with `reference_world_size`, gives the images per worker that the
-            recipe was made for, and so the size of the groups that share an orientation.
-        reference_world_size: the workers that it was made for.
-        accumulate: micro-batches per step; each next() gives one of them.
-        start_iter: the first iteration; a run sets it.
-        bad_images: what an image that cannot be read does: `stop`, or `skip`: another one takes
-            its place, so that all ranks have as many.
+        dataset: Result of `training_set`, or Detectron2 dataset dicts.
+        mapper: Function that maps a dataset dict to the model's input, and may use any of the
+            global random generators. A mapper with polygon masks produces bitmaps for images with
+            RLE, which cannot be stored as polygons.
+        total_batch_size: Images per optimizer step over all ranks and micro-batches.
+        num_workers: Number of loader processes of this rank.
+        seed: Seed of the run.
+        reference_batch_size: Batch size that the recipe was written for. Divided by
+            `reference_world_size`, it gives the size of the groups that share an orientation.
+        reference_world_size: Number of processes that the recipe was written for.
+        accumulate: Micro-batches per step; each next() returns one of them.
+        start_iter: First iteration; set by the run.
+        bad_images: `stop` at an image that cannot be read, or `skip` it: another image replaces
+            it, so that all ranks have the same number.
 
     Raises:
-        UserError: while iterating, when an image cannot be read.
+        UserError: During iteration, if an image cannot be read.
     """
     records, repeats = dataset, None
     if isinstance(dataset, TrainingSet):
@@ -108,7 +109,7 @@ def build_train_loader(
         num_workers=num_workers,
         **_worker_options(num_workers),
         collate_fn=_as_list,
-        pin_memory=torch.cuda.is_initialized(),  # the model is on a GPU already, or stays off it
+        pin_memory=torch.cuda.is_initialized(),  # by now the model is on a GPU, or never will be
     )
     return Loader(loader)
 
@@ -120,18 +121,19 @@ def build_test_loader(
     num_workers: int,
     bad_images: str = "stop",
 ) -> "Loader":
-    """Give one image a batch; ranks take consecutive parts in order, each image once.
+    """Build a loader with one image per batch; ranks read consecutive parts, each image once.
 
-    Detectron2's test loader, but for its workers, which a signal to the process group would end.
+    It differs from Detectron2's test loader in its workers, which survive signals to the process
+    group.
 
     Args:
         dataset: Detectron2 dataset dicts.
-        mapper: a dataset dict to the model's input.
-        num_workers: loader processes of this rank.
-        bad_images: what an image that cannot be read does: `stop`, or `skip`: its batch is empty.
+        mapper: Function that maps a dataset dict to the model's input.
+        num_workers: Number of loader processes of this rank.
+        bad_images: `stop` at an image that cannot be read, or `skip` it: its batch is empty.
 
     Raises:
-        UserError: while iterating, when an image cannot be read.
+        UserError: During iteration, if an image cannot be read.
     """
     loader = DataLoader(
         _MappedDataset(dataset, mapper),
@@ -154,7 +156,7 @@ class _MappedDataset(Dataset):
         return len(self.records)
 
     def record(self, key: int) -> dict:
-        """Return the dataset dict (a copy) that the sample at `key` is made of."""
+        """Return a copy of the dataset dict of the sample at `key`."""
         return self.records[key]
 
     def __getitem__(self, key: int) -> dict | Failure:
@@ -162,10 +164,11 @@ class _MappedDataset(Dataset):
 
 
 class _SeededDataset(_MappedDataset):
-    """Samples by (index, position), each with generators of its own.
+    """Samples by (index, position), each with separately seeded random generators.
 
     Detectron2's transforms draw from numpy's global generator; torch's and Python's are seeded as
-    well for the user's own. All are put back, since with no loader workers they are the trainer's.
+    well, for custom transforms. All are restored afterwards, because without loader workers they
+    are the trainer's generators.
     """
 
     def __init__(
@@ -186,13 +189,13 @@ class _SeededDataset(_MappedDataset):
         sample = self._sample(key)
         if not self._replaces or not isinstance(sample, Failure):
             return sample
-        # Drawn from seed and position, so that a resumed run takes the same ones.
+        # Drawn from seed and position, so that a resumed run picks the same replacements.
         others = np.random.default_rng((self._seed, key[1], 2))
         for other in others.integers(len(self), size=_REPLACEMENTS):
             found = self._sample((int(other), key[1]))
             if not isinstance(found, Failure):
                 return Replaced(found, sample.message)
-        return Failure(f"{sample.message} (nor could {_REPLACEMENTS} others in its place)")
+        return Failure(f"{sample.message} (and {_REPLACEMENTS} replacements failed as well)")
 
     def _sample(self, key: tuple[int, int]) -> dict | Failure:
         with generators_seeded(self._seed, key[1]):
@@ -202,7 +205,7 @@ class _SeededDataset(_MappedDataset):
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
     """Return the records in memory that worker processes share.
 
-    Of a list Python's reference counts would copy every page into each of them: it is serialised.
+    Lists are serialized; otherwise reference counts would copy every page into each worker.
     """
     if isinstance(records, Records):
         return records
@@ -215,8 +218,8 @@ class Loader:
     """A DataLoader that raises the first failure of a batch in the trainer's process.
 
     Attributes:
-        replaced: what was wrong with images whose place another one took, and how often it did.
-        left_out: what was wrong with images that are missing from the last pass.
+        replaced: Number of replacements by error message of the replaced image.
+        left_out: Error messages of the images that were skipped in the last pass.
     """
 
     def __init__(self, loader: DataLoader, leaves_out: bool = False):
@@ -229,13 +232,13 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        """Batches; the workers are at work on the first ones when it returns."""
+        """Start the workers on the first batches, and return the batches."""
         batches = self._batches()
         next(batches)
         return batches
 
     def _batches(self) -> Iterator[list[dict]]:
-        # None may come before the workers ignore it.
+        # Block signals until the workers ignore them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         try:
             batches = self._started()
@@ -250,7 +253,7 @@ class Loader:
                     batch = [s for s in batch if not isinstance(s, Failure)]
                 yield [self._checked(sample) for sample in batch]
         finally:
-            # Not left to the garbage collector: Python would wait for workers at its end.
+            # The garbage collector may run too late, and Python would wait for workers at exit.
             if self._loader.num_workers:
                 end_workers(batches, _FAREWELL)
 
@@ -264,14 +267,14 @@ class Loader:
             return iter(self._loader)
         except BaseException as e:
             for worker in set(multiprocessing.active_children()) - before:
-                kill(worker)  # Python would wait for it at its end
+                kill(worker)  # Python would wait for it at exit
             if not isinstance(e, OSError) or exhausted(str(e)):
                 raise
-            # Else it is the queues' semaphores, which are files in shared memory.
+            # The remaining cause is the queues' semaphores, which are files in shared memory.
             raise OSError(e.errno, e.strerror, str(SHARED_MEMORY)) from e
         finally:
-            # torch's handler raises wherever the process happens to be when a worker dies, such as
-            # in the midst of writing a file. `_next` finds that out in time.
+            # When a worker dies, torch's handler raises in whatever the process is doing, such as
+            # writing a file. `_next` detects dead workers soon enough.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler)
 
@@ -282,31 +285,31 @@ class Loader:
             return sample
         self.replaced[sample.message] += 1
         if self.replaced[sample.message] == 1:
-            logger.warning("%s; another image takes its place, each time", sample.message)
+            logger.warning("%s; it is replaced by another image every time", sample.message)
         return sample.sample
 
     @property
     def records(self) -> Sequence[dict]:
-        """The dataset dicts that it draws from."""
+        """Return the dataset dicts of the loader."""
         return self._loader.dataset.records
 
     @property
     def images(self) -> int:
-        """The number of images of an epoch."""
+        """Return the number of images in an epoch."""
         return len(self._loader.dataset)
 
     def pairs(
         self, skip: int = 0, mapped: bool = True
     ) -> Iterator[tuple[dict, dict | UserError | None]]:
-        """Yield the samples one by one, made in this process, each with its dataset dict.
+        """Yield dataset dicts with their samples, which are created one by one in this process.
 
         Args:
-            skip: samples to leave out at first; their images are not read.
-            mapped: False gives None for samples, and reads no image.
+            skip: Number of samples to skip first, without reading their images.
+            mapped: Whether to create samples; otherwise they are None, and no image is read.
 
         Yields:
-            In the loader's order, a dataset dict and its sample; where that cannot be made, what
-            is wrong, and the next ones go on.
+            In the loader's order, a dataset dict and its sample, or the error if the sample cannot
+            be created; iteration continues after errors.
         """
         keys = itertools.chain.from_iterable(self._loader.batch_sampler)
         dataset = self._loader.dataset
@@ -315,7 +318,7 @@ class Loader:
             if mapped:
                 try:
                     sample = dataset[key]
-                except Exception as e:  # whatever a mapper raises; a training would end here
+                except Exception as e:  # any error in a mapper, which would stop a training
                     sample = UserError(f"{dataset.record(key)['file_name']}: {format_exception(e)}")
             if isinstance(sample, Failure | Replaced):
                 sample = UserError(sample.message)
@@ -323,10 +326,10 @@ class Loader:
 
 
 def _next(batches: Iterator[list]) -> list | None:
-    """Return the next batch, None after the last one; a long wait is announced.
+    """Return the next batch, or None after the last one; announce long waits.
 
     Raises:
-        RuntimeError: None came for ten minutes, or a worker cannot go on.
+        RuntimeError: No batch arrived within ten minutes, or a worker failed.
     """
     since, late = time.monotonic(), False
     with contextlib.ExitStack() as stack:
@@ -350,9 +353,10 @@ def _next(batches: Iterator[list]) -> list | None:
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:
-    """Return DataLoader's arguments for processes that are forked, deaf to signals, and outspoken.
+    """Return DataLoader's arguments for forked workers that ignore signals and report errors.
 
-    A spawned rank would spawn its workers: seconds of imports each, in which a signal ends them.
+    By default, a spawned rank spawns its workers, which takes seconds of imports for each, and a
+    signal during that time ends them.
     """
     if not num_workers:
         return {}
@@ -364,12 +368,12 @@ def _as_list(samples: list) -> list:
 
 
 def _init_worker(worker_id: int) -> None:
-    # Its rank may be killed, and it would wait for work for ever.
+    # If its rank were killed, the worker would wait for work indefinitely.
     die_with_parent()
     report_errors()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)  # its threads do not survive a fork
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
     logging.getLogger("PIL").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""Dataset dicts to samples: Detectron2's DatasetMapper, several times as fast.
+"""Map dataset dicts to samples like Detectron2's DatasetMapper, but several times as fast.
 
-Augmentations are Detectron2's, and draw the same numbers; what they do to pixels, boxes and
-polygons is done in fewer and quicker steps.
+The augmentations are Detectron2's and draw the same random numbers, but they are applied to pixels,
+boxes and polygons in fewer, faster steps.
 """
 
 import copy
@@ -19,24 +19,24 @@ from PIL import Image
 
 from d2ext.data.loading.image_io import cached_photo, read_photo
 
-_DIVISORS = (8, 4, 2)  # that libjpeg decodes at
+_DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's DatasetMapper, with the same samples but for rounding where it resizes.
+    """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
-    Arguments that are not listed here are those of Detectron2's.
+    Arguments that are not listed here are described at Detectron2's DatasetMapper.
 
     Args:
-        is_train: samples hold the objects to learn from.
-        augmentations: of Detectron2, in this order.
+        is_train: Whether samples contain the objects to train on.
+        augmentations: Detectron2's augmentations, in order.
         image_format: RGB or BGR.
-        use_instance_mask: samples hold masks, too.
-        decode: `exact`, or `scaled`: a JPEG at least twice as large as the first augmentation, a
-            ResizeShortestEdge, makes it is decoded at half its size (or a fourth, an eighth), which
-            changes pixels.
-        cache: keep decoded images in files ($D2EXT_CACHE/photos, 3 bytes a pixel), which all
-            processes read from the same memory.
+        use_instance_mask: Whether samples contain masks.
+        decode: `exact`, or `scaled`: if the first augmentation is a ResizeShortestEdge that at
+            least halves a JPEG, the file is decoded at half its size (or a fourth or an eighth).
+            This is faster but changes pixels.
+        cache: Whether to keep decoded images in files ($D2EXT_CACHE/photos, 3 bytes per pixel),
+            whose memory all processes share.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Mapper(DatasetMapper):
         self._read = cached_photo if cache else read_photo
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Return the model's input, as Detectron2's mapper does; keep the dataset dict as it is."""
+        """Return the model's input for a dataset dict, which is not modified."""
         if self.proposal_topk is not None or "sem_seg_file_name" in dataset_dict:
             return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
@@ -83,11 +83,11 @@ class Mapper(DatasetMapper):
         return sample
 
     def _image(self, sample: dict) -> tuple[np.ndarray, TransformList]:
-        """Return the augmented image (H, W, C), and what was done to it."""
+        """Return the augmented image (H, W, C) and the transforms that were applied."""
         augmentations, done = list(self.augmentations.augs), []
         sides = (sample.get("height"), sample.get("width"))
         if self._scaled and None not in sides and type(augmentations[0]) is T.ResizeShortestEdge:
-            # The size to make is drawn before there are pixels, from the stated size.
+            # Draw the target size from the stated size, before the image is decoded.
             stand_in = np.broadcast_to(np.uint8(0), (*sides, 3))
             done.append(augmentations.pop(0).get_transform(stand_in))
         divisor = _divisor(done)
@@ -97,7 +97,7 @@ class Mapper(DatasetMapper):
         else:
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
-                check_image_size(sample, image)  # no JPEG, and so read whole; or it is wrong
+                check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
         augmented = _Input(image)
         for transform in done:
             augmented.transform(transform)
@@ -107,7 +107,7 @@ class Mapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
-        """Replace `annotations` by `instances`, all polygons in one go."""
+        """Replace `annotations` by `instances`; transform all polygons at once."""
         objects = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         masks = [a.get("segmentation") for a in objects] if self.use_instance_mask else []
         polygons = self.instance_mask_format == "polygon" and all(
@@ -134,32 +134,35 @@ class Mapper(DatasetMapper):
 
 
 class _Input(T.AugInput):
-    """An image whose usual transforms take torch's and OpenCV's vector instructions."""
+    """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
     def transform(self, tfm: Transform) -> None:
         image = self.image
-        coloured = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-        if coloured and type(tfm) is T.ResizeTransform and tfm.interp == Image.BILINEAR:
+        is_color = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        if is_color and type(tfm) is T.ResizeTransform and tfm.interp == Image.BILINEAR:
             self.image = resized(image, tfm.new_h, tfm.new_w)
-        elif coloured and type(tfm) is HFlipTransform:
+        elif is_color and type(tfm) is HFlipTransform:
             self.image = _flipped(image)
         else:
             super().transform(tfm)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, with a triangle filter as wide as the reduction, as Pillow's `resize`.
+    """Resize an image with an antialiased bilinear filter, like Pillow's `resize`.
 
-    Four times as fast as Pillow, which rounds between its two passes in another way: values differ
-    by 2 at most.
+    This is four times as fast as Pillow, which rounds differently between its two passes: values
+    differ by at most 2.
 
     Args:
-        image: (H, W, C), uint8.
-        height: to make.
-        width: to make.
+        image: Array (H, W, C), uint8.
+        height: New height.
+        width: New width.
+
+    Returns:
+        Array (height, width, C), uint8, stored plane by plane.
     """
-    # Seen as channels_last, which it is in memory, it is not copied. What is made is in planes.
-    # Writable, as torch asks: what Pillow has read is not.
+    # The array is a channels_last tensor already, so nothing is copied. torch requires a writable
+    # array, and Pillow's are not.
     writable = np.require(image, requirements=["C", "W"])
     tensor = torch.from_numpy(writable).permute(2, 0, 1)[None]
     made = torch.nn.functional.interpolate(tensor, (height, width), mode="bilinear", antialias=True)
@@ -169,14 +172,14 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def transform_polygons(
     objects: Sequence[Sequence[Sequence[float]]], transforms: TransformList
 ) -> list[list[np.ndarray]]:
-    """Return what `transforms.apply_polygons` makes of each object, in one call where possible.
+    """Apply transforms to the polygons of all objects, in one call if possible.
 
     Args:
-        objects: of each its polygons, [x0, y0, x1, y1, ...].
-        transforms: of the image.
+        objects: For each object, its polygons [x0, y0, x1, y1, ...].
+        transforms: Transforms of the image.
 
     Returns:
-        Of each object its polygons, float64.
+        For each object, its polygons (float64) as returned by `transforms.apply_polygons`.
     """
     parts = [[np.asarray(p, float).reshape(-1, 2) for p in polygons] for polygons in objects]
     for transform in transforms.transforms:
@@ -187,13 +190,13 @@ def transform_polygons(
             ends = np.cumsum([len(p) for p in points])[:-1]
             moved = iter(np.split(transform.apply_coords(np.concatenate(points)), ends))
             parts = [[next(moved) for _ in polygons] for polygons in parts]
-        else:  # a crop cuts them
+        else:  # a crop clips polygons
             parts = [transform.apply_polygons(polygons) for polygons in parts]
     return [[points.reshape(-1) for points in polygons] for polygons in parts]
 
 
 def _divisor(resizes: Sequence[Transform]) -> int:
-    """By how much a photo's sides can be divided and still be as large as they are to be."""
+    """Return the largest divisor of a photo's sides that keeps them at least at their new size."""
     for resize in resizes:
         if isinstance(resize, T.ResizeTransform):
             for divisor in _DIVISORS:
@@ -203,7 +206,7 @@ def _divisor(resizes: Sequence[Transform]) -> int:
 
 
 def _flipped(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3), left and right exchanged, plane by plane where the memory is so."""
+    """Flip (H, W, 3) horizontally, plane by plane if it is stored that way."""
     if image.strides[1] != 1:
         return cv2.flip(image, 1)
     planes = np.empty((3, *image.shape[:2]), np.uint8)
@@ -213,7 +216,7 @@ def _flipped(image: np.ndarray) -> np.ndarray:
 
 
 def _planes(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) to the model's (C, H, W)."""
+    """Convert (H, W, C) to the model's (C, H, W)."""
     planes = image.transpose(2, 0, 1)
     if image.dtype == np.uint8 and image.shape[2] == 3 and image.flags.c_contiguous:
         planes = np.empty((3, *image.shape[:2]), np.uint8)

@@ -1,4 +1,4 @@
-"""A dataset dict to a sample, or to what is wrong with it, which crosses the process border."""
+"""Map dataset dicts to samples, or to errors that can be sent to the trainer's process."""
 
 import contextlib
 import copy
@@ -14,14 +14,14 @@ from d2ext.limits import exhausted
 
 
 class Failure:
-    """A sample that could not be made; crosses the process border, where an exception cannot."""
+    """A sample that could not be created; can be sent to another process, unlike exceptions."""
 
     def __init__(self, message: str):
         self.message = message
 
 
 class Replaced:
-    """A sample made of another image, and what is wrong with the one whose place it takes."""
+    """A sample of a replacement image, with the error message of the image that it replaces."""
 
     def __init__(self, sample: dict, message: str):
         self.sample = sample
@@ -29,7 +29,7 @@ class Replaced:
 
 
 class ReportFailures:
-    """The mapper, with unreadable images turned into `Failure`s that name the file."""
+    """A mapper that returns a `Failure`, which names the file, for unreadable images."""
 
     def __init__(self, mapper: Callable[[dict], dict]):
         self._mapper = mapper
@@ -38,11 +38,11 @@ class ReportFailures:
         try:
             return self._mapper(record)
         except FileNotFoundError:
-            return Failure(f"image {record['file_name']} is listed but absent; add or unlist it")
+            return Failure(f"image {record['file_name']} is listed but missing; add or unlist it")
         except SizeMismatchError as e:
-            return Failure(f"{e} (EXIF orientation counts)")
-        except (OSError, SyntaxError) as e:  # what Pillow raises for broken files
-            if exhausted(str(e)):  # the machine's fault: no image is to be skipped for it
+            return Failure(f"{e} (after its EXIF orientation is applied)")
+        except (OSError, SyntaxError) as e:  # Pillow's errors for damaged files
+            if exhausted(str(e)):  # the machine ran out of a resource; the image may be intact
                 raise
             return Failure(f"image {record['file_name']} cannot be read: {e}; replace or unlist it")
         except UserError as e:  # too many pixels, or a format that needs another package
@@ -50,10 +50,11 @@ class ReportFailures:
 
 
 class RleAsBitmaps:
-    """Detectron2's mapper, with the masks of an image as bitmaps where one of them is an RLE.
+    """A mapper that returns an image's masks as bitmaps if one of them is an RLE.
 
-    Its mapper raises there if it is told to make polygons. All other images keep them: they are
-    exact at any size, and small. The mask head's loss takes either, image by image.
+    With polygon masks, Detectron2's mapper raises an error for such an image. The masks of other
+    images stay polygons, which are small and exact at any size. The loss of the mask head accepts
+    both, image by image.
     """
 
     def __init__(self, mapper: Callable[[dict], dict]):
@@ -70,7 +71,7 @@ class RleAsBitmaps:
 
 @contextlib.contextmanager
 def generators_seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators from integers; put them back after."""
+    """Seed Python's, numpy's and torch's global generators from integers; restore them at exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(3)
     try:

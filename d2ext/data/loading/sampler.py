@@ -1,7 +1,8 @@
-"""Which images each training step sees: a pure function of (seed, iteration, position).
+"""Choose the images of each training step as a pure function of (seed, iteration, position).
 
-The stream of images is the concatenation of epochs; step i takes places i*A to (i+1)*A - 1, where A
-is the images per step over all ranks. No state: starting at any iteration only counts integers.
+The stream of images is the concatenation of all epochs. Step i uses positions i*A to (i+1)*A - 1,
+where A is the number of images per step over all ranks. There is no state, so a run can start at
+any iteration.
 """
 
 import itertools
@@ -11,24 +12,24 @@ import numpy as np
 
 
 def epoch_length(repeats: np.ndarray) -> int:
-    """Images in each epoch, the same for all of them: the sum of the factors (N,), rounded."""
+    """Return the number of images in every epoch: the rounded sum of the repeat factors (N,)."""
     whole = np.floor(repeats)
     return int(whole.sum()) + round(float((repeats - whole).sum()))
 
 
 class EpochOrder:
-    """The order of the images in each epoch, every image once, or as often as `repeats` says.
+    """The order of the images in each epoch, which shows each image once or `repeats` times.
 
-    Images come in groups of `group_size` that share an orientation, so that padding a batch wastes
-    little whatever the number of processes (Detectron2 groups later, in a stateful buffer).
-    Members left over of both orientations form mixed groups at the end of the epoch.
+    Images are arranged in groups of `group_size` with the same orientation, so that batches need
+    little padding with any number of processes. (Detectron2 groups images later, in a stateful
+    buffer.) Leftover images of both orientations form mixed groups at the end of the epoch.
 
     Args:
-        portrait: bool array (N,), True where an image is higher than wide.
-        group_size: images per group; batches should hold whole groups.
-        seed: of the run.
-        repeats: float array (N,), how often an epoch shows each image on average. What is behind
-            the point is rounded anew in each epoch, so that all have the same length.
+        portrait: bool array (N,), True for images that are taller than wide.
+        group_size: Images per group; batches should hold whole groups.
+        seed: Seed of the run.
+        repeats: float array (N,), average number of times that an epoch shows each image. Fractions
+            are randomly rounded in each epoch such that all epochs have the same length.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class EpochOrder:
         self._number, self._indices = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Images in an epoch."""
+        """Return the number of images in an epoch."""
         return self._length
 
     def epoch(self, number: int) -> np.ndarray:
-        """Return the image indices (len(self),) of epoch `number`, from 0; cache the last one."""
+        """Return and cache the image indices (len(self),) of epoch `number`, counted from 0."""
         if number != self._number:
             self._number, self._indices = number, self._shuffle(number)
         return self._indices
@@ -58,7 +59,7 @@ class EpochOrder:
     def _shuffle(self, number: int) -> np.ndarray:
         rng = np.random.default_rng((self._seed, number))
         shuffled = self._shown(number)[rng.permutation(len(self))]
-        # The epoch before may have left a group unfilled: fill it first, or all groups would shift.
+        # Complete the group that the previous epoch left unfilled, or all groups would shift.
         head, rest = np.split(shuffled, [min(-number * len(self) % self._group_size, len(self))])
         groups, leftover = [], []
         for side in (False, True):
@@ -70,11 +71,11 @@ class EpochOrder:
         return np.concatenate([head, groups.ravel(), rng.permutation(np.concatenate(leftover))])
 
     def _shown(self, number: int) -> np.ndarray:
-        """Return the sorted image indices (len(self),) of an epoch, each as often as it appears.
+        """Return the sorted image indices (len(self),) of an epoch, with repetitions.
 
-        Systematic sampling: on a line where each image is as long as its fraction, points at equal
-        distances behind a random start choose who is rounded up. Expected counts are exact but for
-        the rounding of the epoch's length.
+        Fractions are rounded by systematic sampling: on a line where each image has the length of
+        its fraction, equidistant points after a random start select the images that are rounded
+        up. Expected counts are exact except for the rounding of the epoch's length.
         """
         counts = np.floor(self._repeats).astype(np.int64)
         fractions = self._repeats - counts
@@ -89,20 +90,21 @@ class EpochOrder:
 
 
 class BatchSampler:
-    """Yields this rank's micro-batches, for ever: lists of (image index, position).
+    """Endless iterator of this rank's micro-batches, which are lists of (image index, position).
 
     `position` is the place in the stream over all epochs; it seeds the sample's augmentation. A
-    global batch falls into world_size * accumulate micro-batches of equal size; rank r has the
-    consecutive ones from r * accumulate on. So N ranks see what one rank accumulating N times sees.
+    global batch is split into world_size * accumulate micro-batches of equal size, and rank r has
+    `accumulate` consecutive ones, starting at r * accumulate. Thus N ranks see the same data as one
+    rank that accumulates N times.
 
     Args:
-        order: of the images.
-        total_batch_size: images per step over all ranks and micro-batches.
-        rank: of this process.
-        world_size: number of processes.
-        accumulate: micro-batches per step and rank; world_size * accumulate must divide
+        order: Order of the images.
+        total_batch_size: Images per step over all ranks and micro-batches.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        accumulate: Micro-batches per step and rank; world_size * accumulate must divide
             total_batch_size.
-        start_iter: the first step to yield.
+        start_iter: First step to yield.
     """
 
     def __init__(

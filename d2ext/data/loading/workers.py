@@ -1,7 +1,7 @@
-"""Loader workers that end with their error, which the trainer's process can read.
+"""Loader workers that exit on every error and pass it to the trainer's process.
 
-torch delivers what a dataset raises. What goes wrong on the way to the trainer (no shared memory
-for a batch, too many open files) Python prints as a stack trace and forgets, and the trainer waits.
+torch delivers the exceptions of a dataset. But if sending a batch fails (no shared memory, too many
+open files), Python only prints a stack trace, and the trainer keeps waiting.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from torch.utils.data import get_worker_info
 from d2ext._compat import loader_workers, on_feeder_error, shut_down_loader_workers
 from d2ext.errors import format_exception
 
-# Shared with the workers, which are forked: anonymous memory takes no file and no /dev/shm.
+# Shared with the forked workers; anonymous memory needs neither a file nor /dev/shm.
 _last_words = mmap.mmap(-1, 1024)
 
 
 def last_words(patience: float = 0.0) -> str:
-    """Return, once, the error that ended a worker or torch's thread that reads; "" for none.
+    """Return and clear the error that ended a worker or torch's reader thread; "" if none.
 
     Args:
-        patience: Seconds to wait for it, where its connection has broken off just now.
+        patience: Seconds to wait for the error, for use right after a connection broke.
     """
     deadline = time.monotonic() + patience
     while not (text := _last_words[:].rstrip(b"\0").decode(errors="replace")):
@@ -42,7 +42,7 @@ def last_words(patience: float = 0.0) -> str:
 
 
 def report_errors() -> None:
-    """In a worker, end with the error of any thread, such as the one that hands out tensors."""
+    """Exit this worker on an error in any thread, such as the one that shares tensors."""
     sys.excepthook = lambda kind, e, traceback: _end(e)
 
 
@@ -67,7 +67,7 @@ def _end_worker(e: Exception, obj: Any) -> None:
 
 @on_feeder_error(_end_worker)
 class _Queue(multiprocessing.queues.Queue):
-    """A queue whose errors are not lost."""
+    """A queue that reports its errors."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         try:
@@ -78,7 +78,7 @@ class _Queue(multiprocessing.queues.Queue):
             if threading.current_thread() is threading.main_thread():
                 raise
             _note(e)
-            raise SystemExit from e  # ends torch's thread for pinned memory, quietly
+            raise SystemExit from e  # ends torch's pin-memory thread without a stack trace
 
 
 def end_workers(batches: Any, patience: float) -> None:
@@ -86,10 +86,10 @@ def end_workers(batches: Any, patience: float) -> None:
 
     Args:
         batches: Iterator of a DataLoader with workers.
-        patience: Seconds for the workers to end by themselves.
+        patience: Seconds to wait for the workers to exit.
     """
     late = threading.Timer(patience, lambda: [worker.kill() for worker in loader_workers(batches)])
-    with contextlib.suppress(RuntimeError):  # no memory for a thread: torch kills them, later
+    with contextlib.suppress(RuntimeError):  # no memory for a thread; torch kills them later
         late.start()
     shut_down_loader_workers(batches)
     late.cancel()
@@ -106,7 +106,7 @@ def kill(worker: multiprocessing.Process) -> None:
 
 
 def deaths_of_workers(batches: Any) -> str:
-    """Return which workers of a DataLoader's iterator a signal has ended; "" for none."""
+    """Return which workers of a DataLoader's iterator were ended by a signal; "" if none."""
     codes = {worker.pid: worker.exitcode or 0 for worker in loader_workers(batches)}
     killed = [
         f"{pid} was ended by {signal.Signals(-code).name}"

@@ -1,1 +1,1 @@
-"""Standard datasets: copied, downloaded, checked."""
+"""Prepare standard datasets: copy, download and check them."""

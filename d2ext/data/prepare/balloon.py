@@ -1,4 +1,4 @@
-"""Put the balloon dataset in place: 61 + 13 photos with VIA annotations, from Mask_RCNN v2.1."""
+"""Prepare the balloon dataset of Mask_RCNN v2.1: 61 + 13 photos with VIA annotations."""
 
 import hashlib
 import os
@@ -15,8 +15,7 @@ from d2ext.errors import UserError
 # The photos that the balloon recipes read, in a checkout; an installed package has none.
 PHOTOS = Path(__file__).resolve().parents[3] / "examples" / "balloon"
 URL = "https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip"
-# What `_content` computes of the photos and their annotations. Not the archive's own hash: this
-# one can check a folder, too.
+# `_content` of the photos and annotations; unlike a hash of the archive, it can check a folder.
 DIGEST = "e68b264c6648cffbe30dcaf5b09161102ff2bce5cd7c535ddadf87ee6c9c45bc"
 REDUCED_DIGEST = "9fbfa2d3f1a98addf9d3c8e883e1c563f2b2fde1622bd8a1940b22686c6be409"
 
@@ -32,10 +31,10 @@ def prepare_balloon(
     digest: str = DIGEST,
     photos: Path = PHOTOS,
 ) -> str:
-    """Put the dataset at root/balloon/{train,val}, or leave nothing behind.
+    """Prepare the dataset in root/balloon/{train,val}; write nothing if that fails.
 
-    An existing dataset is checked and kept. Otherwise the checkout's reduced photos are copied;
-    with `full`, and from an installed package, the original release is downloaded.
+    An existing dataset is checked and kept. Otherwise, the checkout's reduced photos are copied;
+    with `full`, or from an installed package, the original release is downloaded.
 
     Args:
         root: Folder of the datasets.
@@ -45,7 +44,7 @@ def prepare_balloon(
         photos: Folder of the reduced photos.
 
     Returns:
-        A line that says which photos are in place now.
+        A line that says which photos `root` now holds.
 
     Raises:
         UserError: The existing or downloaded files are not the dataset, the server cannot be
@@ -69,16 +68,16 @@ def prepare_balloon(
         which, counts = _identify(target, digest)
     if full and which != _ORIGINAL:
         raise UserError(
-            f"{target} holds {which}; move it away or give another --root for the original ones"
+            f"{target} holds {which}; move it away, or give another --root for the original photos"
         )
     return f"{how}{target} holds {which} ({counts})"
 
 
 def describe_balloon(folder: Path) -> str:
-    """Return which balloon photos a folder with train and val holds, and how many.
+    """Say which balloon photos a folder with train and val holds, and how many.
 
     Raises:
-        UserError: It does not hold the dataset.
+        UserError: The folder does not hold the dataset.
     """
     which, counts = _identify(folder, DIGEST)
     return f"{which} ({counts})"
@@ -103,10 +102,10 @@ def _identify(folder: Path, digest: str) -> tuple[str, str]:
 
 
 def _content(folder: Path) -> tuple[str, str]:
-    """Read both splits; return a digest of their files and a line of counts.
+    """Return a digest of the files of both splits, and a line of counts.
 
-    The digest is the SHA-256 over a line "<split>/<name> <SHA-256 of the file>" for the annotation
-    file and each image that it lists, sorted by name within train, then val.
+    The digest is the SHA-256 of one line "<split>/<name> <SHA-256 of the file>" for each annotation
+    file and each image that it lists, sorted by name within train, then within val.
     """
     digest = hashlib.sha256()
     images, balloons = [], []
@@ -125,7 +124,7 @@ def _content(folder: Path) -> tuple[str, str]:
 
 
 def _copy(photos: Path, folder: Path) -> None:
-    """Copy the reduced photos, but not their permissions: the checkout may be read-only."""
+    """Copy the reduced photos without their permissions, because the checkout may be read-only."""
     _identify(photos, DIGEST)
     for split in _SPLITS:
         (folder / split).mkdir(parents=True)
@@ -138,7 +137,7 @@ def _fetch(folder: Path, archive: Path, url: str, digest: str) -> None:
     """Download the zip and unpack it to `folder`.
 
     Raises:
-        UserError: The server cannot be reached, or what it sent is not the dataset.
+        UserError: The server cannot be reached, or the download is not the dataset.
     """
     try:
         download(url, archive)
@@ -154,6 +153,6 @@ def _fetch(folder: Path, archive: Path, url: str, digest: str) -> None:
         found = str(e)
     if found != digest:
         raise UserError(
-            f"{url} does not hold the balloon dataset (digest {found}, expected {digest}); nothing"
-            " was kept, try again later"
+            f"{url} is not the balloon dataset (digest {found}, expected {digest}); nothing was"
+            " kept, try again later"
         )

@@ -1,4 +1,4 @@
-"""Cityscapes: only its users may download it, and Detectron2 reads it with a package of its own."""
+"""Check Cityscapes, which requires a login to download and a separate package to read."""
 
 import importlib
 import importlib.util
@@ -17,17 +17,17 @@ _ANNOTATIONS = ("_gtFine_polygons.json", "_gtFine_instanceIds.png", "_gtFine_lab
 
 
 def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> str:
-    """Check the layout that Detectron2 reads, root/cityscapes/{leftImg8bit,gtFine}/<split>/<city>.
+    """Check root/cityscapes/{leftImg8bit,gtFine}/<split>/<city>, the layout that Detectron2 reads.
 
     Args:
-        root: the folder of datasets, $DETECTRON2_DATASETS.
-        images: number of images by split.
+        root: Folder of the datasets, $DETECTRON2_DATASETS.
+        images: Number of images by split.
 
     Returns:
-        A line that says what is there.
+        A line that says how many images the folder holds.
 
     Raises:
-        UserError: images or their annotations are missing, or the package that reads them.
+        UserError: Images, annotations or the package that reads them are missing.
     """
     folder = Path(root) / "cityscapes"
     lacking = []
@@ -47,13 +47,13 @@ def check_cityscapes(root: str | Path, images: Mapping[str, int] = _IMAGES) -> s
 
 
 def require_cityscapes(metadata: Any) -> None:
-    """Check what Detectron2 needs to read one of its own Cityscapes datasets.
+    """Check that Detectron2 can read one of its Cityscapes datasets.
 
     Args:
-        metadata: Detectron2's of the dataset; nothing is said of others than Cityscapes.
+        metadata: Detectron2's metadata of the dataset; datasets other than Cityscapes are ignored.
 
     Raises:
-        UserError: see `check_cityscapes`; any number of images will do.
+        UserError: Annotations or the package that reads them are missing, or there are no images.
     """
     if metadata.get("evaluator_type") != "cityscapes_instance":
         return
@@ -67,9 +67,9 @@ def require_cityscapes(metadata: Any) -> None:
 
 
 def name_labels() -> None:
-    """Let Detectron2's main find the package, which it imports by a name of its authors' own.
+    """Alias the package to the internal name that Detectron2's main branch imports it by.
 
-    Since their commit 4823082a; nothing else answers to that name.
+    This is the case since commit 4823082a of Detectron2; no public package has that name.
     """
     theirs = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
     if theirs not in sys.modules and importlib.util.find_spec("cityscapesscripts"):
@@ -79,13 +79,13 @@ def name_labels() -> None:
 def _require_package() -> None:
     if importlib.util.find_spec("cityscapesscripts") is None:
         raise UserError(
-            "the package that Detectron2 reads Cityscapes with is not installed: pip install"
+            "the package with which Detectron2 reads Cityscapes is not installed: pip install"
             " cityscapesscripts"
         )
 
 
 def _lacking(photos: Path, ground_truth: Path, expected: int | None) -> list[str]:
-    """List what a split lacks, in words; it needs `expected` images, or at least one."""
+    """Describe the files that a split lacks; it needs `expected` images, or at least one."""
     names = {name for name in _files(photos) if name.endswith(_SUFFIX)}
     lacking = []
     if expected is not None and len(names) != expected:
@@ -95,12 +95,12 @@ def _lacking(photos: Path, ground_truth: Path, expected: int | None) -> list[str
     found, stems = _files(ground_truth), {name.removesuffix(_SUFFIX) for name in names}
     for suffix in _ANNOTATIONS:
         if absent := sorted(stem + suffix for stem in stems if stem + suffix not in found):
-            lacking.append(f"{ground_truth} lacks {len(absent):,} files, {absent[0]} the first")
+            lacking.append(f"{ground_truth} lacks {len(absent):,} files, the first is {absent[0]}")
     return lacking
 
 
 def _files(folder: Path) -> set[str]:
-    """`<city>/<file>` of all files in the folders of a folder."""
+    """Return `<city>/<file>` for each file in the subfolders of a folder."""
     if not folder.is_dir():
         return set()
     return {

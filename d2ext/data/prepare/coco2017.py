@@ -1,4 +1,4 @@
-"""Puts COCO 2017 where Detectron2 expects it: root/coco/{annotations,train2017,val2017}."""
+"""Prepare COCO 2017 where Detectron2 expects it: root/coco/{annotations,train2017,val2017}."""
 
 import hashlib
 import os
@@ -24,13 +24,13 @@ class Part:
     """One folder of the dataset and the archive that holds it.
 
     Attributes:
-        name: of the folder, below root/coco and in the archive.
-        url: of the archive, a zip.
-        md5: of the archive.
-        size: of the archive, in bytes, roughly.
-        unpacked: of the folder, in bytes, roughly.
-        images: number of its photos; 0 for a folder of other files.
-        files: those that it must hold.
+        name: Name of the folder, in root/coco and in the archive.
+        url: URL of the archive, a zip.
+        md5: MD5 of the archive.
+        size: Approximate size of the archive in bytes.
+        unpacked: Approximate size of the folder in bytes.
+        images: Number of photos in the folder; 0 for a folder of other files.
+        files: Names of files that the folder must contain.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def archive(self) -> str:
-        """The archive's file name."""
+        """Return the file name of the archive."""
         return self.url.rpartition("/")[2]
 
 
@@ -77,22 +77,22 @@ PARTS = (  # the small ones first
 
 
 def prepare_coco(root: str | Path, parts: Sequence[Part] = PARTS) -> Iterator[str]:
-    """Check the parts that are there, and fetch the others, each whole or not at all.
+    """Check the existing parts, and fetch the others, each completely or not at all.
 
-    A part that is there is never changed. A download goes to root/coco/<archive>.part, which stays
-    where it breaks off, and is gone on with the next time; it is deleted when it is unpacked. An
-    archive that lies in root/coco already is used instead, and stays.
+    Existing parts are never changed. Downloads are written to root/coco/<archive>.part, which is
+    kept if the download is interrupted, resumed the next time, and deleted after unpacking. If
+    root/coco already contains the archive, it is used instead, and kept.
 
     Args:
-        root: the folder of datasets, $DETECTRON2_DATASETS.
-        parts: of the dataset.
+        root: Folder of the datasets, $DETECTRON2_DATASETS.
+        parts: Parts of the dataset.
 
     Yields:
-        Lines that say what is there and what is done.
+        Lines that describe what exists and what is done.
 
     Raises:
-        UserError: a part is incomplete, an archive cannot be reached or is another one, or there
-            is no space.
+        UserError: A part is incomplete, an archive cannot be downloaded or has the wrong MD5, or
+            there is not enough space.
     """
     folder = Path(root) / "coco"
     missing = [part for part in parts if not _is_there(folder / part.name)]
@@ -112,8 +112,8 @@ def prepare_coco(root: str | Path, parts: Sequence[Part] = PARTS) -> Iterator[st
         except Unreachable as e:
             urls = ", ".join(p.url for p in missing if not _is_there(folder / p.name))
             raise UserError(
-                f"cannot download {e}. Run this again to go on, or fetch by hand: {urls}; put"
-                f" them into {folder} as they are, and run this again"
+                f"cannot download {e}. Run this again to resume, or download manually: {urls}; put"
+                f" the archives into {folder} and run this again"
             ) from e
         yield _check(target, part)
 
@@ -130,14 +130,14 @@ def _check(folder: Path, part: Part) -> str:
         found = f"lacks {', '.join(lacking)}" if lacking else f"holds {images:,} photos"
         expected = "" if lacking else f", not {part.images:,}"
         raise UserError(
-            f"{folder} {found}{expected}; move it away or delete it, and run this again, or"
+            f"{folder} {found}{expected}; move it away or delete it and run this again, or"
             f" complete it from {part.url}"
         )
     return f"{folder} holds {f'{images:,} photos' if images else ', '.join(part.files)}"
 
 
 def _space(folder: Path, missing: Sequence[Part]) -> int:
-    """Bytes that the missing parts will take at the worst moment."""
+    """Return the peak number of bytes that the missing parts will take."""
     archives = [0]
     for part in missing:
         if not (folder / part.archive).is_file():
@@ -147,11 +147,11 @@ def _space(folder: Path, missing: Sequence[Part]) -> int:
 
 
 def _fetch(target: Path, part: Part) -> Iterator[str]:
-    """Download and unpack a part; raises Unreachable, OSError and UserError."""
+    """Download and unpack a part; raise Unreachable, OSError or UserError on failure."""
     archive = by_hand = target.with_name(part.archive)
     if not by_hand.is_file():
         archive = target.with_name(f"{part.archive}.part")
-        # A zip's directory is at its end: with it all is there, and an earlier run was unpacking.
+        # A zip's directory is at its end, so a valid zip is complete, from an earlier run.
         if not (archive.is_file() and zipfile.is_zipfile(archive)):
             yield f"{target}: downloading {part.url} ({format_bytes(part.size)})"
             download(part.url, archive)
@@ -175,6 +175,6 @@ def _fetch(target: Path, part: Part) -> Iterator[str]:
 
 
 def _md5(path: Path) -> str:
-    # What the archives are published with; against accidents, not against attackers.
+    # The archives are published with MD5, which detects damage, but not attacks.
     with open(path, "rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

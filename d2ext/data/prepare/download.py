@@ -1,4 +1,4 @@
-"""Downloads a file going on where an earlier attempt broke off; unpacks it."""
+"""Download a file, resume interrupted downloads, and unpack archives."""
 
 import contextlib
 import http.client
@@ -14,22 +14,22 @@ from d2ext.errors import UserError
 from d2ext.terminal import progress
 from d2ext.waiting import waiting_for
 
-_TIMEOUT = 10  # seconds without an answer or a byte; a machine without a network shall not wait
+_TIMEOUT = 10  # seconds without a response; short, so that a missing network is reported soon
 
 
 class Unreachable(Exception):
-    """The file cannot be fetched: no network, no such server or file, or the connection broke."""
+    """The file cannot be downloaded: no network, no such server or file, or a broken connection."""
 
 
 def download(url: str, path: Path) -> None:
-    """Write what `url` holds to `path`; a terminal sees a bar.
+    """Download `url` to `path`, with a progress bar in a terminal.
 
-    What `path` holds already is taken for the beginning of it, and only the rest is asked for. A
-    server that cannot give a part (RFC 9110, Range) sends all of it anew. Whether the parts belong
-    together, only a checksum can say.
+    If `path` exists, it is assumed to be the beginning of the file, and only the rest is requested.
+    A server without support for ranges (RFC 9110) sends the whole file again. The caller must
+    verify a checksum, because the file on the server may have changed in between.
 
     Raises:
-        Unreachable: see there. What has arrived remains in `path`.
+        Unreachable: The file cannot be downloaded completely; `path` keeps what was received.
         OSError: `path` cannot be written.
     """
     with waiting_for(f"the download of {url}", "Ctrl-C gives up; the same command resumes it"):
@@ -52,11 +52,11 @@ def _download(url: str, path: Path) -> None:
             advance(f.write(chunk))
         received = f.tell()
     if received < size:
-        raise Unreachable(f"{url}: the connection broke off after {received} of {size} bytes")
+        raise Unreachable(f"{url}: the connection broke after {received} of {size} bytes")
 
 
 def _open(url: str, here: int) -> http.client.HTTPResponse | None:
-    """Return the answer with the bytes from `here` on, or with all; None if there are no more."""
+    """Return the response with the bytes after `here` or the whole file; None if none are left."""
     headers = {"Range": f"bytes={here}-"} if here else {}
     try:
         response = urllib.request.urlopen(
@@ -65,7 +65,7 @@ def _open(url: str, here: int) -> http.client.HTTPResponse | None:
     except urllib.error.HTTPError as e:
         e.close()
         if here and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # `bytes */<size>`: either all is here, or what is here is something else.
+            # `bytes */<size>`: the file is complete, or `path` is not its beginning.
             whole = e.headers.get("Content-Range", "").rpartition("/")[2] == str(here)
             return None if whole else _open(url, 0)
         raise Unreachable(f"{url}: {e.code} {e.reason}") from e
@@ -80,17 +80,17 @@ def _open(url: str, here: int) -> http.client.HTTPResponse | None:
 
 
 def _read(response: http.client.HTTPResponse, url: str) -> bytes:
-    # Apart from the writing, whose OSErrors mean something else.
+    # Separate from writing, whose OSErrors have another meaning.
     try:
         return response.read(1 << 16)
     except (OSError, http.client.HTTPException) as e:
-        raise Unreachable(f"{url}: the connection broke off ({e})") from e
+        raise Unreachable(f"{url}: the connection broke ({e})") from e
 
 
 def unpack(archive: Path, folder: str, target: Path) -> None:
-    """Write the files that a zip holds directly in `folder` to the new folder `target`.
+    """Unpack the files directly in `folder` of a zip to the new folder `target`.
 
-    Nothing else: no path outside, no __MACOSX, no .DS_Store.
+    Hidden files, other folders (such as __MACOSX) and paths outside `folder` are skipped.
 
     Raises:
         OSError: `target` cannot be written.
@@ -115,7 +115,7 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn an OSError while `target` is made into a UserError that names it."""
+    """Convert an OSError while writing `target` to a UserError that names it."""
     try:
         yield
     except OSError as e:
@@ -126,18 +126,17 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError unless `needed` bytes are free where `folder` is."""
+    """Raise UserError unless `needed` bytes are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{os.fspath(folder)} has {format_bytes(free)} free, {format_bytes(needed)} are"
-            " needed; free"
-            " space, or choose another folder with --root"
+            f"{os.fspath(folder)} has {format_bytes(free)} free, but {format_bytes(needed)} are"
+            " needed; free space, or choose another folder with --root"
         )
 
 
 def format_bytes(size: int) -> str:
-    """Bytes as a file manager says it."""
+    """Format a number of bytes in a decimal unit with 3 digits."""
     unit = next(u for u in ("TB", "GB", "MB", "KB") if size >= _UNITS[u] or u == "KB")
     return f"{size / _UNITS[unit]:.3g} {unit}"
 

@@ -1,1 +1,1 @@
-"""Checks of what users give: COCO files and dataset dicts."""
+"""Validate input data: COCO files and dataset dicts."""

@@ -1,4 +1,4 @@
-"""Checks a dataset before a run: what would stop the training hours later stops it at once."""
+"""Check a dataset before a run, to find errors at once that would stop the training hours later."""
 
 import os
 import shlex
@@ -16,24 +16,24 @@ from d2ext.data.records.records import columns_of, file_names_of, image_ids_of
 from d2ext.errors import UserError
 from d2ext.invocation import command
 
-_SIZES = 2000  # images of a set whose headers are read: 0.1 s on a disk
-_MAX_CROWD_SHARE = 0.1  # share of crowds above which they are hardly COCO's own, which are 1 %
+_SIZES = 2000  # maximum number of images whose headers are read; takes 0.1 s on a disk
+_MAX_CROWD_SHARE = 0.1  # a larger share of crowds is most likely an error; COCO has 1 %
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Counts of a dataset. Objects are those that a training learns from.
+    """Counts of a dataset; annotations that are not trained on do not count as objects.
 
     Attributes:
-        name: its name in the config.
-        images: number of images.
-        instances: number of annotated objects.
-        per_class: number of objects by class name, in the order of the classes.
-        empty: number of images without an object.
-        skipped: number of the other annotations, by reason.
-        most: the most objects in one image.
-        most_of_a_class: the most objects of one class in one image.
-        problems: what is odd, yet no error; one line each.
+        name: Name of the dataset in the config.
+        images: Number of images.
+        instances: Number of annotated objects.
+        per_class: Number of objects by class name, in the order of the classes.
+        empty: Number of images without an object.
+        skipped: Number of the other annotations, by reason.
+        most: Maximum number of objects in one image.
+        most_of_a_class: Maximum number of objects of one class in one image.
+        problems: Issues that are not errors, one line each.
     """
 
     name: str
@@ -47,7 +47,7 @@ class DatasetSummary:
     problems: list[str]
 
     def skipped_words(self, use: str = "trained on") -> str:
-        """Say how many annotations are not objects to learn from, and why."""
+        """Say how many annotations are skipped, and why."""
         total = self.instances + sum(self.skipped.values())
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
         skipped = total - self.instances
@@ -62,20 +62,20 @@ def check_dataset_dicts(
     metadata: Mapping[str, Any] | None = None,
     use: str = "trained on",
 ) -> DatasetSummary:
-    """Check Detectron2's dataset dicts and count what they hold.
+    """Check Detectron2's dataset dicts and count their objects.
 
     Args:
-        name: of the dataset in the config.
-        records: its dataset dicts.
-        classes: names by `category_id`.
-        metadata: of the dataset, where its reader has counted what is not in the dicts.
-        use: what a run does with the objects, for the summary.
+        name: Name of the dataset in the config.
+        records: Dataset dicts.
+        classes: Class names, indexed by `category_id`.
+        metadata: Metadata of the dataset, with the reader's counts of what it left out.
+        use: What a run does with the objects, for the summary.
 
     Raises:
-        UserError: there are no images, image files are absent, unreadable or of another size (in a
-            large set some are looked at), classes or image ids are not
-            distinct, a height or width is not a positive integer, or an annotation's `category_id`
-            is not an index into `classes`.
+        UserError: There are no images; image files are missing, unreadable or of another size
+            (of a large dataset only a sample is read); classes or image ids are not distinct; a
+            height or width is not a positive integer; or an annotation's `category_id` is not an
+            index into `classes`.
     """
     if twice := _repeated(classes):
         raise UserError(f"datasets.{name}.classes names {twice[0]!r} twice; make them distinct")
@@ -91,7 +91,7 @@ def check_dataset_dicts(
     for side, values in (("height", columns.heights), ("width", columns.widths)):
         for i in np.flatnonzero(values < 0)[:1]:
             raise UserError(
-                f"dataset {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is no"
+                f"dataset {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is not a"
                 " positive integer; correct its annotation file"
             )
     _check_sizes(name, names, columns)
@@ -141,13 +141,13 @@ def check_dataset_dicts(
 
 
 def checker_command(json_file: str, image_root: str | None) -> str:
-    """Return the command that checks a COCO file, to which `--fix` may be added."""
+    """Return the command that checks a COCO file, callers may append `--fix`."""
     check = f"{command('check')} {shlex.quote(str(json_file))}"
     return check if image_root is None else f"{check} --images {shlex.quote(str(image_root))}"
 
 
 def check_trainable(summaries: Sequence[DatasetSummary]) -> None:
-    """Raise UserError where datasets have annotations, none of which is an object to learn from."""
+    """Raise UserError if the datasets have annotations, but training would skip all of them."""
     if any(s.instances or not s.skipped for s in summaries):
         return
     words = "; ".join(f"dataset {s.name!r}: {s.skipped_words()}" for s in summaries)
@@ -160,7 +160,7 @@ def _most_of_a_class(objects: Columns, num_classes: int) -> int:
 
 
 def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Count the annotations that are not objects to learn from, each for one reason."""
+    """Count the annotations that training skips, each for one reason."""
     flags = columns.flags
     crowds = int(np.sum(flags & CROWD > 0))
     groups = int(np.sum(flags == GROUP_OF))
@@ -182,19 +182,19 @@ def _crowds(crowds: int, annotations: int, metadata: Mapping[str, Any]) -> str:
 
 
 def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> None:
-    """Check that a model with masks can learn from Detectron2's dataset dicts.
+    """Check that a model with masks can be trained on Detectron2's dataset dicts.
 
-    Only objects to learn from need a mask, not crowds.
+    Annotations that training skips, such as crowds, need no mask.
 
     Args:
-        name: of the dataset in the config.
-        records: its dataset dicts.
-        mask_format: the mapper's `instance_mask_format`, which is `polygon` or `bitmask` (both
-            take polygons and RLE, see `build_train_loader`); None for a model without masks, which
-            takes any data.
+        name: Name of the dataset in the config.
+        records: Dataset dicts.
+        mask_format: The mapper's `instance_mask_format`, `polygon` or `bitmask` (both accept
+            polygons and RLE, see `build_train_loader`); None for a model without masks, which
+            accepts any data.
 
     Raises:
-        UserError: objects lack a mask, or there is no such format.
+        UserError: Objects lack a mask, or the format does not exist.
     """
     if mask_format is None:
         return
@@ -207,18 +207,19 @@ def check_masks(name: str, records: Sequence[dict], mask_format: str | None) -> 
         first = file_names_of(records)[columns.images()[lacking[0]]]
         raise UserError(
             f"dataset {name!r}: {len(lacking)} of {len(columns.masks)} objects have no outline"
-            f" (`segmentation`), the first is in {first}; data.boxes_as_masks=True takes the box"
-            f" as the outline (outside of the custom/ recipes datasets.{name}.boxes_as_masks=True),"
-            " or train boxes only with custom/faster_rcnn_lite0_fpn.py (a model without a"
+            f" (`segmentation`), the first is in {first}; use the boxes as outlines with"
+            " data.boxes_as_masks=True (outside the custom/ recipes:"
+            f" datasets.{name}.boxes_as_masks=True), or"
+            " train boxes only with custom/faster_rcnn_lite0_fpn.py (a model without a"
             f" mask head, and {field}.use_instance_mask=False)"
         )
 
 
 def format_summary(summaries: Sequence[DatasetSummary]) -> str:
-    """Return a table with a line for each dataset, and a line for each problem below."""
+    """Format a table with a line for each dataset, followed by a line for each of its problems."""
     width = max((len(s.name) for s in summaries), default=0)
     width = max(width, len("dataset"))
-    lines = [f"{'dataset':{width}}  images  objects  objects a class"]
+    lines = [f"{'dataset':{width}}  images  objects  objects per class"]
     for s in summaries:
         per_class = _first([f"{c} {n}" for c, n in s.per_class.items()])
         lines.append(f"{s.name:{width}}  {s.images:6d}  {s.instances:7d}  {per_class}")
@@ -227,21 +228,21 @@ def format_summary(summaries: Sequence[DatasetSummary]) -> str:
 
 
 def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
-    """Compare stated sizes with those in the files' headers, of a large set in a part of it."""
+    """Compare the stated sizes with the files' headers, for a sample of a large dataset."""
     step = -(-len(paths) // _SIZES)
     for i in range(0, len(paths), step):
         stated = (int(columns.widths[i]), int(columns.heights[i]))
         if (actual := image_size(paths[i])) != stated:
             raise UserError(
-                f"dataset {name!r}: its annotation file has {stated[0]} x {stated[1]} pixels for"
-                f" {paths[i]}, which is read with {actual[0]} x {actual[1]} (turned as its EXIF"
-                " orientation says, where it has one); use the images that were annotated, or see"
+                f"dataset {name!r}: its annotation file states {stated[0]} x {stated[1]} pixels for"
+                f" {paths[i]}, but the image has {actual[0]} x {actual[1]} (after its EXIF"
+                " orientation, if any, is applied); use the images that were annotated, or see"
                 f" {command('check')}"
             )
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
-    """Return the paths without a file; lists each folder once, faster than a stat for each."""
+    """Return the paths that do not exist; listing folders is faster than a stat for each path."""
     listed: dict[str, set[str]] = {}
     absent = []
     for path in map(os.fspath, paths):
@@ -258,7 +259,7 @@ def _absent(paths: Sequence[str]) -> list[str]:
 
 def _paths_remedy(name: str, metadata: Mapping[str, Any]) -> str:
     file, root = metadata.get("json_file"), metadata.get("image_root")
-    if root is None:  # a user's own function
+    if root is None:  # the records come from a user's function
         return "correct the file_name of each record in the dataset's function"
     remedy = (
         f"check datasets.{name}.image_root (in a custom/ recipe that is data.train.images, or"

@@ -1,1 +1,1 @@
-"""Backbones that Detectron2 lacks."""
+"""Backbones that Detectron2 does not provide."""

@@ -1,1 +1,1 @@
-"""Detectron2's layers again, with the same results and faster on the CPU."""
+"""Replacements of Detectron2's layers with the same results that are faster on CPUs."""

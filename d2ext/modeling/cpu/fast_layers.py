@@ -1,4 +1,4 @@
-"""The layers that are faster on the CPU, put into a model all together."""
+"""Put all layers that are faster on CPUs into a model."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from d2ext.modeling.cpu.sampled_rpn import sample_rpn
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Replace a model's layers in place with faster equivalents; no key changes."""
+    """Replace a model's layers in place with faster equivalents; keep all state dict keys."""
     use_embedding_bag_roi_align(model)
     sample_rpn(model)
     save_relu6_output(model)

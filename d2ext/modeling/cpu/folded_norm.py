@@ -1,8 +1,9 @@
-"""Frozen BatchNorm inside the convolution before it: one pass over the features less each way.
+"""Fold frozen BatchNorm into the preceding convolution, which saves a pass over the features.
 
-What a frozen norm does to each channel, x * scale + shift, is a convolution's with the weights
-times scale and the bias shift. The weights stay as they are, and trainable: they are multiplied at
-every step, which costs nothing beside the features. No key of the weights changes.
+A frozen norm computes x * scale + shift for each channel. The same results from a convolution whose
+weights are multiplied by scale and whose bias is shift. The stored weights do not change and remain
+trainable; they are multiplied at every step, which takes a negligible time compared to the
+features. State dict keys do not change either.
 """
 
 from itertools import pairwise
@@ -17,9 +18,10 @@ from d2ext._compat import set_class
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Fold frozen norms into the convolutions of a model before them, in place.
+    """Fold a model's frozen norms into the preceding convolutions, in place.
 
-    Known are Detectron2's convolutions, which hold their norm, and timm's, which stand before it.
+    Detectron2's convolutions, which contain their norm, and timm's, which are followed by it, are
+    supported.
     """
     for module in model.modules():
         if type(module) is detectron2.layers.Conv2d and type(module.norm) is FrozenBatchNorm2d:
@@ -28,7 +30,7 @@ def fold_norms(model: nn.Module) -> None:
             folds = type(conv) in _FOLDED and conv.padding_mode == "zeros"
             if folds and type(norm) is FrozenBatchNormAct2d:
                 set_class(conv, _FOLDED[type(conv)])
-                conv.__dict__["_norm"] = norm  # beside the registered ones, so no key is new
+                conv.__dict__["_norm"] = norm  # not registered as a module, so keys do not change
                 set_class(norm, _ActivationOnly)
 
 
@@ -44,10 +46,12 @@ class _FoldedTimmConv2d(nn.Conv2d):
 
 
 class _FoldedConv2dSame(Conv2dSame):
-    """TensorFlow's padding: `ceil(size / stride)` places, one pixel more behind than in front.
+    """A convolution with TensorFlow's padding, without a padded copy of the features.
 
-    torch pads evenly alone, and timm copies the features into padded ones. Here they are padded by
-    a stride more in front, and the first place, which comes of that, is left out.
+    The output size is `ceil(size / stride)`, and an odd padding has one pixel more at the end than
+    at the start. torch supports only symmetric padding, so timm copies the features into padded
+    ones. This class instead adds a stride to both sides of an odd padding, and drops the additional
+    output at the start.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ class _FoldedConv2dSame(Conv2dSame):
             padding.append(total // 2 + total % 2 * stride)
         weight, bias = _folded(self, self._norm)
         out = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-        # A copy, as what follows works in place and wants its rows side by side.
+        # Copied, because the next layers work in place and are faster on contiguous rows.
         return out[:, :, extra[0] :, extra[1] :].clone() if any(extra) else out
 
 
@@ -78,7 +82,7 @@ def _convolved(conv: nn.Conv2d, x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does what both do."""
+    """Return weight and bias of a convolution that is equivalent to `conv` and `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     if conv.bias is not None:

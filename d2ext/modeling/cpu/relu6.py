@@ -1,8 +1,8 @@
-"""ReLU6 whose backward pass looks at its output, which the next layer keeps anyway.
+"""ReLU6 whose backward pass uses its output, which the next layer keeps anyway.
 
-torch's in-place hardtanh looks at its input and so keeps a copy of it: a pass over the features,
-and half of the memory that a backbone like MobileNet's or EfficientNet-Lite's takes. Inside (0, 6),
-where the gradient is 1, output and input are the same number.
+torch's in-place hardtanh uses its input and therefore saves a copy of it. This takes a pass over
+the features, and half of the memory of a backbone like MobileNet or EfficientNet-Lite. The output
+is sufficient: inside (0, 6), where the gradient is 1, it equals the input.
 """
 
 from typing import Any
@@ -30,13 +30,13 @@ class _KeptOutput(torch.autograd.Function):
 
 class _ReLU6(nn.ReLU6):
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # which finds out by itself what to keep
+        if torch.compiler.is_compiling():  # the compiler chooses what to save
             return super().forward(input)
         return _KeptOutput.apply(input)
 
 
 def save_relu6_output(model: nn.Module) -> None:
-    """Replace a model's in-place ReLU6; they have no weights, so no key changes."""
+    """Replace a model's in-place ReLU6; they have no weights, so keys do not change."""
     for module in model.modules():
         if type(module) is nn.ReLU6 and module.inplace:
             set_class(module, _ReLU6)

@@ -1,8 +1,8 @@
-"""RoIAlign for CPUs: an output is a weighted sum of feature rows, which is an embedding bag.
+"""RoIAlign for CPUs by `F.embedding_bag`, since outputs are weighted sums of feature rows.
 
-torchvision's own walks through each channel by itself and goes backward on one thread. Here the
-channels of a pixel lie side by side, and torch's embedding bag sums such rows on all threads, in
-both directions (benchmarks/roi_align.py): the same sums in another order.
+torchvision's RoIAlign processes each channel separately, and its backward pass uses one thread.
+Here the channels of a pixel are contiguous, and embedding_bag sums such rows on all threads, in
+both passes (benchmarks/roi_align.py). The sums are the same, in another order.
 """
 
 import torch
@@ -12,14 +12,22 @@ from torch.nn import functional as F
 
 from d2ext._compat import set_class
 
-_MAX_SAMPLES = 2**25  # samples' corners, of which each takes 20 bytes
+_MAX_SAMPLES = 2**25  # corners of samples, each of which takes 20 bytes
 
 
 class BagROIAlign(ROIAlign):
-    """Detectron2's ROIAlign (He et al., Mask R-CNN, 2017, section 3), by `F.embedding_bag`."""
+    """Detectron2's ROIAlign (He et al., Mask R-CNN, 2017, section 3) with `F.embedding_bag`."""
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """Features (N, C, H, W) and boxes (R, 5), image and x0, y0, x1, y1, to (R, C, h, w)."""
+        """Pool features of boxes.
+
+        Args:
+            input: Features (N, C, H, W).
+            rois: Boxes (R, 5): image index and x0, y0, x1, y1.
+
+        Returns:
+            Pooled features (R, C, h, w).
+        """
         n, c, height, width = input.shape
         out_h, out_w = self.output_size
         corners = rois[:, 1:].float() * self.spatial_scale - 0.5 * self.aligned
@@ -29,14 +37,14 @@ class BagROIAlign(ROIAlign):
         x, x_weight = _samples(start[:, 0], extent[:, 0], out_w, self.sampling_ratio, width)
         y, y_weight = _samples(start[:, 1], extent[:, 1], out_h, self.sampling_ratio, height)
         if len(rois) * out_h * out_w * x.shape[2] * y.shape[2] > _MAX_SAMPLES:
-            return super().forward(input, rois)  # very long boxes, whose samples all would have
+            return super().forward(input, rois)  # one long box gives all boxes as many samples
         first = rois[:, 0].long()[:, None, None] * height
-        # Of each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
+        # For each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
         pixel = (first + y)[:, :, None, :, None] * width + x[:, None, :, None, :]
         weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
         used = weight > 0
         ends = F.pad(used.flatten(3).sum(3).flatten().cumsum(0), (1, 0))
-        # torchvision, too, computes in float32 under autocast.
+        # Compute in float32 under autocast, like torchvision.
         rows = input.permute(0, 2, 3, 1).reshape(n * height * width, c).float().contiguous()
         out = F.embedding_bag(
             pixel[used],
@@ -52,25 +60,25 @@ class BagROIAlign(ROIAlign):
 def _samples(
     start: Tensor, extent: Tensor, bins: int, ratio: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the pixels along one axis that the bins' samples lie between, and their weights.
+    """Return the two pixels around each sample along one axis, and their weights.
 
     Args:
-        start: (R,) of the boxes, in pixels of the features, whose centres are integers.
-        extent: (R,) of the boxes.
-        bins: of a box.
-        ratio: samples of a bin; 0 takes one for each pixel that it is long.
-        size: of the features.
+        start: Starts of the boxes (R,), in feature pixels with integer centers.
+        extent: Lengths of the boxes (R,).
+        bins: Number of bins per box.
+        ratio: Number of samples per bin; 0 means one for each pixel of its length.
+        size: Size of the features.
 
     Returns:
-        Indices and weights, both (R, bins, 2 G), G the largest number of samples; the weight is 0
-        where a box has fewer, and outside of the features.
+        Indices and weights, both (R, bins, 2 G), where G is the largest number of samples. Weights
+        are 0 for boxes with fewer samples, and outside the features.
     """
     step = extent / bins
     count = torch.full_like(step, ratio) if ratio > 0 else step.ceil()
     sample = torch.arange(int(count.max()) if len(count) else 0, device=step.device)
     bin_ = torch.arange(bins, device=step.device)
     start, step, count = (t[:, None, None] for t in (start, step, count))
-    among = count.clamp(min=1)  # a box without extent has no samples, and gets 0
+    among = count.clamp(min=1)  # empty boxes have no samples, so their output is 0
     at = start + bin_[:, None] * step + (sample + 0.5) * (step / among)
     share = ((sample < count) & (at >= -1) & (at <= size)) / among
     at = at.clamp(0, size - 1)
@@ -82,7 +90,7 @@ def _samples(
 
 
 def use_embedding_bag_roi_align(model: nn.Module) -> None:
-    """Replace every ROIAlign of a model in place; it has no weights, so no key changes."""
+    """Replace every ROIAlign of a model in place; they have no weights, so keys do not change."""
     for module in model.modules():
         if type(module) is ROIAlign:
             set_class(module, BagROIAlign)

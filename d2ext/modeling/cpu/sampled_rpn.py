@@ -1,9 +1,9 @@
-"""A region proposal network whose loss looks at the sampled anchors only, forward and backward.
+"""A region proposal network that computes its loss only at the sampled anchors.
 
-Detectron2's goes backward through the head at every place of every level, though 256 anchors of
-an image take part in the loss. Here the head runs everywhere without gradients, for the proposals,
-and once more, with them, on the 3 x 3 pixels around each sampled anchor: the same losses and
-gradients, in another order of summing.
+Only 256 anchors per image contribute to the loss, but the backward pass of Detectron2's RPN covers
+every position of every level. Here the head runs everywhere without gradients, for the proposals,
+and a second time with gradients on the 3 x 3 pixels around each sampled anchor. Losses and
+gradients are the same, but summed in another order.
 """
 
 import torch
@@ -18,7 +18,7 @@ from d2ext._compat import set_class
 
 
 class SampledRPN(RPN):
-    """Detectron2's RPN, with a `StandardRPNHead` of one 3 x 3 convolution."""
+    """Detectron2's RPN for a `StandardRPNHead` with one 3 x 3 convolution."""
 
     def forward(
         self,
@@ -26,7 +26,7 @@ class SampledRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As RPN's."""
+        """Return proposals and losses, like Detectron2's RPN."""
         if not self.training:
             return super().forward(images, features, gt_instances)
         levels = [features[name] for name in self.in_features]
@@ -39,17 +39,17 @@ class SampledRPN(RPN):
             dim = self.anchor_generator.box_dim
             deltas = [
                 x.permute(0, 2, 3, 1).reshape(len(x), -1, dim) for x in deltas
-            ]  # of each place A times `dim` numbers
+            ]  # A * `dim` numbers for each position
             return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     def _losses(
         self, levels: list[Tensor], anchors: list[Boxes], labels: Tensor, boxes: list[Tensor]
     ) -> dict[str, Tensor]:
-        """RPN's losses of labels (N, anchors), -1 where an anchor is not sampled."""
+        """Return RPN's losses; labels (N, anchors) are -1 for anchors that are not sampled."""
         image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
         logits, deltas = self._predict(levels, anchors, image, anchor)
-        # As Detectron2's losses want them: all sampled anchors for each image, of which those of
-        # other images do not count.
+        # Detectron2's losses need the same anchors for each image: all sampled ones, where those of
+        # other images are labeled -1, so that they are ignored.
         own = image, torch.arange(len(image), device=image.device)
         all_labels = labels.new_full((len(labels), len(image)), -1)
         all_labels[own] = labels[image, anchor]
@@ -63,7 +63,7 @@ class SampledRPN(RPN):
     def _predict(
         self, levels: list[Tensor], anchors: list[Boxes], image: Tensor, anchor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits (S,) and deltas (S, 4) of S anchors, given by image and number; as the head's."""
+        """Return the head's logits (S,) and deltas (S, 4) for S anchors of the given images."""
         head, first, patches, order = self.rpn_head, 0, [], []
         a = self.anchor_generator.num_anchors[0]
         for feature, of_level in zip(levels, anchors, strict=True):
@@ -77,7 +77,7 @@ class SampledRPN(RPN):
             F.conv2d(torch.cat(patches), head.conv.weight, head.conv.bias)
         )
         rows = torch.arange(len(order), device=order.device)
-        which = anchor[order] % a  # levels hold whole places, so the offset does not matter
+        which = anchor[order] % a  # levels start at multiples of `a`, so the offset does not matter
         logits = head.objectness_logits(hidden).flatten(1)[rows, which]
         deltas = head.anchor_deltas(hidden).view(len(order), a, -1)[rows, which]
         back = torch.argsort(order)
@@ -85,7 +85,7 @@ class SampledRPN(RPN):
 
 
 def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
-    """Return 3 x 3 pixels (S, C, 3, 3) around places y W + x of (N, C, H, W), 0 outside."""
+    """Return the 3 x 3 pixels (S, C, 3, 3) around positions y W + x of (N, C, H, W), 0 outside."""
     n, c, height, width = feature.shape
     around = torch.arange(-1, 2, device=feature.device)
     y = (place // width)[:, None, None] + around[:, None]
@@ -98,7 +98,7 @@ def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
 
 
 def sample_rpn(model: nn.Module) -> None:
-    """Replace a model's RPN in place, where its head is the standard one; no key changes."""
+    """Replace a model's RPN in place if it has the standard head; keep all state dict keys."""
     for module in model.modules():
         if type(module) is RPN and type(module.rpn_head) is StandardRPNHead:
             conv = module.rpn_head.conv

@@ -1,4 +1,4 @@
-"""What a training step sees depends on seed and position only."""
+"""Loaders: the images of a step depend only on seed and position, and failures are reported."""
 
 import errno
 import itertools
@@ -32,7 +32,7 @@ RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for
 
 
 class Noise:
-    """A mapper that draws from every global generator, as augmentations of users do."""
+    """A mapper that draws from every global generator, as custom augmentations may."""
 
     def __call__(self, record):
         draws = np.random.rand(), random.random(), float(torch.rand(1))
@@ -51,7 +51,7 @@ def _take(steps, **options):
     return [next(loader) for _ in range(steps)]
 
 
-def test_neither_workers_nor_the_past_matter():
+def test_batches_do_not_depend_on_workers_or_earlier_draws():
     batches = _take(6)
     np.random.seed(0)
     assert _take(6) == batches
@@ -61,8 +61,8 @@ def test_neither_workers_nor_the_past_matter():
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_polygons_and_rle_in_one_image_train(tiny_root, mask_format):
-    """Detectron2's mapper raises there. Only the image with an RLE gets bitmaps."""
+def test_image_with_polygons_and_rle_is_loaded(tiny_root, mask_format):
+    """Detectron2's mapper raises an error in this case. Only images with an RLE get bitmaps."""
     folder = tiny_root / "balloon" / "train"
     records = read_via(folder / "via_region_data.json", folder, ["balloon"])
     records = sorted(records, key=lambda r: -len(r["annotations"]))[:2]
@@ -109,8 +109,8 @@ def _rank(rank, store, results):
 
 
 @pytest.mark.slow
-def test_any_layout_sees_the_same(tmp_path):
-    """1 process, 2 processes, 1 that accumulates; 0, 1 or 3 workers: the same draws in order."""
+def test_every_layout_sees_the_same_data(tmp_path):
+    """1 process, 2 processes, or 1 that accumulates, with 0, 1 or 3 workers, draw the same."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [
@@ -130,7 +130,7 @@ def test_any_layout_sees_the_same(tmp_path):
         assert [a + b for a, b in zip(micro[::2], micro[1::2], strict=True)] == whole
 
 
-def test_the_trainer_s_generators_stay_as_they_were():
+def test_global_generators_are_restored():
     np.random.seed(5), random.seed(5), torch.manual_seed(5)
     expected = np.random.rand(), random.random(), float(torch.rand(1))
     np.random.seed(5), random.seed(5), torch.manual_seed(5)
@@ -140,7 +140,7 @@ def test_the_trainer_s_generators_stay_as_they_were():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_broken_image_is_named(num_workers):
+def test_broken_image_is_named(num_workers):
     options = dict(total_batch_size=1, num_workers=num_workers, seed=0)
     options |= dict(reference_batch_size=1, reference_world_size=1)
     with pytest.raises(UserError, match=r"\d.jpg cannot be read: image file is truncated"):
@@ -150,8 +150,8 @@ def test_a_broken_image_is_named(num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_broken_image_of_an_evaluation_is_left_out(num_workers):
-    loader = build_test_loader(RECORDS, Once(), num_workers=num_workers, bad_images="skip")
+def test_broken_image_is_skipped_in_evaluation(num_workers):
+    loader = build_test_loader(RECORDS, OneBroken(), num_workers=num_workers, bad_images="skip")
     for _ in range(2):
         seen = [sample["image_id"] for batch in loader for sample in batch]
         assert seen == [r["image_id"] for r in RECORDS if r["image_id"] != 1]
@@ -165,14 +165,14 @@ class Hangs:
         time.sleep(3)
 
 
-def test_a_disk_that_hangs_ends_an_evaluation(monkeypatch):
+def test_hanging_disk_ends_evaluation(monkeypatch):
     monkeypatch.setattr("d2ext.data.loading.loader._TIMEOUT_S", 0.5)
     with pytest.raises(RuntimeError, match="DataLoader timed out"):
         next(iter(build_test_loader(RECORDS, Hangs(), num_workers=1)))
 
 
-class Once(Noise):
-    """One image is broken."""
+class OneBroken(Noise):
+    """A mapper that cannot read one image."""
 
     def __call__(self, record):
         if record["image_id"] == 1:
@@ -181,17 +181,17 @@ class Once(Noise):
 
 
 class Picky(Noise):
-    """Fails on some images, in ways that are known and in others."""
+    """A mapper that fails on two images, with a known and an unknown kind of error."""
 
     def __call__(self, record):
         if record["image_id"] == 1:
             raise OSError("image file is truncated")
         if record["image_id"] == 2:
-            raise KeyError("a mapper's own")
+            raise KeyError("custom error")
         return super().__call__(record)
 
 
-def test_pairs_are_what_a_training_sees_and_go_on_behind_a_failure():
+def test_pairs_match_training_and_continue_after_failures():
     options = dict(total_batch_size=4, num_workers=0, seed=1)
     options |= dict(reference_batch_size=2, reference_world_size=1)
     trained = [sample for batch in _take(5) for sample in batch][3:]
@@ -199,10 +199,10 @@ def test_pairs_are_what_a_training_sees_and_go_on_behind_a_failure():
     assert loader.images == 7
     pairs = list(itertools.islice(loader.pairs(skip=3), 17))
     assert [record["image_id"] for record, _ in pairs] == [t["image_id"] for t in trained]
-    said = {1: "1.jpg cannot be read: image file is truncated", 2: "2.jpg: KeyError: 'a mapper's"}
+    errors = {1: "1.jpg cannot be read: image file is truncated", 2: "2.jpg: KeyError: 'custom"}
     for (record, sample), other in zip(pairs, trained, strict=True):
-        if words := said.get(record["image_id"]):
-            assert isinstance(sample, UserError) and words in str(sample).replace('"', "'")
+        if words := errors.get(record["image_id"]):
+            assert isinstance(sample, UserError) and words in str(sample)
         else:
             assert sample == other
     tested = list(build_test_loader(RECORDS, Picky(), num_workers=0).pairs(mapped=False))
@@ -219,18 +219,18 @@ def test_workers_start_with_the_iterator_and_end_with_it():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
-def test_signals_leave_the_workers_of_a_test_loader_working(number):
+def test_workers_of_a_test_loader_survive_signals(number):
     before = set(multiprocessing.active_children())
     batches = iter(build_test_loader(RECORDS, Noise(), num_workers=1))
     seen = [next(batches)]
     (worker,) = set(multiprocessing.active_children()) - before
-    os.kill(worker.pid, number)  # most of its images are still to come
+    os.kill(worker.pid, number)  # most of its images are still to be read
     seen += batches
     assert [[sample["image_id"] for sample in batch] for batch in seen] == [[i] for i in range(7)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stored_records_are_lists_to_the_loaders(tmp_path, monkeypatch, num_workers):
+def test_loaders_accept_cached_records(tmp_path, monkeypatch, num_workers):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "a.json"
     file.write_text("anything")
@@ -251,7 +251,7 @@ def _same(record):
 
 
 class SomeBroken:
-    """A mapper that cannot read images 1 and 4, or none at all."""
+    """A mapper that cannot read the images in `broken`."""
 
     def __init__(self, broken=(1, 4)):
         self._broken = broken
@@ -268,8 +268,8 @@ def _skipping(broken=(1, 4), **options):
     return build_train_loader(RECORDS, SomeBroken(broken), **defaults | options)
 
 
-def test_bad_images_are_replaced_by_others_that_the_position_gives():
-    """As many in each batch, the same ones for any workers and any start; and they are counted."""
+def test_bad_images_are_replaced_deterministically():
+    """Batches stay full, replacements do not depend on workers or start, and they are counted."""
     loader = _skipping()
     batches = list(itertools.islice(loader, 6))
     assert all(len(batch) == 4 for batch in batches)
@@ -277,7 +277,7 @@ def test_bad_images_are_replaced_by_others_that_the_position_gives():
     assert {m.split()[1] for m in loader.replaced} == {"1.jpg", "4.jpg"}
     assert list(itertools.islice(_skipping(num_workers=2), 6)) == batches
     assert list(itertools.islice(_skipping(start_iter=3), 3)) == batches[3:]
-    # What can be read is what it would be without the others.
+    # Readable images give the same samples as without broken ones.
     whole = list(itertools.islice(_skipping(broken=()), 6))
     bad = sum(sample["image_id"] in (1, 4) for batch in whole for sample in batch)
     assert sum(loader.replaced.values()) == bad > 5
@@ -285,8 +285,8 @@ def test_bad_images_are_replaced_by_others_that_the_position_gives():
     assert all(a == b for a, b in pairs if b["image_id"] not in (1, 4))
 
 
-def test_where_no_image_can_be_read_it_ends():
-    with pytest.raises(UserError, match="cannot be read.*nor could 20 others"):
+def test_only_unreadable_images_are_an_error():
+    with pytest.raises(UserError, match="cannot be read.*and 20 replacements failed as well"):
         next(iter(_skipping(broken=range(7))))
 
 
@@ -295,7 +295,7 @@ class Dies:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_is_killed_is_named():
+def test_killed_worker_is_reported():
     from d2ext.engine.resource_errors import resource_errors_explained
 
     loader = build_train_loader(
@@ -314,7 +314,7 @@ def test_a_worker_that_is_killed_is_named():
 
 class Unsendable:
     def __call__(self, record):
-        return {"image": lambda: record}  # no process can send a function of a function
+        return {"image": lambda: record}  # local functions cannot be pickled
 
 
 class ManyFiles:
@@ -326,11 +326,11 @@ class ManyFiles:
     ("mapper", "words"),
     [
         (Unsendable(), "a loader worker cannot send its batch .*num_workers=0 needs none"),
-        # The image is not to blame, and none is skipped for it.
+        # This is not the image's fault, so it must not be skipped.
         (ManyFiles(), "ran out of open files .*Too many open files.*ulimit -n"),
     ],
 )
-def test_what_a_worker_cannot_do_ends_the_run_at_once(mapper, words, capfd):
+def test_worker_errors_end_the_run_at_once(mapper, words, capfd):
     from d2ext.engine.resource_errors import resource_errors_explained
 
     options = dict(total_batch_size=2, num_workers=1, seed=0, bad_images="skip")
@@ -343,13 +343,13 @@ def test_what_a_worker_cannot_do_ends_the_run_at_once(mapper, words, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_thread_that_reads_batches_ends_quietly(capfd):
-    """Torch's for pinned memory, whose end the trainer would not notice."""
+def test_reader_thread_ends_without_a_traceback(capfd):
+    """An example is torch's pin-memory thread; the trainer would not notice its end."""
     batches = WorkerContext().Queue()
     batches.put(Unreadable())
 
     def read():
-        with pytest.raises(SystemExit):  # which Python's threads do not print
+        with pytest.raises(SystemExit):  # threads end silently on it
             batches.get()
 
     reader = threading.Thread(target=read)
@@ -368,8 +368,8 @@ def _fail():
     raise OSError("received nothing")
 
 
-def test_the_death_of_a_worker_interrupts_nothing_else():
-    """Torch's own handler would raise here, in whatever the trainer does."""
+def test_death_of_a_worker_does_not_interrupt_other_code():
+    """The signal handler of torch would raise an error here, in whatever the trainer is doing."""
     batches = iter(build_test_loader(RECORDS, Noise(), num_workers=1))
     next(batches)
     (worker,) = multiprocessing.active_children()

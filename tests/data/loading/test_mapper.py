@@ -1,4 +1,4 @@
-"""Our mapper against Detectron2's: the same samples, but for rounding where images are resized."""
+"""`Mapper` returns the samples of Detectron2's mapper, up to rounding of resized pixels."""
 
 import copy
 
@@ -19,10 +19,10 @@ from d2ext.data.loading.mapper import Mapper, transform_polygons
 
 RESIZE = T.ResizeShortestEdge([96, 128], 200, "choice")
 CHAINS = {
-    "the guide's": [RESIZE, T.RandomFlip(horizontal=True)],
-    "the laptop recipe's": [RESIZE, T.RandomCrop("absolute", (64, 64)), T.RandomFlip()],
+    "balloon recipe": [RESIZE, T.RandomFlip(horizontal=True)],
+    "laptop recipe": [RESIZE, T.RandomCrop("absolute", (64, 64)), T.RandomFlip()],
     "crop first": [T.RandomCrop("relative_range", (0.5, 0.5)), RESIZE],
-    "turned and coloured": [T.RandomRotation([-20, 20]), RESIZE, T.RandomContrast(0.5, 1.5)],
+    "rotation and contrast": [T.RandomRotation([-20, 20]), RESIZE, T.RandomContrast(0.5, 1.5)],
     "flips only": [T.RandomFlip(), T.RandomFlip(horizontal=False, vertical=True)],
     "nearest": [T.Resize((90, 120), Image.NEAREST)],
     "nothing": [],
@@ -36,7 +36,7 @@ def records(tiny_root):
 
 
 def both(record, chain, seed=0, is_train=True, **options):
-    """Detectron2's sample and ours."""
+    """Return Detectron2's sample and ours."""
     options = {"image_format": "BGR", "use_instance_mask": True} | options
     samples = []
     for kind in (DatasetMapper, Mapper):
@@ -71,9 +71,9 @@ def assert_alike(theirs, ours, most=2):
 
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("image_format", ["BGR", "RGB", "L"])
-def test_samples_are_detectron2_s(records, chain, image_format):
-    if image_format == "L" and chain == "turned and coloured":
-        chain = "the guide's"  # Detectron2's rotation takes no grey images
+def test_samples_match_detectron2(records, chain, image_format):
+    if image_format == "L" and chain == "rotation and contrast":
+        chain = "balloon recipe"  # Detectron2's rotation does not support gray images
     for seed, record in enumerate(records):
         assert_alike(*both(record, CHAINS[chain], seed, image_format=image_format))
 
@@ -88,12 +88,12 @@ def test_samples_are_detectron2_s(records, chain, image_format):
     ],
     ids=str,
 )
-def test_every_option_is_detectron2_s(records, options):
+def test_options_match_detectron2(records, options):
     for seed, record in enumerate(records):
-        assert_alike(*both(record, CHAINS["the laptop recipe's"], seed, **options))
+        assert_alike(*both(record, CHAINS["laptop recipe"], seed, **options))
 
 
-def test_odd_records_are_detectron2_s(records):
+def test_edge_cases_match_detectron2(records):
     record = records[0]
     box = {"bbox": [1.0, 2.0, 30.0, 40.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     mask = np.zeros((record["height"], record["width"]), np.uint8, order="F")
@@ -107,13 +107,13 @@ def test_odd_records_are_detectron2_s(records):
         ([box], dict(use_instance_mask=False)),
         ([box | {"segmentation": rle}], dict(instance_mask_format="bitmask")),
     ]:
-        odd = record | {"annotations": annotations}
-        assert_alike(*both(odd, CHAINS["the guide's"], **options))
+        edge_case = record | {"annotations": annotations}
+        assert_alike(*both(edge_case, CHAINS["balloon recipe"], **options))
     without = {k: v for k, v in record.items() if k not in ("annotations", "height", "width")}
-    assert_alike(*both(without, CHAINS["the guide's"]))
+    assert_alike(*both(without, CHAINS["balloon recipe"]))
 
 
-def test_keypoints_are_detectron2_s(records):
+def test_keypoints_match_detectron2(records):
     person = records[0]["annotations"][0] | {"keypoints": [10, 20, 2, 30, 40, 2]}
     options = dict(use_keypoint=True, keypoint_hflip_indices=np.array([1, 0]))
     record = records[0] | {"annotations": [person]}
@@ -128,7 +128,7 @@ def test_keypoints_are_detectron2_s(records):
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=40, deadline=None)
-def test_polygons_are_moved_as_one_by_one(counts, seed):
+def test_polygons_are_transformed_as_if_one_by_one(counts, seed):
     rng = np.random.default_rng(seed)
     objects = [[(rng.random(2 * n) * 100).tolist() for n in parts] for parts in counts]
     transforms = T.TransformList(
@@ -148,7 +148,7 @@ def test_polygons_are_moved_as_one_by_one(counts, seed):
 
 
 @pytest.mark.parametrize("image_format", ["BGR", "RGB"])
-def test_real_photos_are_detectron2_s(real_balloon, image_format):
+def test_real_photos_match_detectron2(real_balloon, image_format):
     from detectron2.data.detection_utils import read_image
 
     for path in sorted((real_balloon / "val").glob("*.jpg")):
@@ -162,7 +162,7 @@ def _photo(size, mode="RGB"):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "progressive", "png"])
-def test_kinds_of_images_are_read_as_detectron2_does(tmp_path, mode):
+def test_image_kinds_are_read_like_detectron2(tmp_path, mode):
     from detectron2.data.detection_utils import read_image
 
     path = tmp_path / ("a.png" if mode in ("P", "RGBA", "png") else "a.jpg")
@@ -174,7 +174,7 @@ def test_kinds_of_images_are_read_as_detectron2_does(tmp_path, mode):
 
 @pytest.mark.parametrize("where", ["EXIF", "XMP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientations_are_taken_as_detectron2_does(tmp_path, where, orientation):
+def test_orientations_are_applied_like_detectron2(tmp_path, where, orientation):
     from detectron2.data.detection_utils import read_image
 
     path = tmp_path / "a.jpg"
@@ -188,7 +188,7 @@ def test_orientations_are_taken_as_detectron2_does(tmp_path, where, orientation)
     assert np.array_equal(read_photo(path, "BGR"), read_image(str(path), "BGR"))
 
 
-def test_a_cut_photo_is_an_error(tmp_path):
+def test_truncated_photo_is_an_error(tmp_path):
     path = tmp_path / "a.jpg"
     _photo((320, 240)).save(path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -210,20 +210,20 @@ def _large(tmp_path, suffix="jpg"):
 
 
 @pytest.mark.parametrize(("edge", "divisor"), [(400, 1), (200, 2), (100, 4), (60, 8)])
-def test_scaled_decoding_reads_no_more_than_is_needed(tmp_path, edge, divisor):
+def test_scaled_decoding_uses_the_largest_possible_divisor(tmp_path, edge, divisor):
     record = _large(tmp_path)
     chain = [T.ResizeShortestEdge(edge), T.RandomFlip(prob=1.0)]
     options = dict(augmentations=chain, image_format="BGR", use_instance_mask=True)
     theirs, ours = DatasetMapper(True, **options)(record), Mapper(True, decode="scaled", **options)
     ours = ours(record)
-    # libjpeg averages where the other one decodes all and filters then: close, not equal.
+    # libjpeg averages while decoding, and Detectron2 filters afterwards: close, but not equal.
     assert_alike(theirs, ours, most=40)
     difference = (theirs["image"].float() - ours["image"].float()).abs().mean()
     assert difference <= (0.2 if divisor == 1 else 4)
     assert read_photo(record["file_name"], "BGR", divisor).shape[0] == 480 // divisor
 
 
-def test_scaled_decoding_tells_a_wrong_size(tmp_path):
+def test_scaled_decoding_detects_a_wrong_size(tmp_path):
     record = _large(tmp_path) | {"height": 470}
     mapper = Mapper(
         True, augmentations=[T.ResizeShortestEdge(100)], image_format="BGR", decode="scaled"
@@ -232,7 +232,7 @@ def test_scaled_decoding_tells_a_wrong_size(tmp_path):
         mapper(record)
 
 
-def test_other_formats_are_decoded_whole(tmp_path):
+def test_other_formats_are_decoded_at_full_size(tmp_path):
     record = _large(tmp_path, "png")
     options = dict(augmentations=[T.ResizeShortestEdge(100)], image_format="BGR")
     whole, scaled = (Mapper(True, decode=d, **options)(record) for d in ("exact", "scaled"))
@@ -250,27 +250,27 @@ def test_cached_photos_are_read_once(tmp_path, monkeypatch):
     assert_alike(plain(record), cached(record), most=0)
     (file,) = (tmp_path / "cache" / "photos").iterdir()
     before = file.read_bytes()
-    # Writing to a sample leaves the file as it is.
+    # Writing to a sample does not change the file.
     not_flipped = Mapper(True, augmentations=[], image_format="BGR", cache=True)
     not_flipped(record)["image"].zero_()
     assert file.read_bytes() == before
     file.write_bytes(before[:1000])
     assert_alike(plain(record), cached(record), most=0)
     assert file.read_bytes() == before
-    # Another photo under the same name is another one.
+    # A new photo with the same name is read again.
     _photo((640, 480), "L").save(record["file_name"])
     assert_alike(plain(record), cached(record), most=0)
 
 
-def test_a_cache_without_room_reads_each_time(tmp_path, monkeypatch, caplog):
-    (tmp_path / "cache").write_text("no folder")
+def test_unusable_cache_is_bypassed_with_one_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "cache").write_text("not a folder")
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     record = _large(tmp_path)
     mapper = Mapper(False, augmentations=[], image_format="BGR", cache=True)
     assert torch.equal(mapper(record)["image"], mapper(record)["image"])
-    assert caplog.text.count("images are read each time") == 1
+    assert caplog.text.count("images are read without the cache") == 1
 
 
-def test_an_unknown_way_to_decode_is_named():
+def test_unknown_decode_value_is_an_error():
     with pytest.raises(ValueError, match="decode='fast': give exact or scaled"):
         Mapper(True, augmentations=[], image_format="BGR", decode="fast")

@@ -1,4 +1,4 @@
-"""The order of the images: each once an epoch, independent of ranks and of where one starts."""
+"""Image order: every image once per epoch, independent of ranks and of the first iteration."""
 
 from itertools import islice
 
@@ -17,25 +17,25 @@ def _order(data, size: int, group_size: int, seed: int = 0) -> EpochOrder:
 
 
 @given(st.data(), sizes, st.integers(1, 8), st.integers(0, 50))
-def test_an_epoch_holds_every_image_once(data, size, group_size, epoch):
+def test_epoch_contains_every_image_once(data, size, group_size, epoch):
     order = _order(data, size, group_size)
     assert sorted(order.epoch(epoch)) == list(range(size))
 
 
 @given(st.data(), st.integers(8, 60), st.integers(1, 8))
-def test_groups_share_an_orientation_but_for_the_leftovers(data, size, group_size):
+def test_groups_share_an_orientation_except_for_leftovers(data, size, group_size):
     portrait = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     order = EpochOrder(portrait, group_size, seed=0)
     stream = np.concatenate([order.epoch(e) for e in range(4)])
     whole = len(stream) // group_size * group_size
     groups = portrait[stream[:whole]].reshape(-1, group_size)
     mixed = sum(len(set(group)) > 1 for group in groups.tolist())
-    # Two orientations leave at most two groups' worth of members an epoch.
+    # Two orientations leave over at most two groups per epoch.
     assert mixed <= 4 * 2
 
 
 @given(st.data(), sizes, st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(0, 20))
-def test_ranks_and_a_late_start_see_the_same_stream(data, size, world_size, share, start):
+def test_stream_does_not_depend_on_ranks_or_start(data, size, world_size, share, start):
     order = _order(data, size, group_size=2)
     total = world_size * share
     alone = list(islice(BatchSampler(order, total), start + 5))

@@ -1,4 +1,4 @@
-"""The balloon dataset: copied, downloaded from a real server, checked; and nothing half-done."""
+"""The balloon dataset is copied, downloaded from a real server and checked, or not written."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ ANNOTATIONS = "via_region_data.json"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, by its relative name."""
+    """Return the content of every file in `folder`, by relative name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if not p.is_dir()}
 
 
 def digest_of(folder: Path) -> str:
-    """The digest of a dataset, as `d2ext.data.prepare.balloon` describes it."""
+    """Compute the digest of a dataset as described in `d2ext.data.prepare.balloon`."""
     lines = []
     for split in ("train", "val"):
         via = json.loads((folder / split / ANNOTATIONS).read_text())
@@ -42,7 +42,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def zipped(folder: Path, path: Path, **extra: str) -> bytes:
-    """A zip of train and val with the litter that macOS adds, and `extra` members."""
+    """Write a zip of train and val, with the files that macOS adds and `extra` members."""
     with zipfile.ZipFile(path, "w") as z:
         for name, content in contents(folder).items():
             z.writestr(f"balloon/{name}", content)
@@ -52,7 +52,7 @@ def zipped(folder: Path, path: Path, **extra: str) -> bytes:
     return path.read_bytes()
 
 
-def test_the_checkouts_photos_are_copied_and_kept(tmp_path: Path, closed_port: str) -> None:
+def test_reduced_photos_are_copied_and_kept(tmp_path: Path, closed_port: str) -> None:
     message = prepare_balloon(tmp_path / "new" / "root", url=closed_port)
     target = tmp_path / "new" / "root" / "balloon"
     assert message.startswith(f"copied: {target} holds the balloon photos, reduced to")
@@ -68,7 +68,7 @@ def test_the_checkouts_photos_are_copied_and_kept(tmp_path: Path, closed_port: s
     assert contents(target) == made
 
 
-def test_the_copy_of_read_only_photos_can_be_changed(tmp_path: Path, closed_port: str) -> None:
+def test_copy_of_read_only_photos_is_writable(tmp_path: Path, closed_port: str) -> None:
     photos = shutil.copytree(PHOTOS, tmp_path / "photos")
     for path in (*photos.rglob("*"), photos):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -77,9 +77,7 @@ def test_the_copy_of_read_only_photos_can_be_changed(tmp_path: Path, closed_port
     assert all(path.stat().st_mode & stat.S_IWUSR for path in (made, *made.rglob("*")))
 
 
-def test_photos_of_the_checkout_that_have_changed_are_not_copied(
-    tmp_path: Path, closed_port: str
-) -> None:
+def test_modified_photos_of_the_checkout_are_not_copied(tmp_path: Path, closed_port: str) -> None:
     photos = shutil.copytree(PHOTOS, tmp_path / "photos")
     next((photos / "val").glob("*.jpg")).write_bytes(b"")
     with pytest.raises(UserError, match=f"{photos} is damaged"):
@@ -88,17 +86,17 @@ def test_photos_of_the_checkout_that_have_changed_are_not_copied(
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_without_a_network_the_original_photos_are_an_error(
+def test_original_photos_without_a_network_are_an_error(
     tmp_path: Path, closed_port: str, full: bool
 ) -> None:
-    """An installed package has no photos to copy."""
+    """An installed package has no photos to copy, so it downloads the original ones."""
     photos = PHOTOS if full else tmp_path / "absent"
     with pytest.raises(UserError, match="cannot download the original balloon photos.*refused"):
         prepare_balloon(tmp_path / "root", full, url=closed_port, photos=photos)
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_the_download_is_unpacked_and_checked(
+def test_download_is_unpacked_and_checked(
     tmp_path: Path, small: Path, server: Any, closed_port: str
 ) -> None:
     url = server.put("balloon.zip", zipped(small, tmp_path / "z.zip"))
@@ -106,22 +104,20 @@ def test_the_download_is_unpacked_and_checked(
     message = prepare_balloon(tmp_path / "root", True, url=url, digest=digest)
     assert "downloaded" in message and "original balloon photos (3 + 2 images" in message
     assert contents(tmp_path / "root") == {f"balloon/{k}": v for k, v in contents(small).items()}
-    # It exists now, so no server is asked, and the reduced photos do not replace it.
+    # Now that it exists, nothing is downloaded, and the reduced photos do not replace it.
     for full in (False, True):
         kept = prepare_balloon(tmp_path / "root", full, url=closed_port, digest=digest)
         assert kept == message.removeprefix("downloaded and checked: ")
 
 
-def test_an_empty_folder_is_filled(tmp_path: Path, small: Path, server: Any) -> None:
+def test_empty_folder_is_filled(tmp_path: Path, small: Path, server: Any) -> None:
     (tmp_path / "root" / "balloon").mkdir(parents=True)
     url = server.put("balloon.zip", zipped(small, tmp_path / "z.zip"))
     prepare_balloon(tmp_path / "root", True, url=url, digest=digest_of(small))
     assert contents(tmp_path / "root" / "balloon") == contents(small)
 
 
-def test_a_malicious_archive_writes_nothing_outside(
-    tmp_path: Path, small: Path, server: Any
-) -> None:
+def test_malicious_archive_writes_nothing_outside(tmp_path: Path, small: Path, server: Any) -> None:
     archive = zipped(
         small,
         tmp_path / "z.zip",
@@ -136,12 +132,10 @@ def test_a_malicious_archive_writes_nothing_outside(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["root", "z.zip"]
 
 
-@pytest.mark.parametrize("kind", ["another", "no zip", "damaged", "incomplete"])
-def test_a_wrong_download_leaves_nothing(
-    tmp_path: Path, small: Path, server: Any, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", ["another", "not a zip", "damaged", "incomplete"])
+def test_wrong_download_leaves_nothing(tmp_path: Path, small: Path, server: Any, kind: str) -> None:
     body = zipped(small, tmp_path / "z.zip")
-    if kind == "no zip":
+    if kind == "not a zip":
         body = b"<html>Please log in</html>"
     elif kind == "damaged":
         body = body[:2000] + bytes(100) + body[2100:]
@@ -156,12 +150,12 @@ def test_a_wrong_download_leaves_nothing(
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_what_is_there_is_checked(tmp_path: Path, small: Path) -> None:
+def test_existing_dataset_is_checked(tmp_path: Path, small: Path) -> None:
     target = tmp_path / "balloon"
     write_balloons(target, num_train=3, num_val=2)
     digest = digest_of(small)
     assert "photos" in prepare_balloon(tmp_path, digest=digest)
-    (target / "train" / "notes.txt").write_text("mine")  # what is not listed is not our concern
+    (target / "train" / "notes.txt").write_text("mine")  # unlisted files are ignored
     assert "photos" in prepare_balloon(tmp_path, digest=digest)
 
     photo = next((target / "val").glob("*.jpg"))
@@ -178,13 +172,13 @@ def test_what_is_there_is_checked(tmp_path: Path, small: Path) -> None:
         prepare_balloon(tmp_path, digest=digest)
 
 
-def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, closed_port: str) -> None:
+def test_unwritable_root_is_reported(tmp_path: Path, closed_port: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/root/balloon.*--root"):
         prepare_balloon(tmp_path / "file" / "root", url=closed_port)
 
 
-def test_the_release_that_each_folder_holds_is_named(real_balloon: Path) -> None:
+def test_reduced_release_is_recognized(real_balloon: Path) -> None:
     assert digest_of(real_balloon) == REDUCED_DIGEST
-    said = describe_balloon(real_balloon)
-    assert said.startswith("the balloon photos, reduced") and "61 + 13 images" in said
+    text = describe_balloon(real_balloon)
+    assert text.startswith("the balloon photos, reduced") and "61 + 13 images" in text

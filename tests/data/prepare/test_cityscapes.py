@@ -1,4 +1,4 @@
-"""Cityscapes' layout, checked against what Detectron2 reads."""
+"""The check of Cityscapes' layout matches what Detectron2 reads."""
 
 import importlib
 import shutil
@@ -15,12 +15,14 @@ from d2ext.errors import UserError
 TINY = {"train": 2, "val": 1}
 
 
-def test_a_complete_layout_is_described(tiny_cityscapes: Path) -> None:
+def test_complete_layout_is_described(tiny_cityscapes: Path) -> None:
     line = check_cityscapes(tiny_cityscapes, TINY)
     assert line == f"{tiny_cityscapes}/cityscapes holds 2 + 1 images with their fine annotations"
 
 
-def test_what_is_missing_is_named_with_its_archives(tiny_cityscapes: Path, tmp_path: Path) -> None:
+def test_missing_files_are_reported_with_their_archives(
+    tiny_cityscapes: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"holds 0 of 2,975 images.*\n.*gtFine_trainvaltest.zip"):
         check_cityscapes(tmp_path)
     shutil.copytree(tiny_cityscapes, tmp_path, dirs_exist_ok=True)
@@ -29,12 +31,12 @@ def test_what_is_missing_is_named_with_its_archives(tiny_cityscapes: Path, tmp_p
     ground_truth = tmp_path / "cityscapes" / "gtFine" / "val" / "town"
     (ground_truth / "town_000000_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(
-        UserError, match=r"^\S+gtFine/val lacks 1 files, town/.*_labelIds.png the first"
+        UserError, match=r"^\S+gtFine/val lacks 1 files, the first is town/.*_labelIds.png"
     ):
         check_cityscapes(tmp_path, TINY)
 
 
-def test_a_data_set_of_detectron2_is_checked_before_it_is_read(
+def test_dataset_of_detectron2_is_checked_before_reading(
     tiny_cityscapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metadata(root: Path) -> Metadata:
@@ -55,7 +57,7 @@ def test_a_data_set_of_detectron2_is_checked_before_it_is_read(
             check()
 
 
-def test_detectron2_s_main_finds_the_labels() -> None:
+def test_main_branch_of_detectron2_finds_the_labels() -> None:
     register_datasets({})
     theirs = importlib.import_module(
         "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"

@@ -1,4 +1,4 @@
-"""COCO put in place from a real server with tiny archives; and nothing half-done."""
+"""COCO is prepared from a real server with tiny archives; interruptions leave no broken parts."""
 
 import dataclasses
 import hashlib
@@ -26,18 +26,18 @@ FILES = {
 
 
 def run(root: Path, parts: list[Part]) -> list[str]:
-    """All lines of a preparation."""
+    """Return all lines of `prepare_coco`."""
     return list(prepare_coco(root, parts))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file directly in `folder`."""
+    """Return the content of every file directly in `folder`."""
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 @pytest.fixture
 def parts(server: Any, tmp_path: Path) -> list[Part]:
-    """The real parts, with tiny archives on the server."""
+    """Return the real parts, with tiny archives on the server."""
     tiny = []
     for part in PARTS:
         with zipfile.ZipFile(tmp_path / "z", "w") as z:
@@ -75,12 +75,12 @@ def test_all_parts_are_fetched_and_then_kept(tmp_path: Path, server: Any, parts:
     ]
 
 
-def test_a_broken_download_is_gone_on_with(tmp_path: Path, server: Any, parts: Any) -> None:
+def test_interrupted_download_is_resumed(tmp_path: Path, server: Any, parts: Any) -> None:
     server.breaks_at = 60_000
-    with pytest.raises(UserError, match="broke off after 60000 of .* again to go on") as e:
+    with pytest.raises(UserError, match="broke after 60000 of .* again to resume") as e:
         run(tmp_path, parts)
     assert "\n" not in str(e.value)
-    # annotations.zip is smaller; the others are what is left to fetch.
+    # annotations.zip is smaller than 60,000 bytes, so only the others are left.
     assert parts[0].url not in str(e.value)
     assert parts[1].url in str(e.value) and parts[2].url in str(e.value)
     folder = tmp_path / "coco"
@@ -91,18 +91,18 @@ def test_a_broken_download_is_gone_on_with(tmp_path: Path, server: Any, parts: A
     assert contents(folder / "val2017") == FILES["val2017"]
 
 
-def test_a_damaged_download_is_deleted(tmp_path: Path, server: Any, parts: Any) -> None:
+def test_damaged_download_is_deleted(tmp_path: Path, server: Any, parts: Any) -> None:
     part = dataclasses.replace(parts[1], md5="0" * 32)
     with pytest.raises(UserError, match=r"val2017.zip.part is damaged \(md5 .*deleted"):
         run(tmp_path, [part])
     assert list((tmp_path / "coco").iterdir()) == []
 
 
-def test_an_archive_put_there_by_hand_is_used_and_stays(
+def test_manually_downloaded_archive_is_used_and_kept(
     tmp_path: Path, server: Any, parts: Any, closed_port: str
 ) -> None:
     part = dataclasses.replace(parts[1], url=closed_port.replace("balloon", "val2017"))
-    with pytest.raises(UserError, match=r"refused.*fetch by hand: http.*put.* into .*coco as"):
+    with pytest.raises(UserError, match=r"refused.*download manually: http.*put.* into .*coco and"):
         run(tmp_path, [part])
     by_hand = tmp_path / "coco" / "val2017.zip"
     by_hand.write_bytes(b"something else")
@@ -114,7 +114,7 @@ def test_an_archive_put_there_by_hand_is_used_and_stays(
     assert contents(tmp_path / "coco" / "val2017") == FILES["val2017"] and by_hand.exists()
 
 
-def test_an_incomplete_part_is_named_and_kept(tmp_path: Path, server: Any, parts: Any) -> None:
+def test_incomplete_part_is_reported_and_kept(tmp_path: Path, server: Any, parts: Any) -> None:
     run(tmp_path, parts)
     photo = tmp_path / "coco" / "train2017" / "000000000000.jpg"
     photo.unlink()
@@ -126,9 +126,9 @@ def test_an_incomplete_part_is_named_and_kept(tmp_path: Path, server: Any, parts
         run(tmp_path, parts[:1])
 
 
-def test_space_is_looked_at_first(tmp_path: Path, server: Any, parts: Any) -> None:
+def test_space_is_checked_first(tmp_path: Path, server: Any, parts: Any) -> None:
     huge = dataclasses.replace(parts[2], size=10**18, unpacked=2 * 10**18)
-    with pytest.raises(UserError, match=r"free, 3e\+06 TB are needed; free space"):
+    with pytest.raises(UserError, match=r"free, but 3e\+06 TB are needed; free space"):
         run(tmp_path, [parts[1], huge])
     assert server.asked == []
 
@@ -146,7 +146,7 @@ run_tool(main)
 
 @pytest.fixture
 def command(parts: Any, tmp_path: Path) -> Callable[..., subprocess.Popen]:
-    """Starts a process that fetches val2017 to tmp_path/root."""
+    """Return a function that starts a process that fetches val2017 to tmp_path/root."""
     val = parts[1]
     line = [sys.executable, "-c", CODE, str(tmp_path / "root"), val.name, val.url, val.md5]
 
@@ -157,15 +157,15 @@ def command(parts: Any, tmp_path: Path) -> Callable[..., subprocess.Popen]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell's background job, which these tests may be, ignores it.
+            # Background jobs of a shell, which these tests may be, ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, command: Any) -> None:
-    # A limit on the size of a file fails in the same place as a full disk.
+def test_full_disk_is_reported_in_one_line(tmp_path: Path, command: Any) -> None:
+    # A file size limit fails in the same place as a full disk.
     process = command(["sh", "-c", 'ulimit -f 16; exec "$@"', "sh"])
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, command: Any) -> None:
     assert [p.name for p in (tmp_path / "root" / "coco").iterdir()] == ["val2017.zip.part"]
 
 
-def test_ctrl_c_keeps_what_has_arrived(tmp_path: Path, server: Any, command: Any) -> None:
+def test_ctrl_c_keeps_the_partial_download(tmp_path: Path, server: Any, command: Any) -> None:
     part = tmp_path / "root" / "coco" / "val2017.zip.part"
     server.stalls_at = 70_000
     process = command([])

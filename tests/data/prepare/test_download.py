@@ -1,4 +1,4 @@
-"""Downloads from a real server: whole, in parts, and what cannot be had."""
+"""Downloads from a real server: complete, resumed and failing."""
 
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ from d2ext.data.prepare.download import Unreachable, download
 BODY = bytes(range(256)) * 1000
 
 
-def test_a_download_goes_on_where_it_broke_off(tmp_path: Path, server: Any) -> None:
+def test_interrupted_download_is_resumed(tmp_path: Path, server: Any) -> None:
     url, path = server.put("a.zip", BODY), tmp_path / "a.zip.part"
     for breaks_at in (70_000, 150_000):
         server.breaks_at = breaks_at
-        with pytest.raises(Unreachable, match=f"broke off after {breaks_at} of 256000 bytes"):
+        with pytest.raises(Unreachable, match=f"broke after {breaks_at} of 256000 bytes"):
             download(url, path)
         assert path.read_bytes() == BODY[:breaks_at]
     server.breaks_at = None
     download(url, path)
     assert path.read_bytes() == BODY
-    download(url, path)  # nothing is left to ask for
+    download(url, path)  # nothing is left to download
     assert path.read_bytes() == BODY
     parts = [f"bytes={n}-" for n in (70_000, 150_000, 256_000)]
     assert server.asked == [None, *parts]
 
 
-def test_a_server_that_gives_no_parts_sends_all_anew(tmp_path: Path, server: Any) -> None:
+def test_server_without_ranges_sends_the_whole_file(tmp_path: Path, server: Any) -> None:
     url, path = server.put("a.zip", BODY), tmp_path / "a.zip.part"
     path.write_bytes(b"x" * 100_000)
     server.ranges = False
@@ -35,14 +35,14 @@ def test_a_server_that_gives_no_parts_sends_all_anew(tmp_path: Path, server: Any
     assert server.asked == ["bytes=100000-"]
 
 
-def test_a_beginning_that_is_longer_than_the_file_is_dropped(tmp_path: Path, server: Any) -> None:
+def test_partial_file_that_is_too_long_is_replaced(tmp_path: Path, server: Any) -> None:
     url, path = server.put("a.zip", BODY), tmp_path / "a.zip.part"
     path.write_bytes(BODY + b"x")
     download(url, path)
     assert path.read_bytes() == BODY
 
 
-def test_what_cannot_be_fetched(tmp_path: Path, server: Any, closed_port: str) -> None:
+def test_unreachable_files_are_reported(tmp_path: Path, server: Any, closed_port: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"begun")
     for url, reason in ((closed_port, "refused"), (f"{server.root}/nowhere", "404 Not Found")):

@@ -1,4 +1,4 @@
-"""The check before a run: counts, and the errors that would otherwise come hours later."""
+"""The check before a run: counts, and errors that would otherwise occur hours later."""
 
 import copy
 import json
@@ -62,13 +62,13 @@ def test_counts(records: list[dict]) -> None:
     assert [n.split("note: ")[1] for n in notes] == summary.problems
 
 
-def test_the_table_lines_up_and_stays_narrow(records: list[dict]) -> None:
+def test_summary_table_is_aligned_and_narrow(records: list[dict]) -> None:
     classes = ["balloon", *(f"class {i}" for i in range(300))]
     names = ("a", "a_much_longer_name")
     summaries = [check_dataset_dicts(name, records, classes) for name in names]
     lines = [x for x in format_summary(summaries).splitlines() if "note:" not in x]
     assert (
-        len({line.index("objects a class" if "images" in line else "balloon ") for line in lines})
+        len({line.index("objects per class" if "images" in line else "balloon ") for line in lines})
         == 1
     )
     assert max(map(len, lines)) < 140
@@ -94,8 +94,8 @@ def test_missing_images_are_counted_and_the_first_is_named(
     assert "image_root" not in str(e.value)
 
 
-def test_misspelled_names_of_a_coco_file_are_fixed_by_the_command_that_is_named(
-    records: list[dict], folder: Path, tmp_path: Path
+def test_command_in_the_message_fixes_misspelled_names(
+    records: list[dict], folder: Path, tmp_path: Path, repo: Path
 ) -> None:
     content = to_coco(records, ["balloon"], folder)
     for image in content["images"]:
@@ -114,7 +114,7 @@ def test_misspelled_names_of_a_coco_file_are_fixed_by_the_command_that_is_named(
 
 
 @pytest.mark.parametrize("category", [1, -1])
-def test_a_category_beyond_the_classes_is_named(records: list[dict], category: int) -> None:
+def test_category_out_of_range_is_reported(records: list[dict], category: int) -> None:
     records[2]["annotations"][0]["category_id"] = category
     with pytest.raises(UserError) as e:
         check_dataset_dicts("x", records, ["balloon"])
@@ -122,26 +122,26 @@ def test_a_category_beyond_the_classes_is_named(records: list[dict], category: i
     assert "datasets.x.classes" in str(e.value)
 
 
-def test_an_empty_data_set_is_refused() -> None:
+def test_empty_dataset_is_refused() -> None:
     with pytest.raises(UserError, match="'x' holds no images"):
         check_dataset_dicts("x", [], ["balloon"])
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
 @pytest.mark.parametrize("value", [None, "100", True, 0, -3, 160.0, float("nan")])
-def test_sizes_are_positive_integers(records: list[dict], side: str, value: object) -> None:
+def test_sizes_must_be_positive_integers(records: list[dict], side: str, value: object) -> None:
     records[3][side] = value
     with pytest.raises(UserError) as e:
         check_dataset_dicts("x", records, ["balloon"])
     assert f"{records[3]['file_name']} has {side}={value!r}" in str(e.value)
 
 
-def test_numpy_s_integers_are_sizes(records: list[dict]) -> None:
+def test_sizes_may_be_numpy_integers(records: list[dict]) -> None:
     records[0]["height"] = np.int64(records[0]["height"])
     assert check_dataset_dicts("x", records, ["balloon"]).images == 4
 
 
-def test_classes_and_image_ids_are_distinct(records: list[dict]) -> None:
+def test_classes_and_image_ids_must_be_distinct(records: list[dict]) -> None:
     with pytest.raises(UserError, match="datasets.x.classes names 'balloon' twice"):
         check_dataset_dicts("x", records, ["balloon", "kite", "balloon"])
     records[1]["image_id"] = records[3]["image_id"]
@@ -171,7 +171,7 @@ def test_objects_without_masks_are_counted(records: list[dict]) -> None:
     check_masks("x", records, "polygon")
 
 
-def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> None:
+def test_skipped_annotations_are_counted_by_reason(records: list[dict]) -> None:
     total = sum(len(r["annotations"]) for r in records)
     marks = [{"iscrowd": 1, "difficult": 1}, {"difficult": 1}, {"is_group_of": 1}]
     for annotation, mark in zip(records[0]["annotations"], marks, strict=False):
@@ -194,10 +194,10 @@ def test_what_is_not_trained_on_is_counted_by_reason(records: list[dict]) -> Non
     assert "annotations are not evaluated: 1 crowd" in val.problems[0]
 
 
-def test_a_training_set_of_crowds_names_the_reason_and_the_command(
+def test_training_set_of_crowds_is_refused_with_a_command(
     records: list[dict], tmp_path: Path
 ) -> None:
-    """The command turns them into objects."""
+    """The command in the message turns the crowds into objects."""
     file = tmp_path / "my a.json"
     content = to_coco(records, ["balloon"])
     for annotation in content["annotations"]:
@@ -212,7 +212,7 @@ def test_a_training_set_of_crowds_names_the_reason_and_the_command(
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     again, _ = read_coco(tmp_path / "objects.json", "/")
     assert check_dataset_dicts("x", again, ["balloon"]).instances == total
-    # Another training set may have objects, and images without any are a choice.
+    # It is enough if another training set has objects, and images without annotations are valid.
     some = check_dataset_dicts("y", records, ["balloon"])
     check_trainable([summary, some])
     for record in records:
@@ -220,7 +220,7 @@ def test_a_training_set_of_crowds_names_the_reason_and_the_command(
     check_trainable([check_dataset_dicts("z", records, ["balloon"])])
 
 
-def test_the_most_objects_of_an_image_are_counted(records: list[dict]) -> None:
+def test_maximum_number_of_objects_per_image_is_counted(records: list[dict]) -> None:
     first = records[0]["annotations"][0]
     records[1]["annotations"] = [{**first, "category_id": i % 3} for i in range(300)]
     records[1]["annotations"] += [{**first, "iscrowd": 1}] * 5
@@ -228,19 +228,19 @@ def test_the_most_objects_of_an_image_are_counted(records: list[dict]) -> None:
     assert (summary.most, summary.most_of_a_class) == (300, 100)
 
 
-def test_an_unknown_mask_format_is_named(records: list[dict]) -> None:
+def test_unknown_mask_format_is_refused(records: list[dict]) -> None:
     with pytest.raises(UserError, match="instance_mask_format='rle': give polygon or bitmask"):
         check_masks("x", records, "rle")
 
 
-def test_sizes_that_the_images_do_not_have(records: list[dict]) -> None:
+def test_sizes_that_differ_from_the_images_are_refused(records: list[dict]) -> None:
     records[2]["width"] += 1
-    with pytest.raises(UserError, match="pixels for .* which is read with .*d2ext check$"):
+    with pytest.raises(UserError, match="pixels for .* but the image has .*d2ext check$"):
         check_dataset_dicts("x", records, ["balloon"])
 
 
 @pytest.mark.parametrize("key", ["exif", "xmp"])
-def test_sizes_of_turned_photos_are_those_that_detectron2_reads(tmp_path: Path, key: str) -> None:
+def test_sizes_of_rotated_photos_match_detectron2(tmp_path: Path, key: str) -> None:
     from detectron2.data.detection_utils import read_image
 
     exif = Image.Exif()

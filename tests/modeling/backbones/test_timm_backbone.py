@@ -1,4 +1,4 @@
-"""The lite0 backbone computes what its ImageNet weights were trained to compute."""
+"""The lite0 backbone computes the same features as timm's network with ImageNet weights."""
 
 import pytest
 import timm
@@ -22,10 +22,10 @@ def test_shapes_and_frozen_parts():
     assert not [n for n, p in model.named_parameters() if "bn" in n]  # BatchNorm is frozen
 
 
-def test_the_package_s_weights_classify_as_timm_s_network_does():
-    """All of the file but its classifier lands in the backbone, in the right places.
+def test_features_match_timm_with_the_packaged_weights():
+    """All weights of the file except its classifier are loaded into the right layers.
 
-    The reference is timm's whole network, filled by position from the same file.
+    The reference is timm's whole network, with weights loaded by position from the same file.
     """
     backbone = TimmBackbone("tf_efficientnet_lite0", NAMES)
     load_weights(backbone, local_weights(WEIGHTS))
@@ -35,12 +35,12 @@ def test_the_package_s_weights_classify_as_timm_s_network_does():
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         deepest = backbone(image)["res5"]
-        # timm's forward up to the last stage.
+        # timm's forward pass up to the last stage.
         expected = whole.blocks(whole.bn1(whole.conv_stem(image)))
     assert torch.allclose(deepest, expected, atol=1e-4)
     assert deepest.std() > 0.1
 
 
-def test_an_unknown_model_is_an_error():
+def test_unknown_timm_model_is_an_error():
     with pytest.raises(RuntimeError, match="no_such_model"):
         TimmBackbone("no_such_model", NAMES)

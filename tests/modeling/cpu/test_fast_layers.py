@@ -1,4 +1,4 @@
-"""The layers that replace Detectron2's on the CPU compute what Detectron2's do."""
+"""The layers that replace Detectron2's on CPUs compute the same results."""
 
 import copy
 
@@ -23,7 +23,7 @@ MODELS = ["mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", "balloon/mask_rcnn_lite0_fpn
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request, repo):
-    """With norms that do something, which those of an untrained model do not."""
+    """Return an untrained model with random norm statistics, so that norms are not identities."""
     torch.manual_seed(0)
     cfg = LazyConfig.load(str(repo / "configs" / request.param)).model
     cfg.roi_heads.num_classes = 3
@@ -59,9 +59,10 @@ def _fast(model):
 
 
 def _step(model, proposals=None):
-    """Losses, numbers, gradients and proposals; the heads get `proposals`, if given.
+    """Return losses, numbers, gradients and proposals; the heads get `proposals`, if given.
 
-    Those of an untrained model are near equal: the last bit decides which of them are suppressed.
+    An untrained model's proposals have nearly equal scores, so that rounding decides which of them
+    are suppressed.
     """
     model.train()
     rpn, made = model.proposal_generator, []
@@ -78,27 +79,27 @@ def _step(model, proposals=None):
     return losses, numbers, gradients, made[0]
 
 
-def test_the_same_losses_and_gradients(model):
+def test_losses_and_gradients_are_unchanged(model):
     fast = _fast(model)
     assert any(isinstance(m, SampledRPN) for m in fast.modules())
     assert sum(isinstance(m, BagROIAlign) for m in fast.modules()) == 8
     expected, theirs, of_theirs, proposals = _step(model)
-    losses, numbers, gradients, mine = _step(fast, proposals)
-    for image, as_theirs in zip(mine, proposals, strict=True):
-        assert len(image) == pytest.approx(len(as_theirs), abs=len(as_theirs) // 20)
+    losses, numbers, gradients, ours = _step(fast, proposals)
+    for image, reference in zip(ours, proposals, strict=True):
+        assert len(image) == pytest.approx(len(reference), abs=len(reference) // 20)
     assert losses.keys() == expected.keys() and numbers == pytest.approx(theirs)
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == of_theirs.keys()
     for name, gradient in of_theirs.items():
         off = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
-        assert off < 5e-3, name  # a few ReLUs fall to the other side
+        assert off < 5e-3, name  # rounding flips a few ReLUs
 
 
-def test_the_same_detections_and_weights(model):
+def test_detections_and_weights_are_unchanged(model):
     fast, batch = _fast(model).eval(), _batch()
     assert list(fast.state_dict()) == list(model.state_dict())
-    assert list(copy.deepcopy(fast).state_dict()) == list(model.state_dict())  # as the EMA has it
+    assert list(copy.deepcopy(fast).state_dict()) == list(model.state_dict())  # as in the EMA
     with torch.no_grad():
         for found, expected in zip(fast(batch), model.eval()(batch), strict=True):
             found, expected = found["instances"], expected["instances"]
@@ -109,7 +110,7 @@ def test_the_same_detections_and_weights(model):
             )
 
 
-def test_folded_norms_follow_a_change_of_the_weights(model):
+def test_folded_norms_follow_changed_weights(model):
     fast = _fast(model).eval()
     other = {k: v + 0.01 * (v.dtype.is_floating_point) for k, v in model.state_dict().items()}
     fast.load_state_dict(other)
@@ -123,8 +124,8 @@ def test_folded_norms_follow_a_change_of_the_weights(model):
             )
 
 
-def test_relu6_keeps_its_output_alone():
-    """At its corners, too, the gradient is torch's; torch's keeps a copy of what it overwrites."""
+def test_relu6_saves_only_its_output():
+    """The gradient matches torch's, also at 0 and 6, but no copy of the input is saved."""
     numbers = torch.tensor([-1.0, 0.0, 1e-30, 3.0, 6.0, 7.0, torch.nan])
     made, kept = [], []
     for change in (lambda _: None, save_relu6_output):
@@ -149,7 +150,7 @@ SMALL = st.integers(1, 4)
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(st.integers(1, 14), st.integers(1, 14)), st.integers(1, 6), SMALL, SMALL)
 def test_uneven_padding_without_a_copy(size, kernel, stride, dilation):
-    """As timm's, which pads first, for all sizes; the gradients, too."""
+    """Outputs and gradients match timm's, which pads first, for all sizes."""
     conv = Conv2dSame(2, 4, kernel, stride, dilation=dilation, groups=2, bias=False).double()
     norm = FrozenBatchNormAct2d(4, apply_act=False).double()
     norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)

@@ -1,4 +1,4 @@
-"""RoIAlign as an embedding bag is torchvision's, forward and backward."""
+"""`BagROIAlign` matches torchvision's RoIAlign, forward and backward."""
 
 import torch
 from hypothesis import given
@@ -15,11 +15,11 @@ from d2ext.modeling.cpu.roi_align import BagROIAlign
     st.sampled_from([(7, 7), (14, 14), (1, 3)]),
     st.sampled_from(["anywhere", "without extent", "none"]),
 )
-def test_as_torchvision_s(seed, aligned, ratio, size, kind):
+def test_results_match_torchvision(seed, aligned, ratio, size, kind):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(2, 3, 9, 12, generator=generator)
     count = 0 if kind == "none" else 6
-    corner = torch.randn(count, 2, generator=generator) * 40  # also outside of the image
+    corner = torch.randn(count, 2, generator=generator) * 40  # also outside the image
     extent = torch.randn(count, 2, generator=generator).abs() * 60
     if kind == "without extent":
         extent[torch.rand(count, 2, generator=generator) < 0.5] = 0
@@ -36,8 +36,8 @@ def test_as_torchvision_s(seed, aligned, ratio, size, kind):
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4)
 
 
-def test_under_autocast():
-    """In float32, as torchvision's, and given back in the features' type."""
+def test_autocast_matches_torchvision():
+    """`BagROIAlign` computes in float32, like torchvision, and returns the features' dtype."""
     features = torch.randn(1, 8, 6, 6, dtype=torch.bfloat16, requires_grad=True)
     rois = torch.tensor([[0.0, 0, 0, 20, 20]])
     with torch.autocast("cpu", torch.bfloat16):
@@ -49,8 +49,8 @@ def test_under_autocast():
     assert features.grad.dtype == torch.bfloat16
 
 
-def test_long_boxes_take_bounded_memory():
-    """Wide and tall ones together would make every box have the samples of both."""
+def test_memory_of_long_boxes_is_bounded():
+    """With wide and tall boxes in one batch, every box would get as many samples as both."""
     features = torch.randn(1, 2, 256, 256)
     long = torch.tensor([[0.0, 0, 0, 1000, 8], [0, 0, 0, 8, 1000]]).repeat(200, 1)
     found = BagROIAlign((7, 7), 0.25, 0)(features, long)

@@ -1,6 +1,7 @@
-"""Check a COCO file and its images, and write a file without the errors.
+"""Check a COCO file and its images, and write a copy without the errors.
 
-`table.py` turns a file into arrays, `checks/` looks at these and at the images, `fixes/` changes
-the content (shapes follow their pixels); `check_file.py` is `d2ext check`, `findings_page.py` its
-page. A check is a function from content to findings. Nothing here imports torch.
+`table.py` reads a file into arrays, `checks/` validates these and the images, and `fixes/` edits
+the content (when an image's size is corrected, its shapes move along). `check_file.py` implements
+`d2ext check`, and `findings_page.py` its HTML report. A check is a function that maps content to
+findings. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""Check a COCO file and its images; write findings, a fixed file and a page."""
+"""Check a COCO file and its images; print findings, and write a fixed file and an HTML report."""
 
 import logging
 import os
@@ -10,12 +10,12 @@ import msgspec
 from d2ext.data.formats.coco_file import read_content
 from d2ext.data.validation.coco.checks.all_checks import fast_findings, in_order
 from d2ext.data.validation.coco.checks.image_files import (
-    DECODED_BY_ITSELF,
+    DECODED_BY_DEFAULT,
     Photo,
     categories_against,
     identical,
     image_files,
-    look,
+    read_photos,
 )
 from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
 from d2ext.data.validation.coco.fixes.fix import Fixed, fix
@@ -24,18 +24,19 @@ from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import CocoTable, read_coco_table
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 _CHANGES_SHOWN = 20
 
 
 def findings_of(source: Source) -> Callable[[CocoTable], list[Finding]]:
-    """Return the checks that a source asks for, as a function of columns.
+    """Return a function that runs the checks that `source` asks for on a table.
 
-    It remembers the images, so that it can look at a mended file quickly.
+    The function caches what it reads from image files, so that checking a fixed file is fast.
 
     Raises:
-        UserError: a folder or the other file is absent, or that is no COCO file.
+        UserError: A folder or the other file does not exist, or the latter is not a COCO file.
     """
     photos = _album(source.images, source.decode)
     other = read_coco_table(source.against) if source.against else None
@@ -67,25 +68,25 @@ def _album(
     def photos(names: Iterable[str]) -> Mapping[str, Photo]:
         names = [n for n in dict.fromkeys(names) if n]
         new = [n for n in names if n not in known]
-        pixels = decode if decode is not None else len(names) <= DECODED_BY_ITSELF
-        known.update(look(root, new, pixels))
+        pixels = decode if decode is not None else len(names) <= DECODED_BY_DEFAULT
+        known.update(read_photos(root, new, pixels))
         return {n: known[n] for n in names if n in known}
 
     return photos
 
 
-def mend(
+def write_fixed(
     source: Source, output: Path, check: Callable[[CocoTable], list[Finding]], drop: bool = False
 ) -> Fixed:
-    """Write the file without its errors; `drop` is that of `fix`.
+    """Write a copy of the file without its errors; see `fix` for `drop`.
 
     Raises:
-        UserError: nothing would be left, an error has to stay (see
-            `fix`), or it cannot be written.
+        UserError: Nothing would be left, an error cannot be fixed (see `fix`), or `output` cannot
+            be written.
     """
     content = read_content(source.json_file)
     files = Files(source.images, check.photos) if source.images else None
-    fixed = fix(content, check, files, own=True, drop=drop)
+    fixed = fix(content, check, files, in_place=True, drop=drop)
     for part, remedy in (("images", "check --images"), ("annotations", "see the findings")):
         if content[part] and not fixed.content[part]:
             raise UserError(f"none of {source.json_file}'s {part} would be left; {remedy}")
@@ -98,7 +99,7 @@ def _encoded(content: dict) -> bytes:
     try:
         return msgspec.json.encode(content)
     except (UnicodeEncodeError, ValueError, OverflowError):
-        import json  # escapes what is no Unicode, and takes any integer
+        import json  # escapes lone surrogates and accepts integers of any size
 
         return json.dumps(content).encode("ascii")
 
@@ -106,20 +107,20 @@ def _encoded(content: dict) -> bytes:
 def check_coco_file(
     source: Source, output: Path | None = None, page: Path | None = None, drop: bool = False
 ) -> int:
-    """Checks, fixes, and prints.
+    """Check a file, optionally fix it, and print the findings.
 
     Args:
-        source: what is checked.
-        output: the fixed file; None writes none.
-        page: the findings as HTML; None writes none.
-        drop: see `fix`.
+        source: File to check, with its options.
+        output: Path of the fixed file; None writes none.
+        page: Path of the HTML report; None writes none.
+        drop: See `fix`.
 
     Returns:
-        1 if there are errors (in what was written, where that was asked for), else 0.
+        1 if there are errors (in the fixed file, if one is written), else 0.
 
     Raises:
-        UserError: a file or folder is absent, or is no COCO file, or cannot be written; it is
-            written to and read, or written twice; or `mend` refuses.
+        UserError: A file or folder does not exist, is not a COCO file or cannot be written; an
+            output is the same file as an input or another output; or `write_fixed` refuses.
     """
     _refuse_overwriting(source, output, page)
     c = read_coco_table(source.json_file)
@@ -133,7 +134,7 @@ def check_coco_file(
         print(line)
     fixed = None
     if output is not None:
-        fixed = mend(source, output, check, drop)
+        fixed = write_fixed(source, output, check, drop)
         for line in fixed_lines(fixed, output):
             print(line)
     if page is not None:
@@ -150,34 +151,34 @@ def _refuse_overwriting(source: Source, output: Path | None, page: Path | None) 
     for option, path in (("--fix", output), ("--html", page)):
         for other, file in used.items():
             if path and file and other != option and _is_same(path, file):
-                raise UserError(f"{option} {path} is the file of {other}, too; give another name")
+                raise UserError(f"{option} {path} is also the file of {other}; give another name")
 
 
 def _is_same(a: Path, b: Path) -> bool:
-    """Also where links lead to it, or where it is not there yet."""
+    """Return whether two paths mean one file, which may be linked or not exist yet."""
     both = a.exists() and b.exists()
     return a.samefile(b) if both else os.path.realpath(a) == os.path.realpath(b)
 
 
 def lines(findings: list[Finding], fixing: bool = True) -> list[str]:
-    """Findings as text: what, where, and what `--fix` does."""
+    """Format findings as text: what is wrong, where, and what `--fix` does about it."""
     made = []
     for f in findings:
         made.append(f"{f.severity}: {f.code}: {f.count} {f.what}")
         made.append(f"    e.g. {f.example}")
         if fixing:
             made.append(f"    --fix: {f.fix}")
-    counts = (f"{sum(f.severity == s for f in findings)} kinds of {s}" for s in SEVERITIES)
-    return [*made, ", ".join(counts)]
+    counts = ((s, sum(f.severity == s for f in findings)) for s in SEVERITIES)
+    return [*made, ", ".join(f"{plural(n, 'kind')} of {s}" for s, n in counts)]
 
 
 def fixed_lines(fixed: Fixed, output: Path) -> list[str]:
-    """Say what was fixed, and what stays."""
+    """Format what was fixed and what remains."""
     removed = sum(": removed: " in change for change in fixed.changes)
-    made = [f"{output} written, {len(fixed.changes)} changes, {removed} of them removals"]
+    made = [f"{output} written: {plural(len(fixed.changes), 'change')}, {removed} of them removals"]
     made += [f"    {change}" for change in fixed.changes[:_CHANGES_SHOWN]]
     if len(fixed.changes) > _CHANGES_SHOWN:
         more = len(fixed.changes) - _CHANGES_SHOWN
         made.append(f"    and {more} more; --html lists them all")
-    stays = ", ".join(f"{f.count} {f.code}" for f in fixed.findings) or "nothing"
-    return [*made, f"no errors are left; what stays: {stays}"]
+    rest = ", ".join(f"{f.count} {f.code}" for f in fixed.findings) or "none"
+    return [*made, f"no errors are left; other findings: {rest}"]

@@ -1,4 +1,4 @@
-"""Findings as one self-contained page."""
+"""Write the findings as one self-contained HTML page."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from d2ext.data.validation.coco.table import CocoTable
 from d2ext.files import atomic_write
 from d2ext.html import page_template
 
-_PLACES = 50  # rows that are named for each finding
+_PLACES = 50  # rows listed for each finding
 _CHANGES = 100_000
 
 
 def write_page(
     path: Path, source: Source, c: CocoTable, findings: list[Finding], fixed: Fixed | None
 ) -> None:
-    """Write the page; raises UserError where it cannot be."""
+    """Write the page; raise UserError if it cannot be written."""
     html = page_template(Path(__file__).with_name("findings_page.html")).render(
         name=source.json_file.name,
         source=source,

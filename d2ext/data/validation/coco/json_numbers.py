@@ -1,11 +1,11 @@
-"""Numbers that a file holds as something else."""
+"""Read numbers that a file stores as another type."""
 
 import math
 from typing import Any
 
 
 def integer(value: Any) -> int | None:
-    """Return the integer that 7, 7.0 and "7" mean; None for anything else, and beyond 2**53."""
+    """Convert 7, 7.0 or "7" to an integer; return None for anything else or beyond 2**53."""
     value = number(value)
     if value is None or value != int(value) or abs(value) > 2**53:
         return None
@@ -13,7 +13,7 @@ def integer(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """Return the finite number that 7, 7.5 and "7.5" mean; None for anything else."""
+    """Convert 7, 7.5 or "7.5" to a finite number; return None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -25,12 +25,12 @@ def number(value: Any) -> float | None:
         return None
     try:
         return value if math.isfinite(value) else None
-    except OverflowError:  # an integer that is not a float
+    except OverflowError:  # an integer too large for a float
         return None
 
 
 def numbers(values: Any) -> list[float] | None:
-    """Return a list of finite numbers; None for anything else."""
+    """Convert a list of finite numbers; return None for anything else."""
     if not isinstance(values, list):
         return None
     made = [number(v) for v in values]

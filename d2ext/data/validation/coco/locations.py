@@ -1,4 +1,4 @@
-"""Where something is in a COCO file, in words; and the joins between its lists."""
+"""Describe places in a COCO file, and join its lists."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from d2ext.data.validation.coco.table import CocoTable
 
 
 def image(c: CocoTable, row: int) -> str:
-    """images[3] (id 7, a.jpg)."""
+    """Describe an image, such as "images[3] (id 7, a.jpg)"."""
     if not c.good["images"][row]:
         return f"images[{row}]"
     return f"images[{row}] (id {c.image_id[row]}, {c.image_name[row]})"
 
 
 def category(c: CocoTable, row: int) -> str:
-    """categories[0] (id 1, dog)."""
+    """Describe a category, such as "categories[0] (id 1, dog)"."""
     if not c.good["categories"][row]:
         return f"categories[{row}]"
     return f"categories[{row}] (id {c.category_id[row]}, {c.category_name[row]})"
 
 
 def annotation(c: CocoTable, row: int) -> str:
-    """annotations[5] (id 6, image 7)."""
+    """Describe an annotation, such as "annotations[5] (id 6, image 7 a.jpg)"."""
     if not c.good["annotations"][row]:
         return f"annotations[{row}]"
     image_row = image_rows(c, np.array([row]))[0]
@@ -31,7 +31,7 @@ def annotation(c: CocoTable, row: int) -> str:
 
 
 def repeated(values: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Rows whose value stands in a row before; rows that are not good count for nothing."""
+    """Return the good rows whose value an earlier good row has, too."""
     rows = np.flatnonzero(good)
     _, first = np.unique(values[rows], return_index=True)
     again = np.ones(len(rows), bool)
@@ -40,7 +40,7 @@ def repeated(values: np.ndarray, good: np.ndarray) -> np.ndarray:
 
 
 def found(wanted: np.ndarray, known: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Return the first good row of `known` for each wanted value; -1 where there is none."""
+    """Return the first good row of `known` for each wanted value, or -1 if there is none."""
     rows = np.flatnonzero(good)
     if not len(rows):
         return np.full(len(wanted), -1)
@@ -50,13 +50,13 @@ def found(wanted: np.ndarray, known: np.ndarray, good: np.ndarray) -> np.ndarray
 
 
 def image_rows(c: CocoTable, annotations: np.ndarray | None = None) -> np.ndarray:
-    """Return the row in `images` of each annotation; -1 without one."""
+    """Return the row in `images` of each annotation, or -1 if it is not listed."""
     wanted = c.image if annotations is None else c.image[annotations]
     return found(wanted, c.image_id, c.good["images"])
 
 
 def by_image(c: CocoTable) -> Callable[[int], np.ndarray]:
-    """Give the rows of the good annotations of an image id."""
+    """Return a function that maps an image id to the rows of its good annotations."""
     rows = np.flatnonzero(c.good["annotations"])
     rows = rows[np.argsort(c.image[rows], kind="stable")]
     ids = c.image[rows]
@@ -64,5 +64,5 @@ def by_image(c: CocoTable) -> Callable[[int], np.ndarray]:
 
 
 def category_rows(c: CocoTable) -> np.ndarray:
-    """Return the row in `categories` of each annotation; -1 without one."""
+    """Return the row in `categories` of each annotation, or -1 if it is not listed."""
     return found(c.category, c.category_id, c.good["categories"])

@@ -1,4 +1,4 @@
-"""The masks of some annotations, as numbers: area, extent, and what is wrong with them."""
+"""Measure the masks of annotations: area, extent, and problems."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,20 +13,21 @@ from d2ext.data.formats.rle import rle_areas
 
 @dataclass(frozen=True)
 class Outlines:
-    """Masks of N annotations.
+    """Measurements of the masks of N annotations.
 
     Attributes:
-        polygons: (N,) number of polygons with an area.
-        area: (N,) of the RLE, else the polygons' areas together, as COCO has it, square pixels;
-            NaN without a mask.
-        largest: (N,) area of the largest polygon, or of the RLE.
-        extent: (N, 4) x, y, width, height of the polygons; NaN without.
-        degenerate: (N,) polygons of under 3 points, an odd number of values or zero area.
-        crossing: (N,) polygons that cross or touch themselves.
-        rle: (N,) whether it is an RLE.
-        rle_size: (N, 2) its width and height; 0 without.
-        hash: (N,) a number of the shape: equal masks have equal ones.
-        not_finite: (N,) whether a polygon holds NaN or an infinity.
+        polygons: (N,) Number of polygons with an area.
+        area: (N,) Area in square pixels, of the RLE or summed over the polygons, as in COCO; NaN
+            without a mask.
+        largest: (N,) Area of the largest polygon, or of the RLE.
+        extent: (N, 4) x, y, width, height of the polygons; NaN without polygons.
+        degenerate: (N,) Number of polygons with fewer than 3 points, an odd number of values or
+            zero area.
+        crossing: (N,) Number of polygons that cross or touch themselves.
+        rle: (N,) Whether the mask is an RLE.
+        rle_size: (N, 2) Width and height of the RLE; 0 without one.
+        hash: (N,) Hash of the shape; equal masks have equal hashes.
+        not_finite: (N,) Whether a polygon holds NaN or an infinity.
     """
 
     polygons: np.ndarray
@@ -42,14 +43,14 @@ class Outlines:
 
 
 def join(parts: Sequence[Outlines]) -> Outlines:
-    """Several, one behind the other."""
+    """Concatenate the measurements of several groups of annotations."""
     parts = [*parts, outlines([])]
     columns = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Outlines)}
     return Outlines(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
 
 
 def outlines(masks: Sequence[Any]) -> Outlines:
-    """Looks at masks: lists of polygons [x0, y0, x1, ...], `Rle`, or None."""
+    """Measure masks: lists of polygons [x0, y0, x1, ...], `Rle`, or None."""
     n = len(masks)
     out = Outlines(
         polygons=np.zeros(n, np.int64),
@@ -73,7 +74,7 @@ def outlines(masks: Sequence[Any]) -> Outlines:
         polygons = [polygons[i] for i in np.flatnonzero(usable)]
         owner = owner[usable]
     encoded = [i for i, m in enumerate(masks) if m is not None and type(m) is not list]
-    with np.errstate(all="ignore"):  # huge numbers overflow, to infinities
+    with np.errstate(all="ignore"):  # huge numbers overflow to infinity
         if polygons:
             _polygons(polygons, owner, out)
         if encoded:
@@ -98,7 +99,7 @@ def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> 
     starts = ends - corners
     x, y = np.ascontiguousarray(flat[::2]), np.ascontiguousarray(flat[1::2])
     middle_x, middle_y = np.add.reduceat(x, starts) / corners, np.add.reduceat(y, starts) / corners
-    # Around the middle: far from it products lose digits.
+    # Relative to the center, because products of large coordinates lose digits.
     u, v = x - np.repeat(middle_x, corners), y - np.repeat(middle_y, corners)
     next_u, next_v = _following(u, starts, ends), _following(v, starts, ends)
     turn = u * next_v - next_u * v
@@ -110,7 +111,7 @@ def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> 
     solid = finite & (areas > 0)
     np.add.at(out.degenerate, owner[~solid], 1)
     np.add.at(out.polygons, owner[solid], 1)
-    # Equal polygons have equal numbers; those of others are equal by chance only.
+    # Equal polygons have equal hashes; different polygons collide only by chance.
     np.add.at(out.hash, owner[finite], (areas + 0.7549 * middle_x + 0.5698 * middle_y)[finite])
     rows = np.unique(owner[solid])
     out.area[rows] = np.bincount(owner[solid], areas[solid], n)[rows]
@@ -121,13 +122,13 @@ def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> 
         np.minimum.at(low, owner[solid], np.minimum.reduceat(side, starts)[solid])
         np.maximum.at(high, owner[solid], np.maximum.reduceat(side, starts)[solid])
         out.extent[rows, i], out.extent[rows, 2 + i] = low[rows], (high - low)[rows]
-    # A polygon cannot cross itself that turns one way around its middle, and once: that is, it
-    # comes up through the middle's level once. shapely looks at the others.
+    # A polygon that turns only one way around its center, and only once (it rises through the
+    # center's level once), cannot cross itself. shapely checks the others.
     one_way = (np.minimum.reduceat(turn, starts) > 0) | (np.maximum.reduceat(turn, starts) < 0)
     once = np.add.reduceat((v < 0) & (next_v >= 0), starts, dtype=np.int64) == 1
     unsure = solid & ~(one_way & once)
     if unsure.any():
-        import shapely  # a hundredth of a second, that most data need not wait for
+        import shapely  # takes 10 ms, which most data does not need
 
         wanted = np.repeat(unsure, corners)
         rings = shapely.linearrings(
@@ -137,7 +138,7 @@ def _polygons(polygons: list[list[float]], owner: np.ndarray, out: Outlines) -> 
 
 
 def _following(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Each polygon's values from its second on, then its first."""
+    """Rotate each polygon's values by one: from the second to the last, then the first."""
     following = np.empty_like(values)
     following[:-1] = values[1:]
     following[ends - 1] = values[starts]

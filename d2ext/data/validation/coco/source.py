@@ -1,4 +1,4 @@
-"""The file that a check looks at, and its options."""
+"""The file to check and its options."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +9,16 @@ from d2ext.data.validation.coco.checks.statistics import Anchors
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and what it is checked against.
+    """A COCO file and what it is checked against.
 
     Attributes:
-        json_file: the COCO JSON.
-        images: the folder of its images; None: they are not looked at.
-        against: another COCO JSON, of the validation set, say,
-        against_images: and its images' folder; None: that of `images`.
-        decode: whether pixels are decoded; None: in sets of up to `DECODED_BY_ITSELF` images.
-        anchors: what object sizes are compared with.
-        max_detections: objects that a model and a metric take in an image.
+        json_file: Path of the COCO JSON.
+        images: Folder of its images; None skips the checks that read images.
+        against: Path of another COCO JSON to compare with, such as the validation set's.
+        against_images: Folder of the other file's images; None means `images`.
+        decode: Whether to decode pixels; None decodes sets of up to `DECODED_BY_DEFAULT` images.
+        anchors: Anchors that object sizes are compared with.
+        max_detections: Maximum number of objects per image that models and metrics handle.
     """
 
     json_file: Path

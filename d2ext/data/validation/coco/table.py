@@ -1,4 +1,4 @@
-"""A COCO file as arrays, read in chunks: half a gigabyte in seconds, whatever is in it."""
+"""Read a COCO file into arrays, valid or not, in chunks: half a gigabyte takes seconds."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ from d2ext.data.validation.coco.outlines import Outlines, join, outlines
 from d2ext.errors import UserError
 
 _CHUNK = 2048
-_MIN_PARALLEL = 100_000  # entries that are worth further processes
-_work: tuple = ()  # of such a process: all entries, and how they are decoded
+_MIN_PARALLEL = 100_000  # entries from which several processes are faster
+_work: tuple = ()  # in such a process: all entries, and the function that decodes them
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,23 @@ class CocoTable:
     """The checked columns of a COCO file.
 
     Attributes:
-        image_id, image_size: (I,) and (I, 2) width and height, and `image_name`, a list.
-        category_id: (C,), and `category_name`, a list.
-        id, image, category: (A,) the annotations' own id, their image's and their category's.
-        box: (A, 4) x, y, width, height in pixels; NaN without one.
-        area: (A,) square pixels; NaN without one.
-        crowd: (A,) bool.
-        ignored: (A,) bool: marked as ignored, difficult or a group.
-        rotated: (A,) bool: with a rotation among its attributes.
-        keypoints: (A,) bool: with keypoints.
-        masks: what is known of the masks.
-        malformed: of each part, the reason by row. Such rows have id -1, which counts for nothing
-            because `good` is false there.
-        good: of each part, (N,) bool: not malformed.
+        image_id: (I,) Image ids.
+        image_size: (I, 2) Width and height of each image.
+        image_name: File name of each image.
+        category_id: (C,) Category ids.
+        category_name: Name of each category.
+        id: (A,) Annotation ids.
+        image: (A,) Image id of each annotation.
+        category: (A,) Category id of each annotation.
+        box: (A, 4) x, y, width, height in pixels; NaN without a box.
+        area: (A,) Area in square pixels; NaN without one.
+        crowd: (A,) bool, whether the annotation is a crowd.
+        ignored: (A,) bool, whether it is marked as ignored, difficult or a group.
+        rotated: (A,) bool, whether its attributes include a rotation.
+        keypoints: (A,) bool, whether it has keypoints.
+        masks: Measurements of the masks.
+        malformed: For each part, the reason by row. Such rows have the placeholder id -1.
+        good: For each part, (N,) bool, False for malformed rows.
     """
 
     image_id: np.ndarray
@@ -76,19 +80,19 @@ def read_coco_table(json_file: str | Path) -> CocoTable:
     """Read a COCO file.
 
     Raises:
-        UserError: it cannot be read, is not JSON, or lacks one of the three lists.
+        UserError: The file cannot be read, is not JSON, or lacks one of the three lists.
     """
     try:
         return _columns(*read_as_is(json_file))
-    except (ValueError, RecursionError):  # with a number that Python alone reads
+    except (ValueError, RecursionError):  # holds a number that only Python's json reads
         return coco_table(read_content(json_file), json_file)
 
 
 def coco_table(content: Any, name: str | Path = "the content") -> CocoTable:
-    """Return the columns of a COCO dict.
+    """Return the table of a COCO dict.
 
     Raises:
-        UserError: it lacks one of the three lists.
+        UserError: The dict lacks one of the three lists.
     """
     require_lists(content, name)
     return _columns({part: content[part] for part in PARTS}, convert_entries)
@@ -107,8 +111,8 @@ def _columns(parts: Mapping[str, Sequence], decode: Decode) -> CocoTable:
         [e for c in _chunks(parts[part], VALID[part], decode, malformed[part]) for e in c]
         for part in ("images", "categories")
     )
-    _no_unicode(images, "file_name", malformed["images"])
-    _no_unicode(categories, "name", malformed["categories"])
+    _check_unicode(images, "file_name", malformed["images"])
+    _check_unicode(categories, "name", malformed["categories"])
     with no_collection():
         ids, marks, boxes, areas, masks = _annotations(
             parts["annotations"], decode, malformed["annotations"]
@@ -143,7 +147,10 @@ def _columns(parts: Mapping[str, Sequence], decode: Decode) -> CocoTable:
 def _annotations(
     entries: list, decode: Decode, wrong: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Outlines]:
-    """Ids (own, image's, category's, crowd), marks, boxes, areas and masks; adds to `wrong`."""
+    """Return ids (own, image's, category's, crowd), marks, boxes, areas and masks.
+
+    The reasons of malformed entries are added to `wrong`.
+    """
     coco_table = (
         [np.empty((0, 4), np.int64)],
         [np.empty((0, 3), bool)],
@@ -161,26 +168,26 @@ def _annotations(
 
 
 def _parts(entries: list, decode: Decode) -> Iterator[tuple]:
-    """Return what `_part` makes of all entries; many are split over several processes."""
+    """Yield the columns of all entries, by `_part`; many entries are split among processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
         for first in range(0, len(entries), _CHUNK):
             yield _part(first, entries, decode)
         return
-    # Forked, they have the entries without a copy; threads would wait for one another.
+    # Forked processes share the entries without a copy; threads would contend for the GIL.
     with ProcessPoolExecutor(cores, get_context("fork"), _take, (entries, decode)) as pool:
         try:
             yield from pool.map(_taken_part, range(0, len(entries), _CHUNK), chunksize=8)
         except BrokenProcessPool:
             raise UserError(
-                "a process that reads the annotations was killed, most likely for want of memory;"
-                " end other programs, or read on one core (taskset -c 0 ...)"
+                "a process that reads the annotations was killed, most likely because memory ran"
+                " out; close other programs, or use one core (taskset -c 0 ...)"
             ) from None
 
 
 def _take(*work: Any) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     _work = work
 
 
@@ -189,11 +196,11 @@ def _taken_part(first: int) -> tuple:
 
 
 def _part(first: int, entries: list, decode: Decode) -> tuple:
-    """Return the columns of `_CHUNK` entries from `first` on.
+    """Return the columns of `_CHUNK` entries starting at `first`.
 
     Returns:
-        `first`, what is wrong with entries by row from there, ids, marks, boxes, areas, whether one
-        of the numbers is NaN or infinite, and the masks.
+        `first`, the reasons of malformed entries by row relative to `first`, ids, marks, boxes,
+        areas, whether a box or an area is NaN or infinite, and the masks.
     """
     made, wrong = decode(entries[first : first + _CHUNK], ValidAnnotation)
     no_box, nan, none = (np.nan,) * 4, float("nan"), ValidAnnotation(-1, -1, -1)
@@ -202,7 +209,7 @@ def _part(first: int, entries: list, decode: Decode) -> tuple:
     marks = np.array([_marks(a) for a in chunk], bool)
     boxes = np.array([a.bbox or no_box for a in chunk])
     areas = np.array([nan if a.area is None else a.area for a in chunk])
-    # NaN stands for "without" there, so that one in the file must be told from it here.
+    # NaN marks missing values in these arrays, so a NaN in the file is detected separately.
     has_box = np.array([a.bbox is not None for a in chunk], bool)
     has_area = np.array([a.area is not None for a in chunk], bool)
     not_finite = (has_box & ~np.isfinite(boxes).all(1)) | (has_area & ~np.isfinite(areas))
@@ -211,18 +218,24 @@ def _part(first: int, entries: list, decode: Decode) -> tuple:
 
 
 def _marks(a: ValidAnnotation) -> tuple[bool, bool, bool]:
-    """Return whether it is to be ignored, is rotated, and has keypoints."""
+    """Return whether an annotation is marked as ignored, is rotated, and has keypoints."""
     rotation = number(a.attributes.get("rotation")) if isinstance(a.attributes, dict) else None
     keypoints = isinstance(a.keypoints, list) and any(a.keypoints)
     return bool(a.ignore or a.difficult or a.is_group_of), bool(rotation), keypoints
 
 
-def _no_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:
-    """JSON can name half a surrogate, which no file system and no terminal takes."""
+def _check_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:
+    """Mark entries with lone surrogates, which JSON allows, but file systems and terminals do not.
+
+    Args:
+        entries: Entries; invalid ones become None.
+        key: Key of the text to check.
+        reasons: Reasons of malformed entries by row, which are added to.
+    """
     for i, entry in enumerate(entries):
         if entry and not getattr(entry, key).isascii():
             try:
                 getattr(entry, key).encode()
             except UnicodeEncodeError:
                 entries[i] = None
-                reasons[i] = f"{key} holds characters that are none"
+                reasons[i] = f"{key} is not valid Unicode"

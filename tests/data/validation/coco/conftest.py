@@ -1,4 +1,4 @@
-"""A COCO file without a fault, and its images."""
+"""Fixtures: a valid COCO file and its images."""
 
 import copy
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask
 
 
-def made() -> dict:
-    """Three images with five objects: polygons, RLE of both kinds, a crowd, gaps in all ids."""
+def valid_content() -> dict:
+    """Return three images with five objects: polygons, both kinds of RLE, a crowd, gaps in ids."""
     image = {"width": 64, "height": 48}
     square = [10, 10, 30, 10, 30, 26, 10, 26]
     pixels = np.zeros((48, 64), np.uint8, order="F")
@@ -41,7 +41,7 @@ def made() -> dict:
 def annotation(
     id_: int, image: int, category: int, bbox: list, area: float, shape: object, **more: object
 ) -> dict:
-    """An entry of `annotations`."""
+    """Return an entry of `annotations`."""
     return {
         "id": id_,
         "image_id": image,
@@ -55,30 +55,30 @@ def annotation(
 
 
 def draw_photos(root: Path) -> None:
-    """Writes the images of `made` into a folder."""
+    """Write the images of `valid_content` to a folder."""
     (root / "sub").mkdir(parents=True)
-    for i, entry in enumerate(made()["images"]):
+    for i, entry in enumerate(valid_content()["images"]):
         size = (entry["width"], entry["height"])
         Image.new("RGB", size, (90 * i, 0, 0)).save(root / entry["file_name"])
 
 
 @pytest.fixture
 def content() -> dict:
-    """The faultless content, for a test to spoil."""
-    return copy.deepcopy(made())
+    """Return a copy of the valid content, which a test may damage."""
+    return copy.deepcopy(valid_content())
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """The folder with the images of `content`."""
+    """Return the folder with the images of `content`."""
     root = tmp_path / "photos"
     draw_photos(root)
     return root
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Callable[[object], Path]:
-    """Writes a JSON file."""
+def write_json(tmp_path: Path) -> Callable[[object], Path]:
+    """Return a function that writes a JSON file."""
 
     def write(what: object, name: str = "coco.json") -> Path:
         path = tmp_path / name

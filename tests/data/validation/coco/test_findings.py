@@ -1,4 +1,4 @@
-"""Each kind of fault is found where it is, and nothing else is."""
+"""Every kind of problem is found in the right place, and nothing else is reported."""
 
 import copy
 import json
@@ -17,22 +17,22 @@ from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import read_coco_table
 from d2ext.errors import UserError
 
-# The tiny objects and the crowd of the faultless file are no fault of it.
+# The valid file has tiny objects and a crowd, which are reported, but are not errors.
 ALWAYS = {"object_anchors", "object_crowd"}
 
 
 def codes(findings: list[Finding]) -> dict[str, list[int]]:
-    """The rows by code."""
+    """Return the rows by code."""
     return {f.code: [int(r) for r in f.rows] for f in findings if f.code not in ALWAYS}
 
 
-def test_a_faultless_file_has_no_findings(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_valid_file_has_no_findings(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     assert codes(fast_findings(content)) == codes(fast_findings(path)) == {}
     assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
 
 
-def test_absolute_names_are_good_in_the_folder(content: dict, photos: Path) -> None:
+def test_absolute_names_are_valid_inside_the_image_folder(content: dict, photos: Path) -> None:
     for image in content["images"]:
         image["file_name"] = str(photos.resolve() / image["file_name"])
     assert codes(fast_findings(content)) == {"image_path": [0, 1, 2]}
@@ -51,7 +51,7 @@ def repeat(part: str, row: int, **values: object) -> Callable[[dict], None]:
     return lambda content: content[part].append({**content[part][row], **values})
 
 
-SPOILT = [
+DAMAGES = [
     (change("images", 1, width="64"), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 1, height=0), {"image_malformed": [1], "unknown_image": [2, 3]}),
     (change("images", 1, height=10**6), {"image_malformed": [1], "unknown_image": [2, 3]}),
@@ -97,7 +97,7 @@ SPOILT = [
         {"polygon_crossing": [0]},
     ),
     (
-        # A pentagram turns one way around its middle, twice.
+        # A pentagram turns only one way around its center, but twice.
         change("annotations", 0, segmentation=[[20, 9, 26, 27, 10, 16, 30, 16, 14, 27]]),
         {"polygon_crossing": [0]},
     ),
@@ -110,7 +110,7 @@ SPOILT = [
         {"rle_invalid": [2]},
     ),
     (
-        # A question mark would be a run of 15, and the runs fill the size.
+        # If it were read as a question mark (a run of 15), the runs would add up to the size.
         change("annotations", 2, segmentation={"size": [48, 64], "counts": "\u1234ao2"}),
         {"rle_invalid": [2]},
     ),
@@ -133,41 +133,41 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "expected"), SPOILT)
-def test_a_fault_is_found_and_located(
-    spoil: Callable, expected: dict, content: dict, written: Callable
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES)
+def test_problem_is_found_and_located(
+    damage: Callable, expected: dict, content: dict, write_json: Callable
 ) -> None:
-    spoil(content)
+    damage(content)
     expected = {code: rows for code, rows in expected.items() if rows is not None}
     findings = fast_findings(content)
     assert codes(findings) == expected
-    assert codes(fast_findings(written(content))) == expected  # parsed another way
+    assert codes(fast_findings(write_json(content))) == expected  # parsed another way
     for f in findings:
         assert f.severity in ("error", "warning", "info") and f.fix and f.what
         assert f"[{f.rows[0]}]" in f.example
 
 
-def test_images_are_held_against_their_files(
-    content: dict, photos: Path, written: Callable
+def test_image_entries_are_compared_with_their_files(
+    content: dict, photos: Path, write_json: Callable
 ) -> None:
     (photos / "sub" / "b.jpg").write_bytes((photos / "sub" / "b.jpg").read_bytes()[:200])
     (photos / "c.png").unlink()
     turned = Image.new("RGB", (64, 48), "blue")
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying, shown upright
+    exif[0x0112] = 6  # stored in landscape, shown in portrait orientation
     turned.save(photos / "a.jpg", exif=exif)
-    path = written(content)
+    path = write_json(content)
     found = {f.code: f for f in findings_of(Source(path, photos))(read_coco_table(path))}
     assert codes(found.values()) == {
         "image_missing": [2],
         "image_unreadable": [1],
         "image_size": [0],
     }
-    assert "64 x 48, the file has 48 x 64 (its EXIF" in found["image_size"].example
+    assert "64 x 48, but the file has 48 x 64 (its EXIF" in found["image_size"].example
 
 
-def test_pixels_are_decoded_where_asked_for(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_pixels_are_decoded_on_request(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     noise = Image.effect_noise((64, 48), 90).convert("RGB")
     noise.save(photos / "a.jpg")
     whole = (photos / "a.jpg").read_bytes()
@@ -179,23 +179,23 @@ def test_pixels_are_decoded_where_asked_for(content: dict, photos: Path, written
     assert headers == {} and pixels == {"image_unreadable": [0]}
 
 
-def test_images_that_are_the_same_are_found(content: dict, photos: Path, written: Callable) -> None:
+def test_identical_images_are_found(content: dict, photos: Path, write_json: Callable) -> None:
     shutil.copy(photos / "a.jpg", photos / "sub" / "b.jpg")
-    path = written(content)
+    path = write_json(content)
     assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {
         "image_identical": [1]
     }
 
 
-def test_images_of_the_other_set_are_found(
-    content: dict, photos: Path, written: Callable, tmp_path: Path
+def test_images_shared_with_the_other_set_are_found(
+    content: dict, photos: Path, write_json: Callable, tmp_path: Path
 ) -> None:
     other = copy.deepcopy(content)
     other["images"], other["annotations"] = [{**content["images"][2], "file_name": "z.png"}], []
     other["categories"][1]["name"] = "dog"
     (tmp_path / "val").mkdir()
     shutil.copy(photos / "c.png", tmp_path / "val" / "z.png")
-    path, val = written(content), written(other, "val.json")
+    path, val = write_json(content), write_json(other, "val.json")
     found = findings_of(Source(path, photos, val, tmp_path / "val"))(read_coco_table(path))
     assert codes(found)["against_identical"] == [2]
     example = next(f.example for f in found if f.code == "against_categories")
@@ -209,7 +209,7 @@ def test_imbalance_and_anchors(content: dict) -> None:
     ]
     found = {f.code: f for f in fast_findings(content)}
     assert list(found["category_imbalance"].rows) == [1]
-    # 64 x 48 becomes 1067 x 800: a box of 16 pixels one of 267, which the anchor of 256 overlaps.
+    # 64 x 48 becomes 1067 x 800; a box of 16 pixels becomes 267, which the anchor of 256 overlaps.
     assert 1 <= found["object_anchors"].count <= 3
     few = {f.code: f for f in fast_findings(content, Anchors(sizes=[32], short_side=48))}
     assert few["object_anchors"].count > 400 and few["object_anchors"].severity == "warning"
@@ -225,20 +225,20 @@ def test_crowds_are_counted(content: dict) -> None:
     assert "CVAT" in all_.what and "iscrowd to 0" in all_.fix
 
 
-def test_images_with_more_objects_than_are_taken_are_found(content: dict) -> None:
+def test_images_with_too_many_objects_are_found(content: dict) -> None:
     template = content["annotations"][0]
     content["annotations"] += [
         {**template, "id": 100 + i, "bbox": [i % 40, 5, 20, 16], "segmentation": []}
         for i in range(99)
     ]
     (found,) = (f for f in fast_findings(content) if f.code == "object_many")
-    assert found.rows == [0] and "has 101, the limit is 100" in found.example
+    assert found.rows == [0] and "has 101, but the limit is 100" in found.example
     assert "test_topk_per_image" in found.fix and "--max-detections" in found.fix
     assert "object_many" not in codes(fast_findings(content, max_detections=101))
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix", "said"),
+    ("mode", "suffix", "words"),
     [
         ("I;16", "png", "16 bits"),
         ("I;16", "tif", "16 bits"),
@@ -246,50 +246,50 @@ def test_images_with_more_objects_than_are_taken_are_found(content: dict) -> Non
         ("I", "tif", "integers of more than 8 bits"),
     ],
 )
-def test_images_of_more_than_8_bits_are_reported_with_the_rule(
-    mode: str, suffix: str, said: str, content: dict, photos: Path, written: Callable
+def test_images_with_more_than_8_bits_are_reported_with_the_scaling(
+    mode: str, suffix: str, words: str, content: dict, photos: Path, write_json: Callable
 ) -> None:
     Image.new(mode, (64, 48)).save(photos / f"deep.{suffix}")
     content["images"][0]["file_name"] = f"deep.{suffix}"
-    path = written(content)
+    path = write_json(content)
     for decode in (True, False):
         found = findings_of(Source(path, photos, decode=decode))(read_coco_table(path))
         (deep,) = (f for f in found if f.code == "image_depth")
         assert (
-            deep.rows == [0] and said in deep.example and "lowest value becomes 0" in deep.example
+            deep.rows == [0] and words in deep.example and "lowest value becomes 0" in deep.example
         )
 
 
 def test_frames_and_transparency_are_reported(
-    content: dict, photos: Path, written: Callable
+    content: dict, photos: Path, write_json: Callable
 ) -> None:
     first, second = (Image.new("RGB", (64, 48), color) for color in ("red", "blue"))
     first.save(photos / "a.gif", save_all=True, append_images=[second])
     clear = Image.new("RGBA", (64, 48), (255, 0, 0, 99))
     clear.save(photos / "b.png")
-    Image.new("RGBA", (40, 60), (255, 0, 0, 255)).save(photos / "c.png")  # nothing shows through
+    Image.new("RGBA", (40, 60), (255, 0, 0, 255)).save(photos / "c.png")  # fully opaque
     for row, name in enumerate(("a.gif", "b.png", "c.png")):
         content["images"][row]["file_name"] = name
-    path = written(content)
+    path = write_json(content)
     found = codes(findings_of(Source(path, photos))(read_coco_table(path)))
     assert found == {"image_frames": [0], "image_transparent": [1]}
 
 
-def test_images_over_the_limit_are_not_called_unreadable(
-    content: dict, photos: Path, written: Callable, monkeypatch: pytest.MonkeyPatch
+def test_images_over_the_pixel_limit_are_not_reported_as_unreadable(
+    content: dict, photos: Path, write_json: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
-    path = written(content)
+    path = write_json(content)
     found = findings_of(Source(path, photos))(read_coco_table(path))
-    assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third has 40 x 60
+    assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third image has 40 x 60
     for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):
         assert words in found[0].example
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3072")
     assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
 
 
-def test_every_kind_is_tried_here() -> None:
-    tried = {code for _, expected in SPOILT for code in expected}
+def test_every_kind_of_finding_is_tested() -> None:
+    tried = {code for _, expected in DAMAGES for code in expected}
     tried |= {"image_missing", "image_unreadable", "image_size", "image_identical"}
     tried |= {"against_identical", "against_categories", "category_imbalance", "object_anchors"}
     tried |= {"object_crowd", "object_many", "image_refused", "image_depth", "image_frames"}
@@ -311,7 +311,7 @@ def test_every_kind_is_tried_here() -> None:
         json.dumps({"via": {"filename": "a.jpg", "regions": {}}}),
     ],
 )
-def test_what_is_no_coco_file_is_refused(text: str, tmp_path: Path) -> None:
+def test_invalid_coco_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="x.json"):
         fast_findings(tmp_path / "x.json")

@@ -1,4 +1,4 @@
-"""`--fix`: no error is left, nothing that was right is lost, and the input stays as it was."""
+"""`--fix` leaves no errors, loses no valid data, and does not change its input."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from pycocotools import mask
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_file import PARTS, read_content
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import check_coco_file, findings_of, mend
+from d2ext.data.validation.coco.check_file import check_coco_file, findings_of, write_fixed
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.coco.fixes.fix import REMEDIES, fix
@@ -26,10 +26,10 @@ from d2ext.data.validation.coco.json_numbers import integer, numbers
 from d2ext.data.validation.coco.source import Source
 from d2ext.data.validation.coco.table import coco_table, read_coco_table
 from d2ext.errors import UserError
-from tests.data.validation.coco.conftest import draw_photos, made
-from tests.data.validation.coco.test_findings import SPOILT
+from tests.data.validation.coco.conftest import draw_photos, valid_content
+from tests.data.validation.coco.test_findings import DAMAGES
 
-ODD = st.one_of(
+ANY_VALUE = st.one_of(
     st.none(),
     st.booleans(),
     st.sampled_from(
@@ -48,8 +48,8 @@ ODD = st.one_of(
 )
 
 
-# How a point of an image of 60 x 40 pixels that its EXIF data turn got where it is shown, undone.
-UNTURNED: dict[int, Callable[[float, float], list[float]]] = {
+# Map a point of the image as shown back to the stored 60 x 40 pixels, by EXIF orientation.
+TO_STORED: dict[int, Callable[[float, float], list[float]]] = {
     1: lambda x, y: [x, y],
     5: lambda x, y: [y, x],
     6: lambda x, y: [y, 40 - x],
@@ -61,13 +61,13 @@ UNTURNED: dict[int, Callable[[float, float], list[float]]] = {
 SIDES = ("width", "height")
 
 
-def unturned(orientation: int) -> dict:
-    """The faultless file, but c.png annotated as its pixels are stored: an error from 5 on."""
-    content = made()
+def annotated_as_stored(orientation: int) -> dict:
+    """Return the valid file with c.png annotated as stored, an error for orientations 5 to 8."""
+    content = valid_content()
     image, shape = content["images"][2], content["annotations"][4]
     points = shape["segmentation"][0]
     pairs = zip(points[::2], points[1::2], strict=True)
-    corners = [UNTURNED[orientation](x, y) for x, y in pairs]
+    corners = [TO_STORED[orientation](x, y) for x, y in pairs]
     (x0, y0), (x1, y1) = ([f(c) for c in zip(*corners, strict=True)] for f in (min, max))
     shape |= {"segmentation": [sum(corners, [])], "bbox": [x0, y0, x1 - x0, y1 - y0]}
     if orientation > 4:
@@ -77,9 +77,9 @@ def unturned(orientation: int) -> dict:
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Callable]:
-    """The images of `unturned`, by orientation, with what checks them."""
+    """Return the checks of the images of `annotated_as_stored`, by orientation."""
     checks = {}
-    for orientation in UNTURNED:
+    for orientation in TO_STORED:
         root = tmp_path_factory.mktemp(f"photos{orientation}")
         draw_photos(root)
         exif = Image.Exif()
@@ -93,13 +93,13 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Callable]:
 
 @st.composite
 def mutations(draw: st.DrawFn) -> tuple[dict, set[int], int]:
-    """A spoilt file, the ids of the annotations that are still valid, and c.png's orientation.
+    """Draw a damaged file, the ids of annotations that are still valid, and c.png's orientation.
 
-    An annotation is valid while it is as it was and its image can be known: that is, has its id
-    and its name. That the image has a wrong size, say, costs it nothing.
+    An annotation is valid if it is unchanged and its image still has its id and name. Other damage
+    to the image, such as a wrong size, does not matter.
     """
-    orientation = draw(st.sampled_from(sorted(UNTURNED)))
-    content = unturned(orientation)
+    orientation = draw(st.sampled_from(sorted(TO_STORED)))
+    content = annotated_as_stored(orientation)
     touched, images = set(), set()
     for _ in range(draw(st.integers(1, 4))):
         part = draw(st.sampled_from(PARTS))
@@ -107,35 +107,35 @@ def mutations(draw: st.DrawFn) -> tuple[dict, set[int], int]:
         entry = content[part][row]
         kind = draw(st.sampled_from(["value", "lose", "entry", "repeat", "copy"]))
         key = draw(st.sampled_from(sorted(entry))) if isinstance(entry, dict) and entry else None
-        spoils = kind == "entry" or (kind in ("value", "lose") and key)
-        if spoils and part == "annotations":
+        is_damage = kind == "entry" or (kind in ("value", "lose") and key)
+        if is_damage and part == "annotations":
             touched.add(row)
-        if spoils and part == "images" and (kind == "entry" or key in ("id", "file_name")):
+        if is_damage and part == "images" and (kind == "entry" or key in ("id", "file_name")):
             images.add(row)
         if kind == "entry":
-            content[part][row] = draw(ODD)
+            content[part][row] = draw(ANY_VALUE)
         elif key and kind == "value":
-            entry[key] = draw(ODD)
+            entry[key] = draw(ANY_VALUE)
         elif key and kind == "lose":
             del entry[key]
         elif key and kind == "repeat":
-            content[part].append({**entry, key: draw(ODD)})
+            content[part].append({**entry, key: draw(ANY_VALUE)})
         elif key:
             content[part].append(copy.deepcopy(entry))
-    lost = {i["id"] for n, i in enumerate(made()["images"]) if n in images}
-    # Whose objects are they, where another image took the id?
+    lost = {i["id"] for n, i in enumerate(valid_content()["images"]) if n in images}
+    # If another image took the id, the owner of the objects is ambiguous.
     entries = [content["images"][row] for row in images]
     lost |= {integer(entry.get("id")) for entry in entries if isinstance(entry, dict)}
     kept = {
         a["id"]
-        for n, a in enumerate(made()["annotations"])
+        for n, a in enumerate(valid_content()["annotations"])
         if n not in touched and a["image_id"] not in lost
     }
     return content, kept, orientation
 
 
 def place(content: dict, annotation: dict) -> tuple:
-    """Where an annotation is, however things are numbered: image, corners of its box, shape."""
+    """Return an annotation's place regardless of ids: image name, crowd flag, box and shape."""
     names = {i["id"]: i["file_name"] for i in content["images"]}
     x, y, w, h = annotation["bbox"]
     shape = annotation["segmentation"]
@@ -149,7 +149,7 @@ def place(content: dict, annotation: dict) -> tuple:
 
 
 def is_there(expected: tuple, content: dict) -> bool:
-    """Whether an annotation is in that place, but for the pixel that a size may be off."""
+    """Return whether an annotation is in that place, up to the pixel that sizes may be off."""
     for a in content["annotations"]:
         if a.get("segmentation") and a.get("bbox"):
             name, crowd, numbers = place(content, a)
@@ -159,51 +159,51 @@ def is_there(expected: tuple, content: dict) -> bool:
     return False
 
 
-def short() -> tuple[dict, set[int], int]:
-    """A turned photo with a height that tells nothing: its box fits the photo turned or not."""
-    content = unturned(5)
+def with_useless_height() -> tuple[dict, set[int], int]:
+    """Return a rotated photo with a useless height; its box fits with and without rotation."""
+    content = annotated_as_stored(5)
     content["images"][2]["height"] = 3
-    return content, {a["id"] for a in made()["annotations"]}, 5
+    return content, {a["id"] for a in valid_content()["annotations"]}, 5
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(spoilt=mutations())
-@example(spoilt=short())
-def test_whatever_is_spoilt_is_mended_and_the_rest_is_where_it_was(
-    spoilt: tuple[dict, set[int], int], album: dict[int, Callable]
+@given(damaged=mutations())
+@example(damaged=with_useless_height())
+def test_damage_is_fixed_and_valid_annotations_keep_their_place(
+    damaged: tuple[dict, set[int], int], album: dict[int, Callable]
 ) -> None:
-    content, kept, orientation = spoilt
+    content, kept, orientation = damaged
     check = album[orientation]
     files = Files(check.root, check.photos)
     before = copy.deepcopy(content)
     try:
         fixed = fix(content, check, files, drop=True)
     except UserError as e:
-        # It is refused only where an image has a size that says nothing, or an id is of two.
+        # `fix` may refuse only if an image has a useless size, or two entries have the same id.
         images = [i for i in content["images"] if isinstance(i, dict)]
         ids = [integer(i.get("id")) for i in images]
-        telling = all(integer(i.get(k)) in (40, 48, 60, 64) for i in images for k in SIDES)
-        why = "used twice" if telling else "used twice|whose width or|listed twice|wrong values"
+        plausible = all(integer(i.get(k)) in (40, 48, 60, 64) for i in images for k in SIDES)
+        why = "used twice" if plausible else "used twice|whose width or|listed twice|wrong values"
         assert re.search(why, str(e)) or len(set(ids)) < len(ids)
         return
     finally:
         assert repr(content) == repr(before)
     assert not [f for f in check(coco_table(fixed.content)) if f.severity == ERROR]
     assert fixed.findings == check(coco_table(fixed.content))
-    for a in made()["annotations"]:
+    for a in valid_content()["annotations"]:
         if a["id"] in kept:
-            assert is_there(place(made(), a), fixed.content), a
+            assert is_there(place(valid_content(), a), fixed.content), a
     again = fix(fixed.content, check, files)
     assert not again.changes and again.content == fixed.content
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(spoilt=mutations())
-def test_nothing_that_is_valid_is_removed_unasked(
-    spoilt: tuple[dict, set[int], int], album: dict[int, Callable]
+@given(damaged=mutations())
+def test_nothing_usable_is_removed_without_drop(
+    damaged: tuple[dict, set[int], int], album: dict[int, Callable]
 ) -> None:
-    """Either nothing is written, or each image and each annotation with a box is still there."""
-    content, kept, orientation = spoilt
+    """Either nothing is written, or all images and all annotations with a box are kept."""
+    content, kept, orientation = damaged
     check = album[orientation]
     try:
         fixed = fix(content, check, Files(check.root, check.photos)).content
@@ -215,7 +215,7 @@ def test_nothing_that_is_valid_is_removed_unasked(
     annotations = [a for a in content["annotations"] if isinstance(a, dict)]
     for a in annotations:
         if integer(a.get("id")) and _is_usable(a) and integer(a["id"]) not in ids:
-            shape = a.get("segmentation")  # that of a copy
+            shape = a.get("segmentation")  # only copies may be removed
             assert any(b is not a and b.get("segmentation") == shape for b in annotations)
 
 
@@ -227,22 +227,27 @@ def _is_usable(a: dict) -> bool:
     return refers and len(box) == 4 and min(box[2:]) > 0
 
 
-@pytest.mark.parametrize(("spoil", "expected"), SPOILT)
-def test_a_mended_file_is_read_and_says_what_was_done(
-    spoil: Callable, expected: dict, content: dict, photos: Path, written: Callable, tmp_path: Path
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES)
+def test_fixed_file_is_valid_and_changes_are_logged(
+    damage: Callable,
+    expected: dict,
+    content: dict,
+    photos: Path,
+    write_json: Callable,
+    tmp_path: Path,
 ) -> None:
-    spoil(content)
-    path, out = written(content), tmp_path / "out" / "fixed.json"
+    damage(content)
+    path, out = write_json(content), tmp_path / "out" / "fixed.json"
     before = path.read_bytes()
     source = Source(path, photos)
     check = findings_of(source)
     errors = [f for f in check(read_coco_table(path)) if f.severity == ERROR]
     if expected.keys() & {"image_duplicate_id", "category_duplicate_id"}:
         with pytest.raises(UserError, match=r"nothing was written.*used twice.*different ids"):
-            mend(source, out, check, drop=True)
+            write_fixed(source, out, check, drop=True)
         assert not out.exists()
         return
-    fixed = mend(source, out, check, drop=True)
+    fixed = write_fixed(source, out, check, drop=True)
     assert path.read_bytes() == before
     assert not [f for f in check(read_coco_table(out)) if f.severity == ERROR]
     assert fixed.changes or not errors
@@ -251,8 +256,8 @@ def test_a_mended_file_is_read_and_says_what_was_done(
     assert json.loads(out.read_bytes())["info"] == content["info"]
 
 
-def test_values_are_saved_where_they_can_be(content: dict, photos: Path, written: Callable) -> None:
-    """Names of other spelling, sizes, numbers as text, a box from its mask: nothing is removed."""
+def test_values_are_repaired_if_possible(content: dict, photos: Path, write_json: Callable) -> None:
+    """Names, sizes, numbers as text and a missing box are fixed, and nothing is removed."""
     images, annotations = content["images"], content["annotations"]
     images[0]["file_name"] = f"../{photos.name}/a.jpg"
     images[1] |= {"file_name": "SUB\\B.jpg", "width": 99}
@@ -261,17 +266,17 @@ def test_values_are_saved_where_they_can_be(content: dict, photos: Path, written
     annotations[1]["segmentation"] = annotations[1]["segmentation"][0]
     annotations[2] |= {"category_id": "2", "bbox": [500, 5, 24, 10]}
     annotations[3] |= {"iscrowd": True, "id": 0}
-    expected = made()
-    expected["annotations"][3]["id"] = 3  # the smallest one that is free
-    path = written(content)
+    expected = valid_content()
+    expected["annotations"][3]["id"] = 3  # the smallest free id
+    path = write_json(content)
     source = Source(path, photos)
     out = path.with_name("out.json")
-    fixed = mend(source, out, findings_of(source))
+    fixed = write_fixed(source, out, findings_of(source))
     assert read_content(out) == expected
     assert "annotations[3]: id 0 -> 3" in fixed.changes
 
 
-def test_entries_of_one_file_become_one(content: dict) -> None:
+def test_entries_of_one_file_are_merged(content: dict) -> None:
     second = {**content["annotations"][0], "id": 40, "image_id": 70, "bbox": [11, 10, 19, 16]}
     content["images"].append({**content["images"][0], "id": 70})
     content["annotations"].append(second)
@@ -281,15 +286,15 @@ def test_entries_of_one_file_become_one(content: dict) -> None:
     assert [a["id"] for a in fixed["annotations"] if a["image_id"] == 3] == [1, 2, 40]
 
 
-def test_an_unknown_category_keeps_its_objects(content: dict) -> None:
+def test_objects_of_an_unknown_category_are_kept(content: dict) -> None:
     content["annotations"][0]["category_id"] = 9
     fixed = fix(content, fast_findings).content
     assert fixed["categories"][-1] == {"id": 9, "name": "category_9"}
     assert fixed["annotations"] == content["annotations"]
 
 
-def test_the_input_is_never_the_output(content: dict, photos: Path, written: Callable) -> None:
-    path = written(content)
+def test_output_must_not_be_the_input(content: dict, photos: Path, write_json: Callable) -> None:
+    path = write_json(content)
     link = path.with_name("link.json")
     link.symlink_to(path)
     for out in (path, link):
@@ -298,13 +303,13 @@ def test_the_input_is_never_the_output(content: dict, photos: Path, written: Cal
     assert json.loads(path.read_bytes()) == content
 
 
-def test_a_wrong_folder_does_not_empty_the_set(
-    content: dict, written: Callable, tmp_path: Path
+def test_wrong_image_folder_does_not_empty_the_file(
+    content: dict, write_json: Callable, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    source = Source(written(content), tmp_path / "elsewhere")
+    source = Source(write_json(content), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--images"):
-        mend(source, tmp_path / "out.json", findings_of(source))
+        write_fixed(source, tmp_path / "out.json", findings_of(source))
     assert not (tmp_path / "out.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""`--fix`: ids that are text, names of several files, images nobody looked at, masks and edges."""
+"""`--fix`: ids that are text, ambiguous names, runs without images, masks and edges."""
 
 import json
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.validation.coco.check_file import findings_of, mend
+from d2ext.data.validation.coco.check_file import findings_of, write_fixed
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.fixes.fix import fix
 from d2ext.data.validation.coco.source import Source
 from d2ext.errors import UserError
-from tests.data.validation.coco.conftest import annotation, made
+from tests.data.validation.coco.conftest import annotation, valid_content
 
 
-def mended(
-    content: dict, written: Callable, photos: Path | None, drop: bool = False
+def run_fix(
+    content: dict, write_json: Callable, photos: Path | None, drop: bool = False
 ) -> tuple[dict, list[str]]:
-    """The mended content, and the changes."""
-    path = written(content)
+    """Write and fix a file; return the fixed content and the changes."""
+    path = write_json(content)
     source = Source(path, photos)
-    fixed = mend(source, path.with_name("out.json"), findings_of(source), drop)
+    fixed = write_fixed(source, path.with_name("out.json"), findings_of(source), drop)
     return json.loads(path.with_name("out.json").read_bytes()), fixed.changes
 
 
@@ -35,7 +35,7 @@ def mended(
     ],
 )
 def test_ids_that_are_text_become_numbers_everywhere(
-    images: list, categories: list, content: dict, written: Callable, photos: Path
+    images: list, categories: list, content: dict, write_json: Callable, photos: Path
 ) -> None:
     for part, key, ids in (
         ("images", "image_id", images),
@@ -46,16 +46,16 @@ def test_ids_that_are_text_become_numbers_everywhere(
             e["id"] = new[e["id"]]
         for a in content["annotations"]:
             a[key] = new[a[key]]
-    fixed, _ = mended(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert len(fixed["annotations"]) == 5
-    for a, b in zip(fixed["annotations"], made()["annotations"], strict=True):
+    for a, b in zip(fixed["annotations"], valid_content()["annotations"], strict=True):
         for part, key, name in (
             ("images", "image_id", "file_name"),
             ("categories", "category_id", "name"),
         ):
             mine, right = (
                 next(e[name] for e in c[part] if e["id"] == x[key])
-                for c, x in ((fixed, a), (made(), b))
+                for c, x in ((fixed, a), (valid_content(), b))
             )
             assert mine == right
         keys = ("id", "bbox", "area", "segmentation", "iscrowd")
@@ -70,29 +70,31 @@ def test_a_category_may_be_referred_to_by_its_name(content: dict) -> None:
     assert fixed["categories"][2:] == [{"id": 1, "name": "cow"}]
 
 
-def test_annotations_do_not_all_go(content: dict, written: Callable) -> None:
+def test_removing_all_annotations_is_refused(content: dict, write_json: Callable) -> None:
     for a in content["annotations"]:
         a["image_id"] = 99
     with pytest.raises(UserError, match=r"annotations of images that are not .*--drop-unusable"):
-        mended(content, written, None)
+        run_fix(content, write_json, None)
     with pytest.raises(UserError, match="annotations would be left"):
-        mended(content, written, None, drop=True)
-    assert not written(content).with_name("out.json").exists()
+        run_fix(content, write_json, None, drop=True)
+    assert not write_json(content).with_name("out.json").exists()
 
 
 @pytest.mark.parametrize(
     "values", [{"width": None}, {"file_name": "../x/a.jpg"}, {"file_name": "/a.jpg"}]
 )
-def test_images_do_not_go_unseen(values: dict, content: dict, written: Callable) -> None:
+def test_images_are_not_removed_without_an_image_folder(
+    values: dict, content: dict, write_json: Callable
+) -> None:
     content["images"][0] |= values
     with pytest.raises(UserError, match=r"^images\[0\]: .*give --images"):
-        mended(content, written, None)
+        run_fix(content, write_json, None)
 
 
-def test_a_number_may_be_a_name(content: dict, written: Callable, photos: Path) -> None:
+def test_file_name_may_be_a_number(content: dict, write_json: Callable, photos: Path) -> None:
     (photos / "a.jpg").rename(photos / "5")
     content["images"][0]["file_name"] = 5
-    fixed, _ = mended(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     content["images"][0]["file_name"] = "5"
     assert fixed == content
 
@@ -120,8 +122,8 @@ def test_a_number_may_be_a_name(content: dict, written: Callable, photos: Path) 
         (["img.jpg"], ["Img.jpg", "IMG.jpg"], None),
     ],
 )
-def test_objects_of_two_photos_never_join(
-    files: list, names: list, meant: list | None, written: Callable, tmp_path: Path
+def test_objects_of_two_photos_are_never_mixed(
+    files: list, names: list, meant: list | None, write_json: Callable, tmp_path: Path
 ) -> None:
     root = tmp_path / "some"
     for i, name in enumerate(files):
@@ -139,9 +141,9 @@ def test_objects_of_two_photos_never_join(
     }
     if meant is None:
         with pytest.raises(UserError, match=r"nothing was written.*images\[0\].*correct file_name"):
-            mended(content, written, root)
+            run_fix(content, write_json, root)
     else:
-        fixed, _ = mended(content, written, root)
+        fixed, _ = run_fix(content, write_json, root)
         assert [i["file_name"] for i in fixed["images"]] == meant
         assert fixed["annotations"] == content["annotations"]
 
@@ -155,19 +157,19 @@ def test_objects_of_two_photos_never_join(
         [["10", 10, 30, 10, 30, 26, 10, 26]],
     ],
 )
-def test_points_in_any_lists_are_a_mask(shape: list, content: dict) -> None:
+def test_polygon_points_may_be_nested_in_any_way(shape: list, content: dict) -> None:
     content["annotations"][0]["segmentation"] = shape
-    assert fix(content, fast_findings).content == made()
+    assert fix(content, fast_findings).content == valid_content()
 
 
-def test_an_rle_of_floats_is_a_mask(content: dict) -> None:
+def test_rle_of_floats_is_converted(content: dict) -> None:
     plain = content["annotations"][3]["segmentation"]
-    spoilt = {"size": [48.0, "64"], "counts": list(map(float, plain["counts"]))}
-    content["annotations"][3]["segmentation"] = spoilt
-    assert fix(content, fast_findings).content == made()
+    damaged = {"size": [48.0, "64"], "counts": list(map(float, plain["counts"]))}
+    content["annotations"][3]["segmentation"] = damaged
+    assert fix(content, fast_findings).content == valid_content()
 
 
-def test_masks_are_cut_with_their_boxes(content: dict) -> None:
+def test_masks_are_clipped_with_their_boxes(content: dict) -> None:
     first, second, *_ = content["annotations"]
     first |= {"bbox": [54, 38, 30, 30], "area": 450, "segmentation": [[54, 38, 84, 38, 54, 68]]}
     second |= {"bbox": None, "area": 800, "segmentation": [[-20, 0, 20, 0, 20, 20, -20, 20]]}
@@ -182,7 +184,7 @@ def test_masks_are_cut_with_their_boxes(content: dict) -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("Käfer.jpg", "Ka\u0308fer.jpg"),  # the accent as a character of its own
+        ("Käfer.jpg", "Ka\u0308fer.jpg"),  # the accent as a separate character
         ("IMG_1.JPG", "img_1.jpg"),
         ("IMG_1.jpeg", "IMG_1.jpg"),
         ("img_1.png", "IMG_1.JPG"),
@@ -203,73 +205,73 @@ def test_masks_are_cut_with_their_boxes(content: dict) -> None:
         ("a.jpg", "photos\\a.jpg"),
     ],
 )
-def test_a_name_of_another_spelling_is_repaired(
-    file: str, name: str, content: dict, written: Callable, photos: Path
+def test_misspelled_name_is_corrected(
+    file: str, name: str, content: dict, write_json: Callable, photos: Path
 ) -> None:
     (photos / file).parent.mkdir(exist_ok=True, parents=True)
     (photos / "a.jpg").rename(photos / "old")
     Image.open(photos / "old").save(photos / file)
     (photos / "old").unlink()
     content["images"][0]["file_name"] = name
-    fixed, changes = mended(content, written, photos)
+    fixed, changes = run_fix(content, write_json, photos)
     content["images"][0]["file_name"] = file
     assert fixed == content and len(changes) == 1
 
 
-def test_the_file_in_the_folders_of_the_name_is_meant(
-    content: dict, written: Callable, photos: Path
+def test_file_in_the_folders_of_the_name_is_preferred(
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     for folder in ("train", "val"):
         (photos / folder).mkdir()
         Image.new("RGB", (64, 48)).save(photos / folder / "x.jpg")
     content["images"][0]["file_name"] = "C:\\data\\val\\x.jpg"
-    fixed, _ = mended(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert fixed["images"][0]["file_name"] == "val/x.jpg"
 
 
-def test_a_doubtful_name_is_refused_with_the_similar_file(
-    content: dict, written: Callable, photos: Path
+def test_ambiguous_name_is_refused_with_similar_files(
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     (photos / "train").mkdir()
     (photos / "a.jpg").rename(photos / "train" / "a.jpg")
     content["images"][0]["file_name"] = "val/a.jpg"
     with pytest.raises(UserError, match=r"images\[0\] \(val/a.jpg, similar to train/a.jpg\)"):
-        mended(content, written, photos)
-    assert not written(content).with_name("out.json").exists()
+        run_fix(content, write_json, photos)
+    assert not write_json(content).with_name("out.json").exists()
 
 
-def test_a_photo_of_another_size_is_not_meant(
-    content: dict, written: Callable, photos: Path
+def test_similar_file_of_another_size_is_not_used(
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
-    """Another folder's IMG_0001.jpg, say: its objects would get onto another photo."""
+    """A file of the same name, such as IMG_0001.jpg, in another folder can be another photo."""
     (photos / "other").mkdir()
     Image.new("RGB", (300, 200)).save(photos / "other" / "x.jpg")
     content["images"][0]["file_name"] = "C:\\data\\x.jpg"
     with pytest.raises(UserError, match=r"nothing was written.*correct file_name"):
-        mended(content, written, photos)
+        run_fix(content, write_json, photos)
 
 
-def test_a_misspelled_name_without_a_size_gets_both(
-    content: dict, written: Callable, photos: Path
+def test_misspelled_name_without_size_gets_both(
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["images"][0] = {"id": 3, "file_name": "A.JPG", "license": 1}
-    fixed, _ = mended(content, written, photos)
-    assert fixed["images"][0] == made()["images"][0] | {"file_name": "a.jpg"}
+    fixed, _ = run_fix(content, write_json, photos)
+    assert fixed["images"][0] == valid_content()["images"][0] | {"file_name": "a.jpg"}
 
 
-def _spoil_photo(photos: Path) -> None:
+def _truncate_photo(photos: Path) -> None:
     (photos / "a.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
 
 
-LOSSES = [
+UNUSABLE = [
     (lambda c, photos: (photos / "a.jpg").unlink(), "without a file", 1, 2),
-    (lambda c, photos: _spoil_photo(photos), "cannot be read", 1, 2),
+    (lambda c, photos: _truncate_photo(photos), "cannot be read", 1, 2),
     (lambda c, photos: c["images"][0].pop("file_name"), "wrong values", 1, 2),
     (lambda c, photos: c["images"].pop(0), "not listed", 0, 2),
     (lambda c, photos: c["annotations"][0].update(image_id="z"), "not listed", 0, 1),
     (
         lambda c, photos: c["annotations"][0].update(bbox=[90, 9, 9, 9], segmentation=[]),
-        "outside of their image",
+        "outside their image",
         0,
         1,
     ),
@@ -288,34 +290,34 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "said", "images", "annotations"), LOSSES)
-def test_what_could_be_repaired_by_hand_is_dropped_on_request_only(
-    spoil: Callable,
-    said: str,
+@pytest.mark.parametrize(("damage", "message", "images", "annotations"), UNUSABLE)
+def test_repairable_entries_are_dropped_only_on_request(
+    damage: Callable,
+    message: str,
     images: int,
     annotations: int,
     content: dict,
-    written: Callable,
+    write_json: Callable,
     photos: Path,
 ) -> None:
-    spoil(content, photos)
+    damage(content, photos)
     before = len(content["images"])
-    with pytest.raises(UserError, match=rf"nothing was written.*{said}.*--drop-unusable"):
-        mended(content, written, photos)
-    assert not written(content).with_name("out.json").exists()
-    fixed, changes = mended(content, written, photos, drop=True)
+    with pytest.raises(UserError, match=rf"nothing was written.*{message}.*--drop-unusable"):
+        run_fix(content, write_json, photos)
+    assert not write_json(content).with_name("out.json").exists()
+    fixed, changes = run_fix(content, write_json, photos, drop=True)
     assert before - len(fixed["images"]) == images
-    assert len(made()["annotations"]) - len(fixed["annotations"]) == annotations
+    assert len(valid_content()["annotations"]) - len(fixed["annotations"]) == annotations
     assert sum("removed" in change for change in changes) == images + annotations
 
 
-def test_a_photo_over_the_limit_is_never_dropped(
-    content: dict, written: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+def test_photo_over_the_pixel_limit_is_never_dropped(
+    content: dict, write_json: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
     for drop in (False, True):
-        with pytest.raises(UserError, match=r"nothing was written.*limit of pixels"):
-            mended(content, written, photos, drop)
+        with pytest.raises(UserError, match=r"nothing was written.*pixel limit"):
+            run_fix(content, write_json, photos, drop)
 
 
 @pytest.mark.parametrize(
@@ -323,38 +325,38 @@ def test_a_photo_over_the_limit_is_never_dropped(
     [
         (dict(bbox=[10, 10, 0, 16], segmentation=[]), False),
         (dict(bbox=None, segmentation=None), False),
-        (dict(bbox=[30, 26, -20, -16], segmentation=[]), True),  # of corners in another order
-        (dict(segmentation=[[10, 10, 30, 26]]), True),  # its box is right
+        (dict(bbox=[30, 26, -20, -16], segmentation=[]), True),  # corners in another order
+        (dict(segmentation=[[10, 10, 30, 26]]), True),  # the box is valid
         (dict(segmentation={"size": [48, 64], "counts": [5, 5]}), True),
     ],
 )
-def test_an_annotation_goes_only_without_any_shape(
-    values: dict, kept: bool, content: dict, written: Callable, photos: Path
+def test_annotation_is_removed_only_without_any_shape(
+    values: dict, kept: bool, content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["annotations"][0].update(values)
-    fixed, _ = mended(content, written, photos)
+    fixed, _ = run_fix(content, write_json, photos)
     assert (fixed["annotations"][0]["id"] == 1) == kept
     assert not kept or fixed["annotations"][0]["bbox"] == content["annotations"][0]["bbox"]
 
 
-def test_an_rle_of_another_size_is_not_removed_unasked(
-    content: dict, written: Callable, photos: Path
+def test_rle_of_another_size_is_removed_only_on_request(
+    content: dict, write_json: Callable, photos: Path
 ) -> None:
     content["annotations"][2]["segmentation"]["size"] = [24, 128]
-    with pytest.raises(UserError, match=r"nothing was written.*RLE masks of another size"):
-        mended(content, written, photos)
-    fixed, _ = mended(content, written, photos, drop=True)
+    with pytest.raises(UserError, match=r"nothing was written.*RLE masks whose size differs"):
+        run_fix(content, write_json, photos)
+    fixed, _ = run_fix(content, write_json, photos, drop=True)
     assert "segmentation" not in fixed["annotations"][2] and len(fixed["annotations"]) == 5
 
 
 @pytest.mark.parametrize("text", ["sub/b.jpg", "b.jpg", "b"])
 def test_an_image_may_be_referred_to_by_its_name(text: str, content: dict) -> None:
     content["annotations"][2]["image_id"] = text
-    assert fix(content, fast_findings).content == made()
+    assert fix(content, fast_findings).content == valid_content()
 
 
-def test_a_new_id_is_none_that_annotations_refer_to(content: dict) -> None:
-    """Those of an unlisted category would become its objects."""
+def test_new_id_is_not_one_that_annotations_refer_to(content: dict) -> None:
+    """Otherwise the new category would take over the annotations of an unlisted one."""
     content["categories"].append({"name": "cow"})
     content["annotations"][0]["category_id"] = 1
     fixed = fix(content, fast_findings).content
@@ -363,12 +365,14 @@ def test_a_new_id_is_none_that_annotations_refer_to(content: dict) -> None:
 
 
 @pytest.mark.parametrize("part", ["images", "categories"])
-def test_ids_of_two_entries_are_not_guessed(part: str, content: dict, written: Callable) -> None:
+def test_duplicate_ids_of_annotated_entries_are_refused(
+    part: str, content: dict, write_json: Callable
+) -> None:
     key = {"images": "file_name", "categories": "name"}[part]
     content[part].append({**content[part][0], key: "another"})
     with pytest.raises(UserError, match=r"nothing was written.*used twice"):
-        mended(content, written, None)
+        run_fix(content, write_json, None)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 3]
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 2]
-    fixed, _ = mended(content, written, None)
+    fixed, _ = run_fix(content, write_json, None)
     assert fixed[part][-1][key] == "another" and fixed[part][-1]["id"] == 1

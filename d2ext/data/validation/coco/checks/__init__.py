@@ -1,1 +1,1 @@
-"""The checks of a COCO file, by subject."""
+"""Checks of a COCO file, by subject."""

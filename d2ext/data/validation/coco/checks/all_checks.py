@@ -1,4 +1,4 @@
-"""The checks in their order; those that need no image are the fast part, which preflight runs."""
+"""All checks, in order; preflight runs only the fast ones, which do not read images."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import KINDS, SEVERITIES, Finding
 from d2ext.data.validation.coco.table import CocoTable, coco_table, read_coco_table
 
-MAX_DETECTIONS = 100  # COCO's, and Detectron2's test_topk_per_image
+MAX_DETECTIONS = 100  # the default of COCO's metric and of Detectron2's test_topk_per_image
 CHECKS: tuple[Callable[[CocoTable], Iterator[Finding]], ...] = (
     entries.malformed,
     entries.image_ids,
@@ -32,19 +32,19 @@ def fast_findings(
     images: str | Path | None = None,
     max_detections: int = MAX_DETECTIONS,
 ) -> list[Finding]:
-    """Return the findings in a COCO file that need no images.
+    """Run the checks of a COCO file that do not read images.
 
     Args:
-        content: the file, what is in it, or its columns.
-        anchors: what object sizes are held against.
-        images: their folder, which is not looked into; without it no absolute name is good.
-        max_detections: objects that a model and a metric take in an image.
+        content: Path, parsed content or table of the file.
+        anchors: Anchors that object sizes are compared with.
+        images: Image folder, which is not read; without one, absolute file names are errors.
+        max_detections: Maximum number of objects per image that models and metrics handle.
 
     Returns:
         Findings, errors first.
 
     Raises:
-        UserError: it cannot be read or is no COCO file.
+        UserError: The file cannot be read or is not a COCO file.
     """
     if isinstance(content, str | Path):
         content = read_coco_table(content)
@@ -56,6 +56,6 @@ def fast_findings(
 
 
 def in_order(findings: list[Finding]) -> list[Finding]:
-    """Errors first, then as in `KINDS`."""
+    """Sort findings by severity, errors first, then in the order of `KINDS`."""
     kinds = list(KINDS)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.code)))

@@ -1,4 +1,4 @@
-"""Checks of ids, names and references: whatever a COCO file says beside its shapes."""
+"""Checks of ids, names and references: everything in a COCO file except shapes."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from d2ext.errors import UserError
 
 
 def malformed(c: CocoTable) -> Iterator[Finding]:
-    """Entries that lack a value or have one of a wrong type."""
+    """Find entries that lack a value or have one of the wrong type."""
     for part in PARTS:
         if reasons := c.malformed[part]:
             rows = sorted(reasons)
@@ -25,7 +25,7 @@ def malformed(c: CocoTable) -> Iterator[Finding]:
 
 
 def image_ids(c: CocoTable) -> Iterator[Finding]:
-    """Image ids and image files that appear twice."""
+    """Find image ids and image files that appear twice."""
     good = c.good["images"]
     rows = locations.repeated(c.image_id, good)
     if len(rows):
@@ -41,7 +41,7 @@ def image_ids(c: CocoTable) -> Iterator[Finding]:
 
 
 def image_paths(c: CocoTable, images: str | Path | None) -> Iterator[Finding]:
-    """Names that lead out of the image folder."""
+    """Find image names that lead out of the image folder."""
     wrong = []
     for i in np.flatnonzero(c.good["images"]):
         try:
@@ -57,12 +57,12 @@ def image_paths(c: CocoTable, images: str | Path | None) -> Iterator[Finding]:
 
 
 def encodings(c: CocoTable) -> Iterator[Finding]:
-    """Names of images in a wrong encoding."""
+    """Find image names in a wrong encoding."""
     yield from _mojibake("image_mojibake", c.image_name, "images")
 
 
 def categories(c: CocoTable) -> Iterator[Finding]:
-    """Categories that appear twice, or have names in a wrong encoding."""
+    """Find categories that appear twice or have names in a wrong encoding."""
     good = c.good["categories"]
     rows = locations.repeated(c.category_id, good)
     if len(rows):
@@ -78,7 +78,7 @@ def categories(c: CocoTable) -> Iterator[Finding]:
 
 
 def annotation_ids(c: CocoTable) -> Iterator[Finding]:
-    """Yield the id 0, and ids that appear twice."""
+    """Find annotations with the id 0 and annotation ids that appear twice."""
     good = c.good["annotations"]
     zero = np.flatnonzero(good & (c.id == 0))
     if len(zero):
@@ -92,7 +92,7 @@ def annotation_ids(c: CocoTable) -> Iterator[Finding]:
 
 
 def references(c: CocoTable) -> Iterator[Finding]:
-    """Annotations of images and categories that are not listed."""
+    """Find annotations of images and categories that are not listed."""
     good = c.good["annotations"]
     for code, rows_of, values, word in (
         ("unknown_image", locations.image_rows(c), c.image, "image"),
@@ -105,13 +105,13 @@ def references(c: CocoTable) -> Iterator[Finding]:
 
 
 def repetitions(c: CocoTable) -> Iterator[Finding]:
-    """Annotations that equal another in image, category, box and mask."""
+    """Find annotations that equal another in image, category, box and mask."""
     rows = np.flatnonzero(c.good["annotations"])
     box = np.nan_to_num(c.box[rows], nan=-1.0)
     keys = [c.image[rows], c.category[rows], c.crowd[rows], *box.T, c.masks.hash[rows]]
     same = np.zeros(len(rows), np.uint64)
     with np.errstate(over="ignore"):
-        for key in keys:  # one 64-bit number for each annotation: quick to sort
+        for key in keys:  # hash each annotation to 64 bits, which sort fast
             bits = np.ascontiguousarray(key, float).view(np.uint64)
             same = (same ^ bits) * np.uint64(0x9E3779B97F4A7C15)
             same ^= same >> np.uint64(29)
@@ -123,7 +123,7 @@ def repetitions(c: CocoTable) -> Iterator[Finding]:
 
 
 def demojibake(name: str) -> str | None:
-    """Return the name, where it is UTF-8 that was read as Latin-1 or Windows' code page 1252."""
+    """Decode a name that is UTF-8 read as Latin-1 or Windows-1252; return None for others."""
     if name.isascii():
         return None
     for encoding in ("cp1252", "latin-1"):
@@ -138,5 +138,5 @@ def _mojibake(code: str, names: Sequence[str], part: str) -> Iterator[Finding]:
     better = {i: demojibake(n) for i, n in enumerate(names) if not n.isascii()}
     rows = [i for i, name in better.items() if name or "\ufffd" in names[i]]
     if rows:
-        meant = f", meant is {better[rows[0]]!r}" if better[rows[0]] else ""
-        yield finding(code, rows, part, f"{part}[{rows[0]}]: {names[rows[0]]!r}{meant}")
+        correct = f", should be {better[rows[0]]!r}" if better[rows[0]] else ""
+        yield finding(code, rows, part, f"{part}[{rows[0]}]: {names[rows[0]]!r}{correct}")

@@ -1,4 +1,4 @@
-"""Checks that need the image files: headers always, pixels where they are asked for."""
+"""Checks that read the image files: always their headers, their pixels on request."""
 
 import hashlib
 import os
@@ -18,23 +18,24 @@ from d2ext.data.validation.coco.finding import Finding, finding
 from d2ext.data.validation.coco.table import CocoTable
 from d2ext.errors import UserError
 
-DECODED_BY_ITSELF = 500  # a set of up to so many images is decoded unless that is refused
+DECODED_BY_DEFAULT = 500  # sets of up to this many images are decoded by default
 
 
 @dataclass(frozen=True)
 class Photo:
-    """The facts about an image file.
+    """Properties of an image file.
 
     Attributes:
-        size: width and height as Detectron2 reads it, turned as its EXIF data say; None without.
-        stored: width and height of the file's pixels.
-        orientation: 5 to 8 where the EXIF data turn it by 90 degrees, else 1.
-        problem: why there is no size; `absent` where there is no file.
-        is_refused: whether the problem is a limit or a missing package; the file may be sound.
-        length: of the file, in bytes.
-        depth: what it has in place of 8 bits a channel, see `depth`.
-        has_frames: whether it has several frames or pages.
-        is_transparent: whether some pixels are; False where pixels are not decoded.
+        size: Width and height as Detectron2 reads the image, with the EXIF orientation applied;
+            None if the image cannot be read.
+        stored: Width and height of the stored pixels.
+        orientation: EXIF orientation if it rotates the image by 90 degrees (5 to 8), else 1.
+        problem: Why there is no size; `absent` if there is no file.
+        is_refused: Whether the problem is a limit or a missing package; the file may be intact.
+        length: Length of the file in bytes.
+        depth: Description of channels that do not have 8 bits, see `depth`.
+        has_frames: Whether the file has several frames or pages.
+        is_transparent: Whether any pixel is transparent; False if pixels are not decoded.
     """
 
     size: tuple[int, int] | None
@@ -48,8 +49,8 @@ class Photo:
     is_transparent: bool = False
 
 
-def look(root: str | Path, names: Iterable[str], decode: bool = False) -> dict[str, Photo]:
-    """Looks at image files, several at a time; names that lead out of the folder are left out."""
+def read_photos(root: str | Path, names: Iterable[str], decode: bool = False) -> dict[str, Photo]:
+    """Inspect image files in parallel; skip names that lead out of the folder."""
     paths = {}
     for name in dict.fromkeys(names):
         try:
@@ -67,7 +68,7 @@ def _photo(path: str, decode: bool) -> Photo:
         with open_image(path) as image:
             stored, turn = stored_size(image), orientation(image)
             facts = {"length": length, "depth": depth(image)}
-            # The second picture of an MPO is the camera's own preview or another exposure.
+            # The second picture of an MPO is the camera's preview or another exposure.
             facts["has_frames"] = image.format != "MPO" and getattr(image, "is_animated", False)
             if decode:
                 image.load()
@@ -88,7 +89,11 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
-    """Files that are missing, unreadable, of another size than the entry says, or read in part."""
+    """Find files that are missing, unreadable, of the wrong size or read only in part.
+
+    Files that are read only in part have more than 8 bits per channel, several frames or
+    transparent pixels.
+    """
     rows = [i for i in np.flatnonzero(c.good["images"]) if c.image_name[i] in photos]
     photo = {i: photos[c.image_name[i]] for i in rows}
     missing = [i for i in rows if photo[i].problem == "absent"]
@@ -105,17 +110,17 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
     if wrong:
         turned = [i for i in wrong if photo[i].stored == tuple(c.image_size[i])]
         i = (turned or wrong)[0]
-        said, is_ = ("{} x {}".format(*size) for size in (c.image_size[i], photo[i].size))
-        example = f"{locations.image(c, i)}: {said}, the file has {is_}"
+        stated, actual = ("{} x {}".format(*size) for size in (c.image_size[i], photo[i].size))
+        example = f"{locations.image(c, i)}: {stated}, but the file has {actual}"
         if turned:
             example += (
-                f" (its EXIF orientation turns it, as for {len(turned)} of these {len(wrong)};"
-                " --fix turns the shapes, too)"
+                f" (its EXIF orientation rotates it, as in {len(turned)} of these {len(wrong)};"
+                " --fix rotates the shapes, too)"
             )
         yield finding("image_size", wrong, "images", example)
     if deep := [i for i in rows if photo[i].depth]:
         kinds = ", ".join(sorted({photo[i].depth for i in deep}))
-        example = f"{locations.image(c, deep[0])}; {kinds}; when it is read, {SCALING}"
+        example = f"{locations.image(c, deep[0])}; {kinds}; when read, {SCALING}"
         yield finding("image_depth", deep, "images", example)
     for code, some in (
         ("image_frames", [i for i in rows if photo[i].has_frames]),
@@ -131,7 +136,7 @@ def identical(
     root: str | Path,
     against: tuple[Mapping[str, Photo], str | Path] | None = None,
 ) -> Iterator[Finding]:
-    """Files with the same bytes: within the set, and in the set that it is held against."""
+    """Find files with the same bytes, within the set and in the set that it is compared with."""
     sets = [(photos, root), *([against] if against else [])]
     by_length = defaultdict(list)
     for which, (several, folder) in enumerate(sets):
@@ -160,7 +165,7 @@ def identical(
 
 
 def categories_against(c: CocoTable, other: CocoTable) -> Iterator[Finding]:
-    """Category names that only one of two sets has; the other's rows follow ours."""
+    """Find category names that only one of two sets has; the other set's rows come last."""
     ours, theirs = set(c.category_name), set(other.category_name)
     if ours != theirs:
         rows = [i for i, name in enumerate(c.category_name) if name not in theirs]
@@ -174,5 +179,5 @@ def _hash(path: str) -> str:
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "blake2b").hexdigest()
-    except OSError:  # it went while we looked
+    except OSError:  # deleted since it was inspected
         return ""

@@ -1,4 +1,4 @@
-"""Checks of boxes, masks and areas. Coordinates are pixels from the image's upper left corner."""
+"""Checks of boxes, masks and areas; coordinates are pixels from the image's top left corner."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,12 @@ from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import Finding, finding
 from d2ext.data.validation.coco.table import CocoTable
 
-EDGE = 1.0  # pixels that a box may reach over its image's edge: tools round either way
-_AREA = 0.1  # relative; COCO's own crowds differ by up to 10 % from their RLE
+EDGE = 1.0  # pixels by which a box may exceed its image, because tools round either way
+_AREA = 0.1  # relative; the crowds in COCO differ by up to 10 % from their RLE
 
 
 def boxes(c: CocoTable) -> Iterator[Finding]:
-    """Boxes that are missing, empty, or not in their image."""
+    """Find boxes that are missing, empty, not in their image, or far from their mask's box."""
     good = c.good["annotations"]
     x, y, w, h = c.box.T
     with np.errstate(invalid="ignore", over="ignore"):
@@ -40,7 +40,7 @@ def boxes(c: CocoTable) -> Iterator[Finding]:
                 )
                 yield finding(code, rows, "annotations", example)
         extent = c.masks.extent
-        # Corners in the place of sizes (XYXY for XYWH) are far off; rounding and half pixels not.
+        # Corners given as sizes (XYXY for XYWH) are far off; rounding and half pixels are not.
         limit = np.maximum(2, 0.1 * extent[:, 2:].max(1, initial=0))
         off = np.abs(c.box - extent).max(1, initial=0) > limit
         rows = np.flatnonzero(placed & off & ~np.isnan(extent[:, 0]))
@@ -48,13 +48,13 @@ def boxes(c: CocoTable) -> Iterator[Finding]:
             i = rows[0]
             shown = np.round(extent[i], 2).tolist()
             example = (
-                f"{locations.annotation(c, i)}: box {c.box[i].tolist()}, its mask's is {shown}"
+                f"{locations.annotation(c, i)}: box {c.box[i].tolist()}, but its mask's is {shown}"
             )
             yield finding("box_not_of_mask", rows, "annotations", example)
 
 
 def masks(c: CocoTable) -> Iterator[Finding]:
-    """Polygons and RLE that are damaged."""
+    """Find missing masks, invalid polygons, and RLE that are invalid or of the wrong size."""
     good, m = c.good["annotations"], c.masks
     objects = good & ~c.crowd
     none = objects & ~m.rle & (m.polygons == 0) & (m.degenerate == 0)
@@ -80,10 +80,11 @@ def masks(c: CocoTable) -> Iterator[Finding]:
 
 
 def areas(c: CocoTable) -> Iterator[Finding]:
-    """Areas that are missing or not the mask's.
+    """Find areas that are missing or differ from the mask's.
 
-    A mask's area is that of its polygons by the shoelace formula, together, as in COCO; the union
-    of the polygons and the number of pixels are as good, so what lies between them is right.
+    The area of a mask is the sum of its polygons' areas by the shoelace formula, as in COCO. The
+    area of the polygons' union and the number of pixels are valid, too, so any value in the range
+    of the three is accepted.
     """
     good, m = c.good["annotations"], c.masks
     rows = np.flatnonzero(good & np.isnan(c.area))
@@ -91,19 +92,20 @@ def areas(c: CocoTable) -> Iterator[Finding]:
         yield finding("area_missing", rows, "annotations", locations.annotation(c, rows[0]))
     with np.errstate(invalid="ignore", over="ignore"):
         w, h = m.extent[:, 2:].T
-        rim = np.where(m.rle, 2 * np.sqrt(m.area), w + h)  # half the perimeter: pixels or not
+        # Half the perimeter: by this much the number of pixels may differ from the polygon's area.
+        rim = np.where(m.rle, 2 * np.sqrt(m.area), w + h)
         most = np.where(m.crossing > 0, np.fmax(w * h, m.area), m.area)
         wrong = (c.area > (1 + _AREA) * most + rim) | (c.area < (1 - _AREA) * m.largest - rim)
         wrong |= c.area < 0
     rows = np.flatnonzero(good & wrong)
     if len(rows):
         i = rows[0]
-        example = f"{locations.annotation(c, i)}: {c.area[i]:g}, its mask has {m.area[i]:.6g}"
+        example = f"{locations.annotation(c, i)}: {c.area[i]:g}, but its mask has {m.area[i]:.6g}"
         yield finding("area_not_of_mask", rows, "annotations", example)
 
 
 def _sizes(c: CocoTable, image: np.ndarray) -> np.ndarray:
-    """(2, A) width and height of each annotation's image; of no meaning without one."""
+    """Return (2, A) width and height of each annotation's image; arbitrary without an image."""
     if not len(c.image_size):
         return np.zeros((2, len(image)), np.int64)
     return c.image_size[image].T

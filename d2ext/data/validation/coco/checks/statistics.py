@@ -1,4 +1,4 @@
-"""Findings about a whole file: images without objects, rare categories, odd object sizes."""
+"""Statistics of a whole file: images without objects, rare categories, unusual object sizes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from d2ext.data.validation.coco import locations
 from d2ext.data.validation.coco.finding import INFO, WARNING, Finding, finding
 from d2ext.data.validation.coco.table import CocoTable
 
-_RARE = 100  # times fewer than the largest category
-_OVERLAP = 0.5  # of the best anchor; RPN learns from 0.7 on, and takes the best one below
-_WARNING_SHARE = 0.2  # share of objects that makes a warning
+_RARE = 100  # a category with this many times fewer objects than the largest is rare
+_OVERLAP = 0.5  # IoU with the best anchor; RPN trains on IoU >= 0.7, or on the best anchor below
+_WARNING_SHARE = 0.2  # share of objects above which a finding becomes a warning
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Anchors, and the size that images are trained at; defaults as in Detectron2's FPN recipes.
+    """Anchors and the training image size; the defaults are those of Detectron2's FPN configs.
 
     Attributes:
-        sizes: sides of the square ones, in pixels.
-        ratios: height to width.
-        short_side: images are resized to it,
-        max_size: as far as their long side stays below this.
+        sizes: Sides of the square anchors, in pixels.
+        ratios: Ratios of height to width.
+        short_side: Short side that images are resized to.
+        max_size: Limit of the long side, which takes precedence.
     """
 
     sizes: Sequence[float] = (32, 64, 128, 256, 512)
@@ -32,7 +32,7 @@ class Anchors:
 
 
 def empty_images(c: CocoTable) -> Iterator[Finding]:
-    """Images that have no objects; crowds are none."""
+    """Find images without objects; crowds do not count as objects."""
     if not len(c.image_id):
         yield finding("image_none", [0], "images", "`images` is empty")
         return
@@ -47,7 +47,7 @@ def empty_images(c: CocoTable) -> Iterator[Finding]:
 
 
 def not_trained_on(c: CocoTable) -> Iterator[Finding]:
-    """Annotations that training skips, or of which it takes a part only."""
+    """Find annotations that training skips or uses only in part."""
     good = c.good["annotations"]
     no_mask = np.isnan(c.masks.area)
     for code, marked in (
@@ -65,19 +65,19 @@ def not_trained_on(c: CocoTable) -> Iterator[Finding]:
 
 
 def crowded_images(c: CocoTable, limit: int) -> Iterator[Finding]:
-    """Images with more objects than `limit`."""
+    """Find images with more objects than `limit`."""
     rows = locations.image_rows(c)
     rows = rows[c.good["annotations"] & ~c.crowd & ~c.ignored & (rows >= 0)]
     counts = np.bincount(rows, minlength=len(c.image_id))
     many = np.flatnonzero(counts > limit)
     if len(many):
         i = many[counts[many].argmax()]
-        example = f"{locations.image(c, i)} has {counts[i]}, the limit is {limit}"
+        example = f"{locations.image(c, i)} has {counts[i]}, but the limit is {limit}"
         yield finding("object_many", many, "images", example)
 
 
 def balance(c: CocoTable) -> Iterator[Finding]:
-    """Categories that have no objects, or far fewer than the largest."""
+    """Find categories with no objects or far fewer than the largest category."""
     rows = locations.category_rows(c)
     rows = rows[c.good["annotations"] & ~c.crowd & (rows >= 0)]
     counts = np.bincount(rows, minlength=len(c.category_id))
@@ -97,9 +97,9 @@ def balance(c: CocoTable) -> Iterator[Finding]:
 
 
 def object_sizes(c: CocoTable, anchors: Anchors = Anchors()) -> Iterator[Finding]:
-    """Objects that, at the training's image size, no anchor overlaps by half.
+    """Find objects that no anchor overlaps by half at the training image size.
 
-    Overlap is the IoU of box and anchor around one centre: what is best possible.
+    The overlap is the IoU of a box and an anchor with the same center, the best possible value.
     """
     image = locations.image_rows(c)
     rows = np.flatnonzero(

@@ -1,1 +1,1 @@
-"""The fixes of `--fix`, by subject."""
+"""Fixes that `--fix` applies, by subject."""

@@ -12,15 +12,15 @@ from d2ext.data.formats.geometry import LeftOut, add_polygons, new_record
 from d2ext.data.formats.rle import compressed
 from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.finding import Finding
-from d2ext.data.validation.coco.fixes.changes import Mending, as_json
+from d2ext.data.validation.coco.fixes.changes import MutableCoco, as_json
 from d2ext.data.validation.coco.outlines import outlines
 
 
-def _annotation_malformed(m: Mending, f: Finding) -> None:
+def _annotation_malformed(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         entry = m.get("annotations", row)
         if not isinstance(entry, dict):
-            m.remove("annotations", row, "it is no object")
+            m.remove("annotations", row, "it is not an object")
             continue
         made = dict(entry)
         for key, part in (("image_id", "images"), ("category_id", "categories")):
@@ -41,7 +41,7 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
             }
             optional = ("bbox", "area", "segmentation")
             if made["bbox"] is made["segmentation"] is None and _is_shape(entry):
-                m.remove_if_allowed("annotations", row, "its box or mask is of an unknown form")
+                m.remove_if_allowed("annotations", row, "its box or mask has an unknown form")
                 continue
             made = {k: v for k, v in made.items() if v is not None or k not in optional}
             changed = [k for k in {**entry, **made} if _differ(entry.get(k), made.get(k))]
@@ -52,10 +52,10 @@ def _annotation_malformed(m: Mending, f: Finding) -> None:
 
 
 def _is_shape(entry: dict) -> bool:
-    """Return whether an unreadable box or mask may mean something, as [x, y, w, h, angle] does."""
+    """Return whether an unreadable box or mask may have a meaning, such as [x, y, w, h, angle]."""
     box, mask = entry.get("bbox"), entry.get("segmentation")
-    odd = any(isinstance(shape, dict | str) and shape for shape in (box, mask))
-    return odd or (isinstance(box, list) and len(json_numbers.numbers(box) or ()) > 4)
+    is_other_type = any(isinstance(shape, dict | str) and shape for shape in (box, mask))
+    return is_other_type or (isinstance(box, list) and len(json_numbers.numbers(box) or ()) > 4)
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -72,9 +72,9 @@ def _box(value: Any) -> list[float] | None:
 
 
 def _segmentation(value: Any) -> Any:
-    """Polygons whose values are numbers, or an RLE; None for anything else."""
+    """Return polygons with numeric values, or an RLE; None for anything else."""
     if isinstance(value, list):
-        if flat := json_numbers.numbers(value):  # one polygon without its list
+        if flat := json_numbers.numbers(value):  # one polygon without the enclosing list
             return [flat]
         polygons = [made for p in value if (made := json_numbers.numbers(p) or _flat(p))]
         return polygons or None
@@ -90,21 +90,21 @@ def _segmentation(value: Any) -> Any:
 
 
 def _flat(points: Any) -> list[float] | None:
-    """[x0, y0, x1, y1, ...] of [[x0, y0], [x1, y1], ...]; None for anything else."""
+    """Flatten [[x0, y0], [x1, y1], ...] to [x0, y0, x1, y1, ...]; return None for other values."""
     pairs = list(map(json_numbers.numbers, points)) if isinstance(points, list) else []
     if len(pairs) < 3 or not all(pair and len(pair) == 2 for pair in pairs):
         return None
     return list(chain.from_iterable(pairs))
 
 
-def _new_id(m: Mending, f: Finding) -> None:
+def _new_id(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         if entry := m.get("annotations", row):
             new = m.fresh_id("annotations")
             m.set("annotations", row, f"id {entry['id']} -> {new}", id=new)
 
 
-def _annotation_duplicate(m: Mending, f: Finding) -> None:
+def _annotation_duplicate(m: MutableCoco, f: Finding) -> None:
     wanted = set(m.columns.image[f.rows].tolist())
     suspects = set(f.rows)
     seen: dict[int, list[dict]] = {}
@@ -120,23 +120,23 @@ def _annotation_duplicate(m: Mending, f: Finding) -> None:
             others.append(shape)
 
 
-def _unknown_image(m: Mending, f: Finding) -> None:
+def _unknown_image(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         if entry := m.get("annotations", row):
             m.remove_if_allowed("annotations", row, f"there is no image {entry['image_id']}")
 
 
-def _unknown_category(m: Mending, f: Finding) -> None:
+def _unknown_category(m: MutableCoco, f: Finding) -> None:
     taken = set(m.columns.category_name)
     texts = {number: text for text, number in m.of_text["categories"].items()}
     for number in dict.fromkeys(m.columns.category[f.rows].tolist()):
         name = texts.get(number, f"category_{number}")
         while name in taken:
             name += "_"
-        m.add("categories", {"id": number, "name": name}, f"{name}: name it")
+        m.add("categories", {"id": number, "name": name}, f"{name}: rename it")
 
 
-def _box_from_mask(m: Mending, f: Finding) -> None:
+def _box_from_mask(m: MutableCoco, f: Finding) -> None:
     c = m.columns
     width, height = _image_sizes(m).tolist()
     for row in f.rows:
@@ -147,26 +147,26 @@ def _box_from_mask(m: Mending, f: Finding) -> None:
         x, y = max(x, 0.0), max(y, 0.0)
         box = [x, y, right - x, low - y]
         if cut := _cut(m, row, width[row], height[row]):
-            m.set("annotations", row, f"bbox -> {cut['bbox']}, its mask's, which is cut", **cut)
+            m.set("annotations", row, f"bbox -> {cut['bbox']}, of its clipped mask", **cut)
             continue
         if c.masks.rle[row] and not np.isnan(c.masks.area[row]):
             box = _rle_box(m.get("annotations", row)["segmentation"])
         entry = m.get("annotations", row)
         if np.isfinite(box).all() and box[2] > 0 and box[3] > 0:
-            m.set("annotations", row, f"bbox -> {box}, its mask's", bbox=box)
+            m.set("annotations", row, f"bbox -> {box}, of its mask", bbox=box)
         elif f.code == "box_outside" or entry.get("segmentation"):
             m.remove_if_allowed("annotations", row, "neither its box nor a mask is in the image")
         elif not entry.get("bbox") or 0 in entry["bbox"][2:]:
             m.remove("annotations", row, "it has neither a box of positive size nor a mask")
 
 
-def _box_over_edge(m: Mending, f: Finding) -> None:
+def _box_over_edge(m: MutableCoco, f: Finding) -> None:
     width, height = _image_sizes(m).tolist()
     for row in f.rows:
         if not (entry := m.get("annotations", row)):
             continue
         if cut := _cut(m, row, width[row], height[row]):
-            what = f"bbox {entry['bbox']} -> {cut['bbox']}, its mask's, which is cut"
+            what = f"bbox {entry['bbox']} -> {cut['bbox']}, of its clipped mask"
             m.set("annotations", row, what, **cut)
             continue
         x, y, w, h = entry["bbox"]
@@ -174,14 +174,16 @@ def _box_over_edge(m: Mending, f: Finding) -> None:
         box = [left, top, min(x + w, width[row]) - left, min(y + h, height[row]) - top]
         if box[2] > 0 and box[3] > 0:
             m.set("annotations", row, f"bbox {entry['bbox']} -> {box}", bbox=box)
-        else:  # numbers so large that their sum swallows the size
+        else:  # the size is lost to rounding when it is added to a huge x or y
             m.remove_if_allowed("annotations", row, f"its box {entry['bbox']} is not in the image")
 
 
-def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None:
-    """Polygons that reach over the edge, cut there as the readers do it, with their box and area.
+def _cut(m: MutableCoco, row: int, width: int, height: int) -> dict[str, Any] | None:
+    """Clip polygons that extend past the image's edge, as the readers do.
 
-    None where they do not, or nothing is left.
+    Returns:
+        The new `bbox`, `segmentation` and `area`; None if the polygons do not extend past the edge,
+        or nothing is left.
     """
     extent = m.columns.masks.extent[row]
     low, high = extent[:2], extent[:2] + extent[2:]
@@ -201,37 +203,37 @@ def _cut(m: Mending, row: int, width: int, height: int) -> dict[str, Any] | None
     return {"bbox": box, "segmentation": made["segmentation"], "area": made["area"]}
 
 
-def _image_sizes(m: Mending) -> np.ndarray:
-    """(2, A) width and height of each annotation's image; -1 without one."""
+def _image_sizes(m: MutableCoco) -> np.ndarray:
+    """Return (2, A) width and height of each annotation's image; -1 without an image."""
     rows = locations.image_rows(m.columns)
     return np.append(m.columns.image_size, [[-1, -1]], 0)[rows].T
 
 
-def _polygon_degenerate(m: Mending, f: Finding) -> None:
+def _polygon_degenerate(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         if not (entry := m.get("annotations", row)):
             continue
         polygons = entry["segmentation"]
         kept = [p for p in polygons if not outlines([[p]]).degenerate[0]]
         if not kept and (flat := _flat(polygons)) and not outlines([[flat]]).degenerate[0]:
-            m.set("annotations", row, "its points are one polygon now", segmentation=[flat])
+            m.set("annotations", row, "its points were joined into a polygon", segmentation=[flat])
         elif kept:
             n = len(polygons) - len(kept)
             m.set("annotations", row, f"{n} polygons removed", segmentation=kept)
 
 
-def _rle_invalid(m: Mending, f: Finding) -> None:
+def _rle_invalid(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
-        _drop_mask(m, row, "its RLE is damaged")
+        _drop_mask(m, row, "its RLE is invalid")
 
 
-def _rle_size(m: Mending, f: Finding) -> None:
+def _rle_size(m: MutableCoco, f: Finding) -> None:
     for row in f.rows if m.drop else ():
         _drop_mask(m, row, "its RLE does not fit the image")
 
 
-def _drop_mask(m: Mending, row: int, why: str) -> None:
-    """Remove a mask; with the annotation where that has no box."""
+def _drop_mask(m: MutableCoco, row: int, why: str) -> None:
+    """Remove a mask, or the whole annotation if it has no box."""
     if not (entry := m.get("annotations", row)):
         return
     if entry.get("bbox") and min(entry["bbox"][2:]) > 0:
@@ -240,12 +242,12 @@ def _drop_mask(m: Mending, row: int, why: str) -> None:
         m.remove("annotations", row, f"{why}, and it has no box")
 
 
-def _area(m: Mending, f: Finding) -> None:
+def _area(m: MutableCoco, f: Finding) -> None:
     c = m.columns
     for row in f.rows:
         entry = m.get("annotations", row)
         if not entry or entry.get("area") not in (None, c.area[row]):
-            continue  # it has that of the mask as it is by now
+            continue  # another fix of this round has set it already
         area = float(c.masks.area[row])
         if not np.isfinite(area):
             area = float(c.box[row, 2] * c.box[row, 3])
@@ -255,7 +257,7 @@ def _area(m: Mending, f: Finding) -> None:
 
 
 def _rle_box(rle: dict) -> list[float]:
-    """x, y, width, height of a sound RLE."""
+    """Return x, y, width, height of a valid RLE."""
     from pycocotools import mask
 
     return mask.toBbox(compressed(rle)).tolist()

@@ -1,4 +1,4 @@
-"""The state of a mending: the COCO dict, and a note of each change."""
+"""A COCO dict that is being fixed, with a log of its changes."""
 
 import itertools
 import json
@@ -15,17 +15,17 @@ _GONE: Any = object()
 _REFERENCES = {"images": "image_id", "categories": "category_id"}  # keys of annotations
 
 
-class Mending:
-    """Lists that are changed in place; rows keep their places until the end of a round.
+class MutableCoco:
+    """A COCO dict whose lists are edited in place; rows keep their indices until a round ends.
 
     Attributes:
-        content: the COCO dict.
-        files: what is known of the image files, or None.
-        columns: of the content, as the round began.
-        changes: a line for each change.
-        done: number of changes.
-        drop: whether images and annotations may be removed that the user could still repair.
-        of_text: of each part, the integer ids that were given to ids that are text.
+        content: The COCO dict.
+        files: Image folder, or None.
+        columns: Table of the content at the start of the round.
+        changes: One line for each change.
+        done: Number of changes.
+        drop: Whether images and annotations that the user could still repair may be removed.
+        of_text: For each part, the integer ids assigned to ids that are text.
     """
 
     def __init__(self, content: dict, files: Any = None, drop: bool = False):
@@ -35,7 +35,7 @@ class Mending:
         self.changes: list[str] = []
         for part in PARTS:
             content[part] = list(content[part])
-        # The row that an entry had in the file, which is what a reader can look up.
+        # The row of each entry in the original file, where the user can look it up.
         self._origin = {part: list(range(len(content[part]))) for part in PARTS}
         self.of_text: dict[str, dict[str, int]] = {part: {} for part in PARTS}
         self._ids: dict[str, Counter] = {}
@@ -45,42 +45,43 @@ class Mending:
 
     @property
     def done(self) -> int:
-        """Number of changes so far."""
+        """Return the number of changes so far."""
         return len(self.changes)
 
     def begin(self, columns: CocoTable) -> None:
-        """Begin a round."""
+        """Start a round."""
         self.columns = columns
         self._ids, self._fresh, self._names = {}, {}, {}
 
     def end(self) -> None:
-        """End a round: what was removed goes."""
+        """End a round: delete the removed entries."""
         for part in PARTS:
             kept = [i for i, e in enumerate(self.content[part]) if e is not _GONE]
             self.content[part] = [self.content[part][i] for i in kept]
             self._origin[part] = [self._origin[part][i] for i in kept]
 
     def get(self, part: str, row: int) -> Any:
-        """Return the entry, or None where it is removed already."""
+        """Return an entry, or None if it has been removed."""
         entry = self.content[part][row]
         return None if entry is _GONE else entry
 
     def set(self, part: str, row: int, what: str, **values: Any) -> None:
-        """Change an entry's values; a value of None removes the key."""
+        """Set values of an entry; None removes a key."""
         entry = {**self.content[part][row], **values}
         removed = {k for k, v in values.items() if v is None}
         self.content[part][row] = {k: v for k, v in entry.items() if k not in removed}
         self.note(part, row, what)
 
     def replace(self, part: str, row: int, entry: dict, what: str) -> None:
-        """Put another entry in its place."""
+        """Replace an entry."""
         self.content[part][row] = entry
         self.note(part, row, what)
 
     def remove_if_allowed(self, part: str, row: int, why: str) -> None:
-        """Remove an entry that the user could still repair, if `drop` is set; otherwise keep it.
+        """Remove an entry that the user could still repair, but only if `drop` is set.
 
-        An image stays while another has its id: annotations of it would become the other's.
+        An image is kept as long as another one has the same id; otherwise its annotations would be
+        assigned to the other image.
         """
         entry = self.get(part, row)
         id_ = json_numbers.integer(entry.get("id")) if isinstance(entry, dict) else None
@@ -101,16 +102,16 @@ class Mending:
         self.note(part, len(self.content[part]) - 1, what)
 
     def note(self, part: str, row: int, what: str) -> None:
-        """Note a change."""
+        """Log a change."""
         self.changes.append(printable(f"{self.where(part, row)}: {what}"))
 
     def where(self, part: str, row: int) -> str:
-        """Return the place that an entry had in the file."""
+        """Return the place of an entry in the original file."""
         origin = self._origin[part][row]
         return "a new entry" if origin is None else f"{part}[{origin}]"
 
     def fresh_id(self, part: str) -> int:
-        """Return the smallest id from 1 that no entry has and no annotation refers to."""
+        """Return the smallest positive id that no entry has and no annotation refers to."""
         if part not in self._fresh:
             taken = {*self._taken(part), *self.of_text[part].values()}
             if key := _REFERENCES.get(part):
@@ -120,10 +121,10 @@ class Mending:
         return next(self._fresh[part])
 
     def integer_id(self, part: str, value: Any) -> int:
-        """Return an entry's id as an integer; "x" is the same one wherever it is referred to."""
+        """Return an entry's id as an integer; an id that is text always gets the same integer."""
         number = json_numbers.integer(value)
         if isinstance(value, str):
-            # "7" is a 7, and so is "07", unless there is a 7 besides.
+            # "7" means 7, and so does "07", unless 7 exists as well.
             if number is None or (str(number) != value and self._taken(part)[number] > 1):
                 if value not in self.of_text[part]:
                     self.of_text[part][value] = self.fresh_id(part)
@@ -131,10 +132,10 @@ class Mending:
         return self.fresh_id(part) if number is None else number
 
     def reference(self, part: str, value: Any) -> int | None:
-        """Return the id that an annotation refers to, as `integer_id` made it, or None.
+        """Return the id that an annotation refers to, as returned by `integer_id`, or None.
 
-        A category may be referred to by its name, and an image by its file name, or the last part
-        of it without its suffix, if one image alone has that. Another text gets an id.
+        An annotation may also refer to a category by name, and to an image by its file name, the
+        last part of that, or its stem, if only one image has it. Any other text gets a new id.
         """
         known = self.of_text[part].get(value) if isinstance(value, str) else None
         known = json_numbers.integer(value) if known is None else known
@@ -144,7 +145,7 @@ class Mending:
         return known
 
     def _named(self, part: str) -> dict[str, int]:
-        """Return the ids of images or categories by all that may name them and names one alone."""
+        """Map every unambiguous name of an image or category to its id."""
         if part not in self._names:
             ids = defaultdict(set)
             for e in self.content[part]:
@@ -155,7 +156,7 @@ class Mending:
         return self._names[part]
 
     def _taken(self, part: str) -> Counter:
-        """Count each integer among the ids; "7" is a 7 that is not fixed yet."""
+        """Count the entries with each id; an id "7" that is not fixed yet counts as 7."""
         if part not in self._ids:
             entries = (e for e in self.content[part] if isinstance(e, dict))
             self._ids[part] = Counter(json_numbers.integer(e.get("id")) for e in entries)
@@ -163,7 +164,7 @@ class Mending:
 
 
 def _spellings(part: str, entry: dict) -> set[str]:
-    """Return what an annotation may have in place of an entry's id."""
+    """Return the names that an annotation may have in place of an entry's id."""
     name = entry.get("name" if part == "categories" else "file_name")
     if not isinstance(name, str):
         return set()
@@ -174,5 +175,5 @@ def _spellings(part: str, entry: dict) -> set[str]:
 
 
 def as_json(value: Any) -> str:
-    """Return a value for a note."""
+    """Format a value for the log."""
     return json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""A COCO dict without errors: findings are mended, round by round, until none is left to mend."""
+"""Fix the errors in a COCO dict, in rounds, until nothing fixable is left."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -6,58 +6,58 @@ from dataclasses import dataclass, field
 
 from d2ext.data.validation.coco.finding import ERROR, Finding, printable
 from d2ext.data.validation.coco.fixes import annotations, image_sizes, images_and_categories
-from d2ext.data.validation.coco.fixes.changes import Mending
+from d2ext.data.validation.coco.fixes.changes import MutableCoco
 from d2ext.data.validation.coco.table import CocoTable, coco_table
 from d2ext.errors import UserError
 
-_ROUNDS = 50  # each removes or mends something; real files take two or three
+_ROUNDS = 50  # each removes or fixes something; real files take two or three
 
-# Later ones wait for the earlier: only when its image is right can a mask be said not to fit it.
-STAGES: tuple[dict[str, Callable[[Mending, Finding], None]], ...] = (
+# Each stage waits for the earlier ones, because a mask can be judged only by a correct image entry.
+STAGES: tuple[dict[str, Callable[[MutableCoco, Finding], None]], ...] = (
     images_and_categories.REMEDIES,
     annotations.ENTRIES,
     image_sizes.REMEDIES,
     annotations.SHAPES,
 )
-# Where a remedy would lose or misplace what may be right, the error stays; what the user can do.
-STAYING = {
+# If a fix could lose or misplace valid data, the error stays; these are the steps for the user.
+MANUAL_FIXES = {
     "image_malformed": "correct the entries",
-    "image_path": "which file is meant is not certain: correct file_name",
-    "image_duplicate_id": "annotations have the id, and which image they are of is unknown: give"
-    " the images different ids",
+    "image_path": "the intended file is ambiguous: correct file_name",
+    "image_duplicate_id": "annotations refer to the id, and their image is unknown: give the images"
+    " different ids",
     "image_duplicate_entry": "the entries differ in size: give --images, or correct width and"
     " height",
-    "image_missing": "which file is meant is not certain: check --images, put the files there, or"
-    " correct file_name",
+    "image_missing": "the intended file is ambiguous or missing: check --images, put the files"
+    " there, or correct file_name",
     "image_refused": "see the finding for the remedy",
     "image_unreadable": "replace the files",
-    "image_size": "neither proportions nor EXIF data tell how its shapes lie in the file: give the"
-    " images that were annotated, or correct width and height",
-    "category_duplicate_id": "annotations have the id, and which category they are of is unknown:"
-    " give the categories different ids",
+    "image_size": "neither proportions nor EXIF data show how to move its shapes: give the images"
+    " that were annotated, or correct width and height",
+    "category_duplicate_id": "annotations refer to the id, and their category is unknown: give the"
+    " categories different ids",
     "annotation_malformed": "correct image_id, category_id, bbox or segmentation",
-    "unknown_image": "list the images",
+    "unknown_image": "add the images to the file",
     "box_outside": "correct the boxes, or width and height of the images",
     "rle_size": "give the images that were annotated, or correct the masks",
 }
-# Of these, --drop-unusable removes what cannot be repaired.
+# Entries with these errors that cannot be fixed are removed by --drop-unusable.
 DROPPED = frozenset(
     "image_malformed image_path image_missing image_unreadable annotation_malformed unknown_image"
     " box_outside rle_size".split()
 )
-_NAMED = 10  # entries in a message
-_SIMILAR = 3  # files named for one of them
+_NAMED = 10  # entries listed in a message
+_SIMILAR = 3  # similar files listed for each of them
 REMEDIES = {code: remedy for stage in STAGES for code, remedy in stage.items()}
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A mended file.
+    """A fixed file.
 
     Attributes:
-        content: the COCO dict.
-        changes: what was done, one line a change, by the rows of the file as it was.
-        findings: what stays; no errors among it.
+        content: The COCO dict.
+        changes: One line for each change, with the rows of the original file.
+        findings: Remaining findings, none of which is an error.
     """
 
     content: dict
@@ -69,35 +69,35 @@ def fix(
     content: dict,
     findings: Callable[[CocoTable], list[Finding]],
     files: images_and_categories.Files | None = None,
-    own: bool = False,
+    in_place: bool = False,
     drop: bool = False,
 ) -> Fixed:
-    """Fix what can be fixed; leave the rest as it was.
+    """Fix all errors in a COCO dict, and leave the rest unchanged.
 
-    Only what no one could use is removed: an annotation without box and mask, say, or a copy.
-    Annotations keep their ids but for those that are 0, missing or taken.
+    Only useless entries are removed, such as copies, and annotations with neither box nor mask.
+    Annotations keep their ids, unless these are 0, missing or taken.
 
     Args:
-        content: a COCO dict.
-        findings: the checks.
-        files: what is known of the image files; None where they are not looked at.
-        own: the dict may be changed.
-        drop: also remove images and annotations that the user could still repair; see `DROPPED`.
+        content: COCO dict.
+        findings: Function that runs the checks.
+        files: Image folder; None if images are not read.
+        in_place: Allow changes to the lists and entries of `content`.
+        drop: Also remove images and annotations that the user could still repair; see `DROPPED`.
 
     Raises:
-        UserError: it lacks one of the three lists, or an error stays, because what may be right
-            would get lost or to a wrong place: see `STAYING`.
+        UserError: The dict lacks one of the three lists, or an error cannot be fixed without the
+            risk of losing or misplacing valid data; see `MANUAL_FIXES`.
     """
-    content = dict(content) if own else copy.deepcopy(content)
-    coco_table(content)  # raises for what is no COCO file
-    m = Mending(content, files, drop)
+    content = dict(content) if in_place else copy.deepcopy(content)
+    coco_table(content)  # raises UserError unless this is a COCO dict
+    m = MutableCoco(content, files, drop)
     left: list[Finding] = []
     for turn in range(_ROUNDS + 1):
         m.begin(coco_table(content))
         left, before = findings(m.columns), m.done
         for stage in STAGES if turn < _ROUNDS else ():
-            if stage is annotations.SHAPES and (staying := [f for f in left if _is_early(f)]):
-                raise UserError(_staying(m, staying))  # shapes may be right in another image
+            if stage is annotations.SHAPES and (unfixed := [f for f in left if _is_early(f)]):
+                raise UserError(_refusal(m, unfixed))  # shapes may be valid in another image
             for f in left:
                 if f.code in stage:
                     stage[f.code](m, f)
@@ -107,7 +107,7 @@ def fix(
             break
         m.end()
     if errors := [f for f in left if f.severity == ERROR]:
-        raise UserError(_staying(m, errors))
+        raise UserError(_refusal(m, errors))
     return Fixed(content, m.changes, left)
 
 
@@ -115,26 +115,26 @@ def _is_early(f: Finding) -> bool:
     return f.severity == ERROR and f.code not in annotations.SHAPES
 
 
-def _image(m: Mending, f: Finding, row: int) -> str:
-    """Return an image's name and, if no file has it, the files that it resembles."""
+def _image(m: MutableCoco, f: Finding, row: int) -> str:
+    """Return an image's name and, if there is no such file, similar file names."""
     name = m.columns.image_name[row]
     similar = m.files.similar(name) if m.files and f.code in ("image_path", "image_missing") else []
     return f"{name}, similar to {' and '.join(similar[:_SIMILAR])}" if similar else name
 
 
-def _staying(m: Mending, errors: Sequence[Finding]) -> str:
-    """Return why nothing is written: which entries, and what to do."""
+def _refusal(m: MutableCoco, errors: Sequence[Finding]) -> str:
+    """Explain why nothing is written: the entries with errors, and what to do."""
     f, *more = errors
     names = [m.where(f.part, row) for row in f.rows[:_NAMED]]
     if f.part == "images":
         names = [f"{n} ({_image(m, f, i)})" for n, i in zip(names, f.rows, strict=False)]
     rest = f", and {f.count - _NAMED} more" if f.count > _NAMED else ""
     places = printable(", ".join(names), 1000) + rest
-    remedy = STAYING.get(f.code, "correct them")
+    remedy = MANUAL_FIXES.get(f.code, "correct them")
     if f.code in DROPPED and not m.drop:
-        remedy += "; --drop-unusable removes those that cannot be repaired"
+        remedy += "; --drop-unusable removes entries that cannot be fixed"
     others = f" (and {sum(e.count for e in more)} other errors)" if more else ""
     return (
-        "nothing was written, because some errors cannot be fixed without a loss:"
+        "nothing was written, because some errors cannot be fixed automatically:"
         f" {f.count} {f.what}: {places}{others}; {remedy}"
     )

@@ -1,4 +1,4 @@
-"""Fix images whose size is not the file's: their shapes move with the pixels."""
+"""Fix images whose size differs from the file's, and move their shapes with the pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.checks.image_files import Photo
 from d2ext.data.validation.coco.checks.shapes import EDGE
 from d2ext.data.validation.coco.finding import Finding
-from d2ext.data.validation.coco.fixes.changes import Mending
+from d2ext.data.validation.coco.fixes.changes import MutableCoco
 from d2ext.data.validation.coco.table import CocoTable
 
-_MOST_PIXELS = 2**28  # of a mask that is moved; Pillow opens no larger image
+_MOST_PIXELS = 2**28  # of a mask that is moved; Pillow does not open larger images
 Size = tuple[int, int]  # width and height
 
 
 @dataclass(frozen=True)
 class Move:
-    """From the pixels that were annotated to those that Detectron2 reads.
+    """Transform from the pixels that were annotated to those that Detectron2 reads.
 
     Attributes:
-        old: size of the image that was annotated.
-        new: size of the one that is read.
-        orientation: that the reader follows and the annotator did not, as EXIF numbers them (from 2
-            on; TIFF 6.0, tag 274): the upper half swaps the axes. 1 where both saw the same.
+        old: Size of the image that was annotated.
+        new: Size of the image that Detectron2 reads.
+        orientation: EXIF orientation (TIFF 6.0, tag 274) that Detectron2 applies and the annotation
+            tool did not; 5 to 8 swap the axes. 1 if both saw the same orientation.
     """
 
     old: Size
@@ -36,19 +36,19 @@ class Move:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """New pixels an old one, along the new x and y."""
+        """Return the number of new pixels per old pixel, along the new x and y."""
         old = self.old[::-1] if self._swapped else self.old
         return self.new[0] / old[0], self.new[1] / old[1]
 
     @property
     def how(self) -> str:
-        """In words, for a note."""
-        turned = f"turned by EXIF orientation {self.orientation}, " if self.orientation > 1 else ""
+        """Describe the transform for the log of changes."""
+        turned = f"rotated by EXIF orientation {self.orientation}, " if self.orientation > 1 else ""
         return f"{turned}scaled by {self.scale[0]:.4g} and {self.scale[1]:.4g}"
 
     @property
     def is_too_large(self) -> bool:
-        """Whether a mask of it would take too much memory."""
+        """Return whether a mask of the old size would take too much memory."""
         return self.old[0] * self.old[1] > _MOST_PIXELS
 
     @property
@@ -57,7 +57,7 @@ class Move:
 
     @property
     def _mirrored(self) -> tuple[bool, bool]:
-        """Along the new x and y."""
+        """Return whether the image is mirrored along the new x and y."""
         return self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
 
     def points(self, flat: Sequence[float]) -> list[float]:
@@ -77,7 +77,7 @@ class Move:
         return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
 
     def rle(self, rle: dict) -> dict:
-        """Move a sound mask; each new pixel is what is at its centre."""
+        """Move a valid mask; each new pixel takes the value at its center."""
         from pycocotools import mask
 
         pixels = mask.decode(compressed(rle))
@@ -90,7 +90,7 @@ class Move:
         return compressed(mask.encode(np.asfortranarray(pixels[np.ix_(rows, columns)])))
 
     def keypoints(self, flat: Sequence[float]) -> list[float]:
-        """Move [x0, y0, v0, ...]; those that are not labelled (v is 0) stay (0, 0)."""
+        """Move [x0, y0, v0, ...]; unlabeled keypoints (v is 0) stay at (0, 0)."""
         points = [p for i in range(0, len(flat), 3) for p in flat[i : i + 2]]
         moved, seen = self.points(points), flat[2::3]
         pairs = (moved[i : i + 2] for i in range(0, len(moved), 2))
@@ -98,14 +98,14 @@ class Move:
         return list(chain.from_iterable(made))
 
     def annotation(self, entry: dict, sound: bool) -> dict:
-        """Return an annotation's changed values; `sound` says whether an RLE can be moved."""
+        """Return an annotation's changed values; an RLE is moved only if it is `sound`."""
         made: dict[str, Any] = {}
         if (box := entry.get("bbox")) and min(box[2:]) > 0:
             made["bbox"] = self.box(box)
         shape = entry.get("segmentation")
         if isinstance(shape, dict):
             made |= {"segmentation": self.rle(shape)} if sound else {}
-        elif shape:  # a polygon with half a corner is removed later
+        elif shape:  # polygons with an odd number of values are removed later
             made["segmentation"] = [p if len(p) % 2 else self.points(p) for p in shape]
         if entry.get("area") is not None:
             made["area"] = entry["area"] * self.scale[0] * self.scale[1]
@@ -115,18 +115,22 @@ class Move:
         return made
 
 
-def frame(c: CocoTable, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]) -> Size | None:
-    """Return the size of a photo that an entry without its own is of: as read, or as stored.
+def annotated_size(
+    c: CocoTable, rows: np.ndarray, photo: Photo, sides: Sequence[int | None]
+) -> Size | None:
+    """Return the size at which an image without a stated size was annotated.
+
+    This is the size of the photo, with or without the EXIF orientation applied.
 
     Args:
-        c: the file.
-        rows: the entry's annotations.
-        photo: the photo.
-        sides: width and height of the entry as far as they are known.
+        c: Table of the file.
+        rows: Rows of the image's annotations.
+        photo: Photo of the image.
+        sides: Stated width and height; None for unknown ones.
 
     Returns:
-        Width and height; None where the EXIF data turn the photo and neither the sides nor the
-        annotations tell which of the two was annotated.
+        Width and height; None if the EXIF orientation rotates the photo, and neither the sides nor
+        the annotations show which of the two sizes was annotated.
     """
     sizes = list(dict.fromkeys((photo.size, photo.stored)))
     known = [s for s in sizes if all(a in (None, b) for a, b in zip(sides, s, strict=True))]
@@ -137,7 +141,7 @@ def frame(c: CocoTable, rows: np.ndarray, photo: Photo, sides: Sequence[int | No
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _image_size(m: Mending, f: Finding) -> None:
+def _image_size(m: MutableCoco, f: Finding) -> None:
     c, rows_of = m.columns, locations.by_image(m.columns)
     for row in f.rows:
         entry = m.get("images", row)
@@ -148,14 +152,14 @@ def _image_size(m: Mending, f: Finding) -> None:
         old, new = (entry["width"], entry["height"]), photo.size
         what = f"{old[0]} x {old[1]} -> {new[0]} x {new[1]}"
         in_old, in_new = _fit(c, rows, old), _fit(c, rows, new)
-        placed = in_old | in_new  # the others are wrong in either
+        placed = in_old | in_new  # the others are wrong in both
         move, sound = _move(old, photo), c.masks.rle & (c.masks.rle_size == old).all(1)
         sound &= ~np.isnan(c.masks.area)
         if not len(rows):
             move = None
-        elif in_new[placed].all() and not in_old[placed].all():  # only the entry is wrong
+        elif in_new[placed].all() and not in_old[placed].all():  # only the entry is wrong ...
             if photo.orientation != 1 and _fit(c, rows, photo.stored)[placed].all():
-                continue  # unless the shapes are of the pixels as they are stored
+                continue  # ... unless the shapes were drawn on the image as stored
             move, rows = None, rows[:0]
         elif not placed.any() or not in_old[placed].all() or not move:
             continue  # the error stays, and nothing is written
@@ -164,13 +168,13 @@ def _image_size(m: Mending, f: Finding) -> None:
         m.set("images", row, what, width=new[0], height=new[1])
         for i in rows.tolist():
             made = move.annotation(m.get("annotations", i), bool(sound[i]))
-            m.set("annotations", i, f"moved as {m.where('images', row)}, {move.how}", **made)
+            m.set("annotations", i, f"moved with {m.where('images', row)}, {move.how}", **made)
 
 
 def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
-    """Return for each annotation whether all of it lies in an image of that size."""
+    """Return for each annotation whether it lies entirely in an image of the given size."""
     fit = ~c.masks.rle[rows] | (c.masks.rle_size[rows] == size).all(1)
-    for box in (c.box[rows], c.masks.extent[rows]):  # NaN, for none, is nowhere outside
+    for box in (c.box[rows], c.masks.extent[rows]):  # NaN (missing) never counts as outside
         with np.errstate(over="ignore", invalid="ignore"):
             outside = (box[:, :2] < -EDGE) | (box[:, :2] + box[:, 2:] > np.add(size, EDGE))
         fit &= ~outside.any(1)
@@ -178,7 +182,7 @@ def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _move(old: Size, photo: Photo) -> Move | None:
-    """Return the transform from the size `old` to the photo; None where sizes do not decide."""
+    """Return the transform from the size `old` to the photo; None if the sizes are ambiguous."""
     is_turned = photo.orientation != 1
     if is_turned and old == photo.stored:
         return Move(old, photo.size, photo.orientation)
@@ -189,9 +193,9 @@ def _move(old: Size, photo: Photo) -> Move | None:
 
 
 def _alike(a: Size, b: Size) -> bool:
-    """Return whether one is the other resized: the same proportions but for a pixel of rounding.
+    """Return whether two sizes have the same proportions, up to one pixel of rounding.
 
-    A pixel of a thumbnail would be too much: the two scales differ by 2 % at most.
+    One pixel is too much for thumbnails, so the scales of the two sides may differ by at most 2 %.
     """
     one, other = a[0] * b[1], a[1] * b[0]
     return abs(one - other) < min(max(*a, *b), 0.02 * max(one, other) + 1)

@@ -20,8 +20,8 @@ from d2ext.data.validation.coco import json_numbers, locations
 from d2ext.data.validation.coco.checks.entries import demojibake
 from d2ext.data.validation.coco.checks.image_files import Photo
 from d2ext.data.validation.coco.finding import Finding, printable
-from d2ext.data.validation.coco.fixes.changes import Mending, as_json
-from d2ext.data.validation.coco.fixes.image_sizes import Size, frame
+from d2ext.data.validation.coco.fixes.changes import MutableCoco, as_json
+from d2ext.data.validation.coco.fixes.image_sizes import Size, annotated_size
 from d2ext.errors import UserError
 
 
@@ -30,41 +30,42 @@ class Files:
     """The image folder.
 
     Attributes:
-        root: the folder.
-        look: what its files are, by name; names outside of it are left out.
+        root: Path of the folder.
+        inspect: Function that returns the photos with the given names; names that lead out of the
+            folder are skipped.
     """
 
     root: Path
-    look: Callable[[list[str]], Mapping[str, Photo]]
+    inspect: Callable[[list[str]], Mapping[str, Photo]]
 
     def photo(self, name: Any) -> Photo | None:
-        """Return the readable image of that name, else None."""
-        found = self.look([name]).get(name) if isinstance(name, str) and name else None
+        """Return the photo with the given name, or None if it cannot be read."""
+        found = self.inspect([name]).get(name) if isinstance(name, str) and name else None
         return found if found and found.size else None
 
     @cached_property
     def _by_key(self) -> Mapping[str, list[str]]:
-        """The names of all files in the folder, by `_key`."""
+        """Return the names of all files in the folder, by `_key`."""
         names = defaultdict(list)
         for name in files_in(self.root):
             names[_key(name)].append(name)
         return names
 
     def similar(self, name: str) -> list[str]:
-        """Return the files that a misspelled name resembles, in whatever folder."""
+        """Return the files in any folder that resemble a misspelled name."""
         keys = {_key(text) for text in self._readings(name)}
         return sorted(file for key in keys for file in self._by_key.get(key, ()))
 
     def like(self, name: str, size: Size | None = None) -> list[str]:
         """Return the files that a misspelled name may mean: those that differ least.
 
-        They differ in case, the form of accents, encoding, slashes or URL quoting. Otherwise, they
-        differ in one more respect and have the stated size: in accents and blanks, in the suffix,
-        or in the folder as far as `_may_lie` allows.
+        They differ only in case, the form of accents, encoding, slashes or URL quoting. If there is
+        no such file, they have the stated size and differ in one more respect: accents and spaces,
+        the suffix, or the folder (as far as `_may_lie` allows).
 
         Args:
-            name: as the entry has it.
-            size: width and height as the entry has them, if it has both.
+            name: File name of the entry.
+            size: Width and height of the entry, if it has both.
         """
         for text in self._readings(name):
             differ = {f: _differences(text, f) for f in self._by_key.get(_key(text), ())}
@@ -77,17 +78,17 @@ class Files:
         return []
 
     def _readings(self, name: str) -> list[str]:
-        """Return what a name may stand for: itself, unquoted or decoded; relative to the folder."""
+        """Return a name as it is, unquoted and decoded, as paths relative to the folder."""
         root = os.path.abspath(self.root)
         texts = (name, unquote(name), unquote(name.split("?")[0]), demojibake(name) or name)
         paths = (os.path.join(root, text.replace("\\", "/")) for text in texts)
         return list(dict.fromkeys(os.path.relpath(path, root) for path in paths))
 
     def _may_lie(self, name: str, file: str) -> bool:
-        """Return whether a name may mean a file of another folder.
+        """Return whether a name may mean a file in another folder.
 
-        One of the two may have more leading folders, as on another machine. A folder that the
-        name states and that exists is not exchanged for another.
+        One of the two may have more leading folders, as on another machine. If the folder in the
+        name exists, no file in another folder is accepted.
         """
         folder = _pieces(file)[0]
         for tail in tails(name, self.root):
@@ -104,7 +105,7 @@ class Files:
         return photo is not None and (size is None or size in (photo.size, photo.stored))
 
     def _most_like(self, name: str, files: list[str]) -> list[str]:
-        """Return those of the files that have most folders in common with a name."""
+        """Return the files that share the most trailing folders with a name."""
         wanted = _loose(name).split("/")[-2::-1]
 
         def common(file: str) -> int:
@@ -116,36 +117,36 @@ class Files:
 
 
 def _loose(name: str) -> str:
-    """Return a name without its case and the form of its accents and slashes."""
+    """Normalize a name's case, accents and slashes."""
     slashes = unicodedata.normalize("NFC", name).replace("\\", "/")
     return os.path.normpath(slashes).casefold().strip()
 
 
 def _pieces(name: str) -> tuple[str, str, str]:
-    """Split a name into folder, stem and the suffix of an image; each as `_loose` makes it."""
+    """Normalize a name with `_loose`, and split it into folder, stem and image suffix."""
     folder, base = os.path.split(_loose(name))
     stem, suffix = os.path.splitext(base.strip())
     return (folder, stem, suffix) if suffix in SUFFIXES else (folder, stem + suffix, "")
 
 
 def _key(name: str) -> str:
-    """Return the stem of a name without accents and with blanks as "_"."""
+    """Return the stem of a name without accents, and with "_" for spaces, "_", "+" and "-"."""
     stem = unicodedata.normalize("NFKD", _pieces(name)[1])
     return re.sub(r"[\s_+-]+", "_", "".join(c for c in stem if not unicodedata.combining(c)))
 
 
 def _differences(name: str, file: str) -> set[str]:
-    """Return the parts in which a name and a file differ."""
+    """Return the parts (folder, stem, suffix) in which a name and a file differ."""
     parts = zip(("folder", "stem", "suffix"), _pieces(name), _pieces(file), strict=True)
     return {part for part, one, other in parts if one != other}
 
 
-def _image_malformed(m: Mending, f: Finding) -> None:
+def _image_malformed(m: MutableCoco, f: Finding) -> None:
     rows_of = locations.by_image(m.columns)
     for row in f.rows:
         entry = m.get("images", row)
         if not isinstance(entry, dict):
-            m.remove("images", row, "it is no object")
+            m.remove("images", row, "it is not an object")
             continue
         name = entry.get("file_name")
         if type(name) is int:
@@ -158,38 +159,38 @@ def _image_malformed(m: Mending, f: Finding) -> None:
             value = json_numbers.integer(entry.get(side))
             values[side] = value if value and 0 < value < MAX_COORDINATE else None
         if None in values.values():
-            _needs_files(m, row, f"{name!r} has no size")
+            _require_files(m, row, f"{name!r} has no size")
             files = [name] if m.files.photo(name) else m.files.like(name)
             photo = m.files.photo(files[0]) if len(files) == 1 else None
             if not photo:
-                m.remove_if_allowed("images", row, "it has no size, and its image is not known")
+                m.remove_if_allowed("images", row, "it has no size, and its file was not found")
                 continue
-            # A side that is wrong, too, is seen when both are there.
+            # If the stated side is wrong as well, the next round finds it.
             sides = (values["width"], values["height"])
-            size = frame(m.columns, rows_of(values["id"]), photo, sides)
+            size = annotated_size(m.columns, rows_of(values["id"]), photo, sides)
             if not size:
                 continue  # the error stays
             values["width"], values["height"] = (a or b for a, b in zip(sides, size, strict=True))
-        _say(m, "images", row, entry, values)
+        _set_changed(m, "images", row, entry, values)
 
 
-def _needs_files(m: Mending, row: int, what: str) -> None:
-    """Objects must not go only because nobody looked."""
+def _require_files(m: MutableCoco, row: int, what: str) -> None:
+    """Raise UserError without an image folder, rather than drop objects that may be valid."""
     if not m.files:
         where = printable(f"{m.where('images', row)}: {what}")
         raise UserError(f"{where}; to fix it, give --images and the folder of the images")
 
 
-def _image_name(m: Mending, f: Finding) -> None:
-    """Names images by the files that they mean, where one file and one name are alike.
+def _image_name(m: MutableCoco, f: Finding) -> None:
+    """Rename images to the files that they mean, if the match is unique both ways.
 
-    Where there is more than one the error stays: objects would get into another photo.
+    Otherwise the error stays, because objects could be assigned to the wrong photo.
     """
     entries = {row: entry for row in f.rows if (entry := m.get("images", row))}
     alike = {}
     for row, entry in entries.items():
         name = entry["file_name"]
-        _needs_files(m, row, f"{name!r} leads out of the image folder")
+        _require_files(m, row, f"{name!r} leads out of the image folder")
         alike[row] = m.files.like(name, (entry["width"], entry["height"]))
     names = [e.get("file_name") for e in m.content["images"] if isinstance(e, dict)]
     taken = {name for name in names if isinstance(name, str)}
@@ -200,29 +201,29 @@ def _image_name(m: Mending, f: Finding) -> None:
     for row, files in alike.items():
         name = entries[row]["file_name"]
         if not files:
-            m.remove_if_allowed("images", row, f"no file in the image folder is like {name!r}")
+            m.remove_if_allowed("images", row, f"no file in the image folder resembles {name!r}")
         elif len(files) == 1 and len(wanted[files[0]]) == 1 and files[0] not in taken:
             m.set("images", row, f"file_name {name!r} -> {files[0]!r}", file_name=files[0])
 
 
-def _image_duplicate_id(m: Mending, f: Finding) -> None:
-    """Give new ids.
+def _image_duplicate_id(m: MutableCoco, f: Finding) -> None:
+    """Assign new ids to images with a duplicate id.
 
-    Only an id without annotations is replaced; otherwise the error stays, because their image is
-    ambiguous.
+    Only ids without annotations are replaced. Otherwise the error stays, because the image of the
+    annotations is ambiguous.
     """
     c = m.columns
     annotated = set(c.image[c.good["annotations"]].tolist())
     firsts = locations.found(c.image_id[f.rows], c.image_id, c.good["images"])
     for row, first in zip(f.rows, firsts, strict=True):
         entry = m.get("images", row)
-        one_file = c.image_name[first] == c.image_name[row]  # the two become one entry
+        one_file = c.image_name[first] == c.image_name[row]  # the two entries are merged later
         if entry and (one_file or entry["id"] not in annotated):
             new = m.fresh_id("images")
             m.set("images", row, f"id {entry['id']} -> {new}; it was taken", id=new)
 
 
-def _image_duplicate_entry(m: Mending, f: Finding) -> None:
+def _image_duplicate_entry(m: MutableCoco, f: Finding) -> None:
     c, first, new_id = m.columns, {}, {}
     for row in range(len(c.image_name)):
         if c.good["images"][row]:
@@ -230,11 +231,11 @@ def _image_duplicate_entry(m: Mending, f: Finding) -> None:
     for row in f.rows:
         entry, kept = m.get("images", row), m.get("images", first[c.image_name[row]])
         sizes = {(e["width"], e["height"]) for e in (entry, kept) if e}
-        if entry and kept and len(sizes) == 1:  # else their shapes are not of the same pixels, yet
-            # An id that was taken, too, has been changed by now, and has no annotations.
+        if entry and kept and len(sizes) == 1:  # shapes are mergeable only with equal sizes
+            # A duplicate id was replaced earlier in this round; the new one has no annotations.
             if entry["id"] == c.image_id[row] and entry["id"] != kept["id"]:
                 new_id[entry["id"]] = kept["id"]
-            m.remove("images", row, f"its objects are those of the image {kept['id']} now")
+            m.remove("images", row, f"its objects now belong to image {kept['id']}")
     rows = [i for i, image in enumerate(c.image.tolist()) if image in new_id]
     for row in rows:
         entry = m.get("annotations", row)
@@ -243,13 +244,13 @@ def _image_duplicate_entry(m: Mending, f: Finding) -> None:
             m.set("annotations", row, f"image_id {entry['image_id']} -> {new}", image_id=new)
 
 
-def _image_unreadable(m: Mending, f: Finding) -> None:
+def _image_unreadable(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         if entry := m.get("images", row):
             m.remove_if_allowed("images", row, f"{entry['file_name']!r} cannot be read")
 
 
-def _category_malformed(m: Mending, f: Finding) -> None:
+def _category_malformed(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         entry = m.get("categories", row)
         known = entry.get("id") if isinstance(entry, dict) else None
@@ -264,10 +265,10 @@ def _category_malformed(m: Mending, f: Finding) -> None:
         if not isinstance(name, str) or not name:
             name = known if isinstance(known, str) and known else f"category_{number}"
         name = name.encode("utf-8", "replace").decode()
-        _say(m, "categories", row, entry, {"id": number, "name": name})
+        _set_changed(m, "categories", row, entry, {"id": number, "name": name})
 
 
-def _category_duplicate_id(m: Mending, f: Finding) -> None:
+def _category_duplicate_id(m: MutableCoco, f: Finding) -> None:
     c = m.columns
     annotated = set(c.category[c.good["annotations"]].tolist())
     for row in f.rows:
@@ -275,29 +276,29 @@ def _category_duplicate_id(m: Mending, f: Finding) -> None:
             continue
         first = next(i for i in range(row + 1) if c.category_id[i] == c.category_id[row])
         if c.category_name[first] == c.category_name[row]:
-            m.remove("categories", row, f"it repeats the category {entry['id']}")
-        elif entry["id"] not in annotated:  # else the error stays: which of the names is right?
+            m.remove("categories", row, f"it repeats category {entry['id']}")
+        elif entry["id"] not in annotated:  # else the error stays, because the name is ambiguous
             new = m.fresh_id("categories")
             m.set("categories", row, f"id {entry['id']} -> {new}; it was taken", id=new)
 
 
-def _category_duplicate_name(m: Mending, f: Finding) -> None:
+def _category_duplicate_name(m: MutableCoco, f: Finding) -> None:
     c, new_id = m.columns, {}
     for row in f.rows:
         entry = m.get("categories", row)
         if not entry or entry["id"] != c.category_id[row]:
-            continue  # its id was taken as well: that comes first, this in the next round
+            continue  # its duplicate id was replaced in this round; merge it in the next
         first = c.category_name.index(c.category_name[row])
         if kept := m.get("categories", first):
             new_id[entry["id"]] = kept["id"]
-            m.remove("categories", row, f"its objects are of the category {kept['id']} now")
+            m.remove("categories", row, f"its objects now belong to category {kept['id']}")
     for row, number in enumerate(c.category.tolist()):
         if number in new_id and c.good["annotations"][row] and m.get("annotations", row):
             what = f"category_id {number} -> {new_id[number]}"
             m.set("annotations", row, what, category_id=new_id[number])
 
 
-def _category_mojibake(m: Mending, f: Finding) -> None:
+def _category_mojibake(m: MutableCoco, f: Finding) -> None:
     taken = set(m.columns.category_name)
     for row in f.rows:
         entry = m.get("categories", row)
@@ -314,7 +315,7 @@ def _is_unicode(name: str) -> bool:
         return False
 
 
-def _say(m: Mending, part: str, row: int, entry: dict, values: dict) -> None:
+def _set_changed(m: MutableCoco, part: str, row: int, entry: dict, values: dict) -> None:
     changed = {k: v for k, v in values.items() if entry.get(k) is not v}
     what = ", ".join(f"{k} {as_json(entry.get(k))} -> {as_json(v)}" for k, v in changed.items())
     m.set(part, row, what, **changed)
