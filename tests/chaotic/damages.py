@@ -152,7 +152,7 @@ def wrong_model(folder: Path, stack: contextlib.ExitStack) -> list[str]:
     ]
 
 
-@_case("is no training checkpoint of d2ext")
+@_case("is not a training checkpoint of d2ext")
 def wrong_torch_file(folder: Path, stack: contextlib.ExitStack) -> None:
     shutil.copy(folder / NEWEST, kept := folder / "kept")
     (folder / f"{NEWEST}.sha256").rename(folder / "kept.sha256")

@@ -173,7 +173,7 @@ def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
     (tmp_path / "file").touch()
     done = train_net("--work-dir", tmp_path / "file" / "run", "--options", *tiny)
     assert done.status == 2
-    assert "file is no directory" in done.stderr
+    assert "file is not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("limit", [2**10, 2**20])

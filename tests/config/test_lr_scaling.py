@@ -66,7 +66,7 @@ def test_the_guide_s_example():
     }
     lines = report.lines()
     assert lines[0] == (
-        "scaling     16 workers, 64 images a step; the recipe was tuned for 4 workers, 8:"
+        "scaling     16 workers, 64 images per step; the recipe was tuned for 4 workers, 8:"
         " learning rates x 8 (linear)"
     )
     assert "            optimizer.lr 0.01 -> 0.08" in lines
@@ -159,8 +159,8 @@ def test_the_reference_itself_changes_nothing(cfg):
 
 def test_a_scaled_config_is_not_scaled_for_another_world():
     scaled, report = scale_config(_config(), 4)
-    assert "done before" in scale_config(scaled, 4)[1].lines()[0]
-    with pytest.raises(UserError, match="scaled already, for 4 workers and not 2"):
+    assert "already scaled for" in scale_config(scaled, 4)[1].lines()[0]
+    with pytest.raises(UserError, match="already scaled for 4 workers, not 2"):
         scale_config(scaled, 2)
 
 

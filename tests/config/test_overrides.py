@@ -176,7 +176,7 @@ def test_what_a_message_offers_works_as_it_stands(cfg, override):
     if offered := re.search(r"(\+\S+?)=\.\.\.", str(e.value)):
         apply_overrides(cfg, [f"{offered[1]}={value}"])
         return
-    (text,) = shlex.split(str(e.value).partition("to give text, write ")[2])
+    (text,) = shlex.split(str(e.value).partition("for text, write ")[2])
     apply_overrides(cfg, [text])
     assert OmegaConf.select(cfg, key.removeprefix("+")) == value
 

@@ -137,7 +137,7 @@ def test_fingerprints_are_compared_under_present_names():
     ],
 )
 def test_an_import_of_a_moved_module_names_the_new_place(tmp_path, monkeypatch, line):
-    words = "d2ext.data.catalog is d2ext.data.datasets.declare since 0.2: change the import"
+    words = "d2ext.data.catalog is d2ext.data.datasets.declare since 0.2; change the import"
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "config.py").write_text(f"import os\n{line}\n")
     with pytest.raises(UserError) as e:

@@ -206,9 +206,9 @@ def test_keys_are_those_of_the_results(scripts, tmp_path, per_class):
     metric = CityscapesMetric(per_class=per_class)
     results = metric(_layout(tmp_path, [_road()], ("car", "bus")), _found([]))
     assert metric.keys(("car", "bus"), True) == set(results)
-    with pytest.raises(UserError, match="no masks to evaluate; take CocoMetric"):
+    with pytest.raises(UserError, match="no masks to evaluate; use CocoMetric"):
         metric.keys(("car",), False)
-    with pytest.raises(UserError, match=r"'balloon' is none of Cityscapes' classes \(person, "):
+    with pytest.raises(UserError, match=r"'balloon' is not a Cityscapes class \(person, "):
         metric.keys(("car", "balloon"), True)
 
 

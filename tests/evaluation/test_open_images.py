@@ -143,7 +143,7 @@ def test_codes_are_named_by_the_descriptions_beside_the_file(tmp_path):
     tree = {"LabelName": "/m/0zvk5", "Subcategory": [{"LabelName": "/m/02wg_p"}]}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     t = ground_truth([(0, 0, SINGLE)], HELMETS)
-    with pytest.raises(UserError, match=r"names none of the classes .*/m/0.*class-descriptions"):
+    with pytest.raises(UserError, match=r"has none of the classes .*/m/0.*class-descriptions"):
         OpenImagesMetric(str(tmp_path / "tree.json"))(t, perfect(t))
     names = "/m/0zvk5,Helmet\n/m/02wg_p,Football helmet\n"
     (tmp_path / "class-descriptions-boxable.csv").write_text(names)
@@ -236,7 +236,7 @@ def test_keys_are_those_of_the_results(helmets, per_class):
     metric = OpenImagesMetric(str(helmets), per_class=per_class)
     results = metric(ground_truth([], HELMETS), detections([]))
     assert metric.keys(HELMETS, False) == metric.keys(HELMETS, True) == set(results)
-    with pytest.raises(UserError, match="hierarchy.json names none of the classes"):
+    with pytest.raises(UserError, match="hierarchy.json has none of the classes"):
         metric.keys(("cat",), False)
 
 
@@ -244,7 +244,7 @@ def test_keys_are_those_of_the_results(helmets, per_class):
     ("content", "said"),
     [
         ("{", "is not valid JSON"),
-        ("[]", r"is no hierarchy of Open Images: \[\] is no"),
+        ("[]", r"is not an Open Images hierarchy: \[\] is not of the form"),
         ('{"LabelName": 3}', "is no hierarchy"),
         ('{"LabelName": "a", "Subcategory": {}}', "is no hierarchy"),
         ('{"LabelName": "a", "Subcategory": ["b"]}', "'b' is no"),

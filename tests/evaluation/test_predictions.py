@@ -89,7 +89,7 @@ def test_nothing_found(masks):
 
 def test_images_that_nobody_looked_at_are_counted(caplog):
     predict(Found(), _loader(range(590)), IDS)
-    assert "10 of 600 images were not looked at" in caplog.text
+    assert "10 of 600 images were not evaluated" in caplog.text
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_classes_that_a_test_set_lacks_are_not_written(tmp_path, caplog):
     written = json.loads(file.read_text())
     assert len(written) == sum(found.label == 2) and {r["category_id"] for r in written} == {4}
     left_out = sum(found.label != 2)
-    assert f"{left_out} detections of classes that it lacks" in caplog.text
+    assert f"{left_out} detections of classes that the dataset lacks" in caplog.text
 
 
 def test_a_model_without_instances_is_one_line():
@@ -169,7 +169,7 @@ def test_a_model_without_instances_is_one_line():
         def forward(self, inputs):
             return [{"proposals": Instances((8, 9))} for _ in inputs]
 
-    with pytest.raises(UserError, match="the model gives proposals, and no instances"):
+    with pytest.raises(UserError, match="the model returns proposals, but no instances"):
         predict(Proposals(), _loader([3]), IDS)
 
 

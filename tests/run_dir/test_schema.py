@@ -226,7 +226,7 @@ def test_a_damaged_file_is_not_replaced(tmp_path, caplog, text):
         f"{words}ended_by=the disk is full",
     ]
     write_run_info(tmp_path, RunInfo(command="second", resumed_from="x.pth"))
-    assert "run.json is damaged and is written again: the command, the start" in caplog.text
+    assert "run.json is damaged and has been replaced: the command, start" in caplog.text
     assert read_run_info(tmp_path).command == "second"
 
 

@@ -125,8 +125,8 @@ def test_a_resnet_is_found_however_it_is_wrapped(resnet, tmp_path, said, wrap):
     load_weights(model, str(tmp_path / "w.pth"))
     assert _is_loaded(model, resnet)
     assert "Loaded 100 of the model's 118 tensors" in said()
-    assert f"random: {RANDOM_FPN}" in said() and "head (2 tensors)" in said()
-    assert "not used from the file: fc (2 tensors)" in said()
+    assert f"Randomly initialized: {RANDOM_FPN}" in said() and "head (2 tensors)" in said()
+    assert "Unused tensors of the file: fc (2 tensors)" in said()
 
 
 def test_safetensors_and_the_old_format_of_torch_are_read_whatever_their_name(resnet, tmp_path):
@@ -186,7 +186,7 @@ def test_the_norms_of_caffe2_have_no_statistics(tmp_path, said):
     stem = model.backbone.bottom_up.stem.conv1
     assert stem.weight.min() == 1 and stem.norm.weight[0] == 2 and stem.norm.bias[0] == 3
     assert "Loaded 159 of the model's 283 tensors" in said()  # 53 convolutions and their norms
-    assert f"random: {RANDOM_FPN}" in said()  # and not the statistics
+    assert f"Randomly initialized: {RANDOM_FPN}" in said()  # and not the statistics
 
 
 REFUSED = {
@@ -277,7 +277,7 @@ NOT_WEIGHTS = {
         lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         "git lfs pull",
     ),
-    "an image": (lambda _: b"\x89PNG\r\n\x1a\n" + bytes(99), "neither a file of torch"),
+    "an image": (lambda _: b"\x89PNG\r\n\x1a\n" + bytes(99), "not a torch, pickle or safetensors"),
     "half a torch file": (
         lambda path: _cut(path, lambda p: torch.save({"a": torch.ones(99)}, p)),
         "incomplete",
@@ -335,7 +335,7 @@ def test_a_folder_is_not_a_file_of_weights(tmp_path):
 def test_heads_for_other_classes_are_named(tmp_path, said):
     torch.save({"model": Detector(classes=5).state_dict()}, tmp_path / "w.pth")
     load_weights(Detector(), str(tmp_path / "w.pth"))
-    assert "random: head (2 tensors)" in said()
+    assert "Randomly initialized: head (2 tensors)" in said()
     assert "head.bias is [5], here [2]" in said()
     with pytest.raises(UserError, match=r"2 of the model's parameters \(head.weight, head.bias\)"):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
@@ -377,7 +377,7 @@ def _r50(repo, *overrides):
 
 def test_another_input_than_the_weights_expect_is_warned_of(repo, r50, said):
     load_weights(_r50(repo), str(r50))
-    assert "resnet50.pth expects another input than the model has" in said()
+    assert "resnet50.pth expects a different input from the model's" in said()
     # What the warning offers is set as it says.
     overrides = re.findall(r"(model\.\S+=\S+) \(here", said())
     assert [o.partition("=")[0].rpartition(".")[2] for o in overrides] == [
