@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: what imports what, and what starts at once."""
+"""The house rules that can be checked automatically: imports between modules, and fast starts."""
 
 import ast
 import importlib
@@ -25,13 +25,13 @@ FLOORS = [
 COMMON = {"_compat", "errors", "files", "guard", "html", "limits", "terminal", "text", "waiting"}
 
 
-# Modules outside _compat.py that use a private name of another library, and which one.
+# Modules outside _compat.py that use a private name of another library, with that name.
 PRIVATE_API = {
     ("data/loading/mapper.py", "super()._transform_annotations"),  # of DatasetMapper, overridden
     ("doctor/probe.py", "detectron2._C"),
     ("slurm/local.py", "LocalExecutor._submit_command"),  # overridden
 }
-# Folders and files whose modules import none of HEAVY, and the exceptions.
+# Folders and files whose modules do not import HEAVY libraries, and the exceptions.
 HEAVY = {"torch", "detectron2", "cv2"}
 LIGHT = [
     *("__init__.py", "config", "data/convert.py", "data/datasets", "data/formats", "data/prepare"),
@@ -48,7 +48,7 @@ NOT_LIGHT = {
 
 
 def _imports(path):
-    """Yield the modules of d2ext, and the other libraries, that a file imports."""
+    """Yield the modules of d2ext and the other libraries that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -91,7 +91,7 @@ def test_every_module_has_a_floor(repo):
 
 
 @pytest.mark.parametrize("place", LIGHT)
-def test_these_start_at_once(repo, place):
+def test_light_modules_do_not_import_heavy_libraries(repo, place):
     found = repo / "d2ext" / place
     files = sorted(found.rglob("*.py")) if found.is_dir() else [found]
     parts = [file.relative_to(repo).with_suffix("").parts for file in files]
@@ -118,10 +118,9 @@ def _is_private(name):
 
 
 def _private_names(path):
-    """Yield the private names that a file takes from outside itself.
+    """Yield the private names that a file uses but does not define.
 
-    Not counted are those of `self` and `cls`, those that the file defines, and `os._exit`, which is
-    documented.
+    Names of `self` and `cls` do not count, nor does `os._exit`, which is documented.
     """
     tree = ast.parse(path.read_text())
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -145,7 +144,7 @@ def _private_names(path):
 
 
 def test_private_api_is_used_in_one_place(repo):
-    """An override needs no such name, so that slurm/local.py is looked for by its method."""
+    """An override does not use the name, so slurm/local.py is identified by its method."""
     found = set()
     for file in (repo / "d2ext").rglob("*.py"):
         if file.name != "_compat.py":
@@ -169,7 +168,7 @@ def test_help_needs_no_torch(tool):
 
 
 def test_tools_are_thin(repo):
-    """They hold a command line: `main`, `_parser` and helpers of at most 15 lines, no class."""
+    """They have a command line only: `main`, `_parser`, helpers of up to 15 lines, no classes."""
     for tool in (repo / "tools").glob("*.py"):
         tree = ast.parse(tool.read_text())
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)], tool
@@ -180,8 +179,8 @@ def test_tools_are_thin(repo):
             assert name.startswith("_") and lines <= 15, f"{tool}: {name}"
 
 
-def test_benchmarks_import_what_there_is(repo):
-    """No test runs them, so a name that has moved would be found only when one is wanted."""
+def test_imports_of_benchmarks_exist(repo):
+    """No test runs the benchmarks, so names that have moved would be noticed only in use."""
     for file in (repo / "benchmarks").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("d2ext"):
@@ -191,7 +190,7 @@ def test_benchmarks_import_what_there_is(repo):
 
 
 def test_commands_of_tests_do_not_run_in_the_checkout(repo):
-    """They would meet the runs and datasets of its user."""
+    """In the checkout, they could use the runs and datasets of its user."""
     for file in (repo / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.odd_data import corners, official, rle
+from tests.evaluation.edge_cases import corners, official, rle
 
 SIZE = {"height": 120, "width": 160}
 
