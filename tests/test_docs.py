@@ -576,8 +576,9 @@ def _run_command(run_tool, command: Command, tiny: list[str]) -> None:
             arguments[arguments.index("--expect") + 1] = "balloon_val/coco/segm/AP>=0"
         if "--tta" in arguments:
             less.append("dataloader.tta.min_sizes=[96]")
-        fresh = not {"--resume", "--eval-only"} & set(arguments)
-        _do(run_tool, "train_net", *["--overwrite"] * fresh, *arguments, *less)
+        resumes = {"--resume", "--eval-only"} & set(arguments)
+        flags = [] if resumes else ["--overwrite"]
+        _do(run_tool, "train_net", *flags, *arguments, *less)
     elif command.tool == "predict" and of_x:
         root = next(k for k in tiny if k.startswith("data.root="))
         _do(run_tool, "predict", *arguments, "--options", root)
@@ -633,7 +634,7 @@ def test_the_config_that_changes_another(tmp_path):
 
 
 def test_the_coco_file_that_a_page_shows(tmp_path):
-    """It can be read, also without the keys that the page calls optional."""
+    """The file can be read, also without the keys that the page calls optional."""
     from d2ext.data.formats.coco import read_coco
 
     (shown,) = (

@@ -229,8 +229,9 @@ def _check_room(path: Path, nbytes: int) -> None:
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else math.inf
     if free < nbytes + _MARGIN:
         raise UserError(
-            f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are"
-            " free on the disk; earlier checkpoints are intact: free space, then --resume"
+            f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, but the disk has only"
+            f" {free / 1e6:.0f} MB free; free space, then continue with --resume (earlier"
+            " checkpoints are intact)"
         )
 
 

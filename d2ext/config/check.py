@@ -158,7 +158,7 @@ def _resolve(cfg: Any) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        # Other sections refer to `train`: resolved first, the error names the field at fault.
+        # Resolve `train` first, so that errors name its field and not one that refers to it.
         OmegaConf.to_container(cfg.train, resolve=True, throw_on_missing=True)
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:

@@ -43,7 +43,7 @@ _HELP = {
         "fraction of the run; train.warmup_iters takes precedence",
     ),
     "MultiStepParamScheduler.values": ("", "multipliers, one up to each milestone"),
-    "MultiStepParamScheduler.milestones": ("", "steps of the changes; the last one ends the run"),
+    "MultiStepParamScheduler.milestones": ("", "steps of changes; the last is the end of the run"),
     "CosineParamScheduler.start_value": ("", "multiplier at the start of the run"),
     "CosineParamScheduler.end_value": ("", "multiplier at the end of the run"),
 }

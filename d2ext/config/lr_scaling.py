@@ -44,7 +44,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ScalingReport(msgspec.Struct, frozen=True):
-    """What `scale_config` did; also the content of scaling.json in a run directory.
+    """Changes made by `scale_config`; also the content of scaling.json in a run directory.
 
     Attributes:
         reference_world_size: R, the workers that the recipe was tuned for.
@@ -184,7 +184,7 @@ def check_name(config_name: str, reference_world_size: int, reference_batch_size
     workers, images = map(int, match.groups())
     if (workers, workers * images) != (reference_world_size, reference_batch_size):
         raise UserError(
-            f"{config_name} is named for {workers} workers of {images} images: give it"
+            f"the name {config_name} means {workers} workers with {images} images each; set"
             f" train.reference_world_size={workers} (not {reference_world_size}) and"
             f" train.reference_batch_size={workers * images} (not {reference_batch_size})"
         )

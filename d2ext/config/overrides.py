@@ -185,7 +185,7 @@ def _parse(key: str, text: str) -> Any:
         if plain:
             return text if isinstance(value, str | list | dict) else value
         if yaml.compose(text).end_mark.index < len(text.rstrip()):
-            raise yaml.MarkedYAMLError(problem="it ends before the text does")
+            raise yaml.MarkedYAMLError(problem="there is text after its end")
         return value
     except (yaml.YAMLError, OmegaConfBaseException) as e:
         if plain:

@@ -52,7 +52,7 @@ def _with_names(value: Any) -> Any:
 def _named(target: Any) -> Any:
     """Return `package.name` of the outermost package that exports the target.
 
-    Detectron2 finds the target by that name. Detectron2's own search for it tries to import each
+    Detectron2 can find the target by that name. Its own search for such a name tries to import each
     candidate and then Hydra, which takes 0.05 s at each start. Objects without such a name, such as
     functions defined in a config file, are returned unchanged.
     """

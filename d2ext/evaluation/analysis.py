@@ -96,7 +96,7 @@ class ErrorCause(msgspec.Struct):
     """A kind of error.
 
     Attributes:
-        meaning: The kind in words.
+        meaning: Short description of the kind.
         count: Number of errors.
         delta_AP: Percent that AP50 would gain without them.
     """

@@ -57,12 +57,12 @@ def predict(
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
     model.eval()
-    # Detections are kept in one block of memory. As small objects they would lie between the
-    # masks of the images, and glibc could neither reuse nor release the memory of those.
+    # Keep detections in one block of memory. As small objects, they would be allocated between
+    # the masks of the images, and glibc could neither reuse nor release the memory of the masks.
     kept, count = io.BytesIO(), 0
     try:
         with torch.inference_mode():
-            for inputs in filter(None, _interruptibly(loader)):  # a batch without readable images
+            for inputs in filter(None, _interruptibly(loader)):  # empty without readable images
                 before_batch()
                 for sample, instances in zip(inputs, instances_of(model, inputs), strict=True):
                     pickle.dump(detections_of(place[sample["image_id"]], instances), kept)
@@ -94,8 +94,8 @@ def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
 def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
     """Yield a model's detections as Instances on the CPU, in pixels of the original images.
 
-    For Detectron2's R-CNN, masks are at the size of their boxes (`roi_masks`) instead of the image
-    size (`pred_masks`).
+    With Detectron2's R-CNN, masks stay relative to their boxes (`roi_masks`); calling the model
+    would paste them into images (`pred_masks`).
     """
     if type(model) is not GeneralizedRCNN:
         for output in model(inputs):
@@ -143,7 +143,7 @@ def _encoded(mask: np.ndarray) -> dict:
 
 
 def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
-    """Gather all ranks' detections in chunks, because those of a whole rank exceed one message.
+    """Gather all ranks' detections in chunks, so that no message holds all those of a rank.
 
     Args:
         mine: Index and detections of each of this rank's images.
@@ -242,7 +242,8 @@ def write_predictions(
         for start in range(0, len(detections.scores), _WRITTEN):
             results = results_of(detections, image_ids, slice(start, start + _WRITTEN))
             rows = [{**r, "category_id": ids[r["category_id"]]} for r in results]
-            f.write(b",\n"[not start :] + msgspec.json.encode(rows)[1:-1])
+            separator = b",\n" if start else b"\n"
+            f.write(separator + msgspec.json.encode(rows)[1:-1])
         f.write(b"]\n")
     return file
 

@@ -106,7 +106,7 @@ def _known(
     value = getattr(results[first], name)
     remedy = "give the predictions for this dataset"
     if ids and isinstance(value, str) != isinstance(ids[0], str):
-        strings, numbers = ("here", "there")[:: 1 if isinstance(value, str) else -1]
+        strings, numbers = ("here", "there") if isinstance(value, str) else ("there", "here")
         remedy = f"ids are strings {strings} and numbers {numbers}; write them as the dataset does"
     elif ids and what == "category":
         remedy = _category_remedy([r.category_id for r in results], ids) or remedy
@@ -118,7 +118,7 @@ def _known(
 
 
 def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
-    """Return what seems wrong with the category ids; `ids` are the dataset's, in order."""
+    """Return what seems wrong with the category ids; `ids` are the dataset's, sorted."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):
         if gaps and min(found) >= base and max(found) < len(ids) + base:

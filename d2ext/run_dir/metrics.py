@@ -8,7 +8,7 @@ from typing import Any
 def read_metrics(path: Path, last: int | None = None) -> tuple[list[dict[str, Any]], int]:
     """Read the rows of metrics.json in file order; return no rows if it is not a regular file.
 
-    After a resume from an older checkpoint, iterations are repeated; the later rows are valid.
+    A resume from an older checkpoint repeats iterations; later rows take precedence.
 
     Args:
         path: Path of the file.

@@ -9,7 +9,7 @@ from d2ext.slurm.record import Record
 from d2ext.slurm.status import describe_state, is_over
 
 _ASK = 5.0  # seconds between queries to Slurm
-_LATE = 10.0  # seconds until a shared disk must show how a job ended
+_LATE = 10.0  # seconds to wait for a shared disk to show how a job ended
 
 
 class _Log:
@@ -38,7 +38,7 @@ def follow(records: Sequence[Record]) -> int:
     """Print rank 0's logs and the states of the jobs until all have ended.
 
     Returns:
-        The highest exit status of the trainings; 1 for one that ended without a status.
+        The highest exit status of the jobs; 1 for a job that ended without a status.
     """
     logs = [_Log(r, f"{r.run_dir.name} | " if len(records) > 1 else "") for r in records]
     printed: dict[int, str] = {}

@@ -18,7 +18,7 @@ def has_slurm() -> bool:
 
 
 def living_jobs() -> dict[str, tuple[str, str, str]] | None:
-    """Return this user's queued jobs: id -> (state, nodes, reason); None without an answer."""
+    """Return this user's jobs: id -> (state, nodes, reason); None if Slurm does not answer."""
     text = _ask("squeue", "--me", "-h", "-r", "-o", "%i|%T|%N|%r")
     if text is None:
         return None
@@ -27,7 +27,7 @@ def living_jobs() -> dict[str, tuple[str, str, str]] | None:
 
 
 def job_state(job: str) -> tuple[str, int] | None:
-    """Return a job's state, such as RUNNING, and restart count; None without an answer."""
+    """Return a job's state, such as RUNNING, and restart count; None if Slurm does not answer."""
     words = (_ask("squeue", "-h", "-j", job, "-O", "State:30,RestartCnt:10") or "").split()
     return (words[0], int(words[1])) if len(words) == 2 else None
 

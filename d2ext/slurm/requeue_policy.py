@@ -58,7 +58,7 @@ def start_number() -> int:
 def should_requeue(
     record: Record, here: JobEnvironment, end: End, max_requeues: int
 ) -> RequeueDecision:
-    """Decide whether a job is requeued, which it is only after an external interruption."""
+    """Decide whether to requeue a job, which is done only after an external interruption."""
     if end.status == 0:
         return RequeueDecision("finished")
     why = _interruption(here, end)

@@ -18,7 +18,7 @@ _RECENT = 20  # latest iterations, from which the remaining time is estimated
 
 
 def is_over(record: Record) -> bool:
-    """Return whether a job has ended, in any way."""
+    """Return whether a job has ended, successfully or not."""
     job = record.submission
     if record.outcome or not job:
         return True
@@ -99,7 +99,7 @@ def _local_state(record: Record) -> tuple[str, str]:
     job = record.submission
     alive = is_alive(job)
     if alive:
-        return "RUNNING" if record.attempts else "PENDING (waits its turn)", job.host
+        return "RUNNING" if record.attempts else "PENDING (waiting for its turn)", job.host
     if record.cancelled:
         return "canceled", ""
     return ("killed", "") if alive is False else ("unknown (on another machine)", job.host)

@@ -115,7 +115,7 @@ def read_only(folder: Path, stack: contextlib.ExitStack) -> object:
     return None
 
 
-@_case("of the disk are free")
+@_case("but the disk has only")
 def full_disk(folder: Path, stack: contextlib.ExitStack) -> object:
     real = folder.with_name(folder.name + "-real")
     folder.rename(real)

@@ -1,4 +1,4 @@
-"""What `print_config.py --docs` says of the keys of all recipes, and of a config of one's own."""
+"""Descriptions of the keys of all recipes, and of a custom config."""
 
 import shutil
 

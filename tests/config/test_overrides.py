@@ -116,7 +116,7 @@ def test_a_valid_override_sets_its_field(cfg, override, key, value):
         ("train.max_iter=1e4", ["train.max_iter=10000.0", "int or null"]),
         ("train.max_iter=true", ["train.max_iter=True", "int or null"]),
         ("train.seed=null", ["train.seed=None", "int, 0 or more"]),
-        ("model.mean=[1.0] # x", ["model.mean", "ends before", "quote it"]),
+        ("model.mean=[1.0] # x", ["model.mean", "text after its end", "quote it"]),
         ("train.init_checkpoint='a' b", ["train.init_checkpoint", "quote it"]),
         ("train.init_checkpoint=${train", ["train.init_checkpoint", "${train"]),
         ("--eval-only", ["--eval-only", "before the first key=value"]),

@@ -1,4 +1,4 @@
-"""The processes of a run: from flags, otherwise torchrun, otherwise srun, otherwise its own."""
+"""The processes of a run, from flags, torchrun, srun or the machine, in that order."""
 
 import os
 import socket

@@ -163,7 +163,7 @@ def test_one_seed_at_a_time(start, tmp_path):
     """They would share the GPUs; and a killed one has a reason."""
     alone = f"mkdir {tmp_path}/alone && sleep 1 && rmdir {tmp_path}/alone"
     records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
-    assert "PENDING (waits its turn)" in status_table(records)
+    assert "PENDING (waiting for its turn)" in status_table(records)
     until(lambda: all(record.outcome for record in records), 60)
     assert [record.outcome.status for record in records] == [0, 0, 139]
     assert records[2].outcome.reason.startswith("SIGSEGV: ")

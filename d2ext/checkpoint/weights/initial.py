@@ -247,7 +247,7 @@ def _check_values(file: str, fit: _Fit) -> None:
         # Meta tensors and tensors of other layouts raise many types of errors.
         except Exception as e:
             raise UserError(
-                f"the weights {file} cannot be loaded: {source} holds no plain numbers"
+                f"the weights {file} cannot be loaded: {source} does not hold plain numbers"
                 f" ({tensor.dtype}, {tensor.layout}, on {tensor.device}); save them again from a"
                 " model with dense tensors on the CPU or a GPU"
             ) from e

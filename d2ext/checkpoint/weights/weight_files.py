@@ -117,7 +117,7 @@ def _load_torch(path: Path) -> Any:
 def _tensors(content: Any) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, however deeply they are nested."""
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name; {_REMEDY}")
+        raise ValueError(f"it holds a {type(content).__name__}, not named tensors; {_REMEDY}")
     if tensors := _wrapped(content):
         return tensors
     tensors = _direct(content)

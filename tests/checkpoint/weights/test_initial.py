@@ -241,7 +241,7 @@ REFUSED = {
     ),
     "shapes without values": (
         lambda: {n: t.to("meta") for n, t in Detector().state_dict().items()},
-        ["holds no plain numbers (torch.float32, torch.strided, on meta); save them again"],
+        ["does not hold plain numbers (torch.float32, torch.strided, on meta); save them again"],
     ),
     "MMDetection's without meta": (
         lambda: {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
