@@ -268,7 +268,7 @@ def test_category_ids_without_gaps_that_count_from_0(evaluate):
     for a in content["annotations"]:
         a["category_id"] = {3: 1, 5: 2}[a["category_id"]]
     done = evaluate(_places(), content=content)
-    assert done.status == 2 and "count from 0, those of the data set from 1: add 1" in done.stderr
+    assert done.status == 2 and "start at 0, those of the dataset at 1; add 1" in done.stderr
 
 
 def test_boxes_of_corners_are_seen_though_some_reach_out_of_their_images(evaluate):

@@ -247,7 +247,7 @@ def test_weights_of_another_model(mistake, tmp_path):
     torch.save({"meta": {}, "state_dict": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     mistake(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
-        words=["w.pth", "MMDetection's", "model zoo"],
+        words=["w.pth", "from MMDetection", "model zoo"],
     )
 
 
