@@ -33,7 +33,7 @@ def user_message(e: BaseException) -> str | None:
     if isinstance(e, OSError) and e.errno in _DISK:
         return (
             f"cannot write {e.filename or 'a file'}: {e.strerror}; free space, or write to another"
-            " location (--resume continues a run from its last checkpoint)"
+            " location (continue a run from its last checkpoint with --resume)"
         )
     return None
 

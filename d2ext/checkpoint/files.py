@@ -69,7 +69,7 @@ def save_final(path: Path, folder: Path) -> None:
 
 
 def mark_last(path: Path) -> None:
-    """Make `path` the checkpoint that is resumed."""
+    """Record `path` as the checkpoint to resume from."""
     with atomic_write(path.with_name(LAST)) as f:
         f.write(path.name)
 
