@@ -1,15 +1,15 @@
 """Private API of other libraries that d2ext depends on, one function each.
 
-These names have no public equivalent and can change in any release. tests/test_compat.py guards
-each of them, so that an upgrade fails there, with the name, and not in a training.
+These names have no public equivalent and can change in any release. tests/test_compat.py checks
+each of them, so that an incompatible upgrade fails there, by name, and not during training.
 
 Three private names are used elsewhere, because they cannot be wrapped in a function; the same tests
-guard them: `DatasetMapper._transform_annotations`, overridden in data/loading/mapper.py, submitit's
+check them: `DatasetMapper._transform_annotations`, overridden in data/loading/mapper.py, submitit's
 `LocalExecutor._submit_command`, overridden in slurm/local.py, and `detectron2._C`, which
 doctor/probe.py looks for.
 
-Every import of a library is inside the function that needs it, since modules that import neither
-torch nor detectron2 use this one.
+Libraries are imported inside the functions that need them, because modules that must not import
+torch or detectron2 use this one.
 """
 
 import multiprocessing
@@ -19,10 +19,10 @@ from typing import Any
 
 
 def set_class(module: Any, cls: type) -> None:
-    """Make a torch module an instance of a subclass of its class, as torch's `fully_shard` does.
+    """Change the class of a torch module in place, as torch's `fully_shard` does.
 
-    A replacement in the parent would not do: Detectron2's FPN also refers to its convolutions from
-    plain lists. Parameters, buffers, hooks and the keys of the state dict stay.
+    Replacing the module in its parent is not enough: Detectron2's FPN also refers to its
+    convolutions from plain lists. Parameters, buffers, hooks and state dict keys do not change.
 
     Args:
         module: The `nn.Module` to change.
@@ -32,12 +32,12 @@ def set_class(module: Any, cls: type) -> None:
 
 
 def set_size_divisibility(backbone: Any, multiple: int) -> bool:
-    """Have images padded to a multiple of `multiple` pixels, beside the backbone's own.
+    """Pad images to a multiple of `multiple` pixels, in addition to the backbone's own multiple.
 
     `Backbone.size_divisibility` is read-only; FPN keeps the number in `_size_divisibility`.
 
     Returns:
-        Whether the backbone has such a number.
+        Whether the backbone has `_size_divisibility`; without it, nothing changes.
     """
     import math
 
@@ -48,9 +48,9 @@ def set_size_divisibility(backbone: Any, multiple: int) -> bool:
 
 
 def paste_mask(mask: Any, box: Any, height: int, width: int) -> tuple[Any, tuple[slice, slice]]:
-    """Return a mask at the size of its box, and the rows and columns that it covers.
+    """Resize a mask to its box; return it with the rows and columns that it covers.
 
-    `paste_masks_in_image`, the public function, makes a whole image of every mask.
+    The public function, `paste_masks_in_image`, creates an array of the image's size for each mask.
 
     Args:
         mask: (1, 1, M, M) probabilities.
@@ -67,14 +67,14 @@ def paste_mask(mask: Any, box: Any, height: int, width: int) -> tuple[Any, tuple
 
 
 def gloo_group() -> Any:
-    """Return Detectron2's process group for values on the CPU, which `comm.gather` uses."""
+    """Return Detectron2's process group for CPU values, which `comm.gather` uses."""
     from detectron2.utils import comm
 
     return comm._get_global_gloo_group()
 
 
 def set_group_timeout(group: Any, seconds: float) -> None:
-    """Set how long the collectives of a process group wait."""
+    """Set the timeout of a process group's collectives."""
     import datetime
 
     import torch.distributed as dist
@@ -86,22 +86,22 @@ def set_group_timeout(group: Any, seconds: float) -> None:
 
 
 def loader_workers(batches: Any) -> list[multiprocessing.Process]:
-    """Return the worker processes of a DataLoader's iterator; none if it works in this process."""
+    """Return the workers of a DataLoader's iterator; an empty list if it loads in this process."""
     return getattr(batches, "_workers", [])
 
 
 def shut_down_loader_workers(batches: Any) -> None:
-    """End the workers of a DataLoader's iterator as its destructor does, and wait for them."""
+    """Stop the workers of a DataLoader's iterator, as its destructor does, and wait for them."""
     batches._shutdown_workers()
 
 
 def on_feeder_error(handle: Callable[[Exception, Any], None]) -> Callable[[type], type]:
-    """Return a class decorator for queues: call `handle` for errors of the thread that sends.
+    """Return a decorator for queue classes that calls `handle` on errors in the sending thread.
 
-    Python prints such an error and continues, which it does here, too, if `handle` returns.
+    If `handle` returns, Python prints the error and continues, as it does by default.
 
     Args:
-        handle: Takes the error and the object that could not be sent.
+        handle: Function of the error and the object that could not be sent.
     """
 
     def decorate(cls: type) -> type:
@@ -118,7 +118,7 @@ def on_feeder_error(handle: Callable[[Exception, Any], None]) -> Callable[[type]
 
 
 def run_exit_functions() -> None:
-    """Wait for threads and call exit functions, as Python does at its end."""
+    """Wait for threads and call exit functions, as Python does at exit."""
     import atexit
     import threading
 
@@ -127,14 +127,14 @@ def run_exit_functions() -> None:
 
 
 def raw_value(node: Any, key: Any) -> Any:
-    """Return a value of an omegaconf container as written: interpolations are not followed.
+    """Return a value of an omegaconf container as written, without resolving interpolations.
 
     Args:
         node: A DictConfig or ListConfig.
         key: Key or index of the value.
 
     Returns:
-        A container, which may be None or an interpolation itself, or a plain value.
+        A container, possibly one that stands for None or an interpolation, or a plain value.
     """
     from omegaconf import DictConfig, ListConfig
 
@@ -143,20 +143,21 @@ def raw_value(node: Any, key: Any) -> Any:
 
 
 def is_none(container: Any) -> bool:
-    """Return whether an omegaconf container, as `raw_value` returns it, stands for None."""
+    """Return whether an omegaconf container returned by `raw_value` stands for None."""
     return container._is_none()
 
 
 def submission_script(executor: Any) -> str:
-    """Return the text of the sbatch file that a submitit executor would hand to Slurm."""
+    """Return the text of the sbatch file that a submitit executor would submit."""
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
 def innermost_config(traceback: TracebackType | None) -> tuple[str, int | None] | None:
-    """Return the file and line of the innermost LazyConfig file at work in a traceback.
+    """Return the file and line of the innermost LazyConfig file in a traceback.
 
     Returns:
-        The line is None if Detectron2 was reading or parsing the file; None if no file was at work.
+        The file and line, or None if there is no such file. The line is None if Detectron2 was
+        reading or parsing the file.
     """
     from traceback import walk_tb
 

@@ -12,14 +12,14 @@ from d2ext.limits import exhausted, remedy
 
 logger = logging.getLogger(__name__)
 
-# What a disk says that is full, over its quota or read-only, whoever was writing.
+# Errors of a disk that is full, over quota or read-only, no matter which code was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _NO_THREAD = "can't start new thread"  # Python's RuntimeError
 
 
 class UserError(Exception):
-    """An error that the user can fix: one or two lines with the field or file, value and remedy.
+    """An error that the user can fix: one or two lines with the field or file, value and fix.
 
     Example:
         >>> import d2ext
@@ -37,23 +37,23 @@ class UserError(Exception):
 
 
 def user_message(e: BaseException) -> str | None:
-    """The line for an error that the user can mend, a full disk among them; None for others."""
+    """Return the message for an error that the user can fix, such as a full disk; else None."""
     if isinstance(e, UserError):
         return str(e)
     text = format_exception(e)
-    of_machine = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
-    if of_machine and (kind := exhausted(text)):
+    from_system = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
+    if from_system and (kind := exhausted(text)):
         return f"this process ran out of {kind} ({text}). {remedy(kind)}".strip()
     if isinstance(e, OSError) and e.errno in _DISK:
         return (
             f"cannot write {e.filename or 'a file'}: {e.strerror}; free space, or write to another"
-            " place (a training goes on from its last checkpoint with --resume)"
+            " location (continue a run from its last checkpoint with --resume)"
         )
     return None
 
 
 def format_exception(e: BaseException) -> str:
-    """Return the kind of an error and the first line of its text, or two if that ends with `:`."""
+    """Return an error's type and the first line of its message, or two if that ends with `:`."""
     first, *more = (str(e).strip() or "no message").splitlines()
     reason = f" {more[0].strip()}" if more and first.endswith(":") else ""
     return f"{type(e).__name__}: {first}{reason}"
@@ -61,12 +61,12 @@ def format_exception(e: BaseException) -> str:
 
 @contextlib.contextmanager
 def config_errors(section: str, arguments: Sequence[str] = ()) -> Iterator[None]:
-    """Turns what goes wrong while a section of the config is built into a UserError that names it.
+    """Turn errors raised while building a section of the config into UserErrors that name it.
 
-    Constructors of models, optimizers and loaders raise whatever they like for a wrong argument.
+    Constructors of models, optimizers and loaders raise all kinds of errors for wrong arguments.
 
     Args:
-        section: The field of the config that is built.
+        section: Field of the config that is built.
         arguments: Its arguments as `name=value`, to list in the message.
     """
     try:
@@ -84,7 +84,7 @@ def config_errors(section: str, arguments: Sequence[str] = ()) -> Iterator[None]
 
 @contextlib.contextmanager
 def best_effort(extra: str) -> Iterator[None]:
-    """Logs what goes wrong with something for which no training ends; a full disk ends it."""
+    """Log an error in optional work instead of ending the run; raise those the user can fix."""
     try:
         yield
     except Exception as e:
@@ -94,10 +94,10 @@ def best_effort(extra: str) -> Iterator[None]:
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Runs a tool's `main` and exits with its status: 2 and one line for the user's mistakes.
+    """Run a tool's `main` and exit with its status; for user errors, print one line and exit 2.
 
-    Ctrl-C exits with 130 as a shell expects; a closed pipe (`... | head`) is not an error. What the
-    terminal has no letters for is printed escaped.
+    Ctrl-C exits with 130, as shells expect; a closed pipe (`... | head`) is not an error.
+    Characters that the terminal cannot print are escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -116,6 +116,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
         status = 130
     try:
         sys.stdout.flush()
-    except OSError:  # Python would fail again while it flushes stdout at exit
+    except OSError:  # otherwise Python fails again when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

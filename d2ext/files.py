@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+"""Atomic writes: to a temporary file in the same folder, which is flushed and then renamed."""
 
 import contextlib
 import json
@@ -12,21 +12,22 @@ from d2ext.errors import UserError
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: $D2EXT_CACHE, else ~/.cache/d2ext."""
+    """Return the cache directory: $D2EXT_CACHE, or ~/.cache/d2ext by default."""
     return Path(os.environ.get("D2EXT_CACHE") or "~/.cache/d2ext").expanduser()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w", durable: bool = True) -> Iterator[IO]:
-    """Opens a new file that takes `path`'s place when the block ends without an exception.
+    """Open a temporary file that replaces `path` if the block ends without an exception.
 
     Args:
-        path: the file.
-        mode: as `open` has it.
-        durable: wait until a power cut cannot take it; for what can be made again, do not.
+        path: Path of the file.
+        mode: Mode, as for `open`.
+        durable: Sync to the disk, so that the file survives a power cut; files that can be made
+            again do not need it.
 
     Raises:
-        UserError: the folder cannot be written to or the disk is full.
+        UserError: The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -42,30 +43,30 @@ def atomic_write(path: Path, mode: str = "w", durable: bool = True) -> Iterator[
             _sync_folder(path.parent)
     except OSError as e:
         raise UserError(
-            f"cannot write {path}: {e.strerror or e}; free space, or write to another place"
+            f"cannot write {path}: {e.strerror or e}; free space, or write to another location"
         ) from e
     finally:
-        with contextlib.suppress(OSError):  # not there, or the disk is what failed
+        with contextlib.suppress(OSError):  # already renamed, or the disk failed
             temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
     """Make the new name survive a power cut, if the file system supports it."""
-    number = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            os.fsync(number)
+            os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; raises UserError as `atomic_write` does."""
+    """Write a JSON file; raise UserError as `atomic_write` does."""
     with atomic_write(path) as f:
         json.dump(content, f, indent=1)
         f.write("\n")
 
 
 def finite_or_none(results: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as None: JSON has no NaN."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     return {k: v if math.isfinite(v) else None for k, v in results.items()}

@@ -1,4 +1,4 @@
-"""Pages made of the templates that lie beside the code."""
+"""Load the HTML templates that are stored next to the code."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def page_template(file: Path) -> Template:
-    """A template that escapes what it is given and refuses a name that it is not given."""
+    """Return a template that escapes its values and raises an error for undefined names."""
     environment = Environment(
         loader=FileSystemLoader(file.parent),
         autoescape=True,

@@ -9,15 +9,15 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = 65536  # more than loader workers need; some containers allow a billion
 
-# How libraries word it when a limit is reached. Their exceptions lose the error number on the way
-# from a worker process, and torch raises RuntimeErrors of its own.
+# What libraries say when a limit is reached. Exceptions lose their errno on the way from a worker
+# process, and torch raises plain RuntimeErrors.
 _WORDS = {
     "open files": ("Too many open files", "received 0 items of ancillary data"),
     "shared memory": (
         "shared memory(shm)",
         "shared memory object",
         "file </torch_",
-        f"'{SHARED_MEMORY}'",  # itself: a dataset may be below it
+        f"'{SHARED_MEMORY}'",  # quoted, because datasets may be stored below it
         "Bus error",
         "SIGBUS",
     ),
@@ -33,30 +33,35 @@ _WORDS = {
 
 
 def exhausted(text: str) -> str | None:
-    """Return which resource an error says is exhausted: a key of `remedy`; None for none."""
+    """Return which resource is exhausted according to an error message: a `kind` of `remedy`.
+
+    Returns:
+        The kind; None if the message is about something else.
+    """
     return next((kind for kind, words in _WORDS.items() if any(w in text for w in words)), None)
 
 
 def remedy(kind: str) -> str:
-    """Return the present limit of a resource, and how to raise it.
+    """Return the current limit of a resource, and how to raise it.
 
     Args:
         kind: `open files`, `shared memory`, `processes` or `memory`.
     """
     if kind == "open files":
-        return f"{_limit(resource.RLIMIT_NOFILE)} open files are allowed: `ulimit -n 4096` first"
+        files = _limit(resource.RLIMIT_NOFILE)
+        return f"`ulimit -n` allows {files} open files; raise it with `ulimit -n 4096`"
     if kind == "shared memory":
         return _shared_memory()
     if kind == "processes":
-        return f"{_limit(resource.RLIMIT_NPROC)} processes are allowed (`ulimit -u`)"
+        return f"`ulimit -u` allows {_limit(resource.RLIMIT_NPROC)} processes"
     address_space = _limit(resource.RLIMIT_AS, 2**20)
-    return "" if address_space == "unlimited" else f"{address_space} MB are allowed (`ulimit -v`)"
+    return "" if address_space == "unlimited" else f"`ulimit -v` allows {address_space} MB"
 
 
 def raise_open_files() -> None:
-    """Raise this process's limit of open files as far as it may, for loader workers.
+    """Raise this process's limit of open files as far as allowed, for loader workers.
 
-    Each tensor of a batch in shared memory is an open file, in a worker and in the trainer.
+    Each tensor of a batch in shared memory is an open file, both in the worker and in the trainer.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
@@ -78,11 +83,11 @@ def shared_memory_free(folder: Path = SHARED_MEMORY) -> int:
 
 def _shared_memory() -> str:
     if not os.access(SHARED_MEMORY, os.W_OK):
-        return f"{SHARED_MEMORY} is absent or read-only: mount it (docker run --shm-size=8g does)"
+        return f"{SHARED_MEMORY} is absent or read-only; mount it (docker run --shm-size=8g does)"
     usage = shutil.disk_usage(SHARED_MEMORY)
     free, total = usage.free / 1e6, usage.total / 1e6
     return (
-        f"{free:.1f} of {total:.1f} MB of {SHARED_MEMORY} are free: start the container with more"
+        f"{free:.1f} of {total:.1f} MB of {SHARED_MEMORY} are free; start the container with more"
         " (docker run --shm-size=8g)"
     )
 

@@ -1,7 +1,7 @@
-"""The terminal: one console for what is logged and for what is renewed in place below it.
+"""The terminal: one console for log lines and for the lines below them that update in place.
 
-Nothing here has a thread of its own: loader workers are forked, and a lock that another thread
-holds at that moment would never open in them. `NO_COLOR` and `TERM` are rich's to follow.
+Nothing here uses a thread: loader workers are forked, and a lock held by another thread at that
+moment would never be released in them. rich handles `NO_COLOR` and `TERM`.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-_PERIOD = 0.25  # seconds between two pictures
+_PERIOD = 0.25  # seconds between updates
 
 
 @functools.cache
 def console() -> "Console":
     """Return the console of stdout; in a notebook it prints plain lines to the running cell."""
-    from rich.console import Console  # 50 ms, which --help need not wait for
+    from rich.console import Console  # takes 50 ms, which --help does not need
 
     options = dict(highlight=False, markup=False, emoji=False)
     found = Console(**options)
@@ -31,7 +31,7 @@ def console() -> "Console":
 
 
 def is_live() -> bool:
-    """Whether lines can be renewed in place."""
+    """Return whether lines can be updated in place."""
     return console().is_terminal and not console().is_dumb_terminal
 
 
@@ -39,16 +39,16 @@ def is_live() -> bool:
 def progress(
     what: str, total: int | None, done: int = 0, in_bytes: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """A bar with the time that is left, on a terminal.
+    """Show a progress bar with the time left, if stdout is a terminal.
 
     Args:
-        what: stands before it.
-        total: of what is to be done; None: unknown.
-        done: of it before.
-        in_bytes: count in kB, MB and so on.
+        what: Text before the bar.
+        total: Total amount of work; None if unknown.
+        done: Amount that is done already.
+        in_bytes: Show amounts in kB, MB and so on.
 
     Yields:
-        A function that is told how much more has been done.
+        A function that advances the bar by a number.
     """
     from rich import progress as rich_progress
 
@@ -78,6 +78,6 @@ def progress(
 
 
 def show_cursor(live: "Live") -> None:
-    """Brings back the cursor that rich has hidden: a killed process could not."""
+    """Show the cursor that rich has hidden, because a killed process could not restore it."""
     if live.is_started:
         live.console.show_cursor(True)

@@ -17,7 +17,7 @@ def shortened(names: Sequence[str], most: int) -> str:
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like `name`; None if none is at least `cutoff` like it."""
+    """Return the known name most similar to `name`; None if no similarity reaches `cutoff`."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return near[0] if near else None
 

@@ -1,4 +1,4 @@
-"""Waits: a long one says what it waits for, and those for data end when the run is to stop."""
+"""Announce long waits, and mark the waits for data that a request to stop may interrupt."""
 
 import contextlib
 import logging
@@ -16,22 +16,22 @@ _interruptible = 0  # how many `interruptible` blocks the main thread is in
 @contextlib.contextmanager
 def waiting_for(
     what: str,
-    remedy: str = "Ctrl-C gives up",
+    remedy: str = "press Ctrl-C to give up",
     *,
     since: float | None = None,
     needed: Callable[[], bool] = lambda: True,
     say: Callable[[str], object] = logger.warning,
 ) -> Iterator[None]:
-    """Say what the process is waiting for if the wait takes longer than `DELAY` seconds.
+    """Print what the process is waiting for if the wait takes longer than `DELAY` seconds.
 
-    A thread says it, since a wait in C++ runs no signal handler. Do not fork in the block: the
-    child would inherit the locks that the thread holds. After the block the thread has ended.
+    A thread prints it, because no signal handler runs during a wait in C++. Do not fork in the
+    block: the child would inherit the locks that the thread holds. The thread ends with the block.
 
     Args:
-        what: What is awaited, a noun phrase.
+        what: What the process is waiting for, as a noun phrase.
         remedy: How to shorten the wait or give up.
-        since: When the wait began, on the monotonic clock; by default, now.
-        needed: Called before the message; returns whether the wait is still on.
+        since: Start of the wait on the monotonic clock; by default, now.
+        needed: Returns whether the message is still needed; called just before it.
         say: Prints the message.
     """
     delay = DELAY
@@ -42,21 +42,21 @@ def waiting_for(
 
     waited = 0.0 if since is None else time.monotonic() - since
     timer = threading.Timer(max(delay - waited, 0.0), announce)
-    timer.daemon = True  # a process that ends does not wait for it
+    timer.daemon = True  # does not keep the process alive
     try:
         with contextlib.suppress(RuntimeError):  # no memory for a thread: the wait stays silent
             timer.start()
         yield
     finally:
         timer.cancel()
-        # A fork or the exit of Python would meet the thread.
+        # Otherwise the thread may still run during a later fork or at Python's exit.
         if timer.is_alive():
             timer.join()
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Mark a wait for data, which a request to stop may end (`launch.signals`)."""
+    """Mark a wait for data, which a request to stop may interrupt (`launch.signals`)."""
     global _interruptible
     _interruptible += 1
     try:

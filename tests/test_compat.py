@@ -1,4 +1,4 @@
-"""Guards of the private API in d2ext/_compat.py: they fail where an upgrade takes a name away."""
+"""Checks of the private API in d2ext/_compat.py, which fail if an upgrade removes a name."""
 
 import importlib.util
 import inspect
@@ -57,7 +57,7 @@ def test_private_name_exists(module, name):
 
 
 def test_set_class():
-    """Parameters, hooks and keys stay, and the subclass's forward is called."""
+    """Parameters, hooks and keys do not change, and the subclass's forward is called."""
 
     class Doubled(nn.Conv2d):
         def forward(self, x):
@@ -81,7 +81,7 @@ class _Bottom(Backbone):
 
 
 def test_set_size_divisibility():
-    """FPN's public property follows, and stays a multiple of its own; other backbones have none."""
+    """FPN's public property becomes a common multiple; other backbones do not have the number."""
     fpn = FPN(_Bottom(), ["a", "b"], 4)
     assert fpn.size_divisibility == 8
     assert _compat.set_size_divisibility(fpn, 12)
@@ -91,7 +91,7 @@ def test_set_size_divisibility():
 
 
 def test_paste_mask():
-    """It gives the crop of the image that `paste_masks_in_image` makes."""
+    """The result is a crop of the image that `paste_masks_in_image` creates."""
     mask, box = torch.rand(1, 1, 28, 28), torch.tensor([[10.3, 4.0, 31.0, 17.5]])
     whole = paste_masks_in_image(mask[:, 0], box, (40, 50), threshold=0.5)[0]
     crop, (rows, columns) = _compat.paste_mask(mask, box, 40, 50)
@@ -117,8 +117,8 @@ def test_gloo_group_and_its_timeout(tmp_path):
         comm._get_global_gloo_group.cache_clear()
 
 
-def test_no_process_group_of_the_machine_is_an_assertion():
-    """`speaks_for_machine` relies on it."""
+def test_a_missing_process_group_of_the_machine_is_an_assertion():
+    """`speaks_for_machine` relies on this."""
     assert comm.get_local_rank() == 0  # a single process
     assert "assert" in inspect.getsource(comm.get_local_rank)
 
@@ -126,7 +126,7 @@ def test_no_process_group_of_the_machine_is_an_assertion():
 def test_loader_workers():
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(DataLoader(range(4), num_workers=2))
-    signal.signal(signal.SIGCHLD, handler)  # torch's would stay
+    signal.signal(signal.SIGCHLD, handler)  # torch does not restore it
     workers = _compat.loader_workers(batches)
     assert set(workers) == set(multiprocessing.active_children()) and len(workers) == 2
     _compat.shut_down_loader_workers(batches)
@@ -135,7 +135,7 @@ def test_loader_workers():
 
 
 def test_on_feeder_error(capfd):
-    """The handler gets what cannot be pickled, then Python prints it and the queue works on."""
+    """The handler gets the unpicklable object, Python prints the error, the queue still works."""
     seen = []
 
     @_compat.on_feeder_error(lambda e, obj: seen.append(obj))
@@ -153,7 +153,7 @@ def test_on_feeder_error(capfd):
 
 
 def test_run_exit_functions():
-    """Threads are waited for, then exit functions run: as at Python's end, and only once."""
+    """Threads are awaited, then exit functions run, as at Python's exit and only once."""
     code = (
         "import atexit, os, threading, time\n"
         "from d2ext._compat import run_exit_functions\n"
@@ -169,7 +169,7 @@ def test_run_exit_functions():
 
 
 def test_values_as_written():
-    """Interpolations are not followed, and None is told from an empty container."""
+    """Interpolations are not resolved, and None is distinguished from an empty container."""
     cfg = OmegaConf.create({"a": 1, "b": "${a}", "c": {}, "d": [{"x": "${a}"}], "e": None})
     cfg.f = DictConfig(None)
     assert [_compat.raw_value(cfg, key) for key in "ab"] == [1, "${a}"]
@@ -189,7 +189,7 @@ def test_submission_script(tmp_path, monkeypatch):
 
 
 def test_innermost_config(tmp_path):
-    """A config that fails, in an imported one; and one that cannot be parsed."""
+    """The innermost config is one that an outer one imports, or one that cannot be parsed."""
     (tmp_path / "outer.py").write_text("x = 1\nfrom .inner import y\n")
     (tmp_path / "inner.py").write_text("\n\ny = 1 / 0\n")
     (tmp_path / "broken.py").write_text("x = 1\ny = (\n")
@@ -203,7 +203,7 @@ def test_innermost_config(tmp_path):
 
 
 def test_the_mapper_calls_its_private_method():
-    """d2ext's Mapper overrides it."""
+    """d2ext's Mapper overrides this method."""
     assert "self._transform_annotations(" in inspect.getsource(DatasetMapper.__call__)
 
 

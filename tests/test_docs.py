@@ -1,4 +1,4 @@
-"""README, docs/ and examples: their commands, keys, links and messages are those of the code."""
+"""README, docs/ and examples: their commands, keys, links and messages agree with the code."""
 
 import argparse
 import ast
@@ -34,7 +34,7 @@ PAGES = sorted(
 CUSTOM = "configs/custom/mask_rcnn_lite0_fpn.py"
 OWN_RUN = f"work_dirs/{Path(CUSTOM).stem}"
 RECIPE = "configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
-# What stands for a reader's own: a recipe, a run's config, a config that a page shows.
+# Placeholders for a reader's own files: a recipe, a run's config, a config that a page shows.
 STANDS_FOR = {
     "X": LITE0,
     "Y": "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
@@ -48,12 +48,12 @@ _SPAN = re.compile(r"(?<!`)``(?!`)(.+?)``|(?<!`)`(?!`)([^`\n]+)`")
 
 @dataclass
 class Command:
-    """A line of a page, as a shell would take it.
+    """A command of a page, parsed as by a shell.
 
     Attributes:
-        page: where it stands.
-        words: program and arguments; variables that the page sets are put in.
-        env: variables set for this command.
+        page: Path of the page.
+        words: Program and arguments, with variables that the page sets replaced.
+        env: Variables that are set for this command.
     """
 
     page: str
@@ -62,19 +62,19 @@ class Command:
 
     @property
     def tool(self) -> str | None:
-        """Name of the Python tool that runs, if one does."""
+        """Return the name of the Python tool that it runs, or None."""
         found = [Path(w).stem for w in self.words if re.fullmatch(r"tools/\w+\.py", w)]
         return found[0] if found else None
 
     @property
     def arguments(self) -> list[str]:
-        """What the tool or script gets."""
+        """Return the arguments of the tool or script."""
         at = next(i for i, w in enumerate(self.words) if w.startswith("tools/"))
         return self.words[at + 1 :]
 
     @property
     def text(self) -> str:
-        """As typed."""
+        """Return the command as typed."""
         return shlex.join(self.words)
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ def _text(page: str) -> str:
 
 
 def _commands(page: str) -> Iterator[Command]:
-    """The commands of a page's ```bash blocks, in their order."""
+    """Yield the commands in the ```bash blocks of a page, in order."""
     variables: dict[str, str] = {}
     arrays: dict[str, list[str]] = {}
     blocks = [text for _, language, text in _BLOCK.findall(_text(page)) if language == "bash"]
@@ -122,7 +122,7 @@ def _base(file: str):
 
 
 def _config(file: str, overrides: Sequence[str] = ()):
-    """As load_config, which would run the file each time."""
+    """Load a config like `load_config`, without running the file each time."""
     from d2ext.config.check import check_config
     from d2ext.config.overrides import apply_overrides
 
@@ -161,8 +161,8 @@ def _check_tool(tool: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ALL, ids=str)
-def test_a_command_is_one_that_there_is(command):
-    """Program, flags, files and keys, without running it."""
+def test_commands_exist(command):
+    """Program, flags, files and keys are checked without running the command."""
     program = command.words[0]
     if command.tool:
         assert program in ("python", "torchrun", "srun")
@@ -190,15 +190,15 @@ def test_a_command_is_one_that_there_is(command):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_stand_in_bash_blocks(page):
-    """Where this file finds them."""
+def test_commands_are_in_bash_blocks(page):
+    """Otherwise the tests here would not find them."""
     for _, language, block in _BLOCK.findall(_text(page)):
         if language != "bash":
             assert not re.search(r"^\s*(python|make|bash|torchrun|srun) ", block, re.MULTILINE)
 
 
 def _spans(page: str) -> list[str]:
-    """The `code` of a page's running text and tables, but what a table compares ours with."""
+    """Return the `code` in a page's text and tables, except what tables compare d2ext with."""
     text = _BLOCK.sub("", _text(page))
     if "/from_" in page or "/troubleshooting" in page:
         text = re.sub(r"^\| .*? \| ", "", text, flags=re.MULTILINE)
@@ -208,12 +208,12 @@ def _spans(page: str) -> list[str]:
 _KEY = re.compile(r"\+?(train|dataloader|data|optimizer|model)(\.\w+(\[\d+\])?)+")
 _FILES = (".py", ".md", ".yaml")
 _MODULES = {"data.formats", "data.validation"}  # of d2ext, in architecture.md
-_ADDED = {"train.compile.mode"}  # by `+`, as training.md says
+_ADDED = {"train.compile.mode"}  # with `+`, as in training.md
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != "CHANGELOG.md"])
 def test_keys_in_the_text_are_known(page):
-    """`train.x=1` is an override that a recipe takes, `train.x` a key that there is."""
+    """`train.x=1` is a valid override of a recipe, and `train.x` an existing key."""
     from d2ext.config.overrides import apply_overrides
 
     for span in _spans(page):
@@ -227,12 +227,12 @@ def test_keys_in_the_text_are_known(page):
         elif key.removeprefix("+") not in _ADDED:
             try:
                 apply_overrides(copy.deepcopy(_base(file)), [f"{key}=null"])
-            except UserError as e:  # of another type is all right
+            except UserError as e:  # a wrong type does not matter
                 assert "unknown key" not in str(e), e
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_in_the_text_are_ones_that_there_are(page, capsys):
+def test_commands_in_the_text_exist(page, capsys):
     """`python tools/x.py ...`; one that only names a tool may leave out what it needs."""
     for span in _spans(page):
         match = re.fullmatch(r"python tools/(\w+)\.py(.*)", span)
@@ -244,7 +244,7 @@ def test_commands_in_the_text_are_ones_that_there_are(page, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     text = _BLOCK.sub("", _text(page))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?://", target):
@@ -257,14 +257,14 @@ def test_links_lead_somewhere(page):
             assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads]
 
 
-def test_each_page_is_named_in_the_readme():
+def test_the_readme_links_to_each_page():
     for page in PAGES:
         if page.startswith(("docs/", "examples/")):
             assert f"]({page})" in _text("README.md"), page
 
 
 def _rendered(node: ast.expr) -> str | None:
-    """A text of the source, with a blank where a value goes in."""
+    """Return a text in the source, with NUL in place of values."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -277,20 +277,21 @@ def _rendered(node: ast.expr) -> str | None:
     return None
 
 
-_TELLS = {"UserError", "print", "debug", "info", "warning", "error", "exception"}
+_REPORTING = {"UserError", "print", "debug", "info", "warning", "error", "exception"}
 
 
-def _told(tree: ast.Module) -> Iterator[ast.AST]:
-    """What a file raises, logs and prints, and what it makes the text of that with."""
-    told: list[ast.AST] = []
+def _reported(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes that a file raises, logs or prints, and those that build their text."""
+    reported: list[ast.AST] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise):
-            told.append(node)
+            reported.append(node)
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            told += [*node.args, *(k.value for k in node.keywords)] if name in _TELLS else []
-    names = {n.id for part in told for n in ast.walk(part) if isinstance(n, ast.Name)}
-    yield from told
+            if name in _REPORTING:
+                reported += [*node.args, *(k.value for k in node.keywords)]
+    names = {n.id for part in reported for n in ast.walk(part) if isinstance(n, ast.Name)}
+    yield from reported
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names:
             yield node.value
@@ -300,10 +301,10 @@ def _told(tree: ast.Module) -> Iterator[ast.AST]:
 
 @functools.cache
 def _texts() -> set[str]:
-    """The messages of the code."""
+    """Return the messages in the code."""
     files = [*REPO.glob("d2ext/**/*.py"), *REPO.glob("tools/*.py")]
-    told = (part for file in files for part in _told(ast.parse(file.read_text())))
-    nodes = (node for part in told for node in ast.walk(part) if isinstance(node, ast.expr))
+    parts = (part for file in files for part in _reported(ast.parse(file.read_text())))
+    nodes = (node for part in parts for node in ast.walk(part) if isinstance(node, ast.expr))
     return {text for node in nodes if (text := _rendered(node))}
 
 
@@ -315,11 +316,11 @@ def _messages() -> list[str]:
 
 
 @pytest.mark.parametrize("message", _messages())
-def test_a_message_of_the_troubleshooting_page_is_the_code_s(message):
-    """Its words stand in one of them, in this order, with a value for each one in capitals."""
+def test_messages_of_the_troubleshooting_page_are_in_the_code(message):
+    """A message in the code has the same words in order, with values for words in capitals."""
     parts = re.split(r"('?\b[A-Z]+\b'?)", message)
-    assert any(re.search(r"\w", part) for part in parts[::2]), "capitals alone"
-    # One in capitals may stand in the code as well (JSON, --dist-url tcp://HOST:PORT).
+    assert any(re.search(r"\w", part) for part in parts[::2]), "only words in capitals"
+    # Words in capitals may also be literal (JSON, --dist-url tcp://HOST:PORT).
     values = [rf"(?:{re.escape(part)}|[^\0%]*(?:\0|%\w).*?)" for part in parts[1::2]]
     fixed = [re.escape(part) for part in parts[::2]]
     pairs = itertools.zip_longest(fixed, values, fillvalue="")
@@ -332,7 +333,7 @@ def test_the_troubleshooting_page_is_long_enough():
 
 
 def test_the_worked_examples_of_scaling():
-    """The rows of the table, and the report that the page shows."""
+    """The rows of the table and the report on the page are correct."""
     from d2ext.config.lr_scaling import scale_config
 
     text, on = _text("docs/scaling.md"), "+train.auto_scale_lr.enabled=True"
@@ -350,7 +351,7 @@ def test_the_worked_examples_of_scaling():
     assert "\n".join(scale_config(cfg, 2)[1].lines()) in text
 
 
-# What is not run as a page has it: why, and the test that runs it, or the same with less to do.
+# Commands that are not run as on the page: why, and the test that runs them or a smaller version.
 _SEVERAL = "tests/cli/test_several_processes.py"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
@@ -366,15 +367,15 @@ ELSEWHERE = {
     "python tools/prepare_data.py cityscapes": ("wants the photos of an account", _CHECKED),
     f"python tools/prepare_data.py --weights {RECIPE}": ("wants the network", _FETCHED),
     "torchrun --nproc-per-node 8 tools/train_net.py --config-file X": (
-        "wants 8 GPUs",
+        "needs 8 GPUs",
         f"{_SEVERAL}::test_torchrun",
     ),
     "srun --ntasks-per-node 8 python tools/train_net.py --config-file X": (
-        "wants a Slurm",
+        "needs Slurm",
         f"{_SEVERAL}::test_tasks_of_srun",
     ),
 }
-# What is run with `--dry-run`, and trained elsewhere.
+# Commands that are run with `--dry-run` here, and the tests that train with them.
 TRAINED = {
     "--num-gpus": f"{_SEVERAL}::test_two_processes_are_one_that_accumulates",
     "--num-machines": f"{_SEVERAL}::test_two_machines_of_two",
@@ -384,7 +385,7 @@ TRAINED = {
     "--seeds": "tests/slurm/test_training.py::test_seeds",
     "tools/slurm_train.sh": "tests/slurm/test_training.py::test_the_guides_script",
 }
-# What the commands of a page leave, among others.
+# Some of the files that the commands of a page create.
 LEAVES = {
     "README.md": [f"{OWN_RUN}/report.html", "work_dirs/predict/overlays"],
     "docs/datasets.md": ["fixed.json", "report.html", f"{OWN_RUN}/eval/results.json"],
@@ -398,7 +399,7 @@ LEAVES = {
         "work_dirs/predict/overlays/new.jpg",
     ],
 }
-# Less to do, for the recipes that train on photos of one's own.
+# Overrides for quick runs of the recipes for custom data.
 _QUICK = ["train.max_iter=2", "train.reference_batch_size=2", "train.init_checkpoint="]
 _QUICK += ["dataloader.train.num_workers=0", "dataloader.val.num_workers=0"]
 _QUICK += [
@@ -407,8 +408,8 @@ _QUICK += [
 ]
 
 
-def test_what_is_run_elsewhere_is():
-    """Each entry is of a command that a page has, and names a test that there is."""
+def test_commands_run_elsewhere_have_tests():
+    """Each entry has a command of a page, and names an existing test."""
     assert set(ELSEWHERE) <= {command.text for command in ALL}
     assert all(any(what in command.words for command in ALL) for what in TRAINED)
     for test in {*TRAINED.values(), *(test for _, test in ELSEWHERE.values())}:
@@ -419,7 +420,7 @@ def test_what_is_run_elsewhere_is():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that looks like a checkout, as the current one."""
+    """Return a folder that looks like a checkout, after changing to it."""
     for name in ("tools", "configs", "examples"):
         (tmp_path / name).symlink_to(REPO / name)
     monkeypatch.chdir(tmp_path)
@@ -428,7 +429,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def readers_folder(checkout, tiny_root, tiny, run_tool, train_net, monkeypatch):
-    """The checkout with all that the pages' commands name: photos, annotations, runs, a Slurm."""
+    """Add everything that the commands of the pages use: photos, annotations, runs, Slurm."""
     balloon = tiny_root / "balloon"
     monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
     shutil.copytree(balloon, "data/balloon")
@@ -480,7 +481,7 @@ def _film(file: str, photo: Path) -> None:
 
 
 def _fake_slurm(monkeypatch) -> None:
-    """Commands that answer as a login node's do, and DIR, a run that is over."""
+    """Create commands that answer like those of a login node, and DIR, a run that has ended."""
     from d2ext.run_dir.schema import Submission
     from d2ext.slurm.record import new_record
 
@@ -499,7 +500,7 @@ def _fake_slurm(monkeypatch) -> None:
 
 
 def _fake_coco(monkeypatch) -> None:
-    """Archives of a few bytes where the real ones would be put by hand."""
+    """Create archives of a few bytes in place of the manually downloaded ones."""
     import dataclasses
 
     from d2ext.data.prepare import coco2017
@@ -526,16 +527,16 @@ def _do(run_tool, tool: str, *arguments: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({command.page for command in ALL}))
 def test_the_commands_of_a_page(run_tool, readers_folder, tiny, page):
-    """In their order, but those of ELSEWHERE; TRAINED says which are run with --dry-run."""
+    """They run in order, except those in ELSEWHERE; those in TRAINED run with --dry-run."""
     for command in _commands(page):
         if command.text not in ELSEWHERE:
-            _as_told(run_tool, command, tiny)
+            _run_command(run_tool, command, tiny)
     for file in LEAVES.get(page, ()):
         assert Path(file).exists(), file
 
 
-def _as_told(run_tool, command: Command, tiny: list[str]) -> None:
-    """Runs a command on the reader's folder, with as little to do as can be."""
+def _run_command(run_tool, command: Command, tiny: list[str]) -> None:
+    """Run a command in the reader's folder, with as little work as possible."""
     trains = "--config-file" in command.words or command.words[0] == "bash"
     dry = trains and any(what in command.words for what in TRAINED)
     of_x = {"X", LITE0} & set(command.words)
@@ -566,14 +567,15 @@ def _as_told(run_tool, command: Command, tiny: list[str]) -> None:
             arguments[arguments.index("--expect") + 1] = "balloon_val/coco/segm/AP>=0"
         if "--tta" in arguments:
             less.append("dataloader.tta.min_sizes=[96]")
-        fresh = not {"--resume", "--eval-only"} & set(arguments)
-        _do(run_tool, "train_net", *["--overwrite"] * fresh, *arguments, *less)
+        resumes = {"--resume", "--eval-only"} & set(arguments)
+        flags = [] if resumes else ["--overwrite"]
+        _do(run_tool, "train_net", *flags, *arguments, *less)
     elif command.tool == "predict" and of_x:
         root = next(k for k in tiny if k.startswith("data.root="))
         _do(run_tool, "predict", *arguments, "--options", root)
     else:
         if arguments[0] in ("voc", "open_images"):
-            arguments[-1] = "other.json"  # boxes alone: not to train masks on
+            arguments[-1] = "other.json"  # has only boxes; the input is needed to train masks
         _do(run_tool, command.tool, *arguments)
 
 
@@ -582,14 +584,14 @@ _OF_AN_ENVIRONMENT = ("DETECTRON2", "D2EXT_VENV", "PYTHON", "PYTHONPATH", "VIRTU
 
 @pytest.mark.slow
 def test_the_commands_that_make_an_environment(checkout, tiny):
-    """As a shell takes them, one after the other, where the packages are installed already."""
+    """A shell runs them in order, with the packages installed already."""
     for name in ("Makefile", "requirements", "setup.py", "pyproject.toml", "d2ext", "tests"):
         (checkout / name).symlink_to(REPO / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], check=True)
     (site,) = Path(".venv/lib").glob("python3*/site-packages")
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     (site / "here.pth").write_text("".join(f"{path}\n" for path in paths))
-    # What requirements/install.sh leaves when it has installed everything.
+    # The file that requirements/install.sh writes after installing everything.
     stamp = re.search(r"^want=\$\((.*)\)$", _text("requirements/install.sh"), re.MULTILINE)[1]
     more = {
         "make demo": f"ARGS={shlex.quote(' '.join([*tiny, 'train.max_iter=2']))}",
@@ -609,7 +611,7 @@ def test_the_commands_that_make_an_environment(checkout, tiny):
 
 
 def test_the_config_that_changes_another(tmp_path):
-    """As docs/from_mmdetection.md has it, in the place that it names."""
+    """The config in docs/from_mmdetection.md works at the path given there."""
     from d2ext.config.load import load_config
 
     text = _text("docs/from_mmdetection.md")
@@ -623,7 +625,7 @@ def test_the_config_that_changes_another(tmp_path):
 
 
 def test_the_coco_file_that_a_page_shows(tmp_path):
-    """It is read whole, also without what the page calls optional."""
+    """The file can be read, also without the keys that the page calls optional."""
     from d2ext.data.formats.coco import read_coco
 
     (shown,) = (

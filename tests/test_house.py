@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: what imports what, and what starts at once."""
+"""The house rules that can be checked automatically: imports between modules, and fast starts."""
 
 import ast
 import importlib
@@ -31,13 +31,13 @@ COMMON = {
 }
 
 
-# Modules outside _compat.py that use a private name of another library, and which one.
+# Modules outside _compat.py that use a private name of another library, with that name.
 PRIVATE_API = {
     ("data/loading/mapper.py", "super()._transform_annotations"),  # of DatasetMapper, overridden
     ("doctor/probe.py", "detectron2._C"),
     ("slurm/local.py", "LocalExecutor._submit_command"),  # overridden
 }
-# Folders and files whose modules import none of HEAVY, and the exceptions.
+# Folders and files whose modules do not import HEAVY libraries, and the exceptions.
 HEAVY = {"torch", "detectron2", "cv2"}
 LIGHT = [
     *("__init__.py", "__main__.py", "cli", "config", "data/convert.py", "data/datasets"),
@@ -55,7 +55,7 @@ NOT_LIGHT = {
 
 
 def _imports(path):
-    """Yield the modules of d2ext, and the other libraries, that a file imports."""
+    """Yield the modules of d2ext and the other libraries that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -99,7 +99,7 @@ def test_every_module_has_a_floor(repo):
 
 
 @pytest.mark.parametrize("place", LIGHT)
-def test_these_start_at_once(repo, place):
+def test_light_modules_do_not_import_heavy_libraries(repo, place):
     found = repo / "d2ext" / place
     files = sorted(found.rglob("*.py")) if found.is_dir() else [found]
     parts = [file.relative_to(repo).with_suffix("").parts for file in files]
@@ -126,10 +126,9 @@ def _is_private(name):
 
 
 def _private_names(path):
-    """Yield the private names that a file takes from outside itself.
+    """Yield the private names that a file uses but does not define.
 
-    Not counted are those of `self` and `cls`, those that the file defines, and `os._exit`, which is
-    documented.
+    Names of `self` and `cls` do not count, nor does `os._exit`, which is documented.
     """
     tree = ast.parse(path.read_text())
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -153,7 +152,7 @@ def _private_names(path):
 
 
 def test_private_api_is_used_in_one_place(repo):
-    """An override needs no such name, so that slurm/local.py is looked for by its method."""
+    """An override does not use the name, so slurm/local.py is identified by its method."""
     found = set()
     for file in (repo / "d2ext").rglob("*.py"):
         if file.name != "_compat.py":
@@ -196,8 +195,8 @@ def test_commands_are_thin(repo):
         assert {"parse", "run"} <= {getattr(node, "name", "") for node in tree.body}, name
 
 
-def test_benchmarks_import_what_there_is(repo):
-    """No test runs them, so a name that has moved would be found only when one is wanted."""
+def test_imports_of_benchmarks_exist(repo):
+    """No test runs the benchmarks, so names that have moved would be noticed only in use."""
     for file in (repo / "benchmarks").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("d2ext"):
@@ -207,7 +206,7 @@ def test_benchmarks_import_what_there_is(repo):
 
 
 def test_commands_of_tests_do_not_run_in_the_checkout(repo):
-    """They would meet the runs and datasets of its user."""
+    """In the checkout, they could use the runs and datasets of its user."""
     for file in (repo / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):

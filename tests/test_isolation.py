@@ -1,4 +1,4 @@
-"""Tests stay in their own folder, and commands work from any checkout and on read-only data."""
+"""Tests write only to their own folder; commands work in any checkout and with read-only data."""
 
 import os
 import pwd
@@ -13,7 +13,7 @@ from d2ext.files import cache_dir
 from tests.conftest import LITE0, REPO
 
 
-def test_a_test_has_a_directory_and_a_home_of_its_own(tmp_path):
+def test_each_test_has_its_own_directory_and_home(tmp_path):
     assert Path.cwd() == tmp_path
     users = Path(pwd.getpwuid(os.getuid()).pw_dir)
     assert Path.home() != users and not cache_dir().is_relative_to(users)
@@ -39,7 +39,7 @@ def test_a_file_left_in_the_checkout_fails_the_session(tmp_path, workers):
     assert "own folder only: a.txt" in leak.stdout
 
 
-def test_a_checkout_with_a_blank_and_an_umlaut_and_read_only_photos(tmp_path, tiny):
+def test_a_checkout_with_a_space_and_an_umlaut_and_read_only_photos(tmp_path, tiny):
     checkout = tmp_path / "my clöne"
     for name in ("configs", "d2ext", "tools", "examples"):
         shutil.copytree(REPO / name, checkout / name)
@@ -64,5 +64,5 @@ def test_a_checkout_with_a_blank_and_an_umlaut_and_read_only_photos(tmp_path, ti
     run = checkout / "work_dirs" / Path(LITE0).stem
     assert (run / "report.html").is_file()
     train("--config-file", run / "config.yaml", "--resume", "train.max_iter=2")
-    # Root can write there all the same.
+    # Root can write to read-only files, so compare the times.
     assert {path: path.stat().st_mtime_ns for path in photos.rglob("*")} == before

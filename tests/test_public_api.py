@@ -20,7 +20,7 @@ from tests.conftest import LITE0, REPO, checkout_env
 PAGE = REPO / "docs" / "python_api.md"
 
 
-def test_names_are_those_of_their_modules():
+def test_public_names_are_those_of_their_modules():
     from d2ext import Dataset, Predictor, load_config
     from d2ext.config import load
     from d2ext.data.datasets import declare
@@ -37,7 +37,7 @@ def test_names_are_those_of_their_modules():
         from d2ext import Datasets  # noqa: F401
 
 
-def test_the_import_is_instant_and_needs_no_torch():
+def test_the_import_is_fast_and_needs_no_torch():
     code = (
         "import sys, d2ext\n"
         "assert [m for m in sys.modules if m.startswith('d2ext')] == ['d2ext']\n"

@@ -1,4 +1,4 @@
-"""Parts of messages."""
+"""Helpers for the text of messages."""
 
 from d2ext.text import did_you_mean, plural, shortened
 

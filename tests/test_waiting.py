@@ -1,4 +1,4 @@
-"""Long waits say what they wait for; `DELAY` is shortened here."""
+"""Long waits are announced; `DELAY` is shortened here."""
 
 import http.server
 import os
@@ -38,9 +38,9 @@ def test_a_long_wait_is_announced_once_and_a_short_one_is_not(caplog):
     assert _said(caplog) == ["still waiting for the long one after 0.2 s; SIGTERM gives up"]
 
 
-def test_a_wait_can_have_begun_before_and_be_over_before(caplog):
+def test_a_wait_may_have_begun_earlier_or_be_over_already(caplog):
     said = []
-    with waiting_for("what began long ago", since=time.monotonic() - 100, say=said.append):
+    with waiting_for("an early start", since=time.monotonic() - 100, say=said.append):
         time.sleep(0.1)
     with waiting_for("nothing", needed=lambda: False, say=said.append):
         time.sleep(0.4)
@@ -74,7 +74,7 @@ def test_waits_for_data_are_marked():
 
 @pytest.fixture
 def held(tmp_path):
-    """A lock that another process holds for a while, as `held(file)`."""
+    """Return a function that has another process lock a file for a while."""
     holders = []
 
     def hold(file):
@@ -89,14 +89,14 @@ def held(tmp_path):
         process.communicate()
 
 
-def test_another_run_in_the_directory(tmp_path, held, caplog):
+def test_a_wait_for_another_run_in_the_directory(tmp_path, held, caplog):
     held(tmp_path / ".lock")
     lock.wait_until_free(tmp_path)
     lock.release_output_dir()
     assert [text for text in _said(caplog) if f"another process to leave {tmp_path}" in text]
 
 
-def test_another_process_that_reads_the_same_file(tmp_path, monkeypatch, held, caplog):
+def test_a_wait_for_another_process_that_reads_the_same_file(tmp_path, monkeypatch, held, caplog):
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.json").write_text("{}")
     cached_records(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
@@ -107,7 +107,7 @@ def test_another_process_that_reads_the_same_file(tmp_path, monkeypatch, held, c
     assert any("which reads" in text and "a.json" in text for text in _said(caplog))
 
 
-def test_a_slow_server(tmp_path, caplog):
+def test_a_wait_for_a_slow_server(tmp_path, caplog):
     class Slow(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             time.sleep(0.6)
@@ -129,21 +129,21 @@ def test_a_slow_server(tmp_path, caplog):
     assert any(f"the download of {url}" in text for text in _said(caplog))
 
 
-def test_machine_0_that_does_not_come(caplog):
+def test_a_wait_for_machine_0(caplog):
     layout = topology.Topology("self", 2, 1, 1, f"tcp://127.0.0.1:{topology.free_port()}", 1)
     with pytest.raises(UserError, match="machine 0 cannot be reached"):
         topology.check_rendezvous(layout, timeout=0.6)
     assert any(f"machine 0 at {layout.url}" in text for text in _said(caplog))
 
 
-def test_a_checkpoint_that_is_being_written(caplog):
+def test_a_wait_for_a_checkpoint_that_is_being_written(caplog):
     writer = _Writer()
     writer.start(lambda: time.sleep(0.6))
     assert writer.end() is None
     assert any("the checkpoint that is being written" in text for text in _said(caplog))
 
 
-def test_slurm_that_does_not_answer(tmp_path, monkeypatch, caplog):
+def test_a_wait_for_slurm(tmp_path, monkeypatch, caplog):
     command = tmp_path / "squeue"
     command.write_text("#!/bin/sh\nsleep 0.6\n")
     command.chmod(0o755)
@@ -176,7 +176,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_ranks_that_wait_for_others(repo, tmp_path):
-    """Torchrun's way, two machines of one process: the second one waits for the first."""
+    """As with torchrun on two machines of one process, the second one waits for the first."""
     port, processes = topology.free_port(), []
     errors = [tmp_path / f"rank{rank}.err" for rank in (0, 1)]
     meeting = "all 2 processes to start and meet at tcp://127.0.0.1"
@@ -188,7 +188,7 @@ def test_ranks_that_wait_for_others(repo, tmp_path):
         with errors[rank].open("w") as stderr:
             command = [sys.executable, f"rank{rank}.py"]
             processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=stderr))
-        # Rank 1 starts only after rank 0 has said what it waits for.
+        # Rank 1 starts only after rank 0 has announced its wait.
         end = time.monotonic() + 120
         while rank == 0 and meeting not in errors[0].read_text() and time.monotonic() < end:
             time.sleep(0.1)

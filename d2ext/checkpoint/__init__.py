@@ -1,1 +1,1 @@
-"""Checkpoints and initial weights: their files, when they are written, what they hold."""
+"""Checkpoints and initial weights: files, contents, and when to write them."""

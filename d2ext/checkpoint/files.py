@@ -20,26 +20,26 @@ from d2ext.run_dir.names import FINAL, LAST
 
 logger = logging.getLogger(__name__)
 
-_DAMAGED = ".damaged"  # added to the name of what is set aside
-_IMAGES = "# images seen: "  # in the sidecar; sha256sum --check takes it for a comment
-_MARGIN = 2**20  # bytes that a checkpoint takes beside its tensors, at most about
+_DAMAGED = ".damaged"  # suffix of damaged checkpoints that are set aside
+_IMAGES = "# images seen: "  # in the sidecar; a comment to sha256sum --check
+_MARGIN = 2**20  # bytes; roughly the most that a checkpoint takes in addition to its tensors
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint and `<path>.sha256` atomically.
 
     Raises:
-        UserError: the disk is full, or would be, or the folder cannot be written to.
+        UserError: The disk is full or too small for the file, or the folder is not writable.
     """
     _check_room(path, _nbytes(content))
     with atomic_write(path, "wb") as f:
         try:
             torch.save(content, f)
-        except RuntimeError as e:  # how torch's zip writer hides that the disk is full
+        except RuntimeError as e:  # torch's zip writer hides the error of a full disk in this one
             raise e.__context__ if isinstance(e.__context__, OSError) else e from None
         f.flush()
         digest = _sha256(Path(f.name))
-        # From here to the renaming the old file has no hash, which is allowed; a wrong one is not.
+        # Until the rename, the old file has no hash: that is allowed, a wrong hash is not.
         _sidecar(path).unlink(missing_ok=True)
     _write_sidecar(path, digest, content.get("images_seen", 0))
 
@@ -52,24 +52,24 @@ def link_checkpoint(path: Path, name: str) -> Path:
     try:
         os.link(path, link)
         os.replace(link, target)
-        link.unlink(missing_ok=True)  # both names of one file already: nothing was replaced
+        link.unlink(missing_ok=True)  # rename does nothing if both names are the same file already
     except OSError:
         _check_room(target, path.stat().st_size)
         with atomic_write(target, "wb") as f, open(path, "rb") as source:
             shutil.copyfileobj(source, f)
-    # A kill behind the renaming of a file leaves it without a sidecar.
+    # `path` has no sidecar if the process was killed right after renaming it.
     _write_sidecar(target, _stored_hash(path) or _sha256(path), _images_seen(path))
     return target
 
 
 def save_final(path: Path, folder: Path) -> None:
-    """Link `path`, the last checkpoint of a run, as its `model_final.pth`."""
+    """Link `path`, the last checkpoint of a run, as `model_final.pth`."""
     if path.parent.resolve() == folder.resolve():
         mark_last(link_checkpoint(path, FINAL))
 
 
 def mark_last(path: Path) -> None:
-    """Make `path` the checkpoint that a resume takes."""
+    """Record `path` as the checkpoint to resume from."""
     with atomic_write(path.with_name(LAST)) as f:
         f.write(path.name)
 
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a training checkpoint (tensors and plain containers only).
 
     Raises:
-        UserError: the file is absent, damaged, or no training checkpoint.
+        UserError: The file is absent, damaged, or not a training checkpoint.
     """
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist")
@@ -86,25 +86,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {path} is damaged ({reason}); use another one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    # Whatever is in the file, torch's reader raises what comes to it.
+    # torch raises many types of errors for unreadable files.
     except Exception as e:
         raise UserError(f"the checkpoint {path} cannot be read: {first_line(e)}") from e
     for key in ("model", "optimizer", "iterations_done", "images_seen"):
         if not isinstance(content, dict) or key not in content:
             raise UserError(
-                f"{path} is no training checkpoint of d2ext (it has no {key!r});"
-                " train.init_checkpoint takes the weights of others"
+                f"{path} is not a training checkpoint of d2ext (it has no {key!r});"
+                " use train.init_checkpoint to start from other weights"
             )
     return content
 
 
 def damage(path: Path, zipped: bool = True) -> str | None:
-    """Return what is wrong with a file by its hash, or else by its zip checksums.
+    """Check a file against its stored hash, or without one, against its zip checksums.
 
     Args:
-        path: the file.
-        zipped: it is a zip file, as torch writes them; else what is none, as old torch files and
-            pickles are, has no sums to look at.
+        path: Path of the file.
+        zipped: Require a zip file, as torch writes them; otherwise other files (old torch files,
+            pickles) count as intact, because they have no checksums.
 
     Returns:
         The reason, or None if the file is intact.
@@ -118,11 +118,11 @@ def damage(path: Path, zipped: bool = True) -> str | None:
             return None
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
-                return f"its part {bad} differs from its checksum"
+                return f"its part {bad} does not match its checksum"
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        pass  # whole, but not for us to load; whoever reads it says so
-    # Both readers raise a dozen kinds of exceptions for a zip file with a bad byte.
+        pass  # intact but not loadable, which is reported when the file is read
+    # Both readers raise a dozen types of exceptions for a zip file with a bad byte.
     except Exception as e:
         return first_line(e)
     return None
@@ -131,14 +131,14 @@ def damage(path: Path, zipped: bool = True) -> str | None:
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
     """Return the newest good checkpoint of a run, and the damaged ones that are newer.
 
-    That is `last_checkpoint`'s, else the one of most images. Those of more images than it names are
-    of a run that went further before it was resumed from an older one, and come last. The damaged
-    ones are named in the log, and stay where they are.
+    The newest is the one named in `last_checkpoint`, otherwise the one that has seen the most
+    images. Those with more images than the named one were written before the run was resumed from
+    an older checkpoint, and are tried last. Damaged ones are logged and left in place.
     """
     candidates = _found(folder, r"(model|epoch)_(\d+|final)\.pth")[::-1]
     pointer = folder / LAST
     if pointer.is_file():
-        # Only a name: wherever a damaged pointer leads, it is not out of this folder.
+        # Use the name alone, so that a damaged pointer cannot lead out of this folder.
         named = folder / Path(pointer.read_text(errors="replace").strip() or "nothing").name
         if named.is_file():
             before = candidates.index(named) if named in candidates else 0
@@ -153,13 +153,13 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
             if damaged:
                 logger.warning("%s is the newest good checkpoint", path)
             return path, damaged
-        logger.warning("The checkpoint %s is damaged (%s); trying the one before it", path, reason)
+        logger.warning("The checkpoint %s is damaged (%s); trying the previous one", path, reason)
         damaged.append(path)
     return None, damaged
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that nothing takes it for a good one; return its new path."""
+    """Rename a damaged checkpoint so that it is not used again; return its new path."""
     target = path.with_name(path.name + _DAMAGED)
     os.replace(path, target)
     _sidecar(path).unlink(missing_ok=True)
@@ -167,14 +167,14 @@ def set_aside(path: Path) -> Path:
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
-    """Return `model_<iteration>.pth` and `epoch_<n>.pth` of a folder, fewest images first."""
+    """Return all `model_<iteration>.pth` and `epoch_<n>.pth` of a folder, fewest images first."""
     return _found(folder, r"(model|epoch)_\d+\.pth")
 
 
 def prune(folder: Path, keep: int, newest: Path) -> None:
     """Delete all but the last `keep` periodic checkpoints up to `newest`; 0 or less keeps all.
 
-    Those beyond are of a run that went further before it was resumed from an older checkpoint.
+    Later ones were written before the run was resumed from an older checkpoint, and are kept.
     """
     found = periodic_checkpoints(folder)
     found = found[: found.index(newest) + 1] if newest in found else found
@@ -184,7 +184,7 @@ def prune(folder: Path, keep: int, newest: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the unfinished files of processes that were killed while they wrote."""
+    """Delete the temporary files of processes that were killed while writing."""
     for path in folder.rglob(".*.tmp"):
         if path.relative_to(folder).parts[0] != "eval":  # an evaluation may be writing there
             path.unlink(missing_ok=True)
@@ -193,14 +193,14 @@ def remove_leftovers(folder: Path) -> None:
 def first_line(e: BaseException) -> str:
     """Return an exception's message in one line."""
     lines = str(e).strip().splitlines() or [type(e).__name__]
-    # torch begins with the advice to run what is in the file.
+    # torch's message begins with advice to allow the code in the file to run.
     lines = [line for line in lines if line and "weights_only" not in line]
-    return lines[0] if lines else "it is damaged, or of an old kind"
+    return lines[0] if lines else "it is damaged or has an old format"
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:
     found = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name) and p.is_file()]
-    # By images, since clocks jump; several names of one file stand in the order of their names.
+    # Sorted by images, because clocks can jump; names of the same file are sorted by name.
     return sorted(found, key=lambda p: (_images_seen(p), p.stat().st_mtime_ns, p.name))
 
 
@@ -212,7 +212,7 @@ def _images_seen(path: Path) -> float:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(content["images_seen"])
-    # Whatever is in the file, torch's reader raises what comes to it; it is looked at first.
+    # torch raises many types of errors. Infinity makes the file the first one to be checked.
     except Exception:
         return math.inf
 
@@ -229,8 +229,9 @@ def _check_room(path: Path, nbytes: int) -> None:
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else math.inf
     if free < nbytes + _MARGIN:
         raise UserError(
-            f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the"
-            " disk are free; the checkpoints before it are whole: free space and --resume"
+            f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, but the disk has only"
+            f" {free / 1e6:.0f} MB free; free space, then continue with --resume (earlier"
+            " checkpoints are intact)"
         )
 
 
@@ -244,12 +245,12 @@ def _sidecar_text(path: Path) -> str:
 
 
 def _write_sidecar(path: Path, digest: str, images_seen: float) -> None:
-    with atomic_write(_sidecar(path)) as f:  # what sha256sum --check reads
+    with atomic_write(_sidecar(path)) as f:  # in the format of sha256sum --check
         f.write(f"{digest}  {path.name}\n{_IMAGES}{images_seen}\n")
 
 
 def _stored_hash(path: Path) -> str | None:
-    """Return the hash from the sidecar; None if it has none or is damaged itself."""
+    """Return the hash from the sidecar; None if there is none or the sidecar is damaged."""
     match = re.match(r"[0-9a-f]{64}\b", _sidecar_text(path))
     return match and match[0]
 

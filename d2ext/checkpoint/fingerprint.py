@@ -1,4 +1,4 @@
-"""Describe config and data in a checkpoint, so that a resume can report what has changed."""
+"""Record config and data in checkpoints, so that a resumed run can report what has changed."""
 
 import hashlib
 import json
@@ -14,21 +14,23 @@ from d2ext.data.records.records import columns_of, file_names_of
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 5000  # images, up to which every annotation is looked at
+_SMALL = 5000  # images; up to this number, every annotation is hashed
 _MAX_SHOWN = 5
 _COLUMNS = ("heights", "widths", "annotations", "categories", "masks")
 
 
 def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
-    """Return the fields that determine the training, and hashes of the training images.
+    """Return the fields that determine the training, and a hash of the training data.
+
+    The hash covers the names, sizes, classes and mask types of the images, and every annotation of
+    datasets with up to 5000 images; it does not cover folders.
 
     Args:
-        cfg: of `load_config`.
-        loader: of the training. Of its images names, sizes, classes and kinds of masks count, of
-            small sets every annotation; folders do not. A loader of the user's has none to compare.
+        cfg: Config returned by `load_config`.
+        loader: Training loader; the data of a custom loader is not compared.
 
     Returns:
-        Plain values.
+        Dict of plain values.
     """
     records = loader.records if isinstance(loader, Loader) else []
     digest = hashlib.sha256()
@@ -42,7 +44,7 @@ def fingerprint(cfg: Any, loader: Any) -> dict[str, Any]:
             objects = [{**a, "bbox_mode": int(a["bbox_mode"])} for a in _objects(record)]
             try:
                 text = json.dumps(objects, sort_keys=True, default=str)
-            except TypeError:  # keys of several types have no order
+            except TypeError:  # keys of different types cannot be sorted
                 text = repr(objects)
             digest.update(text.encode())
     data = {"images": len(records), "objects": len(columns.categories)}
@@ -60,11 +62,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     if fields:
         more = f" and {len(fields) - _MAX_SHOWN} more" if len(fields) > _MAX_SHOWN else ""
-        found.append(f"the config has changed in {', '.join(fields[:_MAX_SHOWN])}{more}")
+        found.append(f"the config changed: {', '.join(fields[:_MAX_SHOWN])}{more}")
     if before["data"] != now["data"]:
         both = (before["data"], now["data"])
         old, new = (f"{d['images']} images with {d['objects']} objects" for d in both)
-        found.append(f"the training data have changed ({old} before, {new} now)")
+        found.append(f"the training data changed ({old} before, {new} now)")
     return found
 
 
@@ -73,14 +75,14 @@ def warn_of_changes(resumed: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if (before := resumed.get("fingerprint")) and now:
         for difference in differences(before, now):
             logger.warning(
-                "Since the checkpoint, %s; the run goes on with what is given now, and is no exact"
-                " continuation",
+                "Since the checkpoint, %s; the run uses the current values, and so does not"
+                " continue exactly",
                 difference,
             )
 
 
 def _fields(made: Mapping[str, Any]) -> dict[str, str]:
-    """Return the config of a fingerprint; older versions had other names for what it builds."""
+    """Return the config of a fingerprint, with names from older versions updated."""
     return {key: current_name(value) for key, value in made["config"].items()}
 
 

@@ -1,4 +1,4 @@
-"""Write checkpoints when they are due, optionally in a thread of their own."""
+"""Write checkpoints when they are due, optionally in a background thread."""
 
 import copy
 import logging
@@ -26,20 +26,20 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_TO_GIVE_UP = "Ctrl-C twice gives up, and the checkpoint before it stays"
+_TO_GIVE_UP = "press Ctrl-C twice to give up; the previous checkpoint is kept"
 
 
 class CheckpointHook(HookBase):
-    """Write a checkpoint at each period, at the end, and when a signal stops the run.
+    """Write a checkpoint after each period, at the end, and when a signal stops the run.
 
     `save_stopped` is the trainer's `on_stop`.
 
     Args:
         folder: Output directory.
-        schedule: Schedule of the run; names are `epoch_<n>.pth` if the period counts epochs.
+        schedule: Schedule of the run; files are named `epoch_<n>.pth` if the period is in epochs.
         keep: Number of periodic checkpoints to keep; 0 keeps all.
         content: Returns the content of a checkpoint after a number of iterations.
-        asynchronous: Write periodic ones during the training, from a copy in the CPU's memory.
+        asynchronous: Write periodic checkpoints in the background, from a copy in CPU memory.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CheckpointHook(HookBase):
             self._save(iteration, self._asynchronous)
 
     def after_train(self) -> None:
-        # The state after an error is not saved. A second Ctrl-C does not wait for a file either.
+        # After an error, the state is not saved. After a second Ctrl-C, no write is awaited.
         if self.trainer.error and not isinstance(self.trainer.error, KeyboardInterrupt):
             if error := self._writer.end():
                 print(f"error: {error}", file=sys.stderr)
@@ -87,7 +87,7 @@ class CheckpointHook(HookBase):
             self._save(iteration, asynchronous=False)
 
     def save_best(self, iteration: int) -> None:
-        """Save the state as `model_best.pth`, which a resume does not take."""
+        """Save the state as `model_best.pth`, which is never resumed."""
         if self._saved == iteration:
             self.save_now(iteration)
             link_checkpoint(self._path, BEST)
@@ -105,7 +105,7 @@ class CheckpointHook(HookBase):
         else:
             name = f"model_{iteration - 1:07d}.pth"  # Detectron2 counts from 0
         path = self._folder / name
-        failed = self._writer.end()  # one at a time
+        failed = self._writer.end()  # one write at a time
         content = self._finite_content(iteration)
 
         def write() -> None:
@@ -118,21 +118,21 @@ class CheckpointHook(HookBase):
             content = _copied(content)
             self._writer.start(write)
         else:
-            with waiting_for(f"the disk to take {path}", _TO_GIVE_UP):
+            with waiting_for(f"the disk to write {path}", _TO_GIVE_UP):
                 write()
         self._saved, self._path = iteration, path
-        if failed:  # what was in the way is gone, and no step is lost
-            logger.warning("%s; %s was written in its place", failed, path)
+        if failed:  # this write succeeded, so the run continues
+            logger.warning("%s; %s was written instead", failed, path)
 
     def _finite_content(self, iteration: int) -> dict[str, Any]:
         content = {**self._content(iteration), **self.trainer.memory()}
         tensors = [t for t in content["model"].values() if t.is_floating_point()]
-        # One answer from the device for all of them.
+        # A single transfer from the device for all tensors.
         if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
             raise UserError(
-                f"the weights are not finite after {iteration} iterations; they are not saved, and"
-                f" {self._folder / LAST} names the last good checkpoint; a lower optimizer.lr or"
-                " train.clip_grad_norm=10 is the usual remedy"
+                f"the weights are not finite after {iteration} iterations and are not saved;"
+                f" {self._folder / LAST} names the last good checkpoint; the usual fix is a lower"
+                " optimizer.lr or train.clip_grad_norm=10"
             )
         return content
 
@@ -149,7 +149,7 @@ class _Writer:
         self.error: BaseException | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Start to write; the write before must have ended."""
+        """Start a write; the previous one must have ended."""
 
         def run() -> None:
             try:
@@ -157,8 +157,8 @@ class _Writer:
             except BaseException as e:
                 self.error = e
 
-        # A daemon thread, so that a second Ctrl-C does not wait for the disk; the last save is
-        # awaited.
+        # A daemon thread, so that a second Ctrl-C does not wait for the disk. The final save is
+        # always awaited.
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -170,18 +170,18 @@ class _Writer:
             self._thread = None
 
     def end(self) -> BaseException | None:
-        """Wait for the write; return its exception and forget it."""
+        """Wait for the write; return and clear its exception."""
         self.wait()
         error, self.error = self.error, None
         return error
 
 
 def _copied(content: Any) -> Any:
-    """Return the content with copies of its tensors, which the next steps do not change."""
+    """Return the content with copies of its tensors, so that the next steps do not change them."""
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        copied = copy.copy(content)  # with its attributes: a module's state has metadata
+        copied = copy.copy(content)  # keeps attributes, such as the metadata of a state dict
         copied.update((key, _copied(value)) for key, value in content.items())
         return copied
     return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content

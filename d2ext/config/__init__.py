@@ -1,1 +1,1 @@
-"""Load a config file, apply overrides and check the result."""
+"""Load a config file, apply overrides, and check the result."""

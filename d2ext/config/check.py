@@ -10,10 +10,10 @@ from d2ext.text import did_you_mean
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets", "evaluators")
 
-# What each step computes follows from these; the places of files are a machine's own matter.
+# Sections that determine what each step computes, except for the machine-specific fields.
 _SHARED = ("model", "optimizer", "lr_multiplier", "train")
 _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
-# What a run may change on its way and still compute the same.
+# Fields that may change on resume without changing the result.
 _BESIDE_TRAINING = (
     "train.eval_period",
     "train.checkpointer",
@@ -23,11 +23,11 @@ _BESIDE_TRAINING = (
     "train.early_stopping_patience",
     "train.ddp",
     "train.compile",
-    "train.accumulate",  # with the workers, it is a matter of the layout
+    "train.accumulate",  # part of the layout, like the number of workers
     "dataloader.train.accumulate",
     "dataloader.train.num_workers",
 )
-# Fields outside of `train` that d2ext reads.
+# Fields outside `train` that d2ext reads.
 _OTHERS = {
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
@@ -42,20 +42,20 @@ def check_config(cfg: Any) -> None:
     """Check the sections and the fields that d2ext reads; an absent field is fine.
 
     Args:
-        cfg: an omegaconf DictConfig; it stays as it is.
+        cfg: An omegaconf DictConfig; it is not changed.
 
     Raises:
-        UserError: an interpolation that does not resolve, a section that is missing or not a dict,
-            or a field with a value that it does not accept.
+        UserError: An interpolation does not resolve, a section is missing or not a dict, or a field
+            does not accept its value.
     """
     from omegaconf import OmegaConf
 
-    # Before anything is resolved, since what refers to a missing section cannot be.
+    # Before resolving, because references to a missing section cannot be resolved.
     _check_sections(OmegaConf.to_container(cfg, resolve=False))
     values = _resolve(cfg)
     _check_sections(values)
     found = _checked_fields(values)
-    # Types first: a number out of its bounds may come from a field of a wrong type.
+    # Types first: a field of the wrong type may be why a number is out of bounds.
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
     for i, hook in enumerate(found.get("train.hooks", ())):
@@ -95,14 +95,14 @@ def check_field(key: str, value: Any) -> bool:
 
 
 def accepted(key: str) -> str:
-    """Return the values that a field accepts, as text; empty for one that is not checked."""
+    """Return the values that a field accepts, as text; "" for a field that is not checked."""
     return str(_FIELDS.get(key, ""))
 
 
 def shared_fields(cfg: Any) -> dict[str, str]:
-    """Return the fields that determine each step, by dotted key; they agree on all machines.
+    """Return the fields that determine each step, by dotted key; all machines must agree on them.
 
-    Paths, data roots and loader processes are not among them; a machine may have its own.
+    Paths, data roots and loader workers are excluded, because they may differ between machines.
     """
     values = _resolve(cfg)
     found = {key: text for name in _SHARED for key, text in _texts(name, values[name])}
@@ -112,7 +112,7 @@ def shared_fields(cfg: Any) -> dict[str, str]:
 
 
 def training_fields(cfg: Any) -> dict[str, str]:
-    """Return the fields whose change makes another training of a run, by dotted key."""
+    """Return the fields that change the result of a run, by dotted key."""
     loader = dict(_texts("dataloader.train", _resolve(cfg)["dataloader"]["train"]))
     found = shared_fields(cfg) | loader
     return {key: text for key, text in found.items() if not key.startswith(_BESIDE_TRAINING)}
@@ -122,26 +122,29 @@ def _texts(section: str, values: Any) -> Iterator[tuple[str, str]]:
     for key, value in flatten(values, section, lists=True):
         if isinstance(value, dict | list):  # an empty one
             continue
-        if key.endswith("._target_") and isinstance(value, str):  # of a config.yaml, or an override
+        if key.endswith("._target_") and isinstance(value, str):  # from config.yaml or an override
             yield key, target_name(value)
         elif hasattr(value, "__qualname__"):  # a function or class
             yield key, target_name(value)
-        else:  # the text of other objects may hold an address
+        else:  # the text of other objects may contain an address
             plain = isinstance(value, str | int | float | None)
             yield key, str(value) if plain else type(value).__name__
 
 
 def target_name(target: Any) -> str:
-    """Return the name of a function or class, or of what a name stands for, by its definition.
+    """Return the full name of a function or class, as of the module that defines it.
 
-    A package may offer under a shorter name what one of its modules defines.
+    Packages may also export it under a shorter name.
+
+    Args:
+        target: The function or class, or one of its names.
     """
     from detectron2.utils.registry import locate
 
     try:
         found = locate(target) if isinstance(target, str) else target
         return f"{found.__module__}.{found.__qualname__}"
-    except (ImportError, AttributeError):  # whoever builds it says so
+    except (ImportError, AttributeError):  # reported when the target is built
         return str(target)
 
 
@@ -168,7 +171,7 @@ def _resolve(cfg: Any) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        # First, since other sections refer to it: the error names the field that is wrong itself.
+        # Resolve `train` first, so that errors name its field and not one that refers to it.
         OmegaConf.to_container(cfg.train, resolve=True, throw_on_missing=True)
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:

@@ -5,13 +5,14 @@ from typing import Any
 
 
 def flatten(node: Any, prefix: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of everything in nested dicts that is not a dict itself.
+    """Yield the dotted key and value of each leaf of nested dicts.
+
+    Empty dicts and lists are leaves.
 
     Args:
-        node: Plain values.
+        node: Nested dicts and lists of plain values.
         prefix: Key of `node`.
-        lists: Whether the items of a list have keys (`a.0`); otherwise the list is a value. Empty
-            dicts and lists are values.
+        lists: Whether to descend into lists (`a.0`); otherwise a list is a leaf.
     """
     if isinstance(node, dict) and node:
         items = node.items()

@@ -1,68 +1,71 @@
-"""Meanings of the keys of a config outside of `train`: a table, and docstrings of callables."""
+"""Help texts for config keys outside `train`, from a table and from docstrings of callables."""
 
 import inspect
 import re
 from typing import Any
 
-# A key, or an argument of a callable (`ResizeShortestEdge.short_edge_length`), to its type and its
-# meaning. They have no docstring, or one that says less; an empty type is that of the value.
+# Key, or argument of a callable (`ResizeShortestEdge.short_edge_length`), to its type and meaning,
+# where no docstring says as much. An empty type means the type of the value.
 _HELP = {
-    "data.root": ("", "the folder of the datasets"),
+    "data.root": ("", "folder of the datasets"),
     "datasets": ("", "nothing to declare: Detectron2 has registered them"),
-    "data.train.json": ("str or null", "the annotation file"),
-    "data.train.images": ("str or null", "the folder of its photos"),
-    "data.val.json": ("str or null", "the annotation file of the validation"),
-    "data.val.images": ("str or null", "the folder of its photos"),
+    "data.train.json": ("str or null", "annotation file for training"),
+    "data.train.images": ("str or null", "folder of its images"),
+    "data.val.json": ("str or null", "annotation file for validation"),
+    "data.val.images": ("str or null", "folder of its images"),
     "data.classes": (
         "list or null",
-        "names; None: all of the training file; the validation follows",
+        "class names, also for validation; None: all classes of the training file",
     ),
     "data.boxes_as_masks": (
         "",
-        "objects without an outline use their box as one; False: an error",
+        "use the box as the mask of objects without one; False: an error",
     ),
     "data.class_attribute": (
         "str or null",
-        "the attribute of VIA's regions that holds their class; None: it is detected",
+        "attribute of VIA regions that holds their class; None: it is detected",
     ),
     "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
-    "dataloader.test": ("dict or null", "as val, for --eval-only; None: val itself"),
-    "dataloader.tta.min_sizes": ("", "short sides in pixels, each evaluated"),
+    "dataloader.test": ("dict or null", "like val, for --eval-only; None: use val"),
+    "dataloader.tta.min_sizes": ("", "short sides in pixels; each one is evaluated"),
     "dataloader.tta.max_size": ("", "longest side in pixels"),
-    "dataloader.tta.flip": ("", "evaluates mirrored images, too"),
+    "dataloader.tta.flip": ("", "also evaluate mirrored images"),
     "model.roi_heads.num_classes": (
         "int or null",
-        "classes; None: as many as the training data has",
+        "number of classes; None: as many as the training data has",
     ),
     "ResizeShortestEdge.short_edge_length": (
         "int or list",
-        "short side in pixels; one of several is drawn",
+        "short side in pixels; one of several is drawn at random",
     ),
-    "WarmupParamScheduler.warmup_length": ("", "part of the run; train.warmup_iters decides"),
-    "MultiStepParamScheduler.values": ("", "the multipliers, one up to each milestone"),
-    "MultiStepParamScheduler.milestones": ("", "where it changes; the last is the end of the run"),
-    "CosineParamScheduler.start_value": ("", "the multiplier at the beginning of the run"),
-    "CosineParamScheduler.end_value": ("", "the multiplier at its end"),
+    "WarmupParamScheduler.warmup_length": (
+        "",
+        "fraction of the run; train.warmup_iters takes precedence",
+    ),
+    "MultiStepParamScheduler.values": ("", "multipliers, one up to each milestone"),
+    "MultiStepParamScheduler.milestones": ("", "steps of changes; the last is the end of the run"),
+    "CosineParamScheduler.start_value": ("", "multiplier at the start of the run"),
+    "CosineParamScheduler.end_value": ("", "multiplier at the end of the run"),
 }
 _ARGUMENT = re.compile(r"( +)((?:\w+, )*\w+)(?: \((.*?)\))?:\s*(.*)")
-_DEFAULT = re.compile(r"\s*\(default: (?:[^()]|\([^()]*\))*\)")  # that of the signature holds
+_DEFAULT = re.compile(r"\s*\(default: (?:[^()]|\([^()]*\))*\)")  # dropped; the signature has it
 
 
 def written_help(key: str, target: Any = None) -> tuple[str, str]:
-    """Return type and meaning of a key by the table here; empty texts if it is not in there.
+    """Return the type and meaning of a key from the table; empty texts if it is not there.
 
     Args:
-        key: Dotted.
-        target: The callable that the key is an argument of, if it is one.
+        key: Dotted key.
+        target: Callable that the key is an argument of, if any.
     """
     argument = f"{getattr(target, '__name__', '')}.{key.rpartition('.')[2]}"
     return _HELP.get(key) or _HELP.get(argument) or ("", "")
 
 
 def documented(target: Any) -> dict[str, tuple[str, str]]:
-    """Return type and meaning of a callable's arguments by its docstring and those of its bases.
+    """Return types and meanings of a callable's arguments from its docstring and its bases'.
 
-    The docstrings are in Google's style; a type that is not in there is an empty text.
+    The docstrings are in Google style; a type that they do not state is an empty text.
     """
     levels = [x for c in target.__mro__ for x in (c, c.__init__)] if inspect.isclass(target) else []
     found: dict[str, tuple[str, str]] = {}
@@ -76,14 +79,14 @@ def _arguments(text: str) -> dict[str, tuple[str, str]]:
     lines = text.partition("Args:\n")[2].splitlines()
     for line in lines:
         match = _ARGUMENT.fullmatch(line)
-        deep = len(line) - len(line.lstrip())
-        if line.strip() and deep == 0:
+        depth = len(line) - len(line.lstrip())
+        if line.strip() and depth == 0:
             break  # the next section
-        if match and (indent is None or deep == indent):
-            indent, names = deep, match[2].split(", ")
+        if match and (indent is None or depth == indent):
+            indent, names = depth, match[2].split(", ")
             found |= dict.fromkeys(names, (match[3] or "", match[4]))
-        elif line.strip() and indent is not None and deep > indent:
+        elif line.strip() and indent is not None and depth > indent:
             for name in names:
-                kind, said = found[name]
-                found[name] = kind, f"{said} {line.strip()}".lstrip()
-    return {name: (kind, _DEFAULT.sub("", said)) for name, (kind, said) in found.items()}
+                kind, meaning = found[name]
+                found[name] = kind, f"{meaning} {line.strip()}".lstrip()
+    return {name: (kind, _DEFAULT.sub("", meaning)) for name, (kind, meaning) in found.items()}

@@ -2,7 +2,7 @@
 
 A worker is one process (one GPU); a batch is the images of one optimizer step, over all workers and
 micro-batches. A recipe states the R workers (`train.reference_world_size`) and the batch of B
-images (`train.reference_batch_size`) that its learning rate belongs to.
+images (`train.reference_batch_size`) for which its learning rate was tuned.
 """
 
 import copy
@@ -44,18 +44,18 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ScalingReport(msgspec.Struct, frozen=True):
-    """Report what `scale_config` did; also the content of scaling.json in a run directory.
+    """Changes made by `scale_config`; also the content of scaling.json in a run directory.
 
     Attributes:
         reference_world_size: R, the workers that the recipe was tuned for.
         reference_batch_size: B, the batch that the recipe was tuned for.
-        world_size: W, the workers at hand.
-        batch_size: A, the images of an optimizer step.
+        world_size: W, the workers of the run.
+        batch_size: A, the images per optimizer step.
         rule: `linear` or `sqrt`.
-        scale: s = A/B, which iteration counts are divided by.
-        lr_factor: s or sqrt(s), which learning rates are multiplied by.
-        changes: Every field that changed; none if s is 1, or if the config was scaled before.
-        warnings: One line each.
+        scale: s = A/B, the divisor of iteration counts.
+        lr_factor: s or sqrt(s), the factor for learning rates.
+        changes: Every field that changed; empty if s is 1 or the config was scaled before.
+        warnings: Warnings, one line each.
     """
 
     reference_world_size: int
@@ -70,12 +70,12 @@ class ScalingReport(msgspec.Struct, frozen=True):
 
     def lines(self) -> list[str]:
         """Return the report for a terminal; one line if nothing changed."""
-        now = f"{plural(self.world_size, 'worker')}, {plural(self.batch_size, 'image')} a step"
+        now = f"{plural(self.world_size, 'worker')}, {plural(self.batch_size, 'image')} per step"
         tuned = f"{plural(self.reference_world_size, 'worker')}, {self.reference_batch_size}"
         if self.scale == 1:
             return [f"scaling     none: {now} is the batch that the recipe was tuned for ({tuned})"]
         if not self.changes:
-            return [f"scaling     done before: the config is scaled for {now}"]
+            return [f"scaling     none: the config is already scaled for {now}"]
         return [
             f"scaling     {now}; the recipe was tuned for {tuned}: learning rates x"
             f" {self.lr_factor:.4g} ({self.rule})",
@@ -87,41 +87,43 @@ class ScalingReport(msgspec.Struct, frozen=True):
 def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
     """Return a recipe scaled to `world_size` workers, and a report; the input does not change.
 
-    The batch becomes A = W*B/R, so that a worker keeps its images, unless the user set
-    `dataloader.train.total_batch_size`: in a recipe that is an interpolation of B, and a number is
-    the user's. With s = A/B:
+    The batch becomes A = W*B/R, so that each worker keeps its number of images, unless the user set
+    `dataloader.train.total_batch_size` (in a recipe it is an interpolation of B, so a number comes
+    from the user). With s = A/B:
 
-    - Learning rates (`lr` and `*_lr` under `optimizer`, those of single parameters included) are
+    - Learning rates (`lr` and `*_lr` under `optimizer`, including those of single parameters) are
       multiplied by s (`linear`, Goyal et al. 2017, for SGD) or sqrt(s) (`sqrt`, Malladi et al.
-      2022, for the Adam family); `train.auto_scale_lr.rule` says which, None leaves it to the
-      optimizer. Factors of a rate (`bias_lr_factor`, `lr_factor_func`) scale with their rate.
-    - `train.max_iter`, `train.eval_period`, `train.checkpointer.period`, where they count
-      iterations, are divided by s and rounded up: a run sees no fewer images than before, and a
-      period never becomes 0, which would mean never. What is given in epochs stays.
+      2022, for the Adam family). `train.auto_scale_lr.rule` selects the rule; None chooses it by
+      the optimizer. Factors of a rate (`bias_lr_factor`, `lr_factor_func`) scale with their rate.
+    - `train.max_iter`, `train.eval_period` and `train.checkpointer.period`, if they count
+      iterations, are divided by s and rounded up: the run does not see fewer images than before,
+      and a period never becomes 0, which would mean never. Values in epochs do not change.
     - Milestones of the schedule are relative to its end (fvcore's schedulers are scale-invariant)
-      and stay, unless that end is `train.max_iter`: then they count iterations and are divided.
-    - Warm-up keeps its iterations. `train.warmup_iters` counts them; for a config without it,
-      Detectron2's fraction of the run (`lr_multiplier.warmup_length`) is adjusted, up to half.
+      and do not change, unless that end is `train.max_iter`: then they count iterations and are
+      divided by s.
+    - Warm-up keeps its number of iterations. `train.warmup_iters` counts iterations; for a config
+      without it, Detectron2's fraction of the run (`lr_multiplier.warmup_length`) is adjusted, up
+      to half of the run.
 
-    The scaled config notes its W in `train.auto_scale_lr.scaled_for`; scaling it again changes
-    nothing. A run saves the unscaled config, so that a reload never meets the note.
+    The scaled config records W in `train.auto_scale_lr.scaled_for`, so that scaling it again
+    changes nothing. A run saves the unscaled config, which does not contain the record.
 
     Args:
-        cfg: of `load_config`.
-        world_size: W, processes on all machines together.
+        cfg: Config returned by `load_config`.
+        world_size: W, the number of processes on all machines together.
 
     Raises:
-        UserError: R or B is missing or wrong, the batch does not divide among the workers and
-            their micro-batches (`train.accumulate`), an unknown rule, an invalid rate, or
-            a config that was scaled for another W.
+        UserError: R or B is missing or invalid, the batch does not divide among the workers and
+            their micro-batches (`train.accumulate`), the rule is unknown, a learning rate is not a
+            number, or the config was scaled for another W.
     """
     reference_world_size = _reference(cfg.train, "reference_world_size", "workers")
-    reference_batch = _reference(cfg.train, "reference_batch_size", "images a step")
+    reference_batch = _reference(cfg.train, "reference_batch_size", "images per step")
     scaled_for = OmegaConf.select(cfg, "train.auto_scale_lr.scaled_for")
     if scaled_for not in (None, world_size):
         raise UserError(
-            f"the config is scaled already, for {plural(scaled_for, 'worker')} and not {world_size}"
-            " (train.auto_scale_lr.scaled_for); start from the unscaled one"
+            f"the config is already scaled for {plural(scaled_for, 'worker')}, not {world_size}"
+            " (train.auto_scale_lr.scaled_for); start from the unscaled config"
         )
     options = TrainOptions.from_config(cfg.train)
     batch = _batch_size(cfg, options, world_size, reference_world_size, reference_batch)
@@ -172,9 +174,9 @@ def check_batch(batch_size: int | Fraction, world_size: int, accumulate: int = 1
 
 
 def check_name(config_name: str, reference_world_size: int, reference_batch_size: int) -> None:
-    """Raise UserError if a recipe's name says `_NxM_`, N workers of M images, and R, B differ.
+    """Raise UserError if a recipe's name has `_NxM_`, N workers of M images, and R or B differ.
 
-    `_32x4d_` is a ResNeXt width; a name without `_NxM_` says nothing.
+    `_32x4d_` is a ResNeXt width; names without `_NxM_` are not checked.
     """
     match = re.search(r"_(\d+)x(\d+)(?=_|$)", Path(config_name).name.removesuffix(".py"))
     if not match:
@@ -182,7 +184,7 @@ def check_name(config_name: str, reference_world_size: int, reference_batch_size
     workers, images = map(int, match.groups())
     if (workers, workers * images) != (reference_world_size, reference_batch_size):
         raise UserError(
-            f"{config_name} is named for {workers} workers of {images} images: give it"
+            f"the name {config_name} means {workers} workers with {images} images each; set"
             f" train.reference_world_size={workers} (not {reference_world_size}) and"
             f" train.reference_batch_size={workers * images} (not {reference_batch_size})"
         )
@@ -194,7 +196,7 @@ def _reference(train: Any, name: str, unit: str) -> int:
         plus = "" if name in train else "+"
         raise UserError(
             f"train.{name} is not set: --auto-scale-lr needs the {unit} that the learning rate was"
-            f" tuned for; say {plus}train.{name}=N"
+            f" tuned for; give {plus}train.{name}=N"
         )
     if not isinstance(value, int) or value < 1:
         raise UserError(f"train.{name}={value!r}: give the number of {unit}, 1 or more")
@@ -266,8 +268,8 @@ def _milestones(cfg: Any, options: TrainOptions, scale: Fraction) -> _Plan:
             continue
         after = [math.ceil(step / scale) for step in steps]
         if len(set(after)) < len(after):
-            # Too short a run to tell the steps apart. The unscaled numbers mean the same; they are
-            # written all the same, since an interpolation of train.max_iter would move.
+            # The run is too short to keep the steps distinct. The unscaled numbers mean the same,
+            # but must be written, because an interpolation of train.max_iter would change.
             after = steps
         plan[path] = (before, after[: len(before)])
         if end is not None:
@@ -279,14 +281,14 @@ def _warmup(cfg: Any, options: TrainOptions, scale: Fraction) -> _Plan:
     fraction = (cfg.get("lr_multiplier") or {}).get("warmup_length")
     if options.warmup_iters is not None or not fraction:
         return {}
-    # A run counted in epochs becomes s times shorter.
+    # A run with a length in epochs has s times fewer iterations.
     before, after = _iterations(cfg, scale).get(("train", "max_iter"), (scale, 1))
     length = min(fraction * float(before / after), max(fraction, 0.5))
     return {("lr_multiplier", "warmup_length"): (fraction, length)}
 
 
 def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
-    """Yield (path, parent) of every field below a node; interpolations are not entered."""
+    """Yield (path, parent) of every field below a node, without following interpolations."""
     if not isinstance(node, (DictConfig, ListConfig)):
         return
     for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
@@ -296,7 +298,7 @@ def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
 
 
 def _write(cfg: Any, plan: _Plan) -> None:
-    """Set plain fields first, then those interpolations that did not follow by themselves."""
+    """Set plain fields first, then interpolations that do not have the new value yet."""
     for interpolations in (False, True):
         for (*parents, last), (_, value) in plan.items():
             node = functools.reduce(operator.getitem, parents, cfg)

@@ -1,7 +1,7 @@
-"""Strict overrides: `a.b=c` changes a known field to a value of its type, or is an error.
+"""Strict overrides: `a.b=c` sets a known field to a value of its type; anything else is an error.
 
-Detectron2's own `LazyConfig.apply_overrides` adds a misspelt key silently, and its grammar refuses
-`=`, `(`, commas and letters outside ASCII in values.
+Detectron2's `LazyConfig.apply_overrides` silently adds misspelled keys, and its grammar refuses
+`=`, `(`, commas and non-ASCII letters in values.
 """
 
 import inspect
@@ -17,54 +17,52 @@ from d2ext.config.renamed import current_name, rename_targets
 from d2ext.errors import UserError
 from d2ext.text import did_you_mean, plural
 
-# Fields that take more than the type of their present value, beside those that check.py knows. The
-# last parts of the key decide.
+# Fields, by the end of their key, that accept other types than that of their current value, in
+# addition to the fields in check.py.
 _UNIONS: dict[tuple[str, ...], tuple[type, ...]] = {
     ("dataset", "names"): (str, list),
     ("dataset", "repeat"): (int, list),
     ("short_edge_length",): (int, list),
 }
-# A run has one length: a value for one clears the other.
+# A run has one length, so a value for one field clears the other.
 _OTHER_LENGTH = {"train.max_epochs": "max_iter", "train.max_iter": "max_epochs"}
 _NAME = r"[^.\[\]{}\"'+]+"
 _KEY = re.compile(rf"{_NAME}(\.{_NAME}|\[{_NAME}\])*")
-# What a plain number, true, false or null is made of.
+# Characters of a plain number, true, false or null.
 _WORD = re.compile(r"[-+.:~\w]+")
 
 
 def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
-    """Apply `key=value` strings to a config in place, in their order.
+    """Apply `key=value` strings to a config in place, in order.
 
-    A value that starts with a bracket, brace or quote is YAML; a number, true, false or null is
-    what YAML takes it for, and None is null; everything else is text, to its end. A dict changes
-    the fields that it names; one with another `_target_` replaces all of what is there.
+    A value that starts with a bracket, brace or quote is parsed as YAML, as are numbers, true,
+    false and null; None means null; everything else is text. A dict changes the fields that it
+    names; a dict with another `_target_` replaces the whole value.
 
-    `+key=value` adds a field that the config does not know, and the sections that it lies in.
+    `+key=value` adds a field that the config does not have, along with its parent sections.
     `+key[N]=value` appends to a list of N items. A value for `train.max_epochs` clears
     `train.max_iter` and vice versa.
 
     Args:
-        cfg: an omegaconf DictConfig.
-        overrides: as typed behind the command.
+        cfg: An omegaconf DictConfig.
+        overrides: Overrides from the command line.
 
     Raises:
-        UserError: a flag among them, no `=`, an unknown key, a wrong type.
+        UserError: An override is a flag, has no `=`, an unknown key or a value of the wrong type.
     """
     for text in overrides:
-        if text == "--":  # the shell's end of the flags
+        if text == "--":  # separates flags from arguments
             continue
         if text.startswith("-"):
-            raise UserError(
-                f"the flag {text!r} stands behind the overrides; put it before the first key=value"
-            )
+            raise UserError(f"the flag {text!r} must come before the first key=value")
         written, equals, value = text.partition("=")
         if not equals or not written.strip("+ "):
             raise UserError(f"the override {text!r} is not of the form key=value")
         force, key = written.startswith("+"), written.removeprefix("+").strip()
         if not _KEY.fullmatch(key):
             raise UserError(
-                f"cannot read the key {key!r} of the override {text!r}; keys are like a.b[0].c, and"
-                " +a.b[N]=... appends to a list of N items"
+                f"cannot parse the key {key!r} of the override {text!r}; write keys as a.b[0].c, or"
+                " +a.b[N]=... to append to a list of N items"
             )
         if key.startswith("dist_params."):  # MMDetection's name for it
             key = key.replace("dist_params", "train.dist", 1)
@@ -79,12 +77,12 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
     from omegaconf.errors import GrammarParseError
 
     node, parts = cfg, _split(key)
-    add = force or bool(accepted(".".join(parts)))  # a config may lack what d2ext knows
+    add = force or bool(accepted(".".join(parts)))  # a config may lack a field known to d2ext
     for depth, part in enumerate(parts[:-1]):
         if not _holds(node, part):
             below = parts[depth + 1]
             if below.isdecimal() and below != "0":
-                raise UserError(f"unknown key {key!r}; a new list begins with [0]")
+                raise UserError(f"unknown key {key!r}; a new list starts at [0]")
             if not add or not _has_room(node, part):
                 raise _unknown(cfg, key, node, parts[:depth])
             content = [] if below == "0" else {}
@@ -93,14 +91,14 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
         if not isinstance(node, (DictConfig, ListConfig)):
             prefix = ".".join(parts[: depth + 1])
             raise UserError(
-                f"{key}: {prefix} is {node!r}, which has no fields; give all of it, {prefix}=..."
+                f"{key}: {prefix} is {node!r}, which has no fields; set {prefix}=... as a whole"
             )
     leaf = parts[-1]
     if _holds(node, leaf):
         old = _value(node, leaf)
         _check_type(key, value, old)
         if isinstance(old, DictConfig) and isinstance(value, dict) and _same_target(old, value):
-            # A dict merges into the one there, so that each of its keys is checked as well.
+            # Merging the dict checks each of its keys.
             for name, item in value.items():
                 _set(cfg, f"{key}.{name}", item, force)
             return
@@ -112,15 +110,15 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
             _check_type(key, value, parameter.default)
     try:
         _put(node, leaf, value)
-    except GrammarParseError as e:  # half an interpolation
-        raise UserError(f"{key}: cannot read {value!r}: {str(e).splitlines()[0]}") from e
+    except GrammarParseError as e:  # an incomplete interpolation
+        raise UserError(f"{key}: cannot parse {value!r}: {str(e).splitlines()[0]}") from e
     other = _OTHER_LENGTH.get(".".join(parts))
     if other and other in node and value is not None:
         node[other] = None
 
 
 def _has_room(node: Any, part: str) -> bool:
-    """Return whether a field can be added: any to a dict, and the next item to a list."""
+    """Return whether a field can be added: any field of a dict, or the next item of a list."""
     from omegaconf import ListConfig
 
     return not isinstance(node, ListConfig) or part == str(len(node))
@@ -136,7 +134,7 @@ def _put(node: Any, part: str, value: Any) -> None:
 
 
 def _same_target(old: Any, new: dict[str, Any]) -> bool:
-    """Return whether both dicts build the same, or the new one leaves that as it is."""
+    """Return whether both dicts have the same `_target_`, or the new one has none."""
     return "_target_" not in new or target_name(old.get("_target_")) == target_name(new["_target_"])
 
 
@@ -187,7 +185,7 @@ def _parse(key: str, text: str) -> Any:
         if plain:
             return text if isinstance(value, str | list | dict) else value
         if yaml.compose(text).end_mark.index < len(text.rstrip()):
-            raise yaml.MarkedYAMLError(problem="it ends before the text does")
+            raise yaml.MarkedYAMLError(problem="there is text after its end")
         return value
     except (yaml.YAMLError, OmegaConfBaseException) as e:
         if plain:
@@ -195,8 +193,8 @@ def _parse(key: str, text: str) -> Any:
         reason = str(getattr(e, "problem", None) or e).splitlines()[0]
         as_text = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
         raise UserError(
-            f"{key}: cannot read the value {text!r}: {reason}; if the shell split the override,"
-            f" quote it; to give text, write {as_text}"
+            f"{key}: cannot parse the value {text!r}: {reason}; if the shell split the override,"
+            f" quote it; for text, write {as_text}"
         ) from e
 
 
@@ -204,7 +202,7 @@ def _check_type(key: str, value: Any, old: Any) -> None:
     if isinstance(value, str) and value.startswith("${"):
         return
     parts = tuple(_split(key))
-    if parts[-1] == "_target_" and isinstance(value, str):  # a function by its name
+    if parts[-1] == "_target_" and isinstance(value, str):  # the name of a function or class
         return
     if check_field(".".join(parts), value):
         return
@@ -228,7 +226,7 @@ def _kind(value: Any) -> type:
 
 
 def parameters(node: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters that a node's `_target_` takes by name; `**kwargs` adds the bases'."""
+    """Return the parameters of a node's `_target_`; with `**kwargs`, also those of base classes."""
     from detectron2.utils.registry import locate
 
     target = node.get("_target_")
@@ -237,7 +235,7 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
     if isinstance(target, str):
         try:
             target = locate(target)
-        except ImportError:  # whoever builds it says so
+        except ImportError:  # reported when the target is built
             return {}
     found: dict[str, inspect.Parameter] = {}
     levels = [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]
@@ -255,19 +253,19 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
 
 
 def _unknown(cfg: Any, key: str, node: Any, path: Sequence[str]) -> UserError:
-    """Return the error for a key, which `node`, the part of the config at `path`, does not hold."""
+    """Return the error for a key that `node`, the part of the config at `path`, does not have."""
     from omegaconf import ListConfig
 
     if isinstance(node, ListConfig):
         name, items = ".".join(path), plural(len(node), "item")
         return UserError(
-            f"unknown key {key!r}; {name} has {items}, and +{name}[{len(node)}]=... appends one"
+            f"unknown key {key!r}; {name} has {items}; +{name}[{len(node)}]=... appends one"
         )
     known = list(_all_keys(cfg))
     # The same name in another section is a better guess than a similar path.
     last = key.rpartition(".")[2]
     namesakes = [k for k in known if k.rpartition(".")[2] == last]
-    hint = did_you_mean(key, namesakes or known, "no known key is near.", cutoff=0.4)
+    hint = did_you_mean(key, namesakes or known, "no known key is similar", cutoff=0.4)
     return UserError(f"unknown key {key!r}; {hint} (+{key}=... adds a new one)")
 
 

@@ -1,7 +1,7 @@
-"""Names that configs, run directories and checkpoints of version 0.1 hold, and what they are now.
+"""Translate names in configs, run directories and checkpoints of version 0.1.
 
 A config names functions and classes by their dotted path (`_target_`), and config.yaml and the
-checkpoints of a run keep these names. `RENAMED` maps them, so that old files stay usable without
+checkpoints of a run store these names. `RENAMED` maps them, so that old files stay usable without
 modules under the old names.
 """
 
@@ -10,8 +10,8 @@ import re
 import traceback
 from typing import Any
 
-# Module, or full name of a function or class, before 0.2 -> since 0.2. Only what a config can name,
-# and what the dataset functions and mappers of users import.
+# Module, or full name of a function or class, before 0.2 -> since 0.2. Only names that a config can
+# contain, and that users' dataset functions and mappers import.
 RENAMED = {
     "d2ext.data.catalog": "d2ext.data.datasets.declare",
     "d2ext.data.classes": "d2ext.data.datasets.classes",
@@ -28,7 +28,7 @@ RENAMED = {
 
 
 def current_name(name: str) -> str:
-    """Return the present dotted name for one of version 0.1; any other name is returned as is."""
+    """Return the current dotted name for one of version 0.1; return other names unchanged."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         if new := RENAMED.get(".".join(parts[:length])):
@@ -37,7 +37,7 @@ def current_name(name: str) -> str:
 
 
 def rename_targets(node: Any) -> None:
-    """Replace the names of version 0.1 among the `_target_` strings of a config, in place.
+    """Replace names of version 0.1 in the `_target_` strings of a config, in place.
 
     Args:
         node: An omegaconf DictConfig or ListConfig.
@@ -55,10 +55,10 @@ def rename_targets(node: Any) -> None:
 
 
 def moved_import(error: BaseException) -> str | None:
-    """Return the place of an import of a name of version 0.1 and what to change; None for others.
+    """Return where a name of version 0.1 is imported and how to change it; None for other errors.
 
     Args:
-        error: What an import raised; the module that it stands in may be imported by others.
+        error: Error raised by an import, possibly inside other imports.
     """
     if not isinstance(error, ImportError) or not error.name:
         return None
@@ -69,4 +69,4 @@ def moved_import(error: BaseException) -> str | None:
     if new == old or not modules:
         return None
     file = modules[-1].filename.removeprefix(os.path.join(os.getcwd(), ""))
-    return f"{file}:{modules[-1].lineno}: {old} is {new} since 0.2: change the import"
+    return f"{file}:{modules[-1].lineno}: {old} is {new} since 0.2; change the import"

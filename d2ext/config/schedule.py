@@ -1,4 +1,4 @@
-"""Convert epochs to iterations; no other module does."""
+"""Convert epochs to iterations."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class Period:
-    """A period of every `iterations` or every `epochs`; neither means never."""
+    """A period in iterations or in epochs; both 0 means never."""
 
     iterations: int = 0
     epochs: int = 0
@@ -32,15 +32,15 @@ class Schedule:
     """The length of a run and its periods, resolved against a dataset.
 
     Attributes:
-        num_images: N of the training set, after filtering.
-        batch_size: images per optimizer step over all ranks.
-        max_iter: optimizer steps of the run.
-        warmup_iters: steps of linear warm-up, or None to leave the schedule as the config has it.
-        in_epochs: whether the run's length was given in epochs.
-        eval_period: of the evaluation.
-        checkpoint_period: of the checkpoints.
-        log_period: iterations between two lines of metrics.
-        evaluates: whether the run evaluates at all.
+        num_images: Images in the training set, after filtering.
+        batch_size: Images per optimizer step over all ranks.
+        max_iter: Optimizer steps of the run.
+        warmup_iters: Steps of linear warm-up; None keeps the config's schedule as it is.
+        in_epochs: Whether the run's length was given in epochs.
+        eval_period: Period of the evaluations.
+        checkpoint_period: Period of the checkpoints.
+        log_period: Iterations between two lines of metrics.
+        evaluates: Whether the run evaluates at all.
     """
 
     num_images: int
@@ -54,12 +54,12 @@ class Schedule:
     evaluates: bool = True
 
     def evaluation_due(self, iteration: int) -> bool:
-        """Return whether the run evaluates after `iteration` iterations; its last one is due."""
+        """Return whether the run evaluates after `iteration` iterations; always true at the end."""
         at_end = iteration == self.max_iter
         return self.evaluates and (at_end or self.eval_period.due(iteration, self))
 
     def checkpoint_due(self, iteration: int) -> bool:
-        """Return whether a checkpoint is due after `iteration` iterations; the last one is."""
+        """Return whether a checkpoint is due after `iteration` iterations; always at the end."""
         return iteration == self.max_iter or self.checkpoint_period.due(iteration, self)
 
     def log_due(self, iteration: int) -> bool:
@@ -71,7 +71,7 @@ class Schedule:
         return iteration % self.log_period == 0 or at_end or self.evaluation_due(iteration)
 
     def epoch(self, iteration: int) -> int:
-        """Return the complete epochs after `iteration` iterations."""
+        """Return the number of complete epochs after `iteration` iterations."""
         return iteration * self.batch_size // self.num_images
 
     @property
@@ -90,15 +90,15 @@ def resolve_schedule(
     """Convert the `train` section's epochs and periods to iterations.
 
     Args:
-        train: Options; `max_epochs` or `max_iter`, `eval_period`, `checkpointer.period`,
+        train: Options, of which `max_epochs` or `max_iter`, `eval_period`, `checkpointer.period`,
             `warmup_iters` and `log_period` are read.
-        batch_size: images per optimizer step over all ranks.
-        num_images: of the training set.
-        warmup_fraction: of the run, where `warmup_iters` is None.
-        evaluates: whether the run evaluates at all.
+        batch_size: Images per optimizer step over all ranks.
+        num_images: Images in the training set.
+        warmup_fraction: Fraction of the run for warm-up if `warmup_iters` is None.
+        evaluates: Whether the run evaluates at all.
 
     Raises:
-        UserError: a length or period that is not positive or cannot be read.
+        UserError: A length or period is not positive or cannot be read.
     """
     epochs, iterations = train.max_epochs, train.max_iter
     if (epochs is None) == (iterations is None):
@@ -107,7 +107,7 @@ def resolve_schedule(
     if value <= 0:
         raise UserError(f"train.{field}={value}: a run needs a positive length")
     if iterations is None:
-        # Exact fractions: 0.1 epochs of 10 images is one image, not two.
+        # Exact fractions, because 0.1 epochs of 10 images must be one image, not two.
         iterations = math.ceil(Fraction(str(epochs)) * num_images / batch_size)
     warmup = train.warmup_iters
     if warmup is None and warmup_fraction > 0:
@@ -115,7 +115,7 @@ def resolve_schedule(
     if warmup is not None:
         if warmup < 0:
             raise UserError(f"train.warmup_iters={warmup} is negative")
-        # A short run has a shorter warm-up, yet never starts at the full rate.
+        # Short runs have a shorter warm-up, but never start at the full rate.
         warmup = min(warmup, max(iterations // 2, 1))
     return Schedule(
         num_images,

@@ -1,7 +1,6 @@
 """Save a config as YAML, and read it again without running any code.
 
-Detectron2 writes the same, and reads it with a loader that makes whatever Python object a tag
-names.
+Detectron2 writes the same format, but its loader creates any Python object that a tag names.
 """
 
 import itertools
@@ -13,10 +12,10 @@ _TUPLE = "tag:yaml.org,2002:python/tuple"
 
 
 def saved_text(cfg: Any) -> tuple[str, str | None]:
-    """Return a config as YAML, and why it cannot be read again, or None.
+    """Return a config as YAML, and the reason why it cannot be read again, or None.
 
     Args:
-        cfg: an omegaconf DictConfig; interpolations stay as they are.
+        cfg: An omegaconf DictConfig; interpolations are kept.
     """
     import yaml
     from omegaconf import OmegaConf, SCMode
@@ -27,7 +26,7 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
     def other(dumper: yaml.Dumper, value: Any) -> yaml.Node:
         try:
             return dumper.represent_object(value)
-        except Exception:  # of the object's own, such as a lock's, which cannot be pickled
+        except Exception:  # raised by the object, such as a lock, which cannot be pickled
             return dumper.represent_scalar("!object", type(value).__qualname__)
 
     Dumper.add_multi_representer(object, other)
@@ -37,24 +36,25 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
     )
     try:
         parse_saved(text)
-    except Exception as e:  # of YAML, or of omegaconf
+    except Exception as e:  # from YAML or omegaconf
         problem = getattr(e, "problem", None) or str(e)
         return text, problem.splitlines()[0]
     return text, None
 
 
 def _with_names(value: Any) -> Any:
-    """Return a value with names for the functions and classes that are targets."""
+    """Replace functions and classes that are targets by their names."""
     if isinstance(value, dict):
         return {k: _named(v) if k == "_target_" else _with_names(v) for k, v in value.items()}
     return [_with_names(v) for v in value] if isinstance(value, list) else value
 
 
 def _named(target: Any) -> Any:
-    """Return `package.name` by the outermost package that has it, where Detectron2 finds it.
+    """Return `package.name` of the outermost package that exports the target.
 
-    Its own search tries to import each candidate and, for lack of it, Hydra: 0.05 s at each start.
-    Objects without such a name stay, such as a config file's own functions.
+    Detectron2 can find the target by that name. Its own search for such a name tries to import each
+    candidate and then Hydra, which takes 0.05 s at each start. Objects without such a name, such as
+    functions defined in a config file, are returned unchanged.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     for package in itertools.accumulate((module or "").split("."), "{}.{}".format):
@@ -70,11 +70,11 @@ def parse_saved(text: str, name: str = "config.yaml") -> Any:
     """Return the config in a YAML text: plain values, tuples and Detectron2's ShapeSpec.
 
     Args:
-        text: of the file.
-        name: of the file, for messages.
+        text: Content of the file.
+        name: Name of the file, for messages.
 
     Raises:
-        yaml.YAMLError: it holds something else, or is no YAML.
+        yaml.YAMLError: The text holds other objects, or is not valid YAML.
     """
     import yaml
     from omegaconf import OmegaConf

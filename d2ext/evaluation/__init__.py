@@ -1,1 +1,1 @@
-"""Predictions to numbers."""
+"""Run a model on a dataset, and compute metrics from its detections."""

@@ -1,7 +1,7 @@
-"""Where a detector goes wrong: confusions, precision over recall, causes of errors, images.
+"""Analyze a detector's errors: confusion matrix, precision over recall, error causes, images.
 
-All at the IoU 0.5 and with up to 100 detections an image and class. hotcoco matches. The results
-are records for JSON, with None where a number is undefined; `AnalysisRecord` is the content of
+Detections are matched by hotcoco, at IoU 0.5 and with up to 100 detections per image and class. The
+results are records for JSON, with None for undefined numbers; `AnalysisRecord` is the content of
 analysis/<dataset>.json in a run directory.
 """
 
@@ -18,9 +18,9 @@ from d2ext.evaluation.instances import Detections, GroundTruth, take
 from d2ext.evaluation.tables import table_text
 
 IOU = 0.5
-_RECALLS = np.linspace(0, 1, 101)  # those of COCO
-_IMAGES = 20  # best ones, worst ones
-_MAX_SHOWN = 12  # classes that a printed matrix holds, and lines of a printed list
+_RECALLS = np.linspace(0, 1, 101)  # as in COCO
+_IMAGES = 20  # number of best images, and of worst images
+_MAX_SHOWN = 12  # maximum classes of a printed matrix, and lines of a printed list
 _CAUSES = {
     "Cls": "wrong class",
     "Loc": "wrong place",
@@ -32,7 +32,7 @@ _CAUSES = {
 
 
 class ScoreThreshold(msgspec.Struct):
-    """A score threshold, and how good the detections with at least this score are.
+    """A score threshold, and the quality of the detections with at least this score.
 
     Attributes:
         score: The threshold.
@@ -48,11 +48,11 @@ class ScoreThreshold(msgspec.Struct):
 
 
 class PRCurve(msgspec.Struct):
-    """Precision over recall; None where no detection reaches a recall.
+    """Precision over recall.
 
     Attributes:
-        precision: The highest precision at the recalls 0, 0.01, ..., 1 or more.
-        score: Score of the detection that reaches each recall.
+        precision: Highest precision at or above each of the recalls 0, 0.01, ..., 1.
+        score: Score of the detection that reaches each recall; None if none does.
     """
 
     precision: list[float | None]
@@ -66,7 +66,7 @@ class ClassCurve(msgspec.Struct, kw_only=True):
         name: Class name; `class` in JSON.
         objects: Number of objects.
         AP50: AP at IoU 0.5 in percent; None without objects.
-        best: Score threshold with the highest F1; None if no detection is a hit.
+        best: Score threshold with the highest F1; None without hits.
         curve: Precision over recall.
     """
 
@@ -78,11 +78,11 @@ class ClassCurve(msgspec.Struct, kw_only=True):
 
 
 class ConfusionMatrix(msgspec.Struct):
-    """Which class is taken for which.
+    """Confusion matrix of the classes.
 
     Attributes:
         classes: Class names.
-        min_score: Detections with lower scores are left out.
+        min_score: Minimum score of the detections that are counted.
         matrix: Counts; rows are the objects' classes, columns the detections'. The last row and
             column are the background: false alarms and missed objects.
     """
@@ -96,7 +96,7 @@ class ErrorCause(msgspec.Struct):
     """A kind of error.
 
     Attributes:
-        meaning: The kind in words.
+        meaning: Short description of the kind.
         count: Number of errors.
         delta_AP: Percent that AP50 would gain without them.
     """
@@ -111,7 +111,7 @@ class ErrorCauses(msgspec.Struct):
 
     Attributes:
         AP50: AP at IoU 0.5 in percent; None without objects.
-        causes: TIDE's abbreviation (Cls, Loc, Both, Dupe, Bkg, Miss) to the cause.
+        causes: Cause by TIDE's abbreviation (Cls, Loc, Both, Dupe, Bkg, Miss).
     """
 
     AP50: float | None
@@ -139,12 +139,12 @@ class ImageScore(msgspec.Struct, kw_only=True):
 
 
 class RankedImages(msgspec.Struct):
-    """The images with the highest and the lowest F1, 20 of each at most.
+    """The images with the highest and the lowest F1, at most 20 each.
 
     Attributes:
-        min_score: Detections with lower scores are left out.
-        best: The highest F1 first.
-        worst: The lowest F1 first.
+        min_score: Minimum score of the detections that are counted.
+        best: Best images, highest F1 first.
+        worst: Worst images, lowest F1 first.
     """
 
     min_score: float
@@ -153,14 +153,14 @@ class RankedImages(msgspec.Struct):
 
 
 class TaskAnalysis(msgspec.Struct):
-    """The whole analysis of boxes or of masks.
+    """Analysis of boxes or of masks.
 
     Attributes:
-        best_score: Score threshold with the highest F1 over all classes; None without a hit.
-        confusion_matrix: Which class is taken for which, at that threshold.
+        best_score: Score threshold with the highest F1 over all classes; None without hits.
+        confusion_matrix: Confusion matrix at that threshold.
         pr_curves: Precision over recall of each class.
         errors: Errors by cause.
-        images: The best and the worst images, at that threshold.
+        images: Best and worst images at that threshold.
     """
 
     best_score: ScoreThreshold | None
@@ -171,11 +171,11 @@ class TaskAnalysis(msgspec.Struct):
 
 
 class AnalysisRecord(msgspec.Struct):
-    """analysis/<dataset>.json of a run directory.
+    """Content of analysis/<dataset>.json in a run directory.
 
     Attributes:
-        tasks: `bbox` and `segm`, as far as they were evaluated, to their analysis.
-        pictures: Image id, as text, to the path of its overlay in the run directory.
+        tasks: Analysis by task, `bbox` or `segm`, for those that were evaluated.
+        pictures: Path of the overlay in the run directory, by image id as text.
     """
 
     tasks: dict[str, TaskAnalysis]
@@ -186,14 +186,14 @@ class Analysis:
     """A detector's hits and errors on one dataset.
 
     Args:
-        ground_truth: the objects.
-        detections: the detections.
-        task: `bbox` or `segm`, what is compared.
+        ground_truth: Ground truth of the dataset.
+        detections: Detections in its images.
+        task: `bbox` to compare boxes or `segm` to compare masks.
 
     Attributes:
-        outcome: (M,) int8, of each detection: 1 hit, 0 false alarm, -1 not counted (in a crowd, on
-            a difficult object, or beyond the hundredth of its image and class).
-        counted: (N,) bool, the objects that are neither crowd nor difficult.
+        outcome: (M,) int8, outcome of each detection: 1 hit, 0 false alarm, -1 not counted (in a
+            crowd, on a difficult object, or beyond the first 100 of its image and class).
+        counted: (N,) bool, whether each object is counted: neither crowd, group nor difficult.
 
     Raises:
         UserError: hotcoco is not installed.
@@ -246,14 +246,15 @@ class Analysis:
         return curves
 
     def confusion_matrix(self, min_score: float | None = None) -> ConfusionMatrix:
-        """Return which class is taken for which.
+        """Return the confusion matrix.
 
         Args:
-            min_score: Detections with lower scores are left out; None takes that of `best_score`.
+            min_score: Minimum score of the detections that are counted; None uses the threshold
+                of `best_score`.
         """
         if min_score is None:
             min_score = self._best_or_zero()
-        # hotcoco's matrix knows neither crowds nor difficult objects.
+        # hotcoco's confusion matrix ignores neither crowds nor difficult objects.
         kept = np.flatnonzero((self.outcome >= 0) & (self._detections.scores >= min_score))
         pair = hotcoco_pair(
             _only(self._ground_truth, self.counted), take(self._detections, kept), self._task
@@ -264,7 +265,7 @@ class Analysis:
         )
 
     def errors(self) -> ErrorCauses:
-        """Return the errors by cause, as TIDE splits them.
+        """Return the errors by cause, as TIDE classifies them.
 
         See Bolya et al. 2020, https://dbolya.github.io/tide.
         """
@@ -277,10 +278,10 @@ class Analysis:
         return ErrorCauses(ap, causes)
 
     def images(self) -> RankedImages:
-        """Return the images with the highest and the lowest F1 at the score of `best_score`.
+        """Return the images with the highest and the lowest F1 at the threshold of `best_score`.
 
-        Images without objects and detections are left out; among equal ones those with more objects
-        or detections come first.
+        Images without objects and detections are left out; among images with the same F1, those
+        with more objects and detections come first.
         """
         ground_truth, detections = self._ground_truth, self._detections
         min_score = self._best_or_zero()
@@ -317,7 +318,7 @@ class Analysis:
         return best.score if best else 0.0
 
     def _ranked(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hits among the detections up to each of these, and their scores."""
+        """Return the cumulative number of hits among detections, and their scores."""
         return np.cumsum(self.outcome[order] == 1), self._detections.scores[order]
 
 
@@ -326,7 +327,7 @@ def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold 
         return None
     found = np.arange(1, len(hits) + 1)
     f1 = 2 * hits / (objects + found)
-    f1[:-1][scores[1:] == scores[:-1]] = -1  # a threshold takes all of the same score
+    f1[:-1][scores[1:] == scores[:-1]] = -1  # a threshold includes all detections of equal score
     i = int(np.argmax(f1))
     return ScoreThreshold(
         score=float(scores[i]),
@@ -337,7 +338,7 @@ def _best(hits: np.ndarray, scores: np.ndarray, objects: int) -> ScoreThreshold 
 
 
 def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
-    """Return the objects of these rows, bool."""
+    """Return the ground truth with only the selected objects; `rows` is a bool mask."""
     names = ("image", "label", "boxes", "areas", "crowd", "difficult", "group_of")
     masks = ground_truth.segmentations
     if masks is not None:
@@ -349,16 +350,17 @@ def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
 def analyse(
     ground_truth: GroundTruth, detections: Detections, task: str, parts: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Return the wanted fields of a `TaskAnalysis`.
+    """Return the requested fields of a `TaskAnalysis`.
 
     Args:
-        ground_truth: the objects.
-        detections: the detections.
+        ground_truth: Ground truth of the dataset.
+        detections: Detections in its images.
         task: `bbox` or `segm`.
-        parts: which of `confusion_matrix`, `pr_curves` and `errors` (which includes `images`).
+        parts: Whether to compute `confusion_matrix`, `pr_curves` and `errors` (which includes
+            `images`).
 
     Returns:
-        These fields, and `best_score`, by name.
+        These fields and `best_score`, by name.
     """
     analysis = Analysis(ground_truth, detections, task)
     results: dict[str, Any] = {"best_score": analysis.best_score()}
@@ -371,7 +373,7 @@ def analyse(
 
 
 def printed(results: Mapping[str, Any]) -> str:
-    """Return the result of `analyse` as tables of plain text."""
+    """Return the result of `analyse` as plain-text tables."""
     tables: dict[str, Callable[[Any], str]] = {
         "confusion_matrix": _confusions,
         "pr_curves": _curves,
@@ -383,7 +385,7 @@ def printed(results: Mapping[str, Any]) -> str:
 
 def _confusions(content: ConfusionMatrix) -> str:
     classes, matrix = [*content.classes, "background"], np.array(content.matrix)
-    title = f"Confusions at IoU {IOU} and scores from {content.min_score:.3f}"
+    title = f"Confusion matrix at IoU {IOU} and scores from {content.min_score:.3f}"
     if len(classes) <= _MAX_SHOWN + 1:
         rows = [
             {"object \\ detection": name, **dict(zip(classes, row, strict=True))}
@@ -398,7 +400,7 @@ def _confusions(content: ConfusionMatrix) -> str:
         for i, j in pairs
         if matrix[i, j]
     ]
-    return f"{title}, the most frequent ones:\n{table_text(rows)}"
+    return f"{title}, most frequent confusions:\n{table_text(rows)}"
 
 
 def _curves(curves: list[ClassCurve]) -> str:
@@ -412,7 +414,7 @@ def _curves(curves: list[ClassCurve]) -> str:
 
 def _errors(content: ErrorCauses) -> str:
     rows = [{"cause": name, **asdict(cause)} for name, cause in content.causes.items()]
-    return f"Errors by cause (TIDE), and what AP50 would gain:\n{table_text(rows)}"
+    return f"Errors by cause (TIDE), and the gain in AP50 without them:\n{table_text(rows)}"
 
 
 def _images(content: RankedImages) -> str:

@@ -1,17 +1,17 @@
 """Average precision as Pascal VOC defines it, over a whole dataset at once.
 
-From the VOC development kit, VOCevaldet.m (Everingham et al., The Pascal Visual Object Classes
-Challenge, IJCV 88, 2010): each detection, the highest score first, takes the object of its image
-and class that it overlaps most. If the overlap reaches the threshold, it is a hit, unless the
-object has been hit before. Which object a detection takes does not depend on the other detections
-(in COCO's matching it does), so no loop over detections is needed.
+As in the VOC development kit, VOCevaldet.m (Everingham et al., The Pascal Visual Object Classes
+Challenge, IJCV 88, 2010): each detection, highest score first, is assigned the object of its image
+and class with the largest overlap. If the overlap reaches the threshold, the detection is a hit,
+unless the object was hit before. Unlike in COCO's matching, the assignment does not depend on the
+other detections, so no loop over detections is needed.
 """
 
 import numpy as np
 
 from d2ext.evaluation.instances import Detections, GroundTruth
 
-_PAIRS = 1 << 20  # of a detection and an object, compared at a time: some 100 MB
+_PAIRS = 1 << 20  # pairs of a detection and an object compared at a time: about 100 MB
 
 
 def average_precision(
@@ -22,22 +22,22 @@ def average_precision(
     group_of: np.ndarray,
     eleven_points: bool = False,
 ) -> np.ndarray:
-    """AP of each class at each threshold.
+    """Return the AP of each class at each threshold.
 
-    Detections of equal score keep their order, and of two objects that overlap a detection
-    equally the first counts. A box without area overlaps nothing.
+    Detections of equal score keep their order; if two objects overlap a detection equally, the
+    first one counts. A box without area overlaps nothing.
 
     Args:
-        ground_truth: the objects.
-        detections: any number an image; boxes may lie outside.
-        thresholds: T overlaps (IoU) from above 0 to 1; one that is reached exactly is a hit.
-        ignored: (N,) bool; these objects need not be found, and what hits them counts nothing.
-        group_of: (N,) bool; what misses all single objects is held against these, by the part of
-            the detection that lies inside. However many do, the best is one hit, and the others
-            count nothing.
-        eleven_points: the mean of the precisions at recalls 0, 0.1, ..., 1 (VOC until 2009) instead
-            of the area under the curve (since 2010). Precision at a recall is the highest at this
-            or any higher recall.
+        ground_truth: Ground truth of the dataset.
+        detections: Detections, any number per image; boxes may extend beyond the image.
+        thresholds: T IoU thresholds above 0, up to 1; an IoU equal to the threshold is a hit.
+        ignored: (N,) bool, objects that need not be found; detections that hit them are ignored.
+        group_of: (N,) bool, groups. Detections that miss all single objects are compared with the
+            groups, by the fraction of the detection inside the group. The best of those that reach
+            the threshold is a hit, the others are ignored.
+        eleven_points: Return the mean of the precisions at recalls 0, 0.1, ..., 1 (VOC until 2009)
+            instead of the area under the curve (since 2010). The precision at a recall is the
+            highest at this or any higher recall.
 
     Returns:
         (T, C) float64 from 0 to 1; NaN for a class without objects.
@@ -77,14 +77,14 @@ def _nearest(
     """Return the object that each detection overlaps most.
 
     Args:
-        ground_truth: the objects.
-        objects: indices of those to look at.
-        group: (M,) int64, image and class of each detection in one number.
-        boxes: (M, 4), x0, y0, x1, y1.
-        inside: overlap is the part of the detection that lies inside the object, instead of IoU.
+        ground_truth: Ground truth of the dataset.
+        objects: Indices of the objects to consider.
+        group: (M,) int64, image and class of each detection as one number.
+        boxes: (M, 4) boxes as x0, y0, x1, y1.
+        inside: Measure overlap by the fraction of the detection inside the object instead of IoU.
 
     Returns:
-        (M,) float64, the overlap (0 where there is none), and (M,) int64, index of the object.
+        (M,) float64, the overlaps (0 without an object), and (M,) int64, the objects' indices.
     """
     theirs = ground_truth.image[objects] * len(ground_truth.classes) + ground_truth.label[objects]
     objects = objects[np.argsort(theirs, kind="stable")]
@@ -100,14 +100,14 @@ def _nearest(
         base = stop[done - 1] if done else 0
         until = max(done + 1, int(np.searchsorted(stop, base + _PAIRS, side="right")))
         part = rows[done:until]
-        begin = stop[done:until] - count[part] - base  # of each detection's pairs
+        begin = stop[done:until] - count[part] - base  # first pair of each detection
         pair = np.arange(stop[until - 1] - base)
         of = objects[np.repeat(first[part] - begin, count[part]) + pair]
         values = _overlaps(
             np.repeat(boxes[part], count[part], axis=0), ground_truth_boxes[of], inside
         )
         best = np.maximum.reduceat(values, begin)
-        # Of equal ones the first: the last that is written here, in reverse order.
+        # The first of several equal overlaps must win, so they are written in reverse order.
         top = np.flatnonzero(values == np.repeat(best, count[part]))[::-1]
         overlap[part] = best
         nearest[np.repeat(part, count[part])[top]] = of[top]
@@ -116,10 +116,10 @@ def _nearest(
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray, inside: bool) -> np.ndarray:
-    """(P,) IoU of pairs of boxes (P, 4) of corners, or the part of `a` that lies inside `b`."""
+    """Return the (P,) IoUs of (P, 4) boxes as corners, or the fractions of `a` inside `b`."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
-    # From corners as above, not from width and height: a box and itself have an IoU of exactly 1.
+    # From corners as above, not from width and height, so that equal boxes have exactly IoU 1.
     area = (a[:, 2:] - a[:, :2]).prod(axis=1)
     if not inside:
         area = area + (b[:, 2:] - b[:, :2]).prod(axis=1) - common
@@ -141,20 +141,20 @@ def _match(
     free[near[ignored[of]]] = True
     near, of = near[~ignored[of]], of[~ignored[of]]
     first = np.zeros(len(ignored), dtype=np.int64)
-    first[of[::-1]] = near[::-1]  # where an index occurs twice, numpy keeps what comes last
+    first[of[::-1]] = near[::-1]  # for repeated indices, numpy keeps the last value
     hit[first[of]] = True
     if group_of:
         free[near] = ~hit[near]
 
 
 def _one_class(hit: np.ndarray, free: np.ndarray, wanted: int, eleven_points: bool) -> float:
-    """AP of one class's detections, highest score first, with `wanted` objects to be found."""
+    """Return the AP of a class from its detections, highest score first, and number of objects."""
     rank = np.cumsum(~free)[hit]
     precision = np.arange(1, len(rank) + 1) / rank
-    # Only where recall rises: in between precision falls.
+    # Only hits count, where recall rises; between them precision falls.
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     if not eleven_points:
         return precision.sum() / wanted
-    # In integers: 0.1 * 6 is above 3 / 5.
+    # In integers, because 0.1 * 6 > 3 / 5 in floating point.
     hits = (np.maximum(1, -(-level * wanted // 10)) for level in range(11))
     return sum(precision[n - 1] for n in hits if n <= len(precision)) / 11

@@ -1,6 +1,6 @@
-"""Matching by IoU, done by hotcoco or pycocotools: the same arrays from either.
+"""Match detections by IoU with hotcoco or pycocotools, which return the same arrays.
 
-hotcoco (https://github.com/derekallman/hotcoco, Rust) takes 1/40 of pycocotools' time.
+hotcoco (https://github.com/derekallman/hotcoco, Rust) is 40 times as fast as pycocotools.
 """
 
 import contextlib
@@ -19,46 +19,48 @@ from d2ext.evaluation.instances import Detections, GroundTruth
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
-_CHUNK = 5_000  # masks that are looked at together
-_IGNORED_AREA = 2e10  # above every range of sizes, so both backends leave the object out of account
+_CHUNK = 5_000  # masks processed at a time
+_IGNORED_AREA = 2e10  # above every size range, so that both backends ignore the object
 
 
 def chosen_backend(backend: str) -> str:
-    """`hotcoco` or `pycocotools`; `auto` is the first one that is installed.
+    """Return `hotcoco` or `pycocotools`; for `auto`, the first one that is installed.
 
     Raises:
-        UserError: it is another, or not installed.
+        UserError: The backend is unknown or not installed.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
     absent = importlib.util.find_spec("hotcoco") is None
     if backend == "auto":
         if absent:
-            logger.warning("hotcoco is absent (pip install hotcoco); pycocotools evaluates, slowly")
+            logger.warning(
+                "hotcoco is not installed; using pycocotools, which is slow (pip install hotcoco)"
+            )
         return "pycocotools" if absent else "hotcoco"
     if backend == "hotcoco" and absent:
-        raise UserError("hotcoco, which this needs, is not installed; pip install hotcoco")
+        raise UserError("hotcoco is required, but not installed; pip install hotcoco")
     return backend
 
 
 def usual_tasks(with_masks: bool) -> list[str]:
-    """Return what to evaluate by default."""
+    """Return the tasks to evaluate by default."""
     return ["bbox", "segm"] if with_masks else ["bbox"]
 
 
 def evaluable(
     tasks: Sequence[str] | None, ground_truth: GroundTruth, detections: Detections
 ) -> Sequence[str]:
-    """Return the tasks; None is `bbox`, and `segm` where detections and ground truth have masks.
+    """Return the tasks; for None, `bbox`, and `segm` if detections and ground truth have masks.
 
     Raises:
-        UserError: masks shall be compared, and the detections have none.
+        UserError: The tasks include `segm`, but the detections have no masks.
     """
     masks = detections.masks is not None or not len(detections.scores)
     if tasks is None:
         return usual_tasks(masks and ground_truth.segmentations is not None)
     if "segm" in tasks and not masks:
-        raise UserError("the task segm needs masks; the detections have boxes alone")
+        raise UserError("the task segm needs masks; the detections have only boxes")
     return tasks
 
 
@@ -71,23 +73,23 @@ def matched(
     backend: str,
     by_class: bool = True,
 ) -> dict[str, np.ndarray]:
-    """COCO's matching and accumulation (https://cocodataset.org/#detection-eval).
+    """Match and accumulate detections as COCO does (https://cocodataset.org/#detection-eval).
 
     Args:
-        ground_truth: the objects.
-        detections: the detections.
+        ground_truth: Ground truth of the dataset.
+        detections: Detections in its images.
         task: `bbox` or `segm`.
-        iou_thresholds: (T,) rising.
-        max_detections: M numbers of detections an image and class, rising.
+        iou_thresholds: (T,) increasing IoU thresholds.
+        max_detections: M increasing limits of detections per image and class.
         backend: `hotcoco` or `pycocotools`.
-        by_class: False takes all classes as one.
+        by_class: Whether to match by class; otherwise all classes are treated as one.
 
     Returns:
-        `precision` (T, 101 recalls, C, 4 sizes, M) and `recall` (T, C, 4, M): fractions, -1 where
-        there is no object; sizes are all, small, medium, large.
+        `precision` (T, 101 recalls, C, 4 sizes, M) and `recall` (T, C, 4, M): fractions, or -1
+        without objects; sizes are all, small, medium, large.
     """
     pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it took
         evaluation = pair(ground_truth, detections, task)
         evaluation.params.iouThrs = iou_thresholds
         evaluation.params.maxDets = list(max_detections)
@@ -100,15 +102,15 @@ def matched(
 def hotcoco_pair(
     ground_truth: GroundTruth, detections: Detections, task: str, lvis_style: bool = False
 ) -> Any:
-    """Return a hotcoco.COCOeval still to be evaluated.
+    """Return a hotcoco.COCOeval that has not been evaluated yet.
 
     Image i has the id i + 1, class c the id c + 1, row r of the objects or detections the id r + 1.
 
     Args:
-        ground_truth: the objects.
-        detections: the detections.
+        ground_truth: Ground truth of the dataset.
+        detections: Detections in its images.
         task: `bbox` or `segm`.
-        lvis_style: as LVIS evaluates. It knows no crowds: they are as difficult objects.
+        lvis_style: Evaluate as LVIS does; LVIS has no crowds, so they are treated as difficult.
     """
     import hotcoco
 
@@ -141,7 +143,7 @@ def hotcoco_pair(
 
 
 def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: str) -> Any:
-    """Return a pycocotools COCOeval still to be evaluated."""
+    """Return a pycocotools COCOeval that has not been evaluated yet."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -172,23 +174,23 @@ def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: s
 
 
 def whole_masks(masks: Sequence[dict]) -> tuple[list[dict], np.ndarray]:
-    """Compressed RLEs that fill their images, and the pixels in each, float64 (M,).
+    """Return compressed RLEs that cover their whole images, and their areas (M,) as float64.
 
     Raises:
-        UserError: one is damaged.
+        UserError: An RLE is damaged.
     """
     whole, areas = list(masks), _mask_areas(masks)
     for i in np.flatnonzero(np.isnan(areas)).tolist():
         try:
             whole[i] = completed(masks[i])
         except ValueError as e:
-            raise UserError(f"the RLE of entry {i}: {e}; write it once more") from e
+            raise UserError(f"the RLE of entry {i}: {e}; write it again") from e
         areas[i] = _mask_areas(whole[i : i + 1])[0]
     return whole, areas
 
 
 def _mask_areas(masks: Sequence[dict]) -> np.ndarray:
-    """As `rle_areas` counts them: NaN for damaged ones."""
+    """Return the areas from `rle_areas`; NaN for damaged masks."""
     areas = np.empty(len(masks))
     for first in range(0, len(masks), _CHUNK):
         part = masks[first : first + _CHUNK]
@@ -215,11 +217,11 @@ def _annotations(
 
 
 def _masks(detections: Detections) -> list[dict]:
-    return list(detections.masks or ())  # without detections there may be None
+    return list(detections.masks or ())  # None without detections
 
 
 def _segmentations(ground_truth: GroundTruth) -> list:
-    """Polygons or RLE of every object; of one without a mask the corners of its box."""
+    """Return the polygons or RLE of every object; for objects without a mask, the box corners."""
     given = ground_truth.segmentations or [None] * len(ground_truth.image)
     return [
         [[x, y, x + w, y, x + w, y + h, x, y + h]] if mask is None else mask
@@ -240,7 +242,7 @@ def _images(ground_truth: GroundTruth) -> list[dict]:
 
 
 def _add_lvis(ground_truth: GroundTruth, images: list[dict], categories: list[dict]) -> None:
-    """Return what LVIS's files add to COCO's; without negatives these are all the other classes."""
+    """Add the fields of LVIS files to those of COCO; negatives default to all other classes."""
     every = np.arange(1, len(categories) + 1)
     present: list[set] = [set() for _ in images]
     for i, label in zip(ground_truth.image.tolist(), ground_truth.label.tolist(), strict=True):

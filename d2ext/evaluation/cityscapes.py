@@ -1,9 +1,9 @@
-"""Cityscapes' own average precision of masks (https://www.cityscapes-dataset.com/benchmarks/).
+"""Cityscapes' average precision of masks (https://www.cityscapes-dataset.com/benchmarks/).
 
 The numbers are those of cityscapesscripts (evalInstanceLevelSemanticLabeling), whose
-`evaluateMatches` is called. Its way there, which Detectron2 takes, is not: it reads a PNG for every
-detection and compares it with every object pixel by pixel, it ends the process on an error, and
-with numpy 2.4 (no `in1d`; integers that its JSON does not know) version 2.3 of it fails.
+`evaluateMatches` is called. The steps before it, which Detectron2 uses, are replaced: they read a
+PNG for every detection and compare it with every object pixel by pixel, end the process on errors,
+and fail in version 2.3 with numpy 2.4 (no `in1d`; integers that its JSON encoder does not accept).
 """
 
 import copy
@@ -29,19 +29,19 @@ _GROUND_TRUTH = "_gtFine_instanceIds.png"
 
 
 class CityscapesMetric:
-    """AP of masks, the mean over IoU 0.5 to 0.95, and AP50; what lies on void counts nothing.
+    """AP of masks, averaged over IoU 0.5 to 0.95, and AP50; detections on void are ignored.
 
-    Ground truth is read from Cityscapes' own files `*_gtFine_instanceIds.png`: they alone have the
-    void. A class without objects of 100 pixels has no AP and is left out of the means. A mask
-    without pixels counts nothing.
+    The ground truth is read from Cityscapes' files `*_gtFine_instanceIds.png`, because only they
+    contain the void. A class without objects of at least 100 pixels has no AP and is left out of
+    the means. Masks without pixels are ignored.
 
     Args:
-        gt_dir: the folder gtFine/<split>, which holds `<city>/*_gtFine_instanceIds.png`. None finds
-            it beside each image's leftImg8bit/<split>.
-        per_class: adds the numbers of each class.
+        gt_dir: Folder gtFine/<split> with `<city>/*_gtFine_instanceIds.png`. For None, it is found
+            next to the leftImg8bit/<split> of each image.
+        per_class: Add the results of each class.
 
     Raises:
-        UserError: an argument is of the wrong kind, or Cityscapes' scripts are not installed.
+        UserError: An argument has the wrong type, or Cityscapes' scripts are not installed.
     """
 
     def __init__(self, gt_dir: str | None = None, per_class: bool = True):
@@ -56,19 +56,19 @@ class CityscapesMetric:
         """Evaluate one dataset.
 
         Args:
-            ground_truth: the images, by file name, and the classes; its objects are not looked at.
-            detections: with masks.
+            ground_truth: Ground truth, of which only the file names and classes are used.
+            detections: Detections with masks.
 
         Returns:
-            `segm/AP` and `segm/AP50`, and each with `-<class>` for the classes; percent, NaN where
-            there are no objects.
+            `segm/AP` and `segm/AP50`, and each with `-<class>` for the classes, in percent; NaN
+            without objects.
 
         Raises:
-            UserError: masks or ground truth files are absent, or classes are not Cityscapes'.
+            UserError: Masks or ground truth files are missing, or a class is not in Cityscapes.
         """
         scripts = _scripts()
         _check(ground_truth.classes, detections.masks is not None or not len(detections.scores))
-        # The scripts' thresholds and sizes; in a copy, as they are global.
+        # The scripts' thresholds and sizes, copied because they are global.
         args = copy.deepcopy(scripts.args)
         args.instLabels = list(ground_truth.classes)
         order = np.argsort(detections.image, kind="stable")
@@ -79,14 +79,14 @@ class CityscapesMetric:
             matches[str(file)] = _compare(
                 file, ground_truth, detections, order[ends[i] : ends[i + 1]]
             )
-        (ap,) = scripts.evaluateMatches(matches, args)  # (C, 10); no distances are known
+        (ap,) = scripts.evaluateMatches(matches, args)  # (C, 10); distances are unknown
         values = np.array([[mean(row) for row in ap], ap[:, 0]])
         numbers, table = named("segm", _NAMES, values, ground_truth.classes, self._per_class)
         logger.info("Cityscapes segm:\n%s", table)
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """Return the keys of the results for a dataset; raise a UserError as a call does."""
+        """Return the keys of the results for a dataset; raise UserError as `__call__` does."""
         _check(classes, with_masks)
         return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
 
@@ -108,11 +108,11 @@ def _check(classes: Sequence[str], with_masks: bool) -> None:
     known = [label.name for label in labels if label.hasInstances and not label.ignoreInEval]
     if unknown := [c for c in classes if c not in known]:
         raise UserError(
-            f"CityscapesMetric: {unknown[0]!r} is none of Cityscapes' classes ({', '.join(known)});"
-            " take CocoMetric for other data"
+            f"CityscapesMetric: {unknown[0]!r} is not a Cityscapes class ({', '.join(known)});"
+            " use CocoMetric for other data"
         )
     if not with_masks:
-        raise UserError("CityscapesMetric: there are no masks to evaluate; take CocoMetric")
+        raise UserError("CityscapesMetric: there are no masks to evaluate; use CocoMetric")
 
 
 def _ground_truth_file(file_name: str, gt_dir: str | None) -> Path:
@@ -132,17 +132,17 @@ def _ground_truth_file(file_name: str, gt_dir: str | None) -> Path:
 def _compare(
     file: Path, ground_truth: GroundTruth, detections: Detections, rows: np.ndarray
 ) -> dict:
-    """One image as `evaluateMatches` takes it: objects and detections, each with the other's.
+    """Match the objects and detections of one image in the format of `evaluateMatches`.
 
     Args:
-        file: its ground truth: 1000 * label + number for an object, the label alone for a group of
-            them or for a class without objects.
-        ground_truth: the classes.
-        detections: of all images.
-        rows: indices of this image's.
+        file: Ground truth of the image: 1000 * label + number for an object, the label alone for a
+            group of objects or a class without instances.
+        ground_truth: Ground truth with the classes.
+        detections: Detections of all images.
+        rows: Indices of this image's detections.
 
     Returns:
-        {"groundTruth": {class: objects}, "prediction": {class: detections}}; areas are pixels.
+        {"groundTruth": {class: objects}, "prediction": {class: detections}}; areas are in pixels.
     """
     scripts = _scripts()
     ids = np.asarray(Image.open(file)).astype(np.int32)
@@ -187,11 +187,11 @@ def _encoded(mask: np.ndarray) -> dict:
 
 
 def _intersections(masks: list[dict], regions: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) areas of D masks and (D, R) of what each has in common with R regions, in pixels."""
+    """Return (D,) areas of D masks and (D, R) areas of their overlap with R regions, in pixels."""
     if not masks:
         return np.zeros(0), np.zeros((0, len(regions)))
     areas = pycocotools.mask.area(masks)
-    # Of a crowd, pycocotools gives the part of the mask that lies in it.
+    # For crowds, pycocotools returns the fraction of the mask inside the region.
     inside = pycocotools.mask.iou(masks, regions, [1] * len(regions))
-    # An empty mask or region: 0 / 0.
+    # For an empty mask or region, the fraction is 0 / 0.
     return areas, np.rint(np.nan_to_num(inside) * areas[:, None])

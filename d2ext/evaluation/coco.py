@@ -17,30 +17,30 @@ logger = logging.getLogger(__name__)
 _TASKS = ("bbox", "segm", "proposals")
 _SIZES = ("all", "small", "medium", "large")
 _PROPOSALS = (100, 300, 1000)  # as in the proposal metrics of Detectron2 and MMDetection
-IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # those of COCO
+IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in COCO
 MAX_DETECTIONS = (1, 10, 100)
 
 
 class CocoMetric:
     """AP and AR of a detector on one dataset: pycocotools' numbers, in percent.
 
-    `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (where these
-    are among the thresholds), `APs`, `APm`, `APl` (objects up to 32², 96² and any pixels), `AR<n>`
-    with n detections an image and class, `ARs`, `ARm`, `ARl`, and `AP-<class>`. What has no n is
-    with the most detections. `proposals` takes all classes as one, and gives `AR@100`, `AR@300`,
-    `AR@1000`, `ARs@1000`, `ARm@1000`, `ARl@1000` of the boxes. What is odd about data is defined in
-    `d2ext.evaluation.instances`.
+    `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (if these are
+    among the thresholds), `APs`, `APm`, `APl` (objects up to 32², up to 96² and larger, in pixels),
+    `AR<n>` with n detections per image and class, `ARs`, `ARm`, `ARl`, and `AP-<class>`. Results
+    without n use the largest number of detections. `proposals` treats all classes as one, and gives
+    `AR@100`, `AR@300`, `AR@1000`, `ARs@1000`, `ARm@1000`, `ARl@1000` of the boxes. Edge cases are
+    defined in `d2ext.evaluation.instances`.
 
     Args:
-        tasks: `bbox`, `segm`, `proposals` or several; None takes `bbox`, and `segm` where
-            detections and ground truth have masks.
-        per_class: adds `AP-<class>`.
-        iou_thresholds: above 0, up to 1.
-        max_detections: of an image and class, by score.
-        backend: `hotcoco`, `pycocotools`, or `auto`: hotcoco where it is installed.
+        tasks: `bbox`, `segm`, `proposals` or several; None means `bbox`, and `segm` if detections
+            and ground truth have masks.
+        per_class: Add `AP-<class>`.
+        iou_thresholds: IoU thresholds above 0, up to 1.
+        max_detections: Limits of detections per image and class, by score.
+        backend: `hotcoco`, `pycocotools`, or `auto`: hotcoco if it is installed.
 
     Raises:
-        UserError: an argument is something else.
+        UserError: An argument is invalid.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class CocoMetric:
                 f"CocoMetric: tasks={tasks!r}; give a list of {', '.join(_TASKS[:-1])} and"
                 f" {_TASKS[-1]}, such as [bbox], or null"
             )
-        if not _rising(iou_thresholds, (int, float)) or iou_thresholds[-1] > 1:
+        if not _increasing(iou_thresholds, (int, float)) or iou_thresholds[-1] > 1:
             raise UserError(
-                f"CocoMetric: iou_thresholds={iou_thresholds!r}; give a list of rising numbers"
+                f"CocoMetric: iou_thresholds={iou_thresholds!r}; give a list of increasing numbers"
                 " above 0 and up to 1, such as [0.5, 0.75]"
             )
-        if not _rising(max_detections, (int,)):
+        if not _increasing(max_detections, (int,)):
             raise UserError(
-                f"CocoMetric: max_detections={max_detections!r}; give a list of rising integers"
+                f"CocoMetric: max_detections={max_detections!r}; give a list of increasing integers"
                 " above 0, such as [1, 10, 100]"
             )
         self._tasks = tasks
@@ -78,11 +78,11 @@ class CocoMetric:
         """Evaluate one dataset and log a table.
 
         Args:
-            ground_truth: its objects.
-            detections: in its images.
+            ground_truth: Ground truth of the dataset.
+            detections: Detections in its images.
 
         Returns:
-            `<task>/<name>` to percent; NaN where the dataset holds no such object.
+            Percent by `<task>/<name>`; NaN if the dataset has no such object.
         """
         numbers = {}
         for task in evaluable(self._tasks, ground_truth, detections):
@@ -157,17 +157,17 @@ class CocoMetric:
 
 @dataclass(frozen=True)
 class _Line:
-    """A number of COCO's table, and where in the arrays it is."""
+    """A number of COCO's table, and its position in the arrays."""
 
     name: str
     array: str
-    iou: int | None = None  # its index; None for the mean
+    iou: int | None = None  # index of the IoU threshold; None for the mean
     size: str = "all"
-    limit: int = -1  # its index
+    limit: int = -1  # index of the limit of detections
     max_detections: int = 0
 
     def values(self, curves: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the values that the number is the mean of; classes are the last axis."""
+        """Return the values that are averaged; classes are the last axis."""
         values = curves[self.array][..., _SIZES.index(self.size), self.limit]
         return values if self.iou is None else values[self.iou]
 
@@ -181,23 +181,23 @@ class _Line:
 
 
 def _percent(values: np.ndarray) -> float:
-    # The COCO tools write -1 where there is no ground truth to average over.
+    # COCO's tools write -1 where there is no ground truth.
     values = values[values > -1]
     return exact_100(100 * float(np.mean(values))) if values.size else math.nan
 
 
 def exact_100(percent: float) -> float:
-    """Return the number, but 100 for 99.99999999999997: COCO's tools add an epsilon."""
+    """Return 100 for 99.99999999999997, because COCO's tools add an epsilon; others unchanged."""
     return 100.0 if percent > 100 - 1e-9 else percent
 
 
 def _is_list(value: object) -> bool:
-    # A text is a sequence, too: "bbox" would be the tasks b, b, o and x.
+    # A string is a sequence, too: "bbox" would be the tasks b, b, o and x.
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _rising(values: object, types: tuple) -> bool:
-    """Return whether it is a list of rising numbers above 0."""
+def _increasing(values: object, types: tuple) -> bool:
+    """Return whether the value is a list of increasing numbers above 0."""
     if not _is_list(values) or not values or not all(type(v) in types for v in values):
         return False
     return all(a < b for a, b in zip([0, *values], values, strict=False))

@@ -1,9 +1,9 @@
-"""A COCO annotation file, LVIS's included, as ground truth.
+"""Read a COCO or LVIS annotation file as ground truth.
 
-All objects stay, as they are (the policy `strict` of `coco_file`), so that the numbers are those
-that pycocotools gives for the file. A run's are the same, unless the file has objects that no
-training takes: boxes without an area and polygons that are none. Such boxes are always missed here,
-and the log says how many there are; a run drops them.
+All objects are kept unchanged (the policy `strict` of `coco_file`), so that the results equal
+pycocotools' results for the file. A run has the same results, unless the file has objects that a
+run drops: boxes without an area and invalid polygons. Here, boxes without an area always count as
+missed, and their number is logged.
 """
 
 import logging
@@ -22,9 +22,9 @@ class DatasetFile:
     """A COCO annotation file.
 
     Attributes:
-        path: of the file.
-        ground_truth: its objects; images and classes by rising id.
-        category_ids: the ids of the classes.
+        path: Path of the file.
+        ground_truth: Ground truth; images and classes are sorted by id.
+        category_ids: Ids of the classes.
     """
 
     path: Path
@@ -36,17 +36,17 @@ def read_dataset(path: Path, with_masks: bool) -> DatasetFile:
     """Read a COCO annotation file.
 
     Args:
-        path: the file.
-        with_masks: False leaves out the segmentations, which saves most of the time.
+        path: Path of the file.
+        with_masks: Read segmentations, which takes most of the time.
 
     Raises:
-        UserError: as `read_strict` does.
+        UserError: The file is not valid, as in `read_strict`.
     """
     coco = read_strict(path, with_masks)
     if flat := int((coco.boxes[:, 2:] == 0).any(1).sum()):
         logger.warning(
-            "%s: %d objects have a box without an area: no detection finds them (in a run they are"
-            " left out)",
+            "%s: %d objects have a box without an area and always count as missed (a run drops"
+            " them)",
             path,
             flat,
         )

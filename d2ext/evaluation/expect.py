@@ -1,4 +1,4 @@
-"""Expectations of results, such as `balloon_val/coco/segm/AP>=40`."""
+"""Expected results, such as `balloon_val/coco/segm/AP>=40`."""
 
 import math
 import operator
@@ -16,9 +16,9 @@ class Expectation:
     """A bound on a result.
 
     Attributes:
-        key: of the result.
+        key: Key of the result.
         sign: `>=`, `<=`, `>` or `<`.
-        bound: in the unit of the result.
+        bound: Bound in the unit of the result.
     """
 
     key: str
@@ -26,7 +26,7 @@ class Expectation:
     bound: float
 
     def failure(self, results: Mapping[str, float | None]) -> str | None:
-        """Why it does not hold; None if it does. An undefined number holds no bound."""
+        """Return why the expectation is not met, or None; an undefined number never meets it."""
         value = results.get(self.key)
         if value is not None and _OPERATORS[self.sign](value, self.bound):
             return None
@@ -35,7 +35,7 @@ class Expectation:
 
 
 def parse_expectation(text: str) -> Expectation:
-    """Read `<dataset>/<metric>/<task>/<name><sign><number>`; raises UserError if it is not so."""
+    """Parse `<dataset>/<metric>/<task>/<name><sign><number>`; raise UserError if it is invalid."""
     match = re.fullmatch(r"\s*(.*?[^<>=\s])\s*(>=|<=|>|<)\s*([^<>=]+)", text)
     try:
         return Expectation(match[1], match[2], float(match[3]))

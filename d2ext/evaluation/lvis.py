@@ -1,4 +1,4 @@
-"""LVIS's average precision (https://www.lvisdataset.org, Gupta et al. 2019), by hotcoco."""
+"""LVIS average precision (https://www.lvisdataset.org, Gupta et al. 2019), computed by hotcoco."""
 
 import logging
 import math
@@ -20,21 +20,22 @@ _RECALLS = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
 
 
 class LvisMetric:
-    """AP as LVIS defines it, in percent: with up to 300 detections an image, of all classes.
+    """AP as LVIS defines it, in percent, with up to 300 detections per image over all classes.
 
-    A detection of a class that an image was not searched for (neither among its objects nor among
-    its negatives) is left out; where not all objects of a class are marked, one without a match is
-    no error. On a dataset without such lists, every class was searched for everywhere. Gives `AP`,
-    `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR@300`, `ARs@300`, `ARm@300`, `ARl@300`, and `APr`,
-    `APc`, `APf` of rare, common and frequent classes, NaN where frequencies are unknown.
+    Detections of a class that was not annotated in the image (the class is neither among its
+    objects nor among its negatives) are ignored; if the class was not annotated exhaustively,
+    detections without a match are not errors. In datasets without such lists, every class counts as
+    annotated in every image. Gives `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR@300`, `ARs@300`,
+    `ARm@300`, `ARl@300`, and `APr`, `APc`, `APf` of rare, common and frequent classes, which are
+    NaN if frequencies are unknown.
 
     Args:
-        tasks: `bbox`, `segm` or both; None takes `bbox`, and `segm` where detections and ground
-            truth have masks.
-        per_class: adds `AP-<class>`.
+        tasks: `bbox`, `segm` or both; None means `bbox`, and `segm` if detections and ground truth
+            have masks.
+        per_class: Add `AP-<class>`.
 
     Raises:
-        UserError: an argument is something else, or hotcoco is not installed.
+        UserError: An argument is invalid, or hotcoco is not installed.
     """
 
     def __init__(self, tasks: Sequence[str] | None = None, per_class: bool = False):
@@ -52,11 +53,11 @@ class LvisMetric:
         """Evaluate one dataset and log a table.
 
         Args:
-            ground_truth: its objects.
-            detections: in its images.
+            ground_truth: Ground truth of the dataset.
+            detections: Detections in its images.
 
         Returns:
-            `<task>/<name>` to percent; NaN where the dataset holds no such object.
+            Percent by `<task>/<name>`; NaN if the dataset has no such object.
         """
         numbers = {}
         for task in evaluable(self._tasks, ground_truth, detections):

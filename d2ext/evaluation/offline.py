@@ -1,4 +1,4 @@
-"""A results file against an annotation file: any metrics, any analyses, no model."""
+"""Evaluate a results file against an annotation file, without a model."""
 
 import contextlib
 import importlib
@@ -37,43 +37,46 @@ def evaluate_files(
     tasks: Sequence[str] | None = None,
     max_detections: int = MAX_DETECTIONS[-1],
 ) -> dict[str, float]:
-    """Read each file once, print the metrics' tables, and write the numbers.
+    """Evaluate a results file; print the tables of the metrics and write the results.
 
     Args:
-        predictions: COCO results.
-        dataset: COCO annotations.
-        metrics: names in METRICS.
-        per_class: also the numbers of each class.
-        parts: which analyses, as `analyse` takes them.
-        out: the file for the numbers; those of the analyses are written beside it, to
-            `<its stem>_analysis.json`, by task. Both are replaced, or neither.
-        backend: COCO's.
-        tasks: COCO's.
-        max_detections: the most detections of an image and class that COCO's metric takes.
+        predictions: File with COCO results.
+        dataset: File with COCO annotations.
+        metrics: Names in METRICS.
+        per_class: Add the results of each class.
+        parts: Analyses to run, as for `analyse`.
+        out: File for the results; the analyses are written next to it, by task, to
+            `<its stem>_analysis.json`. Either both files are replaced or neither is.
+        backend: Backend of the COCO metric.
+        tasks: Tasks of the COCO metric.
+        max_detections: Maximum detections per image and class in the COCO metric.
 
     Returns:
-        `<metric>/<task>/<name>` to percent, NaN where undefined.
+        Percent by `<metric>/<task>/<name>`; NaN if undefined.
 
     Raises:
-        UserError: a file is not what it should be, an output cannot be written, or hotcoco is
-            absent where it is needed.
+        UserError: An input is invalid, an output cannot be written, or hotcoco is needed but not
+            installed.
     """
     for flag, values in (("--metrics", metrics), ("--tasks", tasks or ())):
         if len(set(values)) < len(values):
             raise UserError(f"{flag} {' '.join(values)}: name each once")
     if tasks and "coco" not in metrics:
-        raise UserError(f"--tasks {' '.join(tasks)} is for --metrics coco, which is not asked for")
+        raise UserError(f"--tasks {' '.join(tasks)} needs --metrics coco, which is not given")
     if parts and any(parts.values()):
         chosen_backend("hotcoco")
         if parts.get("pr_curves") and out is None:
-            raise UserError("--pr-curves needs --out FILE: the curves go to FILE's _analysis.json")
+            raise UserError(
+                "--pr-curves needs --out FILE; the curves are written next to it, to"
+                " <stem>_analysis.json"
+            )
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
         _check_place(file, (predictions, dataset))
     limits = [*(n for n in MAX_DETECTIONS[:-1] if n < max_detections), max_detections]
     of_coco = {"backend": backend, "tasks": tasks, "max_detections": limits}
     wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
-    # What is read dies with the call, before the collector would look at all of it.
+    # Everything read is freed when the call returns, so the garbage collector need not scan it.
     limit = max_detections if "coco" in wanted else None
     with _printing(), no_collection():
         numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {}, limit)
@@ -85,20 +88,20 @@ def evaluate_files(
             f = stack.enter_context(atomic_write(file))
             json.dump(content, f, indent=1)
             f.write("\n")
-            f.flush()  # a full disk replaces neither
+            f.flush()  # if the disk is full, neither file is replaced
     return numbers
 
 
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise UserError where a file would replace an input, or cannot be written."""
+    """Raise UserError if a file would replace an input or cannot be written."""
     for file in inputs:
         if out.exists() and file.exists() and out.samefile(file):
-            raise UserError(f"--out would replace {file}, which is read; name another file")
+            raise UserError(f"--out would replace the input {file}; name another file")
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file in it")
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out: cannot write {out}: {parent} is no folder that takes files")
+        raise UserError(f"--out: cannot write {out}: {parent} is not a writable folder")
 
 
 def _evaluated(
@@ -108,7 +111,7 @@ def _evaluated(
     parts: Mapping[str, bool],
     limit: int | None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the numbers, and the analyses by task; `limit` is the `max_detections` of COCO's."""
+    """Return the results, and the analyses by task; `limit` is COCO's `max_detections` or None."""
     results = read_results(predictions)
     data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
     detections = to_detections(predictions, results, data)
@@ -137,16 +140,16 @@ def _evaluated(
 
 
 def _warn_of_limit(ground_truth: GroundTruth, limit: int) -> None:
-    """Warn of images with more objects of a class than detections that are taken."""
+    """Warn about images with more objects of a class than detections that are counted."""
     counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
     pairs = np.stack([ground_truth.image[counted], ground_truth.label[counted]])
     (images, labels), counts = np.unique(pairs, axis=1, return_counts=True)
     if len(many := np.flatnonzero(counts > limit)):
         most = many[counts[many].argmax()]
         logger.warning(
-            "%d images have more than %d objects of a class (image %s has %d of %s), and no more"
-            " detections are taken: give --max-detections %d, and predict with a"
-            " test_topk_per_image that is as high",
+            "%d images have more than %d objects of a class (image %s has %d of %s), but only that"
+            " many detections count; give --max-detections %d, and predict with a"
+            " test_topk_per_image at least as high",
             len(np.unique(images[many])),
             limit,
             ground_truth.image_ids[images[most]],
@@ -162,7 +165,7 @@ def _made(name: str, per_class: bool, options: Mapping[str, Any]) -> Any:
 
 
 class _Printer(logging.Handler):
-    """Prints; logging's own handler would go on where nothing can be printed."""
+    """Print log records; unlike logging's own handler, raise an error if printing fails."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record))
@@ -170,7 +173,7 @@ class _Printer(logging.Handler):
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Print what evaluation logs, the tables among it."""
+    """Print the log records of the evaluation, including the tables."""
     evaluation = logging.getLogger("d2ext.evaluation")
     handler, level = _Printer(), evaluation.level
     evaluation.addHandler(handler)

@@ -1,9 +1,9 @@
 """Open Images' average precision of boxes, on any dataset.
 
 https://storage.googleapis.com/openimages/web/evaluation.html, as TensorFlow's Object Detection API
-computes it (OpenImagesChallengeEvaluator). hotcoco 1.3 has the metric, too, but matches as COCO
-does: a detection whose best object is taken gets another one, where the protocol counts a false
-positive; it keeps 100 detections of a class in an image, and knows no difficult objects.
+computes it (OpenImagesChallengeEvaluator). hotcoco 1.3 also has the metric, but matches like COCO:
+a detection whose best object is already matched gets another one, whereas the protocol counts a
+false positive. It also keeps only 100 detections per image and class, and has no difficult objects.
 """
 
 import dataclasses
@@ -24,28 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 class OpenImagesMetric:
-    """AP at IoU 0.5, with boxes of groups and a hierarchy of classes.
+    """AP at IoU 0.5, with group boxes and a class hierarchy.
 
-    A detection that misses all single objects and lies with half its area or more in the box of a
-    group has found that group, which is one object to be found: of several in it the best is a hit,
-    and the others count nothing. So do detections in a crowd of COCO (which need not be found: it
-    has no single box that a detector should give) and those of a difficult object. On a dataset
-    without groups and crowds and without a hierarchy this is VOC's AP.
+    A group counts as one object. It is found by detections that miss all single objects and have at
+    least half of their area in the group's box: the best of them is a hit, and the others are
+    ignored. Detections in a COCO crowd (which need not be found, because it has no single box that
+    a detector should return) and of difficult objects are ignored, too. On a dataset without groups
+    and crowds and without a hierarchy, this is VOC's AP.
 
-    Open Images does not count a detection of a class that nobody looked for in the image
-    (image-level labels). Datasets here have no such labels: such a detection is a false positive,
-    so that numbers on Open Images itself are lower than the challenge's.
+    Open Images ignores detections of classes that were not annotated in the image (image-level
+    labels). Datasets here have no such labels, so these detections are false positives, and results
+    on Open Images itself are lower than the challenge's.
 
     Args:
         hierarchy_file: Open Images' JSON of `LabelName` and `Subcategory`, such as
-            bbox_labels_600_hierarchy.json. An object is also one of each class above its own. Where
-            a `*class-descriptions*.csv` lies beside it, its codes are names from there.
-        expand_detections: so is a detection. The challenge takes detections as they were handed
-            in; but a detector that knows each object's own class alone would miss the others.
-        per_class: adds the numbers of each class.
+            bbox_labels_600_hierarchy.json. Objects also count for all ancestors of their class. If
+            there is a `*class-descriptions*.csv` next to the file, codes are translated to names.
+        expand_detections: Count detections for all ancestors of their class, too. The challenge
+            does not, but without it a detector that predicts only the most specific classes misses
+            all objects of the others.
+        per_class: Add the results of each class.
 
     Raises:
-        UserError: an argument is of the wrong kind, or the file is absent or malformed.
+        UserError: An argument has the wrong type, or the file is absent or malformed.
     """
 
     def __init__(
@@ -68,15 +69,14 @@ class OpenImagesMetric:
         """Evaluate one dataset.
 
         Args:
-            ground_truth: its objects.
-            detections: with any number of detections an image; masks are not looked at.
+            ground_truth: Ground truth of the dataset.
+            detections: Detections, any number per image; masks are not used.
 
         Returns:
-            `bbox/AP50`, and `bbox/AP50-<class>` for the classes; percent, NaN where there are no
-            objects.
+            `bbox/AP50`, and `bbox/AP50-<class>` for the classes, in percent; NaN without objects.
 
         Raises:
-            UserError: the hierarchy knows none of the classes.
+            UserError: The hierarchy has none of the classes.
         """
         above = self._above_by_index(ground_truth.classes)
         ground_truth = _expanded(ground_truth, above)
@@ -86,38 +86,38 @@ class OpenImagesMetric:
         ignored = ground_truth.difficult | (ground_truth.crowd & ~ground_truth.group_of)
         ap = average_precision(ground_truth, detections, [0.5], ignored, regions)
         numbers, table = named("bbox", ["AP50"], ap, ground_truth.classes, self._per_class)
-        more = sum(map(len, above))
-        logger.info("Open Images bbox, %d pairs of a class and one above it:\n%s", more, table)
+        pairs = sum(map(len, above))
+        logger.info("Open Images bbox, %d pairs of a class and an ancestor:\n%s", pairs, table)
         return numbers
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """Return the keys of the results for a dataset; raise a UserError as a call does."""
+        """Return the keys of the results for a dataset; raise UserError as `__call__` does."""
         self._above_by_index(classes)
         return set(
             named("bbox", ["AP50"], np.zeros((1, len(classes))), classes, self._per_class)[0]
         )
 
     def _above_by_index(self, classes: Sequence[str]) -> list[list[int]]:
-        """Return the classes above each class."""
+        """Return the ancestors of each class, as indices."""
         index = {name: i for i, name in enumerate(classes)}
         if self._file is not None and not (index.keys() & self._above):
             raise UserError(
-                f"{self._file} names none of the classes {truncate_repr(list(classes))}, but"
-                f" {truncate_repr(list(self._above))}; where it has codes, put Open Images'"
-                " class-descriptions-boxable.csv beside it"
+                f"{self._file} has none of the classes {truncate_repr(list(classes))}, but"
+                f" {truncate_repr(list(self._above))}; if these are codes, put Open Images'"
+                " class-descriptions-boxable.csv next to it"
             )
         return [sorted(index[a] for a in self._above.get(c, ()) if a in index) for c in classes]
 
 
 def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
-    """Return the names above each name of a hierarchy; one in several places has all theirs.
+    """Return the ancestors of each name of a hierarchy; a repeated name has all of them.
 
     Args:
-        path: JSON, `{"LabelName": ..., "Subcategory": [...]}` of any depth. Parts (`Part`) are no
-            kinds, and left out.
+        path: JSON file with `{"LabelName": ..., "Subcategory": [...]}` of any depth. Parts (`Part`)
+            are not subclasses, and are ignored.
 
     Raises:
-        UserError: the file is absent or malformed.
+        UserError: The file is absent or malformed.
     """
     if not Path(path).is_file():
         raise UserError(f"OpenImagesMetric: hierarchy_file={path} does not exist; correct the path")
@@ -130,7 +130,7 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
         below = node.get("Subcategory", []) if isinstance(node, dict) else None
         if not isinstance(label, str) or not isinstance(below, list):
             raise UserError(
-                f"{path} is no hierarchy of Open Images: {truncate_repr(node)} is no"
+                f"{path} is not an Open Images hierarchy: {truncate_repr(node)} is not of the form"
                 ' {"LabelName": "...", "Subcategory": [...]}; download it again'
             )
         name = names.get(label, label)
@@ -145,7 +145,7 @@ _PER_INSTANCE = ("image", "boxes", "areas", "crowd", "difficult", "group_of", "s
 def _expanded(
     instances: GroundTruth | Detections, above: list[list[int]]
 ) -> GroundTruth | Detections:
-    """Add each instance, without its mask, once more for every class above its own."""
+    """Add a copy of each instance, without its mask, for every ancestor of its class."""
     pairs = [(c, a) for c, classes in enumerate(above) for a in classes]
     copied = [np.flatnonzero(instances.label == c) for c, _ in pairs]
     rows = np.concatenate([np.arange(len(instances.label)), *copied])

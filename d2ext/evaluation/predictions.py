@@ -1,6 +1,6 @@
-"""A model's detections of all ranks as columns, and their file.
+"""Collect a model's detections from all ranks as columns, and write them to a file.
 
-Masks are encoded as they come, so that what is kept does not grow with the size of the images.
+Masks are encoded immediately, so that memory does not grow with the size of the images.
 """
 
 import io
@@ -30,8 +30,8 @@ from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 256  # images that a rank sends at a time
-_WRITTEN = 10_000  # detections that are made into JSON at a time
+_CHUNK = 256  # images whose detections a rank sends at a time
+_WRITTEN = 10_000  # detections that are converted to JSON at a time
 
 
 def predict(
@@ -40,29 +40,29 @@ def predict(
     image_ids: Sequence[Any],
     before_batch: Callable[[], None] = lambda: None,
 ) -> Detections | None:
-    """Return the detections of all ranks, on the main process; None elsewhere.
+    """Return the detections of all ranks on the main process, and None on the others.
 
-    An image that several ranks have looked at counts once, the first time; one that none has, since
-    it cannot be read, has no detections.
+    If several ranks processed an image, the first detections are used; an image that no rank
+    processed, because it cannot be read, has no detections.
 
     Args:
-        model: takes Detectron2's inputs; its training mode is put back.
-        loader: batches of this rank's images.
-        image_ids: of the dataset, in its order.
-        before_batch: is called before each batch.
+        model: Model that takes Detectron2's inputs; its training mode is restored.
+        loader: Loader of this rank's batches.
+        image_ids: Image ids of the dataset, in order.
+        before_batch: Called before each batch.
 
     Raises:
-        UserError: the model gives no instances, as a proposal network does.
+        UserError: The model does not return instances (a proposal network, for example).
     """
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
     model.eval()
-    # In one block of memory: what is kept of an image in small ones lies between its masks, so that
-    # glibc cannot use again, nor give back, what those took.
+    # Keep detections in one block of memory. As small objects, they would be allocated between
+    # the masks of the images, and glibc could neither reuse nor release the memory of the masks.
     kept, count = io.BytesIO(), 0
     try:
         with torch.inference_mode():
-            for inputs in filter(None, _interruptibly(loader)):  # empty if none could be read
+            for inputs in filter(None, _interruptibly(loader)):  # empty without readable images
                 before_batch()
                 for sample, instances in zip(inputs, instances_of(model, inputs), strict=True):
                     pickle.dump(detections_of(place[sample["image_id"]], instances), kept)
@@ -70,7 +70,7 @@ def predict(
     finally:
         model.train(training)
     with waiting_for("the detections of the other ranks", needed=comm.is_main_process):
-        left_out = comm.gather(getattr(loader, "left_out", []))  # a user's loader has none
+        left_out = comm.gather(getattr(loader, "left_out", []))  # custom loaders lack it
     for message in itertools.chain.from_iterable(left_out):
         logger.warning("%s", message)
     kept.seek(0)
@@ -87,23 +87,23 @@ def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
                 return
             yield batch
     finally:
-        if hasattr(iterator, "close"):  # a generator, as d2ext's loader is: ends its workers
+        if hasattr(iterator, "close"):  # for a generator, as of d2ext's loader: stops its workers
             iterator.close()
 
 
 def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
-    """Yield a model's detections, Detectron2's Instances on the CPU, in pixels of the photos.
+    """Yield a model's detections as Instances on the CPU, in pixels of the original images.
 
-    Detectron2's own R-CNN gives its masks as they come, of their box (`roi_masks`), where calling
-    it gives images of them (`pred_masks`).
+    With Detectron2's R-CNN, masks stay relative to their boxes (`roi_masks`); calling the model
+    would paste them into images (`pred_masks`).
     """
     if type(model) is not GeneralizedRCNN:
         for output in model(inputs):
             if "instances" not in output:
                 raise UserError(
-                    f"the model gives {', '.join(output)}, and no instances: evaluation takes"
-                    " detectors (CocoMetric's task proposals takes their boxes, whatever the"
-                    " class); evaluate nothing (--no-validate)"
+                    f"the model returns {', '.join(output)}, but no instances; only detectors can"
+                    " be evaluated (CocoMetric's task proposals evaluates their boxes regardless of"
+                    " the class); turn evaluation off (--no-validate)"
                 )
             yield output["instances"].to("cpu")
         return
@@ -121,7 +121,7 @@ def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
 
 
 def detections_of(place: int, instances: Any) -> tuple[int, Detections]:
-    """One image's detections, of `instances_of`."""
+    """Convert one image's instances from `instances_of` to detections; return them and `place`."""
     boxes = instances.pred_boxes.tensor
     masks = None
     if instances.has("roi_masks"):
@@ -143,12 +143,12 @@ def _encoded(mask: np.ndarray) -> dict:
 
 
 def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
-    """Gather all ranks' detections in chunks: no message holds a whole rank's detections.
+    """Gather all ranks' detections in chunks, so that no message holds all those of a rank.
 
     Args:
-        mine: place and detections of this rank's images.
-        length: how many they are.
-        count: images of the dataset.
+        mine: Index and detections of each of this rank's images.
+        length: Number of these images.
+        count: Number of images in the dataset.
     """
     rounds = max(comm.all_gather(-(-length // _CHUNK)))
     seen, parts = np.zeros(count, bool), []
@@ -165,7 +165,7 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
         return None
     if not seen.all():
         logger.warning(
-            "%d of %d images were not looked at: their objects count as missed",
+            "%d of %d images were not evaluated; their objects count as missed",
             np.sum(~seen),
             count,
         )
@@ -174,7 +174,7 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
 
 
 def _joined(parts: Sequence[Detections]) -> Detections:
-    """Detections one behind the other; with masks where the first ones have them."""
+    """Concatenate detections, with masks if the first ones have masks."""
     parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
     masks = parts[0].masks
     if masks is not None:
@@ -191,12 +191,12 @@ _NONE = Detections(
 def results_of(
     detections: Detections, image_ids: Sequence[Any], rows: slice | np.ndarray
 ) -> Iterator[dict]:
-    """COCO results of some detections; `category_id` is their label.
+    """Yield detections as COCO results, with their label as `category_id`.
 
     Args:
-        detections: the detections.
-        image_ids: of the dataset, in its order.
-        rows: which of them.
+        detections: Detections of the dataset.
+        image_ids: Image ids of the dataset, in order.
+        rows: Rows of the detections to yield.
     """
     columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
     masks: Sequence[dict | None] = detections.masks or [None] * len(detections.scores)
@@ -211,26 +211,30 @@ def write_predictions(
 ) -> Path:
     """Write `<folder>/<dataset>.json`, COCO results with the category ids of the dataset.
 
-    A dataset that was loaded without ids of its own counts its classes from 1, as its conversion
-    to COCO does. Detections of classes that it does not have are left out, and the log says how
-    many: no id of the file is theirs.
+    The classes of a dataset without ids are numbered from 1, as in its conversion to COCO.
+    Detections of classes that the dataset does not have are left out, because they have no id in
+    its file; their number is logged.
 
     Args:
-        dataset: its name in Detectron2's catalogs.
-        detections: the detections.
-        image_ids: of the dataset, in its order.
-        folder: where to write.
+        dataset: Name of the dataset in Detectron2's catalogs.
+        detections: Detections of the dataset.
+        image_ids: Image ids of the dataset, in order.
+        folder: Folder to write to.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The file cannot be written.
     """
     ids = _category_ids(dataset)
     absent = np.isin(detections.label, MetadataCatalog.get(dataset).get(ABSENT, ()))
     if absent.any():
-        logger.info("%s.json: %d detections of classes that it lacks", dataset, absent.sum())
+        logger.info(
+            "%s.json: left out %d detections of classes that the dataset lacks",
+            dataset,
+            absent.sum(),
+        )
         detections = take(detections, np.flatnonzero(~absent))
     file = folder / f"{dataset}.json"
     with atomic_write(file, "wb") as f:
@@ -238,13 +242,14 @@ def write_predictions(
         for start in range(0, len(detections.scores), _WRITTEN):
             results = results_of(detections, image_ids, slice(start, start + _WRITTEN))
             rows = [{**r, "category_id": ids[r["category_id"]]} for r in results]
-            f.write(b",\n"[not start :] + msgspec.json.encode(rows)[1:-1])
+            separator = b",\n" if start else b"\n"
+            f.write(separator + msgspec.json.encode(rows)[1:-1])
         f.write(b"]\n")
     return file
 
 
 def _category_ids(dataset: str) -> Mapping[int, int]:
-    """Class index to the dataset's own category id."""
+    """Return the dataset's category id for each class index."""
     metadata = MetadataCatalog.get(dataset)
     if contiguous := metadata.get("thing_dataset_id_to_contiguous_id"):
         return {index: category_id for category_id, index in contiguous.items()}

@@ -1,4 +1,4 @@
-"""A COCO results file (https://cocodataset.org/#format-results) as detections, checked."""
+"""Read and check a COCO results file (https://cocodataset.org/#format-results)."""
 
 import contextlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from d2ext.evaluation.backends import whole_masks
 from d2ext.evaluation.dataset_file import DatasetFile
 from d2ext.evaluation.instances import Detections, GroundTruth, finite
 
-_REACH = 0.05  # of the image's side by which boxes stick out that are not [x, y, width, height]
+_REACH = 0.05  # fraction of the image's side by which boxes may extend beyond the image
 
 
 class _Rle(TypedDict):
@@ -28,7 +28,7 @@ class _Rle(TypedDict):
 
 
 class Result(msgspec.Struct, gc=False):
-    """An entry. A score of null is what some writers make of NaN."""
+    """An entry of the file; its score may be null, as some writers convert NaN."""
 
     image_id: int | str | float  # 7.0 is 7, as pandas writes it
     category_id: int | float
@@ -38,17 +38,17 @@ class Result(msgspec.Struct, gc=False):
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return the entries of a results file, all of them with a box or all with a mask, or both.
+    """Return the entries of a results file; all of them have boxes, masks or both.
 
     Raises:
-        UserError: it is absent, cut off, or no list of such entries.
+        UserError: The file is absent, truncated, or not a list of such entries.
     """
     with no_collection():
         results = read_typed(
             path,
             list[Result],
             "list of COCO results: each has image_id, category_id, score, bbox as [x, y, width,"
-            " height] and maybe segmentation as RLE",
+            " height] and optionally segmentation as RLE",
             "results",
         )
     lacking = {}
@@ -56,22 +56,22 @@ def read_results(path: Path) -> list[Result]:
         values = list(map(attrgetter(name), results))
         lacking[name] = values.count(None)
         if 0 < lacking[name] < len(results):
-            raise UserError(f"{path}: entry {values.index(None)} has no {name}, others have")
+            raise UserError(f"{path}: entry {values.index(None)} has no {name}, but others do")
     if results and all(lacking.values()):
         raise UserError(f"{path}: entry 0 has neither bbox nor segmentation")
     return results
 
 
 def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
-    """Return the entries as detections in the images of a dataset.
+    """Convert the entries to detections in the images of a dataset.
 
     Args:
-        path: where they are from, for messages.
-        results: the entries.
-        dataset: holds the images.
+        path: Path of the results file, for messages.
+        results: Entries of the file.
+        dataset: Dataset with the images.
 
     Raises:
-        UserError: an entry is of an unknown image or category, appears twice, or its mask does not
+        UserError: An entry has an unknown image or category, appears twice, or its mask does not
             fit its image; or boxes are [x0, y0, x1, y1].
     """
     ground_truth = dataset.ground_truth
@@ -104,10 +104,10 @@ def _known(
         return column
     first = unknown[0]
     value = getattr(results[first], name)
-    remedy = "give the predictions of this data set"
+    remedy = "give the predictions for this dataset"
     if ids and isinstance(value, str) != isinstance(ids[0], str):
-        texts, numbers = ("here", "there")[:: 1 if isinstance(value, str) else -1]
-        remedy = f"ids are texts {texts} and numbers {numbers}: write them as the data set does"
+        strings, numbers = ("here", "there") if isinstance(value, str) else ("there", "here")
+        remedy = f"ids are strings {strings} and numbers {numbers}; write them as the dataset does"
     elif ids and what == "category":
         remedy = _category_remedy([r.category_id for r in results], ids) or remedy
     raise UserError(
@@ -118,24 +118,24 @@ def _known(
 
 
 def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
-    """Return what seems wrong with the category ids; `ids` are the dataset's, rising."""
+    """Return what seems wrong with the category ids; `ids` are the dataset's, sorted."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):
         if gaps and min(found) >= base and max(found) < len(ids) + base:
             pairs = ", ".join(f"{base + i} is {ids[i]}" for i in (0, len(ids) - 1))
             return (
-                f"they seem to be the places, from {base}, of the data set's {len(ids)} ids, which"
-                f" have gaps: write the ids ({pairs})"
+                f"they seem to be indices, from {base}, into the dataset's {len(ids)} ids, which"
+                f" have gaps; write the ids ({pairs})"
             )
     if not gaps and min(found) == ids[0] - 1:
-        return f"the ids count from {min(found)}, those of the data set from {ids[0]}: add 1"
+        return f"the ids start at {min(found)}, those of the dataset at {ids[0]}; add 1"
     return None
 
 
 def _check_masks(
     path: Path, masks: list[dict], image: np.ndarray, ground_truth: GroundTruth
 ) -> np.ndarray:
-    """Check the RLEs, compress those that are not, and return their areas."""
+    """Check the RLEs, compress uncompressed ones in place, and return their areas."""
     of_image = np.stack([ground_truth.heights, ground_truth.widths], 1).tolist()
     wanted = list(map(of_image.__getitem__, image.tolist()))
     sizes = list(map(itemgetter("size"), masks))
@@ -171,8 +171,8 @@ def _checked_mask(path: Path, i: int, mask: dict) -> dict:
 def _check_boxes(path: Path, detections: Detections, ground_truth: GroundTruth) -> None:
     """Check that boxes are [x, y, width, height].
 
-    They are not where many stick out of their images, as [x0, y0, x1, y1] nearly all have a size,
-    and they then overlap the objects better.
+    They are not if many extend beyond their images, nearly all are valid as [x0, y0, x1, y1], and
+    they overlap the objects better when read that way.
     """
     boxes, start, end = detections.boxes, detections.boxes[:, :2], detections.boxes[:, 2:]
     sides = np.stack([ground_truth.widths, ground_truth.heights], 1)[detections.image]
@@ -184,8 +184,8 @@ def _check_boxes(path: Path, detections: Detections, ground_truth: GroundTruth) 
         if _overlap(other, detections, ground_truth) > _overlap(boxes, detections, ground_truth):
             i = np.flatnonzero(sticks_out)[0]
             raise UserError(
-                f"{path}: boxes seem to be [x0, y0, x1, y1]: as COCO's [x, y, width, height]"
-                f" {100 * sticks_out.mean():.0f}% of them stick out of their images, such as"
+                f"{path}: boxes seem to be [x0, y0, x1, y1]: as COCO's [x, y, width, height],"
+                f" {100 * sticks_out.mean():.0f}% of them extend beyond their images, such as"
                 f" {boxes[i].tolist()} of entry {i} in {sides[i, 0]} x {sides[i, 1]} pixels; write"
                 " x1 - x0 and y1 - y0"
             )
@@ -197,7 +197,7 @@ def _check_boxes(path: Path, detections: Detections, ground_truth: GroundTruth) 
 
 
 def _overlap(boxes: np.ndarray, detections: Detections, ground_truth: GroundTruth) -> float:
-    """Mean over the first boxes of the best IoU with an object of the image."""
+    """Return the mean, over the first boxes, of the best IoU with an object of the image."""
     best = []
     for row in range(min(len(boxes), 300)):
         objects = ground_truth.boxes[ground_truth.image == detections.image[row]]
@@ -209,10 +209,10 @@ def _overlap(boxes: np.ndarray, detections: Detections, ground_truth: GroundTrut
 
 
 def _check_distinct(path: Path, detections: Detections) -> None:
-    """Check that no entry is there twice; a file that was joined of several tends to have such."""
+    """Check that no entry is repeated, as in files that were merged from overlapping parts."""
     columns = [detections.image, detections.label, *detections.boxes.T, detections.scores]
     columns = [column.astype(np.float64) for column in columns]
-    # Sorted by a checksum, which takes a tenth of the time that sorting rows takes.
+    # Sorted by a checksum, which is ten times as fast as sorting rows.
     factors = np.random.default_rng(0).integers(1, 2**63, len(columns), dtype=np.uint64) | 1
     sums = sum(column.view(np.uint64) * f for column, f in zip(columns, factors, strict=True))
     order = np.argsort(sums)
@@ -220,11 +220,11 @@ def _check_distinct(path: Path, detections: Detections) -> None:
     repeated = np.flatnonzero(sums[1:] == sums[:-1])
     seen: dict[tuple, int] = {}
     for i in np.sort(order[np.union1d(repeated, repeated + 1)]).tolist():
-        # NaN is equal to nothing, itself neither.
+        # Entries with NaN are never equal, because NaN is not equal to itself.
         values = [float(column[i]) for column in columns]
         entry = (*values, detections.masks[i]["counts"] if detections.masks else None)
         if (first := seen.setdefault(entry, i)) != i:
             raise UserError(
-                f"{path}: the entries {first} and {i} are the same; was the file joined of"
-                " parts that overlap? Leave out what is there twice"
+                f"{path}: the entries {first} and {i} are the same; was the file merged from"
+                " overlapping parts? Remove the duplicates"
             )

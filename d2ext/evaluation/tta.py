@@ -1,4 +1,4 @@
-"""Test-time augmentation: detections of an image flipped and at several sizes, merged."""
+"""Test-time augmentation: merge the detections of an image at several sizes and flipped."""
 
 import copy
 from typing import Any
@@ -11,19 +11,19 @@ from d2ext.errors import UserError
 
 
 def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
-    """Return the model with Detectron2's test-time augmentation; same inputs and outputs.
+    """Wrap a model in Detectron2's test-time augmentation; inputs and outputs stay the same.
 
-    Boxes of all versions go through one non-maximum suppression, masks are averaged.
+    The boxes of all versions go through one non-maximum suppression; masks are averaged.
 
     Args:
-        model: a GeneralizedRCNN with standard heads.
-        min_sizes: short sides in pixels.
-        max_size: bound of the long side.
-        flip: also mirrored.
+        model: GeneralizedRCNN with standard heads.
+        min_sizes: Short sides in pixels.
+        max_size: Maximum of the long side in pixels.
+        flip: Add mirrored images.
 
     Raises:
-        UserError: there are no sizes.
-        AssertionError, AttributeError: another kind of model.
+        UserError: There are no sizes.
+        AssertionError, AttributeError: The model is of another type.
     """
     if not min_sizes:
         raise UserError("dataloader.tta.min_sizes=[]: give short sides in pixels, such as [800]")
@@ -31,7 +31,7 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
     predictor = heads.box_predictor
     if isinstance(predictor, nn.ModuleList):  # a cascade
         predictor = predictor[-1]
-    # Detectron2's class reads a config of its older kind.
+    # Detectron2's class reads a yacs config.
     cfg = get_cfg()
     cfg.MODEL.MASK_ON = heads.mask_on
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
@@ -42,7 +42,7 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
 
 
 def untransformed(loader_cfg: Any) -> Any:
-    """Return a copy of a test loader's config without resizing: images are resized once."""
+    """Return a copy of a test loader's config without resizing, which the augmentation does."""
     cfg = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
     if "augmentations" in (cfg.get("mapper") or {}):
         cfg.mapper.augmentations = []

@@ -1,4 +1,4 @@
-"""Pascal VOC's average precision of boxes, on any dataset (host.robots.ox.ac.uk/pascal/VOC/)."""
+"""Pascal VOC average precision of boxes, on any dataset (host.robots.ox.ac.uk/pascal/VOC/)."""
 
 import dataclasses
 import logging
@@ -20,23 +20,24 @@ _MODES = ("area", "11points")
 class VocMetric:
     """AP as the VOC development kit computes it: see `average_precision`.
 
-    Objects that are difficult, crowds or groups are neither hits nor misses: VOC knows only the
-    first, and none of them is a single object that a detector should find. They are matched by IoU.
-    A class without objects has no AP and is left out of means; one without detections has 0.
+    Difficult objects, crowds and groups are neither hits nor misses; VOC has only difficult ones,
+    but none of them is a single object that a detector should find. They are matched by IoU. A
+    class without objects has no AP and is left out of the means; one without detections has AP 0.
 
-    Detectron2 and MMDetection take recalls of 0.1 * k in floating point, where 3 of 5 found objects
-    fall short of 0.6; their 11 points differ by that. Detectron2 also rounds detections (boxes to
-    0.1, scores to 0.001) and wants more than the threshold; VOC and MMDetection take it as reached.
+    In the 11-point mode, Detectron2 and MMDetection compute the recalls 0.1 * k in floating point,
+    where 3 of 5 found objects do not reach 0.6, so their results differ. Detectron2 also rounds
+    detections (boxes to 0.1, scores to 0.001) and requires an IoU above the threshold; for VOC and
+    MMDetection, an IoU equal to the threshold is enough.
 
     Args:
-        iou_thresholds: from above 0 to 1.
-        mode: `area` under the curve, VOC from 2010 on; `11points`, VOC 2007.
-        plus_one: adds a pixel to widths and heights, for boxes whose right and bottom are indices
-            of pixels, as in VOC's XML; d2ext's and Detectron2's readers of VOC have done it.
-        per_class: adds the numbers of each class.
+        iou_thresholds: IoU thresholds above 0, up to 1.
+        mode: `area` for the area under the curve (since VOC 2010), `11points` for VOC 2007.
+        plus_one: Add a pixel to widths and heights, for boxes whose right and bottom are pixel
+            indices, as in VOC's XML. The VOC readers of d2ext and Detectron2 have done so already.
+        per_class: Add the results of each class.
 
     Raises:
-        UserError: an argument is of the wrong kind.
+        UserError: An argument is invalid.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class VocMetric:
         """Evaluate one dataset.
 
         Args:
-            ground_truth: its objects.
-            detections: with any number of detections an image; masks are not looked at.
+            ground_truth: Ground truth of the dataset.
+            detections: Detections, any number per image; masks are not used.
 
         Returns:
-            `bbox/AP50` and so on for each threshold, `bbox/AP` for their mean, each with `-<class>`
-            for the classes; percent, NaN where there are no objects.
+            `bbox/AP50` and so on for each threshold, `bbox/AP` for their mean, and each with
+            `-<class>` for the classes, in percent; NaN without objects.
         """
         if self._plus_one:
             ground_truth, detections = _grown(ground_truth), _grown(detections)

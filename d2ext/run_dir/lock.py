@@ -22,8 +22,8 @@ def refuse_mixing(output_dir: Path) -> None:
     """Raise UserError if the directory holds a run."""
     if _traces(output_dir):
         raise UserError(
-            f"the output directory {output_dir} holds another run; --resume goes on with it,"
-            " --overwrite moves it aside, --work-dir chooses another place"
+            f"the output directory {output_dir} holds another run; continue it with --resume, move"
+            " it aside with --overwrite, or choose another --work-dir"
         )
 
 
@@ -32,7 +32,7 @@ def check_writable(output_dir: Path) -> None:
     try:
         existing = _existing(output_dir)
         if not existing.is_dir():
-            raise UserError(f"the output directory {output_dir}: {existing} is no directory")
+            raise UserError(f"the output directory {output_dir}: {existing} is not a directory")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"the output directory {output_dir} is not writable; choose --work-dir")
     except OSError as e:
@@ -40,12 +40,13 @@ def check_writable(output_dir: Path) -> None:
 
 
 def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
-    """Raise UserError unless two checkpoints fit: a new one is written before the old one goes."""
+    """Raise UserError unless two checkpoints fit; the old one is deleted after the new one."""
     free = shutil.disk_usage(_existing(output_dir)).free
     if free < 2 * checkpoint_bytes:
         raise UserError(
-            f"{output_dir} has {free / 1e6:.0f} MB free, and a checkpoint takes"
-            f" {checkpoint_bytes / 1e6:.0f} MB; free space or choose another --work-dir"
+            f"{output_dir} has {free / 1e6:.0f} MB free, but needs twice the"
+            f" {checkpoint_bytes / 1e6:.0f} MB of a checkpoint; free space or choose another"
+            " --work-dir"
         )
 
 
@@ -54,14 +55,15 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
 
     Args:
         output_dir: Output directory of the run.
-        overwrite: Move an earlier run there aside.
-        resume: Continue the run there; wait for its ending processes.
+        overwrite: Move an earlier run in the directory aside.
+        resume: Continue the run in the directory; wait for its processes to end.
 
     Returns:
-        Where the earlier run was moved, or None.
+        The new path of the earlier run, or None.
 
     Raises:
-        UserError: Another process writes there, it holds another run, or it is not writable.
+        UserError: Another process writes to the directory, it holds another run, or it is not
+            writable.
     """
     backup_dir = None
     try:
@@ -85,12 +87,12 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
 
 
 def wait_until_free(output_dir: Path) -> None:
-    """Wait for a process that is about to end there; create nothing.
+    """Wait until the run's previous process has ended; create nothing.
 
-    The process may be saving; only after that is the newest checkpoint known.
+    The process may still be saving a checkpoint, so the newest one is known only afterwards.
 
     Raises:
-        UserError: The process does not end.
+        UserError: The process does not end in time.
     """
     release_output_dir()
     if (output_dir / ".lock").is_file():
@@ -102,7 +104,7 @@ _held: list[FileLock] = []  # the lock of this process's current run
 
 def _claim(output_dir: Path, wait: bool) -> None:
     release_output_dir()
-    (output_dir / ".lock").touch()  # raises OSError where nothing can be written
+    (output_dir / ".lock").touch()  # raises OSError if the directory is not writable
     _held.append(_lock(output_dir, wait))
 
 
@@ -113,7 +115,7 @@ def release_output_dir() -> None:
 
 
 def _lock(output_dir: Path, wait: bool) -> FileLock:
-    # Where the file system has no locks, filelock would make a file that outlives a killed process.
+    # On file systems without locks, filelock's fallback is a file that outlives a killed process.
     lock = FileLock(output_dir / ".lock", fallback_to_soft=False)
     try:
         with waiting_for(f"another process to leave {output_dir}", f"at most {_TIMEOUT_S:g} s"):
@@ -125,7 +127,7 @@ def _lock(output_dir: Path, wait: bool) -> FileLock:
         ) from None
     except OSError as e:
         logger.warning(
-            "%s cannot be locked (%s): no other process must write there meanwhile",
+            "%s cannot be locked (%s); make sure that no other process writes to it",
             output_dir,
             e.strerror,
         )

@@ -1,4 +1,4 @@
-"""Route log records: all to a file, the main ones to the terminal."""
+"""Route log records: all to a file, the important ones to the terminal."""
 
 import contextlib
 import logging
@@ -12,19 +12,19 @@ from d2ext.terminal import console, is_live
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _LOGGERS = ("d2ext", "detectron2", "fvcore", "iopath", "py.warnings")
-_TRACER = "torch.fx._symbolic_trace"  # warns of itself whenever a Detectron2 model is called
-# Details for the file: names of tensors that are not loaded, libraries' own warnings.
+_TRACER = "torch.fx._symbolic_trace"  # warns about itself at each call of a Detectron2 model
+# Details for the file only: names of tensors that are not loaded, and warnings of libraries.
 _FILE_ONLY = ("fvcore.common.checkpoint", "iopath", "py.warnings")
 
 
 def setup_logging(quiet: bool = False) -> None:
-    """Log records of d2ext and its libraries to stdout, and keep them for `log_to_file`.
+    """Print records of d2ext and its libraries to stdout, and keep them for `log_to_file`.
 
-    On a terminal, a live panel replaces the loss lines; the file always has them. Another call
-    starts again.
+    On a terminal, a live panel replaces the loss lines; the file always contains them. Another call
+    replaces the handlers of the first one.
 
     Args:
-        quiet: Print warnings only, as ranks other than 0 do.
+        quiet: Print only warnings and errors, as ranks other than 0 do.
     """
     logging.captureWarnings(True)
     logging.getLogger(_TRACER).setLevel(logging.ERROR)
@@ -68,7 +68,7 @@ def _close_handlers(logger: logging.Logger) -> None:
 
 
 def log_to_file(file: Path) -> None:
-    """Append what has been logged since `setup_logging`, and all later records, to `file`."""
+    """Append all records since `setup_logging`, and all later ones, to `file`."""
     handler = _File(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     for name in _LOGGERS:
@@ -89,12 +89,12 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 
 class _File(logging.FileHandler):
-    """Log to a file; a full disk is an error of the run, not of each line."""
+    """Log to a file; if the disk is full, raise an error instead of printing one per line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         e = sys.exception()
         if isinstance(e, OSError):
-            with contextlib.suppress(OSError):  # it writes its buffer again
+            with contextlib.suppress(OSError):  # closing writes the buffer again
                 self.close()
             raise OSError(e.errno, e.strerror, self.baseFilename)
         raise

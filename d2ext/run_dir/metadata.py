@@ -1,4 +1,4 @@
-"""Write and read run.json and config.yaml: what a run is, where it runs and since when."""
+"""Write and read run.json (command, machine, versions and times of a run) and config.yaml."""
 
 import contextlib
 import copy
@@ -28,20 +28,19 @@ _PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "t
 
 
 def write_run_info(out: Path, info: RunInfo) -> None:
-    """Write run.json at the start; a resumed run keeps its command, start and seconds.
+    """Write run.json at the start; a resumed run keeps its command, start and training time.
 
     Args:
         out: Run directory.
-        info: What the config and the command say; `started`, `versions` and `machine` are added
-            here.
+        info: Fields from the config and command; `started`, `versions` and `machine` are added.
     """
     before = RunInfo()
     if info.resumed_from:
         before = read_run_info(out)
         if _read_content(out) is None:
             logger.warning(
-                "%s is damaged and is written again: the command, the start and the training time"
-                " of the earlier starts are lost",
+                "%s is damaged and has been replaced: the command, start and training time of the"
+                " earlier starts are lost",
                 out / "run.json",
             )
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -66,9 +65,9 @@ def _versions() -> dict[str, str]:
 
 
 def finish_run_info(out: Path, started: float, stopped_by: str | None) -> None:
-    """Add the duration of the training, and the signal that ended it early.
+    """Record the training time, and the signal that ended the run early.
 
-    The seconds are those of all starts that ended in order.
+    The time is the total of all starts, without those that were killed.
     """
     seconds = (read_run_info(out).seconds_before or 0) + time.monotonic() - started
     update_run_info(
@@ -80,24 +79,24 @@ def finish_run_info(out: Path, started: float, stopped_by: str | None) -> None:
 
 
 def write_repro_command(out: Path, start: Sequence[str]) -> None:
-    """Add the command that trains the same again from config.yaml.
+    """Record the command that repeats the run from config.yaml.
 
     Args:
         out: Run directory.
-        start: Words that start as many processes; a config and overrides follow them.
+        start: Words of a command that starts the same number of processes; the config follows.
     """
-    again = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
-    update_run_info(out, reproduce=shlex.join([*start, *again]))
+    flags = ["--config-file", str(out / "config.yaml"), "--work-dir", f"{out}_again"]
+    update_run_info(out, reproduce=shlex.join([*start, *flags]))
 
 
 def update_run_info(out: Path, **fields: Any) -> None:
-    """Replace fields of run.json and keep the rest of it, unknown keys included.
+    """Replace fields of run.json, and keep all others, including unknown ones.
 
-    A damaged file is left as it is, with a warning.
+    A damaged file is left unchanged, with a warning.
 
     Args:
         out: Run directory.
-        **fields: New values by their key; UNSET removes a key.
+        **fields: New values by key; UNSET removes a key.
     """
     content = _read_content(out)
     if content is None:
@@ -109,12 +108,12 @@ def update_run_info(out: Path, **fields: Any) -> None:
 
 
 def read_run_info(out: Path) -> RunInfo:
-    """Read run.json; what is missing or invalid in it has its default."""
+    """Read run.json; missing and invalid fields have their defaults."""
     return valid_part(_read_content(out) or {}, RunInfo)
 
 
 def _read_content(out: Path) -> dict[str, Any] | None:
-    """Return run.json as plain values: {} without a file, None for a damaged one."""
+    """Return run.json as plain values: {} if there is no file, None if it is damaged."""
     file = out / "run.json"
     if not file.is_file():
         return {}
@@ -126,12 +125,12 @@ def _read_content(out: Path) -> dict[str, Any] | None:
 
 
 def save_config(cfg: Any, out: Path) -> bool:
-    """Write config.yaml, which resumes where it lies, and return whether it can be loaded."""
+    """Write config.yaml, whose output directory is `out`; return whether it can be loaded."""
     cfg = copy.deepcopy(cfg)
     cfg.train.output_dir = str(out)
     text, problem = saved_text(cfg)
     if problem:
-        logger.warning("config.yaml is for reading only, start with the recipe: %s", problem)
+        logger.warning("config.yaml cannot be loaded, so start from the recipe: %s", problem)
     with atomic_write(out / "config.yaml") as f:
         f.write(text)
     return not problem

@@ -1,4 +1,4 @@
-"""Read metrics.json: Detectron2's JSON lines, an `iteration` and a number for each name."""
+"""Read metrics.json: Detectron2's JSON lines with an `iteration` and a number for each name."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 
 def read_metrics(path: Path, last: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Read the rows of metrics.json in the order of the file; what is not a file has none.
+    """Read the rows of metrics.json in file order; return no rows if it is not a regular file.
 
-    A resume from an older checkpoint repeats iterations: later rows win.
+    A resume from an older checkpoint repeats iterations; later rows take precedence.
 
     Args:
-        path: The file.
-        last: Number of lines to read, from the end; by default, all.
+        path: Path of the file.
+        last: Number of lines to read from the end; by default, all.
 
     Returns:
         The valid rows, each with an `iteration` from 0 to 2**53 - 1, and the number of other lines.
     """
     try:
-        # Not a device: /dev/full, for one, has no end.
+        # Devices are not read, because they may be endless (/dev/full).
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return [], 0
@@ -31,8 +31,8 @@ def read_metrics(path: Path, last: int | None = None) -> tuple[list[dict[str, An
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # such as a line that a kill cut off
+    except (ValueError, RecursionError):  # for example, a line truncated by a kill
         return None
     iteration = row.get("iteration") if isinstance(row, dict) else None
-    # From 2**53 on, a float (all that a chart knows) no longer holds every integer.
+    # Charts use floats, which cannot represent every integer from 2**53 on.
     return row if type(iteration) is int and 0 <= iteration < 2**53 else None

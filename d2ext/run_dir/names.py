@@ -1,4 +1,4 @@
-"""Names of the files that more than one module of d2ext looks for in a run directory."""
+"""Names of files in the run directory that more than one module of d2ext uses."""
 
 from pathlib import Path
 

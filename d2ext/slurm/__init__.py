@@ -1,1 +1,1 @@
-"""Submit trainings to Slurm, or run them as detached jobs on this machine."""
+"""Submit training jobs to Slurm, or run them as detached processes on this machine."""

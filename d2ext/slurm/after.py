@@ -1,6 +1,6 @@
 """`python -m d2ext.slurm.after FOLDER STATUS`: the batch script's last line, after srun.
 
-The scripts of jobs that are queued name this module, so its name stays.
+The batch scripts of queued jobs name this module, so it must not be renamed.
 """
 
 import os
@@ -14,7 +14,7 @@ from d2ext.errors import run_tool
 
 
 def main() -> NoReturn:
-    """Have the job's `Training` check how its tasks ended."""
+    """Let the job's `Training` check how its tasks ended."""
     os.environ["SUBMITIT_FOLDER"], status = sys.argv[1], int(sys.argv[2])
     submitted = JobEnvironment().paths.submitted_pickle
     DelayedSubmission.load(submitted).function.on_step_exit(status)

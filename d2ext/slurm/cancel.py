@@ -12,17 +12,17 @@ from d2ext.slurm.status import is_over
 
 
 def cancel(records: Sequence[Record]) -> Iterator[str]:
-    """Cancel jobs, whose trainers save first; yield what was done, in words.
+    """Cancel jobs, which save a checkpoint first; yield a line for each job.
 
     Raises:
-        UserError: Slurm refuses for some jobs; the others are canceled.
+        UserError: Slurm refuses to cancel some jobs; the others are canceled.
     """
     refused = []
     for record in records:
         if is_over(record):
             yield f"{record.run_dir}: job {record.submission.job} is over"
             continue
-        record.cancel()  # first, so that it does not come back
+        record.cancel()  # first, so that the job is not requeued
         try:
             yield f"{record.run_dir}: {_end(record)}"
         except UserError as e:
@@ -39,5 +39,5 @@ def _end(record: Record) -> str:
     elif is_alive(job):
         os.kill(int(job.job), signal.SIGTERM)
     else:
-        return f"noted; process {job.job} of {job.host} is to be ended there"
-    return f"job {job.job} is cancelled"
+        return f"recorded; to end the job, kill process {job.job} on {job.host}"
+    return f"job {job.job} is canceled"

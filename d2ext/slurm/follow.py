@@ -1,4 +1,4 @@
-"""Print rank 0's log as it grows, and the end of a job."""
+"""Print rank 0's log as it grows, until the job ends."""
 
 import sys
 import time
@@ -8,8 +8,8 @@ from pathlib import Path
 from d2ext.slurm.record import Record
 from d2ext.slurm.status import describe_state, is_over
 
-_ASK = 5.0  # seconds between two questions to Slurm
-_LATE = 10.0  # seconds that a shared disk may take to show how a job ended
+_ASK = 5.0  # seconds between queries to Slurm
+_LATE = 10.0  # seconds to wait for a shared disk to show how a job ended
 
 
 class _Log:
@@ -38,21 +38,21 @@ def follow(records: Sequence[Record]) -> int:
     """Print rank 0's logs and the states of the jobs until all have ended.
 
     Returns:
-        The highest exit status of the trainings; 1 for one that ended without a status.
+        The highest exit status of the jobs; 1 for a job that ended without a status.
     """
     logs = [_Log(r, f"{r.run_dir.name} | " if len(records) > 1 else "") for r in records]
-    said: dict[int, str] = {}
+    printed: dict[int, str] = {}
     asked, open_, statuses = 0.0, set(range(len(records))), [0]
     while open_:
-        look = time.monotonic() - asked > _ASK
-        asked = time.monotonic() if look else asked
+        due = time.monotonic() - asked > _ASK
+        asked = time.monotonic() if due else asked
         for i in sorted(open_):
             record = records[i]
-            over = record.outcome is not None or look and _really_over(record)
+            over = record.outcome is not None or due and _really_over(record)
             logs[i].show(whole=over)
-            state = describe_state(record) if look or over else said.get(i)
-            if state != said.get(i):
-                said[i] = state
+            state = describe_state(record) if due or over else printed.get(i)
+            if state != printed.get(i):
+                printed[i] = state
                 print(f"[{state}]", flush=True)
             if over:
                 statuses.append(record.outcome.status if record.outcome else 1)
@@ -67,7 +67,7 @@ def show(record: Record) -> None:
 
 
 def _really_over(record: Record) -> bool:
-    """Return whether the job is over; the disk gets time to show how it ended."""
+    """Return whether the job is over, after giving the disk time to show how it ended."""
     if not is_over(record):
         return False
     end = time.monotonic() + _LATE

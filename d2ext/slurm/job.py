@@ -1,8 +1,9 @@
 """Run a job: `d2ext train` on each of its machines, and then the requeue, if any.
 
 submitit unpickles a `Training` in one task per machine and calls it. When Slurm announces the end
-(USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task. Every end
-of the trainers is judged by `requeue_policy.py`; the requeue itself is done here.
+of the job (USR2: the time limit, or a preemption), submitit calls `checkpoint()` in the first task.
+Whenever the trainers end, `requeue_policy.py` decides whether the job is requeued; this module
+requeues it.
 """
 
 import os
@@ -36,24 +37,24 @@ from d2ext.slurm.requeue_policy import (
 )
 from d2ext.waiting import waiting_for
 
-_MEETING = 600.0  # seconds that another machine may take to start, or its disk to show a file
-_GRACE = 15.0  # seconds that trainers have once another machine's have failed
+_MEETING = 600.0  # seconds for another machine to start, and for the disk to show its file
+_GRACE = 15.0  # seconds until trainers are killed after another machine's have failed
 
 
 @dataclass
 class Training:
-    """A training as a job, to be pickled.
+    """A training job, which is pickled.
 
     Attributes:
         command: `d2ext train` with its flags; `resume_flags` is added, then overrides.
         overrides: Overrides of the config.
         start: Flags of the first start, such as `--resume-from FILE`.
         resume_flags: Flags that continue the run in the run directory; none for an evaluation.
-        untouched: Value of `newest` at submission; as long as it holds, `start` is used.
+        untouched: Value of `newest` at submission; until it changes, `start` is used.
         folder: Folder of the submission's record.
         num_machines: Number of machines.
         max_requeues: Maximum number of requeues.
-        port: Port on the first machine where ranks meet; None takes a free one.
+        port: Rendezvous port on the first machine; None chooses a free one.
     """
 
     command: list[str]
@@ -69,13 +70,13 @@ class Training:
     _errors: dict[Path, int] = field(default_factory=dict, init=False)  # of earlier starts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled job; those that version 0.1 submitted may still be queued."""
+        """Restore a pickled job, which version 0.1 may have submitted."""
         if "goes_on" in state:
             state = {**state, "resume_flags": state["goes_on"]}
         self.__dict__.update(state)
 
     def __call__(self) -> NoReturn:
-        """Run in each task; exit with the trainers' status, or have the job requeued."""
+        """Run the trainers of a task; exit with their status, or have the job requeued."""
         here, record = JobEnvironment(), Record(self.folder)
         if here.global_rank:
             self._run_other(here)
@@ -83,19 +84,19 @@ class Training:
             self._errors = rank_errors(record.run_dir)
             self._begin(record, here)
             if record.requeues > self.max_requeues:
-                why = f"it came back more often than --max-requeues {self.max_requeues}"
+                why = f"it was requeued more often than --max-requeues {self.max_requeues}"
                 self._finish(record, 1, why)
             status = self._run_trainers(here, lambda: self._failed_elsewhere(here))
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             self._decide(record, here, self._end(record, here, status))
-        except UserError as e:  # the shared disk, mostly
+        except UserError as e:  # usually an error of the shared disk
             self._finish(record, 2, str(e))
 
     def checkpoint(self) -> NoReturn:
-        """Wait until the trainers have saved; called by submitit for a signal, in the first task.
+        """Wait until the trainers have saved; submitit calls this in the first task on a signal.
 
-        submitit would requeue whatever is returned, and give up where Slurm does not answer at
-        once, so this exits instead, once all is done.
+        submitit would requeue any return value, and give up if Slurm does not answer at once, so
+        this method requeues the job itself and exits.
         """
         here, record = JobEnvironment(), Record(self.folder)
         self._begin(record, here)
@@ -107,11 +108,11 @@ class Training:
         self._decide(record, here, self._end(record, here, status, signaled=True))
 
     def on_step_exit(self, status: int, why: str | None = None) -> NoReturn:
-        """Run after the tasks: decide on a job whose tasks could not.
+        """Decide on a requeue after the tasks have ended, if they could not.
 
         Args:
             status: Exit status of the tasks, as a shell reports it.
-            why: What ended them, if that is known; the job is then not requeued.
+            why: Reason why they ended, if known; the job is then not requeued.
         """
         here, record = JobEnvironment(), Record(self.folder)
         if record.outcome:
@@ -120,7 +121,7 @@ class Training:
         attempt = record.attempts[-1]
         if why:
             self._finish(record, status, why)
-        if attempt.ended is not UNSET:  # the first task was to bring it back
+        if attempt.ended is not UNSET:  # the first task had decided to requeue it
             self._requeue(record, here, attempt.why, status)
             sys.exit(status)
         logs = f"{here.paths.folder}/{here.job_id}_*_log.out"
@@ -130,7 +131,7 @@ class Training:
         self._decide(record, here, End(128 - status if killed else status or 1, False, words))
 
     def _run_other(self, here: JobEnvironment) -> NoReturn:
-        """Run on another machine than the first, which alone decides on a requeue."""
+        """Run the trainers on a machine other than the first, which alone decides on a requeue."""
         try:
             status = self._run_trainers(here)
             words = last_error(here.paths.stdout)
@@ -140,7 +141,7 @@ class Training:
         if status not in (0, EXIT_STOPPED):
             failure = MachineFailure(status, f"machine {here.hostname}: {words}")
             write_record(self._marker("failed", here), failure)
-        sys.exit(0)  # anything else would end the step before the first one has decided
+        sys.exit(0)  # any other status would end the step before the first machine has decided
 
     def _run_trainers(
         self, here: JobEnvironment, failed_elsewhere: Callable[[], int | None] = lambda: None
@@ -152,27 +153,27 @@ class Training:
         begun = newest(Record(self.folder).run_dir) != self.untouched
         flags += self.resume_flags if begun else self.start
         command = [*self.command, *flags, *self.overrides]
-        # Kept: Python reaps the child of a Popen that is gone, and its status would be lost.
+        # Kept, because Python reaps the child of a deleted Popen, and the status would be lost.
         self._trainers = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
         pid = self._trainers.pid
-        if here.cluster == "local":  # Slurm ends what it has started, its signals reach all of it
+        if here.cluster == "local":  # Slurm itself signals and ends all processes of a job
             die_with_parent()
             signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
-            if Record(self.folder).cancelled:  # before there was anyone to hear of it
+            if Record(self.folder).cancelled:  # canceled before the handler was installed
                 os.kill(pid, signal.SIGTERM)
         return _wait(pid, failed_elsewhere)
 
     def _meet(self, here: JobEnvironment) -> Rendezvous:
-        """Return where the ranks meet; the first machine writes it for the others."""
+        """Return the rendezvous of the ranks, which the first machine writes for the others."""
         place = self._marker("meet", here)
         if here.global_rank == 0:
             write_record(place, Rendezvous(here.hostnames[0], str(self.port or free_port())))
         deadline = time.monotonic() + _MEETING
         with waiting_for(f"the first machine's {place}", f"at most {_MEETING:g} s"):
-            # A listing is fresher than NFS's stat.
+            # On NFS, a directory listing is fresher than stat.
             while place.name not in os.listdir(place.parent):
                 if time.monotonic() > deadline:
-                    raise UserError(f"the first machine has not said where to meet ({place})")
+                    raise UserError(f"the first machine has not written the rendezvous {place}")
                 time.sleep(0.5)
         return read_record(place, Rendezvous)
 
@@ -189,7 +190,7 @@ class Training:
         return failure.status
 
     def _begin(self, record: Record, here: JobEnvironment) -> bool:
-        """Record this start unless that is done; return whether it was not."""
+        """Record this start; return False if it was recorded already."""
         attempts = record.attempts
         if attempts and attempts[-1].number == start_number():
             return False
@@ -221,10 +222,10 @@ class Training:
         if here.cluster == "slurm":
             refusal = requeue(here.job_id, here.raw_job_id, start_number())
         if refusal:
-            self._finish(record, status, f"{why}, but Slurm does not requeue it: {refusal}")
+            self._finish(record, status, f"{why}, but Slurm did not requeue it: {refusal}")
 
     def _finish(self, record: Record, status: int, why: str) -> NoReturn:
-        """End the job: print and record why, and exit."""
+        """End the job: print and record the reason, and exit."""
         status = status if status >= 0 else 128 - status
         if status:
             print(f"not requeued (status {status}): {why}", file=sys.stderr, flush=True)
@@ -236,10 +237,10 @@ class Training:
 
 
 def _exit_status(pid: int) -> int | None:
-    """Return a child's exit status (a signal as a negative number), None while it lives.
+    """Return a child's exit status (a signal as a negative number), or None while it is running.
 
-    The child stays a zombie. A signal handler may call this during the same call, where Popen would
-    wait for itself.
+    The child remains a zombie. Unlike Popen, which would deadlock, a signal handler may call this
+    while the same call is in progress.
     """
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None:
@@ -252,7 +253,7 @@ def _wait(pid: int, failed_elsewhere: Callable[[], int | None] = lambda: None) -
     checked, failed, end = time.monotonic(), None, float("inf")
     while (status := _exit_status(pid)) is None:
         now = time.monotonic()
-        if now > end:  # they would wait long for the others
+        if now > end:  # they would wait for the other machine until their timeout
             os.kill(pid, signal.SIGKILL)
             return failed
         if failed is None and now - checked > 2:

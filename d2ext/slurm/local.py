@@ -1,6 +1,6 @@
 """Run a job without Slurm: `python -m d2ext.slurm.local FOLDER` runs it on this machine.
 
-The job is restarted where Slurm would requeue it. Jobs of one folder (seeds) run one at a time.
+The job is restarted when Slurm would requeue it. Jobs of one folder (seeds) run one at a time.
 """
 
 import os
@@ -18,8 +18,8 @@ class LocalExecutor(submitit.LocalExecutor):
     """Run submitit's local jobs so that they outlive the terminal, and restart them on request."""
 
     def _submit_command(self, command: str) -> submitit.LocalJob:
-        asked = self.parameters
-        gpus = asked["gpus_per_node"]
+        parameters = self.parameters
+        gpus = parameters["gpus_per_node"]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         env = os.environ | {
             "CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus]),
@@ -28,8 +28,8 @@ class LocalExecutor(submitit.LocalExecutor):
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_NTASKS": "1",
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(asked["signal_delay_s"]),
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(asked["timeout_min"] * 60),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(parameters["signal_delay_s"]),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(parameters["timeout_min"] * 60),
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
         }
@@ -45,7 +45,7 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 def carry(folder: Path) -> None:
-    """Start this process's job until it is not requeued; its record then holds the reason."""
+    """Run this process's job, and restart it as long as it asks for a requeue."""
     controller = Controller(folder)
     paths = JobPaths(folder, controller.pid)
     os.environ |= {"SUBMITIT_FOLDER": str(folder), "SUBMITIT_LOCAL_JOB_ID": controller.pid}
@@ -60,7 +60,7 @@ def carry(folder: Path) -> None:
         starts += 1
     training = DelayedSubmission.load(paths.submitted_pickle).function
     if status is None:
-        training.on_step_exit(137, "its time was up before it had saved")
+        training.on_step_exit(137, "its time limit expired before it had saved")
     training.on_step_exit(status if status >= 0 else 128 - status)
 
 

@@ -1,4 +1,4 @@
-"""Identify processes of this machine, also if a later one has the same id."""
+"""Identify processes of this machine, even if process ids are reused."""
 
 import socket
 from pathlib import Path
@@ -8,12 +8,12 @@ from d2ext.run_dir.schema import Submission
 
 
 def identify(pid: int | str) -> dict[str, Any]:
-    """Return `host` and `begun` of a process, for a `Submission`."""
+    """Return the fields `host` and `begun` of a `Submission` for a process."""
     return {"host": socket.gethostname(), "begun": _begun(pid)}
 
 
 def is_alive(job: Submission) -> bool | None:
-    """Return whether a local job's process lives; None on another machine."""
+    """Return whether a local job's process is running; None if it is on another machine."""
     if job.host != socket.gethostname():
         return None
     return job.begun is not None and _begun(job.job) == job.begun

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from d2ext.errors import UserError
 from d2ext.waiting import waiting_for
 
-FOREVER = 365 * 24 * 60  # minutes that stand for no limit; submitit wants a number
-_PAUSES = (1, 2, 4, 8)  # seconds between attempts to have a job requeued
+FOREVER = 365 * 24 * 60  # minutes that represent no limit, because submitit needs a number
+_PAUSES = (1, 2, 4, 8)  # seconds between attempts to requeue a job
 
 
 def has_slurm() -> bool:
@@ -18,7 +18,7 @@ def has_slurm() -> bool:
 
 
 def living_jobs() -> dict[str, tuple[str, str, str]] | None:
-    """Return this user's queued jobs: id -> (state, nodes, reason); None if Slurm is silent."""
+    """Return this user's jobs: id -> (state, nodes, reason); None if Slurm does not answer."""
     text = _ask("squeue", "--me", "-h", "-r", "-o", "%i|%T|%N|%r")
     if text is None:
         return None
@@ -27,7 +27,7 @@ def living_jobs() -> dict[str, tuple[str, str, str]] | None:
 
 
 def job_state(job: str) -> tuple[str, int] | None:
-    """Return a job's state, such as RUNNING, and restart count; None if Slurm is silent."""
+    """Return a job's state, such as RUNNING, and restart count; None if Slurm does not answer."""
     words = (_ask("squeue", "-h", "-j", job, "-O", "State:30,RestartCnt:10") or "").split()
     return (words[0], int(words[1])) if len(words) == 2 else None
 
@@ -39,7 +39,7 @@ def past_states(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def cancel_jobs(jobs: Sequence[str]) -> None:
-    """Have Slurm end jobs.
+    """Cancel jobs in Slurm.
 
     Raises:
         UserError: Slurm refuses.
@@ -51,14 +51,14 @@ def cancel_jobs(jobs: Sequence[str]) -> None:
 
 
 def requeue(job: str, raw: str, restarts: int) -> str | None:
-    """Have Slurm requeue a job, with retries; return why it does not, or None.
+    """Have Slurm requeue a job, with retries; return None on success, or the error.
 
     Args:
-        job: Job id; of a part of an array, ARRAY_INDEX.
-        raw: Id of the job itself, also in an array.
+        job: Job id; ARRAY_INDEX for a task of an array.
+        raw: Numeric id of the job, also for a task of an array.
         restarts: Number of earlier starts; if Slurm counts more, it has requeued the job already.
     """
-    with waiting_for(f"Slurm to requeue job {job}", "it is asked for a while"):
+    with waiting_for(f"Slurm to requeue job {job}", "retrying several times"):
         for pause in (*_PAUSES, 0):
             if (now := job_state(raw)) and now[1] > restarts:
                 return None
@@ -72,17 +72,20 @@ def requeue(job: str, raw: str, restarts: int) -> str | None:
                 if done.returncode == 0:
                     return None
                 words = (
-                    done.stderr.strip() or f"scontrol requeue ends with status {done.returncode}"
+                    done.stderr.strip() or f"scontrol requeue exits with status {done.returncode}"
                 )
             time.sleep(pause)
     return words.splitlines()[-1]
 
 
 def default_time(partition: str | None) -> int:
-    """Return the minutes of a job without --time in a partition (None for the default one).
+    """Return a partition's time limit in minutes for jobs without --time.
+
+    Args:
+        partition: Name of the partition; None for the default one.
 
     Raises:
-        UserError: Slurm does not tell them.
+        UserError: Slurm does not report the limit.
     """
     which = ("-p", partition) if partition else ()
     text = _ask("sinfo", "-h", *which, "-o", "%P|%L|%l")
@@ -92,20 +95,21 @@ def default_time(partition: str | None) -> int:
             return parse_time(longest if default in ("n/a", "N/A", "") else default)
     if text is None:
         raise UserError(
-            "Slurm does not answer (sinfo), so --time is needed; --cluster local trains on this"
-            " machine"
+            "Slurm does not answer (sinfo); give --time, or train on this machine with"
+            " --cluster local"
         )
     shown = f"no partition {partition}" if partition else "no default partition"
-    raise UserError(f"sinfo shows {shown}: give another --partition, or --time")
+    raise UserError(f"sinfo shows {shown}; give another --partition, or --time")
 
 
 def parse_time(text: str) -> int:
-    """Return a time in Slurm's notation in whole minutes; FOREVER for no limit.
+    """Convert a time in Slurm's notation to whole minutes; no limit is FOREVER.
 
-    M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, and 0, infinite or UNLIMITED, as in `man sbatch`.
+    The notations are M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, and 0, infinite or UNLIMITED, as in
+    `man sbatch`.
 
     Raises:
-        UserError: The text is none of these.
+        UserError: The text is not a valid time.
     """
     if text.lower() in ("infinite", "unlimited"):
         return FOREVER

@@ -5,7 +5,7 @@
   submission.json    at the submission: `Submission`
   attempts.json      by the job: `AttemptsRecord`
   cancelled          by `d2ext submit cancel`
-  meet-<job>-<n>     by the first machine of attempt n: `Rendezvous`
+  meet-<job>-<n>     by the first machine, in attempt n: `Rendezvous`
   failed-<job>-<n>   by another machine whose trainer failed: `MachineFailure`
 ```
 """
@@ -42,14 +42,14 @@ class Record:
 
     @property
     def submission(self) -> Submission | None:
-        """Return the submitted job; None until it is submitted."""
+        """Return the submitted job, or None if it has not been submitted yet."""
         try:
             return read_record(self.folder / "submission.json", Submission)
         except FileNotFoundError:
             return None
 
     def submitted(self, submission: Submission) -> None:
-        """Write the submitted job, and list the run for `status`."""
+        """Record the submitted job, and list the run for `status`."""
         write_record(self.folder / "submission.json", submission)
         index = index_file()
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Record:
 
     @property
     def attempts(self) -> list[Attempt]:
-        """Return every start of the job."""
+        """Return all starts of the job."""
         return self._read_attempts().attempts
 
     @property
@@ -68,16 +68,16 @@ class Record:
 
     @property
     def requeues(self) -> int:
-        """Return how often the job was started again, by anyone."""
+        """Return how often the job was restarted, by d2ext or anything else."""
         return max(0, len(self.attempts) - 1)
 
     def begin(self, number: int, nodes: str, checkpoint: int | None) -> None:
-        """Add an attempt, and the checkpoint at its start (`requeue_policy.newest`)."""
+        """Add an attempt with the checkpoint at its start (`requeue_policy.newest`)."""
         start = Attempt(number=number, started=time.time(), nodes=nodes, checkpoint=checkpoint)
         self._write_attempts(AttemptsRecord([*self.attempts, start]))
 
     def end(self, why: str, status: int | None = None) -> None:
-        """Add the end of the attempt; with a status it is the end of the job as well."""
+        """Record the end of the attempt and, if a status is given, the end of the job."""
         attempts = self.attempts
         if attempts:
             attempts[-1].ended, attempts[-1].why = time.time(), why
@@ -90,11 +90,11 @@ class Record:
         return (self.folder / "cancelled").exists()
 
     def cancel(self) -> None:
-        """Record that the user cancels the job, so that it is not requeued."""
+        """Record that the user has canceled the job, so that it is not requeued."""
         (self.folder / "cancelled").touch()
 
     def take_back(self) -> None:
-        """Undo `cancel`, when Slurm refused it."""
+        """Undo `cancel` after Slurm has refused it."""
         (self.folder / "cancelled").unlink(missing_ok=True)
 
     def _read_attempts(self) -> AttemptsRecord:
@@ -121,7 +121,7 @@ def newest_record(run_dir: Path) -> Record | None:
 
 
 def find_records(run_dir: Path | None) -> list[Record]:
-    """Return the runs in a directory (its own, or its seeds'); by default, all of this user's."""
+    """Return the newest records of a run and its seeds; by default, of all the user's runs."""
     if run_dir is None:
         index = index_file()
         lines = index.read_text().splitlines() if index.exists() else []

@@ -12,9 +12,9 @@ from d2ext.run_dir.schema import RankFailure, read_record
 from d2ext.slurm.queue import job_state
 from d2ext.slurm.record import Record
 
-_KILLS = 3  # starts that may be killed in a row without a new checkpoint
-_LOST = ("killed", "communication")  # kinds of rank failures that are not the user's mistake
-# Signals that come from outside; any other one is the process's own fault.
+_KILLS = 3  # consecutive starts that may be killed without a new checkpoint
+_LOST = ("killed", "communication")  # kinds of rank failures that are not user errors
+# Signals sent from outside; all others are caused by the process itself.
 OUTSIDE = tuple(getattr(signal, f"SIG{name}") for name in "HUP INT KILL TERM USR1 USR2".split())
 
 
@@ -25,8 +25,8 @@ class End:
     Attributes:
         status: Exit status; a signal as a negative number.
         signaled: Whether Slurm had announced the end.
-        words: Last error in the log, for an end that is the training's own fault.
-        errors: Files of ranks that failed in this start.
+        words: Last error in the log, the reason for an end without an external interruption.
+        errors: Error files of ranks that failed in this start.
     """
 
     status: int
@@ -37,10 +37,10 @@ class End:
 
 @dataclass(frozen=True)
 class RequeueDecision:
-    """Whether a job is requeued, and why.
+    """Decision whether a job is requeued.
 
     Attributes:
-        why: Reason in words.
+        why: Reason of the decision.
         requeue: Whether the job is requeued.
         by_slurm: Whether Slurm has requeued it already.
     """
@@ -51,19 +51,19 @@ class RequeueDecision:
 
 
 def start_number() -> int:
-    """Return how often the job was started before, by Slurm's restart count (or `local.py`'s)."""
+    """Return the number of earlier starts: Slurm's restart count, or that of `local.py`."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def should_requeue(
     record: Record, here: JobEnvironment, end: End, max_requeues: int
 ) -> RequeueDecision:
-    """Decide whether a job is requeued: only after an external interruption."""
+    """Decide whether to requeue a job, which is done only after an external interruption."""
     if end.status == 0:
         return RequeueDecision("finished")
     why = _interruption(here, end)
     if record.cancelled and why:
-        return RequeueDecision(f"cancelled: {why}")
+        return RequeueDecision(f"canceled: {why}")
     now = job_state(here.raw_job_id) if here.cluster == "slurm" else None
     if now and now[1] > start_number():
         return RequeueDecision(
@@ -74,10 +74,10 @@ def should_requeue(
         return RequeueDecision(crashed + end.words)
     if here.cluster == "local" and not end.signaled:
         return RequeueDecision(f"stopped by hand: {why}")
-    if now and now[0] != "RUNNING":  # Slurm says COMPLETING for both
-        return RequeueDecision(f"cancelled, or its time was up before it had saved: {why}")
+    if now and now[0] != "RUNNING":  # Slurm reports COMPLETING in both cases
+        return RequeueDecision(f"canceled, or its time limit expired before it had saved: {why}")
     if record.requeues >= max_requeues:
-        words = f"after {record.requeues} requeues, all that --max-requeues allows"
+        words = f"after {record.requeues} requeues, the maximum (--max-requeues)"
         return RequeueDecision(f"{why}, {words}")
     last = [attempt.checkpoint for attempt in record.attempts[-_KILLS:]]
     killed = end.status != EXIT_STOPPED and not end.signaled
@@ -93,7 +93,7 @@ def newest(run_dir: Path) -> int | None:
 
 
 def rank_errors(run_dir: Path) -> dict[Path, int]:
-    """Return the files of ranks that failed, and when they were written, by the disk's clock."""
+    """Return the error files of ranks, with their modification times by the disk's clock."""
     files = (run_dir / "errors").glob("rank-*.json")
     return {path: path.stat().st_mtime_ns for path in files}
 
@@ -112,7 +112,7 @@ def _interruption(here: JobEnvironment, end: End) -> str | None:
         return "preempted or out of time, and saved" if here.cluster == "slurm" else "saved"
     outside = -status in OUTSIDE
     if end.signaled and (status == 130 or outside):
-        return "preempted or out of time, before or behind the steps"
+        return "preempted or out of time, before the first or after the last step"
     if outside:
         return f"killed by {signal.Signals(-status).name}"
     if status == 1 and (failure := _lost_rank(end)):

@@ -14,11 +14,11 @@ from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
 from d2ext.slurm.record import Record
 
-_RECENT = 20  # iterations whose times say how long the rest takes
+_RECENT = 20  # latest iterations, from which the remaining time is estimated
 
 
 def is_over(record: Record) -> bool:
-    """Return whether a job has ended, one way or another."""
+    """Return whether a job has ended, successfully or not."""
     job = record.submission
     if record.outcome or not job:
         return True
@@ -30,7 +30,7 @@ def is_over(record: Record) -> bool:
 
 
 def describe_state(record: Record) -> str:
-    """Return a job's number and state in words."""
+    """Return a job's number and state as text."""
     return f"job {record.submission.job} is {_states([record])[0][0]}"
 
 
@@ -86,11 +86,11 @@ def _state(record: Record, living: dict | None, past: dict[str, str]) -> tuple[s
         state, nodes, reason = living[job.job]
         if state != "PENDING":
             return state, nodes
-        # Slurm holds a job whose start failed on a node that had just come back.
+        # Slurm holds a job whose start failed, for example on a node that was just restarted.
         advice = f": `scontrol release {job.job}` starts it" if "held" in reason.lower() else ""
         return f"{state} ({reason}){advice}", nodes
     if record.cancelled:
-        return "cancelled", ""
+        return "canceled", ""
     silent = "unknown (Slurm does not answer)"
     return past.get(job.job, silent if living is None else "gone"), ""
 
@@ -99,9 +99,9 @@ def _local_state(record: Record) -> tuple[str, str]:
     job = record.submission
     alive = is_alive(job)
     if alive:
-        return "RUNNING" if record.attempts else "PENDING (its turn)", job.host
+        return "RUNNING" if record.attempts else "PENDING (waiting for its turn)", job.host
     if record.cancelled:
-        return "cancelled", ""
+        return "canceled", ""
     return ("killed", "") if alive is False else ("unknown (on another machine)", job.host)
 
 
@@ -109,7 +109,8 @@ def _ending(outcome: JobOutcome) -> str:
     if outcome.status == 0:
         return "finished"
     reason = outcome.reason
-    return "cancelled" if reason.startswith("cancelled:") else f"stopped: {reason:.60}"
+    canceled = reason.startswith(("canceled:", "cancelled:"))  # the latter from version 0.1
+    return "canceled" if canceled else f"stopped: {reason:.60}"
 
 
 def _last_ap(run_dir: Path) -> str:

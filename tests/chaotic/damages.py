@@ -115,7 +115,7 @@ def read_only(folder: Path, stack: contextlib.ExitStack) -> object:
     return None
 
 
-@_case("of the disk are free")
+@_case("but the disk has only")
 def full_disk(folder: Path, stack: contextlib.ExitStack) -> object:
     real = folder.with_name(folder.name + "-real")
     folder.rename(real)
@@ -152,7 +152,7 @@ def wrong_model(folder: Path, stack: contextlib.ExitStack) -> list[str]:
     ]
 
 
-@_case("is no training checkpoint of d2ext")
+@_case("is not a training checkpoint of d2ext")
 def wrong_torch_file(folder: Path, stack: contextlib.ExitStack) -> None:
     shutil.copy(folder / NEWEST, kept := folder / "kept")
     (folder / f"{NEWEST}.sha256").rename(folder / "kept.sha256")

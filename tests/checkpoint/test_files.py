@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, hashed, found again, and read without running their code."""
+"""Checkpoint files: atomic writes, hashes, the newest good one, reading without running code."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ def _save(folder, name, value=0.0, images=1):
     return folder / name
 
 
-def test_a_checkpoint_comes_back_with_its_hash(tmp_path):
+def test_a_checkpoint_round_trips_with_its_hash(tmp_path):
     path = _save(tmp_path, "model_0000001.pth", 2.0)
     assert ckpt.read_checkpoint(path)["model"]["w"].tolist() == [2.0, 2.0, 2.0]
     check = subprocess.run(["sha256sum", "--check", f"{path.name}.sha256"], cwd=tmp_path)
@@ -46,24 +46,24 @@ def _no_sidecar(path):
     return path
 
 
-def test_any_flipped_bit_without_a_hash(tmp_path):
-    """The one before is taken, or the flip was in a byte that says nothing."""
+def test_flipped_bits_without_a_hash(tmp_path):
+    """Either the previous checkpoint is found, or the flipped byte has no meaning."""
     old = _save(tmp_path, "model_0000001.pth", 1.0)
     new = _no_sidecar(_save(tmp_path, "model_0000003.pth", 3.0))
     ckpt.mark_last(new)
-    whole, passed = new.read_bytes(), 0
-    for i in range(0, len(whole), 13):
-        content = bytearray(whole)
+    intact, detected = new.read_bytes(), 0
+    for i in range(0, len(intact), 13):
+        content = bytearray(intact)
         content[i] ^= 1 << i % 8
         new.write_bytes(content)
         found = ckpt.find_newest(tmp_path)[0]
-        passed += found == old
+        detected += found == old
         assert ckpt.read_checkpoint(found)["model"]["w"][0] == (1.0 if found == old else 3.0)
-    assert passed > 50
+    assert detected > 50
 
 
 @pytest.mark.parametrize("damage", ["zeros", "half", "no head", "a folder"])
-def test_what_is_no_checkpoint_at_all_without_a_hash(tmp_path, damage):
+def test_files_without_a_hash_that_are_not_checkpoints_are_skipped(tmp_path, damage):
     old = _save(tmp_path, "model_0000001.pth")
     new = _no_sidecar(_save(tmp_path, "model_0000003.pth"))
     content = new.read_bytes()
@@ -78,7 +78,7 @@ def test_what_is_no_checkpoint_at_all_without_a_hash(tmp_path, damage):
     assert ckpt.find_newest(tmp_path)[0] == old
 
 
-def test_a_damaged_sidecar_is_no_damaged_checkpoint(tmp_path):
+def test_a_damaged_sidecar_does_not_make_its_checkpoint_damaged(tmp_path):
     old, new = _save(tmp_path, "model_0000001.pth"), _save(tmp_path, "model_0000003.pth")
     sidecar = new.with_name(f"{new.name}.sha256")
     for content in (bytes(100), sidecar.read_bytes()[:20], b""):
@@ -89,8 +89,8 @@ def test_a_damaged_sidecar_is_no_damaged_checkpoint(tmp_path):
     assert ckpt.find_newest(tmp_path) == (old, [new])
 
 
-def test_the_one_before_is_of_the_same_branch(tmp_path):
-    """Checkpoints of a run that was gone on with from an older one come last."""
+def test_the_previous_checkpoint_is_from_the_same_branch(tmp_path):
+    """Checkpoints from before a resume from an older one come last."""
     for i in (1, 3, 5, 7, 3):
         path = _save(tmp_path, f"model_{i:07d}.pth", images=i)
         ckpt.mark_last(path)
@@ -100,7 +100,7 @@ def test_the_one_before_is_of_the_same_branch(tmp_path):
     assert ckpt.find_newest(tmp_path)[0] == tmp_path / "model_0000007.pth"
 
 
-def test_killed_between_a_checkpoint_and_its_sidecar(tmp_path):
+def test_a_kill_between_a_checkpoint_and_its_sidecar(tmp_path):
     path = _no_sidecar(_save(tmp_path, "model_0000001.pth", 2.0))
     ckpt.save_final(path, tmp_path)
     final = tmp_path / "model_final.pth"
@@ -110,7 +110,7 @@ def test_killed_between_a_checkpoint_and_its_sidecar(tmp_path):
     assert "images seen: 1\n" in (tmp_path / f"{final.name}.sha256").read_text()
 
 
-def test_leftovers_go_wherever_they_are_but_with_another_process(tmp_path):
+def test_leftovers_are_deleted_except_those_of_an_evaluation(tmp_path):
     names = ("predictions/.a.json.99.tmp", ".model_1.pth.99.tmp", "eval/.a.json.99.tmp")
     for path in (tmp_path / name for name in names):
         path.parent.mkdir(exist_ok=True)
@@ -128,10 +128,10 @@ def test_a_second_name_survives_the_first(tmp_path):
     assert ckpt.read_checkpoint(final)["model"]["w"][0] == 3.0
 
 
-def test_the_newest_good_one_is_found(tmp_path):
+def test_the_newest_good_checkpoint_is_found(tmp_path):
     assert ckpt.find_newest(tmp_path) == (None, [])
     old, new = _save(tmp_path, "model_0000001.pth"), _save(tmp_path, "model_0000003.pth")
-    assert ckpt.find_newest(tmp_path)[0] == new  # killed before the pointer was written
+    assert ckpt.find_newest(tmp_path)[0] == new  # as after a kill before the pointer was written
     ckpt.mark_last(new)
     _save(tmp_path, "model_best.pth")
     assert ckpt.find_newest(tmp_path)[0] == new
@@ -139,7 +139,7 @@ def test_the_newest_good_one_is_found(tmp_path):
     assert ckpt.find_newest(tmp_path)[0] == old
 
 
-def test_pruning_counts_what_the_folder_holds(tmp_path):
+def test_pruning_keeps_the_newest_by_age(tmp_path):
     for i in range(4):
         path = _save(tmp_path, f"epoch_{i + 8}.pth")  # by age, not by name: 10 sorts before 8
         os.utime(path, (i, i))
@@ -155,8 +155,8 @@ def test_pruning_counts_what_the_folder_holds(tmp_path):
     assert len(list(tmp_path.glob("epoch_*.pth"))) == 2
 
 
-def test_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
-    """Kill -9 at random moments of a process that saves for ever."""
+def test_a_kill_while_saving_leaves_a_good_checkpoint(tmp_path):
+    """A process that saves indefinitely is killed at a random moment."""
     code = (
         "import sys, torch, pathlib\n"
         "from d2ext.checkpoint import files as c\n"
@@ -208,8 +208,8 @@ def test_a_torch_file_with_code_is_refused(tmp_path):
         load_weights(nn.Linear(3, 2), str(tmp_path / "evil.pth"))
 
 
-def test_damaged_weights_are_one_line(tmp_path):
-    """A byte of the zip's directory names a way of packing that there is not; then zeros."""
+def test_damaged_weights_give_a_one_line_error(tmp_path):
+    """The zip directory has an unknown compression method, or the file is all zeros."""
     model = nn.Linear(3, 2)
     torch.save({"model": model.state_dict()}, tmp_path / "bad.pth")
     content = bytearray((tmp_path / "bad.pth").read_bytes())
@@ -221,7 +221,7 @@ def test_damaged_weights_are_one_line(tmp_path):
         assert "weights_only" not in str(e.value)
 
 
-def test_a_head_for_other_classes_stays_as_it_was(tmp_path):
+def test_a_head_for_other_classes_keeps_its_initial_values(tmp_path):
     model = nn.Linear(3, 2)
     torch.save({"model": {"weight": torch.zeros(5, 3), "bias": torch.ones(2)}}, tmp_path / "a.pth")
     before = model.weight.clone()

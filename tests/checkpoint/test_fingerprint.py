@@ -1,4 +1,4 @@
-"""What is compared behind a resume, of data of all kinds."""
+"""Fingerprints, which a resume compares, of unusual annotations."""
 
 from detectron2.structures import BoxMode
 
@@ -24,8 +24,8 @@ def _digest(repo, attributes):
     return fingerprint(cfg, loader)["data"]["sha256"]
 
 
-def test_whatever_annotations_hold(repo):
-    """Keys of several types have no order, by which JSON would have them."""
+def test_annotations_may_have_keys_of_any_type(repo):
+    """Keys of different types cannot be sorted for JSON."""
     mixed = _digest(repo, {1: "x", "by": "y"})
     assert mixed == _digest(repo, {1: "x", "by": "y"})
     assert len({mixed, _digest(repo, {1: "x", "by": "z"}), _digest(repo, {"by": "y"})}) == 3

@@ -1,4 +1,4 @@
-"""When checkpoints are written, by which thread, and what becomes of an error there."""
+"""When checkpoints are written, in which thread, and how write errors are handled."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from d2ext.config.schedule import Period, Schedule
 from d2ext.errors import UserError
 from tests.conftest import checkout_env
 
-BIG = torch.zeros(4_000_000)  # some 50 ms to write
+BIG = torch.zeros(4_000_000)  # takes about 50 ms to write
 
 
 def _hook(folder, content, period=1, **options):
@@ -37,7 +37,7 @@ def _content(weights):
     }
 
 
-def test_training_goes_on_while_a_copy_is_written(tmp_path):
+def test_training_continues_while_a_copy_is_written(tmp_path):
     weights = BIG.clone()
     hook = _hook(tmp_path, _content(weights), asynchronous=True)
     hook.after_step()
@@ -48,7 +48,7 @@ def test_training_goes_on_while_a_copy_is_written(tmp_path):
     assert not read_checkpoint(tmp_path / "model_0000000.pth")["model"]["w"].any()
 
 
-def test_one_at_a_time_and_in_order(tmp_path):
+def test_writes_are_sequential_and_in_order(tmp_path):
     hook = _hook(tmp_path, _content(BIG), asynchronous=True)
     for hook.trainer.iter in range(4):
         hook.after_step()
@@ -59,22 +59,22 @@ def test_one_at_a_time_and_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["after_step", "save_stopped"])
-@pytest.mark.parametrize("mended", [False, True])
-def test_behind_an_error_there_the_next_state_is_tried(tmp_path, caplog, ends, mended):
-    """At the next step, though no checkpoint is due; what cannot be written then ends the run."""
+@pytest.mark.parametrize("fixed", [False, True])
+def test_after_a_failed_write_the_next_state_is_written(tmp_path, caplog, ends, fixed):
+    """The write is at the next step, though no checkpoint is due; if it fails, the run ends."""
     hook = _hook(tmp_path / "run", _content(BIG), period=4, asynchronous=True)
-    (tmp_path / "run").write_text("no folder")
+    (tmp_path / "run").write_text("not a folder")
     hook.trainer.iter = 3
     hook.after_step()
     _until_written()
     hook.trainer.iter = 4
     if ends == "save_stopped":
         hook.trainer.iter = 5
-    if mended:
+    if fixed:
         (tmp_path / "run").unlink()
         getattr(hook, ends)()
         assert find_newest(tmp_path / "run")[0].name == "model_0000004.pth"
-        assert "model_0000003.pth" in caplog.text and "was written in its place" in caplog.text
+        assert "model_0000003.pth" in caplog.text and "was written instead" in caplog.text
         return
     with pytest.raises(UserError, match="cannot write .*model_0000004.pth"):
         getattr(hook, ends)()
@@ -85,12 +85,12 @@ def _until_written():
         time.sleep(0.01)
 
 
-def test_a_copy_is_of_the_same_kind(tmp_path):
-    """Also of a module's state, whose versions stand beside its tensors."""
+def test_a_copy_has_the_same_types_and_metadata(tmp_path):
+    """A module's state dict, for example, has metadata in addition to its tensors."""
     state = torch.nn.BatchNorm2d(3).state_dict()
-    for name, beside in (("a", False), ("b", True)):
+    for name, asynchronous in (("a", False), ("b", True)):
         content = _content(None)(1) | {"model": state}
-        _hook(tmp_path / name, lambda done, c=content: c, asynchronous=beside).save_now(1)
+        _hook(tmp_path / name, lambda done, c=content: c, asynchronous=asynchronous).save_now(1)
     a, b = (read_checkpoint(tmp_path / n / "model_0000000.pth")["model"] for n in "ab")
     assert type(a) is type(b) and a._metadata == b._metadata and a.keys() == b.keys()
 
@@ -102,9 +102,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_while_a_thread_writes(tmp_path):
-    """The checkpoint before is there, and the half-written file is no checkpoint."""
-    code = (  # in a new process: torch's threads do not survive a fork
+def test_a_kill_during_a_background_write(tmp_path):
+    """The previous checkpoint is found; the partially written file is not."""
+    code = (  # in a new process, because torch's threads do not survive a fork
         "import pathlib, sys, time, torch\n"
         "from tests.checkpoint.test_hook import _content, _hook\n"
         "weights = torch.zeros(20_000_000)\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.odd_data import corners, official, rle
+from tests.evaluation.edge_cases import corners, official, rle
 
 SIZE = {"height": 120, "width": 160}
 
@@ -185,25 +185,25 @@ def _places() -> list[dict]:
         (json.dumps(_content()), "not a list of COCO results"),
         (_without("score"), "required field score"),
         (_without("bbox"), "entry 0 has neither bbox nor segmentation"),
-        ([*_results(), *_without("bbox")], "entry 3 has no bbox, others have"),
+        ([*_results(), *_without("bbox")], "entry 3 has no bbox, but others do"),
         (_changed(image_id=99), "image_id 99 of entry 2 (1 of 3 entries"),
         (_changed(image_id="7"), "image_id '7' of entry 2"),
         (
             _changed(image_id="7"),
-            "ids are texts here and numbers there: write them as the data set",
+            "ids are strings here and numbers there; write them as the dataset",
         ),
         (_changed(image_id=10**30), "of entry 2"),
         (_changed(category_id=4), "category_id 4 of entry 2"),
-        (_changed(category_id=2), "give the predictions of this data set"),
+        (_changed(category_id=2), "give the predictions for this dataset"),
         (
             _places(),
-            "places, from 0, of the data set's 3 ids, which have gaps: write the ids (0 is",
+            "indices, from 0, into the dataset's 3 ids, which have gaps; write the ids (0 is",
         ),
         (_places(), "(0 is 3, 2 is 9)"),
         (_changed(bbox=[1, 2, 3]), "[2].bbox"),
         (_changed(bbox=[1, 2, -3, 4]), "negative width"),
         (_changed(score="high"), "[2].score"),
-        (_changed(segmentation=MASK), "entry 0 has no segmentation, others have"),
+        (_changed(segmentation=MASK), "entry 0 has no segmentation, but others do"),
         ([*_results(), _results()[1]], "the entries 1 and 3 are the same"),
         (_masked([9, 9, 40, 40], [5, 5, 9, 9], [9, 9, 40, 40]), "the entries 0 and 2 are the same"),
         (_xyxy(), "boxes seem to be [x0, y0, x1, y1]"),
@@ -268,7 +268,7 @@ def test_category_ids_without_gaps_that_count_from_0(evaluate):
     for a in content["annotations"]:
         a["category_id"] = {3: 1, 5: 2}[a["category_id"]]
     done = evaluate(_places(), content=content)
-    assert done.status == 2 and "count from 0, those of the data set from 1: add 1" in done.stderr
+    assert done.status == 2 and "start at 0, those of the dataset at 1; add 1" in done.stderr
 
 
 def test_boxes_of_corners_are_seen_though_some_reach_out_of_their_images(evaluate):
@@ -327,7 +327,7 @@ def test_a_box_beyond_all_numbers_is_dropped(evaluate):
 def test_objects_without_an_area_are_counted(evaluate):
     done = evaluate(_results(), content=_content() | _annotation(bbox=[1, 2, 0, 4]))
     assert done.status == 0
-    assert "1 objects have a box without an area: no detection finds them" in done.stdout
+    assert "1 objects have a box without an area and always count as missed" in done.stdout
 
 
 def test_out_replaces_no_input_and_is_looked_at_first(tmp_path, evaluate):
@@ -434,7 +434,7 @@ def test_without_hotcoco(repo: Path, tmp_path):
 
     done = run()
     assert done.returncode == 0, done.stderr
-    assert "hotcoco is absent" in done.stderr and "COCO bbox (pycocotools)" in done.stdout
+    assert "hotcoco is not installed" in done.stderr and "COCO bbox (pycocotools)" in done.stdout
     for flags in (("--metrics", "lvis"), ("--errors",), ("--backend", "hotcoco")):
         done = run(*flags)
         assert done.returncode == 2 and done.stdout == ""

@@ -93,7 +93,7 @@ def test_a_soft_limit_of_open_files_is_raised(tiny, tmp_path):
 def test_little_memory(tiny, tmp_path):
     """Not enough to load torch."""
     done = _train("ulimit -v 1500000", tiny, tmp_path)
-    _check(done, "out of memory", "1464 MB are allowed (`ulimit -v`)")
+    _check(done, "out of memory", "`ulimit -v` allows 1464 MB")
 
 
 @needs_mounts

@@ -69,7 +69,7 @@ def test_each_test_set_may_have_its_own(results):
         ("+evaluators.c={_target_: d2ext.evaluation.coco.CocoMetric, tasks: bbox}", "tasks='bbox'"),
         (
             "+evaluators.c={_target_: d2ext.evaluation.cityscapes.CityscapesMetric}",
-            "'balloon' is none of Cityscapes' classes",
+            "'balloon' is not a Cityscapes class",
         ),
         ("train.best.metric=voc/bbox/AP", "no evaluation gives balloon_val/voc/bbox/AP"),
     ],

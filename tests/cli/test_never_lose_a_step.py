@@ -125,7 +125,7 @@ def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     assert done.status == 0, done.stderr
     for words in ("optimizer.lr (0.0005 before, 0.01 now)", "train.seed (0 before, 5 now)"):
         assert words in done.stdout
-    assert "the training data have changed (6 images" in done.stdout
+    assert "the training data changed (6 images" in done.stdout
     checkpoint = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert checkpoint["seed"] == 5 and checkpoint["accumulate"] == 1
     assert checkpoint["fingerprint"]["data"]["images"] == 6
@@ -180,7 +180,7 @@ def test_a_photo_of_the_evaluation_that_breaks(train_net, tiny, tiny_root, tmp_p
         return
     assert done.status == 0, done.stderr
     log = (work / "log.txt").read_text()
-    assert f"{bad.name} cannot be read" in log and "1 of 2 images were not looked at" in log
+    assert f"{bad.name} cannot be read" in log and "1 of 2 images were not evaluated" in log
     predictions = json.loads((work / "predictions" / "balloon_val.json").read_text())
     assert len({p["image_id"] for p in predictions}) == 1
     pictures = [p.stem for p in (work / "overlays" / "balloon_val").glob("*.jpg")]

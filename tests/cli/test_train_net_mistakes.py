@@ -180,7 +180,7 @@ def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
     (tmp_path / "file").touch()
     done = train_net("--work-dir", tmp_path / "file" / "run", "--options", *tiny)
     assert done.status == 2
-    assert "file is no directory" in done.stderr
+    assert "file is not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("limit", [2**10, 2**20])
@@ -254,7 +254,7 @@ def test_weights_of_another_model(mistake, tmp_path):
     torch.save({"meta": {}, "state_dict": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     mistake(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
-        words=["w.pth", "MMDetection's", "model zoo"],
+        words=["w.pth", "from MMDetection", "model zoo"],
     )
 
 

@@ -1,4 +1,4 @@
-"""The fields that d2ext reads: what they take."""
+"""Which values the fields that d2ext reads accept."""
 
 import pytest
 from detectron2.config import LazyCall as L
@@ -15,7 +15,7 @@ RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 
 @pytest.fixture
 def cfg():
-    """The least that is a config: no field but the sections."""
+    """Return a minimal config with empty sections."""
     return OmegaConf.create(
         dict(
             model={},
@@ -72,7 +72,7 @@ def test_absent_fields_are_fine(cfg):
         ("dataloader", [], [None, 5]),
     ],
 )
-def test_a_field_takes_these_and_not_those(cfg, key, good, bad):
+def test_accepted_and_refused_values(cfg, key, good, bad):
     for value in good:
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         check_config(cfg)
@@ -112,14 +112,14 @@ def test_a_missing_section_is_named(cfg):
 
 
 @pytest.mark.parametrize("value", ["${nope}", "${train.seed}", "???", "${oc.env:D2EXT_NOT_SET}"])
-def test_what_does_not_resolve_names_its_key(cfg, value):
+def test_an_unresolvable_value_names_its_key(cfg, value):
     cfg.train.seed, cfg.dataloader.train.seed = value, "${train.seed}"
     with pytest.raises(UserError, match="^train.seed: ") as e:
         check_config(cfg)
     assert "\n" not in str(e.value)
 
 
-def test_what_resolves_is_checked_and_kept(cfg):
+def test_interpolations_are_checked_and_kept(cfg):
     cfg.train.max_iter, cfg.train.seed = 3, "${train.max_iter}"
     before = OmegaConf.to_yaml(cfg)
     check_config(cfg)
@@ -154,23 +154,23 @@ def test_what_resolves_is_checked_and_kept(cfg):
         "evaluators=null",
     ],
 )
-def test_loading_checks_what_overrides_made(repo, override):
+def test_loading_checks_the_config_after_overrides(repo, override):
     key = override.partition("=")[0].removeprefix("+")
     with pytest.raises(UserError, match=key):
         load_config(repo / RECIPE, [override])
 
 
-def test_no_validation_loads(repo):
+def test_a_config_without_validation_loads(repo):
     assert load_config(repo / RECIPE, ["dataloader.val=null"]).dataloader.val is None
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, "configs/custom/mask_rcnn_r50_fpn.py"])
-def test_a_saved_config_trains_the_same(repo, tmp_path, recipe):
-    """Whatever name of a class is in the file: a resume from it warns of no change."""
+def test_a_saved_config_has_the_same_training_fields(repo, tmp_path, recipe):
+    """Classes may have other names in the file; resuming from it causes no warning."""
     cfg = load_config(repo / recipe)
     (tmp_path / "config.yaml").write_text(saved_text(cfg)[0])
     saved = load_config(tmp_path / "config.yaml")
-    assert saved.optimizer._target_ != cfg.optimizer._target_  # a text, of the package
+    assert saved.optimizer._target_ != cfg.optimizer._target_  # the name as exported by the package
     assert training_fields(saved) == training_fields(cfg)
     saved.optimizer._target_ = "torch.optim.Adam"
     changed = training_fields(saved).items() ^ training_fields(cfg).items()

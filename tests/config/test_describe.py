@@ -1,4 +1,4 @@
-"""What `print_config.py --docs` says of the keys of all recipes, and of a config of one's own."""
+"""Descriptions of the keys of all recipes, and of a custom config."""
 
 import shutil
 
@@ -16,14 +16,14 @@ RECIPES = sorted(
 
 
 def described(config, *overrides):
-    """Key to what is said of it."""
+    """Return the description of each key."""
     cfg = load_config(config, overrides)
     return {key.name: key for key in keys(cfg, starting_point(config))}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_key_has_type_and_meaning(repo, recipe):
-    """Only callables of others, whose docstrings are silent, may be referred to."""
+    """Only for third-party callables without documented arguments may it refer to the callable."""
     for key in described(repo / recipe).values():
         assert key.kind and len(key.meaning) > 3, key
         refers = key.meaning.startswith("argument of ")
@@ -31,8 +31,8 @@ def test_every_key_has_type_and_meaning(repo, recipe):
         assert key.kind != "any" or refers, key
 
 
-def test_value_and_default(repo):
-    """Of configs/common where the recipe starts from there, of the signature elsewhere."""
+def test_values_and_defaults(repo):
+    """Defaults come from configs/common if the recipe uses it, otherwise from the signature."""
     found = described(repo / LITE0, "optimizer.lr=1e-3")
 
     def both(name):
@@ -45,13 +45,13 @@ def test_value_and_default(repo):
     assert both("dataloader.train.mapper.recompute_boxes") == ("True", "False")
     assert both("dataloader.train.mapper.cache") == ("False", "False")
     assert both("model.roi_heads.num_classes") == ("1", "None")
-    # The second augmentation is another one than in configs/common, whose values mean nothing.
+    # The second augmentation differs from the one in configs/common, whose values do not apply.
     assert both("dataloader.train.mapper.augmentations[1].crop_size") == ("[320, 320]", None)
     assert found["dataloader.train.mapper.augmentations[1]._target_"].default.endswith("RandomFlip")
 
 
 def test_types(repo):
-    """What check.py takes, else a comment's, the annotation's or the value's."""
+    """Types come from check.py, otherwise from a comment, the annotation or the value."""
     found = described(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
     for name, kind in {
         "train.max_epochs": "int or float or null, above 0",
@@ -67,11 +67,11 @@ def test_types(repo):
         "optimizer._target_": "function",
     }.items():
         assert found[name].kind == kind
-    assert found["data.classes"].meaning.endswith("the validation follows")
+    assert found["data.classes"].meaning.endswith("all classes of the training file")
 
 
-def test_a_config_elsewhere(tmp_path):
-    """One that imports a recipe starts where that does; a config.yaml where all do."""
+def test_defaults_of_a_custom_config_and_a_saved_one(tmp_path):
+    """A config that imports a recipe has its defaults; a config.yaml has those of all recipes."""
     shutil.copytree(REPO / "configs", tmp_path / "configs")
     mine = tmp_path / "configs" / "balloon" / "mine.py"
     names = "data, dataloader, datasets, evaluators, lr_multiplier, model, optimizer, train"
@@ -87,8 +87,8 @@ def test_a_config_elsewhere(tmp_path):
     assert found["model.backbone.out_channels"].default is None
 
 
-def test_a_callable_without_a_docstring(repo, tmp_path, monkeypatch):
-    """It is named, rather than nothing said."""
+def test_a_callable_without_a_docstring_is_named(repo, tmp_path, monkeypatch):
+    """The meaning of its arguments refers to its documentation."""
     (tmp_path / "silent_optimizer.py").write_text("def silent(params, lr, bounds=None): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = described(repo / LITE0, "optimizer._target_=silent_optimizer.silent")

@@ -5,7 +5,7 @@ from d2ext.config.flatten import flatten
 NESTED = {"a": {"b": 1, "c": {}}, "d": [{"e": 2}, 3], "f": []}
 
 
-def test_lists_are_values():
+def test_lists_are_values_by_default():
     assert dict(flatten(NESTED)) == {"a.b": 1, "a.c": {}, "d": [{"e": 2}, 3], "f": []}
 
 

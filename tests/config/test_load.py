@@ -1,4 +1,4 @@
-"""Config files: what loads, and what a broken one says."""
+"""Loading of config files, and the errors of broken ones."""
 
 import builtins
 import os
@@ -75,11 +75,11 @@ def test_a_broken_config_names_file_and_line(tmp_path, content, words):
         load_config(tmp_path / "c.py")
     assert all(word in str(e.value) for word in words), str(e.value)
     assert "\n" not in str(e.value)
-    # Detectron2 leaves its own import behind when a config raises.
+    # Detectron2 does not restore `__import__` when a config raises an error.
     assert builtins.__import__ is original
 
 
-def test_an_absent_config_names_the_nearest(repo):
+def test_a_missing_config_suggests_the_closest_name(repo):
     with pytest.raises(UserError, match="did you mean .*mask_rcnn_lite0_fpn_balloon.py"):
         load_config(repo / RECIPE.replace("lite0", "lite"))
     with pytest.raises(UserError, match="nor does the folder"):
@@ -119,7 +119,7 @@ def test_a_broken_yaml_names_file_and_line(tmp_path, content, words):
     assert "\n" not in str(e.value)
 
 
-def test_a_folder_is_no_config(repo):
+def test_a_folder_is_not_a_config(repo):
     with pytest.raises(UserError, match="configs/balloon is a folder"):
         load_config(repo / "configs" / "balloon")
 
@@ -129,7 +129,7 @@ def test_a_config_loads_from_its_own_folder(repo, monkeypatch):
     assert load_config((repo / RECIPE).name).train.max_epochs == 22
 
 
-def test_errors_name_files_as_seen_from_here(tmp_path, monkeypatch):
+def test_errors_name_files_relative_to_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "c.py").write_text("x = 1 / 0")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^c\.py:1: ZeroDivisionError"):
@@ -137,7 +137,7 @@ def test_errors_name_files_as_seen_from_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dist", ["null", "5", "[1]", "{prot: 1}"])
-def test_dist_params_takes_the_fields_of_dist(tmp_path, dist):
+def test_dist_params_accepts_only_the_fields_of_dist(tmp_path, dist):
     sections = "model dataloader optimizer lr_multiplier train datasets evaluators".split()
     text = "".join(f"{name}: {{}}\n" for name in sections)
     (tmp_path / "c.yaml").write_text(f"{text}dist_params: {dist}\n")
@@ -145,7 +145,7 @@ def test_dist_params_takes_the_fields_of_dist(tmp_path, dist):
         load_config(tmp_path / "c.yaml")
 
 
-def test_an_empty_data_root_is_none(repo, monkeypatch):
+def test_an_empty_data_root_means_the_default(repo, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "")
     assert load_config(repo / COCO).data.root == "datasets"
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
@@ -153,8 +153,8 @@ def test_an_empty_data_root_is_none(repo, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [path.name for path in (REPO / "configs/balloon").glob("*.py")])
-def test_balloon_recipes_train_on_the_photos_of_their_checkout(name, monkeypatch):
-    """Regardless of the current directory and of $DETECTRON2_DATASETS."""
+def test_balloon_recipes_use_the_photos_of_their_checkout(name, monkeypatch):
+    """The current directory and $DETECTRON2_DATASETS do not matter."""
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
     recipe = REPO / "configs/balloon" / name
     cfg = load_config(recipe)
@@ -164,7 +164,7 @@ def test_balloon_recipes_train_on_the_photos_of_their_checkout(name, monkeypatch
     assert elsewhere.json_file == "/data/balloon/val/via_region_data.json"
 
 
-def test_prepare_data_takes_an_empty_data_root_for_none(repo, tmp_path):
+def test_prepare_data_treats_an_empty_data_root_as_unset(repo, tmp_path):
     done = subprocess.run(
         [sys.executable, str(repo / "tools" / "prepare_data.py"), "balloon"],
         env={**os.environ, "DETECTRON2_DATASETS": ""},
@@ -175,8 +175,8 @@ def test_prepare_data_takes_an_empty_data_root_for_none(repo, tmp_path):
     assert (tmp_path / "datasets/balloon/train/via_region_data.json").is_file()
 
 
-def test_the_guide_s_dist_params(repo, tmp_path):
-    """As an override and in a config they are train.dist."""
+def test_dist_params_of_mmdetection(repo, tmp_path):
+    """In overrides and configs, they set train.dist."""
     cfg = load_config(repo / RECIPE, ["dist_params.port=29501"])
     assert cfg.train.dist.port == 29501
     folder = tmp_path / "balloon"

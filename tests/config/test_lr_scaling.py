@@ -1,4 +1,4 @@
-"""From the workers a recipe was tuned for to the workers at hand."""
+"""Scaling from the workers a recipe was tuned for to those of a run."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ BATCH = "dataloader.train.total_batch_size"
 
 
 def _config(workers=8, batch=16, **fields):
-    """A recipe as configs/common puts it together; `fields` are dotted keys with `__`."""
+    """Return a recipe like those of configs/common; `fields` are keys with `__` for the dot."""
     cfg = OmegaConf.create(
         dict(
             train=dict(
@@ -53,7 +53,7 @@ def _changes(report):
     return {c.field: (c.before, c.after) for c in report.changes}
 
 
-def test_the_guide_s_example():
+def test_the_example_of_mmdetection():
     cfg = _config(4, 8, optimizer__lr=0.01, dataloader__train__total_batch_size=64)
     scaled, report = scale_config(cfg, 16)
     assert scaled.optimizer.lr == 0.08
@@ -66,14 +66,14 @@ def test_the_guide_s_example():
     }
     lines = report.lines()
     assert lines[0] == (
-        "scaling     16 workers, 64 images a step; the recipe was tuned for 4 workers, 8:"
+        "scaling     16 workers, 64 images per step; the recipe was tuned for 4 workers, 8:"
         " learning rates x 8 (linear)"
     )
     assert "            optimizer.lr 0.01 -> 0.08" in lines
     assert report.changes[0] == Change("optimizer.lr", 0.01, 0.08)
 
 
-def test_a_worker_keeps_its_images():
+def test_images_per_worker_do_not_change():
     scaled, report = scale_config(_config(), 1)
     assert scaled.dataloader.train.total_batch_size == 2
     assert scaled.optimizer.lr == 0.0025
@@ -81,7 +81,7 @@ def test_a_worker_keeps_its_images():
     assert _changes(report)[BATCH] == (16, 2)
 
 
-def test_epochs_and_never_and_warm_up_iterations_stay():
+def test_epochs_never_and_warmup_iterations_do_not_change():
     epochs = dict(train__max_epochs=12, train__max_iter=None, train__eval_period="2 epochs")
     scaled, report = scale_config(_config(train__checkpointer__period=0, **epochs), 2)
     assert set(_changes(report)) == {"optimizer.lr", BATCH}
@@ -107,14 +107,14 @@ def _recipes(draw):
     return cfg
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(_recipes(), WORLDS, st.none() | st.integers(1, 8))
 def test_properties(cfg, world_size, images):
     if images:
         cfg.dataloader.train.total_batch_size = world_size * images
     text = OmegaConf.to_yaml(cfg)
     scaled, report = scale_config(cfg, world_size)
-    assert OmegaConf.to_yaml(cfg) == text, "the input stays as it is"
+    assert OmegaConf.to_yaml(cfg) == text, "the input has changed"
 
     again, second = scale_config(scaled, world_size)
     assert again == scaled
@@ -129,7 +129,7 @@ def test_properties(cfg, world_size, images):
     factor = math.sqrt(s) if cfg.train.auto_scale_lr.rule == "sqrt" else s
     assert scaled.optimizer.lr == pytest.approx(cfg.optimizer.lr * factor)
 
-    # No fewer images than before, and less than a step more.
+    # Not fewer images than before, and less than one step more.
     extra = scaled.train.max_iter * batch - cfg.train.max_iter * reference
     assert 0 <= extra < batch
     for period in ("eval_period", "checkpointer.period"):
@@ -148,7 +148,7 @@ def test_properties(cfg, world_size, images):
 
 @settings(deadline=None)
 @given(_recipes())
-def test_the_reference_itself_changes_nothing(cfg):
+def test_the_reference_world_size_changes_nothing(cfg):
     scaled, report = scale_config(cfg, cfg.train.reference_world_size)
     assert OmegaConf.to_yaml(scaled) == OmegaConf.to_yaml(cfg)
     assert report.scale == 1
@@ -157,14 +157,14 @@ def test_the_reference_itself_changes_nothing(cfg):
     assert "none" in report.lines()[0]
 
 
-def test_a_scaled_config_is_not_scaled_for_another_world():
+def test_a_scaled_config_cannot_be_scaled_for_another_world_size():
     scaled, report = scale_config(_config(), 4)
-    assert "done before" in scale_config(scaled, 4)[1].lines()[0]
-    with pytest.raises(UserError, match="scaled already, for 4 workers and not 2"):
+    assert "already scaled for" in scale_config(scaled, 4)[1].lines()[0]
+    with pytest.raises(UserError, match="already scaled for 4 workers, not 2"):
         scale_config(scaled, 2)
 
 
-def test_every_learning_rate_once():
+def test_each_learning_rate_is_scaled_once():
     params = dict(
         base_lr="${..lr}",
         backbone_lr=1e-3,
@@ -183,7 +183,7 @@ def test_every_learning_rate_once():
     assert _changes(report)["optimizer.params.overrides.offset.lr"] == (0.5, 1.0)
 
 
-def test_a_rate_of_its_own_and_one_kept_elsewhere():
+def test_a_separate_rate_and_one_outside_the_section():
     cfg = _config(optimizer__params__base_lr=0.1, optimizer__lr="${my.lr}", my=dict(lr=0.2))
     scaled, _ = scale_config(cfg, 16)
     assert (scaled.optimizer.params.base_lr, scaled.optimizer.lr) == (0.2, 0.4)
@@ -204,7 +204,7 @@ def test_a_rate_of_its_own_and_one_kept_elsewhere():
         ("timm.optim.Lamb", None, 2, False),
     ],
 )
-def test_the_rule_goes_with_the_optimizer(optimizer, rule, factor, warns):
+def test_the_optimizer_determines_the_rule(optimizer, rule, factor, warns):
     cfg = _config(train__auto_scale_lr__rule=rule)
     cfg.optimizer._target_ = optimizer
     scaled, report = scale_config(cfg, 32)
@@ -214,7 +214,7 @@ def test_the_rule_goes_with_the_optimizer(optimizer, rule, factor, warns):
     assert not scale_config(cfg, 8)[1].warnings
 
 
-def test_a_config_without_the_section_is_scaled_by_its_optimizer():
+def test_a_config_without_auto_scale_lr_is_scaled_by_its_optimizer():
     cfg = _config()
     del cfg.train.auto_scale_lr
     scaled, _ = scale_config(cfg, 16)
@@ -222,7 +222,7 @@ def test_a_config_without_the_section_is_scaled_by_its_optimizer():
     assert scale_config(scaled, 16)[0] == scaled
 
 
-def test_relative_milestones_stay():
+def test_relative_milestones_do_not_change():
     for milestones in ([8, 11, 12], [60_000, 80_000, 120_000]):
         cfg = _config(lr_multiplier__scheduler__milestones=milestones)
         assert _get(scale_config(cfg, 16)[0], "lr_multiplier") == _get(cfg, "lr_multiplier")
@@ -241,7 +241,7 @@ def test_milestones_in_iterations_are_divided(end):
     assert (list(scheduler.milestones), scheduler.num_updates) == ([30_000, 40_000], 45_000)
 
 
-def test_milestones_of_a_very_short_run_stay_apart():
+def test_milestones_of_a_very_short_run_stay_distinct():
     cfg = _config(train__max_iter=9)
     cfg.lr_multiplier.scheduler = dict(milestones=[6, 8], num_updates="${train.max_iter}")
     scaled, _ = scale_config(cfg, 64)
@@ -250,7 +250,7 @@ def test_milestones_of_a_very_short_run_stay_apart():
 
 
 @pytest.mark.parametrize("world_size", [1, 4, 16, 128])
-def test_detectron2_s_own_schedule_keeps_its_shape(world_size):
+def test_the_schedule_of_detectron2_keeps_its_shape(world_size):
     from detectron2 import model_zoo
     from detectron2.config import instantiate
 
@@ -258,10 +258,10 @@ def test_detectron2_s_own_schedule_keeps_its_shape(world_size):
     del cfg.train.warmup_iters
     scaled, _ = scale_config(cfg, world_size)
     before, after = instantiate(cfg.lr_multiplier), instantiate(scaled.lr_multiplier)
-    # The same rate after the same part of the run, except in the warm-up (at most 18% of it),
+    # The same rate after the same fraction of the run, except in the warm-up (at most 18% of it),
     for progress in [0.2, 0.5, 0.66, 0.67, 0.88, 0.9, 0.999]:
         assert after(progress) == before(progress)
-    # which takes the same iterations.
+    # which takes the same number of iterations.
     for iteration in [0, 1, 500, 999]:
         expected = before(iteration / cfg.train.max_iter)
         assert after(iteration / scaled.train.max_iter) == pytest.approx(expected)
@@ -270,7 +270,7 @@ def test_detectron2_s_own_schedule_keeps_its_shape(world_size):
 @pytest.mark.parametrize(
     ("world_size", "fields", "words"),
     [
-        (4, dict(train__reference_world_size=None), r"; say train\.reference_world_size=N"),
+        (4, dict(train__reference_world_size=None), r"; give train\.reference_world_size=N"),
         (4, dict(train__reference_batch_size=0), "train.reference_batch_size=0: give"),
         (4, dict(train__reference_world_size="8"), "train.reference_world_size='8': give"),
         (2, dict(train__reference_world_size=3), "10.6667 images .* 2 workers.*=10 or 12$"),
@@ -288,26 +288,26 @@ def test_detectron2_s_own_schedule_keeps_its_shape(world_size):
         (4, dict(optimizer__lr=None), "optimizer.lr is not set"),
     ],
 )
-def test_bad_input_names_field_and_remedy(world_size, fields, words):
+def test_invalid_input_names_the_field_and_the_fix(world_size, fields, words):
     with pytest.raises(UserError, match=words):
         scale_config(_config(**fields), world_size)
 
 
-def test_a_field_that_is_absent_takes_a_plus():
+def test_the_suggested_override_of_a_missing_field_has_a_plus():
     cfg = _config()
     del cfg.train.reference_batch_size
     cfg.dataloader.train.total_batch_size = 16
-    with pytest.raises(UserError, match=r"say \+train\.reference_batch_size=N"):
+    with pytest.raises(UserError, match=r"give \+train\.reference_batch_size=N"):
         scale_config(cfg, 4)
 
 
-def test_accumulation_makes_no_workers():
+def test_accumulation_does_not_count_as_workers():
     scaled, _ = scale_config(_config(train__accumulate=2), 4)
     assert (scaled.dataloader.train.total_batch_size, scaled.optimizer.lr) == (8, 0.01)
 
 
 @given(st.integers(1, 500), st.integers(1, 16), st.integers(1, 4))
-def test_a_batch_divides_or_the_nearest_is_named(batch, world_size, accumulate):
+def test_a_batch_divides_or_the_error_names_the_nearest(batch, world_size, accumulate):
     unit = world_size * accumulate
     if batch % unit == 0:
         check_batch(batch, world_size, accumulate)
@@ -328,7 +328,7 @@ def test_a_batch_divides_or_the_nearest_is_named(batch, world_size, accumulate):
         ("mask_rcnn_x101_32x4d_fpn_4x2_1x_coco", 4, 2),
     ],
 )
-def test_the_name_says_what_the_reference_is(name, workers, images):
+def test_a_name_with_workers_and_images_is_checked(name, workers, images):
     check_name(name, workers, workers * images)
     with pytest.raises(UserError, match=f"train.reference_batch_size={workers * images} "):
         check_name(name, workers, workers * images + 1)
@@ -339,11 +339,11 @@ def test_the_name_says_what_the_reference_is(name, workers, images):
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_x101_64x4d_fpn_1x.py", "x_101_32x8d_fpn_3x", "r50_fpn_1x", "a8x2_b", "3x3"]
 )
-def test_other_names_say_nothing(name):
+def test_other_names_are_not_checked(name):
     check_name(name, 1, 1)
 
 
-def test_a_recipe_and_its_saved_copy_scale_alike(repo, tmp_path):
+def test_a_recipe_and_its_saved_copy_scale_the_same_way(repo, tmp_path):
     from detectron2.config import LazyConfig
 
     recipe = repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
@@ -359,7 +359,7 @@ def test_a_recipe_and_its_saved_copy_scale_alike(repo, tmp_path):
     assert (mine.batch_size, mine.scale) == (8, 2)
 
 
-def test_the_copy_is_deep():
+def test_the_scaled_config_is_a_deep_copy():
     cfg = _config(optimizer__params__overrides=dict(offset=dict(lr=1.0)))
     before = copy.deepcopy(cfg)
     scaled, _ = scale_config(cfg, 16)
@@ -367,7 +367,7 @@ def test_the_copy_is_deep():
     assert cfg == before
 
 
-def test_it_starts_at_once():
+def test_the_import_needs_no_torch():
     code = "import sys, d2ext.config.lr_scaling; print({'torch', 'detectron2'} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=checkout_env(), capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""TrainOptions, the one place that states the options of `train`."""
+"""TrainOptions, which defines the options of `train`."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from d2ext.config.load import load_config
 from d2ext.config.options import DDP, Compile, TrainOptions, train_options
 from tests.conftest import LITE0
 
-# The common recipe sets these, which belong to its learning rate.
+# Options that the common recipe sets, because they go with its learning rate.
 OF_THE_RECIPE = dict(
     max_epochs=12, warmup_iters=500, reference_world_size=8, reference_batch_size=16
 )
@@ -48,7 +48,7 @@ def test_options_survive_a_round_trip(repo):
 
 
 def test_absent_keys_have_defaults():
-    """Configs of other projects lack most of ours."""
+    """Configs of other projects lack most of our keys."""
     assert TrainOptions.from_config({}) == TrainOptions()
     train = OmegaConf.create(dict(max_iter=90000, amp=dict(enabled=True), ddp=None))
     options = TrainOptions.from_config(train)
@@ -63,8 +63,8 @@ def test_interpolations_are_followed():
     assert TrainOptions.from_config(cfg.train).eval_period == 5
 
 
-def test_added_keys():
-    """They stay out, but for arguments of the functions that a section is passed on to."""
+def test_unknown_keys_are_ignored_or_passed_on():
+    """They are ignored, except in sections that are passed on as arguments of a function."""
     train = OmegaConf.create(
         dict(mine=1, compile=dict(mode="default"), ddp=dict(static_graph=True))
     )

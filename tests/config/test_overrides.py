@@ -1,4 +1,4 @@
-"""Strict overrides, on a small config of every kind of field."""
+"""Strict overrides, on a small config with every kind of field."""
 
 import re
 import shlex
@@ -63,7 +63,7 @@ def cfg():
         ("train.init_checkpoint='a #1'", "train.init_checkpoint", "a #1"),
         ("train.init_checkpoint='5'", "train.init_checkpoint", "5"),
         ("train.seed= 5 ", "train.seed", 5),
-        # Dicts and what they lie in.
+        # Dicts and their parents.
         ("+train.x={a: 1}", "train.x", {"a": 1}),
         ("+a.b.c.d=1", "a.b.c", {"d": 1}),
         ("+datasets.größe={_target_: my.set, file: ä=1.json}", "datasets.größe.file", "ä=1.json"),
@@ -78,17 +78,17 @@ def cfg():
         ("model.augmentations[0]={_target_: my.flip, p: 0.5}", "model.augmentations[0].p", 0.5),
         ("model.augmentations[0]={size: 4}", "model.augmentations", [{"size": 4}]),
         ("model.mean=[]", "model.mean", []),
-        # Values with every sign that has a meaning somewhere.
+        # Values with all characters that have a special meaning somewhere.
         ("+x=['a, b', \"c'd\", e=f, ü, {g: 1}]", "x", ["a, b", "c'd", "e=f", "ü", {"g": 1}]),
         ("dataloader.val.dataset.names=a=b,[c]{d}", "dataloader.val.dataset.names", "a=b,[c]{d}"),
-        # Python's word for it, which `print_config.py` shows.
+        # Python's None, which `print_config.py` shows.
         ("train.max_iter=None", "train.max_iter", None),
         ("train.init_checkpoint='None'", "train.init_checkpoint", "None"),
-        # What d2ext itself knows, in a config that lacks it.
+        # A field that d2ext knows, in a config without it.
         ("train.bad_loss.policy=skip", "train.bad_loss", {"policy": "skip"}),
     ],
 )
-def test_a_value_reaches_its_field(cfg, override, key, value):
+def test_a_valid_override_sets_its_field(cfg, override, key, value):
     apply_overrides(cfg, [override])
     assert OmegaConf.select(cfg, key) == value
 
@@ -116,7 +116,7 @@ def test_a_value_reaches_its_field(cfg, override, key, value):
         ("train.max_iter=1e4", ["train.max_iter=10000.0", "int or null"]),
         ("train.max_iter=true", ["train.max_iter=True", "int or null"]),
         ("train.seed=null", ["train.seed=None", "int, 0 or more"]),
-        ("model.mean=[1.0] # x", ["model.mean", "ends before", "quote it"]),
+        ("model.mean=[1.0] # x", ["model.mean", "text after its end", "quote it"]),
         ("train.init_checkpoint='a' b", ["train.init_checkpoint", "quote it"]),
         ("train.init_checkpoint=${train", ["train.init_checkpoint", "${train"]),
         ("--eval-only", ["--eval-only", "before the first key=value"]),
@@ -127,10 +127,10 @@ def test_a_value_reaches_its_field(cfg, override, key, value):
         ("+model.mean[7]=1.0", ["model.mean has 3 items", "+model.mean[3]=..."]),
         ("model.mean.new=1.0", ["model.mean has 3 items", "+model.mean[3]=..."]),
         ("model.mean[-1]=1.0", ["model.mean has 3 items"]),
-        ("model.augmentations[1].size=1", ["has 1 item,", "+model.augmentations[1]=..."]),
-        ("+new[3]=1", ["new[3]", "begins with [0]"]),
-        ("model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... appends"]),
-        ("+model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... appends"]),
+        ("model.augmentations[1].size=1", ["has 1 item;", "+model.augmentations[1]=..."]),
+        ("+new[3]=1", ["new[3]", "starts at [0]"]),
+        ("model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... to append"]),
+        ("+model.mean+=[4.0]", ["'model.mean+'", "+a.b[N]=... to append"]),
         ("++train.x=1", ["'+train.x'", "a.b[0].c"]),
         ("train..seed=1", ["'train..seed'", "a.b[0].c"]),
         (".seed=1", ["'.seed'", "a.b[0].c"]),
@@ -142,7 +142,7 @@ def test_a_value_reaches_its_field(cfg, override, key, value):
         ("train.x={a:", ["train.x", "if the shell split the override, quote it"]),
     ],
 )
-def test_a_mistake_is_one_clear_line(cfg, override, words):
+def test_an_invalid_override_gives_a_one_line_error(cfg, override, words):
     before = OmegaConf.to_yaml(cfg)
     with pytest.raises(UserError) as e:
         apply_overrides(cfg, [override])
@@ -168,21 +168,21 @@ def test_a_mistake_is_one_clear_line(cfg, override, words):
         "+train.new='it''s' \"b\" \\ c",
     ],
 )
-def test_what_a_message_offers_works_as_it_stands(cfg, override):
-    """`+KEY=...` takes the value that was given; other offers are whole words of a shell."""
+def test_suggested_overrides_work_as_printed(cfg, override):
+    """`+KEY=...` accepts the given value; other suggestions are complete shell words."""
     with pytest.raises(UserError) as e:
         apply_overrides(cfg, [override])
     key, _, value = override.partition("=")
     if offered := re.search(r"(\+\S+?)=\.\.\.", str(e.value)):
         apply_overrides(cfg, [f"{offered[1]}={value}"])
         return
-    (text,) = shlex.split(str(e.value).partition("to give text, write ")[2])
+    (text,) = shlex.split(str(e.value).partition("for text, write ")[2])
     apply_overrides(cfg, [text])
     assert OmegaConf.select(cfg, key.removeprefix("+")) == value
 
 
-def test_a_dict_with_another_target_replaces_the_one_there(cfg):
-    """None of the old one's arguments stay, which the new one may not take."""
+def test_a_dict_with_another_target_replaces_the_old_one(cfg):
+    """The old arguments are dropped, because the new target may not accept them."""
     apply_overrides(cfg, ["optimizer={_target_: torch.optim.AdamW, lr: 0.1}"])
     assert dict(cfg.optimizer) == {"_target_": "torch.optim.AdamW", "lr": 0.1}
     apply_overrides(cfg, ["optimizer={_target_: torch.optim.adamw.AdamW, lr: 0.2}"])  # the same
@@ -190,14 +190,14 @@ def test_a_dict_with_another_target_replaces_the_one_there(cfg):
     assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (0.3, 0.1)
 
 
-def test_a_target_that_does_not_exist_is_for_the_builder_to_refuse(cfg):
+def test_a_nonexistent_target_is_left_to_the_builder(cfg):
     apply_overrides(cfg, ["optimizer={_target_: no.such, a: 1}", "+optimizer.b=2"])
     assert dict(cfg.optimizer) == {"_target_": "no.such", "a": 1, "b": 2}
     with pytest.raises(UserError, match="unknown key 'optimizer.c'"):
         apply_overrides(cfg, ["optimizer.c=3"])
 
 
-def test_the_length_of_a_run_has_one_owner(cfg):
+def test_setting_one_length_clears_the_other(cfg):
     apply_overrides(cfg, ["train.max_iter=9"])
     assert (cfg.train.max_epochs, cfg.train.max_iter) == (None, 9)
     apply_overrides(cfg, ["train.max_epochs=2"])
@@ -222,7 +222,7 @@ def test_the_last_length_that_is_set_wins(cfg, overrides, lengths):
     assert (cfg.train.max_epochs, cfg.train.max_iter) == lengths
 
 
-def test_kwargs_pass_to_the_base_class_only():
+def test_kwargs_are_looked_up_in_base_classes_only():
     class Base:
         def __init__(self, width=1, **kwargs): ...
 
@@ -236,12 +236,12 @@ def test_kwargs_pass_to_the_base_class_only():
         apply_overrides(cfg, ["node.anything=3"])
 
 
-def test_the_shell_s_end_of_flags_is_no_override(cfg):
+def test_a_double_dash_is_not_an_override(cfg):
     apply_overrides(cfg, ["--", "train.seed=3"])
     assert cfg.train.seed == 3
 
 
-def test_a_field_that_does_not_resolve_can_be_set(cfg):
+def test_an_unresolvable_field_can_be_set(cfg):
     apply_overrides(cfg, ["model.size=${nope}", "model.size=5"])
     assert cfg.model.size == 5
 
@@ -251,7 +251,7 @@ def test_a_field_that_does_not_resolve_can_be_set(cfg):
 @example("a\n- b")
 @example("[a] # b")
 @example("???")
-def test_any_text_is_a_value_or_one_line(text):
+def test_any_text_is_a_value_or_a_one_line_error(text):
     cfg = OmegaConf.create(dict(a=dict(b="x")))
     try:
         apply_overrides(cfg, [f"a.b={text}"])
@@ -260,7 +260,7 @@ def test_any_text_is_a_value_or_one_line(text):
     else:
         value = OmegaConf.to_container(cfg)["a"]["b"]
         assert isinstance(value, str | None)
-        # Only a quote changes a text; nothing is cut off.
+        # Only a quote changes a text; nothing is truncated.
         assert value is None or value == text or text[0] in "'\""
 
 

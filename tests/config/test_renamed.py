@@ -1,4 +1,4 @@
-"""Names of version 0.1 in configs, overrides and fingerprints, and what imports of them say."""
+"""Names of version 0.1 in configs, overrides, fingerprints and imports."""
 
 import importlib
 import pydoc
@@ -14,8 +14,8 @@ from d2ext.data.datasets.register import register_datasets
 from d2ext.errors import UserError
 
 RECIPE = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
-# Everything of version 0.1 (commit 926f172) that a config can name: what builds or is a dataset, a
-# loader, a sampler, a mapper, a metric or a part of a model.
+# Everything in version 0.1 (commit 926f172) that a config can name: datasets, loaders, samplers,
+# mappers, metrics, parts of a model, and functions that build them.
 NAMEABLE = [
     "d2ext.data.catalog.Dataset",
     "d2ext.data.catalog.annotated_dataset",
@@ -43,18 +43,18 @@ NAMEABLE = [
     "d2ext.modeling.sampled_rpn.SampledRPN",
     "d2ext.modeling.timm_backbone.TimmBackbone",
 ]
-# What a mapper or a dataset function in a user's module imports beside them.
+# Other names that mappers or dataset functions of users import.
 IMPORTED = ["d2ext.data.classes.select_classes", "d2ext.data.photo.read_photo"]
 
 
 @pytest.mark.parametrize("name", [*NAMEABLE, *IMPORTED])
-def test_each_name_of_0_1_leads_to_what_it_named(name):
+def test_each_name_of_0_1_maps_to_the_same_object(name):
     found = pydoc.locate(current_name(name))
     assert found.__qualname__ == name.rpartition(".")[2]
     assert current_name(name) == f"{found.__module__}.{found.__qualname__}"
 
 
-def test_the_table_holds_the_modules_that_moved():
+def test_the_table_has_all_modules_that_moved():
     modules = {name.rpartition(".")[0] for name in [*NAMEABLE, *IMPORTED]}
     assert set(RENAMED) == {module for module in modules if pydoc.locate(module) is None}
     for new in RENAMED.values():
@@ -66,11 +66,11 @@ def test_the_table_holds_the_modules_that_moved():
     "name",
     ["my_data.catalog.f", "d2ext.data.catalogue.f", "d2ext.nowhere", "d2ext.data.records.columns"],
 )
-def test_other_names_stay(name):
+def test_other_names_do_not_change(name):
     assert current_name(name) == name
 
 
-def test_a_saved_config_of_0_1_loads_as_the_present_one(repo, tmp_path):
+def test_a_saved_config_of_0_1_loads_as_a_current_one(repo, tmp_path):
     present = saved_text(load_config(repo / RECIPE))[0]
     old = present
     for module, new in RENAMED.items():
@@ -81,7 +81,7 @@ def test_a_saved_config_of_0_1_loads_as_the_present_one(repo, tmp_path):
 
 
 def test_a_python_config_may_name_modules_of_0_1(repo):
-    """Its `_target_`s are strings, as docs/metrics.md of 0.1 writes them."""
+    """The `_target_` values are strings, as in docs/metrics.md of version 0.1."""
     file = repo / "tests" / "data" / "run_0_1" / "recipe.py"
     cfg = load_config(file)
     assert cfg.dataloader.val.mapper._target_ == "d2ext.data.loading.mapper.Mapper"
@@ -114,12 +114,12 @@ def test_an_override_with_the_name_of_0_1_keeps_the_fields(repo):
     assert cfg.datasets.balloon_val.classes == ["balloon"]
 
 
-def test_targets_of_users_stay(repo):
+def test_targets_of_users_do_not_change(repo):
     cfg = load_config(repo / RECIPE, ["datasets.balloon_val._target_=my_data.catalog.f"])
     assert cfg.datasets.balloon_val._target_ == "my_data.catalog.f"
 
 
-def test_fingerprints_are_compared_under_present_names():
+def test_fingerprints_are_compared_by_current_names():
     def made(mapper):
         return {"config": {"dataloader.train.mapper._target_": mapper}, "data": {}}
 
@@ -136,14 +136,14 @@ def test_fingerprints_are_compared_under_present_names():
         "import d2ext.data.catalog",
     ],
 )
-def test_an_import_of_a_moved_module_names_the_new_place(tmp_path, monkeypatch, line):
-    words = "d2ext.data.catalog is d2ext.data.datasets.declare since 0.2: change the import"
+def test_an_import_of_a_moved_module_names_its_new_location(tmp_path, monkeypatch, line):
+    words = "d2ext.data.catalog is d2ext.data.datasets.declare since 0.2; change the import"
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "config.py").write_text(f"import os\n{line}\n")
     with pytest.raises(UserError) as e:
         load_config("config.py")
     assert str(e.value) == f"config.py:2: {words}"
-    # In a module that a config imports, or that a config.yaml names.
+    # The import may be in a module that a config imports or a config.yaml names.
     (tmp_path / "my_photos.py").write_text(f"\n\n{line}\n")
     (tmp_path / "config.py").write_text("from my_photos import load\n")
     with pytest.raises(UserError) as e:
@@ -155,7 +155,7 @@ def test_an_import_of_a_moved_module_names_the_new_place(tmp_path, monkeypatch, 
     assert str(e.value) == place
 
 
-def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
+def test_a_failing_module_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "failing_photos.py").write_text("import d2ext.nowhere\n")
     with pytest.raises(UserError, match="failing_photos.load cannot be imported: ModuleNotFound"):

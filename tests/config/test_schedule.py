@@ -1,4 +1,4 @@
-"""Epochs to iterations."""
+"""Conversion of epochs to iterations."""
 
 from dataclasses import replace
 
@@ -16,13 +16,13 @@ def _train(**fields):
     return TrainOptions.from_config(defaults | dict(checkpointer=dict(period=100)) | fields)
 
 
-def test_the_guide_s_epochs():
+def test_the_epochs_of_mmdetection():
     schedule = resolve_schedule(_train(max_epochs=12), batch_size=16, num_images=118_000)
     assert schedule.max_iter == 88_500
     assert schedule.warmup_iters == 5
 
 
-def test_warm_up_takes_at_most_half_of_a_short_run():
+def test_warmup_takes_at_most_half_of_a_short_run():
     assert resolve_schedule(_train(max_iter=6), 2, 10).warmup_iters == 3
     assert resolve_schedule(_train(max_iter=1), 2, 10).warmup_iters == 1
     assert resolve_schedule(_train(max_iter=1, warmup_iters=0), 2, 10).warmup_iters == 0
@@ -41,7 +41,7 @@ def test_each_period_of_epochs_is_due_once(batch, images, epochs, every):
     assert schedule.max_iter * batch >= epochs * images > (schedule.max_iter - 1) * batch
 
 
-def test_iterations_and_never():
+def test_periods_in_iterations():
     schedule = resolve_schedule(_train(max_iter=10, eval_period=4), 1, 3)
     assert [i for i in range(1, 11) if schedule.eval_period.due(i, schedule)] == [4, 8]
     schedule = resolve_schedule(_train(max_iter=10, eval_period=0), 1, 3)
@@ -52,8 +52,8 @@ def _due(answer, schedule):
     return [i for i in range(1, schedule.max_iter + 1) if answer(i)]
 
 
-def test_what_is_due():
-    """The last iteration always is; evaluations have a line of metrics of their own."""
+def test_due_iterations():
+    """The last iteration is always due; metrics are also logged at each evaluation."""
     train = _train(max_iter=10, eval_period=4, checkpointer=dict(period=3), log_period=5)
     schedule = resolve_schedule(train, 1, 3)
     assert _due(schedule.evaluation_due, schedule) == [4, 8, 10]
@@ -61,7 +61,7 @@ def test_what_is_due():
     assert _due(schedule.log_due, schedule) == [4, 5, 8, 10]
 
 
-def test_periods_of_epochs_are_due():
+def test_due_iterations_with_periods_in_epochs():
     train = _train(max_epochs=3, eval_period="1 epoch", checkpointer=dict(period="2 epochs"))
     schedule = resolve_schedule(train, 2, 5)  # epochs end within the iterations 3, 5 and 8
     assert _due(schedule.evaluation_due, schedule) == [3, 5, 8]
@@ -75,7 +75,7 @@ def test_no_evaluation_is_due_without_validation():
     assert _due(schedule.log_due, schedule) == [10]
 
 
-def test_a_run_that_ends_earlier_evaluates_at_its_end():
+def test_a_run_that_ends_early_evaluates_at_its_end():
     schedule = resolve_schedule(_train(max_iter=10, eval_period=4), 1, 3)
     assert replace(schedule, max_iter=7).evaluation_due(7)
 
@@ -93,6 +93,6 @@ def test_a_run_that_ends_earlier_evaluates_at_its_end():
         (dict(max_iter=3, warmup_iters=-1), "train.warmup_iters"),
     ],
 )
-def test_a_wrong_length_names_its_field(fields, words):
+def test_an_invalid_length_names_its_field(fields, words):
     with pytest.raises(UserError, match=words):
         resolve_schedule(_train(**fields), 1, 10)

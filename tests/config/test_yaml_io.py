@@ -1,4 +1,4 @@
-"""config.yaml as it is written: what Detectron2 would write, or a reason why it cannot be read."""
+"""The text of config.yaml: what Detectron2 would write, or a reason why it cannot be read."""
 
 import threading
 
@@ -16,13 +16,13 @@ RECIPES = [
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_it_is_what_detectron2_writes(repo, tmp_path, recipe):
+def test_saved_text_is_what_detectron2_writes(repo, tmp_path, recipe):
     cfg = load_config(repo / recipe)
     LazyConfig.save(cfg, str(tmp_path / "theirs.yaml"))
     assert saved_text(cfg) == ((tmp_path / "theirs.yaml").read_text(), None)
 
 
-def test_what_no_file_can_hold_is_named(repo, tmp_path):
+def test_objects_that_cannot_be_saved_are_named(repo, tmp_path):
     recipe = tmp_path / "mine.py"
     balloon = repo / RECIPES[0]
     recipe.write_text(

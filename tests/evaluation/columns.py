@@ -1,4 +1,4 @@
-"""Ground truth and detections for tests of metrics, in the fewest words."""
+"""Short ways to write ground truth and detections in tests of metrics."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ Box = tuple[float, float, float, float]  # x, y, width, height
 def ground_truth(
     objects: Sequence[tuple], classes: Sequence[str] = ("cat",), images: int = 1
 ) -> GroundTruth:
-    """Objects are (image, label, box) and flags such as "difficult", "crowd", "group_of"."""
+    """Return ground truth; objects are (image, label, box) and flags such as "difficult"."""
     boxes = np.array([o[2] for o in objects], dtype=float).reshape(-1, 4)
 
     def flag(name: str) -> np.ndarray:
@@ -36,7 +36,7 @@ def ground_truth(
 
 
 def detections(found: Sequence[tuple[int, int, Box, float]]) -> Detections:
-    """Detections are (image, label, box, score)."""
+    """Return detections from (image, label, box, score)."""
     return Detections(
         image=np.array([d[0] for d in found], dtype=np.int64),
         label=np.array([d[1] for d in found], dtype=np.int64),
@@ -47,5 +47,5 @@ def detections(found: Sequence[tuple[int, int, Box, float]]) -> Detections:
 
 
 def perfect(t: GroundTruth) -> Detections:
-    """Each object found, the first one with the lowest score."""
+    """Return detections of all objects, the first one with the lowest score."""
     return Detections(t.image, t.label, t.boxes, np.linspace(0.1, 0.9, len(t.label)), None)

@@ -1,4 +1,4 @@
-"""Confusions, score thresholds, causes of errors and images, against hand-worked examples."""
+"""Confusion matrix, score thresholds, error causes and images, checked against examples."""
 
 import json
 
@@ -15,13 +15,13 @@ from d2ext.evaluation.analysis import (
     printed,
 )
 from d2ext.evaluation.coco import CocoMetric
-from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets, rle
+from tests.evaluation.edge_cases import HEIGHT, WIDTH, columns, datasets, rle
 
 PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
 
 def _content(objects: list[tuple]) -> dict:
-    """Three images; objects of (image, category, box)."""
+    """Return three images with objects of (image, category, box)."""
     return {
         "images": [
             {"id": i, "height": HEIGHT, "width": WIDTH, "file_name": f"{i}.jpg"} for i in (1, 2, 3)
@@ -41,14 +41,14 @@ def _result(image: int, category: int, box: list, score: float) -> dict:
 A, B, C = [10, 10, 20, 20], [60, 60, 20, 20], [110, 20, 20, 20]
 
 
-def test_which_class_is_taken_for_which(tmp_path):
+def test_the_confusion_matrix(tmp_path):
     content = _content([(1, 1, A), (1, 1, B), (1, 2, C), (2, 2, A)])
     results = [
         _result(1, 1, A, 0.9),
-        _result(1, 2, B, 0.8),  # a cat taken for a dog
+        _result(1, 2, B, 0.8),  # a cat detected as a dog
         _result(1, 2, C, 0.7),
-        _result(3, 1, A, 0.6),  # nothing there
-        _result(3, 1, B, 0.1),  # too low a score
+        _result(3, 1, A, 0.6),  # no object
+        _result(3, 1, B, 0.1),  # score too low
     ]
     analysis = Analysis(*columns(content, results, tmp_path))
     matrix = analysis.confusion_matrix(min_score=0.5)
@@ -57,7 +57,7 @@ def test_which_class_is_taken_for_which(tmp_path):
     assert analysis.confusion_matrix().min_score == 0.7 == analysis.best_score().score
 
 
-def test_crowds_and_difficult_objects_confuse_nobody(tmp_path):
+def test_crowds_and_difficult_objects_are_not_in_the_confusion_matrix(tmp_path):
     content = _content([(1, 1, A), (1, 1, [50, 50, 60, 60]), (2, 2, B)])
     content["annotations"][1]["iscrowd"] = 1
     content["annotations"][2]["ignore"] = 1
@@ -71,7 +71,7 @@ def test_crowds_and_difficult_objects_confuse_nobody(tmp_path):
 
 
 def test_the_threshold_with_the_highest_f1(tmp_path):
-    """Hit, false alarm, hit, false alarm; 3 objects: F1 is 1/2, 2/5, 2/3, 4/7."""
+    """With 3 objects and hit, false alarm, hit, false alarm, F1 is 1/2, 2/5, 2/3, 4/7."""
     content = _content([(1, 1, A), (1, 1, B), (1, 1, C)])
     results = [
         _result(1, 1, A, 0.9),
@@ -93,9 +93,9 @@ def test_the_threshold_with_the_highest_f1(tmp_path):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data_sets())
-def test_thresholds_and_curves_are_those_of_brute_force(tmp_path, data_set):
-    ground_truth, found = columns(*data_set, tmp_path)
+@given(datasets())
+def test_thresholds_and_curves_equal_those_of_brute_force(tmp_path, dataset):
+    ground_truth, found = columns(*dataset, tmp_path)
     results = analyse(ground_truth, found, "bbox", PARTS)
     json.dumps(msgspec.to_builtins(results), allow_nan=False)
     assert printed(results)
@@ -117,14 +117,14 @@ def test_thresholds_and_curves_are_those_of_brute_force(tmp_path, data_set):
 
 
 def test_errors_by_cause(tmp_path):
-    """One error of each kind, beside a hit."""
+    """There is one error of each kind, and a hit."""
     content = _content([(1, 1, A), (1, 2, B), (2, 1, A), (3, 2, A), (3, 1, C), (1, 1, C)])
     results = [
         _result(1, 1, A, 0.9),
-        _result(1, 1, [11, 10, 20, 20], 0.8),  # again
-        _result(1, 1, B, 0.7),  # of the wrong class
+        _result(1, 1, [11, 10, 20, 20], 0.8),  # a second detection
+        _result(1, 1, B, 0.7),  # wrong class
         _result(2, 1, [20, 10, 20, 20], 0.6),  # IoU 1/3
-        _result(2, 2, C, 0.5),  # nothing there
+        _result(2, 2, C, 0.5),  # no object
         _result(3, 1, [20, 10, 20, 20], 0.4),  # wrong class and place
         _result(1, 1, C, 0.3),
     ]
@@ -140,17 +140,17 @@ CAT_A, CAT_B, DOG_C = (1, 1, A), (1, 1, B), (2, 2, C)
 @pytest.mark.parametrize(
     ("cause", "objects", "found", "before", "after"),
     [
-        # One of two found: the precision is 1 at the recalls 0, 0.01, ..., 0.5, 51 of 101.
+        # One of two is found, so precision is 1 at the recalls 0, 0.01, ..., 0.5: 51 of 101.
         ("Loc", [CAT_A, CAT_B], [(1, 1, A), (1, 1, NEAR_B)], 51 / 101, 1),
         ("Miss", [CAT_A, CAT_B], [(1, 1, A)], 51 / 101, 1),
         ("Bkg", [CAT_A], [(3, 1, A), (1, 1, A)], 1 / 2, 1),
         ("Dupe", [CAT_A, CAT_B], [(1, 1, A), (1, 1, A), (1, 1, B)], (51 + 50 * 2 / 3) / 101, 1),
         ("Cls", [CAT_A], [(1, 2, A)], 0, 1),
-        # Of the mean over two classes, of which the other one is missed.
+        # The AP is the mean over two classes, and the other one is missed.
         ("Both", [CAT_A, DOG_C], [(1, 2, NEAR_A), (2, 2, C)], 1 / 4, 1 / 2),
     ],
 )
-def test_what_a_cause_costs(tmp_path, cause, objects, found, before, after):
+def test_the_ap_lost_to_a_cause(tmp_path, cause, objects, found, before, after):
     results = [_result(*what, 0.9 - 0.1 * i) for i, what in enumerate(found)]
     errors = Analysis(*columns(_content(objects), results, tmp_path)).errors()
     assert errors.causes[cause].count == 1
@@ -158,8 +158,8 @@ def test_what_a_cause_costs(tmp_path, cause, objects, found, before, after):
     assert errors.causes[cause].delta_AP == pytest.approx(100 * (after - before), abs=1e-9)
 
 
-def test_masks_decide_where_masks_are_compared(tmp_path):
-    """Of three boxes that are all right, one mask is elsewhere and one is too small."""
+def test_only_masks_matter_for_the_analysis_of_masks(tmp_path):
+    """All three boxes are correct, but one mask is elsewhere and one is too small."""
     content = _content([CAT_A, CAT_B, (1, 2, C)])
     for annotation in content["annotations"]:
         annotation["segmentation"] = rle(annotation["bbox"])
@@ -182,7 +182,7 @@ def test_best_and_worst_images(tmp_path):
     content = _content([(1, 1, A), (1, 1, B), (2, 1, A), (2, 2, C)])
     results = [_result(1, 1, A, 0.9), _result(1, 1, B, 0.9), _result(2, 1, A, 0.9)]
     images = Analysis(*columns(content, results, tmp_path)).images()
-    assert [i.image_id for i in images.best] == [1, 2]  # in the third is nothing at all
+    assert [i.image_id for i in images.best] == [1, 2]  # the third image is empty
     assert images.worst[0] == ImageScore(
         image_id=2,
         file_name="2.jpg",

@@ -1,4 +1,4 @@
-"""Cityscapes' AP: that of its own scripts, which read files, and worked out by hand."""
+"""Cityscapes' AP, compared with its scripts, which read files, and with hand-worked examples."""
 
 import dataclasses
 import importlib
@@ -33,7 +33,7 @@ def scripts():
 
 
 def _layout(root: Path, images: list[np.ndarray], classes: tuple[str, ...] = CLASSES):
-    """Writes ground truth of instance ids; the images themselves nobody reads."""
+    """Write ground truth from arrays of instance ids; the images themselves are never read."""
     folder = root / "gtFine" / "val" / "town"
     folder.mkdir(parents=True)
     names = []
@@ -55,7 +55,7 @@ def _mask(x: int, y: int, w: int, h: int) -> np.ndarray:
 
 
 def _found(rows: list[tuple[int, str, np.ndarray, float]]) -> Detections:
-    """Detections are (image, class, mask, score)."""
+    """Return detections from (image, class, mask, score)."""
     return Detections(
         image=np.array([r[0] for r in rows], dtype=np.int64),
         label=np.array([CLASSES.index(r[1]) for r in rows], dtype=np.int64),
@@ -66,9 +66,9 @@ def _found(rows: list[tuple[int, str, np.ndarray, float]]) -> Detections:
 
 
 def _official(scripts, t: GroundTruth, rows: list, folder: Path, monkeypatch) -> dict[str, float]:
-    """The scripts' numbers, by the files that they read."""
-    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # gone from numpy 2.4
-    # They write matches.json into the current folder, and fail at numpy's integers.
+    """Write the files that the scripts read, and return the scripts' results."""
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # removed in numpy 2.4
+    # The scripts write matches.json to the current folder, and fail on numpy integers.
     monkeypatch.setattr(scripts, "writeDict2JSON", lambda content, file: None)
     results = folder / "results"
     results.mkdir()
@@ -103,8 +103,8 @@ def _official(scripts, t: GroundTruth, rows: list, folder: Path, monkeypatch) ->
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
-def test_numbers_are_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed):
-    """Crowded images with void, groups, objects below 100 pixels, empty masks and equal scores."""
+def test_results_equal_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed):
+    """The images have void, groups, objects below 100 pixels, empty masks and equal scores."""
     rng = np.random.default_rng(seed)
 
     def box() -> np.ndarray:
@@ -131,8 +131,8 @@ def test_numbers_are_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed):
     assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)
 
 
-def test_perfect_masks_have_exactly_100(scripts, tiny_cityscapes):
-    """Of Cityscapes-shaped files, each with a car and a person; other classes have no number."""
+def test_perfect_masks_score_exactly_100(scripts, tiny_cityscapes):
+    """Each image has a car and a person; other classes have no result."""
     folder = tiny_cityscapes / "cityscapes" / "leftImg8bit" / "train" / "town"
     files = sorted(map(str, folder.iterdir()))
     t = dataclasses.replace(ground_truth([], CLASSES, len(files)), file_names=files)
@@ -149,17 +149,17 @@ def test_perfect_masks_have_exactly_100(scripts, tiny_cityscapes):
     half = CityscapesMetric()(t, _found([row for row in rows if row[1] == "car"]))
     assert half["segm/AP"] == 50 and half["segm/AP-person"] == 0
     moved = str(tiny_cityscapes / "cityscapes" / "gtFine" / "train")
-    names = [f"town/{Path(file).name}" for file in files]  # as in a COCO file
+    names = [f"town/{Path(file).name}" for file in files]  # as in COCO files
     by_folder = CityscapesMetric(gt_dir=moved)(
         dataclasses.replace(t, file_names=names), _found(rows)
     )
     assert by_folder == pytest.approx(numbers, nan_ok=True)
 
 
-def test_what_lies_on_void_counts_nothing(scripts, tmp_path):
-    """One car found; a detection of a higher score lies on void, or else on the road: a miss.
+def test_detections_on_void_are_ignored(scripts, tmp_path):
+    """A false positive with a higher score than the hit is ignored on void, but not on the road.
 
-    With the miss, the curve goes from recall 0 at precision 0 to recall 1 at precision 1/2, and the
+    On the road, the curve goes from recall 0 at precision 0 to recall 1 at precision 1/2, and the
     scripts take the mean of both ends of a step: 1/4.
     """
     ids = _road()
@@ -188,7 +188,7 @@ def test_no_detections_and_no_objects(scripts, tmp_path):
         assert all(map(math.isnan, CityscapesMetric()(empty, found).values()))
 
 
-def test_the_scripts_settings_and_the_folder_stay_as_they_are(
+def test_the_settings_of_the_scripts_and_the_folder_do_not_change(
     scripts, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "d2ext")
@@ -202,17 +202,17 @@ def test_the_scripts_settings_and_the_folder_stay_as_they_are(
 
 
 @pytest.mark.parametrize("per_class", [True, False])
-def test_keys_are_those_of_the_results(scripts, tmp_path, per_class):
+def test_keys_equal_those_of_the_results(scripts, tmp_path, per_class):
     metric = CityscapesMetric(per_class=per_class)
     results = metric(_layout(tmp_path, [_road()], ("car", "bus")), _found([]))
     assert metric.keys(("car", "bus"), True) == set(results)
-    with pytest.raises(UserError, match="no masks to evaluate; take CocoMetric"):
+    with pytest.raises(UserError, match="no masks to evaluate; use CocoMetric"):
         metric.keys(("car",), False)
-    with pytest.raises(UserError, match=r"'balloon' is none of Cityscapes' classes \(person, "):
+    with pytest.raises(UserError, match=r"'balloon' is not a Cityscapes class \(person, "):
         metric.keys(("car", "balloon"), True)
 
 
-def test_mistakes_are_named(scripts, tmp_path):
+def test_errors_name_the_problem(scripts, tmp_path):
     t = _layout(tmp_path, [_road()])
     car = _found([(0, "car", _mask(0, 0, 20, 20), 0.5)])
     with pytest.raises(UserError, match="no masks"):
@@ -228,7 +228,7 @@ def test_mistakes_are_named(scripts, tmp_path):
         CityscapesMetric()(t, car)
 
 
-def test_without_the_scripts_the_remedy_is_named(monkeypatch):
+def test_without_the_scripts_the_error_says_how_to_install_them(monkeypatch):
     for package in ("cityscapesscripts", "pyquaternion"):
         with monkeypatch.context() as patch:
             for name in [n for n in sys.modules if n.startswith("cityscapesscripts")]:
@@ -239,12 +239,12 @@ def test_without_the_scripts_the_remedy_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [dict(gt_dir=3), dict(per_class="no")])
-def test_arguments_are_checked_at_once(settings):
+def test_arguments_are_checked_on_creation(settings):
     ((name, value),) = settings.items()
     with pytest.raises(UserError, match=f"^CityscapesMetric: {name}={value!r}; give"):
         CityscapesMetric(**settings)
 
 
-def test_a_metric_of_a_config(scripts, tmp_path):
+def test_a_metric_from_a_config(scripts, tmp_path):
     metric = instantiate(L(CityscapesMetric)(gt_dir=None))
     assert math.isnan(metric(_layout(tmp_path, [_road()]), _found([]))["segm/AP"])

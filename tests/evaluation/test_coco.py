@@ -1,4 +1,4 @@
-"""Our numbers are pycocotools' numbers, on both backends, and odd input gives defined ones."""
+"""Both backends give pycocotools' results, and edge cases have defined results."""
 
 import copy
 import logging
@@ -20,13 +20,13 @@ from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.lvis import LvisMetric
 from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
-from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, corners, data_sets, official, rle
+from tests.evaluation.edge_cases import HEIGHT, WIDTH, columns, corners, datasets, official, rle
 
 BACKENDS = ("hotcoco", "pycocotools")
 backends = pytest.mark.parametrize("backend", BACKENDS)
-# Of objects: marks, and what may be absent.
-ODD = [{}, {}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"segmentation": None}]
-ODD += [{"area": None}, {"area": 0}, {"area": 1e12}, {"iscrowd": None}, {"id": 0}]
+# Flags of objects, and values that may be absent.
+UNUSUAL = [{}, {}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"segmentation": None}]
+UNUSUAL += [{"area": None}, {"area": 0}, {"area": 1e12}, {"iscrowd": None}, {"id": 0}]
 
 
 def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
@@ -34,9 +34,9 @@ def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data_sets())
-def test_both_backends_are_pycocotools(tmp_path, data_set):
-    content, results = data_set
+@given(datasets())
+def test_both_backends_equal_pycocotools(tmp_path, dataset):
+    content, results = dataset
     ground_truth, found = columns(content, results, tmp_path)
     for task in ("bbox", "segm"):
         theirs = official(content, results, task)
@@ -47,15 +47,15 @@ def test_both_backends_are_pycocotools(tmp_path, data_set):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    data_sets(),
+    datasets(),
     st.lists(st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]), min_size=1, unique=True).map(sorted),
     st.lists(st.integers(1, 9), min_size=1, unique=True).map(sorted),
-    st.lists(st.sampled_from(ODD), min_size=8, max_size=8),
+    st.lists(st.sampled_from(UNUSUAL), min_size=8, max_size=8),
 )
-def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, thresholds, limits, odd):
-    content, results = data_set
-    for annotation, marks in zip(content["annotations"], odd, strict=False):
-        annotation |= marks
+def test_both_backends_agree_for_all_arguments(tmp_path, dataset, thresholds, limits, extras):
+    content, results = dataset
+    for annotation, extra in zip(content["annotations"], extras, strict=False):
+        annotation |= extra
     ground_truth, found = columns(content, results, tmp_path)
     hotcoco, pycocotools = (
         CocoMetric(
@@ -72,9 +72,9 @@ def test_both_backends_are_alike_whatever_is_asked(tmp_path, data_set, threshold
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data_sets())
-def test_proposals_are_those_of_pycocotools(tmp_path, data_set):
-    content, results = data_set
+@given(datasets())
+def test_proposals_equal_pycocotools(tmp_path, dataset):
+    content, results = dataset
     numbers = CocoMetric(["proposals"])(*columns(content, results, tmp_path))
     theirs = official(content, results, "bbox", useCats=0, maxDets=[100, 300, 1000])
     for ours, name in [("AR@100", "AR1"), ("AR@300", "AR10"), ("AR@1000", "AR100")]:
@@ -83,7 +83,7 @@ def test_proposals_are_those_of_pycocotools(tmp_path, data_set):
 
 
 def _content(*images: list[list]) -> dict:
-    """Images with objects of [x, y, width, height, class]."""
+    """Return images with objects of [x, y, width, height, class]."""
     objects = [(i, *o) for i, image in enumerate(images, start=1) for o in image]
     return {
         "images": [
@@ -93,7 +93,7 @@ def _content(*images: list[list]) -> dict:
         "categories": [{"id": 1, "name": "balloon"}, {"id": 2, "name": "kite"}],
         "annotations": [
             {
-                "id": i,  # the first is 0, which pycocotools takes for "no match"
+                "id": i,  # the first is 0, which means "no match" to pycocotools
                 "image_id": image,
                 "category_id": category,
                 "bbox": box,
@@ -111,7 +111,7 @@ def _result(image: int, category: int, box: list[float], score: float) -> dict:
 
 
 def _copied(content: dict) -> list[dict]:
-    """Perfect results."""
+    """Return perfect results."""
     return [
         _result(a["image_id"], a["category_id"], a["bbox"], 0.9)
         for a in content["annotations"]
@@ -131,8 +131,8 @@ def test_a_perfect_detector_scores_exactly_100(tmp_path, backend):
 
 @backends
 @pytest.mark.parametrize("shift, thresholds", [(1, 8), (2, 6), (3, 4), (5, 1), (6, 0), (40, 0)])
-def test_shifted_boxes_score_what_the_arithmetic_says(tmp_path, backend, shift, thresholds):
-    """A box of side 16 moved by s has the IoU (16 - s) / (16 + s): .88, .78, .68, .52, .45, 0."""
+def test_shifted_boxes_score_as_computed_by_hand(tmp_path, backend, shift, thresholds):
+    """A 16 x 16 box moved by s has the IoU (16 - s) / (16 + s): .88, .78, .68, .52, .45, 0."""
     content = _content([[10, 10, 16, 16, 1]], [[30, 50, 16, 16, 2]])
     moved = copy.deepcopy(_copied(content))
     for result in moved:
@@ -143,7 +143,7 @@ def test_shifted_boxes_score_what_the_arithmetic_says(tmp_path, backend, shift, 
 
 
 @backends
-def test_no_detections_is_0_and_no_objects_is_nan(tmp_path, backend):
+def test_no_detections_means_0_and_no_objects_means_nan(tmp_path, backend):
     metric = CocoMetric(["bbox", "proposals"], backend=backend)
     content = _content([[10, 10, 40, 40, 1]])
     numbers = metric(*columns(content, [], tmp_path))
@@ -166,7 +166,7 @@ def test_difficult_objects_are_neither_hit_nor_miss(tmp_path, backend):
     for results in (both, both[:1]):
         metric = CocoMetric(backend=backend)
         assert metric(*columns(content, results, tmp_path))["bbox/AP"] == 100
-    both.append(_result(1, 1, [61, 61, 20, 20], 0.95))  # only one of them is excused
+    both.append(_result(1, 1, [61, 61, 20, 20], 0.95))  # only one detection is ignored
     assert metric(*columns(content, both, tmp_path))["bbox/AP"] == 50
 
 
@@ -180,13 +180,13 @@ def test_groups_are_crowds(tmp_path, backend):
 
 
 @backends
-def test_scores_that_are_no_numbers_are_dropped(tmp_path, backend, caplog):
+def test_detections_with_non_finite_values_are_dropped(tmp_path, backend, caplog):
     content = _content([[10, 10, 40, 40, 1]])
     results = _copied(content)
     good = CocoMetric(backend=backend)(*columns(content, results, tmp_path))
-    wrong = [_result(1, 1, [10, 10, 41, 40], math.nan), _result(1, 1, [9, 9, 41, 40], math.inf)]
-    wrong += [_result(1, 1, [10, 10, math.nan, 40], 0.95)]
-    _close(CocoMetric(backend=backend)(*columns(content, wrong + results, tmp_path)), good)
+    bad = [_result(1, 1, [10, 10, 41, 40], math.nan), _result(1, 1, [9, 9, 41, 40], math.inf)]
+    bad += [_result(1, 1, [10, 10, math.nan, 40], 0.95)]
+    _close(CocoMetric(backend=backend)(*columns(content, bad + results, tmp_path)), good)
     assert "3 of 4 detections dropped" in caplog.text
 
 
@@ -205,7 +205,7 @@ def _rectangle(box: list[int]) -> dict:
 
 
 @backends
-def test_one_class_has_its_line(tmp_path, backend, caplog):
+def test_a_single_class_has_its_own_line(tmp_path, backend, caplog):
     content = _content([[10, 10, 40, 40, 1]])
     del content["categories"][1]
     with caplog.at_level(logging.INFO):
@@ -214,7 +214,7 @@ def test_one_class_has_its_line(tmp_path, backend, caplog):
     assert "balloon" in caplog.text and f"COCO bbox ({backend})" in caplog.text
 
 
-def test_masks_are_evaluated_where_both_sides_have_them(tmp_path):
+def test_masks_are_evaluated_if_both_sides_have_them(tmp_path):
     content = _content([[10, 10, 40, 40, 1]])
     boxes = _copied(content)
     masks = [r | {"segmentation": rle(r["bbox"])} for r in boxes]
@@ -226,7 +226,7 @@ def test_masks_are_evaluated_where_both_sides_have_them(tmp_path):
 
 
 @pytest.mark.parametrize("tasks", ["bbox", [], ["box"], ["bbox", None], [["bbox"]], 3, {"bbox": 1}])
-def test_tasks_are_checked_at_once(tasks):
+def test_tasks_are_checked_on_creation(tasks):
     with pytest.raises(UserError) as e:
         CocoMetric(tasks=tasks)
     assert repr(tasks) in str(e.value) and "bbox, segm and proposals" in str(e.value)
@@ -247,22 +247,22 @@ def test_tasks_are_checked_at_once(tasks):
         {"per_class": "no"},
     ],
 )
-def test_settings_are_checked_at_once(wrong):
+def test_settings_are_checked_on_creation(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         CocoMetric(**wrong)
 
 
-def test_settings_of_a_config(tmp_path):
+def test_settings_from_a_config(tmp_path):
     metric = instantiate(L(CocoMetric)(tasks=["bbox"], iou_thresholds=[0.3], max_detections=[7]))
     content = _content([[10, 10, 40, 40, 1]])
     numbers = metric(*columns(content, _copied(content), tmp_path))
     assert numbers["bbox/AP"] == numbers["bbox/AR7"] == 100 and "bbox/AP50" not in numbers
 
 
-def test_dataset_dicts_give_the_numbers_of_their_file(tmp_path):
-    """Sizes are those of the file, which are not those of the polygons: they decide APs to APl."""
+def test_dataset_dicts_give_the_same_results_as_their_file(tmp_path):
+    """APs to APl depend on the areas in the file, which differ from those of the polygons."""
     content = _content([[5, 5, 40, 40, 1], [60, 60, 60, 50, 2]])
-    content["annotations"][0]["area"] = 900.0  # small, though its polygon is of medium size
+    content["annotations"][0]["area"] = 900.0  # small, although its polygon is medium-sized
     results = [r | {"segmentation": rle(r["bbox"])} for r in _copied(content)]
     results.append(_result(1, 1, [10, 70, 30, 20], 0.7) | {"segmentation": rle([10, 70, 30, 20])})
     expected = CocoMetric()(*columns(content, results, tmp_path))
@@ -281,7 +281,7 @@ def _balloons(folder: Path, classes: list[str]) -> dict:
 
 
 def _balloons_with_crowds(folder: Path) -> dict:
-    """Return the balloons as COCO: every third is a kite, every seventh a crowd, as RLE."""
+    """Return the balloons as COCO; every third is a kite, every seventh a crowd with RLE."""
     from pycocotools import mask
 
     content = _balloons(folder, ["balloon", "kite"])
@@ -298,7 +298,7 @@ def _balloons_with_crowds(folder: Path) -> dict:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_photos_with_crowds(tmp_path, real_balloon, split):
-    """Objects moved, lost and invented: pycocotools' numbers, by both backends."""
+    """With moved, missing and invented objects, both backends give pycocotools' results."""
     content = _balloons_with_crowds(real_balloon / split)
     rng = np.random.default_rng(0)
     sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
@@ -342,7 +342,7 @@ def _perfect(content: dict, folder: Path) -> None:
     for metric in (*others, OpenImagesMetric(), LvisMetric(per_class=True)):
         numbers = metric(ground_truth, found)
         assert {v for v in numbers.values() if not math.isnan(v)} == {100}, type(metric)
-    # Who finds the crowds as well is as good.
+    # Detecting the crowds as well does not change the result.
     crowds = [a for a in content["annotations"] if a["iscrowd"]]
     results = [{k: v for k, v in r.items() if k != "segmentation"} for r in results]
     results += [_result(a["image_id"], a["category_id"], a["bbox"], 0.95) for a in crowds]
@@ -353,11 +353,11 @@ def _perfect(content: dict, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_perfect_on_photos_with_crowds(tmp_path, real_balloon, split):
+def test_perfect_detections_on_photos_with_crowds(tmp_path, real_balloon, split):
     _perfect(_balloons_with_crowds(real_balloon / split), tmp_path)
 
 
-def test_perfect_on_shapes_drawn_with_via(tmp_path, via_shapes):
+def test_perfect_detections_on_shapes_drawn_with_via(tmp_path, via_shapes):
     path = via_shapes / "via_region_data.json"
     classes, _ = via_classes(path)
     records = read_via(path, via_shapes, classes)
@@ -365,5 +365,5 @@ def test_perfect_on_shapes_drawn_with_via(tmp_path, via_shapes):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_perfect_on_the_balloons(tmp_path, real_balloon, split):
+def test_perfect_detections_on_the_balloons(tmp_path, real_balloon, split):
     _perfect(_balloons(real_balloon / split, ["balloon"]), tmp_path)

@@ -1,4 +1,4 @@
-"""--expect: bounds on results."""
+"""Bounds on results (--expect)."""
 
 import math
 
@@ -26,13 +26,13 @@ def test_bounds(text, value, holds):
     assert (expectation.failure({"v/coco/segm/AP": value}) is None) == holds
 
 
-def test_a_failure_says_both_numbers():
+def test_a_failure_names_both_numbers():
     failure = parse_expectation("v/coco/segm/AP>=40").failure({"v/coco/segm/AP": 12.345678})
     assert failure == "expected v/coco/segm/AP>=40, got 12.35"
     assert "got undefined" in parse_expectation("v/x>=1").failure({})
 
 
 @pytest.mark.parametrize("text", ["", "AP", "AP=40", "AP>=", "AP>=x", ">=4", "AP=>4"])
-def test_others_are_refused(text):
+def test_invalid_expectations_are_refused(text):
     with pytest.raises(UserError, match="--expect .*balloon_val/coco/segm/AP>=40"):
         parse_expectation(text)

@@ -1,4 +1,4 @@
-"""LVIS's metric: what was not looked for does not count."""
+"""LVIS's metric: detections of classes that were not annotated are ignored."""
 
 import math
 
@@ -11,13 +11,13 @@ from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.lvis import LvisMetric
 from tests.evaluation.columns import detections as detections_of
 from tests.evaluation.columns import ground_truth
-from tests.evaluation.odd_data import HEIGHT, WIDTH, columns, data_sets
+from tests.evaluation.edge_cases import HEIGHT, WIDTH, columns, datasets
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data_sets())
-def test_where_everything_was_looked_for_it_is_cocos(tmp_path, data_set):
-    content, results = data_set
+@given(datasets())
+def test_equals_coco_if_all_classes_were_annotated(tmp_path, dataset):
+    content, results = dataset
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0  # LVIS has no crowds
     ground_truth, found = columns(content, results, tmp_path)
@@ -52,18 +52,18 @@ def _results(content: dict) -> list[dict]:
     return [{**{n: a[n] for n in names}, "score": 0.5} for a in content["annotations"]]
 
 
-def test_frequencies_negatives_and_what_is_not_exhaustive(tmp_path):
-    """One false alarm of a higher score, for each class: AP 50 where it counts."""
+def test_frequencies_negatives_and_classes_that_are_not_exhaustive(tmp_path):
+    """Each class has a false positive with a higher score; if it counts, AP is 50."""
     content = _content()
     content["images"][1] |= {"neg_category_ids": [1, 3], "not_exhaustive_category_ids": [3]}
     results = _results(content)
     for category in (1, 2, 3):
-        wrong = {"image_id": 2, "category_id": category, "bbox": [1, 1, 9, 9], "score": 0.9}
-        results.append(wrong)
+        false_alarm = {"image_id": 2, "category_id": category, "bbox": [1, 1, 9, 9], "score": 0.9}
+        results.append(false_alarm)
     numbers = LvisMetric()(*columns(content, results, tmp_path))
-    assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)  # looked for, and not there
-    assert numbers["bbox/APc"] == 100  # not looked for
-    assert numbers["bbox/APf"] == 100  # there may be some that nobody marked
+    assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)  # annotated as absent
+    assert numbers["bbox/APc"] == 100  # not annotated
+    assert numbers["bbox/APf"] == 100  # not annotated exhaustively
     assert numbers["bbox/AP"] == pytest.approx(250 / 3, abs=1e-9)
 
 
@@ -99,26 +99,26 @@ def test_crowds_are_neither_hit_nor_miss(tmp_path):
         assert numbers["bbox/AP"] == 100 and math.isnan(numbers["bbox/APr"])
 
 
-def test_nothing_at_all(tmp_path):
+def test_no_detections_and_no_objects(tmp_path):
     content = _content()
     assert LvisMetric()(*columns(content, [], tmp_path))["bbox/AP"] == 0
     content["annotations"] = []
     assert all(map(math.isnan, LvisMetric()(*columns(content, [], tmp_path)).values()))
 
 
-def test_300_detections_an_image_of_all_classes_together():
-    """The dog is found behind 299 or 300 false alarms for cats; COCO has limits for each class."""
+def test_300_detections_per_image_over_all_classes():
+    """The dog is found after 299 or 300 false alarms for cats; COCO's limits are per class."""
     t = ground_truth([(0, 0, (0, 0, 10, 10)), (0, 1, (50, 50, 10, 10))], ("cat", "dog"))
-    wrong = [(0, 0, (300 + i % 40 * 15, 300 + i // 40 * 15, 10, 10), 0.9) for i in range(300)]
+    cats = [(0, 0, (300 + i % 40 * 15, 300 + i // 40 * 15, 10, 10), 0.9) for i in range(300)]
     dog = (0, 1, (50, 50, 10, 10), 0.5)
     for number, expected in ((299, 100), (300, 0)):
-        found = detections_of([*wrong[:number], dog])
+        found = detections_of([*cats[:number], dog])
         assert LvisMetric(per_class=True)(t, found)["bbox/AP-dog"] == expected
         assert CocoMetric(["bbox"])(t, found)["bbox/AP-dog"] == 100
 
 
 @pytest.mark.parametrize("tasks", ["bbox", ["proposals"], []])
-def test_tasks_are_checked_at_once(tasks):
+def test_tasks_are_checked_on_creation(tasks):
     with pytest.raises(UserError, match="bbox and segm"):
         LvisMetric(tasks)
     with pytest.raises(UserError, match="per_class='no'; give true or false"):

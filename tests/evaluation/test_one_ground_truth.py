@@ -1,4 +1,4 @@
-"""A file is the same ground truth to a run, which reads it for training, and to evaluate.py."""
+"""Runs and evaluate.py read the same ground truth from a file."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from d2ext.evaluation.instances import GroundTruth, ground_truth_columns
 from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.columns import detections
-from tests.evaluation.odd_data import HEIGHT, WIDTH, corners, rle
+from tests.evaluation.edge_cases import HEIGHT, WIDTH, corners, rle
 
 COLUMNS = ("image", "label", "boxes", "areas", "crowd", "difficult", "group_of")
 BOXES = [[10, 10, 40, 40], [60, 60, 20, 20], [100, 20, 30, 30], [5, 60, 40, 50], [90, 70, 60, 40]]
@@ -26,7 +26,7 @@ BOXES = [[10, 10, 40, 40], [60, 60, 20, 20], [100, 20, 30, 30], [5, 60, 40, 50],
 
 @pytest.fixture
 def of_a_run(tmp_path, monkeypatch):
-    """The ground truth that a run makes of a COCO file."""
+    """Return a function that loads the ground truth from a COCO file as a run does."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
 
     def load(file) -> GroundTruth:
@@ -40,9 +40,9 @@ def of_a_run(tmp_path, monkeypatch):
 
 
 def _content() -> dict:
-    """An object and one with each mark, in each of two images."""
-    marks = [{}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"iscrowd": 1}]
-    rows = [(i, box, mark) for i in (7, 4) for box, mark in zip(BOXES, marks, strict=True)]
+    """Return two images, each with a plain object and an object with each flag."""
+    flags = [{}, {"ignore": 1}, {"difficult": True}, {"is_group_of": 1}, {"iscrowd": 1}]
+    rows = [(i, box, flag) for i in (7, 4) for box, flag in zip(BOXES, flags, strict=True)]
     return {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in (7, 4)
@@ -56,16 +56,16 @@ def _content() -> dict:
                 "bbox": box,
                 "area": box[2] * box[3],
                 "iscrowd": 0,
-                "segmentation": rle(box) if "iscrowd" in mark else corners(box),
+                "segmentation": rle(box) if "iscrowd" in flag else corners(box),
             }
-            | mark
-            for n, (image, box, mark) in enumerate(rows)
+            | flag
+            for n, (image, box, flag) in enumerate(rows)
         ],
     }
 
 
 def _numbers(ground_truth: GroundTruth) -> dict[str, float]:
-    """Of detections that lie in and on what is marked, by all metrics of boxes."""
+    """Return the results of all box metrics for detections on and inside the objects."""
     shifts = (0, 1, 3)
     found = detections(
         [
@@ -84,13 +84,13 @@ def _numbers(ground_truth: GroundTruth) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("odd", [False, True])
-def test_marks_count_in_a_run_as_in_evaluate(tmp_path, of_a_run, odd):
+@pytest.mark.parametrize("slow_reader", [False, True])
+def test_flags_have_the_same_effect_in_a_run_and_in_evaluate(tmp_path, of_a_run, slow_reader):
     content = _content()
-    if odd:  # not for the fast reader
+    if slow_reader:  # the fast reader does not support these values
         del content["annotations"][0]["area"]
         content["annotations"][5]["ignore"] = False
-    file = tmp_path / "marks.json"
+    file = tmp_path / "flags.json"
     file.write_text(json.dumps(content))
     run, offline = of_a_run(file), read_dataset(file, with_masks=True).ground_truth
     assert offline.difficult.sum() == 4 and offline.group_of.sum() == offline.crowd.sum() == 2
@@ -107,7 +107,7 @@ def test_marks_count_in_a_run_as_in_evaluate(tmp_path, of_a_run, odd):
     assert numbers == pytest.approx(expected, abs=1e-9, nan_ok=True)
     for name in ("coco", "voc", "oi"):
         assert 0 < numbers[f"{name}/bbox/AP50"] < 100
-    # Without marks they are other numbers: the marks have been seen.
+    # Without flags the results differ, so the flags had an effect.
     for annotation in content["annotations"]:
         annotation |= dict.fromkeys(("ignore", "difficult", "is_group_of", "iscrowd"), 0)
     file.write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Open Images' AP: worked out by hand, and against hotcoco where both match alike."""
+"""Open Images' AP, compared with hand-worked examples, and with hotcoco if both match alike."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def _ap(objects: list, found: list) -> float:
 
 @pytest.fixture
 def helmets(tmp_path: Path) -> Path:
-    """Two kinds of helmets, below the root that is no class."""
+    """Return a hierarchy of two kinds of helmets, below a root that is not a class."""
     kinds = [{"LabelName": name} for name in HELMETS[:2]]
     helmet = {"LabelName": "Helmet", "Subcategory": kinds, "Part": [{"LabelName": "Visor"}]}
     tree = {"LabelName": "Entity", "Subcategory": [helmet, {"LabelName": "Person"}]}
@@ -41,16 +41,16 @@ def helmets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("flags", [["group_of"], ["group_of", "crowd"]])
-def test_a_group_is_one_object_however_many_are_found_in_it(flags):
+def test_a_group_is_one_object_regardless_of_the_detections_in_it(flags):
     objects = [(0, 0, SINGLE), (0, 0, CROWD, *flags)]
     single = (0, 0, SINGLE, 0.5)
     inside = [(0, 0, box, score) for box, score in zip(IN_CROWD, (0.6, 0.9, 0.8), strict=True)]
     assert _ap(objects, [single]) == 50  # the group is missed
-    assert _ap(objects, [single, *inside]) == 100  # one hit, two count nothing
-    # By score: the group at 0.9, a miss, the single one: precisions 1 and 2/3.
+    assert _ap(objects, [single, *inside]) == 100  # one hit, two are ignored
+    # By score: the group at 0.9, a false positive, the single object: precisions 1 and 2/3.
     far = (0, 0, FAR, 0.7)
     assert _ap(objects, [single, *inside, far]) == pytest.approx(100 * (1 + 2 / 3) / 2, abs=1e-9)
-    # With the best of them alone in front of the miss it would be the same: it is the best's score.
+    # The group has the score of its best detection, so the others make no difference.
     assert _ap(objects, [single, inside[1], far]) == _ap(objects, [single, *inside, far])
 
 
@@ -58,21 +58,21 @@ def test_half_the_detection_must_lie_in_the_group():
     group = [(0, 0, CROWD, "group_of")]
     assert _ap(group, [(0, 0, (95, 110, 10, 10), 0.5)]) == 100  # 5 of 10 columns
     assert _ap(group, [(0, 0, (94, 110, 10, 10), 0.5)]) == 0  # 4 of them
-    # All of the group in the detection, but less than half of the detection in the group.
+    # The whole group is in the detection, but less than half of the detection is in the group.
     assert _ap(group, [(0, 0, (50, 50, 200, 200), 0.5)]) == 0
 
 
 def test_single_objects_are_matched_before_groups():
-    """The first detection is the single object; the second, a miss of it, finds the group."""
+    """One detection is matched to the single object, and the other one to the group."""
     objects = [(0, 0, IN_CROWD[0]), (0, 0, CROWD, "group_of")]
     found = [(0, 0, IN_CROWD[0], 0.5), (0, 0, (110, 110, 10, 9), 0.9)]
     assert _ap(objects, found[:1]) == 50
-    # By score the one of 10 x 9 is the single object's (IoU 0.9), and the other one the group's.
+    # The 10 x 9 one has the higher score, so it hits the object (IoU 0.9), the other the group.
     assert _ap(objects, found) == 100
     assert _ap([(0, 0, CROWD, "group_of"), *objects[:1]], found) == 100
 
 
-def test_what_is_difficult_is_neither_hit_nor_miss():
+def test_difficult_objects_are_neither_hit_nor_miss():
     objects = [(0, 0, SINGLE), (0, 0, FAR, "difficult"), (0, 0, CROWD, "difficult", "group_of")]
     found = [(0, 0, FAR, 0.9), (0, 0, IN_CROWD[0], 0.8), (0, 0, SINGLE, 0.5)]
     assert _ap(objects, found) == 100
@@ -84,26 +84,26 @@ def test_a_crowd_is_neither_hit_nor_miss():
     single = (0, 0, SINGLE, 0.5)
     inside = [(0, 0, box, 0.9) for box in IN_CROWD]
     assert _ap(objects, [single]) == _ap(objects, [single, *inside]) == 100
-    # As VOC has it, of one that is difficult as well only what has its shape is excused.
+    # If the crowd is also difficult, only detections with its shape are ignored, as in VOC.
     objects = [(0, 0, SINGLE), (0, 0, CROWD, "crowd", "difficult")]
     assert _ap(objects, [single, (0, 0, CROWD, 0.9)]) == 100
     assert _ap(objects, [single, *inside]) == 25
 
 
 def test_a_second_hit_is_a_miss_even_if_another_object_is_free():
-    """As in VOC, other than in COCO: see test_voc.py."""
+    """This is as in VOC, but unlike COCO; see test_voc.py."""
     objects = [(0, 0, (0, 0, 100, 100)), (0, 0, (0, 0, 100, 60))]
     assert _ap(objects, [(0, 0, (0, 0, 100, 100), 0.9), (0, 0, (0, 0, 100, 85), 0.8)]) == 50
 
 
-def test_any_number_of_detections_counts():
-    """200 misses before the one hit: precision 1/201."""
+def test_the_number_of_detections_is_unlimited():
+    """With 200 false positives before the hit, precision is 1/201."""
     found = [*((0, 0, FAR, 0.9) for _ in range(200)), (0, 0, SINGLE, 0.5)]
     assert _ap([(0, 0, SINGLE)], found) == pytest.approx(100 / 201, abs=1e-9)
 
 
-def test_objects_are_of_the_classes_above_theirs(helmets):
-    """A football helmet is a helmet: of two helmets, one of them found as such."""
+def test_objects_count_for_the_ancestors_of_their_class(helmets):
+    """A football helmet counts as a helmet, so one of two helmets is found."""
     t = ground_truth([(0, 0, SINGLE), (0, 2, FAR), (0, 3, CROWD)], HELMETS)
     d = detections([(0, 0, SINGLE, 0.5), (0, 3, CROWD, 0.9)])
     numbers = OpenImagesMetric(str(helmets))(t, d)
@@ -112,22 +112,22 @@ def test_objects_are_of_the_classes_above_theirs(helmets):
     assert numbers == {f"bbox/AP50-{c}": ap for c, ap in classes.items()} | {
         "bbox/AP50": pytest.approx(250 / 3)
     }
-    # The challenge's: who says football helmet has not said helmet.
-    handed_in = OpenImagesMetric(str(helmets), expand_detections=False)(t, d)
-    assert handed_in["bbox/AP50-Helmet"] == 0 and handed_in["bbox/AP50-Football helmet"] == 100
+    # As in the challenge, a detected football helmet does not count as a helmet.
+    challenge = OpenImagesMetric(str(helmets), expand_detections=False)(t, d)
+    assert challenge["bbox/AP50-Helmet"] == 0 and challenge["bbox/AP50-Football helmet"] == 100
     assert OpenImagesMetric()(t, d)["bbox/AP50-Helmet"] == 0
     assert OpenImagesMetric(str(helmets))(t, perfect(t))["bbox/AP50"] == 100
 
 
-def test_a_group_below_is_a_group_above(helmets):
+def test_a_group_is_also_a_group_of_its_ancestors(helmets):
     t = ground_truth([(0, 0, CROWD, "group_of"), (0, 2, SINGLE)], HELMETS)
     d = detections([(0, 2, SINGLE, 0.5), *((0, 1, box, 0.9) for box in IN_CROWD)])
     numbers = OpenImagesMetric(str(helmets))(t, d)
     assert numbers["bbox/AP50-Helmet"] == 100 and numbers["bbox/AP50-Football helmet"] == 0
 
 
-def test_a_class_in_several_places_has_all_classes_above(tmp_path):
-    """And levels that are no classes here are passed over."""
+def test_a_repeated_class_has_the_ancestors_of_all_places(tmp_path):
+    """Levels that are not classes of the dataset are skipped."""
     ball = {"LabelName": "ball"}
     toys = {"LabelName": "toy", "Subcategory": [{"LabelName": "throwable", "Subcategory": [ball]}]}
     gear = {"LabelName": "gear", "Subcategory": [ball]}
@@ -139,11 +139,11 @@ def test_a_class_in_several_places_has_all_classes_above(tmp_path):
     assert math.isnan(numbers["bbox/AP50-kite"])
 
 
-def test_codes_are_named_by_the_descriptions_beside_the_file(tmp_path):
+def test_codes_are_translated_by_the_descriptions_next_to_the_file(tmp_path):
     tree = {"LabelName": "/m/0zvk5", "Subcategory": [{"LabelName": "/m/02wg_p"}]}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     t = ground_truth([(0, 0, SINGLE)], HELMETS)
-    with pytest.raises(UserError, match=r"names none of the classes .*/m/0.*class-descriptions"):
+    with pytest.raises(UserError, match=r"has none of the classes .*/m/0.*class-descriptions"):
         OpenImagesMetric(str(tmp_path / "tree.json"))(t, perfect(t))
     names = "/m/0zvk5,Helmet\n/m/02wg_p,Football helmet\n"
     (tmp_path / "class-descriptions-boxable.csv").write_text(names)
@@ -151,7 +151,7 @@ def test_codes_are_named_by_the_descriptions_beside_the_file(tmp_path):
     assert numbers["bbox/AP50-Helmet"] == 100
 
 
-place = st.tuples(st.integers(0, 1), st.integers(0, 7))  # image, cell: they do not touch
+place = st.tuples(st.integers(0, 1), st.integers(0, 7))  # image, cell; cells do not touch
 jitter = st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(4, 13), st.integers(4, 13))
 
 
@@ -164,8 +164,8 @@ jitter = st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(4, 13), st.
     expand=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore:hotcoco")
-def test_numbers_are_those_of_hotcoco(tmp_path_factory, objects, found, expand):
-    """Where a detection overlaps one object at most, and is one of a hundred at most."""
+def test_results_equal_those_of_hotcoco(tmp_path_factory, objects, found, expand):
+    """Each detection overlaps at most one object, and there are at most 100 detections."""
     path = tmp_path_factory.mktemp("hierarchy") / "tree.json"
     kinds = [{"LabelName": name} for name in HELMETS[:2]]
     tree = {"LabelName": "Entity", "Subcategory": [{"LabelName": "Helmet", "Subcategory": kinds}]}
@@ -213,7 +213,7 @@ def _hotcoco(rows: list, guesses: list, expand: bool) -> dict[str, float]:
     return evaluation.get_results(per_class=True)
 
 
-def test_without_groups_and_hierarchy_it_is_voc(caplog):
+def test_without_groups_and_hierarchy_results_equal_voc(caplog):
     caplog.set_level(logging.INFO, "d2ext")
     t = ground_truth([(i % 3, i % 2, (7 * i, 5, 20, 20)) for i in range(20)], ("cat", "dog"), 3)
     d = detections([(i % 3, i % 2, (6 * i, 4, 20, 20), i / 30) for i in range(20)])
@@ -232,11 +232,11 @@ def test_no_objects_and_no_detections():
 
 
 @pytest.mark.parametrize("per_class", [True, False])
-def test_keys_are_those_of_the_results(helmets, per_class):
+def test_keys_equal_those_of_the_results(helmets, per_class):
     metric = OpenImagesMetric(str(helmets), per_class=per_class)
     results = metric(ground_truth([], HELMETS), detections([]))
     assert metric.keys(HELMETS, False) == metric.keys(HELMETS, True) == set(results)
-    with pytest.raises(UserError, match="hierarchy.json names none of the classes"):
+    with pytest.raises(UserError, match="hierarchy.json has none of the classes"):
         metric.keys(("cat",), False)
 
 
@@ -244,16 +244,16 @@ def test_keys_are_those_of_the_results(helmets, per_class):
     ("content", "said"),
     [
         ("{", "is not valid JSON"),
-        ("[]", r"is no hierarchy of Open Images: \[\] is no"),
-        ('{"LabelName": 3}', "is no hierarchy"),
-        ('{"LabelName": "a", "Subcategory": {}}', "is no hierarchy"),
-        ('{"LabelName": "a", "Subcategory": ["b"]}', "'b' is no"),
-        ('{"LabelName": "a", "Subcategory": null}', "is no hierarchy"),
-        ('{"Subcategory": []}', "is no hierarchy"),
+        ("[]", r"is not an Open Images hierarchy: \[\] is not of the form"),
+        ('{"LabelName": 3}', "is not an Open Images hierarchy"),
+        ('{"LabelName": "a", "Subcategory": {}}', "is not an Open Images hierarchy"),
+        ('{"LabelName": "a", "Subcategory": ["b"]}', "'b' is not of the form"),
+        ('{"LabelName": "a", "Subcategory": null}', "is not an Open Images hierarchy"),
+        ('{"Subcategory": []}', "is not an Open Images hierarchy"),
         ('{"LabelName": "a", "Subcategory": [' * 5000, "is not valid JSON"),
     ],
 )
-def test_a_bad_hierarchy_is_one_line(tmp_path, content, said):
+def test_an_invalid_hierarchy_gives_a_one_line_error(tmp_path, content, said):
     (tmp_path / "tree.json").write_text(content)
     with pytest.raises(UserError, match=rf"tree\.json {said}|tree\.json .*{said}") as e:
         OpenImagesMetric(str(tmp_path / "tree.json"))
@@ -269,12 +269,12 @@ def test_a_bad_hierarchy_is_one_line(tmp_path, content, said):
         (dict(per_class=1), "per_class=1"),
     ],
 )
-def test_arguments_are_checked_at_once(settings, said):
+def test_arguments_are_checked_on_creation(settings, said):
     with pytest.raises(UserError, match=f"^OpenImagesMetric: .*{said}"):
         OpenImagesMetric(**settings)
 
 
-def test_a_metric_of_a_config(helmets):
+def test_a_metric_from_a_config(helmets):
     metric = instantiate(L(OpenImagesMetric)(hierarchy_file=str(helmets)))
     t = ground_truth([(0, 0, SINGLE)], HELMETS)
     assert metric(t, perfect(t))["bbox/AP50-Helmet"] == 100

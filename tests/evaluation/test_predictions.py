@@ -1,4 +1,4 @@
-"""Detections of a model as columns: of one process and of several, and as a file."""
+"""Detections of a model as columns, from one or several processes, and as a file."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
 
 
 class Found(torch.nn.Module):
-    """Detects in each image as many objects as the last digit of its number says."""
+    """Detect as many objects in an image as the last digit of its number."""
 
     def __init__(self, masks=True):
         super().__init__()
@@ -44,14 +44,14 @@ class Found(torch.nn.Module):
 
 
 def _loader(numbers):
-    """Batches of two."""
+    """Yield batches of two images."""
     numbers = list(numbers)
     for i in range(0, len(numbers), 2):
         yield [{"image_id": IDS[k]} for k in numbers[i : i + 2]]
 
 
 def _rank(file, parts):
-    """What rank 0 has in the end, as results."""
+    """Write the results that rank 0 has at the end."""
     from detectron2.utils import comm
 
     found = predict(Found(), _loader(parts[comm.get_rank()]), IDS)
@@ -65,11 +65,11 @@ def _rank(file, parts):
         exit_process(0)
 
 
-def test_the_columns_are_what_the_model_found():
+def test_the_columns_equal_the_output_of_the_model():
     model = Found().train()
     found = predict(model, _loader([13, 4, 0]), IDS)
     assert model.training
-    assert found.image.tolist() == [4] * 4 + [13] * 3  # in the order of the data set
+    assert found.image.tolist() == [4] * 4 + [13] * 3  # in the order of the dataset
     expected = model._found(13)
     assert found.label[4:].tolist() == expected.pred_classes.tolist()
     assert found.scores[4:] == pytest.approx(expected.scores.numpy())
@@ -87,13 +87,13 @@ def test_nothing_found(masks):
     assert len(found.scores) == 0 and found.boxes.shape == (0, 4)
 
 
-def test_images_that_nobody_looked_at_are_counted(caplog):
+def test_images_that_were_not_evaluated_are_counted(caplog):
     predict(Found(), _loader(range(590)), IDS)
-    assert "10 of 600 images were not looked at" in caplog.text
+    assert "10 of 600 images were not evaluated" in caplog.text
 
 
 @pytest.mark.slow
-def test_two_processes_of_uneven_parts_that_overlap_find_the_same(tmp_path):
+def test_two_processes_with_uneven_overlapping_parts_find_the_same(tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     _rank(one, [range(600)])
     parts = [range(0, 401), range(390, 600)]  # 11 images twice
@@ -102,7 +102,7 @@ def test_two_processes_of_uneven_parts_that_overlap_find_the_same(tmp_path):
     assert len(json.loads(one.read_text())) == 600 * 4.5
 
 
-def test_the_file_holds_the_data_sets_own_category_ids(tmp_path, monkeypatch):
+def test_the_file_has_the_category_ids_of_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("d2ext.evaluation.predictions._WRITTEN", 4)
     found = predict(Found(), _loader([13, 4]), IDS)
     MetadataCatalog.get("predictions_own").set(
@@ -121,7 +121,7 @@ def test_the_file_holds_the_data_sets_own_category_ids(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_size_of_images():
-    """The masks of 200 more images, a million pixels each, would be a gigabyte."""
+    """The masks of 200 more images with a million pixels each would take a gigabyte."""
     code = """
 import resource, torch
 from detectron2.structures import Boxes, Instances
@@ -136,7 +136,7 @@ class Model(torch.nn.Module):
         return [{"instances": found}]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 loader = lambda n: ([{"image_id": i}] for i in range(n))
-predict(Model(), loader(100), range(100))  # glibc keeps some of what is freed, up to a bound
+predict(Model(), loader(100), range(100))  # glibc keeps some freed memory, up to a limit
 before = peak()
 found = predict(Model(), loader(300), range(300))
 assert len(found.masks) == 1500
@@ -146,8 +146,8 @@ print(peak() - before)
     assert float(done.stdout) < 200  # MB
 
 
-def test_classes_that_a_test_set_lacks_are_not_written(tmp_path, caplog):
-    """So that tools/evaluate.py takes the file against the data set's own."""
+def test_classes_that_the_dataset_lacks_are_not_written(tmp_path, caplog):
+    """The file can then be evaluated against the dataset's own annotation file."""
     caplog.set_level("INFO", "d2ext")
     metadata = {FILE_IDS: {7: 0, 4: 1}}
     metadata = select_metadata(metadata, ["cat", "dog"], ["unicorn", "dog"])
@@ -161,24 +161,24 @@ def test_classes_that_a_test_set_lacks_are_not_written(tmp_path, caplog):
     written = json.loads(file.read_text())
     assert len(written) == sum(found.label == 2) and {r["category_id"] for r in written} == {4}
     left_out = sum(found.label != 2)
-    assert f"{left_out} detections of classes that it lacks" in caplog.text
+    assert f"{left_out} detections of classes that the dataset lacks" in caplog.text
 
 
-def test_a_model_without_instances_is_one_line():
+def test_a_model_without_instances_gives_a_one_line_error():
     class Proposals(torch.nn.Module):
         def forward(self, inputs):
             return [{"proposals": Instances((8, 9))} for _ in inputs]
 
-    with pytest.raises(UserError, match="the model gives proposals, and no instances"):
+    with pytest.raises(UserError, match="the model returns proposals, but no instances"):
         predict(Proposals(), _loader([3]), IDS)
 
 
-def test_scores_that_are_no_numbers_are_dropped(caplog):
-    class Odd(Found):
+def test_detections_with_non_finite_values_are_dropped(caplog):
+    class WithNaN(Found):
         def _found(self, i):
             found = super()._found(i)
             found.scores[0] = np.nan
             return found
 
-    assert len(predict(Odd(), _loader([13]), IDS).scores) == 2
+    assert len(predict(WithNaN(), _loader([13]), IDS).scores) == 2
     assert "1 of 3 detections dropped" in caplog.text

@@ -1,4 +1,4 @@
-"""Masks of boxes become the run lengths of the images that Detectron2 would make of them."""
+"""Encoding the masks of boxes gives the run lengths of the images that Detectron2 would create."""
 
 import numpy as np
 import pycocotools.mask
@@ -17,11 +17,11 @@ from d2ext.evaluation.roi_masks import encoded_masks
     st.sampled_from(["inside", "all", "edges"]),
     st.sampled_from(["noise", "full", "none"]),
 )
-def test_as_detectron2_s_images(seed, height, width, where, what):
+def test_encoded_masks_equal_those_of_detectron2(seed, height, width, where, what):
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height, width, height])
     corners = torch.rand(5, 2, 2, generator=generator).sort(1).values.reshape(5, 4) * size
-    if where == "edges":  # each side on the image's with a chance of a half
+    if where == "edges":  # each side is on the image's edge with a probability of 0.5
         on = torch.rand(5, 4, generator=generator) < 0.5
         corners = torch.where(on, size * torch.tensor([0, 0, 1, 1]), corners)
     if where == "all":

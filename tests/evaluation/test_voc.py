@@ -1,4 +1,4 @@
-"""VOC's AP: worked out by hand, and against Detectron2's port of the development kit."""
+"""VOC's AP, compared with hand-worked examples and Detectron2's port of the development kit."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from d2ext.evaluation import average_precision
 from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.columns import detections, ground_truth, perfect
 
-# A box of 10 x 10 in each cell of a row: those of different cells do not touch.
+# A 10 x 10 box in each cell of a row; boxes in different cells do not touch.
 CELL = [(20 * i, 0, 10, 10) for i in range(12)]
 FAR = (900, 900, 10, 10)
 
@@ -28,9 +28,9 @@ def _ap(objects: list, found: list, name: str = "AP50", **settings) -> float:
 
 
 def test_a_curve_worked_out_by_hand():
-    """Three objects; by score: hit, miss, hit, miss, and one object is never found.
+    """There are three objects; by score: hit, miss, hit, miss, and one object is never found.
 
-    Precision and recall behind each detection: 1 and 1/3, 1/2 and 1/3, 2/3 and 2/3, 1/2 and 2/3.
+    Precision and recall after each detection: 1 and 1/3, 1/2 and 1/3, 2/3 and 2/3, 1/2 and 2/3.
     Area: a third of recall at precision 1, a third at 2/3: 5/9.
     11 points: recalls 0 to 0.3 have precision 1, those of 0.4 to 0.6 have 2/3, the others 0: 6/11.
     """
@@ -40,8 +40,8 @@ def test_a_curve_worked_out_by_hand():
     assert _ap(objects, found, mode="11points") == pytest.approx(100 * 6 / 11, abs=1e-9)
 
 
-def test_a_recall_of_exactly_a_tenth_is_reached():
-    """3 of 5 found without a miss: recalls 0 to 0.6 are reached, 7 of 11 points."""
+def test_a_recall_of_exactly_a_tenth_counts_as_reached():
+    """With 3 of 5 found and no miss, the recalls 0 to 0.6 are reached: 7 of 11 points."""
     objects = [(0, 0, CELL[i]) for i in range(5)]
     found = [(0, 0, CELL[i], 0.5) for i in range(3)]
     assert _ap(objects, found, mode="11points") == pytest.approx(100 * 7 / 11, abs=1e-9)
@@ -49,10 +49,10 @@ def test_a_recall_of_exactly_a_tenth_is_reached():
 
 
 def test_a_second_hit_is_a_miss_even_if_another_object_is_free():
-    """The second detection overlaps the first object by 0.85, the second by 60/85 = 0.706.
+    """The second detection overlaps the first object by 0.85, and the second by 60/85 = 0.706.
 
-    COCO's matching would give it the second object, which is free; VOC's does not: hit, miss, and
-    half of the objects: 1/2.
+    COCO would match it to the second object, which is free. VOC does not, so there are a hit and a
+    miss, and half of the objects are found: 1/2.
     """
     objects = [(0, 0, (0, 0, 100, 100)), (0, 0, (0, 0, 100, 60))]
     found = [(0, 0, (0, 0, 100, 100), 0.9), (0, 0, (0, 0, 100, 85), 0.8)]
@@ -60,18 +60,18 @@ def test_a_second_hit_is_a_miss_even_if_another_object_is_free():
 
 
 @pytest.mark.parametrize("flag", ["difficult", "crowd", "group_of"])
-def test_what_is_difficult_is_neither_hit_nor_miss(flag):
-    """Two detections of the difficult object come first and change nothing; nor does its miss."""
+def test_difficult_objects_are_neither_hit_nor_miss(flag):
+    """Neither two detections of a difficult object nor missing another one changes the AP."""
     objects = [(0, 0, CELL[0], flag), (0, 0, CELL[1]), (0, 0, CELL[2], flag)]
     found = [(0, 0, CELL[0], 0.9), (0, 0, CELL[0], 0.8), (0, 0, CELL[1], 0.7)]
     assert _ap(objects, found) == 100
-    # Of 10 x 10 pixels, 4 lie in the other: IoU 40 / 160 = 0.25. That is a miss: 1/2.
+    # The boxes share 4 of 10 columns, so the IoU is 40 / 160 = 0.25: a miss, and AP 1/2.
     beside = [(0, 0, (6, 0, 10, 10), 0.9), (0, 0, CELL[1], 0.7)]
     assert _ap(objects, beside) == 50
 
 
-def test_thresholds_are_reached_exactly():
-    """The lower 6 of 10 rows: an IoU of 0.6; with another pixel, 77 of 121 = 0.636."""
+def test_an_iou_equal_to_the_threshold_is_a_hit():
+    """With 6 of 10 rows, the IoU is 0.6; with an additional pixel, it is 77 of 121 = 0.636."""
     objects, found = [(0, 0, (0, 0, 10, 10))], [(0, 0, (0, 0, 10, 6), 0.5)]
     metric = VocMetric(iou_thresholds=[0.65, 0.6, 0.625])
     numbers = metric(ground_truth(objects), detections(found))
@@ -95,14 +95,14 @@ def test_equal_scores_keep_their_order():
     assert _ap(objects, 3 * [miss] + [hit]) == 25
 
 
-def test_of_objects_that_overlap_equally_the_first_counts():
+def test_the_first_of_equally_overlapping_objects_counts():
     twins = [(0, 0, CELL[0]), (0, 0, CELL[0], "difficult")]
     assert _ap(twins, [(0, 0, CELL[0], 0.5)]) == 100
     assert _ap(twins[::-1], [(0, 0, CELL[0], 0.5)]) == 0
 
 
 def test_means_are_over_classes_with_objects():
-    """Cat 100, dog (no detection) 0, and no owl anywhere; an owl detected changes nothing."""
+    """Cat has 100 and dog (no detection) 0; there are no owls, so a detected owl is ignored."""
     t = ground_truth([(0, 0, CELL[0]), (1, 1, CELL[0])], ("cat", "dog", "owl"), images=2)
     d = detections([(0, 0, CELL[0], 0.5), (0, 2, CELL[0], 0.9), (1, 2, CELL[0], 0.9)])
     numbers = VocMetric()(t, d)
@@ -113,8 +113,8 @@ def test_means_are_over_classes_with_objects():
 
 @pytest.mark.parametrize("mode", ["area", "11points"])
 @pytest.mark.parametrize("count", [1, 3, 7, 10, 49])
-def test_a_perfect_detector_has_exactly_100(mode, count):
-    """With boxes that are no round numbers, up to an IoU of 1."""
+def test_a_perfect_detector_scores_exactly_100(mode, count):
+    """Coordinates are not integers, and IoU thresholds go up to 1."""
     rng = np.random.default_rng(count)
     objects = [
         (int(rng.integers(3)), int(rng.integers(2)), tuple(rng.uniform(0.1, 300, 4)))
@@ -138,11 +138,11 @@ def test_without_classes_or_images_there_is_no_ap():
     assert set(numbers) == {"bbox/AP", "bbox/AP50"} and all(map(math.isnan, numbers.values()))
 
 
-def test_odd_boxes_are_misses_and_no_more():
-    """Outside of the image, without area, or inside out; the object without area is not found."""
+def test_invalid_boxes_are_only_false_positives():
+    """They are outside of the image, empty or inverted; the object without area is not found."""
     objects = [(0, 0, CELL[0]), (0, 0, (50, 50, 0, 0))]
-    odd = [(-50, -50, 20, 20), (5000, 0, 10, 10), (0, 0, 0, 0), (10, 10, -10, -10), (50, 50, 0, 0)]
-    found = [(0, 0, CELL[0], 0.9), *((0, 0, box, 0.5) for box in odd)]
+    bad = [(-50, -50, 20, 20), (5000, 0, 10, 10), (0, 0, 0, 0), (10, 10, -10, -10), (50, 50, 0, 0)]
+    found = [(0, 0, CELL[0], 0.9), *((0, 0, box, 0.5) for box in bad)]
     assert _ap(objects, found) == 50
 
 
@@ -154,13 +154,14 @@ places = st.tuples(st.integers(0, 2), st.integers(0, 1), boxes)
 @settings(max_examples=60, deadline=None)
 @given(
     objects=st.lists(st.tuples(places, st.sampled_from(["", "", "difficult"])), max_size=12),
-    found=st.dictionaries(st.integers(1, 999), places, max_size=25),  # by score: Detectron2's
-    threshold=st.sampled_from([0.3, 0.5, 0.75]),  # sort is not stable
+    # By distinct scores, because Detectron2's sort is not stable.
+    found=st.dictionaries(st.integers(1, 999), places, max_size=25),
+    threshold=st.sampled_from([0.3, 0.5, 0.75]),
     mode=st.sampled_from(["area", "11points"]),
     plus_one=st.booleans(),
 )
 @example([((0, 0, (0, 0, 9, 9)), "")], {5: (0, 0, (0, 0, 9, 9))}, 0.5, "area", False)
-def test_numbers_are_those_of_detectron2(
+def test_results_equal_those_of_detectron2(
     tmp_path_factory, objects, found, threshold, mode, plus_one
 ):
     classes = ("cat", "dog")
@@ -175,21 +176,21 @@ def test_numbers_are_those_of_detectron2(
         if not wanted:
             assert math.isnan(mine)
             continue
-        assume(mode == "area" or wanted % 5)  # where it holds 0.1 * 6 against 3 / 5
+        assume(mode == "area" or wanted % 5)  # Detectron2 compares 0.1 * 6 with 3 / 5
         parse_rec.cache_clear()
         *_, theirs = voc_eval(
             f"{folder}/{{}}.txt",
             f"{folder}/{{}}.xml",
             f"{folder}/images.txt",
             name,
-            threshold - 1e-9,  # a hit overlaps more than this, to Detectron2
+            threshold - 1e-9,  # Detectron2 requires an IoU above the threshold
             mode == "11points",
         )
         assert mine == pytest.approx(100 * theirs, abs=1e-9)
 
 
 def _write_voc(folder: Path, t, d, plus_one: bool) -> None:
-    """What VOC's evaluation reads. Its boxes hold their last pixel."""
+    """Write the files that VOC's evaluation reads; its boxes include their last pixel."""
     last = 0 if plus_one else 1
     for i in range(len(t.image_ids)):
         root = ElementTree.Element("annotation")
@@ -215,8 +216,8 @@ def _write_voc(folder: Path, t, d, plus_one: bool) -> None:
         (folder / f"{name}.txt").write_text("".join(lines))
 
 
-def test_much_is_compared_in_parts(monkeypatch):
-    """What is held in memory at a time is bounded, and changes no number."""
+def test_large_datasets_are_compared_in_parts(monkeypatch):
+    """Memory is bounded, and the size of the parts does not change the results."""
     rng = np.random.default_rng(0)
     t = ground_truth([(i % 3, 0, tuple(rng.uniform(1, 30, 4))) for i in range(40)], images=3)
     d = detections([(i % 3, 0, tuple(rng.uniform(1, 30, 4)), rng.random()) for i in range(200)])
@@ -239,7 +240,7 @@ def test_the_table_is_logged(caplog):
 
 @pytest.mark.parametrize("per_class", [True, False])
 @pytest.mark.parametrize("classes", [(), ("cat",), ("cat", "dog")])
-def test_keys_are_those_of_the_results(classes, per_class):
+def test_keys_equal_those_of_the_results(classes, per_class):
     metric = VocMetric([0.5, 0.75], per_class=per_class)
     assert metric.keys(classes, True) == set(metric(ground_truth([], classes), detections([])))
 
@@ -260,12 +261,12 @@ def test_keys_are_those_of_the_results(classes, per_class):
         (dict(per_class=None), "per_class=None; give true or false"),
     ],
 )
-def test_arguments_are_checked_at_once(settings, said):
+def test_arguments_are_checked_on_creation(settings, said):
     with pytest.raises(UserError, match=f"^VocMetric: .*{said}"):
         VocMetric(**settings)
 
 
-def test_a_metric_of_a_config():
+def test_a_metric_from_a_config():
     metric = instantiate(L(VocMetric)(iou_thresholds=[0.5, 0.75], mode="11points"))
     t = ground_truth([(0, 0, CELL[0])])
     assert metric(t, perfect(t))["bbox/AP75"] == 100

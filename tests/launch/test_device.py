@@ -1,4 +1,4 @@
-"""The device to train on: the CPU takes a GPU's place only where there is none, or on request."""
+"""The device to train on: the CPU is used only if there is no GPU, or on request."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from d2ext.launch.device import choose_device, expected_gpu, uncovered, why_no_g
 
 @pytest.fixture
 def dev(tmp_path, monkeypatch):
-    """A folder of device files without a GPU's, and an environment that says nothing of GPUs."""
+    """Return a folder of device files without GPUs, with no GPU variables in the environment."""
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("CUDA_VISIBLE_DEVICES", "D2EXT_PLAN_GPUS"):
@@ -57,7 +57,7 @@ def test_hidden_gpus_mean_the_cpu(dev, monkeypatch, hidden):
     assert choose_device("cuda", 1, dev=dev)[0] == "cpu"
 
 
-def test_the_cpu_and_plans_for_other_machines_need_no_gpu_here(dev, monkeypatch):
+def test_the_cpu_and_plans_for_other_machines_need_no_gpu(dev, monkeypatch):
     (dev / "nvidia0").touch()
     assert choose_device("cpu", 1, dev=dev)[0] == "cpu"
     monkeypatch.setenv("D2EXT_PLAN_GPUS", "4")
@@ -71,7 +71,7 @@ def test_an_index_without_a_gpu_is_named(dev, monkeypatch):
         choose_device("cuda", 1, dev=dev)
 
 
-def test_slurm_without_gpus_is_no_sign():
+def test_slurm_without_gpus_does_not_expect_a_gpu():
     assert expected_gpu({"SLURM_GPUS_ON_NODE": "0"}, dev=report.Path("/nonexistent")) is None
     assert why_no_gpu()
 
@@ -103,7 +103,7 @@ def test_a_gpu_without_kernels_is_an_error(dev, monkeypatch):
         choose_device("cuda", 2, dev=dev)
 
 
-def test_the_doctor_reports_both(monkeypatch):
+def test_the_doctor_reports_both_problems(monkeypatch):
     facts = {"gpus": [], "built_for": ["sm_80"], "reason": "The driver is too old"}
     monkeypatch.setattr(report, "probe", lambda: ({"torch": facts}, None))
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")

@@ -1,4 +1,4 @@
-"""Which of several ranks' errors is the cause, and how it is said."""
+"""Which of several ranks' errors is the cause, and how it is reported."""
 
 import errno
 import os
@@ -28,8 +28,8 @@ def test_the_first_cause_wins_over_lost_peers():
     assert cause([]) is None
 
 
-def test_what_dies_of_an_interruption_is_no_cause():
-    """Twice Ctrl-C ends a rank at once; its peers may crash, or be killed, for that."""
+def test_crashes_after_an_interruption_are_not_the_cause():
+    """Pressing Ctrl-C twice ends a rank immediately, so its peers may crash or be killed."""
     lost, stopped = describe_failure(0, LOST), describe_failure(1, KeyboardInterrupt())
     assert cause([lost, describe_killed(0, "SIGABRT"), stopped]) is stopped
     try:
@@ -44,8 +44,8 @@ def test_what_dies_of_an_interruption_is_no_cause():
 @pytest.mark.parametrize(
     ("by", "kind"), [(None, "killed"), ("SIGKILL", "killed"), ("SIGSEGV", "crashed")]
 )
-def test_a_crash_is_no_kill(by, kind):
-    """A job that crashed would crash again; one that was killed comes back."""
+def test_crashes_are_distinguished_from_kills(by, kind):
+    """A job that crashed would crash again; one that was killed is requeued."""
     killed = describe_killed(1, by)
     assert killed.kind == kind and cause([describe_failure(0, LOST), killed]) is killed
 
@@ -68,8 +68,8 @@ def test_kinds(error, kind):
 @pytest.mark.parametrize(
     ("error", "status", "last"),
     [
-        (UserError("mend it"), 2, ": mend it"),
-        (ValueError("odd"), 1, ": ValueError: odd"),
+        (UserError("fix it"), 2, ": fix it"),
+        (ValueError("bad"), 1, ": ValueError: bad"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -79,17 +79,17 @@ def test_the_last_line_and_the_status(capsys, error, status, last):
     assert line.endswith(last) and (status == 130 or line.startswith("error: rank 5 on "))
 
 
-def test_only_what_is_left_since_counts(tmp_path):
-    """Also when another machine's clock runs behind."""
-    FailureFolder(tmp_path).add(describe_failure(1, ValueError("of the run before")))
+def test_only_new_failures_count(tmp_path):
+    """This also holds if another machine's clock is slow."""
+    FailureFolder(tmp_path).add(describe_failure(1, ValueError("in the previous run")))
     folder = FailureFolder(tmp_path)
     assert folder.new() == []
-    folder.add(describe_failure(1, ValueError("of this one")))
+    folder.add(describe_failure(1, ValueError("in this run")))
     os.utime(tmp_path / "errors" / "rank-1.json", (1e9, 1e9))
-    assert [f.message for f in folder.new()] == ["ValueError: of this one"]
+    assert [f.message for f in folder.new()] == ["ValueError: in this run"]
 
 
-def test_a_lost_peer_is_waited_for(tmp_path):
+def test_a_lost_peer_error_waits_for_the_cause(tmp_path):
     folder = FailureFolder(tmp_path)
     mine = describe_failure(0, LOST)
     assert folder.wait_for_cause(mine, seconds=0.1) is mine
@@ -99,7 +99,7 @@ def test_a_lost_peer_is_waited_for(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_without_a_run_directory_nothing_is_made(tmp_path):
+def test_without_a_run_directory_nothing_is_created(tmp_path):
     folder = FailureFolder(tmp_path / "run")
     folder.add(describe_failure(0, LOST))
     assert folder.new() == [] and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What asks a training to stop: signals, and the clock."""
+"""Requests to stop a run: signals and the time limit."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ def test_limits(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "0m", "50", "1m3h", "3.5h", "-1h", "soon"])
-def test_what_is_no_limit(text):
+def test_invalid_limits(text):
     with pytest.raises(UserError, match="--time-limit .*3h50m"):
         deadline(text, since=0.0)
 
 
-def test_the_clock_and_a_signal():
+def test_the_time_limit_and_a_signal():
     with StopSignals(time.monotonic() + 0.05) as signals:
         assert signals.received is None
         time.sleep(0.06)
@@ -45,8 +45,8 @@ with StopSignals(), multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
-def test_a_pool_of_processes_ends():
-    """Detectron2 reads Cityscapes in one, and ends it by a TERM."""
+def test_a_process_pool_ends():
+    """Detectron2 reads Cityscapes in a pool, and ends it with SIGTERM."""
     done = subprocess.run(
         [sys.executable, "-c", POOL], env=checkout_env(), capture_output=True, text=True, timeout=60
     )
@@ -99,7 +99,7 @@ def deaf():
             try:
                 signal.raise_signal(signal.SIGINT)
                 time.sleep(1000)
-            except KeyboardInterrupt:  # as where a destructor is interrupted
+            except KeyboardInterrupt:  # as in an interrupted destructor
                 pass
 
 if __name__ == "__main__":
@@ -109,7 +109,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_end_by_a_second_ctrl_c_end_in_two_seconds(tmp_path):
+def test_ranks_that_ignore_a_second_ctrl_c_end_in_two_seconds(tmp_path):
     (tmp_path / "deaf.py").write_text(DEAF)
     done = subprocess.run(
         [sys.executable, "deaf.py"],

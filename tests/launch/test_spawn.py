@@ -1,4 +1,4 @@
-"""How ranks end that all went well; the ways in which they fail are in test_signals and chaos."""
+"""How ranks end without errors; failures are tested in test_signals.py and chaos.py."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ import torch.distributed as dist
 from d2ext.launch.topology import find_topology
 from d2ext.launch.spawn import start_ranks
 
-class Told:
+class Finalized:
     def __del__(self, mkdir=os.mkdir):
-        mkdir("finalised")
+        mkdir("finalized")
 
 def work():
-    global told
-    rank, told = dist.get_rank(), Told()
+    global marker
+    rank, marker = dist.get_rank(), Finalized()
     atexit.register(lambda: Path(f"{rank}.txt").write_text(str(dist.is_initialized())))
     return 0
 
@@ -28,8 +28,8 @@ if __name__ == "__main__":
 """
 
 
-def test_ranks_call_what_is_to_be_called_at_exit_but_do_not_finalise_python(tmp_path):
-    """A thread of Gloo's that drops a tensor while Python is finalised aborts the process."""
+def test_ranks_call_exit_functions_but_do_not_finalize_python(tmp_path):
+    """A Gloo thread that frees a tensor while Python is being finalized aborts the process."""
     (tmp_path / "ranks.py").write_text(RANKS)
     done = subprocess.run(
         [sys.executable, "ranks.py"],
@@ -40,4 +40,4 @@ def test_ranks_call_what_is_to_be_called_at_exit_but_do_not_finalise_python(tmp_
     )
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["False", "False"]
-    assert not (tmp_path / "finalised").exists()
+    assert not (tmp_path / "finalized").exists()

@@ -1,4 +1,4 @@
-"""Which processes a run has: flags first, then torchrun, then srun, then one's own."""
+"""The processes of a run, from flags, torchrun, srun or the machine, in that order."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ TORCHRUN = dict(
 )
 
 
-def test_one_process_meets_nobody():
+def test_one_process_needs_no_rendezvous():
     topology = find_topology({})
     assert (topology.launcher, topology.world_size, topology.url) == ("self", 1, "")
-    # A batch script's variables say nothing of this process.
+    # The variables of a batch script do not apply to this process.
     assert find_topology(dict(SLURM_PROCID="0", SLURM_NTASKS="8")).world_size == 1
 
 
@@ -35,7 +35,7 @@ def test_machines():
     assert topology.url == "tcp://a:1234"
 
 
-def test_the_guide_s_environment_is_a_default():
+def test_the_environment_of_mmdetection_is_the_default():
     env = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="a", PORT="29501")
     topology = find_topology(env, num_gpus=8)
     assert (topology.num_machines, topology.machine_rank, topology.url) == (2, 1, "tcp://a:29501")
@@ -45,7 +45,7 @@ def test_the_guide_s_environment_is_a_default():
     assert find_topology(one_machine, 2).url == "tcp://127.0.0.1:29501"
 
 
-def test_torchrun_is_believed_unless_flags_speak():
+def test_flags_take_precedence_over_torchrun():
     topology = find_topology(TORCHRUN)
     assert (topology.launcher, topology.rank, topology.world_size) == ("torchrun", 5, 8)
     assert (topology.num_machines, topology.machine_rank, topology.per_machine) == (2, 1, 4)
@@ -56,7 +56,7 @@ def test_torchrun_is_believed_unless_flags_speak():
 
 @pytest.fixture
 def srun(tmp_path, monkeypatch):
-    """The environment of task 3 of a step of 2 x 2, and a scontrol that knows its nodes."""
+    """Return the environment of task 3 of a 2 x 2 step, with a scontrol that knows its nodes."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
     scontrol.chmod(0o755)
@@ -96,7 +96,7 @@ def test_an_srun_step_of_several_tasks(srun):
         (dict(SLURM_STEP_NODELIST="elsewhere"), "scontrol does not tell"),
     ],
 )
-def test_srun_steps_that_cannot_be(srun, more, words):
+def test_invalid_srun_steps(srun, more, words):
     with pytest.raises(UserError, match=words):
         find_topology(srun | more)
 
@@ -121,7 +121,7 @@ def test_contradictions(flags, words):
         find_topology(flags.pop("env", {}), **flags)
 
 
-def test_a_port_in_use_is_seen():
+def test_a_port_in_use_is_detected():
     port = free_port()
     with socket.socket() as s:
         s.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""The output directory of a run."""
+"""Locking of the output directory of a run."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from tests.conftest import checkout_env
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the run directory `tmp_path / "run"`, and has forked a child."""
+    """Start a process that holds the run directory `tmp_path / "run"` and has forked a child."""
     code = (
         "import os, pathlib, sys, time\n"
         "from d2ext.run_dir.lock import make_output_dir\n"
@@ -34,23 +34,23 @@ def holder(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, number):
-    """Nothing that a killed process would leave locked is made."""
+def test_a_file_system_without_locks_causes_a_warning(tmp_path, monkeypatch, caplog, number):
+    """No lock file that would outlive a killed process is created."""
 
     def none(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_held", [])  # an earlier run of this process would be unlocked
+    monkeypatch.setattr(lock, "_held", [])  # keeps earlier runs of this process locked
     monkeypatch.setattr(fcntl, "flock", none)
     make_output_dir(tmp_path / "run", overwrite=False)
-    wait_until_free(tmp_path / "run")  # lets go
-    assert f"run cannot be locked ({os.strerror(number)}): no other process" in caplog.text
+    wait_until_free(tmp_path / "run")  # releases the lock
+    assert f"run cannot be locked ({os.strerror(number)}); make sure" in caplog.text
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
     assert not (tmp_path / "run/.lock").read_text()
 
 
-def test_a_directory_that_another_process_holds(tmp_path, holder):
-    """It is refused; with --resume after a wait. The lock is gone when that process is killed."""
+def test_a_directory_that_another_process_holds_is_refused(tmp_path, holder):
+    """With --resume, it is refused after a wait. Killing the process releases the lock."""
     with pytest.raises(UserError, match="another process is writing to the output directory .*run"):
         make_output_dir(tmp_path / "run", overwrite=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -63,17 +63,17 @@ def test_a_directory_that_another_process_holds(tmp_path, holder):
     lock.release_output_dir()
 
 
-def test_a_lock_file_that_is_there_is_no_obstacle(tmp_path):
-    """As a finished run of any version leaves it; it keeps its content."""
+def test_an_existing_lock_file_does_not_block_a_run(tmp_path):
+    """Finished runs of any version leave one; its content is kept."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lock").write_text("left")
     wait_until_free(tmp_path / "run")
     assert make_output_dir(tmp_path / "run", overwrite=False) is None
     assert (tmp_path / "run/.lock").read_text() == "left"
     (tmp_path / "run/run.json").write_text("{}")
-    backup_dir = make_output_dir(tmp_path / "run", overwrite=True)  # held by this process itself
+    backup_dir = make_output_dir(tmp_path / "run", overwrite=True)  # this process holds the lock
     assert (backup_dir / "run.json").exists() and (tmp_path / "run/.lock").exists()
-    if not os.fork():  # such as a worker; it holds nothing and lets go of nothing
+    if not os.fork():  # a child, such as a worker, neither holds nor releases the lock
         lock.release_output_dir()
         os._exit(0)
     assert os.wait()[1] == 0

@@ -1,4 +1,4 @@
-"""results.json: which evaluation is best, when to stop, and that a resumed run knows both."""
+"""results.json: the best evaluation, early stopping, and both after a resume."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def test_the_best_and_the_last(tmp_path):
     assert _record(tmp_path / "min.json", [3.0, 1.0, 2.0], "min").best.iteration == 2
 
 
-def test_nothing_is_best_without_a_metric(tmp_path):
+def test_without_a_metric_no_evaluation_is_best(tmp_path):
     results = _record(tmp_path / "results.json", [1.0, 2.0], metric=None)
     assert results.best is None and list(json.loads((tmp_path / "results.json").read_text())) == [
         "last"
@@ -42,7 +42,7 @@ def test_undefined_scores_are_never_best(tmp_path):
     assert "no better val/coco/segm/AP than none" in results.exhausted(1)
 
 
-def test_a_metric_that_does_not_come_is_said(tmp_path):
+def test_an_unknown_metric_is_an_error(tmp_path):
     with pytest.raises(UserError, match="train.best.metric=val/voc/AP50: .*val/coco/segm/AP"):
         _record(tmp_path / "results.json", [1.0], metric="val/voc/AP50")
 
@@ -50,20 +50,20 @@ def test_a_metric_that_does_not_come_is_said(tmp_path):
 scores = st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 1.0, 2.0, 3.0])), max_size=8)
 
 
-@settings(deadline=None)  # each score is written to the disk, and flushed
+@settings(deadline=None)  # each score is written to the disk and flushed
 @given(scores, scores, st.sampled_from(["max", "min"]), st.integers(1, 3))
-def test_resumed_is_uninterrupted(tmp_path_factory, before, after, mode, patience):
+def test_resumed_results_equal_uninterrupted_ones(tmp_path_factory, before, after, mode, patience):
     path = tmp_path_factory.mktemp("results")
     whole = _record(path / "whole.json", before + after, mode)
     _record(path / "parts.json", before, mode)
     parts = _record(path / "parts.json", after, mode, iteration=len(before))
-    # Without iterations behind it there is nothing to resume.
+    # Without completed iterations there is nothing to resume.
     if before:
         assert parts.best == whole.best and parts.last == whole.last
         assert parts.exhausted(patience) == whole.exhausted(patience)
 
 
-def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
+def test_scores_after_the_resumed_iteration_do_not_count_twice(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0])
     resumed = Results(tmp_path / "results.json", KEY, "max", iteration=1)
     assert not resumed.exhausted(2)
@@ -72,7 +72,7 @@ def test_scores_behind_the_resumed_iteration_do_not_count_twice(tmp_path):
     assert resumed.best.iteration == 1
 
 
-def test_an_evaluation_made_again_counts_once(tmp_path):
+def test_a_repeated_evaluation_counts_once(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0, 3.0, 2.0])
     resumed = Results(tmp_path / "results.json", KEY, "max", iteration=3)
     assert resumed.known(3) is None and resumed.known(4) == resumed.last.results
@@ -80,8 +80,8 @@ def test_an_evaluation_made_again_counts_once(tmp_path):
     assert resumed.exhausted(2) and not resumed.exhausted(3)
 
 
-def test_another_batch_counts_iterations_anew(tmp_path):
-    """From 30 steps of 2 images to 15 of 4."""
+def test_another_batch_size_renumbers_iterations(tmp_path):
+    """30 steps with 2 images become 15 steps with 4 images."""
     results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
     for i, score in ((10, 5.0), (20, 4.0), (30, 3.0)):
         results.record(i, {KEY: score})
@@ -96,7 +96,7 @@ def test_without_a_metric_nothing_is_compared(tmp_path, caplog):
     assert "train.best" not in caplog.text
 
 
-def test_another_goal_starts_anew(tmp_path):
+def test_another_mode_discards_the_best(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0])
     resumed = Results(tmp_path / "results.json", KEY, "min", iteration=2)
     assert resumed.best is None and resumed.is_better({KEY: 9.0})

@@ -1,4 +1,4 @@
-"""The records of a run directory's JSON files: complete, documented, and tolerant of old files."""
+"""The records of the JSON files in a run directory are complete, documented and read old files."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_every_key_is_documented(kind):
 
 
 def check_files(run_dir, expected):
-    """Check that each file has the text that its record gives."""
+    """Check that the directory has these files, and that reading and writing preserves each."""
     found = [(file, kind) for name, kind in FILES.items() for file in run_dir.glob(name)]
     assert sorted(file.relative_to(run_dir).as_posix() for file, _ in found) == sorted(expected)
     for file, kind in found:
@@ -72,8 +72,8 @@ def check_files(run_dir, expected):
         assert again == file.read_text(), file
 
 
-def test_files_of_a_training(train_net, tiny, tmp_path):
-    """A training that is scaled and resumed, and an evaluation."""
+def test_files_of_a_run(train_net, tiny, tmp_path):
+    """The run is scaled, resumed and evaluated."""
     metric = "balloon_val/coco/segm/AP"
     options = ["--work-dir", tmp_path, *tiny, "train.reference_world_size=2", "train.eval_period=2"]
     options += [f"train.best.metric={metric}"]
@@ -107,7 +107,7 @@ def test_files_of_a_training(train_net, tiny, tmp_path):
 def test_files_of_version_0_1(repo, tmp_path):
     run = shutil.copytree(repo / "tests/data/run_0_1/run", tmp_path / "run")
     info = (run / "run.json").read_text()
-    (run / "run.json").write_text(info.replace('   "synthetic": false,\n', ""))  # no longer a key
+    (run / "run.json").write_text(info.replace('   "synthetic": false,\n', ""))  # a former key
     data = ["overview/custom_train.json", "overview/custom_val.json", "analysis/custom_val.json"]
     check_files(run, ["run.json", "results.json", *data])
 
@@ -135,7 +135,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-def test_what_is_written_is_read(record, tmp_path):
+def test_records_round_trip(record, tmp_path):
     write_record(tmp_path / "x.json", record)
     assert read_record(tmp_path / "x.json", type(record)) == record
     content = json.loads((tmp_path / "x.json").read_text())
@@ -144,7 +144,7 @@ def test_what_is_written_is_read(record, tmp_path):
 
 
 def test_markers_are_arrays(tmp_path):
-    """As in version 0.1."""
+    """The format is that of version 0.1."""
     for record, content in (
         (Rendezvous("n1", "29500"), ["n1", "29500"]),
         (MachineFailure(-9, "machine n2: killed"), [-9, "machine n2: killed"]),
@@ -154,7 +154,7 @@ def test_markers_are_arrays(tmp_path):
         assert read_record(tmp_path / "x", type(record)) == record
 
 
-def test_what_is_not_known_is_absent():
+def test_unknown_values_are_omitted():
     assert to_plain(ResultsRecord()) == {"last": None}
     assert list(to_plain(RunInfo())) == [
         *("name", "config_file", "command", "started", "versions", "machine", "device", "classes"),
@@ -166,14 +166,14 @@ def test_what_is_not_known_is_absent():
     }
 
 
-def test_numbers_of_a_user_s_metric_may_be_of_numpy():
+def test_results_of_custom_metrics_may_be_numpy_numbers():
     record = EvaluationRecord(iteration=1, results={"a": np.float64(0.1), "b": 3})
     assert json.dumps(to_plain(record)["results"]) == '{"a": 0.1, "b": 3}'
     with pytest.raises(TypeError, match="ndarray is not JSON serializable"):
         to_plain(EvaluationRecord(results={"a": np.zeros(2)}))
 
 
-def test_starts_of_a_run(tmp_path):
+def test_run_info_over_several_starts(tmp_path):
     write_run_info(tmp_path, RunInfo(name="a", command="first", max_iter=4))
     write_repro_command(tmp_path, ["python", "x.py"])
     finish_run_info(tmp_path, 0.0, "SIGTERM")
@@ -187,11 +187,11 @@ def test_starts_of_a_run(tmp_path):
     assert (info.command, info.started, info.resumed_by) == ("first", first.started, "second")
     assert info.seconds_before == first.train_seconds and info.train_seconds is UNSET
     assert info.stopped_by is UNSET and "torch" in info.versions
-    write_run_info(tmp_path, again)  # killed, and resumed once more
+    write_run_info(tmp_path, again)  # killed and resumed again
     assert read_run_info(tmp_path).seconds_before == first.train_seconds
     update_run_info(tmp_path, ended_by="the disk is full")
     assert read_run_info(tmp_path).ended_by == "the disk is full"
-    write_run_info(tmp_path, RunInfo(command="third"))  # in its place
+    write_run_info(tmp_path, RunInfo(command="third"))  # a new run
     assert (read_run_info(tmp_path).command, read_run_info(tmp_path).seconds_before) == (
         "third",
         UNSET,
@@ -199,7 +199,7 @@ def test_starts_of_a_run(tmp_path):
 
 
 def test_updates_keep_the_rest_of_the_file(tmp_path):
-    """Unknown keys and invalid values stay."""
+    """Unknown keys and invalid values are kept."""
     before = {"name": "a", "note": {"by": "me"}, "max_iter": -1, "seconds_before": 5.0}
     (tmp_path / "run.json").write_text(json.dumps(before))
     write_repro_command(tmp_path, ["python", "x.py"])
@@ -214,7 +214,7 @@ def test_updates_keep_the_rest_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("text", ["", '{"name": "a", "comm', "[]"])
 def test_a_damaged_file_is_not_replaced(tmp_path, caplog, text):
-    """An update says what is lost; a resume writes a new file and says what that lacks."""
+    """An update reports what is lost; a resume writes a new file and reports what it lacks."""
     (tmp_path / "run.json").write_text(text)
     finish_run_info(tmp_path, time.monotonic(), "SIGTERM")
     update_run_info(tmp_path, ended_by="the disk is full")
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_not_replaced(tmp_path, caplog, text):
         f"{words}ended_by=the disk is full",
     ]
     write_run_info(tmp_path, RunInfo(command="second", resumed_from="x.pth"))
-    assert "run.json is damaged and is written again: the command, the start" in caplog.text
+    assert "run.json is damaged and has been replaced: the command, start" in caplog.text
     assert read_run_info(tmp_path).command == "second"
 
 

@@ -180,7 +180,7 @@ def test_slurm_that_does_not_answer(node):
     status, said = node.task()
     reason = node.record.outcome.reason
     assert status == 75 and "\nrequeued: " not in said
-    assert "does not requeue it: Unable to contact slurm controller" in reason
+    assert "did not requeue it: Unable to contact slurm controller" in reason
     assert f"not requeued (status 75): {reason}" in said and node.requeues() == 5
     assert node.after(75) == (75, "")
 
@@ -197,7 +197,7 @@ def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
     node.play("scancel", f'[ "$1" = 7_1 ] || {{ {SILENT}; }}')
     done = run_tool("submit", "cancel", tmp_path / "runs")
     assert done.status == 2 and "scancel 7_0: Unable" in done.stderr
-    assert "job 7_1 is cancelled" in done.stdout
+    assert "job 7_1 is canceled" in done.stdout
     assert [record.cancelled for record in seeds] == [False, True]
     done = run_tool("submit", "--config-file", LITE0)
     assert done.status == 2 and "Slurm does not answer" in done.stderr

@@ -65,16 +65,16 @@ def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
         until(lambda: (out / "metrics.json").stat().st_size > before)
         logs = [sys.executable, SUBMIT, "logs", "-f", str(out)]
         following = subprocess.Popen(logs, env=env, stdout=subprocess.PIPE, text=True)
-        assert "is cancelled" in submit("cancel", env=no_slurm).stdout
+        assert "is canceled" in submit("cancel", env=no_slurm).stdout
         until(lambda: newest_record(out).outcome)
         shown = following.communicate(timeout=60)[0]
     finally:
         if Path(f"/proc/{job}").exists():
             os.kill(int(job), signal.SIGTERM)
     assert following.returncode == 75 and "eta:" in shown
-    assert f"[job {job} is cancelled]" in shown
+    assert f"[job {job} is canceled]" in shown
     assert (out / "last_checkpoint").exists()
-    assert "cancelled" in submit("status", out, env=no_slurm).stdout
+    assert "canceled" in submit("status", out, env=no_slurm).stdout
 
 
 def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
@@ -90,10 +90,10 @@ def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
         assert other.poll() is None
         new_record(run, "2").submitted(replace(job, host="elsewhere"))
         assert "unknown (on another machine)" in run_tool("submit", "status", run).stdout
-        assert "is to be ended there" in run_tool("submit", "cancel", run).stdout
+        assert "to end the job, kill process" in run_tool("submit", "cancel", run).stdout
         assert other.poll() is None
         new_record(run, "3").submitted(job)
-        assert "is cancelled" in run_tool("submit", "cancel", run).stdout
+        assert "is canceled" in run_tool("submit", "cancel", run).stdout
         assert other.wait(10) == -signal.SIGTERM
 
 
@@ -143,7 +143,7 @@ def test_max_requeues_bounds_the_starts(start, tmp_path):
         os.kill(int(task), signal.SIGUSR2)
         until(lambda i=i: record.attempts[i].ended, 30)
     until(lambda: record.outcome, 30)
-    assert record.outcome.reason == "saved, after 6 requeues, all that --max-requeues allows"
+    assert record.outcome.reason == "saved, after 6 requeues, the maximum (--max-requeues)"
     assert Path(record.submission.log).read_text().count("requeued: saved") == 6
     assert len(record.attempts) == 7
 
@@ -163,7 +163,7 @@ def test_one_seed_at_a_time(start, tmp_path):
     """They would share the GPUs; and a killed one has a reason."""
     alone = f"mkdir {tmp_path}/alone && sleep 1 && rmdir {tmp_path}/alone"
     records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
-    assert "PENDING (its turn)" in status_table(records)
+    assert "PENDING (waiting for its turn)" in status_table(records)
     until(lambda: all(record.outcome for record in records), 60)
     assert [record.outcome.status for record in records] == [0, 0, 139]
     assert records[2].outcome.reason.startswith("SIGSEGV: ")

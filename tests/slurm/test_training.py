@@ -128,7 +128,7 @@ def test_no_more_requeues(cluster, start):
     cluster.run("scancel", "--signal=USR2", run.job)
     outcome = run.wait_for_end()
     assert outcome["status"] == 75
-    assert outcome["reason"].endswith("after 0 requeues, all that --max-requeues allows")
+    assert outcome["reason"].endswith("after 0 requeues, the maximum (--max-requeues)")
     assert (run.directory / "last_checkpoint").exists() and "not requeued" in run.log
 
 
@@ -188,9 +188,9 @@ def test_canceled_and_two_jobs_on_one_node(cluster, start, tiny):
     again = cluster.submit(*flags, *tiny, check=False)
     assert again.returncode == 2 and f"job {long.job} is" in again.stderr, again.stderr
     long.wait_for_steps(1)
-    assert "is cancelled" in cluster.tool("cancel", long.directory)
+    assert "is canceled" in cluster.tool("cancel", long.directory)
     cluster.until(lambda: not cluster.jobs(), "the cancelled job stays")
-    assert "cancelled" in cluster.tool("status", long.directory)
+    assert "canceled" in cluster.tool("status", long.directory)
     assert len(long.attempts) == 1
     runs = [start(n, "--num-gpus", "2", "--nodelist", "node1", more=TWO) for n in ("a", "b")]
     assert [run.wait_for_end()["status"] for run in runs] == [0, 0]

@@ -1,4 +1,4 @@
-"""Bring initial weights to this machine, and load them under the model's names."""
+"""Download initial weights, and load them under the model's names."""
 
 import importlib.util
 import logging
@@ -26,25 +26,25 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_OPENMMLAB_NAMES = "it is MMDetection's, whose models name their tensors differently"
+_OPENMMLAB_NAMES = "it is from MMDetection, whose models name their tensors differently"
 _NORM = ("weight", "bias", "running_mean", "running_var")
-# A convolution of a ResNet's stage, by the names of Detectron2, torchvision and timm.
+# A convolution in a ResNet stage, as Detectron2, torchvision and timm name it.
 _CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
 
 
 def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
-    """Bring initial weights to this machine.
+    """Return a local file with the initial weights, after downloading it if necessary.
 
     Args:
-        path: a file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
-            file that an installed Python package carries. A `?query` stays.
-        field: the option that gave it, for messages.
+        path: A file, a URL, Detectron2's `detectron2://...`, or `package://<package>/<file>` for a
+            file inside an installed Python package. A `?query` is kept.
+        field: Name of the option with the path, for messages.
 
     Returns:
         A local path (with the query); "" for "".
 
     Raises:
-        UserError: it cannot be reached.
+        UserError: The file does not exist or cannot be downloaded.
     """
     if not path:
         return ""
@@ -65,7 +65,7 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         try:
             with waiting_for(f"the weights {plain}"):
                 local = PathManager.get_local_path(plain)
-        # urllib, requests and iopath each raise their own.
+        # urllib, requests and iopath each raise their own exceptions.
         except Exception as e:
             raise UserError(f"{field}={path} cannot be reached ({first_line(e)}); {hint}") from e
     if os.path.isdir(local):
@@ -78,14 +78,13 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
 def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
     """Load weights of Detectron2, d2ext, torchvision, timm, Lightning or safetensors into a model.
 
-    Tensors that the file lacks, or has in another shape (heads for other classes), stay as they
-    were initialized. The log names them, and says if the weights expect another input than the
-    model.
+    Tensors that the file lacks or has in another shape (heads for other classes) keep their initial
+    values. The log names them, and warns if the weights expect a different input from the model's.
 
     Args:
-        model: The model to load them into.
-        path: A local file; a `?query`, as Detectron2 allows, is ignored.
-        whole: Nothing may stay as it was initialized, since nothing will train it.
+        model: Model to load the weights into.
+        path: Path of a local file; a `?query`, which Detectron2 allows, is ignored.
+        whole: Require all parameters of the model, because it will not be trained.
 
     Raises:
         UserError: The file cannot be read, or too few of its tensors fit the model.
@@ -95,7 +94,7 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
     try:
         tensors, author = read_weights(Path(file))
         fit = _best_fit(readings(tensors, author), state)
-    # The libraries that read files and convert names raise errors of many kinds.
+    # The libraries that read files and convert names raise many types of errors.
     except Exception as e:
         raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e
     openmmlab = author == OPENMMLAB
@@ -110,7 +109,7 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
             f"{len(missing)} of the model's parameters ({some}) are not in {file}, or have another"
             " shape there"
             + (f" ({_OPENMMLAB_NAMES})" if openmmlab else "")
-            + "; take weights of this very model, with as many classes"
+            + "; use weights of exactly this model, with the same number of classes"
         )
     _check_values(file, fit)
     model.load_state_dict(
@@ -126,23 +125,23 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
         if name not in used and not name.endswith("num_batches_tracked")
     ]
     if missing:
-        logger.info("random: %s", _parts(missing, fit.sources))
+        logger.info("Randomly initialized: %s", _parts(missing, fit.sources))
     if fit.other_shapes:
-        logger.info("of another shape in the file: %s", _first(fit.other_shapes.values(), 3))
+        logger.info("Different shape in the file: %s", _first(fit.other_shapes.values(), 3))
     if unused:
-        logger.info("not used from the file: %s", _parts(unused, used))
+        logger.info("Unused tensors of the file: %s", _parts(unused, used))
     _warn_of_frozen(file, model, missing, fit)
     _warn_of_input(file, model, root, fit)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Hold what a reading of a file's names gives a model.
+    """Match of a model's tensors with those of a reading of a file.
 
     Attributes:
         reading: The reading.
-        sources: Its name of the tensor for each name of the model, where it has one.
-        other_shapes: Where the shapes differ, both in words, by the name in the model.
+        sources: Name in the model to name in the reading, for tensors that can be loaded.
+        other_shapes: Name in the model to a text with both shapes, where the shapes differ.
     """
 
     reading: Reading
@@ -151,7 +150,7 @@ class _Fit:
 
     @property
     def names(self) -> int:
-        """Return how many names of the model the file has, in whichever shape."""
+        """Return how many names of the model are in the file, in any shape."""
         return len(self.sources) + len(self.other_shapes)
 
 
@@ -164,19 +163,19 @@ def _best_fit(choices: Iterator[Reading], state: Mapping[str, Tensor]) -> _Fit:
 
 
 def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
-    """Give each tensor of a model the file's tensor with the longest name that ends its own.
+    """Match each tensor of a model with the file's tensor whose name is its longest suffix.
 
-    A file of a backbone does not have the path of the backbone in the model. Detectron2's
+    Files of a backbone lack the path of the backbone in the model. Detectron2's
     `matching_heuristics` work the same way.
     """
     sources: dict[str, str] = {}
     other_shapes = {}
     used = set()
-    for name in sorted(state, key=len):  # a name that ends several is the shortest one's
+    for name in sorted(state, key=len):  # a suffix of several names belongs to the shortest one
         parts = name.split(".")
-        # A last part alone, such as `weight`, says nothing of the place.
-        ends = (".".join(parts[i:]) for i in range(max(1, len(parts) - 1)))
-        source = next((end for end in ends if end in reading.tensors and end not in used), None)
+        # The last part alone, such as `weight`, is ambiguous.
+        suffixes = (".".join(parts[i:]) for i in range(max(1, len(parts) - 1)))
+        source = next((s for s in suffixes if s in reading.tensors and s not in used), None)
         if source is None:
             continue
         used.add(source)
@@ -189,12 +188,12 @@ def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
 
 
 def _is_learned(name: str, tensor: Tensor) -> bool:
-    """Return whether a tensor is a parameter, or a norm's buffer: frozen norms have no others."""
+    """Return whether a tensor is a parameter or a norm's buffer; frozen norms have only buffers."""
     return isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in _NORM
 
 
 def _backbone(model: nn.Module) -> str:
-    """Return the path of what ImageNet weights are for: an FPN's bottom-up network, for example."""
+    """Return the path of the module for ImageNet weights, such as an FPN's bottom-up network."""
     modules = dict(model.named_modules())
     return next((path for path in ("backbone.bottom_up", "backbone") if path in modules), "")
 
@@ -204,14 +203,14 @@ def _under(root: str, names: Iterable[str]) -> list[str]:
 
 
 def _check_depth(file: str, fit: _Fit, backbone: Iterable[str]) -> None:
-    """Refuse a ResNet of another depth, whose other blocks would fit by name and shape."""
+    """Refuse a ResNet of another depth, because its other blocks would fit by name and shape."""
     theirs, mine = _stages(fit.reading.tensors), _stages(backbone)
     for stage in sorted(theirs.keys() & mine.keys()):
         if theirs[stage] != mine[stage]:
             raise UserError(
-                f"the weights {file} are of another ResNet: {stage} has {len(theirs[stage])}"
-                f" convolutions there, and {len(mine[stage])} in the model; use weights of the"
-                " model's depth, or change the model's"
+                f"the weights {file} are for another ResNet: {stage} has {len(theirs[stage])}"
+                f" convolutions there, but {len(mine[stage])} in the model; use weights for the"
+                " model's depth, or change the model's depth"
             )
 
 
@@ -229,10 +228,10 @@ def _check_backbone(file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bo
     why = f"the file has {_first(fit.reading.tensors, 2)}, the model {_first(backbone, 2)}"
     if shapes := [fit.other_shapes[name] for name in backbone if name in fit.other_shapes]:
         why = f"in the file {_first(shapes, 1)}"
-    remedy = "use weights of this backbone"
+    remedy = "use weights for this backbone"
     if openmmlab:
         why = _OPENMMLAB_NAMES
-        remedy = "take weights of the same model from Detectron2's model zoo"
+        remedy = "use weights of the same model from Detectron2's model zoo"
     raise UserError(
         f"the weights {file} do not fit the model: {taken} of the backbone's {len(backbone)}"
         f" tensors come from it ({why}); {remedy}"
@@ -245,10 +244,10 @@ def _check_values(file: str, fit: _Fit) -> None:
         tensor = fit.reading.tensors[source]
         try:
             finite = bool(tensor.float().isfinite().all())  # as the model will have it
-        # Meta tensors and those of other layouts raise errors of many kinds.
+        # Meta tensors and tensors of other layouts raise many types of errors.
         except Exception as e:
             raise UserError(
-                f"the weights {file} cannot be loaded: {source} holds no plain numbers"
+                f"the weights {file} cannot be loaded: {source} does not hold plain numbers"
                 f" ({tensor.dtype}, {tensor.layout}, on {tensor.device}); save them again from a"
                 " model with dense tensors on the CPU or a GPU"
             ) from e
@@ -260,10 +259,10 @@ def _check_values(file: str, fit: _Fit) -> None:
 
 
 def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:
-    """Return the names that stay as they were initialized.
+    """Return the names of the tensors that keep their initial values.
 
-    Tensors with two names need one of them in the file. Some files of frozen norms have weight and
-    bias alone, which hold the statistics as well.
+    For a tensor with two names, the file needs only one. Some files of frozen norms have only
+    weight and bias, with the statistics folded in.
     """
     filled = {id(tensor) for name, tensor in learned.items() if name in fit.sources}
     missing = []
@@ -278,7 +277,7 @@ def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:
 
 
 def _parts(names: Iterable[str], others: Iterable[str]) -> str:
-    """Count names by the largest parts of a model that hold none of the others."""
+    """List the largest parts of a model that contain names but none of `others`, with counts."""
     taken = {name[: dot.start()] for name in others for dot in re.finditer(r"\.", name)}
     counts: Counter[str] = Counter()
     for name in names:
@@ -299,7 +298,7 @@ def _warn_of_frozen(file: str, model: nn.Module, missing: Sequence[str], fit: _F
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if frozen := [name for name in missing if name not in trained]:
         logger.warning(
-            "%s lacks frozen parts of the model, which stay random for the whole training: %s; use"
+            "%s lacks frozen parts of the model, which stay random throughout training: %s; use"
             " weights that have them",
             file,
             _parts(frozen, fit.sources),
@@ -332,8 +331,8 @@ def _warn_of_input(file: str, model: nn.Module, root: str, fit: _Fit) -> None:
     ]
     if differences:
         logger.warning(
-            "%s expects another input than the model has: %s; set these, or use weights of the"
-            " model's kind",
+            "%s expects a different input from the model's: %s; set these fields, or use weights"
+            " that fit the model",
             file,
             ", ".join(differences),
         )
@@ -351,5 +350,5 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _compact(value: Any) -> str:
-    """Write a value as an override has it, without blanks."""
+    """Return a value as text without spaces, as in an override."""
     return str(value).replace(" ", "")

@@ -1,4 +1,4 @@
-"""Files of initial weights: torch, Detectron2's .pkl and safetensors, read without running code."""
+"""Read initial weights (torch, Detectron2's .pkl, safetensors) without running code from files."""
 
 import argparse
 import logging
@@ -18,7 +18,7 @@ from d2ext.checkpoint.files import damage
 
 logger = logging.getLogger(__name__)
 
-# Where programs keep the tensors in a checkpoint; averaged weights win.
+# Keys under which programs store the tensors in a checkpoint; averaged weights take precedence.
 _AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema")
 _WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state", "module")
 _OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
@@ -26,7 +26,7 @@ _AGAIN = "download or copy it again"
 _REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
 _scalar = np.float64(0).__reduce__()[0]
-# What training scripts keep beside the tensors, and what cannot run code.
+# Types that training scripts save along with the tensors, and that cannot run code.
 _HARMLESS = [
     argparse.Namespace,
     np.dtype,
@@ -37,18 +37,18 @@ _HARMLESS = [
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read a file of weights, whose first bytes and not its name decide how.
+    """Read a weights file; its first bytes, not its name, determine the format.
 
     Args:
-        path: A file of torch, Detectron2's model zoo, Detectron1 or safetensors.
+        path: Path of a file from torch, Detectron2's model zoo, Detectron1 or safetensors.
 
     Returns:
-        The tensors by name, and who wrote the file: the `__author__` in files of the model zoo,
+        The tensors by name, and the author of the file: `__author__` in files of the model zoo,
         `OPENMMLAB`, or "" if unknown.
 
     Raises:
-        ValueError: The file is damaged, is not a file of weights, or holds more than tensors; the
-            text says which. The libraries that read it raise other errors as well.
+        ValueError: The file is damaged, is not a weights file, or holds more than tensors; the
+            message says which. The libraries that read the file raise other errors as well.
     """
     with open(path, "rb") as f:
         head = f.read(200)
@@ -72,7 +72,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         with open(path, "rb") as f:
             content = _PlainUnpickler(f, encoding="latin1").load()
     else:
-        raise ValueError("it is neither a file of torch nor a pickle nor safetensors")
+        raise ValueError("it is not a torch, pickle or safetensors file")
     tensors = _tensors(content)
     heads = ("neck.", "bbox_head.", "roi_head.")
     if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
@@ -96,7 +96,7 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         files = {name.rpartition("/")[2] for name in archive.namelist()}
     if "data.pkl" not in files:
-        raise ValueError("it is an archive, but not one of torch; unpack it")
+        raise ValueError("it is an archive, but not a torch file; unpack it")
     if "constants.pkl" in files:
         raise ValueError(f"it is a TorchScript program; {_REMEDY}")
 
@@ -110,18 +110,18 @@ def _load_torch(path: Path) -> Any:
             if not unsafe:
                 raise
             raise ValueError(
-                f"it holds {unsafe[1]}, and d2ext runs no code from files; {_REMEDY}"
+                f"it holds {unsafe[1]}, and d2ext does not run code from files; {_REMEDY}"
             ) from e
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, however deep they are wrapped."""
+    """Return the named tensors of a checkpoint, however deeply they are nested."""
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name; {_REMEDY}")
+        raise ValueError(f"it holds a {type(content).__name__}, not named tensors; {_REMEDY}")
     if tensors := _wrapped(content):
         return tensors
     tensors = _direct(content)
-    # Under a key that only its author knows; a counter or a random state may be beside it.
+    # The key may be unknown, with a counter or a random state next to it.
     parts = {key: _wrapped(part) or _direct(part) for key, part in content.items()}
     larger = [key for key, part in parts.items() if len(part) > len(tensors)]
     if len(larger) > 1:
@@ -138,17 +138,17 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _wrapped(content: Any) -> dict[str, Tensor]:
-    """Return the tensors under the first known wrapper that has some, or an empty dict."""
+    """Return the tensors under the first known key that has any, or an empty dict."""
     for key in _WRAPPERS if isinstance(content, dict) else ():
         if tensors := _wrapped(content.get(key)) or _direct(content.get(key)):
             if key in _AVERAGED:
-                logger.info("The checkpoint's averaged weights (EMA) are taken")
+                logger.info("Using the checkpoint's averaged weights (EMA)")
             return tensors
     return {}
 
 
 def _direct(content: Any) -> dict[str, Tensor]:
-    """Return the named tensors of a dict; an empty dict if it has only scalars, as counters are."""
+    """Return the named tensors of a dict; an empty dict if it has only scalars (counters)."""
     if not isinstance(content, dict):
         return {}
     if isinstance(content.get("blobs"), dict):  # Detectron1
@@ -179,7 +179,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes Python 2's byte strings
+        if (module, name) == ("_codecs", "encode"):  # Python 3 writes byte strings this way
             return super().find_class(module, name)
         try:
             return self._ALLOWED[module, name]

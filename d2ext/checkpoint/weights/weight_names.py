@@ -1,4 +1,4 @@
-"""Names of tensors in other programs' weights, and the input that such weights expect."""
+"""Tensor names in the weights of other programs, and the input that such weights expect."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 _BGR_MEAN = [103.53, 116.28, 123.675]
-# torchvision trains on RGB from 0 to 1, less ImageNet's mean, by its standard deviation.
+# torchvision trains on RGB from 0 to 1, normalized by ImageNet's mean and standard deviation.
 _TORCHVISION_INPUT = {
     "input_format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
@@ -25,7 +25,7 @@ _CAFFE2_INPUT = {
     "pixel_std": [1.0, 1.0, 1.0],
     "stride_in_1x1": True,
 }
-# As Detectron2's configs for X-101-32x8d state it.
+# As in Detectron2's configs for X-101-32x8d.
 _CAFFE2_RESNEXT_INPUT = {
     "input_format": "BGR",
     "pixel_mean": _BGR_MEAN,
@@ -33,7 +33,7 @@ _CAFFE2_RESNEXT_INPUT = {
     "stride_in_1x1": False,
 }
 
-# As Detectron2's tools/convert-torchvision-to-d2.py.
+# As in Detectron2's tools/convert-torchvision-to-d2.py.
 _RESNET = [
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
@@ -60,13 +60,13 @@ _LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to understand the names in a file of weights.
+    """One way to interpret the names in a weights file.
 
     Attributes:
-        tensors: The file's tensors, or some of them, under names that end those of a model.
-        program: Whose names they were; "" if they are taken as they are.
-        expects: The input that the weights were trained with, as `input_format`, `pixel_mean`,
-            `pixel_std` and `stride_in_1x1`; empty if that is unknown.
+        tensors: All or some of the file's tensors, under names that are suffixes of a model's.
+        program: Program whose names were converted; "" if the names are used as they are.
+        expects: Input that the weights were trained with, as `input_format`, `pixel_mean`,
+            `pixel_std` and `stride_in_1x1`; empty if unknown.
     """
 
     tensors: Tensors
@@ -75,14 +75,14 @@ class Reading:
 
 
 def readings(tensors: Tensors, author: str) -> Iterator[Reading]:
-    """Yield every way to understand the names in a file, those with the most tensors first.
+    """Yield every way to interpret the names in a file, those with the most tensors first.
 
-    Wrappers leave prefixes such as `module.`, `model.` or `backbone.`, and more than one of them;
-    each prefix that a name has is tried.
+    Wrappers leave one or more prefixes such as `module.`, `model.` or `backbone.`; all prefixes of
+    every name are tried.
 
     Args:
         tensors: The file's tensors by name.
-        author: The `__author__` of the file.
+        author: `__author__` of the file.
     """
     # torch.compile may wrap any part of a model.
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
@@ -125,7 +125,8 @@ def _from_detector(tensors: Tensors) -> Tensors:
         return found
     rest = {n: t for n, t in tensors.items() if not n.startswith(body)}
     for name, tensor in _renamed(rest, _DETECTOR).items():
-        # The background is torchvision's first class and Detectron2's last, where it has weights.
+        # In torchvision the background is the first class; in Detectron2 it is the last of the
+        # class scores, and has no boxes or masks.
         if ".cls_score." in name:
             tensor = torch.roll(tensor, -1, dims=0)
         elif ".bbox_pred." in name:
@@ -144,13 +145,13 @@ def _from_efficientnet(tensors: Tensors) -> Tensors:
     """Rename lukemelas' EfficientNet-Lite0 to timm's.
 
     The old names number blocks through the whole network and BatchNorms from 0; timm numbers
-    blocks per stage and names convolutions by their part (pw: expand, dw: depthwise, pwl: project).
+    blocks per stage and names convolutions by role (pw: expand, dw: depthwise, pwl: project).
     """
     blocks = [f"blocks.{s}.{b}" for s, count in enumerate(_LITE0_BLOCKS) for b in range(count)]
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
     parts = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
     parts |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
-    # The first block has no expansion, so its parts count from one lower.
+    # The first block has no expansion, so its numbers are lower by one.
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     found = {}
     for name, tensor in tensors.items():
@@ -172,13 +173,13 @@ def _caffe2_input(tensors: Tensors) -> dict[str, Any]:
 
 
 class _Naming(NamedTuple):
-    """A program's names.
+    """Tensor names of a program.
 
     Attributes:
-        program: The program.
-        sign: A name that all of its files have.
-        rename: Turns its names into those of Detectron2 or timm.
-        expects: Returns the input that weights under such names expect.
+        program: Name of the program.
+        sign: Tensor name that all of its files contain.
+        rename: Converts its names to those of Detectron2 or timm.
+        expects: Returns the input that weights with such names expect.
     """
 
     program: str

@@ -1,4 +1,4 @@
-"""Initial weights: which files are read, what must fit, and what is said about them."""
+"""Initial weights: which files are read, what must fit, and what is reported."""
 
 import argparse
 import logging
@@ -26,7 +26,7 @@ RANDOM_FPN = "backbone.fpn_lateral2 (2 tensors), backbone.fpn_output2 (2 tensors
 
 
 class Detector(nn.Module):
-    """A ResNet-18 FPN by Detectron2, and a head."""
+    """Detectron2's ResNet FPN with a head."""
 
     def __init__(self, classes: int = 2, norm: str = "FrozenBN", depth: int = 18):
         super().__init__()
@@ -39,7 +39,7 @@ class Detector(nn.Module):
 
 @pytest.fixture(scope="module")
 def resnet():
-    """The state dict of torchvision's ResNet-18, with statistics that are not the initial ones."""
+    """Return the state dict of torchvision's ResNet-18, with changed statistics."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None)
     state = model.state_dict()
@@ -51,7 +51,7 @@ def resnet():
 
 @pytest.fixture
 def said(caplog):
-    """Returns what has been logged."""
+    """Return a function that returns the log."""
     caplog.set_level(logging.INFO, logger="d2ext")
     return lambda: caplog.text
 
@@ -125,11 +125,11 @@ def test_a_resnet_is_found_however_it_is_wrapped(resnet, tmp_path, said, wrap):
     load_weights(model, str(tmp_path / "w.pth"))
     assert _is_loaded(model, resnet)
     assert "Loaded 100 of the model's 118 tensors" in said()
-    assert f"random: {RANDOM_FPN}" in said() and "head (2 tensors)" in said()
-    assert "not used from the file: fc (2 tensors)" in said()
+    assert f"Randomly initialized: {RANDOM_FPN}" in said() and "head (2 tensors)" in said()
+    assert "Unused tensors of the file: fc (2 tensors)" in said()
 
 
-def test_safetensors_and_the_old_format_of_torch_are_read_whatever_their_name(resnet, tmp_path):
+def test_safetensors_and_old_torch_files_are_read_regardless_of_their_name(resnet, tmp_path):
     save_file(resnet, tmp_path / "model.safetensors")
     save_file(resnet, tmp_path / "download")
     torch.save(resnet, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
@@ -139,7 +139,7 @@ def test_safetensors_and_the_old_format_of_torch_are_read_whatever_their_name(re
         assert _is_loaded(model, resnet)
 
 
-def test_norms_that_train_get_their_count_of_batches(resnet, tmp_path):
+def test_trainable_norms_get_their_batch_count(resnet, tmp_path):
     batches = {name: tensor + 7 for name, tensor in resnet.items() if "num_batches" in name}
     torch.save(resnet | batches, tmp_path / "w.pth")
     model = Detector(norm="BN")
@@ -151,16 +151,16 @@ def test_norms_that_train_get_their_count_of_batches(resnet, tmp_path):
 
 
 def test_one_of_two_names_of_a_tensor_is_enough(tmp_path, said):
-    """As safetensors stores tied weights."""
+    """Safetensors stores tied weights this way."""
     model = Detector()
     model.tied = model.head
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("tied")}
     save_file(state, tmp_path / "w.safetensors")
     load_weights(model, str(tmp_path / "w.safetensors"), whole=True)
-    assert "random" not in said()
+    assert "Randomly initialized" not in said()
 
 
-def test_timm_s_names_are_torchvision_s(tmp_path):
+def test_timm_has_torchvision_names(tmp_path):
     state = timm.create_model("resnet18").state_dict()
     torch.save(state, tmp_path / "w.pth")
     model = Detector()
@@ -168,8 +168,8 @@ def test_timm_s_names_are_torchvision_s(tmp_path):
     assert _is_loaded(model, state)
 
 
-def test_the_norms_of_caffe2_have_no_statistics(tmp_path, said):
-    """The names of Detectron1; `bn_s` and `bn_b` contain what the statistics would say."""
+def test_caffe2_norms_have_no_statistics(tmp_path, said):
+    """With Detectron1's names, the statistics are folded into `bn_s` and `bn_b`."""
     model = Detector(depth=50)
     state = {"conv1_w": torch.ones(64, 3, 7, 7), "res_conv1_bn_s": torch.full((64,), 2.0)}
     state |= {"res_conv1_bn_b": torch.full((64,), 3.0), "pred_w": torch.ones(10, 2048)}
@@ -186,7 +186,7 @@ def test_the_norms_of_caffe2_have_no_statistics(tmp_path, said):
     stem = model.backbone.bottom_up.stem.conv1
     assert stem.weight.min() == 1 and stem.norm.weight[0] == 2 and stem.norm.bias[0] == 3
     assert "Loaded 159 of the model's 283 tensors" in said()  # 53 convolutions and their norms
-    assert f"random: {RANDOM_FPN}" in said()  # and not the statistics
+    assert f"Randomly initialized: {RANDOM_FPN}" in said()  # but not the statistics
 
 
 REFUSED = {
@@ -223,7 +223,7 @@ REFUSED = {
     ),
     "MMDetection's": (
         lambda: {"meta": {}, "state_dict": {"backbone.patch_embed.norm.weight": torch.ones(96)}},
-        ["0 of the backbone's 100", "MMDetection's", "model zoo"],
+        ["0 of the backbone's 100", "from MMDetection", "model zoo"],
     ),
     "NaN": (
         lambda: {
@@ -241,17 +241,17 @@ REFUSED = {
     ),
     "shapes without values": (
         lambda: {n: t.to("meta") for n, t in Detector().state_dict().items()},
-        ["holds no plain numbers (torch.float32, torch.strided, on meta); save them again"],
+        ["does not hold plain numbers (torch.float32, torch.strided, on meta); save them again"],
     ),
     "MMDetection's without meta": (
         lambda: {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
-        ["MMDetection's"],
+        ["from MMDetection"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_weights_that_do_not_fit_are_refused_and_leave_the_model_alone(tmp_path, case):
+def test_weights_that_do_not_fit_are_refused_and_leave_the_model_unchanged(tmp_path, case):
     content, words = REFUSED[case]
     model = Detector()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -277,7 +277,7 @@ NOT_WEIGHTS = {
         lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         "git lfs pull",
     ),
-    "an image": (lambda _: b"\x89PNG\r\n\x1a\n" + bytes(99), "neither a file of torch"),
+    "an image": (lambda _: b"\x89PNG\r\n\x1a\n" + bytes(99), "not a torch, pickle or safetensors"),
     "half a torch file": (
         lambda path: _cut(path, lambda p: torch.save({"a": torch.ones(99)}, p)),
         "incomplete",
@@ -319,7 +319,7 @@ def _npz(path):
     "ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning"
 )
 @pytest.mark.parametrize("case", NOT_WEIGHTS)
-def test_a_file_that_is_not_weights_is_named_for_what_it_is(tmp_path, case):
+def test_the_error_says_what_a_file_is_if_it_is_not_weights(tmp_path, case):
     content, words = NOT_WEIGHTS[case]
     (tmp_path / "w.pth").write_bytes(content(tmp_path / "made"))
     with pytest.raises(UserError, match=re.escape(words)) as e:
@@ -327,22 +327,22 @@ def test_a_file_that_is_not_weights_is_named_for_what_it_is(tmp_path, case):
     assert "w.pth" in str(e.value) and "\n" not in str(e.value)
 
 
-def test_a_folder_is_not_a_file_of_weights(tmp_path):
+def test_a_folder_is_not_a_weights_file(tmp_path):
     with pytest.raises(UserError, match="is a folder; name a file in it"):
         local_weights(str(tmp_path))
 
 
-def test_heads_for_other_classes_are_named(tmp_path, said):
+def test_heads_for_other_classes_are_reported(tmp_path, said):
     torch.save({"model": Detector(classes=5).state_dict()}, tmp_path / "w.pth")
     load_weights(Detector(), str(tmp_path / "w.pth"))
-    assert "random: head (2 tensors)" in said()
+    assert "Randomly initialized: head (2 tensors)" in said()
     assert "head.bias is [5], here [2]" in said()
     with pytest.raises(UserError, match=r"2 of the model's parameters \(head.weight, head.bias\)"):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
 
 
-def test_an_evaluation_needs_the_norms_too(tmp_path):
-    """A frozen norm has buffers alone, and Detectron2 makes up those that a file lacks."""
+def test_evaluation_also_needs_the_norms(tmp_path):
+    """Frozen norms have only buffers, and Detectron2 fills in those that a file lacks."""
     state = Detector().state_dict()
     torch.save({n: t for n, t in state.items() if "res5.1.conv2.norm" not in n}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"4 of the model's parameters \(backbone.bottom_up.res5.1"):
@@ -351,8 +351,8 @@ def test_an_evaluation_needs_the_norms_too(tmp_path):
     load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
 
 
-def test_frozen_parts_that_the_file_lacks_are_warned_of(resnet, tmp_path, said):
-    """Four channels, for example: the stem keeps its random weights, and nothing trains them."""
+def test_missing_frozen_parts_cause_a_warning(resnet, tmp_path, said):
+    """A stem for four channels, for example, keeps its random weights and is not trained."""
     model = Detector()
     model.backbone.bottom_up.freeze(1)
     changed = resnet | {"conv1.weight": torch.ones(64, 4, 7, 7)}
@@ -364,7 +364,7 @@ def test_frozen_parts_that_the_file_lacks_are_warned_of(resnet, tmp_path, said):
 
 @pytest.fixture(scope="module")
 def r50(tmp_path_factory):
-    """A file of torchvision's ResNet-50, in half precision."""
+    """Return a file with torchvision's ResNet-50 in half precision."""
     path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     state = torchvision.models.resnet50(weights=None).state_dict()
     torch.save({name: tensor.half() for name, tensor in state.items()}, path)
@@ -375,10 +375,10 @@ def _r50(repo, *overrides):
     return instantiate(load_config(repo / R50, ["model.roi_heads.num_classes=2", *overrides]).model)
 
 
-def test_another_input_than_the_weights_expect_is_warned_of(repo, r50, said):
+def test_a_different_input_from_the_expected_one_causes_a_warning(repo, r50, said):
     load_weights(_r50(repo), str(r50))
-    assert "resnet50.pth expects another input than the model has" in said()
-    # What the warning offers is set as it says.
+    assert "resnet50.pth expects a different input from the model's" in said()
+    # The suggested overrides work as printed.
     overrides = re.findall(r"(model\.\S+=\S+) \(here", said())
     assert [o.partition("=")[0].rpartition(".")[2] for o in overrides] == [
         "input_format",
@@ -388,10 +388,10 @@ def test_another_input_than_the_weights_expect_is_warned_of(repo, r50, said):
     ]
     before = said()
     load_weights(_r50(repo, *overrides), str(r50))
-    assert "expects another input" not in said().removeprefix(before)
+    assert "expects a different input" not in said().removeprefix(before)
 
 
-def test_timm_says_which_input_its_weights_expect(repo, tmp_path, said):
+def test_the_expected_input_of_timm_weights_comes_from_timm(repo, tmp_path, said):
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "w.pth")
     recipe = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
     changes = ["model.roi_heads.num_classes=2", "model.pixel_mean=[0.0, 0.0, 0.0]"]
@@ -402,12 +402,12 @@ def test_timm_says_which_input_its_weights_expect(repo, tmp_path, said):
     torch.save(model.state_dict(), tmp_path / "own.pth")
     other = instantiate(load_config(recipe, changes).model)
     before = said()
-    load_weights(other, str(tmp_path / "own.pth"))  # whose input is a matter of its own config
-    assert "expects another input" not in said().removeprefix(before)
+    load_weights(other, str(tmp_path / "own.pth"))  # the file does not say which input it expects
+    assert "expects a different input" not in said().removeprefix(before)
 
 
-def test_torchvision_s_mask_rcnn_computes_the_same_in_detectron2(repo, tmp_path):
-    """Its features, its proposals' scores and its heads; background is another class there."""
+def test_torchvision_mask_rcnn_has_the_same_outputs_in_detectron2(repo, tmp_path):
+    """Features, proposals and heads agree; the index of the background differs."""
     torch.manual_seed(0)
     theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=3
@@ -435,7 +435,7 @@ def test_torchvision_s_mask_rcnn_computes_the_same_in_detectron2(repo, tmp_path)
         assert torch.allclose(masks, other_masks[:, 1:], atol=1e-4)
 
 
-def test_of_other_torchvision_detectors_the_backbone_is_taken(repo, tmp_path, said):
+def test_other_torchvision_detectors_provide_the_backbone(repo, tmp_path, said):
     theirs = torchvision.models.detection.retinanet_resnet50_fpn(
         weights=None, weights_backbone=None
     )

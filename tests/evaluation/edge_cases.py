@@ -1,4 +1,4 @@
-"""Data sets of every odd kind, and what pycocotools itself makes of them."""
+"""Datasets with all kinds of edge cases, and pycocotools' results for them."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ _CIRCLE = [(math.cos(a * math.pi / 8), math.sin(a * math.pi / 8)) for a in range
 
 
 def rle(box: list[float], height: int = HEIGHT, width: int = WIDTH) -> dict:
-    """The pixels of an ellipse in a box as compressed RLE, as JSON holds it."""
+    """Return the ellipse in a box as compressed RLE for JSON."""
     x, y, w, h = box
     points = [(x + w / 2 * (1 + dx), y + h / 2 * (1 + dy)) for dx, dy in _CIRCLE]
     polygon = [v for point in points for v in point]
@@ -33,16 +33,16 @@ def rle(box: list[float], height: int = HEIGHT, width: int = WIDTH) -> dict:
 
 
 def corners(box: list[float]) -> list[list[float]]:
-    """A box as a polygon."""
+    """Return a box as a polygon."""
     x, y, w, h = box
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def official(content: dict, results: list[dict], task: str, **params: object) -> dict[str, float]:
-    """The numbers of pycocotools in percent, NaN for its -1, for a COCO dict and COCO results.
+    """Return pycocotools' results in percent, with NaN for -1, for a COCO dict and COCO results.
 
-    As in Detectron2 the area of a mask is its own: pycocotools takes that of the box if there is
-    one.
+    As in Detectron2, the size of a detection with a mask is the mask's area; pycocotools would use
+    the area of the box if there is one.
     """
     results = copy.deepcopy(results)
     if task == "segm":
@@ -68,7 +68,7 @@ def official(content: dict, results: list[dict], task: str, **params: object) ->
 
 
 def columns(content: dict, results: list[dict], folder: Path) -> tuple[GroundTruth, Detections]:
-    """They as they come back from files."""
+    """Write ground truth and results to files, and read them as columns."""
     write_json(folder / "ground_truth.json", content)
     write_json(folder / "found.json", results)
     entries = read_results(folder / "found.json")
@@ -76,7 +76,7 @@ def columns(content: dict, results: list[dict], folder: Path) -> tuple[GroundTru
     try:
         return dataset.ground_truth, to_detections(folder / "found.json", entries, dataset)
     except UserError as e:
-        if "boxes seem to be" in str(e):  # drawn boxes may look so
+        if "boxes seem to be" in str(e):  # random boxes may look that way
             reject()
         raise
 
@@ -84,12 +84,15 @@ def columns(content: dict, results: list[dict], folder: Path) -> tuple[GroundTru
 _sides = st.sampled_from([0, 1, 8, 20, 31.5, 32, 33, 60, 97, 150])
 _places = st.sampled_from([-30, -1, 0, 3, 10.25, 40, 70, 119, 159])
 boxes = st.tuples(_places, _places, _sides, _sides).map(list)
-_scores = st.sampled_from([0.0, 0.1, 0.1, 0.5, 0.9, 1.0])  # so that many are equal
+_scores = st.sampled_from([0.0, 0.1, 0.1, 0.5, 0.9, 1.0])  # few values, so that many are equal
 
 
 @st.composite
-def data_sets(draw: st.DrawFn) -> tuple[dict, list[dict]]:
-    """A COCO dict and COCO results: ids with gaps, boxes outside, crowds, ties, nothing at all."""
+def datasets(draw: st.DrawFn) -> tuple[dict, list[dict]]:
+    """Draw a COCO dict and results with id gaps, boxes outside of images, crowds, ties or nothing.
+
+    Either list may be empty.
+    """
     categories = draw(st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True))
     images = draw(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True))
     annotations, results = [], []
@@ -117,7 +120,7 @@ def data_sets(draw: st.DrawFn) -> tuple[dict, list[dict]]:
             box = [v + draw(near) for v in like["bbox"]]
             box[2:] = [max(v, 0) for v in box[2:]]
         row = {"image_id": image, "category_id": category, "bbox": box, "score": draw(_scores)}
-        if row not in results:  # which is refused
+        if row not in results:  # duplicates are refused
             results.append(row)
     results = [{**row, "segmentation": rle(row["bbox"])} for row in results]
     content = {
