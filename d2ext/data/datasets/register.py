@@ -143,7 +143,7 @@ def _require_importable(name: str, target: Any) -> None:
 
 
 def unregister_datasets() -> None:
-    """Undo `register_datasets` and `use_classes`, for a process that continues with another config."""
+    """Undo `register_datasets` and `use_classes`, so that the process can use another config."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in _datasets:
