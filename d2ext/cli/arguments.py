@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from d2ext.cli import COMMANDS
 from d2ext.config.recipes import find_config
@@ -66,9 +65,3 @@ def take_config(
         args.config_file = words.pop(0)
     args.config_file = find_config(args.config_file)
     return words
-
-
-def run_folder(config_file: str) -> Path | None:
-    """Return the folder of a config file if it is a run directory (possibly moved), else None."""
-    folder = Path(config_file).parent
-    return folder if (folder / "run.json").is_file() else None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from d2ext.invocation import words
 from d2ext.launch.topology import Topology
+from d2ext.run_dir.names import run_name
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,6 @@ class RunCommand:
     line: str
     start: list[str]
     resume: str = ""
-
-
-def run_name(config_file: str) -> str:
-    """Return the run's name: the recipe's stem, or the folder of a saved config.yaml."""
-    path = Path(config_file)
-    return path.resolve().parent.name if path.suffix == ".yaml" else path.stem
 
 
 def describe_run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from d2ext.errors import UserError
 from d2ext.invocation import command
-from d2ext.launch.command import run_name
+from d2ext.run_dir.names import run_name
 from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
@@ -157,6 +157,12 @@ def make_plan(request: Request) -> Job:
             raise UserError(
                 f"{run.directory} holds another run; give --resume, --overwrite or another"
                 " --work-dir"
+            )
+        moved = taken and request.overwrite
+        if moved and run.directory.resolve() in Path(request.config_file).resolve().parents:
+            raise UserError(
+                f"--overwrite would move the config {request.config_file} aside with"
+                f" {run.directory}; choose another --work-dir, or copy the config elsewhere"
             )
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"

@@ -208,6 +208,34 @@ def test_a_run_goes_on_where_it_lies(d2ext_command, moved, trained, tiny):
     assert {file.name for file in Path().iterdir()} == {"my runs"}
 
 
+def test_a_config_beside_a_run_is_not_that_run(d2ext_command, moved, tiny, tiny_root):
+    """It has its own run directory, and the best or last weights there."""
+    config, photos = moved / "mine.py", tiny_root / "balloon/val"
+    d2ext_command("copy", "balloon/mask_rcnn_lite0_fpn_balloon.py", config)
+    done = d2ext_command("train", config, "--dry-run", *tiny)
+    assert done.status == 0 and "output      work_dirs/mine\n" in done.stdout, done.stderr
+    done = d2ext_command("predict", config, photos, "--options", *tiny)
+    assert done.status == 2 and "work_dirs/mine has no checkpoint" in done.stderr
+    done = d2ext_command("evaluate", config, "--dry-run", *tiny)
+    assert ".pth (train.init_checkpoint)\n" in done.stdout
+    shutil.copytree(moved, "work_dirs/mine")
+    done = d2ext_command("evaluate", config, "--dry-run", *tiny)
+    assert "weights     work_dirs/mine/model_final.pth\n" in done.stdout, done.stderr
+    done = d2ext_command("predict", config, photos, "--no-overlays", "--options", *tiny)
+    assert done.status == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_is_overwritten_by_its_own_config(script, moved, tiny, processes):
+    """The config is read before the run is moved aside."""
+    flags = ["--overwrite", "--no-validate", "--num-gpus", str(processes)]
+    overrides = [*tiny, "train.reference_world_size=2", "train.max_iter=1"]
+    done = _run(script, "train", moved, *flags, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert (moved / "config.yaml").is_file() and len(list(moved.parent.iterdir())) == 2
+
+
 def test_predict_takes_the_run(d2ext_command, moved, tiny_root):
     """Its last weights, since it has no best ones."""
     done = d2ext_command("predict", moved, tiny_root / "balloon/val", "--no-overlays")
