@@ -1,6 +1,7 @@
 """Build parsers and resolve the CONFIG argument, for all commands."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 
@@ -60,7 +61,7 @@ def take_config(
     """
     words = list(words)
     if args.config_file is None:
-        if not words or "=" in words[0]:
+        if not words or "=" in words[0] and not os.path.exists(words[0]):
             parser.error("the following arguments are required: CONFIG")
         args.config_file = words.pop(0)
     args.config_file = find_config(args.config_file)

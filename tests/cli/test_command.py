@@ -12,6 +12,7 @@ import pytest
 import d2ext
 from d2ext.cli import COMMANDS, browse, predict, print_config, submit, train
 from d2ext.config.recipes import RECIPES
+from d2ext.errors import INSTALL_DETECTRON2
 from tests.conftest import LITE0, REPO, SCRIPT, checkout_env
 
 CUSTOM = "custom/mask_rcnn_lite0_fpn.py"
@@ -97,6 +98,14 @@ def test_where_a_config_may_stand(words):
     assert given.rest == ["--no-validate", "a=b", "train.max_iter=3"]
 
 
+def test_a_run_with_an_equals_sign_in_its_path():
+    Path("lr=0.1").mkdir()
+    Path("lr=0.1/config.yaml").touch()
+    args = train.parse(["lr=0.1", "--no-validate", "optimizer.lr=0.1"])
+    assert (args.config_file, args.overrides) == ("lr=0.1/config.yaml", ["optimizer.lr=0.1"])
+    assert submit.parse(["lr=0.1"]).config_file == "lr=0.1/config.yaml"
+
+
 def test_where_a_config_may_stand_in_other_commands():
     Path("mine.py").touch()
     args = train.parse(["--expect", "a>=1", "mine.py", "--expect", "b>=2", "--options", "a=b"])
@@ -171,6 +180,23 @@ def test_a_module_beside_the_user_is_found(script, d2ext_command):
     )
     done = _run(script, "print-config", "mine.py", "--diff", CUSTOM)
     assert done.stdout == "optimizer.lr: 0.125, was 0.0005\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "predict", "print-config", "submit"])
+def test_without_detectron2(script, name):
+    """The wheel cannot require it, so the error has the command that installs it."""
+    Path("detectron2").mkdir()
+    error = "ModuleNotFoundError(\"No module named 'detectron2'\", name='detectron2')"
+    Path("detectron2/__init__.py").write_text(f"raise {error}\n")
+    env = checkout_env() | {"PYTHONPATH": f"{Path.cwd()}:{REPO}"}
+    inputs = ["photo.jpg"] if name == "predict" else []
+    command = [sys.executable, script, name, CUSTOM, *inputs]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: Detectron2 is not installed; install it with: {INSTALL_DETECTRON2}\n",
+    )
 
 
 @pytest.fixture
