@@ -1,6 +1,5 @@
 """Describe a run by the command that started it."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ def _script() -> list[str]:
         return []
     if main.__spec__ is not None:  # `python -m`
         return ["python", "-m", main.__spec__.name.removesuffix(".__main__")]
-    return ["python", os.path.relpath(main.__file__)]
+    return ["python", sys.argv[0]]
 
 
 def _starting(topology: Topology, program: list[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """The `d2ext` command: its commands and their arguments, as the user types them."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -307,7 +306,11 @@ def test_a_user_s_program_is_not_a_command_of_ours(tmp_path):
     program = tmp_path / "tools" / "train_net.py"
     program.write_text("from d2ext.invocation import command\nprint(command('predict'))\n")
     assert _run(program).stdout == "d2ext predict\n"
-    assert os.path.relpath(REPO / "tools/predict.py") in _run("-c", _AS_TOOL).stdout
+    assert _run("-c", _AS_TOOL).stdout == f"python {REPO}/tools/predict.py\n"
+    link = tmp_path / "train"
+    link.symlink_to(REPO / "tools/train_net.py")
+    recipes = _run(link, "--help").stdout
+    assert recipes.startswith(f"usage: python {REPO}/tools/train_net.py CONFIG ")
 
 
 _AS_TOOL = f"""
