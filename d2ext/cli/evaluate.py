@@ -38,9 +38,10 @@ def _number(text: str) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command, or those of `d2ext train` if a model is evaluated."""
-    first = next((word for word in argv if not word.startswith("-")), ".json")
-    offline = any(word.partition("=")[0] == "--dataset" for word in argv)
-    if offline or first.endswith(".json"):
+    words = (word for word in argv if not word.startswith("-") and "=" not in word)
+    flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    offline = "--dataset" in flags or next(words, ".json").endswith(".json")
+    if offline and "--config-file" not in flags:
         return _results_parser().parse_args(argv)
     args = train.parse(argv, "evaluate")
     args.eval_only = True

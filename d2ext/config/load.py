@@ -39,9 +39,9 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     from omegaconf import DictConfig
 
     path = Path(config_file)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, false for a name that is too long
         raise UserError(f"the config {path} is a folder; give a .py or .yaml file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
@@ -134,7 +134,7 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 def _similar(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f" (nor does the folder {path.parent})"
     near = closest(path.name, (p.name for p in path.parent.iterdir()))
     return f"; did you mean {path.parent / near}?" if near else ""

@@ -235,7 +235,7 @@ class Predictor:
         Raises:
             UserError: The config or the weights do not exist, or do not fit each other.
         """
-        cfg = load_config(config_file, list(overrides))
+        cfg = load_config(config_file, overrides)
         options = TrainOptions.from_config(cfg.train)
         folder = run_folder(config_file) or Path(
             options.output_dir or Path("work_dirs") / run_name(config_file)

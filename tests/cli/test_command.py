@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import d2ext
-from d2ext.cli import COMMANDS, browse, predict, print_config, submit, train
+from d2ext.cli import COMMANDS, browse, evaluate, predict, print_config, submit, train
 from d2ext.config.recipes import RECIPES
 from d2ext.errors import INSTALL_DETECTRON2
 from tests.conftest import LITE0, REPO, SCRIPT, checkout_env
@@ -95,6 +95,19 @@ def test_where_a_config_may_stand(words):
     given = submit.parse(["--partition", "dev", *words, "--wait"])
     assert (given.config_file, given.partition, given.wait) == ("mine.py", "dev", True)
     assert given.rest == ["--no-validate", "a=b", "train.max_iter=3"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--options", "data.val.json=b.json", "--config-file", "mine.py"],
+        ["--config-file", "mine.py", "--weights", "a.json"],
+        ["--config-file=mine.py", "--expect", "a.json"],
+    ],
+)
+def test_the_evaluation_of_a_config_with_json_files(words):
+    Path("mine.py").touch()
+    assert evaluate.parse(words).config_file == "mine.py"
 
 
 def test_a_run_with_an_equals_sign_in_its_path():
