@@ -60,9 +60,13 @@ def take_config(
         UserError: The config does not exist.
     """
     words = list(words)
-    if args.config_file is None:
-        if not words or "=" in words[0] and not os.path.exists(words[0]):
-            parser.error("the following arguments are required: CONFIG")
+    if words[:1] == ["--"]:
+        del words[0]
+    if args.config_file is None and words and ("=" not in words[0] or os.path.exists(words[0])):
         args.config_file = words.pop(0)
+    if not args.config_file:
+        parser.error("the following arguments are required: CONFIG")
+    if words and words[0].endswith((".py", ".yaml")) and "=" not in words[0]:
+        parser.error(f"two configs: {args.config_file} and {words[0]}")
     args.config_file = find_config(args.config_file)
     return words

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -113,6 +114,9 @@ def execute_config(path: Path) -> Any:
         words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
         if isinstance(cause, ModuleNotFoundError):
             words += "; modules must be in the current folder, on PYTHONPATH, or installed"
+            folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
+            if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+                words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.

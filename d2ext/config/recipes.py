@@ -115,9 +115,12 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
     Raises:
         UserError: The recipe does not exist, or the new file already exists or cannot be written.
     """
-    source, destination = recipe_path(name), Path(destination)
+    source, given = recipe_path(name), str(destination)
+    destination = Path(given)
     if destination.is_dir():
         destination /= source.name
+    elif given.endswith("/"):
+        raise UserError(f"the folder {given} does not exist; create it, or give a .py file")
     if destination.suffix != ".py":
         raise UserError(f"{destination} is not a config file; give a name that ends with .py")
     own_name = shlex.quote(str(destination))

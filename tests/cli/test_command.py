@@ -120,6 +120,10 @@ def test_a_run_with_an_equals_sign_in_its_path():
 
 def test_where_a_config_may_stand_in_other_commands():
     Path("mine.py").touch()
+    words = ["--resume", "--", "mine.py", "a=b"]
+    args, given = train.parse(words), submit.parse(words)
+    assert (args.config_file, args.resume, args.overrides) == ("mine.py", True, ["a=b"])
+    assert (given.config_file, given.resume, given.rest) == ("mine.py", True, ["a=b"])
     args = train.parse(["--expect", "a>=1", "mine.py", "--expect", "b>=2", "--options", "a=b"])
     assert (args.expect, args.options, args.overrides) == (["a>=1", "b>=2"], ["a=b"], [])
     for words in (["mine.py", "--docs", "a=b"], ["--docs", "a=b", "--config-file", "mine.py"]):
@@ -147,6 +151,9 @@ def test_where_a_config_may_stand_in_other_commands():
         (["train", CUSTOM, "--config-file", "x.py"], "two configs"),
         (["train", CUSTOM, "optimizer.lr=1", "--resume"], "put it before the first key=value"),
         (["train", "mine.py"], "error: the config file mine.py does not exist"),
+        (["train", ""], "d2ext train: error: the following arguments are required: CONFIG"),
+        (["train", CUSTOM, "mine.py"], f"error: two configs: {CUSTOM} and mine.py"),
+        (["submit", "--config-file", CUSTOM, "b.py", "a=b"], f"two configs: {CUSTOM} and b.py"),
         (["submit", "--resume", "a=b"], "arguments are required: CONFIG"),
         (["predict", CUSTOM], "arguments are required: INPUT"),
         (["browse", "--html"], "arguments are required: CONFIG"),
@@ -178,7 +185,13 @@ def test_recipes_are_listed_and_copied(d2ext_command):
     assert shown == f"nothing differs from {CUSTOM}\n"
     keys = [d2ext_command("print-config", file, "--docs") for file in ("my config.py", CUSTOM)]
     assert keys[0].stdout == keys[1].stdout  # the defaults are found as well
-    assert d2ext_command("copy", CUSTOM, "my config.py").status == 2
+    before = Path("my config.py").read_text()
+    done = d2ext_command("copy", CUSTOM, "my config.py")
+    assert (done.status, done.stderr) == (
+        2,
+        "error: my config.py already exists; give another file name\n",
+    )
+    assert Path("my config.py").read_text() == before
 
 
 def test_a_module_beside_the_user_is_found(script, d2ext_command):

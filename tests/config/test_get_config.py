@@ -49,6 +49,7 @@ def test_the_text_of_a_copy(tmp_path, monkeypatch):
         ("mine.py", "mine.py exists already; name another file"),
         ("mine", "a config file ends with .py"),
         ("nowhere/mine.py", "cannot write nowhere/mine.py: No such file"),
+        ("nowhere/", "the folder nowhere/ does not exist; create it"),
     ):
         with pytest.raises(UserError, match=words):
             copy_recipe(LITE0, destination)
@@ -150,3 +151,10 @@ def test_a_module_that_is_not_found():
         "mine.py:1: ModuleNotFoundError: No module named 'my_stuf'; modules are found in the"
         " current folder, on PYTHONPATH and if installed"
     )
+    Path("sub").mkdir()
+    Path("mine.py").rename("sub/mine.py")
+    Path("sub/my_stuf.py").touch()
+    with pytest.raises(UserError) as e:
+        load_config("sub/mine.py")
+    found = f"; PYTHONPATH={Path('sub').absolute()} finds the one beside the config"
+    assert str(e.value).endswith(f"or installed{found}")
