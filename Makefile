@@ -6,7 +6,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel
+.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel docs test-matrix
 
 help:
 	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
@@ -20,6 +20,8 @@ help:
 	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      the style checks"
 	@echo "make wheel     dist/d2ext-*.whl, with the recipes"
+	@echo "make docs      the documentation as a site, site/index.html"
+	@echo "make test-matrix  the fast tests with the oldest and the newest torch (6 GB each)"
 
 env:
 	@sh requirements/install.sh
@@ -62,3 +64,15 @@ wheel: env
 	rm -rf build dist/d2ext-*.whl
 	$(PYTHON_ENV) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/d2ext-*.whl
+
+# mkdocs takes pages from one folder only, and not from the checkout itself.
+PAGES = build/pages
+docs: env
+	rm -rf $(PAGES) site
+	mkdir -p $(PAGES)
+	cp -r --parents *.md docs benchmarks/*.md examples/own_dataset examples/balloon/*.md $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_ENV) -m mkdocs build --quiet --strict
+	@echo "the site: $(CURDIR)/site/index.html"
+
+test-matrix:
+	bash tests/matrix.sh build/matrix $(ARGS)

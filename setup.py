@@ -52,6 +52,12 @@ EXTRAS_REQUIRE = {
     # `mlflow` brings the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
     "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
+    "docs": [  # the site
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.5",
+        "mkdocstrings>=0.27",
+        "mkdocstrings-python>=1.12",
+    ],
     "dev": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook that the tests train in

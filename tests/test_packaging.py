@@ -87,7 +87,7 @@ def test_pins_are_exact_and_fit_the_ranges(repo, package):
     """Each pin is one version that setup.py allows, and all requirements of setup.py are pinned."""
     folder = repo / "requirements"
     files = ["build", "base", "dev", "weights", "cityscapes", "detectron2-pypi"]
-    files += ["trackers", "constraints"]
+    files += ["trackers", "docs", "constraints"]
     pinned = {}
     for file in files:
         for name, requirement in pins(folder / f"{file}.txt").items():
