@@ -31,7 +31,7 @@ BATCHES, STEPS, ROUNDS = 6, 6, 8
 
 
 def bare(model, optimizer, batches, seed=0) -> None:
-    """Take a step with the minimum that any loop must do."""
+    """Take `STEPS` steps with the minimum that any loop must do."""
     with EventStorage():
         for i in range(STEPS):
             torch.manual_seed(int(np.random.SeedSequence((seed, i, 0)).generate_state(1)[0]))
