@@ -395,6 +395,8 @@ ELSEWHERE = {
         "needs 8 GPUs",
         f"{_SEVERAL}::test_torchrun",
     ),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
+    " d2ext train X": ("needs 16 GPUs", f"{_SEVERAL}::test_torchrun_on_two_machines"),
     "srun --ntasks-per-node 8 d2ext train X": (
         "needs Slurm",
         f"{_SEVERAL}::test_tasks_of_srun",
