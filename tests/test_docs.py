@@ -607,7 +607,7 @@ def _run_command(d2ext_command, command: Command, tiny: list[str]) -> None:
         root = next(k for k in tiny if k.startswith("data.root="))
         _do(d2ext_command, name, *arguments, "--options", root)
     else:
-        if arguments[0] in ("voc", "open_images"):
+        if name == "convert" and arguments[0] in ("voc", "open_images"):
             arguments[-1] = "other.json"  # has only boxes; the input is needed to train masks
         _do(d2ext_command, name, *arguments)
 
@@ -622,8 +622,13 @@ def test_the_commands_that_make_an_environment(checkout, tiny):
         (checkout / name).symlink_to(REPO / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], check=True)
     (site,) = Path(".venv/lib").glob("python3*/site-packages")
-    paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    paths = [str(checkout), *{sysconfig.get_path(name) for name in ("purelib", "platlib")}]
     (site / "here.pth").write_text("".join(f"{path}\n" for path in paths))
+    command = Path(".venv/bin/d2ext")
+    command.write_text(
+        f"#!{checkout}/.venv/bin/python\nfrom d2ext.__main__ import main\n\nmain()\n"
+    )
+    command.chmod(0o755)
     # The file that requirements/install.sh writes after installing everything.
     stamp = re.search(r"^want=\$\((.*)\)$", _text("requirements/install.sh"), re.MULTILINE)[1]
     more = {
