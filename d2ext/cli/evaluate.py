@@ -26,7 +26,7 @@ from d2ext.cli.arguments import make_parser, run_folder
 from d2ext.evaluation.metric_names import METRICS
 from d2ext.run_dir.names import usual_weights
 
-_USAGE = """CONFIG [flags of a training] [key=value ...]
+_USAGE = """CONFIG [flags of train] [key=value ...]
        %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
 
 

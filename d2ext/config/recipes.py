@@ -96,7 +96,9 @@ def find_config(name: str | Path) -> str:
     near = closest(path.name, beside)
     near = str(path.parent / near) if near else closest(_normal(str(name)), dict(recipes()))
     hint = f"did you mean {near}?" if near else f"`{command('recipes')}` lists the recipes"
-    raise UserError(f"{path} is neither a config file nor the name of a recipe; {hint}")
+    raise UserError(
+        f"the config file {path} does not exist, and there is no recipe with this name; {hint}"
+    )
 
 
 def copy_recipe(name: str, destination: str | Path) -> Path:
