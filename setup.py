@@ -53,8 +53,10 @@ EXTRAS_REQUIRE = {
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
     "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
     "dev": [
+        "codespell>=2.4",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook that the tests train in
+        "mypy>=2.0",  # what annotates torch and OpenCV needs a new one
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
@@ -63,6 +65,10 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "supervision>=0.30",
+        # What mypy knows of the libraries without annotations.
+        "types-PyYAML",
+        "types-shapely",
+        "types-tabulate",
     ],
 }
 

@@ -362,7 +362,7 @@ def _declared(cfg: Any) -> list[str]:
     At most annotation files are read; nothing where one of several sets does not tell.
     """
     fields = (f"dataloader.{split}.dataset.names" for split in ("train", "val"))
-    names = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
+    names: Any = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
     union: dict[str, None] = {}
     for name in [names] if isinstance(names, str) else names:
         mine: Sequence[str] = ()

@@ -89,9 +89,10 @@ def build_train_loader(
     Raises:
         UserError: During iteration, if an image cannot be read.
     """
-    records, repeats = dataset, None
     if isinstance(dataset, TrainingSet):
         records, repeats = dataset.records, dataset.repeats
+    else:
+        records, repeats = dataset, None
     columns = columns_of(records)
     portrait = columns.heights > columns.widths
     group_size = max(reference_batch_size // reference_world_size, 1)
@@ -155,11 +156,14 @@ class _MappedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def record(self, key: int) -> dict:
+    def record(self, key: Any) -> dict:
         """Return a copy of the dataset dict of the sample at `key`."""
         return self.records[key]
 
-    def __getitem__(self, key: int) -> dict | Failure:
+    def __getitem__(self, key: Any) -> dict | Failure | Replaced:
+        return self._sample(key)
+
+    def _sample(self, key: Any) -> dict | Failure:
         return self._mapper(self.record(key))
 
 
@@ -199,7 +203,7 @@ class _SeededDataset(_MappedDataset):
 
     def _sample(self, key: tuple[int, int]) -> dict | Failure:
         with generators_seeded(self._seed, key[1]):
-            return super().__getitem__(key)
+            return super()._sample(key)
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
@@ -224,6 +228,7 @@ class Loader:
 
     def __init__(self, loader: DataLoader, leaves_out: bool = False):
         self._loader = loader
+        self._dataset: Any = loader.dataset
         self._leaves_out = leaves_out
         self.replaced: Counter[str] = Counter()
         self.left_out: list[str] = []
@@ -291,12 +296,12 @@ class Loader:
     @property
     def records(self) -> Sequence[dict]:
         """Return the dataset dicts of the loader."""
-        return self._loader.dataset.records
+        return self._dataset.records
 
     @property
     def images(self) -> int:
         """Return the number of images in an epoch."""
-        return len(self._loader.dataset)
+        return len(self._dataset)
 
     def pairs(
         self, skip: int = 0, mapped: bool = True
@@ -311,8 +316,9 @@ class Loader:
             In the loader's order, a dataset dict and its sample, or the error if the sample cannot
             be created; iteration continues after errors.
         """
-        keys = itertools.chain.from_iterable(self._loader.batch_sampler)
-        dataset = self._loader.dataset
+        batches: Any = self._loader.batch_sampler
+        keys = itertools.chain.from_iterable(batches)
+        dataset = self._dataset
         for key in itertools.islice(keys, skip, None):
             sample = None
             if mapped:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ class Photo:
     """
 
     size: tuple[int, int] | None
-    stored: tuple[int, int] | None = None
+    stored: tuple[int, int] = (0, 0)
     orientation: int = 1
     problem: str = ""
     is_refused: bool = False
@@ -67,7 +68,7 @@ def _photo(path: str, decode: bool) -> Photo:
         length = os.path.getsize(path)
         with open_image(path) as image:
             stored, turn = stored_size(image), orientation(image)
-            facts = {"length": length, "depth": depth(image)}
+            facts: dict[str, Any] = {"length": length, "depth": depth(image)}
             # The second picture of an MPO is the camera's preview or another exposure.
             facts["has_frames"] = image.format != "MPO" and getattr(image, "is_animated", False)
             if decode:
@@ -84,8 +85,10 @@ def _photo(path: str, decode: bool) -> Photo:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    with_alpha = image.mode in ("LA", "P", "PA", "RGBA") and image.has_transparency_data
-    return with_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    if image.mode not in ("LA", "P", "PA", "RGBA") or not image.has_transparency_data:
+        return False
+    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return lowest < 255
 
 
 def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
