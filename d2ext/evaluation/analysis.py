@@ -236,7 +236,7 @@ class Analysis:
                 values[reached] = precision[at[reached]]
                 ap = 100 * float(values.mean())
                 curve = PRCurve(
-                    values.tolist(),
+                    [*values.tolist()],
                     [float(scores[i]) if i < len(hits) else None for i in at.tolist()],
                 )
             best = _best(hits, scores, objects[c])

@@ -97,7 +97,7 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
     Files that are read only in part have more than 8 bits per channel, several frames or
     transparent pixels.
     """
-    rows = [i for i in np.flatnonzero(c.good["images"]) if c.image_name[i] in photos]
+    rows = [i for i in np.flatnonzero(c.good["images"]).tolist() if c.image_name[i] in photos]
     photo = {i: photos[c.image_name[i]] for i in rows}
     missing = [i for i in rows if photo[i].problem == "absent"]
     if missing:
@@ -109,11 +109,12 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
         if broken:
             example = f"{locations.image(c, broken[0])}: {problems[broken[0]]}"
             yield finding(code, broken, "images", example)
-    wrong = [i for i in rows if photo[i].size and photo[i].size != tuple(c.image_size[i])]
+    sizes = {i: size for i in rows if (size := photo[i].size)}
+    wrong = [i for i, size in sizes.items() if size != tuple(c.image_size[i])]
     if wrong:
         turned = [i for i in wrong if photo[i].stored == tuple(c.image_size[i])]
         i = (turned or wrong)[0]
-        stated, actual = ("{} x {}".format(*size) for size in (c.image_size[i], photo[i].size))
+        stated, actual = ("{} x {}".format(*size) for size in (c.image_size[i], sizes[i]))
         example = f"{locations.image(c, i)}: {stated}, but the file has {actual}"
         if turned:
             example += (
@@ -121,8 +122,9 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
                 " --fix rotates the shapes, too)"
             )
         yield finding("image_size", wrong, "images", example)
-    if deep := [i for i in rows if photo[i].depth]:
-        kinds = ", ".join(sorted({photo[i].depth for i in deep}))
+    depths = {i: depth for i in rows if (depth := photo[i].depth)}
+    if deep := list(depths):
+        kinds = ", ".join(sorted(set(depths.values())))
         example = f"{locations.image(c, deep[0])}; {kinds}; when read, {SCALING}"
         yield finding("image_depth", deep, "images", example)
     for code, some in (
