@@ -161,9 +161,10 @@ class _MappedDataset(Dataset):
         return self.records[key]
 
     def __getitem__(self, key: Any) -> dict | Failure | Replaced:
-        return self._sample(key)
+        return self.sample(key)
 
-    def _sample(self, key: Any) -> dict | Failure:
+    def sample(self, key: Any) -> dict | Failure:
+        """Return the sample at `key`, or why there is none."""
         return self._mapper(self.record(key))
 
 
@@ -190,20 +191,20 @@ class _SeededDataset(_MappedDataset):
         return super().record(key[0])
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Failure | Replaced:
-        sample = self._sample(key)
+        sample = self.sample(key)
         if not self._replaces or not isinstance(sample, Failure):
             return sample
         # Drawn from seed and position, so that a resumed run picks the same replacements.
         others = np.random.default_rng((self._seed, key[1], 2))
         for other in others.integers(len(self), size=_REPLACEMENTS):
-            found = self._sample((int(other), key[1]))
+            found = self.sample((int(other), key[1]))
             if not isinstance(found, Failure):
                 return Replaced(found, sample.message)
         return Failure(f"{sample.message} (and {_REPLACEMENTS} replacements failed as well)")
 
-    def _sample(self, key: tuple[int, int]) -> dict | Failure:
+    def sample(self, key: tuple[int, int]) -> dict | Failure:
         with generators_seeded(self._seed, key[1]):
-            return super()._sample(key)
+            return super().sample(key)
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
