@@ -18,7 +18,7 @@ help:
 	@echo "make test-browser  those of the report in chromium, installed for them (root on Debian)"
 	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
 	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
-	@echo "make lint      the style checks"
+	@echo "make lint      style, types, spelling"
 	@echo "make wheel     dist/d2ext-*.whl, with the recipes"
 
 env:
@@ -56,6 +56,10 @@ bench: env
 lint: env
 	$(PYTHON_ENV) -m ruff check .
 	$(PYTHON_ENV) -m ruff format --check .
+	$(PYTHON_ENV) -m mypy
+	git ls-files -z | xargs -0 $(PYTHON_ENV) -m codespell_lib
+	@git grep -nPf tests/phrases.txt -- '*.py' '*.md' '*.sh'; if [ $$? -ne 1 ]; then \
+		echo "these phrases are refused (tests/phrases.txt): write plain English" >&2; exit 1; fi
 
 # From an empty build folder: setuptools would pack what an earlier build left there.
 wheel: env

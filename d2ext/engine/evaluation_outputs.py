@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from d2ext.errors import best_effort
-from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyse
+from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
@@ -18,7 +18,7 @@ from d2ext.run_dir.schema import write_record
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = 32  # of them as many of the worst and the best images as `analyse` names
+_PICTURES = 32  # of them as many of the worst and the best images as `analyze` names
 _PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
 
@@ -50,7 +50,7 @@ def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> dict[str,
 def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
 
-    The analysis holds the result of `analyse` by task, and `pictures`, which maps image ids (as
+    The analysis holds the result of `analyze` by task, and `pictures`, which maps image ids (as
     text) to overlays in `out`. Without hotcoco there is none. An error of the analysis or of the
     overlays is logged.
     """
@@ -65,7 +65,7 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     analyses: dict[str, TaskAnalysis] = {}
     if chosen_backend("auto") == "hotcoco":
         analyses = {
-            task: TaskAnalysis(**analyse(ground_truth, found, task, _PARTS))
+            task: TaskAnalysis(**analyze(ground_truth, found, task, _PARTS))
             for task in evaluable(None, ground_truth, found)
         }
     # Masks where there are, as they are what the pictures show.
