@@ -18,7 +18,7 @@ help:
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make test-all  run all tests, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
-	@echo "make lint      check the style"
+	@echo "make lint      check style, types and spelling"
 	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
 	@echo "make docs      build the documentation as a site, site/index.html"
 	@echo "make test-matrix  run the fast tests with the oldest and newest torch (6 GB each)"
@@ -58,6 +58,10 @@ bench: env
 lint: env
 	$(PYTHON_ENV) -m ruff check .
 	$(PYTHON_ENV) -m ruff format --check .
+	$(PYTHON_ENV) -m mypy
+	git ls-files -z | xargs -0 $(PYTHON_ENV) -m codespell_lib
+	@git grep -nPf tests/phrases.txt -- '*.py' '*.md' '*.sh'; if [ $$? -ne 1 ]; then \
+		echo "these phrases are refused (tests/phrases.txt): write plain English" >&2; exit 1; fi
 
 # Start with an empty build folder, because setuptools would include files of an earlier build.
 wheel: env

@@ -60,8 +60,10 @@ EXTRAS_REQUIRE = {
         "mkdocstrings-python>=1.12",
     ],
     "dev": [
+        "codespell>=2.4",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # runs the notebook of the tests
+        "mypy>=2.0",  # what annotates torch and OpenCV needs a new one
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pillow-heif>=0.18",  # writes and reads the HEIC photos of the tests
@@ -70,6 +72,10 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "supervision>=0.30",
+        # What mypy knows of the libraries without annotations.
+        "types-PyYAML",
+        "types-shapely",
+        "types-tabulate",
     ],
 }
 

@@ -154,14 +154,15 @@ def _copied(source: Path, own_name: str) -> str:
     if imports:
         lines.insert(imports[0].lineno - 1, "import d2ext\n\n")
     name = source.relative_to(RECIPES).as_posix()
-    for i in range(body[0].end_lineno):  # the docstring
+    for i in range(body[0].end_lineno or 0):  # the docstring
         lines[i] = lines[i].replace(name, own_name)
     return "".join(lines)
 
 
 def _calls(source: Path, node: ast.ImportFrom) -> list[str]:
     """Return lines with calls of `d2ext.get_config` that replace a relative import."""
-    file = source.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
+    parts = (node.module or "").split(".")
+    file = source.parents[node.level - 1].joinpath(*parts).with_suffix(".py")
     call = f'd2ext.get_config("{file.relative_to(RECIPES).as_posix()}")'
     names = [(alias.asname or alias.name, alias.name) for alias in node.names]
     if len(names) == 1:

@@ -362,7 +362,7 @@ def _declared(cfg: Any) -> list[str]:
     Only annotation files are read. The list is empty if any of the datasets has unknown classes.
     """
     fields = (f"dataloader.{split}.dataset.names" for split in ("train", "val"))
-    names = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
+    names: Any = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
     union: dict[str, None] = {}
     for name in [names] if isinstance(names, str) else names:
         mine: Sequence[str] = ()

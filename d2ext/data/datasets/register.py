@@ -133,7 +133,8 @@ def _require_importable(name: str, target: Any) -> None:
     try:
         found = pydoc.locate(where)
     except pydoc.ErrorDuringImport as e:
-        words = moved_import(e.value) or format_exception(e.value)
+        cause = e.value or e
+        words = moved_import(cause) or format_exception(cause)
         raise UserError(f"datasets.{name}: {where} cannot be imported: {words}") from e
     if found is None:
         raise UserError(
