@@ -93,8 +93,8 @@ def folder(data, tmp_path, monkeypatch):
 def test_the_example_of_a_docstring(folder, name):
     """Every public name has one; the values that it shows are those that it gives."""
     docstring = inspect.getdoc(getattr(d2ext, name))
-    match = re.search(r"^Example:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
-    assert match, f"the docstring of d2ext.{name} has no Example:"
+    match = re.search(r"^Examples:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    assert match, f"the docstring of d2ext.{name} has no Examples:"
     code = textwrap.dedent(match[1])
     namespace = {"__name__": "example"}
     examples = doctest.DocTestParser().get_examples(code)

@@ -30,7 +30,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     Raises:
         UserError: The file does not exist, is not a LazyConfig or fails, or an override is invalid.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["optimizer.lr=0.001"])
         >>> cfg.optimizer.lr

@@ -33,7 +33,7 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: The recipe does not exist, or an override is invalid.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", ["optimizer.lr=0.01"])
         >>> cfg.optimizer.lr

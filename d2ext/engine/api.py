@@ -83,7 +83,7 @@ def train(
         UserError: The user can fix the error. With several ranks, the process prints it and exits
             instead, because the other ranks wait for this one.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> data = ["data.train.json=train.json", "data.train.images=photos"]
         >>> data += ["data.val.json=val.json", "data.val.images=photos"]
@@ -139,7 +139,7 @@ def evaluate(
     Raises:
         UserError: The user can fix the error; see `train` for several ranks.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml")
         >>> results = d2ext.evaluate(cfg, "last")

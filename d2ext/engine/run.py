@@ -102,7 +102,7 @@ class Run:
         started: Start of the loop in seconds on the monotonic clock; set by `train`.
         fingerprint: Fingerprint of config and data for checkpoints, on rank 0; set by `train`.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["train.max_iter=1"])
         >>> run = d2ext.train(cfg, "runs/b")

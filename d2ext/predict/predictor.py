@@ -53,7 +53,7 @@ class Prediction:
         classes: int64 (N,), indices into `class_names`.
         class_names: Names of the model's classes.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> prediction = d2ext.Predictor.from_run("runs/trained")("photo.jpg")
         >>> prediction.boxes.shape == (len(prediction.scores), 4)
@@ -154,7 +154,7 @@ class Predictor:
     Raises:
         UserError: The classes do not fit the config, or a class is unknown.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> predictor = d2ext.Predictor.from_run("runs/trained", score_threshold=0.3)
         >>> predictor.classes
