@@ -6,7 +6,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxproc
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel
+.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel docs test-matrix
 
 help:
 	@echo "make env       set up $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
@@ -18,8 +18,10 @@ help:
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make test-all  run all tests, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
-	@echo "make lint      check the style"
+	@echo "make lint      check style, types and spelling"
 	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
+	@echo "make docs      build the documentation as a site, site/index.html"
+	@echo "make test-matrix  run the fast tests with the oldest and newest torch (6 GB each)"
 
 env:
 	@sh requirements/install.sh
@@ -56,9 +58,25 @@ bench: env
 lint: env
 	$(PYTHON_ENV) -m ruff check .
 	$(PYTHON_ENV) -m ruff format --check .
+	$(PYTHON_ENV) -m mypy
+	git ls-files -z | xargs -0 $(PYTHON_ENV) -m codespell_lib
+	@git grep -nPf tests/phrases.txt -- '*.py' '*.md' '*.sh'; if [ $$? -ne 1 ]; then \
+		echo "these phrases are refused (tests/phrases.txt): write plain English" >&2; exit 1; fi
 
 # Start with an empty build folder, because setuptools would include files of an earlier build.
 wheel: env
 	rm -rf build dist/d2ext-*.whl
 	$(PYTHON_ENV) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/d2ext-*.whl
+
+# mkdocs takes pages from one folder only, and not from the checkout itself.
+PAGES = build/pages
+docs: env
+	rm -rf $(PAGES) site
+	mkdir -p $(PAGES)
+	cp -r --parents *.md docs benchmarks/*.md examples/own_dataset examples/balloon/*.md $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_ENV) -m mkdocs build --quiet --strict
+	@echo "the site: $(CURDIR)/site/index.html"
+
+test-matrix:
+	bash tests/matrix.sh build/matrix $(ARGS)

@@ -52,10 +52,18 @@ EXTRAS_REQUIRE = {
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
-    "wandb": ["wandb>=0.31"],  # before 0.31, login() always prompts
+    "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
+    "docs": [  # the site
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.5",
+        "mkdocstrings>=0.27",
+        "mkdocstrings-python>=1.12",
+    ],
     "dev": [
+        "codespell>=2.4",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # runs the notebook of the tests
+        "mypy>=2.0",  # what annotates torch and OpenCV needs a new one
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pillow-heif>=0.18",  # writes and reads the HEIC photos of the tests
@@ -64,6 +72,10 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "supervision>=0.30",
+        # What mypy knows of the libraries without annotations.
+        "types-PyYAML",
+        "types-shapely",
+        "types-tabulate",
     ],
 }
 

@@ -1,7 +1,21 @@
 """d2ext: MMDetection's training workflow for Detectron2's LazyConfig files."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `_MODULES` says, for type checkers and documentation
+    from d2ext.config.load import load_config as load_config
+    from d2ext.config.recipes import get_config as get_config
+    from d2ext.data.datasets.declare import Dataset as Dataset
+    from d2ext.data.formats.format import Format as Format
+    from d2ext.data.formats.format import register_format as register_format
+    from d2ext.engine.api import evaluate as evaluate
+    from d2ext.engine.api import train as train
+    from d2ext.engine.run import Run as Run
+    from d2ext.errors import UserError as UserError
+    from d2ext.evaluation.metric import Metric as Metric
+    from d2ext.predict.predictor import Prediction as Prediction
+    from d2ext.predict.predictor import Predictor as Predictor
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -35,8 +49,10 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: `import d2ext` itself takes no time."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'd2ext' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+if not TYPE_CHECKING:  # type checkers would accept every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is asked for: `import d2ext` itself takes no time."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'd2ext' has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)

@@ -26,7 +26,7 @@ _NO_THREAD = "can't start new thread"  # Python's RuntimeError
 class UserError(Exception):
     """An error that the user can fix: one or two lines with the field or file, value and fix.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> try:
         ...     d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", ["train.max_itr=3"])

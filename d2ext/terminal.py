@@ -38,7 +38,7 @@ def is_live() -> bool:
 @contextlib.contextmanager
 def progress(
     what: str, total: int | None, done: int = 0, in_bytes: bool = False
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[..., None]]:
     """Show a progress bar with the time left, if stdout is a terminal.
 
     Args:
@@ -48,7 +48,7 @@ def progress(
         in_bytes: Show amounts in kB, MB and so on.
 
     Yields:
-        A function that advances the bar by a number.
+        A function that advances the bar by a number, 1 by default.
     """
     from rich import progress as rich_progress
 

@@ -37,7 +37,7 @@ _FOLDERS = (
     "XDG_DATA_HOME",
 )
 # What pytest, Python and the tools that check the code leave in a checkout.
-_CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
+_CACHES = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
 _CHECKOUT = pytest.StashKey[dict[str, int]]()
 
 # A rare find must not fail an unrelated change; `make test-all` draws new examples each time.

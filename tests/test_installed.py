@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,7 @@ def test_recipes_training_resume_and_prediction(d2ext, data):
     results = json.loads(Path("work_dirs/mine/results.json").read_text())["last"]["results"]
     assert results["custom_val/mine/bbox/images"] == 2
     said = d2ext("train", "work_dirs/mine", "--resume", "--num-gpus", 2, "train.max_iter=4")
-    assert "goes on at iteration 3" in said
+    assert "continues at iteration 3" in said
     assert [Path(f"rank_{rank}.txt").read_text() for rank in (0, 1)] == ["3\n4\n", "3\n4\n"]
     d2ext("evaluate", "work_dirs/mine")
     assert Path("work_dirs/mine/eval/results.json").is_file()
@@ -134,3 +136,29 @@ def test_a_job_without_slurm(d2ext, data, tmp_path, monkeypatch):
     assert "report: work_dirs/mask_rcnn_lite0_fpn/report.html" in said
     assert Path("rank_1.txt").read_text() == "1\n"
     assert "finished" in d2ext("submit", "status")
+
+
+TYPED = """from typing import assert_type
+
+import d2ext
+
+cfg = d2ext.get_config("custom/mask_rcnn_lite0_fpn.py")
+run = d2ext.train(cfg, "runs/mine")
+assert_type(run, d2ext.Run)
+assert_type(run.results, dict[str, float | None])
+assert_type(d2ext.Predictor.from_run(run.output_dir)("photo.jpg"), d2ext.Prediction)
+d2ext.train(cfg, overwrit=True)
+d2ext.trian(cfg)
+"""
+
+
+def test_type_checkers_see_the_types(installed, tmp_path):
+    """Mypy knows the types of the public names, and reports only the two mistakes."""
+    (tmp_path / "mine.py").write_text(TYPED)
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", installed / "python", "mine.py"]
+    done = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True)
+    assert re.findall(r"^mine.py:(\d+): error: .*\[(.+)\]$", done.stdout, re.MULTILINE) == [
+        ("10", "call-arg"),
+        ("11", "attr-defined"),
+    ]
+    assert "Found 2 errors in 1 file" in done.stdout, done.stdout

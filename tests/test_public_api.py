@@ -1,5 +1,6 @@
 """What `import d2ext` offers, and what it costs; the examples of docstrings and of the page."""
 
+import ast
 import doctest
 import inspect
 import json
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,14 @@ def test_public_names_are_those_of_their_modules():
         d2ext.Datasets  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'Datasets'"):
         from d2ext import Datasets  # noqa: F401
+
+
+def test_type_checkers_see_the_names_where_they_are():
+    body = ast.parse(Path(d2ext.__file__).read_text()).body
+    block = next(node for node in body if isinstance(node, ast.If))
+    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    assert seen == {name: (module, name) for name, module in d2ext._MODULES.items()}
+    assert sorted(seen) == d2ext.__all__
 
 
 def test_the_import_is_fast_and_needs_no_torch():
@@ -83,8 +93,8 @@ def folder(data, tmp_path, monkeypatch):
 def test_the_example_of_a_docstring(folder, name):
     """Every public name has one; the values that it shows are those that it gives."""
     docstring = inspect.getdoc(getattr(d2ext, name))
-    match = re.search(r"^Example:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
-    assert match, f"the docstring of d2ext.{name} has no Example:"
+    match = re.search(r"^Examples:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    assert match, f"the docstring of d2ext.{name} has no Examples:"
     code = textwrap.dedent(match[1])
     namespace = {"__name__": "example"}
     examples = doctest.DocTestParser().get_examples(code)

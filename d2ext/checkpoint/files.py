@@ -146,7 +146,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
             candidates = [named, *(c for c in candidates if c not in (named, *later)), *later]
         else:
             logger.warning("%s names %s, which does not exist", pointer, named.name)
-    damaged = []
+    damaged: list[Path] = []
     for path in candidates:
         reason = damage(path)
         if reason is None:

@@ -62,6 +62,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            f"`{command('COMMAND')} --help` describes a command, --version prints the version",
+            f"`{command('COMMAND')} --help` describes a command; --version prints the version",
         ]
     )

@@ -34,7 +34,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
     parser.add_argument(
-        "--against", type=Path, metavar="OTHER.json", help="find images shared with this COCO file"
+        "--against",
+        type=Path,
+        metavar="OTHER.json",
+        help="find images that this COCO file has as well, and compare the categories",
     )
     parser.add_argument(
         "--against-images",

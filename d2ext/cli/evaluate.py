@@ -26,7 +26,7 @@ from d2ext.cli import train
 from d2ext.cli.arguments import make_parser
 from d2ext.evaluation.metric_names import METRICS
 
-_USAGE = """CONFIG [flags of a training] [key=value ...]
+_USAGE = """CONFIG [flags of train] [key=value ...]
        %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
 
 

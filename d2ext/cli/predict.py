@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch-size", type=_size, default=1, metavar="N", help="images per batch (1)")
     add("--no-overlays", action="store_true", help="do not draw the detections")
     add("--cutouts", action="store_true", help="write each object as a PNG, transparent around it")
-    add("--csv", action="store_true", help="write detections.csv, and counts.csv per class")
+    add("--csv", action="store_true", help="write detections.csv and counts.csv (per class)")
     add("--masks", action="store_true", help="write a label PNG per image: k marks object k")
     add("--splash", action="store_true", help="write images with only the objects in color")
     add("--options", nargs="+", default=[], metavar="key=value", help="config overrides")

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work-dir", metavar="DIR", help="run directory, shared by the nodes (work_dirs/<config>)")
     add("--resume", action="store_true", help="resume the run in the run directory")
     add("--resume-from", metavar="FILE", help="resume from this checkpoint")
-    add("--overwrite", action="store_true", help="move an earlier run in that directory aside")
+    add("--overwrite", action="store_true", help="move an earlier run in the run directory aside")
     add("--eval-only", action="store_true", help="evaluate instead of training")
     add("--cluster", choices=["slurm", "local"], help="where to run (slurm if it is installed)")
     add("--partition", metavar="NAME")
@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="maximum number of requeues (100)",
     )
-    add("--signal-delay", type=int, default=120, metavar="S", help="seconds for saving (120)")
+    delay = "seconds to save before the time limit (120)"
+    add("--signal-delay", type=int, default=120, metavar="S", help=delay)
     add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, exit")
     add("--wait", action="store_true", help="show rank 0's log; exit with the run's status")
     return parser

@@ -148,7 +148,7 @@ def target_name(target: Any) -> str:
         return str(target)
 
 
-def _check_sections(values: dict[str, Any]) -> None:
+def _check_sections(values: Any) -> None:
     for name in SECTIONS:
         if name not in values:
             raise UserError(f"the config has no section {name}")
@@ -166,7 +166,7 @@ def _check_dict(key: str, value: Any, more: str = "") -> None:
         raise UserError(f"{key}={value!r}: takes dict{more}")
 
 
-def _resolve(cfg: Any) -> dict[str, Any]:
+def _resolve(cfg: Any) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -189,8 +189,9 @@ def _parameters(section: DictConfig | None) -> Mapping[str, inspect.Parameter]:
     if section is None:
         return {}
     kind = OmegaConf.get_type(section)
-    is_dict = "_target_" in section or kind in (None, dict)
-    return parameters(section) if is_dict else inspect.signature(kind).parameters
+    if kind is None or kind is dict or "_target_" in section:
+        return parameters(section)
+    return inspect.signature(kind).parameters
 
 
 def _target(node: DictConfig | None) -> Any:

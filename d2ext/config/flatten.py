@@ -1,6 +1,6 @@
 """Nested dicts as dotted keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -14,6 +14,7 @@ def flatten(node: Any, prefix: str = "", lists: bool = False) -> Iterator[tuple[
         prefix: Key of `node`.
         lists: Whether to descend into lists (`a.0`); otherwise a list is a leaf.
     """
+    items: Iterable[tuple[Any, Any]]
     if isinstance(node, dict) and node:
         items = node.items()
     elif lists and isinstance(node, list) and node:

@@ -67,7 +67,7 @@ def documented(target: Any) -> dict[str, tuple[str, str]]:
 
     The docstrings are in Google style; a type that they do not state is an empty text.
     """
-    levels = [x for c in target.__mro__ for x in (c, c.__init__)] if inspect.isclass(target) else []
+    levels = [x for c in getattr(target, "__mro__", ()) for x in (c, c.__init__)]
     found: dict[str, tuple[str, str]] = {}
     for level in levels or [target]:
         found = _arguments(inspect.getdoc(level) or "") | found
@@ -75,7 +75,9 @@ def documented(target: Any) -> dict[str, tuple[str, str]]:
 
 
 def _arguments(text: str) -> dict[str, tuple[str, str]]:
-    found, names, indent = {}, [], None
+    found: dict[str, tuple[str, str]] = {}
+    names: list[str] = []
+    indent = None
     lines = text.partition("Args:\n")[2].splitlines()
     for line in lines:
         match = _ARGUMENT.fullmatch(line)

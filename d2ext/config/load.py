@@ -18,7 +18,7 @@ from d2ext.errors import UserError
 from d2ext.text import closest
 
 
-def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
+def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
     """Load a LazyConfig file (.py, or the config.yaml of a run) and apply strict overrides.
 
     Args:
@@ -31,7 +31,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: The file does not exist, is not a LazyConfig or fails, or an override is invalid.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["optimizer.lr=0.001"])
         >>> cfg.optimizer.lr
@@ -131,7 +131,7 @@ def _place(path: Path, error: BaseException) -> str:
         line = mark.line + 1
     elif isinstance(error.__cause__, SyntaxError):  # Detectron2's parser, which gives no file
         line = error.__cause__.lineno
-    elif isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
+    elif isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename):
         file, line = error.filename, error.lineno
     file = file.removeprefix(os.path.join(os.getcwd(), ""))
     return f"{file}:{line}" if line else file

@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ def scale_config(cfg: Any, world_size: int) -> tuple[Any, ScalingReport]:
     rule, warnings = _rule(cfg, options)
     lr_factor = float(scale) if rule == "linear" else math.sqrt(scale)
 
-    scaled, plan = copy.deepcopy(cfg), {}
+    scaled = copy.deepcopy(cfg)
+    plan: _Plan = {}
     if scaled_for is None and scale != 1:
         before = cfg.dataloader.train.total_batch_size
         plan = {tuple(_BATCH.split(".")): (before, batch)}
@@ -249,7 +250,7 @@ def _learning_rates(optimizer: Any, factor: float) -> _Plan:
 
 
 def _iterations(cfg: Any, scale: Fraction) -> _Plan:
-    plan = {}
+    plan: _Plan = {}
     for field in ("train.max_iter", "train.eval_period", "train.checkpointer.period"):
         value = OmegaConf.select(cfg, field)
         if isinstance(value, (int, float)) and value > 0:
@@ -291,7 +292,8 @@ def _fields(node: Any, path: _FieldPath) -> Iterator[tuple[_FieldPath, Any]]:
     """Yield (path, parent) of every field below a node, without following interpolations."""
     if not isinstance(node, (DictConfig, ListConfig)):
         return
-    for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
+    keys: Iterable[Any] = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
         yield (*path, key), node
         if not OmegaConf.is_interpolation(node, key):
             yield from _fields(node[key], (*path, key))

@@ -340,7 +340,7 @@ def train_options() -> dict[str, Option]:
     return dict(_walk(TrainOptions, "train"))
 
 
-def _walk(cls: type, prefix: str) -> Iterator[tuple[str, Option]]:
+def _walk(cls: Any, prefix: str) -> Iterator[tuple[str, Option]]:
     for name, option in _options(cls).items():
         key, more = f"{prefix}.{name}", option.metadata
         if dataclasses.is_dataclass(option.type):
@@ -366,7 +366,7 @@ def _options(cls: type) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
 
 
-def _read(cls: type, section: Any) -> Any:
+def _read(cls: Any, section: Any) -> Any:
     """Return an instance of a dataclass with the values in a section of a config."""
     options, given = _options(cls), {}
     for name, option in options.items():

@@ -87,7 +87,7 @@ def _set(cfg: Any, key: str, value: Any, force: bool) -> None:
                 raise UserError(f"unknown key {key!r}; a new list starts at [0]")
             if not add or not _has_room(node, part):
                 raise _unknown(cfg, key, node, parts[:depth])
-            content = [] if below == "0" else {}
+            content: Any = [] if below == "0" else {}
             _put(node, part, OmegaConf.create(content, flags={"allow_objects": True}))
         node = _value(node, part)
         if not isinstance(node, (DictConfig, ListConfig)):
@@ -183,10 +183,12 @@ def _parse(key: str, text: str) -> Any:
         # omegaconf's YAML reads 1e-4 as a number, which plain YAML 1.1 does not.
         items = OmegaConf.create(f"- {text}")
         rename_targets(items)
-        value = OmegaConf.to_container(items, resolve=False)[0]
+        listed: Any = OmegaConf.to_container(items, resolve=False)
+        value = listed[0]
         if plain:
             return text if isinstance(value, str | list | dict) else value
-        if yaml.compose(text).end_mark.index < len(text.rstrip()):
+        node = yaml.compose(text)
+        if node is not None and node.end_mark.index < len(text.rstrip()):
             raise yaml.MarkedYAMLError(problem="there is text after its end")
         return value
     except (yaml.YAMLError, OmegaConfBaseException) as e:
@@ -240,8 +242,8 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
         except ImportError:  # reported when the target is built
             return {}
     found: dict[str, inspect.Parameter] = {}
-    levels = [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]
-    for level in levels:
+    levels = [c.__init__ for c in getattr(target, "__mro__", ())]
+    for level in levels or [target]:
         try:
             parameters = inspect.signature(level).parameters.values()
         except (TypeError, ValueError):  # a builtin without a signature

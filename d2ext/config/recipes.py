@@ -34,7 +34,7 @@ def get_config(name: str | Path, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: The recipe does not exist, or an override is invalid.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", ["optimizer.lr=0.01"])
         >>> cfg.optimizer.lr
@@ -96,7 +96,9 @@ def find_config(name: str | Path) -> str:
     near = closest(path.name, beside)
     near = str(path.parent / near) if near else closest(_normal(name), dict(recipes()))
     hint = f"did you mean {near}?" if near else f"`{command('recipes')}` lists the recipes"
-    raise UserError(f"{path} is neither a config file nor the name of a recipe; {hint}")
+    raise UserError(
+        f"the config file {path} does not exist, and there is no recipe with this name; {hint}"
+    )
 
 
 def copy_recipe(name: str, destination: str | Path) -> Path:
@@ -161,14 +163,15 @@ def _copied(source: Path, own_name: str) -> str:
     if imports:
         lines.insert(imports[0].lineno - 1, "import d2ext\n\n")
     name = source.relative_to(RECIPES).as_posix()
-    for i in range(body[0].end_lineno):  # the docstring
+    for i in range(body[0].end_lineno or 0):  # the docstring
         lines[i] = lines[i].replace(name, own_name)
     return "".join(lines)
 
 
 def _calls(source: Path, node: ast.ImportFrom) -> list[str]:
     """Return lines with calls of `d2ext.get_config` that replace a relative import."""
-    file = source.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
+    parts = (node.module or "").split(".")
+    file = source.parents[node.level - 1].joinpath(*parts).with_suffix(".py")
     call = f'd2ext.get_config("{file.relative_to(RECIPES).as_posix()}")'
     names = [(alias.asname or alias.name, alias.name) for alias in node.names]
     if len(names) == 1:

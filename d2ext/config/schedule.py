@@ -103,9 +103,9 @@ def resolve_schedule(
     epochs, iterations = train.max_epochs, train.max_iter
     if (epochs is None) == (iterations is None):
         raise UserError("set exactly one of train.max_epochs and train.max_iter")
-    field, value = ("max_epochs", epochs) if iterations is None else ("max_iter", iterations)
-    if value <= 0:
-        raise UserError(f"train.{field}={value}: a run needs a positive length")
+    for field, value in (("max_epochs", epochs), ("max_iter", iterations)):
+        if value is not None and value <= 0:
+            raise UserError(f"train.{field}={value}: a run needs a positive length")
     if iterations is None:
         # Exact fractions, because 0.1 epochs of 10 images must be one image, not two.
         iterations = math.ceil(Fraction(str(epochs)) * num_images / batch_size)

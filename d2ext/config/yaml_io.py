@@ -85,7 +85,8 @@ def parse_saved(text: str, name: str = "config.yaml") -> Any:
     def shape(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Any:
         from detectron2.layers import ShapeSpec
 
-        return ShapeSpec(**loader.construct_mapping(node))
+        fields: dict[Any, Any] = loader.construct_mapping(node)
+        return ShapeSpec(**fields)
 
     def values(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple:
         return tuple(loader.construct_sequence(node, deep=True))

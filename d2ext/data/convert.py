@@ -96,7 +96,7 @@ def convert_from_coco(
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
-            counts = writers()[kind](records, classes, made, images) | lost
+            counts = {**writers()[kind](records, classes, made, images), **lost}
             os.replace(made, output)
     except OSError as e:
         raise UserError(f"cannot write {output}: {e.strerror or e}") from e

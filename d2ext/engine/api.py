@@ -83,7 +83,7 @@ def train(
         UserError: The user can fix the error. With several ranks, the process prints it and exits
             instead, because the other ranks wait for this one.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> data = ["data.train.json=train.json", "data.train.images=photos"]
         >>> data += ["data.val.json=val.json", "data.val.images=photos"]
@@ -139,7 +139,7 @@ def evaluate(
     Raises:
         UserError: The user can fix the error; see `train` for several ranks.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml")
         >>> results = d2ext.evaluate(cfg, "last")
@@ -170,7 +170,7 @@ def _execute(
         )
     if topology.launcher == "torchrun":
         die_with_parent()
-    gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
+    gpus: dict[str, Any] = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     device = choose_device(train_options.device, **gpus)[0]
     command = describe_call(function, out, topology, flags)
     options = {**options, **gpus, "world_size": topology.world_size}

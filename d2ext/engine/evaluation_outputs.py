@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from d2ext.errors import best_effort
-from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyse
+from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
@@ -50,7 +50,7 @@ def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> dict[str,
 def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
 
-    The analysis holds the result of `analyse` by task, and `pictures`, which maps image ids (as
+    The analysis holds the result of `analyze` by task, and `pictures`, which maps image ids (as
     strings) to overlays in `out`. It needs hotcoco and is skipped without it. Errors in the
     analysis or the overlays are logged.
     """
@@ -65,7 +65,7 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     analyses: dict[str, TaskAnalysis] = {}
     if chosen_backend("auto") == "hotcoco":
         analyses = {
-            task: TaskAnalysis(**analyse(ground_truth, found, task, _PARTS))
+            task: TaskAnalysis(**analyze(ground_truth, found, task, _PARTS))
             for task in evaluable(None, ground_truth, found)
         }
     # Prefer the analysis of the masks, because the overlays show them.

@@ -18,6 +18,7 @@ from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.lr_scaling import scale_config
 from d2ext.config.options import TrainOptions
+from d2ext.config.schedule import Schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.engine.builders import (
     build_hooks,
@@ -49,7 +50,7 @@ from d2ext.engine.train_state import TrainState
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import best_effort, config_errors
 from d2ext.evaluation.expect import parse_expectation
-from d2ext.evaluation.suite import test_sets
+from d2ext.evaluation.suite import Suite, test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
 from d2ext.launch.collectives import (
     broadcast_buffers,
@@ -101,7 +102,7 @@ class Run:
         started: Start of the loop in seconds on the monotonic clock; set by `train`.
         fingerprint: Fingerprint of config and data for checkpoints, on rank 0; set by `train`.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml", ["train.max_iter=1"])
         >>> run = d2ext.train(cfg, "runs/b")
@@ -126,6 +127,7 @@ class Run:
         self.user_hooks = list(hooks)
         self.schedule = plan.schedule
         self.output_dir = plan.output_dir / "eval" if plan.eval_only else plan.output_dir
+        self.suite: Suite | None = None
         self.overview_written = False
 
     @property
@@ -141,6 +143,11 @@ class Run:
     def stopped_by(self) -> str | None:
         """Return the name of the signal that stopped training, or None."""
         return None if self.plan.eval_only else self.trainer.stopped_by
+
+    @property
+    def _training(self) -> Schedule:
+        assert self.schedule  # None in an evaluation only
+        return self.schedule
 
     def setup(self) -> None:
         """Build everything, load weights or a checkpoint, then open the run directory.
@@ -164,7 +171,7 @@ class Run:
         self._end_if_nothing_is_left()
         self.checkpointer = CheckpointHook(
             self.output_dir,
-            self.schedule,
+            self._training,
             options.checkpointer.max_to_keep,
             self._checkpoint,
             options.checkpointer.asynchronous,
@@ -189,7 +196,7 @@ class Run:
             for name in ("recent", "present"):
                 memory.pop(name, None)
         self.started = time.monotonic()
-        self.trainer.train(start, self.schedule.max_iter, self.signals, memory)
+        self.trainer.train(start, self._training.max_iter, self.signals, memory)
         if self.trainer.ended_early:
             logger.info(
                 "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
@@ -215,12 +222,13 @@ class Run:
             "dataloader.val.num_workers",
         ):
             before_batch = functools.partial(self._save_if_stopped, iteration)
+            assert self.suite  # None in a training without evaluations only
             evaluations = self.suite.evaluate(self.evaluated, before_batch)
-        numbers = {}
+        numbers: dict[str, float] = {}
         if comm.is_main_process():
             numbers = write_evaluations(evaluations, self.output_dir)
         exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, numbers))
-        if exhausted and iteration < self.schedule.max_iter:
+        if exhausted and iteration is not None and iteration < self._training.max_iter:
             self.trainer.ended_early = exhausted
         return numbers
 
@@ -275,9 +283,8 @@ class Run:
         self.evaluated = self.state.evaluated
         if self.options.compile.enabled:
             compile_backbone(self.state.model, self.options.compile)
-        self.multiplier = build_multiplier(cfg, self.schedule)
+        self.multiplier = build_multiplier(cfg, self._training)
         self.loader = build_train_loader(cfg, self.state.start_iter, self._take_train_dataset())
-        self.suite = None
         if self.plan.validate:
             self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
         self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
@@ -337,12 +344,13 @@ class Run:
         """End the schedule at the start of a resumed run if nothing is left to train."""
         start, patience = self.state.start_iter, self.options.early_stopping_patience
         exhausted = start and self.suite and self.evaluations.exhausted(patience)
-        if start < self.schedule.max_iter and not exhausted:
+        if start < self._training.max_iter and not exhausted:
             return
         logger.info("Nothing left to train: the run ends at iteration %d", start)
-        self.schedule = replace(self.schedule, max_iter=start)
-        if comm.is_main_process() and self.plan.resume.name != "model_final.pth":
-            ckpt.save_final(self.plan.resume, self.output_dir)
+        self.schedule = replace(self._training, max_iter=start)
+        file = self.plan.resume
+        if comm.is_main_process() and file and file.name != "model_final.pth":
+            ckpt.save_final(file, self.output_dir)
 
     def _hooks(self) -> list[HookBase]:
         """Return all hooks in the order in which they are called.
@@ -351,7 +359,7 @@ class Run:
         step. The checkpoint is written before the evaluation, so that a kill during the evaluation
         loses no step.
         """
-        state, schedule, main = self.state, self.schedule, comm.is_main_process()
+        state, schedule, main = self.state, self._training, comm.is_main_process()
         hooks = [
             OnTrainStart(lambda: broadcast_from_rank0(self._describe_training)),
             LearningRateHook(state.optimizer, self.multiplier),
@@ -393,7 +401,7 @@ class Run:
 
     def _checkpoint(self, iteration: int) -> dict[str, Any]:
         """Return the content of a checkpoint after `iteration` iterations."""
-        batch_size, accumulate = self.schedule.batch_size, self.options.accumulate
+        batch_size, accumulate = self._training.batch_size, self.options.accumulate
         return {
             **self.state.content(iteration, batch_size, accumulate),
             "seed": self.options.seed,
@@ -415,7 +423,7 @@ class Run:
 
     def _record_results(self, iteration: int | None, numbers: dict[str, float]) -> str | None:
         """Record an evaluation on rank 0; return why early stopping ends training, or None."""
-        if self.evaluations.is_better(numbers):
+        if iteration is not None and self.evaluations.is_better(numbers):
             self.checkpointer.save_best(iteration)
         self.evaluations.record(iteration, numbers)
         return self.evaluations.exhausted(self.options.early_stopping_patience)

@@ -235,7 +235,7 @@ class WandbWriter(Tracker):
         import wandb
 
         if self._live is None:
-            # A prompt would hold up the training.
+            # A prompt would block the run.
             online = wandb.setup().settings.mode == "online"
             if online and not wandb.login(prompt=False, verify=False):
                 raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")

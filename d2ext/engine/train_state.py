@@ -148,7 +148,7 @@ def _resume(
         same = "; images and order stay the same" if before == batch else ""
         changes.append(f"world size {workers} before, {now} now{same}")
     change = f" ({'; '.join(changes)})" if changes else ""
-    logger.info("Resumed %s at iteration %d%s", plan.resume, start, change)
+    logger.info("Resumed %s; continues at iteration %d%s", plan.resume, start, change)
     return start
 
 

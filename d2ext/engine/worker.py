@@ -1,4 +1,4 @@
-"""Run one rank of a training or an evaluation."""
+"""Run one rank of a training run or an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -236,7 +236,7 @@ class Analysis:
                 values[reached] = precision[at[reached]]
                 ap = 100 * float(values.mean())
                 curve = PRCurve(
-                    values.tolist(),
+                    [*values.tolist()],
                     [float(scores[i]) if i < len(hits) else None for i in at.tolist()],
                 )
             best = _best(hits, scores, objects[c])
@@ -347,7 +347,7 @@ def _only(ground_truth: GroundTruth, rows: np.ndarray) -> GroundTruth:
     return replace(ground_truth, **columns, segmentations=masks)
 
 
-def analyse(
+def analyze(
     ground_truth: GroundTruth, detections: Detections, task: str, parts: Mapping[str, bool]
 ) -> dict[str, Any]:
     """Return the requested fields of a `TaskAnalysis`.
@@ -373,7 +373,7 @@ def analyse(
 
 
 def printed(results: Mapping[str, Any]) -> str:
-    """Return the result of `analyse` as plain-text tables."""
+    """Return the result of `analyze` as plain-text tables."""
     tables: dict[str, Callable[[Any], str]] = {
         "confusion_matrix": _confusions,
         "pr_curves": _curves,

@@ -216,7 +216,7 @@ def _annotations(
     return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, start=1)]
 
 
-def _masks(detections: Detections) -> list[dict]:
+def _masks(detections: Detections) -> list[Any]:
     return list(detections.masks or ())  # None without detections
 
 

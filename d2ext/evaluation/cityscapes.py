@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -147,7 +148,7 @@ def _compare(
     scripts = _scripts()
     ids = np.asarray(Image.open(file)).astype(np.int32)
     void = _encoded(np.isin(ids, [label.id for label in scripts.labels if label.ignoreInEval]))
-    result = {"groundTruth": {}, "prediction": {}}
+    result: dict[str, dict[str, list[dict]]] = {"groundTruth": {}, "prediction": {}}
     present, counts = np.unique(ids, return_counts=True)
     for c, name in enumerate(ground_truth.classes):
         class_id = scripts.name2label[name].id
@@ -157,7 +158,7 @@ def _compare(
             for i, n in zip(present[mine], counts[mine], strict=True)
         ]
         found = [r for r in rows if detections.label[r] == c]
-        masks = [detections.masks[r] for r in found]
+        masks = [(detections.masks or ())[r] for r in found]
         for mask in masks:
             if tuple(mask["size"]) != ids.shape:
                 raise UserError(
@@ -166,7 +167,7 @@ def _compare(
                 )
         regions = [_encoded(ids == o["instID"]) for o in objects] if masks else []
         areas, common = _intersections(masks, [*regions, void])
-        predicted = [
+        predicted: list[dict[str, Any]] = [
             {"confidence": float(detections.scores[r]), "pixelCount": int(a), "matchedGt": []}
             | {"voidIntersection": int(shared[-1])}
             for r, a, shared in zip(found, areas, common, strict=True)

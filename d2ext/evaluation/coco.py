@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class CocoMetric:
         Returns:
             Percent by `<task>/<name>`; NaN if the dataset has no such object.
         """
-        numbers = {}
+        numbers: dict[str, float] = {}
         for task in evaluable(self._tasks, ground_truth, detections):
             evaluated = self._evaluate(ground_truth, detections, task)
             numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
@@ -92,7 +93,7 @@ class CocoMetric:
 
     def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
         """Return the keys of the results for a dataset."""
-        keys = set()
+        keys: set[str] = set()
         for task in self._tasks or usual_tasks(with_masks):
             names = [line.name for line in self._lines(task)]
             if self._per_class and task != "proposals":
@@ -191,7 +192,7 @@ def exact_100(percent: float) -> float:
     return 100.0 if percent > 100 - 1e-9 else percent
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence]:
     # A string is a sequence, too: "bbox" would be the tasks b, b, o and x.
     return isinstance(value, Sequence) and not isinstance(value, str)
 

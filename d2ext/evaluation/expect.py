@@ -38,8 +38,9 @@ def parse_expectation(text: str) -> Expectation:
     """Parse `<dataset>/<metric>/<task>/<name><sign><number>`; raise UserError if it is invalid."""
     match = re.fullmatch(r"\s*(.*?[^<>=\s])\s*(>=|<=|>|<)\s*([^<>=]+)", text)
     try:
-        return Expectation(match[1], match[2], float(match[3]))
-    except (TypeError, ValueError) as e:
+        key, sign, bound = match.groups() if match else ()
+        return Expectation(key, sign, float(bound))
+    except ValueError as e:
         raise UserError(
             f"--expect {text!r}: give a result and its bound, such as"
             ' "balloon_val/coco/segm/AP>=40"'

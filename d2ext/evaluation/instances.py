@@ -27,7 +27,7 @@ Edge cases are defined here, once for all metrics and both backends:
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class GroundTruth:
     segmentations: Sequence[Any] | None
     negatives: Sequence[Sequence[int]] | None = None
     not_exhaustive: Sequence[Sequence[int]] | None = None
-    frequencies: Sequence[str] | None = None
+    frequencies: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Detections:
     scores: np.ndarray
     masks: Sequence[dict] | None
     mask_areas: np.ndarray | None = None
+
+
+Instances = TypeVar("Instances", GroundTruth, Detections)
 
 
 def ground_truth_columns(
@@ -152,16 +155,21 @@ def ground_truth_columns(
         None if all(v is None for v in values) else [v or [] for v in values]
         for values in lists.values()
     )
+    image, label = table[:, :2].astype(np.int64).T
+    crowds, ignored, groups = table[:, 6:].astype(bool).T
     return GroundTruth(
         ids,
         names,
         heights,
         widths,
         list(classes),
-        *table[:, :2].astype(np.int64).T,
+        image,
+        label,
         table[:, 2:6],
         np.array(areas, np.float64),
-        *table[:, 6:].astype(bool).T,
+        crowds,
+        ignored,
+        groups,
         segmentations if any(s is not None for s in segmentations) else None,
         negatives,
         not_exhaustive,

@@ -59,7 +59,7 @@ class LvisMetric:
         Returns:
             Percent by `<task>/<name>`; NaN if the dataset has no such object.
         """
-        numbers = {}
+        numbers: dict[str, float] = {}
         for task in evaluable(self._tasks, ground_truth, detections):
             evaluation = hotcoco_pair(ground_truth, detections, task, lvis_style=True)
             evaluation.evaluate()

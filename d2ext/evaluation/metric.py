@@ -22,7 +22,7 @@ class Metric(Protocol):
     that no evaluation will return. The method raises a `UserError` for a test set on which the
     metric cannot be computed.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> class CountError:
         ...     def __call__(self, ground_truth, detections):

@@ -14,7 +14,7 @@ import numpy as np
 
 from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
-from d2ext.evaluation.analysis import analyse, printed
+from d2ext.evaluation.analysis import analyze, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
@@ -44,7 +44,7 @@ def evaluate_files(
         dataset: File with COCO annotations.
         metrics: Names in METRICS.
         per_class: Add the results of each class.
-        parts: Analyses to run, as for `analyse`.
+        parts: Analyses to run, as for `analyze`.
         out: File for the results; the analyses are written next to it, by task, to
             `<its stem>_analysis.json`. Either both files are replaced or neither is.
         backend: Backend of the COCO metric.
@@ -134,7 +134,7 @@ def _evaluated(
     analyses = {}
     if any(parts.values()):
         for task in evaluable(None, ground_truth, detections):
-            analyses[task] = analyse(ground_truth, detections, task, parts)
+            analyses[task] = analyze(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
     return numbers, analyses
 

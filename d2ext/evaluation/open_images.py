@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from d2ext.data.formats.json_io import read_json, truncate_repr
 from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision
-from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
         raise UserError(f"OpenImagesMetric: hierarchy_file={path} does not exist; correct the path")
     names = class_descriptions(path)
     above: dict[str, set[str]] = {}
-    todo = [(read_json(path), frozenset())]
+    todo: list[tuple[Any, frozenset[str]]] = [(read_json(path), frozenset())]
     while todo:
         node, ancestors = todo.pop()
         label = node.get("LabelName") if isinstance(node, dict) else None
@@ -142,15 +143,15 @@ def read_hierarchy(path: str | Path) -> dict[str, set[str]]:
 _PER_INSTANCE = ("image", "boxes", "areas", "crowd", "difficult", "group_of", "scores")
 
 
-def _expanded(
-    instances: GroundTruth | Detections, above: list[list[int]]
-) -> GroundTruth | Detections:
+def _expanded(instances: Instances, above: list[list[int]]) -> Instances:
     """Add a copy of each instance, without its mask, for every ancestor of its class."""
     pairs = [(c, a) for c, classes in enumerate(above) for a in classes]
-    copied = [np.flatnonzero(instances.label == c) for c, _ in pairs]
+    copied: list[np.ndarray] = [np.flatnonzero(instances.label == c) for c, _ in pairs]
     rows = np.concatenate([np.arange(len(instances.label)), *copied])
     label = instances.label[rows]
     label[len(instances.label) :] = np.repeat([a for _, a in pairs], list(map(len, copied)))
     masks = "segmentations" if isinstance(instances, GroundTruth) else "masks"
-    columns = {c: getattr(instances, c)[rows] for c in _PER_INSTANCE if hasattr(instances, c)}
-    return dataclasses.replace(instances, label=label, **columns, **{masks: None})
+    columns: dict[str, Any] = {
+        c: getattr(instances, c)[rows] for c in _PER_INSTANCE if hasattr(instances, c)
+    }
+    return dataclasses.replace(instances, **columns, **{"label": label, masks: None})

@@ -107,9 +107,8 @@ def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
                 )
             yield output["instances"].to("cpu")
         return
-    for sample, instances in zip(
-        inputs, model.inference(inputs, do_postprocess=False), strict=True
-    ):
+    inference: Any = model.inference
+    for sample, instances in zip(inputs, inference(inputs, do_postprocess=False), strict=True):
         instances = instances.to("cpu")
         if instances.has("pred_masks"):
             instances.roi_masks = instances.pred_masks
@@ -176,11 +175,14 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
 def _joined(parts: Sequence[Detections]) -> Detections:
     """Concatenate detections, with masks if the first ones have masks."""
     parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
-    masks = parts[0].masks
-    if masks is not None:
-        masks = [mask for part in parts for mask in part.masks]
-    names = ("image", "label", "boxes", "scores")
-    return Detections(*(np.concatenate([getattr(p, n) for p in parts]) for n in names), masks)
+    masks = None
+    if parts[0].masks is not None:
+        masks = [mask for part in parts for mask in part.masks or ()]
+    image, label, boxes, scores = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("image", "label", "boxes", "scores")
+    )
+    return Detections(image, label, boxes, scores, masks)
 
 
 _NONE = Detections(
@@ -198,12 +200,12 @@ def results_of(
         image_ids: Image ids of the dataset, in order.
         rows: Rows of the detections to yield.
     """
+    masks = detections.masks
     columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
-    masks: Sequence[dict | None] = detections.masks or [None] * len(detections.scores)
     chosen = np.arange(len(detections.scores))[rows].tolist()
     for row, image, label, box, score in zip(chosen, *columns, strict=True):
         result = {"image_id": image_ids[image], "category_id": label, "bbox": box, "score": score}
-        yield result if masks[row] is None else {**result, "segmentation": masks[row]}
+        yield {**result, "segmentation": masks[row]} if masks else result
 
 
 def write_predictions(

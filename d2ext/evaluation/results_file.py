@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -77,7 +77,8 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
     ground_truth = dataset.ground_truth
     image = _known(path, results, "image", ground_truth.image_ids, dataset.path)
     label = _known(path, results, "category", dataset.category_ids, dataset.path)
-    masks = areas = None
+    masks: list[Any] | None = None
+    areas = None
     if results and results[0].segmentation is not None:
         masks = [r.segmentation for r in results]
         areas = _check_masks(path, masks, image, ground_truth)
@@ -117,7 +118,7 @@ def _known(
     )
 
 
-def _category_remedy(found: list[int], ids: Sequence[int]) -> str | None:
+def _category_remedy(found: Sequence[float], ids: Sequence[int]) -> str | None:
     """Return what seems wrong with the category ids; `ids` are the dataset's, sorted."""
     gaps = ids[-1] - ids[0] >= len(ids)
     for base in (0, 1):

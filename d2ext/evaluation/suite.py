@@ -9,7 +9,6 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 from omegaconf import ListConfig
 from torch import nn
 
@@ -104,7 +103,7 @@ class Suite:
         for name, loader, records, metrics in self._sets:
             start = time.perf_counter()
             detections = predict(model, loader, image_ids_of(records), before_batch)
-            if not comm.is_main_process():
+            if detections is None:  # on other ranks than 0
                 continue
             logger.info(
                 "%s: %d images, %d detections, %.1f s",

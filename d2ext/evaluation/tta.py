@@ -27,7 +27,7 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
     """
     if not min_sizes:
         raise UserError("dataloader.tta.min_sizes=[]: give short sides in pixels, such as [800]")
-    heads = model.roi_heads
+    heads: Any = model.roi_heads
     predictor = heads.box_predictor
     if isinstance(predictor, nn.ModuleList):  # a cascade
         predictor = predictor[-1]

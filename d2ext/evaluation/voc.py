@@ -9,7 +9,7 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision
-from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class VocMetric:
 
 
 def _is_threshold(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1
 
 
-def _grown(instances: GroundTruth | Detections) -> GroundTruth | Detections:
+def _grown(instances: Instances) -> Instances:
     return dataclasses.replace(instances, boxes=instances.boxes + [0, 0, 1, 1])

@@ -52,7 +52,7 @@ def browse(
         name: Name of the config, for the heading and the default of `output`.
         split: train, val or test.
         count: Number of images to show; None for an entire epoch.
-        start: Position of the first image, in the training or in the test set.
+        start: Position of the first image, in the order of training or in the test set.
         output: Output folder, which is replaced; None for `work_dirs/browse/<name>_<split>`.
         html: Write one HTML page instead of JPEG pages.
         augmented: False shows only the annotated images, without the mapper.

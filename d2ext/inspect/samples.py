@@ -60,7 +60,8 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
         cfg: Config returned by `load_config`.
         split: train, val or test. The samples of val and test include the ground truth in pixels of
             the model's input, although the model does not get it.
-        start: Position of the first sample, counted from 0, in the training or in the test set.
+        start: Position of the first sample, counted from 0, in the order of training or in the test
+            set.
 
     Raises:
         UserError: The config or the dataset is invalid.

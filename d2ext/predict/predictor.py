@@ -53,7 +53,7 @@ class Prediction:
         classes: int64 (N,), indices into `class_names`.
         class_names: Names of the model's classes.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> prediction = d2ext.Predictor.from_run("runs/trained")("photo.jpg")
         >>> prediction.boxes.shape == (len(prediction.scores), 4)
@@ -154,7 +154,7 @@ class Predictor:
     Raises:
         UserError: The classes do not fit the config, or a class is unknown.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> predictor = d2ext.Predictor.from_run("runs/trained", score_threshold=0.3)
         >>> predictor.classes
@@ -363,7 +363,7 @@ def _declared(cfg: Any) -> list[str]:
     Only annotation files are read. The list is empty if any of the datasets has unknown classes.
     """
     fields = (f"dataloader.{split}.dataset.names" for split in ("train", "val"))
-    names = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
+    names: Any = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])
     union: dict[str, None] = {}
     for name in [names] if isinstance(names, str) else names:
         mine: Sequence[str] = ()

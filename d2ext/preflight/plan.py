@@ -73,7 +73,7 @@ class Plan:
         best_metric: Key of the result that decides which model is best, or None.
         damaged: Damaged checkpoints, which the run renames.
         eval_only: The run evaluates `weights` and does not train.
-        validate: The training evaluates on `dataloader.val`.
+        validate: The run evaluates on `dataloader.val` during training.
         tta: The evaluation uses test-time augmentation.
         overwrite: The run moves an earlier run in its directory aside.
         shares_directory: The run may continue in the directory of an earlier one.
@@ -136,7 +136,7 @@ def plan_run(
         resume: Resume the newest intact checkpoint of the output directory, if there is one.
         resume_from: Resume this checkpoint.
         overwrite: Move an earlier run in the output directory aside.
-        validate: Evaluate the training on `dataloader.val`.
+        validate: Evaluate on `dataloader.val` during training.
         tta: Evaluate with test-time augmentation.
         expect: Bounds on results, for `parse_expectation`.
 

@@ -55,10 +55,11 @@ class Results:
         self.last = record.last
         self.best = record.best or None
         scores = [(i, score) for i, score in record.scores or [] if i <= iteration]
-        if start not in (None, iteration):  # convert to steps of the current batch size
+        if start is not None and start != iteration:  # convert to steps of the current batch size
             scores = [(round(i * start / iteration), score) for i, score in scores]
-            for entry in filter(None, (self.last, self.best)):
-                entry.iteration = round(entry.iteration * start / iteration)
+            for entry in (self.last, self.best):
+                if entry and entry.iteration is not None:
+                    entry.iteration = round(entry.iteration * start / iteration)
         goal = (metric, mode)
         if metric and self.best and (self.best.metric, self.best.mode) != goal:
             logger.info("train.best changed; the previous best is discarded")
@@ -85,17 +86,17 @@ class Results:
         before = self.best.results[self._metric] if self.best else None
         return _better(results[self._metric], before, self._mode)
 
-    def record(self, iteration: int, results: Mapping[str, float]) -> None:
+    def record(self, iteration: int | None, results: Mapping[str, float]) -> None:
         """Add an evaluation and write the file."""
         if self.is_better(results):
             self.best = EvaluationRecord(
                 iteration=iteration,
-                metric=self._metric,
+                metric=self._metric or UNSET,
                 mode=self._mode,
                 results=finite_or_none(results),
             )
         self.last = EvaluationRecord(iteration=iteration, results=finite_or_none(results))
-        if self._metric:
+        if self._metric and iteration is not None:
             self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last.results[self._metric]))
         write_record(self._path, self._record())

@@ -50,14 +50,14 @@ def test_the_class_attribute_is_asked_for_in_one_line(
     content = json.loads(via.read_text())
     regions = [r for e in content.values() for r in e["regions"].values()]
     for i, region in enumerate(regions):
-        region["region_attributes"] = {"colour": f"c{i % 2}", "shape": f"s{i % 3}"}
+        region["region_attributes"] = {"color": f"c{i % 2}", "shape": f"s{i % 3}"}
     via.write_text(json.dumps(content))
     args = ("via", via, "--images", train, "--output", tmp_path / "out.json")
     done = run(repo, *args)
     assert done.returncode == 2 and not (tmp_path / "out.json").exists()
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    assert "'colour', 'shape'" in done.stderr and "--class-attribute" in done.stderr
-    done = run(repo, *args, "--class-attribute", "colour")
+    assert "'color', 'shape'" in done.stderr and "--class-attribute" in done.stderr
+    done = run(repo, *args, "--class-attribute", "color")
     assert done.returncode == 0 and "classes: c0, c1" in done.stdout
 
 

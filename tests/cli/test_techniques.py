@@ -143,7 +143,7 @@ def test_early_stopping_ends_whole(train_net, tiny, tmp_path):
     options += ["optimizer.lr=1e-12"]  # nothing gets better
     done = train_net("--work-dir", tmp_path, *options)
     assert done.status == 0, done.stderr
-    assert "Ended early at iteration 2: 1 evaluation brought no better" in done.stdout
+    assert "Ended early at iteration 2: 1 evaluation did not improve" in done.stdout
     assert _load(tmp_path)["iterations_done"] == 2 and len(_scores(tmp_path)) == 2
     done = train_net("--work-dir", tmp_path, "--resume", *options)
     assert done.status == 0 and "Nothing left to train" in done.stdout
@@ -171,15 +171,11 @@ def test_sync_bn_trains_the_same_keys(train_net, tiny, tmp_path):
 
 
 def test_deterministic_runs_repeat(train_net, tiny, tmp_path):
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        for name in "ab":
-            options = [*tiny, "train.max_iter=2", "train.deterministic=True"]
-            done = train_net("--no-validate", "--work-dir", tmp_path / name, *options)
-            assert done.status == 0, done.stderr
-            assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(before)
+    for name in "ab":
+        options = [*tiny, "train.max_iter=2", "train.deterministic=True"]
+        done = train_net("--no-validate", "--work-dir", tmp_path / name, *options)
+        assert done.status == 0, done.stderr
+    assert not torch.are_deterministic_algorithms_enabled()  # restored after each run
     a, b = (_load(tmp_path / name)["model"] for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -233,7 +229,7 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
         ("", "train.clip_grad_norm=0", "train.clip_grad_norm=0: takes"),
         ("", "train.best.mode=most", "takes max or min"),
         ("", "train.early_stopping_patience=0", "1 or more"),
-        ("--no-validate", "train.early_stopping_patience=2", "which --no-validate leaves out"),
+        ("--no-validate", "train.early_stopping_patience=2", "which --no-validate skips"),
         (
             "",
             "train.best.metric=null train.early_stopping_patience=2",
@@ -244,13 +240,13 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
             "train.eval_period=0 train.early_stopping_patience=2",
             "train.eval_period=0 leaves",
         ),
-        ("", "train.best.metric=voc/AP50", "no evaluation gives balloon_val/voc/AP50"),
-        ("", "train.best.metric=coco/segm/mAP", "among others, balloon_val/coco/bbox/AP, "),
+        ("", "train.best.metric=voc/AP50", "the evaluation will not return balloon_val/voc/AP50"),
+        ("", "train.best.metric=coco/segm/mAP", "results include balloon_val/coco/bbox/AP, "),
         (f"--no-validate --expect {AP}>=1", "", "--expect needs the evaluation"),
-        (f"--expect {AP.lower()}>=1", "", "no evaluation gives balloon_val/coco/segm/ap"),
+        (f"--expect {AP.lower()}>=1", "", "evaluation will not return balloon_val/coco/segm/ap"),
         ("--expect AP=1", "", "give a result and its bound"),
-        ("--tta", "", "--tta goes with --eval-only"),
-        ("--eval-only --tta", "dataloader.tta=null", "has no dataloader.tta"),
+        ("--tta", "", "--tta needs --eval-only"),
+        ("--eval-only --tta", "dataloader.tta=null", "needs dataloader.tta"),
         ("--eval-only --tta", "dataloader.tta.min_sizes=[]", "dataloader.tta.min_sizes=[]: give"),
         (
             "",

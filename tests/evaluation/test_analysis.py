@@ -11,7 +11,7 @@ from d2ext.evaluation.analysis import (
     Analysis,
     ImageScore,
     ScoreThreshold,
-    analyse,
+    analyze,
     printed,
 )
 from d2ext.evaluation.coco import CocoMetric
@@ -96,7 +96,7 @@ def test_the_threshold_with_the_highest_f1(tmp_path):
 @given(datasets())
 def test_thresholds_and_curves_equal_those_of_brute_force(tmp_path, dataset):
     ground_truth, found = columns(*dataset, tmp_path)
-    results = analyse(ground_truth, found, "bbox", PARTS)
+    results = analyze(ground_truth, found, "bbox", PARTS)
     json.dumps(msgspec.to_builtins(results), allow_nan=False)
     assert printed(results)
     analysis = Analysis(ground_truth, found)

@@ -414,7 +414,7 @@ def test_error_analysis_is_shown(tmp_path):
 
 
 def write_ranked(run: Path, dataset: str, count: int) -> None:
-    """Write overlays and an analysis whose image k has the k-th lowest F1, like `analyse`."""
+    """Write overlays and an analysis whose image k has the k-th lowest F1, like `analyze`."""
     write_analysis(run, ["a"], "")
     content = json.loads((run / "analysis" / "balloon_val.json").read_text())
     folder = run / "overlays" / dataset

@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ _OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 _AGAIN = "download or copy it again"
 _REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
-_scalar = np.float64(0).__reduce__()[0]
+_scalar: Any = np.float64(0).__reduce__()[0]
 # Types that training scripts save along with the tensors, and that cannot run code.
-_HARMLESS = [
+_HARMLESS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),

@@ -32,7 +32,7 @@ def register_run_datasets(cfg: Any) -> list[str]:
         return []
     union = list(dict.fromkeys(c for name in trained for c in _classes(name)))
     colors = MetadataCatalog.get(trained[0]).get("thing_colors")
-    notes = []
+    notes: list[str] = []
     for name in dict.fromkeys([*trained, *_known(cfg, "val"), *_known(cfg, "test")]):
         notes += _differences(name, _classes(name), union, trained)
         use_classes(name, union)

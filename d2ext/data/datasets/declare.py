@@ -38,7 +38,7 @@ class Dataset:
             annotations. `left_out` is the number of skipped objects by reason, `keypoints` the
             number of objects whose keypoints are not read.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> def load():
         ...     box = {"bbox": [20, 10, 60, 70], "bbox_mode": 0, "category_id": 0}

@@ -133,7 +133,8 @@ def _require_importable(name: str, target: Any) -> None:
     try:
         found = pydoc.locate(where)
     except pydoc.ErrorDuringImport as e:
-        words = moved_import(e.value) or format_exception(e.value)
+        cause = e.value or e
+        words = moved_import(cause) or format_exception(cause)
         raise UserError(f"datasets.{name}: {where} cannot be imported: {words}") from e
     if found is None:
         raise UserError(
@@ -147,8 +148,9 @@ def unregister_datasets() -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in _datasets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in DatasetCatalog:  # the caller may have removed it
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     for name, (load, metadata) in _others.items():
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**metadata)

@@ -15,7 +15,8 @@ def is_object(annotation: Mapping) -> bool:
 def mask_kind(annotation: dict) -> int:
     """Return the kind of an annotation's mask: NO_MASK, POLYGON or RLE."""
     masks = annotation.get("segmentation")
-    kind = {list: POLYGON, dict: RLE}.get(type(masks), NO_MASK)
+    kinds: dict[type, int] = {list: POLYGON, dict: RLE}
+    kind = kinds.get(type(masks), NO_MASK)
     return kind if kind == NO_MASK or masks else NO_MASK
 
 

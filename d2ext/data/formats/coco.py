@@ -88,7 +88,8 @@ def to_coco(
     Raises:
         UserError: A box has another mode.
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for record in records:
         name = os.fspath(record["file_name"])
         images.append(

@@ -43,6 +43,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -126,7 +127,7 @@ class _TextAnnotation(Annotation, gc=False):
 
 class _Lists(msgspec.Struct):
     images: list[Image]
-    annotations: list[Annotation]
+    annotations: Sequence[Annotation]
     categories: list[Category]
 
 
@@ -344,7 +345,7 @@ class CocoColumns:
 
 def _annotation_columns(
     annotations: Sequence[Annotation], image_ids: Sequence, category_ids: Sequence
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Return the columns of all annotations; missing boxes and areas are NaN.
 
     `image` and `category` are positions in the lists of ids, or -1 for unknown ids.
@@ -621,7 +622,7 @@ def _repaired_columns(
     left_out[FAR_BOX] = int(np.sum(wanted & ~near))
     repaired: Counter = Counter()
     valid = wanted & solid
-    texts = [entry.segmentation for entry in entries]
+    texts: list[bytes] = [entry.segmentation for entry in entries]
     kinds = np.full(len(entries), POLYGON, np.int8)
     slow = np.isnan(areas)
     slow[_not_polygons(texts)] = True
@@ -629,7 +630,8 @@ def _repaired_columns(
     for i in np.flatnonzero(slow).tolist():
         annotation = {"bbox": entries[i].bbox, "segmentation": msgspec.json.decode(texts[i])}
         annotation |= {"iscrowd": crowds[i], "area": entries[i].area}
-        read, problem = repaired_annotation(annotation, *sizes[image[i]].tolist(), repaired)
+        height, width = sizes[image[i]].tolist()
+        read, problem = repaired_annotation(annotation, height, width, repaired)
         if problem:
             left_out[problem] += 1
             valid[i] = False
@@ -681,7 +683,8 @@ def _paths(image_root: str | Path, names: list[str]) -> list[str]:
 
 def _not_polygons(texts: list) -> list[int]:
     """Return the indices of texts that are not valid polygons of numbers below MAX_COORDINATE."""
-    places, known = [], {}
+    places: list[int] = []
+    known: dict[bytes, bool] = {}
     for first in range(0, len(texts), _CHUNK):
         chunk = texts[first : first + _CHUNK]
         zeros = b"\0".join(chunk).translate(_DIGITS, b"- \t\r\n")
@@ -727,7 +730,9 @@ def repaired_records(
             raise UserError(f"{json_file}: the image id {image_id} appears twice; renumber them")
         records[image_id] = record
 
-    left_out, repaired, others, keypoints = Counter(), Counter(), 0, 0
+    left_out: Counter = Counter()
+    repaired: Counter = Counter()
+    others = keypoints = 0
     for i, annotation in enumerate(content["annotations"]):
         where = f"{json_file}: annotations[{i}]"
         try:
@@ -849,7 +854,7 @@ def read_as_is(json_file: str | Path) -> tuple[dict[str, Sequence], Decode]:
 def _decode_entries(chunk: Sequence[msgspec.Raw], kind: type) -> tuple[list, dict[int, str]]:
     text = b"[" + b",".join(chunk) + b"]"
     try:
-        return msgspec.json.decode(text, type=list[kind]), {}
+        return msgspec.json.decode(text, type=GenericAlias(list, (kind,))), {}
     except msgspec.ValidationError:
         return convert_entries(msgspec.json.decode(text), kind)
 
@@ -857,10 +862,11 @@ def _decode_entries(chunk: Sequence[msgspec.Raw], kind: type) -> tuple[list, dic
 def convert_entries(chunk: Sequence, kind: type) -> tuple[list, dict[int, str]]:
     """Convert plain values to structs; return None for malformed ones, and the reasons by row."""
     try:
-        return msgspec.convert(chunk, list[kind]), {}
+        return msgspec.convert(chunk, GenericAlias(list, (kind,))), {}
     except NOT_OF_TYPE:
         pass
-    made, reasons = [], {}
+    made: list = []
+    reasons: dict[int, str] = {}
     for i, entry in enumerate(chunk):
         try:
             made.append(msgspec.convert(entry, kind))

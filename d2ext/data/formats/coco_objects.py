@@ -20,7 +20,7 @@ FAR_BOX = "with a box that is not finite or too large"
 
 
 def image_record(
-    root: str | Path, name: object, image_id: object, size: Sequence[object], where: str
+    root: str | Path, name: object, image_id: object, size: Sequence[Any], where: str
 ) -> dict:
     """Return the dataset dict of an image, without annotations.
 
@@ -67,7 +67,7 @@ def read_object(
     """
     if box and (problem := _box_problem(box)):
         return {}, problem
-    read = {"bbox": box, "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
+    read: dict[str, Any] = {"bbox": box, "bbox_mode": 0}  # BoxMode.XYXY_ABS, which would need torch
     if isinstance(segmentation, dict):
         read["segmentation"] = _compressed(segmentation, height, width)
     elif segmentation:

@@ -6,6 +6,7 @@ d2ext has its own reader because none of the libraries that it uses has one.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, convert_advice
@@ -41,7 +42,8 @@ def read_createml(
     names = tuple(sorted({label for *_, boxes in entries for label, _ in boxes}, key=natural))
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
-    images, records, left_out = ImageFolder(image_root), {}, LeftOut()
+    images, left_out = ImageFolder(image_root), LeftOut()
+    records: dict[str, dict] = {}
     for where, name, boxes in entries:
         path = images.find(name, where)
         if path in records:
@@ -50,10 +52,10 @@ def read_createml(
             )
         records[path] = sized_record(path, len(records) + 1, None, where)
         for label, box in boxes:
-            if index[label] is None:
+            if (category := index[label]) is None:
                 left_out[f"of the class {truncate_repr(label)}"] += 1
             else:
-                add_box(records[path], index[label], box, left_out)
+                add_box(records[path], category, box, left_out)
     left_out.warn(logger, source)
     return list(records.values()), wanted
 
@@ -70,7 +72,7 @@ def _load(source: Path) -> list:
 _Entry = tuple[str, str, list[tuple[str, list[float]]]]
 
 
-def _entry(entry: object, where: str) -> _Entry:
+def _entry(entry: Any, where: str) -> _Entry:
     """Return the location of an image's entry, the image name, and each box's label and corners."""
     try:
         name = next(entry[key] for key in ("image", "imagefilename", "filename") if key in entry)

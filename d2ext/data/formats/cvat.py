@@ -71,7 +71,8 @@ def read_cvat(
             differs in size from its entry.
     """
     source = Path(source)
-    images, labels = [], {}
+    images: list[tuple[str, str, ElementTree.Element]] = []
+    labels: dict[str, None] = {}
     for file, folder in annotation_files(source, ".xml"):
         root = _root(file)
         labels |= dict.fromkeys(_labels(root))
@@ -82,9 +83,10 @@ def read_cvat(
     names = (*labels, *sorted(found - labels.keys(), key=natural))
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
-    folder, records, left_out, repeated = ImageFolder(image_root), {}, LeftOut(), 0
+    photos, left_out, repeated = ImageFolder(image_root), LeftOut(), 0
+    records: dict[str, dict] = {}
     for where, subset, element in images:
-        path = folder.find(element.get("name"), where, subset)
+        path = photos.find(element.get("name"), where, subset)
         known = path in records
         if not known:
             records[path] = sized_record(path, len(records) + 1, _size(element, where), where)
@@ -127,8 +129,8 @@ def _label(shape: ElementTree.Element, where: str) -> str:
 
 
 def _size(image: ElementTree.Element, where: str) -> tuple[float, float] | None:
-    sides = [image.get("width"), image.get("height")]
-    if None in sides:
+    sides = [side for name in ("width", "height") if (side := image.get(name)) is not None]
+    if len(sides) < 2:
         return None
     try:
         width, height = parsed(sides)
@@ -182,7 +184,7 @@ _CORNERS = ("xtl", "ytl", "xbr", "ybr")
 def _values(shape: ElementTree.Element, *names: str) -> list[float]:
     if missing := [name for name in names if shape.get(name) is None]:
         raise ValueError(f"it lacks {missing[0]}")
-    return parsed([shape.get(name) for name in names])
+    return parsed([shape.get(name, "") for name in names])
 
 
 def _angle(shape: ElementTree.Element) -> float:
@@ -193,9 +195,11 @@ def _angle(shape: ElementTree.Element) -> float:
 def _polygon(shape: ElementTree.Element) -> list[float]:
     """Return a shape's outline [x0, y0, x1, y1, ...] in pixels."""
     if shape.tag == "box":
-        return rectangle(*_values(shape, *_CORNERS), _angle(shape))
+        x0, y0, x1, y1 = _values(shape, *_CORNERS)
+        return rectangle(x0, y0, x1, y1, _angle(shape))
     if shape.tag == "ellipse":
-        return arc(*_values(shape, "cx", "cy", "rx", "ry"), _angle(shape))
+        cx, cy, rx, ry = _values(shape, "cx", "cy", "rx", "ry")
+        return arc(cx, cy, rx, ry, _angle(shape))
     points = [point.split(",") for point in (shape.get("points") or "").split(";")]
     if any(len(point) != 2 for point in points):
         raise ValueError("`points` are not of the form x,y;x,y")

@@ -37,7 +37,7 @@ def detect_built_in(file: str | Path) -> str | None:
 
 def _detect(file: str | Path, among: Iterable[Format]) -> str | None:
     form = matching(_head(Path(file)), [form for form in among if form.in_training])
-    return form and form.name
+    return form.name if form else None
 
 
 def _head(file: Path) -> FileHead:

@@ -59,7 +59,7 @@ class Format:
             dicts, class names, the path to write, and the folder of the images or None; it returns
             counts to print, by their labels.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> def read(source, image_root, classes=None):
         ...     box = {"bbox": [20, 10, 60, 70], "bbox_mode": 0, "category_id": 0}
@@ -131,7 +131,7 @@ def register_format(format: Format) -> None:
     Raises:
         UserError: A name is in use, or `format` is not a valid `Format`.
 
-    Example:
+    Examples:
         >>> import d2ext
         >>> boxes = d2ext.Format(
         ...     name="boxes",

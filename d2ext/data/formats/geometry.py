@@ -266,7 +266,7 @@ def _clamped(polygon: list[float], width: float, height: float) -> list[float]:
     return clamped
 
 
-def _shape(polygon: list[float], record: dict):
+def _shape(polygon: list[float], record: dict) -> Any:
     """Return the polygon as a shapely object.
 
     Shapely's time and memory grow with the square of the number of self-crossings.
@@ -284,7 +284,7 @@ def _shape(polygon: list[float], record: dict):
     return shapely.Polygon(list(zip(polygon[::2], polygon[1::2], strict=True)))
 
 
-def _cut(shape, width: int, height: int) -> list[list[float]]:
+def _cut(shape: Any, width: int, height: int) -> list[list[float]]:
     """Return the parts of a polygon inside the image."""
     import shapely
 
@@ -293,7 +293,7 @@ def _cut(shape, width: int, height: int) -> list[list[float]]:
     return [[float(c) for xy in p.exterior.coords[:-1] for c in xy] for p in parts]
 
 
-def numbers(values: Sequence[float]) -> list[float]:
+def numbers(values: Any) -> list[float]:
     """Return coordinates or lengths as floats.
 
     Raises:

@@ -162,7 +162,7 @@ class ImageFolder:
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         """Index the images by folded name without folder and suffix."""
-        names = defaultdict(list)
+        names: dict[str, list[str]] = defaultdict(list)
         for path, images in self._by_path.items():
             names[os.path.basename(path)] += images
         return dict(names)

@@ -9,10 +9,10 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from d2ext.data.formats.json_io import files_in
 from d2ext.errors import UserError
@@ -51,7 +51,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Return the width and height that `read_photo` would give, from the image's header alone.
 
     An EXIF orientation that rotates the image by 90 degrees swaps them.
@@ -77,7 +77,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Open an image file of any format; use the first frame or page if there are several.
 
     Raises:
@@ -95,7 +95,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             check_pixels(path, width * height)
             yield image
     except Image.DecompressionBombError as e:
-        check_pixels(path, int(re.search(r"\d+", str(e))[0]))
+        check_pixels(path, int(re.findall(r"\d+", str(e))[0]))
         raise OSError(str(e)) from e  # a part of the image claims to be larger than the whole
     except (OSError, SyntaxError, UserError, MemoryError):
         raise
@@ -103,7 +103,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise OSError(f"{type(e).__name__}: {e}") from e
 
 
-def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
+def _opened(path: str | os.PathLike, file: IO[bytes]) -> Image.Image:
     with contextlib.suppress(UnidentifiedImageError):
         return Image.open(file)
     start = _start(path, 12)
@@ -138,7 +138,7 @@ def _tiff_channels(file: IO[bytes]) -> int:
     return tags.get(_CHANNELS, 1)
 
 
-def _register_heif(path: str | Path) -> None:
+def _register_heif(path: str | os.PathLike) -> None:
     try:
         import pillow_heif
     except ImportError:
@@ -149,7 +149,7 @@ def _register_heif(path: str | Path) -> None:
     pillow_heif.register_heif_opener()
 
 
-def check_pixels(path: str | Path, pixels: int) -> None:
+def check_pixels(path: str | os.PathLike, pixels: int) -> None:
     """Raise UserError if an image has more pixels than the limit.
 
     The limit is $D2EXT_MAX_IMAGE_PIXELS if set, otherwise Pillow's limit for decompression bombs.
@@ -176,7 +176,8 @@ def _limit() -> int | None:
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Return the width and height of an opened image as stored, before any rotation."""
-    if image.format == "TIFF":  # newer Pillow versions report the rotated size before decoding
+    # Newer Pillow versions report the rotated size before decoding.
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
     return image.size
 
@@ -198,12 +199,13 @@ def depth(image: Image.Image) -> str | None:
     if image.mode in ("I", "F"):
         return {"I": "integers of more than 8 bits", "F": "floating-point values"}[image.mode]
     # With several 16-bit channels Pillow reads only the upper 8 bits; the raw mode shows it.
-    if image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile):
-        return "16 bits"
+    if image.format in ("PNG", "TIFF") and isinstance(image, ImageFile.ImageFile):
+        if any(";16" in str(tile[3]) for tile in image.tile):
+            return "16 bits"
     return image.info.get(_DEPTH)
 
 
-def decoded(image: Image.Image, path: str | Path) -> Image.Image:
+def decoded(image: Image.Image, path: str | os.PathLike) -> Image.Image:
     """Decode an opened image to 8 bits per channel, rotated according to its EXIF orientation.
 
     Deeper images are scaled: the image's lowest finite value becomes 0 and its highest 255. The
@@ -225,7 +227,7 @@ def decoded(image: Image.Image, path: str | Path) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _by_opencv(path: str | Path) -> np.ndarray | None:
+def _by_opencv(path: str | os.PathLike) -> np.ndarray | None:
     """Return an image's values, (H, W) or (H, W, 3) RGB, without alpha; None if it cannot be read.
 
     Pillow would read only the upper 8 bits of an image with several channels.
@@ -249,12 +251,12 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     if not finite.size or finite.min() == finite.max():
         return np.zeros(values.shape, np.uint8)
     low, high = float(finite.min()), float(finite.max())
-    kind = np.float32 if values.itemsize <= 2 else np.float64
+    kind: Any = np.float32 if values.itemsize <= 2 else np.float64
     scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low))
     return (np.nan_to_num(scaled, nan=0).clip(0, 255) + kind(0.5)).astype(np.uint8)
 
 
-def _start(path: str | Path, length: int) -> bytes:
+def _start(path: str | os.PathLike, length: int) -> bytes:
     """Return a file's first bytes by system calls, twice as fast as with a file object."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -229,7 +229,8 @@ def files_in(folder: str | Path, suffixes: Collection[str] | None = None) -> lis
     """
     root = os.fspath(folder)
     found = []
-    ancestors = {root: (os.path.realpath(root),)}  # resolved, from the root to each folder
+    # Resolved, from the root to each folder.
+    ancestors: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for parent, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
         above, kept = ancestors.pop(parent), []
         for name in sorted(folders):
@@ -337,8 +338,13 @@ def inside(root: str | Path, name: object, where: str) -> str:
     Raises:
         UserError: The name is not text, is empty or too long, or leads out of the folder.
     """
-    fits = isinstance(name, str) and name and len(name) < 4096 and "\0" not in name
-    if not fits or not is_text(name) or len(max(name.split("/"), key=len)) > 255:
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) < 4096
+        or "\0" in name
+        or not is_text(name)
+        or len(max(name.split("/"), key=len)) > 255
+    ):
         raise UserError(
             f"{where}: the image name {truncate_repr(name)} is not a valid file name; correct it"
         )

@@ -71,7 +71,8 @@ def read_labelme(
     names = tuple(sorted(found, key=natural))
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
-    records, left_out = [], LeftOut()
+    records: list[dict] = []
+    left_out = LeftOut()
     paths = ImageFolder(image_root).find_all([(c["imagePath"], f, folder) for f, folder, c in read])
     for path, (file, _, content) in zip(paths, read, strict=True):
         record = sized_record(path, len(records) + 1, _size(content, file), file)

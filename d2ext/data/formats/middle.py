@@ -55,7 +55,9 @@ def read_middle(
         if name not in known:
             raise UserError(f"{json_file} has no class {name!r}; {nearest(name, known)}")
     wanted = {name: i for i, name in enumerate(known if classes is None else classes)}
-    images, records, left_out, others = content["data_list"], [], Counter(), 0
+    images, others = content["data_list"], 0
+    records: list[dict] = []
+    left_out: Counter = Counter()
     numbered = all(isinstance(image, dict) and "img_id" in image for image in images)
     for i, image in enumerate(images):
         where = f"{json_file}: data_list[{i}]"

@@ -86,18 +86,19 @@ def read_open_images(
     found = tuple(sorted({name for boxes in here.values() for name, _, _ in boxes}))
     wanted = tuple(classes or found)
     index = by_name(found, wanted, source)
-    records, left_out = [], LeftOut()
+    records: list[dict] = []
+    left_out = LeftOut()
     for image, boxes in here.items():
         path = os.path.join(image_root, files[image])
         record = sized_record(path, len(records) + 1, None, source)
         sides = (record["width"], record["height"]) * 2
         for name, box, group in boxes:
-            if index[name] is None:
+            if (category := index[name]) is None:
                 left_out[f"of the class {truncate_repr(name)}"] += 1
                 continue
             box = [c * side for c, side in zip(box, sides, strict=True)]
             flags = {"iscrowd": 1, "is_group_of": 1} if group else {}
-            add_box(record, index[name], box, left_out, **flags)
+            add_box(record, category, box, left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted
@@ -113,7 +114,7 @@ def _rows(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each row with its location in the file."""
     try:
         rows = csv_rows(source)
-        missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames)
+        missing = {"ImageID", "LabelName", *_BOX} - set(rows.fieldnames or ())
         if missing:
             known = advice(source, "open_images")
             reason = f"it is {known}" if known else f"it lacks {', '.join(sorted(missing))}"

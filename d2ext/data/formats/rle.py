@@ -3,7 +3,7 @@
 pycocotools reads out of bounds if the counts are invalid, so check them before passing them on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -25,7 +25,8 @@ def rle_areas(counts: Sequence[str | list[int]], sizes: np.ndarray) -> np.ndarra
         rows = [i for i, c in enumerate(counts) if isinstance(c, str) is is_text and len(c)]
         if not rows:
             continue
-        runs, owner, good = (_text_runs if is_text else _list_runs)([counts[i] for i in rows])
+        decode: Callable = _text_runs if is_text else _list_runs
+        runs, owner, good = decode([counts[i] for i in rows])
         first = np.flatnonzero(np.diff(owner, prepend=-1))
         is_object = (np.arange(len(runs)) - first[owner]) % 2 == 1
         total = np.bincount(owner, runs, len(rows))
@@ -69,7 +70,9 @@ def completed(rle: dict[str, Any]) -> dict[str, Any]:
         ValueError: The RLE is damaged, empty, or longer than the image.
     """
     height, width = rle["size"]
-    runs, _, good = _text_runs([rle["counts"]]) if rle["counts"] else ([], None, np.zeros(1, bool))
+    runs, good = np.zeros(0), np.zeros(1, bool)
+    if rle["counts"]:
+        runs, _, good = _text_runs([rle["counts"]])
     rest = height * width - sum(runs)
     if not good.all() or min(runs) < 0 or rest < 0:
         raise ValueError("its counts are damaged or longer than the image")

@@ -90,7 +90,7 @@ def read_entries(file: str | Path) -> list[Entry]:
     return _csv_entries(file)
 
 
-def _images(content: object, file: str | Path) -> Iterable[object]:
+def _images(content: object, file: str | Path) -> Iterable[dict]:
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
         if isinstance(content, dict) and all(map(_is_entry, content.values())):
@@ -154,7 +154,7 @@ def _csv_entries(file: str | Path) -> list[Entry]:
     """Read VIA's CSV: one row per region, and a row with count 0 for an image without regions."""
     try:
         rows = csv_rows(file)
-        if not set(_COLUMNS) <= set(rows.fieldnames):
+        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
             raise _no_via(file)
         entries: dict[tuple, Entry] = {}
         for row in rows:
@@ -327,7 +327,7 @@ def _usual(group: Sequence[str]) -> bool:
     return any(name.strip().lower() in _USUAL for name in group)
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(truncate_repr, names)) or "none"
 
 
@@ -386,13 +386,14 @@ def read_via(
     entries = read_entries(json_file)
     regions = _with_inside(entries)
     attribute = find_attribute(regions, classes, attribute, json_file)
-    found = None if attribute is None else _names(regions, attribute)
-    if classes is None:
-        classes = found
-    indices = None if found is None else by_name(found, classes, json_file)
+    indices = None
+    if attribute is not None:
+        found = _names(regions, attribute)
+        indices = by_name(found, found if classes is None else classes, json_file)
 
     images = ImageFolder(image_root)
-    records, absent, left_out, repeated = {}, [], LeftOut(), []
+    records: dict[str, dict] = {}
+    absent, left_out, repeated = [], LeftOut(), []
     objects: list[tuple[dict, int, Region]] = []
     for entry in entries:
         path = images.look_up(entry.file_name, entry.where)
@@ -448,6 +449,7 @@ def via_classes(
     """
     regions = _with_inside(read_entries(file))
     attribute = find_attribute(regions, None, attribute, file)
+    assert attribute is not None  # it may be with classes only
     return _names(regions, attribute), attribute
 
 
@@ -456,8 +458,8 @@ def _with_inside(entries: Sequence[Entry]) -> list[Region]:
 
 
 def _names(regions: Sequence[Region], attribute: str) -> tuple[str, ...]:
-    names = {class_of(region, attribute) for region in regions} - {None}
-    return tuple(sorted(names, key=natural))
+    names = {class_of(region, attribute) for region in regions}
+    return tuple(sorted((name for name in names if name is not None), key=natural))
 
 
 def _category(
@@ -471,10 +473,10 @@ def _category(
     if name not in _SHAPES:
         left_out[name if isinstance(name, str) else truncate_repr(name)] += 1
         return None
-    if indices is None:
+    if indices is None or attribute is None:
         return 0
     value = class_of(region, attribute)
-    category = indices.get(value)
+    category = None if value is None else indices.get(value)
     if category is None:
         left_out[f"of the class {truncate_repr(value)}" if value else "without a class"] += 1
     return category

@@ -63,19 +63,20 @@ def read_voc(
     wanted = tuple(classes or names)
     index = by_name(names, wanted, source)
 
-    records, left_out = [], LeftOut()
+    records: list[dict] = []
+    left_out = LeftOut()
     paths = ImageFolder(image_root).find_all([(image, f, folder) for f, folder, image, *_ in read])
     for path, (file, _, _, size, objects) in zip(paths, read, strict=True):
         record = sized_record(path, len(records) + 1, size, file)
         for name, shape, difficult in objects:
-            if index[name] is None:
+            if (category := index[name]) is None:
                 left_out[f"of the class {truncate_repr(name)}"] += 1
             else:
                 flags = {"iscrowd": 1, "difficult": 1} if difficult else {}
                 if len(shape) == 4:
-                    add_box(record, index[name], shape, left_out, **flags)
+                    add_box(record, category, shape, left_out, **flags)
                 else:
-                    add_polygons(record, index[name], [shape], left_out, **flags)
+                    add_polygons(record, category, [shape], left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
     return records, wanted

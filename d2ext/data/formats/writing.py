@@ -11,7 +11,7 @@ from d2ext.data.formats.coco_objects import mask_area
 from d2ext.errors import UserError
 
 
-def _hotcoco(records: Sequence[dict], classes: Sequence[str]):
+def _hotcoco(records: Sequence[dict], classes: Sequence[str]) -> Any:
     import hotcoco
 
     content = to_coco(records, classes)

@@ -123,7 +123,8 @@ def read_yolo(
     if images and not files:
         raise UserError(f"{folder} has no label files for the images in {image_root}; check both")
     chosen = _chosen(described, split, image_root, images)
-    records, left_out, bare = [], LeftOut(), 0
+    records: list[dict] = []
+    left_out, bare = LeftOut(), 0
     for name in images:
         if name not in chosen:
             continue
@@ -149,12 +150,14 @@ def _matched(
     files: Sequence[str], folder: Path, images: Sequence[str], image_root: Path
 ) -> tuple[dict[str, str], list[str]]:
     """Return the label file of each image that has one, and the label files without an image."""
-    exact, alike = {}, defaultdict(set)
+    exact: dict[str, str] = {}
+    alike = defaultdict(set)
     for name in images:
         for stem in _label_stems(name, image_root, folder):
             exact.setdefault(stem, name)
             alike[folded(stem)].add(name)
-    labels, unused = {}, []
+    labels: dict[str, str] = {}
+    unused = []
     for file in files:
         stem = os.path.splitext(file)[0]
         found = {exact[stem]} if stem in exact else alike.get(folded(stem), set())
@@ -242,7 +245,7 @@ def _split(
 
 def _place(described: _Set, entry: str) -> Path | None:
     """Return the folder or list file that an entry of `data.yaml` names, if it exists."""
-    for base in (described.base, described.file.parent):
+    for base in (described.base, (described.file or Path()).parent):
         # Roboflow writes ../train/images for train/images; other machines' paths have a prefix.
         for path in (entry.replace("\\", "/"), *tails(entry, base)):
             if os.path.exists(base / path):

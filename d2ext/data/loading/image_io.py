@@ -8,7 +8,6 @@ import functools
 import hashlib
 import logging
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -38,7 +37,7 @@ _REDUCED = {
 }
 
 
-def read_photo(path: str | Path, image_format: str, divisor: int = 1) -> np.ndarray:
+def read_photo(path: str | os.PathLike, image_format: str, divisor: int = 1) -> np.ndarray:
     """Read an image, apply its EXIF orientation and drop its alpha channel.
 
     OpenCV decodes complete JPEGs in color or gray, and Pillow all other files. See `decoded` for
@@ -69,7 +68,7 @@ def read_photo(path: str | Path, image_format: str, divisor: int = 1) -> np.ndar
         return photo_pixels(image, path, image_format)
 
 
-def photo_pixels(image: Image.Image, path: str | Path, image_format: str) -> np.ndarray:
+def photo_pixels(image: Image.Image, path: str | os.PathLike, image_format: str) -> np.ndarray:
     """Return the pixels of an image that Pillow has opened, as `read_photo` does.
 
     Args:
@@ -97,7 +96,7 @@ def _plain_jpeg_pixels(data: bytes) -> int:
     return 0
 
 
-def cached_photo(path: str | Path, image_format: str) -> np.ndarray:
+def cached_photo(path: str | os.PathLike, image_format: str) -> np.ndarray:
     """Return the array of `read_photo`, memory-mapped from $D2EXT_CACHE/photos once it is there.
 
     The cache key includes the file's size and modification time. If the disk is full, images are

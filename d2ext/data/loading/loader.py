@@ -89,9 +89,10 @@ def build_train_loader(
     Raises:
         UserError: During iteration, if an image cannot be read.
     """
-    records, repeats = dataset, None
     if isinstance(dataset, TrainingSet):
         records, repeats = dataset.records, dataset.repeats
+    else:
+        records, repeats = dataset, None
     columns = columns_of(records)
     portrait = columns.heights > columns.widths
     group_size = max(reference_batch_size // reference_world_size, 1)
@@ -155,11 +156,15 @@ class _MappedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def record(self, key: int) -> dict:
+    def record(self, key: Any) -> dict:
         """Return a copy of the dataset dict of the sample at `key`."""
         return self.records[key]
 
-    def __getitem__(self, key: int) -> dict | Failure:
+    def __getitem__(self, key: Any) -> dict | Failure | Replaced:
+        return self.sample(key)
+
+    def sample(self, key: Any) -> dict | Failure:
+        """Return the sample at `key`, or why there is none."""
         return self._mapper(self.record(key))
 
 
@@ -186,20 +191,20 @@ class _SeededDataset(_MappedDataset):
         return super().record(key[0])
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Failure | Replaced:
-        sample = self._sample(key)
+        sample = self.sample(key)
         if not self._replaces or not isinstance(sample, Failure):
             return sample
         # Drawn from seed and position, so that a resumed run picks the same replacements.
         others = np.random.default_rng((self._seed, key[1], 2))
         for other in others.integers(len(self), size=_REPLACEMENTS):
-            found = self._sample((int(other), key[1]))
+            found = self.sample((int(other), key[1]))
             if not isinstance(found, Failure):
                 return Replaced(found, sample.message)
         return Failure(f"{sample.message} (and {_REPLACEMENTS} replacements failed as well)")
 
-    def _sample(self, key: tuple[int, int]) -> dict | Failure:
+    def sample(self, key: tuple[int, int]) -> dict | Failure:
         with generators_seeded(self._seed, key[1]):
-            return super().__getitem__(key)
+            return super().sample(key)
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:
@@ -224,6 +229,7 @@ class Loader:
 
     def __init__(self, loader: DataLoader, leaves_out: bool = False):
         self._loader = loader
+        self._dataset: Any = loader.dataset
         self._leaves_out = leaves_out
         self.replaced: Counter[str] = Counter()
         self.left_out: list[str] = []
@@ -291,12 +297,12 @@ class Loader:
     @property
     def records(self) -> Sequence[dict]:
         """Return the dataset dicts of the loader."""
-        return self._loader.dataset.records
+        return self._dataset.records
 
     @property
     def images(self) -> int:
         """Return the number of images in an epoch."""
-        return len(self._loader.dataset)
+        return len(self._dataset)
 
     def pairs(
         self, skip: int = 0, mapped: bool = True
@@ -311,8 +317,9 @@ class Loader:
             In the loader's order, a dataset dict and its sample, or the error if the sample cannot
             be created; iteration continues after errors.
         """
-        keys = itertools.chain.from_iterable(self._loader.batch_sampler)
-        dataset = self._loader.dataset
+        batches: Any = self._loader.batch_sampler
+        keys = itertools.chain.from_iterable(batches)
+        dataset = self._dataset
         for key in itertools.islice(keys, skip, None):
             sample = None
             if mapped:

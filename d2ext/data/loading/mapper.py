@@ -6,6 +6,7 @@ boxes and polygons in fewer, faster steps.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import detectron2.data.transforms as T
@@ -85,7 +86,7 @@ class Mapper(DatasetMapper):
     def _image(self, sample: dict) -> tuple[np.ndarray, TransformList]:
         """Return the augmented image (H, W, C) and the transforms that were applied."""
         augmentations, done = list(self.augmentations.augs), []
-        sides = (sample.get("height"), sample.get("width"))
+        sides: tuple[Any, Any] = (sample.get("height"), sample.get("width"))
         if self._scaled and None not in sides and type(augmentations[0]) is T.ResizeShortestEdge:
             # Draw the target size from the stated size, before the image is decoded.
             stand_in = np.broadcast_to(np.uint8(0), (*sides, 3))
@@ -136,10 +137,12 @@ class Mapper(DatasetMapper):
 class _Input(T.AugInput):
     """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
+    image: np.ndarray
+
     def transform(self, tfm: Transform) -> None:
         image = self.image
         is_color = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-        if is_color and type(tfm) is T.ResizeTransform and tfm.interp == Image.BILINEAR:
+        if is_color and type(tfm) is T.ResizeTransform and tfm.interp == Image.Resampling.BILINEAR:
             self.image = resized(image, tfm.new_h, tfm.new_w)
         elif is_color and type(tfm) is HFlipTransform:
             self.image = _flipped(image)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ class RleAsBitmaps:
     """
 
     def __init__(self, mapper: Callable[[dict], dict]):
-        self._mapper = self._for_rle = mapper
+        self._mapper = mapper
+        self._for_rle: Any = mapper
         if getattr(mapper, "instance_mask_format", None) == "polygon":
             self._for_rle = copy.copy(mapper)
             self._for_rle.instance_mask_format = "bitmask"

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 from torch.utils.data import get_worker_info
@@ -88,7 +89,12 @@ def end_workers(batches: Any, patience: float) -> None:
         batches: Iterator of a DataLoader with workers.
         patience: Seconds to wait for the workers to exit.
     """
-    late = threading.Timer(patience, lambda: [worker.kill() for worker in loader_workers(batches)])
+
+    def kill_all() -> None:
+        for worker in loader_workers(batches):
+            worker.kill()
+
+    late = threading.Timer(patience, kill_all)
     with contextlib.suppress(RuntimeError):  # no memory for a thread; torch kills them later
         late.start()
     shut_down_loader_workers(batches)
@@ -99,7 +105,7 @@ def end_workers(batches: Any, patience: float) -> None:
         kill(worker)
 
 
-def kill(worker: multiprocessing.Process) -> None:
+def kill(worker: BaseProcess) -> None:
     """Kill a process and wait for its end."""
     worker.kill()
     worker.join()

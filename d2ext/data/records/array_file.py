@@ -38,7 +38,7 @@ class ArrayFileWriter:
         self._align()
         entry = {"dtype": array.dtype.str, "shape": array.shape, "offset": self._at}
         data = array.reshape(-1).view(np.uint8)
-        self._arrays[name] = {**entry, "crc": zlib.crc32(data)}
+        self._arrays[name] = {**entry, "crc": zlib.crc32(data.data)}
         self._write(data)
 
     def add_bytes(self, name: str, pieces: Iterable[bytes]) -> None:
@@ -95,9 +95,9 @@ def read_arrays(buffer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for name, entry in content["arrays"].items():
             dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
             count = int(np.prod(shape))
-            flat = np.frombuffer(buffer, dtype, count, entry["offset"]) if count else []
+            flat: Any = np.frombuffer(buffer, dtype, count, entry["offset"]) if count else []
             array = np.asarray(flat, dtype).reshape(shape)
-            if "crc" in entry and zlib.crc32(array.reshape(-1).view(np.uint8)) != entry["crc"]:
+            if "crc" in entry and zlib.crc32(array.reshape(-1).view(np.uint8).data) != entry["crc"]:
                 raise Damaged(f"{name} does not match its checksum")
             arrays[name] = array
     except (struct.error, ValueError, IndexError, KeyError, TypeError) as e:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,7 +61,7 @@ def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -
 
 
 def cached_coco_records(
-    json_file: str | Path, image_root: str | Path, classes: list[str] | None = None
+    json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> Records:
     """Return the records of `read_coco`, parsed without a dict of the whole file, and cached.
 
@@ -200,9 +200,10 @@ class _Place:
                 if not isinstance(e.__cause__, OSError):
                     raise
                 trouble = e.__cause__
+        reason = getattr(trouble, "strerror", None) or trouble
         self._say(
             logging.WARNING,
-            f"datasets cannot be cached in {self.folder} ({trouble.strerror or trouble}), so each"
+            f"datasets cannot be cached in {self.folder} ({reason}), so each"
             " process parses them and keeps them in memory; set D2EXT_CACHE to a writable folder"
             " with free space",
             once_for="the cache",
@@ -251,16 +252,23 @@ class _Place:
             logger.log(level, "%s", message)
 
 
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append((record.levelno, record.getMessage()))
+
+
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
     """Collect the levels and messages that readers log."""
-    messages: list[tuple[int, str]] = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: messages.append((record.levelno, record.getMessage()))
+    handler = _Collector()
     readers = logging.getLogger("d2ext.data.formats")
     readers.addHandler(handler)
     try:
-        yield messages
+        yield handler.messages
     finally:
         readers.removeHandler(handler)
 

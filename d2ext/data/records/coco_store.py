@@ -31,6 +31,7 @@ def write_store(file: IO[bytes], coco: CocoColumns, info: dict[str, Any]) -> Non
     writer.add("areas", coco.areas)
     writer.add("starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
     flags = coco.crowd * CROWD | coco.difficult * DIFFICULT | coco.group_of * GROUP_OF
+    assert coco.mask_kinds is not None  # as `repair` reads it
     columns = Columns(
         coco.heights.astype(np.int32),
         coco.widths.astype(np.int32),
@@ -47,6 +48,7 @@ def _data(
     coco: CocoColumns, counts: np.ndarray, lengths: np.ndarray, crcs: np.ndarray
 ) -> Iterator[bytes]:
     """Yield [image_id, file_name, [segmentation, ...]] of each image; set its length and CRC."""
+    assert coco.masks is not None  # as `repair` reads it
     first = 0
     rows = zip(coco.image_ids, coco.image_names, counts.tolist(), strict=True)
     for i, (image_id, name, count) in enumerate(rows):

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -97,8 +98,10 @@ def list_columns(records: Sequence[dict]) -> Columns:
     sizes = [(_size(r.get("height")), _size(r.get("width"))) for r in records]
     annotations = [r.get("annotations", ()) for r in records]
     every = [a for image in annotations for a in image]
+    heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T
     return Columns(
-        *np.array(sizes, np.int32).reshape(-1, 2).T,
+        heights,
+        widths,
         np.array([len(image) for image in annotations], np.int32),
         np.array([_integer(a.get("category_id")) for a in every], np.int32),
         np.array([mask_kind(a) for a in every], np.int8),
@@ -111,6 +114,6 @@ def _size(value: object) -> int:
     return number if number > 0 else -1
 
 
-def _integer(value: object) -> int:
+def _integer(value: Any) -> int:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     return int(value) if whole and abs(value) < 2**31 else -1

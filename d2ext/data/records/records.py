@@ -5,6 +5,7 @@ list or a `Records`, without decoding the latter; `select` and `join` make new s
 copying dicts.
 """
 
+import abc
 import bisect
 import functools
 import json
@@ -39,6 +40,10 @@ class _Decoded(Sequence):
             raise IndexError(f"record {i} of {len(self)}")
         return self._record(i % len(self))
 
+    @abc.abstractmethod
+    def _record(self, i: int) -> dict:
+        """Return the element at `i`, which is not negative."""
+
 
 class Records(_Decoded):
     """Dataset dicts in a buffer written by `write_records` or `write_store`.
@@ -58,7 +63,7 @@ class Records(_Decoded):
         self._source = source
         buffer = map_file(source) if isinstance(source, str) else source
         self._arrays, self.info = read_arrays(buffer)
-        self._data = memoryview(self._arrays["data"])
+        self._data = self._arrays["data"].data
         self._ends = self._arrays["ends"]
 
     @functools.cached_property

@@ -30,32 +30,38 @@ logger = logging.getLogger(__name__)
 _CHANGES_SHOWN = 20
 
 
-def findings_of(source: Source) -> Callable[[CocoTable], list[Finding]]:
-    """Return a function that runs the checks that `source` asks for on a table.
+class Checks:
+    """The checks that `source` asks for; call them with a table.
 
-    The function caches what it reads from image files, so that checking a fixed file is fast.
+    What they read from image files is cached, so that checking a fixed file is fast.
+
+    Attributes:
+        photos: Returns the photos of these names that are in the folder.
 
     Raises:
         UserError: A folder or the other file does not exist, or the latter is not a COCO file.
     """
-    photos = _album(source.images, source.decode)
-    other = read_coco_table(source.against) if source.against else None
-    other_root = source.against_images or source.images
-    other_photos = _album(other_root, False)
 
-    def check(c: CocoTable) -> list[Finding]:
+    def __init__(self, source: Source):
+        self._source = source
+        self.photos = _album(source.images, source.decode)
+        self._other = read_coco_table(source.against) if source.against else None
+        self._other_photos = _album(source.against_images or source.images, False)
+
+    def __call__(self, c: CocoTable) -> list[Finding]:
+        source, other = self._source, self._other
         found = fast_findings(c, source.anchors, source.images, source.max_detections)
         if other is not None:
             found += categories_against(c, other)
         if source.images is not None:
-            seen = photos(c.image_name)
+            seen = self.photos(c.image_name)
             found += image_files(c, seen)
-            pair = (other_photos(other.image_name), other_root) if other is not None else None
+            pair = None
+            if other is not None:
+                root = source.against_images or source.images
+                pair = (self._other_photos(other.image_name), root)
             found += identical(c, seen, source.images, pair)
         return in_order(found)
-
-    check.photos = photos
-    return check
 
 
 def _album(
@@ -67,6 +73,7 @@ def _album(
 
     def photos(names: Iterable[str]) -> Mapping[str, Photo]:
         names = [n for n in dict.fromkeys(names) if n]
+        assert root is not None  # without one, nobody asks
         new = [n for n in names if n not in known]
         pixels = decode if decode is not None else len(names) <= DECODED_BY_DEFAULT
         known.update(read_photos(root, new, pixels))
@@ -75,9 +82,7 @@ def _album(
     return photos
 
 
-def write_fixed(
-    source: Source, output: Path, check: Callable[[CocoTable], list[Finding]], drop: bool = False
-) -> Fixed:
+def write_fixed(source: Source, output: Path, check: Checks, drop: bool = False) -> Fixed:
     """Write a copy of the file without its errors; see `fix` for `drop`.
 
     Raises:
@@ -124,7 +129,7 @@ def check_coco_file(
     """
     _refuse_overwriting(source, output, page)
     c = read_coco_table(source.json_file)
-    check = findings_of(source)
+    check = Checks(source)
     found = check(c)
     print(
         f"{source.json_file}: {len(c.image_id)} images, {len(c.id)} annotations,"

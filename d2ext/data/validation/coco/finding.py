@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 ERROR, WARNING, INFO = "error", "warning", "info"
 SEVERITIES = (ERROR, WARNING, INFO)
 _STAYS = "stays as it is"
@@ -224,7 +226,9 @@ class Finding:
         return KINDS[self.code][2]
 
 
-def finding(code: str, rows: Sequence[int], part: str, example: str, severity: str = "") -> Finding:
+def finding(
+    code: str, rows: Sequence[int] | np.ndarray, part: str, example: str, severity: str = ""
+) -> Finding:
     """Return a finding with the severity of its kind, unless another is given."""
     where = [int(row) for row in rows]
     return Finding(code, where, part, printable(example), severity or KINDS[code][0])

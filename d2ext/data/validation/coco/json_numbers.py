@@ -33,5 +33,5 @@ def numbers(values: Any) -> list[float] | None:
     """Convert a list of finite numbers; return None for anything else."""
     if not isinstance(values, list):
         return None
-    made = [number(v) for v in values]
-    return None if None in made else made
+    made = [n for value in values if (n := number(value)) is not None]
+    return made if len(made) == len(values) else None

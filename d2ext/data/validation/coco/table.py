@@ -98,7 +98,9 @@ def coco_table(content: Any, name: str | Path = "the content") -> CocoTable:
     return _columns({part: content[part] for part in PARTS}, convert_entries)
 
 
-def _chunks(entries: list, kind: type, decode: Decode, reasons: dict[int, str]) -> Iterator[list]:
+def _chunks(
+    entries: Sequence, kind: type, decode: Decode, reasons: dict[int, str]
+) -> Iterator[list]:
     for first in range(0, len(entries), _CHUNK):
         made, wrong = decode(entries[first : first + _CHUNK], kind)
         reasons.update({first + i: reason for i, reason in wrong.items()})
@@ -145,13 +147,13 @@ def _columns(parts: Mapping[str, Sequence], decode: Decode) -> CocoTable:
 
 
 def _annotations(
-    entries: list, decode: Decode, wrong: dict[int, str]
+    entries: Sequence, decode: Decode, wrong: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Outlines]:
     """Return ids (own, image's, category's, crowd), marks, boxes, areas and masks.
 
     The reasons of malformed entries are added to `wrong`.
     """
-    coco_table = (
+    coco_table: tuple[list[Any], ...] = (
         [np.empty((0, 4), np.int64)],
         [np.empty((0, 3), bool)],
         *([np.empty((0, 4))], [[]], [np.empty(0, bool)], []),
@@ -167,7 +169,7 @@ def _annotations(
     return ids, marks, boxes, areas, shapes
 
 
-def _parts(entries: list, decode: Decode) -> Iterator[tuple]:
+def _parts(entries: Sequence, decode: Decode) -> Iterator[tuple]:
     """Yield the columns of all entries, by `_part`; many entries are split among processes."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
@@ -195,7 +197,7 @@ def _taken_part(first: int) -> tuple:
     return _part(first, *_work)
 
 
-def _part(first: int, entries: list, decode: Decode) -> tuple:
+def _part(first: int, entries: Sequence, decode: Decode) -> tuple:
     """Return the columns of `_CHUNK` entries starting at `first`.
 
     Returns:

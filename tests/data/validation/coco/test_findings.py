@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.validation.coco.check_file import findings_of
+from d2ext.data.validation.coco.check_file import Checks
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.checks.statistics import Anchors
 from d2ext.data.validation.coco.finding import KINDS, Finding
@@ -29,7 +29,7 @@ def codes(findings: list[Finding]) -> dict[str, list[int]]:
 def test_valid_file_has_no_findings(content: dict, photos: Path, write_json: Callable) -> None:
     path = write_json(content)
     assert codes(fast_findings(content)) == codes(fast_findings(path)) == {}
-    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
+    assert codes(Checks(Source(path, photos))(read_coco_table(path))) == {}
 
 
 def test_absolute_names_are_valid_inside_the_image_folder(content: dict, photos: Path) -> None:
@@ -157,7 +157,7 @@ def test_image_entries_are_compared_with_their_files(
     exif[0x0112] = 6  # stored in landscape, shown in portrait orientation
     turned.save(photos / "a.jpg", exif=exif)
     path = write_json(content)
-    found = {f.code: f for f in findings_of(Source(path, photos))(read_coco_table(path))}
+    found = {f.code: f for f in Checks(Source(path, photos))(read_coco_table(path))}
     assert codes(found.values()) == {
         "image_missing": [2],
         "image_unreadable": [1],
@@ -173,7 +173,7 @@ def test_pixels_are_decoded_on_request(content: dict, photos: Path, write_json: 
     whole = (photos / "a.jpg").read_bytes()
     (photos / "a.jpg").write_bytes(whole[: len(whole) // 2])
     headers, pixels = (
-        codes(findings_of(Source(path, photos, decode=decode))(read_coco_table(path)))
+        codes(Checks(Source(path, photos, decode=decode))(read_coco_table(path)))
         for decode in (False, None)
     )
     assert headers == {} and pixels == {"image_unreadable": [0]}
@@ -182,9 +182,7 @@ def test_pixels_are_decoded_on_request(content: dict, photos: Path, write_json: 
 def test_identical_images_are_found(content: dict, photos: Path, write_json: Callable) -> None:
     shutil.copy(photos / "a.jpg", photos / "sub" / "b.jpg")
     path = write_json(content)
-    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {
-        "image_identical": [1]
-    }
+    assert codes(Checks(Source(path, photos))(read_coco_table(path))) == {"image_identical": [1]}
 
 
 def test_images_shared_with_the_other_set_are_found(
@@ -196,7 +194,7 @@ def test_images_shared_with_the_other_set_are_found(
     (tmp_path / "val").mkdir()
     shutil.copy(photos / "c.png", tmp_path / "val" / "z.png")
     path, val = write_json(content), write_json(other, "val.json")
-    found = findings_of(Source(path, photos, val, tmp_path / "val"))(read_coco_table(path))
+    found = Checks(Source(path, photos, val, tmp_path / "val"))(read_coco_table(path))
     assert codes(found)["against_identical"] == [2]
     example = next(f.example for f in found if f.code == "against_categories")
     assert example == "'Hündin' is only here, 'dog' only there"
@@ -253,7 +251,7 @@ def test_images_with_more_than_8_bits_are_reported_with_the_scaling(
     content["images"][0]["file_name"] = f"deep.{suffix}"
     path = write_json(content)
     for decode in (True, False):
-        found = findings_of(Source(path, photos, decode=decode))(read_coco_table(path))
+        found = Checks(Source(path, photos, decode=decode))(read_coco_table(path))
         (deep,) = (f for f in found if f.code == "image_depth")
         assert (
             deep.rows == [0] and words in deep.example and "lowest value becomes 0" in deep.example
@@ -271,7 +269,7 @@ def test_frames_and_transparency_are_reported(
     for row, name in enumerate(("a.gif", "b.png", "c.png")):
         content["images"][row]["file_name"] = name
     path = write_json(content)
-    found = codes(findings_of(Source(path, photos))(read_coco_table(path)))
+    found = codes(Checks(Source(path, photos))(read_coco_table(path)))
     assert found == {"image_frames": [0], "image_transparent": [1]}
 
 
@@ -280,12 +278,12 @@ def test_images_over_the_pixel_limit_are_not_reported_as_unreadable(
 ) -> None:
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3000")
     path = write_json(content)
-    found = findings_of(Source(path, photos))(read_coco_table(path))
+    found = Checks(Source(path, photos))(read_coco_table(path))
     assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third image has 40 x 60
     for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):
         assert words in found[0].example
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3072")
-    assert codes(findings_of(Source(path, photos))(read_coco_table(path))) == {}
+    assert codes(Checks(Source(path, photos))(read_coco_table(path))) == {}
 
 
 def test_every_kind_of_finding_is_tested() -> None:

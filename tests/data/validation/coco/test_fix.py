@@ -17,7 +17,7 @@ from pycocotools import mask
 from d2ext.data.formats.coco import read_coco
 from d2ext.data.formats.coco_file import PARTS, read_content
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import check_coco_file, findings_of, write_fixed
+from d2ext.data.validation.coco.check_file import Checks, check_coco_file, write_fixed
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.coco.fixes.fix import REMEDIES, fix
@@ -86,7 +86,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Callable]:
         exif[0x0112] = orientation
         size = (40, 60) if orientation < 5 else (60, 40)
         Image.new("RGB", size).save(root / "c.png", exif=exif)
-        checks[orientation] = findings_of(Source(root / "x.json", root))
+        checks[orientation] = Checks(Source(root / "x.json", root))
         checks[orientation].root = root
     return checks
 
@@ -240,7 +240,7 @@ def test_fixed_file_is_valid_and_changes_are_logged(
     path, out = write_json(content), tmp_path / "out" / "fixed.json"
     before = path.read_bytes()
     source = Source(path, photos)
-    check = findings_of(source)
+    check = Checks(source)
     errors = [f for f in check(read_coco_table(path)) if f.severity == ERROR]
     if expected.keys() & {"image_duplicate_id", "category_duplicate_id"}:
         with pytest.raises(UserError, match=r"nothing was written.*used twice.*different ids"):
@@ -271,7 +271,7 @@ def test_values_are_repaired_if_possible(content: dict, photos: Path, write_json
     path = write_json(content)
     source = Source(path, photos)
     out = path.with_name("out.json")
-    fixed = write_fixed(source, out, findings_of(source))
+    fixed = write_fixed(source, out, Checks(source))
     assert read_content(out) == expected
     assert "annotations[3]: id 0 -> 3" in fixed.changes
 
@@ -309,7 +309,7 @@ def test_wrong_image_folder_does_not_empty_the_file(
     (tmp_path / "elsewhere").mkdir()
     source = Source(write_json(content), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--images"):
-        write_fixed(source, tmp_path / "out.json", findings_of(source))
+        write_fixed(source, tmp_path / "out.json", Checks(source))
     assert not (tmp_path / "out.json").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from d2ext.data.validation.coco.check_file import findings_of, write_fixed
+from d2ext.data.validation.coco.check_file import Checks, write_fixed
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.fixes.fix import fix
 from d2ext.data.validation.coco.source import Source
@@ -21,7 +21,7 @@ def run_fix(
     """Write and fix a file; return the fixed content and the changes."""
     path = write_json(content)
     source = Source(path, photos)
-    fixed = write_fixed(source, path.with_name("out.json"), findings_of(source), drop)
+    fixed = write_fixed(source, path.with_name("out.json"), Checks(source), drop)
     return json.loads(path.with_name("out.json").read_bytes()), fixed.changes
 
 

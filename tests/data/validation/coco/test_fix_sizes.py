@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask
 
 from d2ext.data.formats.rle import compressed
-from d2ext.data.validation.coco.check_file import Fixed, findings_of, write_fixed
+from d2ext.data.validation.coco.check_file import Checks, Fixed, write_fixed
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.coco.source import Source
 from d2ext.errors import UserError
@@ -61,7 +61,7 @@ def run_fix(content: dict, folder: Path) -> tuple[dict, Fixed]:
     path, out = folder / "x.json", folder / "fixed.json"
     path.write_text(json.dumps(content))
     before = path.read_bytes()
-    check = findings_of(Source(path, folder))
+    check = Checks(Source(path, folder))
     fixed = write_fixed(Source(path, folder), out, check)
     assert path.read_bytes() == before
     assert not [f for f in fixed.findings if f.severity == ERROR]
@@ -229,4 +229,4 @@ def test_entries_of_one_photo_with_two_sizes_are_not_merged_without_images(
     content["images"].append({**content["images"][0], "id": 70, "width": 128, "height": 96})
     path = write_json(content)
     with pytest.raises(UserError, match="the entries differ in size: give --images"):
-        write_fixed(Source(path), path.with_name("out.json"), findings_of(Source(path)))
+        write_fixed(Source(path), path.with_name("out.json"), Checks(Source(path)))

@@ -33,7 +33,7 @@ def image_ids(c: CocoTable) -> Iterator[Finding]:
         example = f"{locations.image(c, rows[0])} and images[{first}] ({c.image_name[first]})"
         yield finding("image_duplicate_id", rows, "images", example)
     seen: dict[str, int] = {}
-    again = [i for i in np.flatnonzero(good) if seen.setdefault(c.image_name[i], i) != i]
+    again = [i for i in np.flatnonzero(good).tolist() if seen.setdefault(c.image_name[i], i) != i]
     if again:
         first = seen[c.image_name[again[0]]]
         example = f"{locations.image(c, again[0])} and images[{first}] (id {c.image_id[first]})"
@@ -43,7 +43,7 @@ def image_ids(c: CocoTable) -> Iterator[Finding]:
 def image_paths(c: CocoTable, images: str | Path | None) -> Iterator[Finding]:
     """Find image names that lead out of the image folder."""
     wrong = []
-    for i in np.flatnonzero(c.good["images"]):
+    for i in np.flatnonzero(c.good["images"]).tolist():
         try:
             if images is None and os.path.isabs(c.image_name[i]):
                 wrong.append(i)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ class Photo:
     """
 
     size: tuple[int, int] | None
-    stored: tuple[int, int] | None = None
+    stored: tuple[int, int] = (0, 0)
     orientation: int = 1
     problem: str = ""
     is_refused: bool = False
@@ -67,7 +68,7 @@ def _photo(path: str, decode: bool) -> Photo:
         length = os.path.getsize(path)
         with open_image(path) as image:
             stored, turn = stored_size(image), orientation(image)
-            facts = {"length": length, "depth": depth(image)}
+            facts: dict[str, Any] = {"length": length, "depth": depth(image)}
             # The second picture of an MPO is the camera's preview or another exposure.
             facts["has_frames"] = image.format != "MPO" and getattr(image, "is_animated", False)
             if decode:
@@ -84,8 +85,10 @@ def _photo(path: str, decode: bool) -> Photo:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    with_alpha = image.mode in ("LA", "P", "PA", "RGBA") and image.has_transparency_data
-    return with_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    if image.mode not in ("LA", "P", "PA", "RGBA") or not image.has_transparency_data:
+        return False
+    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return lowest < 255
 
 
 def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
@@ -94,7 +97,7 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
     Files that are read only in part have more than 8 bits per channel, several frames or
     transparent pixels.
     """
-    rows = [i for i in np.flatnonzero(c.good["images"]) if c.image_name[i] in photos]
+    rows = [i for i in np.flatnonzero(c.good["images"]).tolist() if c.image_name[i] in photos]
     photo = {i: photos[c.image_name[i]] for i in rows}
     missing = [i for i in rows if photo[i].problem == "absent"]
     if missing:
@@ -106,11 +109,12 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
         if broken:
             example = f"{locations.image(c, broken[0])}: {problems[broken[0]]}"
             yield finding(code, broken, "images", example)
-    wrong = [i for i in rows if photo[i].size and photo[i].size != tuple(c.image_size[i])]
+    sizes = {i: size for i in rows if (size := photo[i].size)}
+    wrong = [i for i, size in sizes.items() if size != tuple(c.image_size[i])]
     if wrong:
         turned = [i for i in wrong if photo[i].stored == tuple(c.image_size[i])]
         i = (turned or wrong)[0]
-        stated, actual = ("{} x {}".format(*size) for size in (c.image_size[i], photo[i].size))
+        stated, actual = ("{} x {}".format(*size) for size in (c.image_size[i], sizes[i]))
         example = f"{locations.image(c, i)}: {stated}, but the file has {actual}"
         if turned:
             example += (
@@ -118,8 +122,9 @@ def image_files(c: CocoTable, photos: Mapping[str, Photo]) -> Iterator[Finding]:
                 " --fix rotates the shapes, too)"
             )
         yield finding("image_size", wrong, "images", example)
-    if deep := [i for i in rows if photo[i].depth]:
-        kinds = ", ".join(sorted({photo[i].depth for i in deep}))
+    depths = {i: depth for i in rows if (depth := photo[i].depth)}
+    if deep := list(depths):
+        kinds = ", ".join(sorted(set(depths.values())))
         example = f"{locations.image(c, deep[0])}; {kinds}; when read, {SCALING}"
         yield finding("image_depth", deep, "images", example)
     for code, some in (

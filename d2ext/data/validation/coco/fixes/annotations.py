@@ -91,8 +91,10 @@ def _segmentation(value: Any) -> Any:
 
 def _flat(points: Any) -> list[float] | None:
     """Flatten [[x0, y0], [x1, y1], ...] to [x0, y0, x1, y1, ...]; return None for other values."""
-    pairs = list(map(json_numbers.numbers, points)) if isinstance(points, list) else []
-    if len(pairs) < 3 or not all(pair and len(pair) == 2 for pair in pairs):
+    if not isinstance(points, list):
+        return None
+    pairs = [pair for pair in map(json_numbers.numbers, points) if pair and len(pair) == 2]
+    if len(pairs) < 3 or len(pairs) < len(points):
         return None
     return list(chain.from_iterable(pairs))
 

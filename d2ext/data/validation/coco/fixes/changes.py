@@ -36,7 +36,9 @@ class MutableCoco:
         for part in PARTS:
             content[part] = list(content[part])
         # The row of each entry in the original file, where the user can look it up.
-        self._origin = {part: list(range(len(content[part]))) for part in PARTS}
+        self._origin: dict[str, list[int | None]] = {
+            part: list(range(len(content[part]))) for part in PARTS
+        }
         self.of_text: dict[str, dict[str, int]] = {part: {} for part in PARTS}
         self._ids: dict[str, Counter] = {}
         self._fresh: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Fix the errors in a COCO dict, in rounds, until nothing fixable is left."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from d2ext.data.validation.coco.finding import ERROR, Finding, printable
@@ -13,7 +13,7 @@ from d2ext.errors import UserError
 _ROUNDS = 50  # each removes or fixes something; real files take two or three
 
 # Each stage waits for the earlier ones, because a mask can be judged only by a correct image entry.
-STAGES: tuple[dict[str, Callable[[MutableCoco, Finding], None]], ...] = (
+STAGES: tuple[Mapping[str, Callable[[MutableCoco, Finding], None]], ...] = (
     images_and_categories.REMEDIES,
     annotations.ENTRIES,
     image_sizes.REMEDIES,

@@ -132,7 +132,7 @@ def annotated_size(
         Width and height; None if the EXIF orientation rotates the photo, and neither the sides nor
         the annotations show which of the two sizes was annotated.
     """
-    sizes = list(dict.fromkeys((photo.size, photo.stored)))
+    sizes = [size for size in dict.fromkeys((photo.size, photo.stored)) if size]
     known = [s for s in sizes if all(a in (None, b) for a, b in zip(sides, s, strict=True))]
     sizes = known or sizes
     if len(sizes) == 1 or not len(rows):
@@ -146,26 +146,28 @@ def _image_size(m: MutableCoco, f: Finding) -> None:
     for row in f.rows:
         entry = m.get("images", row)
         photo = m.files.photo(entry["file_name"]) if entry else None
-        if not photo:
+        if not photo or not photo.size:
             continue
         rows = rows_of(entry["id"])
         old, new = (entry["width"], entry["height"]), photo.size
         what = f"{old[0]} x {old[1]} -> {new[0]} x {new[1]}"
         in_old, in_new = _fit(c, rows, old), _fit(c, rows, new)
         placed = in_old | in_new  # the others are wrong in both
-        move, sound = _move(old, photo), c.masks.rle & (c.masks.rle_size == old).all(1)
+        move, sound = _move(old, new, photo), c.masks.rle & (c.masks.rle_size == old).all(1)
         sound &= ~np.isnan(c.masks.area)
         if not len(rows):
             move = None
         elif in_new[placed].all() and not in_old[placed].all():  # only the entry is wrong ...
             if photo.orientation != 1 and _fit(c, rows, photo.stored)[placed].all():
                 continue  # ... unless the shapes were drawn on the image as stored
-            move, rows = None, rows[:0]
+            move = None
         elif not placed.any() or not in_old[placed].all() or not move:
             continue  # the error stays, and nothing is written
         elif sound[rows].any() and move.is_too_large:
             continue
         m.set("images", row, what, width=new[0], height=new[1])
+        if move is None:
+            continue  # the shapes stay
         for i in rows.tolist():
             made = move.annotation(m.get("annotations", i), bool(sound[i]))
             m.set("annotations", i, f"moved with {m.where('images', row)}, {move.how}", **made)
@@ -181,15 +183,15 @@ def _fit(c: CocoTable, rows: np.ndarray, size: Size) -> np.ndarray:
     return fit
 
 
-def _move(old: Size, photo: Photo) -> Move | None:
-    """Return the transform from the size `old` to the photo; None if the sizes are ambiguous."""
+def _move(old: Size, new: Size, photo: Photo) -> Move | None:
+    """Return the transform from `old` to `new`, the photo's size; None if they are ambiguous."""
     is_turned = photo.orientation != 1
     if is_turned and old == photo.stored:
-        return Move(old, photo.size, photo.orientation)
-    upright, lying = _alike(old, photo.size), is_turned and _alike(old, photo.stored)
+        return Move(old, new, photo.orientation)
+    upright, lying = _alike(old, new), is_turned and _alike(old, photo.stored)
     if upright == lying:
         return None
-    return Move(old, photo.size, photo.orientation if lying else 1)
+    return Move(old, new, photo.orientation if lying else 1)
 
 
 def _alike(a: Size, b: Size) -> bool:

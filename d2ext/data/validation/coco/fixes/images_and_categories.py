@@ -154,7 +154,7 @@ def _image_malformed(m: MutableCoco, f: Finding) -> None:
         if not isinstance(name, str) or not name or not _is_unicode(name):
             m.remove_if_allowed("images", row, f"file_name {as_json(name)} is not a name")
             continue
-        values = {"file_name": name, "id": m.integer_id("images", entry.get("id"))}
+        values: dict[str, Any] = {"file_name": name, "id": m.integer_id("images", entry.get("id"))}
         for side in ("width", "height"):
             value = json_numbers.integer(entry.get(side))
             values[side] = value if value and 0 < value < MAX_COORDINATE else None
@@ -224,7 +224,9 @@ def _image_duplicate_id(m: MutableCoco, f: Finding) -> None:
 
 
 def _image_duplicate_entry(m: MutableCoco, f: Finding) -> None:
-    c, first, new_id = m.columns, {}, {}
+    c = m.columns
+    first: dict[str, int] = {}
+    new_id: dict[int, int] = {}
     for row in range(len(c.image_name)):
         if c.good["images"][row]:
             first.setdefault(c.image_name[row], row)
