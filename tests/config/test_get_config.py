@@ -136,7 +136,7 @@ def test_what_a_config_argument_means(tmp_path, trained):
         ("custom/mask_rcnn_r50_fpm.py", "did you mean custom/mask_rcnn_lite0_fpn.py?"),
         ("faster_rcnn/faster_rcnn_r50_caffe_fpn_1x", "did you mean faster_rcnn/faster_rcnn_r50_"),
         ("zzz", "`d2ext recipes` lists the recipes"),
-        ("x" * 300, "is neither a config file nor the name of a recipe"),
+        ("x" * 300, "xxx does not exist"),
     ):
         with pytest.raises(UserError) as e:
             find_config(name)
