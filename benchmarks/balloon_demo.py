@@ -1,10 +1,10 @@
-"""The demo as a user runs it: minutes from command to report, and AP on the balloon photos.
+"""Measure the demo as a user runs it: minutes from command to report, and AP on the photos.
 
     python benchmarks/balloon_demo.py --seeds 0 1 2 [--options data.root=...]
 
-Each seed is one run of tools/train_net.py in a fresh process; the numbers are those of its last
-evaluation (no choosing of the best one), on the 13 validation photos. The photos are those of the
-checkout, or those in `data.root`; the first line says which.
+Each seed is one run of tools/train_net.py in a new process. The numbers are those of its last
+evaluation, not of the best one, on the 13 validation photos. The photos are those of the checkout,
+or those in `data.root`; the first line says which.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COLUMNS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50")
 
 
 def _run(seed: int, folder: Path, options: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Return minutes, and percents by column."""
+    """Return minutes, and percentages by column."""
     command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG]
     start = time.perf_counter()
     with open(folder / f"seed{seed}.log", "w") as log:
@@ -45,7 +45,7 @@ def _run(seed: int, folder: Path, options: Sequence[str]) -> tuple[float, dict[s
 
 
 def main() -> None:
-    """Runs the seeds and prints a Markdown table with their mean."""
+    """Run the seeds and print a Markdown table with their mean."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

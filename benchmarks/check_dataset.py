@@ -1,8 +1,8 @@
-"""How long tools/check_dataset.py takes for a file of COCO's size, without images.
+"""Measure tools/check_dataset.py on a COCO-size file, without images.
 
 python benchmarks/check_dataset.py [IMAGES OBJECTS]
 
-Theirs is what Python's own json needs only to read the file.
+The alternative is Python's own json, which only reads the file.
 """
 
 import resource
@@ -20,14 +20,14 @@ ROUNDS = 3
 
 
 def _seconds(command: list) -> float:
-    """What the command prints is thrown away."""
+    """Return the seconds that a command takes, without its output."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Three of each, in turn."""
+    """Run each three times, in turn."""
     images, objects = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (IMAGES, OBJECTS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "coco.json"

@@ -1,4 +1,4 @@
-"""A COCO file of any size, for benchmarks: realistic enough to be parsed and checked like COCO's.
+"""Generate a COCO file of any size, realistic enough to be parsed and checked like COCO's.
 
 python benchmarks/coco_file.py PATH [IMAGES OBJECTS]
 """
@@ -17,17 +17,17 @@ _CHUNK = 20_000  # objects that are in memory at once
 def make_coco(
     path: str | Path, images: int = IMAGES, objects: int = OBJECTS, seed: int = 0
 ) -> None:
-    """Writes a COCO file with as many bytes for an object as COCO's train2017 (about 550).
+    """Write a COCO file with as many bytes per object as COCO's train2017 (about 550).
 
-    Each object is a polygon in its image, and crosses itself seldom; more than half of them are
-    bent, so that they turn both ways around their middle, as in COCO. One in a hundred is a crowd
-    with an uncompressed RLE. Area and box are the mask's, ids start at 1.
+    Each object is a polygon in its image that rarely crosses itself. More than half of them are
+    bent, so that their outlines turn both ways around their centers, as in COCO. One in a hundred
+    is a crowd with an uncompressed RLE. Area and box are the mask's, ids start at 1.
 
     Args:
-        path: the file; its folder must exist.
-        images: number of images, 640 x 480 or upright.
-        objects: number of annotations, a few of them crowds.
-        seed: same seed, same file.
+        path: Path of the file; its folder must exist.
+        images: Number of images, 640 x 480 or upright.
+        objects: Number of annotations, a few of them crowds.
+        seed: The same seed gives the same file.
     """
     rng = np.random.default_rng(seed)
     upright = rng.random(images) < 0.25
@@ -106,7 +106,7 @@ def _annotations(rng: np.random.Generator, first: int, count: int, sizes: np.nda
 
 
 def _crowd(box: list[float], width: int, height: int) -> tuple[dict, list[float], float]:
-    """The box, in whole pixels, as an uncompressed RLE (columns, from the background on)."""
+    """Return a box in whole pixels as an uncompressed RLE (columns, background first)."""
     x, y, w, h = (int(v) for v in box)
     w, h = max(w, 1), max(h, 1)
     counts = [x * height + y, *([h, height - h] * w)][:-1]

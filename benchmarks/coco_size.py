@@ -1,12 +1,12 @@
-"""A COCO-train-size annotation file: how long a start takes and what each process holds of it.
+"""Measure start-up time and memory per process with an annotation file of COCO train's size.
 
     python benchmarks/coco_size.py [FILE]
 
-FILE is made by coco_file.py where it is not given (118,287 images, 860,000 objects). Each number is
-of a process of its own: the first start (an empty cache), a later one, a further rank (one that
-iterates over all records while another process does) and Detectron2's `load_coco_json` with the
-serialized list that its loaders make. Times hold no imports; USS is memory that no other process
-shares, some of it pages of files, which the system takes back when it needs them.
+coco_file.py makes FILE if it is not given (118,287 images, 860,000 objects). Each number is
+measured in its own process: the first start (an empty cache), a later one, a further rank (which
+iterates over all records while another process does the same) and Detectron2's `load_coco_json`
+with the serialized list that its loaders make. Times exclude imports. USS is memory that no other
+process shares; some of it is pages of files, which the system reclaims when necessary.
 """
 
 import json
@@ -25,7 +25,7 @@ IMAGES = "train2017"
 
 
 def _unique(kind: str = "Private") -> float:
-    """Unique memory of this process in MB, all or one kind."""
+    """Return the unique memory of this process in MB, all or of one kind."""
     with open("/proc/self/smaps_rollup") as f:
         return sum(int(line.split()[1]) for line in f if line.startswith(kind)) / 1024
 
@@ -44,7 +44,7 @@ def _detectron2(file: str) -> dict:
 
 
 def _measured(load: object) -> dict:
-    """Seconds and MB of loading, then of iterating; waits for a line of input before it ends."""
+    """Measure seconds and MB of loading, then of iterating; wait for a line of input at the end."""
     before, start, cpu = _unique(), time.perf_counter(), time.process_time()
     records = load()
     numbers = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
@@ -68,7 +68,7 @@ def _run(what: str, file: Path, cache: str) -> tuple[subprocess.Popen, dict]:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     print(f"{machine()}; load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "instances.json"

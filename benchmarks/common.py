@@ -1,4 +1,4 @@
-"""What the benchmarks share: pairs of runs in turn, their record, and the machine they ran on."""
+"""Shared by the benchmarks: runs in turn, their record, and the machine they ran on."""
 
 import datetime
 import json
@@ -18,7 +18,7 @@ ORIGINALS = Path(os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets").res
 
 
 def machine() -> str:
-    """One line: CPU, cores, Python, torch and the date."""
+    """Return CPU, cores, Python, torch and the date in one line."""
     with open("/proc/cpuinfo") as f:
         names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
@@ -33,19 +33,19 @@ def machine() -> str:
 def paired(
     ours: Callable[[], float], theirs: Callable[[], float], rounds: int
 ) -> list[tuple[float, float]]:
-    """Measures both in turn, after a round that warms caches: what disturbs one disturbs both."""
+    """Measure both in turn, so that disturbances affect both, after a round that warms caches."""
     ours(), theirs()
     return [(ours(), theirs()) for _ in range(rounds)]
 
 
 def record(name: str, pairs: Sequence[tuple[float, float]], unit: str) -> None:
-    """Prints a figure and keeps it in results.json: medians, and the median of the pairs' ratios.
+    """Print a figure and store it in results.json: medians, and the median of the pairs' ratios.
 
     Args:
-        name: of the figure.
+        name: Name of the figure.
         pairs: (ours, theirs) of each round.
-        unit: `.../s` counts what is done in a second; of all others less is better. The ratio is
-            above 1 where ours is better.
+        unit: Unit of the values. With `.../s` more is better, with all others less. The ratio is
+            above 1 if ours is better.
     """
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     more_is_better = unit.endswith("/s")

@@ -1,10 +1,10 @@
-"""How long a COCO evaluation takes, from files to the printed table, against others.
+"""Measure a COCO evaluation, from files to the printed table, against other implementations.
 
 python benchmarks/evaluation.py [IMAGES OBJECTS DETECTIONS]
 
-The numbers of all are compared, too, and the limits that hold at the usual size are checked: the
-status is 1 where one is broken. Detectron2's compiled COCOeval is part of an installation from
-source alone; without it its line says so.
+Results are compared as well, and the limits for the default size are checked: the exit status is 1
+if one is exceeded. Only installations from source have Detectron2's compiled COCOeval; its line
+says if it is missing.
 """
 
 import json
@@ -53,11 +53,11 @@ MEMORY, START = 1.5, 0.4
 
 
 class _Failed(Exception):
-    """A command that failed, with the last line that it said."""
+    """Raised if a command fails, with its last line of output."""
 
 
 def _run(command: list) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and GB."""
+    """Return wall seconds, CPU seconds and GB."""
     with tempfile.TemporaryFile("w+") as said:
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
@@ -70,7 +70,7 @@ def _run(command: list) -> tuple[float, float, float]:
 
 
 def _held(what: str, value: float, limit: float, at_least: bool = False) -> str:
-    """The limit and whether it holds, for the end of a line."""
+    """Return the limit and whether it is kept, for the end of a line."""
     sign = "at least" if at_least else "below"
     if ASKED != SIZE:
         return f"({sign} {limit:g} at the usual size)"
@@ -84,7 +84,7 @@ _broken: list[str] = []
 
 
 def _task(task: str, ground_truth: Path, results: Path, out: Path) -> None:
-    """Runs all for one task, ours first."""
+    """Run all implementations for one task, ours first."""
     ours = ["tools/evaluate.py", results, "--dataset", ground_truth, "--tasks", task, "--out", out]
     taken = [_run([sys.executable, *ours]) for _ in range(ROUNDS)]
     wall, cpu, _ = map(min, zip(*taken, strict=True))
@@ -115,7 +115,7 @@ def _task(task: str, ground_truth: Path, results: Path, out: Path) -> None:
 
 
 def main() -> int:
-    """Prints the times for boxes and masks; the status is 1 where a limit does not hold."""
+    """Print the times for boxes and masks; return 1 if a limit is exceeded."""
     print(machine())
     print("{} images, {} objects, {} detections".format(*ASKED), flush=True)
     with tempfile.TemporaryDirectory() as folder:

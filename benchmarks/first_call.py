@@ -1,4 +1,4 @@
-"""A model that notes when it is called first, which is when the first step of a training begins."""
+"""A model that records its first call, which is the start of a training's first step."""
 
 import os
 import time
@@ -12,7 +12,7 @@ FILE = "D2EXT_FIRST_CALL"  # environment variable: the file for the moment, on t
 
 
 def noting(**arguments: Any) -> nn.Module:
-    """A `GeneralizedRCNN` of these arguments."""
+    """Return a `GeneralizedRCNN` that records its first call."""
     model = GeneralizedRCNN(**arguments)
 
     def note(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The balloon demo as a config whose model notes when the first step begins; for training.py."""
+"""The balloon demo with a model that records the start of the first step; for training.py."""
 
 from first_call import noting
 

@@ -1,9 +1,9 @@
-"""A training step on a GPU: ours against Detectron2's loop, in float32 and in bfloat16.
+"""Measure a training step on a GPU against Detectron2's loop, in float32 and in bfloat16.
 
     python benchmarks/gpu_step.py [--options data.root=...]
 
-R50-FPN with the sizes and batch of the recipe, random weights, loading included. Steps of both run
-as commands in turn; a figure is recorded as gpu_step, gpu_step_bf16 and gpu_step_bf16_compile.
+R50-FPN with the sizes and batch size of the recipe and random weights, loading included. Both run
+as commands, in turn. The figures are gpu_step, gpu_step_bf16 and gpu_step_bf16_compile.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FIGURES = {
 
 
 def main() -> int:
-    """Records the figures; the status is 2 without a GPU."""
+    """Record the figures; return 2 without a GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Evaluation against Detectron2's own: images a second, from the files to the table of numbers.
+"""Measure an evaluation against Detectron2's: images per second, from files to the table.
 
     python benchmarks/inference.py [--only inference_lite0] [--options data.root=...]
 
-One process, both sides in turn on the original validation photos of balloons, with the same weights
-(lite0's of a few iterations, R50's random, so that it finds the most it may): our loader, fast
-layers and run lengths counted around the boxes; Detectron2's loader, mapper, model,
-`inference_on_dataset` and COCOEvaluator.
+Both sides run in turn in one process, on the original balloon validation photos and with the same
+weights (lite0's after a few iterations; R50's are random, so that it returns as many detections as
+allowed): our loader, fast layers and run lengths counted around the boxes; Detectron2's loader,
+mapper, model, `inference_on_dataset` and COCOEvaluator.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _theirs(cfg: object, weights: str, folder: str) -> object:
 
 
 def main() -> None:
-    """Records the figures."""
+    """Record the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""What a training loop adds to forward, backward and step: ours, and Detectron2's SimpleTrainer.
+"""Measure what our loop and Detectron2's SimpleTrainer add to forward, backward and step.
 
     python benchmarks/loop_overhead.py
 
-A model of one number, so that next to nothing but the loop is left; its own forward, backward and
-step, measured by themselves, are taken off. Hooks and writers are those of a run, with a line
-every 20 iterations. The number is a part of the step of the lite0 recipe, of results.json.
+The model is a single number, so that the loop dominates; its own forward, backward and step are
+measured separately and subtracted. Hooks and writers are those of a run, with a line every 20
+iterations. The result is also given as a fraction of the lite0 recipe's step in results.json.
 """
 
 import itertools
@@ -35,7 +35,7 @@ STEPS, ROUNDS = 500, 5
 
 
 class _Losses(nn.Module):
-    """Five losses, as Mask R-CNN has, of one number."""
+    """Five losses of one number, as many as Mask R-CNN has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def _theirs() -> float:
 
 
 def main() -> None:
-    """Records milliseconds a step, and says which part of the lite0 step ours is."""
+    """Record milliseconds per step, and print our fraction of the lite0 step."""
     torch.set_num_threads(1)
     bare = statistics.median(_bare() for _ in range(ROUNDS))
     pairs = paired(_ours, _theirs, ROUNDS)

@@ -1,11 +1,10 @@
-"""The losses of 50 steps with the fast layers, against Detectron2's own layers on the same batches.
+"""Compare the losses of 50 steps with the fast layers and with Detectron2's layers.
 
     python benchmarks/losses.py [--options data.root=...]
 
-The lite0 recipe: initial weights, batches, seeds of the sampling and learning rates are the same.
-Rounding makes any two ways of computing drift apart as a training goes on, since proposals that
-score alike change places; how far is shown by Detectron2's layers against themselves, once with
-two threads and once with one.
+The lite0 recipe, with the same initial weights, batches, sampling seeds and learning rates.
+Rounding makes any two computations drift apart during a training, because proposals with almost
+equal scores change places. Detectron2's layers with two threads and with one show by how much.
 """
 
 import argparse
@@ -26,7 +25,7 @@ STEPS = 50
 
 
 def _run(cfg: object, batches: list, fast: bool, threads: int) -> torch.Tensor:
-    """(STEPS,) total losses."""
+    """Return the (STEPS,) total losses."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = instantiate(cfg.model)
@@ -51,7 +50,7 @@ def _run(cfg: object, batches: list, fast: bool, threads: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Prints the largest relative differences."""
+    """Print the largest relative differences."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

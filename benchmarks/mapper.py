@@ -1,9 +1,10 @@
-"""Images into the model: our mapper against Detectron2's, on the original photos, on one core.
+"""Measure our mapper against Detectron2's, on the original balloon photos, on one core.
 
     python benchmarks/mapper.py
 
-The guide's augmentations (short side 640 to 800, flips) with masks as polygons, files in the disk
-cache. Once each with all pixels decoded, with libjpeg's scaled decoding, and from the cache.
+The augmentations of MMDetection's guide (short side 640 to 800, flips) with masks as polygons,
+files in the disk cache: with all pixels decoded, with libjpeg's scaled decoding, and from the
+cache.
 """
 
 import os
@@ -34,7 +35,7 @@ def _mapper(kind: type, **options: object) -> Callable[[dict], dict]:
 
 
 def main() -> None:
-    """Records images per second of the three ways, each in turn with Detectron2's."""
+    """Record images per second of the three variants, each in turn with Detectron2's."""
     folder = ORIGINALS / "balloon/train"
     records = read_via(folder / "via_region_data.json", folder, ["balloon"])
     torch.set_num_threads(1)

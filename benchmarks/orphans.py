@@ -1,11 +1,11 @@
-"""Counts processes left behind by launches that are killed at random moments.
+"""Count processes that survive launchers killed at random moments.
 
     python benchmarks/orphans.py --launches 50
     python benchmarks/orphans.py --launches 50 --start module
 
-Each launch trains in two processes in a session of its own; its launcher gets SIGKILL, the hardest
-end there is, between its start and its first steps. Ten seconds later its session must be empty.
-Each way to start a training imports the main module of its ranks differently.
+Each launch trains in two processes in its own session. Its launcher receives SIGKILL between its
+start and its first steps; ten seconds later its session must be empty. Each way to start a training
+imports the main module of its ranks differently.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def _living(session: int) -> list[int]:
 
 
 def _left_behind(start: list[str], seconds: float, folder: str) -> int:
-    """Start a training, kill its launcher after so long, and count what lives 10 s later."""
+    """Start a training, kill its launcher after a delay, and count living processes 10 s later."""
     command = [sys.executable, *(word.format(folder=folder) for word in start)]
     command += ["--config-file", CONFIG, "--num-gpus", "2", "--work-dir", f"{folder}/run"]
     process = subprocess.Popen(
@@ -71,7 +71,7 @@ def _left_behind(start: list[str], seconds: float, folder: str) -> int:
 
 
 def main() -> None:
-    """Prints how many processes the launches left behind."""
+    """Print how many processes survived."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,7 +86,7 @@ def main() -> None:
         left = [_left_behind(STARTS[args.start], each, folder) for each in seconds]
     print(machine())
     launches = f"{args.launches} launches ({args.start}) killed after 0.1 to 15 s"
-    print(f"{launches}: {sum(left)} processes left behind")
+    print(f"{launches}: {sum(left)} processes survived")
 
 
 if __name__ == "__main__":

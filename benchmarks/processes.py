@@ -1,9 +1,9 @@
-"""Two CPU processes of one thread against one process of two threads, at the same global batch.
+"""Measure two CPU processes of one thread against one process of two threads.
 
     python benchmarks/processes.py --pairs 3
 
-The runs alternate, each in a fresh process on the original balloon photos; the speed is that of
-the median step after the first ten.
+Both have the same global batch size. The runs alternate, each in a new process on the original
+balloon photos; the speed is that of the median step after the first ten.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def _images_per_second(processes: int, folder: Path) -> float:
 
 
 def main() -> None:
-    """Records the images per second of both."""
+    """Record the images per second of both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""A COCO results file of any size, for benchmarks: detections as a detector leaves them.
+"""Generate a COCO results file of any size, with detections like those of a detector.
 
 python benchmarks/results_file.py ANNOTATIONS.json PATH [DETECTIONS]
 """
@@ -19,16 +19,16 @@ _CORNERS = np.exp(2j * np.pi * np.arange(24) / 24)
 def make_results(
     annotations: str | Path, path: str | Path, detections: int = DETECTIONS, seed: int = 0
 ) -> None:
-    """Writes detections of the objects of a COCO file, with boxes and masks.
+    """Write detections of the objects of a COCO file, with boxes and masks.
 
-    Every object is found three times, ever worse; the others are somewhere in the images and have
-    low scores. Masks are ellipses in their boxes, as compressed RLE.
+    Every object has three detections, each worse than the one before. The other detections are
+    anywhere in the images, with low scores. Masks are ellipses in their boxes, as compressed RLE.
 
     Args:
-        annotations: the COCO file.
-        path: the results file; its folder must exist.
-        detections: their number.
-        seed: same seed, same file.
+        annotations: Path of the COCO file.
+        path: Path of the results file; its folder must exist.
+        detections: Number of detections.
+        seed: The same seed gives the same file.
     """
     rng = np.random.default_rng(seed)
     content = json.loads(Path(annotations).read_bytes())

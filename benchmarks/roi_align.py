@@ -1,4 +1,4 @@
-"""RoIAlign forward and backward on the CPU: as an embedding bag, and torchvision's.
+"""Measure RoIAlign forward and backward on the CPU: as an embedding bag, and torchvision's.
 
     python benchmarks/roi_align.py
 
@@ -17,7 +17,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """Records seconds of both directions together."""
+    """Record the seconds of forward and backward together."""
     torch.manual_seed(0)
     features = torch.randn(2, 256, 128, 160).contiguous(memory_format=torch.channels_last)
     corners, sides = torch.rand(600, 2) * torch.tensor([512.0, 410.0]), torch.rand(600, 2) * 100

@@ -1,9 +1,9 @@
-"""Runs the benchmarks and writes RESULTS.md; `make bench` calls it.
+"""Run the benchmarks and write RESULTS.md; `make bench` calls this script.
 
     python benchmarks/run_all.py [--only mapper training]
 
-Each script keeps its figures in results.json; the table is made from there, so that a single one
-can be measured again. On an otherwise idle machine all of them take about two hours.
+Each script writes its figures to results.json, from which the table is made, so that a single
+benchmark can be repeated. All of them take about two hours on an otherwise idle machine.
 """
 
 import argparse
@@ -20,12 +20,12 @@ SCRIPTS = (
 ).split()
 TABLE = Path(__file__).parent / "RESULTS.md"
 
-# What each figure is, what it is held against, and the ratio that is asked for.
+# Figure to what it measures, the alternative, and the target ratio.
 FIGURES = {
-    "mapper_exact": ("photos through the mapper, all pixels", "DatasetMapper", 2.3),
-    "mapper_scaled": ("the same, JPEGs decoded smaller", "DatasetMapper", 3),
-    "mapper_cached": ("the same, from the cache", "DatasetMapper", 8),
-    "roi_align": ("RoIAlign of 600 boxes, both ways", "torchvision's", None),
+    "mapper_exact": ("photos through the mapper, all pixels decoded", "DatasetMapper", 2.3),
+    "mapper_scaled": ("the same with scaled JPEG decoding", "DatasetMapper", 3),
+    "mapper_cached": ("the same from the cache", "DatasetMapper", 8),
+    "roi_align": ("RoIAlign of 600 boxes, forward and backward", "torchvision's", None),
     "step_r50": ("training, R50-FPN, short side 512", "stock.py", 1.3),
     "step_lite0": ("training, lite0", "stock.py", 1.5),
     "step_lite0_bf16": ("the same in bfloat16", "stock.py in float32", None),
@@ -34,38 +34,38 @@ FIGURES = {
     "inference_lite0": ("evaluation, lite0", "inference_on_dataset, COCOEvaluator", 1.5),
     "start": ("command to first step, lite0", "stock.py", None),
     "peak_rss": ("peak memory of the demo", "stock.py", 1.25),
-    "loop_overhead": ("what the loop adds to a step", "SimpleTrainer", None),
-    "help": ("train_net.py --help", "the imports of Detectron2's tool", None),
-    "two_processes": ("two processes of one thread", "one of two threads", None),
-    "via_convert": ("VIA to COCO, 61 photos", "the guide's script", 100),
-    "check_dataset": ("all checks of a file of COCO's size", "json.load of it", None),
+    "loop_overhead": ("time that the loop adds to a step", "SimpleTrainer", None),
+    "help": ("train_net.py --help", "imports of Detectron2's tool", None),
+    "two_processes": ("two processes of one thread", "one process of two threads", None),
+    "via_convert": ("VIA to COCO, 61 photos", "script of MMDetection's guide", 100),
+    "check_dataset": ("all checks of a COCO-size file", "json.load of the file", None),
     "store_first": ("COCO's annotations, first start", "load_coco_json", None),
-    "store_later": ("the same, later", "load_coco_json", None),
-    "eval_bbox": ("500,000 boxes, files to table", "pycocotools", 30),
-    "eval_segm": ("500,000 masks, files to table", "pycocotools", 20),
+    "store_later": ("the same, later starts", "load_coco_json", None),
+    "eval_bbox": ("500,000 boxes, from files to table", "pycocotools", 30),
+    "eval_segm": ("500,000 masks, from files to table", "pycocotools", 20),
 }
 
 
 def write_table() -> None:
-    """Writes RESULTS.md from results.json."""
+    """Write RESULTS.md from results.json."""
     known = json.loads(RESULTS.read_text())
     lines = [
-        "# Measured against Detectron2, pycocotools and the guide",
+        "# d2ext against Detectron2, pycocotools and MMDetection's guide",
         "",
-        "Made by `make bench` from `results.json`. Ours and theirs ran in turn on one machine:",
-        "medians, and the median of the pairs' ratios, above 1 where ours is better. *Asked* is",
-        "the project's goal. Photos are the original balloon photos, which",
-        "`prepare_data.py balloon --full` downloads.",
+        "`make bench` writes this page from `results.json`. d2ext and the alternative ran in turn",
+        "on one machine. The table shows medians, and the median of the pairs' ratios: above 1,",
+        "d2ext is better. *Target* is the goal of the project. The photos are the original balloon",
+        "photos, which `d2ext prepare balloon --full` downloads.",
         "",
-        "| figure | what | against | ours | theirs | ratio | asked |",
+        "| figure | measured | against | d2ext | alternative | ratio | target |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, (what, against, asked) in FIGURES.items():
+    for name, (measured, against, target) in FIGURES.items():
         if name in known:
             n = known[name]
             lines.append(
-                f"| `{name}` | {what} | {against} | {n['ours']:.4g} {n['unit']} |"
-                f" {n['theirs']:.4g} {n['unit']} | {n['ratio']:.2f} | {asked or ''} |"
+                f"| `{name}` | {measured} | {against} | {n['ours']:.4g} {n['unit']} |"
+                f" {n['theirs']:.4g} {n['unit']} | {n['ratio']:.2f} | {target or ''} |"
             )
     by_machine: dict[str, list[str]] = {}
     for name, n in known.items():
@@ -76,7 +76,7 @@ def write_table() -> None:
 
 
 def main() -> int:
-    """Runs the scripts in turn; the status is 1 where one failed."""
+    """Run the scripts in turn; return 1 if any failed, otherwise 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

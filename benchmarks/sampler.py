@@ -1,4 +1,4 @@
-"""The order of COCO train's images: seconds to start late in a run, milliseconds a batch.
+"""Measure the order of COCO train's images: seconds to start late in a run, ms per batch.
 
 python benchmarks/sampler.py
 """
@@ -16,7 +16,7 @@ IMAGES, BATCH, START = 118_287, 16, 90_000
 
 
 def main() -> None:
-    """Prints the time of the first batch at iteration 90,000 and that of the ones behind it."""
+    """Print the time of the first batch at iteration 90,000 and of the batches after it."""
     portrait = np.random.default_rng(0).random(IMAGES) < 0.3
     start = time.perf_counter()
     batches = iter(BatchSampler(EpochOrder(portrait, 2, seed=0), BATCH, start_iter=START))

@@ -1,11 +1,11 @@
-"""What an epoch of COCO costs on 1 to 64 GPUs, from parts that are measured; writes scaling.md.
+"""Estimate the cost of a COCO epoch on 1 to 64 GPUs from measured parts; write scaling.md.
 
     python benchmarks/scaling.py [FILE]
 
-Measured here: the annotations in 1 to 16 processes at once (FILE is made by coco_file.py where it
-is not given), a checkpoint's size and time, the start of one process and of two; from results.json,
-the mapper. Taken from Detectron2's model zoo: a step of R50-FPN on 8 V100. The rest is arithmetic,
-which the page shows.
+This script measures the annotations in 1 to 16 processes at once (coco_file.py makes FILE if it is
+not given), the size and time of a checkpoint, and the start of one and of two processes. The mapper
+comes from results.json, the step of R50-FPN on 8 V100 from Detectron2's model zoo. The rest is
+arithmetic, which the page shows.
 """
 
 import json
@@ -27,12 +27,12 @@ IMAGES = 118_287
 GPUS_A_NODE, IMAGES_A_GPU = 8, 2
 # Detectron2's MODEL_ZOO.md, Mask R-CNN R50-FPN 1x: 0.261 s an iteration of 16 images on 8 V100.
 STEP = 0.261
-NETWORKS = {"NVLink, 8 GPUs of a node": 130e9, "100 Gb/s": 12.5e9, "10 Gb/s": 1.25e9}  # bytes/s
+NETWORKS = {"NVLink, 8 GPUs in a node": 130e9, "100 Gb/s": 12.5e9, "10 Gb/s": 1.25e9}  # bytes/s
 BATCHES = 500
 
 
 def _rank(file: str, rank: int, world: int) -> None:
-    """One simulated rank: opens the annotations and draws its batches, without the photos."""
+    """Simulate a rank: open the annotations and draw batches, without the photos."""
     from d2ext.data.loading.sampler import BatchSampler, EpochOrder
     from d2ext.data.records.cache import cached_coco_records
     from d2ext.data.records.records import columns_of
@@ -50,17 +50,17 @@ def _rank(file: str, rank: int, world: int) -> None:
     drawn = (time.perf_counter() - start) / BATCHES
     assert len(first) == IMAGES_A_GPU
     print(json.dumps({"opened": opened, "drawn": drawn, "unique": _unique() - before}), flush=True)
-    sys.stdin.readline()  # stays, so that pages are shared while the others measure
+    sys.stdin.readline()  # keep the pages shared while the other ranks measure
 
 
 def _unique() -> float:
-    """Memory in MB that is this process's alone: pages of the store, once read, are anybody's."""
+    """Return this process's own memory in MB; pages of the store are shared once they are read."""
     with open("/proc/self/smaps_rollup") as f:
         return sum(int(line.split()[1]) for line in f if line.startswith("Private_Dirty")) / 1024
 
 
 def _ranks(file: Path, world: int) -> dict[str, float]:
-    """The slowest rank's seconds, and the mean memory, of `world` at once."""
+    """Return the seconds of the slowest of `world` simultaneous ranks, and their mean memory."""
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, str(file), str(rank), str(world)],
@@ -83,7 +83,7 @@ def _ranks(file: Path, world: int) -> dict[str, float]:
 
 def _data_table(file: Path) -> list[str]:
     lines = [
-        "| processes | slowest: open, and first batch | a batch of 2, slowest | own memory, mean |",
+        "| processes | slowest start to first batch | slowest batch of 2 | own memory, mean |",
         "|---|---|---|---|",
     ]
     _ranks(file, 1)  # builds the store
@@ -96,7 +96,7 @@ def _data_table(file: Path) -> list[str]:
 
 
 def _checkpoint() -> tuple[float, float]:
-    """MB, and seconds to write and flush, of R50-FPN's weights and momenta."""
+    """Return the size in MB of R50-FPN's weights and momenta, and the seconds to write them."""
     from d2ext.config.load import load_config
     from d2ext.files import atomic_write
 
@@ -115,7 +115,7 @@ def _checkpoint() -> tuple[float, float]:
 
 
 def _start(processes: int) -> float:
-    """Seconds from the command to the first step of the balloon demo, the slowest rank's."""
+    """Return the seconds from the command to the first step of the demo, of the slowest rank."""
     from training import FIRST_STEP, SHORT, Run
 
     with tempfile.TemporaryDirectory() as folder:
@@ -127,8 +127,8 @@ def _start(processes: int) -> float:
 
 def _epoch_table(gradients: float, mapper: float) -> list[str]:
     lines = [
-        "| GPUs | nodes | images/s | epoch | cores for the mapper, a node |"
-        " all-reduce: bytes a GPU | " + " | ".join(NETWORKS) + " |",
+        "| GPUs | nodes | images/s | epoch | mapper cores per node |"
+        " all-reduce: bytes per GPU | " + " | ".join(NETWORKS) + " |",
         "|---|---|---|---|---|---|" + "---|" * len(NETWORKS),
     ]
     for gpus in (1, 2, 4, 8, 16, 32, 64):
@@ -148,7 +148,7 @@ def _epoch_table(gradients: float, mapper: float) -> list[str]:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Write the page."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["D2EXT_CACHE"] = folder
         file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "instances.json"
@@ -160,45 +160,48 @@ def main() -> None:
     gradients = size / 2 * 1e6  # the weights, once
     known = json.loads(RESULTS.read_text())
     mapper, store, later = (known[name] for name in ("mapper_exact", "store_first", "store_later"))
-    page = f"""# What an epoch of COCO costs, from 1 to 64 GPUs
+    page = f"""# The cost of a COCO epoch on 1 to 64 GPUs
 
-Made by `python benchmarks/scaling.py` on {machine()}.
-A step of R50-FPN (2 images a GPU, {STEP} s) is that of Detectron2's model zoo on V100; no GPU was
-measured here. An epoch is {IMAGES} images.
+Written by `python benchmarks/scaling.py` on {machine()}.
+The time of a step of R50-FPN (2 images per GPU, {STEP} s) is that of Detectron2's model zoo on
+V100; no GPU was measured here. An epoch is {IMAGES} images.
 
 {chr(10).join(_epoch_table(gradients, mapper["ours"]))}
 
-- **Mapper**: {mapper["ours"]:.0f} images/s on a core with all pixels decoded ({mapper["machine"]});
-  Detectron2's {mapper["theirs"]:.0f}, so that it needs {mapper["ratio"]:.1f} times the cores.
-- **All-reduce**: 2 (n - 1) / n times {gradients / 1e6:.0f} MB of gradients. DDP sends while the
-  backward pass goes on, about {1000 * STEP * 0.6:.0f} ms; what takes less costs next to nothing.
-- **Checkpoint**: {size:.0f} MB with momenta, {seconds:.1f} s here with fsync, once an epoch;
-  `train.checkpointer.asynchronous=True` takes the writing out of the loop.
-- **Start-up**: {alone:.1f} s here from the command to the first step of the balloon demo,
-  {both:.1f} s with two ranks. All nodes do so at once. CUDA's own start is not in there;
-  COCO's annotations add {store["ours"]:.1f} s once for a node, and {later["ours"]:.2f} s
-  at each later start.
+- **Mapper**: {mapper["ours"]:.0f} images/s on one core with all pixels decoded
+  ({mapper["machine"]}). Detectron2's mapper has {mapper["theirs"]:.0f} images/s, so it needs
+  {mapper["ratio"]:.1f} times the cores.
+- **All-reduce**: 2 (n - 1) / n times {gradients / 1e6:.0f} MB of gradients. DDP sends them during
+  the backward pass, which takes about {1000 * STEP * 0.6:.0f} ms; an all-reduce that takes less is
+  almost free.
+- **Checkpoint**: {size:.0f} MB with momenta, {seconds:.1f} s on this machine with fsync, once per
+  epoch. `train.checkpointer.asynchronous=True` moves the writing out of the loop.
+- **Start-up**: {alone:.1f} s on this machine from the command to the first step of the balloon
+  demo, {both:.1f} s with two ranks. All nodes start at the same time. These times do not include
+  the start of CUDA. COCO's annotations add {store["ours"]:.1f} s once per node, and
+  {later["ours"]:.2f} s at each later start.
 
-## The annotations in many processes at once, measured
+## Annotations in many processes at once, measured
 
-A file of COCO train's size in the memory-mapped store, all processes of one machine starting
-together (on {os.cpu_count()} cores, so that 16 of them wait for one another):
+A file of the size of COCO train in the memory-mapped store, all processes of one machine starting
+at the same time (on {os.cpu_count()} cores, so 16 processes wait for each other):
 
 {chr(10).join(data)}
 
 Each node builds the store once; its ranks and loader workers read the same pages.
 
-## The first limit, and what to do
+## The first bottleneck, and what to do about it
 
-- **Within a node** nothing but the GPUs: the mapper needs few cores. Faster GPUs (a step of a third
-  of the time) need three times as many: `decode="scaled"` or `cache=True` of the mapper come first.
-- **Between nodes** at 10 Gb/s the all-reduce takes longer than the backward pass: the first limit,
-  from 2 nodes on. `train.ddp.fp16_compression=True` halves it; beyond that `train.accumulate=2`,
-  which exchanges half as often (and doubles the batch, which the learning rate follows).
-- **The batch** grows with the GPUs, to 128 images at 64. `--auto-scale-lr` has the learning rate
-  and the warm-up follow; whether the accuracy does is to be tried.
-- **Evaluation** (5,000 images) is divided over all ranks, and its numbers are made in one process:
-  some seconds (`eval_segm` in RESULTS.md).
+- **Within a node** it is the GPUs: the mapper needs few cores. Faster GPUs (a third of the time
+  per step) need three times as many; use `decode="scaled"` or `cache=True` of the mapper first.
+- **Between nodes** at 10 Gb/s the all-reduce takes longer than the backward pass, from 2 nodes on:
+  this is the first bottleneck. `train.ddp.fp16_compression=True` halves it. Beyond that,
+  `train.accumulate=2` exchanges half as often (and doubles the batch size, which the learning rate
+  follows).
+- **The batch size** grows with the GPUs, to 128 images on 64. `--auto-scale-lr` adapts the
+  learning rate and the warm-up; whether the accuracy stays the same must be tried.
+- **Evaluation** (5,000 images) is divided among all ranks. One process computes the numbers, which
+  takes some seconds (`eval_segm` in RESULTS.md).
 """
     PAGE.write_text(page)
     print(page)

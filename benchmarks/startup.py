@@ -1,9 +1,9 @@
-"""How long `tools/train_net.py --help` takes, against the imports of Detectron2's own tool.
+"""Measure `tools/train_net.py --help` against the imports of Detectron2's own tool.
 
     python benchmarks/startup.py
 
-Detectron2's packages do not ship tools/lazyconfig_train_net.py; what costs time in it is done here:
-its imports, then its parser's help.
+Detectron2's packages do not contain tools/lazyconfig_train_net.py, so this script does what costs
+time in it: its imports, then the help of its parser.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ def _seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Records five pairs, after one pair that warms the disk cache."""
+    """Record five pairs, after one pair that warms the disk cache."""
     pairs = [(_seconds(OURS), _seconds(THEIRS)) for _ in range(6)][1:]
     record("help", pairs, "s")
     for tool in sorted((ROOT / "tools").glob("*.py")):

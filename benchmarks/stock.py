@@ -1,10 +1,10 @@
-"""Trains as Detectron2's own tools/lazyconfig_train_net.py does; the benchmarks' other side.
+"""Train like Detectron2's tools/lazyconfig_train_net.py, as the alternative in benchmarks.
 
     python benchmarks/stock.py FOLDER CONFIG [overrides]
 
-Its set-up, loader, mapper, trainer, hooks and writers in the order of that file's main and do_train
-(Detectron2's packages do not ship it), on the model, optimizer, schedule and dataset that one of
-our recipes names. FOLDER gets its metrics.json.
+Set-up, loader, mapper, trainer, hooks and writers are in the order of main and do_train in that
+file (Detectron2's packages do not contain it), with the model, optimizer, schedule and dataset of
+one of our recipes. metrics.json is written to FOLDER.
 """
 
 import logging
@@ -28,7 +28,7 @@ from d2ext.data.datasets.register import register_datasets
 
 
 def main() -> None:
-    """Trains `train.max_iter` iterations."""
+    """Train for `train.max_iter` iterations."""
     folder, config, *overrides = sys.argv[1:]
     cfg = load_config(config, overrides)
     cfg.train.output_dir = folder

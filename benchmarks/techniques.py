@@ -1,8 +1,8 @@
-"""Measure what training techniques cost on the lite0 recipe: switched off, and the EMA of weights.
+"""Measure what training techniques cost on the lite0 recipe: all switched off, and EMA.
 
 python benchmarks/techniques.py [data.root=...]
 
-Steps on batches that are in memory, in turn: a bare loop, ours without techniques, ours with EMA.
+Steps on batches in memory, in turn: a bare loop, ours without techniques, ours with EMA.
 """
 
 import itertools
@@ -31,7 +31,7 @@ BATCHES, STEPS, ROUNDS = 6, 6, 8
 
 
 def bare(model, optimizer, batches, seed=0) -> None:
-    """The least that trains: what any loop has to do."""
+    """Take `STEPS` steps with the minimum that any loop must do."""
     with EventStorage():
         for i in range(STEPS):
             torch.manual_seed(int(np.random.SeedSequence((seed, i, 0)).generate_state(1)[0]))

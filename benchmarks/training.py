@@ -1,11 +1,11 @@
-"""Training against Detectron2's own script: images a second, time to the first step, peak memory.
+"""Measure training against Detectron2's script: speed, time to the first step, peak memory.
 
     python benchmarks/training.py [--only step_r50 ...] [--options data.root=...]
 
 Both sides run as commands, in turn, on the original photos: `tools/train_net.py`, and `stock.py`
 with Detectron2's mapper, loader and trainer. The model, its initial weights and the size of the
-images are the same. A step's time is the median of those behind the first ones, loading included;
-the first step begins when the model is called.
+images are the same. The time of a step is the median after the first steps, loading included; the
+first step begins when the model is called.
 """
 
 import argparse
@@ -44,7 +44,7 @@ DEMO = ["train.max_iter=30", "train.log_period=1"]  # its memory has reached its
 
 @dataclass(frozen=True)
 class Figure:
-    """What is measured: a field of `Run`, of both sides with `overrides`, ours with `more`."""
+    """A measurement: a field of `Run`, both sides with `overrides`, ours with `more`."""
 
     field: str
     unit: str
@@ -69,12 +69,12 @@ FIGURES = {
 
 
 class Run:
-    """A training as a command.
+    """A training that runs as a command.
 
     Attributes:
-        speed: steps a second, by the median one behind the first ones; None for fewer than three.
-        start: seconds from the command to the first step; None if the model does not note it.
-        peak: MB of memory of the process that needs most.
+        speed: Steps per second, from the median after the first ones; None for fewer than three.
+        start: Seconds from the command to the first step; None if the model does not record it.
+        peak: Memory in MB of the process that needs most.
     """
 
     def __init__(self, command: Sequence[str], folder: Path):
@@ -97,7 +97,7 @@ class Run:
 
 
 def main() -> None:
-    """Records the figures."""
+    """Record the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def measure(name: str, figure: Figure, options: Sequence[str]) -> None:
-    """Records a figure of both sides, run in turn with `options`."""
+    """Record a figure of both sides, run in turn with `options`."""
     options = [*figure.overrides, f"data.root={ORIGINALS}", *options]
     with tempfile.TemporaryDirectory() as root:
         if figure.config == R50:

@@ -1,10 +1,10 @@
-"""Two checkouts of d2ext against each other, in turn: is the new one slower?
+"""Compare the speed of two checkouts of d2ext, in turn.
 
     git worktree add ../old COMMIT
     python benchmarks/two_trees.py ../old . [--only step_lite0 ...] [--rounds 3]
 
-Each figure is measured in a process of its own with the code of its checkout, A B A B A B. Printed
-are the medians, and the median of the pairs' ratios, above 1 where the second checkout is slower.
+Each figure is measured in its own process with the code of its checkout, A B A B A B. The script
+prints the medians, and the median of the pairs' ratios: above 1, the second checkout is slower.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def measure(name: str, tree: Path, data: Path) -> float:
 
 
 def make_data(folder: Path) -> None:
-    """Write a COCO file and boxes found in its images."""
+    """Write a COCO file and detected boxes in its images."""
     make_coco(folder / "gt.json", IMAGES, OBJECTS)
     make_results(folder / "gt.json", folder / "masks.json", DETECTIONS)
     results = json.loads((folder / "masks.json").read_bytes())

@@ -1,10 +1,10 @@
-"""Seconds to convert the original balloon annotations to COCO: the guide's script, and d2ext.
+"""Measure the conversion of the balloon annotations to COCO by the guide's script and d2ext.
 
     python benchmarks/via_to_coco.py
 
-The guide's is that of MMDetection's documentation, line by line, with cv2.imread for mmcv.imread,
-which calls it, and json.load and json.dump for mmengine's load and dump, likewise. It decodes
-every photo to learn its size.
+The script is that of MMDetection's guide, line by line, with cv2.imread in place of mmcv.imread,
+and json.load and json.dump in place of mmengine's load and dump, which call them. It decodes every
+photo to find its size. The annotations are those of the original photos.
 """
 
 import json
@@ -22,7 +22,7 @@ ROUNDS = 15
 
 
 def guide(ann_file: Path, out_file: Path, image_prefix: Path) -> None:
-    """`convert_balloon_to_coco` of the guide."""
+    """Convert like `convert_balloon_to_coco` in the guide."""
     with open(ann_file) as f:
         data_infos = json.load(f)
     annotations, images, obj_count = [], [], 0
@@ -56,14 +56,14 @@ def guide(ann_file: Path, out_file: Path, image_prefix: Path) -> None:
 
 
 def seconds(function: Callable, *args: object) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     function(*args)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Runs both in turn."""
+    """Run both in turn."""
     folder = ORIGINALS / "balloon/train"
     via = folder / "via_region_data.json"
     theirs, ours = [], []

@@ -1,7 +1,7 @@
-"""Weights for R50-FPN where its trained ones cannot be had: random ones whose features stay sound.
+"""Random weights for R50-FPN whose features keep their scale, without trained weights.
 
-Frozen norms do nothing to random weights, so that features grow a thousandfold on their way. Here
-the norms first take the statistics of two batches, and are frozen with those.
+With random weights, frozen norms change nothing, and features grow a thousandfold from layer to
+layer. Here the norms are frozen with the statistics of two batches.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from d2ext.data.datasets.register import register_datasets
 
 
 def save_calibrated(cfg: LazyConfig, file: Path) -> None:
-    """Writes a checkpoint for a recipe of Detectron2's ResNet with frozen norms."""
+    """Write a checkpoint for a recipe of Detectron2's ResNet with frozen norms."""
     register_datasets(cfg.datasets)
     torch.manual_seed(0)
     for part in (cfg.model.backbone.bottom_up.stem, cfg.model.backbone.bottom_up.stages):

@@ -1,7 +1,7 @@
-"""Keeps a spawned process from outliving the one that started it.
+"""Keep a spawned process from outliving the process that started it.
 
-A spawned child first imports the main module, then, for seconds, torch: it must be guarded from its
-first line on, so this module imports nothing heavy and `d2ext/__main__.py` calls it first.
+A spawned child first imports the main module and then torch, which takes seconds. It must be
+guarded from the start, so this module imports nothing heavy and `d2ext/__main__.py` calls it first.
 """
 
 import ctypes
@@ -14,16 +14,16 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent dies."""
+    """Ask Linux to kill this process when its parent dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def guard_rank() -> bool:
-    """Have a rank end with what started it, torchrun or our launcher.
+    """Make a rank exit with the process that started it, torchrun or our launcher.
 
     Returns:
-        Whether this process is a rank that our launcher spawned: Python then runs the main module
-        again, under the name `__mp_main__`.
+        Whether this process is a rank that our launcher spawned. Such a process has the main module
+        under the name `__mp_main__`.
     """
     spawned = "__mp_main__" in sys.modules
     if spawned:
@@ -34,10 +34,10 @@ def guard_rank() -> bool:
 
 
 def _guard_spawned_child() -> None:
-    """Exit with the launcher, or at once if it is already dead.
+    """Exit when the launcher dies, or immediately if it is dead already.
 
-    torch asks Linux for SIGINT instead, later; in a rendezvous Python would not hear that, so its
-    default action is put back, which kills.
+    Later, torch asks Linux to send SIGINT instead. Python cannot handle that during a rendezvous,
+    so its default action, which kills, is restored.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent()

@@ -1,11 +1,11 @@
-"""The commands of d2ext as the user types them: messages name the command the way it was run."""
+"""Name d2ext's commands in messages the way the user runs them."""
 
 import os
 import shlex
 import sys
 from pathlib import Path
 
-# Commands and the tools that run them in a checkout; other commands have no tool.
+# Commands and the scripts in tools/ that run them in a checkout; other commands have none.
 TOOLS = {
     "train": "train_net.py",
     "evaluate": "evaluate.py",
@@ -24,12 +24,12 @@ _TOOLS = _PACKAGE.parent / "tools"
 
 
 def words(name: str) -> list[str]:
-    """Return the words that run a command: in a program of the user's own, `d2ext NAME`.
+    """Return the words that run a command; in other programs than d2ext's, `d2ext NAME`.
 
-    Spawned ranks inherit `sys.argv`, so they name commands as the process that started them.
+    Spawned ranks inherit `sys.argv`, so they name commands like the process that started them.
 
     Args:
-        name: The command, such as `train`.
+        name: Name of the command, such as `train`.
     """
     program = Path(sys.argv[0])
     real = program.resolve()
@@ -41,5 +41,5 @@ def words(name: str) -> list[str]:
 
 
 def command(name: str) -> str:
-    """Return the words that run a command as a shell takes them."""
+    """Return the command line that runs a command, quoted for a shell."""
     return shlex.join(words(name))

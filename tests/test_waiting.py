@@ -131,7 +131,7 @@ def test_a_wait_for_a_slow_server(tmp_path, caplog):
 
 def test_a_wait_for_machine_0(caplog):
     layout = topology.Topology("self", 2, 1, 1, f"tcp://127.0.0.1:{topology.free_port()}", 1)
-    with pytest.raises(UserError, match="machine 0 cannot be reached"):
+    with pytest.raises(UserError, match="machine 0 was not reached"):
         topology.check_rendezvous(layout, timeout=0.6)
     assert any(f"machine 0 at {layout.url}" in text for text in _said(caplog))
 

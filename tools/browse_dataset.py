@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Show the images that a training takes: `d2ext browse` in a checkout."""
+"""Show a config's images as training sees them: `d2ext browse` in a checkout."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find objects in images and videos: `d2ext predict` in a checkout."""
+"""Detect objects in images and videos: `d2ext predict` in a checkout."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put a dataset in place, or fetch weights: `d2ext prepare` in a checkout."""
+"""Set up a dataset, or download weights: `d2ext prepare` in a checkout."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the report of a run, or compare runs: `d2ext report` in a checkout."""
+"""Write a run's report, or compare runs: `d2ext report` in a checkout."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Hand a training to Slurm: `d2ext submit` in a checkout."""
+"""Submit a run to Slurm: `d2ext submit` in a checkout."""
 
 import sys
 from pathlib import Path

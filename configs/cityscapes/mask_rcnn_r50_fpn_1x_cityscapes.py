@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN on Cityscapes, initialised from COCO, 64 epochs.
+"""Mask R-CNN R50-FPN on Cityscapes, initialized from COCO, 64 epochs.
 
     CONFIG=cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py
     d2ext prepare cityscapes
@@ -6,15 +6,15 @@
     d2ext train $CONFIG --auto-scale-lr  # on one GPU
     d2ext train $CONFIG --eval-only --weights last
 
-Reference: 8 workers x 1 image, SGD 0.01, as MMDetection's configs/cityscapes file of this name: 8
-epochs over the data eight times, a tenth of the rate for the last (about 23,800 steps); its authors
-report box AP 40.9, mask AP 36.4 (configs/cityscapes/README.md). Detectron2's configs/Cityscapes
-take 24,000 steps, the tenth from 18,000 on; its authors report mask AP 36.5 by Cityscapes' own
-measure (MODEL_ZOO.md). Not run here.
+Reference: 8 workers x 1 image, SGD 0.01, as in MMDetection's configs/cityscapes file of this name.
+That file trains for 8 epochs on the data repeated eight times, the last one at a tenth of the rate
+(about 23,800 steps); its authors report box AP 40.9, mask AP 36.4 (configs/cityscapes/README.md).
+Detectron2's configs/Cityscapes trains for 24,000 steps, at a tenth of the rate from step 18,000;
+its authors report mask AP 36.5 with Cityscapes' own metric (MODEL_ZOO.md). Not run here.
 
-Starts from Detectron2's Mask R-CNN R50-FPN 3x (COCO box AP 41.0, mask AP 37.2 in its model zoo),
-which is caffe style, and so is this model; MMDetection's is pytorch style.
-A machine without network: `train.init_checkpoint=/path/to/model_final_f10217.pkl`.
+Training starts from Detectron2's Mask R-CNN R50-FPN 3x (COCO box AP 41.0, mask AP 37.2 in its model
+zoo). Like those weights, this model is caffe style; MMDetection's is pytorch style.
+On a machine without network access, set `train.init_checkpoint=/path/to/model_final_f10217.pkl`.
 """
 
 from detectron2.config import LazyCall as L

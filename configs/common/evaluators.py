@@ -1,11 +1,12 @@
-"""Metrics by name: any metric on any data set, results keyed <dataset>/<metric>/<task>/<name>.
+"""Metrics by name, for any dataset; results are named <dataset>/<metric>/<task>/<name>.
 
-A recipe may add others, for all its test sets or for one of them, which then has these alone:
+A recipe may add metrics for all its test sets, or set those of one test set, which replace all
+others for that set:
 
     evaluators.voc = L(VocMetric)(iou_thresholds=[0.5])
     evaluators.my_val = dict(open_images=L(OpenImagesMetric)())
 
-and so may the command line:
+The command line can do the same:
 
     "+evaluators.voc={_target_: d2ext.evaluation.voc.VocMetric, iou_thresholds: [0.5]}"
 """

@@ -1,4 +1,4 @@
-"""Optimizers as Detectron2's configs/common/optim.py has them."""
+"""Optimizers from Detectron2's configs/common/optim.py."""
 
 from detectron2 import model_zoo
 

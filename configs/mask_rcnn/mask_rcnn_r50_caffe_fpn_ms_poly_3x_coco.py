@@ -6,10 +6,11 @@
     d2ext train $CONFIG --auto-scale-lr  # on one GPU
     d2ext train $CONFIG --eval-only --weights last
 
-Reference: 8 workers x 2 images, SGD 0.02; steps after 27 and 33 epochs as MMDetection's
+Reference: 8 workers x 2 images, SGD 0.02; steps after 27 and 33 epochs as in MMDetection's
 configs/common/mstrain-poly_3x_coco_instance.py. Its mask_rcnn_r50_caffe_fpn_mstrain-poly_3x_coco
-has 28 and 34; its authors report box AP 40.8, mask AP 37.0 (metafile.yml). Detectron2's report 41.0
-and 37.2 (MODEL_ZOO.md) for mask_rcnn_R_50_FPN_3x, 270,000 iterations. Not run here.
+has steps after 28 and 34; its authors report box AP 40.8, mask AP 37.0 (metafile.yml). Detectron2's
+authors report 41.0 and 37.2 (MODEL_ZOO.md) for mask_rcnn_R_50_FPN_3x, with 270,000 iterations. Not
+run here.
 """
 
 from ..common.data.coco import data, dataloader, datasets
@@ -19,6 +20,6 @@ from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep_3x as lr_multiplier
 from ..common.train import train
 
-optimizer.lr = 0.02  # belongs to 8 workers x 2 images, the default of train.reference_*
+optimizer.lr = 0.02  # tuned for 8 workers x 2 images, the default of train.reference_*
 train.max_epochs = 36
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

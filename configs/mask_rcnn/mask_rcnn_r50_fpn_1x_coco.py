@@ -6,9 +6,9 @@
     d2ext train $CONFIG --auto-scale-lr  # on one GPU
     d2ext train $CONFIG --eval-only --weights last
 
-Reference: 8 workers x 2 images, SGD 0.02, as MMDetection's configs/mask_rcnn file of this name with
-its schedule_1x.py; its authors report box AP 38.2, mask AP 34.7 (metafile.yml). Not run here. The
-model is Detectron2's: L1 box losses, ROIAlignV2, BatchNorm frozen as a whole.
+Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's configs/mask_rcnn file of this name
+with its schedule_1x.py; its authors report box AP 38.2, mask AP 34.7 (metafile.yml). Not run here.
+The model is Detectron2's, with L1 box losses, ROIAlignV2, and BatchNorm frozen entirely.
 """
 
 from ..common.data.coco import data, dataloader, datasets
@@ -20,6 +20,6 @@ from ..common.train import train
 
 dataloader.train.mapper.augmentations[0].short_edge_length = 800  # one scale
 
-optimizer.lr = 0.02  # belongs to 8 workers x 2 images, the default of train.reference_*
+optimizer.lr = 0.02  # tuned for 8 workers x 2 images, the default of train.reference_*
 train.max_epochs = 12
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

@@ -6,9 +6,9 @@
     d2ext train $CONFIG --auto-scale-lr  # on one GPU
     d2ext train $CONFIG --eval-only --weights last
 
-Reference: 8 workers x 1 image, SGD 0.01, as MMDetection's scnet_x101_64x4d_fpn_8x1_20e_coco
-(another model); steps after 16 and 19 epochs as its schedule_20e.py. Nobody reports an AP for this
-combination; the 1x of mask_rcnn_r50_fpn_1x_coco is its nearest. Not run here.
+Reference: 8 workers x 1 image, SGD 0.01, as in MMDetection's scnet_x101_64x4d_fpn_8x1_20e_coco
+(another model); steps after 16 and 19 epochs as in its schedule_20e.py. No AP is published for this
+combination; the nearest one is the 1x of mask_rcnn_r50_fpn_1x_coco. Not run here.
 """
 
 from ..common.data.coco import data, dataloader, datasets
@@ -22,6 +22,6 @@ dataloader.train.mapper.augmentations[0].short_edge_length = 800  # one scale
 
 train.reference_world_size = 8
 train.reference_batch_size = 8
-optimizer.lr = 0.01  # 0.02 belongs to 16 images
+optimizer.lr = 0.01  # 0.02 for 16 images, by the linear rule
 train.max_epochs = 20
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

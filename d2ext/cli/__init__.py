@@ -1,4 +1,4 @@
-"""The command lines of d2ext: one module for each command, which parses and calls one function."""
+"""The commands of d2ext: one module per command, which parses arguments and calls one function."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ from d2ext.errors import UserError
 from d2ext.invocation import command
 from d2ext.text import did_you_mean
 
-# Each module has `parse(argv)` and `run(args)`, which returns the exit status. The command
-# `print-config` is in print_config.py, and so on; a line says what it does.
+# One-line descriptions. The command `print-config` is in print_config.py, and so on; each module
+# has `parse(argv)` and `run(args)`, which returns the exit status.
 COMMANDS = {
     "train": "train a config or a recipe, or resume a run",
     "evaluate": "evaluate a run or a config, or a file of detections",
-    "predict": "find objects in images and videos with a trained model",
-    "prepare": "put a standard dataset in place, or fetch initial weights",
-    "convert": "convert annotations to COCO, or from COCO",
+    "predict": "detect objects in images and videos with a trained model",
+    "prepare": "set up a standard dataset, or download initial weights",
+    "convert": "convert annotations to or from COCO",
     "check": "find and fix errors in a COCO file and its images",
     "browse": "show a config's images before and after augmentation",
     "recipes": "list the recipes",
-    "copy": "copy a recipe to a config file of your own",
+    "copy": "copy a recipe to your own config file",
     "print-config": "print a config, its differences from another, or its keys",
-    "report": "write the report of a run, or compare runs",
-    "submit": "hand a training to Slurm; status, logs and cancel of such jobs",
-    "doctor": "check this installation, and train one step",
+    "report": "write a run's report, or compare runs",
+    "submit": "submit a run to Slurm; show the status or logs of jobs, or cancel them",
+    "doctor": "check this installation and run one training step",
 }
 
 
@@ -34,7 +34,7 @@ def run_command(argv: Sequence[str]) -> int | None:
         argv: Name of the command and its arguments.
 
     Raises:
-        UserError: There is no such command, or it fails for a reason that the user can fix.
+        UserError: The command does not exist, or fails because of an error that the user can fix.
     """
     name, *arguments = argv or ["--help"]
     if name in ("-h", "--help"):
@@ -62,6 +62,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            f"`{command('COMMAND')} --help` describes a command, --version prints the version",
+            f"`{command('COMMAND')} --help` describes a command; --version prints the version",
         ]
     )

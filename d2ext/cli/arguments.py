@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Build parsers and resolve the CONFIG argument, for all commands."""
 
 import argparse
 import re
@@ -22,9 +22,10 @@ def make_parser(
 
     Args:
         name: Name of the command.
-        description: Its help; `d2ext COMMAND` in it is replaced by the user's words for that.
-        usage: What follows the command in its usage; None lists all flags.
-        parents: Parsers whose flags it has as well.
+        description: Help text; `d2ext COMMAND` in it is replaced by the command as the user runs
+            it.
+        usage: Arguments to show in the usage line; None lists all flags.
+        parents: Parsers whose flags are included.
     """
     known = "|".join(COMMANDS)
     description = re.sub(rf"\bd2ext ({known})\b", lambda m: command(m[1]), description)
@@ -39,22 +40,24 @@ def make_parser(
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config-file`, in whose place the first word that is not a flag may stand."""
-    parser.add_argument("--config-file", metavar="CONFIG", help=f"{_CONFIG} (or the first word)")
+    """Add `--config-file`; without it, the first positional argument is the config."""
+    parser.add_argument(
+        "--config-file", metavar="CONFIG", help=f"{_CONFIG}; may be the first argument"
+    )
 
 
 def take_config(
     parser: argparse.ArgumentParser, args: argparse.Namespace, words: Sequence[str]
 ) -> list[str]:
-    """Set `args.config_file` to the file that the command line means; return the other words.
+    """Set `args.config_file` to the config's path and return the other positional arguments.
 
     Args:
         parser: Parser of the command.
-        args: What it has parsed.
-        words: The words that are no flags; the first is the config without `--config-file`.
+        args: Arguments parsed so far.
+        words: Positional arguments; without `--config-file`, the first is the config.
 
     Raises:
-        UserError: There is no such config.
+        UserError: The config does not exist.
     """
     words = list(words)
     if args.config_file is None:
@@ -66,6 +69,6 @@ def take_config(
 
 
 def run_folder(config_file: str) -> Path | None:
-    """Return the run directory that a config.yaml lies in, which may have been moved; or None."""
+    """Return the folder of a config file if it is a run directory (possibly moved), else None."""
     folder = Path(config_file).parent
     return folder if (folder / "run.json").is_file() else None

@@ -1,11 +1,12 @@
-"""Find what is wrong with a COCO file and its images, and write a fixed copy.
+"""Find errors in a COCO file and its images, and write a fixed copy.
 
 d2ext check train.json
 d2ext check train.json --images photos --fix fixed.json --html report.html
 d2ext check train.json --images photos --against val.json --against-images more
 
-Exit status: 0 clean or warnings only, 1 errors, 2 unreadable. With --fix it is that of the new
-file: 0; or 2 where nothing is written, because an error cannot be fixed without a loss.
+Exits with status 0 if the file is clean or has warnings only, 1 if it has errors, and 2 if it
+cannot be read. With --fix, the status describes the new file: 0, or 2 if nothing was written
+because an error cannot be fixed without losing data.
 """
 
 import argparse
@@ -28,21 +29,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--drop-unusable",
         action="store_true",
-        help="with --fix: also remove what you could still repair: images that are missing, damaged"
-        " or malformed, and annotations outside of their image or of no image",
+        help="with --fix: also remove entries that you could still repair: missing, damaged or"
+        " malformed images, and annotations that are outside their image or have no image",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
     parser.add_argument(
-        "--against", type=Path, metavar="OTHER.json", help="find what this set has in common with"
+        "--against",
+        type=Path,
+        metavar="OTHER.json",
+        help="find images that this COCO file has as well, and compare the categories",
     )
     parser.add_argument(
-        "--against-images", type=Path, metavar="DIR", help="its images (default: as --images)"
+        "--against-images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the other file's images (default: --images)",
     )
     parser.add_argument(
         "--decode",
         action=argparse.BooleanOptionalAction,
-        help="decode every image to its last pixel (default: in sets of up to 500 images; of"
-        " larger ones the headers are read)",
+        help="decode every image completely (default: for up to 500 images; in larger datasets"
+        " only the headers are read)",
     )
     parser.add_argument(
         "--anchors",
@@ -50,21 +57,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=[32, 64, 128, 256, 512],
         metavar="PIXELS",
-        help="sides of the anchors that object sizes are held against (default: FPN's, 32 to 512)",
+        help="anchor sizes to compare object sizes with (default: FPN's, 32 to 512)",
     )
     parser.add_argument(
         "--short-side",
         type=int,
         default=800,
         metavar="PIXELS",
-        help="short side that images are resized to in training (default: 800)",
+        help="short side to which training resizes images (default: 800)",
     )
     parser.add_argument(
         "--max-detections",
         type=int,
         default=100,
         metavar="N",
-        help="objects that a model and a metric take in an image (default: 100)",
+        help="objects per image that a model returns and a metric counts (default: 100)",
     )
     return parser.parse_args(argv)
 
@@ -72,13 +79,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Check the file; return the exit status."""
     if not all(0 < size < math.inf for size in (*args.anchors, args.short_side)):
-        raise UserError("--anchors and --short-side are pixels: give positive numbers")
+        raise UserError("--anchors and --short-side are in pixels: give positive numbers")
     if args.max_detections < 1:
-        raise UserError("--max-detections: give a positive number")
+        raise UserError(f"--max-detections {args.max_detections}: give a positive number")
     if args.drop_unusable and not args.fix:
-        raise UserError("--drop-unusable without --fix OUT.json: name the file to write, too")
+        raise UserError("--drop-unusable needs --fix OUT.json, the file to write")
     if args.against_images and not args.against:
-        raise UserError("--against-images without --against: name the other file, too")
+        raise UserError("--against-images needs --against OTHER.json, the other file")
     from d2ext.data.validation.coco.check_file import check_coco_file
     from d2ext.data.validation.coco.checks.statistics import Anchors
     from d2ext.data.validation.coco.source import Source

@@ -30,23 +30,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("input", type=Path, metavar="INPUT", help="the annotations")
-        sub.add_argument("--output", type=Path, required=True, help="what to write")
+        sub.add_argument("input", type=Path, metavar="INPUT", help="annotations to convert")
+        sub.add_argument("--output", type=Path, required=True, help="file or folder to write")
         return sub
 
     for form in converted_formats():
         sub = add(form.name, form.source)
-        sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="their folder")
+        sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="image folder")
         sub.add_argument(
             "--classes", nargs="+", metavar="NAME", help="class names (default: those of the input)"
         )
         for keyword, option in form.options.items():
             sub.add_argument(option.flag, dest=keyword, metavar="NAME", help=option.help)
-    back = add("coco", "COCO: the JSON; --to names the format to write")
+    back = add("coco", "COCO: the JSON file; --to names the format to write")
     others = [name for name in writers() if name != "coco"]
     back.add_argument("--to", choices=others, required=True, help="the format to write")
     back.add_argument(
-        "--images", type=Path, metavar="DIR", help="their folder, for LabelMe's files"
+        "--images", type=Path, metavar="DIR", help="image folder, for LabelMe's files"
     )
     return parser.parse_args(argv)
 

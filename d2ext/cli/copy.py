@@ -1,4 +1,4 @@
-"""Copy a recipe to a config file of your own, which runs in any folder.
+"""Copy a recipe to your own config file, which works in any folder.
 
 d2ext copy custom/mask_rcnn_lite0_fpn.py mine.py
 d2ext train mine.py
@@ -17,10 +17,8 @@ from d2ext.invocation import command
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = make_parser("copy", __doc__)
-    parser.add_argument("name", metavar="NAME", help="a recipe, as `d2ext recipes` prints it")
-    parser.add_argument(
-        "destination", type=Path, metavar="DEST", help="a new .py file, or a folder"
-    )
+    parser.add_argument("name", metavar="NAME", help="recipe, as printed by `d2ext recipes`")
+    parser.add_argument("destination", type=Path, metavar="DEST", help="new .py file, or a folder")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,10 @@
-"""Print what this installation can train with, and train one step to prove it.
+"""Check this installation and run one training step to prove that it works.
 
 d2ext doctor
 
-Prints versions, CPU and GPUs, which Detectron2 this is, which of its compiled operators are missing
-and what does not work without them. Exit status 1 if training cannot work, with the remedy.
+Prints versions, CPU and GPUs, which Detectron2 is installed, which of its compiled operators are
+missing, and what does not work without them. If training cannot work, prints the remedy and exits
+with status 1.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-r"""Evaluate a run or a config with its model, or a COCO results file from whatever program.
+r"""Evaluate the model of a run or a config, or a COCO results file written by any program.
 
 d2ext evaluate work_dirs/mine
 d2ext evaluate mine.py --weights model.pth data.val.json=b.json
@@ -6,15 +6,15 @@ d2ext evaluate predictions.json --dataset instances_val.json
 d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
     --per-class --confusion-matrix --pr-curves --errors --out results.json
 
-A run or a config is evaluated as by `d2ext train CONFIG --eval-only`, whose other flags and
-overrides go with it. The weights of a run are --weights best, or last if it has no best.
+A run or a config is evaluated as with `d2ext train CONFIG --eval-only`, and takes the same flags
+and overrides. For a run, --weights defaults to best, or to last if there is no best model.
 
-A results file needs no model. The tables are printed; --out writes the numbers in full precision,
-{"coco/bbox/AP": 41.3, ...}, null where a number is undefined. What --confusion-matrix, --pr-curves
-and --errors find goes beside it, to <its name>_analysis.json. Masks are evaluated where both files
-have them.
+A results file needs no model. Tables are printed; --out also writes the numbers in full precision,
+{"coco/bbox/AP": 41.3, ...}, with null for undefined numbers, and the results of
+--confusion-matrix, --pr-curves and --errors to <its name>_analysis.json beside it. Masks are
+evaluated if both files have them.
 
-Exit status: 0, or 2 if a file is not what it should be.
+Exits with status 0, or with 2 if a file is invalid.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from d2ext.cli.arguments import make_parser, run_folder
 from d2ext.evaluation.metric_names import METRICS
 from d2ext.run_dir.names import usual_weights
 
-_USAGE = """CONFIG [flags of a training] [key=value ...]
+_USAGE = """CONFIG [flags of train] [key=value ...]
        %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of the command: of `d2ext train` where a model is to be run."""
+    """Return the arguments of the command, or those of `d2ext train` if a model is evaluated."""
     first = next((word for word in argv if not word.startswith("-")), ".json")
     offline = any(word.partition("=")[0] == "--dataset" for word in argv)
     if offline or first.endswith(".json"):
@@ -52,49 +52,51 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _results_parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", __doc__, _USAGE)
     parser.add_argument(
-        "predictions", type=Path, metavar="PREDICTIONS.json", help="COCO results: a list"
+        "predictions", type=Path, metavar="PREDICTIONS.json", help="COCO results, a list"
     )
     parser.add_argument(
-        "--dataset", type=Path, required=True, metavar="JSON", help="the COCO annotations"
+        "--dataset", type=Path, required=True, metavar="JSON", help="COCO annotations"
     )
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=["coco"],
         choices=list(METRICS),
-        help="default: coco",
+        help="metrics to compute (default: coco)",
     )
     parser.add_argument(
         "--tasks",
         nargs="+",
         choices=["bbox", "segm", "proposals"],
-        help="what coco compares (default: bbox, and segm where there are masks)",
+        help="tasks of the metric coco (default: bbox, and segm if there are masks)",
     )
     parser.add_argument(
         "--max-detections",
         type=_number,
         default=100,
         metavar="N",
-        help="the most detections of an image and class that coco takes (default: 100)",
+        help="detections per image and class that the metric coco counts (default: 100)",
     )
-    parser.add_argument("--per-class", action="store_true", help="also the numbers of each class")
+    parser.add_argument("--per-class", action="store_true", help="also print results per class")
     parser.add_argument(
-        "--confusion-matrix", action="store_true", help="which class is taken for which"
+        "--confusion-matrix", action="store_true", help="count which classes are confused"
     )
     parser.add_argument(
         "--pr-curves",
         action="store_true",
-        help="precision over recall, and each class's score threshold with the highest F1",
+        help="compute precision-recall curves, and each class's score threshold with the best F1",
     )
     parser.add_argument(
-        "--errors", action="store_true", help="errors by cause (TIDE), best and worst images"
+        "--errors",
+        action="store_true",
+        help="count errors by cause (TIDE), list best and worst images",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON")
     parser.add_argument(
         "--backend",
         choices=["auto", "hotcoco", "pycocotools"],
         default="auto",
-        help="what matches for coco (default: hotcoco, or pycocotools where it is absent)",
+        help="implementation of the metric coco (default: hotcoco, or pycocotools without it)",
     )
     return parser
 

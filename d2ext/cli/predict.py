@@ -1,11 +1,11 @@
-"""Find objects in images, folders and videos with a trained model.
+"""Detect objects in images, folders and videos with a trained model.
 
 d2ext predict work_dirs/mine photos/
 d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.mp4
 d2ext predict mine.py --weights model.pth --csv --masks photos/
 
-Writes overlays, and predictions.json and images.json in COCO's format. Exit status 1 if a file or a
-part of a video could not be read; the others are done.
+Writes overlays, and predictions.json and images.json in COCO format. Files and parts of videos
+that cannot be read are skipped; the exit status is then 1.
 """
 
 import argparse
@@ -23,13 +23,13 @@ def _score(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no score from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a score from 0 to 1")
     return value
 
 
 def _size(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of images from 1 to 1024")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 1024")
     return int(text)
 
 
@@ -38,20 +38,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("predict", __doc__, "RUN [flags] INPUT [INPUT ...]")
     add_config(parser)
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, videos, folders of both")
+    add("inputs", nargs="*", metavar="INPUT", help="images, videos, or folders of both")
     add("--weights", metavar="best|last|FILE", help="(best, or last if a run has no best)")
     out = Path("work_dirs/predict")
-    replaces = f"replaces an earlier call's ({out})"
+    replaces = f"output folder; replaces earlier predictions in it ({out})"
     add("--output", type=Path, default=out, metavar="DIR", help=replaces)
-    add("--score-threshold", type=_score, default=0.5, metavar="S", help="(0.5)")
-    add("--classes", nargs="+", metavar="NAME", help="keep these classes only")
-    add("--batch-size", type=_size, default=1, metavar="N", help="images at a time (1)")
-    add("--no-overlays", action="store_true", help="the JSON files alone")
-    add("--cutouts", action="store_true", help="each object as a PNG, transparent around it")
-    add("--csv", action="store_true", help="detections.csv, and counts.csv by image and class")
-    add("--masks", action="store_true", help="a PNG for each image: pixel k is of its k-th object")
-    add("--splash", action="store_true", help="the images in grey but for the objects")
-    add("--options", nargs="+", default=[], metavar="key=value", help="changes to the config")
+    add("--score-threshold", type=_score, default=0.5, metavar="S", help="lowest score (0.5)")
+    add("--classes", nargs="+", metavar="NAME", help="keep only these classes")
+    add("--batch-size", type=_size, default=1, metavar="N", help="images per batch (1)")
+    add("--no-overlays", action="store_true", help="do not draw the detections")
+    add("--cutouts", action="store_true", help="write each object as a PNG, transparent around it")
+    add("--csv", action="store_true", help="write detections.csv and counts.csv (per class)")
+    add("--masks", action="store_true", help="write a label PNG per image: k marks object k")
+    add("--splash", action="store_true", help="write images with only the objects in color")
+    add("--options", nargs="+", default=[], metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     args.inputs = take_config(parser, args, args.inputs)
     if not args.inputs:

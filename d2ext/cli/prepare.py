@@ -1,4 +1,4 @@
-"""Put a dataset where a recipe looks for it, and fetch a recipe's initial weights.
+"""Set up a dataset where the recipes look for it, and download a recipe's initial weights.
 
 d2ext prepare balloon --root /data
 d2ext prepare balloon --full
@@ -25,15 +25,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     weights.add_argument(
         "--weights",
         metavar="CONFIG",
-        default=argparse.SUPPRESS,  # else a dataset's default would hide what stands before it
-        help="fetch this recipe's initial weights, to $D2EXT_CACHE",
+        default=argparse.SUPPRESS,  # a subparser's default would overwrite a value given before it
+        help="download this recipe's initial weights to $D2EXT_CACHE",
     )
     common = argparse.ArgumentParser(add_help=False, parents=[weights])
     common.add_argument(
         "--root",
         type=Path,
         default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
-        help="folder of the datasets (default: $DETECTRON2_DATASETS, else datasets)",
+        help="folder of the datasets (default: $DETECTRON2_DATASETS, or datasets)",
     )
     parser = make_parser("prepare", __doc__, parents=[weights])
     datasets = parser.add_subparsers(dest="dataset", metavar="DATASET")
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "balloon",
         "61 + 13 photos of balloons, for data.root=ROOT",
         "Check ROOT/balloon/{train,val}, or copy the reduced photos of the checkout there. The"
-        " balloon recipes read these photos without it; data.root=ROOT selects the copy.",
+        " balloon recipes find these photos without a copy; data.root=ROOT selects the copy.",
     )
     balloon.add_argument(
         "--full", action="store_true", help="download the original photos instead (38 MB)"
@@ -56,16 +56,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     coco = add(
         "coco",
         "COCO 2017, 118,287 + 5,000 photos",
-        f"Checks ROOT/coco/{{{','.join(names)}}}, and downloads what is not there (20 GB in all)."
-        " A download that broke off is gone on with.",
+        f"Check ROOT/coco/{{{','.join(names)}}}, and download missing files (20 GB in all)."
+        " Interrupted downloads resume.",
     )
     coco.add_argument(
-        "--parts", nargs="+", choices=names, default=names, help="of the dataset (default: all)"
+        "--parts",
+        nargs="+",
+        choices=names,
+        default=names,
+        help="parts of the dataset (default: all)",
     )
     add(
         "cityscapes",
-        "Cityscapes' fine annotations, 2,975 + 500 photos; says what must be fetched by hand",
-        "Checks ROOT/cityscapes/{leftImg8bit,gtFine}/{train,val}.",
+        "Cityscapes' fine annotations, 2,975 + 500 photos; prints what you must download yourself",
+        "Check ROOT/cityscapes/{leftImg8bit,gtFine}/{train,val}.",
     )
     args = parser.parse_args(argv)
     if not args.dataset and "weights" not in args:
@@ -74,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare the dataset or the weights, and print what is there."""
+    """Prepare the dataset or the weights, and print where they are."""
     if args.dataset == "balloon":
         print(prepare_balloon(args.root, args.full))
     elif args.dataset == "coco":

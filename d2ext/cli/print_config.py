@@ -1,4 +1,4 @@
-"""Print a config: all of it, what it changes of another, or what each key means.
+"""Print a config, its differences from another config, or the meaning of each key.
 
 d2ext print-config custom/mask_rcnn_lite0_fpn.py optimizer.lr=1e-3
 d2ext print-config mine.py --diff mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
@@ -19,18 +19,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_config(parser)
     add = parser.add_argument
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--diff", metavar="BASE", help="only what differs from this config")
+    how.add_argument("--diff", metavar="BASE", help="print only the differences from this config")
     how.add_argument(
-        "--docs", action="store_true", help="every key: type, value, default where another, meaning"
+        "--docs",
+        action="store_true",
+        help="print each key's type, value, default if it differs, and meaning",
     )
-    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add("overrides", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     args.overrides = take_config(parser, args, args.overrides)
     return args
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the command line asks for; return the exit status."""
+    """Print the config, the differences or the keys; return the exit status."""
     setup_logging(quiet=True)
 
     from d2ext.config.describe import difference, keys, starting_point, whole

@@ -1,4 +1,4 @@
-"""List the recipes: configs that come with d2ext, by the names that every command takes.
+"""List the recipes that come with d2ext, by the names that every command accepts.
 
 d2ext recipes
 d2ext recipes lite0
@@ -15,13 +15,13 @@ from d2ext.errors import UserError
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = make_parser("recipes", __doc__)
-    help_text = "only those with this in their name or description"
+    help_text = "list only recipes with this text in their name or description"
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help=help_text)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print name and description of each recipe."""
+    """Print the name and description of each recipe."""
     wanted = args.text.lower()
     found = {name: text for name, text in recipes.recipes() if wanted in f"{name} {text}".lower()}
     if not found:

@@ -1,9 +1,9 @@
-"""Write the report of a run, or compare several runs on one page.
+"""Write a run's report, or compare several runs on one page.
 
 d2ext report work_dirs/mine
 d2ext report work_dirs/mine work_dirs/other --output comparison.html
 
-It reads what the runs have written, also while they train; neither data nor a model are needed.
+Reads only the run directories, even while the runs train; needs neither the data nor a model.
 """
 
 import argparse
@@ -17,9 +17,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = make_parser("report", __doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders that trainings wrote")
-    default = "report.html in the run's folder; of several runs work_dirs/comparison.html"
-    add("--output", type=Path, metavar="FILE", help=f"the page ({default})")
+    add("runs", nargs="+", metavar="RUN", help="run directories")
+    default = "report.html in the run directory; for several runs, work_dirs/comparison.html"
+    add("--output", type=Path, metavar="FILE", help=f"page to write ({default})")
     return parser.parse_args(argv)
 
 

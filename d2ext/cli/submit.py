@@ -1,11 +1,11 @@
-"""Hand a training to Slurm, which carries it over preemption and time limits to its end.
+"""Submit a run to Slurm; it is requeued after preemption and time limits until it finishes.
 
 d2ext submit mine.py --partition dev --num-machines 2 --num-gpus 8 --time 4:00:00
 d2ext submit mine.py --partition dev --seeds 1,2,3 --wait train.max_epochs=24
 d2ext submit status [DIR] | logs [-f] [DIR] | cancel DIR
 
-All other flags and overrides of `d2ext train` go to the training. --resume is added whenever the
-job starts again. Without Slurm the training runs on this machine.
+All other flags and overrides are passed to `d2ext train`. --resume is added whenever the job is
+restarted. Without Slurm, the run is started on this machine.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from d2ext.invocation import command
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of the command; `rest` holds those of the training."""
+    """Return the arguments of the command; `rest` holds those of `d2ext train`."""
     if argv and argv[0] in COMMANDS:
         return _parse_command(*argv)
     parser = _parser()
     args, args.rest = parser.parse_known_args(argv)
-    # The config may stand behind flags of the training, whose parser knows which take a value.
+    # The config may follow flags of `d2ext train`, whose parser knows which of them take a value.
     words = []
     if args.config_file is None:
         words = train.make_train_parser("submit").parse_args(args.rest).overrides
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Submit a job, or do what is asked about one; return the exit status."""
+    """Submit a job, or run a subcommand; return the exit status."""
     if "command" in args:
         return COMMANDS[args.command](args)
     from d2ext.slurm.follow import follow
@@ -55,30 +55,37 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("submit", __doc__, "CONFIG [flags] [flags of a training] [key=value ...]")
+    parser = make_parser("submit", __doc__, "CONFIG [flags] [flags of train] [key=value ...]")
     add_config(parser)
     add = parser.add_argument
-    add("--num-machines", type=int, default=1, metavar="N", help="nodes (1)")
-    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs or CPU processes of each (1)")
-    add("--work-dir", metavar="DIR", help="output, on a shared disk (work_dirs/<config name>)")
-    add("--resume", action="store_true", help="go on with the run in there")
-    add("--resume-from", metavar="FILE", help="start from this checkpoint")
-    add("--overwrite", action="store_true", help="move an earlier run in there aside")
+    add("--num-machines", type=int, default=1, metavar="N", help="number of nodes (1)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs or CPU processes per node (1)")
+    add("--work-dir", metavar="DIR", help="run directory, shared by the nodes (work_dirs/<config>)")
+    add("--resume", action="store_true", help="resume the run in the run directory")
+    add("--resume-from", metavar="FILE", help="resume from this checkpoint")
+    add("--overwrite", action="store_true", help="move an earlier run in the run directory aside")
     add("--eval-only", action="store_true", help="evaluate instead of training")
-    add("--cluster", choices=["slurm", "local"], help="(slurm where there is one)")
+    add("--cluster", choices=["slurm", "local"], help="where to run (slurm if it is installed)")
     add("--partition", metavar="NAME")
     add("--job-name", metavar="NAME", help="(config name)")
-    add("--cpus-per-task", type=int, metavar="N", help="CPU cores of a node (5 for each GPU)")
-    add("--mem", metavar="SIZE", help="memory of a node, such as 64G")
-    add("--time", help="limit of one start, H:M:S or D-H:M:S (the partition's)")
+    add("--cpus-per-task", type=int, metavar="N", help="CPU cores per node (5 per GPU)")
+    add("--mem", metavar="SIZE", help="memory per node, such as 64G")
+    add("--time", help="time limit of each start, H:M:S or D-H:M:S (the partition's)")
     for name in ("qos", "account", "constraint", "exclude", "nodelist"):
         add(f"--{name}", metavar="NAME" if name in ("qos", "account") else "LIST")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="anything sbatch knows")
-    add("--seeds", metavar="1,2,3", help="a job array, one run directory each")
-    add("--max-requeues", type=int, default=100, metavar="N", help="how often it may return (100)")
-    add("--signal-delay", type=int, default=120, metavar="S", help="seconds for saving (120)")
-    add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, stop")
-    add("--wait", action="store_true", help="show rank 0's log; exit with the training's status")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
+    add("--seeds", metavar="1,2,3", help="submit a job array, one run per seed")
+    add(
+        "--max-requeues",
+        type=int,
+        default=100,
+        metavar="N",
+        help="maximum number of requeues (100)",
+    )
+    delay = "seconds to save before the time limit (120)"
+    add("--signal-delay", type=int, default=120, metavar="S", help=delay)
+    add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, exit")
+    add("--wait", action="store_true", help="show rank 0's log; exit with the run's status")
     return parser
 
 
@@ -86,7 +93,7 @@ def _parse_command(name: str, *argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{command('submit')} {name}", allow_abbrev=False)
     parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help="(all runs)")
     if name == "logs":
-        parser.add_argument("-f", "--follow", action="store_true", help="until the end")
+        parser.add_argument("-f", "--follow", action="store_true", help="follow until the end")
     return parser.parse_intermixed_args(argv, argparse.Namespace(command=name))
 
 
@@ -96,7 +103,7 @@ def _status(args: argparse.Namespace) -> None:
 
     records = find_records(args.work_dir)
     if args.work_dir and not records:
-        raise UserError(f"{args.work_dir}: nothing was submitted from there")
+        raise UserError(f"{args.work_dir}: no job was submitted for this directory")
     print(status_table(records) if records else "no run was submitted")
 
 
@@ -123,12 +130,12 @@ def _chosen(args: argparse.Namespace) -> list:
     from d2ext.slurm.status import is_over
 
     records = find_records(args.work_dir)
-    if args.work_dir is None:  # the only one that runs is meant
+    if args.work_dir is None:  # the default is the only unfinished run
         records = [record for record in records if not is_over(record)]
         if len(records) != 1:
-            raise UserError(f"{len(records)} runs are under way; name one's directory")
+            raise UserError(f"{len(records)} runs are unfinished; give a run directory")
     if not records:
-        raise UserError(f"{args.work_dir}: nothing was submitted from there")
+        raise UserError(f"{args.work_dir}: no job was submitted for this directory")
     return records
 
 

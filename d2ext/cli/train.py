@@ -5,9 +5,9 @@ d2ext train mine.py --num-gpus 8 train.max_epochs=24 optimizer.lr=1e-3
 d2ext train work_dirs/mine --resume
 d2ext train mine.py --eval-only --weights last
 
-CONFIG is a config file, a run directory (its config.yaml, in that directory), or the name of a
-recipe as `d2ext recipes` prints it; an existing file wins. It may be given as --config-file CONFIG.
-Overrides come last.
+CONFIG is a config file, a run directory (to run its config.yaml in that directory), or the name of
+a recipe as printed by `d2ext recipes`; an existing file takes precedence. CONFIG may also be given
+as --config-file CONFIG. Overrides come last.
 """
 
 import argparse
@@ -27,27 +27,28 @@ PLANNED = "eval_only weights resume resume_from overwrite validate tta expect".s
 
 
 def make_train_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of the flags of a training, for a command of this name."""
+    """Return the parser of the flags of `d2ext train`, for a command of this name."""
     parser = make_parser(name, __doc__, "CONFIG [flags] [key=value ...]")
     add_config(parser)
     add = parser.add_argument
-    add("--num-gpus", type=int, help="processes on this machine, CPU ones without a GPU (1)")
-    add("--num-machines", type=int, help="machines in all (1, or $NNODES)")
-    add("--machine-rank", type=int, help="number of this machine, from 0 (0, or $NODE_RANK)")
-    add("--dist-url", help="where processes meet, tcp://HOST:PORT (a free port of this machine)")
-    add("--dist-timeout", type=float, default=1800, help="seconds to wait for peers (1800)")
-    add("--auto-scale-lr", action="store_true", help="adapt batch and rate to the workers")
-    add("--work-dir", metavar="DIR", help="output (default: work_dirs/<config name>)")
-    add("--overwrite", action="store_true", help="move an earlier run in there aside")
-    add("--resume", action="store_true", help="go on from the newest good checkpoint in there")
-    add("--resume-from", metavar="FILE", help="go on from this checkpoint")
-    add("--time-limit", metavar="3h50m", help="then save and leave with status 75")
+    add("--num-gpus", type=int, help="processes on this machine, one per GPU or on the CPU (1)")
+    add("--num-machines", type=int, help="number of machines (1, or $NNODES)")
+    add("--machine-rank", type=int, help="rank of this machine, from 0 (0, or $NODE_RANK)")
+    add("--dist-url", help="rendezvous, tcp://HOST:PORT (a free port on this machine)")
+    add("--dist-timeout", type=float, default=1800, help="seconds to wait for other ranks (1800)")
+    add("--auto-scale-lr", action="store_true", help="scale batch and learning rate to the workers")
+    add("--work-dir", metavar="DIR", help="run directory (work_dirs/<config name>)")
+    add("--overwrite", action="store_true", help="move an earlier run in the run directory aside")
+    add("--resume", action="store_true", help="resume the run's newest intact checkpoint")
+    add("--resume-from", metavar="FILE", help="resume this checkpoint")
+    add("--time-limit", metavar="3h50m", help="save and exit with status 75 after this time")
     add("--eval-only", action="store_true", help="evaluate instead of training")
-    add("--weights", metavar="best|last|FILE", help="what --eval-only evaluates")
-    add("--tta", action="store_true", help="flips and sizes of dataloader.tta, with --eval-only")
-    add("--expect", action="append", default=[], metavar="KEY>=N", help="a bound, or exit 1")
+    add("--weights", metavar="best|last|FILE", help="weights to evaluate with --eval-only")
+    add("--tta", action="store_true", help="with --eval-only: augment as in dataloader.tta")
+    bound = "exit with status 1 if a result misses this bound"
+    add("--expect", action="append", default=[], metavar="KEY>=N", help=bound)
     add("--no-validate", dest="validate", action="store_false", help="train without evaluation")
-    add("--dry-run", action="store_true", help="check everything, print the plan, stop")
+    add("--dry-run", action="store_true", help="check everything, print the plan, and exit")
     add(
         "--options",
         "--cfg-options",
@@ -56,14 +57,14 @@ def make_train_parser(name: str) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="key=value",
-        help="overrides, as behind the flags",
+        help="overrides, as after the flags",
     )
-    add("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the config")
+    add("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="config overrides")
     return parser
 
 
 def parse(argv: Sequence[str], name: str = "train") -> argparse.Namespace:
-    """Return the arguments of the command; `command` and `arguments` are what was typed."""
+    """Return the arguments of the command; `command` and `arguments` hold the original words."""
     parser = make_train_parser(name)
     args = parser.parse_args(argv)
     words = take_config(parser, args, args.overrides)
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         dry_step(cfg, plan)
         return 0
     if topology.launcher == "self" and topology.world_size > 1:
-        # Spawned ranks build their own; this process need not keep the data until they end.
+        # Spawned ranks build their own copies; keeping them here would waste memory until the end.
         cfg, plan = None, plan and replace(plan, built=None)
     task = RankTask(args.config_file, overrides, command, options, plan, end, cfg)
     device = choose_device(train.device, **gpus)[0]

@@ -1,4 +1,4 @@
-"""Describe a config: all of it, its differences from another, and the meaning of each key."""
+"""Describe a config: its content, its differences from another, and the meaning of each key."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ from d2ext.config.recipes import RECIPES
 from d2ext.config.yaml_io import saved_text
 
 _COMMON = RECIPES / "common"
-# Sections that start from the same file in all recipes, for a config that does not say from which.
+# Sections that all recipes import from the same file, for configs without such imports.
 _STARTS = {
     "train": (_COMMON / "train.py", "train"),
     "dataloader": (_COMMON / "data" / "loader.py", "dataloader"),
@@ -29,14 +29,14 @@ _NONE = inspect.Parameter.empty
 
 
 class Key(NamedTuple):
-    """A key of a config, in words.
+    """Description of a config key, as text.
 
     Attributes:
-        name: dotted.
-        kind: the type, or the values, that it takes.
-        value: in this config; of an argument that the config leaves out, the default.
-        default: before the recipe changes it; None where there is none.
-        meaning: a sentence or two.
+        name: Dotted name.
+        kind: Type or accepted values.
+        value: Value in this config; for an argument that the config does not set, the default.
+        default: Value before the recipe changes it; None if there is none.
+        meaning: One or two sentences.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Key(NamedTuple):
 
 
 def whole(cfg: Any) -> str:
-    """Return all of a config, as YAML."""
+    """Return the entire config as YAML."""
     return saved_text(cfg)[0]
 
 
 def difference(cfg: Any, base: Any) -> list[str]:
-    """Return what a config changes of another, one line per key, in the order of the keys."""
+    """Return the differences of a config from another, one line per key, sorted by key."""
     mine, theirs = dict(_key_values(cfg, "")), dict(_key_values(base, ""))
     lines = []
     for key in sorted(mine.keys() | theirs.keys()):
         if key not in theirs:
             lines.append(f"{key}: {_shown(mine[key])} (new)")
         elif key not in mine:
-            lines.append(f"{key}: gone, was {_shown(theirs[key])}")
+            lines.append(f"{key}: removed, was {_shown(theirs[key])}")
         elif _shown(mine[key]) != _shown(theirs[key]):
             lines.append(f"{key}: {_shown(mine[key])}, was {_shown(theirs[key])}")
     return lines
@@ -69,9 +69,9 @@ def starting_point(config_file: str | Path) -> Any:
     """Return the sections that a recipe imports from `configs/common`, before it changes them.
 
     Args:
-        config_file: the recipe; where it imports another one, that one's imports count. Sections
-            that cannot be found so (a run's config.yaml has no imports) are left out, but for
-            those that all recipes have from one file.
+        config_file: Path of the recipe; if it imports another recipe, that recipe's imports are
+            followed. Sections without imports (a run's config.yaml has none) are omitted, except
+            for those that all recipes import from the same file.
     """
     from detectron2.config import LazyConfig
 
@@ -83,11 +83,11 @@ def starting_point(config_file: str | Path) -> Any:
 
 
 def _imports(file: Path) -> dict[str, tuple[Path, str]]:
-    """Return section to the file of `configs/common` that it comes from, and its name there."""
+    """Return for each section the file of `configs/common` with it, and its name in that file."""
     found: dict[str, tuple[Path, str]] = {}
     if file.suffix != ".py":
         return found
-    loaded: dict[str, Path] = {}  # by variable, of get_config
+    loaded: dict[str, Path] = {}  # files loaded by get_config, by variable
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         source, names = None, []
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
@@ -110,7 +110,7 @@ def _imports(file: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _recipe_of(node: ast.expr) -> Path | None:
-    """Return the file that a call of `d2ext.get_config` loads; None for another expression."""
+    """Return the file that a call of `d2ext.get_config` loads; None for other expressions."""
     if not isinstance(node, ast.Call) or ast.unparse(node.func) != "d2ext.get_config":
         return None
     name = getattr(node.args[0], "value", None) if node.args else None
@@ -118,10 +118,10 @@ def _recipe_of(node: ast.expr) -> Path | None:
 
 
 def keys(cfg: Any, start: Any) -> list[Key]:
-    """Return every key that an override can name, in the config's order.
+    """Return every key that an override can set, in the config's order.
 
-    Meanings are those of `TrainOptions`, else of help_text.py, else the docstring of a `_target_`
-    says what its arguments mean; if it does not, the meaning names the callable.
+    Meanings come from `TrainOptions`, else from help_text.py, else from the docstring of the
+    `_target_`; without any of these, the meaning names the callable.
 
     Args:
         cfg: Config returned by `load_config`.
@@ -138,7 +138,7 @@ def keys(cfg: Any, start: Any) -> list[Key]:
 
 
 def _key_values(node: Any, prefix: str, arguments: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield key and value; with `arguments` also the defaults of arguments that calls omit."""
+    """Yield keys and values; with `arguments`, include defaults of arguments that calls omit."""
     if isinstance(node, DictConfig) and not is_none(node) and len(node):
         for key in node:
             below = f"{prefix}.{key}" if prefix else str(key)
@@ -168,7 +168,7 @@ def _shown(value: Any) -> str:
 
 
 def _default(start: Any, cfg: Any, key: str) -> Any:
-    """Return the value in `start` if it calls the same, else the default of the signature."""
+    """Return the value in `start` if its `_target_` is the same, else the signature's default."""
     section, mine, name = _section(start, key), _section(cfg, key), key.rpartition(".")[2]
     if section is not None and name in section:
         if name == "_target_" or _target(section) == _target(mine):
@@ -178,14 +178,14 @@ def _default(start: Any, cfg: Any, key: str) -> Any:
 
 
 def _section(cfg: Any, key: str) -> DictConfig | None:
-    """Return the dict that holds a key."""
+    """Return the dict that contains a key."""
     parent = key.rpartition(".")[0]
     found = OmegaConf.select(cfg, parent) if parent else cfg
     return found if isinstance(found, DictConfig) else None
 
 
 def _parameters(section: DictConfig | None) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of what a section calls, or of the class (ShapeSpec) that it is."""
+    """Return the parameters of a section's `_target_`, or of its class (such as ShapeSpec)."""
     if section is None:
         return {}
     kind = OmegaConf.get_type(section)
@@ -195,7 +195,7 @@ def _parameters(section: DictConfig | None) -> Mapping[str, inspect.Parameter]:
 
 
 def _target(node: DictConfig | None) -> Any:
-    """Return the function or class that a section calls; None for a plain dict."""
+    """Return the callable of a section; None for a plain dict."""
     from detectron2.utils.registry import locate
 
     target = node.get("_target_") if node is not None else None
@@ -203,7 +203,7 @@ def _target(node: DictConfig | None) -> Any:
 
 
 def _described(cfg: Any, key: str, value: Any) -> tuple[str, str]:
-    """Return type and meaning of a key."""
+    """Return the type and the meaning of a key."""
     if option := train_options().get(key):
         return str(option.accepts), option.help
     parent, _, name = key.rpartition(".")
@@ -214,9 +214,9 @@ def _described(cfg: Any, key: str, value: Any) -> tuple[str, str]:
     if target:
         if name == "_target_":
             what = " ".join((inspect.getdoc(target) or "").strip().partition("\n\n")[0].split())
-            return "function", what or "what is called with the keys beside it"
+            return "function", what or "callable that gets the other keys as arguments"
         kind, text = documented(target).get(name, ("", ""))
-        meaning = meaning or text or f"argument of {_shown(target)}: see its documentation"
+        meaning = meaning or text or f"argument of {_shown(target)}; see its documentation"
     elif parent and not meaning and (of := _described(cfg, parent, None)[1]):
         meaning = f"of {parent.rpartition('.')[2]}: {of}"
     given = _parameters(section).get(name)
@@ -225,7 +225,7 @@ def _described(cfg: Any, key: str, value: Any) -> tuple[str, str]:
 
 
 def _annotation(parameter: inspect.Parameter | None) -> str:
-    """Return a parameter's type in the words of check.py, without module names."""
+    """Return a parameter's type in the notation of check.py, without module names."""
     if parameter is None or parameter.annotation is _NONE:
         return ""
     text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(parameter.annotation))
@@ -234,11 +234,11 @@ def _annotation(parameter: inspect.Parameter | None) -> str:
 
 
 def _kind(cfg: Any, key: str, value: Any) -> str:
-    """Return the type of a value, or of what it refers to; empty for None."""
+    """Return the type of a value, resolving references; empty for None."""
     if isinstance(value, str) and value.startswith("${"):
         try:
             value = OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:  # it refers to nothing, as of now
+        except OmegaConfBaseException:  # the reference cannot be resolved yet
             return ""
     value = _plain(value)
     return "" if value is None else "function" if callable(value) else type(value).__name__

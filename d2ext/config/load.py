@@ -21,14 +21,14 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     """Load a LazyConfig file (.py, or the config.yaml of a run) and apply strict overrides.
 
     Args:
-        config_file: path of the file.
-        overrides: `key=value` strings, see `apply_overrides`.
+        config_file: Path of the file.
+        overrides: `key=value` strings; see `apply_overrides`.
 
     Returns:
-        An omegaconf DictConfig with all sections that a training needs, see `check_config`.
+        An omegaconf DictConfig with all sections that training needs; see `check_config`.
 
     Raises:
-        UserError: the file is absent, is no LazyConfig, fails, or an override is wrong.
+        UserError: The file does not exist, is not a LazyConfig or fails, or an override is invalid.
 
     Example:
         >>> import d2ext
@@ -40,24 +40,24 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
     path = Path(config_file)
     if path.is_dir():
-        raise UserError(f"the config {path} is a folder; name a .py or .yaml file in it")
+        raise UserError(f"the config {path} is a folder; give a .py or .yaml file in it")
     if not path.is_file():
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
     cfg = execute_config(path)
-    given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # a list; nothing
+    given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # else a list, or empty
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
         hint = " (this looks like a yacs config)" if "MODEL" in given else ""
         raise UserError(
-            f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext has"
+            f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext needs"
             f" {', '.join(SECTIONS)}{hint}"
         )
     rename_targets(cfg)
-    if "dist_params" in cfg:  # MMDetection's name for it
+    if "dist_params" in cfg:  # MMDetection's name of `train.dist`
         _merge_dist(cfg, path)
-    # Which of the two lengths an override sets decides; a file that sets both is ambiguous.
+    # An override of one length clears the other, but a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
     warmup = _warmup(cfg)
@@ -69,7 +69,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
 
 def _warmup(cfg: Any) -> tuple[float, int] | None:
-    """Return the warm-up as a fraction of the run, and the iterations that a file means by it."""
+    """Return the warm-up of a file, as a fraction of its run and as a number of iterations."""
     multiplier = cfg.get("lr_multiplier") or {}
     fraction = multiplier.get("warmup_length") if hasattr(multiplier, "get") else None
     length = cfg.train.get("max_iter")
@@ -82,15 +82,17 @@ def _merge_dist(cfg: Any, path: Path) -> None:
     given = cfg.pop("dist_params")
     known = [f.name for f in fields(Dist)]
     if not hasattr(given, "keys") or set(given) - set(known):
-        raise UserError(f"{path}: dist_params={given}; it takes a dict of {', '.join(known)}")
+        raise UserError(
+            f"{path}: dist_params={given} is not valid; give a dict of {', '.join(known)}"
+        )
     cfg.train.dist = {**(cfg.train.get("dist") or {}), **given}
 
 
 def execute_config(path: Path) -> Any:
-    """Return what a config file defines, unchecked.
+    """Execute a config file and return the unchecked config that it defines.
 
     Raises:
-        UserError: It fails.
+        UserError: The file fails.
     """
     from detectron2.config import LazyConfig
 
@@ -98,19 +100,19 @@ def execute_config(path: Path) -> Any:
     try:
         if path.suffix != ".py":
             return parse_saved(path.read_text(encoding="utf-8"), str(path))
-        # Absolute, since Detectron2 cannot go up from a bare name (`from ..common` in c.py).
+        # Detectron2 needs an absolute path to resolve `from ..common` in a file without a folder.
         return LazyConfig.load(os.path.abspath(path))
     except UserError:
         raise
-    except (Exception, SystemExit) as e:  # a config is code: all it raises is a mistake in there
+    except (Exception, SystemExit) as e:  # a config is code, so any error is the user's
         cause = e.__cause__ if isinstance(e.__cause__, SyntaxError) else e
-        # YAML's errors and some others have many lines; `problem` is the first that says anything.
+        # Some errors have many lines; `problem` is the informative one of YAML's.
         reason = (
             str(getattr(cause, "problem", None) or cause).strip() or "no message"
         ).splitlines()
         words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
         if isinstance(cause, ModuleNotFoundError):
-            words += "; modules are found in the current folder, on PYTHONPATH and if installed"
+            words += "; modules must be in the current folder, on PYTHONPATH, or installed"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
@@ -118,12 +120,12 @@ def execute_config(path: Path) -> Any:
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """Return `file:line` of the innermost config file at work, or the file that is unreadable."""
+    """Return `file:line` of the innermost config file that fails, or only the file."""
     file, line = innermost_config(error.__traceback__) or (str(path), None)
     mark = getattr(error, "problem_mark", None)
     if mark and mark.name == file:  # YAML
         line = mark.line + 1
-    elif isinstance(error.__cause__, SyntaxError):  # of Detectron2's parsing, which names no file
+    elif isinstance(error.__cause__, SyntaxError):  # Detectron2's parser, which gives no file
         line = error.__cause__.lineno
     elif isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename):
         file, line = error.filename, error.lineno

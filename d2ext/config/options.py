@@ -1,8 +1,8 @@
-"""The options of `train`: their names, types, defaults, bounds and meanings, stated only here.
+"""Define the options of `train`: names, types, defaults, bounds and meanings.
 
-`configs/common/train.py` gives every recipe the defaults, `config/check.py` checks values against
-types and bounds, and `d2ext print-config --docs` prints the meanings. Field names are those of
-Detectron2's own configs/common/train.py, where it has the field.
+`configs/common/train.py` provides every recipe with the defaults, `config/check.py` checks values
+against types and bounds, and `d2ext print-config --docs` prints the meanings. Fields that
+Detectron2's configs/common/train.py has, too, have the same names.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-# The entries of `train.writers` that are names, and the classes that they stand for.
+# Names that are valid entries of `train.writers`, and their classes.
 WRITERS = {
     "mlflow": "d2ext.engine.trackers.MLflowWriter",
     "tensorboard": "detectron2.utils.events.TensorboardXWriter",
@@ -22,14 +22,14 @@ WRITERS = {
 
 
 class Accepts(NamedTuple):
-    """The values that a field accepts.
+    """Values that a field accepts.
 
     Attributes:
-        types: of the value; a bool is an int only where bool is among them.
-        null: whether None is accepted.
-        among: the only texts that are accepted; empty for any.
-        least: smallest number.
-        above, below: bounds that the number itself is not.
+        types: Types of the value; a bool is accepted only if bool is one of them.
+        null: Whether None is accepted.
+        among: Accepted strings; empty if any string is accepted.
+        least: Smallest number, inclusive.
+        above, below: Exclusive bounds of the number.
     """
 
     types: tuple[type, ...]
@@ -40,7 +40,7 @@ class Accepts(NamedTuple):
     below: float = math.inf
 
     def has_type(self, value: Any) -> bool:
-        """Return whether a value has one of the types, whatever its size."""
+        """Return whether a value has one of the types, regardless of the bounds."""
         if value is None:
             return self.null
         if isinstance(value, bool):
@@ -48,7 +48,7 @@ class Accepts(NamedTuple):
         return isinstance(value, self.types)
 
     def accepts(self, value: Any) -> bool:
-        """Return whether a value has one of the types and lies within the bounds."""
+        """Return whether a value has one of the types and is within the bounds."""
         if value is None:
             return self.null
         if not self.has_type(value):
@@ -74,12 +74,12 @@ class Accepts(NamedTuple):
 
 
 class Option(NamedTuple):
-    """An option as messages and docs describe it.
+    """Description of an option, for messages and documentation.
 
     Attributes:
-        accepts: the values.
-        help: the meaning, in a sentence or two; empty for a section such as `train.amp`.
-        checked: whether `check_config` refuses other values.
+        accepts: Accepted values.
+        help: Meaning in one or two sentences; empty for a section such as `train.amp`.
+        checked: Whether `check_config` rejects other values.
     """
 
     accepts: Accepts
@@ -88,12 +88,12 @@ class Option(NamedTuple):
 
 
 def _option(default: Any, help: str, *, checked: bool = True, **bounds: Any) -> Any:
-    """Return a field of a dataclass for an option.
+    """Return a dataclass field for an option.
 
     Args:
-        default: In recipes, and where a config lacks the key.
-        help: The meaning.
-        checked: False leaves the check of a value to the code that uses it.
+        default: Value in recipes, and in configs without the key.
+        help: Meaning of the option.
+        checked: False leaves checking the value to the code that uses it.
         bounds: `least`, `above` and `below` of `Accepts`.
     """
     metadata = {"help": help, "checked": checked, "bounds": bounds}
@@ -106,32 +106,40 @@ def _option(default: Any, help: str, *, checked: bool = True, **bounds: Any) -> 
 class Checkpointer:
     """`train.checkpointer`: which checkpoints a run writes and keeps."""
 
-    period: int | str | None = _option("1 epoch", 'iterations, or "N epochs"; 0: at the end only')
-    max_to_keep: int = _option(
-        3, "how many of the run's newest checkpoints stay; 0 or -1 keeps all", least=-1
+    period: int | str | None = _option(
+        "1 epoch", 'iterations, or "N epochs", between checkpoints; 0: only at the end'
     )
-    asynchronous: bool = _option(False, "written beside the training, from a copy")
+    max_to_keep: int = _option(
+        3, "number of the run's newest checkpoints to keep; 0 or -1 keeps all", least=-1
+    )
+    asynchronous: bool = _option(False, "write checkpoints in the background, from a copy")
 
 
 @dataclass(frozen=True)
 class BadLoss:
-    """`train.bad_loss`: what happens at a loss that is NaN or infinite."""
+    """`train.bad_loss`: how to handle a NaN or infinite loss."""
 
     policy: Literal["stop", "skip"] = _option(
-        "stop", 'at a loss that is NaN or infinite; "skip" skips the step'
+        "stop", 'what to do at a NaN or infinite loss; "skip" skips the step'
     )
-    max_skipped: int = _option(10, "that many steps of a run; one more ends it", least=0)
+    max_skipped: int = _option(
+        10, "number of steps that a run may skip; one more stops it", least=0
+    )
 
 
 @dataclass(frozen=True)
 class AutoScaleLR:
-    """`train.auto_scale_lr`: a batch and a learning rate that follow the number of workers."""
+    """`train.auto_scale_lr`: scale batch and learning rate to the number of workers."""
 
     enabled: bool = _option(
-        False, "as --auto-scale-lr, batch and rate follow the workers", checked=False
+        False,
+        "scale batch and learning rate to the number of workers, like --auto-scale-lr",
+        checked=False,
     )
     rule: Literal["linear", "sqrt"] | None = _option(
-        None, "how the rate follows the batch; None: as suits the optimizer", checked=False
+        None,
+        "how the learning rate scales with the batch; None: depends on the optimizer",
+        checked=False,
     )
 
 
@@ -140,13 +148,13 @@ class Dist:
     """`train.dist`: how the processes of a run find each other (MMDetection's dist_params)."""
 
     backend: Literal["nccl", "gloo"] | None = _option(
-        None, "the processes' collectives; None: as suits the device"
+        None, "backend of the collectives; None: depends on the device"
     )
     port: int | None = _option(
-        None, "port of rank 0's machine; None: a free one", above=0, below=65536
+        None, "port on rank 0's machine; None: a free one", above=0, below=65536
     )
     url: str | None = _option(
-        None, "where processes meet, tcp://HOST:PORT; --dist-url wins", checked=False
+        None, "address of the rendezvous, tcp://HOST:PORT; --dist-url overrides it", checked=False
     )
 
 
@@ -154,20 +162,20 @@ class Dist:
 class Amp:
     """`train.amp`: mixed precision."""
 
-    enabled: bool = _option(False, "mixed precision")
+    enabled: bool = _option(False, "use mixed precision")
     dtype: Literal["float16", "bfloat16"] = _option(
-        "float16", 'type of mixed precision; "bfloat16" works on the CPU, too'
+        "float16", 'data type of mixed precision; "bfloat16" also works on the CPU'
     )
 
 
 @dataclass(frozen=True)
 class Best:
-    """`train.best`: which evaluation's weights are kept as model_best.pth."""
+    """`train.best`: the evaluation whose weights are kept as model_best.pth."""
 
     metric: str | None = _option(
         None,
-        'the result that decides what is model_best.pth, "coco/segm/AP" of the first val set, or'
-        ' "<dataset>/coco/segm/AP" of another',
+        'result that selects model_best.pth, such as "coco/segm/AP" for the first val set, or'
+        ' "<dataset>/coco/segm/AP" for another one',
     )
     mode: Literal["max", "min"] = _option(
         "max", "whether the metric's highest or lowest value is best"
@@ -176,21 +184,21 @@ class Best:
 
 @dataclass(frozen=True)
 class Compile:
-    """`train.compile`: torch.compile of the backbone.
+    """`train.compile`: compile the backbone with torch.compile.
 
     Attributes:
-        extra: other arguments of torch.compile that the config gives.
+        extra: Other arguments of torch.compile in the config.
     """
 
-    enabled: bool = _option(False, "torch.compile of the backbone")
-    backend: str = _option("inductor", "the compiler", checked=False)
+    enabled: bool = _option(False, "compile the backbone with torch.compile")
+    backend: str = _option("inductor", "compiler backend", checked=False)
     dynamic: bool | None = _option(
         None,
-        "one program for all shapes; False: one for each; None: as torch sees fit",
+        "True: one program for all shapes; False: one per shape; None: torch decides",
         checked=False,
     )
     size_divisibility: int | None = _option(
-        None, "pixels; images padded to multiples make fewer shapes", least=1
+        None, "pad images to multiples of this number of pixels, for fewer shapes", least=1
     )
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -204,16 +212,16 @@ class DDP:
     """`train.ddp`: how gradients are averaged over the ranks.
 
     Attributes:
-        extra: other arguments of DistributedDataParallel that the config gives.
+        extra: Other arguments of DistributedDataParallel in the config.
     """
 
     broadcast_buffers: bool = _option(
-        False, "rank 0's buffers to all before each step", checked=False
+        False, "broadcast rank 0's buffers before each step", checked=False
     )
     find_unused_parameters: bool = _option(
-        False, "for models that use some parameters at times only", checked=False
+        False, "for models that do not use all parameters in every step", checked=False
     )
-    fp16_compression: bool = _option(False, "gradients travel as float16", checked=False)
+    fp16_compression: bool = _option(False, "exchange gradients as float16", checked=False)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
@@ -224,39 +232,42 @@ class DDP:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The section `train` of a config, typed: `TrainOptions.from_config(cfg.train)`.
+    """Typed section `train` of a config: `TrainOptions.from_config(cfg.train)`.
 
-    A config needs one of `max_epochs` and `max_iter`; which one, the reference sizes and the
-    warm-up belong to the learning rate of a recipe and have no default here.
+    A config needs either `max_epochs` or `max_iter`. These, the reference sizes and the warm-up
+    depend on the learning rate of a recipe, and so have no defaults here.
     """
 
-    output_dir: str | None = _option(None, "None: work_dirs/<name of the config file>")
+    output_dir: str | None = _option(
+        None, "run directory; None: work_dirs/<name of the config file>"
+    )
     init_checkpoint: str | None = _option(
-        "", "weights to start from (MMDetection's load_from); iteration starts at 0"
+        "", "initial weights (MMDetection's load_from); training starts at iteration 0"
     )
     max_epochs: int | float | None = _option(
-        None, "length; this or max_iter, overriding one clears the other", above=0
+        None, "length in epochs; set this or max_iter, overriding one clears the other", above=0
     )
     max_iter: int | None = _option(None, "length in iterations", least=1)
     eval_period: int | str | None = _option(
-        "1 epoch", 'iterations, or "N epochs"; 0 turns periodic evaluation off'
+        "1 epoch",
+        'iterations, or "N epochs", between evaluations; 0 disables periodic evaluation',
     )
     checkpointer: Checkpointer = Checkpointer()
     bad_loss: BadLoss = BadLoss()
     bad_images: Literal["stop", "skip"] = _option(
-        "stop", 'at an image that cannot be read; "skip" takes another in its place'
+        "stop", 'what to do at an unreadable image; "skip" replaces it with another one'
     )
-    log_period: int = _option(20, "iterations between two lines of numbers", least=1)
+    log_period: int = _option(20, "iterations between two lines of metrics", least=1)
     warmup_iters: int | None = _option(
         None, "iterations of linear warm-up; at most half of the run", least=0
     )
     seed: int = _option(
         0,
-        "data order, augmentation, proposal sampling and initial weights follow from it",
+        "seed of data order, augmentation, proposal sampling and initial weights",
         least=0,
     )
     reference_world_size: int | None = _option(
-        None, "workers that optimizer.lr was tuned for", least=1
+        None, "number of workers that optimizer.lr was tuned for", least=1
     )
     reference_batch_size: int | None = _option(
         None,
@@ -272,50 +283,54 @@ class TrainOptions:
     )
     ema_decay: float | None = _option(
         None,
-        "moving average of the weights, for evaluation; 0.999 suits some 1000 steps",
+        "decay of a moving average of the weights, for evaluation; 0.999 averages about 1000 steps",
         above=0,
         below=1,
     )
     best: Best = Best()
     early_stopping_patience: int | None = _option(
-        None, "evaluations without a better train.best.metric", least=1
+        None,
+        "stop after this number of evaluations without a better train.best.metric",
+        least=1,
     )
-    sync_bn: bool = _option(False, "BatchNorm over all workers, where the model's norm is BN")
+    sync_bn: bool = _option(
+        False, "compute BatchNorm statistics over all workers, if the model's norm is BN"
+    )
     compile: Compile = Compile()
-    deterministic: bool = _option(False, "repeatable GPU kernels, also where slower")
+    deterministic: bool = _option(False, "use deterministic GPU kernels, even if they are slower")
     ddp: DDP = DDP()
-    device: str = _option("cuda", "without a visible GPU the CPU is used, and the log says so")
+    device: str = _option("cuda", "cuda or cpu; without a visible GPU, the CPU is used and logged")
     channels_last: bool | None = _option(
         None,
-        "memory layout of the convolutions; null takes it on CPUs with AVX-512, where it is faster"
-        " for ResNets, too",
+        "use the channels_last memory layout; null uses it on CPUs with AVX-512, where even ResNets"
+        " are faster with it",
     )
     fast_layers: bool = _option(
         True,
-        "on the CPU RoIAlign, RPN's loss and frozen norms work faster (d2ext/modeling), equal but"
-        " for rounding; False takes Detectron2's own",
+        "on the CPU, use faster versions of RoIAlign, RPN's loss and frozen norms (d2ext/modeling),"
+        " equal up to rounding; False uses Detectron2's",
     )
     hooks: list[Any] = _option(
-        [], "Detectron2 hooks of your own, each with its _target_ and arguments"
+        [], "your own Detectron2 hooks, each with its _target_ and arguments"
     )
     writers: list[Any] = _option(
         ["tensorboard"],
-        "where metrics go beside metrics.json: mlflow, tensorboard, wandb, or a Detectron2"
-        " EventWriter with its _target_ and arguments; [tensorboard, mlflow] for both",
+        "writers of metrics in addition to metrics.json: mlflow, tensorboard, wandb, or a"
+        " Detectron2 EventWriter with its _target_ and arguments; [tensorboard, mlflow] uses both",
     )
 
     @classmethod
     def from_config(cls, train: Any) -> "TrainOptions":
-        """Return the options of a config; a key that it lacks has the default.
+        """Return the options of a config, with defaults for missing keys.
 
         Args:
-            train: the section, a DictConfig or dict. It is not checked (see `check_config`), and
-                keys that are not options are ignored.
+            train: Section `train`, a DictConfig or dict. It is not checked (see `check_config`),
+                and keys that are not options are ignored.
         """
         return _read(cls, train)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as plain values: the section `train` of a recipe."""
+        """Return the options as plain values, for the section `train` of a recipe."""
         return _plain(self)
 
 
@@ -347,12 +362,12 @@ def _accepts(annotation: Any, bounds: dict[str, Any]) -> Accepts:
 
 
 def _options(cls: type) -> dict[str, dataclasses.Field]:
-    """Return the fields that are keys of a config, by name."""
+    """Return the fields that are config keys, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
 
 
 def _read(cls: Any, section: Any) -> Any:
-    """Return an instance of a dataclass with the values that a section of a config has."""
+    """Return an instance of a dataclass with the values in a section of a config."""
     options, given = _options(cls), {}
     for name, option in options.items():
         if name in section:
@@ -360,7 +375,7 @@ def _read(cls: Any, section: Any) -> Any:
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
             elif name in ("hooks", "writers"):
-                value = list(value)  # of nodes, whose interpolations resolve when they are built
+                value = list(value)  # entries stay nodes; interpolations are resolved later
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):
         given["extra"] = {name: section[name] for name in section if name not in options}
@@ -368,7 +383,7 @@ def _read(cls: Any, section: Any) -> Any:
 
 
 def _plain(options: Any) -> Any:
-    """Return an instance of a dataclass as a dict; other values as they are."""
+    """Return an instance of a dataclass as a dict, and other values unchanged."""
     if dataclasses.is_dataclass(options):
         return {name: _plain(getattr(options, name)) for name in _options(type(options))}
     return options

@@ -1,4 +1,4 @@
-"""The recipes of d2ext, wherever it is installed: find, load, list and copy them by their names."""
+"""Find, load, list and copy d2ext's recipes by their names, wherever d2ext is installed."""
 
 import ast
 import shlex
@@ -12,26 +12,26 @@ from d2ext.errors import UserError
 from d2ext.invocation import command
 from d2ext.text import closest, did_you_mean
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout a link to configs/
-_COMMON = "common"  # the folder of what recipes are made of
+RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a link to configs/
+_COMMON = "common"  # folder of the files that recipes import
 
 
 def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
-    """Load a recipe of d2ext by its name, as Detectron2's `model_zoo.get_config` loads its own.
+    """Load a recipe of d2ext by its name, like Detectron2's `model_zoo.get_config`.
 
-    The files are executed again at each call, so that two configs share nothing.
+    Each call executes the files again, so that configs do not share objects.
 
     Args:
-        name: Path below the recipes' folder, such as `custom/mask_rcnn_lite0_fpn.py`; the names
-            are those that `d2ext recipes` prints.
-        overrides: `key=value` strings, see `apply_overrides`.
+        name: Path in the recipes' folder, such as `custom/mask_rcnn_lite0_fpn.py`, as printed by
+            `d2ext recipes`.
+        overrides: `key=value` strings; see `apply_overrides`.
 
     Returns:
-        The config of a recipe, as `load_config` returns it. For a file of `common/`, a DictConfig
-        of what it defines, such as `train` of `common/train.py`.
+        The config of a recipe, as returned by `load_config`. For a file in `common/`, a DictConfig
+        of its variables, such as `train` of `common/train.py`.
 
     Raises:
-        UserError: There is no such recipe, or an override is invalid.
+        UserError: The recipe does not exist, or an override is invalid.
 
     Example:
         >>> import d2ext
@@ -50,10 +50,10 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def recipe_path(name: str) -> Path:
-    """Return the file of a recipe or of a file of `common/`.
+    """Return the path of a recipe or of a file in `common/`.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The file does not exist.
     """
     if path := _recipe(name):
         return path
@@ -63,7 +63,7 @@ def recipe_path(name: str) -> Path:
 
 
 def recipes() -> Iterator[tuple[str, str]]:
-    """Yield the name of each recipe, and the first line of its docstring."""
+    """Yield the name of each recipe and the first line of its docstring."""
     for path in sorted(RECIPES.glob("*/*.py")):
         if path.parent.name != _COMMON:
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -71,14 +71,14 @@ def recipes() -> Iterator[tuple[str, str]]:
 
 
 def find_config(name: str | Path) -> str:
-    """Return the file that a config argument means.
+    """Return the path of the config file that a command-line argument selects.
 
     Args:
-        name: A file; or a run directory, which means its config.yaml; or the name of a recipe,
-            also without `.py` and with a leading `configs/`. An existing file wins.
+        name: A file, a run directory (for its config.yaml), or the name of a recipe, with or
+            without `.py` and a leading `configs/`. An existing file takes precedence.
 
     Raises:
-        UserError: There is no such config.
+        UserError: The config does not exist.
     """
     path = Path(name)
     if path.is_file():
@@ -89,43 +89,45 @@ def find_config(name: str | Path) -> str:
         return str(recipe)
     if path.is_dir():
         raise UserError(
-            f"the config {path} is a folder without a config.yaml; name a .py or .yaml file, or"
-            " the folder of a run"
+            f"the config {path} is a folder without a config.yaml; give a .py or .yaml file, or"
+            " a run directory"
         )
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = closest(path.name, beside)
     near = str(path.parent / near) if near else closest(_normal(str(name)), dict(recipes()))
     hint = f"did you mean {near}?" if near else f"`{command('recipes')}` lists the recipes"
-    raise UserError(f"the config file {path} does not exist, nor a recipe of this name; {hint}")
+    raise UserError(
+        f"the config file {path} does not exist, and there is no recipe with this name; {hint}"
+    )
 
 
 def copy_recipe(name: str, destination: str | Path) -> Path:
-    """Write a recipe as a file of the user's own, which needs no other file.
+    """Copy a recipe to a self-contained config file.
 
-    Its relative imports become calls of `d2ext.get_config`, and the commands in its docstring name
-    the new file; the rest of the text stays as it is.
+    Relative imports become calls of `d2ext.get_config`, and the commands in the docstring name the
+    new file; the rest of the text is not changed.
 
     Args:
         name: Name of the recipe.
-        destination: File to write, or a folder, in which the recipe keeps its file name.
+        destination: File to write, or a folder, in which the copy keeps the recipe's file name.
 
     Returns:
-        The file.
+        The path of the new file.
 
     Raises:
-        UserError: There is no such recipe, or the file exists already or cannot be written.
+        UserError: The recipe does not exist, or the new file already exists or cannot be written.
     """
     source, destination = recipe_path(name), Path(destination)
     if destination.is_dir():
         destination /= source.name
     if destination.suffix != ".py":
-        raise UserError(f"{destination}: a config file ends with .py")
+        raise UserError(f"{destination} is not a config file; give a name that ends with .py")
     text = _copied(source, shlex.quote(str(destination)))
     try:
         with open(destination, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{destination} exists already; name another file") from None
+        raise UserError(f"{destination} already exists; give another file name") from None
     except OSError as e:
         raise UserError(f"cannot write {destination}: {e.strerror}") from e
     return destination
@@ -142,7 +144,7 @@ def _normal(name: str) -> str:
 
 
 def _copied(source: Path, own_name: str) -> str:
-    """Return the text of a recipe for another folder."""
+    """Return the text of a recipe, changed for use in another folder."""
     text = source.read_text(encoding="utf-8")
     body = ast.parse(text).body
     lines = text.splitlines(keepends=True)
@@ -158,12 +160,12 @@ def _copied(source: Path, own_name: str) -> str:
 
 
 def _calls(source: Path, node: ast.ImportFrom) -> list[str]:
-    """Return the lines that take from another file what a relative import takes."""
+    """Return lines with calls of `d2ext.get_config` that replace a relative import."""
     parts = (node.module or "").split(".")
     file = source.parents[node.level - 1].joinpath(*parts).with_suffix(".py")
     call = f'd2ext.get_config("{file.relative_to(RECIPES).as_posix()}")'
     names = [(alias.asname or alias.name, alias.name) for alias in node.names]
     if len(names) == 1:
         return [f"{names[0][0]} = {call}.{names[0][1]}\n"]
-    variable = f"_{file.stem}"  # one call: each loads the file again
+    variable = f"_{file.stem}"  # call it once, because each call loads the file again
     return [f"{variable} = {call}\n", *(f"{mine} = {variable}.{name}\n" for mine, name in names)]

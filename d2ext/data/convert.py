@@ -1,11 +1,11 @@
-"""Annotations from other formats to COCO, and from COCO to other formats (`formats`).
+"""Convert annotations from other formats to COCO, and from COCO to other formats (`formats`).
 
-hotcoco writes boxes as VOC and Open Images. The other writers are our own. In YOLO's labels hotcoco
-1.3 drops the subfolders of images; in CVAT's XML it turns masks into boxes, crowds into objects,
-and each part of an object into one. supervision 0.31 writes polygons of YOLO and LabelMe, but draws
-each as a mask of the image's size and takes its outline again: a circle of 64 corners comes back as
-steps between whole pixels, crowds become objects, subfolders are lost, and it decodes every image.
-Here a polygon stays as it is.
+hotcoco writes boxes as VOC and Open Images. All other writers are ours, for these reasons: hotcoco
+1.3 drops the subfolders of images in YOLO labels; in CVAT XML, it turns masks into boxes, crowds
+into objects, and each part of an object into an object. supervision 0.31 writes YOLO and LabelMe
+polygons, but rasterizes each polygon and traces its outline again: a circle with 64 corners becomes
+steps between whole pixels, crowds become objects, subfolders are lost, and every image is decoded.
+Our writers do not change polygons.
 """
 
 import os
@@ -31,34 +31,35 @@ def convert_to_coco(
     classes: Sequence[str] | None = None,
     **options: str | None,
 ) -> str:
-    """Write a COCO file of annotations in another format, as `write_coco` does.
+    """Convert annotations in another format to a COCO file, with `write_coco`.
 
     Args:
-        kind: a name in `formats()`.
-        source: the annotations, a file or a folder.
-        images: folder of the images.
-        output: the JSON to write.
-        classes: class names, in the order of their ids; None takes those of the source.
-        options: the format's `options`: for VIA `attribute`, the region attribute that holds the
-            class; for YOLO `split`, the split of data.yaml to read (None takes all of `images`).
+        kind: Name of the format, a key of `formats()`.
+        source: File or folder of the annotations.
+        images: Folder of the images.
+        output: JSON file to write.
+        classes: Class names, in the order of their ids; None takes those of the source.
+        options: Values of the format's `options`: for VIA `attribute`, the region attribute that
+            holds the class; for YOLO `split`, the split of data.yaml to read (None reads all of
+            `images`).
 
     Returns:
-        A line that says what was written.
+        A summary line.
 
     Raises:
-        UserError: the annotations or images are absent or malformed, or the file cannot be
-            written. Then there is no new file.
+        UserError: Annotations or images are missing or malformed, or the file cannot be written; in
+            these cases, no file is created.
     """
     if classes is not None and len(set(classes)) < len(classes):
-        raise UserError(f"--classes {' '.join(classes)} repeats a name; make them distinct")
+        raise UserError(f"--classes {' '.join(classes)} repeats a name; give distinct names")
     source, images, output = Path(source), Path(images), Path(output)
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"--output {output} is the input; name another file")
     if not images.is_dir():
-        raise UserError(f"the image folder {images} does not exist; give --images the right one")
+        raise UserError(f"the image folder {images} does not exist; correct --images")
     records, names = formats()[kind].read(source, images, classes, **options)
     if not records:
-        raise UserError(f"{source} lists no image; nothing was written")
+        raise UserError(f"{source} lists no images; nothing was written")
     counts = write_coco(records, names, output, images)
     listed = shortened(names, 10)
     return f"{output}: {counts['images']} images, {counts['objects']} objects, classes: {listed}"
@@ -70,22 +71,22 @@ def convert_from_coco(
     """Write the annotations of a COCO file in another format.
 
     Args:
-        source: the COCO JSON.
-        kind: one of `writers`.
-        output: the folder to make, or for `open_images` and `cvat` the file.
-        images: folder of the images, which LabelMe's files then name; otherwise the files name the
-            image as if it were in their own folder.
+        source: COCO JSON file.
+        kind: Name of the format, a key of `writers()`.
+        output: Folder to create, or file for `open_images` and `cvat`.
+        images: Folder of the images, for the image paths in LabelMe's files; if it is None, these
+            name images as if they were in the folder of the LabelMe file.
 
     Returns:
-        A line that says what was written and skipped.
+        A line with the numbers of written and skipped objects.
 
     Raises:
-        UserError: the file is absent or malformed, two images would have the same label file, or
-            `output` exists or cannot be written. Then nothing is left at `output`.
+        UserError: The file is missing or malformed, two images would have the same label file, or
+            `output` exists or cannot be written; in these cases, nothing is left at `output`.
     """
     output = Path(output)
     if output.exists():
-        raise UserError(f"{output} exists; name a new --output, or remove it")
+        raise UserError(f"{output} exists; give a new --output, or remove it")
     classes = coco_classes(source)
     records, _ = read_coco(source, "")
     for record in records:
@@ -105,10 +106,10 @@ def convert_from_coco(
 
 
 def _cut_at_edges(records: Sequence[dict]) -> dict[str, int]:
-    """Cut boxes and outlines at the edge of their image: some formats cannot hold more.
+    """Clip boxes and outlines to their image, as some formats require.
 
     Returns:
-        How many objects were cut, and how many were skipped, by reason.
+        The number of objects that were cut, and those that were skipped, by reason.
     """
     left_out = LeftOut()
     for record in records:

@@ -1,1 +1,1 @@
-"""Check what is installed and what works on this machine."""
+"""Check this machine's installation."""

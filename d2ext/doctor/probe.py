@@ -1,13 +1,14 @@
-"""Import torch and Detectron2 and train one step, in a child process of the doctor.
+"""Import torch and Detectron2 and train one step, in a child process of `d2ext doctor`.
 
-Run as a script by `d2ext.doctor.report`; prints one line of JSON before and after each step. Only
-the standard library is imported at module level, so that any failure belongs to a step.
+`d2ext.doctor.report` runs this file as a script, which prints a line of JSON before and after each
+step. Only the standard library is imported at module level, so that every failure belongs to a
+step.
 """
 
 import json
 from typing import Any
 
-MARK = "doctor:"  # opens our own lines, since libraries print too
+MARK = "doctor:"  # prefix of our own lines, because libraries print too
 
 
 def _step_torch() -> dict[str, Any]:
@@ -20,7 +21,7 @@ def _step_torch() -> dict[str, Any]:
     reason = ""
     try:
         torch.cuda.init()
-    except (AssertionError, RuntimeError) as e:  # the former from a build without CUDA
+    except (AssertionError, RuntimeError) as e:  # AssertionError: a build without CUDA
         reason = str(e).strip().splitlines()[0]
     return {"gpus": gpus, "built_for": torch.cuda.get_arch_list(), "reason": reason}
 
@@ -34,9 +35,9 @@ def _step_torchvision() -> dict[str, Any]:
 def _step_detectron2() -> dict[str, Any]:
     from detectron2.utils import comm
 
-    # Upstream calls itself 0.6 to this day; what came in 2023 tells it from the release.
+    # Upstream still reports version 0.6; this function, added in 2023, is not in the release.
     if not hasattr(comm, "create_local_process_group"):
-        raise RuntimeError("this is release v0.6 (2021) or older, too old for today's Pillow")
+        raise RuntimeError("this is release v0.6 (2021) or older, too old for current Pillow")
     import detectron2.checkpoint
     import detectron2.data
     import detectron2.engine
@@ -82,11 +83,11 @@ def _step_train() -> dict[str, Any]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for device in devices:
         _train_one_step(device)
-    return {"text": "forward, NMS, ROIAlign, backward, step: good on " + ", ".join(devices)}
+    return {"text": "forward, NMS, ROIAlign, backward and step work on " + ", ".join(devices)}
 
 
 def _train_one_step(device: str) -> None:
-    """Take one optimizer step through the operators of Mask R-CNN; the loss has to fall."""
+    """Take one optimizer step through the operators of Mask R-CNN; the loss must decrease."""
     import torch
     from detectron2.layers import ROIAlign, batched_nms
 
@@ -109,7 +110,7 @@ def _train_one_step(device: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     if not losses[1] < losses[0]:
-        raise RuntimeError(f"a training step on {device} did not lower the loss: {losses}")
+        raise RuntimeError(f"a training step on {device} did not decrease the loss: {losses}")
 
 
 _STEPS = {

@@ -1,7 +1,7 @@
 """Check whether this installation can train: versions, GPUs, operators, and a real step.
 
-torch and Detectron2 are imported in a child process only (probe.py): a broken build can kill
-the process that imports it, and the doctor has to outlive the patient.
+torch and Detectron2 are imported only in a child process (probe.py), because a broken build can
+kill the process that imports it.
 """
 
 import json
@@ -39,11 +39,11 @@ _OPENCV = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
-# Eight workers with large batches fit; `--dry-run` compares with what a config needs.
+# Enough for eight workers with large batches; `--dry-run` checks the needs of a config.
 _SHARED_MEMORY, _OPEN_FILES = 10**9, 1024
-_TIMEOUT = 300  # seconds; a GPU's first use can take a minute
+_TIMEOUT = 300  # seconds; the first use of a GPU can take a minute
 
-# Step of the probe -> what does not work when it fails.
+# The problem to report if a step of the probe fails.
 _SUBJECTS = {
     "torch": "torch cannot be used",
     "torchvision": "torchvision cannot be used",
@@ -55,7 +55,7 @@ _SUBJECTS = {
 
 @dataclass
 class Diagnosis:
-    """Facts as (label, text), warnings, and problems: what keeps training from working."""
+    """Facts as (label, text), warnings, and problems, which prevent training."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -70,9 +70,9 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Examine this interpreter's installation and train one step with it.
+    """Check this interpreter's installation and train one step with it.
 
-    Never raises for what it finds: a package that is missing, too old or broken is a problem.
+    Missing, old or broken packages raise no error; they are reported as problems.
     """
     found = Diagnosis()
     found.facts.append(("d2ext", __version__))
@@ -84,11 +84,11 @@ def diagnose() -> Diagnosis:
     found.facts.append(("datasets", describe_datasets()))
     if len(opencv) > 1:
         found.warnings.append(
-            "several OpenCV packages overwrite one another: uninstall all of them, then install one"
+            "several OpenCV packages overwrite each other; uninstall all of them, then install one"
         )
     if installed("detectron2") and installed("sal-detectron2"):
         found.warnings.append(
-            f"two Detectron2 packages overwrite one another. Remedy: {install_advice()}"
+            f"two Detectron2 packages overwrite each other. Remedy: {install_advice()}"
         )
     found.problems += unmet_requirements()
 
@@ -105,7 +105,7 @@ def diagnose() -> Diagnosis:
 
 
 def installed(name: str) -> str | None:
-    """Return the version of an installed distribution, read without importing it."""
+    """Return the version of an installed distribution without importing it, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ def installed(name: str) -> str | None:
 
 
 def which_detectron2() -> str:
-    """Return which Detectron2 this is: the PyPI wheel, upstream (with its commit), or none."""
+    """Return which Detectron2 is installed: the PyPI wheel, upstream (with its commit), or none."""
     if version := installed("sal-detectron2"):
         built_from = ", upstream main of 2024-04-17 (a59f0563)" if version == "0.7.2" else ""
         return f"{version}, the PyPI wheel sal-detectron2{built_from}"
@@ -127,11 +127,11 @@ def which_detectron2() -> str:
 
 
 def describe_datasets() -> str:
-    """Return where datasets are looked for, and where the balloon recipes find their photos."""
+    """Return the folder of the datasets, and that of the photos of the balloon recipes."""
     root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
     source = "DETECTRON2_DATASETS" if os.environ.get("DETECTRON2_DATASETS") else "the default"
-    absent = f"absent ({command('prepare')} balloon --root DIR)"
-    balloon = PHOTOS if PHOTOS.is_dir() else absent
+    missing = f"missing ({command('prepare')} balloon --root DIR)"
+    balloon = PHOTOS if PHOTOS.is_dir() else missing
     return f"{root} ({source}); balloon photos: {balloon}"
 
 
@@ -161,7 +161,7 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     Returns:
         The result of each step that succeeded, and the error of the first one that did not.
     """
-    # -P: this file's folder must not come before the standard library.
+    # -P keeps this file's folder from shadowing the standard library.
     command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py"))]
     try:
         with waiting_for("torch and Detectron2 to train a step", f"at most {_TIMEOUT} s", say=_say):
@@ -170,7 +170,7 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
             )
         output, status = child.stdout, child.returncode
     except subprocess.TimeoutExpired as e:
-        # The output is bytes here even with text=True.
+        # The output is bytes here, even with text=True.
         output, status = (e.stdout or b"").decode(errors="replace"), None
     results: dict[str, dict[str, Any]] = {}
     step, error = "torch", None
@@ -183,7 +183,7 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     if list(results) == list(_SUBJECTS):
         return results, None
     if error is None and status is None:
-        error = f"no answer after {_TIMEOUT} s"
+        error = f"no response after {_TIMEOUT} s"
     elif error is None:
         error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
     way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
@@ -195,44 +195,44 @@ def _say(line: str) -> None:
 
 
 def install_advice() -> str:
-    """Return how to get an installation that works."""
-    # What `make env` made, it takes for complete until it is removed.
+    """Return how to get a working installation."""
+    # `make env` considers an environment that it has created complete until it is removed.
     if (Path(sys.prefix) / "d2ext-stamp").exists():
         return f"`rm -r {sys.prefix}`, then `make env`"
-    return "`make env` makes an environment that holds what d2ext needs"
+    return "`make env` creates an environment with everything that d2ext needs"
 
 
 def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[str, str]]:
     facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
     if torch is None:
-        return [*facts, ("GPUs", "unknown, since torch does not work")]
+        return [*facts, ("GPUs", "unknown, because torch does not work")]
     way_out = "train.device=cpu trains on the CPU"
     for name, major, minor in torch["gpus"]:
         if uncovered((major, minor), torch["built_for"]):
             problems.append(
-                f"the GPU {name} has compute capability {major}.{minor}, and this torch is built"
-                f" for {', '.join(torch['built_for'])} only; {way_out}"
+                f"the GPU {name} has compute capability {major}.{minor}, but this torch is built"
+                f" only for {', '.join(torch['built_for'])}; {way_out}"
             )
     if torch["gpus"]:
         return [*facts, ("GPUs", ", ".join(name for name, *_ in torch["gpus"]))]
     if sign := expected_gpu(os.environ):
         problems.append(f"{sign}, but torch finds no GPU ({torch['reason']}); {way_out}")
-    return [*facts, ("GPUs", "none, training runs on the CPU")]
+    return [*facts, ("GPUs", "none; training runs on the CPU")]
 
 
 def _limits(warnings: list[str]) -> list[tuple[str, str]]:
-    """Return the machine's limits for loader workers; no config says yet what they need."""
+    """Return the machine's limits for loader workers, and warn if they are low for any config."""
     free, files = shared_memory_free(), open_files_allowed()
     if free < _SHARED_MEMORY:
         warnings.append(
-            f"{free / 1e6:.0f} MB of shared memory ({SHARED_MEMORY}) are little for loader workers:"
-            " start the container with more (docker run --shm-size=8g), or set"
+            f"only {free / 1e6:.0f} MB of shared memory ({SHARED_MEMORY}) are free for loader"
+            " workers; start the container with more (docker run --shm-size=8g), or set"
             " dataloader.train.num_workers=0"
         )
     if files < _OPEN_FILES:
         warnings.append(
-            f"{files} open files (`ulimit -Hn`) are few for loader workers: raise the limit, or"
-            " lower dataloader.train.num_workers"
+            f"only {files} open files (`ulimit -Hn`) are allowed for loader workers; raise the"
+            " limit, or lower dataloader.train.num_workers"
         )
     return [("shared memory", f"{free / 1e6:.0f} MB free"), ("open files", f"{files:g} allowed")]
 
@@ -240,12 +240,12 @@ def _limits(warnings: list[str]) -> list[tuple[str, str]]:
 def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:
     if result["no_cuda"]:
         warnings.append(
-            "Detectron2's compiled operators were built without CUDA and do not run on the GPU:"
-            " install the CUDA toolkit, then `DETECTRON2=git make env` in a new D2EXT_VENV"
+            "Detectron2's compiled operators were built without CUDA and do not run on the GPU;"
+            " install the CUDA toolkit, then run `DETECTRON2=git make env` with a new D2EXT_VENV"
         )
     if not result["missing"]:
-        return [("compiled operators", "all there")]
-    remedy = "`DETECTRON2=git make env` builds them; Faster and Mask R-CNN do without"
+        return [("compiled operators", "all present")]
+    remedy = "`DETECTRON2=git make env` builds them; Faster and Mask R-CNN do not need them"
     missing = [("without", f"{name}: {result_of}") for name, result_of in result["missing"]]
     reason = f" ({result['reason']})" if result["reason"] else ""
     return [("compiled operators", f"missing{reason}; {remedy}"), *missing]

@@ -1,7 +1,7 @@
 """Train and evaluate from Python: `d2ext.train` and `d2ext.evaluate`.
 
-A call leaves the process as it was, so that a notebook can train again: datasets, log handlers,
-signal handlers, the lock of the run directory and open files are released, also after an error.
+Each call restores the process, so that a notebook can train again: datasets, log handlers, signal
+handlers, the lock of the run directory and open files are released, even after an error.
 """
 
 import atexit
@@ -34,8 +34,8 @@ from d2ext.launch.topology import Topology, find_topology
 from d2ext.run_dir.lock import release_output_dir
 from d2ext.run_dir.logging import logging_set_up
 
-_TIMEOUT = 1800.0  # seconds to wait for peers, as --dist-timeout
-# How the flags of messages are called here.
+_TIMEOUT = 1800.0  # seconds to wait for other ranks, the default of --dist-timeout
+# Arguments of the functions that correspond to flags in messages.
 _ARGUMENTS = {
     "--no-validate": "validate=False",
     "--overwrite": "overwrite=True",
@@ -59,17 +59,17 @@ def train(
 ) -> Run:
     """Train a config, as `d2ext train` does, and return the finished run.
 
-    In a script that torchrun or srun started, this process is one of the ranks; otherwise it trains
-    alone. In the main thread, a signal finishes the step and saves a checkpoint, from which
-    `resume=True` continues: after SIGINT (Ctrl-C, or "interrupt" in a notebook) the call then
-    raises KeyboardInterrupt, after SIGTERM, SIGUSR1 and SIGUSR2 SystemExit with status 75.
+    In a script started by torchrun or srun, this process is one of the ranks; otherwise it trains
+    alone. In the main thread, a signal makes the run finish its step and save a checkpoint, from
+    which `resume=True` continues. The call then raises KeyboardInterrupt after SIGINT (Ctrl-C, or
+    "interrupt" in a notebook), and SystemExit with status 75 after SIGTERM, SIGUSR1 and SIGUSR2.
 
     Args:
-        cfg: Config returned by `get_config` or `load_config`, which may have been changed since; it
-            stays as it is.
+        cfg: Config returned by `get_config` or `load_config`, which you may have modified; it is
+            not changed.
         output_dir: Run directory; by default, `cfg.train.output_dir`.
         hooks: Detectron2 hooks, called after those of `cfg.train.hooks`.
-        resume: Resume the newest good checkpoint of the run directory, if there is one.
+        resume: Resume the newest intact checkpoint of the run directory, if there is one.
         resume_from: Resume this checkpoint.
         overwrite: Move an earlier run in the directory aside.
         validate: Evaluate on `cfg.dataloader.val`.
@@ -80,8 +80,8 @@ def train(
         if there are any.
 
     Raises:
-        UserError: An error that the user can fix. In one of several ranks, the process prints it
-            and exits instead, because the others wait for this rank.
+        UserError: The user can fix the error. With several ranks, the process prints it and exits
+            instead, because the other ranks wait for this one.
 
     Example:
         >>> import d2ext
@@ -105,7 +105,7 @@ def train(
         validate=validate,
     )
     flags = [] if validate else ["--no-validate"]
-    # No command passes hooks that exist in Python only.
+    # No command can pass hooks that exist only in Python.
     run = _execute("train", cfg, output_dir, options, None if hooks else flags, hooks)
     if run.stopped_by == "SIGINT":
         raise KeyboardInterrupt
@@ -126,17 +126,18 @@ def evaluate(
     Results, predictions and the report are written to `eval` in the run directory.
 
     Args:
-        cfg: Config returned by `get_config` or `load_config`; it stays as it is.
+        cfg: Config returned by `get_config` or `load_config`; it is not changed.
         weights: `best` or `last` of the run directory, or a file; by default,
             `cfg.train.init_checkpoint`.
         output_dir: Run directory; by default, `cfg.train.output_dir`.
-        tta: Use the flips and sizes of `cfg.dataloader.tta`.
+        tta: Use test-time augmentation with the flips and sizes of `cfg.dataloader.tta`.
 
     Returns:
-        Flat results: `<dataset>/<metric>/<task>/<name>` to a number, None if it is undefined.
+        Flat results that map `<dataset>/<metric>/<task>/<name>` to a number, or to None if it is
+        undefined.
 
     Raises:
-        UserError: An error that the user can fix; see `train` for several ranks.
+        UserError: The user can fix the error; see `train` for several ranks.
 
     Example:
         >>> import d2ext
@@ -157,14 +158,14 @@ def _execute(
     flags: Sequence[str] | None = None,
     hooks: Sequence[HookBase] = (),
 ) -> Run:
-    """Execute a run in this process; `flags` are those of a command that trains the same."""
+    """Execute a run in this process; `flags` are those of `d2ext train` for the same run."""
     cfg, out = _checked(cfg, output_dir)
     train_options = TrainOptions.from_config(cfg.train)
     dist_options = train_options.dist
     topology = find_topology(os.environ, dist_url=dist_options.url, port=dist_options.port)
     if topology.launcher == "self" and topology.world_size > 1:
         raise UserError(
-            f"the environment's NNODES={topology.num_machines}: start a Python script on several"
+            f"the environment has NNODES={topology.num_machines}; start a Python script on several"
             " machines with torchrun, or unset NNODES"
         )
     if topology.launcher == "torchrun":
@@ -175,7 +176,7 @@ def _execute(
     options = {**options, **gpus, "world_size": topology.world_size}
 
     def rank() -> Run:
-        # One of several ranks must not hang; a notebook must live on.
+        # A rank among several must not hang, so it may exit; a notebook's kernel must survive.
         signals = StopSignals(may_exit=topology.launcher != "self")
         run, _ = execute(cfg, command, options, signals, hooks=hooks)
         run.evaluations = broadcast_from_rank0(lambda: run.evaluations)
@@ -190,18 +191,18 @@ def _execute(
 
 
 def _checked(cfg: Any, output_dir: str | os.PathLike | None) -> tuple[DictConfig, Path]:
-    """Return a checked copy of a config that names its run directory, and that directory."""
+    """Check a copy of the config and set its run directory; return both."""
     if not isinstance(cfg, DictConfig):
         raise UserError(
-            f"cfg is a {type(cfg).__name__}; give what d2ext.get_config or d2ext.load_config"
-            " returns"
+            f"cfg is a {type(cfg).__name__}; give a config returned by d2ext.get_config or"
+            " d2ext.load_config"
         )
     cfg = copy.deepcopy(cfg)
     check_config(cfg)
     if output_dir is not None:
         cfg.train.output_dir = os.fspath(output_dir)
     if not cfg.train.get("output_dir"):
-        raise UserError("there is no run directory: give output_dir=... or set train.output_dir")
+        raise UserError("no run directory is set; give output_dir=... or set train.output_dir")
     return cfg, Path(cfg.train.output_dir)
 
 
@@ -219,7 +220,7 @@ def _released(topology: Topology) -> Iterator[None]:
 
 
 def _leave_ranks() -> None:
-    """Destroy the process groups before Python ends: their threads may still hold tensors."""
-    gc.collect()  # wrappers of models refer to groups
+    """Destroy the process groups before Python exits, because their threads may hold tensors."""
+    gc.collect()  # model wrappers that refer to groups
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Build the parts of a run from its config; an error names the section of the config."""
+"""Build the parts of a run from its config; errors name the section of the config."""
 
 import copy
 import logging
@@ -34,7 +34,7 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
-    """Build the model on its device, its heads with the data's class count; the seed decides it."""
+    """Build the model on its device, with the data's class count and seeded initial weights."""
     options = TrainOptions.from_config(cfg.train)
     torch.manual_seed(options.seed)  # initial weights
     model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
@@ -45,7 +45,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         use_fast_layers(model)
     model = model.to(plan.device)
     chosen = options.channels_last
-    # Rank 0 decides for all: gradients are exchanged in their memory order.
+    # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in model.parameters())
@@ -54,7 +54,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
 
 
 def _channels_last_pays(device: str) -> bool:
-    """Return whether float32 convolutions were measured to be faster in channels_last."""
+    """Return whether measurements showed float32 convolutions to be faster in channels_last."""
     return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -65,11 +65,11 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     settings.params.model = model
     with config_errors("optimizer"):
         target = settings["_target_"]
-        target = locate(target) if isinstance(target, str) else target  # of a config.yaml
+        target = locate(target) if isinstance(target, str) else target  # a string in config.yaml
         chosen = any(settings.get(name) for name in ("fused", "foreach", "differentiable"))
-        # A fused SGD would dampen its first step as well: see `Trainer`.
+        # A fused SGD would also dampen its first step; see `_start_momentum` of the trainer.
         if target in _FUSED and not chosen and not settings.get("dampening"):
-            settings.fused = True  # one pass over the weights; 3 times as fast on a CPU, too
+            settings.fused = True  # one pass over the weights; 3 times as fast, also on a CPU
         return instantiate(settings)
 
 
@@ -87,19 +87,21 @@ def build_train_loader(cfg: Any, start_iter: int, dataset: Any = None) -> Any:
     Args:
         cfg: Config with registered datasets.
         start_iter: First iteration to load.
-        dataset: What `dataloader.train.dataset` builds, if that was built before.
+        dataset: Dataset of `dataloader.train.dataset`, if it has been built already.
     """
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
     if OmegaConf.select(settings, "seed") is not None:
         settings.start_iter = start_iter
     elif start_iter:
-        logger.warning("dataloader.train is not d2ext's: its data starts anew, not in the middle")
+        logger.warning(
+            "dataloader.train is not d2ext's loader: its data starts from the beginning again"
+        )
     with config_errors("dataloader.train"):
         return instantiate(settings if dataset is None else {**settings, "dataset": dataset})
 
 
 def build_hooks(entries: Sequence[Any]) -> list[HookBase]:
-    """Build the hooks of `train.hooks`, whose entries are given.
+    """Build hooks from the entries of `train.hooks`.
 
     Raises:
         UserError: An entry cannot be built or is not a hook.
@@ -120,12 +122,12 @@ def build_hooks(entries: Sequence[Any]) -> list[HookBase]:
 def build_writers(entries: Sequence[Any], output_dir: Path) -> list[EventWriter]:
     """Build the writers of `train.writers`; one that cannot be built is skipped with a warning.
 
-    Preflight has checked what can be known before; a server that is gone must not end a run that
-    is requeued.
+    Preflight has already checked the entries; the failure of a server must not end a run that was
+    requeued.
 
     Args:
-        entries: Entries of the option.
-        output_dir: The run directory.
+        entries: Entries of `train.writers`.
+        output_dir: Run directory.
     """
     writers = []
     for i, entry in enumerate(entries):
@@ -138,7 +140,7 @@ def build_writers(entries: Sequence[Any], output_dir: Path) -> list[EventWriter]
 
 
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
-    """Build test sets and metrics; `section` names the loader's place in the config."""
+    """Build test sets and metrics; `section` is the loader's section of the config."""
     with config_errors(f"{section} or evaluators"):
         return Suite(loader, cfg.evaluators)
 
@@ -146,8 +148,8 @@ def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
 def _instantiate(config: DictConfig, field: str) -> Any:
     """Instantiate a section of the config; a UserError names the innermost part that fails.
 
-    Not for loaders and optimizers: parts are built again to find the one that fails, and theirs may
-    communicate with other ranks.
+    Do not use this for loaders and optimizers: it builds parts again to find the one that fails,
+    and theirs may communicate with other ranks.
     """
     try:
         return instantiate(config)
@@ -161,7 +163,7 @@ def _instantiate(config: DictConfig, field: str) -> Any:
 
 
 def _failing(config: Any, field: str) -> tuple[str, DictConfig] | None:
-    """Return the innermost lazy call that fails, found by instantiating each from the inside."""
+    """Return the innermost lazy call that fails, by instantiating all from the inside out."""
     if isinstance(config, ListConfig):
         parts = [(f"{field}[{i}]", part) for i, part in enumerate(config)]
     elif isinstance(config, DictConfig) and "_target_" in config:
@@ -179,7 +181,7 @@ def _failing(config: Any, field: str) -> tuple[str, DictConfig] | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is short in a message: a number, a text, or a list of these."""
+    """Return whether a value fits in a message: a number, a string, or a list of these."""
     if isinstance(value, ListConfig):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

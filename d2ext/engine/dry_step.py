@@ -1,7 +1,7 @@
-"""Run one training step on a small image before training, and explain errors of a first step.
+"""Run one training step on a small image before training, and explain errors of the first step.
 
-Most fields of a model's config that do not agree show themselves in its first step only, deep in
-torch. `misfits_explained` names the fields around the module that fails.
+Most inconsistent fields of a model's config cause errors only in the first step, deep inside torch.
+`misfits_explained` names the fields around the module that fails.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ from d2ext.preflight.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_CELLS = 2  # of the coarsest level along each side: BatchNorm needs more than one value
-_STRIDE = 64  # of the coarsest level, where a backbone does not say
+_CELLS = 2  # cells per side of the coarsest level, because BatchNorm needs more than one value
+_STRIDE = 64  # of the coarsest level, if the backbone does not state it
 _MAX_SHOWN = 12
 _MISFITS = (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError)
 _INPUT = ("input_format", "pixel_mean", "pixel_std")
@@ -59,23 +59,23 @@ _SHAPES = {
 
 
 def dry_step(cfg: Any, plan: Plan | None) -> None:
-    """Build what a run consists of, and run one forward and backward pass on its device.
+    """Build all parts of a run, and run one forward and backward pass on its device.
 
-    The image is the first training image, as small as leaves every level 2 x 2 cells. The model,
-    with random weights, is thrown away; generators of random numbers are put back.
+    The image is the first training image, resized so that the coarsest level has 2 x 2 cells. The
+    model has random weights and is discarded; random number generators are restored.
 
     Args:
         cfg: Config returned by `load_config`.
-        plan: Plan returned by `plan_run` in this process; None where another process plans.
+        plan: Plan returned by `plan_run` in this process; None if another process plans.
 
     Raises:
-        UserError: a part of the run cannot be built, fields of the config do not agree, or the
-            machine runs out of memory.
+        UserError: A part of the run cannot be built, fields of the config contradict each other, or
+            the machine runs out of memory.
     """
     if plan is None or plan.eval_only:
         return
     if "D2EXT_PLAN_GPUS" in os.environ:
-        logger.info("dry step    not run: the training is for other machines")
+        logger.info("dry step    skipped: the run is for other machines")
         return
     started = time.perf_counter()
     with generators_seeded(0):
@@ -87,11 +87,11 @@ def dry_step(cfg: Any, plan: Plan | None) -> None:
             build_suite("dataloader.val", cfg.dataloader.val, cfg)
         sample = _sample(cfg, _side(model), plan.built.train_dataset)
         if isinstance(sample, Failure):
-            logger.info("dry step    not run: %s", sample.message)
+            logger.info("dry step    skipped: %s", sample.message)
             return
         try:
             _step(cfg, plan.device, model, [sample])
-        except FloatingPointError as e:  # the random weights are not those that are trained
+        except FloatingPointError as e:  # may be due to the random weights
             logger.info("dry step    not finished: %s", e)
             return
     seconds = time.perf_counter() - started
@@ -103,13 +103,13 @@ def dry_step(cfg: Any, plan: Plan | None) -> None:
 
 @contextlib.contextmanager
 def misfits_explained(cfg: Any, model: nn.Module) -> Iterator[None]:
-    """Turn what a model's first step raises into a UserError that names fields of its config.
+    """Turn errors of a model's first step into a UserError that names fields of its config.
 
-    Lack of memory, lost peers, errors of a GPU and NaN have explanations of their own.
+    Out-of-memory errors, lost peers, GPU errors and NaN are explained elsewhere.
 
     Args:
         cfg: Config returned by `load_config`.
-        model: the model of `cfg`, unwrapped.
+        model: Model of `cfg`, unwrapped.
     """
     try:
         yield
@@ -127,7 +127,7 @@ def _side(model: nn.Module) -> int:
 
 
 def _sample(cfg: Any, side: int, dataset: Any) -> dict | Failure:
-    """Return the first image of the training, at this size where the mapper can be told so."""
+    """Return the first training sample, resized to `side` if the mapper has augmentations."""
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
     if not settings.get("mapper"):
         return Failure("dataloader.train has no mapper")
@@ -141,7 +141,7 @@ def _sample(cfg: Any, side: int, dataset: Any) -> dict | Failure:
 def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
     memory = resource_errors_explained(
         lambda: f"in the dry step ({batch_words(batch)})",
-        "end other programs, or take a smaller model",
+        "end other programs, or use a smaller model",
         "dataloader.train.num_workers",
     )
     with memory, misfits_explained(cfg, model), EventStorage():
@@ -165,7 +165,7 @@ def _explanation(config: DictConfig, model: nn.Module, e: Exception) -> str:
 
 
 def _failing_module(model: nn.Module, e: Exception) -> str | None:
-    """Return the path of the innermost module whose method raised; None where none did."""
+    """Return the path of the innermost module whose method raised, or None."""
     names = {id(module): name for name, module in model.named_modules()}
     path = None
     for frame, _ in traceback.walk_tb(e.__traceback__):
@@ -174,12 +174,12 @@ def _failing_module(model: nn.Module, e: Exception) -> str | None:
 
 
 def _field(config: DictConfig, path: str) -> str:
-    """Return the field of a module's config, or of the nearest module around it that has one."""
+    """Return the config field of a module, or of the nearest enclosing module that has one."""
     node, field = config, "model"
     for part in filter(None, path.split(".")):
         if isinstance(node, ListConfig):
             key = int(part) if part.isdecimal() and int(part) < len(node) else None
-        else:  # `rpn_head` is `head` in the config, and Cascade R-CNN's `box_head` is `box_heads`
+        else:  # config names differ: `head` for `rpn_head`, `box_heads` for `box_head` in a cascade
             names = (part, part.rpartition("_")[2], f"{part}s")
             key = next((name for name in names if name in node), None)
         if key is None or not isinstance(node[key], DictConfig | ListConfig):
@@ -195,7 +195,7 @@ def _fields_around(config: DictConfig, place: str) -> list[str]:
     if node is None or top == "backbone":
         fields = [f"model.{name}={config[name]}" for name in _INPUT if name in config]
         return fields + list(_shape_fields(node, "model.backbone"))
-    if top == "roi_heads" and "_" in sub:  # of the box, the mask or the keypoint branch
+    if top == "roi_heads" and "_" in sub:  # the box, mask or keypoint branch
         branch = sub.partition("_")[0]
         node = {k: v for k, v in node.items() if k.startswith(branch) or k == "num_classes"}
     fields = list(_shape_fields(node, f"model.{top}"))

@@ -18,16 +18,16 @@ from d2ext.run_dir.schema import write_record
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = 32  # of them as many of the worst and the best images as `analyze` names
+_PICTURES = 32  # overlays per test set, at most 12 each of the worst and the best images
 _PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
 
 def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> dict[str, float]:
-    """Log the AP of all test sets and write their files in place of an earlier evaluation's.
+    """Log the AP of all test sets and write their files, replacing an earlier evaluation's.
 
     Args:
         evaluations: One evaluation per test set.
-        out: The run directory.
+        out: Run directory.
 
     Returns:
         Flat results of all test sets.
@@ -51,8 +51,8 @@ def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
 
     The analysis holds the result of `analyze` by task, and `pictures`, which maps image ids (as
-    text) to overlays in `out`. Without hotcoco there is none. An error of the analysis or of the
-    overlays is logged.
+    strings) to overlays in `out`. It needs hotcoco and is skipped without it. Errors in the
+    analysis or the overlays are logged.
     """
     name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
     write_predictions(name, found, ground_truth.image_ids, out / "predictions")
@@ -68,11 +68,11 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
             task: TaskAnalysis(**analyze(ground_truth, found, task, _PARTS))
             for task in evaluable(None, ground_truth, found)
         }
-    # Masks where there are, as they are what the pictures show.
+    # Prefer the analysis of the masks, because the overlays show them.
     shown = list(analyses.values())[-1].images if analyses else None
     rows = _rows(shown, ground_truth.image_ids)
     starts = np.searchsorted(found.image, np.arange(len(ground_truth.image_ids) + 1))
-    # Here, because a training need not wait for matplotlib.
+    # Imported here to keep matplotlib out of the startup.
     from d2ext.visualize.overlay import write_overlays
 
     files = write_overlays(

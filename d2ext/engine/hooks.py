@@ -22,7 +22,7 @@ _PLAIN = (str, bytes, bool, int, float, type(None))
 
 
 class OnTrainStart(HookBase):
-    """Call a function while the loader's workers make the first batches.
+    """Call a function while the loader's workers prepare the first batches.
 
     Args:
         run: Function to call before the first step.
@@ -38,13 +38,12 @@ class OnTrainStart(HookBase):
 class LearningRateHook(HookBase):
     """Set each group's learning rate to its base times the schedule's multiplier.
 
-    The hook is stateless, so that a resumed run follows the config it is given, not the rates that
-    the checkpoint stores. Steps that were not taken (a float16 overflow, a non-finite loss) do not
-    advance the schedule.
+    The hook is stateless, so that a resumed run follows its config, not the rates stored in the
+    checkpoint. Skipped steps (a float16 overflow, a non-finite loss) do not advance the schedule.
 
     Args:
         optimizer: Optimizer whose current rates are the bases.
-        multiplier: fvcore ParamScheduler, from the fraction of the run (0 to 1) to a factor.
+        multiplier: fvcore ParamScheduler, which maps the fraction of the run (0 to 1) to a factor.
     """
 
     def __init__(self, optimizer: Optimizer, multiplier: Callable[[float], float]):
@@ -82,7 +81,8 @@ class EvaluationHook(HookBase):
 
     Args:
         schedule: Schedule of the run.
-        evaluate: Evaluates after a number of iterations; returns flat results on rank 0.
+        evaluate: Function that evaluates after a number of iterations and returns flat results on
+            rank 0.
         known: Results of an evaluation at the iteration where a run resumes; None if that
             evaluation was not completed.
     """
@@ -132,7 +132,7 @@ class ReportHook(HookBase):
 
     Args:
         schedule: Schedule of the run.
-        write: Writes the report.
+        write: Function that writes the report.
     """
 
     def __init__(self, schedule: Schedule, write: Callable[[], object]):
@@ -159,7 +159,7 @@ def hook_states(hooks: Sequence[HookBase]) -> list[dict[str, Any]]:
         `hook`, and `state`.
 
     Raises:
-        UserError: A state holds an object that checkpoints cannot hold.
+        UserError: A state contains an object that checkpoints cannot hold.
     """
     states = []
     for position, hook in enumerate(hooks):
@@ -168,7 +168,7 @@ def hook_states(hooks: Sequence[HookBase]) -> list[dict[str, Any]]:
         name = type(hook).__qualname__
         if (kind := _unsafe(state)) is not None:
             raise UserError(
-                f"{name}.state_dict() holds a {kind}, which no checkpoint can hold; return"
+                f"{name}.state_dict() contains a {kind}, which checkpoints cannot hold; return"
                 " tensors, numbers, strings, lists and dicts"
             )
         states.append({"position": position, "hook": name, "state": state})
@@ -176,9 +176,9 @@ def hook_states(hooks: Sequence[HookBase]) -> list[dict[str, Any]]:
 
 
 def load_hook_states(hooks: Sequence[HookBase], states: Sequence[Mapping[str, Any]]) -> None:
-    """Load the states of a checkpoint into the hooks of the same position and class name.
+    """Load the states of a checkpoint into the hooks with the same position and class name.
 
-    A state that fits no hook is reported by a warning.
+    A state without such a hook is ignored with a warning.
 
     Args:
         hooks: All user hooks, in order.
@@ -197,8 +197,8 @@ def load_hook_states(hooks: Sequence[HookBase], states: Sequence[Mapping[str, An
 
 
 def _unsafe(value: Any) -> str | None:
-    """Return the name of a type in a hook's state that `weights_only` does not load, or None."""
-    # Exact types: numpy's float64 is a float to Python, but not to torch's reader.
+    """Return the name of a type in a hook's state that `weights_only` cannot load, or None."""
+    # Check exact types: numpy's float64 is a subclass of float, but torch's reader rejects it.
     if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
         return None
     if type(value) in (dict, OrderedDict):

@@ -1,4 +1,4 @@
-"""Write the metrics of a run's steps: metrics.json, lines on the terminal, and other writers."""
+"""Write the metrics of a run to metrics.json, to the terminal, and to other writers."""
 
 import json
 import logging
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 class MetricWriter(HookBase):
-    """Write a step's metrics when they are due, as Detectron2's JSON lines and to its writers.
+    """Write metrics when they are due, as Detectron2's JSON lines and to its writers.
 
-    The lines and their content do not depend on where a run was stopped: lines that were lost
-    after the resumed checkpoint are written again.
+    The lines do not depend on where a run was stopped: lines that were lost after the resumed
+    checkpoint are written again.
 
     Args:
-        folder: The run directory.
+        folder: Run directory.
         schedule: Schedule of the run.
-        writers: Detectron2's writers, called at the same steps. An error of theirs is a warning.
+        writers: Detectron2 writers, called at the same steps. Their errors become warnings.
     """
 
     def __init__(self, folder: Path, schedule: Schedule, writers: Sequence[EventWriter] = ()):
@@ -49,7 +49,7 @@ class MetricWriter(HookBase):
         if self._schedule.log_due(self.trainer.iter + 1):
             for writer in self._others:
                 writer.write()
-            # Only TensorBoard's writer takes them out of the storage.
+            # Among the writers, only TensorBoard's clears these.
             self.trainer.storage.clear_images()
             self.trainer.storage.clear_histograms()
             self._write(self.trainer.iter)
@@ -59,7 +59,7 @@ class MetricWriter(HookBase):
             self.close()
 
     def close(self) -> None:
-        """Close the writers; after a training that did not fail, the run calls it at its end."""
+        """Close the writers; unless training failed, the run calls this at its end."""
         with self.trainer.storage:
             for writer in self._others:
                 writer.close()
@@ -76,9 +76,9 @@ class MetricWriter(HookBase):
 
 
 class _Tolerant:
-    """Call a writer and warn of its first error; while it fails, call it rarely.
+    """Call a writer and warn of its first error; while it keeps failing, call it rarely.
 
-    Writers may wait for a server: one that fails takes a tenth of the time of a run at most.
+    A writer may wait for a server; if it fails, its calls take at most a tenth of the run's time.
     """
 
     def __init__(self, writer: EventWriter):
@@ -102,7 +102,7 @@ class _Tolerant:
                 raise
             if not self._failing:
                 logger.warning(
-                    "%s failed (%s); the training continues, and calls it again",
+                    "%s failed (%s); training continues and will call it again",
                     name,
                     format_exception(e),
                 )
@@ -116,7 +116,7 @@ class _Tolerant:
 
 
 def step_metrics(storage: EventStorage, iteration: int) -> dict[str, float]:
-    """Return the metrics of a step by name, the losses as medians: its line in metrics.json."""
+    """Return the metrics of a step by name, as in metrics.json; losses are medians."""
     latest = storage.latest_with_smoothing_hint(WINDOW)
     return {name: value for name, (value, i) in latest.items() if i == iteration}
 
@@ -130,7 +130,7 @@ def _last_iteration(metrics: Path) -> int | None:
 
 
 def _end_last_line(file: Path) -> None:
-    """End a line that a full disk or a kill cut off, so that the next one is on its own line."""
+    """End a line that a full disk or a kill cut off, so that the next line starts after it."""
     if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
         with open(file, "ab") as f:
             f.write(b"\n")

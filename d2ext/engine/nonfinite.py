@@ -1,4 +1,4 @@
-"""Handle non-finite losses: no rank takes the step; the run then stops or skips it."""
+"""Handle non-finite losses: no rank takes the step, and the run stops or skips it."""
 
 import logging
 import math
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class FiniteLossGuard(nn.Module):
     """Return losses even if the forward pass fails, so that no rank waits indefinitely.
 
-    Detectron2's RPN raises at NaN, before there is a loss. The other ranks would wait for this
-    rank's gradients: it gives some for every parameter, and a loss of NaN.
+    Detectron2's RPN raises an error for NaN before there is a loss. Because the other ranks wait
+    for this rank's gradients, it provides some for every parameter, and a loss of NaN.
 
     Args:
         model: Model that returns a dict of losses in training.
@@ -44,11 +44,11 @@ class FiniteLossGuard(nn.Module):
 class NonFinitePolicy:
     """Stop a run at a step whose loss is not finite on some rank, or skip the step.
 
-    All ranks learn of it before the optimizer's step, from the exchange in each step, so that no
-    rank changes its weights. Running statistics, which the forward pass changes, are restored.
+    The exchange before the optimizer's step informs all ranks, so that no rank changes its weights.
+    Running statistics, which the forward pass changes, are restored.
 
     Args:
-        policy: `stop`, or `skip`: the step is skipped, and the next one has the next images.
+        policy: `stop`, or `skip` to continue with the next step and the next images.
         max_skipped: Number of steps that a run may skip; one more stops it.
 
     Attributes:
@@ -63,12 +63,12 @@ class NonFinitePolicy:
         self.skipped = 0
 
     def before_step(self, model: nn.Module) -> None:
-        """Keep the buffers of a model as they are before a step."""
+        """Copy the model's buffers before a step."""
         if self._skips:
             self._buffers = [b.detach().clone() for b in model.buffers()]
 
     def note(self, losses: Mapping[str, float], batch: list[dict], reason: str = "") -> None:
-        """Note a non-finite micro-batch of this rank; `reason` replaces its losses."""
+        """Record a non-finite micro-batch of this rank; `reason` replaces its losses."""
         each = reason or ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         files = ", ".join(str(sample.get("file_name", "?")) for sample in batch)
         self._noted.append(f"{each}; images {files}")
@@ -77,7 +77,7 @@ class NonFinitePolicy:
         """Restore the buffers from before the step; every rank calls this for a non-finite loss.
 
         Raises:
-            UserError: On all ranks alike, if the policy is to stop or too many steps were skipped.
+            UserError: The policy is to stop, or too many steps were skipped; raised on all ranks.
         """
         noted = comm.all_gather(self._noted)
         rank, text = next((rank, texts[0]) for rank, texts in enumerate(noted) if texts)
@@ -89,19 +89,16 @@ class NonFinitePolicy:
         )
         if not self._skips:
             raise UserError(
-                f"{said}; a lower optimizer.lr, a longer train.warmup_iters or"
-                " train.clip_grad_norm=10 is the usual remedy; train.bad_loss.policy=skip leaves"
-                " such steps out"
+                f"{said}; try a lower optimizer.lr, a longer train.warmup_iters or"
+                " train.clip_grad_norm=10, or skip such steps with train.bad_loss.policy=skip"
             )
         self.skipped += 1
         if self.skipped > self._max_skipped:
             raise UserError(
-                f"{said}; that is one step more than train.bad_loss.max_skipped="
+                f"{said}; this is one skipped step more than train.bad_loss.max_skipped="
                 f"{self._max_skipped} allows"
             )
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)
-        logger.warning(
-            "Step left out (%d of at most %d): %s", self.skipped, self._max_skipped, said
-        )
+        logger.warning("Step skipped (%d of at most %d): %s", self.skipped, self._max_skipped, said)

@@ -18,20 +18,20 @@ from d2ext.run_dir.schema import DatasetOverview, write_record
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = 24  # images that are decoded, of all training sets together
-_MEASURED = 1000  # images whose objects are measured: areas are in no column
-_SMALL, _LARGE = 32**2, 96**2  # square pixels, as COCO tells sizes apart
+_PICTURES = 24  # images to decode, in all training sets together
+_MEASURED = 1000  # images whose objects are measured, because no column holds their areas
+_SMALL, _LARGE = 32**2, 96**2  # COCO's limits in square pixels
 
 
 def write_overview(names: Sequence[str], training: Collection[str], out: Path) -> None:
     """Write `overview/<dataset>.json`, and for training sets also `overview/<dataset>.jpg`.
 
-    What cannot be read is logged and left out: no training ends for a picture of its data.
+    Datasets and images that cannot be read are logged and skipped; they do not end the run.
 
     Args:
         names: Names of registered datasets.
-        training: those of them that are trained on.
-        out: the run directory.
+        training: Names of the training sets among them.
+        out: Run directory.
     """
     share = max(1, _PICTURES // max(1, len(training)))
     for name in names:
@@ -46,11 +46,11 @@ def write_overview(names: Sequence[str], training: Collection[str], out: Path) -
 
 
 def summary(records: Sequence[dict], classes: Sequence[str]) -> DatasetOverview:
-    """Return the counts and sizes of a dataset; the measured images are evenly spread.
+    """Return the counts and sizes of a dataset; objects of evenly spaced images are measured.
 
     Args:
         records: Detectron2 dataset dicts.
-        classes: names by `category_id`.
+        classes: Class names by `category_id`.
     """
     columns = columns_of(records)
     objects, images = columns.category_counts(len(classes))
@@ -79,12 +79,12 @@ def _range(pixels: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
-    """Return at most `limit` of the rows, evenly spread."""
+    """Return at most `limit` of the rows, evenly spaced."""
     return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
 
 
 def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int) -> None:
-    # Here, because a training need not wait for matplotlib.
+    # Imported here to keep matplotlib out of the startup.
     from d2ext.visualize.sheets import AnnotatedImage, make_sheet, make_thumbnail
 
     counts = columns_of(records).objects
@@ -97,7 +97,7 @@ def _write_sheet(records: Sequence[dict], metadata: Any, file: Path, limit: int)
             check_image_size(record, photo)
             view = AnnotatedImage(photo, record.get("annotations", ()), "", "")
             tiles.append(make_thumbnail(view, metadata))
-        except Exception as e:  # Pillow raises all sorts for broken files
+        except Exception as e:  # Pillow raises many kinds of errors for broken files
             name = record["file_name"]
             logger.warning("%s is not in the contact sheet: %s", name, format_exception(e))
     if tiles:

@@ -1,4 +1,4 @@
-"""Show a training on a terminal: a live panel, and a summary at the end."""
+"""Show a run's progress on a terminal: a live panel, and a summary at the end."""
 
 import datetime
 import logging
@@ -86,7 +86,7 @@ def panel_lines(
         schedule: Schedule of the run.
         numbers: Medians of the last steps: `time` in seconds, `lr`, `memory_mb`, and the losses.
         results: Results of the run so far.
-        state: What the run does besides training, or an empty string.
+        state: Activity other than training, such as "evaluating"; may be empty.
     """
     epoch = min(iteration, schedule.max_iter - 1) * schedule.batch_size / schedule.num_images
     where = [
@@ -125,9 +125,9 @@ def print_summary(out: Path, results: Results, again: str, stopped: bool) -> Non
     """Print where the run's files are and the next command: as a box on a terminal, else as lines.
 
     Args:
-        out: The run directory.
+        out: Run directory.
         results: Results of the run.
-        again: How to resume the run.
+        again: Command or Python call that resumes the run.
         stopped: Whether a signal stopped the run.
     """
     rows = _where(out, results, again, stopped)
@@ -153,17 +153,17 @@ def _where(out: Path, results: Results, again: str, stopped: bool) -> dict[str, 
         rows["weights"] = str(out / (out / "last_checkpoint").read_text())
     rows["log"] = str(out / "log.txt")
     if stopped:
-        rows["go on"] = again
+        rows["resume"] = again
     else:
         rows["predict"] = f"{command('predict')} {shlex.quote(str(out))} IMAGES"
     return rows
 
 
 def resuming(line: str) -> str:
-    """Return the command line that resumes the run that `line`, of run.json, has started."""
+    """Return the command line that resumes the run that was started by `line`, from run.json."""
     words = shlex.split(line)
     if "d2ext" in words:
-        start = words.index("d2ext") + 2  # behind `d2ext train`
+        start = words.index("d2ext") + 2  # after `d2ext train`
     else:
         start = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     for flag, length in (("--resume", 1), ("--overwrite", 1), ("--resume-from", 2)):

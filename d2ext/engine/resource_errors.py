@@ -1,4 +1,4 @@
-"""Explain exhausted resources of the machine in errors that name what to lower."""
+"""Explain exhausted resources of the machine in errors that name the option to lower."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from d2ext.errors import UserError
 
 @contextlib.contextmanager
 def resource_errors_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
-    """Turn an exhausted resource, and the death of a loader worker, into a UserError.
+    """Turn errors for an exhausted resource or a dead loader worker into a UserError.
 
     Args:
-        what: Says what was being computed.
-        remedy: What to lower if memory is short.
-        workers: The field with the number of loader workers.
+        what: Function that returns a description of what was being computed.
+        remedy: Advice on what to lower if memory runs out.
+        workers: Config field with the number of loader workers.
     """
     try:
         yield
@@ -27,15 +27,15 @@ def resource_errors_explained(what: Callable[[], str], remedy: str, workers: str
 
 
 def is_resource_error(e: BaseException) -> bool:
-    """Return whether `resource_errors_explained` explains an error; it leaves others alone."""
+    """Return whether an error is one that `resource_errors_explained` may explain."""
     text = f"{type(e).__name__}: {e}"
     exhausted = isinstance(e, torch.OutOfMemoryError | OSError) or limits.exhausted(text)
     return bool(exhausted) or "DataLoader" in text
 
 
 def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -> None:
-    """Raise a UserError for an error that is the machine's."""
-    # A worker that ends takes its connection along: then its own words come right after.
+    """Raise a UserError for an error that the machine's limits cause."""
+    # The connection of a worker that dies may close before its own error message arrives.
     words = last_words(patience=1.0 if isinstance(e, EOFError | ConnectionError) else 0.0)
     text = words or f"{type(e).__name__}: {e}"
     kind = limits.exhausted(text)
@@ -47,7 +47,7 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
         reason = on_gpu and _held() or "; ".join(filter(None, reasons))
         raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
     of_workers = words or "DataLoader" in text or f"'{limits.SHARED_MEMORY}'" in text
-    # Nothing else in a training opens files by the dozen.
+    # Nothing else in training opens that many files.
     if kind and (of_workers or kind == "open files"):
         raise UserError(
             f"the loader workers ran out of {kind} ({_last(text)}). {limits.remedy(kind)}, or lower"
@@ -59,18 +59,18 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
         ) from e
     if "DataLoader timed out" in text:
         raise UserError(
-            f"the loader gave nothing for ten minutes ({_first(text)}): a disk or file server"
-            " hangs; --resume goes on when it answers"
+            f"the loader returned no batch for ten minutes ({_first(text)}): a disk or file server"
+            " hangs; continue with --resume when it responds again"
         ) from e
     if text.startswith("RuntimeError: DataLoader worker"):
         raise UserError(
-            f"a loader worker died ({_first(text)}): memory is short, or another process killed it;"
-            f" lower {workers}, or the images' sizes, and --resume"
+            f"a loader worker died ({_first(text)}): memory ran out, or another process killed it;"
+            f" lower {workers} or the image sizes, and continue with --resume"
         ) from e
 
 
 def batch_words(batch: list[dict]) -> str:
-    """Return the number and the largest size of a batch's images, as text."""
+    """Return a text with the number of a batch's images and their padded size."""
     sizes = [tuple(sample["image"].shape[-2:]) for sample in batch if "image" in sample]
     if not sizes:
         return f"{len(batch)} images"
@@ -90,5 +90,5 @@ def _first(text: str) -> str:
 
 
 def _last(text: str) -> str:
-    """Return the line that says what happened: of a worker's stack trace the last one."""
+    """Return the line that states the error: the last one if the text is a stack trace."""
     return _first(text) if "Traceback" not in text else text.strip().splitlines()[-1]

@@ -74,33 +74,33 @@ logger = logging.getLogger(__name__)
 class Run:
     """One run: `setup`, then `train`; or, for an evaluation, `setup`, `evaluate` and `finish`.
 
-    Every rank makes one. To write your own training, copy this class and change its methods.
+    Every rank creates one. To write your own training loop, copy this class and change its methods.
 
     Args:
         cfg: Config returned by `load_config`.
         plan: Plan returned by `plan_run`; `plan.eval_only` decides which kind of run this is.
-        command: The command that started the run, returned by `describe_run`.
-        signals: Requests to stop; a training stops after its first step at the earliest.
+        command: Command that started the run, returned by `describe_run`.
+        signals: Requests to stop; training stops after its first step at the earliest.
         hooks: Hooks of the caller, which are called after those of `train.hooks`.
 
     Attributes:
-        output_dir: The run directory; `eval` in it for an evaluation.
-        original_cfg: Config as given, which is saved.
+        output_dir: Run directory, or `eval` in it for an evaluation.
+        original_cfg: Config as passed by the caller, which is saved.
         cfg: Config with the values of this run's world size, set by `setup`.
-        options: Its section `train`.
-        schedule: Schedule of a training; None for an evaluation.
+        options: Section `train` of the config, set by `setup`.
+        schedule: Schedule of the training; None for an evaluation.
         user_hooks: Hooks of `train.hooks`, then those of the caller; complete after `setup`.
-        state: Model, optimizer, loss scaler and averaged weights; set by `setup` of a training.
-        multiplier: Learning rate schedule; set by `setup` of a training.
-        loader: Loader of the training set; set by `setup` of a training.
-        suite: Test sets and metrics, None for a training without evaluations; set by `setup`.
+        state: Model, optimizer, loss scaler and averaged weights; `setup` sets it for training.
+        multiplier: Learning rate schedule; `setup` sets it for training.
+        loader: Loader of the training set; `setup` sets it for training.
+        suite: Test sets and metrics, or None for training without evaluations; set by `setup`.
         evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
         evaluations: Results of the evaluations so far, complete on rank 0; set by `setup`.
         checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
         metric_writer: Hook that writes metrics, on rank 0; set by `train`.
-        trainer: The training loop; set by `train`.
-        started: Start of the loop, seconds on the monotonic clock; set by `train`.
-        fingerprint: Config and data as checkpoints store them, on rank 0; set by `train`.
+        trainer: Training loop; set by `train`.
+        started: Start of the loop in seconds on the monotonic clock; set by `train`.
+        fingerprint: Fingerprint of config and data for checkpoints, on rank 0; set by `train`.
 
     Example:
         >>> import d2ext
@@ -132,16 +132,16 @@ class Run:
 
     @property
     def results(self) -> dict[str, float | None]:
-        """Return the flat results of the last evaluation, empty before the first one.
+        """Return the flat results of the last evaluation; they are empty before the first one.
 
-        Keys are `<dataset>/<metric>/<task>/<name>`; an undefined number is None.
+        Keys are `<dataset>/<metric>/<task>/<name>`; undefined numbers are None.
         """
         last = self.evaluations.last
         return dict(last.results) if last else {}
 
     @property
     def stopped_by(self) -> str | None:
-        """Return the name of the signal that stopped the training, or None."""
+        """Return the name of the signal that stopped training, or None."""
         return None if self.plan.eval_only else self.trainer.stopped_by
 
     @property
@@ -166,7 +166,7 @@ class Run:
         self.evaluations = broadcast_from_rank0(self._open_run_dir)
 
     def train(self) -> int:
-        """Train to the end of the schedule or until a signal, and return `finish`'s status."""
+        """Train until the end of the schedule or a signal, and return the status of `finish`."""
         start, options = self.state.start_iter, self.options
         self._end_if_nothing_is_left()
         self.checkpointer = CheckpointHook(
@@ -192,7 +192,7 @@ class Run:
         )
         memory = dict(self.state.resumed)
         load_hook_states(self.user_hooks, memory.get("hooks", []))
-        if self.state.checkpoint_iter != start:  # its iterations had another batch size
+        if self.state.checkpoint_iter != start:  # the checkpoint's run had another batch size
             for name in ("recent", "present"):
                 memory.pop(name, None)
         self.started = time.monotonic()
@@ -206,11 +206,11 @@ class Run:
     def evaluate(self, iteration: int | None = None) -> dict[str, float]:
         """Evaluate the model, and write predictions, analyses, overlays and results.
 
-        In a training, this also saves the best model and ends the training if its patience is
-        exhausted.
+        During training, also save the best model, and end training if the patience of early
+        stopping is exhausted.
 
         Args:
-            iteration: Number of complete iterations; None if this run does not train.
+            iteration: Number of completed iterations; None if this run does not train.
 
         Returns:
             Flat results of all test sets on rank 0, an empty dict on other ranks.
@@ -218,7 +218,7 @@ class Run:
         broadcast_buffers(self.evaluated)
         with resource_errors_explained(
             lambda: "in the evaluation",
-            "take smaller images (dataloader.val.mapper.augmentations)",
+            "use smaller images (dataloader.val.mapper.augmentations)",
             "dataloader.val.num_workers",
         ):
             before_batch = functools.partial(self._save_if_stopped, iteration)
@@ -236,8 +236,7 @@ class Run:
         """Write the report, print where everything is, and return the exit status.
 
         Returns:
-            0, 1 if an expectation does not hold, or 75 if a signal stopped the run after it was
-            saved.
+            0; 1 if an expectation does not hold; or 75 if a signal stopped the run, which is saved.
         """
         stopped_by = self.stopped_by
         if comm.is_main_process():
@@ -246,12 +245,12 @@ class Run:
             else:
                 finish_run_info(self.output_dir, self.started, stopped_by)
                 self._report_training()
-                self.metric_writer.close()  # after the report, which trackers upload
+                self.metric_writer.close()  # after the report, because trackers upload it
                 again = self.command.resume or resuming(self.command.line)
                 print_summary(self.output_dir, self.evaluations, again, bool(stopped_by))
         if stopped_by:
             what = "and saved" if self.trainer.iter else "before the first step"
-            logger.warning("Stopped by %s %s; --resume goes on", stopped_by, what)
+            logger.warning("Stopped by %s %s; continue with --resume", stopped_by, what)
             return EXIT_STOPPED
         return self._exit_status()
 
@@ -260,7 +259,7 @@ class Run:
         if built:
             self.cfg = built.cfg
         else:
-            # The plan came from another process: what it built there is built once in each rank.
+            # The plan came from another process, so this rank builds everything itself.
             self.cfg = self.original_cfg
             if self.plan.scaling:
                 self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
@@ -291,9 +290,9 @@ class Run:
         self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
 
     def _take_train_dataset(self) -> Any:
-        """Return the dataset that preflight built, or None.
+        """Take the dataset that preflight built from the plan; return None if there is none.
 
-        The plan no longer holds it then: the loader makes a compact copy, and frees the original.
+        The plan drops it because the loader makes a compact copy and frees the original.
         """
         built = self.plan.built
         if built is None:
@@ -302,7 +301,7 @@ class Run:
         return dataset
 
     def _open_run_dir(self) -> Results:
-        """Lock the run directory and start its files, on rank 0."""
+        """Lock the run directory and write its first files, on rank 0."""
         plan, out = self.plan, self.output_dir
         if not plan.eval_only:
             check_free_space(out, self.state.nbytes())
@@ -325,7 +324,7 @@ class Run:
         return Results(file, plan.best_metric, mode, state.checkpoint_iter, state.start_iter, saved)
 
     def _run_info(self) -> RunInfo:
-        """Return run.json's content as the plan and the command determine it."""
+        """Return the content of run.json that the plan and the command determine."""
         plan, command, schedule = self.plan, self.command, self.schedule
         return RunInfo(
             name=command.name,
@@ -342,7 +341,7 @@ class Run:
         )
 
     def _end_if_nothing_is_left(self) -> None:
-        """Let the schedule end where a resumed run starts if there is nothing left to train."""
+        """End the schedule at the start of a resumed run if nothing is left to train."""
         start, patience = self.state.start_iter, self.options.early_stopping_patience
         exhausted = start and self.suite and self.evaluations.exhausted(patience)
         if start < self._training.max_iter and not exhausted:
@@ -356,9 +355,9 @@ class Run:
     def _hooks(self) -> list[HookBase]:
         """Return all hooks in the order in which they are called.
 
-        User hooks precede the others, so that a checkpoint and a line of metrics contain what they
-        did in the same step. The checkpoint precedes the evaluation, so that a kill in the
-        evaluation loses no step.
+        User hooks come first, so that checkpoints and metrics include their effects in the same
+        step. The checkpoint is written before the evaluation, so that a kill during the evaluation
+        loses no step.
         """
         state, schedule, main = self.state, self._training, comm.is_main_process()
         hooks = [
@@ -384,9 +383,9 @@ class Run:
         return hooks
 
     def _describe_training(self) -> None:
-        """Record config and data as they are now, and warn if they have changed since a checkpoint.
+        """Record the config and the data, and warn if they changed since the checkpoint.
 
-        This takes place on rank 0, while the loader's workers make the first batches.
+        This runs on rank 0 while the loader's workers prepare the first batches.
         """
         self.fingerprint = fingerprint(self.original_cfg, self.loader)
         warn_of_changes(self.state.resumed, self.fingerprint)
@@ -394,9 +393,9 @@ class Run:
             write_repro_command(self.output_dir, self.command.start)
 
     def _check_hook_states(self) -> None:
-        """Raise a UserError on all ranks if a state cannot be saved, not in the first checkpoint.
+        """Raise a UserError now, instead of in the first checkpoint, if a state cannot be saved.
 
-        User hooks may create their state in `before_train`, which precedes this.
+        This runs after `before_train` of the user hooks, which may create their state there.
         """
         hook_states(self.user_hooks)
 
@@ -413,36 +412,39 @@ class Run:
         }
 
     def _save_if_stopped(self, iteration: int | None) -> None:
-        """Save a training that is to stop: its evaluation may be killed; a resume repeats that."""
+        """Save a checkpoint if the run is asked to stop, because its evaluation may be killed.
+
+        A resumed run repeats an evaluation that was not completed.
+        """
         if iteration is None or not comm.is_main_process():
             return
         if self.signals.received and iteration > self.state.start_iter:
             self.checkpointer.save_now(iteration)
 
     def _record_results(self, iteration: int | None, numbers: dict[str, float]) -> str | None:
-        """Record an evaluation on rank 0; return why early stopping ends the training, or None."""
+        """Record an evaluation on rank 0; return why early stopping ends training, or None."""
         if iteration is not None and self.evaluations.is_better(numbers):
             self.checkpointer.save_best(iteration)
         self.evaluations.record(iteration, numbers)
         return self.evaluations.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:
-        from d2ext.report import write_report  # here, because a training need not wait for Jinja
+        from d2ext.report import write_report  # imported here to keep Jinja out of the startup
 
-        if not self.trainer.stopped_by:  # whoever sent the signal may not wait for more
+        if not self.trainer.stopped_by:  # after a signal, the process may soon be killed
             self._write_overview()
         with best_effort("report"):
             write_report(self.output_dir)
 
     def _report_evaluation(self) -> None:
-        from d2ext.report import write_report  # here, because a training need not wait for Jinja
+        from d2ext.report import write_report  # imported here to keep Jinja out of the startup
 
         logger.info("The report is %s", write_report(self.output_dir))
 
     def _write_overview(self) -> None:
-        """Describe the data once, after the first evaluation so that no training waits for it.
+        """Describe the data once, after the first evaluation so that training does not wait for it.
 
-        Datasets that Detectron2 itself registered are left out: its readers are slow, or fork.
+        Datasets that Detectron2 itself registered are skipped: its readers are slow or fork.
         """
         if self.overview_written:
             return
@@ -451,7 +453,10 @@ class Run:
         self.overview_written = True
 
     def _exit_status(self) -> int:
-        """Print the expectations that the last evaluation misses; rank 0 has the results."""
+        """Print the expectations that the last evaluation misses; return 1 if there are any.
+
+        Only rank 0 has the results; other ranks return 0.
+        """
         if not comm.is_main_process():
             return 0
         numbers = self.evaluations.last.results if self.evaluations.last else {}

@@ -1,4 +1,4 @@
-"""Training techniques, each a function of one section of `train`; off unless a recipe asks."""
+"""Training techniques, one function per section of `train`; off unless a recipe enables them."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextlib.contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Choose repeatable GPU kernels in the block (`train.deterministic`), even if they are slower.
+    """Use deterministic GPU kernels in the block (`train.deterministic`), even if they are slower.
 
-    If an operation has none, torch warns and the run continues; the CPU repeats itself anyway.
-    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    If an operation has none, torch warns and the run continues; CPU kernels are deterministic
+    anyway. https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
     if not enabled:
         yield
@@ -43,7 +43,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return the context of a forward pass (`train.amp`): mixed precision, or none."""
+    """Return a function that returns the context of a forward pass (`train.amp`)."""
     if not amp.enabled:
         return contextlib.nullcontext
     dtype = getattr(torch, amp.dtype)
@@ -51,20 +51,20 @@ def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextMa
 
 
 def grad_scaler(amp: Amp, device: str) -> torch.amp.GradScaler:
-    """Return the loss scaler against float16's underflow (`train.amp`); bfloat16 needs none."""
+    """Return the loss scaler (`train.amp`), which is enabled only for float16."""
     return torch.amp.GradScaler(device, enabled=amp.enabled and amp.dtype == "float16")
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return a copy with the exponential moving average of the weights (`train.ema_decay`).
 
-    The decay grows with the number n of updates, min(decay, (1 + n) / (10 + n)), as TensorFlow's
-    ExponentialMovingAverage has it, so that short runs do not keep their first weights. Buffers,
-    such as BatchNorm's statistics, are copied.
+    The decay grows with the number n of updates, min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ExponentialMovingAverage, so that the initial weights do not dominate short runs. Buffers, such
+    as BatchNorm's statistics, are copied.
 
     Args:
-        model: with its initial weights.
-        decay: of the average, above 0 and below 1.
+        model: Model with its initial weights.
+        decay: Decay of the average, above 0 and below 1.
     """
 
     def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
@@ -77,23 +77,23 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     """Compute BatchNorm statistics over all ranks (`train.sync_bn`).
 
-    Detectron2's own layer where the ranks are CPU processes, which torch's refuses.
+    On CPUs, which torch's layer does not support, Detectron2's layer is used.
 
     Raises:
-        UserError: the model has no BatchNorm, or only frozen ones.
+        UserError: The model has no BatchNorm, or only frozen layers.
     """
     found = False
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            found |= isinstance(child, NaiveSyncBatchNorm)  # as the model's own config has it
-            # Exactly these: subclasses do more, as timm's, which carry the activation.
+            found |= isinstance(child, NaiveSyncBatchNorm)  # chosen in the model's own config
+            # Exact types only: subclasses do more, such as timm's, which include the activation.
             if type(child) in (nn.BatchNorm2d, nn.SyncBatchNorm):
                 found = True
                 setattr(parent, name, _naive(child) if device == "cpu" else _sync(child))
     if not found:
         raise UserError(
-            "train.sync_bn=true: the model has no BatchNorm to synchronize, or frozen ones only;"
-            " choose norm=BN where the model's config has a norm, or train.sync_bn=false"
+            "train.sync_bn=true: the model has no BatchNorm to synchronize, or only frozen layers;"
+            " set norm=BN in the model's config, or train.sync_bn=false"
         )
     return model
 
@@ -101,22 +101,23 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
 def compile_backbone(model: nn.Module, options: Compile) -> None:
     """Compile the backbone in place (`train.compile`), so that its weights keep their keys.
 
-    Proposals and heads branch on the data, which a compiler cannot follow.
+    Proposals and heads branch on the data, which prevents compilation.
 
     Args:
-        model: its `backbone`, or all of it where it has none.
-        options: `size_divisibility` is the multiple (pixels) to which images are padded, so that
-            fewer shapes come up, each of which is compiled; the others are torch.compile's.
+        model: Model whose `backbone` is compiled; without one, the entire model is.
+        options: Arguments of `torch.compile`, and `size_divisibility`, the multiple (in pixels) to
+            which images are padded, so that fewer shapes have to be compiled.
 
     Raises:
-        UserError: torch does not take them.
+        UserError: torch rejects the arguments, or the backbone does not support
+            `size_divisibility`.
     """
     with config_errors("train.compile"):
         if multiple := options.size_divisibility:
             if not set_size_divisibility(getattr(model, "backbone", None), multiple):
                 raise UserError(
-                    f"train.compile.size_divisibility={multiple}: this model's backbone is no FPN;"
-                    " set it to null"
+                    f"train.compile.size_divisibility={multiple}: this model's backbone is not an"
+                    " FPN; set it to null"
                 )
         getattr(model, "backbone", model).compile(**options.arguments())
 
@@ -126,9 +127,9 @@ def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:
 
 
 def _naive(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> NaiveSyncBatchNorm:
-    # Mode N: heads may see no proposal on some rank.
+    # Mode N weights ranks by batch size; a rank's heads may get no proposals.
     new = NaiveSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, stats_mode="N")
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        setattr(new, name, getattr(norm, name))  # shared with the optimizer, if it has them
+        setattr(new, name, getattr(norm, name))  # the optimizer may hold these tensors
     new.training = norm.training
     return new

@@ -38,16 +38,16 @@ _FILES = (
 class Tracker(EventWriter):
     """Send the metrics of a run to an experiment tracker, and its files at the end.
 
-    Everything comes from the run directory. The tracker's run begins with the first logged step,
-    and a resumed run continues it. Lines of metrics.json that did not arrive, because the server
-    was gone or the tracker was added later, follow as soon as they can; iterations that a resume
-    repeats are not sent again.
+    All data comes from the run directory. The tracker's run begins with the first logged step, and
+    a resumed run continues it. Lines of metrics.json that did not arrive, because the server was
+    unavailable or the tracker was added later, are sent as soon as possible; iterations that a
+    resumed run repeats are not sent again.
 
     Args:
-        output_dir: The run directory.
+        output_dir: Run directory.
     """
 
-    PACKAGE: ClassVar[str]  # that it needs, and the extra of d2ext that installs it
+    PACKAGE: ClassVar[str]  # required package, and the extra of d2ext that installs it
 
     def __init__(self, output_dir: str):
         self._folder = Path(output_dir).absolute()
@@ -60,11 +60,11 @@ class Tracker(EventWriter):
 
     def close(self) -> None:
         info = read_run_info(self._folder)
-        # run.json has the seconds of a run that ended in order.
+        # run.json contains the seconds only if the run ended normally.
         ended = info.train_seconds is not UNSET
         outcome: Outcome = "stopped" if info.stopped_by else "finished" if ended else "failed"
         if self._run is None and outcome != "finished":
-            return  # neither wait for a server that is gone, nor record a run that did not begin
+            return  # do not wait for an unavailable server, or record a run that did not begin
         self._send({})
         try:
             if outcome == "finished":
@@ -102,7 +102,7 @@ class Tracker(EventWriter):
 
     @abc.abstractmethod
     def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
-        """Continue a run, or start one of that name with the config if it no longer exists."""
+        """Continue the tracker's run; if it does not exist, start one with this name."""
 
     @abc.abstractmethod
     def _log(self, run: TrackerRun, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -110,7 +110,7 @@ class Tracker(EventWriter):
 
     @abc.abstractmethod
     def _upload(self, paths: Sequence[Path]) -> None:
-        """Upload these files, and the overlays."""
+        """Upload files and the overlays."""
 
     @abc.abstractmethod
     def _end(self, outcome: Outcome) -> None:
@@ -118,30 +118,30 @@ class Tracker(EventWriter):
 
 
 class MLflowWriter(Tracker):
-    """Send a run to MLflow: to $MLFLOW_TRACKING_URI, by default a database in the current folder.
+    """Send a run to MLflow at $MLFLOW_TRACKING_URI, by default a database in the current folder.
 
     Args:
-        output_dir: The run directory.
+        output_dir: Run directory.
         experiment: Name of the experiment; by default $MLFLOW_EXPERIMENT_NAME, else `d2ext`.
     """
 
     PACKAGE = "mlflow"
     _STATUS: ClassVar = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-    _LONGEST_VALUE = 500  # of a parameter, in servers before 2.10
+    _LONGEST_VALUE = 500  # characters of a parameter, on servers before 2.10
     _BATCH = {"params": 100, "metrics": 1000}  # sizes that every server accepts
 
     def __init__(self, output_dir: str, experiment: str | None = None):
         super().__init__(output_dir)
         self._experiment = experiment
-        # MLflow's own limits let a step wait for a server that is gone for several minutes; what
-        # does not arrive is sent later.
+        # With MLflow's default limits, a step may wait several minutes for an unavailable server.
+        # Data that does not arrive is sent later.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
     def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
         import mlflow
 
-        # The default store depends on the current folder, a resumed run's does not.
+        # The default store depends on the current folder; a resumed run must use the recorded one.
         recorded = None if mlflow.is_tracking_uri_set() else before.store or None
         self._client = mlflow.MlflowClient(recorded)
         store = self._client.tracking_uri
@@ -211,7 +211,7 @@ class MLflowWriter(Tracker):
 
 
 def _mlflow_name(key: str) -> str:
-    """Return a key as MLflow accepts it: letters, digits, `_-. ` and a normalized path."""
+    """Return a key that MLflow accepts: letters, digits, `_-. ` and a normalized path."""
     parts = re.sub(r"[^/\w.\- ]", "_", key).split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)[:250]
 
@@ -220,7 +220,7 @@ class WandbWriter(Tracker):
     """Send a run to Weights & Biases; $WANDB_MODE=offline keeps it in the current folder.
 
     Args:
-        output_dir: The run directory.
+        output_dir: Run directory.
         project: Name of the project; by default $WANDB_PROJECT, else `d2ext`.
     """
 
@@ -235,7 +235,7 @@ class WandbWriter(Tracker):
         import wandb
 
         if self._live is None:
-            # A prompt would hold up the training.
+            # A prompt would block the run.
             online = wandb.setup().settings.mode == "online"
             if online and not wandb.login(prompt=False, verify=False):
                 raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")
@@ -246,9 +246,9 @@ class WandbWriter(Tracker):
                 resume="allow",
                 config=self._config(),
                 settings=wandb.Settings(
-                    console="off",  # the terminal's panel would fill it; log.txt is uploaded
+                    console="off",  # it would record the live panel; log.txt is uploaded instead
                     finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 60)),
-                    reinit="create_new",  # beside a run of the caller's
+                    reinit="create_new",  # keep a run that the caller may have started
                 ),
             )
         store = self._live.path.rpartition("/")[0]
@@ -276,7 +276,7 @@ class WandbWriter(Tracker):
         }
 
     def _upload(self, paths: Sequence[Path]) -> None:
-        for path in paths:  # below the folder's name, since W&B has a config.yaml of its own
+        for path in paths:  # in a subfolder, because W&B writes its own config.yaml
             self._live.save(str(path), base_path=str(self._folder.parent), policy="now")
 
     def _end(self, outcome: Outcome) -> None:

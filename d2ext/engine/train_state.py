@@ -1,4 +1,4 @@
-"""Build the state of a training from the config, and load and save it in checkpoints."""
+"""Build the state of training from the config, and load and save it in checkpoints."""
 
 import logging
 from dataclasses import dataclass, field
@@ -34,7 +34,8 @@ class TrainState:
         scaler: Loss scaler; it does nothing unless it is enabled.
         average: Averaged weights, or None.
         start_iter: First iteration to train.
-        checkpoint_iter: The same as the resumed checkpoint counts it, whose batch size may differ.
+        checkpoint_iter: The same position in iterations of the resumed checkpoint, whose batch size
+            may differ.
         resumed: Content of the resumed checkpoint without the tensors; empty for a fresh start.
     """
 
@@ -48,7 +49,7 @@ class TrainState:
 
     @classmethod
     def create(cls, cfg: Any, plan: Plan) -> "TrainState":
-        """Build the state and load the weights, or the checkpoint to resume, of the plan.
+        """Build the state and load the plan's initial weights or checkpoint.
 
         Args:
             cfg: Config with the values of this run's world size.
@@ -78,7 +79,7 @@ class TrainState:
             average.n_averaged.fill_(content["ema_updates"])
         elif average and start:
             logger.info(
-                "The checkpoint has no averaged weights: the average starts from its weights"
+                "The checkpoint has no averaged weights; the average starts from its weights"
             )
         rest = {key: value for key, value in content.items() if key not in _TENSORS}
         return cls(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
@@ -89,7 +90,7 @@ class TrainState:
         return self.average.module if self.average else self.model
 
     def content(self, iteration: int, batch_size: int, accumulate: int = 1) -> dict[str, Any]:
-        """Return a checkpoint after `iteration` iterations: tensors and plain types only."""
+        """Return a checkpoint after `iteration` iterations, as tensors and plain types only."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -107,7 +108,7 @@ class TrainState:
         return content
 
     def nbytes(self) -> int:
-        """Return an upper bound of a checkpoint's size: weights and two optimizer moments."""
+        """Return an upper bound of a checkpoint's size in bytes, with two optimizer moments."""
         tensors = self.model.state_dict().values()
         return (4 if self.average else 3) * sum(t.numel() * t.element_size() for t in tensors)
 
@@ -142,29 +143,29 @@ def _resume(
     workers, now = content.get("world_size"), comm.get_world_size()
     changes = []
     if before != batch:
-        changes.append(f"{before} images a step before, {batch} now")
+        changes.append(f"{before} images per step before, {batch} now")
     if workers not in (None, now):
-        same = ", the images and their order stay" if before == batch else ""
+        same = "; images and order stay the same" if before == batch else ""
         changes.append(f"world size {workers} before, {now} now{same}")
     change = f" ({'; '.join(changes)})" if changes else ""
-    logger.info("Resumed %s: goes on at iteration %d%s", plan.resume, start, change)
+    logger.info("Resumed %s; continues at iteration %d%s", plan.resume, start, change)
     return start
 
 
 def load_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
     """Load an optimizer's state in the memory layout of its parameters.
 
-    `Optimizer.load_state_dict` keeps the strides that tensors had when they were saved, which
-    torch's fused kernels ignore: with `channels_last` on one side only they would mix up elements.
+    `Optimizer.load_state_dict` keeps the strides that tensors had when they were saved, but torch's
+    fused kernels ignore strides: if only one side uses `channels_last`, they mix up elements.
 
     Args:
         optimizer: Optimizer of the model to train.
         content: State dict of the same kind of optimizer.
 
     Raises:
-        KeyError, RuntimeError, ValueError: The state is not of such an optimizer.
+        KeyError, RuntimeError, ValueError: The state does not fit the optimizer.
     """
-    # The loaded groups have the flags of the run that saved them.
+    # Loading replaces these flags by those of the run that saved the state.
     on_device = [g.get("fused") or g.get("capturable") for g in optimizer.param_groups]
     optimizer.load_state_dict(content)
     for group, counts_there in zip(optimizer.param_groups, on_device, strict=True):
@@ -182,30 +183,30 @@ def load_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
 
 
 def _warn_of_layout(content: dict[str, Any], accumulate: int) -> None:
-    """Warn if a step has another number of micro-batches, each of which draws its proposals."""
+    """Warn if the number of micro-batches per step changed, because each samples proposals."""
     before = content.get("world_size", 1) * content.get("accumulate", 1)
     if before != (now := comm.get_world_size() * accumulate):
         logger.warning(
-            "Since the checkpoint, the micro-batches of a step (processes x train.accumulate) have"
-            " changed: %d before, %d now; the run is no exact continuation",
+            "The micro-batches per step (processes x train.accumulate) changed since the"
+            " checkpoint: %d before, %d now; the run does not continue exactly",
             before,
             now,
         )
 
 
 def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) -> None:
-    """Raise a UserError that names tensors that one side lacks or that differ in shape."""
+    """Raise a UserError if tensors are missing on either side or differ in shape."""
     mine = model.state_dict()
     shapes = [
-        f"{key} is {_shape(theirs[key])} there and {_shape(mine[key])} here"
+        f"{key} is {_shape(theirs[key])} in the file and {_shape(mine[key])} in the model"
         for key in mine.keys() & theirs.keys()
         if mine[key].shape != theirs[key].shape
     ]
     found = [
         f"{len(names)} tensors {words}, {sorted(names)[0]} the first"
         for names, words in (
-            (mine.keys() - theirs.keys(), "are missing there"),
-            (theirs.keys() - mine.keys(), "are unknown here"),
+            (mine.keys() - theirs.keys(), "are missing from the file"),
+            (theirs.keys() - mine.keys(), "are not in the model"),
         )
         if names
     ]
@@ -216,8 +217,8 @@ def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) ->
 
 def _does_not_fit(plan: Plan, reason: str) -> str:
     return (
-        f"{plan.resume} does not fit this config ({reason}); resume needs the model and optimizer"
-        " it was trained with, train.init_checkpoint takes weights alone"
+        f"{plan.resume} does not fit this config ({reason}); resume with the model and optimizer"
+        " that it was trained with, or load only its weights with train.init_checkpoint"
     )
 
 

@@ -1,4 +1,4 @@
-"""The training loop, on Detectron2's hooks and event storage."""
+"""The training loop, based on Detectron2's hooks and event storage."""
 
 import contextlib
 import itertools
@@ -29,15 +29,15 @@ from d2ext.waiting import interruptible
 logger = logging.getLogger(__name__)
 
 WINDOW = 20  # iterations whose median is logged and shown
-_MAX_OVERFLOWS = 30  # consecutive; the loss scale is then below 1e-4, fairseq's minimum
+_MAX_OVERFLOWS = 30  # consecutive ones; then the loss scale is below 1e-4, fairseq's minimum
 _OF_THE_MACHINE = ("time", "data_time", "memory_mb")
 
 
 class Trainer:
     """Run optimizer steps and hooks from one iteration to another, or until a signal.
 
-    Detectron2's SimpleTrainer cannot stop between steps, and its random numbers depend on the
-    history of the process; here the randomness of each step follows from (seed, iteration).
+    Unlike Detectron2's SimpleTrainer, it can stop between steps, and the randomness of each step
+    depends only on (seed, iteration), not on the history of the process.
 
     Every method of Detectron2's hooks is called. `after_backward` is called once per step, after
     the last micro-batch; the gradients are not clipped yet and, with float16, still scaled.
@@ -45,29 +45,32 @@ class Trainer:
     Args:
         model: Detectron2 model in a `FiniteLossGuard`, which may be wrapped for several processes.
         optimizer: Optimizer of the model's parameters.
-        loader: Yields this rank's micro-batches indefinitely.
+        loader: Infinite iterable of this rank's micro-batches.
         hooks: Hooks in the order in which they are called.
         seed: Seed of the run.
         accumulate: Micro-batches per step.
-        autocast: Returns the context of a forward pass.
-        scaler: Loss scaler; None does not scale.
+        autocast: Function that returns the context of a forward pass.
+        scaler: Loss scaler; None disables scaling.
         clip_grad_norm: Upper bound of the gradients' L2 norm over all parameters, or None.
-        nonfinite: What to do about a non-finite loss; None stops the run.
-        first_step: Returns the context of the first iteration's forward and backward passes.
-        on_stop: Called before any hook's `after_train` if the run stops before its end without an
-            error; saves the state that a resumed run continues from.
+        nonfinite: Policy for non-finite losses; None stops the run.
+        first_step: Function that returns the context of the first iteration's forward and backward
+            passes.
+        on_stop: Function that saves the state for a resumed run; called before any hook's
+            `after_train` if the run stops before its end without an error.
 
     Attributes:
-        model, optimizer: The arguments; after the training, the model is no longer wrapped.
+        model, optimizer: The arguments; after training, the model is no longer wrapped.
         iter: Current iteration, counted from 0.
         start_iter, max_iter: First iteration and end of this run.
-        storage: Detectron2's EventStorage, open while training.
-        stopped_by: Why the run was stopped, one of `signals.REASONS`.
+        storage: Detectron2's EventStorage, open during training.
+        stopped_by: Reason why the run was stopped, one of `signals.REASONS`.
         updated: Whether the current step was taken; a non-finite loss or an overflow prevents it.
-        skipped_steps: Steps that were not taken, over all parts of the run; schedules ignore them.
-        ended_early: Why the run ends before `max_iter`, or None; set on all ranks alike.
+        skipped_steps: Number of steps that were not taken, including those before a resume;
+            schedules ignore them.
+        ended_early: Reason why the run ends before `max_iter`, or None; the same on all ranks.
         error: Exception that ends the run, for `after_train`.
-        bad_images: Samples that were replaced, over all ranks and parts of the run.
+        bad_images: Number of samples that were replaced, over all ranks and including those before
+            a resume.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class Trainer:
             start_iter: First iteration.
             max_iter: End of the run.
             signals: Requests to stop.
-            memory: What `memory` returned after `start_iter` iterations.
+            memory: Result of `memory` after `start_iter` iterations, from the checkpoint.
 
         Raises:
             UserError: The loss is not finite, float16 overflows in every step, an image cannot be
@@ -141,8 +144,8 @@ class Trainer:
         self.model.train()
         resource_errors = resource_errors_explained(
             lambda: f"at iteration {self.iter}: {batch_words(self._batch)} in a micro-batch",
-            "lower dataloader.train.total_batch_size, raise train.accumulate, take smaller images"
-            " (dataloader.train.mapper.augmentations) or train.amp.enabled=True",
+            "lower dataloader.train.total_batch_size, raise train.accumulate, use smaller images"
+            " (dataloader.train.mapper.augmentations), or set train.amp.enabled=True",
             "dataloader.train.num_workers",
         )
         with EventStorage(start_iter) as self.storage:
@@ -159,12 +162,12 @@ class Trainer:
                 raise
             finally:
                 try:
-                    self._after_train()  # without waiting for workers that hang
+                    self._after_train()  # before `close`, which waits for workers that may hang
                 finally:
-                    if hasattr(batches, "close"):  # a generator, as d2ext's loader is
+                    if hasattr(batches, "close"):  # a generator, as with d2ext's loader
                         batches.close()
-                    # The wrapper refers to the process group, which must be free to be destroyed
-                    # while a user still has the run.
+                    # The wrapper refers to the process group, which must be destroyed even if the
+                    # user keeps the run.
                     if isinstance(self.model, DistributedDataParallel):
                         self.model = self.model.module
 
@@ -174,8 +177,8 @@ class Trainer:
             try:
                 hook.after_train()
             except Exception as e:
-                # The others are still called. After an error, hooks may fail on an unfinished
-                # step; the error itself is what is reported.
+                # Call the remaining hooks anyway. After an error, hooks may fail on an unfinished
+                # step; only the first error is raised.
                 if self.error is None and failure is None:
                     failure = e
                 else:
@@ -184,7 +187,7 @@ class Trainer:
             raise failure
 
     def memory(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know of its past, in plain types."""
+        """Return the history that a resumed run needs, in plain types."""
         hints = self.storage.smoothing_hints()
         smoothed = [name for name, is_so in hints.items() if is_so]
         present = {
@@ -195,7 +198,7 @@ class Trainer:
         oldest = self.storage.iter - WINDOW
         recent = {}
         for name in (name for name in smoothed if name not in _OF_THE_MACHINE):
-            # From the end, since a history holds the whole run.
+            # Start at the end, because a history contains the entire run.
             backwards = reversed(self.storage.history(name).values())
             kept = itertools.takewhile(lambda pair: pair[1] >= oldest, backwards)
             recent[name] = [[i, value] for value, i in kept][::-1]
@@ -212,7 +215,7 @@ class Trainer:
         self._overflows = memory.get("overflowed_steps", 0)
         self._overflows_in_a_row = memory.get("overflows_in_a_row", 0)
         self._images_before = self.bad_images = memory.get("bad_images", 0)
-        # Logged losses are medians over a window, which continues without a gap.
+        # Logged losses are medians over a window, which must continue without a gap.
         for name, values in memory.get("recent", {}).items():
             for self.storage.iter, value in values:
                 self.storage.put_scalar(name, value)
@@ -225,11 +228,11 @@ class Trainer:
         try:
             self._steps(batches, signals)
         except StopWaiting:
-            # Ranks stop after the same step, and half a step cannot be saved.
+            # Several ranks must stop after the same step, and a partial step cannot be saved.
             if comm.get_world_size() > 1 or self._accumulated:
                 raise
             self.stopped_by = signals.received
-        # From here on the number of complete iterations, as Detectron2's hooks expect.
+        # From here on, the number of completed iterations, as Detectron2's hooks expect.
         self.iter = self.storage.iter = self._iterations_done
 
     def _steps(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
@@ -243,7 +246,7 @@ class Trainer:
             self._nonfinite.before_step(self.model)
             losses = self._gradients(batches)
             self._call_hooks("after_backward")
-            replaced = getattr(self._loader, "replaced", {})  # of a loader of the user's: none
+            replaced = getattr(self._loader, "replaced", {})  # other loaders have none
             status = sync_step(list(losses.values()), signals.received, sum(replaced.values()))
             good = all(map(math.isfinite, status.means)) and self._clip()
             self.updated = good and self._update()
@@ -269,7 +272,7 @@ class Trainer:
                 break
 
     def _gradients(self, batches: Iterator[list[dict]]) -> dict[str, float]:
-        """Compute a step's gradients; return this rank's losses, means over its micro-batches.
+        """Compute a step's gradients; return this rank's losses, averaged over its micro-batches.
 
         Return an empty dict if a forward pass failed; the gradients are invalid in that case.
         """
@@ -299,11 +302,11 @@ class Trainer:
         return {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
 
     def _backward(self, batch: list[dict]) -> dict[str, float]:
-        """Return a micro-batch's losses, and add its gradients to those of the step."""
+        """Add a micro-batch's gradients to those of the step; return its losses."""
         with self._autocast():
             losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
-        # One transfer for all losses; Detectron2's heads synchronize many times before.
+        # Transfer all losses at once; Detectron2's heads synchronize many times anyway.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         values = dict(zip(losses, values, strict=True))
         if FiniteLossGuard.FAILED in values:
@@ -316,9 +319,9 @@ class Trainer:
         return values
 
     def _clip(self) -> bool:
-        """Clip the gradients, alike on all ranks; return False if they are not finite.
+        """Clip the gradients identically on all ranks; return False if they are not finite.
 
-        With float16 the scaler decides about gradients that are not finite.
+        With float16, return True in any case: the scaler handles non-finite gradients.
         """
         if not self._clip_grad_norm:
             return True
@@ -335,7 +338,7 @@ class Trainer:
         """Take the optimizer's step; return False if float16's scaler skipped it for an overflow.
 
         Raises:
-            UserError: On all ranks alike, if every one of the last steps overflowed.
+            UserError: Too many consecutive steps overflowed; raised on all ranks.
         """
         scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
@@ -348,7 +351,7 @@ class Trainer:
         if self._overflows_in_a_row >= min(_MAX_OVERFLOWS, self.max_iter):
             raise UserError(
                 f"the float16 gradients overflowed in each of the last {self._overflows_in_a_row}"
-                f" steps, up to iteration {self.iter}, down to a loss scale of"
+                f" steps, up to iteration {self.iter} and a loss scale of"
                 f" {self._scaler.get_scale():g}; set train.amp.dtype=bfloat16, or lower"
                 " optimizer.lr"
             )
@@ -362,7 +365,7 @@ class Trainer:
 def _sent(batch: list[dict], device: torch.device) -> list[dict]:
     """Return the batch with its images on the model's device.
 
-    The loader has pinned them, so the host does not wait for the copy, unlike in Detectron2.
+    The loader has pinned them, so that the host, unlike in Detectron2, does not wait for the copy.
     """
     if device.type == "cpu":
         return batch
@@ -377,9 +380,9 @@ def _sent(batch: list[dict], device: torch.device) -> list[dict]:
 def _start_momentum(optimizer: Optimizer) -> None:
     """Start the momentum of a fused SGD at zero.
 
-    torch creates it uninitialized in the first step, writes nothing to it if that step overflows,
-    and cannot add that of a parameter whose first gradient comes later. From zero, the first step
-    has the same result, unless there is dampening: then it is dampened as well.
+    torch creates the momentum uninitialized in the first step, writes nothing to it if that step
+    overflows, and cannot create it for a parameter whose first gradient comes later. Starting at
+    zero gives the same first step, except that dampening would apply to it as well.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return

@@ -1,4 +1,4 @@
-"""Run one rank of a training or an evaluation."""
+"""Run one rank of a training run or an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class RankTask:
 
     Attributes:
         config_file, overrides: Arguments of `load_config`.
-        command: The command that started the run, returned by `describe_run`.
-        options: Keyword arguments of `plan_run`; those of the first machine count.
-        plan: Plan returned by `plan_run`; if None, as on other machines, rank 0 makes it.
-        deadline: When to stop, returned by `signals.deadline`, on this machine's clock.
+        command: Command that started the run, returned by `describe_run`.
+        options: Keyword arguments of `plan_run`; those of the first machine apply to all.
+        plan: Plan returned by `plan_run`; if None, as on other machines, rank 0 creates it.
+        deadline: Time to stop, returned by `signals.deadline`, on this machine's clock.
         cfg: Config returned by `load_config`, if the rank runs in the process that loaded it.
     """
 
@@ -44,7 +44,7 @@ class RankTask:
 
 def run_rank(task: RankTask) -> int:
     """Do a rank's part of a run; return the exit status, 75 if a signal stopped it."""
-    if comm.get_world_size() > 1:  # else the tool has done so
+    if comm.get_world_size() > 1:  # in a single process, the command has set it up
         setup_logging(quiet=not comm.is_main_process())
     cfg = load_config(task.config_file, task.overrides) if task.cfg is None else task.cfg
     signals = StopSignals(task.deadline)
@@ -63,10 +63,10 @@ def execute(
 
     Args:
         cfg: Config returned by `load_config`.
-        command: What started the run.
-        options: Keyword arguments of `plan_run`; those of rank 0 count.
-        signals: Requests to stop a training.
-        plan: Plan returned by `plan_run`; if None, rank 0 makes it.
+        command: Command that started the run.
+        options: Keyword arguments of `plan_run`; those of rank 0 apply to all.
+        signals: Requests to stop training.
+        plan: Plan returned by `plan_run`; if None, rank 0 creates it.
         hooks: Hooks of the caller.
 
     Returns:
@@ -81,7 +81,7 @@ def execute(
             run.setup()
             run.evaluate()
             return run, run.finish()
-        # From here to the end of the report, a signal waits for the first step.
+        # Signals that arrive from here on take effect after the first step at the earliest.
         with signals:
             run.setup()
             return run, run.train()
@@ -93,6 +93,7 @@ def _check_same_config(cfg: Any) -> None:
     for key in sorted(mine.keys() | first.keys()):
         if mine.get(key) != first.get(key):
             raise UserError(
-                f"{key} is {mine.get(key, 'absent')} here and {first.get(key, 'absent')} for rank"
-                " 0; give every machine the same config and overrides"
+                f"{key} is {mine.get(key, 'not set')} on rank {comm.get_rank()} and"
+                f" {first.get(key, 'not set')} on rank 0; give every machine the same config and"
+                " overrides"
             )

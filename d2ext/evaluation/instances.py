@@ -1,26 +1,27 @@
-"""Ground truth and detections as columns: what every metric takes. Neither torch nor files here.
+"""Ground truth and detections as columns, the input of every metric. This module needs no torch.
 
-What is odd is defined here, once for all metrics and both backends:
+Edge cases are defined here, once for all metrics and both backends:
 
-- No detections: every object is missed, so AP and AR are 0. No object of a kind (a class, a size,
-  the whole dataset, a dataset without images or annotations): NaN, and means leave it out.
-- A detection whose score, box or box area is not a finite number is dropped, and the log says
-  how many were; where none is left, all objects are missed.
-- Boxes are taken as they are, also where they reach out of the image. One without an area overlaps
-  nothing: such a detection is a false positive, such an object is always missed.
+- Without detections, every object is missed, so AP and AR are 0. Without objects of some kind (a
+  class, a size, or in a dataset without images or annotations at all), the result is NaN, and
+  averages exclude it.
+- A detection whose score, box or box area is not finite is dropped, and the log counts these. If
+  none is left, all objects are missed.
+- Boxes are not clipped to the image. A box without area overlaps nothing: as a detection it is a
+  false positive, as an object it is always missed.
 - A crowd is a region: any number of detections in it (intersection over the detection's own area)
-  count neither for nor against the detector. A group is a crowd but to the metric of Open Images.
-- A difficult object (VOC's `difficult`, `ignore` in a COCO file) is neither hit nor miss. (For
-  boxes and masks pycocotools reads `ignore`, but overwrites it by `iscrowd`.)
-- One that is crowd and group is a group to Open Images; one that is crowd and difficult is
-  difficult to Open Images and VOC; to COCO both are crowds, as they are to pycocotools. What VOC's
-  and Open Images' files become is so, since other programs know crowds alone.
-- Where masks are compared, an object without one has its box as mask. The size of a detection is
-  the area of its mask there, as in Detectron2, not that of its box.
-- A run-length encoding that ends before its image does has background there, as hotcoco takes it
-  (pycocotools itself would never come to an end). One that is empty or damaged is refused.
-- Of detections with the same score in an image, the one that stands first comes first; of two
-  images the one with the lower id. Ids of annotations are of no account, be they 0 or repeated.
+  count neither for nor against the detector. A group is a crowd, except for the Open Images metric.
+- A difficult object (VOC's `difficult`, `ignore` in a COCO file) is neither a hit nor a miss. (For
+  boxes and masks, pycocotools reads `ignore` but overwrites it with `iscrowd`.)
+- An object that is both crowd and group is a group for Open Images; one that is both crowd and
+  difficult is difficult for Open Images and VOC. For COCO, both are crowds, as in pycocotools.
+  Conversion from VOC and Open Images sets both flags, because other programs know only crowds.
+- When masks are compared, an object without a mask gets its box as mask. The size of a detection is
+  then the area of its mask, as in Detectron2, not that of its box.
+- A run-length encoding that ends before its image is filled up with background, as in hotcoco
+  (pycocotools itself would not terminate). An empty or damaged one is rejected.
+- Detections with the same score are ordered by their position within an image, and by image id
+  across images. Annotation ids do not matter, even if they are 0 or repeated.
 """
 
 import logging
@@ -35,15 +36,15 @@ from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
+_XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, whose import needs torch
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The N objects of I images, in the order of the images.
+    """N objects in I images, in the order of the images.
 
     Attributes:
-        image_ids: I ids as in the dataset, integers or texts.
+        image_ids: I ids as in the dataset, integers or strings.
         file_names: I names, for messages and pages.
         heights: (I,) int64, pixels.
         widths: (I,) int64, pixels.
@@ -53,15 +54,15 @@ class GroundTruth:
         boxes: (N, 4) float64, [x, y, width, height] in pixels.
         areas: (N,) float64, square pixels.
         crowd: (N,) bool, COCO's iscrowd.
-        difficult: (N,) bool, VOC's difficult and COCO's ignore: neither hit nor miss.
+        difficult: (N,) bool, VOC's difficult and COCO's ignore: neither a hit nor a miss.
         group_of: (N,) bool, Open Images' IsGroupOf.
         segmentations: N COCO segmentations (polygons or RLE; None for an object without one), or
-            None where no object has one.
-        negatives: of each image the classes (indices) that were looked for and are not there, as
-            LVIS has them; None where every class was looked for in every image.
-        not_exhaustive: of each image the classes of which not all objects are marked (LVIS); None
-            if there are none.
-        frequencies: C texts, LVIS's `r`, `c` or `f`; None where they are unknown.
+            None if no object has one.
+        negatives: For each image, the classes (indices) that annotators found to be absent, as in
+            LVIS; None if every class was annotated in every image.
+        not_exhaustive: For each image, the classes (indices) whose objects are not all annotated
+            (LVIS); None if there are none.
+        frequencies: C strings, LVIS's `r`, `c` or `f`; None if unknown.
     """
 
     image_ids: Sequence[Any]
@@ -91,8 +92,8 @@ class Detections:
         label: (M,) int64, index into the classes.
         boxes: (M, 4) float64, [x, y, width, height] in pixels.
         scores: (M,) float64.
-        masks: M compressed RLEs of the image's size, or None for boxes alone.
-        mask_areas: (M,) float64, pixels in the masks, where somebody has counted them.
+        masks: M compressed RLEs of the image's size, or None for boxes only.
+        mask_areas: (M,) float64, pixels in the masks; None if they have not been counted.
     """
 
     image: np.ndarray
@@ -111,18 +112,18 @@ def ground_truth_columns(
 ) -> GroundTruth:
     """Return the columns of Detectron2's dataset dicts.
 
-    Of an annotation `bbox`, `bbox_mode`, `category_id`, and where they are there `area` (else the
-    mask's, else the box's), `segmentation`, `iscrowd`, `difficult` or `ignore`, `is_group_of`; of a
-    record also `neg_category_ids` and `not_exhaustive_category_ids`, which count from 1 as
-    Detectron2's LVIS reader leaves them.
+    Annotations need `bbox`, `bbox_mode` and `category_id`, and may have `area` (by default, that of
+    the mask, else of the box), `segmentation`, `iscrowd`, `difficult` or `ignore`, and
+    `is_group_of`. Records may have `neg_category_ids` and `not_exhaustive_category_ids`, which
+    count from 1, as in Detectron2's LVIS reader.
 
     Args:
-        records: dataset dicts; boxes are XYXY_ABS or XYWH_ABS. Each is looked at once.
-        classes: class names by category_id.
-        frequencies: of the classes, for LVIS.
+        records: Dataset dicts with XYXY_ABS or XYWH_ABS boxes; each is read only once.
+        classes: Class names by category_id.
+        frequencies: Frequencies of the classes, for LVIS.
 
     Raises:
-        UserError: boxes are of another mode.
+        UserError: A box has another mode.
     """
     ids, names, sizes, rows, areas, segmentations = [], [], [], [], [], []
     lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
@@ -136,7 +137,8 @@ def ground_truth_columns(
             mode = a["bbox_mode"]
             if mode not in (_XYXY, _XYWH):
                 raise UserError(
-                    f"{record['file_name']}: boxes of the mode {mode!r} are not supported"
+                    f"{record['file_name']}: bbox_mode={mode!r} is not supported; use XYXY_ABS or"
+                    " XYWH_ABS"
                 )
             segmentation = a.get("segmentation") or None
             segmentations.append(segmentation)
@@ -179,10 +181,10 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
     """Return the columns of COCO results.
 
     Args:
-        ground_truth: holds the images.
-        results: `image_id` is one of `ground_truth.image_ids`, `category_id` an index into its
-            classes, `bbox` [x, y, width, height] in pixels, `segmentation` a compressed RLE (in all
-            or none).
+        ground_truth: Ground truth with the images.
+        results: Dicts in which `image_id` is one of `ground_truth.image_ids`, `category_id` an
+            index into its classes, `bbox` [x, y, width, height] in pixels, and `segmentation` a
+            compressed RLE (in all or none).
     """
     index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
     with_masks = bool(results) and "segmentation" in results[0]
@@ -198,9 +200,9 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
 
 
 def finite(detections: Detections) -> Detections:
-    """Return the detections whose scores, boxes and sizes are finite; a warning counts the others.
+    """Return the detections with finite scores, boxes and areas; count the others in a warning.
 
-    Any other would break the sort by score inside every backend.
+    Non-finite values would break the sort by score in every backend.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         size = detections.boxes[:, 2:].prod(1) + detections.boxes.sum(1)
@@ -208,7 +210,7 @@ def finite(detections: Detections) -> Detections:
     if kept.all():
         return detections
     logger.warning(
-        "%d of %d detections dropped: their score or box is no finite number",
+        "%d of %d detections dropped: their score or box is not finite",
         np.sum(~kept),
         len(kept),
     )
@@ -216,7 +218,7 @@ def finite(detections: Detections) -> Detections:
 
 
 def take(detections: Detections, rows: np.ndarray) -> Detections:
-    """Return the detections of these rows, int64."""
+    """Return the detections at the given rows (int64)."""
     masks = None if detections.masks is None else [detections.masks[i] for i in rows.tolist()]
     areas = None if detections.mask_areas is None else detections.mask_areas[rows]
     return Detections(

@@ -1,4 +1,4 @@
-"""State what an entry of `evaluators` must be; this module imports no torch."""
+"""Define and check the interface of metrics in `evaluators`; this module does not import torch."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from d2ext.evaluation.instances import Detections, GroundTruth
 
 @runtime_checkable
 class Metric(Protocol):
-    """Turn ground truth and detections into numbers: an entry of a config's `evaluators`.
+    """Interface of a metric, which is an entry of a config's `evaluators`.
 
-    A class needs no base class to be a metric, only this method. It runs on rank 0, once for each
-    test set and evaluation. `d2ext.evaluation.instances` describes the columns of `GroundTruth` and
-    `Detections`: `boxes` are (N, 4) float64, [x, y, width, height] in pixels, `image` and `label`
-    (N,) int64, indices into the images and classes, `scores` (M,) float64.
+    A metric needs only the method `__call__`, no base class. It runs on rank 0, once for each test
+    set and evaluation. `d2ext.evaluation.instances` describes the columns of `GroundTruth` and
+    `Detections`: `boxes` are (N, 4) float64, [x, y, width, height] in pixels; `image` and `label`
+    are (N,) int64, indices into the images and classes; `scores` are (M,) float64.
 
     A metric may also have a method `keys(classes, with_masks)` that returns the keys of its results
     for these class names in advance. Preflight then rejects a `train.best.metric` or `--expect`
-    that no evaluation will return. It raises a `UserError` for a test set that the metric does not
-    fit.
+    that no evaluation will return. The method raises a `UserError` for a test set on which the
+    metric cannot be computed.
 
     Example:
         >>> import d2ext
@@ -35,15 +35,15 @@ class Metric(Protocol):
     """
 
     def __call__(self, ground_truth: GroundTruth, detections: Detections) -> Mapping[str, float]:
-        """Return results by `<task>/<name>`, such as `bbox/AP` in percent; NaN where undefined."""
+        """Return results by `<task>/<name>`, such as `bbox/AP` in percent; NaN if undefined."""
         ...
 
 
 def check_metric(field: str, metric: Any) -> None:
-    """Check an object that an entry of `evaluators` has built.
+    """Check an object that was built from an entry of `evaluators`.
 
     Raises:
-        UserError: it is not a metric.
+        UserError: The object is not a metric.
     """
     if not isinstance(metric, Metric):
         raise UserError(
@@ -56,15 +56,15 @@ def check_metric(field: str, metric: Any) -> None:
         raise UserError(
             f"{field}: {type(metric).__name__}.__call__ cannot take (ground_truth, detections): {e}"
         ) from e
-    except ValueError:  # some callables that are written in C have no signature
+    except ValueError:  # some callables written in C have no signature
         pass
 
 
 def checked_results(field: str, results: Any) -> dict[str, float]:
-    """Return what a metric returned as a dict of Python's floats.
+    """Return a metric's results as a dict of Python floats.
 
     Raises:
-        UserError: the results are anything but numbers by `<task>/<name>`.
+        UserError: The results are not numbers by `<task>/<name>`.
     """
     try:
         numbers = {key: float(value) for key, value in results.items()}
@@ -74,6 +74,6 @@ def checked_results(field: str, results: Any) -> dict[str, float]:
         ) from e
     if wrong := [key for key in numbers if not isinstance(key, str) or "/" not in key]:
         raise UserError(
-            f"{field} returned a result {wrong[0]!r}; name it <task>/<name>, such as bbox/AP"
+            f"{field} returned the result {wrong[0]!r}; name it <task>/<name>, such as bbox/AP"
         )
     return numbers

@@ -1,4 +1,4 @@
-"""A model over test sets: inference once, any number of metrics, flat results."""
+"""Evaluate a model on test sets: one inference, any number of metrics, flat results."""
 
 import copy
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of evaluating one dataset.
+    """Evaluation of one dataset.
 
     Attributes:
-        dataset: its name.
+        dataset: Name of the dataset.
         records: Detectron2 dataset dicts.
-        ground_truth: the objects in them.
-        detections: of the model.
-        results: `<dataset>/<metric>/<task>/<name>` to a number, NaN where undefined.
+        ground_truth: Objects in the records.
+        detections: Detections of the model.
+        results: Numbers by `<dataset>/<metric>/<task>/<name>`; NaN if undefined.
     """
 
     dataset: str
@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """Return the names of the datasets of a test loader's config; a list means separate sets."""
+    """Return the dataset names of a test loader's config; a list means separate test sets."""
     names = loader_cfg.dataset.names
     return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
 
@@ -50,29 +50,30 @@ def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     """Return the metrics of each test set, by name.
 
     Args:
-        evaluators: the config's section: metric name to its config, for all test sets; or a test
-            set's name to such a section, which that set has instead.
-        names: of the test sets.
+        evaluators: Section `evaluators` of the config. It maps metric names to configs, for all
+            test sets, and may map the name of a test set to such a section, which replaces the
+            common metrics for that set.
+        names: Names of the test sets.
 
     Raises:
-        UserError: an entry is neither a metric nor named as a dataset.
+        UserError: An entry is neither a metric nor the name of a dataset.
     """
     common = {key: value for key, value in evaluators.items() if "_target_" in value}
     own = {key: value for key, value in evaluators.items() if key not in common}
     if unknown := [key for key in own if key not in names and key not in DatasetCatalog.list()]:
         raise UserError(
-            f"evaluators.{unknown[0]} is not a metric (L(CocoMetric)(), for example), and there is"
-            f" no dataset of this name; tested are {', '.join(names)}"
+            f"evaluators.{unknown[0]} is neither a metric (such as L(CocoMetric)()) nor the name of"
+            f" a dataset; the test sets are {', '.join(names)}"
         )
     return {name: dict(own.get(name, common)) for name in names}
 
 
 class Suite:
-    """The test sets of a loader's config and the metrics to compute on each.
+    """Test sets of a loader's config and the metrics to compute on each of them.
 
     Args:
-        loader_cfg: for example `dataloader.val`.
-        evaluators: of `metrics_of`.
+        loader_cfg: Config of a test loader, such as `dataloader.val`.
+        evaluators: Argument of `metrics_of`.
     """
 
     def __init__(self, loader_cfg: Any, evaluators: Mapping[str, Any]):
@@ -89,14 +90,14 @@ class Suite:
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
     ) -> list[Evaluation]:
-        """Run the model over every set and every metric over its predictions.
+        """Run the model on every test set, and every metric on its predictions.
 
         Args:
-            model: takes Detectron2's inputs; its training mode is put back.
-            before_batch: is called before each batch.
+            model: Detectron2 model; its training mode is restored.
+            before_batch: Function to call before each batch.
 
         Returns:
-            One Evaluation a set, on the main process; an empty list elsewhere.
+            One Evaluation per test set on rank 0; an empty list on other ranks.
         """
         evaluations = []
         for name, loader, records, metrics in self._sets:
@@ -125,7 +126,7 @@ class Suite:
     def _ground_truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
         if name not in self._ground_truths:
             metadata = MetadataCatalog.get(name)
-            counts = metadata.get("class_image_count")  # of Detectron2's LVIS
+            counts = metadata.get("class_image_count")  # set by Detectron2's LVIS
             frequencies = counts and [
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
@@ -136,5 +137,5 @@ class Suite:
 
 
 def _frequency(images: int) -> str:
-    """LVIS's group of a class with so many training images (Gupta et al. 2019)."""
+    """Return the LVIS group of a class by its number of training images (Gupta et al. 2019)."""
     return "r" if images <= 10 else "c" if images <= 100 else "f"

@@ -1,1 +1,1 @@
-"""A run's dataset, as it is trained on, to look at."""
+"""Inspect a run's dataset as training sees it."""

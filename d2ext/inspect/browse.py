@@ -1,4 +1,4 @@
-"""Show a config's images as annotated, and as its mapper makes them."""
+"""Show a config's images as annotated, and as its mapper returns them."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, writ
 
 logger = logging.getLogger(__name__)
 
-_INDEX = "browse.json"  # a folder with it is one of this tool's
+_INDEX = "browse.json"  # marks a folder as written by this command
 _MAX_SHOWN = 5  # messages of one kind
 
 
@@ -41,37 +41,38 @@ def browse(
     html: bool = False,
     augmented: bool = True,
 ) -> int:
-    """Write pages of a config's images: as annotated, and beside that what the model gets.
+    """Write pages of a config's images: as annotated, and beside that the model's input.
 
-    Of the training, these are the very samples that a run of the config takes at the same places,
-    whatever its processes and workers. Of an evaluation, it is each image as the model gets it,
-    with the ground truth, which only the metric gets.
+    For train, these are exactly the samples that a run of the config takes at the same positions,
+    for any number of processes and workers. For val and test, each image is shown as the model gets
+    it, together with the ground truth, which only the metric gets.
 
     Args:
-        cfg: of `load_config`.
-        name: of the config, for the heading and the default of `output`.
+        cfg: Config returned by `load_config`.
+        name: Name of the config, for the heading and the default of `output`.
         split: train, val or test.
-        count: images to show; None for a whole epoch.
-        start: the first one's place, in the training or in the test set.
-        output: a folder for this alone, replaced as a whole; None for
-            `work_dirs/browse/<name>_<split>`.
-        html: one HTML page instead of JPEG pages.
-        augmented: False shows the images as annotated, without the mapper.
+        count: Number of images to show; None for an entire epoch.
+        start: Position of the first image, in the order of training or in the test set.
+        output: Output folder, which is replaced; None for `work_dirs/browse/<name>_<split>`.
+        html: Write one HTML page instead of JPEG pages.
+        augmented: False shows only the annotated images, without the mapper.
 
     Returns:
-        The exit status: 0, or 1 if some images cannot be shown; they are named and passed over.
+        The exit status: 0, or 1 if images cannot be shown, which are logged and skipped.
 
     Raises:
-        UserError: the config is wrong, no image can be shown, or the folder holds something else.
+        UserError: The config is invalid, no image can be shown, or the folder holds other files.
     """
     folder = Path(output or Path("work_dirs") / "browse" / f"{name}_{split}")
     _refuse_mixing(folder)
     opened = open_split(cfg, split, start)
     total = opened.images if count is None else count
-    if split != "train":  # a training goes on with the next epoch
+    if split != "train":  # training continues with the next epoch
         total = min(total, opened.images - start)
         if total <= 0:
-            raise UserError(f"--start {start}: {split} has {opened.images} images, counted from 0")
+            raise UserError(
+                f"--start {start}: {split} has only {opened.images} images, counted from 0"
+            )
     pairs = itertools.islice(opened.pairs(augmented), total)
     seen = _Seen(augmented)
     render = make_figures if html else make_tile
@@ -101,7 +102,7 @@ def browse(
 
 @dataclass
 class _Seen:
-    """The images shown so far."""
+    """Counts of the images shown so far."""
 
     augmented: bool
     images: int = 0
@@ -110,7 +111,7 @@ class _Seen:
     failures: list[str] = field(default_factory=list)
 
     def closing(self) -> dict[str, Any]:
-        """Return the end of an HTML page, and what the terminal gets."""
+        """Return the summary and the notes, for the end of an HTML page and for the terminal."""
         summary = f"{self.images} images, {self.objects} annotated objects"
         if self.augmented:
             summary += f", {self.input_objects} in the model's input"
@@ -139,7 +140,7 @@ def _show(
             rendered = render(views, split.metadata)
         except UserError as e:
             seen.failures.append(str(e))
-        except Exception as e:  # one odd image or annotation does not end a page of hundreds
+        except Exception as e:  # one broken image or annotation must not stop the others
             seen.failures.append(f"{record['file_name']}: {format_exception(e)}")
         else:
             seen.images += 1
@@ -170,7 +171,7 @@ def _facts(photo: np.ndarray, instances: list[dict]) -> str:
 
 
 def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
-    """Yield the annotations that Detectron2's ground truth instances mean."""
+    """Yield Detectron2's ground truth instances as annotations."""
     masks = instances.gt_masks if instances.has("gt_masks") else [None] * len(instances)
     if isinstance(masks, BitMasks):
         masks = [mask_util.encode(np.asfortranarray(m, np.uint8)) for m in masks.tensor.numpy()]
@@ -187,32 +188,36 @@ def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:
 
 
 def _warn_of_glyphs(classes: list[str]) -> None:
-    odd = [f"class {i} = {name}" for i, name in enumerate(classes) if not font_has(name)]
-    if odd:
-        more = f", and {len(odd) - _MAX_SHOWN} more" if len(odd) > _MAX_SHOWN else ""
+    lacking = [f"class {i} = {name}" for i, name in enumerate(classes) if not font_has(name)]
+    if lacking:
+        more = f", and {len(lacking) - _MAX_SHOWN} more" if len(lacking) > _MAX_SHOWN else ""
         logger.warning(
             "The pages' font lacks characters of class names: %s%s; --html shows them",
-            ", ".join(odd[:_MAX_SHOWN]),
+            ", ".join(lacking[:_MAX_SHOWN]),
             more,
         )
 
 
 def _refuse_mixing(folder: Path) -> None:
-    """Raise UserError if anything but pages of this tool is in there."""
+    """Raise a UserError if a folder contains anything but pages of this command."""
     if not os.path.lexists(folder):
         return
     try:
         found = set(os.listdir(folder))
         ours = {_INDEX, *json.loads((folder / _INDEX).read_text())["files"]} if found else found
     except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"--output {folder} is no folder of this tool's; choose another") from None
+        raise UserError(
+            f"--output {folder} was not written by this command; choose another folder"
+        ) from None
     if found - ours:
-        raise UserError(f"--output {folder} also holds {min(found - ours)}; choose another folder")
+        raise UserError(
+            f"--output {folder} also contains {min(found - ours)}; choose another folder"
+        )
 
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes `folder`'s place when the block ends without an exception."""
+    """Yield a new folder that replaces `folder` if the block ends without an exception."""
     folder = folder.resolve()
     new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""A split of a config, image by image: the dataset dicts, and the very samples that a run takes."""
+"""Read a split of a config image by image: dataset dicts, and exactly the samples of a run."""
 
 import copy
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from d2ext.text import did_you_mean
 
 @dataclass(frozen=True)
 class Split:
-    """A split, ready to be read from a place on.
+    """A split that is read from a given position.
 
     Attributes:
-        names: of the datasets.
-        loader: a run's, in this process and for all ranks.
-        skip: samples of the loader that lie before the place.
+        names: Names of the datasets.
+        loader: Loader as in a run, but in this process and for all ranks.
+        skip: Number of samples of the loader before the position.
         metadata: `thing_classes`, and `thing_colors` or None.
-        image_format: of the samples' images, as Detectron2 names it.
-        batch: images per optimizer step; None for an evaluation.
+        image_format: Detectron2's name of the samples' image format.
+        batch: Images per optimizer step; None for an evaluation.
     """
 
     names: list[str]
@@ -39,32 +39,32 @@ class Split:
 
     @property
     def images(self) -> int:
-        """The number of images of an epoch."""
+        """Return the number of images of an epoch."""
         return self.loader.images
 
     def pairs(self, mapped: bool = True) -> Iterator[tuple[dict, dict | UserError | None]]:
-        """Dataset dicts and samples; see `Loader.pairs`."""
+        """Return pairs of dataset dicts and samples; see `Loader.pairs`."""
         return self.loader.pairs(self.skip, mapped)
 
     def about(self, place: int) -> str:
-        """Describe the sample at a place."""
+        """Return a title for the sample at a position."""
         if self.batch is None:
             return "model's input, with the ground truth"
         return f"model's input, iteration {place // self.batch}"
 
 
 def open_split(cfg: Any, split: str, start: int = 0) -> Split:
-    """Open what a training, an evaluation or a test of a config reads.
+    """Open a split of a config.
 
     Args:
-        cfg: of `load_config`.
-        split: train, val or test. The samples of val and test have the ground truth as well, in
-            the pixels of the model's input; the model itself does not get it.
-        start: place of the first sample: in the training, whose first batch holds the places from
-            0 on, or in the test set.
+        cfg: Config returned by `load_config`.
+        split: train, val or test. The samples of val and test include the ground truth in pixels of
+            the model's input, although the model does not get it.
+        start: Position of the first sample, counted from 0, in the order of training or in the test
+            set.
 
     Raises:
-        UserError: the config or the dataset is wrong.
+        UserError: The config or the dataset is invalid.
     """
     register_run_datasets(cfg)
     section = f"dataloader.{split}"
@@ -72,7 +72,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     if split == "test" and not settings:
         settings = cfg.dataloader.get("val")
     if not settings or not settings.get("dataset") or not settings.get("mapper"):
-        raise UserError(f"{section} has no dataset and mapper to look at; choose another --split")
+        raise UserError(f"{section} has no dataset and mapper to show; choose another --split")
     settings = copy.deepcopy(settings)  # keeps its parent, which interpolations need
     names = list(_names(settings.dataset))
     metadata = _metadata(section, names)
@@ -82,12 +82,12 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
         if split == "train":
             if OmegaConf.select(settings, "seed") is None:
                 raise UserError(
-                    f"{section} is not d2ext's build_train_loader, whose samples depend on their"
-                    " place alone; choose another --split, or that loader"
+                    f"{section} is not d2ext's build_train_loader, whose samples depend only on"
+                    " their position; choose another --split, or use that loader"
                 )
             batch = settings.total_batch_size
             settings.start_iter, skip = divmod(start, batch)
-            # One process that does not accumulate takes a global batch in the order of the ranks.
+            # A single process without accumulation gets global batches in the order of the ranks.
             settings.num_workers, settings.accumulate = 0, 1
             loader = instantiate(settings)
         else:
@@ -95,7 +95,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
             _keep_ground_truth(settings.mapper, records)
             loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
     if not isinstance(loader, Loader) or not loader.images:
-        raise UserError(f"{section} is no loader of d2ext's, or one without images")
+        raise UserError(f"{section} is not a loader of d2ext, or it has no images")
     return Split(names, loader, skip, metadata, image_format, batch)
 
 
@@ -113,13 +113,13 @@ def _names(dataset: Any) -> Iterator[str]:
 
 
 def _metadata(section: str, names: list[str]) -> SimpleNamespace:
-    """Classes and colours of the datasets, which agree in them."""
+    """Return the classes and colors of the datasets, which are the same for all of them."""
     if not names:
-        raise UserError(f"{section}.dataset.names is empty: give the name of a data set")
+        raise UserError(f"{section}.dataset.names is empty; give the name of a dataset")
     for name in names:
         if name not in DatasetCatalog.list():
             hint = did_you_mean(str(name), DatasetCatalog.list(), "declare it under `datasets`")
-            raise UserError(f"{section}.dataset.names={name}: no such data set; {hint}")
+            raise UserError(f"{section}.dataset.names={name} is not a dataset; {hint}")
         require_cityscapes(MetadataCatalog.get(name))
     metadata = MetadataCatalog.get(names[0])
     return SimpleNamespace(

@@ -1,1 +1,1 @@
-"""The processes of a run: which ones, how they start, exchange values, stop and fail."""
+"""The processes of a run: how they are found, start, exchange values, stop and fail."""

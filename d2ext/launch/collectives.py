@@ -22,31 +22,31 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_SLOTS = 256  # losses of a model, at most; 2 KB in each step's exchange
+_SLOTS = 256  # maximum number of losses of a model; each step exchanges 2 KB
 
 
 def set_timeout(seconds: float) -> None:
     """Set the timeout of collectives on plain values, which always use gloo.
 
-    Detectron2 makes their group beside NCCL's, with torch's 30 minutes whatever the user says.
+    Detectron2 creates their group in addition to NCCL's, always with torch's default of 30 minutes.
     """
     if comm.get_world_size() > 1:
         set_group_timeout(gloo_group(), seconds)
 
 
 def speaks_for_machine() -> bool:
-    """Return whether this rank is the one of its machine that prints what all of them wait for."""
+    """Return whether this rank prints wait messages for all ranks of its machine."""
     try:
         return comm.get_local_rank() == 0
-    except AssertionError:  # Detectron2 has not made the groups of the machines yet
+    except AssertionError:  # Detectron2 has not created the machines' groups yet
         return True
 
 
 def wait_for_ranks(what: str) -> None:
-    """Wait until every rank is here; a long wait is announced.
+    """Wait until every rank has called this; print a message if that takes long.
 
     Args:
-        what: What the others still do.
+        what: What this rank waits for, as text for the message.
     """
     with waiting_for(what, needed=speaks_for_machine):
         comm.synchronize()
@@ -77,21 +77,21 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
 
 
 def broadcast_weights(model: nn.Module) -> None:
-    """Broadcast the weights of rank 0, which alone needs to read the files."""
+    """Broadcast rank 0's weights, so that only rank 0 reads the files."""
     if comm.get_world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Broadcast rank 0's running statistics, which are those in the checkpoints."""
+    """Broadcast rank 0's running statistics, which checkpoints contain."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def distributed(model: nn.Module, options: DDP, device: str) -> nn.Module:
-    """Wrap a model to average gradients over the ranks; return it as it is in a single process."""
+    """Wrap a model to average gradients over the ranks; a single process returns it unchanged."""
     if comm.get_world_size() == 1:
         return model
     ids = [torch.cuda.current_device()] if device == "cuda" else None
@@ -113,8 +113,8 @@ class StepStatus(NamedTuple):
 
     Attributes:
         means: Means of the losses over the ranks; not finite if any rank's loss is not.
-        stop: Why a rank asks to stop, one of `signals.REASONS`.
-        bad_images: Samples that were replaced, over all ranks.
+        stop: Reason to stop, one of `signals.REASONS`; None if no rank asks for it.
+        bad_images: Number of samples that were replaced, over all ranks.
     """
 
     means: list[float]
@@ -125,19 +125,19 @@ class StepStatus(NamedTuple):
 def sync_step(values: Sequence[float], stop: str | None, bad_images: int = 0) -> StepStatus:
     """Exchange losses and stop requests between all ranks; call it in every step.
 
-    The exchange takes place between the gradients and the optimizer, so that a step is taken by all
-    ranks or by none, and all stop after the same step, although a signal reaches them at different
-    times. It uses the CPU even if gradients use NCCL; the ranks have just waited for these anyway.
+    The exchange takes place between the backward pass and the optimizer's step. Either all ranks
+    take a step or none does, and all stop after the same step although signals arrive at different
+    times. It uses the CPU even if gradients use NCCL; the ranks have just synchronized anyway.
 
     Args:
         values: Losses of this rank; as many on every rank, or none if its forward pass failed.
-        stop: Why this rank asks to stop, or None.
-        bad_images: Samples that this rank has replaced so far.
+        stop: Reason why this rank asks to stop, or None.
+        bad_images: Number of samples that this rank has replaced so far.
     """
     if comm.get_world_size() == 1:
         return StepStatus(list(values) or [math.nan], stop, bad_images)
     if len(values) > _SLOTS:
-        raise ValueError(f"the model has {len(values)} losses; {_SLOTS} can be exchanged")
+        raise ValueError(f"the model has {len(values)} losses; at most {_SLOTS} are supported")
     head = [REASONS.index(stop), bad_images, len(values)]
     rest = [math.nan] * (_SLOTS - len(values))
     sent = torch.tensor([*head, *values, *rest], dtype=torch.float64)

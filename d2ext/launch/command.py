@@ -13,15 +13,15 @@ from d2ext.launch.topology import Topology
 
 @dataclass(frozen=True)
 class RunCommand:
-    """A run as its command describes it; every rank receives it.
+    """Description of a run by its command; every rank receives it.
 
     Attributes:
         name: Name of the run.
         config_file: Config file on the command line.
-        line: The command line, as a shell takes it.
-        start: Words that start as many processes; a config and overrides follow them. Empty if no
-            command line starts the same run.
-        resume: How to resume the run; empty for a run of the command, which takes `--resume`.
+        line: Command line, quoted for a shell.
+        start: Words of a command that starts the same processes; a config and overrides follow
+            them. Empty if no command starts the same run.
+        resume: Python call that resumes the run; empty if the command does, with `--resume`.
     """
 
     name: str
@@ -48,8 +48,8 @@ def describe_run(
 
     Args:
         config_file: Config file on the command line.
-        command: The command of d2ext that starts it, such as `train`.
-        arguments: Its arguments.
+        command: Command of d2ext that starts the run, such as `train`.
+        arguments: Arguments of the command.
         topology: Topology returned by `find_topology`.
         validate: Whether the run evaluates while it trains.
     """
@@ -66,10 +66,10 @@ def describe_call(
     """Return the description of a run by the Python call that started it.
 
     Args:
-        function: The function of d2ext that was called.
+        function: Function of d2ext that was called.
         output_dir: Run directory.
         topology: Topology returned by `find_topology`.
-        flags: Flags with which `d2ext train` trains the same; None if it cannot.
+        flags: Flags with which `d2ext train` starts the same run; None if it cannot.
     """
     call = f"d2ext.{function}(cfg, {str(output_dir)!r}"
     script = _script()
@@ -89,7 +89,7 @@ def _script() -> list[str]:
 
 
 def _starting(topology: Topology, program: list[str]) -> list[str]:
-    """Return the words that start a program in as many processes, as the user runs it."""
-    if topology.launcher == "torchrun":  # it starts Python itself, with a file or a module
+    """Return the command that starts a program in the same processes, as the user runs it."""
+    if topology.launcher == "torchrun":  # torchrun takes a file or a module and starts Python
         program = program[1:] if program[0] == "python" else ["-m", *program]
     return [*topology.starting(), *program]

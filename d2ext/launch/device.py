@@ -1,7 +1,7 @@
 """Choose the device, and explain why torch does not use a GPU that should be there.
 
-torch is imported inside the functions: the doctor, which must survive a broken torch, uses this
-module as well.
+torch is imported inside the functions because `d2ext doctor`, which must work with a broken torch,
+uses this module as well.
 """
 
 import os
@@ -23,27 +23,27 @@ def choose_device(
     visible: int | None = None,
     dev: Path = _DEV,
 ) -> tuple[str, str]:
-    """Return the device to train on, and what to print about it.
+    """Return the device to train on and its description for the plan.
 
     Args:
         requested: `train.device`, `cuda` or `cpu`. Without a GPU, `cuda` falls back to the CPU.
-        num_gpus: `--num-gpus`.
-        gpu_each: A single visible GPU is this process's own (`srun --gpus-per-task=1`).
+        num_gpus: Value of `--num-gpus`.
+        gpu_each: A single visible GPU belongs to this process only (`srun --gpus-per-task=1`).
         visible: Number of GPUs; None asks torch.
         dev: Folder of the device files.
 
     Raises:
-        UserError: More GPUs are requested than there are, torch cannot use a GPU that should be
-            there, or the device is unknown.
+        UserError: More GPUs are requested than the machine has, torch cannot use a GPU that should
+            be there, or the device is unknown.
     """
     import torch
 
     if requested not in ("cpu", "cuda"):
-        raise UserError(f"train.device={requested!r}: give cuda or cpu")
+        raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
     cpu = f"CPU, {torch.get_num_threads()} threads"
     if requested == "cpu":
         return "cpu", cpu
-    if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
+    if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
         visible = int(os.environ["D2EXT_PLAN_GPUS"])
     if visible is None:
         visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -60,19 +60,19 @@ def choose_device(
         return "cuda", "GPU, one for each process"
     if num_gpus > visible:
         raise UserError(
-            f"--num-gpus {num_gpus}: this machine has {visible}; give at most that many"
+            f"--num-gpus {num_gpus} is more than this machine has; give at most {visible}"
         )
     return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
 def expected_gpu(env: Mapping[str, str], dev: Path = _DEV) -> str | None:
-    """Return the sign that there should be an NVIDIA GPU, or None if there is none.
+    """Return evidence that there should be an NVIDIA GPU, or None without any.
 
     `CUDA_VISIBLE_DEVICES=-1` (or empty) hides all GPUs on purpose.
 
     Args:
         env: Environment of this process.
-        dev: Folder of the device files; a container with the fourth GPU only has `nvidia3`.
+        dev: Folder of the device files; a container with only the fourth GPU has `nvidia3`.
     """
     if "CUDA_VISIBLE_DEVICES" in env and _hides_all(env["CUDA_VISIBLE_DEVICES"]):
         return None
@@ -92,20 +92,21 @@ def why_no_gpu() -> str:
     given = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible}"
     try:
         torch.cuda.init()
-    except (AssertionError, RuntimeError) as e:  # the former from a build without CUDA
+    except (AssertionError, RuntimeError) as e:  # AssertionError: a build without CUDA
         return format_exception(e) + given
     return f"torch {torch.__version__} gives no reason{given}"
 
 
 def uncovered(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Return whether a GPU's compute capability is one that torch has no kernels for.
+    """Return whether torch has no kernels for a GPU's compute capability.
 
-    Binary code (`sm_`) runs on the same major version from its minor version on, PTX (`compute_`)
-    on anything newer.
+    Binary code (`sm_`) runs on GPUs of the same major and the same or a higher minor version, PTX
+    (`compute_`) on any newer GPU.
 
     Args:
-        capability: Of the GPU, such as (8, 6).
-        built_for: Of `torch.cuda.get_arch_list()`; an empty list says nothing.
+        capability: Compute capability of the GPU, such as (8, 6).
+        built_for: Result of `torch.cuda.get_arch_list()`; if it is empty, the GPU counts as
+            covered.
     """
     found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", text) for text in built_for]
     codes = [(m[1], (int(m[2]), int(m[3]))) for m in found if m]
@@ -124,13 +125,13 @@ def _hides_all(visible: str) -> bool:
 def _check_capabilities(count: int) -> None:
     import torch
 
-    built_for = torch.cuda.get_arch_list()  # AMD's names are others, and no number
+    built_for = torch.cuda.get_arch_list()  # AMD's architecture names do not match and are ignored
     for i in range(count):
         capability = torch.cuda.get_device_capability(i)
         if uncovered(capability, built_for):
             raise UserError(
                 f"the GPU {torch.cuda.get_device_name(i)} has compute capability"
-                f" {capability[0]}.{capability[1]}, and torch {torch.__version__} is built for"
-                f" {', '.join(built_for)} only; install a torch build for this GPU, hide it with"
+                f" {capability[0]}.{capability[1]}, but torch {torch.__version__} is built only for"
+                f" {', '.join(built_for)}; install a torch build for this GPU, hide it with"
                 " CUDA_VISIBLE_DEVICES, or train on the CPU with train.device=cpu"
             )

@@ -17,7 +17,7 @@ from d2ext.errors import UserError, user_message
 from d2ext.run_dir.metadata import update_run_info
 from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 
-# Whole words: a "storage" or a "socket" in a model's own error is not a lost peer.
+# Whole words only, so that other errors of a model are not taken for a lost peer.
 _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
@@ -27,11 +27,11 @@ _CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTR
 def describe_failure(rank: int, e: BaseException) -> RankFailure:
     """Return the record of a rank's error.
 
-    Its `kind` is user, other, interrupted or communication (a lost peer).
+    The `kind` is user, other, interrupted or communication (a lost peer).
     """
     message = f"{type(e).__name__}: {e}"
-    if (mistake := user_message(e)) is not None:
-        kind, message = "user", mistake
+    if (text := user_message(e)) is not None:
+        kind, message = "user", text
     elif _is_interruption(e):
         kind, message = "interrupted", "interrupted"
     elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
@@ -49,9 +49,13 @@ def _is_interruption(e: BaseException | None) -> bool:
 
 
 def describe_killed(rank: int, by: str | None) -> RankFailure:
-    """Return the record of a rank that a signal ended; `by` is its name, if that is known.
+    """Return the record of a rank that a signal ended.
 
-    Its `kind` is crashed where the signal is of the process's own making, else killed.
+    The `kind` is crashed for signals that a process causes itself, such as SIGSEGV, else killed.
+
+    Args:
+        rank: Global rank.
+        by: Name of the signal; None if unknown.
     """
     message = f"was killed by {by}" if by else "was killed"
     if by in (None, "SIGKILL"):
@@ -65,15 +69,15 @@ def _failure(rank: int, kind: str, message: str, text: str = "") -> RankFailure:
 
 
 def write_failure(path: Path, failure: RankFailure) -> None:
-    """Write a failure atomically, for readers that may be looking already."""
-    # A second Ctrl-C has another thread write it as well.
+    """Write a failure atomically, because it may be read at any time."""
+    # After a second Ctrl-C, two threads may write it at the same time.
     temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
     temporary.write_text(json.dumps(to_plain(failure)))
     temporary.replace(path)
 
 
 def print_failure(failure: RankFailure) -> int:
-    """Print a failure, its one-line message last; return the exit status that goes with it."""
+    """Print a failure, with its one-line message last; return the exit status."""
     kind = failure.kind
     if kind == "interrupted":
         print("interrupted", file=sys.stderr, flush=True)
@@ -83,7 +87,7 @@ def print_failure(failure: RankFailure) -> int:
     where = f"rank {failure.rank} on {failure.host}"
     message = failure.message
     if kind == "communication":
-        message = f"it lost another rank, which has not said why ({message.splitlines()[0]})"
+        message = f"lost another rank, which reported no error ({message.splitlines()[0]})"
     print(f"error: {where}: {message}", file=sys.stderr, flush=True)
     return 2 if kind == "user" else 1
 
@@ -95,9 +99,10 @@ def cause(failures: Sequence[RankFailure]) -> RankFailure | None:
 
 
 class FailureFolder:
-    """The folder `errors/` of a run directory; on a shared disk every machine can read the cause.
+    """Exchange failures in `errors/` of a run directory, so that every machine can find the cause.
 
-    Only what comes after this object counts, however the clocks of the machines differ.
+    That needs a shared disk. Only files that change after this object was created count, regardless
+    of differences between the machines' clocks.
     """
 
     def __init__(self, run: Path):
@@ -108,14 +113,14 @@ class FailureFolder:
 
     def add(self, failure: RankFailure) -> None:
         """Write a rank's failure if the run directory exists."""
-        # The disk may be what failed; the launcher of this machine learns of it in any case.
+        # The disk itself may have failed; this machine's launcher gets the failure in any case.
         with contextlib.suppress(OSError):
             if self._run.is_dir():
                 self._folder.mkdir(exist_ok=True)
                 write_failure(self._folder / f"rank-{failure.rank}.json", failure)
 
     def new(self) -> list[RankFailure]:
-        """Return what ranks on any machine have written since."""
+        """Return the failures that ranks on any machine have written since this object exists."""
         return [
             read_record(path, RankFailure)
             for path, changed in self._times().items()
@@ -132,8 +137,8 @@ class FailureFolder:
             time.sleep(0.1)
 
     def tell(self, failure: RankFailure) -> None:
-        """Write the cause to the run's files if the run directory exists."""
-        if self._beginning() != self._begun:  # else what is there is another run's
+        """Record the cause in the run's files if this run has created its run.json."""
+        if self._beginning() != self._begun:  # an unchanged run.json is an earlier run's
             details = failure.traceback if failure.kind == "other" else ""
             record_failure(self._run, failure.message, details)
 
@@ -146,19 +151,19 @@ class FailureFolder:
 
 
 def record_failure(out: Path, message: str, details: str = "") -> None:
-    """Write to log.txt, run.json and the report why a run has failed.
+    """Record why a run failed in log.txt, run.json and the report.
 
     Args:
         out: Run directory.
         message: Error message for the user.
         details: Traceback for log.txt.
     """
-    from d2ext.report import write_report  # here, because a training need not wait for Jinja
+    from d2ext.report import write_report  # imported here to keep Jinja out of the startup
 
     try:
         with open(out / "log.txt", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")
         update_run_info(out, ended_by=message)
         write_report(out)
-    except (OSError, UserError) as e:  # the disk may be what failed
-        print(f"warning: {out} does not tell of the failure: {e}", file=sys.stderr)
+    except (OSError, UserError) as e:  # the disk itself may have failed
+        print(f"warning: cannot record the failure in {out}: {e}", file=sys.stderr)

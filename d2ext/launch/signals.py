@@ -1,4 +1,4 @@
-"""Handle signals and `--time-limit`, which ask a training to finish its step, save and exit."""
+"""Handle signals and `--time-limit`, which make a run finish its step, save and exit."""
 
 import logging
 import os
@@ -17,33 +17,35 @@ logger = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, with --resume
 TIME_LIMIT = "--time-limit"
-# What can stop a run, by the number under which ranks tell one another; 0 is nothing.
+# Reasons to stop a run; ranks exchange their indices.
 REASONS = (None, "SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", TIME_LIMIT)
 
-# How our launcher passes on a SIGINT, which the terminal may have sent the rank as well.
+# Sent by our launcher instead of SIGINT, which the terminal may have sent to the rank as well.
 INTERRUPTED = signal.SIGRTMIN
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, INTERRUPTED)
-GRACE = 10.0  # seconds that a run which is to stop waits for the data of its step
+GRACE = 10.0  # seconds that a run that was asked to stop waits for the data of its step
 _LAST_PATIENCE = 2.0  # seconds for cleanup after a second Ctrl-C
 
 
 class StopWaiting(KeyboardInterrupt):
-    """Raised in a wait for data that has not come `GRACE` seconds after a request to stop."""
+    """Raised while waiting for data, `GRACE` seconds after a request to stop."""
 
 
 class StopSignals:
-    """Note TERM, INT, USR1 and USR2 while the `with` block runs, and the end of the time.
+    """Record TERM, INT, USR1, USR2 and the end of the time limit while the `with` block runs.
 
-    A second INT raises KeyboardInterrupt at once, for whoever cannot wait for the step; what is
-    still there two seconds later ends without cleaning up. A loader that hangs cannot hold up the
-    stop: after `GRACE` seconds, `StopWaiting` ends a wait inside `waiting.interruptible`.
+    A second INT raises KeyboardInterrupt immediately, for users who do not want to wait for the
+    step; a process that is still alive two seconds later exits without cleanup. A hanging loader
+    cannot prevent the stop: after `GRACE` seconds, `StopWaiting` ends a wait inside
+    `waiting.interruptible`.
 
-    Python allows signal handlers in its main thread only. In another thread nothing is noted.
+    Python allows signal handlers in the main thread only. In other threads, signals are not
+    recorded.
 
     Args:
         deadline: Monotonic time after which `received` is `--time-limit`; None for no limit.
-        may_exit: Whether a second INT may end the process; a notebook's kernel stays.
+        may_exit: Whether a second INT may end the process; False for a notebook's kernel.
     """
 
     def __init__(self, deadline: float | None = None, may_exit: bool = True) -> None:
@@ -62,7 +64,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
-            logger.info("Not in the main thread: signals do not stop and save this training")
+            logger.info("Not in the main thread: signals will not stop and save this run")
             return self
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
@@ -83,7 +85,8 @@ class StopSignals:
     def _forked(self) -> None:
         """Let TERM end a forked process, such as those in which Detectron2 reads Cityscapes.
 
-        Its pool waits for workers that it sends one, and a handler would not run while they wait.
+        Detectron2's process pool terminates its workers with TERM and waits for them, but Python
+        runs no handler in a worker that is blocked.
         """
         if self._active:
             for number in _SIGNALS:
@@ -92,7 +95,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
-            # A loader worker that hangs in a read would be waited for.
+            # Cleanup would wait for a loader worker that hangs in a read.
             if self._may_exit:
                 end = threading.Timer(_LAST_PATIENCE, _leave)
                 end.daemon = True
@@ -106,7 +109,7 @@ class StopSignals:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def _end_wait(self, number: int, frame: FrameType | None) -> None:
-        self._allow_wait(1.0)  # for the next wait, which may come after this step
+        self._allow_wait(1.0)  # also ends a wait that starts later
         if is_interruptible():
             raise StopWaiting
 
@@ -128,12 +131,12 @@ def _leave() -> None:
 
 
 def name_of(number: int) -> str:
-    """Return the name of a signal as its sender knows it."""
+    """Return the name of the signal that was originally sent."""
     return signal.Signals(signal.SIGINT if number == INTERRUPTED else number).name
 
 
 def ignore_signals() -> None:
-    """Ignore all signals at the end of a process, so that its exit status stays."""
+    """Ignore all signals at the end of a process, to preserve its exit status."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -153,5 +156,5 @@ def deadline(limit: str | None, since: float) -> float | None:
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", limit)
     numbers = [int(n or 0) for n in match.groups()] if match else [0]
     if not any(numbers):
-        raise UserError(f"--time-limit {limit}: give days, hours, minutes, seconds, as in 3h50m")
+        raise UserError(f"--time-limit {limit}: give days, hours, minutes or seconds, as in 3h50m")
     return since + sum(n * s for n, s in zip(numbers, (86400, 3600, 60, 1), strict=True))

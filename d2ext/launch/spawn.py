@@ -1,8 +1,8 @@
 """Start this machine's ranks, supervise them, and report why a run failed.
 
-Guards against faults of Detectron2's `launch()`: it returns normally after a KeyboardInterrupt,
-blames the peer of a slow death, waits 30 s for the graceful, and leaves ranks alive when it is
-killed.
+Works around faults of Detectron2's `launch()`: it returns normally after a KeyboardInterrupt,
+blames a peer if the failing rank dies slowly, waits 30 s for ranks that exit gracefully, and leaves
+ranks alive when it is killed.
 """
 
 import contextlib
@@ -56,30 +56,31 @@ def start_ranks(
 
     Args:
         topology: Topology returned by `find_topology`.
-        target: Importable function; returns the exit status.
+        target: Importable function that returns the exit status.
         args: Arguments of `target`; they are pickled.
-        timeout: Seconds to wait for peers, in the rendezvous and in each exchange.
+        timeout: Seconds to wait for other ranks, in the rendezvous and in each exchange.
         device: `cpu` or `cuda`.
-        output_dir: Run directory; ranks write their errors to `errors/` in it, so that on a shared
-            disk every machine can read the cause.
+        output_dir: Run directory; ranks write their errors to `errors/` in it, so that every
+            machine can read the cause on a shared disk.
 
     Returns:
-        The exit status of the ranks, or 1 when one failed (2 for a UserError, 130 after a second
-        Ctrl-C); its cause has been printed then. A rank that torchrun or srun started ends here.
+        The exit status of the ranks. If a rank failed, the cause has been printed and the status is
+        1 (2 for a UserError, 130 after a second Ctrl-C). A rank that torchrun or srun started does
+        not return; its process exits.
 
     Raises:
         UserError: The ranks cannot meet.
     """
     if not 0 < timeout < 1e7:
-        raise UserError(f"--dist-timeout {timeout:g}: give seconds, above 0")
+        raise UserError(f"--dist-timeout {timeout:g}: give a positive number of seconds below 1e7")
     if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() takes NCCL whenever it sees a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch() uses NCCL whenever it sees a GPU
     if topology.launcher != "self" or topology.world_size == 1:
 
         def rank() -> int:
             status = target(*args)
             if topology.launcher != "self":
-                ignore_signals()  # the status stays
+                ignore_signals()  # preserve the status
             return status
 
         status = run_here(topology, rank, timeout, device, output_dir)
@@ -89,11 +90,11 @@ def start_ranks(
         exit_process(status)
     failures = FailureFolder(output_dir)
     check_rendezvous(topology, timeout)
-    # torch announces whom it ends; the cause is told here.
+    # torch logs which ranks it terminates; only the cause is printed, below.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="d2ext-ranks-"))
     os.environ[LAUNCHER] = str(os.getpid())
-    # A rank that dies leaves semaphores; the cause of its death is to be the last thing printed.
+    # Without this filter, warnings of semaphores leaked by a dead rank would follow the cause.
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     failed = None
@@ -132,15 +133,15 @@ def run_here(
 
     Args:
         topology: Topology returned by `find_topology`; a process that torchrun or srun started
-            joins the others first, unless it has done so before.
-        target: Does this rank's part.
+            joins the process group first, unless it has joined before.
+        target: Function that does this rank's part.
         timeout: Argument of `start_ranks`.
         device: Argument of `start_ranks`.
         output_dir: Argument of `start_ranks`; a failure is recorded in it.
 
     Returns:
-        What `target` returned. If it fails in one of several ranks, the process ends: the others
-        wait for it.
+        The result of `target`. If it fails in one of several ranks, the process exits, because the
+        other ranks wait for it.
 
     Raises:
         UserError: The ranks cannot meet.
@@ -156,7 +157,7 @@ def run_here(
         _join_or_end_step(topology, timeout, device)
     try:
         result = target()
-        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
+        wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
         return result
     except BaseException as e:
         failure = describe_failure(comm.get_rank(), e)
@@ -172,7 +173,7 @@ def _join_or_end_step(topology: Topology, timeout: float, device: str) -> None:
     except UserError as e:
         if topology.launcher == "srun":
             print(f"error: {e}", file=sys.stderr, flush=True)
-            end_step(os.environ)  # its other tasks would wait
+            end_step(os.environ)  # the other tasks would wait for this one
             raise SystemExit(2) from e
         raise
 
@@ -186,7 +187,7 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
     if topology.launcher == "srun" and topology.rank == 0:
         check_rendezvous(topology, timeout)
     if device == "cuda":
-        # srun may give each task a GPU of its own, the only one that it sees.
+        # srun may give each task its own GPU, the only one that the task sees.
         alone = topology.launcher == "srun" and torch.cuda.device_count() == 1
         torch.cuda.set_device(0 if alone else topology.rank % topology.per_machine)
     os.environ.setdefault("MASTER_ADDR", topology.url.removeprefix("tcp://").rpartition(":")[0])
@@ -212,23 +213,23 @@ def _rank_main(
 ) -> None:
     """Run the target in a spawned rank after the rendezvous."""
     die_with_parent()
-    os.environ[LAUNCHER] = str(os.getpid())  # for loader workers, where they are spawned
+    os.environ[LAUNCHER] = str(os.getpid())  # for spawned loader workers
     rank = comm.get_rank()
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
 
-    def leave_word(e: BaseException) -> None:
+    def report(e: BaseException) -> None:
         failure = describe_failure(rank, e)
         write_failure(folder / f"{rank}.json", failure)
         failures.add(failure)
 
-    on_forced_exit(lambda: leave_word(KeyboardInterrupt()))
+    on_forced_exit(lambda: report(KeyboardInterrupt()))
     try:
         set_timeout(timeout)
         status = target(*args)
         ignore_signals()
-        wait_for_ranks("the other ranks to end")  # one that leaves early looks like one that died
+        wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
     except BaseException as e:
-        leave_word(e)
+        report(e)
         sys.stdout.flush()
         os._exit(1)  # destructors of process groups can wait for peers
     (folder / f"{rank}.status").write_text(str(status))
@@ -240,11 +241,11 @@ def exit_process(status: int) -> NoReturn:
     """Exit without finalizing Python, because Gloo's threads may still hold tensors.
 
     Such a thread releases the last tensors at an arbitrary time. If Python has no references to
-    them left and is finalizing by then, the process aborts. `destroy_process_group` ends these
-    threads only if nothing refers to the group any more, as DistributedDataParallel does.
+    them left and is finalizing at that time, the process aborts. `destroy_process_group` ends these
+    threads only if nothing refers to the group anymore, but DistributedDataParallel does.
     """
     run_exit_functions()
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+    with contextlib.suppress(BrokenPipeError):  # the reader is gone, as with `| head`
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
@@ -278,7 +279,7 @@ def _outcome(
         by = f" by {name_of(signal.Signals[by])}" if by else ""
         print(f"interrupted{by}", file=sys.stderr)
         return 130
-    # It failed before the ranks had met.
+    # `launch()` failed before the rendezvous.
     raise UserError(_rendezvous_failed(topology, str(failed)))
 
 
@@ -303,14 +304,13 @@ def _rendezvous(
 def _rendezvous_failed(topology: Topology, text: str) -> str:
     if joined := re.search(r"(\d+)/(\d+) clients joined", text):
         return (
-            f"only {joined[1]} of {joined[2]} processes came to {topology.url} in time; start the"
+            f"only {joined[1]} of {joined[2]} processes reached {topology.url} in time; start the"
             " other machines, or wait longer with --dist-timeout"
         )
     if "wait timeout" in text:
         return (
-            f"not all {topology.world_size} processes came to {topology.url} in time; are"
-            " --num-gpus"
-            " and --num-machines the same on every machine?"
+            f"not all {topology.world_size} processes reached {topology.url} in time; check that"
+            " --num-gpus and --num-machines are the same on every machine"
         )
     last = (text.strip() or "no reason given").splitlines()[-1]
-    return f"the processes could not meet at {topology.url}: {last}"
+    return f"the processes could not connect at {topology.url}: {last}"

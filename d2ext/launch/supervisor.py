@@ -1,6 +1,6 @@
 """Forward signals to the ranks, and kill the peers of a dead rank.
 
-Each rank has left its process id in a folder of the run's launcher, as `<rank>.pid`.
+Each rank writes its process id to `<rank>.pid` in a folder of the run's launcher.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Any
 from d2ext.launch.signals import INTERRUPTED
 
 _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# What ends a rank that does not hear signals yet, by the launcher or by a terminal.
+# Signals that end a rank without handlers, sent by the launcher or by a terminal.
 FORWARDED = (*_HEARD, INTERRUPTED)
 
-_GRACE = 5.0  # seconds that peers of a dead rank have before they are killed
+_GRACE = 5.0  # seconds until the peers of a dead rank are killed
 
 
 @contextlib.contextmanager
 def signals_forwarded(folder: Path) -> Iterator[list[int]]:
-    """Forward TERM, INT, USR1 and USR2 to the ranks; they decide, this process waits.
+    """Forward TERM, INT, USR1 and USR2 to the ranks, and let them decide what to do.
 
     A SIGINT after another signal kills the ranks.
 
@@ -36,7 +36,7 @@ def signals_forwarded(folder: Path) -> Iterator[list[int]]:
         if number == signal.SIGINT:
             number = signal.SIGKILL if sent else INTERRUPTED
         sent.append(number)
-        # Those that are still importing or waiting for others end by the signal's default action.
+        # The signal's default action ends ranks that are still importing or in the rendezvous.
         children = {child.pid for child in multiprocessing.active_children()}
         for pid in children | set(met(folder).values()):
             _kill(pid, number)
@@ -53,10 +53,10 @@ def signals_forwarded(folder: Path) -> Iterator[list[int]]:
 def terminate_peers(folder: Path) -> Iterator[list[int]]:
     """Kill the peers of a dead rank that are still alive after a grace period.
 
-    It looks at /proc, not at exit codes: two threads waiting for one child take it from each other.
+    Deaths are detected in /proc, not by exit codes, because only one thread can wait for a child.
 
     Yields:
-        A list that receives the ranks found dead first which left no word: killed from outside.
+        A list that receives the ranks that died first without writing an error: they were killed.
     """
     over, vanished = threading.Event(), []
 
@@ -80,13 +80,13 @@ def terminate_peers(folder: Path) -> Iterator[list[int]]:
 
 
 def send(folder: Path, number: int) -> None:
-    """Send a signal to the ranks that have met."""
+    """Send a signal to the ranks that have passed the rendezvous."""
     for pid in met(folder).values():
         _kill(pid, number)
 
 
 def met(folder: Path) -> dict[int, int]:
-    """Return global rank to process id, of the ranks that have met."""
+    """Return the process id of each global rank that has passed the rendezvous."""
     texts = {int(p.stem): p.read_text() for p in folder.glob("*.pid")}
     return {rank: int(text) for rank, text in texts.items() if text}
 

@@ -1,6 +1,6 @@
-"""Find the processes of a run: how many, where, and who starts them.
+"""Find the processes of a run: their number, machines and launcher.
 
-Order: explicit flags, then torchrun's environment, then an srun step of several tasks, then
+Explicit flags come first, then torchrun's environment, then an srun step with several tasks, then
 Detectron2's `launch()`, which spawns this machine's processes.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from d2ext.errors import UserError
 from d2ext.waiting import waiting_for
 
-# Below Linux's range for outgoing connections, which could take a port between check and use.
+# Below Linux's range for outgoing connections: one of these could take a port after its check.
 _PORTS = range(15000, 32768)
 
 
@@ -29,10 +29,10 @@ class Topology:
     Attributes:
         launcher: `self` (this process spawns its machine's ranks), `torchrun` or `srun` (this
             process is one of the ranks).
-        num_machines, machine_rank: as the flags of these names.
-        per_machine: processes on each machine.
-        url: where they meet, `tcp://host:port`; "" for a single process.
-        rank: this process's global rank; of the first one that it spawns, for `self`.
+        num_machines, machine_rank: Values of the flags of these names.
+        per_machine: Number of processes on each machine.
+        url: Address of the rendezvous, `tcp://host:port`; "" for a single process.
+        rank: Global rank of this process; for `self`, of the first process that it spawns.
     """
 
     launcher: str
@@ -48,7 +48,7 @@ class Topology:
         return self.num_machines * self.per_machine
 
     def starting(self) -> list[str]:
-        """Return the words before the command with which machine 0 starts such a run."""
+        """Return the launcher's command with which machine 0 starts such a run."""
         machines, each = str(self.num_machines), str(self.per_machine)
         if self.launcher == "srun":
             return ["srun", f"--nodes={machines}", f"--ntasks-per-node={each}"]
@@ -58,7 +58,7 @@ class Topology:
         return []
 
     def flags(self) -> list[str]:
-        """Return the command's flags that give as many processes."""
+        """Return the flags of `d2ext train` that start the same processes."""
         if self.launcher != "self" or self.world_size == 1:
             return []
         flags = ["--num-gpus", str(self.per_machine)]
@@ -79,8 +79,8 @@ def find_topology(
     """Return the processes of a run, from flags (None: not given) and the environment.
 
     Args:
-        env: of the process. `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `PORT` or `MASTER_PORT` are
-            defaults for the flags, as in MMDetection's scripts.
+        env: Environment of this process. `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `PORT` or
+            `MASTER_PORT` are defaults for the flags, as in MMDetection's scripts.
         num_gpus: `--num-gpus`, processes on this machine.
         num_machines: `--num-machines`.
         machine_rank: `--machine-rank`.
@@ -88,7 +88,7 @@ def find_topology(
         port: `train.dist.port` of the config.
 
     Raises:
-        UserError: numbers that contradict one another, or several machines without an address.
+        UserError: Numbers contradict each other, or several machines have no address.
     """
     explicit = num_gpus is not None or num_machines is not None
     if not explicit and _TORCHRUN <= set(env):
@@ -99,10 +99,10 @@ def find_topology(
     rank = machine_rank if machine_rank is not None else _number(env, "NODE_RANK", 0)
     per_machine = 1 if num_gpus is None else num_gpus
     if per_machine < 1 or machines < 1:
-        raise UserError("--num-gpus and --num-machines count from 1")
+        raise UserError("--num-gpus and --num-machines must be at least 1")
     if not 0 <= rank < machines:
         raise UserError(
-            f"--machine-rank {rank}: {machines} machines have the ranks 0 to {machines - 1}"
+            f"--machine-rank {rank}: the ranks of {machines} machines are 0 to {machines - 1}"
         )
     if machines * per_machine == 1:
         return Topology("self")
@@ -119,7 +119,7 @@ def find_topology(
 
 
 def free_port() -> int:
-    """Return a port on which this machine can listen, and which no other run here was given."""
+    """Return a port on which this machine can listen and that no other run on it has reserved."""
     for port in _PORTS[os.getpid() % 1000 :: 7]:
         if port_is_free(port) and _reserve(port):
             return port
@@ -127,9 +127,9 @@ def free_port() -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Reserve a port for as long as this process lives: it is listened on only seconds later.
+    """Reserve a port until this process exits, because the run listens on it only seconds later.
 
-    The mark is a name of Linux's abstract sockets, which goes with the process.
+    The reservation is a Linux abstract socket, which disappears with the process.
     """
     mark = socket.socket(socket.AF_UNIX)
     try:
@@ -142,9 +142,9 @@ def _reserve(port: int) -> bool:
 
 
 def port_is_free(port: int) -> bool:
-    """Return whether this machine can listen on a port, found by trying."""
+    """Return whether this machine can listen on a port."""
     with socket.socket() as s:
-        # As torch's store does: a port in TIME_WAIT is free.
+        # As in torch's store, a port in TIME_WAIT counts as free.
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind(("", port))
@@ -157,7 +157,7 @@ def check_rendezvous(topology: Topology, timeout: float) -> None:
     """Check that machine 0 can listen, and that the others reach it within `timeout` seconds.
 
     Raises:
-        UserError: the port is taken, the host is unknown, or nobody answers.
+        UserError: The port is in use, the host is unknown, or machine 0 does not answer.
     """
     host, _, port = topology.url.removeprefix("tcp://").rpartition(":")
     try:
@@ -167,7 +167,7 @@ def check_rendezvous(topology: Topology, timeout: float) -> None:
     if topology.machine_rank == 0:
         if not port_is_free(int(port)):
             raise UserError(
-                f"port {port} of {topology.url} is taken; choose another one with --dist-url or"
+                f"port {port} of {topology.url} is in use; choose another one with --dist-url or"
                 " PORT"
             )
         return
@@ -180,8 +180,8 @@ def check_rendezvous(topology: Topology, timeout: float) -> None:
             except OSError as e:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"machine 0 cannot be reached at {topology.url} within {timeout:g} s ({e});"
-                        " is it started, and its port open?"
+                        f"machine 0 was not reached at {topology.url} within {timeout:g} s ({e});"
+                        " check that it has started and that its port is open"
                     ) from e
                 time.sleep(0.5)
 
@@ -189,7 +189,7 @@ def check_rendezvous(topology: Topology, timeout: float) -> None:
 def end_step(env: Mapping[str, str]) -> None:
     """End the srun step that this task belongs to."""
     step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
-    # Without scancel the others end by their timeout.
+    # Without scancel, the other tasks end when they time out.
     with contextlib.suppress(OSError), waiting_for("scancel to answer"):
         subprocess.run(["scancel", step], capture_output=True)
 
@@ -198,12 +198,12 @@ def _torchrun(env: Mapping[str, str]) -> Topology:
     world, per_machine, rank = (int(env[k]) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
     if world % per_machine:
         raise UserError(
-            f"torchrun started {world} processes, {per_machine} on this machine: each"
-            " machine needs the same number"
+            f"torchrun started {world} processes, {per_machine} of them on this machine; start"
+            " the same number on every machine"
         )
     if env["MASTER_PORT"] == "0":
         raise UserError(
-            "torchrun --master-port=0: nobody meets there; give a port, or --standalone"
+            "torchrun --master-port=0: port 0 is not supported; give a port, or --standalone"
         )
     url = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     return Topology("torchrun", world // per_machine, rank // per_machine, per_machine, url, rank)
@@ -217,11 +217,11 @@ def _srun(env: Mapping[str, str], dist_url: str | None, port: int | None) -> Top
             f"srun started {world} tasks on {machines} nodes unevenly; give --ntasks-per-node"
         )
     if int(env.get("SLURM_LOCALID", rank % (world // machines))) != rank % (world // machines):
-        raise UserError("srun dealt out the tasks in turn; give --distribution=block")
+        raise UserError("srun distributed the tasks cyclically; give --distribution=block")
     if dist_url in (None, "auto"):
         port = port or _port(env)
         if port is None:
-            # The same for all tasks of a step, another for another step.
+            # The same for all tasks of a step, but different for another step.
             number = 101 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))
             port = _PORTS[number % len(_PORTS)]
         dist_url = f"tcp://{_first_node(env)}:{port}"
@@ -240,22 +240,24 @@ def _first_node(env: Mapping[str, str]) -> str:
         ).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, KeyError, IndexError) as e:
         raise UserError(
-            f"an srun step of several tasks, but scontrol does not tell its nodes ({e}); give"
-            " --dist-url tcp://HOST_OF_FIRST_TASK:PORT"
+            f"scontrol does not list the nodes of this srun step ({e}); give --dist-url"
+            " tcp://HOST_OF_FIRST_TASK:PORT"
         ) from e
 
 
 def _check_url(url: str) -> None:
     port = url.rpartition(":")[2]
     if not url.startswith("tcp://") or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--dist-url {url}: give tcp://HOST:PORT")
+        raise UserError(f"--dist-url {url} is not a valid address; give tcp://HOST:PORT")
 
 
 def _port(env: Mapping[str, str]) -> int | None:
     for name in ("PORT", "MASTER_PORT"):
         if port := _number(env, name, None):
             if port > 65535:
-                raise UserError(f"the environment's {name}={port} is no port; 65535 is the highest")
+                raise UserError(
+                    f"the environment's {name}={port} is not a port; the highest one is 65535"
+                )
             return port
     return None
 
@@ -265,5 +267,5 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int | Non
     if not value:
         return default
     if not value.isdecimal():
-        raise UserError(f"the environment's {name}={value} is no number")
+        raise UserError(f"the environment's {name}={value} is not a number")
     return int(value)

@@ -1,1 +1,1 @@
-"""A trained model on photos and videos."""
+"""Apply a trained model to photos and videos."""

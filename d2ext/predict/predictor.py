@@ -1,4 +1,4 @@
-"""A trained model for the user's own photos: no dataset, no run directory."""
+"""Apply a trained model to any photos, without a dataset or a run directory."""
 
 import contextlib
 import functools
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 class Prediction:
-    """The objects that a model found in an image, by falling score.
+    """Objects detected in an image, in descending order of their scores.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        detections: Detections in this image alone.
+        detections: Detections in this image only.
         class_names: Names of the model's classes.
 
     Attributes:
@@ -67,7 +67,7 @@ class Prediction:
     def __init__(self, image: np.ndarray, detections: Detections, class_names: Sequence[str]):
         self.image = image
         self.class_names = tuple(class_names)
-        # A stable sort in falling order: ties keep the model's order.
+        # A stable sort keeps the model's order for equal scores.
         self._detections = take(detections, np.argsort(-detections.scores, kind="stable"))
         boxes = self._detections.boxes
         self.boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32)
@@ -76,7 +76,7 @@ class Prediction:
 
     @functools.cached_property
     def masks(self) -> np.ndarray | None:
-        """Return bool (N, H, W), or None if the model gives boxes alone."""
+        """Return the masks, bool (N, H, W), or None if the model predicts only boxes."""
         if self._detections.masks is None:
             return None
         if not self._detections.masks:
@@ -85,7 +85,7 @@ class Prediction:
 
     @functools.cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """Return COCO results without an image: `category_id` is an index into `class_names`.
+        """Return COCO results without `image_id`; `category_id` is an index into `class_names`.
 
         `bbox` is [x, y, width, height] in pixels; with masks, `segmentation` is a compressed RLE.
         """
@@ -99,8 +99,8 @@ class Prediction:
             image_id: Id of the image.
 
         Returns:
-            `image_id`, `category_id` (1 for the first of `class_names`), `bbox` [x, y, width,
-            height] in pixels, `score` and, with masks, `segmentation`, a compressed RLE.
+            Dicts with `image_id`, `category_id` (1 for the first of `class_names`), `bbox` ([x, y,
+            width, height] in pixels), `score` and, with masks, `segmentation` (compressed RLE).
         """
         return [
             {"image_id": image_id, **found, "category_id": found["category_id"] + 1}
@@ -135,17 +135,17 @@ class Prediction:
 
 
 class Predictor:
-    """Find objects in images with a trained model.
+    """Detect objects in images with a trained model.
 
-    `from_run` and `from_config` load one from files. An image is an RGB array, uint8 (H, W, 3), a
-    PIL image, or the path of a photo, which is read as for training.
+    `from_run` and `from_config` load a model from files. An image is an RGB array, uint8 (H, W, 3),
+    a PIL image, or the path of a photo, which is read as in training.
 
     Args:
-        model: Detectron2 model; it is put in evaluation mode.
-        cfg: Its config; `dataloader.val.mapper` says how images are resized.
+        model: Detectron2 model; it is set to evaluation mode.
+        cfg: Config of the model; `dataloader.val.mapper` defines how images are resized.
         classes: Names of the model's classes; by default, those of the data that the config
             declares, else "class 1" and so on.
-        score_threshold: Less certain objects are dropped.
+        score_threshold: Lowest score of the objects to keep.
         keep: Names of the classes to keep; None keeps all.
 
     Attributes:
@@ -174,8 +174,8 @@ class Predictor:
     ):
         if isinstance(model, str | os.PathLike):
             raise UserError(
-                "since d2ext 0.2, Predictor takes a model; Predictor.from_run(run_dir) and"
-                " Predictor.from_config(config_file, weights) take files"
+                "since d2ext 0.2, Predictor takes a model; for files, use"
+                " Predictor.from_run(run_dir) or Predictor.from_config(config_file, weights)"
             )
         self.classes = _class_names(cfg) if classes is None else list(classes)
         check_num_classes(cfg.model, self.classes)
@@ -200,12 +200,12 @@ class Predictor:
         Args:
             run_dir: Run directory.
             weights: `best`, `last` or a file; by default, the best if there is one, else the last.
-            overrides: Changes to the run's config, `key=value`.
-            score_threshold: Less certain objects are dropped.
+            overrides: Overrides of the run's config, `key=value`.
+            score_threshold: Lowest score of the objects to keep.
             keep: Names of the classes to keep; None keeps all.
 
         Raises:
-            UserError: The config or the weights do not exist or do not fit.
+            UserError: The config or the weights do not exist, or do not fit each other.
         """
         folder = Path(run_dir)
         weights = usual_weights(folder) if weights is None else weights
@@ -222,24 +222,24 @@ class Predictor:
     ) -> "Predictor":
         """Build the model of a config and load its weights.
 
-        The class names are those that the checkpoint holds, else its run's, else those of the data
-        that the config declares (no image is read), else "class 1" and so on.
+        The class names come from the checkpoint, else from its run, else from the data that the
+        config declares (without reading images); otherwise they are "class 1" and so on.
 
         Args:
             config_file: A run's config.yaml, or a recipe.
             weights: `best` or `last` of the config's output directory, or a file.
-            overrides: Changes to the config, `key=value`.
-            score_threshold: Less certain objects are dropped.
+            overrides: Overrides of the config, `key=value`.
+            score_threshold: Lowest score of the objects to keep.
             keep: Names of the classes to keep; None keeps all.
 
         Raises:
-            UserError: The config or the weights do not exist or do not fit.
+            UserError: The config or the weights do not exist, or do not fit each other.
         """
         cfg = load_config(config_file, list(overrides))
         path = Path(config_file)
         options = TrainOptions.from_config(cfg.train)
         folder = Path(options.output_dir or Path("work_dirs") / path.stem)
-        if (path.parent / "run.json").is_file():  # a run's own, which may have been moved
+        if (path.parent / "run.json").is_file():  # a run directory, which may have been moved
             folder = path.parent
         source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
         file = local_weights(source, "--weights")
@@ -252,22 +252,22 @@ class Predictor:
         return cls(model, cfg, classes, score_threshold, keep)
 
     def __call__(self, image: Any) -> Prediction:
-        """Return what is in one image.
+        """Return the prediction for one image.
 
         Raises:
-            UserError: It is not an image, or cannot be read.
+            UserError: The argument is not an image, or cannot be read.
         """
         return next(self.predict([image]))
 
     def predict(self, images: Iterable[Any], batch_size: int = 1) -> Iterator[Prediction]:
-        """Yield what is in each image.
+        """Yield the prediction for each image.
 
         Args:
-            images: Images, taken one batch at a time.
+            images: Images, read one batch at a time.
             batch_size: Number of images that the model processes together.
 
         Raises:
-            UserError: One of them is not an image, or cannot be read.
+            UserError: An item is not an image, or cannot be read.
         """
         for batch in _batches(map(_pixels, images), batch_size):
             inputs = [self._input(image) for image in batch]
@@ -292,13 +292,13 @@ def _pixels(image: Any) -> np.ndarray:
     """Return an image as an RGB array, uint8 (H, W, 3).
 
     Raises:
-        UserError: It is not an image, or cannot be read.
+        UserError: The argument is not an image, or cannot be read.
     """
     try:
         if isinstance(image, str | os.PathLike):
             return np.ascontiguousarray(read_photo(image, "RGB"))
         if isinstance(image, Image.Image):
-            path = getattr(image, "filename", "")  # of one that Pillow has opened
+            path = getattr(image, "filename", "")  # set if Pillow opened a file
             return np.ascontiguousarray(photo_pixels(image, path, "RGB"))
     except OSError as e:
         raise UserError(f"{image} cannot be read: {e.strerror or e}") from e
@@ -309,7 +309,7 @@ def _pixels(image: Any) -> np.ndarray:
     else:
         given = f"a {type(image).__name__}"
     raise UserError(
-        f"the image is {given}; give an RGB array, uint8 (H, W, 3), a PIL image or a path, and"
+        f"the image is {given}; give an RGB array, uint8 (H, W, 3), a PIL image or a path, and pass"
         " several images to Predictor.predict"
     )
 
@@ -321,13 +321,13 @@ def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarra
 
 
 def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
-    """Return the model's classes, from the surest source that knows them; no image is read.
+    """Return the model's classes from the most reliable source that has them; read no images.
 
-    Those are the checkpoint itself, the run that it lies in, and the data that the config declares;
-    if none does, the classes are numbered.
+    The sources are the checkpoint, the run that it is in, and the data that the config declares. If
+    none of them has the names, the classes are numbered.
 
     Raises:
-        UserError: not even their number is known.
+        UserError: Even the number of classes is unknown.
     """
     saved = weights and (_saved_in(weights) or read_run_info(weights.parent).classes)
     if found := saved or _declared(cfg):
@@ -336,30 +336,30 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
     number = next((n for n in stated.values() if n is not None), None)
     if number is None:
         if weights is None:
-            raise UserError("the config's data does not tell the classes; give classes=[...]")
+            raise UserError("the config's data does not define the classes; give classes=[...]")
         raise UserError(
-            f"the number of classes is unknown: {weights} does not hold it, no run.json lies beside"
-            " it, and the config's data does not tell it; put its run.json there, or give"
+            f"the number of classes is unknown: it is not in {weights}, in a run.json beside that"
+            " file, or in the config's data; copy the run.json there, or give"
             f" --options {next(iter(stated), 'num_classes')}=N"
         )
-    logger.warning("The names of the classes are unknown; they are called class 1 to %d", number)
+    logger.warning("The class names are unknown; the classes are called class 1 to %d", number)
     return [f"class {i}" for i in range(1, number + 1)]
 
 
 def _saved_in(weights: Path) -> list[str]:
-    """Return the key `classes` of a checkpoint, whose tensors are not read for it."""
+    """Return the entry `classes` of a checkpoint without reading its tensors."""
     try:
         content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
         return list(content["classes"])
-    # A .pkl, an older or another's checkpoint, or a damaged one: `load_weights` will say so.
+    # A .pkl, an old or foreign checkpoint, or a damaged one, which `load_weights` will report.
     except Exception:
         return []
 
 
 def _declared(cfg: Any) -> list[str]:
-    """Return the training data's classes as `register_run_datasets` joins them, else those of val.
+    """Return the classes of the training data, combined as in a run, else those of val.
 
-    At most annotation files are read; nothing where one of several sets does not tell.
+    Only annotation files are read. The list is empty if any of the datasets has unknown classes.
     """
     fields = (f"dataloader.{split}.dataset.names" for split in ("train", "val"))
     names: Any = next(filter(None, (OmegaConf.select(cfg, field) for field in fields)), [])

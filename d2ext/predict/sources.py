@@ -1,4 +1,4 @@
-"""The inputs of a prediction: images, folders and videos, read one image after the other."""
+"""Find the inputs of a prediction (images, folders and videos) and read them one by one."""
 
 import itertools
 import logging
@@ -19,14 +19,14 @@ from d2ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
-_AHEAD = 4  # images that are read while the model works
+_AHEAD = 4  # images to read in advance while the model runs
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image file, or a frame of a video, which is read already."""
+    """An image file, or a frame of a video that has been read."""
 
-    name: str  # where its pictures go, relative, without a suffix
+    name: str  # relative path of its pictures, without suffix
     file_name: str  # in images.json
     path: Path
     frame: np.ndarray | None = None
@@ -38,28 +38,28 @@ class ImageSource:
 
     name: str
     items: Iterator[Item]
-    total: int | None  # None: the video does not say
-    rate: float = 0.0  # frames a second; 0 for images
+    total: int | None  # None if the video does not state it
+    rate: float = 0.0  # frames per second; 0 for images
 
 
 def find_inputs(
     inputs: Sequence[str | Path], output: Path, others: list[tuple[Path, str]]
 ) -> list[Item]:
-    """Return the files of `inputs`, each with a name of its own.
+    """Return the files of `inputs`, each with a unique name.
 
     Args:
-        inputs: images, videos, and folders of both.
-        output: the output folder; if a folder of `inputs` holds it, its files are not inputs.
-        others: list to which files in folders that are neither images nor videos are added, with
+        inputs: Images, videos, and folders of both.
+        output: Output folder; if it is inside a folder of `inputs`, its files are ignored.
+        others: List to which files in folders that are neither images nor videos are added, with
             the reason.
 
     Raises:
-        UserError: there is none, or one lies in the output folder.
+        UserError: There is no input, or an input is in the output folder.
     """
     made = output.resolve()
     for path in inputs:
         if made in (Path(path).resolve(), *Path(path).resolve().parents):
-            raise UserError(f"the input {path} lies in --output {output}; choose another --output")
+            raise UserError(f"the input {path} is in --output {output}; choose another --output")
     files = _distinct(item for path in inputs for item in _files(Path(path), made, others))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
@@ -73,9 +73,7 @@ def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]
         taken = [name for name in names if name.suffix.lower() in SUFFIXES | VIDEOS]
         if len(taken) < len(names):
             left = sorted(set(names).difference(taken))
-            others += [
-                (path / name, "is neither an image nor a video by its suffix") for name in left
-            ]
+            others += [(path / name, "has no suffix of an image or a video") for name in left]
             counts = Counter(name.suffix.lower() or name.name for name in left)
             kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
             logger.info("%s: skipped files that are neither images nor videos: %s", path, kinds)
@@ -86,7 +84,7 @@ def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]
 
 
 def _distinct(items: Iterable[Item]) -> list[Item]:
-    """With other names for images that are called as one before, in another folder or format."""
+    """Return the items with unique names; equal names get a number."""
     made: dict[str, Item] = {}
     for item in items:
         name, n = item.name, 1
@@ -102,7 +100,7 @@ def _stem(name: Path) -> str:
 
 
 def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[ImageSource]:
-    """All image files, then each video; those that cannot be read are added to `unreadable`."""
+    """Yield all image files, then each video; add those that cannot be read to `unreadable`."""
     photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
     if photos:
         yield ImageSource("images", iter(photos), len(photos))
@@ -110,7 +108,7 @@ def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Ite
         if item.path.suffix.lower() in VIDEOS:
             video = cv2.VideoCapture(str(item.path))
             rate = video.get(cv2.CAP_PROP_FPS)
-            total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # below 0: unknown
+            total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # negative if unknown
             frames = _frames(item, video, total, unreadable)
             yield ImageSource(
                 item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0
@@ -120,7 +118,7 @@ def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Ite
 def _frames(
     item: Item, video: cv2.VideoCapture, total: int, unreadable: list[tuple[Path, str]]
 ) -> Iterator[Item]:
-    """Yield the frames of a video; one that ends early is added to `unreadable`."""
+    """Yield the frames of a video; add the video to `unreadable` if it ends early."""
     for number in itertools.count():
         good, frame = video.read()
         if not good:
@@ -129,9 +127,9 @@ def _frames(
         yield Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
     video.release()
     if number == 0:
-        unreadable.append((item.path, "cannot be read, and is skipped: no frame is found in it"))
-    elif total - number > max(2, total / 100):  # some formats have a rough number only
-        why = f"is cut off: it ends at frame {number} of {total}; what was read is done"
+        unreadable.append((item.path, "cannot be read and is skipped: it has no frames"))
+    elif total - number > max(2, total / 100):  # some formats state only an estimate
+        why = f"is cut off at frame {number} of {total}; the frames before that were processed"
         unreadable.append((item.path, why))
 
 
@@ -141,16 +139,16 @@ def readable(
     unreadable: list[tuple[Path, str]],
     advance: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
-    """Yield the pixels of the images that can be read, whose items are added to `kept`."""
+    """Yield the pixels of the images that can be read, and add their items to `kept`."""
 
     def read(item: Item) -> tuple[Item, np.ndarray | str]:
         if item.frame is not None:
             return item, item.frame
         try:
             return item, np.ascontiguousarray(read_photo(item.path, "RGB"))
-        except Exception as e:  # whatever a decoder raises for a broken file
+        except Exception as e:  # decoders raise many kinds of errors for broken files
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            return item, f"cannot be read, and is skipped: {reason}"
+            return item, f"cannot be read and is skipped: {reason}"
 
     with ThreadPoolExecutor(2) as pool:
         ahead = [pool.submit(read, item) for item in itertools.islice(items, _AHEAD)]

@@ -1,4 +1,4 @@
-"""Images, folders and videos to predictions: pictures, and files as COCO has them."""
+"""Predict on images, folders and videos, and write pictures and COCO files."""
 
 import contextlib
 import json
@@ -27,10 +27,10 @@ from d2ext.visualize.overlay import draw_instances
 
 logger = logging.getLogger(__name__)
 
-_INFO = {"description": "d2ext predict"}  # in images.json; a folder without it is another's
-_MAX_SHOWN = 10  # unreadable files that are named
+_INFO = {"description": "d2ext predict"}  # marks images.json, and so the folder, as ours
+_MAX_SHOWN = 10  # unreadable files to list
 _TABLES = ("detections.csv", "counts.csv")
-# VP8 in WebM is what OpenCV writes everywhere and browsers play; it has no encoder for H.264.
+# Every OpenCV build writes VP8 in WebM and browsers play it; there is no encoder for H.264.
 _CODEC, _SUFFIX = "VP80", ".webm"
 
 
@@ -46,30 +46,32 @@ def predict_files(
     csv: bool = False,
     masks: bool = False,
 ) -> int:
-    """Predict what is in images and write it to a folder; pixels are held of a few at a time.
+    """Detect objects in images and videos, and write the predictions to a folder.
 
-    `predictions.json` holds COCO results, `images.json` the images and categories that their ids
-    mean, and under `skipped` the files that could not be read, or are neither images nor videos.
-    Pictures are in `overlays`, `cutouts`, `splash` and `masks`, called like the images; of a video,
-    the frames make up one again, but for cutouts and masks. `output_name` of an image, in
-    `images.json` and both tables, is the name of its pictures without suffix.
+    `predictions.json` contains COCO results; `images.json` contains their images and categories,
+    and under `skipped` the files that could not be read or are neither images nor videos. Pictures
+    are in `overlays`, `cutouts`, `splash` and `masks`, named after the images. The frames of a
+    video become a video again, except for cutouts and masks. In `images.json` and both tables,
+    `output_name` of an image is the name of its pictures without suffix. Only a few images are in
+    memory at a time.
 
     Args:
-        predictor: of a model.
-        inputs: image files, videos, and folders, of which both are taken with those below them.
-        output: the folder, absent or empty, or an earlier call's, which is replaced.
-        batch_size: images that the model looks at together.
-        overlays: draw boxes, masks and labels.
-        cutouts: crop each object, with transparency around its mask.
-        splash: leave only the objects in colour.
-        csv: write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
-        masks: write an image of labels for each image, see `label_image`.
+        predictor: Predictor of the model.
+        inputs: Image files, videos, and folders, which are searched recursively.
+        output: Output folder; it is new, empty, or holds earlier predictions, which are replaced.
+        batch_size: Number of images that the model processes together.
+        overlays: Draw boxes, masks and labels.
+        cutouts: Crop each object, with transparency around its mask.
+        splash: Turn everything but the objects gray.
+        csv: Write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
+        masks: Write a label image for each image; see `label_image`.
 
     Returns:
-        The exit status: 0, or 1 where a file could not be read, or not to its end; it is named.
+        The exit status: 0, or 1 if a file could not be read (completely), which is logged.
 
     Raises:
-        UserError: there is no input, the output is another's, or something cannot be written.
+        UserError: There is no input, the output folder holds other files, or a file cannot be
+            written.
     """
     others: list[tuple[Path, str]] = []
     files = find_inputs(inputs, output, others)
@@ -82,7 +84,7 @@ def predict_files(
     }
     images = index["images"]
     _clear(output)
-    write_json(output / "images.json", index)  # from now on the folder is known as ours
+    write_json(output / "images.json", index)  # marks the folder as ours
     unreadable: list[tuple[Path, str]] = []
     counts = Counter()
     with contextlib.ExitStack() as stack:
@@ -130,7 +132,7 @@ def predict_files(
     for path, why in unreadable[:_MAX_SHOWN]:
         logger.warning("%s %s", path, why)
     if len(unreadable) > _MAX_SHOWN:
-        logger.warning("and %d more, see images.json", len(unreadable) - _MAX_SHOWN)
+        logger.warning("and %d more; see images.json", len(unreadable) - _MAX_SHOWN)
     by_class = ", ".join(f"{predictor.classes[i]} {n}" for i, n in counts.most_common())
     logger.info(
         "%s: %d images, %d objects%s",
@@ -143,16 +145,16 @@ def predict_files(
 
 
 def _clear(output: Path) -> None:
-    """Make the output folder, or remove what an earlier call left in it."""
+    """Create the output folder, or remove earlier predictions from it."""
     with _writing(output / "images.json"):
         if not any(output.iterdir()):
             return
         if not _is_ours(output / "images.json"):
             raise UserError(
-                f"--output {output} is not empty, and no earlier prediction has made it; choose"
+                f"--output {output} is not empty and does not hold earlier predictions; choose"
                 " another --output"
             )
-        logger.info("The results of an earlier call in %s are replaced", output)
+        logger.info("Replacing the earlier predictions in %s", output)
         for name in ("predictions.json", *_TABLES):
             (output / name).unlink(missing_ok=True)
         for folder in ("overlays", "cutouts", "masks", "splash"):
@@ -170,20 +172,20 @@ def _is_ours(index: Path) -> bool:
 
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
-    """Make a file's folder; name the file where it or its folder cannot be written."""
+    """Create a file's folder; turn an OSError there or in the block into a UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as e:
         no_folder = isinstance(e, FileExistsError | NotADirectoryError)
-        reason = f"{e.filename} is no directory" if no_folder else e.strerror or e
+        reason = f"{e.filename} is not a directory" if no_folder else e.strerror or e
         raise UserError(
             f"cannot write {file}: {reason}; free space, or choose another --output"
         ) from e
 
 
 class _Rows:
-    """A JSON list that is written as its entries come."""
+    """A JSON list whose entries are written as they arrive."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -211,12 +213,12 @@ class _Overlay:
 
 
 class _Pictures:
-    """One picture of each image, or a video of the frames' pictures."""
+    """Write one picture per image, or a video of the frames' pictures."""
 
     def __init__(self, folder: Path, make: Callable[[Prediction], np.ndarray]):
         self._folder, self._make = folder, make
         self._video: cv2.VideoWriter | None = None
-        self._file = folder  # of the video
+        self._file = folder  # replaced by the path of a video
 
     def write(self, item: Item, prediction: Prediction, rate: float) -> None:
         picture = self._make(prediction)
@@ -236,16 +238,18 @@ class _Pictures:
         if self._video is not None:
             self._video.release()
             self._video = None
-            # OpenCV says nothing of a full disk; the index at the file's end is missing then.
+            # OpenCV does not report a full disk, but then the index at the file's end is missing.
             self._check(cv2.VideoCapture(str(self._file)).isOpened())
 
     def _check(self, good: bool) -> None:
         if not good:
-            raise UserError(f"cannot write the video {self._file}; look at the disk, or at OpenCV")
+            raise UserError(
+                f"cannot write the video {self._file}; check the disk and the OpenCV build"
+            )
 
 
 class _Cutouts:
-    """A picture of each object."""
+    """Write a picture of each object."""
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         self._folder, self._classes = folder, classes
@@ -262,7 +266,7 @@ class _Cutouts:
 
 
 class _Masks:
-    """An image of labels for each image or frame."""
+    """Write a label image for each image or frame."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -277,7 +281,7 @@ class _Masks:
 
 
 class _Tables:
-    """Two CSV files: a row for each object, and a row for each image with the objects by class."""
+    """Write two CSV files: a row for each object, and a row for each image with class counts."""
 
     def __init__(self, detections: IO[str], counts: IO[str], classes: Sequence[str]):
         self._classes = classes
@@ -306,7 +310,7 @@ class _Tables:
 
 
 def _name(item: Item) -> str:
-    """Return where an image's own pictures go; those of a video's frames are in its folder."""
+    """Return the name of an image's pictures; those of a frame are in a folder of its video."""
     if item.frame is None:
         return item.name
     return f"{item.name}/{item.file_name.rpartition('#')[2]}"

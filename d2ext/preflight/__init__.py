@@ -1,1 +1,1 @@
-"""Check what can be checked before a process starts or a byte is written."""
+"""Preflight checks: everything that can be checked before processes start or files are written."""

@@ -31,33 +31,32 @@ from d2ext.text import did_you_mean
 
 
 def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
-    """Read and check every dataset; their classes must agree by name and order.
+    """Read and check every dataset; all must have the same class names in the same order.
 
     Args:
         cfg: Config returned by `load_config`.
-        loaders: train, val or test to its loader's config.
+        loaders: Configs of the loaders by split, train, val or test.
 
     Returns:
-        `Plan.datasets`, the class names, and the table to print.
+        `Plan.datasets`, the class names, and the lines to print.
 
     Raises:
-        UserError: a dataset is absent, damaged, of other classes, or lacks what the model needs.
+        UserError: A dataset is missing or damaged, has other classes, or lacks annotations that the
+            model needs.
     """
     datasets, classes, first, notes = {}, None, None, []
     summaries: dict[str, DatasetSummary] = {}
     for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
-            raise UserError(f"{field} is null: give it, or train with --no-validate")
+            raise UserError(f"{field} is null; set it, or train with --no-validate")
         names = test_sets(loader)
         if not names or not all(isinstance(name, str) for name in names):
-            raise UserError(
-                f"{field}.dataset.names={names}: give the name of a dataset, or several"
-            )
+            raise UserError(f"{field}.dataset.names={names}: give the name of one or more datasets")
         for name in names:
             if name not in DatasetCatalog.list():
                 hint = did_you_mean(name, DatasetCatalog.list(), "declare it under `datasets`")
-                raise UserError(f"{field}.dataset.names={name}: no such dataset; {hint}")
+                raise UserError(f"{field}.dataset.names={name} is not a dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
             if file := metadata.get("json_file"):
@@ -67,7 +66,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
             mine = list(metadata.get("thing_classes", []))
             if classes is not None and mine != classes:
                 raise UserError(
-                    f"the datasets {first} and {name} differ in their classes: {classes} and"
+                    f"the datasets {first} and {name} have different classes: {classes} and"
                     f" {mine}; give both the same `classes`"
                 )
             classes, first = mine, first or name
@@ -101,16 +100,16 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
 
 
 def _map(field: str, loader: Any, record: dict) -> Any:
-    """Map an image: augmentations look at their arguments when they are applied."""
+    """Map an image, because some augmentations check their arguments only when applied."""
     if not (settings := loader.get("mapper")):
         return None
     with config_errors(field), generators_seeded(0):
-        # One that cannot be read is another matter, of the run.
+        # An unreadable image is not an error here; the run handles it.
         return ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:
-    """Raise a UserError for errors that `d2ext check` finds in a COCO file alone."""
+    """Raise a UserError for errors that `d2ext check` finds in a COCO file without its images."""
     command = checker_command(json_file, image_root)
 
     def errors() -> list[str]:
@@ -120,13 +119,13 @@ def _check_file(json_file: str, image_root: str | None) -> None:
     if found := cached_value(json_file, f"errors {image_root}", errors):
         more = f", and {len(found) - 1} more kinds of error" if len(found) > 1 else ""
         raise UserError(
-            f"{json_file} has {found[0]}{more}; see all with {command}, fix them with --fix"
+            f"{json_file} has {found[0]}{more}; list all with {command}, and fix them with --fix"
             " OUT.json"
         )
 
 
 def _mask_format(loader: Any) -> str | None:
-    """Return the masks that a training mapper makes, polygon or bitmask; None if it makes none."""
+    """Return the mask format of a training mapper, polygon or bitmask; None without masks."""
     mapper = loader.get("mapper") or {}
     if not mapper.get("use_instance_mask", False):
         return None

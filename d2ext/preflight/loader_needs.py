@@ -16,9 +16,9 @@ from d2ext.errors import config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
 
-_SAMPLES = 4  # to look at; sizes and numbers of objects vary
-_MOST_BYTES, _MOST_TENSORS = 2**26, 16  # of a sample: where there is room for these, none is made
-_OWN_FILES = 64  # that a trainer has open anyway
+_SAMPLES = 4  # samples to measure, because sizes and numbers of objects vary
+_MOST_BYTES, _MOST_TENSORS = 2**26, 16  # per sample; if there is room for these, none is measured
+_OWN_FILES = 64  # files that a trainer opens anyway
 
 
 def loader_warnings(
@@ -26,15 +26,16 @@ def loader_warnings(
 ) -> list[str]:
     """Return a line for each limit that the loader workers of a run may reach.
 
-    A worker makes two batches ahead. Each tensor in them takes shared memory, and is an open file.
+    A worker prepares two batches in advance. Each of their tensors takes shared memory and one open
+    file.
 
     Args:
-        loaders: train, val or test to its loader's config.
-        accumulate: Micro-batches per training step.
-        world_size: Processes over all machines.
-        here: Processes on this machine.
+        loaders: Configs of the loaders by split, train, val or test.
+        accumulate: Number of micro-batches per training step.
+        world_size: Number of processes on all machines.
+        here: Number of processes on this machine.
     """
-    if "D2EXT_PLAN_GPUS" in os.environ:  # a check for other machines
+    if "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
         return []
     lines = []
     for split, settings in loaders.items():
@@ -46,11 +47,11 @@ def loader_warnings(
 
 
 def _warnings(field: str, settings: Any, images: int, here: int) -> list[str]:
-    """Return the lines for one loader, with so many images in a batch."""
+    """Return the lines for one loader, with `images` images in a batch."""
     workers = settings.get("num_workers", 0)
     if not workers:
         return []
-    samples = images * (2 * workers + 1)  # with the batch in use
+    samples = images * (2 * workers + 1)  # including the batch in use
     free, allowed = shared_memory_free(), open_files_allowed() - _OWN_FILES
     if free >= samples * here * _MOST_BYTES and allowed >= samples * _MOST_TENSORS:
         return []
@@ -60,22 +61,23 @@ def _warnings(field: str, settings: Any, images: int, here: int) -> list[str]:
     if (needed := samples * here * nbytes) > free:
         lines.append(
             f"loader      warning: {here * workers} workers may need {needed / 1e6:.1f} MB of"
-            f" shared memory, and {free / 1e6:.1f} MB of {SHARED_MEMORY} are free: start the"
+            f" shared memory, but only {free / 1e6:.1f} MB of {SHARED_MEMORY} are free; start the"
             f" container with more (docker run --shm-size=8g), {remedy}"
         )
     if (files := samples * tensors) > allowed:
         lines.append(
-            f"loader      warning: {workers} workers may need {files + _OWN_FILES} open files, and"
-            f" {allowed + _OWN_FILES:g} are allowed (`ulimit -Hn`), {remedy}"
+            f"loader      warning: {workers} workers may need {files + _OWN_FILES} open files, but"
+            f" only {allowed + _OWN_FILES:g} are allowed; raise the limit (`ulimit -Hn`), {remedy}"
         )
     return lines
 
 
 def _largest_sample(field: str, settings: Any) -> tuple[int, int]:
-    """Return the most bytes and the most tensors of the first samples; 0 of a user's own loader."""
+    """Return the most bytes and tensors of any of the first samples; 0, 0 for a custom loader."""
     loaders = [settings]
     if field != "dataloader.train":  # each test set has its own loader
-        loaders = [copy.deepcopy(settings) for _ in test_sets(settings)]  # that keep their parent
+        # Copies keep their parent, which interpolations need.
+        loaders = [copy.deepcopy(settings) for _ in test_sets(settings)]
         for one, name in zip(loaders, test_sets(settings), strict=True):
             one.dataset.names = name
     sizes = []
@@ -95,7 +97,7 @@ def _tensors_of(sample: dict) -> tuple[int, int]:
 
 
 class _TensorCounter(pickle.Pickler):
-    """Count the tensors in an object, as pickling to another process finds them."""
+    """Count the tensors in an object by pickling it, as for another process."""
 
     nbytes = count = 0
 

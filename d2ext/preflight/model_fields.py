@@ -1,4 +1,4 @@
-"""Fields of a config that must agree with one another, the model or the data."""
+"""Check fields of a config that must be consistent with each other, the model or the data."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from d2ext.data.validation.dataset_dicts import DatasetSummary
 from d2ext.errors import UserError
 
 _HEADS = ("box", "mask", "keypoint")  # of Detectron2's StandardROIHeads
-_LOOKED_AT = 20  # records in which keypoints are looked for
+_LOOKED_AT = 20  # records to search for keypoints
 _BOXES_ONLY = "custom/faster_rcnn_lite0_fpn.py"
 
 
@@ -21,10 +21,10 @@ def check_model_fields(cfg: Any) -> list[str]:
     """Check channels, levels, anchors and input shapes of a model's config.
 
     Returns:
-        Lines for the plan, on fields that differ and yet train.
+        Lines for the plan about inconsistent fields that do not prevent training.
 
     Raises:
-        UserError: two fields do not agree; it names both and their values.
+        UserError: Two fields contradict each other; the message names both and their values.
     """
     _check_channels(cfg)
     for field, node in _nodes(cfg.model, "model"):
@@ -44,35 +44,35 @@ def check_model_fields(cfg: Any) -> list[str]:
 
 
 def check_heads(cfg: Any, name: str, records: Sequence[dict]) -> None:
-    """Check that the training data has what each head of the model learns from.
+    """Check that the training data has the annotations that each head of the model needs.
 
     Args:
         cfg: Config returned by `load_config`.
-        name: of the training set.
-        records: its dataset dicts.
+        name: Name of the training set.
+        records: Dataset dicts of the training set.
 
     Raises:
-        UserError: it does not.
+        UserError: Annotations are missing.
     """
     mapper = cfg.dataloader.train.get("mapper") or {}
     masks, keypoints = (_argument(mapper, f"use_{w}") for w in ("instance_mask", "keypoint"))
     if masks is False and _get(cfg, "model.roi_heads.mask_head"):
         raise UserError(
             "model.roi_heads.mask_head needs masks, but dataloader.train.mapper.use_instance_mask"
-            f"=False; set it to True, or train boxes only with {_BOXES_ONLY}"
+            f"=False; set it to True, or train only boxes with {_BOXES_ONLY}"
         )
     if head := _get(cfg, "model.roi_heads.keypoint_head"):
         if keypoints is False:
             raise UserError(
                 "model.roi_heads.keypoint_head needs keypoints, but dataloader.train.mapper"
-                ".use_keypoint=False; set it to True, or take a model without that head"
+                ".use_keypoint=False; set it to True, or use a model without that head"
             )
         _check_keypoints(name, records, head.get("num_keypoints"))
-    detectron2s = masks is not None  # another mapper may make what its model needs
+    detectron2s = masks is not None  # a custom mapper may create the label maps itself
     if detectron2s and cfg.model.get("sem_seg_head") and "sem_seg_file_name" not in records[0]:
         raise UserError(
-            f"model.sem_seg_head needs a label map of each image, but dataset {name!r} has no"
-            " sem_seg_file_name; add it to the records, or take a model without that head"
+            f"model.sem_seg_head needs a label map for each image, but dataset {name!r} has no"
+            " sem_seg_file_name; add it to the records, or use a model without that head"
         )
 
 
@@ -80,11 +80,11 @@ def check_levels(config: Any, model: Any) -> None:
     """Check the levels that heads read against those of a model's backbone.
 
     Args:
-        config: the model's config.
-        model: the model.
+        config: Config of the model.
+        model: Model.
 
     Raises:
-        UserError: a level does not exist, or has another stride than anchors or poolers state.
+        UserError: A level does not exist, or its stride differs from that of anchors or poolers.
     """
     backbone = getattr(model, "backbone", None)
     if not hasattr(backbone, "output_shape"):
@@ -96,8 +96,8 @@ def check_levels(config: Any, model: Any) -> None:
             continue
         if unknown := [name for name in features if name not in strides]:
             raise UserError(
-                f"model.{features_field}={list(features)}: the backbone has no {unknown[0]}, only"
-                f" {', '.join(strides)}"
+                f"model.{features_field}={list(features)}: the backbone has no level {unknown[0]};"
+                f" choose from {', '.join(strides)}"
             )
         expected = [strides[name] for name in features]
         given = [round(1 / v) if field.endswith("scales") else v for v in values]
@@ -116,8 +116,8 @@ def detection_notes(
 
     Args:
         cfg: Config returned by `load_config`.
-        summaries: the datasets of the run by name.
-        tested: names of those that are evaluated.
+        summaries: Summaries of the run's datasets, by name.
+        tested: Names of the datasets that are evaluated.
     """
     most = {name: s.most for name, s in summaries.items()}
     predictors = _get(cfg, "model.roi_heads.box_predictors") or []
@@ -133,31 +133,31 @@ def detection_notes(
             if most[name] > limit:
                 yield (
                     f"{name} has up to {most[name]} objects in an image, but the model returns at"
-                    f" most {limit}: {place}.{argument}={_hundreds(most[name])}"
+                    f" most {limit}; set {place}.{argument}={_hundreds(most[name])}"
                 )
     for metric, node in cfg.evaluators.items():
         limits = _argument(node, "max_detections") if "_target_" in node else None
-        if not isinstance(limits, Sequence) or not limits:  # a metric with an argument of that name
+        if not isinstance(limits, Sequence) or not limits:  # another metric's argument of that name
             continue
         for name in tested:
             if summaries[name].most_of_a_class > limits[-1]:
                 wanted = [*limits[:-1], _hundreds(summaries[name].most_of_a_class)]
                 yield (
                     f"{name} has up to {summaries[name].most_of_a_class} objects of a class in an"
-                    f" image, but evaluators.{metric} counts {limits[-1]} detections:"
+                    f" image, but evaluators.{metric} counts only {limits[-1]} detections; set"
                     f' "evaluators.{metric}.max_detections={wanted}"'
                 )
 
 
 def size_note(model: Any, sample: dict) -> str | None:
-    """Return a line for the plan where an image is smaller than a cell of the coarsest level."""
+    """Return a line for the plan if an image is smaller than a cell of the coarsest level."""
     strides = _get(model, "proposal_generator.anchor_generator.strides")
     strides = strides or _get(model, "anchor_generator.strides")
     height, width = sample["image"].shape[-2:]
     if strides and min(height, width) < max(strides):
         return (
-            f"the mapper makes images of {height} x {width} pixels, smaller than a cell of the"
-            f" coarsest level ({max(strides)} pixels); take a larger short_edge_length"
+            f"the mapper resizes images to {height} x {width} pixels, smaller than a cell of the"
+            f" coarsest level ({max(strides)} pixels); use a larger short_edge_length"
         )
     return None
 
@@ -172,7 +172,7 @@ def _check_channels(cfg: Any) -> None:
     for value in stds if isinstance(stds, ListConfig) else ():
         if isinstance(value, int | float) and not 0 < value < math.inf:
             raise UserError(
-                f"model.pixel_std={list(stds)}: pixels are divided by these; give positive numbers"
+                f"model.pixel_std={list(stds)} must be positive, because pixels are divided by it"
             )
     counts = {}
     if image_format:
@@ -183,13 +183,13 @@ def _check_channels(cfg: Any) -> None:
             counts[f"model.{name}={list(values)}"] = len(values)
     if not counts:
         return
-    # One value serves any number of channels, and one channel is repeated for several means.
+    # One value is broadcast to all channels, and one channel to several means.
     widest = max(counts, key=counts.__getitem__)
     for field, count in counts.items():
         if count not in (1, counts[widest]):
             raise UserError(
                 f"{field} has {count} channels, but {widest} has {counts[widest]}; give"
-                " model.pixel_mean and model.pixel_std one value for each channel"
+                " model.pixel_mean and model.pixel_std one value per channel"
             )
     for field in ("model.backbone.bottom_up", "model.backbone"):
         channels = _channels_taken(_get(cfg, field))
@@ -201,7 +201,7 @@ def _check_channels(cfg: Any) -> None:
 
 
 def _channels_remedy(cfg: Any, backbone: str, taken: int, given: int) -> str:
-    """Say which fields to set so that a backbone gets the channels that it takes."""
+    """Return advice on which fields to set so that a backbone gets the channels it takes."""
     if taken != 3:
         return f"set {backbone}.stem.in_channels={given}"
     means = "model.pixel_mean and model.pixel_std three values each"
@@ -212,7 +212,7 @@ def _channels_remedy(cfg: Any, backbone: str, taken: int, given: int) -> str:
 
 
 def _channels_taken(backbone: Any) -> int | None:
-    """Return the channels of a ResNet's stem or of d2ext's own backbones; None for others."""
+    """Return the input channels of a ResNet or a backbone of d2ext; None for others."""
     if not isinstance(backbone, DictConfig):
         return None
     channels = _get(backbone, "stem.in_channels")
@@ -220,7 +220,7 @@ def _channels_taken(backbone: Any) -> int | None:
 
 
 def _image_format(cfg: Any) -> tuple[str, str] | None:
-    """Return the field that says how images are read, and its value."""
+    """Return the field that defines the image format, and its value."""
     for field in ("dataloader.train.mapper.image_format", "model.input_format"):
         if value := _get(cfg, field):
             return field, value
@@ -228,7 +228,7 @@ def _image_format(cfg: Any) -> tuple[str, str] | None:
 
 
 def _channels(field: str, image_format: str) -> int:
-    """Return the number of channels that Detectron2's `read_image` gives."""
+    """Return the number of channels that Detectron2's `read_image` returns."""
     if image_format in ("BGR", "YUV-BT.601"):
         return 3
     try:
@@ -245,11 +245,11 @@ def _format_notes(cfg: Any) -> Iterator[str]:
     values = {field: value for field in fields if (value := _get(cfg, field))}
     if len(set(values.values())) > 1:
         words = ", ".join(f"{field}={value}" for field, value in values.items())
-        yield f"the order of the colors differs, which costs accuracy: {words}"
+        yield f"the image formats differ, which reduces accuracy: {words}"
 
 
 def _check_anchors(field: str, node: DictConfig) -> None:
-    """Check Detectron2's DefaultAnchorGenerator against the head beside it."""
+    """Check Detectron2's DefaultAnchorGenerator against the head that uses it."""
     generator = node.anchor_generator
     if "strides" not in generator or "angles" in generator:
         return
@@ -259,8 +259,8 @@ def _check_anchors(field: str, node: DictConfig) -> None:
         if features and len(features) != levels:
             raise UserError(
                 f"{field}.{name}={list(features)} has {len(features)} levels, but"
-                f" {field}.anchor_generator.strides={strides} has {levels}; give one stride for"
-                " each level"
+                f" {field}.anchor_generator.strides={strides} has {levels}; give one stride per"
+                " level"
             )
     sizes, ratios = (
         _per_level(f"{field}.anchor_generator", name, generator.get(name), strides)
@@ -274,17 +274,19 @@ def _check_anchors(field: str, node: DictConfig) -> None:
         f" aspect_ratios={_plain(generator.aspect_ratios)}"
     )
     if len(set(counts)) > 1:
-        raise UserError(f"{made} make {counts} anchors per level; give each level as many")
+        raise UserError(
+            f"{made} make {counts} anchors per cell of each level; give all levels the same number"
+        )
     anchors = _get(node, "head.num_anchors")
     if isinstance(anchors, int) and anchors != counts[0]:
         raise UserError(
             f"{field}.head.num_anchors={anchors}, but {made} make {counts[0]} anchors per cell; set"
-            f" {field}.head.num_anchors={counts[0]}, or give {anchors}"
+            f" {field}.head.num_anchors={counts[0]}, or change the anchors"
         )
 
 
 def _per_level(field: str, name: str, values: Any, strides: list) -> list[int]:
-    """Return the number of values of each level, as Detectron2 broadcasts them."""
+    """Return the number of values for each level after Detectron2's broadcasting."""
     if not isinstance(values, ListConfig) or not values:
         return []
     if not isinstance(values[0], ListConfig):
@@ -294,18 +296,18 @@ def _per_level(field: str, name: str, values: Any, strides: list) -> list[int]:
     if len(values) != len(strides):
         raise UserError(
             f"{field}.{name}={_plain(values)} has {len(values)} levels, but {field}.strides="
-            f"{strides} has {len(strides)}; give one list for each level, or one for all"
+            f"{strides} has {len(strides)}; give one list per level, or one for all"
         )
     return [len(level) for level in values]
 
 
 def _check_pyramid(cfg: Any) -> None:
-    """Check an FPN against what it reads, and the heads that read it."""
+    """Check an FPN against the levels that it reads and the heads that read from it."""
     made, read = "model.backbone.bottom_up.out_features", "model.backbone.in_features"
     features, known = _get(cfg, read), _get(cfg, made)
     if features and known and (unknown := [f for f in features if f not in known]):
         raise UserError(
-            f"{read}={list(features)} names {unknown[0]}, but {made}={list(known)} lacks it"
+            f"{read}={list(features)}: {unknown[0]} is missing from {made}={list(known)}"
         )
     if not known:
         return
@@ -326,8 +328,7 @@ def _check_roi_head(cfg: Any, prefix: str) -> None:
     if features and scales and len(features) != len(scales):
         raise UserError(
             f"{heads}_in_features={list(features)} has {len(features)} levels, but"
-            f" {heads}_pooler.scales={list(scales)} has {len(scales)}; give one scale for each"
-            " level"
+            f" {heads}_pooler.scales={list(scales)} has {len(scales)}; give one scale per level"
         )
     several = range(len(_get(cfg, f"{heads}_heads") or []))
     for head, predictor in [
@@ -341,7 +342,7 @@ def _check_roi_head(cfg: Any, prefix: str) -> None:
 
 
 def _agree(cfg: Any, field: str, other: str) -> None:
-    """Raise UserError where both fields hold an integer, and not the same one."""
+    """Raise a UserError if both fields are integers and differ."""
     value, wanted = _get(cfg, field), _get(cfg, other)
     if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
         raise UserError(f"{field}={value}, but {other}={wanted}; set {field}={wanted}")
@@ -352,20 +353,21 @@ def _check_keypoints(name: str, records: Sequence[dict], number: int | None) -> 
     points = [a["keypoints"] for annotations in some for a in annotations if a.get("keypoints")]
     if not points:
         raise UserError(
-            f"model.roi_heads.keypoint_head needs keypoints, and dataset {name!r} has none (the"
-            " readers of d2ext leave keypoints out); take a model without that head, or a dataset"
-            " function of your own"
+            f"model.roi_heads.keypoint_head needs keypoints, but dataset {name!r} has none (d2ext's"
+            " readers ignore keypoints); use a model without that head, or your own dataset"
+            " function"
         )
     if number and all(isinstance(v, int | float) for v in points[0]):
         if len(points[0]) != 3 * number:
             raise UserError(
                 f"model.roi_heads.keypoint_head.num_keypoints={number}, but dataset {name!r} has"
                 f" {len(points[0]) // 3} keypoints (x, y, visibility) per object; set it to that"
+                " number"
             )
 
 
 def _level_fields(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield a field with the names of levels, and one with their strides or scales."""
+    """Yield pairs of fields: the names of levels, and their strides or scales."""
     yield "proposal_generator.in_features", "proposal_generator.anchor_generator.strides"
     yield "head_in_features", "anchor_generator.strides"
     for prefix in _HEADS:
@@ -381,12 +383,12 @@ def _nodes(node: Any, field: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _argument(node: Any, name: str) -> Any:
-    """Return a field of a lazy call, or the default of that argument; None where there is none."""
+    """Return an argument of a lazy call, or its default; None if it has none."""
     if name in node:
         return node[name]
     try:
         parameter = inspect.signature(_target(node)).parameters.get(name)
-    except Exception:  # cannot be imported, as building it reports, or has no signature
+    except Exception:  # no signature, or cannot be imported, which building it will report
         return None
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 

@@ -16,7 +16,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
     A mask head with one class is class-agnostic.
 
     Raises:
-        UserError: a head has another number.
+        UserError: A head has another number of classes.
     """
     for field, value in class_fields(model, "model"):
         agnostic = value == 1 and field.endswith("mask_head.num_classes")

@@ -1,4 +1,4 @@
-"""Find options that contradict one another before anything is built."""
+"""Find contradictory options before anything is built."""
 
 import contextlib
 import importlib.util
@@ -29,14 +29,14 @@ _WRITER = "a writer; give a class derived from detectron2.utils.events.EventWrit
 def check_flags(
     eval_only: bool, weights: str | None, resume: bool, resume_from: str | None, overwrite: bool
 ) -> None:
-    """Raise a UserError if flags of the command contradict one another."""
+    """Raise a UserError if flags of the command contradict each other."""
     if weights and not eval_only:
         raise UserError(
-            "--weights goes with --eval-only; train.init_checkpoint=... starts training"
+            "--weights needs --eval-only; to train from weights, set train.init_checkpoint=..."
         )
     if resume and (resume_from or overwrite):
         raise UserError(
-            "--resume goes with neither --resume-from nor --overwrite; give one of them"
+            "--resume cannot be combined with --resume-from or --overwrite; give one of them"
         )
 
 
@@ -49,25 +49,27 @@ def check_options(
     tta: bool,
     expect: Sequence[str],
 ) -> None:
-    """Check what needs no data: precision, compiler, early stopping, hooks, writers, flags.
+    """Check precision, compiler, early stopping, hooks, writers and flags, which need no data.
 
     Raises:
         UserError: Two options contradict each other; the message names both.
     """
     if expect and not validate and not eval_only:
-        raise UserError("--expect needs the evaluation that --no-validate leaves out")
+        raise UserError("--expect needs the evaluation that --no-validate skips; give one of them")
     if tta and not eval_only:
-        raise UserError("--tta goes with --eval-only")
+        raise UserError("--tta needs --eval-only")
     if tta and not cfg.dataloader.get("tta"):
-        raise UserError("--tta: the config has no dataloader.tta with min_sizes, max_size, flip")
+        raise UserError(
+            "--tta needs dataloader.tta with min_sizes, max_size and flip, which the config lacks"
+        )
     if eval_only:
         return
     follows = "nccl" if device == "cuda" else "gloo"
     if (backend := options.dist.backend or follows) != follows:
-        logger.warning("train.dist.backend=%s: on this device it is %s", backend, follows)
+        logger.warning("train.dist.backend=%s is ignored; this device uses %s", backend, follows)
     if options.amp.enabled and device == "cpu" and options.amp.dtype != "bfloat16":
         raise UserError(
-            "train.amp: float16 needs a GPU, and this run is on the CPU; give"
+            "train.amp.dtype=float16 needs a GPU, but this run is on the CPU; set"
             " train.amp.dtype=bfloat16 or train.amp.enabled=false"
         )
     if options.compile.enabled:
@@ -75,9 +77,9 @@ def check_options(
     if options.early_stopping_patience:
         field = "train.early_stopping_patience"
         if not validate:
-            raise UserError(f"{field} needs evaluations, which --no-validate leaves out")
+            raise UserError(f"{field} needs evaluations, which --no-validate skips")
         if not options.best.metric:
-            raise UserError(f"{field} needs train.best.metric, the result that is to improve")
+            raise UserError(f"{field} needs train.best.metric, the result to improve")
     for i, entry in enumerate(options.hooks):
         _check_call(f"train.hooks[{i}]", entry, HookBase, _HOOK)
     for i, entry in enumerate(options.writers):
@@ -91,11 +93,11 @@ def check_options(
 def writer_call(entry: Any, output_dir: str) -> dict[str, Any]:
     """Return an entry of `train.writers` as a lazy call.
 
-    A parameter `output_dir` or `log_dir` that the entry does not give receives `output_dir`.
+    `output_dir` is passed as `output_dir` or `log_dir` if the entry does not set these parameters.
     """
     call = {"_target_": WRITERS[entry]} if isinstance(entry, str) else {**entry}
     target = call["_target_"]
-    with contextlib.suppress(Exception):  # `_check_call` reports what cannot be imported
+    with contextlib.suppress(Exception):  # `_check_call` reports import errors
         target = locate(target) if isinstance(target, str) else target
         for name in {"output_dir", "log_dir"} & inspect.signature(target).parameters.keys():
             call.setdefault(name, output_dir)
@@ -103,13 +105,13 @@ def writer_call(entry: Any, output_dir: str) -> dict[str, Any]:
 
 
 def _check_call(field: str, entry: Mapping[str, Any], base: type, wanted: str) -> Any:
-    """Check a lazy call and return its target; build nothing, as hooks and writers open files.
+    """Check a lazy call and return its target; do not call it, because hooks may open files.
 
     Args:
-        field: Place of the entry in the config.
+        field: Field of the entry in the config.
         entry: The lazy call.
         base: Class that the result must be an instance of.
-        wanted: What messages say that the result must be.
+        wanted: Description of the expected result, for messages.
 
     Raises:
         UserError: The target cannot be imported, is another class, or does not take the arguments.
@@ -123,7 +125,7 @@ def _check_call(field: str, entry: Mapping[str, Any], base: type, wanted: str) -
         raise UserError(f"{field}: {name} is not {wanted}")
     try:
         signature = inspect.signature(target)
-    except ValueError:  # some callables that are written in C have none
+    except ValueError:  # some callables written in C have none
         return target
     try:
         signature.bind(**arguments)
@@ -137,37 +139,37 @@ def _located(field: str, target: str) -> Any:
         return locate(target)
     except Exception as e:  # importing a module runs its code
         raise UserError(
-            f"{field}._target_={target} cannot be imported ({format_exception(e)}); is its folder"
-            " on PYTHONPATH?"
+            f"{field}._target_={target} cannot be imported ({format_exception(e)}); check that its"
+            " folder is on PYTHONPATH"
         ) from e
 
 
 def check_schedule(options: TrainOptions, schedule: Schedule) -> None:
-    """Raise a UserError if early stopping would meet a single evaluation at the end."""
+    """Raise a UserError if early stopping would get only one evaluation, at the end."""
     period = schedule.eval_period
     if options.early_stopping_patience and not (period.epochs or period.iterations):
         raise UserError(
-            "train.early_stopping_patience needs periodic evaluations; train.eval_period=0 leaves"
-            " only the one at the end"
+            "train.early_stopping_patience needs periodic evaluations, but with train.eval_period=0"
+            " there is only one at the end; set train.eval_period"
         )
 
 
 def check_metrics(
     evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
 ) -> None:
-    """Check the metrics, and that they will give the results that options refer to.
+    """Check the metrics, and that they will return the results that options refer to.
 
     Args:
-        evaluators: The config's section.
-        wanted: An option to the key of a result.
-        sets: Test set to `(class names, whether it has masks)`.
+        evaluators: Section `evaluators` of the config.
+        wanted: Key of a result for each option that refers to one.
+        sets: `(class names, whether it has masks)` for each test set.
 
     Raises:
-        UserError: A metric's arguments are wrong, it does not fit a test set, or there is no such
-            result; the message names others.
+        UserError: A metric's arguments are wrong, it does not fit a test set, or it does not return
+            a result; the message names some that it does.
     """
     keys: set[str] = set()
-    open_ended = []  # metrics that do not say what they will return
+    open_ended = []  # metrics that do not declare their results
     for name, metrics in metrics_of(evaluators, list(sets)).items():
         classes, masks = sets[name]
         for metric, settings in metrics.items():
@@ -183,13 +185,13 @@ def check_metrics(
         if key not in keys and not key.startswith(tuple(open_ended)):
             main = sorted(k for k in keys if k.endswith("/AP")) or open_ended
             raise UserError(
-                f"{setting}: no evaluation gives {key}; there will be, among others,"
+                f"{setting}: the evaluation will not return {key}; its results include"
                 f" {', '.join(main)}"
             )
 
 
 def best_metric(options: TrainOptions, tested: Sequence[str]) -> str | None:
-    """Return the key of `train.best.metric`, of the first test set unless it names one."""
+    """Return the key of `train.best.metric`, for the first test set unless it names another."""
     metric = options.best.metric
     if not metric or not tested or metric.startswith(tuple(f"{name}/" for name in tested)):
         return metric
@@ -199,10 +201,13 @@ def best_metric(options: TrainOptions, tested: Sequence[str]) -> str | None:
 def _check_compiler(backend: str, device: str) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
-        raise UserError(f"train.compile.backend={backend}: torch has {', '.join(known)}")
+        raise UserError(
+            f"train.compile.backend={backend} is not a backend of torch; choose from"
+            f" {', '.join(known)}"
+        )
     if backend == "inductor" and device == "cpu":
         if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
             raise UserError(
-                "train.compile: inductor needs a C++ compiler on the CPU, and there is none;"
-                " install g++, or give train.compile.enabled=false"
+                "train.compile: inductor needs a C++ compiler on the CPU, but none is installed;"
+                " install g++, or set train.compile.enabled=false"
             )

@@ -1,7 +1,7 @@
-"""Check everything that can be checked before a process starts or a byte is written.
+"""Check everything that can be checked before processes start or files are written.
 
-Preflight turns a config and the command's flags into a `Plan` of plain values, which travel to
-every process; each of its checks names the field, the value and the remedy.
+Preflight turns a config and the command's flags into a `Plan` of plain values, which is sent to
+every process; each failed check names the field, the value and the remedy.
 """
 
 import logging
@@ -43,10 +43,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Built:
-    """Hold what preflight built, for a run in the same process.
+    """Hold objects that preflight built, for a run in the same process.
 
-    It does not hold mapper and metrics, which preflight tries on a sample and asks for their keys:
-    a run builds its own, which nothing has used before.
+    Mapper and metrics are not included, because preflight has used them; a run builds its own.
 
     Attributes:
         cfg: Config with the values of this run's world size; its datasets are registered.
@@ -64,8 +63,8 @@ class Plan:
     Attributes:
         output_dir: Output directory of the run.
         device: `cpu` or `cuda`.
-        classes: Class names; every head of the model has their number.
-        datasets: `DatasetInfo` by name of the dataset.
+        classes: Class names; their number is the class count of every head of the model.
+        datasets: `DatasetInfo` of each dataset, by name.
         schedule: Epochs and periods in iterations; None for an evaluation.
         weights: Local path of the initial weights, or of those to evaluate.
         resume: Local path of the checkpoint to resume, or None.
@@ -74,12 +73,12 @@ class Plan:
         best_metric: Key of the result that decides which model is best, or None.
         damaged: Damaged checkpoints, which the run renames.
         eval_only: The run evaluates `weights` and does not train.
-        validate: The training evaluates on `dataloader.val`.
+        validate: The run evaluates on `dataloader.val` during training.
         tta: The evaluation uses test-time augmentation.
         overwrite: The run moves an earlier run in its directory aside.
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
-        built: What preflight built; None in processes that received the plan from another one.
+        built: Objects that preflight built; None if the plan came from another process.
     """
 
     output_dir: Path
@@ -102,7 +101,7 @@ class Plan:
     built: Built | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A config may hold functions that cannot be pickled; each process loads its own.
+        # A config may contain functions that cannot be pickled; each process loads its own.
         return {**self.__dict__, "built": None}
 
 
@@ -124,25 +123,25 @@ def plan_run(
 ) -> Plan:
     """Check a config against the data, the model and the machine, and log the plan.
 
-    Nothing is written except initial weights that are downloaded to the cache ($D2EXT_CACHE).
+    Nothing is written except for initial weights downloaded to the cache ($D2EXT_CACHE).
 
     Args:
         cfg: Config returned by `load_config`.
         name: Name of the run, and of its default output directory.
-        num_gpus: Processes on this machine.
+        num_gpus: Number of processes on this machine.
         gpu_each: Argument of `choose_device`.
-        world_size: Processes on all machines.
+        world_size: Number of processes on all machines.
         eval_only: Evaluate `weights`; do not train.
         weights: `best`, `last` or a file, for an evaluation.
-        resume: Resume the newest good checkpoint of the output directory, if there is one.
+        resume: Resume the newest intact checkpoint of the output directory, if there is one.
         resume_from: Resume this checkpoint.
         overwrite: Move an earlier run in the output directory aside.
-        validate: Evaluate the training on `dataloader.val`.
+        validate: Evaluate on `dataloader.val` during training.
         tta: Evaluate with test-time augmentation.
         expect: Bounds on results, for `parse_expectation`.
 
     Raises:
-        UserError: An error that the user can fix.
+        UserError: The user can fix the error.
     """
     lines: list[str] = []
     check_flags(eval_only, weights, resume, resume_from, overwrite)
@@ -228,7 +227,7 @@ def _find_checkpoint(
     """
     checkpoint = Path(resume_from) if resume_from else None
     if checkpoint and not checkpoint.is_file():
-        raise UserError(f"--resume-from {resume_from}: no such file")
+        raise UserError(f"--resume-from {resume_from} does not exist; give a checkpoint file")
     # Only a checkpoint of the run in that directory continues that run.
     continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
     if not eval_only and not continues and not overwrite:
@@ -242,7 +241,7 @@ def _find_checkpoint(
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:
-    """Return train, val or test to the config of each loader that the run uses."""
+    """Return the configs of the loaders that the run uses, by split (train, val or test)."""
     if eval_only:
         return {"test": cfg.dataloader.get("test") or cfg.dataloader.get("val")}
     loaders = {"train": cfg.dataloader.train}
@@ -258,7 +257,7 @@ def _check_results(
     expect: Sequence[str],
     best: str | None,
 ) -> None:
-    """Check that the metrics will give the results that `--expect` and `train.best` refer to."""
+    """Check that metrics will return the results that `--expect` and `train.best` refer to."""
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
@@ -293,7 +292,7 @@ def _schedule_lines(
     share = f"{s.batch_size // world_size} on each of {world_size} workers"
     workers = "on 1 worker" if world_size == 1 else share
     return [
-        f"run         {images}, {s.batch_size} a step, {workers}{micro}:"
+        f"run         {images}, {s.batch_size} per step, {workers}{micro}:"
         f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
@@ -305,7 +304,7 @@ def _start_line(checkpoint: Path | None, resume: bool, source: str) -> str:
     if checkpoint:
         return f"start       resumes {checkpoint}"
     nothing = "nothing to resume; " if resume else ""
-    return f"start       {nothing}iteration 0, weights {source or 'at random'}"
+    return f"start       {nothing}iteration 0, weights {source or 'random'}"
 
 
 def _words(period: Period) -> str:
@@ -318,10 +317,10 @@ def _words(period: Period) -> str:
 def weights_to_evaluate(
     weights: str | None, checkpoint: Path | None, output_dir: Path, init_checkpoint: str | None
 ) -> str:
-    """Return the file that `--weights` names: `best`, `last`, a file, or the run's own.
+    """Return the weights that `--weights` selects; by default, a checkpoint or the initial weights.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The weights do not exist.
     """
     if weights == "last":
         found, _ = find_newest(output_dir)
@@ -340,5 +339,5 @@ def weights_to_evaluate(
     if checkpoint:
         return str(checkpoint)
     if not init_checkpoint:
-        raise UserError("nothing to evaluate: give --weights best, last or a file")
+        raise UserError("no weights to evaluate; give --weights best, last or a file")
     return init_checkpoint

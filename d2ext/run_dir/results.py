@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 class Results:
-    """Evaluations of a run; results.json is the state, so a resumed run reads it.
+    """Evaluations of a run; the state is results.json, which a resumed run reads.
 
     Args:
         path: Path of results.json.
-        metric: Key of the result that decides which evaluation is best; None for no best one.
-        mode: `max` or `min`, which scores are better.
-        iteration: Completed iterations; later scores do not count toward early stopping.
-        start: The same in steps of the current batch size; None if the batch size is the same.
-        saved: `content` in the resumed checkpoint, in case the file is lost.
+        metric: Key of the result that decides which evaluation is best; None to select none.
+        mode: `max` or `min`, for whether higher or lower scores are better.
+        iteration: Number of completed iterations; scores after that are ignored.
+        start: The same number in steps of the current batch size; None if it has not changed.
+        saved: Result of `content` from the resumed checkpoint, in case the file is lost.
 
     Attributes:
-        last: The last evaluation, or None.
-        best: The best one, or None.
+        last: Last evaluation, or None.
+        best: Best evaluation, or None.
     """
 
     def __init__(
@@ -55,24 +55,23 @@ class Results:
         self.last = record.last
         self.best = record.best or None
         scores = [(i, score) for i, score in record.scores or [] if i <= iteration]
-        if start is not None and start != iteration:
-            # Count in steps of the current batch size from now on.
+        if start is not None and start != iteration:  # in steps of the current batch size
             scores = [(round(i * start / iteration), score) for i, score in scores]
             for entry in (self.last, self.best):
                 if entry and entry.iteration is not None:
                     entry.iteration = round(entry.iteration * start / iteration)
         goal = (metric, mode)
         if metric and self.best and (self.best.metric, self.best.mode) != goal:
-            logger.info("Another train.best than before: the best so far no longer counts")
+            logger.info("train.best changed; the previous best is discarded")
             self.best, scores = None, []
         self._scores = scores
 
     def known(self, iteration: int) -> dict[str, float | None] | None:
-        """Return the results after `iteration` iterations if they are of the last evaluation."""
+        """Return the last evaluation's results if it took place after `iteration` iterations."""
         return self.last.results if self.last and self.last.iteration == iteration else None
 
     def is_better(self, results: Mapping[str, float]) -> bool:
-        """Return whether these results are better than the best so far; NaN never is.
+        """Return whether results are better than the best so far; NaN is never better.
 
         Raises:
             UserError: The results do not contain the metric.
@@ -81,7 +80,7 @@ class Results:
             return False
         if self._metric not in results:
             raise UserError(
-                f"train.best.metric={self._metric}: the evaluation gave no such number, but"
+                f"train.best.metric={self._metric} is not a result of the evaluation; choose from"
                 f" {', '.join(results)}"
             )
         before = self.best.results[self._metric] if self.best else None
@@ -115,8 +114,8 @@ class Results:
         """Return why early stopping ends the run now, or None.
 
         Args:
-            patience: Evaluations without a better score before the run ends. None: continue
-                indefinitely.
+            patience: Number of evaluations without a better score before the run ends; None for no
+                limit.
         """
         best, number = None, 0
         for i, (_, score) in enumerate(self._scores):
@@ -126,18 +125,18 @@ class Results:
             return None
         score = "none" if best is None else f"{best:.4g} at iteration {self._scores[number][0]}"
         evaluations = plural(patience, "evaluation")
-        return f"{evaluations} brought no better {self._metric} than {score}"
+        return f"{evaluations} did not improve {self._metric}, best {score}"
 
 
 def _read(path: Path, saved: dict[str, Any]) -> ResultsRecord:
-    """Read the file; if it is lost or damaged, return what the checkpoint has kept of it."""
+    """Read the file; if it is lost or damaged, return the copy in the checkpoint."""
     try:
         return read_record(path, ResultsRecord)
     except FileNotFoundError:
         pass
     except ValueError:
-        logger.warning("%s is damaged; the checkpoint's results are taken", path)
-    # A best score whose weights are not here would stand for nothing.
+        logger.warning("%s is damaged; using the results in the checkpoint", path)
+    # A best score is useless without its weights.
     lost = not path.with_name(BEST).is_file()
     kept = {key: value for key, value in saved.items() if key != "best" or not lost}
     return msgspec.convert(kept, ResultsRecord)

@@ -14,11 +14,11 @@
 | slurm/<time>/meet-<job>-<attempt> | `Rendezvous` |
 | slurm/<time>/failed-<job>-<attempt> | `MachineFailure` |
 
-Two files have no record, because other projects define their form: metrics.json (Detectron2's JSON
-lines: `iteration`, and a number for each name; see `d2ext.run_dir.metrics`) and
+Two files have no record because other projects define their format: metrics.json (Detectron2's JSON
+lines with `iteration` and a number for each name; see `d2ext.run_dir.metrics`) and
 predictions/<dataset>.json (COCO results).
 
-A field whose default is `UNSET` is absent from the file until it is known. Unknown keys are
+A field whose default is `UNSET` is not in the file until its value is known. Unknown keys are
 ignored.
 """
 
@@ -35,7 +35,7 @@ from d2ext.files import write_json
 
 T = TypeVar("T")
 
-# A chart holds numbers as floats, which represent every integer below 2**53.
+# Charts use floats, which represent every integer below 2**53.
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
@@ -54,26 +54,26 @@ class DatasetInfo(msgspec.Struct):
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
-    """run.json: what a run is, and where and how it was started.
+    """Description of a run and of how it was started, in run.json.
 
     Attributes:
         name: Name of the run: the recipe's stem, or the folder of a saved config.yaml.
         config_file: Config file on the command line; empty for a run from Python.
         command: Command or Python call that first started the run.
         started: Time of the first start, in ISO 8601 with the time zone.
-        versions: Package name to version.
-        machine: Operating system, architecture and number of CPU cores, in words.
+        versions: Versions by package name.
+        machine: Text with the operating system, architecture and number of CPU cores.
         device: `cpu` or `cuda`.
         classes: Class names, in the order of the model's outputs.
-        datasets: Dataset name to its size.
+        datasets: Sizes by dataset name.
         weights: Path of the initial weights, or of those that are evaluated; empty for none.
-        max_iter: Iterations of the whole training; None for an evaluation.
+        max_iter: Total number of iterations; None for an evaluation.
         batch_size: Images per optimizer step over all ranks; None for an evaluation.
         resumed_from: Checkpoint that the last start resumed.
         resumed_by: Command of the last start, if it resumed.
         seconds_before: `train_seconds` of the earlier starts, until this one ends.
-        reproduce: Command that trains the same again from config.yaml; absent if none does.
-        train_seconds: Duration of the training over all starts that ended in order, once it ended.
+        reproduce: Command that repeats the run from config.yaml; not set if there is none.
+        train_seconds: Duration over all starts that ended normally, once the run has ended.
         stopped_by: Signal, or `--time-limit`, that ended the run early.
         ended_by: Message of the error that ended the run.
     """
@@ -103,10 +103,11 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
     """An evaluation in results.json.
 
     Attributes:
-        iteration: Completed iterations before it; None in an evaluation-only run.
-        metric: Key of `results` that makes it the best one (`train.best.metric`); set in `best`.
-        mode: `max` or `min`, which values of the metric are better; set in `best`.
-        results: `<dataset>/<metric>/<task>/<name>` to a number; None where it is undefined.
+        iteration: Number of completed iterations; None in an evaluation-only run.
+        metric: Key in `results` of `train.best.metric`; set only in `best`.
+        mode: `max` or `min`, for whether higher or lower values of the metric are better; set only
+            in `best`.
+        results: Numbers by `<dataset>/<metric>/<task>/<name>`; None if undefined.
     """
 
     iteration: Count | None = None
@@ -116,13 +117,13 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
 
 
 class ResultsRecord(msgspec.Struct, kw_only=True):
-    """results.json: the evaluations of a run that later decisions need.
+    """Evaluations of a run on which later decisions depend, in results.json.
 
     Attributes:
-        last: The last evaluation; None before the first one.
-        best: The best evaluation by `train.best.metric`; only set with that option.
-        scores: Iteration of each evaluation, and the value of `train.best.metric` (None where it is
-            undefined); only set with that option.
+        last: Last evaluation; None before the first one.
+        best: Best evaluation by `train.best.metric`; set only with that option.
+        scores: Iteration of each evaluation with the value of `train.best.metric` (None if
+            undefined); set only with that option.
     """
 
     last: EvaluationRecord | None = None
@@ -131,11 +132,11 @@ class ResultsRecord(msgspec.Struct, kw_only=True):
 
 
 class TrackerRun(msgspec.Struct, kw_only=True):
-    """trackers/<tracker>.json: the run of an experiment tracker that a resumed run continues.
+    """Run of an experiment tracker that a resumed run continues, in trackers/<tracker>.json.
 
     Attributes:
-        run_id: The tracker's id of the run; empty before it has one.
-        store: Where the tracker keeps it: MLflow's tracking URI, or a W&B project's path.
+        run_id: Id of the tracker's run; empty before it is created.
+        store: Location of the tracker's run: MLflow's tracking URI, or a W&B project's path.
         iteration: Last iteration of metrics.json that was sent; -1 for none.
     """
 
@@ -145,14 +146,15 @@ class TrackerRun(msgspec.Struct, kw_only=True):
 
 
 class DatasetOverview(msgspec.Struct):
-    """overview/<dataset>.json: what a dataset holds.
+    """Counts and sizes of a dataset, in overview/<dataset>.json.
 
     Attributes:
         images: Number of images.
-        objects: Number of objects, without crowds, groups and difficult ones.
-        classes: Name, number of objects, and number of images with such an object, of each class.
+        objects: Number of objects, without crowd, group and difficult objects.
+        classes: For each class, its name, number of objects, and number of images with such an
+            object.
         width: Minimum, median and maximum image width in pixels; None if no width is known.
-        height: The same for the height.
+        height: The same for the image height.
         object_sizes: Number of `small`, `medium` and `large` objects, as COCO defines them, in the
             measured images.
         measured: Number of images whose objects are counted in `object_sizes`.
@@ -168,15 +170,15 @@ class DatasetOverview(msgspec.Struct):
 
 
 class RankFailure(msgspec.Struct):
-    """errors/rank-<N>.json: what ended a rank.
+    """Failure of a rank, in errors/rank-<N>.json.
 
     Attributes:
         rank: Global rank.
         host: Host name of its machine.
         time: Seconds since 1970, by the clock of that machine.
         kind: `user` (a UserError), `interrupted` (a second Ctrl-C), `communication` (lost peers),
-            `crashed` (a signal of the process's own making), `killed`, or `other`.
-        message: One line for the user.
+            `crashed` (a signal that the process caused itself), `killed`, or `other`.
+        message: One-line message for the user.
         traceback: Formatted traceback; empty for a rank that a signal ended.
     """
 
@@ -189,14 +191,15 @@ class RankFailure(msgspec.Struct):
 
 
 class Submission(msgspec.Struct):
-    """slurm/<time>/submission.json: the job of a submission.
+    """Submitted job, in slurm/<time>/submission.json.
 
     Attributes:
-        job: Job id; of a local job, the id of its process.
+        job: Job id; for a local job, its process id.
         cluster: `slurm` or `local`.
         log: Path of rank 0's log.
         host: Host of a local job's process.
-        begun: Start time of that process in clock ticks since boot; None if it had ended by then.
+        begun: Start time of that process in clock ticks since boot; None if it had already ended
+            when the file was written.
     """
 
     job: str
@@ -210,13 +213,13 @@ class Attempt(msgspec.Struct, kw_only=True):
     """A start of a job in attempts.json.
 
     Attributes:
-        number: Slurm's restart count; None in files that older versions wrote.
+        number: Slurm's restart count; None in files from older versions.
         started: Seconds since 1970.
         nodes: Slurm's node list, or the host name.
         checkpoint: Modification time, in ns, of the pointer to the newest checkpoint at the start;
             None without one.
         ended: Seconds since 1970.
-        why: Why it ended.
+        why: Reason why it ended.
     """
 
     number: int | None = None
@@ -232,7 +235,7 @@ class JobOutcome(msgspec.Struct):
 
     Attributes:
         status: Exit status.
-        reason: Why the job ended.
+        reason: Reason why the job ended.
     """
 
     status: int
@@ -240,10 +243,10 @@ class JobOutcome(msgspec.Struct):
 
 
 class AttemptsRecord(msgspec.Struct):
-    """slurm/<time>/attempts.json: the starts of a job.
+    """Starts of a job, in slurm/<time>/attempts.json.
 
     Attributes:
-        attempts: Every start, in order.
+        attempts: All starts, in order.
         outcome: Exit status and reason, once the job has ended.
     """
 
@@ -252,11 +255,11 @@ class AttemptsRecord(msgspec.Struct):
 
 
 class Rendezvous(msgspec.Struct, array_like=True):
-    """slurm/<time>/meet-<job>-<attempt>: where the ranks of an attempt meet.
+    """Rendezvous of an attempt's ranks, in slurm/<time>/meet-<job>-<attempt>.
 
     Attributes:
         host: Name of the first machine.
-        port: Port on it.
+        port: Port on that machine.
     """
 
     host: str
@@ -264,11 +267,11 @@ class Rendezvous(msgspec.Struct, array_like=True):
 
 
 class MachineFailure(msgspec.Struct, array_like=True):
-    """slurm/<time>/failed-<job>-<attempt>: why the ranks on another machine than the first failed.
+    """Failure of a machine other than the first, in slurm/<time>/failed-<job>-<attempt>.
 
     Attributes:
-        status: Exit status; a signal as a negative number.
-        message: Machine and error.
+        status: Exit status; negative for a signal.
+        message: Text with the machine and the error.
     """
 
     status: int
@@ -276,17 +279,17 @@ class MachineFailure(msgspec.Struct, array_like=True):
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Write a record as JSON; raises UserError as `atomic_write` does."""
+    """Write a record as JSON; raise a UserError like `atomic_write`."""
     write_json(path, to_plain(record))
 
 
 def to_plain(record: Any) -> Any:
-    """Return a record as the plain values of its file."""
+    """Return a record as plain values, as in its file."""
     return msgspec.to_builtins(record, enc_hook=_to_float)
 
 
 def _to_float(value: Any) -> float:
-    if isinstance(value, float):  # np.float64, which a user's metric may return
+    if isinstance(value, float):  # np.float64, which a custom metric may return
         return float(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
@@ -296,17 +299,17 @@ def read_record(path: Path, kind: type[T]) -> T:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not valid JSON, or not a valid record.
+        ValueError: The file is not valid JSON, or not a valid record.
     """
     return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), kind)
 
 
 def read_valid_part(path: Path, kind: type[T]) -> T:
-    """Read the valid part of a record; a missing or unreadable file gives the defaults.
+    """Read the valid part of a record; if the file is missing or unreadable, return the defaults.
 
     Args:
-        path: The JSON file.
-        kind: A record whose fields all have defaults.
+        path: Path of the JSON file.
+        kind: Type of the record, whose fields all have defaults.
     """
     with contextlib.suppress(OSError, ValueError, RecursionError):
         return valid_part(json.loads(path.read_text(encoding="utf-8")), kind)
@@ -314,10 +317,10 @@ def read_valid_part(path: Path, kind: type[T]) -> T:
 
 
 def valid_part(content: Any, kind: Any) -> Any:
-    """Convert plain values to a type, without their invalid parts.
+    """Convert plain values to a type, ignoring invalid parts.
 
-    Fields of a record that are missing or invalid keep their defaults. Invalid entries of a mapping
-    become None where the type allows it, and are dropped otherwise.
+    Missing or invalid fields of a record keep their defaults. Invalid entries of a mapping become
+    None if the type allows it, and are dropped otherwise.
 
     Raises:
         ValueError: The content has another type, or a field without a default is invalid.

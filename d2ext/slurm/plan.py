@@ -1,4 +1,4 @@
-"""Check a request and plan its job; nothing is written or submitted here."""
+"""Check a request and plan its job; this module writes and submits nothing."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
 from d2ext.waiting import waiting_for
 
-# Fields that mean something to Slurm only, and the user's defaults for some of them.
+# Fields that only Slurm uses, and sbatch's environment variables with defaults for some of them.
 _SLURM_ONLY = (
     *("partition", "job_name", "cpus_per_task", "mem", "qos", "account", "constraint", "exclude"),
     *("nodelist", "slurm"),
@@ -32,12 +32,12 @@ _DEFAULTS = {
 
 @dataclass
 class Request:
-    """A request of the user; the fields are flags of `d2ext submit`.
+    """A user's request; the fields are flags of `d2ext submit`.
 
     Attributes:
         train: Flags and overrides for `d2ext train`.
-        slurm: More options of sbatch.
-        port: Port on the first machine where ranks meet; None takes a free one.
+        slurm: Additional options of sbatch.
+        port: Port of the rendezvous on the first machine; None selects a free one.
     """
 
     config_file: str
@@ -67,7 +67,7 @@ class Request:
     port: int | None = None
 
     def command(self, work_dir: Path | None) -> list[str]:
-        """Return the first part of the training's command line, up to the machine's rank."""
+        """Return the first part of the command line of `d2ext train`, up to the machine's rank."""
         counts = {"--num-gpus": self.num_gpus, "--num-machines": self.num_machines}
         flags = [str(x) for pair in counts.items() for x in pair]
         words = [sys.executable, "-u", "-m", "d2ext", "train"]
@@ -78,11 +78,11 @@ class Request:
 
 @dataclass
 class SlurmRun:
-    """One training of a job.
+    """One run of a job.
 
     Attributes:
         directory: Run directory.
-        seed: Its `train.seed` with --seeds, else None.
+        seed: Value of `train.seed` with --seeds, else None.
     """
 
     directory: Path
@@ -94,12 +94,12 @@ class Job:
     """A checked request.
 
     Attributes:
-        request: The request as given.
+        request: Original request.
         cluster: `slurm` or `local`.
         runs: One run, or one per seed with --seeds.
         wants_gpus: Whether the config trains on GPUs.
-        minutes: Time limit; FOREVER for none.
-        lines: The plan in words.
+        minutes: Time limit in minutes; FOREVER for none.
+        lines: Lines of the plan to print.
     """
 
     request: Request
@@ -116,13 +116,13 @@ class Job:
 
     @property
     def base(self) -> Path:
-        """Return the run directory, or the parent of those of the seeds."""
+        """Return the run directory, or with --seeds the parent of the run directories."""
         first = self.runs[0].directory.absolute()
         return first.parent if self.request.seeds else first
 
 
 def make_plan(request: Request) -> Job:
-    """Check a request, with everything that is checked before a training.
+    """Check a request, including all preflight checks of its run.
 
     Raises:
         UserError: The request is invalid.
@@ -134,24 +134,30 @@ def make_plan(request: Request) -> Job:
         minutes = default_time(request.partition) if cluster == "slurm" else FOREVER
     if not 0 < request.signal_delay < minutes * 60:
         raise UserError(
-            f"--signal-delay {request.signal_delay}: give seconds, fewer than the {minutes} minutes"
-            " of the job"
+            f"--signal-delay {request.signal_delay}: give a positive number of seconds that is less"
+            f" than the job's {minutes} minutes"
         )
     base = Path(request.work_dir or Path("work_dirs") / run_name(request.config_file))
     runs = [SlurmRun(base / f"seed_{seed}", seed) for seed in request.seeds]
     for run in runs or [SlurmRun(base)]:
-        _refuse_second(run.directory)  # before the training finds the lock of that run
+        _refuse_second(run.directory)  # first, because the dry run would only report a lock
     said = _check(request, cluster, runs[0] if runs else None)
     output, device = (re.search(rf"^{w} +(.*)$", said, re.M)[1] for w in ("output", "device"))
     if runs and Path(output).absolute() != runs[0].directory.absolute():
-        raise UserError(f"train.output_dir={output}: --seeds gives each run its own; --work-dir")
+        raise UserError(
+            f"train.output_dir={output}: --seeds gives each run its own directory; set their parent"
+            " with --work-dir"
+        )
     runs = runs or [SlurmRun(Path(output))]
     if runs[0].directory != base and not request.seeds:  # train.output_dir
         _refuse_second(runs[0].directory)
     for run in runs:
         taken = (run.directory / "run.json").exists()
         if taken and run.seed is not None and not (request.resume or request.overwrite):
-            raise UserError(f"{run.directory} holds another run: --resume, --overwrite, --work-dir")
+            raise UserError(
+                f"{run.directory} holds another run; give --resume, --overwrite or another"
+                " --work-dir"
+            )
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"
     limit = f"{minutes} minutes" if minutes < FOREVER else "no time limit"
@@ -168,35 +174,37 @@ def make_plan(request: Request) -> Job:
 
 
 def _cluster(request: Request) -> tuple[str, list[str]]:
-    """Return where the job runs, and lines of the plan about it."""
+    """Return where the job runs, and the lines of the plan about it."""
     cluster, lines = request.cluster, []
     if cluster == "slurm" and not has_slurm():
         raise UserError("--cluster slurm: sbatch and srun are not on this machine's PATH")
     if cluster is None:
         cluster = "slurm" if has_slurm() else "local"
         if cluster == "local":
-            lines.append("cluster     local: no Slurm is on this machine, so it runs here")
+            lines.append("cluster     local: this machine has no Slurm, so the run starts here")
     if cluster == "local" and request.num_machines > 1:
-        raise UserError(f"--num-machines {request.num_machines}: without Slurm there is one")
+        raise UserError(
+            f"--num-machines {request.num_machines} needs Slurm; give 1 to run on this machine"
+        )
     return cluster, lines + (_ignored(request) if cluster == "local" else _defaults(request))
 
 
 def _ignored(request: Request) -> list[str]:
-    """Return lines of the plan about flags that mean nothing without Slurm."""
+    """Return lines of the plan about flags that only Slurm uses."""
     given = [f"--{name.replace('_', '-')}" for name in _SLURM_ONLY if getattr(request, name)]
-    return [f"ignored     {', '.join(given)}: without Slurm they mean nothing"] if given else []
+    return [f"ignored     {', '.join(given)}: these flags need Slurm"] if given else []
 
 
 def _defaults(request: Request) -> list[str]:
-    """Fill in and report sbatch's variables, which would win over the flags in sbatch."""
+    """Apply and report sbatch's variables, which sbatch prefers to options in its file."""
     lines = []
     for name in sorted(name for name in os.environ if name.startswith("SBATCH_")):
         which, value = _DEFAULTS.get(name), os.environ[name]
         if which and getattr(request, which) is None:
             setattr(request, which, value)
             lines.append(f"{which:11} {value} ({name})")
-        elif not which and "SLURM_JOB_ID" not in os.environ:  # in a job Slurm sets some
-            lines.append(f"ignored     {name}; --slurm gives sbatch anything")
+        elif not which and "SLURM_JOB_ID" not in os.environ:  # inside a job, Slurm sets some
+            lines.append(f"ignored     {name}; pass any option to sbatch with --slurm")
     return lines
 
 
@@ -210,9 +218,9 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
     words += ["--resume-from", request.resume_from] if request.resume_from else []
     env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
     env |= {"PYTHONPATH": ":".join([*import_path(), *filter(None, [env.get("PYTHONPATH")])])}
-    if cluster == "slurm":  # the job's machines have GPUs, this one need not
+    if cluster == "slurm":  # this machine may have no GPUs, unlike those of the job
         env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
-    with waiting_for("the checks of the training"):
+    with waiting_for("the checks of the run"):
         done = subprocess.run(
             [*words, *request.train, *seed], env=env, capture_output=True, text=True
         )
@@ -223,7 +231,7 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
 
 
 def import_path() -> list[str]:
-    """Return the folder that d2ext is imported from, unless every Python process looks there."""
+    """Return the folder to add to PYTHONPATH for d2ext; empty if d2ext is installed."""
     root = str(Path(__file__).resolve().parent.parent.parent)
     installed = [*site.getsitepackages(), site.getusersitepackages()]
     return [] if root in map(os.path.realpath, installed) else [root]
@@ -233,7 +241,7 @@ def _refuse_second(directory: Path) -> None:
     record = newest_record(directory)
     if record and not is_over(record):
         raise UserError(
-            f"{directory}: {describe_state(record)}; wait for it, `{command('submit')} cancel"
+            f"{directory}: {describe_state(record)}; wait for it, run `{command('submit')} cancel"
             f" {directory}`,"
             " or choose another --work-dir"
         )

@@ -29,14 +29,14 @@ from d2ext.slurm.requeue_policy import newest
 from d2ext.waiting import waiting_for
 
 _CPUS_PER_GPU = 5  # as in MMDetection's script
-_NEVER = 10**9  # timeouts that submitit lets pass; requeues are counted in the run directory
+_NEVER = 10**9  # effectively no limit in submitit; requeues are counted in the run directory
 
 
 def submit(job: Job) -> list[Record]:
     """Submit the job and return the record of each run.
 
     Raises:
-        UserError: Slurm refuses it.
+        UserError: Slurm rejects it.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     with _moved_aside(job), _withdrawn(job, stamp):
@@ -44,33 +44,35 @@ def submit(job: Job) -> list[Record]:
         trainings = [_training(job, *pair) for pair in zip(job.runs, records, strict=True)]
         executor = make_executor(job, job.base / "slurm" / stamp)
         with _environment(job):
-            jobs = _hand_over(executor, trainings)
-    for record, handed in zip(records, jobs, strict=True):
-        process = identify(handed.job_id) if job.cluster == "local" else {}
-        log = str(handed.paths.stdout)
-        record.submitted(Submission(handed.job_id, job.cluster, log, **process))
+            jobs = _submit_all(executor, trainings)
+    for record, submitted in zip(records, jobs, strict=True):
+        process = identify(submitted.job_id) if job.cluster == "local" else {}
+        log = str(submitted.paths.stdout)
+        record.submitted(Submission(submitted.job_id, job.cluster, log, **process))
     return records
 
 
-def _hand_over(executor: submitit.Executor, trainings: Sequence[Training]) -> list[submitit.Job]:
+def _submit_all(executor: submitit.Executor, trainings: Sequence[Training]) -> list[submitit.Job]:
     several = executor.batch() if len(trainings) > 1 else contextlib.nullcontext()
     try:
-        # submitit prints what it raises as well.
+        # submitit also prints the errors that it raises.
         with waiting_for("sbatch to answer", say=print):
             with contextlib.redirect_stderr(io.StringIO()), several:
                 return [executor.submit(each) for each in trainings]
     except submitit.core.utils.FailedSubmissionError as e:
-        raise UserError("sbatch gives no job's number; is an option of --slurm in the way?") from e
+        raise UserError(
+            "sbatch printed no job id; remove options of --slurm that change its output"
+        ) from e
     except (submitit.core.utils.FailedJobError, CalledProcessError, OSError) as e:
         words = str(e).strip().splitlines() or ["no reason given"]
         reason = words[-1].removeprefix("sbatch: error: ")
-        hint = "; train.device=cpu asks for no GPUs" if "gres" in reason else ""
+        hint = "; train.device=cpu requests no GPUs" if "gres" in reason else ""
         hint += "; --cluster local trains on this machine" if "controller" in str(e) else ""
         raise UserError(f"sbatch refused the job: {reason}{hint}") from e
 
 
 def sbatch_text(job: Job) -> str:
-    """Return the sbatch file of a job; TIME stands for the time of the submission."""
+    """Return the sbatch file of a job, with TIME as a placeholder for the submission time."""
     executor = make_executor(job, job.base / "slurm" / "TIME")
     if len(job.runs) > 1:
         executor.parameters["map_count"] = len(job.runs)
@@ -80,7 +82,7 @@ def sbatch_text(job: Job) -> str:
 def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecutor:
     """Return the executor for a job; its files go to `folder`."""
     r = job.request
-    # A signal that comes before submitit listens would fail the job; this way it is lost.
+    # A signal that arrives before submitit handles it would fail the job, so it is ignored.
     python = shlex.join(["bash", "-c", 'trap "" USR2; exec "$@"', "bash", sys.executable])
     if job.cluster == "local":
         executor = LocalExecutor(folder, max_num_timeout=_NEVER, python=python)
@@ -109,7 +111,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
             for folder in import_path()
         ],
         teardown=[f"{after} $?"],
-        # From Slurm 22.05 on srun takes no number of CPUs from sbatch.
+        # Since Slurm 22.05, srun does not inherit the number of CPUs from sbatch.
         srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         wckey=None,
         partition=r.partition,
@@ -145,10 +147,10 @@ def _moved_aside(job: Job) -> Iterator[None]:
     moved = []
     try:
         if job.request.overwrite:
-            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            warnings.simplefilter("ignore", FutureWarning)  # raised while importing torch
             from d2ext.run_dir.lock import make_output_dir
 
-            with ProcessPoolExecutor(1) as other:  # the lock on the new directory ends with it
+            with ProcessPoolExecutor(1) as other:  # its exit releases the lock
                 for run in job.runs:
                     made = other.submit(make_output_dir, run.directory, overwrite=True)
                     moved += [(backup_dir, run.directory)] if (backup_dir := made.result()) else []
@@ -185,7 +187,7 @@ def _remove_unused(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """Remove variables of a job that this process may run in, so that the job inherits none."""
+    """Remove variables of an enclosing Slurm job, so that the new job does not inherit them."""
     before = os.environ.copy()
     try:
         with clean_env():

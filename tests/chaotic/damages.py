@@ -24,7 +24,7 @@ def _case(outcome: str, mend: bool = True, largest_file: int | None = None) -> C
     """A damage: does something to a directory, and says how the resume that follows must end.
 
     Args:
-        outcome: `goes on at N` or the words of the last line; the latter with status 2.
+        outcome: `continues at N` or the words of the last line; the latter with status 2.
         mend: whether the run, the cause being gone, then ends as if nothing had happened.
         largest_file: that the resume can write, in bytes.
     """
@@ -73,30 +73,30 @@ def _killed_behind_12(whole: Path, folder: Path) -> None:
     (folder / "results.json").unlink()  # of the end; the checkpoints have what was known then
 
 
-@_case("goes on at iteration 9; set aside")
+@_case("continues at iteration 9; set aside")
 def truncated(folder: Path, stack: contextlib.ExitStack) -> None:
     os.truncate(folder / NEWEST, (folder / NEWEST).stat().st_size // 2)
 
 
-@_case("goes on at iteration 9; set aside")
+@_case("continues at iteration 9; set aside")
 def bit_flipped(folder: Path, stack: contextlib.ExitStack) -> None:
     content = bytearray((folder / NEWEST).read_bytes())
     content[len(content) // 2] ^= 4
     (folder / NEWEST).write_bytes(content)
 
 
-@_case("goes on at iteration 9; set aside")
+@_case("continues at iteration 9; set aside")
 def empty(folder: Path, stack: contextlib.ExitStack) -> None:
     os.truncate(folder / NEWEST, 0)
     (folder / f"{NEWEST}.sha256").unlink()
 
 
-@_case("goes on at iteration 12")
+@_case("continues at iteration 12")
 def missing_pointer(folder: Path, stack: contextlib.ExitStack) -> None:
     (folder / "last_checkpoint").unlink()
 
 
-@_case("goes on at iteration 12")
+@_case("continues at iteration 12")
 def pointer_to_a_missing_file(folder: Path, stack: contextlib.ExitStack) -> None:
     (folder / "last_checkpoint").write_text("model_0000014.pth")
 
@@ -165,7 +165,7 @@ def wrong_torch_file(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.callback(mend)
 
 
-@_case("goes on at iteration 12")
+@_case("continues at iteration 12")
 def leftover_temporary(folder: Path, stack: contextlib.ExitStack) -> None:
     leftover = folder / ".model_0000014.pth.4711.tmp"
     leftover.write_bytes(b"PK half")
@@ -195,7 +195,7 @@ def two_writers(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.callback(end)
 
 
-@_case("goes on at iteration 12")
+@_case("continues at iteration 12")
 def clock_jump(folder: Path, stack: contextlib.ExitStack) -> None:
     """The newest file is of 1990 and the older ones are of the future; the pointer is lost."""
     os.utime(folder / NEWEST, (631152000, 631152000))

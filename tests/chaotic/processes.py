@@ -94,7 +94,7 @@ class Run:
 
     def start_iter(self) -> int | None:
         """The iteration at which it went on, or None before it has said so."""
-        if match := re.search(r"goes on at iteration (\d+)", self.text()):
+        if match := re.search(r"continues at iteration (\d+)", self.text()):
             return int(match[1])
         return 0 if "iteration 0, weights" in self.text() else None
 

@@ -184,7 +184,7 @@ def test_a_run_goes_on_where_it_lies(d2ext_command, moved, trained, tiny):
     before = {file.name for file in trained.iterdir()}
     done = d2ext_command("train", moved, "--resume", "--no-validate", *tiny, "train.max_iter=5")
     assert done.status == 0, done.stderr
-    assert "goes on at iteration 4" in done.stdout
+    assert "continues at iteration 4" in done.stdout
     steps = [json.loads(x)["iteration"] for x in (moved / "metrics.json").read_text().splitlines()]
     assert steps[-1] == 4
     command = json.loads((moved / "run.json").read_text())["resumed_by"]
@@ -244,7 +244,7 @@ def test_two_processes(script, start, tiny, tmp_path):
     assert info["reproduce"].startswith(f"{words} ")
     more = ["--resume", *flags, *small, "train.max_iter=3"]
     done = _run(*start, REPO / LITE0, *processes, *more)
-    assert done.returncode == 0 and "goes on at iteration 2" in done.stdout, done.stderr
+    assert done.returncode == 0 and "continues at iteration 2" in done.stdout, done.stderr
 
 
 def test_a_user_s_program_is_not_a_command_of_ours(tmp_path):

@@ -200,7 +200,7 @@ def test_states_are_copied_before_they_are_written_asynchronously(train_net, tin
 def test_a_state_that_cannot_be_saved_fails_before_the_first_step(train_net, tiny, tmp_path, noise):
     done = train_net("--no-validate", "--work-dir", tmp_path / "run", *tiny, noise("Odd"))
     assert done.status == 2
-    assert "Odd.state_dict() holds a float64, which no checkpoint can hold" in done.stderr
+    assert "Odd.state_dict() contains a float64, which checkpoints cannot hold" in done.stderr
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 

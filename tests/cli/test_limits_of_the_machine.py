@@ -82,7 +82,7 @@ def test_few_open_files(tiny, tmp_path, files):
     options = ["dataloader.train.num_workers=4", "dataloader.train.total_batch_size=16"]
     done = _train(f"ulimit -n {files}", tiny, tmp_path, *options)
     _check(done, "open files", "ulimit -n", f"{files} open files", "dataloader.train.num_workers")
-    assert "open files, and" in done.stdout  # the plan's warning
+    assert "open files, but" in done.stdout  # the plan's warning
 
 
 def test_a_soft_limit_of_open_files_is_raised(tiny, tmp_path):

@@ -71,7 +71,7 @@ def test_each_test_set_may_have_its_own(results):
             "+evaluators.c={_target_: d2ext.evaluation.cityscapes.CityscapesMetric}",
             "'balloon' is not a Cityscapes class",
         ),
-        ("train.best.metric=voc/bbox/AP", "no evaluation gives balloon_val/voc/bbox/AP"),
+        ("train.best.metric=voc/bbox/AP", "the evaluation will not return balloon_val/voc/bbox/AP"),
     ],
 )
 def test_mistakes_are_found_before_the_run(train_net, tiny, tmp_path, override, words):
@@ -118,7 +118,7 @@ def test_results_of_a_metric_are_numbers_by_task_and_name(results, train_net, ti
     assert numbers["balloon_val/mine/bbox/count"] == 3.0
     for result, words in (
         ("[1]", "evaluators.mine returned [1]; return a dict of numbers by <task>/<name>"),
-        ("{count: 1}", "evaluators.mine returned a result 'count'; name it <task>/<name>"),
+        ("{count: 1}", "evaluators.mine returned the result 'count'; name it <task>/<name>"),
     ):
         done = train_net("--overwrite", *tiny, "train.max_iter=1", mine % result)
         assert done.status == 2 and words in done.stderr, done.stderr

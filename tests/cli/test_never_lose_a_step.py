@@ -109,7 +109,7 @@ def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     done = train_net("--resume", *common, *same)
     assert done.status == 0 and "Since the checkpoint" not in done.stdout
     done = train_net("--resume", *common, "train.max_iter=1", "train.accumulate=2")
-    assert "micro-batches of a step" in done.stdout and "1 before, 2 now" in done.stdout
+    assert "micro-batches per step" in done.stdout and "1 before, 2 now" in done.stdout
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     done = train_net("--resume", *common, "train.max_iter=1", f"data.root={root}")
@@ -135,8 +135,8 @@ def test_what_does_not_fit_is_named(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     assert train_net(*common).status == 0
     for override, words in (
-        ("model.roi_heads.box_head.fc_dims=[16,256]", "box_head.fc1.weight is 256 x 4704 there"),
-        ("model.roi_heads.mask_head.conv_dims=[96,96]", "tensors are unknown here, roi_heads.mask"),
+        ("model.roi_heads.box_head.fc_dims=[16,256]", "box_head.fc1.weight is 256 x 4704 in the"),
+        ("model.roi_heads.mask_head.conv_dims=[96,96]", "tensors are not in the model, roi_heads"),
         ("optimizer._target_=torch.optim.Adam", "its optimizer is AdamW, not Adam"),
     ):
         done = train_net("--resume", *common, override)

@@ -119,7 +119,7 @@ def test_videos_that_are_damaged(predict, photos, tmp_path):
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     read = len(images) - 24
     assert done.status == 1 and 4 < read < 21
-    told = f"cut.avi is cut off: it ends at frame {read} of 24; what was read is done"
+    told = f"cut.avi is cut off at frame {read} of 24; the frames before that were processed"
     assert told in done.stdout
     assert "none.mp4 cannot be read" in done.stdout and "film.avi is" not in done.stdout
 
@@ -184,7 +184,7 @@ def test_no_file_is_skipped_without_a_word(predict, photos, tmp_path):
     skipped = {Path(s["file_name"]).name: s["reason"] for s in written["skipped"]}
     assert list(skipped) == ["IMG_1.HEIC", "empty.mp4", "notes.txt", "raw.CR3"]
     assert all("cannot be read" in skipped[name] for name in ("IMG_1.HEIC", "empty.mp4"))
-    assert "neither an image nor a video" in skipped["raw.CR3"]
+    assert "no suffix of an image or a video" in skipped["raw.CR3"]
     assert "IMG_1.HEIC cannot be read" in done.stdout and "empty.mp4 cannot be" in done.stdout
     assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
 
@@ -249,7 +249,7 @@ def test_what_an_earlier_call_left(predict, photos, tmp_path):
     (out / "mine.txt").write_text("mine")
     done = predict(tmp_path, "--splash", "--no-overlays")
     assert done.status == 1  # the broken photo
-    assert f"The results of an earlier call in {out} are replaced" in done.stdout
+    assert f"Replacing the earlier predictions in {out}" in done.stdout
     assert sorted(p.name for p in (out / "splash").rglob("*.jpg")) == ["a.jpg", "a.jpg", "b.jpg"]
     assert not (out / "overlays").exists() and (out / "mine.txt").read_text() == "mine"
 
@@ -262,7 +262,7 @@ def test_an_output_of_somebody_elses(predict, photos, tmp_path, file):
     mine.write_text('{"images": [], "info": {"description": "my photos"}}')
     before = mine.read_text()
     done = predict(photos / "a.jpg")
-    assert done.status == 2 and "is not empty, and no earlier prediction has made it" in done.stderr
+    assert done.status == 2 and "is not empty and does not hold earlier predictions" in done.stderr
     assert "another --output" in done.stderr
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
     assert mine.read_text() == before
@@ -272,7 +272,7 @@ def test_an_output_that_cannot_be(predict, photos, tmp_path):
     """One line, and the file stays."""
     (tmp_path / "out").write_text("mine")
     done = predict(photos)
-    assert done.status == 2 and "out is no directory" in done.stderr
+    assert done.status == 2 and "out is not a directory" in done.stderr
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -280,7 +280,7 @@ def test_an_output_that_cannot_be(predict, photos, tmp_path):
 def test_inputs_in_the_output(predict, photos, below):
     """They are not passed over in silence."""
     done = predict(photos / below, "--output", photos)
-    assert done.status == 2 and f"{photos / below} lies in --output {photos}" in done.stderr
+    assert done.status == 2 and f"{photos / below} is in --output {photos}" in done.stderr
 
 
 def test_a_picture_that_cannot_be_written(predict, photos, tmp_path):
@@ -292,7 +292,7 @@ def test_a_picture_that_cannot_be_written(predict, photos, tmp_path):
     done = predict(photos / "a.jpg", tmp_path / "more")
     assert done.status == 2 and "Traceback" not in done.stderr
     picture, folder = out / "overlays" / "a.jpg" / "c.jpg", out / "overlays" / "a.jpg"
-    assert f"cannot write {picture}: {folder} is no directory" in done.stderr
+    assert f"cannot write {picture}: {folder} is not a directory" in done.stderr
     assert not (out / "predictions.json").exists()
     (photos / f"{'b' * 250}.jpg").symlink_to(photos / "b.jpg")
     done = predict(photos / f"{'b' * 250}.jpg", "--cutouts")

@@ -44,7 +44,7 @@ def test_every_key_with_its_meaning(show):
     assert all(re.match(r"[\w.\[\]]+ \(.+\): .", line) for line in heads)
     assert all(re.match(r"    \S", line) for line in meanings)
     at = lines.index("train.max_epochs (int or float or null, above 0): 22, default 12")
-    assert lines[at + 1].strip().startswith("length; this or max_iter")
+    assert lines[at + 1].strip().startswith("length in epochs; set this or max_iter")
     assert "train.seed (int, 0 or more): 0" in lines
     batch = "dataloader.train.total_batch_size (int, 1 or more)"
     assert f"{batch}: ${{train.reference_batch_size}}" in lines

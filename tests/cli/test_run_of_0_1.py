@@ -51,7 +51,7 @@ def _check_silent(done):
 def test_resume_computes_what_0_1_computed(killed, train_net, config):
     done = train_net("--work-dir", RUN, "--resume", config=config)
     _check_silent(done)
-    assert "model_0000001.pth: goes on at iteration 2" in done.stdout
+    assert "model_0000001.pth; continues at iteration 2" in done.stdout
     assert _losses(RUN) == pytest.approx(_losses(FIXTURE / "run"), rel=1e-3)
     # The CPU that 0.1 ran on gives the same bits (tests/equal_to.py). With another instruction set
     # the difference was 3e-6 of what the two steps change, without the optimizer's state 0.7 of it.

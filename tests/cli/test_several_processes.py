@@ -174,19 +174,19 @@ def test_resumed_with_another_number_of_workers(start, small, tmp_path):
     more = ["--num-gpus", 2, "--resume-from", first]
     output, status = _end(start("--work-dir", tmp_path / "two", *more, *common))
     assert status == 0, output
-    assert "goes on at iteration 2 (world size 1 before, 2 now, the images" in output
+    assert "continues at iteration 2 (world size 1 before, 2 now; images" in output
     a, b = _weights(tmp_path / "whole"), _weights(tmp_path / "two")
     for key in a:
         assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5), key
     common += ["dataloader.train.total_batch_size=4"]
     output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
     assert status == 0, output
-    assert "goes on at iteration 1 (2 images a step before, 4 now; world size 1 before" in output
+    assert "continues at iteration 1 (2 images per step before, 4 now; world size 1" in output
     # Scaled by the flag: twice the workers, twice the images, half of the iterations.
     common = [c for c in common if "total_batch_size" not in c] + ["train.reference_world_size=1"]
     more.append("--auto-scale-lr")
     output, status = _end(start("--work-dir", tmp_path / "scaled", *more, *common))
-    assert status == 0 and "goes on at iteration 1 (2 images" in output, output
+    assert status == 0 and "continues at iteration 1 (2 images" in output, output
     assert json.loads((tmp_path / "scaled" / "scaling.json").read_text())["batch_size"] == 4
 
 
@@ -244,7 +244,7 @@ def test_machines_started_differently(start, small, tmp_path):
     second = start("--machine-rank", 1, *common, "train.seed=5")
     first = start("--machine-rank", 0, *common)
     output, status = _end(second)
-    assert status == 2 and "train.seed is 5 here and 0 for rank 0" in output.splitlines()[-1]
+    assert status == 2 and "train.seed is 5 on rank 1 and 0 on rank 0" in output.splitlines()[-1]
     output, status = _end(first)
     assert status != 0 and not (tmp_path / "run").exists(), output
 
@@ -489,9 +489,9 @@ def test_peers_that_do_not_come(start, small, tmp_path):
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]
     common += ["--work-dir", tmp_path, "--options", *small]
     output, status = _end(start("--machine-rank", 0, *common))
-    assert status == 2 and "only 1 of 2 processes came" in output.splitlines()[-1], output
+    assert status == 2 and "only 1 of 2 processes reached" in output.splitlines()[-1], output
     output, status = _end(start("--machine-rank", 1, *common))
-    assert status == 2 and "machine 0 cannot be reached" in output.splitlines()[-1], output
+    assert status == 2 and "machine 0 was not reached" in output.splitlines()[-1], output
 
 
 def test_a_taken_port_and_a_batch_that_does_not_divide(train_net, small, tmp_path):

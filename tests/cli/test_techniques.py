@@ -143,7 +143,7 @@ def test_early_stopping_ends_whole(train_net, tiny, tmp_path):
     options += ["optimizer.lr=1e-12"]  # nothing gets better
     done = train_net("--work-dir", tmp_path, *options)
     assert done.status == 0, done.stderr
-    assert "Ended early at iteration 2: 1 evaluation brought no better" in done.stdout
+    assert "Ended early at iteration 2: 1 evaluation did not improve" in done.stdout
     assert _load(tmp_path)["iterations_done"] == 2 and len(_scores(tmp_path)) == 2
     done = train_net("--work-dir", tmp_path, "--resume", *options)
     assert done.status == 0 and "Nothing left to train" in done.stdout
@@ -233,7 +233,7 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
         ("", "train.clip_grad_norm=0", "train.clip_grad_norm=0: takes"),
         ("", "train.best.mode=most", "takes max or min"),
         ("", "train.early_stopping_patience=0", "1 or more"),
-        ("--no-validate", "train.early_stopping_patience=2", "which --no-validate leaves out"),
+        ("--no-validate", "train.early_stopping_patience=2", "which --no-validate skips"),
         (
             "",
             "train.best.metric=null train.early_stopping_patience=2",
@@ -244,13 +244,13 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
             "train.eval_period=0 train.early_stopping_patience=2",
             "train.eval_period=0 leaves",
         ),
-        ("", "train.best.metric=voc/AP50", "no evaluation gives balloon_val/voc/AP50"),
-        ("", "train.best.metric=coco/segm/mAP", "among others, balloon_val/coco/bbox/AP, "),
+        ("", "train.best.metric=voc/AP50", "the evaluation will not return balloon_val/voc/AP50"),
+        ("", "train.best.metric=coco/segm/mAP", "results include balloon_val/coco/bbox/AP, "),
         (f"--no-validate --expect {AP}>=1", "", "--expect needs the evaluation"),
-        (f"--expect {AP.lower()}>=1", "", "no evaluation gives balloon_val/coco/segm/ap"),
+        (f"--expect {AP.lower()}>=1", "", "evaluation will not return balloon_val/coco/segm/ap"),
         ("--expect AP=1", "", "give a result and its bound"),
-        ("--tta", "", "--tta goes with --eval-only"),
-        ("--eval-only --tta", "dataloader.tta=null", "has no dataloader.tta"),
+        ("--tta", "", "--tta needs --eval-only"),
+        ("--eval-only --tta", "dataloader.tta=null", "needs dataloader.tta"),
         ("--eval-only --tta", "dataloader.tta.min_sizes=[]", "dataloader.tta.min_sizes=[]: give"),
         (
             "",

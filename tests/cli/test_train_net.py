@@ -111,7 +111,7 @@ def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
     (parts / "metrics.json").write_text('{"iteration": 0')
     resumed = train_net("--work-dir", parts, "--resume", *common)
     assert resumed.status == 0, resumed.stderr
-    assert "goes on at iteration 2" in resumed.stdout
+    assert "continues at iteration 2" in resumed.stdout
     assert _numbers(parts) == [line for line in _numbers(whole) if line["iteration"] > 0]
     a, b = (torch.load(d / "model_final.pth", weights_only=True)["model"] for d in (whole, parts))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -139,7 +139,7 @@ def test_a_run_s_config_goes_on_where_it_lies(train_net, tiny, tmp_path):
     config = tmp_path / "run" / "config.yaml"
     done = train_net("--no-validate", "--resume", "train.max_iter=2", config=config)
     assert done.status == 0, done.stderr
-    assert "goes on at iteration 1" in done.stdout
+    assert "continues at iteration 1" in done.stdout
     assert (tmp_path / "run" / "model_0000001.pth").is_file()
 
 
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over(train_net, tiny, tmp_path):
         (tmp_path / name).write_bytes(content)
     done = train_net("--resume", *common)
     assert done.status == 0
-    assert "goes on at iteration 2" in done.stdout
+    assert "continues at iteration 2" in done.stdout
     done = train_net("--eval-only", "--weights", tmp_path / "gone.pth", *common[1:])
     assert done.status == 2 and "gone.pth" in done.stderr
 

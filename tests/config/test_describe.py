@@ -92,5 +92,5 @@ def test_a_callable_without_a_docstring_is_named(repo, tmp_path, monkeypatch):
     (tmp_path / "silent_optimizer.py").write_text("def silent(params, lr, bounds=None): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = described(repo / LITE0, "optimizer._target_=silent_optimizer.silent")
-    words = "argument of silent_optimizer.silent: see its documentation"
+    words = "argument of silent_optimizer.silent; see its documentation"
     assert found["optimizer.bounds"] == ("optimizer.bounds", "any", "None", "None", words)

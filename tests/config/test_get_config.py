@@ -45,8 +45,8 @@ def test_the_text_of_a_copy(tmp_path, monkeypatch):
     assert "data = _custom.data\ndataloader = _custom.dataloader\n" in text
     assert 'optimizer = d2ext.get_config("common/optim.py").AdamW\n' in text
     for destination, words in (
-        ("mine.py", "mine.py exists already; name another file"),
-        ("mine", "a config file ends with .py"),
+        ("mine.py", "mine.py already exists; give another file name"),
+        ("mine", "mine is not a config file; give a name that ends with .py"),
         ("nowhere/mine.py", "cannot write nowhere/mine.py: No such file"),
     ):
         with pytest.raises(UserError, match=words):
@@ -131,6 +131,6 @@ def test_a_module_that_is_not_found():
     with pytest.raises(UserError) as e:
         load_config("mine.py")
     assert str(e.value) == (
-        "mine.py:1: ModuleNotFoundError: No module named 'my_stuf'; modules are found in the"
+        "mine.py:1: ModuleNotFoundError: No module named 'my_stuf'; modules must be in the"
         " current folder, on PYTHONPATH and if installed"
     )

@@ -177,7 +177,7 @@ def test_outside_the_main_thread(cfg, capsys):
 def test_mistakes(cfg, monkeypatch):
     with pytest.raises(d2ext.UserError, match="give output_dir=... or set train.output_dir"):
         d2ext.train(cfg)
-    with pytest.raises(d2ext.UserError, match="cfg is a str; give what d2ext.get_config"):
+    with pytest.raises(d2ext.UserError, match="cfg is a str; give a config returned by"):
         d2ext.train("recipe.py", "runs/a")
     with pytest.raises(d2ext.UserError, match="hooks: function is not a hook"):
         d2ext.train(cfg, "runs/a", hooks=[print and _state])

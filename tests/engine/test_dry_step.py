@@ -35,7 +35,7 @@ def test_a_check_for_other_machines_takes_no_step(train_net, tiny, tmp_path, mon
     monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
     done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
     assert done.status == 0, done.stderr
-    assert "dry step    not run: the training is for other machines" in done.stdout
+    assert "dry step    skipped: the run is for other machines" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])

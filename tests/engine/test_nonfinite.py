@@ -121,7 +121,7 @@ def test_stopping_says_what_reproduces_it():
 def test_enough_is_enough():
     nan = float("nan")
     assert _train(4, {1: nan, 2: nan}, "skip", most=2)[1] == 2
-    with pytest.raises(UserError, match="one step more than train.bad_loss.max_skipped=2"):
+    with pytest.raises(UserError, match="one skipped step more than train.bad_loss.max_skipped=2"):
         _train(5, {1: nan, 2: nan, 3: nan}, "skip", most=2)
 
 

@@ -50,7 +50,7 @@ def test_flags_take_precedence_over_torchrun():
     assert (topology.launcher, topology.rank, topology.world_size) == ("torchrun", 5, 8)
     assert (topology.num_machines, topology.machine_rank, topology.per_machine) == (2, 1, 4)
     assert find_topology(TORCHRUN, num_gpus=2).launcher == "self"
-    with pytest.raises(UserError, match="--master-port=0: nobody meets there"):
+    with pytest.raises(UserError, match="--master-port=0: port 0 is not supported"):
         find_topology(TORCHRUN | {"MASTER_PORT": "0"})
 
 
@@ -93,7 +93,7 @@ def test_an_srun_step_of_several_tasks(srun):
     [
         (dict(SLURM_STEP_TASKS_PER_NODE="3,1"), "--ntasks-per-node"),
         (dict(SLURM_PROCID="1", SLURM_LOCALID="0"), "--distribution=block"),
-        (dict(SLURM_STEP_NODELIST="elsewhere"), "scontrol does not tell"),
+        (dict(SLURM_STEP_NODELIST="elsewhere"), "scontrol does not list"),
     ],
 )
 def test_invalid_srun_steps(srun, more, words):
@@ -105,8 +105,8 @@ def test_invalid_srun_steps(srun, more, words):
     ("flags", "words"),
     [
         (dict(num_gpus=0), "count from 1"),
-        (dict(num_machines=2, machine_rank=2), "ranks 0 to 1"),
-        (dict(num_machines=2, machine_rank=-1), "ranks 0 to 1"),
+        (dict(num_machines=2, machine_rank=2), "machines are 0 to 1"),
+        (dict(num_machines=2, machine_rank=-1), "machines are 0 to 1"),
         (dict(num_machines=2), "--dist-url tcp://"),
         (dict(num_gpus=2, dist_url="node0:1234"), "give tcp://HOST:PORT"),
         (dict(num_gpus=2, dist_url="tcp://node0"), "give tcp://HOST:PORT"),

@@ -172,7 +172,7 @@ def test_weights_without_their_run(alone, trained, caplog):
     _save_classes(trained / "model_final.pth", alone.file, None)  # as before there was the key
     assert alone().classes == ["balloon"] and "class 1" not in caplog.text
     assert alone(unnamed).classes == ["class 1"]
-    assert "names of the classes are unknown; they are called class 1 to 1" in caplog.text
+    assert "class names are unknown; the classes are called class 1 to 1" in caplog.text
     unknown = "model.roi_heads.num_classes=null"
     with pytest.raises(UserError, match=r"unknown: .* --options model\.roi_heads\.num_classes=N"):
         alone(unnamed, unknown)

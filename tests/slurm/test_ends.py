@@ -218,6 +218,6 @@ def test_a_refused_submission_leaves_all_as_it_was(node, tiny, tmp_path):
     node.play("sbatch", "echo 4243")  # as with an option that changes its answer
     done = submit(*flags, "--seeds", "1,2", env=node.env)
     assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
-    assert "sbatch gives no job's number" in done.stderr
+    assert "sbatch printed no job id" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out.")]

@@ -28,7 +28,7 @@ def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
     done = submit(*flags, *tiny, env=no_slurm)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "cluster     local: no Slurm is on this machine, so it runs here" in done.stdout
+    assert "cluster     local: this machine has no Slurm, so the run starts here" in done.stdout
     assert "ignored     --mem: without Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
     table = submit("status", env=no_slurm).stdout

@@ -82,13 +82,13 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
 def test_mistakes_on_the_command_line(tiny, no_slurm, tmp_path):
     """One line and status 2, before anything is loaded."""
     for flags, words in (
-        (["--seeds", "1,1"], "--seeds 1,1: give different"),
-        (["--dist-url", "tcp://a:1"], "--dist-url: the job gives"),
+        (["--seeds", "1,1"], "--seeds 1,1: give distinct"),
+        (["--dist-url", "tcp://a:1"], "--dist-url is set by the job"),
         (["--cluster", "slurm"], "sbatch and srun are not on"),
-        (["--num-machines", "2"], "without Slurm there is one"),
+        (["--num-machines", "2"], "needs Slurm"),
         (["--time", "soon"], "--time soon: give minutes"),
         (["--time", "1"], "--signal-delay 120: give seconds"),
-        (["--slurm", "time=5", "--time", "6"], "--time 6 is given as well"),
+        (["--slurm", "time=5", "--time", "6"], "contradicts --time 6"),
     ):
         done = submit("--config-file", LITE0, *flags, env=no_slurm)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -74,7 +74,7 @@ def test_preempted_and_out_of_time(cluster, start, without_slurm, tmp_path):
     assert run.wait_for_end()["status"] == 0
     whys = [attempt["why"] for attempt in run.attempts]
     assert whys == ["preempted or out of time, and saved"] * 2 + ["finished"]
-    resume_flags = [int(n) for n in re.findall(r"goes on at iteration (\d+)", run.log)]
+    resume_flags = [int(n) for n in re.findall(r"continues at iteration (\d+)", run.log)]
     assert len(resume_flags) == 2 and resume_flags[0] < resume_flags[1]
     assert "this job is preempted" in run.log
     alone = without_slurm(*long)
@@ -177,7 +177,7 @@ def test_a_node_that_fails(cluster, start, without_slurm):
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert run.wait_for_end()["status"] == 0
     assert len(run.attempts) == 2
-    assert "goes on at iteration" in run.log
+    assert "continues at iteration" in run.log
     assert same_weights(run.directory, without_slurm(*more))
 
 

@@ -1,8 +1,8 @@
-"""The balloon dataset (61 + 13 photos, one class), read straight from its VIA annotations.
+"""The balloon dataset (61 + 13 photos, one class), read directly from its VIA annotations.
 
-A checkout holds the photos, reduced to a short side of at most 640 pixels; elsewhere
-`d2ext prepare balloon` downloads the original ones. To train on those in a checkout, run
-`d2ext prepare balloon --full --root DIR` and train with `data.root=DIR`.
+A checkout contains the photos, reduced to a short side of at most 640 pixels; without a checkout,
+`d2ext prepare balloon` downloads the original photos. To train on the originals in a checkout, run
+`d2ext prepare balloon --full --root DIR` and set `data.root=DIR`.
 """
 
 from detectron2.config import LazyCall as L
@@ -12,7 +12,7 @@ from d2ext.data.prepare.balloon import PHOTOS
 
 from .root import data
 
-if PHOTOS.is_dir():  # not $DETECTRON2_DATASETS: a checkout trains on the same photos everywhere
+if PHOTOS.is_dir():  # ignore $DETECTRON2_DATASETS, so that all checkouts use the same photos
     data.root = str(PHOTOS.parent)
 
 

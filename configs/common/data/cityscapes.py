@@ -1,11 +1,11 @@
 """Cityscapes' fine annotations (2,975 + 500 photos, 8 classes with instances) and loaders for it.
 
-The data sets are Detectron2's own, which lie under $DETECTRON2_DATASETS (default: datasets) and are
+The datasets are Detectron2's own, which are in $DETECTRON2_DATASETS (default: datasets) and are
 read with the package cityscapesscripts. `d2ext prepare cityscapes` checks both.
 """
 
 from .loader import dataloader
 
-datasets = dict()  # nothing to declare: Detectron2 has registered them
+datasets = dict()  # empty, because Detectron2 has registered the datasets
 dataloader.train.dataset.names = "cityscapes_fine_instance_seg_train"
 dataloader.val.dataset.names = "cityscapes_fine_instance_seg_val"

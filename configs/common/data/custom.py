@@ -1,9 +1,9 @@
-"""Data of one's own, given at the command line; the format is recognised.
+"""Your own data, given on the command line; the format is detected.
 
     data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs
 
-`data.classes=[cat, dog]` trains on these classes only; `data.palette` has a colour for each.
-`d2ext print-config FILE --docs` prints what each key means.
+`data.classes=[cat, dog]` trains only on these classes; `data.palette` is a color for each of them.
+`d2ext print-config FILE --docs` prints the meaning of each key.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,8 +1,8 @@
-"""Loaders with the guide's multi-scale polygons; a recipe names the data sets.
+"""Loaders with MMDetection's multi-scale polygon training; a recipe sets the datasets.
 
-`train` draws global batches that do not depend on the number of processes; `val` serves the
-evaluation during training, `test` (None: the same as val) serves --eval-only; `tta` says which
-versions of an image --tta looks at.
+`train` draws global batches that do not depend on the number of processes. `val` is for evaluation
+during training, and `test` (None: the same as val) for --eval-only. `tta` defines the versions of
+each image that --tta evaluates.
 """
 
 import detectron2.data.transforms as T
@@ -17,13 +17,13 @@ dataloader = OmegaConf.create()
 
 dataloader.train = L(build_train_loader)(
     dataset=L(training_set)(
-        names=None,  # one data set, or several to join
-        filter_empty=True,  # leave out images without objects
-        repeat=1,  # epochs of each data set that one epoch holds; a list for several
-        oversample_threshold=None,  # images with classes rarer than this come up more often
+        names=None,  # one dataset, or several to combine
+        filter_empty=True,  # skip images without objects
+        repeat=1,  # repeats of each dataset in an epoch; a list sets them for each one
+        oversample_threshold=None,  # repeat images with classes that are rarer than this
     ),
     mapper=L(Mapper)(
-        is_train=True,  # samples hold the objects to learn from
+        is_train=True,  # samples contain the ground truth
         augmentations=[
             L(T.ResizeShortestEdge)(
                 short_edge_length=[640, 672, 704, 736, 768, 800],
@@ -31,9 +31,9 @@ dataloader.train = L(build_train_loader)(
                 max_size=1333,
             ),
             L(T.RandomFlip)(horizontal=True),
-        ],  # of Detectron2, in this order
+        ],  # Detectron2 augmentations, in order
         image_format="${model.input_format}",  # RGB or BGR
-        use_instance_mask=True,  # masks are read, too
+        use_instance_mask=True,  # also read masks
     ),
     total_batch_size="${train.reference_batch_size}",
     num_workers=4,
@@ -46,7 +46,7 @@ dataloader.train = L(build_train_loader)(
 
 dataloader.val = L(build_test_loader)(
     dataset=L(evaluation_set)(
-        names=None,  # one data set, or several, each of which has results of its own
+        names=None,  # one dataset, or several, which are evaluated separately
     ),
     mapper=L(Mapper)(
         is_train=False,

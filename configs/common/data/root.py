@@ -1,4 +1,4 @@
-"""The folder of data sets: $DETECTRON2_DATASETS, else datasets; `data.root=/elsewhere` moves it."""
+"""Folder of the datasets: $DETECTRON2_DATASETS or datasets; `data.root=/elsewhere` overrides it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Faster R-CNN small enough for a laptop CPU: Mask R-CNN with EfficientNet-Lite0, without masks."""
+"""Faster R-CNN for a laptop CPU: Mask R-CNN with EfficientNet-Lite0, without its mask head."""
 
 from .mask_rcnn_lite0_fpn import model
 

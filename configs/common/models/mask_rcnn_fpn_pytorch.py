@@ -1,7 +1,7 @@
 """Mask R-CNN with a ResNet-50 FPN, pytorch style, for torchvision's ImageNet weights.
 
-The stride is in the 3x3 convolution, the input is RGB with ImageNet's mean and std. BatchNorm is
-frozen as a whole as in all of Detectron2's models (MMDetection trains its scale and shift).
+The stride is in the 3x3 convolution, and the input is RGB with ImageNet's mean and std. BatchNorm
+is frozen entirely, as in all of Detectron2's models (MMDetection trains its scale and shift).
 """
 
 from detectron2 import model_zoo

@@ -1,7 +1,7 @@
-"""Mask R-CNN small enough for a laptop CPU: EfficientNet-Lite0, a 96-channel FPN, light heads.
+"""Mask R-CNN for a laptop CPU: EfficientNet-Lite0, a 96-channel FPN, light heads.
 
 The backbone is timm's tf_efficientnet_lite0 (strides 4 to 32, 24/40/112/320 channels) and expects
-RGB with mean = std = 127.5. Relative to Detectron2's R50 model only widths and sampling differ.
+RGB with mean = std = 127.5. Otherwise, only widths and sampling differ from Detectron2's R50 model.
 """
 
 from detectron2 import model_zoo
@@ -17,12 +17,12 @@ model.pixel_std = [127.5, 127.5, 127.5]
 model.backbone.bottom_up = L(TimmBackbone)(
     name="tf_efficientnet_lite0",
     out_features=["res2", "res3", "res4", "res5"],
-    # The early features of ImageNet serve as they are, and are costly to train.
+    # ImageNet's early features need no training, which would be expensive.
     freeze_at=3,
 )
 
-# On a CPU the convolutions at stride 4 cost most: 96 channels, and no proposals from there; small
-# anchors at stride 8 make up for it.
+# Convolutions at stride 4 are the most expensive ones on a CPU. The model therefore has 96
+# channels, and no proposals at that stride; small anchors at stride 8 make up for it.
 channels = 96
 model.backbone.out_channels = channels
 rpn = model.proposal_generator
@@ -36,7 +36,7 @@ rpn.post_nms_topk = (300, 200)
 rpn.batch_size_per_image = 128
 
 heads = model.roi_heads
-heads.num_classes = None  # as many as the training data has
+heads.num_classes = None  # set from the training data
 heads.batch_size_per_image = 64
 heads.box_pooler.sampling_ratio = 2
 heads.mask_pooler.sampling_ratio = 2

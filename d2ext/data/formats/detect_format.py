@@ -11,15 +11,15 @@ from d2ext.data.formats.registry import BUILT_IN, converted_formats
 from d2ext.errors import UserError
 from d2ext.invocation import command
 
-# Any other file must be JSON, and the error says where it is damaged.
+# Files with other suffixes must be JSON; an error states where they are damaged.
 _NOT_JSON = (".csv", ".txt", ".xml", ".yaml", ".yml", ".zip")
 
 
 def detect_format(file: str | Path) -> str:
-    """Return the name of the format of an annotation file that training reads as it is.
+    """Return the name of an annotation file's format if training reads it directly.
 
     Raises:
-        UserError: the file is absent, cannot be read, or is of another format.
+        UserError: The file does not exist, cannot be read, or has another format.
     """
     if name := _detect(file, formats().values()):
         return name
@@ -27,10 +27,10 @@ def detect_format(file: str | Path) -> str:
 
 
 def detect_built_in(file: str | Path) -> str | None:
-    """Do as `detect_format`, but look at d2ext's own formats only; None for other files.
+    """Return the name of a file's format if it is one of d2ext's own; None for other files.
 
     Raises:
-        UserError: the file is absent or cannot be read.
+        UserError: The file does not exist or cannot be read.
     """
     return _detect(file, BUILT_IN)
 
@@ -41,7 +41,7 @@ def _detect(file: str | Path, among: Iterable[Format]) -> str | None:
 
 
 def _head(file: Path) -> FileHead:
-    """Return what identifies the format, read in a fraction of the time of the whole content."""
+    """Return the parts of a file that identify its format, without parsing all of it."""
     suffix = file.suffix.lower()
     if file.is_dir():
         return FileHead(suffix)
@@ -53,7 +53,7 @@ def _head(file: Path) -> FileHead:
             return FileHead(suffix)
     value = outline(file)
     if isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()):
-        value = read_json(file)  # a format may be known by what these hold
+        value = read_json(file)  # the content of these dicts may identify the format
     return FileHead(suffix, value=value)
 
 
@@ -64,7 +64,8 @@ def _unknown(file: str | Path) -> UserError:
     converted = [form for form in converted_formats() if not form.in_training]
     *others, last = (form.title for form in converted)
     return UserError(
-        f"{file} is of no format that is known here: {', '.join(form.title for form in read)};"
-        f" convert it with `{command('convert')}`, which reads {', '.join(others)} and {last}, or"
-        " export it as COCO from the program that wrote it"
+        f"{file} has none of the formats that training reads:"
+        f" {', '.join(form.title for form in read)}; convert it with `{command('convert')}`, which"
+        f" reads {', '.join(others)} and {last}, or export it as COCO from the program that wrote"
+        " it"
     )

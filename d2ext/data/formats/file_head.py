@@ -5,14 +5,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
+_MARKS = {  # byte order marks; UTF-32 first, because its mark begins with UTF-16's
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\x00\x00": "utf-32",
     b"\x00\x00\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # how ZIP and gzip files begin
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # first bytes of ZIP and gzip files
 _ROOT = re.compile(r"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)")  # the first element of an XML file
 
 
@@ -21,11 +21,11 @@ class FileHead:
     """The parts of a file that identify its format.
 
     Attributes:
-        suffix: in lower case, with its dot.
-        root: the first element of an XML file; empty for another file.
-        is_video: whether an XML file holds tracks.
-        first_line: of a file that is neither XML nor JSON.
-        value: the value of a JSON file; the lists and objects in a large file's may be empty.
+        suffix: Suffix in lower case, with its dot.
+        root: Name of the first element of an XML file; empty for other files.
+        is_video: Whether an XML file contains tracks.
+        first_line: First line of a file that is neither XML nor JSON.
+        value: Value of a JSON file; for a large file, lists and objects inside it may be empty.
     """
 
     suffix: str = ""
@@ -36,24 +36,24 @@ class FileHead:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names in the first line of a CSV."""
+        """Return the column names in the first line of a CSV file."""
         return frozenset(name.strip(' #"') for name in re.split("[,;\t]", self.first_line.strip()))
 
 
 def encoding_of(content: bytes) -> str:
-    """Return the encoding that a byte order mark names, which decoding drops; else UTF-8."""
+    """Return the encoding of a byte order mark, which decoding drops; UTF-8 without a mark."""
     return next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
 
 
 def read_head(content: bytes, suffix: str) -> FileHead:
-    """Return what identifies the format of a file.
+    """Return the parts of a file that identify its format.
 
     Args:
-        content: the file's.
-        suffix: of its name, in lower case, with its dot.
+        content: Content of the file.
+        suffix: Suffix of the file name, in lower case, with its dot.
 
     Raises:
-        ValueError, RecursionError: it starts as JSON does, and is damaged.
+        ValueError, RecursionError: The file starts like JSON, but is damaged.
     """
     text = content.decode(encoding_of(content), "replace").lstrip()
     if text.startswith("<"):

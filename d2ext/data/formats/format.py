@@ -1,6 +1,6 @@
-"""Describe an annotation format, and hold those that this process knows.
+"""Describe annotation formats and keep a registry of them.
 
-`registry.py` registers d2ext's own formats, and installed packages add theirs by an entry point.
+`registry.py` registers d2ext's own formats; installed packages add theirs with an entry point.
 """
 
 import logging
@@ -15,18 +15,18 @@ logger = logging.getLogger(__name__)
 
 Records = tuple[Sequence[dict], Sequence[str]]  # dataset dicts and class names
 
-GROUP = "d2ext.formats"  # of entry points, each of which names a Format
-# Arguments of `d2ext convert` that every format has.
+GROUP = "d2ext.formats"  # group of entry points, each of which refers to a Format
+# Arguments of `d2ext convert` that exist for every format.
 _ARGUMENTS = {"classes", "format", "help", "images", "input", "output"}
 
 
 @dataclass(frozen=True)
 class ReadOption:
-    """A keyword of a format's `read`, as `d2ext convert` takes it.
+    """A flag of `d2ext convert` that sets a keyword argument of a format's `read`.
 
     Attributes:
-        flag: for example `--split`.
-        help: a phrase for `--help`.
+        flag: Name of the flag, such as `--split`.
+        help: Phrase for `--help`.
     """
 
     flag: str
@@ -38,26 +38,26 @@ class Format:
     """An annotation format.
 
     Attributes:
-        name: its name on command lines and in messages.
-        title: its name in documents, and what such files hold where training reads them.
-        detect: returns whether a file is of this format, from its `FileHead`.
-        read: reads annotations from a source, the folder of the images, class names (None takes
-            those of the source), and `options` by keyword. Returns Detectron2's dataset dicts
-            (boxes XYXY_ABS or XYWH_ABS in pixels, values those of JSON) and class names, by
-            `category_id`. Raises UserError for a file that is damaged.
-        advice: completes "FILE is ..." where a command does not read this format. {file} and
-            {folder} stand for the file and its folder, {convert} for `d2ext convert`. The default
-            names the format and what reads it.
-        source: the title and the input of `d2ext convert`, for its help; empty for a format that
-            is not converted.
-        options: further keywords of `read`.
-        in_training: whether training reads such a file as it is. Then the source is one file.
-        dataset: dotted path of the function that declares such a dataset, if that needs more than
-            `read`: it takes the arguments of `coco_dataset` and `options`. It raises no error for
-            given `classes` before the annotations are loaded.
-        write: what `d2ext convert` writes, by the name of each form. A writer takes dataset
-            dicts, class names, the path to write and the folder of the images or None; it returns
-            counts to print, by what they count.
+        name: Name of the format on command lines and in messages.
+        title: Name of the format in the documentation, with the kind of file that training reads.
+        detect: Function that returns whether a file has this format, given its `FileHead`.
+        read: Function that reads annotations. It takes the source, the folder of the images, the
+            class names (None for those of the source), and `options` as keyword arguments. It
+            returns Detectron2 dataset dicts (boxes XYXY_ABS or XYWH_ABS in pixels, values of JSON
+            types) and class names by `category_id`. It raises a UserError for a damaged file.
+        advice: Text that completes "FILE is ..." if a command does not read this format. {file} and
+            {folder} are replaced by the file and its folder, {convert} by `d2ext convert`. By
+            default, the text names the format and the command that reads it.
+        source: Title and input for the help of `d2ext convert`; empty if the format is not
+            converted.
+        options: Additional keyword arguments of `read`.
+        in_training: Whether training reads such a file directly; the source must be one file.
+        dataset: Dotted path of the function that declares such a dataset, if it needs more than
+            `read`. The function takes the arguments of `coco_dataset` and `options`. With given
+            `classes`, it raises no errors until the annotations are loaded.
+        write: Writers of `d2ext convert`, by the name of the output format. A writer takes dataset
+            dicts, class names, the path to write, and the folder of the images or None; it returns
+            counts to print, by their labels.
 
     Example:
         >>> import d2ext
@@ -94,42 +94,42 @@ def convert_advice(what: str, name: str, source: str = "{file}") -> str:
     """Return the `advice` for a format that `d2ext convert` reads.
 
     Args:
-        what: a few words for such a file.
-        name: name of the format.
-        source: input of the command.
+        what: Short description of such a file.
+        name: Name of the format.
+        source: Input of the command.
     """
     return f"{what}; convert it with `{{convert}} {name} {source} --images DIR --output coco.json`"
 
 
 def read_as_it_is(what: str) -> str:
-    """Return the `advice` for a format that training reads and nothing converts."""
-    return f"{what}, which is read as it is (data.train.json=FILE)"
+    """Return the `advice` for a format that training reads and no command converts."""
+    return f"{what}, which training reads directly (data.train.json=FILE)"
 
 
 def advice_of(form: Format) -> str:
     """Return a format's `advice`, or the default."""
     title = form.title.replace("{", "{{").replace("}", "}}")
-    what = f"an annotation file of the format {title}"
+    what = f"an annotation file in the format {title}"
     if form.advice or not (form.source or form.in_training):
         return form.advice or what
     return convert_advice(what, form.name) if form.source else read_as_it_is(what)
 
 
 _formats: dict[str, Format] = {}  # by name
-_pending = [GROUP]  # groups of entry points that are still to be loaded
+_pending = [GROUP]  # groups of entry points that have not been loaded yet
 
 
 def register_format(format: Format) -> None:
-    """Make a format known to this process; registering it again does nothing.
+    """Register a format in this process; registering it again has no effect.
 
-    A package registers its format in every process with an entry point of the group
-    `d2ext.formats` instead.
+    Packages should use an entry point of the group `d2ext.formats` instead, which registers the
+    format in every process.
 
     Args:
-        format: the format. Its name and the names in `write` must be free.
+        format: Format to register. Its name and the names in `write` must not be in use.
 
     Raises:
-        UserError: a name is taken, or `format` is not a usable `Format`.
+        UserError: A name is in use, or `format` is not a valid `Format`.
 
     Example:
         >>> import d2ext
@@ -147,20 +147,20 @@ def register_format(format: Format) -> None:
         return
     if format.name in _formats:
         raise UserError(
-            f"the name of the format {format.name!r} is taken by {_formats[format.name].title};"
-            " give it another name"
+            f"the format name {format.name!r} is used by {_formats[format.name].title}; give the"
+            " format another name"
         )
     written = {name for form in _formats.values() for name in form.write}
     if taken := written & format.write.keys():
         raise UserError(
-            f"the format {format.name!r} writes {min(taken)!r}, which another format writes; give"
-            " it another name in `write`"
+            f"the format {format.name!r} writes {min(taken)!r}, like another format; give it"
+            " another name in `write`"
         )
     flags = {option.flag.lstrip("-") for option in format.options.values()}
     if taken := _ARGUMENTS & (flags | format.options.keys()):
         raise UserError(
             f"the format {format.name!r} has the option {min(taken)!r}, which every format has;"
-            " give it another name"
+            " give the option another name"
         )
     _formats[format.name] = format
 
@@ -168,7 +168,7 @@ def register_format(format: Format) -> None:
 def formats() -> dict[str, Format]:
     """Return all formats by name: d2ext's own, those of installed packages and registered ones.
 
-    The first call imports the formats of packages. One that fails is left out with a warning.
+    The first call imports the formats of packages. A format that fails is skipped with a warning.
     """
     while _pending:
         for entry in sorted(entry_points(group=_pending.pop())):  # the same order everywhere
@@ -192,14 +192,14 @@ def _load(entry: EntryPoint) -> None:
 
 
 def matching(head: FileHead, candidates: Iterable[Format]) -> Format | None:
-    """Return the first of these formats that detects a file as its own.
+    """Return the first of the candidates that recognizes a file, or None.
 
-    One whose `detect` fails is passed over with a warning.
+    Formats whose `detect` fails are skipped with a warning.
     """
     for form in candidates:
         try:
             if form.detect(head):
                 return form
-        except Exception as e:  # a package's code
+        except Exception as e:  # third-party code
             logger.warning("The format %r cannot detect files: %s", form.name, format_exception(e))
     return None

@@ -1,4 +1,4 @@
-"""The annotation formats. To add one, write its file and add it here."""
+"""Register d2ext's annotation formats; to add one, write its module and add it here."""
 
 from collections.abc import Callable, Mapping
 
@@ -36,5 +36,5 @@ def converted_formats() -> list[Format]:
 
 
 def writers() -> dict[str, Callable[..., Mapping[str, int]]]:
-    """Return the writers of all formats, by the names that `d2ext convert coco --to` takes."""
+    """Return the writers of all formats, by the names that `d2ext convert coco --to` accepts."""
     return dict(sorted(pair for form in formats().values() for pair in form.write.items()))

@@ -76,12 +76,12 @@ def test_formats_are_detected(write, content, name, known):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ({}, "a.json", "of no format that is known here: COCO .* VIA .* MMDetection"),
-        ([1], "a.json", "of no format that is known here"),
+        ({}, "a.json", "none of the formats that training reads: COCO .* VIA .* MMDetection"),
+        ([1], "a.json", "none of the formats that training reads"),
         ({"shapes": [], "imagePath": "a.jpg"}, "a.json", "`d2ext convert labelme "),
-        ({"a": {}, "b": {}}, "a.json", "of no format"),
-        ("class,x,y\n", "a.csv", "of no format"),
-        ("", "a.csv", "of no format"),
+        ({"a": {}, "b": {}}, "a.json", "none of the formats"),
+        ("class,x,y\n", "a.csv", "none of the formats"),
+        ("", "a.csv", "none of the formats"),
         ("{", "a.json", "not valid JSON"),
     ],
 )

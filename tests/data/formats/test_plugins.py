@@ -83,7 +83,7 @@ def test_an_installed_format_is_converted(package: Path) -> None:
 def test_other_commands_name_an_installed_format(package: Path) -> None:
     done = tool("check_dataset", "acme.json", "--images", "imgs")
     assert done.returncode == 2
-    words = r"an annotation file of the format Acme \({acme}\); convert it with .* acme acme.json"
+    words = r"an annotation file in the format Acme \({acme}\); convert it with .* acme acme.json"
     assert re.search(words, done.stderr), done.stderr
 
 
@@ -131,7 +131,7 @@ def test_broken_packages_are_named_and_break_nothing(package: Path) -> None:
         "'b' of the installed package broken-formats 1.0 is ignored .*d2ext.formats = broken:FORMAT"
         ".*: ModuleNotFoundError: No module named 'no_such_module'",
         "'n' of the installed package no-format 1.0 is ignored .*is not a d2ext.Format",
-        "'t' of the installed package twice 1.0 is ignored .*format 'acme' is taken by Acme",
+        "'t' of the installed package twice 1.0 is ignored .*name 'acme' is used by Acme",
     ):
         assert any(re.search(words, line) for line in warned), warned
     Path("other.json").write_text('{"boxes": []}')
@@ -167,8 +167,8 @@ def test_a_registered_format_stays(free_names: None) -> None:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (replace(TOY, name="coco"), "'coco' is taken by COCO"),
-        (replace(TOY, write={"yolo": lambda *_: {}}), "'toy' writes 'yolo', which another"),
+        (replace(TOY, name="coco"), "'coco' is used by COCO"),
+        (replace(TOY, write={"yolo": lambda *_: {}}), "'toy' writes 'yolo', like another"),
         (
             replace(TOY, options={"root": ReadOption("--images", "a folder")}),
             "'toy' has the option 'images', which every format has",

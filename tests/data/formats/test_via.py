@@ -173,7 +173,7 @@ def test_a_damaged_image_is_reported(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, content: object) -> None:
     message = refused(tmp_path, content)
     assert str(tmp_path / "via.json") in message
-    assert "export" in message or "a COCO annotation file, which is read as it is" in message
+    assert "export" in message or "a COCO annotation file, which training reads directly" in message
 
 
 @pytest.mark.parametrize(
