@@ -18,7 +18,7 @@ help:
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make test-all  run all tests, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
-	@echo "make lint      check style, types, spelling and phrases"
+	@echo "make lint      check style, types and spelling"
 	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
 	@echo "make docs      build the documentation as a site, site/index.html"
 	@echo "make test-matrix  run the fast tests with the oldest and newest torch (6 GB each)"

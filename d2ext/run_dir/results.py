@@ -55,7 +55,7 @@ class Results:
         self.last = record.last
         self.best = record.best or None
         scores = [(i, score) for i, score in record.scores or [] if i <= iteration]
-        if start is not None and start != iteration:  # in steps of the current batch size
+        if start is not None and start != iteration:  # convert to steps of the current batch size
             scores = [(round(i * start / iteration), score) for i, score in scores]
             for entry in (self.last, self.best):
                 if entry and entry.iteration is not None:

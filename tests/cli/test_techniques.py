@@ -171,15 +171,11 @@ def test_sync_bn_trains_the_same_keys(train_net, tiny, tmp_path):
 
 
 def test_deterministic_runs_repeat(train_net, tiny, tmp_path):
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        for name in "ab":
-            options = [*tiny, "train.max_iter=2", "train.deterministic=True"]
-            done = train_net("--no-validate", "--work-dir", tmp_path / name, *options)
-            assert done.status == 0, done.stderr
-            assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(before)
+    for name in "ab":
+        options = [*tiny, "train.max_iter=2", "train.deterministic=True"]
+        done = train_net("--no-validate", "--work-dir", tmp_path / name, *options)
+        assert done.status == 0, done.stderr
+    assert not torch.are_deterministic_algorithms_enabled()  # restored after each run
     a, b = (_load(tmp_path / name)["model"] for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 

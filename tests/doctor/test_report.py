@@ -111,4 +111,4 @@ def test_datasets(tmp_path, monkeypatch, real_balloon):
     monkeypatch.setattr(report, "PHOTOS", tmp_path / "absent")
     said = report.describe_datasets()
     assert said.startswith("datasets (the default)")
-    assert "prepare_data.py balloon --root DIR" in said
+    assert "d2ext prepare balloon --root DIR" in said

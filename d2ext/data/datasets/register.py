@@ -148,8 +148,9 @@ def unregister_datasets() -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in _datasets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in DatasetCatalog:  # the caller may have removed it
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     for name, (load, metadata) in _others.items():
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**metadata)

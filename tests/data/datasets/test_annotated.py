@@ -233,6 +233,8 @@ def test_a_dataset_registered_elsewhere_is_mapped_too():
         assert MetadataCatalog.get("theirs").evaluator_type == "coco"
         assert records[0]["annotations"][0]["category_id"] == 1
     finally:
+        unregister_datasets()
+        assert DatasetCatalog.get("theirs") == records  # as it was registered
         DatasetCatalog.remove("theirs")
         MetadataCatalog.remove("theirs")
 

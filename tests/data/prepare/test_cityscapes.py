@@ -46,7 +46,7 @@ def test_dataset_of_detectron2_is_checked_before_reading(
 
     require_cityscapes(metadata(tiny_cityscapes))
     require_cityscapes(MetadataCatalog.get("coco_2017_train"))
-    with pytest.raises(UserError, match="train holds no images; put .*prepare_data.py cityscapes"):
+    with pytest.raises(UserError, match="train holds no images; put .*d2ext prepare cityscapes"):
         require_cityscapes(metadata(tmp_path))
     monkeypatch.setitem(sys.modules, "cityscapesscripts", None)  # hides it from imports
     for check in (
