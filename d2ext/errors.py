@@ -15,6 +15,11 @@ logger = logging.getLogger(__name__)
 # Errors of a disk that is full, over quota or read-only, no matter which code was writing.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
+# Detectron2 has no release on PyPI, so d2ext's wheel cannot require it.
+INSTALL_DETECTRON2 = (
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+)
+
 _NO_THREAD = "can't start new thread"  # Python's RuntimeError
 
 
@@ -40,6 +45,8 @@ def user_message(e: BaseException) -> str | None:
     """Return the message for an error that the user can fix, such as a full disk; else None."""
     if isinstance(e, UserError):
         return str(e)
+    if isinstance(e, ModuleNotFoundError) and e.name == "detectron2":
+        return f"Detectron2 is not installed; install it with: {INSTALL_DETECTRON2}"
     text = format_exception(e)
     from_system = isinstance(e, OSError | MemoryError | ImportError) or str(e) == _NO_THREAD
     if from_system and (kind := exhausted(text)):

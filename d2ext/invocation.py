@@ -19,8 +19,14 @@ TOOLS = {
     "submit": "submit.py",
     "doctor": "doctor.py",
 }
+PROGRAM = "D2EXT_COMMAND"  # environment variable for jobs: the program that submitted them
 _PACKAGE = Path(__file__).resolve().parent
 _TOOLS = _PACKAGE.parent / "tools"
+
+
+def program() -> Path:
+    """Return the program that the user started, as it was typed."""
+    return Path(os.environ.get(PROGRAM) or sys.argv[0])
 
 
 def words(name: str) -> list[str]:
@@ -31,12 +37,13 @@ def words(name: str) -> list[str]:
     Args:
         name: Name of the command, such as `train`.
     """
-    program = Path(sys.argv[0])
-    real = program.resolve()
+    path = program()
+    real = path.resolve()
     if real == _PACKAGE / "__main__.py":
         return ["python", "-m", "d2ext", name]
     if name in TOOLS and real.parent == _TOOLS and real.name in TOOLS.values():
-        return ["python", os.path.relpath(program.with_name(TOOLS[name]))]
+        sibling = path.with_name(TOOLS[name])  # missing if `path` is a link to a single tool
+        return ["python", str(sibling if sibling.exists() else real.with_name(TOOLS[name]))]
     return ["d2ext", name]
 
 

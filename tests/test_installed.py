@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 CUSTOM = "custom/mask_rcnn_lite0_fpn.py"
+_TWO = ["--nproc-per-node=2"]
 # A hook and a metric of the user's own, in a module beside the config.
 MODULE = """from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -109,6 +110,21 @@ def test_a_recipe_as_it_is(d2ext, data):
     assert "default 0.0001" in d2ext("print-config", CUSTOM, "--docs")
     balloon = d2ext("print-config", "balloon/mask_rcnn_lite0_fpn_balloon.py")
     assert "data: {root: '${oc.env:DETECTRON2_DATASETS,datasets}'}" in balloon
+
+
+def test_torchrun(installed, data):
+    """It starts the command as a module, as run.json says."""
+    train = ["-m", "d2ext", "train", CUSTOM, "--no-validate", *data, "train.max_iter=1"]
+    done = subprocess.run(
+        [installed / "python", "-m", "torch.distributed.run", "--standalone", *_TWO, *train],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    info = json.loads(Path("work_dirs/mask_rcnn_lite0_fpn/run.json").read_text())
+    start = f"torchrun --standalone {_TWO[0]} -m d2ext train {CUSTOM} "
+    assert info["command"].startswith(start)
 
 
 def test_a_job_without_slurm(d2ext, data, tmp_path, monkeypatch):

@@ -20,12 +20,14 @@ def build_wheel(folder: Path) -> tuple[Path, set[str]]:
     """
     source = folder / "source"
     source.mkdir(parents=True)
-    shutil.copytree(REPO / "d2ext", source / "d2ext", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPO / "examples", source / "examples")
+    for name in ("d2ext", "configs", "examples"):  # d2ext/configs is a link to configs/
+        no_cache = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPO / name, source / name, symlinks=True, ignore=no_cache)
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         if (REPO / name).exists():
             shutil.copy(REPO / name, source)
     files = {str(f.relative_to(source)) for f in (source / "d2ext").rglob("*") if f.is_file()}
+    files |= {f"d2ext/{f.relative_to(source)}" for f in (source / "configs").rglob("*.py")}
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--no-index", "-w", folder, source], check=True)
     return next(folder.glob("*.whl")), files

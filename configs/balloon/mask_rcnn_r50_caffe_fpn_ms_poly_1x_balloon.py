@@ -1,8 +1,8 @@
 """MMDetection's balloon example: Mask R-CNN R50-FPN (caffe style), multi-scale polygons, 12 epochs.
 
     CONFIG=balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py
-    d2ext train $CONFIG
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG"
+    d2ext train "$CONFIG" --eval-only --weights last
 
 Reference: 1 worker x 1 image, 12 epochs as in MMDetection's example. Its learning rate, 0.02 for 8
 x 2 images, is scaled by the linear rule. Training starts from Detectron2's Mask R-CNN R50-FPN 3x

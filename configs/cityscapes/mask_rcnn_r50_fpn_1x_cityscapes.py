@@ -2,9 +2,9 @@
 
     CONFIG=cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py
     d2ext prepare cityscapes
-    d2ext train $CONFIG --num-gpus 8
-    d2ext train $CONFIG --auto-scale-lr  # on one GPU
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
 
 Reference: 8 workers x 1 image, SGD 0.01, as in MMDetection's configs/cityscapes file of this name.
 That file trains for 8 epochs on the data repeated eight times, the last one at a tenth of the rate

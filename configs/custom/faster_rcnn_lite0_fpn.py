@@ -2,8 +2,8 @@
 
     CONFIG=custom/faster_rcnn_lite0_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
-    d2ext train $CONFIG "${DATA[@]}"
-    d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
+    d2ext train "$CONFIG" "${DATA[@]}"
+    d2ext train "$CONFIG" --eval-only --weights best "${DATA[@]}"
 
 Annotations with outlines work as well; only their boxes are used.
 

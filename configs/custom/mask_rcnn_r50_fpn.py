@@ -2,8 +2,8 @@
 
     CONFIG=custom/mask_rcnn_r50_fpn.py
     DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
-    d2ext train $CONFIG "${DATA[@]}"
-    d2ext train $CONFIG --eval-only --weights best "${DATA[@]}"
+    d2ext train "$CONFIG" "${DATA[@]}"
+    d2ext train "$CONFIG" --eval-only --weights best "${DATA[@]}"
 
 Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
 `--dry-run` prints what was found.

@@ -2,9 +2,9 @@
 
     CONFIG=faster_rcnn/faster_rcnn_r50_caffe_fpn_90k_coco.py
     d2ext prepare coco
-    d2ext train $CONFIG --num-gpus 8
-    d2ext train $CONFIG --auto-scale-lr  # on one GPU
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
 
 Reference: 8 workers x 2 images, SGD 0.02; length, steps and periods as in MMDetection's
 faster-rcnn_r50-caffe_fpn_90k_coco, for which its metafile.yml reports no AP. For the same schedule,

@@ -3,9 +3,9 @@
     CONFIG=mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_32x3_3x_coco.py
     d2ext prepare coco
     NODES=(--num-machines 4 --machine-rank 0 --dist-url tcp://HOST:29500)
-    d2ext train $CONFIG --num-gpus 8 "${NODES[@]}"
-    d2ext train $CONFIG --auto-scale-lr  # on one GPU
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG" --num-gpus 8 "${NODES[@]}"
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
 
 These NODES are for the first of 4 machines; the others have --machine-rank 1 to 3.
 

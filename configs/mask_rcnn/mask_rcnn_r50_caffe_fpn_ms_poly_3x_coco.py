@@ -2,9 +2,9 @@
 
     CONFIG=mask_rcnn/mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py
     d2ext prepare coco
-    d2ext train $CONFIG --num-gpus 8
-    d2ext train $CONFIG --auto-scale-lr  # on one GPU
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
 
 Reference: 8 workers x 2 images, SGD 0.02; steps after 27 and 33 epochs as in MMDetection's
 configs/common/mstrain-poly_3x_coco_instance.py. Its mask_rcnn_r50_caffe_fpn_mstrain-poly_3x_coco

@@ -2,9 +2,9 @@
 
     CONFIG=mask_rcnn/mask_rcnn_r50_fpn_8x1_20e_coco.py
     d2ext prepare coco
-    d2ext train $CONFIG --num-gpus 8
-    d2ext train $CONFIG --auto-scale-lr  # on one GPU
-    d2ext train $CONFIG --eval-only --weights last
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
 
 Reference: 8 workers x 1 image, SGD 0.01, as in MMDetection's scnet_x101_64x4d_fpn_8x1_20e_coco
 (another model); steps after 16 and 19 epochs as in its schedule_20e.py. No AP is published for this

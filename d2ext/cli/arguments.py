@@ -1,9 +1,9 @@
 """Build parsers and resolve the CONFIG argument, for all commands."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from d2ext.cli import COMMANDS
 from d2ext.config.recipes import find_config
@@ -60,15 +60,13 @@ def take_config(
         UserError: The config does not exist.
     """
     words = list(words)
-    if args.config_file is None:
-        if not words or "=" in words[0]:
-            parser.error("the following arguments are required: CONFIG")
+    if words[:1] == ["--"]:
+        del words[0]
+    if args.config_file is None and words and ("=" not in words[0] or os.path.exists(words[0])):
         args.config_file = words.pop(0)
+    if not args.config_file:
+        parser.error("the following arguments are required: CONFIG")
+    if words and words[0].endswith((".py", ".yaml")) and "=" not in words[0]:
+        parser.error(f"two configs: {args.config_file} and {words[0]}")
     args.config_file = find_config(args.config_file)
     return words
-
-
-def run_folder(config_file: str) -> Path | None:
-    """Return the folder of a config file if it is a run directory (possibly moved), else None."""
-    folder = Path(config_file).parent
-    return folder if (folder / "run.json").is_file() else None

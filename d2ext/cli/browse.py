@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args.config_file, overrides)
 
     from d2ext.inspect.browse import browse
-    from d2ext.launch.command import run_name
+    from d2ext.run_dir.names import run_name
 
     return browse(
         cfg,

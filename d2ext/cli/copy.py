@@ -7,7 +7,6 @@ d2ext train mine.py
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from d2ext.cli.arguments import make_parser
 from d2ext.config.recipes import copy_recipe
@@ -18,7 +17,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = make_parser("copy", __doc__)
     parser.add_argument("name", metavar="NAME", help="recipe, as printed by `d2ext recipes`")
-    parser.add_argument("destination", type=Path, metavar="DEST", help="new .py file, or a folder")
+    parser.add_argument("destination", metavar="DEST", help="new .py file, or a folder")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,8 @@ d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc 
     --per-class --confusion-matrix --pr-curves --errors --out results.json
 
 A run or a config is evaluated as with `d2ext train CONFIG --eval-only`, and takes the same flags
-and overrides. For a run, --weights defaults to best, or to last if there is no best model.
+and overrides. --weights defaults to best, or last if the run directory has no best model, or
+train.init_checkpoint if it has no model at all.
 
 A results file needs no model. Tables are printed; --out also writes the numbers in full precision,
 {"coco/bbox/AP": 41.3, ...}, with null for undefined numbers, and the results of
@@ -22,9 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.cli import train
-from d2ext.cli.arguments import make_parser, run_folder
+from d2ext.cli.arguments import make_parser
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.run_dir.names import usual_weights
 
 _USAGE = """CONFIG [flags of train] [key=value ...]
        %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
@@ -38,14 +38,13 @@ def _number(text: str) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command, or those of `d2ext train` if a model is evaluated."""
-    first = next((word for word in argv if not word.startswith("-")), ".json")
-    offline = any(word.partition("=")[0] == "--dataset" for word in argv)
-    if offline or first.endswith(".json"):
+    words = (word for word in argv if not word.startswith("-") and "=" not in word)
+    flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    offline = "--dataset" in flags or next(words, ".json").endswith(".json")
+    if offline and "--config-file" not in flags:
         return _results_parser().parse_args(argv)
     args = train.parse(argv, "evaluate")
     args.eval_only = True
-    if not args.weights and not args.resume and (folder := run_folder(args.config_file)):
-        args.weights = usual_weights(folder)
     return args
 
 

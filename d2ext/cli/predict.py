@@ -12,9 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2ext.cli.arguments import add_config, make_parser, run_folder, take_config
+from d2ext.cli.arguments import add_config, make_parser, take_config
 from d2ext.run_dir.logging import setup_logging
-from d2ext.run_dir.names import usual_weights
 
 
 def _score(text: str) -> float:
@@ -39,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_config(parser)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, videos, or folders of both")
-    add("--weights", metavar="best|last|FILE", help="(best, or last if a run has no best)")
+    add("--weights", metavar="best|last|FILE", help="(best, or last without a best)")
     out = Path("work_dirs/predict")
     replaces = f"output folder; replaces earlier predictions in it ({out})"
     add("--output", type=Path, default=out, metavar="DIR", help=replaces)
@@ -56,9 +55,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.inputs = take_config(parser, args, args.inputs)
     if not args.inputs:
         parser.error("the following arguments are required: INPUT")
-    if not args.weights:
-        folder = run_folder(args.config_file)
-        args.weights = usual_weights(folder) if folder else "best"
     return args
 
 

@@ -26,11 +26,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     args, args.rest = parser.parse_known_args(argv)
     # The config may follow flags of `d2ext train`, whose parser knows which of them take a value.
-    words = []
-    if args.config_file is None:
-        words = train.make_train_parser("submit").parse_args(args.rest).overrides
-    if len(take_config(parser, args, words)) < len(words):
-        del args.rest[len(args.rest) - len(words)]
+    words = train.make_train_parser("submit").parse_args(args.rest).overrides
+    first = len(args.rest) - len(words)
+    args.rest[first:] = take_config(parser, args, words)
     return args
 
 

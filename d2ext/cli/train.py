@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from d2ext.cli.arguments import add_config, make_parser, run_folder, take_config
+from d2ext.cli.arguments import add_config, make_parser, take_config
 from d2ext.launch.signals import deadline
 from d2ext.run_dir.logging import setup_logging
+from d2ext.run_dir.names import run_folder, usual_weights
 
 # Flags that are arguments of `plan_run`.
 PLANNED = "eval_only weights resume resume_from overwrite validate tta expect".split()
@@ -112,6 +113,9 @@ def run(args: argparse.Namespace) -> int:
     from d2ext.preflight.plan import plan_run
 
     command = describe_run(args.config_file, args.command, args.arguments, topology, args.validate)
+    out = Path(train.output_dir or Path("work_dirs") / command.name)
+    if args.command == "evaluate" and not (args.weights or args.resume or args.resume_from):
+        args.weights = usual_weights(out)
     gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     options = {name: getattr(args, name) for name in PLANNED} | gpus
     options["world_size"] = topology.world_size
@@ -125,5 +129,4 @@ def run(args: argparse.Namespace) -> int:
         cfg, plan = None, plan and replace(plan, built=None)
     task = RankTask(args.config_file, overrides, command, options, plan, end, cfg)
     device = choose_device(train.device, **gpus)[0]
-    out = Path(train.output_dir or Path("work_dirs") / command.name)
     return start_ranks(topology, run_rank, (task,), args.dist_timeout, device, out)

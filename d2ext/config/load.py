@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -39,9 +40,9 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     from omegaconf import DictConfig
 
     path = Path(config_file)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, false for a name that is too long
         raise UserError(f"the config {path} is a folder; give a .py or .yaml file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
@@ -113,6 +114,9 @@ def execute_config(path: Path) -> Any:
         words = f"{_place(path, e)}: {type(cause).__name__}: {reason[0]}"
         if isinstance(cause, ModuleNotFoundError):
             words += "; modules must be in the current folder, on PYTHONPATH, or installed"
+            folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
+            if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+                words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
@@ -134,7 +138,7 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 def _similar(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f" (nor does the folder {path.parent})"
     near = closest(path.name, (p.name for p in path.parent.iterdir()))
     return f"; did you mean {path.parent / near}?" if near else ""

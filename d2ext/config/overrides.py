@@ -50,6 +50,8 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> None:
     Raises:
         UserError: An override is a flag, has no `=`, an unknown key or a value of the wrong type.
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides!r} is a string; give a list of key=value strings")
     for text in overrides:
         if text == "--":  # separates flags from arguments
             continue

@@ -1,6 +1,7 @@
 """Find, load, list and copy d2ext's recipes by their names, wherever d2ext is installed."""
 
 import ast
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a
 _COMMON = "common"  # folder of the files that recipes import
 
 
-def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
+def get_config(name: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Load a recipe of d2ext by its name, like Detectron2's `model_zoo.get_config`.
 
     Each call executes the files again, so that configs do not share objects.
@@ -49,7 +50,7 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
     return parts
 
 
-def recipe_path(name: str) -> Path:
+def recipe_path(name: str | Path) -> Path:
     """Return the path of a recipe or of a file in `common/`.
 
     Raises:
@@ -59,7 +60,7 @@ def recipe_path(name: str) -> Path:
         return path
     known = [path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.py")]
     hint = did_you_mean(_normal(name), known, f"`{command('recipes')}` lists them")
-    raise UserError(f"there is no recipe {name!r}; {hint}")
+    raise UserError(f"there is no recipe {str(name)!r}; {hint}")
 
 
 def recipes() -> Iterator[tuple[str, str]]:
@@ -81,20 +82,19 @@ def find_config(name: str | Path) -> str:
         UserError: The config does not exist.
     """
     path = Path(name)
-    if path.is_file():
-        return str(path)
-    if (path / "config.yaml").is_file():
-        return str(path / "config.yaml")
-    if recipe := _recipe(str(name)):
+    for file in (path, path / "config.yaml"):
+        if os.path.isfile(file):  # unlike pathlib's, false for a name that is too long
+            return str(file)
+    if recipe := _recipe(name):
         return str(recipe)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(
             f"the config {path} is a folder without a config.yaml; give a .py or .yaml file, or"
             " a run directory"
         )
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     near = closest(path.name, beside)
-    near = str(path.parent / near) if near else closest(_normal(str(name)), dict(recipes()))
+    near = str(path.parent / near) if near else closest(_normal(name), dict(recipes()))
     hint = f"did you mean {near}?" if near else f"`{command('recipes')}` lists the recipes"
     raise UserError(
         f"the config file {path} does not exist, and there is no recipe with this name; {hint}"
@@ -117,12 +117,16 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
     Raises:
         UserError: The recipe does not exist, or the new file already exists or cannot be written.
     """
-    source, destination = recipe_path(name), Path(destination)
+    source, given = recipe_path(name), str(destination)
+    destination = Path(given)
     if destination.is_dir():
         destination /= source.name
+    elif given.endswith("/"):
+        raise UserError(f"the folder {given} does not exist; create it, or give a .py file")
     if destination.suffix != ".py":
         raise UserError(f"{destination} is not a config file; give a name that ends with .py")
-    text = _copied(source, shlex.quote(str(destination)))
+    own_name = shlex.quote(str(destination))
+    text = _copied(source, own_name.replace("\\", r"\\").replace('"""', r"\"\"\""))
     try:
         with open(destination, "x", encoding="utf-8") as file:
             file.write(text)
@@ -133,18 +137,23 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
     return destination
 
 
-def _recipe(name: str) -> Path | None:
+def _recipe(name: str | Path) -> Path | None:
     path = RECIPES / _normal(name)
     inside = path.is_relative_to(RECIPES) and ".." not in path.parts
-    return path if inside and path.is_file() else None
+    return path if inside and os.path.isfile(path) else None
 
 
-def _normal(name: str) -> str:
-    return f"{name.removeprefix('./').removeprefix('configs/').removesuffix('.py')}.py"
+def _normal(name: str | Path) -> str:
+    return f"{str(name).removeprefix('./').removeprefix('configs/').removesuffix('.py')}.py"
 
 
 def _copied(source: Path, own_name: str) -> str:
-    """Return the text of a recipe, changed for use in another folder."""
+    """Return the text of a recipe, changed for use in another folder.
+
+    Args:
+        source: Path of the recipe.
+        own_name: Name of the copy in a shell's command, escaped for a docstring.
+    """
     text = source.read_text(encoding="utf-8")
     body = ast.parse(text).body
     lines = text.splitlines(keepends=True)

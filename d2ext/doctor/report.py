@@ -7,6 +7,7 @@ kill the process that imports it.
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from d2ext import __version__
 from d2ext.data.prepare.balloon import PHOTOS
 from d2ext.doctor.probe import MARK
+from d2ext.errors import INSTALL_DETECTRON2
 from d2ext.invocation import command
 from d2ext.launch.device import expected_gpu, uncovered
 from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
@@ -41,6 +43,7 @@ _OPENCV = (
 )
 # Enough for eight workers with large batches; `--dry-run` checks the needs of a config.
 _SHARED_MEMORY, _OPEN_FILES = 10**9, 1024
+_MAKEFILE = Path(__file__).resolve().parents[2] / "Makefile"  # only in a checkout
 _TIMEOUT = 300  # seconds; the first use of a GPU can take a minute
 
 # The problem to report if a step of the probe fails.
@@ -149,9 +152,8 @@ def unmet_requirements() -> list[str]:
             continue
         version = installed(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            unmet.append(
-                f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {install_advice()}"
-            )
+            remedy = install_advice(shlex.quote(str(requirement)))
+            unmet.append(f"d2ext needs {requirement}, found {version or 'none'}. Remedy: {remedy}")
     return unmet
 
 
@@ -187,15 +189,27 @@ def probe() -> tuple[dict[str, dict[str, Any]], str | None]:
     elif error is None:
         error = "killed by " + signal.Signals(-status).name if status < 0 else f"status {status}"
     way_out = "; CUDA_VISIBLE_DEVICES=-1 trains on the CPU" if step == "train" else ""
-    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {install_advice()}{way_out}"
+    packages = "--force-reinstall torch torchvision" if step.startswith("torch") else ""
+    return results, f"{_SUBJECTS[step]}: {error}. Remedy: {install_advice(packages)}{way_out}"
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def install_advice() -> str:
-    """Return how to get a working installation."""
+def install_advice(packages: str = "") -> str:
+    """Return how to get a working installation.
+
+    Args:
+        packages: Arguments of the `pip install` that helps outside a checkout; by default, the
+            command that installs Detectron2.
+    """
+    if not _MAKEFILE.is_file():
+        if packages:
+            return f"`pip install {packages}`"
+        old = [name for name in ("detectron2", "sal-detectron2") if installed(name)]
+        remove = f"`pip uninstall {' '.join(old)}`, then " if old else ""
+        return f"{remove}`{INSTALL_DETECTRON2}`"
     # `make env` considers an environment that it has created complete until it is removed.
     if (Path(sys.prefix) / "d2ext-stamp").exists():
         return f"`rm -r {sys.prefix}`, then `make env`"
@@ -238,14 +252,16 @@ def _limits(warnings: list[str]) -> list[tuple[str, str]]:
 
 
 def _operators(result: dict[str, Any], warnings: list[str]) -> list[tuple[str, str]]:
+    env = _MAKEFILE.is_file()
+    build = "`DETECTRON2=git make env`" if env else install_advice()
     if result["no_cuda"]:
         warnings.append(
             "Detectron2's compiled operators were built without CUDA and do not run on the GPU;"
-            " install the CUDA toolkit, then run `DETECTRON2=git make env` with a new D2EXT_VENV"
+            f" install the CUDA toolkit, then run {build}{' with a new D2EXT_VENV' if env else ''}"
         )
     if not result["missing"]:
         return [("compiled operators", "all present")]
-    remedy = "`DETECTRON2=git make env` builds them; Faster and Mask R-CNN do not need them"
+    remedy = f"{build} builds them; Faster and Mask R-CNN do not need them"
     missing = [("without", f"{name}: {result_of}") for name, result_of in result["missing"]]
     reason = f" ({result['reason']})" if result["reason"] else ""
     return [("compiled operators", f"missing{reason}; {remedy}"), *missing]

@@ -1,6 +1,5 @@
 """Describe a run by the command that started it."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from d2ext.invocation import words
 from d2ext.launch.topology import Topology
+from d2ext.run_dir.names import run_name
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,6 @@ class RunCommand:
     line: str
     start: list[str]
     resume: str = ""
-
-
-def run_name(config_file: str) -> str:
-    """Return the run's name: the recipe's stem, or the folder of a saved config.yaml."""
-    path = Path(config_file)
-    return path.resolve().parent.name if path.suffix == ".yaml" else path.stem
 
 
 def describe_run(
@@ -85,7 +79,7 @@ def _script() -> list[str]:
         return []
     if main.__spec__ is not None:  # `python -m`
         return ["python", "-m", main.__spec__.name.removesuffix(".__main__")]
-    return ["python", os.path.relpath(main.__file__)]
+    return ["python", sys.argv[0]]
 
 
 def _starting(topology: Topology, program: list[str]) -> list[str]:

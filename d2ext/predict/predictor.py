@@ -33,7 +33,7 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
-from d2ext.run_dir.names import usual_weights
+from d2ext.run_dir.names import run_folder, run_name, usual_weights
 
 logger = logging.getLogger(__name__)
 
@@ -208,14 +208,13 @@ class Predictor:
             UserError: The config or the weights do not exist, or do not fit each other.
         """
         folder = Path(run_dir)
-        weights = usual_weights(folder) if weights is None else weights
         return cls.from_config(folder / "config.yaml", weights, overrides, score_threshold, keep)
 
     @classmethod
     def from_config(
         cls,
         config_file: str | os.PathLike,
-        weights: str | os.PathLike = "best",
+        weights: str | os.PathLike | None = None,
         overrides: Sequence[str] = (),
         score_threshold: float = 0.5,
         keep: Sequence[str] | None = None,
@@ -227,7 +226,8 @@ class Predictor:
 
         Args:
             config_file: A run's config.yaml, or a recipe.
-            weights: `best` or `last` of the config's output directory, or a file.
+            weights: `best` or `last` of the config's output directory, or a file; by default, the
+                best if there is one, else the last.
             overrides: Overrides of the config, `key=value`.
             score_threshold: Lowest score of the objects to keep.
             keep: Names of the classes to keep; None keeps all.
@@ -235,12 +235,13 @@ class Predictor:
         Raises:
             UserError: The config or the weights do not exist, or do not fit each other.
         """
-        cfg = load_config(config_file, list(overrides))
-        path = Path(config_file)
+        cfg = load_config(config_file, overrides)
         options = TrainOptions.from_config(cfg.train)
-        folder = Path(options.output_dir or Path("work_dirs") / path.stem)
-        if (path.parent / "run.json").is_file():  # a run directory, which may have been moved
-            folder = path.parent
+        folder = run_folder(config_file) or Path(
+            options.output_dir or Path("work_dirs") / run_name(config_file)
+        )
+        if weights is None:
+            weights = usual_weights(folder) or "last"
         source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
         file = local_weights(source, "--weights")
         classes = _class_names(cfg, Path(file.partition("?")[0]))

@@ -174,7 +174,8 @@ def plan_run(
     schedule = train_dataset = None
     if eval_only:
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
-        _say(lines, f"weights     {source}")
+        initial = "" if weights or checkpoint else " (train.init_checkpoint)"
+        _say(lines, f"weights     {source}{initial}")
     else:
         source = options.init_checkpoint or ""
         train_dataset = _train_dataset(cfg)

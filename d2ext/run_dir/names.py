@@ -5,8 +5,23 @@ from pathlib import Path
 LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest checkpoint
 BEST = "model_best.pth"
 FINAL = "model_final.pth"
+CONFIG = "config.yaml"
 
 
-def usual_weights(folder: Path) -> str:
-    """Return what a run's weights are without `--weights`: `best` where it is there, or `last`."""
-    return "best" if (folder / BEST).is_file() else "last"
+def run_folder(config_file: str | Path) -> Path | None:
+    """Return the run directory, possibly moved, whose saved config this file is, else None."""
+    path = Path(config_file)
+    return path.parent if path.name == CONFIG and (path.parent / "run.json").is_file() else None
+
+
+def run_name(config_file: str | Path) -> str:
+    """Return a run's name: the stem of its config file, or the folder of a saved config.yaml."""
+    path = Path(config_file)
+    return path.resolve().parent.name if path.name == CONFIG else path.stem
+
+
+def usual_weights(folder: Path) -> str | None:
+    """Return a run's weights to use by default: `best`, else `last`; None if it has neither."""
+    if (folder / BEST).is_file():
+        return "best"
+    return "last" if any((folder / name).is_file() for name in (LAST, FINAL)) else None

@@ -34,7 +34,7 @@ class LocalExecutor(submitit.LocalExecutor):
             "SUBMITIT_STDERR_TO_STDOUT": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "d2ext.slurm.local", str(self.folder)],
+            [sys.executable, "-P", "-m", "d2ext.slurm.local", str(self.folder)],
             env=env,
             start_new_session=True,
             stdin=subprocess.DEVNULL,

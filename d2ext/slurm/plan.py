@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from d2ext.errors import UserError
-from d2ext.invocation import command
-from d2ext.launch.command import run_name
+from d2ext.invocation import PROGRAM, command, program
+from d2ext.run_dir.names import run_name
 from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
@@ -70,7 +70,7 @@ class Request:
         """Return the first part of the command line of `d2ext train`, up to the machine's rank."""
         counts = {"--num-gpus": self.num_gpus, "--num-machines": self.num_machines}
         flags = [str(x) for pair in counts.items() for x in pair]
-        words = [sys.executable, "-u", "-m", "d2ext", "train"]
+        words = [sys.executable, "-u", "-P", "-m", "d2ext", "train"]
         words += ["--config-file", self.config_file, *flags]
         words += ["--eval-only"] if self.eval_only else []
         return words + (["--work-dir", str(work_dir)] if work_dir else [])
@@ -158,6 +158,12 @@ def make_plan(request: Request) -> Job:
                 f"{run.directory} holds another run; give --resume, --overwrite or another"
                 " --work-dir"
             )
+        moved = taken and request.overwrite
+        if moved and run.directory.resolve() in Path(request.config_file).resolve().parents:
+            raise UserError(
+                f"--overwrite would move the config {request.config_file} aside with"
+                f" {run.directory}; choose another --work-dir, or copy the config elsewhere"
+            )
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"
     limit = f"{minutes} minutes" if minutes < FOREVER else "no time limit"
@@ -216,8 +222,8 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
     words += ["--resume"] if request.resume else []
     words += ["--overwrite"] if request.overwrite else []
     words += ["--resume-from", request.resume_from] if request.resume_from else []
-    env = os.environ | {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
-    env |= {"PYTHONPATH": ":".join([*import_path(), *filter(None, [env.get("PYTHONPATH")])])}
+    env = os.environ | job_variables()
+    env |= {"MASTER_ADDR": "localhost", "PORT": str(request.port or 1)}
     if cluster == "slurm":  # this machine may have no GPUs, unlike those of the job
         env["D2EXT_PLAN_GPUS"] = str(request.num_gpus)
     with waiting_for("the checks of the run"):
@@ -226,8 +232,14 @@ def _check(request: Request, cluster: str, run: SlurmRun | None) -> str:
         )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1] if done.returncode == 2 else done.stderr
-        raise UserError(re.sub(r"^(python -m d2ext train: )?error: ", "", last))
+        raise UserError(re.sub(rf"^({re.escape(command('train'))}: )?error: ", "", last))
     return done.stdout
+
+
+def job_variables() -> dict[str, str]:
+    """Return variables with which jobs import this d2ext and name its commands as the user does."""
+    paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": ":".join(paths), PROGRAM: str(program())}
 
 
 def import_path() -> list[str]:

@@ -18,11 +18,12 @@ from submitit.helpers import clean_env
 
 from d2ext import _compat
 from d2ext.errors import UserError
+from d2ext.invocation import PROGRAM, program
 from d2ext.run_dir.schema import Submission
 from d2ext.slurm.job import Training
 from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify
-from d2ext.slurm.plan import Job, SlurmRun, import_path
+from d2ext.slurm.plan import Job, SlurmRun, import_path, job_variables
 from d2ext.slurm.queue import FOREVER
 from d2ext.slurm.record import Record, new_record
 from d2ext.slurm.requeue_policy import newest
@@ -83,7 +84,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
     """Return the executor for a job; its files go to `folder`."""
     r = job.request
     # A signal that arrives before submitit handles it would fail the job, so it is ignored.
-    python = shlex.join(["bash", "-c", 'trap "" USR2; exec "$@"', "bash", sys.executable])
+    python = shlex.join(["bash", "-c", 'trap "" USR2; exec "$@"', "bash", sys.executable, "-P"])
     if job.cluster == "local":
         executor = LocalExecutor(folder, max_num_timeout=_NEVER, python=python)
         executor.update_parameters(
@@ -94,7 +95,7 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_NEVER, python=python)
     cpus = r.cpus_per_task or _CPUS_PER_GPU * r.num_gpus
-    after = shlex.join([sys.executable, "-m", "d2ext.slurm.after", str(folder)])
+    after = shlex.join([sys.executable, "-P", "-m", "d2ext.slurm.after", str(folder)])
     more = {"mem": r.mem} if r.mem else {}
     more |= {"time": "UNLIMITED"} if job.minutes == FOREVER else {}
     executor.update_parameters(
@@ -107,8 +108,11 @@ def make_executor(job: Job, folder: Path) -> submitit.SlurmExecutor | LocalExecu
         signal_delay_s=r.signal_delay,
         stderr_to_stdout=True,
         setup=[
-            f"export PYTHONPATH={shlex.quote(folder)}${{PYTHONPATH:+:$PYTHONPATH}}"
-            for folder in import_path()
+            f"export {PROGRAM}={shlex.quote(str(program()))}",
+            *(
+                f"export PYTHONPATH={shlex.quote(folder)}${{PYTHONPATH:+:$PYTHONPATH}}"
+                for folder in import_path()
+            ),
         ],
         teardown=[f"{after} $?"],
         # Since Slurm 22.05, srun does not inherit the number of CPUs from sbatch.
@@ -194,8 +198,7 @@ def _environment(job: Job) -> Iterator[None]:
             if "SLURM_CONF" in before:  # where the cluster is
                 os.environ["SLURM_CONF"] = before["SLURM_CONF"]
             if job.cluster == "local":
-                paths = [*import_path(), *filter(None, [before.get("PYTHONPATH")])]
-                os.environ["PYTHONPATH"] = ":".join(paths)
+                os.environ.update(job_variables())
             yield
     finally:
         os.environ.clear()

@@ -1,7 +1,6 @@
 """The `d2ext` command: its commands and their arguments, as the user types them."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import d2ext
-from d2ext.cli import COMMANDS, browse, predict, print_config, submit, train
+from d2ext.cli import COMMANDS, browse, evaluate, predict, print_config, submit, train
 from d2ext.config.recipes import RECIPES
+from d2ext.errors import INSTALL_DETECTRON2
 from tests.conftest import LITE0, REPO, SCRIPT, checkout_env
 
 CUSTOM = "custom/mask_rcnn_lite0_fpn.py"
@@ -97,8 +97,33 @@ def test_where_a_config_may_stand(words):
     assert given.rest == ["--no-validate", "a=b", "train.max_iter=3"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--options", "data.val.json=b.json", "--config-file", "mine.py"],
+        ["--config-file", "mine.py", "--weights", "a.json"],
+        ["--config-file=mine.py", "--expect", "a.json"],
+    ],
+)
+def test_the_evaluation_of_a_config_with_json_files(words):
+    Path("mine.py").touch()
+    assert evaluate.parse(words).config_file == "mine.py"
+
+
+def test_a_run_with_an_equals_sign_in_its_path():
+    Path("lr=0.1").mkdir()
+    Path("lr=0.1/config.yaml").touch()
+    args = train.parse(["lr=0.1", "--no-validate", "optimizer.lr=0.1"])
+    assert (args.config_file, args.overrides) == ("lr=0.1/config.yaml", ["optimizer.lr=0.1"])
+    assert submit.parse(["lr=0.1"]).config_file == "lr=0.1/config.yaml"
+
+
 def test_where_a_config_may_stand_in_other_commands():
     Path("mine.py").touch()
+    words = ["--resume", "--", "mine.py", "a=b"]
+    args, given = train.parse(words), submit.parse(words)
+    assert (args.config_file, args.resume, args.overrides) == ("mine.py", True, ["a=b"])
+    assert (given.config_file, given.resume, given.rest) == ("mine.py", True, ["a=b"])
     args = train.parse(["--expect", "a>=1", "mine.py", "--expect", "b>=2", "--options", "a=b"])
     assert (args.expect, args.options, args.overrides) == (["a>=1", "b>=2"], ["a=b"], [])
     for words in (["mine.py", "--docs", "a=b"], ["--docs", "a=b", "--config-file", "mine.py"]):
@@ -126,6 +151,9 @@ def test_where_a_config_may_stand_in_other_commands():
         (["train", CUSTOM, "--config-file", "x.py"], "two configs"),
         (["train", CUSTOM, "optimizer.lr=1", "--resume"], "put it before the first key=value"),
         (["train", "mine.py"], "error: the config file mine.py does not exist"),
+        (["train", ""], "d2ext train: error: the following arguments are required: CONFIG"),
+        (["train", CUSTOM, "mine.py"], f"error: two configs: {CUSTOM} and mine.py"),
+        (["submit", "--config-file", CUSTOM, "b.py", "a=b"], f"two configs: {CUSTOM} and b.py"),
         (["submit", "--resume", "a=b"], "arguments are required: CONFIG"),
         (["predict", CUSTOM], "arguments are required: INPUT"),
         (["browse", "--html"], "arguments are required: CONFIG"),
@@ -157,7 +185,13 @@ def test_recipes_are_listed_and_copied(d2ext_command):
     assert shown == f"nothing differs from {CUSTOM}\n"
     keys = [d2ext_command("print-config", file, "--docs") for file in ("my config.py", CUSTOM)]
     assert keys[0].stdout == keys[1].stdout  # the defaults are found as well
-    assert d2ext_command("copy", CUSTOM, "my config.py").status == 2
+    before = Path("my config.py").read_text()
+    done = d2ext_command("copy", CUSTOM, "my config.py")
+    assert (done.status, done.stderr) == (
+        2,
+        "error: my config.py already exists; give another file name\n",
+    )
+    assert Path("my config.py").read_text() == before
 
 
 def test_a_module_beside_the_user_is_found(script, d2ext_command):
@@ -171,6 +205,23 @@ def test_a_module_beside_the_user_is_found(script, d2ext_command):
     )
     done = _run(script, "print-config", "mine.py", "--diff", CUSTOM)
     assert done.stdout == "optimizer.lr: 0.125, was 0.0005\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "predict", "print-config", "submit"])
+def test_without_detectron2(script, name):
+    """The wheel cannot require it, so the error has the command that installs it."""
+    Path("detectron2").mkdir()
+    error = "ModuleNotFoundError(\"No module named 'detectron2'\", name='detectron2')"
+    Path("detectron2/__init__.py").write_text(f"raise {error}\n")
+    env = checkout_env() | {"PYTHONPATH": f"{Path.cwd()}:{REPO}"}
+    inputs = ["photo.jpg"] if name == "predict" else []
+    command = [sys.executable, script, name, CUSTOM, *inputs]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: Detectron2 is not installed; install it with: {INSTALL_DETECTRON2}\n",
+    )
 
 
 @pytest.fixture
@@ -206,6 +257,34 @@ def test_a_run_goes_on_where_it_lies(d2ext_command, moved, trained, tiny):
     assert f"weights     {moved / 'model_final.pth'}" in done.stdout
     assert {file.name for file in trained.iterdir()} == before
     assert {file.name for file in Path().iterdir()} == {"my runs"}
+
+
+def test_a_config_beside_a_run_is_not_that_run(d2ext_command, moved, tiny, tiny_root):
+    """It has its own run directory, and the best or last weights there."""
+    config, photos = moved / "mine.py", tiny_root / "balloon/val"
+    d2ext_command("copy", "balloon/mask_rcnn_lite0_fpn_balloon.py", config)
+    done = d2ext_command("train", config, "--dry-run", *tiny)
+    assert done.status == 0 and "output      work_dirs/mine\n" in done.stdout, done.stderr
+    done = d2ext_command("predict", config, photos, "--options", *tiny)
+    assert done.status == 2 and "work_dirs/mine has no checkpoint" in done.stderr
+    done = d2ext_command("evaluate", config, "--dry-run", *tiny)
+    assert ".pth (train.init_checkpoint)\n" in done.stdout
+    shutil.copytree(moved, "work_dirs/mine")
+    done = d2ext_command("evaluate", config, "--dry-run", *tiny)
+    assert "weights     work_dirs/mine/model_final.pth\n" in done.stdout, done.stderr
+    done = d2ext_command("predict", config, photos, "--no-overlays", "--options", *tiny)
+    assert done.status == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_is_overwritten_by_its_own_config(script, moved, tiny, processes):
+    """The config is read before the run is moved aside."""
+    flags = ["--overwrite", "--no-validate", "--num-gpus", str(processes)]
+    overrides = [*tiny, "train.reference_world_size=2", "train.max_iter=1"]
+    done = _run(script, "train", moved, *flags, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert (moved / "config.yaml").is_file() and len(list(moved.parent.iterdir())) == 2
 
 
 def test_predict_takes_the_run(d2ext_command, moved, tiny_root):
@@ -253,7 +332,11 @@ def test_a_user_s_program_is_not_a_command_of_ours(tmp_path):
     program = tmp_path / "tools" / "train_net.py"
     program.write_text("from d2ext.invocation import command\nprint(command('predict'))\n")
     assert _run(program).stdout == "d2ext predict\n"
-    assert os.path.relpath(REPO / "tools/predict.py") in _run("-c", _AS_TOOL).stdout
+    assert _run("-c", _AS_TOOL).stdout == f"python {REPO}/tools/predict.py\n"
+    link = tmp_path / "train"
+    link.symlink_to(REPO / "tools/train_net.py")
+    recipes = _run(link, "--help").stdout
+    assert recipes.startswith(f"usage: python {REPO}/tools/train_net.py CONFIG ")
 
 
 _AS_TOOL = f"""

@@ -1,6 +1,7 @@
 """Recipes by their names: loaded from anywhere, and copied to where nothing else is."""
 
 import ast
+import shlex
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,20 @@ def test_the_text_of_a_copy(tmp_path, monkeypatch):
         ("mine.py", "mine.py already exists; give another file name"),
         ("mine", "mine is not a config file; give a name that ends with .py"),
         ("nowhere/mine.py", "cannot write nowhere/mine.py: No such file"),
+        ("nowhere/", "the folder nowhere/ does not exist; create it"),
     ):
         with pytest.raises(UserError, match=words):
             copy_recipe(LITE0, destination)
     assert copy.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["a\\x.py", 'q"""x.py', "it's.py", 'a"', "a\\"])
+def test_a_copy_with_a_name_that_python_would_escape(name):
+    name = f"{name.removesuffix('.py')}.py"
+    copy = copy_recipe(LITE0, name)
+    command = ast.get_docstring(ast.parse(copy.read_text())).splitlines()[2].strip()
+    assert shlex.split(command) == [f"CONFIG={name}"]
+    assert load_config(copy) == d2ext.get_config(LITE0)
 
 
 def test_two_configs_share_nothing():
@@ -69,8 +80,11 @@ def test_two_configs_share_nothing():
 def test_overrides_and_checks():
     cfg = d2ext.get_config(LITE0, ["optimizer.lr=1e-3", "train.max_iter=5"])
     assert (cfg.optimizer.lr, cfg.train.max_iter, cfg.train.max_epochs) == (1e-3, 5, None)
+    assert d2ext.get_config(Path(LITE0)) == d2ext.get_config(LITE0)
     with pytest.raises(UserError, match="max_itr"):
         d2ext.get_config(LITE0, ["train.max_itr=5"])
+    with pytest.raises(UserError, match="is a string; give a list"):
+        d2ext.get_config(LITE0, "train.max_iter=5")
 
 
 def test_parts_of_recipes():
@@ -81,7 +95,9 @@ def test_parts_of_recipes():
     assert d2ext.get_config("common/data/custom.py").dataloader.train.num_workers == 4
 
 
-@pytest.mark.parametrize("name", ["custom/mask_rcnn_lite_fpn.py", "../setup.py", "/etc/hosts", ""])
+@pytest.mark.parametrize(
+    "name", ["custom/mask_rcnn_lite_fpn.py", "../setup.py", "/etc/hosts", "", "x" * 300]
+)
 def test_a_name_of_no_recipe(name):
     with pytest.raises(UserError, match="there is no recipe") as e:
         d2ext.get_config(name)
@@ -120,6 +136,7 @@ def test_what_a_config_argument_means(tmp_path, trained):
         ("custom/mask_rcnn_r50_fpm.py", "did you mean custom/mask_rcnn_lite0_fpn.py?"),
         ("faster_rcnn/faster_rcnn_r50_caffe_fpn_1x", "did you mean faster_rcnn/faster_rcnn_r50_"),
         ("zzz", "`d2ext recipes` lists the recipes"),
+        ("x" * 300, "is neither a config file nor the name of a recipe"),
     ):
         with pytest.raises(UserError) as e:
             find_config(name)
@@ -134,3 +151,10 @@ def test_a_module_that_is_not_found():
         "mine.py:1: ModuleNotFoundError: No module named 'my_stuf'; modules must be in the"
         " current folder, on PYTHONPATH and if installed"
     )
+    Path("sub").mkdir()
+    Path("mine.py").rename("sub/mine.py")
+    Path("sub/my_stuf.py").touch()
+    with pytest.raises(UserError) as e:
+        load_config("sub/mine.py")
+    found = f"; PYTHONPATH={Path('sub').absolute()} finds the one beside the config"
+    assert str(e.value).endswith(f"or installed{found}")

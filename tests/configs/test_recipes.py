@@ -74,7 +74,7 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
     assert "\nReference: " in text  # where its numbers come from
     given = r' "\$\{DATA\[@\]\}"'
     nodes = r' --num-gpus 8 "\$\{NODES\[@\]\}"'
-    assert re.search(rf"    d2ext train \$CONFIG( --num-gpus 8|{given}|{nodes})?\n", text)
+    assert re.search(rf'    d2ext train "\$CONFIG"( --num-gpus 8|{given}|{nodes})?\n', text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
     there = recipe in CUSTOM or data == "balloon"
     assert there != (f"    d2ext prepare {data}\n" in text)

@@ -4,6 +4,7 @@ A broken package is a folder on PYTHONPATH that comes before the real one and fa
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def test_broken_torch_is_reported(repo, tmp_path, code, reason):
     assert len(problem) == 1 and reason in problem[0] and "make env" in problem[0]
     assert "Traceback" not in result.stdout + result.stderr
     assert result.stdout.endswith("training cannot work\n")
+
+
+def test_remedies_without_a_checkout(repo, tmp_path):
+    """There is no Makefile, so they are commands of pip."""
+    shutil.copytree(repo / "d2ext", tmp_path / "d2ext")
+    write_package(tmp_path, "torch", "raise OSError('libcudart.so.13: no such file')")
+    command = [sys.executable, "-m", "d2ext", "doctor"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    remedy = "Remedy: `pip install --force-reinstall torch torchvision`\n"
+    assert result.returncode == 1 and remedy in result.stdout, result.stderr
+    assert "make env" not in result.stdout
 
 
 def test_old_detectron2_is_told_from_upstream(repo, tmp_path):

@@ -1,5 +1,6 @@
 """tools/submit.py where no Slurm is: a training on this machine."""
 
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from d2ext.slurm.local import LocalExecutor
 from d2ext.slurm.pid import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
-from tests.conftest import REPO
+from tests.conftest import REPO, SCRIPT, checkout_env
 from tests.slurm.conftest import LITE0, SUBMIT, submit, until
 
 
@@ -39,6 +40,32 @@ def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
     assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", [True, False], ids=["tool", "command"])
+def test_a_job_names_the_user_s_command(tiny, no_slurm, tmp_path, tool):
+    """Also where files in the folder have the names of packages."""
+    Path("torch.py").write_text("raise SystemExit('not this one')\n")
+    Path("tools").symlink_to(REPO / "tools")
+    Path("bin/d2ext").write_text(SCRIPT)
+    start = ["tools/submit.py"] if tool else ["bin/d2ext", "submit"]
+    flags = [LITE0, "--work-dir", "out", "--wait", "--no-validate", *tiny, "train.max_iter=1"]
+    done = subprocess.run(
+        [sys.executable, *start, *flags],
+        env=checkout_env() | no_slurm | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    train, predict = (
+        f"python tools/{name}.py" if tool else f"d2ext {name.partition('_')[0]}"
+        for name in ("train_net", "predict")
+    )
+    info = json.loads(Path("out/run.json").read_text())
+    assert info["command"].startswith(f"{train} --config-file ")
+    assert info["reproduce"].startswith(f"{train} ")
+    assert f"predict: {predict} out IMAGES" in done.stdout
 
 
 @pytest.mark.slow

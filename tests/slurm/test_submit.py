@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from d2ext.run_dir.schema import JobOutcome, Submission
 from d2ext.slurm.options import parse_options
 from d2ext.slurm.queue import FOREVER, parse_time
 from d2ext.slurm.record import find_records, new_record
-from tests.slurm.conftest import LITE0, submit
+from tests.slurm.conftest import LITE0, errors, submit
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,17 @@ def test_the_guides_variables(repo, tiny, tmp_path):
     assert "ignored     SBATCH_NETWORK" in done.stdout
     for line in ("account=team", "partition=dev", "comment='a b'", "time=60"):
         assert f"#SBATCH --{line}\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_would_move_its_own_config(trained, tiny, no_slurm, tmp_path):
+    """It is refused before anything moves."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    done = submit(run, "--overwrite", *tiny, env=no_slurm)
+    assert done.returncode == 2 and errors(done) == [
+        f"error: --overwrite would move the config {run}/config.yaml aside with {run}; choose"
+        " another --work-dir, or copy the config elsewhere"
+    ]
+    assert {p.name for p in tmp_path.iterdir()} == {"bin", "run"}
+    other = ["--work-dir", tmp_path / "other", "--dry-run"]
+    assert submit(run, "--overwrite", *other, *tiny, env=no_slurm).returncode == 0
