@@ -411,9 +411,9 @@ TRAINED = {
     "--num-machines": f"{_SEVERAL}::test_two_machines_with_two_processes_each",
     "--auto-scale-lr": f"{_SEVERAL}::test_two_machines_scale_the_learning_rate",
     "tools/dist_train.sh": f"{_SEVERAL}::test_two_runs_of_dist_train_sh_at_once",
-    "submit": "tests/slurm/test_training.py::test_two_nodes",
-    "--seeds": "tests/slurm/test_training.py::test_seeds",
-    "tools/slurm_train.sh": "tests/slurm/test_training.py::test_the_guides_script",
+    "submit": "tests/slurm/test_training.py::test_a_job_on_two_nodes_equals_a_run_without_slurm",
+    "--seeds": "tests/slurm/test_training.py::test_seeds_run_in_their_own_directories",
+    "tools/slurm_train.sh": "tests/slurm/test_training.py::test_slurm_train_sh_submits_a_job",
 }
 # Some of the files that the commands of a page create.
 LEAVES = {

@@ -18,7 +18,7 @@ from d2ext.launch.spawn import exit_process
 
 
 class Net(nn.Module):
-    """The loss is w * x after a BatchNorm, whose statistics a bad batch would spoil; x = -1 raises."""
+    """The loss is w * x after a BatchNorm, whose statistics a NaN would spoil; x = -1 raises."""
 
     def __init__(self):
         super().__init__()
