@@ -115,7 +115,7 @@ def pins_of(text):
 
 
 def test_the_wheel_contains_only_the_package(repo, tmp_path):
-    """It contains every file of d2ext/ and the recipes, but no photos, tools or tests."""
+    """Every file of d2ext/ and the recipes are in it, but no photos, tools or tests."""
     file, files = build_wheel(tmp_path)
     with zipfile.ZipFile(file) as wheel:
         names = set(wheel.namelist())

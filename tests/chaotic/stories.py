@@ -110,7 +110,7 @@ def stopped(
 ) -> Iterator[float | None]:
     """Send SIGTERM to the process group of a run, and resume the run."""
     rng = random.Random(seed)
-    # With fast steps, the whole run takes half a second, so several tries may be needed.
+    # With fast steps, the run takes half a second; if the signal comes after it, try again.
     for flags in ((), *[("--overwrite",)] * 7):
         run = layout.start(folder, data, *flags)
         yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
@@ -121,7 +121,7 @@ def stopped(
             os.killpg(run.pid, signal.SIGTERM)
         yield from until_ended(run)
         if run.status != 0:
-            break  # status 0: the signal came after the last step, so try again
+            break
     reached, first = done(folder), run.status
     again = layout.start(folder, data, "--resume")
     yield from until_ended(again)

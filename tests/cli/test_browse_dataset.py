@@ -235,7 +235,7 @@ def test_earlier_pages_are_replaced_and_other_files_kept(browse, tmp_path, tiny)
         (["--count", "0"], "'0' is not an integer from 1 to"),
         (["--start", "-1"], "-1"),
         (["--count", "1", "--all"], "not allowed with"),
-        (["--split", "val", "--start", "2"], "val has 2 images"),
+        (["--split", "val", "--start", "2"], "val has only 2 images"),
         (["dataloader.train.dataset.names=x_train"], "names=x_train is not a dataset"),
         (["data.rot=x"], "data.rot"),
         (["--no-such-flag"], "--no-such-flag"),

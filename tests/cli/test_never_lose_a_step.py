@@ -12,7 +12,7 @@ def _metrics(folder):
 
 
 def test_a_run_that_reaches_its_time_limit_is_saved_and_resumed(train_net, tiny, tmp_path):
-    """It exits with status 75; the last checkpoint contains the last logged step."""
+    """The status is 75, and the last checkpoint contains the last logged step."""
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
     done = train_net("--time-limit", "1s", *common, "train.max_iter=100000")
     assert done.status == 75, done.stderr

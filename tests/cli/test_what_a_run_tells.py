@@ -24,7 +24,7 @@ def _losses(folder):
 
 
 def test_the_reason_of_a_failure_is_recorded(train_net, tiny, tmp_path):
-    """It is in the log, in run.json and in the report; a refused start changes none of them."""
+    """The log, run.json and the report contain it; a refused start changes none of them."""
     done = train_net("--work-dir", tmp_path, "--options", *tiny, "optimizer.lr=1e30")
     assert done.status == 2 and "not finite" in done.stderr
     message = done.stderr.strip().removeprefix("error: ")
@@ -79,7 +79,7 @@ model["_target_"] = noting
 
 @pytest.mark.slow
 def test_the_recorded_command_reproduces_a_torchrun_run(repo, tiny, tmp_path):
-    """It starts as many processes, which compute the same losses."""
+    """The command starts as many processes, and the losses are the same."""
     out = tmp_path / "a run"
     bin_dir = str(Path(sys.executable).parent)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}

@@ -85,7 +85,7 @@ def test_a_preempted_and_timed_out_job_resumes_exactly(cluster, start, without_s
 def test_a_job_of_an_installed_wheel_trains_equally(
     cluster, installed, tiny, tmp_path, without_slurm
 ):
-    """It is submitted outside the checkout, with a hook from the current folder."""
+    """The job is submitted outside the checkout, with a hook from the current folder."""
     (tmp_path / "my_hooks.py").write_text(
         "from detectron2.engine import HookBase\n\n"
         "class Note(HookBase):\n"
