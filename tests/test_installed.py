@@ -58,7 +58,7 @@ def d2ext(installed):
 
 @pytest.fixture
 def data(tiny_root, tmp_path) -> list[str]:
-    """Overrides for photos of one's own, which train in seconds."""
+    """Return overrides for your own photos that train in seconds."""
     places = []
     for split in ("train", "val"):
         shutil.copytree(tiny_root / "balloon" / split, tmp_path / split)
