@@ -189,12 +189,16 @@ class Run:
             for name in ("recent", "present"):
                 memory.pop(name, None)
         self.started = time.monotonic()
-        self.trainer.train(start, self.schedule.max_iter, self.signals, memory)
-        if self.trainer.ended_early:
-            logger.info(
-                "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
-            )
-        return self.finish()
+        try:
+            self.trainer.train(start, self.schedule.max_iter, self.signals, memory)
+            if self.trainer.ended_early:
+                logger.info(
+                    "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
+                )
+            return self.finish()
+        finally:  # a hook's `after_train` or the report may have failed
+            if comm.is_main_process():
+                self.metric_writer.close()
 
     def evaluate(self, iteration: int | None = None) -> dict[str, float]:
         """Evaluate the model, and write predictions, analyses, overlays and results.
