@@ -51,6 +51,7 @@ from d2ext.errors import best_effort, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.invocation import option
 from d2ext.launch.collectives import (
     broadcast_buffers,
     broadcast_from_rank0,
@@ -246,7 +247,8 @@ class Run:
                 print_summary(self.output_dir, self.evaluations, again, bool(stopped_by))
         if stopped_by:
             what = "and saved" if self.trainer.iter else "before the first step"
-            logger.warning("Stopped by %s %s; continue with --resume", stopped_by, what)
+            again = option("--resume")
+            logger.warning("Stopped by %s %s; continue with %s", stopped_by, what, again)
             return EXIT_STOPPED
         return self._exit_status()
 
@@ -266,7 +268,7 @@ class Run:
         model = self.evaluated = build_model(self.cfg, self.plan)
         loader = self.cfg.dataloader.get("test") or self.cfg.dataloader.val
         if self.plan.tta:
-            with config_errors("--tta"):
+            with config_errors(option("--tta")):
                 self.evaluated = with_tta(model, **self.cfg.dataloader.tta)
             loader = untransformed(loader)
         self.suite = build_suite("dataloader.test", loader, self.cfg)

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from msgspec import UNSET
 
 from d2ext.engine.metric_writer import step_metrics
+from d2ext.environment import environment_defaults
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.report.config import leaves
 from d2ext.run_dir.metadata import read_run_info
@@ -129,15 +130,25 @@ class MLflowWriter(Tracker):
     PACKAGE = "mlflow"
     _STATUS: ClassVar = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     _LONGEST_VALUE = 500  # characters of a parameter, on servers before 2.10
+    # With MLflow's default limits, a step may wait several minutes for an unavailable server. Data
+    # that does not arrive is sent later.
+    _LIMITS: ClassVar = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
     _BATCH = {"params": 100, "metrics": 1000}  # sizes that every server accepts
 
     def __init__(self, output_dir: str, experiment: str | None = None):
         super().__init__(output_dir)
         self._experiment = experiment
-        # With MLflow's default limits, a step may wait several minutes for an unavailable server.
-        # Data that does not arrive is sent later.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    def write(self) -> None:
+        with environment_defaults(self._LIMITS):
+            super().write()
+
+    def close(self) -> None:
+        with environment_defaults(self._LIMITS):
+            super().close()
 
     def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
         import mlflow
