@@ -25,7 +25,7 @@ import pytest
 from d2ext.cli import COMMANDS
 from d2ext.config.recipes import find_config
 from d2ext.errors import UserError
-from d2ext.invocation import TOOLS
+from d2ext.invocation import ARGUMENTS, TOOLS
 from tests.conftest import LITE0, REPO
 
 PAGES = sorted(
@@ -343,7 +343,8 @@ def _messages() -> list[str]:
 @pytest.mark.parametrize("message", _messages())
 def test_messages_of_the_troubleshooting_page_are_in_the_code(message):
     """A message in the code has the same words in order, with values for words in capitals."""
-    parts = re.split(r"('?\b[A-Z]+\b'?)", message)
+    flags = rf"(?:{'|'.join(ARGUMENTS)})(?![-\w])"  # values, too: arguments in Python
+    parts = re.split(rf"('?\b[A-Z]+\b'?|{flags})", message)
     assert any(re.search(r"\w", part) for part in parts[::2]), "only words in capitals"
     # Words in capitals may also be literal (JSON, --dist-url tcp://HOST:PORT).
     values = [rf"(?:{re.escape(part)}|[^\0%]*(?:\0|%\w).*?)" for part in parts[1::2]]

@@ -26,8 +26,8 @@ FLOORS = [
     ["cli"],
 ]
 COMMON = {
-    *("_compat", "errors", "files", "guard", "html", "invocation", "limits", "terminal", "text"),
-    "waiting",
+    *("_compat", "environment", "errors", "files", "guard", "html", "invocation", "limits"),
+    *("terminal", "text", "waiting"),
 }
 
 

@@ -174,7 +174,7 @@ def test_classes_of_weights_without_their_run(alone, trained, caplog):
     assert alone(unnamed).classes == ["class 1"]
     assert "class names are unknown; the classes are called class 1 to 1" in caplog.text
     unknown = "model.roi_heads.num_classes=null"
-    with pytest.raises(UserError, match=r"unknown: .* --options model\.roi_heads\.num_classes=N"):
+    with pytest.raises(UserError, match=r"unknown: .* override model\.roi_heads\.num_classes=N"):
         alone(unnamed, unknown)
     _save_classes(trained / "model_final.pth", alone.file, ["ball"])
     assert alone(unnamed, unknown).classes == ["ball"]
