@@ -243,7 +243,7 @@ def test_a_run_that_fails_has_failed(desk):
 
 
 def test_a_record_that_cannot_be_written_stops_nothing_and_wandb_is_ended(desk):
-    """It would stay open in a notebook."""
+    """Otherwise the run of W&B would stay open in a notebook."""
     hooks = STOP.replace("=[", f"=[{BREAK}, ")
     done = desk.train("train.writers=[wandb]", "--no-validate", hooks)
     assert done.returncode == 75, done.stderr

@@ -28,7 +28,7 @@ def cfg(tiny):
 
 
 def _state():
-    """What a call must leave as it was."""
+    """Return the state of the process that a call must restore."""
     loggers = {name: logging.getLogger(name) for name in ("d2ext", "detectron2", "py.warnings")}
     return {
         "logging": {n: (lg.handlers[:], lg.level, lg.propagate) for n, lg in loggers.items()},

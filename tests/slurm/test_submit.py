@@ -156,7 +156,7 @@ def test_slurm_train_sh_reads_its_variables(repo, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_would_move_its_own_config(trained, tiny, no_slurm, tmp_path):
-    """It is refused before anything moves."""
+    """The command is refused before anything moves."""
     run = shutil.copytree(trained, tmp_path / "run")
     done = submit(run, "--overwrite", *tiny, env=no_slurm)
     assert done.returncode == 2 and errors(done) == [
