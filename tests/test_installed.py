@@ -113,7 +113,7 @@ def test_a_recipe_as_it_is(d2ext, data):
 
 
 def test_torchrun(installed, data):
-    """torchrun starts the command as a module, as run.json says."""
+    """Ranks of torchrun run the command as a module, as run.json says."""
     train = ["-m", "d2ext", "train", CUSTOM, "--no-validate", *data, "train.max_iter=1"]
     done = subprocess.run(
         [installed / "python", "-m", "torch.distributed.run", "--standalone", *_TWO, *train],
