@@ -63,7 +63,7 @@ EXTRAS_REQUIRE = {
         "codespell>=2.4",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # runs the notebook of the tests
-        "mypy>=2.0",  # what annotates torch and OpenCV needs a new one
+        "mypy>=2.0",
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pillow-heif>=0.18",  # writes and reads the HEIC photos of the tests
@@ -72,7 +72,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "supervision>=0.30",
-        # What mypy knows of the libraries without annotations.
+        # Annotations of libraries, for mypy.
         "types-PyYAML",
         "types-shapely",
         "types-tabulate",

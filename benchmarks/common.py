@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: runs in turn, their record, and the machine they ran on."""
+"""Helpers of the benchmarks: alternating measurements, their record, and the machine."""
 
 import datetime
 import json

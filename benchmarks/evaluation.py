@@ -43,7 +43,7 @@ _PYCOCOTOOLS = "from pycocotools.cocoeval import COCOeval\n" + _COMMON
 _DETECTRON2 = "from detectron2.evaluation.fast_eval_api import COCOeval_opt as COCOeval\n" + _COMMON
 
 
-# What a time may be at most, as a part of the other's; and the memory, GB, and the start, seconds.
+# Limits: times as a fraction of the alternative's, memory in GB, start in seconds.
 RATIOS = {
     ("bbox", "pycocotools"): 30,
     ("bbox", "Detectron2's compiled"): 10,
@@ -70,7 +70,7 @@ def _run(command: list) -> tuple[float, float, float]:
 
 
 def _held(what: str, value: float, limit: float, at_least: bool = False) -> str:
-    """Return the limit and whether it is kept, for the end of a line."""
+    """Return the end of a line: the limit and whether it is met."""
     sign = "at least" if at_least else "below"
     if ASKED != SIZE:
         return f"({sign} {limit:g} at the usual size)"

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("error: torch sees no GPU here", file=sys.stderr)
+        print("error: torch finds no GPU", file=sys.stderr)
         return 2
     for name, figure in FIGURES.items():
         measure(name, figure, args.options)

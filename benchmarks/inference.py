@@ -88,7 +88,7 @@ def _theirs(cfg: object, weights: str, folder: str) -> object:
         num_workers=data.num_workers,
     )
     evaluator = COCOEvaluator(name, ("bbox", "segm"), distributed=False, output_dir=folder)
-    del MetadataCatalog.get(name).json_file  # set by the evaluator, to a file that goes away
+    del MetadataCatalog.get(name).json_file  # the evaluator set it to a temporary file
 
     def rate() -> float:
         start = time.perf_counter()

@@ -25,7 +25,7 @@ from common import RESULTS, ROOT, machine
 PAGE = Path(__file__).parent / "scaling.md"
 IMAGES = 118_287
 GPUS_A_NODE, IMAGES_A_GPU = 8, 2
-# Detectron2's MODEL_ZOO.md, Mask R-CNN R50-FPN 1x: 0.261 s an iteration of 16 images on 8 V100.
+# Detectron2's MODEL_ZOO.md, Mask R-CNN R50-FPN 1x: 0.261 s per iteration of 16 images on 8 V100.
 STEP = 0.261
 NETWORKS = {"NVLink, 8 GPUs in a node": 130e9, "100 Gb/s": 12.5e9, "10 Gb/s": 1.25e9}  # bytes/s
 BATCHES = 500
@@ -135,7 +135,7 @@ def _epoch_table(gradients: float, mapper: float) -> list[str]:
         nodes = math.ceil(gpus / GPUS_A_NODE)
         rate = gpus * IMAGES_A_GPU / STEP
         sent = 2 * (gpus - 1) / gpus * gradients
-        # Between nodes a ring passes each node once, so a node's link carries what one GPU sends.
+        # A ring passes each node once, so the link of a node carries what one GPU sends.
         times = []
         for name, speed in NETWORKS.items():
             crosses = nodes > 1 or name.startswith("NVLink")

@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-Detectron2's packages do not contain tools/lazyconfig_train_net.py, so this script does what costs
-time in it: its imports, then the help of its parser.
+Detectron2's packages do not contain tools/lazyconfig_train_net.py, so this script repeats
+its slow parts: the imports, then the help of its parser.
 """
 
 import subprocess

@@ -31,7 +31,7 @@ LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 FIRST_STEP = "benchmarks/first_step.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 COMMON = ["train.log_period=1", "dataloader.train.num_workers=1", "train.warmup_iters=0"]
-# A rate that leaves untrained weights as they are, and the same size of images for every step.
+# A learning rate that does not change the weights, and one image size for every step.
 R50_512 = [
     *COMMON,
     "optimizer.lr=1e-6",
@@ -39,7 +39,7 @@ R50_512 = [
     "train.reference_batch_size=2",
 ]
 SHORT = [*COMMON, "train.max_iter=2"]
-DEMO = ["train.max_iter=30", "train.log_period=1"]  # its memory has reached its peak by then
+DEMO = ["train.max_iter=30", "train.log_period=1"]  # enough to reach peak memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
     Attributes:
         speed: Steps per second, from the median after the first ones; None for fewer than three.
         start: Seconds from the command to the first step; None if the model does not record it.
-        peak: Memory in MB of the process that needs most.
+        peak: Peak memory in MB of the largest process.
     """
 
     def __init__(self, command: Sequence[str], folder: Path):
@@ -89,7 +89,7 @@ class Run:
         if status:
             raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
         lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
-        # Detectron2's timer leaves out the first two.
+        # Detectron2's timer skips the first two.
         times = [line["time"] for line in lines if "time" in line]
         self.speed = 1 / statistics.median(times) if times else None
         self.start = float(noted.read_text()) - begun if noted.exists() else None

@@ -68,7 +68,7 @@ def main() -> None:
     via = folder / "via_region_data.json"
     theirs, ours = [], []
     with tempfile.TemporaryDirectory() as out:
-        for i in range(ROUNDS):  # each to a new file, as a first conversion
+        for i in range(ROUNDS):  # each to a new file, like a first conversion
             theirs.append(seconds(guide, via, Path(out) / f"guide{i}.json", folder))
             made = Path(out) / f"d2ext{i}.json"
             ours.append(seconds(convert_to_coco, "via", via, folder, made, ["balloon"]))

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+from d2ext.invocation import option
 from d2ext.limits import exhausted, remedy
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def user_message(e: BaseException) -> str | None:
     if isinstance(e, OSError) and e.errno in _DISK:
         return (
             f"cannot write {e.filename or 'a file'}: {e.strerror}; free space, or write to another"
-            " location (continue a run from its last checkpoint with --resume)"
+            f" location (continue a run from its last checkpoint with {option('--resume')})"
         )
     return None
 

@@ -50,3 +50,21 @@ def words(name: str) -> list[str]:
 def command(name: str) -> str:
     """Return the command line that runs a command, quoted for a shell."""
     return shlex.join(words(name))
+
+
+# Flags of commands as arguments of d2ext's functions.
+ARGUMENTS = {
+    "--no-validate": "validate=False",
+    "--overwrite": "overwrite=True",
+    "--resume": "resume=True",
+    "--resume-from": "resume_from",
+    "--tta": "tta=True",
+    "--weights": "weights",
+    "--work-dir": "output_dir",
+}
+
+
+def option(flag: str) -> str:
+    """Return a flag as users give it: in other programs than d2ext's, as a function's argument."""
+    ours = words("train")[0] == "python" or Path(sys.argv[0]).name == "d2ext"
+    return flag if ours else ARGUMENTS[flag]

@@ -70,6 +70,17 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def check_open_files(number: int) -> None:
+    """Raise the system's OSError if this process cannot open `number` more files now."""
+    files: list[int] = []
+    try:
+        while len(files) < number:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for file in files:
+            os.close(file)
+
+
 def open_files_allowed() -> float:
     """Return the number of open files that `raise_open_files` can reach."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,6 +1,7 @@
 """Parts of messages that several modules write."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -28,3 +29,11 @@ def did_you_mean(
     """Return the hint `did you mean 'x'?` for an unknown name, or `otherwise`."""
     near = closest(str(name), known, cutoff)
     return f"did you mean {near!r}?" if near else otherwise
+
+
+def without_credentials(text: str) -> str:
+    """Return the text with `***` for the users and passwords of its URLs.
+
+    A password may contain any character except white space; servers also accept a token alone.
+    """
+    return re.sub(r"://[^/\s:@]*(:\S*)?@", "://***@", text)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Kills, stops and damages trainings for ten minutes, and says whether a step was ever lost.
+"""Kill, stop and damage trainings for ten minutes, and report whether a step was ever lost.
 
-python tests/chaos.py                 # all of it: `make chaos`
+python tests/chaos.py                 # everything: `make chaos`
 python tests/chaos.py --only killed --runs 3 --seed 5
 """
 
@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch; so that forks are safe and cores are few
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before importing torch, so that forks are safe and cores suffice
+)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# What forked runs need is imported once.
+# Import once what the forked runs need.
 import detectron2.model_zoo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from tabulate import tabulate
@@ -42,30 +44,34 @@ from tests.chaotic.stories import (
 )
 
 AT_ONCE = 2
-# How often each layout is killed, and stopped; 20 runs each.
+# Number of killed and of stopped runs of each layout; 20 each in total.
 KILLED = dict(zip(LAYOUTS, (3, 3, 2, 3, 3, 2, 2, 2), strict=True))
 STOPPED = dict(zip(LAYOUTS, (3, 3, 3, 3, 2, 3, 2, 1), strict=True))
-# What the kills of all runs must include.
+# Kinds of kills that must occur at least once.
 _KINDS = {"during a save": "/save", "of one rank": "rank/", "of the parent": "parent/"}
-_TRIES = 8  # of a story whose run ended before it was killed three times
+_TRIES = 8  # if a run ends before it was killed three times
 
 _KEEP_ALL = "train.checkpointer.max_to_keep=0"
 
 
 def main() -> int:
-    """Runs the parts that are asked for; returns 1 if anything was not as documented."""
+    """Run the selected parts; return 1 if anything was not as documented."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(PARTS))
-    parser.add_argument("--runs", type=int, default=20, help="of each kind of story (20)")
+    parser.add_argument(
+        "--runs", type=int, default=20, help="number of runs of each kind of story (20)"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     args = parser.parse_args()
     if args.runs < 1:
-        parser.error("--runs counts from 1")
-    # The soak goes on beside the damages.
+        parser.error(f"--runs {args.runs}: give 1 or more")
+    # The soak runs at the same time as the damages.
     wanted = [args.only] if args.only else ["killed", "stopped", "damaged and soak"]
     print(f"seed {args.seed}", flush=True)
     start = time.monotonic()
-    root = Path(tempfile.mkdtemp(prefix="d2ext-chaos-"))  # forks would clean up one that knows how
+    root = Path(
+        tempfile.mkdtemp(prefix="d2ext-chaos-")
+    )  # a TemporaryDirectory would be removed by forks
     try:
         os.environ |= {"HOME": str(root), "D2EXT_CACHE": str(root / "cache")}
         write_balloons(root / "data/balloon", num_train=6, num_val=2)
@@ -97,7 +103,7 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
                     break
             text = row.pop("output")
             row["equal"] = difference(folder, wholes[layout.key])
-            # A save beside the training is over some steps later.
+            # An asynchronous save ends some steps later.
             row["at most"] = most_redone * (2 if layout.asynchronous else 1)
             good = row["status"] == 0 and not row["equal"] and "ended" not in row["kills"]
             row["ok"] = good and max(row["redone"]) <= row["at most"]
@@ -114,7 +120,7 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
         if moments:
             found = {kind: sum(mark in m for m in moments) for kind, mark in _KINDS.items()}
             print(f"{len(moments)} kills:", ", ".join(f"{n} {kind}" for kind, n in found.items()))
-            if args.runs >= whole:  # fewer do not have to include each
+            if args.runs >= whole:  # fewer runs need not include every kind
                 bad += sum(not n for n in found.values())
         return bad
 
@@ -122,7 +128,7 @@ def _stories(story: Callable, counts: dict[str, int], most_redone: int) -> Calla
 
 
 def _whole(layout: Topology, folder: Path, data: Path, *flags: str) -> Iterator[float | None]:
-    """The run that never stops, to compare with."""
+    """Train the uninterrupted run to compare with."""
     run = layout.start(folder, data, *flags)
     yield from until_ended(run)
     if run.status != 0:
@@ -156,7 +162,7 @@ def _soak(root: Path, data: Path, args: argparse.Namespace, damaged: bool = Fals
 
 
 def _drive(stories: list[Iterator[float | None]]) -> None:
-    """Lets a few of them go on at once, in turn; they yield the seconds that they can wait."""
+    """Advance a few stories at a time, in turn; they yield the seconds that they can wait."""
     waiting, active = list(stories), []
     while waiting or active:
         while waiting and len(active) < AT_ONCE:

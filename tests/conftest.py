@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests, and what keeps a test from anything outside its own folder."""
+"""Shared fixtures, and checks that tests write only to their own folders."""
 
 import json
 import os
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 
-# Without them, libraries keep their files below $HOME, and d2ext finds no datasets.
+# These variables are removed: libraries then use $HOME, and d2ext finds no datasets.
 _FOLDERS = (
     "D2EXT_CACHE",
     "DETECTRON2_DATASETS",
@@ -36,11 +36,11 @@ _FOLDERS = (
     "XDG_CONFIG_HOME",
     "XDG_DATA_HOME",
 )
-# What pytest, Python and the tools that check the code leave in a checkout.
+# Folders that pytest, Python and linters create in a checkout.
 _CACHES = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
 _CHECKOUT = pytest.StashKey[dict[str, int]]()
 
-# A rare find must not fail an unrelated change; `make test-all` draws new examples each time.
+# A rare failure must not block an unrelated change; `make test-all` draws new examples each time.
 hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("random", database=None, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "derandomized"))
@@ -48,7 +48,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "derandomi
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests, their workers and their subprocesses a home of their own."""
-    if hasattr(config, "workerinput"):  # a worker of xdist inherits it
+    if hasattr(config, "workerinput"):  # xdist workers inherit it
         return
     home = tempfile.mkdtemp(prefix="d2ext-tests-")
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
@@ -86,7 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _files_of_the_checkout() -> dict[str, int]:
-    """Return each file's time of change, without environments and caches."""
+    """Return the modification time of each file, without environments and caches."""
     found = {}
     for folder, folders, files in os.walk(REPO):
         folders[:] = [
@@ -121,7 +121,7 @@ def checkout_env() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
-    """The root of the checkout."""
+    """Return the root of the checkout."""
     return REPO
 
 
@@ -154,7 +154,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with COCO's layout and 80 classes: the tiny balloons, as sports balls."""
+    """Return a data root with COCO's layout and 80 classes: the tiny balloons as sports balls."""
     from detectron2.data import MetadataCatalog
 
     from d2ext.data.formats.coco import to_coco
@@ -176,7 +176,7 @@ def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with Cityscapes' layout: 2 + 1 images of 192 x 96, a car and a person each."""
+    """Return a data root with Cityscapes' layout: 2 + 1 images of 192 x 96, two objects each."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -209,7 +209,7 @@ def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_root: Path) -> list[str]:
-    """Overrides that make the lite0 recipe a matter of a second: tiny data, images and batch."""
+    """Return overrides with which the lite0 recipe trains in a second: tiny data, images, batch."""
     return [
         f"data.root={tiny_root}",
         "train.max_iter=4",
@@ -224,7 +224,7 @@ def tiny(tiny_root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run directory of a few iterations, to be left as it is."""
+    """Return the run directory of a short training; tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     command = [sys.executable, REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
     command += ["--no-validate", "--work-dir", folder, "--options", *tiny]
@@ -242,7 +242,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a tool ended."""
+    """Exit status and output of a tool."""
 
     status: int
     stdout: str
@@ -251,7 +251,7 @@ class Finished:
 
 @pytest.fixture
 def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs a tool of `tools/` in this process (a new one costs seconds of imports)."""
+    """Return a function that runs a tool in this process, which saves seconds of imports."""
     from d2ext.invocation import TOOLS
 
     commands = {file.removesuffix(".py"): name for name, file in TOOLS.items()}
@@ -266,7 +266,7 @@ def run_tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 @pytest.fixture
 def d2ext_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs `d2ext ...` in this process."""
+    """Return a function that runs `d2ext ...` in this process."""
 
     def run(*args: str | Path) -> Finished:
         argv = list(map(str, args))
@@ -276,7 +276,7 @@ def d2ext_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]
 
 
 def _finished(program: list[str], argv: list[str], capsys: pytest.CaptureFixture[str]) -> Finished:
-    """Run a command as the program, whose words are its sys.argv, and clean up as its end does."""
+    """Run a command with `program` as sys.argv, and clean up like the end of a process."""
     from d2ext.__main__ import main
 
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
@@ -298,7 +298,7 @@ def _finished(program: list[str], argv: list[str], capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def train_net(run_tool: Callable[..., Finished]) -> Callable[..., Finished]:
-    """Runs tools/train_net.py in this process."""
+    """Return a function that runs tools/train_net.py in this process."""
 
     def run(*args: str | Path, config: str | Path = REPO / LITE0) -> Finished:
         return run_tool("train_net", "--config-file", config, *args)

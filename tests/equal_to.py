@@ -3,11 +3,11 @@
     python tests/equal_to.py REF            # every scenario and 40 user errors
     python tests/equal_to.py REF --quick    # one process, a resume, 10 errors
 
-REF is checked out beside the tree, and both trees run the same commands on the same tiny photos.
+REF is checked out to a worktree, and both trees run the same commands on the same tiny photos.
 Everything that a user can observe is compared: weights and optimizer state bit for bit,
 metrics.json without times, results.json, predictions, the plan's text, and exit status and first
-line of errors. The results of REF are kept in
-$D2EXT_CACHE/equal_to/<commit>. Exit status: 0 equal, 1 different.
+line of errors. The results of REF are kept in $D2EXT_CACHE/equal_to/<commit>. The exit status is 0
+if all results are equal, otherwise 1.
 """
 
 import argparse
@@ -94,7 +94,7 @@ SCENARIOS = (
     ),
 )
 
-# Commands that fail, by what follows the recipe; the first ten belong to --quick.
+# Arguments of commands that fail; --quick uses the first ten.
 ERRORS: tuple[tuple[str, ...], ...] = (
     ("train.max_itr=3",),
     ("optimizer.lr=fast",),
@@ -140,7 +140,7 @@ ERRORS: tuple[tuple[str, ...], ...] = (
 
 
 class Tree:
-    """A checkout, and the folder where its commands run.
+    """A checkout and the folder in which its commands run.
 
     Args:
         root: Root of the checkout.
@@ -217,14 +217,14 @@ class Tree:
         return {"status": status, "line": self.comparable(errors[0] if errors else stderr)}
 
     def comparable(self, text: str) -> str:
-        """Return text without what differs between two trees and two moments."""
+        """Return text without paths, times and sizes, which differ between trees and runs."""
         text = text.replace(str(self.root), "TREE").replace(str(self.work), "WORK")
         text = re.sub(r"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d(,\d+)?|\b[\d.]+ ?(s|GB|MB|GiB)\b", "#", text)
         return re.sub(r"\(\S+\.py:\d+\)", "(FILE:LINE)", text)
 
 
 def observed(out: Path) -> dict[str, Any]:
-    """Return what a run directory holds, without times."""
+    """Return the contents of a run directory without times."""
     lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     metrics = {line["iteration"]: _timeless(line) for line in lines}  # later lines count
     predictions = {p.name: json.loads(p.read_text()) for p in sorted(out.glob("predictions/*"))}
@@ -291,7 +291,7 @@ def make_data(folder: Path) -> None:
 
 
 def observe(tree: Tree, scenarios: tuple, errors: tuple, ref: Path) -> dict[str, Any]:
-    """Run everything in a tree; what is in its folder already is read instead."""
+    """Run everything in a tree, or read results that are already in its folder."""
     found = {}
     for scenario in scenarios:
         file = tree.work / f"{scenario.name}.pt"

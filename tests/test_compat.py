@@ -56,7 +56,7 @@ def test_private_name_exists(module, name):
         found = getattr(found, part)
 
 
-def test_set_class():
+def test_set_class_keeps_parameters_and_hooks():
     """Parameters, hooks and keys do not change, and the subclass's forward is called."""
 
     class Doubled(nn.Conv2d):
@@ -80,7 +80,7 @@ class _Bottom(Backbone):
         return {"a": ShapeSpec(channels=1, stride=4), "b": ShapeSpec(channels=1, stride=8)}
 
 
-def test_set_size_divisibility():
+def test_set_size_divisibility_changes_only_an_fpn():
     """FPN's public property becomes a common multiple; other backbones do not have the number."""
     fpn = FPN(_Bottom(), ["a", "b"], 4)
     assert fpn.size_divisibility == 8
@@ -90,7 +90,7 @@ def test_set_size_divisibility():
     assert not _compat.set_size_divisibility(None, 12)
 
 
-def test_paste_mask():
+def test_paste_mask_returns_a_crop():
     """The result is a crop of the image that `paste_masks_in_image` creates."""
     mask, box = torch.rand(1, 1, 28, 28), torch.tensor([[10.3, 4.0, 31.0, 17.5]])
     whole = paste_masks_in_image(mask[:, 0], box, (40, 50), threshold=0.5)[0]
@@ -101,7 +101,7 @@ def test_paste_mask():
     assert torch.equal(whole[rows, columns], crop[0] >= 0.5) and not rest.any()
 
 
-def test_gloo_group_and_its_timeout(tmp_path):
+def test_the_timeout_of_the_gloo_group_can_be_changed(tmp_path):
     """The group is the one that `comm.gather` uses, and its timeout can be changed."""
     comm._get_global_gloo_group.cache_clear()
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", world_size=1, rank=0)
@@ -117,13 +117,13 @@ def test_gloo_group_and_its_timeout(tmp_path):
         comm._get_global_gloo_group.cache_clear()
 
 
-def test_a_missing_process_group_of_the_machine_is_an_assertion():
+def test_get_local_rank_asserts_its_process_group():
     """`speaks_for_machine` relies on this."""
     assert comm.get_local_rank() == 0  # a single process
     assert "assert" in inspect.getsource(comm.get_local_rank)
 
 
-def test_loader_workers():
+def test_loader_workers_are_found_and_shut_down():
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(DataLoader(range(4), num_workers=2))
     signal.signal(signal.SIGCHLD, handler)  # torch does not restore it
@@ -134,7 +134,7 @@ def test_loader_workers():
     assert _compat.loader_workers(iter(DataLoader(range(4)))) == []
 
 
-def test_on_feeder_error(capfd):
+def test_on_feeder_error_calls_the_handler(capfd):
     """The handler gets the unpicklable object, Python prints the error, the queue still works."""
     seen = []
 
@@ -152,7 +152,7 @@ def test_on_feeder_error(capfd):
     queue.join_thread()
 
 
-def test_run_exit_functions():
+def test_run_exit_functions_runs_them_once_after_threads():
     """Threads are awaited, then exit functions run, as at Python's exit and only once."""
     code = (
         "import atexit, os, threading, time\n"
@@ -168,7 +168,7 @@ def test_run_exit_functions():
     assert (done.returncode, done.stdout, done.stderr) == (3, "thread\nexit\n", "")
 
 
-def test_values_as_written():
+def test_raw_values_are_as_written():
     """Interpolations are not resolved, and None is distinguished from an empty container."""
     cfg = OmegaConf.create({"a": 1, "b": "${a}", "c": {}, "d": [{"x": "${a}"}], "e": None})
     cfg.f = DictConfig(None)
@@ -179,7 +179,7 @@ def test_values_as_written():
     assert _compat.is_none(_compat.raw_value(cfg, "f"))
 
 
-def test_submission_script(tmp_path, monkeypatch):
+def test_submission_script_has_the_sbatch_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)  # without srun
     executor = submitit.SlurmExecutor(tmp_path, python="the-python")
     executor.update_parameters(job_name="mine", time=7, nodes=2)
@@ -188,7 +188,7 @@ def test_submission_script(tmp_path, monkeypatch):
     assert "#SBATCH --job-name=mine\n" in text and "the-python -u -m submitit.core._submit" in text
 
 
-def test_innermost_config(tmp_path):
+def test_innermost_config_has_file_and_line(tmp_path):
     """The innermost config is one that an outer one imports, or one that cannot be parsed."""
     (tmp_path / "outer.py").write_text("x = 1\nfrom .inner import y\n")
     (tmp_path / "inner.py").write_text("\n\ny = 1 / 0\n")

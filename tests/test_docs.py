@@ -25,7 +25,7 @@ import pytest
 from d2ext.cli import COMMANDS
 from d2ext.config.recipes import find_config
 from d2ext.errors import UserError
-from d2ext.invocation import TOOLS
+from d2ext.invocation import ARGUMENTS, TOOLS
 from tests.conftest import LITE0, REPO
 
 PAGES = sorted(
@@ -343,7 +343,8 @@ def _messages() -> list[str]:
 @pytest.mark.parametrize("message", _messages())
 def test_messages_of_the_troubleshooting_page_are_in_the_code(message):
     """A message in the code has the same words in order, with values for words in capitals."""
-    parts = re.split(r"('?\b[A-Z]+\b'?)", message)
+    flags = rf"(?:{'|'.join(ARGUMENTS)})(?![-\w])"  # values, too: arguments in Python
+    parts = re.split(rf"('?\b[A-Z]+\b'?|{flags})", message)
     assert any(re.search(r"\w", part) for part in parts[::2]), "only words in capitals"
     # Words in capitals may also be literal (JSON, --dist-url tcp://HOST:PORT).
     values = [rf"(?:{re.escape(part)}|[^\0%]*(?:\0|%\w).*?)" for part in parts[1::2]]
@@ -381,7 +382,7 @@ _SEVERAL = "tests/cli/test_several_processes.py"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
-_FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_beside_a_data_set"
+_FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_with_a_dataset"
 ELSEWHERE = {
     "make env": _PACKAGES,
     "make demo": _PACKAGES,
@@ -393,24 +394,27 @@ ELSEWHERE = {
     f"d2ext prepare --weights {RECIPE}": ("needs the network", _FETCHED),
     "torchrun --nproc-per-node 8 d2ext train X": (
         "needs 8 GPUs",
-        f"{_SEVERAL}::test_torchrun",
+        f"{_SEVERAL}::test_torchrun_starts_a_training",
     ),
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
-    " d2ext train X": ("needs 16 GPUs", f"{_SEVERAL}::test_torchrun_on_two_machines"),
+    " d2ext train X": (
+        "needs 16 GPUs",
+        f"{_SEVERAL}::test_torchrun_starts_a_training_on_two_machines",
+    ),
     "srun --ntasks-per-node 8 d2ext train X": (
         "needs Slurm",
-        f"{_SEVERAL}::test_tasks_of_srun",
+        f"{_SEVERAL}::test_srun_tasks_train_together",
     ),
 }
 # Commands that are run with `--dry-run` here, and the tests that train with them.
 TRAINED = {
-    "--num-gpus": f"{_SEVERAL}::test_two_processes_are_one_that_accumulates",
-    "--num-machines": f"{_SEVERAL}::test_two_machines_of_two",
-    "--auto-scale-lr": f"{_SEVERAL}::test_two_machines_and_scaling",
-    "tools/dist_train.sh": f"{_SEVERAL}::test_two_runs_at_once_by_the_guide_s_script",
-    "submit": "tests/slurm/test_training.py::test_two_nodes",
-    "--seeds": "tests/slurm/test_training.py::test_seeds",
-    "tools/slurm_train.sh": "tests/slurm/test_training.py::test_the_guides_script",
+    "--num-gpus": f"{_SEVERAL}::test_two_processes_equal_one_that_accumulates",
+    "--num-machines": f"{_SEVERAL}::test_two_machines_with_two_processes_each",
+    "--auto-scale-lr": f"{_SEVERAL}::test_two_machines_scale_the_learning_rate",
+    "tools/dist_train.sh": f"{_SEVERAL}::test_two_runs_of_dist_train_sh_at_once",
+    "submit": "tests/slurm/test_training.py::test_a_job_on_two_nodes_equals_a_run_without_slurm",
+    "--seeds": "tests/slurm/test_training.py::test_seeds_run_in_their_own_directories",
+    "tools/slurm_train.sh": "tests/slurm/test_training.py::test_slurm_train_sh_submits_a_job",
 }
 # Some of the files that the commands of a page create.
 LEAVES = {

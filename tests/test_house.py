@@ -1,4 +1,4 @@
-"""The house rules that can be checked automatically: imports between modules, and fast starts."""
+"""Check the house rules: imports between packages, private API, and fast starts."""
 
 import ast
 import importlib
@@ -26,14 +26,14 @@ FLOORS = [
     ["cli"],
 ]
 COMMON = {
-    *("_compat", "errors", "files", "guard", "html", "invocation", "limits", "terminal", "text"),
-    "waiting",
+    *("_compat", "environment", "errors", "files", "guard", "html", "invocation", "limits"),
+    *("terminal", "text", "waiting"),
 }
 
 
 # Modules outside _compat.py that use a private name of another library, with that name.
 PRIVATE_API = {
-    ("data/loading/mapper.py", "super()._transform_annotations"),  # of DatasetMapper, overridden
+    ("data/loading/mapper.py", "super()._transform_annotations"),  # overrides DatasetMapper's
     ("doctor/probe.py", "detectron2._C"),
     ("slurm/local.py", "LocalExecutor._submit_command"),  # overridden
 }
@@ -176,7 +176,7 @@ def test_help_needs_no_torch(name):
 
 
 def test_tools_are_thin(repo):
-    """They run a command of `d2ext`: a few lines without a function or a class."""
+    """A tool only runs a command of `d2ext`: a few lines without functions or classes."""
     tools = {tool.name: tool.read_text() for tool in (repo / "tools").glob("*.py")}
     assert tools.keys() == set(TOOLS.values())
     for name, file in TOOLS.items():
@@ -186,7 +186,7 @@ def test_tools_are_thin(repo):
 
 
 def test_commands_are_thin(repo):
-    """They hold a command line: `parse`, `run` and helpers, no class."""
+    """A command has `parse`, `run` and helpers, but no classes."""
     names = {file.stem for file in (repo / "d2ext/cli").glob("*.py")}
     assert names == {"__init__", "arguments", *(name.replace("-", "_") for name in COMMANDS)}
     for name in COMMANDS:
@@ -196,7 +196,7 @@ def test_commands_are_thin(repo):
 
 
 def test_imports_of_benchmarks_exist(repo):
-    """No test runs the benchmarks, so names that have moved would be noticed only in use."""
+    """No test runs the benchmarks, so a moved name would be noticed only in use."""
     for file in (repo / "benchmarks").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("d2ext"):
@@ -206,7 +206,7 @@ def test_imports_of_benchmarks_exist(repo):
 
 
 def test_commands_of_tests_do_not_run_in_the_checkout(repo):
-    """In the checkout, they could use the runs and datasets of its user."""
+    """In the checkout, they could use the developer's runs and datasets."""
     for file in (repo / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):

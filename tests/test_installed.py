@@ -58,7 +58,7 @@ def d2ext(installed):
 
 @pytest.fixture
 def data(tiny_root, tmp_path) -> list[str]:
-    """Overrides for photos of one's own, which train in seconds."""
+    """Return overrides for your own photos that train in seconds."""
     places = []
     for split in ("train", "val"):
         shutil.copytree(tiny_root / "balloon" / split, tmp_path / split)
@@ -113,7 +113,7 @@ def test_a_recipe_as_it_is(d2ext, data):
 
 
 def test_torchrun(installed, data):
-    """It starts the command as a module, as run.json says."""
+    """Ranks of torchrun run the command as a module, as run.json says."""
     train = ["-m", "d2ext", "train", CUSTOM, "--no-validate", *data, "train.max_iter=1"]
     done = subprocess.run(
         [installed / "python", "-m", "torch.distributed.run", "--standalone", *_TWO, *train],

@@ -115,7 +115,7 @@ def pins_of(text):
 
 
 def test_the_wheel_contains_only_the_package(repo, tmp_path):
-    """Every file of d2ext/, the recipes among them, and no photos, tools or tests."""
+    """Every file of d2ext/ and the recipes are in it, but no photos, tools or tests."""
     file, files = build_wheel(tmp_path)
     with zipfile.ZipFile(file) as wheel:
         names = set(wheel.namelist())
@@ -146,7 +146,7 @@ class TestInstall:
     """Errors of requirements/install.sh; a successful installation would need a network."""
 
     def install(self, repo, **env):
-        """Run the script with only these settings."""
+        """Run the script with these environment variables."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DETECTRON2")}
         return subprocess.run(
             ["sh", str(repo / "requirements/install.sh")],
@@ -156,14 +156,14 @@ class TestInstall:
             stdin=subprocess.DEVNULL,
         )
 
-    def test_unknown_route(self, repo, tmp_path):
+    def test_an_unknown_source_of_detectron2_is_an_error(self, repo, tmp_path):
         """A typo in DETECTRON2 is an error."""
         result = self.install(repo, D2EXT_VENV=tmp_path / "venv", DETECTRON2="conda")
         assert result.returncode == 2
         assert result.stderr == "error: DETECTRON2=conda: choose pypi, git or skip\n"
         assert not (tmp_path / "venv").exists()
 
-    def test_python_that_is_too_old(self, repo, tmp_path):
+    def test_an_old_python_is_an_error(self, repo, tmp_path):
         """One line names the interpreter and the fix, and no environment is created."""
         old = tmp_path / "python3.10"
         old.write_text("#!/bin/sh\nexit 1\n")  # how an old Python answers the version check
@@ -173,7 +173,7 @@ class TestInstall:
         assert result.stderr.startswith(f"error: {old} is not Python 3.11 or newer")
         assert not (tmp_path / "venv").exists()
 
-    def test_folder_that_is_not_an_environment(self, repo, tmp_path):
+    def test_a_folder_that_is_not_an_environment_is_refused(self, repo, tmp_path):
         """A wrong D2EXT_VENV does not overwrite an existing folder."""
         (tmp_path / "thesis.tex").touch()
         result = self.install(repo, D2EXT_VENV=tmp_path, PYTHON=sys.executable)

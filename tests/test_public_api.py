@@ -1,4 +1,4 @@
-"""What `import d2ext` offers, and what it costs; the examples of docstrings and of the page."""
+"""Check the names that `import d2ext` offers, its cost, and the examples in the docs."""
 
 import ast
 import doctest

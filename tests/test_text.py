@@ -1,6 +1,6 @@
 """Helpers for the text of messages."""
 
-from d2ext.text import did_you_mean, plural, shortened
+from d2ext.text import did_you_mean, plural, shortened, without_credentials
 
 
 def test_plural():
@@ -16,3 +16,11 @@ def test_shortened():
 def test_did_you_mean():
     assert did_you_mean("ballon", ("balloon", "dog")) == "did you mean 'balloon'?"
     assert did_you_mean(7, {"balloon": 1}) == ""
+
+
+def test_without_credentials():
+    for secret in ("postgresql://me:p:/@w@host/db", "http://token@host/db", "redis://:pw@host/db"):
+        hidden = f"{secret.partition('://')[0]}://***@host/db"
+        assert without_credentials(f"no answer from '{secret}'") == f"no answer from '{hidden}'"
+    for same in ("sqlite:////home/me@work/mlflow.db", "http://host:5000/", "me@host"):
+        assert without_credentials(same) == same

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from d2ext.errors import UserError
 from d2ext.files import atomic_write
+from d2ext.invocation import option
 from d2ext.run_dir.names import FINAL, LAST
 
 logger = logging.getLogger(__name__)
@@ -230,8 +231,8 @@ def _check_room(path: Path, nbytes: int) -> None:
     if free < nbytes + _MARGIN:
         raise UserError(
             f"cannot write {path}: it takes {nbytes / 1e6:.0f} MB, but the disk has only"
-            f" {free / 1e6:.0f} MB free; free space, then continue with --resume (earlier"
-            " checkpoints are intact)"
+            f" {free / 1e6:.0f} MB free; free space, then continue with {option('--resume')}"
+            " (earlier checkpoints are intact)"
         )
 
 

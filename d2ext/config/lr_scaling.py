@@ -196,8 +196,8 @@ def _reference(train: Any, name: str, unit: str) -> int:
     if value is None:
         plus = "" if name in train else "+"
         raise UserError(
-            f"train.{name} is not set: --auto-scale-lr needs the {unit} that the learning rate was"
-            f" tuned for; give {plus}train.{name}=N"
+            f"train.{name} is not set: train.auto_scale_lr needs the {unit} that the learning rate"
+            f" was tuned for; give {plus}train.{name}=N"
         )
     if not isinstance(value, int) or value < 1:
         raise UserError(f"train.{name}={value!r}: give the number of {unit}, 1 or more")
@@ -242,10 +242,10 @@ def _learning_rates(optimizer: Any, factor: float) -> _Plan:
             plan[path] = (rate, rate * factor)
         elif rate is not None:
             raise UserError(
-                f"{'.'.join(map(str, path))}={rate!r}: --auto-scale-lr can only scale a number"
+                f"{'.'.join(map(str, path))}={rate!r}: train.auto_scale_lr can only scale a number"
             )
     if not plan:
-        raise UserError("optimizer.lr is not set: --auto-scale-lr has no learning rate to scale")
+        raise UserError("optimizer.lr is not set: train.auto_scale_lr has no rate to scale")
     return plan
 
 

@@ -8,7 +8,7 @@ import atexit
 import copy
 import gc
 import os
-import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,16 +35,7 @@ from d2ext.run_dir.lock import release_output_dir
 from d2ext.run_dir.logging import logging_set_up
 
 _TIMEOUT = 1800.0  # seconds to wait for other ranks, the default of --dist-timeout
-# Arguments of the functions that correspond to flags in messages.
-_ARGUMENTS = {
-    "--no-validate": "validate=False",
-    "--overwrite": "overwrite=True",
-    "--resume": "resume=True",
-    "--resume-from": "resume_from",
-    "--tta": "tta=True",
-    "--weights": "weights",
-    "--work-dir": "output_dir",
-}
+_running = threading.Lock()  # held during a run; runs share logging, datasets and handlers
 
 
 def train(
@@ -92,6 +83,9 @@ def train(
         >>> "custom_val/coco/segm/AP" in run.results
         True
     """
+    if isinstance(hooks, HookBase):
+        raise UserError(f"hooks is a {type(hooks).__name__}; give a list of hooks")
+    hooks = list(hooks)
     for hook in hooks:
         if not isinstance(hook, HookBase):
             raise UserError(
@@ -182,12 +176,8 @@ def _execute(
         run.evaluations = broadcast_from_rank0(lambda: run.evaluations)
         return run
 
-    try:
-        with _released(topology):
-            return run_here(topology, rank, _TIMEOUT, device, out)
-    except UserError as e:
-        e.args = (re.sub(r"--[a-z-]+", lambda flag: _ARGUMENTS.get(flag[0], flag[0]), str(e)),)
-        raise
+    with _released(topology):
+        return run_here(topology, rank, _TIMEOUT, device, out)
 
 
 def _checked(cfg: Any, output_dir: str | os.PathLike | None) -> tuple[DictConfig, Path]:
@@ -208,15 +198,27 @@ def _checked(cfg: Any, output_dir: str | os.PathLike | None) -> tuple[DictConfig
 
 @contextmanager
 def _released(topology: Topology) -> Iterator[None]:
-    """Set up the process for a run, and release everything after the block."""
-    if topology.launcher != "self" and not dist.is_initialized():
-        atexit.register(_leave_ranks)
-    with logging_set_up(quiet=topology.rank > 0):
-        try:
-            yield
-        finally:
-            unregister_datasets()
-            release_output_dir()
+    """Set up the process for a run, and release everything after the block.
+
+    Raises:
+        UserError: Another run is going on in this process.
+    """
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "this process is already training or evaluating; wait until that call of d2ext has"
+            " returned, or use another process"
+        )
+    try:
+        if topology.launcher != "self" and not dist.is_initialized():
+            atexit.register(_leave_ranks)
+        with logging_set_up(quiet=topology.rank > 0):
+            try:
+                yield
+            finally:
+                unregister_datasets()
+                release_output_dir()
+    finally:
+        _running.release()
 
 
 def _leave_ranks() -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
-from d2ext.errors import UserError, best_effort, config_errors
+from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
@@ -27,6 +27,7 @@ from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.num_classes import with_num_classes
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
+from d2ext.text import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +132,14 @@ def build_writers(entries: Sequence[Any], output_dir: Path) -> list[EventWriter]
     """
     writers = []
     for i, entry in enumerate(entries):
-        with best_effort(f"writer train.writers[{i}]"):
+        try:
             writer = instantiate(writer_call(entry, str(output_dir)))
             if not isinstance(writer, EventWriter):
                 raise TypeError(f"_target_ returned {type(writer).__name__}, not an EventWriter")
             writers.append(writer)
+        except Exception as e:
+            reason = without_credentials(format_exception(e))
+            logger.warning("train.writers[%d] is skipped: it cannot be built (%s)", i, reason)
     return writers
 
 

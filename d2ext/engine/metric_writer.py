@@ -13,8 +13,9 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
-from d2ext.errors import format_exception, user_message
+from d2ext.errors import format_exception
 from d2ext.run_dir.metrics import read_metrics
+from d2ext.text import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,10 @@ class MetricWriter(HookBase):
             self.close()
 
     def close(self) -> None:
-        """Close the writers; unless training failed, the run calls this at its end."""
+        """Close the writers if they are open; unless training failed, the run calls this."""
+        writers, self._others = self._others, []
         with self.trainer.storage:
-            for writer in self._others:
+            for writer in writers:
                 writer.close()
 
     def _write(self, iteration: int) -> None:
@@ -78,7 +80,9 @@ class MetricWriter(HookBase):
 class _Tolerant:
     """Call a writer and warn of its first error; while it keeps failing, call it rarely.
 
-    A writer may wait for a server; if it fails, its calls take at most a tenth of the run's time.
+    No error of a writer ends a training, not even a full disk: if the run's own disk is full,
+    metrics.json fails. A writer may wait for a server; if it fails, its calls take at most a tenth
+    of the run's time.
     """
 
     def __init__(self, writer: EventWriter):
@@ -98,13 +102,11 @@ class _Tolerant:
         try:
             function()
         except Exception as e:
-            if user_message(e) is not None:  # such as a full disk
-                raise
             if not self._failing:
                 logger.warning(
                     "%s failed (%s); training continues and will call it again",
                     name,
-                    format_exception(e),
+                    without_credentials(format_exception(e)),
                 )
             self._failing = True
             now = time.monotonic()

@@ -8,6 +8,7 @@ import torch
 from d2ext import limits
 from d2ext.data.loading.workers import last_words
 from d2ext.errors import UserError
+from d2ext.invocation import option
 
 
 @contextlib.contextmanager
@@ -60,12 +61,12 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
     if "DataLoader timed out" in text:
         raise UserError(
             f"the loader returned no batch for ten minutes ({_first(text)}): a disk or file server"
-            " hangs; continue with --resume when it responds again"
+            f" hangs; continue with {option('--resume')} when it responds again"
         ) from e
     if text.startswith("RuntimeError: DataLoader worker"):
         raise UserError(
             f"a loader worker died ({_first(text)}): memory ran out, or another process killed it;"
-            f" lower {workers} or the image sizes, and continue with --resume"
+            f" lower {workers} or the image sizes, and continue with {option('--resume')}"
         ) from e
 
 

@@ -52,6 +52,7 @@ from d2ext.errors import best_effort, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite, test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.invocation import option
 from d2ext.launch.collectives import (
     broadcast_buffers,
     broadcast_from_rank0,
@@ -196,12 +197,16 @@ class Run:
             for name in ("recent", "present"):
                 memory.pop(name, None)
         self.started = time.monotonic()
-        self.trainer.train(start, self._training.max_iter, self.signals, memory)
-        if self.trainer.ended_early:
-            logger.info(
-                "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
-            )
-        return self.finish()
+        try:
+            self.trainer.train(start, self._training.max_iter, self.signals, memory)
+            if self.trainer.ended_early:
+                logger.info(
+                    "Ended early at iteration %d: %s", self.trainer.iter, self.trainer.ended_early
+                )
+            return self.finish()
+        finally:  # a hook's `after_train` or the report may have failed
+            if comm.is_main_process():
+                self.metric_writer.close()
 
     def evaluate(self, iteration: int | None = None) -> dict[str, float]:
         """Evaluate the model, and write predictions, analyses, overlays and results.
@@ -250,7 +255,8 @@ class Run:
                 print_summary(self.output_dir, self.evaluations, again, bool(stopped_by))
         if stopped_by:
             what = "and saved" if self.trainer.iter else "before the first step"
-            logger.warning("Stopped by %s %s; continue with --resume", stopped_by, what)
+            again = option("--resume")
+            logger.warning("Stopped by %s %s; continue with %s", stopped_by, what, again)
             return EXIT_STOPPED
         return self._exit_status()
 
@@ -270,7 +276,7 @@ class Run:
         model = self.evaluated = build_model(self.cfg, self.plan)
         loader = self.cfg.dataloader.get("test") or self.cfg.dataloader.val
         if self.plan.tta:
-            with config_errors("--tta"):
+            with config_errors(option("--tta")):
                 self.evaluated = with_tta(model, **self.cfg.dataloader.tta)
             loader = untransformed(loader)
         self.suite = build_suite("dataloader.test", loader, self.cfg)

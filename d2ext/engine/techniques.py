@@ -1,7 +1,6 @@
 """Training techniques, one function per section of `train`; off unless a recipe enables them."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,9 +10,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d2ext._compat import set_size_divisibility
 from d2ext.config.options import Amp, Compile
+from d2ext.environment import environment_defaults
 from d2ext.errors import UserError, config_errors
 
-_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # read at the first multiplication
 
 
 @contextlib.contextmanager
@@ -29,17 +29,14 @@ def deterministic(enabled: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    workspace = os.environ.get(_WORKSPACE)
-    os.environ.setdefault(_WORKSPACE, ":4096:8")  # before the first multiplication
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with environment_defaults(_WORKSPACE):
+            yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        if workspace is None:
-            del os.environ[_WORKSPACE]
 
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:

@@ -13,11 +13,13 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from msgspec import UNSET
 
 from d2ext.engine.metric_writer import step_metrics
+from d2ext.environment import environment_defaults
 from d2ext.launch.signals import EXIT_STOPPED
 from d2ext.report.config import leaves
 from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.metrics import read_metrics
 from d2ext.run_dir.schema import ResultsRecord, TrackerRun, read_valid_part, write_record
+from d2ext.text import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +65,10 @@ class Tracker(EventWriter):
         # run.json contains the seconds only if the run ended normally.
         ended = info.train_seconds is not UNSET
         outcome: Outcome = "stopped" if info.stopped_by else "finished" if ended else "failed"
-        if self._run is None and outcome != "finished":
-            return  # do not wait for an unavailable server, or record a run that did not begin
-        self._send({})
         try:
+            # Otherwise, do not wait for an unavailable server, or record a run that did not begin.
+            if self._run is not None or outcome == "finished":
+                self._send({})
             if outcome == "finished":
                 paths = [self._folder / name for name in _FILES]
                 self._upload([path for path in paths if path.is_file()])
@@ -114,7 +116,7 @@ class Tracker(EventWriter):
 
     @abc.abstractmethod
     def _end(self, outcome: Outcome) -> None:
-        """Set the status of the tracker's run."""
+        """Set the status of the tracker's run; do nothing if it did not begin."""
 
 
 class MLflowWriter(Tracker):
@@ -128,23 +130,34 @@ class MLflowWriter(Tracker):
     PACKAGE = "mlflow"
     _STATUS: ClassVar = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     _LONGEST_VALUE = 500  # characters of a parameter, on servers before 2.10
+    # With MLflow's default limits, a step may wait several minutes for an unavailable server. Data
+    # that does not arrive is sent later.
+    _LIMITS: ClassVar = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
     _BATCH = {"params": 100, "metrics": 1000}  # sizes that every server accepts
 
     def __init__(self, output_dir: str, experiment: str | None = None):
         super().__init__(output_dir)
         self._experiment = experiment
-        # With MLflow's default limits, a step may wait several minutes for an unavailable server.
-        # Data that does not arrive is sent later.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    def write(self) -> None:
+        with environment_defaults(self._LIMITS):
+            super().write()
+
+    def close(self) -> None:
+        with environment_defaults(self._LIMITS):
+            super().close()
 
     def _begin(self, before: TrackerRun, name: str) -> TrackerRun:
         import mlflow
 
-        # The default store depends on the current folder; a resumed run must use the recorded one.
-        recorded = None if mlflow.is_tracking_uri_set() else before.store or None
-        self._client = mlflow.MlflowClient(recorded)
-        store = self._client.tracking_uri
+        # The default store depends on the current folder; a resumed run must use the recorded one,
+        # unless its record lacks the credentials.
+        usable = before.store and "://***@" not in before.store and not mlflow.is_tracking_uri_set()
+        self._client = mlflow.MlflowClient(before.store if usable else None)
+        store = without_credentials(self._client.tracking_uri)
         if before.run_id and before.store == store and self._exists(before.run_id):
             self._client.update_run(before.run_id, status="RUNNING")
             return before
@@ -207,13 +220,14 @@ class MLflowWriter(Tracker):
             self._client.log_artifacts(self._run.run_id, str(overlays), "overlays")
 
     def _end(self, outcome: Outcome) -> None:
-        self._client.set_terminated(self._run.run_id, self._STATUS[outcome])
+        if self._run is not None:
+            self._client.set_terminated(self._run.run_id, self._STATUS[outcome])
 
 
 def _mlflow_name(key: str) -> str:
     """Return a key that MLflow accepts: letters, digits, `_-. ` and a normalized path."""
-    parts = re.sub(r"[^/\w.\- ]", "_", key).split("/")
-    return "/".join(part if part.strip(".") else "_" for part in parts)[:250]
+    parts = re.sub(r"[^/\w.\- ]", "_", key[:250]).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts if part)
 
 
 class WandbWriter(Tracker):
@@ -280,6 +294,8 @@ class WandbWriter(Tracker):
             self._live.save(str(path), base_path=str(self._folder.parent), policy="now")
 
     def _end(self, outcome: Outcome) -> None:
+        if self._live is None:
+            return
         if outcome == "stopped":
             self._live.mark_preempting()
         self._live.finish({"finished": 0, "stopped": EXIT_STOPPED, "failed": 1}[outcome])

@@ -26,6 +26,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.files import atomic_write
+from d2ext.invocation import option
 from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
                 raise UserError(
                     f"the model returns {', '.join(output)}, but no instances; only detectors can"
                     " be evaluated (CocoMetric's task proposals evaluates their boxes regardless of"
-                    " the class); turn evaluation off (--no-validate)"
+                    f" the class); turn evaluation off ({option('--no-validate')})"
                 )
             yield output["instances"].to("cpu")
         return

@@ -158,12 +158,12 @@ def record_failure(out: Path, message: str, details: str = "") -> None:
         message: Error message for the user.
         details: Traceback for log.txt.
     """
-    from d2ext.report import write_report  # imported here to keep Jinja out of the startup
-
     try:
+        from d2ext.report import write_report  # imported here to keep Jinja out of the startup
+
         with open(out / "log.txt", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} E d2ext: error: {message}\n{details}")
         update_run_info(out, ended_by=message)
         write_report(out)
-    except (OSError, UserError) as e:  # the disk itself may have failed
+    except (ImportError, OSError, UserError) as e:  # such as a full disk
         print(f"warning: cannot record the failure in {out}: {e}", file=sys.stderr)

@@ -53,7 +53,6 @@ class StopSignals:
         self._may_exit = may_exit
         self._previous: dict[int, Any] = {}
         self._signal: str | None = None
-        self._active = False
 
     @property
     def received(self) -> str | None:
@@ -70,28 +69,16 @@ class StopSignals:
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
         if self._deadline is not None:
             self._allow_wait(max(self._deadline - time.monotonic(), 0) + GRACE)
-        self._active = True
-        os.register_at_fork(after_in_child=self._forked)
+        _active.append(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self._active:
+        if self not in _active:
             return
-        self._active = False
+        _active.remove(self)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def _forked(self) -> None:
-        """Let TERM end a forked process, such as those in which Detectron2 reads Cityscapes.
-
-        Detectron2's process pool terminates its workers with TERM and waits for them, but Python
-        runs no handler in a worker that is blocked.
-        """
-        if self._active:
-            for number in _SIGNALS:
-                ends = number == signal.SIGTERM
-                signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
@@ -113,6 +100,23 @@ class StopSignals:
         if is_interruptible():
             raise StopWaiting
 
+
+_active: list[StopSignals] = []  # whose handlers are set
+
+
+def _forked() -> None:
+    """Let TERM end a forked process, such as those in which Detectron2 reads Cityscapes.
+
+    Detectron2's process pool terminates its workers with TERM and waits for them, but Python runs
+    no handler in a worker that is blocked.
+    """
+    if _active:
+        for number in _SIGNALS:
+            ends = number == signal.SIGTERM
+            signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_forked)
 
 _last_words: list[Callable[[], None]] = []
 

@@ -29,6 +29,7 @@ from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
+from d2ext.invocation import option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
@@ -243,7 +244,7 @@ class Predictor:
         if weights is None:
             weights = usual_weights(folder) or "last"
         source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
-        file = local_weights(source, "--weights")
+        file = local_weights(source, option("--weights"))
         classes = _class_names(cfg, Path(file.partition("?")[0]))
         check_num_classes(cfg.model, classes)
         device, _ = choose_device(options.device, 1)
@@ -341,7 +342,7 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
         raise UserError(
             f"the number of classes is unknown: it is not in {weights}, in a run.json beside that"
             " file, or in the config's data; copy the run.json there, or give"
-            f" --options {next(iter(stated), 'num_classes')}=N"
+            f" the override {next(iter(stated), 'num_classes')}=N"
         )
     logger.warning("The class names are unknown; the classes are called class 1 to %d", number)
     return [f"class {i}" for i in range(1, number + 1)]

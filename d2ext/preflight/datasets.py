@@ -25,6 +25,7 @@ from d2ext.data.validation.dataset_dicts import (
 )
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import test_sets
+from d2ext.invocation import option
 from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
 from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
@@ -49,7 +50,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
     for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
-            raise UserError(f"{field} is null; set it, or train with --no-validate")
+            raise UserError(f"{field} is null; set it, or train with {option('--no-validate')}")
         names = test_sets(loader)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"{field}.dataset.names={names}: give the name of one or more datasets")

@@ -19,6 +19,7 @@ from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.metric import check_metric
 from d2ext.evaluation.suite import metrics_of
+from d2ext.invocation import option
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def check_flags(
         )
     if resume and (resume_from or overwrite):
         raise UserError(
-            "--resume cannot be combined with --resume-from or --overwrite; give one of them"
+            f"{option('--resume')} cannot be combined with {option('--resume-from')} or"
+            f" {option('--overwrite')}; give one of them"
         )
 
 
@@ -60,7 +62,8 @@ def check_options(
         raise UserError("--tta needs --eval-only")
     if tta and not cfg.dataloader.get("tta"):
         raise UserError(
-            "--tta needs dataloader.tta with min_sizes, max_size and flip, which the config lacks"
+            f"{option('--tta')} needs dataloader.tta with min_sizes, max_size and flip, which the"
+            " config lacks"
         )
     if eval_only:
         return
@@ -77,7 +80,7 @@ def check_options(
     if options.early_stopping_patience:
         field = "train.early_stopping_patience"
         if not validate:
-            raise UserError(f"{field} needs evaluations, which --no-validate skips")
+            raise UserError(f"{field} needs evaluations, which {option('--no-validate')} skips")
         if not options.best.metric:
             raise UserError(f"{field} needs train.best.metric, the result to improve")
     for i, entry in enumerate(options.hooks):

@@ -22,6 +22,7 @@ from d2ext.data.datasets.mixing import TrainingSet
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
+from d2ext.invocation import option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
@@ -185,7 +186,7 @@ def plan_run(
         _say(lines, _start_line(checkpoint, resume, source))
     _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
     resumes = checkpoint is not None and not eval_only
-    weights_field = "--weights" if weights else "train.init_checkpoint"
+    weights_field = option("--weights") if weights else "train.init_checkpoint"
     return Plan(
         output_dir=output_dir,
         device=device,
@@ -228,7 +229,9 @@ def _find_checkpoint(
     """
     checkpoint = Path(resume_from) if resume_from else None
     if checkpoint and not checkpoint.is_file():
-        raise UserError(f"--resume-from {resume_from} does not exist; give a checkpoint file")
+        raise UserError(
+            f"{option('--resume-from')} {resume_from} does not exist; give a checkpoint file"
+        )
     # Only a checkpoint of the run in that directory continues that run.
     continues = resume or checkpoint and checkpoint.resolve().parent == output_dir.resolve()
     if not eval_only and not continues and not overwrite:
@@ -288,7 +291,7 @@ def _schedule_lines(
     tuned = ""
     if reference and batch and not options.auto_scale_lr.enabled:
         tuned = f" (tuned for {reference} x {batch // reference} images"
-        tuned += "; --auto-scale-lr adapts it)" if reference != world_size else ")"
+        tuned += "; train.auto_scale_lr.enabled=True adapts it)" if reference != world_size else ")"
     micro = f" in {options.accumulate} micro-batches" if options.accumulate > 1 else ""
     share = f"{s.batch_size // world_size} on each of {world_size} workers"
     workers = "on 1 worker" if world_size == 1 else share
@@ -327,18 +330,20 @@ def weights_to_evaluate(
         found, _ = find_newest(output_dir)
         if not found:
             raise UserError(
-                f"--weights last: {output_dir} has no checkpoint; train first, or name a file"
+                f"{option('--weights')} last: {output_dir} has no checkpoint; train first, or name"
+                " a file"
             )
         return str(found)
     if weights == "best":
         best = output_dir / "model_best.pth"
         if not best.is_file():
-            raise UserError(f"--weights best: {best} does not exist; use --weights last or a file")
+            flag = option("--weights")
+            raise UserError(f"{flag} best: {best} does not exist; use {flag} last or a file")
         return str(best)
     if weights:
         return weights
     if checkpoint:
         return str(checkpoint)
     if not init_checkpoint:
-        raise UserError("no weights to evaluate; give --weights best, last or a file")
+        raise UserError(f"no weights to evaluate; give {option('--weights')} best, last or a file")
     return init_checkpoint

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from d2ext.errors import UserError
+from d2ext.invocation import option
 from d2ext.run_dir.names import LAST
 from d2ext.waiting import waiting_for
 
@@ -22,8 +23,9 @@ def refuse_mixing(output_dir: Path) -> None:
     """Raise UserError if the directory holds a run."""
     if _traces(output_dir):
         raise UserError(
-            f"the output directory {output_dir} holds another run; continue it with --resume, move"
-            " it aside with --overwrite, or choose another --work-dir"
+            f"the output directory {output_dir} holds another run; continue it with"
+            f" {option('--resume')}, move it aside with {option('--overwrite')}, or choose another"
+            f" {option('--work-dir')}"
         )
 
 
@@ -34,7 +36,10 @@ def check_writable(output_dir: Path) -> None:
         if not existing.is_dir():
             raise UserError(f"the output directory {output_dir}: {existing} is not a directory")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"the output directory {output_dir} is not writable; choose --work-dir")
+            raise UserError(
+                f"the output directory {output_dir} is not writable; choose another"
+                f" {option('--work-dir')}"
+            )
     except OSError as e:
         raise UserError(f"the output directory {output_dir}: {e.strerror}") from e
 
@@ -46,7 +51,7 @@ def check_free_space(output_dir: Path, checkpoint_bytes: int) -> None:
         raise UserError(
             f"{output_dir} has {free / 1e6:.0f} MB free, but needs twice the"
             f" {checkpoint_bytes / 1e6:.0f} MB of a checkpoint; free space or choose another"
-            " --work-dir"
+            f" {option('--work-dir')}"
         )
 
 
@@ -79,7 +84,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
         _claim(output_dir, resume)
     except OSError as e:
         raise UserError(
-            f"cannot write to {output_dir}: {e.strerror}; choose another --work-dir"
+            f"cannot write to {output_dir}: {e.strerror}; choose another {option('--work-dir')}"
         ) from e
     if not resume:
         refuse_mixing(output_dir)
@@ -123,7 +128,7 @@ def _lock(output_dir: Path, wait: bool) -> FileLock:
     except Timeout:
         raise UserError(
             f"another process is writing to the output directory {output_dir}; choose"
-            " another --work-dir, or wait for it"
+            f" another {option('--work-dir')}, or wait for it"
         ) from None
     except OSError as e:
         logger.warning(

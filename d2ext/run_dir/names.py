@@ -1,5 +1,6 @@
 """Names of files in the run directory that more than one module of d2ext uses."""
 
+import os
 from pathlib import Path
 
 LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest checkpoint
@@ -8,13 +9,13 @@ FINAL = "model_final.pth"
 CONFIG = "config.yaml"
 
 
-def run_folder(config_file: str | Path) -> Path | None:
+def run_folder(config_file: str | os.PathLike) -> Path | None:
     """Return the run directory, possibly moved, whose saved config this file is, else None."""
     path = Path(config_file)
     return path.parent if path.name == CONFIG and (path.parent / "run.json").is_file() else None
 
 
-def run_name(config_file: str | Path) -> str:
+def run_name(config_file: str | os.PathLike) -> str:
     """Return a run's name: the stem of its config file, or the folder of a saved config.yaml."""
     path = Path(config_file)
     return path.resolve().parent.name if path.name == CONFIG else path.stem

@@ -1,4 +1,4 @@
-"""Damages to a checkpoint directory and their documented outcome; and a long run's soak."""
+"""Damage a run directory and compare the outcome of a resume with the docs; soak a long run."""
 
 import contextlib
 import os
@@ -17,21 +17,21 @@ from tests.chaotic.stories import difference, until_ended
 
 NEWEST, BEFORE = "model_0000011.pth", "model_0000008.pth"
 _EVALUATIONS = 300
-_WOBBLE = 0.06  # of the resident memory, by the allocator's leave
+_MEMORY_TOLERANCE = 0.06  # growth of resident memory that the allocator may cause
 
 
-def _case(outcome: str, mend: bool = True, largest_file: int | None = None) -> Callable:
-    """A damage: does something to a directory, and says how the resume that follows must end.
+def _case(outcome: str, recovers: bool = True, largest_file: int | None = None) -> Callable:
+    """Decorate a function that damages a run directory with the expected end of the next resume.
 
     Args:
-        outcome: `continues at N` or the words of the last line; the latter with status 2.
-        mend: whether the run, the cause being gone, then ends as if nothing had happened.
-        largest_file: that the resume can write, in bytes.
+        outcome: "continues at iteration N", or words of the last line if the status is 2.
+        recovers: Whether another resume without the cause must end like an uninterrupted run.
+        largest_file: Size in bytes of the largest file that the resume can write.
     """
 
     def decorate(damage: Callable[[Path], object]) -> Callable:
         def story(folder: Path, data: Path, whole: Path, row: dict) -> Iterator[float | None]:
-            _killed_behind_12(whole, folder)
+            _killed_after_12(whole, folder)
             row["documented"] = outcome
             with contextlib.ExitStack() as stack:
                 extra = damage(folder, stack) or []
@@ -45,9 +45,11 @@ def _case(outcome: str, mend: bool = True, largest_file: int | None = None) -> C
                 last = (text.strip().splitlines() or ["nothing"])[-1]
                 expected = outcome.partition(";")[0]
                 good = expected in text if run.status == 0 else expected in last
-                good &= "Traceback" not in text and run.status == (0 if "goes on" in outcome else 2)
+                good &= "Traceback" not in text and run.status == (
+                    0 if "continues" in outcome else 2
+                )
                 row["got"] = f"status {run.status}: " + (expected if good else last)[-110:]
-                if run.status != 0 and mend:  # the cause is gone, nothing is lost
+                if run.status != 0 and recovers:  # without the cause, nothing is lost
                     stack.close()
                     again = Run(folder, ["--resume", f"data.root={data}"])
                     yield from until_ended(again)
@@ -63,14 +65,14 @@ def _case(outcome: str, mend: bool = True, largest_file: int | None = None) -> C
     return decorate
 
 
-def _killed_behind_12(whole: Path, folder: Path) -> None:
+def _killed_after_12(whole: Path, folder: Path) -> None:
     shutil.copytree(whole, folder)
     for path in [*folder.glob("model_final*"), *folder.glob("model_000001[45]*")]:
         path.unlink()
     (folder / "last_checkpoint").write_text(NEWEST)
     rows = (folder / "metrics.json").read_text().splitlines(keepends=True)
     (folder / "metrics.json").write_text("".join(rows[:12]))
-    (folder / "results.json").unlink()  # of the end; the checkpoints have what was known then
+    (folder / "results.json").unlink()  # those of the end; the checkpoints have earlier ones
 
 
 @_case("continues at iteration 9; set aside")
@@ -107,7 +109,7 @@ def read_only(folder: Path, stack: contextlib.ExitStack) -> object:
         folder.chmod(0o500)
         stack.callback(folder.chmod, 0o700)
         return None
-    # Root may write anywhere but on a disk that nobody may write to.
+    # Root can write to any folder unless its file system is read-only.
     if _mount("--bind", folder, folder):
         return "skip"
     stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
@@ -126,22 +128,22 @@ def full_disk(folder: Path, stack: contextlib.ExitStack) -> object:
         real.rename(folder)
         return "skip"
 
-    def mend() -> None:
+    def remount() -> None:
         kept = folder.with_name(folder.name + "-kept")
         shutil.copytree(folder, kept)
         subprocess.run(["umount", "--lazy", folder], check=True)
         folder.rmdir()
         kept.rename(folder)
 
-    stack.callback(mend)
+    stack.callback(remount)
     shutil.copytree(real, folder, dirs_exist_ok=True)
-    # All checkpoints are kept: the third new one does not fit any more.
+    # All checkpoints are kept, so that the third new one does not fit.
     return ["train.checkpointer.max_to_keep=0", "train.checkpointer.period=1"]
 
 
 @_case("File too large", largest_file=1_500_000)
 def full_disk_half_way(folder: Path, stack: contextlib.ExitStack) -> None:
-    """The check before the save sees room enough."""
+    """Writing fails although the check before the save finds enough space."""
 
 
 @_case("does not fit this config (")
@@ -158,11 +160,11 @@ def wrong_torch_file(folder: Path, stack: contextlib.ExitStack) -> None:
     (folder / f"{NEWEST}.sha256").rename(folder / "kept.sha256")
     torch.save({"weights": torch.zeros(3)}, folder / NEWEST)
 
-    def mend() -> None:
+    def restore() -> None:
         kept.rename(folder / NEWEST)
         (folder / "kept.sha256").rename(folder / f"{NEWEST}.sha256")
 
-    stack.callback(mend)
+    stack.callback(restore)
 
 
 @_case("continues at iteration 12")
@@ -170,16 +172,16 @@ def leftover_temporary(folder: Path, stack: contextlib.ExitStack) -> None:
     leftover = folder / ".model_0000014.pth.4711.tmp"
     leftover.write_bytes(b"PK half")
 
-    def gone() -> None:
+    def check_removed() -> None:
         if leftover.exists():
             raise AssertionError(f"{leftover} is still there")
 
-    stack.callback(gone)
+    stack.callback(check_removed)
 
 
 @_case("another process is writing to the output directory")
 def two_writers(folder: Path, stack: contextlib.ExitStack) -> None:
-    """The first one trains the same run, and is stopped in the middle of it, lock in hand."""
+    """Stop a process that trains the same run while it holds the lock."""
     other = Run(folder, ["--resume", f"data.root={folder.parent / 'data'}"])
     while not other.steps():
         time.sleep(0.01)
@@ -197,7 +199,7 @@ def two_writers(folder: Path, stack: contextlib.ExitStack) -> None:
 
 @_case("continues at iteration 12")
 def clock_jump(folder: Path, stack: contextlib.ExitStack) -> None:
-    """The newest file is of 1990 and the older ones are of the future; the pointer is lost."""
+    """Date the newest checkpoint to 1990 and an older one to 2038, and delete the pointer."""
     os.utime(folder / NEWEST, (631152000, 631152000))
     os.utime(folder / BEFORE, (2**31, 2**31))
     (folder / "last_checkpoint").unlink()
@@ -213,7 +215,7 @@ DAMAGES = {
 
 
 def soak(folder: Path, data: Path, row: dict) -> Iterator[float | None]:
-    """A run of 300 evaluations and checkpoints, whose memory, files and threads are watched."""
+    """Monitor memory, open files and threads of a run of 300 evaluations and checkpoints."""
     options = f"train.max_iter={_EVALUATIONS} train.eval_period=1 train.checkpointer.period=1"
     options += " train.checkpointer.asynchronous=true dataloader.val.num_workers=1"
     run = Run(folder, [f"data.root={data}", *options.split()])
@@ -236,7 +238,7 @@ def soak(folder: Path, data: Path, row: dict) -> Iterator[float | None]:
         ("MiB", "files", "threads"), _columns(early), _columns(late), strict=True
     ):
         row[name] = [statistics.median(a), statistics.median(b)]
-    row["ok"] = row["MiB"][1] <= row["MiB"][0] * (1 + _WOBBLE) and all(
+    row["ok"] = row["MiB"][1] <= row["MiB"][0] * (1 + _MEMORY_TOLERANCE) and all(
         row[name][1] <= row[name][0] + 1 for name in ("files", "threads")
     )
 

@@ -1,8 +1,8 @@
 """Runs of tools/train_net.py as real processes, forked from one that has imported torch.
 
-A fresh interpreter costs seconds of imports. What is forked here runs the tool's file as
-`__main__`, in a session of its own, exactly as a shell would start it. Two ranks are started as
-torchrun does it, by a parent that waits for them; with `launcher`, the tool spawns them itself.
+A new interpreter would need seconds for imports. The forked process runs the tool's file as
+`__main__` in its own session, exactly as a shell would start it. Two ranks are started like
+torchrun does, by a parent that waits for them; with `launcher`, the tool spawns them itself.
 """
 
 import atexit
@@ -26,13 +26,13 @@ TOOL = str(REPO / "tools/train_net.py")
 
 
 class Run:
-    """One start of a training; poll `ended` until it is over.
+    """One attempt of a training; poll `ended` until it is over.
 
     Args:
-        folder: the run's directory; what it prints goes beside it.
-        args: for the tool.
-        ranks: processes, started as torchrun does it where there are several.
-        largest_file: in bytes; what writes a larger one fails half way, as on a full disk.
+        folder: Run directory; the output goes to a file next to it.
+        args: Arguments of the tool.
+        ranks: Number of processes; several are started like torchrun does.
+        largest_file: Size in bytes; writing a larger file fails halfway, as on a full disk.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Run:
         self.pid = _fork(lambda: _main(args, self.output, ranks, largest_file))
 
     def ended(self) -> bool:
-        """Whether the first process and all others of its session are gone."""
+        """Return True if all processes of the session have ended."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status is not None and not self.processes()
 
     def processes(self) -> list[int]:
-        """Living processes of the session."""
+        """Return the living processes of the session."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ class Run:
         return found
 
     def ranks(self) -> list[int]:
-        """Those that train: children of the first process that are no loader workers."""
+        """Return the processes that train, without loader workers."""
         found = []
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ class Run:
         return found
 
     def kill(self, whom: str, rng: object) -> None:
-        """Sends SIGKILL to the `group`, its `parent` alone, or one `rank`."""
+        """Send SIGKILL to the `group`, to its `parent` alone, or to one `rank`."""
         ranks = self.ranks() if whom == "rank" else []
         with contextlib.suppress(ProcessLookupError):
             if whom == "group" or whom == "rank" and not ranks:
@@ -84,31 +84,31 @@ class Run:
                 os.kill(rng.choice(ranks) if ranks else self.pid, signal.SIGKILL)
 
     def steps(self) -> int:
-        """So many steps have been taken since it went on, as far as they are logged."""
+        """Return the number of logged steps since this attempt started."""
         new = list(lines(self.folder))[self.lines_before :]
         return new[-1]["iteration"] + 1 - (self.start_iter() or 0) if new else 0
 
     def text(self) -> str:
-        """What it has printed."""
+        """Return the output so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def start_iter(self) -> int | None:
-        """The iteration at which it went on, or None before it has said so."""
+        """Return the iteration at which it started, or None if it is not printed yet."""
         if match := re.search(r"continues at iteration (\d+)", self.text()):
             return int(match[1])
         return 0 if "iteration 0, weights" in self.text() else None
 
 
 def done(folder: Path) -> int:
-    """Iterations that a run has logged, which lie behind it."""
+    """Return the number of iterations that a run has completed and logged."""
     return max((line["iteration"] + 1 for line in lines(folder)), default=0)
 
 
 def lines(folder: Path) -> Iterator[dict]:
-    """The lines of metrics.json."""
+    """Yield the lines of metrics.json."""
     path = folder / "metrics.json"
     for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # one that is being written
+        with contextlib.suppress(ValueError):  # a line that is being written
             yield json.loads(text)
 
 
@@ -134,7 +134,7 @@ def _main(args: list[str], output: Path, ranks: int, largest_file: int | None) -
         os.dup2(f.fileno(), 2)
     if ranks == 1:
         return _tool(args)
-    # As torchrun: signals reach the ranks, and it waits for them; it ends those of a dead one.
+    # Like torchrun, leave signals to the ranks, wait for them, and kill the others if one fails.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     port = _port()

@@ -1,6 +1,6 @@
-"""A Mask R-CNN of toy size on small photos, for runs that are killed: some 50 ms a step.
+"""A toy Mask R-CNN for runs that are killed, at about 50 ms per step.
 
-It is the CPU recipe with thin layers and tiny images; tests/chaos.py gives the data and the length.
+It is the CPU recipe with thin layers and tiny images; tests/chaos.py sets the data.
 """
 
 import detectron2.data.transforms as T
@@ -18,7 +18,7 @@ from ...configs.balloon.mask_rcnn_lite0_fpn_balloon import (
 )
 
 WIDTH = 16
-model.backbone.bottom_up.name = "test_resnet"  # of timm's own tests: 0.5 million parameters
+model.backbone.bottom_up.name = "test_resnet"  # from timm's tests: 0.5 million parameters
 model.backbone.bottom_up.freeze_at = 0
 model.backbone.out_channels = WIDTH
 model.proposal_generator.head.in_channels = WIDTH

@@ -1,4 +1,4 @@
-"""What happens to a run: generators that yield while they wait, so that several go on."""
+"""Stories of runs that are killed or stopped, as generators that yield while they wait."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ import torch
 
 from tests.chaotic.processes import Run, done, lines
 
-MAX_ITER, PERIOD = 16, 3  # of the recipe
+MAX_ITER, PERIOD = 16, 3  # those of the recipe
 _CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
 _AIDS = "train.ema_decay=0.9 train.amp.enabled=true train.amp.dtype=bfloat16"
 
 
 class Topology(NamedTuple):
-    """How a run is started; runs of the same `options` are the same run."""
+    """How to start a run; runs with the same `options` and `ranks` must be equal."""
 
     options: str
     ranks: int = 1
@@ -36,7 +36,7 @@ class Topology(NamedTuple):
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells apart the runs that must not be equal."""
+        """Return the part that distinguishes runs; those with equal keys must be equal."""
         return self.options, self.ranks
 
 
@@ -55,7 +55,7 @@ LAYOUTS = {
 
 
 def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
-    """Waits for a run; one that hangs is killed, and its status says so."""
+    """Wait for a run to end; kill it if it hangs."""
     while not run.ended():
         if time.monotonic() - run.started > seconds:
             run.kill("group", random)
@@ -65,9 +65,10 @@ def until_ended(run: Run, seconds: float = 240) -> Iterator[float | None]:
 def killed(
     folder: Path, data: Path, layout: Topology, seed: int, row: dict
 ) -> Iterator[float | None]:
-    """A run that is killed three times and resumed; `row` gets what the table shows.
+    """Kill a run three times, resume it, and write the columns of the table to `row`.
 
-    `moments` in it are of the kills, whom and when; fewer than three where the run ended before.
+    Its `moments` say which process each kill hit and when. There are fewer than three if the run
+    ended before.
     """
     rng = random.Random(seed)
     starts, kills, row["moments"] = [], [], []
@@ -90,14 +91,15 @@ def killed(
         starts.append(run.start_iter())
         kind = f"{whom}/{'save' if saving else 'step'}"
         kills.append(f"{kind}@{reached}" if alive else "ended")
-        row["moments"] += [kind] * alive
+        if alive:
+            row["moments"].append(kind)
         row["reached"] = [*row.get("reached", []), reached]
     run = layout.start(folder, data, "--resume")
     yield from until_ended(run)
     starts.append(run.start_iter())
     row["kills"], row["starts"], row["status"] = kills, starts, run.status
     reached = row.pop("reached")
-    # A start that was killed before it knew where to go on has trained nothing.
+    # An attempt that was killed before it knew its start has trained nothing.
     pairs = [(r, next(s for s in starts[i + 1 :] if s is not None)) for i, r in enumerate(reached)]
     row["redone"] = [max(r - s, 0) for r, s in pairs]
     row["output"] = run.text()
@@ -106,9 +108,9 @@ def killed(
 def stopped(
     folder: Path, data: Path, layout: Topology, seed: int, row: dict
 ) -> Iterator[float | None]:
-    """A run that gets SIGTERM, as a whole group, and is resumed."""
+    """Send SIGTERM to the process group of a run, and resume the run."""
     rng = random.Random(seed)
-    # The whole run takes half a second where steps are fast.
+    # With fast steps, the run takes half a second; if the signal comes after it, try again.
     for flags in ((), *[("--overwrite",)] * 7):
         run = layout.start(folder, data, *flags)
         yield from _until(run, "step", rng.randint(1, MAX_ITER - 5), 0)
@@ -119,7 +121,7 @@ def stopped(
             os.killpg(run.pid, signal.SIGTERM)
         yield from until_ended(run)
         if run.status != 0:
-            break  # else it came behind the last step: the run is whole, and is made once more
+            break
     reached, first = done(folder), run.status
     again = layout.start(folder, data, "--resume")
     yield from until_ended(again)
@@ -130,25 +132,25 @@ def stopped(
 
 
 def difference(folder: Path, whole: Path) -> str | None:
-    """What is not bit for bit as in the run that never stopped, or None."""
+    """Return what differs from the uninterrupted run, or None if all is equal bit for bit."""
     if not (folder / "model_final.pth").is_file():
         return "no model_final.pth"
     a, b = (torch.load(d / "model_final.pth", weights_only=True) for d in (folder, whole))
     for key in ("model", "ema", "optimizer", "recent", "iterations_done", "images_seen"):
         if not _equal(a.get(key), b.get(key)):
-            return f"another {key}"
-    # Losses, rates and evaluations; of iterations that were redone the later lines count.
+            return f"{key} differs"
+    # Losses, rates and evaluations; for repeated iterations, the later lines count.
     ours, theirs = ({n["iteration"]: _plain(n) for n in lines(d)} for d in (folder, whole))
     if ours != theirs:
         bad = min(i for i in theirs.keys() | ours.keys() if ours.get(i) != theirs.get(i))
         names = [k for k in theirs.get(bad, {}) if ours.get(bad, {}).get(k) != theirs[bad][k]]
-        return f"other metrics at {bad}: {names[:3]}"
+        return f"metrics differ at {bad}: {names[:3]}"
     results = (json.loads((d / "results.json").read_text()) for d in (folder, whole))
-    return None if next(results) == next(results) else "other results"
+    return None if next(results) == next(results) else "results differ"
 
 
 def _until(run: Run, moment: str, steps: int, seconds: float) -> Iterator[float | None]:
-    """Waits for so many more steps, for a file being written behind them, or some seconds."""
+    """Wait for a number of steps, for a checkpoint being written after them, or some seconds."""
     at = time.monotonic() + seconds
     while not run.ended():
         if moment == "any" and time.monotonic() > at:

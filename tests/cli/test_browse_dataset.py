@@ -1,4 +1,4 @@
-"""tools/browse_dataset.py: the pages, where they go, and how it ends."""
+"""Test tools/browse_dataset.py: its pages, its output folder, and its exit statuses."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ RED, GRAY = (220, 30, 30), (120, 120, 120)
 
 @pytest.fixture
 def browse(run_tool, tmp_path):
-    """Runs the tool in this process, into `tmp_path / "out"`."""
+    """Run the tool in this process, with `tmp_path / "out"` as its output folder."""
 
     def run(*args, config=REPO / LITE0):
         out = ["--output", tmp_path / "out"]
@@ -32,13 +32,16 @@ def browse(run_tool, tmp_path):
 
 
 def pictures(page):
-    """The inlined pictures of an HTML page."""
+    """Return the inlined pictures of an HTML page."""
     found = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page.read_text())
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(b)))).astype(int) for b in found]
 
 
 def coco(folder, annotations, names=("thing",), size=(320, 240)):
-    """A COCO set of a gray photo with a red rectangle at x 40 to 100, y 60 to 160; overrides."""
+    """Write a COCO dataset of one gray photo and return the overrides that select it.
+
+    The photo has a red rectangle from x 40 to 100 and y 60 to 160.
+    """
     w, h = size
     folder.mkdir()
     pixels = np.full((h, w, 3), GRAY, np.uint8)
@@ -66,7 +69,7 @@ SIZE = "dataloader.train.mapper.augmentations[0].short_edge_length=[240]"
 FLIP = "+dataloader.train.mapper.augmentations[1].prob="
 
 
-def test_jpeg_pages(browse, tmp_path, tiny):
+def test_jpeg_pages_are_reproducible_from_the_seed(browse, tmp_path, tiny):
     done = browse("--count", 9, *tiny, "train.seed=3")
     out = tmp_path / "out"
     assert done.status == 0 and not done.stderr
@@ -75,18 +78,18 @@ def test_jpeg_pages(browse, tmp_path, tiny):
         assert page.size == (1824, 1504)
     index = json.loads((out / "browse.json").read_text())
     assert (index["images"], index["split"], index["failures"]) == (9, "train", [])
-    said = f"9 images, {index['objects']} annotated objects, {index['input_objects']} in the model"
-    assert said in done.stdout and f"{out / 'page_001.jpg'} and 1 more" in done.stdout
+    words = f"9 images, {index['objects']} annotated objects, {index['input_objects']} in the model"
+    assert words in done.stdout and f"{out / 'page_001.jpg'} and 1 more" in done.stdout
     assert index["objects"] > 0
     first = (out / "page_001.jpg").read_bytes()
-    # Flags also behind the overrides; the same seed, the same pictures.
+    # Flags may also come after the overrides; the same seed gives the same pictures.
     assert browse(*tiny, "--count", 9, "--seed", 3).status == 0
     assert (out / "page_001.jpg").read_bytes() == first
     assert browse(*tiny, "--seed", 4, "--count", 9).status == 0
     assert (out / "page_001.jpg").read_bytes() != first
 
 
-def test_html_is_one_file_that_needs_no_other(browse, tmp_path, tiny):
+def test_the_html_page_is_self_contained(browse, tmp_path, tiny):
     done = browse("--html", "--split", "val", "--all", *tiny)
     out = tmp_path / "out"
     assert done.status == 0 and "2 images" in done.stdout
@@ -98,7 +101,7 @@ def test_html_is_one_file_that_needs_no_other(browse, tmp_path, tiny):
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_a_flip_is_drawn_where_the_object_is(browse, tmp_path, image_format):
+def test_masks_and_boxes_follow_a_flip(browse, tmp_path, image_format):
     overrides = coco(tmp_path / "data", [OBJECT])
     colors = [f"datasets.{n}.palette=[[20,200,20]]" for n in ("coco_train", "coco_val")]
     mapper = f"dataloader.train.mapper.image_format={image_format}"
@@ -108,7 +111,7 @@ def test_a_flip_is_drawn_where_the_object_is(browse, tmp_path, image_format):
     assert done.status == 0, done.stderr
     before, after = pictures(tmp_path / "out" / "index.html")
     assert before.shape == after.shape == (480, 640, 3)
-    mixed = 0.6 * np.array(RED) + 0.4 * np.array([20, 200, 20])  # what the mask makes of it
+    mixed = 0.6 * np.array(RED) + 0.4 * np.array([20, 200, 20])  # the color under the mask
     for picture, there, elsewhere in ((before, 140, 500), (after, 500, 140)):
         assert np.abs(picture[220, there] - mixed).max() < 30
         assert np.abs(picture[220, elsewhere] - GRAY).max() < 12
@@ -116,8 +119,8 @@ def test_a_flip_is_drawn_where_the_object_is(browse, tmp_path, image_format):
     assert 'style="left: 68.75%; top: 25.0%' in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_a_crop_is_drawn_where_the_object_is(browse, tmp_path, tiny_root):
-    """A crop of a quarter of the image: red and the mask lie on one another or are both outside."""
+def test_masks_follow_a_crop(browse, tmp_path, tiny_root):
+    """In crops of a quarter of the image, the mask covers exactly the red pixels that are left."""
     overrides = coco(tmp_path / "data", [OBJECT])
     recipe = tmp_path / "crop.py"
     recipe.write_text(
@@ -134,11 +137,11 @@ def test_a_crop_is_drawn_where_the_object_is(browse, tmp_path, tiny_root):
     crops = pictures(tmp_path / "out" / "index.html")[1::2]
     seen = 0
     for crop in crops:
-        inside = crop[:, :, 0] > crop[:, :, 1] + 60  # red, whatever is drawn on it
+        inside = crop[:, :, 0] > crop[:, :, 1] + 60  # red, also under the mask
         blue = crop[:, :, 2] > crop[:, :, 1] + 40
         seen += inside.sum() > 2000
         assert inside.sum() < 2000 or (blue & inside).sum() > 0.9 * inside.sum()
-        border = 12  # pixels around the object, of the box's line
+        border = 12  # width in pixels of the line of the box
         assert (blue & ~inside).sum() <= border * 4 * max(crop.shape[:2])
     assert 2 <= seen
 
@@ -147,7 +150,7 @@ RLE = {"size": [240, 320], "counts": [9660, *[100, 140] * 59, 100, 52880]}
 
 
 @pytest.mark.parametrize("flags", [[], ["--html"]])
-def test_what_sets_hold(browse, tmp_path, flags):
+def test_boxes_crowds_and_images_without_objects_are_counted(browse, tmp_path, flags):
     crowd = {**BOX, "segmentation": RLE, "iscrowd": 1}
     for name, annotations, words in (
         ("boxes", [BOX], "1 annotated objects, 1 in"),
@@ -172,15 +175,15 @@ def test_what_sets_hold(browse, tmp_path, flags):
         assert done.status == 0 and "in the model" not in done.stdout
 
 
-def test_rle_masks_are_shown_as_the_training_takes_them(browse, tmp_path):
-    """As bitmaps, whatever the mapper makes of others."""
+def test_rle_masks_are_shown(browse, tmp_path):
+    """They are read as bitmaps, whichever mask format the mapper is set to."""
     overrides = coco(tmp_path / "data", [{**BOX, "segmentation": RLE}])
     for flags in ([SIZE], ["--split", "val"]):
         done = browse(*overrides, *flags, config=COCO)
         assert done.status == 0, done.stderr
 
 
-def test_unreadable_images_are_passed_over_and_named(browse, tmp_path, tiny_coco):
+def test_unreadable_images_are_skipped_and_listed(browse, tmp_path, tiny_coco):
     root = tmp_path / "datasets"
     shutil.copytree(tiny_coco, root)
     photos = sorted((root / "coco" / "train2017").glob("*.jpg"))
@@ -206,10 +209,10 @@ def test_unreadable_images_are_passed_over_and_named(browse, tmp_path, tiny_coco
         assert sorted((tmp_path / "out").iterdir()) == kept
 
 
-def test_the_folder_holds_nothing_else(browse, tmp_path, tiny):
+def test_earlier_pages_are_replaced_and_other_files_kept(browse, tmp_path, tiny):
     out = tmp_path / "out"
     assert browse(*tiny, "--count", 9).status == 0
-    assert browse(*tiny, "--count", 1).status == 0  # takes its place
+    assert browse(*tiny, "--count", 1).status == 0  # replaces the earlier pages
     assert sorted(p.name for p in out.iterdir()) == ["browse.json", "page_001.jpg"]
     (out / "mine.txt").write_text("mine")
     for prepare in (None, (out / "browse.json").unlink):
@@ -232,27 +235,27 @@ def test_the_folder_holds_nothing_else(browse, tmp_path, tiny):
         (["--count", "0"], "'0' is not an integer from 1 to"),
         (["--start", "-1"], "-1"),
         (["--count", "1", "--all"], "not allowed with"),
-        (["--split", "val", "--start", "2"], "val has 2 images"),
+        (["--split", "val", "--start", "2"], "val has only 2 images"),
         (["dataloader.train.dataset.names=x_train"], "names=x_train is not a dataset"),
         (["data.rot=x"], "data.rot"),
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )
-def test_mistakes(browse, tmp_path, tiny, args, words):
+def test_invalid_arguments_are_errors_and_write_nothing(browse, tmp_path, tiny, args, words):
     done = browse(*tiny, *args)
     assert done.status == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_start_far_on(browse, tmp_path, tiny):
+def test_start_may_lie_many_epochs_into_the_run(browse, tmp_path, tiny):
     assert browse(*tiny, "--start", 10**9 + 1, "--count", 1, "--html").status == 0
     text = (tmp_path / "out" / "index.html").read_text()
     assert "#1000000001" in text and "iteration 500000000" in text
 
 
 @pytest.mark.slow
-def test_cityscapes(tmp_path, tiny_cityscapes):
-    """In a process of its own: Detectron2 looks for its data sets when it is imported."""
+def test_cityscapes_images_are_shown(tmp_path, tiny_cityscapes):
+    """A separate process is needed: Detectron2 registers its datasets when it is imported."""
     config = REPO / "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
     args = ["--config-file", config, "--html", "--all", "--output", tmp_path / "out"]
     run = subprocess.run(
@@ -267,12 +270,12 @@ def test_cityscapes(tmp_path, tiny_cityscapes):
     assert text.count(">car</b>") == text.count(">person</b>") == 4
 
 
-def test_real_photos(browse, tmp_path, real_balloon):
+def test_real_photos_are_shown(browse, tmp_path, real_balloon):
     done = browse(f"data.root={real_balloon.parent}", "--count", 3)
     assert done.status == 0 and "3 images" in done.stdout
 
 
-def test_help_starts_at_once(repo):
+def test_help_imports_no_heavy_libraries(repo):
     run = subprocess.run(
         [sys.executable, "-Ximporttime", repo / "tools/browse_dataset.py", "--help"],
         capture_output=True,
@@ -283,8 +286,8 @@ def test_help_starts_at_once(repo):
     assert "argparse" in modules and not modules & {"torch", "detectron2", "cv2", "numpy"}
 
 
-def test_joined_sets_are_labelled_by_their_own_classes(browse, tmp_path):
-    """Classes whose ids differ between the files, as a training matches them by name."""
+def test_joined_datasets_are_labeled_with_their_own_classes(browse, tmp_path):
+    """Class ids that differ between the files are matched by name, as in training."""
     first = coco(tmp_path / "one", [{**OBJECT, "category_id": 2}], ["cat", "dog"])
     second = coco(tmp_path / "two", [OBJECT], ["dog", "cat"])
     second = [o.replace("coco_train", "coco_val") for o in second if "coco_train" in o]

@@ -1,4 +1,4 @@
-"""tools/check_dataset.py by its command line."""
+"""Test the command line of tools/check_dataset.py."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TRIALS = 1000
 
 
 def coco(root: Path) -> dict:
-    """A small faultless file; writes its images."""
+    """Return a small valid COCO dataset and write its images."""
     images, annotations = [], []
     for i in range(3):
         images.append({"id": i + 1, "file_name": f"{i}.png", "width": 32, "height": 24})
@@ -45,7 +45,7 @@ def coco(root: Path) -> dict:
 
 @pytest.fixture
 def tool(run_tool: Callable[..., Finished]) -> Callable[..., tuple[int, str, str]]:
-    """The tool, in this process: status, stdout and stderr."""
+    """Run the tool in this process and return its status, stdout and stderr."""
 
     def run(*args: object) -> tuple[int, str, str]:
         done = run_tool("check_dataset", *args)
@@ -59,7 +59,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_statuses_and_the_mended_file(tool: Callable, tmp_path: Path) -> None:
+def test_exit_statuses_and_the_fixed_file(tool: Callable, tmp_path: Path) -> None:
     content = coco(tmp_path)
     good = write(tmp_path / "good.json", content)
     assert tool(good, "--images", tmp_path)[0] == 0
@@ -75,12 +75,12 @@ def test_statuses_and_the_mended_file(tool: Callable, tmp_path: Path) -> None:
     assert tool(out, "--images", tmp_path)[0] == 0
     html = page.read_text()
     assert "annotation_id_zero" in html and "annotations[1]: id 0 -&gt; 2" in html
-    assert not re.search('(src|href)="(?!data:)', html)  # nothing beside it
+    assert not re.search('(src|href)="(?!data:)', html)  # no other file is needed
     status, text, error = tool(tmp_path / "absent.json")
     assert status == 2 and error.startswith("error: ") and "absent.json" in error
 
 
-def test_photos_are_dropped_on_request_and_counted(tool: Callable, tmp_path: Path) -> None:
+def test_missing_photos_are_dropped_only_on_request(tool: Callable, tmp_path: Path) -> None:
     content = coco(tmp_path)
     (tmp_path / "1.png").unlink()
     bad, out = write(tmp_path / "bad.json", content), tmp_path / "out.json"
@@ -92,7 +92,7 @@ def test_photos_are_dropped_on_request_and_counted(tool: Callable, tmp_path: Pat
     assert len(json.loads(out.read_bytes())["images"]) == 2
 
 
-def test_text_of_the_file_is_shown_as_text(tool: Callable, tmp_path: Path) -> None:
+def test_text_from_the_file_is_escaped(tool: Callable, tmp_path: Path) -> None:
     content = coco(tmp_path)
     content["images"][0]["file_name"] = "<script>alert(1)</script>\x1b[31m\n.png"
     bad, page = write(tmp_path / "bad.json", content), tmp_path / "p.html"
@@ -115,9 +115,7 @@ def test_text_of_the_file_is_shown_as_text(tool: Callable, tmp_path: Path) -> No
         ["--drop-unusable"],
     ],
 )
-def test_mistakes_in_the_command_are_one_line(
-    args: list[str], tool: Callable, tmp_path: Path
-) -> None:
+def test_invalid_arguments_are_one_line(args: list[str], tool: Callable, tmp_path: Path) -> None:
     status, _, error = tool(write(tmp_path / "a.json", coco(tmp_path)), *args)
     assert status == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
 
@@ -134,7 +132,7 @@ def test_mistakes_in_the_command_are_one_line(
         ["--against", "b.json", "--fix", "b.json"],
     ],
 )
-def test_no_file_is_written_over_that_is_used(
+def test_files_in_use_are_not_overwritten(
     args: list[str], tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,14 +146,14 @@ def test_no_file_is_written_over_that_is_used(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mutated_files_end_in_a_status(seed: int, tool: Callable, tmp_path: Path) -> None:
-    """Bytes and values of a file are spoilt in 1,000 ways; each ends in 0, 1 or 2, soon."""
+def test_mutated_files_exit_with_status_0_1_or_2(seed: int, tool: Callable, tmp_path: Path) -> None:
+    """Files with random bytes or values (1,000 over all seeds) give a clear status within 5 s."""
     content = coco(tmp_path)
     rng = random.Random(seed)
     path, out = tmp_path / "x.json", tmp_path / "out.json"
     seen, slowest = set(), 0.0
     for _ in range(TRIALS // 4):
-        path.write_bytes(_spoilt(content, rng))
+        path.write_bytes(_mutated(content, rng))
         out.unlink(missing_ok=True)
         fixing = ["--fix", out] if rng.random() < 0.5 else []
         before, start = path.read_bytes(), time.perf_counter()
@@ -171,14 +169,14 @@ def test_mutated_files_end_in_a_status(seed: int, tool: Callable, tmp_path: Path
             assert out.exists() == (status == 0)
             if status == 0:
                 assert tool(out, "--images", tmp_path)[0] == 0
-        if status == 0:  # what is called clean is read
+        if status == 0:  # a file without errors must be readable
             records, _ = read_coco(out if fixing else path, tmp_path)
             assert all(os.path.isfile(r["file_name"]) for r in records)
     assert seen == {0, 1, 2}
     assert slowest < 5
 
 
-def _spoilt(content: dict, rng: random.Random) -> bytes:
+def _mutated(content: dict, rng: random.Random) -> bytes:
     made = json.loads(json.dumps(content))
     text = json.dumps(made).encode()
     kind = rng.randrange(8)

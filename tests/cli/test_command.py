@@ -260,7 +260,7 @@ def test_a_run_goes_on_where_it_lies(d2ext_command, moved, trained, tiny):
 
 
 def test_a_config_beside_a_run_is_not_that_run(d2ext_command, moved, tiny, tiny_root):
-    """It has its own run directory, and the best or last weights there."""
+    """Such a config has its own run directory, and the best or last weights there."""
     config, photos = moved / "mine.py", tiny_root / "balloon/val"
     d2ext_command("copy", "balloon/mask_rcnn_lite0_fpn_balloon.py", config)
     done = d2ext_command("train", config, "--dry-run", *tiny)

@@ -1,4 +1,4 @@
-"""tools/convert_dataset.py by its real command."""
+"""Test the command line of tools/convert_dataset.py."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ def train(tmp_path: Path) -> Path:
 
 
 def run(repo: Path, *args: object, python: tuple = ()) -> subprocess.CompletedProcess:
-    """Runs the tool."""
+    """Run the tool in a new process."""
     tool = [sys.executable, *python, str(repo / "tools" / "convert_dataset.py")]
     return subprocess.run([*tool, *map(str, args)], capture_output=True, text=True)
 
 
-def test_there_and_back(repo: Path, tmp_path: Path, train: Path) -> None:
+def test_a_round_trip_keeps_all_objects(repo: Path, tmp_path: Path, train: Path) -> None:
     via = train / "via_region_data.json"
     made = []
     for name in ("a.json", "b.json"):
@@ -43,7 +43,7 @@ def test_there_and_back(repo: Path, tmp_path: Path, train: Path) -> None:
     assert f"{count} objects" in run(repo, *again).stdout
 
 
-def test_the_class_attribute_is_asked_for_in_one_line(
+def test_an_ambiguous_class_attribute_is_a_one_line_error(
     repo: Path, tmp_path: Path, train: Path
 ) -> None:
     via = train / "via_region_data.json"

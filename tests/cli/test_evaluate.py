@@ -1,4 +1,4 @@
-"""tools/evaluate.py by its command line."""
+"""Test the command line of tools/evaluate.py."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def _content() -> dict:
 
 
 def _results() -> list[dict]:
-    """A hit, one that is a bit off, and a false alarm."""
+    """Return three detections: exact, slightly off, and a false positive."""
     rows = [(7, 5, [10, 10, 40, 40], 0.9), (7, 3, [62, 20, 20, 20], 0.8), (8, 3, [5, 5, 9, 9], 0.7)]
     names = ("image_id", "category_id", "bbox", "score")
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -47,7 +47,7 @@ def _results() -> list[dict]:
 
 @pytest.fixture
 def evaluate(tmp_path, run_tool):
-    """Runs the tool on these files."""
+    """Return a function that writes both input files and runs the tool on them."""
 
     def run(results: object, *args: object, content: object = None):
         ground_truth = tmp_path / "ground_truth.json"
@@ -61,14 +61,14 @@ def evaluate(tmp_path, run_tool):
 
 
 @pytest.mark.parametrize("backend", ["auto", "hotcoco", "pycocotools"])
-def test_numbers_in_full_precision(tmp_path, evaluate, backend):
+def test_results_are_written_in_full_precision(tmp_path, evaluate, backend):
     results = [r | {"segmentation": rle(r["bbox"])} for r in _results()]
     out = tmp_path / "out" / "results.json"
     done = evaluate(results, "--out", out, "--backend", backend)
     assert done.status == 0, done.stderr
     assert "2 images, 4 objects of 3 classes, 3 detections" in done.stdout
     assert "COCO bbox" in done.stdout and "Average Precision" in done.stdout
-    numbers = json.loads(out.read_text(), parse_constant=pytest.fail)  # JSON knows no NaN
+    numbers = json.loads(out.read_text(), parse_constant=pytest.fail)  # JSON does not allow NaN
     for task in ("bbox", "segm"):
         for name, value in official(_content(), results, task).items():
             expected = None if math.isnan(value) else pytest.approx(value, abs=1e-9)
@@ -76,7 +76,7 @@ def test_numbers_in_full_precision(tmp_path, evaluate, backend):
     assert not any("cat" in key for key in numbers)
 
 
-def test_per_class(tmp_path, evaluate):
+def test_per_class_adds_one_ap_per_class(tmp_path, evaluate):
     done = evaluate(_results(), "--per-class", "--out", tmp_path / "out.json")
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["coco/bbox/AP-dog"] == pytest.approx(100 * 51 / 101)
@@ -84,7 +84,7 @@ def test_per_class(tmp_path, evaluate):
     assert "dog" in done.stdout
 
 
-def test_several_metrics_at_once(tmp_path, evaluate):
+def test_several_metrics_are_computed_at_once(tmp_path, evaluate):
     metrics = ["coco", "voc", "open_images", "lvis"]
     done = evaluate(_results(), "--metrics", *metrics, "--out", tmp_path / "out.json")
     assert done.status == 0, done.stderr
@@ -92,7 +92,7 @@ def test_several_metrics_at_once(tmp_path, evaluate):
     assert {key.split("/")[0] for key in numbers} == set(metrics)
 
 
-def test_analyses_go_beside_the_numbers(tmp_path, evaluate):
+def test_analyses_are_written_next_to_the_results(tmp_path, evaluate):
     results = [r | {"segmentation": rle(r["bbox"])} for r in _results()]
     flags = ("--confusion-matrix", "--pr-curves", "--errors")
     done = evaluate(results, *flags, "--out", tmp_path / "out.json")
@@ -106,7 +106,7 @@ def test_analyses_go_beside_the_numbers(tmp_path, evaluate):
         assert text in done.stdout
 
 
-def test_results_of_masks_alone_and_of_nothing(tmp_path, evaluate):
+def test_results_may_have_only_masks_or_be_empty(tmp_path, evaluate):
     masks = [{**r, "segmentation": rle(r["bbox"])} for r in _results()]
     for mask in masks:
         del mask["bbox"]
@@ -118,30 +118,30 @@ def test_results_of_masks_alone_and_of_nothing(tmp_path, evaluate):
 
 
 @pytest.mark.parametrize("left", [8, 5])
-def test_a_mask_that_ends_early_has_background_there(tmp_path, evaluate, left):
-    """By itself pycocotools would hang. Runs are left out at the end: an even or an odd number."""
+def test_missing_runs_at_the_end_of_a_mask_are_background(tmp_path, evaluate, left):
+    """By itself, pycocotools would hang. An even or odd number of runs is left."""
     runs = [10 * 120 + 10] + [40, 80] * 20
-    lost = [r | {"segmentation": _rle(runs[:left])} for r in _results()]
+    truncated = [r | {"segmentation": _rle(runs[:left])} for r in _results()]
     numbers = []
     for backend in ("hotcoco", "pycocotools"):
-        done = evaluate(lost, "--backend", backend, "--out", tmp_path / "out.json")
+        done = evaluate(truncated, "--backend", backend, "--out", tmp_path / "out.json")
         assert done.status == 0, done.stderr
         numbers.append(json.loads((tmp_path / "out.json").read_text()))
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-9)
 
 
 @pytest.mark.parametrize("counts", ["", "zz0", "o", "é1"])
-def test_masks_that_are_damaged_are_refused_by_both(evaluate, counts):
+def test_both_backends_refuse_damaged_masks(evaluate, counts):
     results = [r | {"segmentation": {**MASK, "counts": counts}} for r in _results()]
-    said = []
+    messages = []
     for backend in ("hotcoco", "pycocotools"):
         done = evaluate(results, "--backend", backend)
         assert done.status == 2 and "entry 0: its counts are damaged" in done.stderr
-        said.append(done.stderr)
-    assert said[0] == said[1]
+        messages.append(done.stderr)
+    assert messages[0] == messages[1]
 
 
-def test_scores_that_are_no_numbers(evaluate):
+def test_detections_without_a_valid_score_are_dropped(evaluate):
     wrong = [{**_results()[0], "score": value, "bbox": [1, 2, 3, 4]} for value in (math.nan, None)]
     done = evaluate(_results() + wrong)
     assert done.status == 0 and "2 of 5 detections dropped" in done.stdout
@@ -167,17 +167,17 @@ MASK = rle([10, 10, 40, 40])
 
 
 def _masked(*boxes: list) -> list[dict]:
-    """Entries that differ in their masks alone."""
+    """Return entries that differ only in their masks."""
     return [_results()[0] | {"segmentation": rle(box)} for box in boxes]
 
 
 def _places() -> list[dict]:
-    """Results with the places, 0 and 1, of their categories instead of the ids, 3 and 5."""
+    """Return results with category indices (0 and 1) instead of category ids (3 and 5)."""
     return [r | {"category_id": r["category_id"] // 5} for r in _results()]
 
 
 @pytest.mark.parametrize(
-    "results, said",
+    "results, message",
     [
         (json.dumps(_results())[:-30], "truncated"),
         ("", "truncated"),
@@ -213,22 +213,22 @@ def _places() -> list[dict]:
         ([r | {"segmentation": corners([1, 1, 9, 9])} for r in _results()], "[0].segmentation"),
     ],
 )
-def test_bad_predictions_are_one_clear_line(evaluate, results, said):
+def test_invalid_predictions_are_a_one_line_error(evaluate, results, message):
     done = evaluate(results)
     assert done.status == 2
     assert done.stderr.count("\n") == 1 and "detections.json" in done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def _annotation(**values: object) -> dict:
-    """The annotations, with the second one changed."""
+    """Return the annotations with the second one changed."""
     annotations = _content()["annotations"]
     annotations[1] |= values
     return {"annotations": annotations}
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         ({"images": None}, "images"),
         ({"annotations": [{"image_id": 7}]}, "annotations"),
@@ -253,15 +253,17 @@ def _annotation(**values: object) -> dict:
         (_annotation(iscrowd=2), "annotations[1].iscrowd"),
     ],
 )
-def test_bad_annotations_are_one_clear_line(evaluate, wrong, said):
+def test_invalid_annotations_are_a_one_line_error(evaluate, wrong, message):
     done = evaluate(_results(), content=_content() | wrong)
     assert done.status == 2
     assert (
-        done.stderr.count("\n") == 1 and "ground_truth.json" in done.stderr and said in done.stderr
+        done.stderr.count("\n") == 1
+        and "ground_truth.json" in done.stderr
+        and message in done.stderr
     )
 
 
-def test_category_ids_without_gaps_that_count_from_0(evaluate):
+def test_category_ids_that_start_at_0_are_an_error(evaluate):
     content = _content()
     for c in content["categories"]:
         c["id"] = {3: 1, 5: 2, 9: 3}[c["id"]]
@@ -271,8 +273,8 @@ def test_category_ids_without_gaps_that_count_from_0(evaluate):
     assert done.status == 2 and "start at 0, those of the dataset at 1; add 1" in done.stderr
 
 
-def test_boxes_of_corners_are_seen_though_some_reach_out_of_their_images(evaluate):
-    """As a detector's do: moved by up to 4 pixels, beyond the images' edges too."""
+def test_xyxy_boxes_are_recognized_even_if_some_exceed_the_image(evaluate):
+    """The boxes are off by up to 4 pixels, also across image borders, as those of a detector."""
     boxes = [[x, y, w, h] for x in (0, 50, 110) for y in (0, 60) for w, h in ((50, 60), (40, 50))]
     content = _content()
     template = content["annotations"][0]
@@ -288,8 +290,8 @@ def test_boxes_of_corners_are_seen_though_some_reach_out_of_their_images(evaluat
     assert done.status == 2 and "boxes seem to be [x0, y0, x1, y1]" in done.stderr
 
 
-def test_numbers_as_other_programs_write_them(tmp_path, evaluate):
-    """7.0 for 7, and images without a size where boxes are compared alone."""
+def test_floats_for_integers_and_missing_sizes_are_accepted(tmp_path, evaluate):
+    """Other programs write 7.0 for 7, and boxes can be evaluated without image sizes."""
     expected, numbers = tmp_path / "expected.json", tmp_path / "numbers.json"
     assert evaluate(_results(), "--out", expected).status == 0
     content = _content()
@@ -318,7 +320,7 @@ def test_numbers_as_other_programs_write_them(tmp_path, evaluate):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_box_beyond_all_numbers_is_dropped(evaluate):
+def test_a_box_that_overflows_is_dropped(evaluate):
     wrong = [_results()[0] | {"bbox": box} for box in ([1, 1, 1e308, 1e308], [1e308] * 4)]
     done = evaluate(_results() + wrong)
     assert done.status == 0 and "2 of 5 detections dropped" in done.stdout
@@ -330,11 +332,11 @@ def test_objects_without_an_area_are_counted(evaluate):
     assert "1 objects have a box without an area and always count as missed" in done.stdout
 
 
-def test_out_replaces_no_input_and_is_looked_at_first(tmp_path, evaluate):
+def test_out_is_checked_first_and_never_replaces_an_input(tmp_path, evaluate):
     (tmp_path / "link.json").symlink_to(tmp_path / "detections.json")
     (tmp_path / "made" / "o_analysis.json").mkdir(parents=True)
     (tmp_path / "made" / "o.json").write_text("old")
-    for out, flags, said in (
+    for out, flags, message in (
         ("ground_truth.json", (), "--out would replace"),
         ("detections.json", (), "--out would replace"),
         ("link.json", (), "--out would replace"),
@@ -343,28 +345,28 @@ def test_out_replaces_no_input_and_is_looked_at_first(tmp_path, evaluate):
         ("detections.json/o.json", (), "cannot write"),
     ):
         done = evaluate(_results(), "--out", tmp_path / out, *flags)
-        assert done.status == 2 and said in done.stderr and done.stdout == "", out
+        assert done.status == 2 and message in done.stderr and done.stdout == "", out
         assert json.loads((tmp_path / "ground_truth.json").read_text()) == _content()
         assert json.loads((tmp_path / "detections.json").read_text()) == _results()
     assert (tmp_path / "made" / "o.json").read_text() == "old"
 
 
-def test_curves_need_a_file(evaluate):
+def test_pr_curves_require_out(evaluate):
     done = evaluate(_results(), "--pr-curves")
     assert done.status == 2 and "--pr-curves needs --out FILE" in done.stderr
 
 
-def test_where_nothing_can_be_printed(repo: Path, tmp_path):
-    """A closed pipe, a full disk, a terminal without the letters of a class."""
+def test_output_that_cannot_be_printed_ends_cleanly(repo: Path, tmp_path):
+    """Try a closed pipe, a full disk, and an encoding that lacks letters of a class name."""
     files = _files(tmp_path)
     content = _content()
     content["categories"][0]["name"] = "человек"
     (tmp_path / "ground_truth.json").write_text(json.dumps(content))
     command = shlex.join(map(str, [sys.executable, repo / "tools" / "evaluate.py", *files]))
 
-    def shell(line: str, **settings: str) -> subprocess.CompletedProcess:
+    def shell(line: str, **variables: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            ["bash", "-c", line], capture_output=True, text=True, env=os.environ | settings
+            ["bash", "-c", line], capture_output=True, text=True, env=os.environ | variables
         )
 
     many = f"{command} --per-class --metrics coco voc open_images"
@@ -378,14 +380,14 @@ def test_where_nothing_can_be_printed(repo: Path, tmp_path):
     assert latin.returncode == 0 and latin.stderr == "" and r"\u0447\u0435" in latin.stdout
 
 
-def test_files_that_are_not_there(tmp_path, run_tool, evaluate):
+def test_missing_files_are_errors(tmp_path, run_tool, evaluate):
     done = run_tool("evaluate", tmp_path / "none.json", "--dataset", tmp_path / "none.json")
     assert done.status == 2 and "none.json" in done.stderr
     done = evaluate(_results(), "--out", tmp_path / "detections.json" / "out.json")
     assert done.status == 2 and "cannot write" in done.stderr
 
 
-def test_annotations_without_area_and_box(tmp_path, evaluate):
+def test_area_and_box_are_computed_if_missing(tmp_path, evaluate):
     content = _content()
     for annotation in content["annotations"]:
         del annotation["area"], annotation["bbox"], annotation["iscrowd"]
@@ -396,7 +398,7 @@ def test_annotations_without_area_and_box(tmp_path, evaluate):
 
 
 def _rle(runs: list[int]) -> dict:
-    """Runs as compressed text, as pycocotools writes it."""
+    """Return an RLE with compressed counts, as pycocotools writes it."""
     text = ""
     for i, run in enumerate(runs):
         value = run - (runs[i - 2] if i > 2 else 0)
@@ -410,13 +412,13 @@ def _rle(runs: list[int]) -> dict:
 
 
 def _files(folder: Path) -> list:
-    """The first arguments of the command."""
+    """Write both files and return the first arguments of the command."""
     (folder / "ground_truth.json").write_text(json.dumps(_content()))
     (folder / "detections.json").write_text(json.dumps(_results()))
     return [folder / "detections.json", "--dataset", folder / "ground_truth.json"]
 
 
-def test_without_hotcoco(repo: Path, tmp_path):
+def test_without_hotcoco_pycocotools_is_used(repo: Path, tmp_path):
     code = (
         "import importlib.machinery, runpy, sys; sys.argv = sys.argv[1:]\n"
         "class Finder(importlib.machinery.PathFinder):\n"
@@ -441,7 +443,7 @@ def test_without_hotcoco(repo: Path, tmp_path):
         assert "pip install hotcoco" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
+def test_it_starts_fast_and_without_torch(repo: Path, tmp_path):
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -464,8 +466,8 @@ def test_it_starts_at_once_and_without_torch(repo: Path, tmp_path):
     assert min(times) < 0.4
 
 
-def test_more_objects_than_detections_that_count(tmp_path, evaluate):
-    """A warning names the image and the flag, and the flag takes them all."""
+def test_more_objects_than_max_detections_are_a_warning(tmp_path, evaluate):
+    """The warning names the image and the flag; with the flag, all detections count."""
     content = _content()
     template = content["annotations"][0]
     boxes = [[x, y, 8, 8] for x in range(0, 150, 10) for y in range(0, 110, 10)]

@@ -1,4 +1,4 @@
-"""A loader that gives nothing, by the real command: the run says so, and ends on request."""
+"""A run whose data loader hangs prints a warning and still stops on a signal."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import LITE0, REPO
 
-# A mapper that waits for a file server that does not answer, from some sample on.
+# From some sample on, this mapper hangs as if its file server did not answer.
 MAPPER = """
 import os, time
 from d2ext.data.loading.mapper import Mapper
@@ -55,14 +55,14 @@ def _wait_until(condition, process, what):
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    pytest.fail(f"{what} did not come")
+    pytest.fail(f"{what} did not appear")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_whose_loader_hangs_is_saved_and_stopped(tiny, tmp_path, workers):
+def test_a_run_whose_loader_hangs_can_be_stopped_and_is_saved(tiny, tmp_path, workers):
     process = _start(tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
     _wait_for(tmp_path / "hangs", process)
-    if workers:  # the wait begins after the steps whose data came
+    if workers:  # the warning follows the steps that had data
         log = tmp_path / "run" / "log.txt"
         _wait_until(lambda: WAITS in log.read_text(), process, f"{WAITS!r} in {log}")
     else:
@@ -80,8 +80,8 @@ def test_a_run_whose_loader_hangs_is_saved_and_stopped(tiny, tmp_path, workers):
     assert saved == f"model_{json.loads(last)['iteration']:07d}.pth" or saved.startswith("epoch")
 
 
-def test_a_run_that_never_got_a_batch_stops_as_well(tiny, tmp_path):
-    # The first sample is the one that the preflight checks make.
+def test_a_run_that_never_got_a_batch_can_be_stopped(tiny, tmp_path):
+    # The preflight checks use up the first sample.
     process = _start(tiny, tmp_path, 1, "dataloader.train.num_workers=1")
     _wait_for(tmp_path / "hangs", process)
     _wait_for(tmp_path / "run" / "config.yaml", process)

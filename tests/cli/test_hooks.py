@@ -1,4 +1,4 @@
-"""Hooks of the user's, given by the config: they act in time, and a kill changes nothing."""
+"""Hooks from the config run at the right moments, and a killed run resumes exactly."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from detectron2.utils import comm
 
 
 class Noise(HookBase):
-    '''Adds noise to the gradients, from its own count of the steps.'''
+    '''Add noise to the gradients, seeded by the hook's own step count.'''
 
     def __init__(self, scale, kill_at=None, folder=None):
         self.scale, self.kill_at, self.folder, self.steps = scale, kill_at, folder, 0
@@ -54,7 +54,7 @@ class Noise(HookBase):
 
 
 class Mean(HookBase):
-    '''Averages the weights in place, and puts the average into the model at the end.'''
+    '''Average the weights and load the average into the model at the end.'''
 
     def __init__(self, stop_at=None):
         self.stop_at, self.mean = stop_at, None
@@ -83,7 +83,7 @@ class Mean(HookBase):
 
 
 class Odd(HookBase):
-    '''Has a state that no checkpoint can hold.'''
+    '''Return a state that checkpoints cannot hold.'''
 
     def state_dict(self):
         return {"x": numpy.float64(1)}
@@ -92,7 +92,7 @@ class Odd(HookBase):
 
 @pytest.fixture
 def noise(tmp_path, monkeypatch):
-    """Returns the override for a hook of an importable module."""
+    """Return a function that builds the override for a hook in an importable module."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "noisy_hooks.py").write_text(MODULE)
@@ -123,8 +123,8 @@ def _start(*args):
     return subprocess.run([*command, *args], env=os.environ | threads, capture_output=True)
 
 
-def test_a_kill_changes_nothing(train_net, tiny, tmp_path, noise):
-    """The noise depends on the hook's state, which comes from the checkpoint."""
+def test_a_killed_run_with_a_stateful_hook_resumes_exactly(train_net, tiny, tmp_path, noise):
+    """The noise depends on the state of the hook, which the checkpoint restores."""
     common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
     whole, killed, other = tmp_path / "whole", tmp_path / "killed", tmp_path / "other"
     done = train_net("--work-dir", whole, *common, noise(scale=1e-2))
@@ -137,7 +137,7 @@ def test_a_kill_changes_nothing(train_net, tiny, tmp_path, noise):
     a, b = (_load(work, "model_final.pth") for work in (whole, killed))
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
     assert a["hooks"] == b["hooks"] == [{"position": 0, "hook": "Noise", "state": {"steps": 4}}]
-    # The state and the noise do matter.
+    # Without the hook state, the weights differ.
     checkpoint = _load(killed, "model_0000001.pth")
     torch.save(checkpoint | {"hooks": []}, tmp_path / "without.pth")
     options = ["--resume-from", tmp_path / "without.pth", "--work-dir", other, *common]
@@ -154,7 +154,7 @@ def _equal(a, b):
 def test_weights_swapped_in_after_train_stay_out_of_the_checkpoint(
     train_net, tiny, tmp_path, noise, reason
 ):
-    """A stopped run is saved before `after_train`, and continues without a difference."""
+    """A stopped run is saved before `after_train` and resumes exactly."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     common = [*tiny, "optimizer.lr=1e-3"]
     done = train_net("--no-validate", "--work-dir", whole, *common, noise("Mean"))
@@ -183,7 +183,7 @@ def test_weights_swapped_in_after_train_stay_out_of_the_checkpoint(
     assert _equal(a["hooks"][0]["state"]["mean"], b["hooks"][0]["state"]["mean"])
 
 
-def test_states_are_copied_before_they_are_written_asynchronously(train_net, tiny, tmp_path, noise):
+def test_hook_states_are_copied_before_an_asynchronous_write(train_net, tiny, tmp_path, noise):
     """The next step changes the hook's tensors while the file is being written."""
     options = [*tiny, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=0"]
     for asynchronous in (False, True):
@@ -204,7 +204,7 @@ def test_a_state_that_cannot_be_saved_fails_before_the_first_step(train_net, tin
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_a_step_s_line_and_checkpoint_hold_what_a_hook_did(train_net, tiny, tmp_path, noise):
+def test_metrics_and_checkpoints_contain_what_a_hook_recorded(train_net, tiny, tmp_path, noise):
     work = tmp_path / "run"
     options = [*tiny, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=0"]
     options += [noise(scale=0), "train.eval_period=2"]
@@ -217,7 +217,7 @@ def test_a_step_s_line_and_checkpoint_hold_what_a_hook_did(train_net, tiny, tmp_
         checkpoint = _load(work, f"model_{i:07d}.pth")
         assert checkpoint["hooks"][0]["state"] == {"steps": i + 1}
         assert checkpoint["present"]["noisy_steps"] == i + 1
-    # The saved config builds the hook again; without it, its state is reported.
+    # The saved config rebuilds the hook; if the hook is removed, its state is reported.
     assert "noisy_hooks.Noise" in (work / "config.yaml").read_text()
     done = train_net("--resume", "train.max_iter=5", config=work / "config.yaml")
     assert done.status == 0, done.stderr
@@ -227,7 +227,7 @@ def test_a_step_s_line_and_checkpoint_hold_what_a_hook_did(train_net, tiny, tmp_
     assert "state of the hook Noise is ignored: this run has no such hook" in done.stdout
 
 
-def test_every_rank_has_the_hooks_and_their_state(train_net, tiny, tmp_path, noise):
+def test_every_rank_builds_the_hooks_and_restores_their_state(train_net, tiny, tmp_path, noise):
     one, two = tmp_path / "one", tmp_path / "two"
     common = ["--no-validate", "--options", *tiny, noise(scale=0, folder=str(tmp_path))]
     assert train_net("--work-dir", one, *common, "train.max_iter=1").status == 0

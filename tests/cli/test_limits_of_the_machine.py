@@ -1,6 +1,6 @@
-"""Small limits of the machine, by the real command: words that name the limit and how to raise it.
+"""If a resource limit of the machine is too small, the error names it and says how to raise it.
 
-Each command runs under limits of its own; a small /dev/shm is one in a mount namespace.
+Each command runs under its own limits; a small /dev/shm is mounted in a mount namespace.
 """
 
 import errno
@@ -17,14 +17,14 @@ from d2ext.limits import exhausted, raise_open_files
 from tests.conftest import LITE0, REPO
 
 TRAIN = [REPO / "tools/train_net.py", "--config-file", REPO / LITE0]
-# As root, or in a user namespace, where the system allows users to have one.
+# As root, or in a user namespace if the system allows one.
 UNSHARE = (["unshare", "-m"], ["unshare", "-r", "-m"])
 WORKING = [c for c in UNSHARE if subprocess.run([*c, "true"], capture_output=True).returncode == 0]
 needs_mounts = pytest.mark.skipif(not WORKING, reason="needs root or user namespaces")
 
 
 def _under(setup, *command):
-    """Runs a command of this Python in a shell that first runs `setup`."""
+    """Run a Python command in a shell that runs `setup` first."""
     shell = ["bash", "-c", f'{setup} && exec "$@"', "bash", sys.executable, *map(str, command)]
     return subprocess.run(
         [*WORKING[0], *shell] if "mount" in setup else shell,
@@ -41,7 +41,7 @@ def _train(setup, tiny, folder, *options):
 
 
 def _check(done, *words):
-    """One line at the end, no stack trace, and these words in it."""
+    """Check that the command failed with one final error line that contains `words`."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     last = done.stderr.splitlines()[-1]
@@ -57,7 +57,7 @@ def _check(done, *words):
         "mount -t tmpfs -o ro tmpfs /dev/shm",
     ],
 )
-def test_little_shared_memory(tiny, tmp_path, setup):
+def test_little_shared_memory_is_reported(tiny, tmp_path, setup):
     done = _train(setup, tiny, tmp_path, "dataloader.train.num_workers=2")
     _check(done, "shared memory", "/dev/shm", "--shm-size", "dataloader.train.num_workers")
     assert "loader      warning: 2 workers may need" in done.stdout
@@ -67,7 +67,7 @@ def test_little_shared_memory(tiny, tmp_path, setup):
 
 
 @needs_mounts
-def test_little_shared_memory_for_the_evaluation(tiny, tmp_path):
+def test_little_shared_memory_for_the_evaluation_is_reported(tiny, tmp_path):
     command = [*TRAIN, "--work-dir", tmp_path, *tiny]
     setup = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
     done = _under(setup, *command, "train.max_iter=1", "dataloader.val.num_workers=2")
@@ -77,8 +77,8 @@ def test_little_shared_memory_for_the_evaluation(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("files", [24, 64, 100])
-def test_few_open_files(tiny, tmp_path, files):
-    """At the start of the workers, in a worker or in the trainer: it depends on the number."""
+def test_a_low_limit_of_open_files_is_reported(tiny, tmp_path, files):
+    """Depending on the limit, the workers fail to start, or a worker or the trainer fails."""
     options = ["dataloader.train.num_workers=4", "dataloader.train.total_batch_size=16"]
     done = _train(f"ulimit -n {files}", tiny, tmp_path, *options)
     _check(done, "open files", "ulimit -n", f"{files} open files", "dataloader.train.num_workers")
@@ -90,14 +90,14 @@ def test_a_soft_limit_of_open_files_is_raised(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_little_memory(tiny, tmp_path):
-    """Not enough to load torch."""
+def test_little_memory_is_reported(tiny, tmp_path):
+    """The limit is too small to import torch."""
     done = _train("ulimit -v 1500000", tiny, tmp_path)
     _check(done, "out of memory", "`ulimit -v` allows 1464 MB")
 
 
 @needs_mounts
-def test_the_doctor_warns():
+def test_the_doctor_warns_about_low_limits():
     setup = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ulimit -n 256"
     done = _under(setup, REPO / "tools/doctor.py")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +105,7 @@ def test_the_doctor_warns():
     assert "warning: 256 open files" in done.stdout
 
 
-def test_raising_the_limit():
+def test_raise_open_files_raises_the_soft_limit():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, before[1]), before[1]))
@@ -134,12 +134,12 @@ def test_raising_the_limit():
         (RuntimeError("unable to write to file </torch_7_1_0>: No space left"), "shared memory"),
     ],
 )
-def test_errors_are_assigned_to_a_limit(error, kind):
+def test_errors_are_attributed_to_the_exhausted_resource(error, kind):
     assert exhausted(f"{type(error).__name__}: {error}") == kind
     if kind and isinstance(error, OSError):
         assert user_message(error).startswith(f"this process ran out of {kind} (")
 
 
-def test_memory_errors_are_the_machine_s():
+def test_a_memory_error_is_reported_as_out_of_memory():
     assert user_message(MemoryError()).startswith("this process ran out of memory (MemoryError")
     assert user_message(ImportError("no module named x")) is None

@@ -1,4 +1,4 @@
-"""Any metric on any data set, named in the config; the same numbers by tools/evaluate.py."""
+"""Metrics named in the config, on any dataset, give the same numbers as tools/evaluate.py."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ OWN = "+evaluators.balloon_train={mine: {_target_: d2ext.evaluation.voc.VocMetri
 
 @pytest.fixture
 def results(train_net, tiny, tmp_path):
-    """Trains a step, evaluates with these overrides, and returns the run's folder and numbers."""
+    """Train a step with the overrides, evaluate, and return the run directory and results."""
 
     def run(*overrides):
         out = tmp_path / "out"
@@ -24,7 +24,7 @@ def results(train_net, tiny, tmp_path):
     return run
 
 
-def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
+def test_several_metrics_equal_those_of_evaluate(results, run_tool, tiny_root, tmp_path):
     out, numbers = results(VOC, GROUPS)
     assert {key.split("/")[1] for key in numbers} == {"coco", "voc", "open_images"}
     folder = tiny_root / "balloon" / "val"
@@ -41,9 +41,9 @@ def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
     offline = json.loads((tmp_path / "o.json").read_text())
     shared = {key.split("/", 1)[1] for key in numbers} & offline.keys()
     assert {"coco/bbox/AP", "coco/segm/AP", "voc/bbox/AP50", "open_images/bbox/AP50"} <= shared
-    for key in shared - {"voc/bbox/AP", "voc/bbox/AP-balloon"}:  # of other thresholds
+    for key in shared - {"voc/bbox/AP", "voc/bbox/AP-balloon"}:  # their thresholds differ
         assert offline[key] == pytest.approx(numbers[f"balloon_val/{key}"], abs=1e-9), key
-    # And the analyses of the run are those of the files.
+    # The analyses of the run equal those of evaluate.
     mine = json.loads((out / "analysis" / "balloon_val.json").read_text())["tasks"]
     theirs = json.loads((tmp_path / "o_analysis.json").read_text())
     assert mine["segm"]["confusion_matrix"] == theirs["segm"]["confusion_matrix"]
@@ -52,7 +52,7 @@ def test_several_at_once_and_offline(results, run_tool, tiny_root, tmp_path):
     assert "Error analysis: balloon_val" in page and "Confusion matrix" in page
 
 
-def test_each_test_set_may_have_its_own(results):
+def test_each_test_dataset_may_have_its_own_metrics(results):
     out, numbers = results(SETS, OWN)
     assert {tuple(key.split("/")[:2]) for key in numbers} == {
         ("balloon_val", "coco"),
@@ -74,7 +74,7 @@ def test_each_test_set_may_have_its_own(results):
         ("train.best.metric=voc/bbox/AP", "the evaluation will not return balloon_val/voc/bbox/AP"),
     ],
 )
-def test_mistakes_are_found_before_the_run(train_net, tiny, tmp_path, override, words):
+def test_invalid_metrics_are_found_before_the_run(train_net, tiny, tmp_path, override, words):
     done = train_net("--dry-run", "--work-dir", tmp_path / "out", *tiny, override)
     assert done.status == 2 and words in done.stderr, done.stderr
 
@@ -95,7 +95,7 @@ class Count:
 
 @pytest.fixture
 def my_metrics(tmp_path, monkeypatch):
-    """A user's module with metrics."""
+    """Make a user's module with metrics importable."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_metrics", raising=False)
     (tmp_path / "my_metrics.py").write_text(METRICS)

@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a training, by the real command; tests/chaos.py has kills."""
+"""Failures during training lose nothing (tests/chaos.py kills runs at random moments)."""
 
 import json
 import shutil
@@ -11,15 +11,15 @@ def _metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
-def test_the_time_is_over(train_net, tiny, tmp_path):
-    """Saved, with status 75, and gone on with."""
+def test_a_run_that_reaches_its_time_limit_is_saved_and_resumed(train_net, tiny, tmp_path):
+    """The status is 75, and the last checkpoint contains the last logged step."""
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
     done = train_net("--time-limit", "1s", *common, "train.max_iter=100000")
     assert done.status == 75, done.stderr
     assert "Stopped by --time-limit and saved" in done.stdout
     info = json.loads((tmp_path / "run.json").read_text())
     assert info["stopped_by"] == "--time-limit"
-    # Of an epoch's name where the time was over at its end.
+    # The checkpoint is named after the epoch if the time was up at its end.
     saved = tmp_path / (tmp_path / "last_checkpoint").read_text()
     steps = torch.load(saved, weights_only=True)["iterations_done"]
     assert steps == _metrics(tmp_path)[-1]["iteration"] + 1
@@ -27,7 +27,7 @@ def test_the_time_is_over(train_net, tiny, tmp_path):
     assert done.status == 2 and "--time-limit soon" in done.stderr
 
 
-def test_killed_before_the_first_checkpoint(train_net, tiny, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     assert train_net(*common).status == 0
     for path in [*tmp_path.glob("*.pth"), tmp_path / "last_checkpoint"]:
@@ -38,8 +38,8 @@ def test_killed_before_the_first_checkpoint(train_net, tiny, tmp_path):
     assert '{"iteration": 0, "total_lo\n' in (tmp_path / "metrics.json").read_text()
 
 
-def test_numbers_are_those_of_a_run_that_never_stopped(train_net, tiny, tmp_path):
-    """Lines and evaluations, wherever it was stopped, though losses are written seldom."""
+def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(train_net, tiny, tmp_path):
+    """No line or evaluation is lost, wherever it stopped and although losses are logged rarely."""
     common = ["--options", *tiny, "train.log_period=3", "train.eval_period=2"]
     common += ["train.checkpointer.period=2"]
     whole = tmp_path / "whole"
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_a_run_that_never_stopped(train_net, tiny, tmp_path
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "log.txt"])
-def test_a_full_disk_is_named(train_net, tiny, tmp_path, name):
+def test_a_full_disk_is_reported_with_the_file(train_net, tiny, tmp_path, name):
     (tmp_path / name).symlink_to("/dev/full")
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     done = train_net("--resume", *common)
@@ -75,8 +75,8 @@ def test_a_full_disk_is_named(train_net, tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_resume_in_another_memory_layout_trains_the_same(train_net, tiny, tmp_path, before):
-    """As on a machine whose CPU makes another layout the faster one."""
+def test_a_resume_in_another_memory_layout_trains_equally(train_net, tiny, tmp_path, before):
+    """The layout can change if a run resumes on a different CPU."""
     common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
     common += ["optimizer.lr=0.01", "train.warmup_iters=0"]
 
@@ -102,7 +102,7 @@ def _plain(folder):
     return [{k: v for k, v in line.items() if k not in clock} for line in _metrics(folder)]
 
 
-def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
+def test_changes_since_the_checkpoint_are_reported(train_net, tiny, tiny_root, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny]
     assert train_net(*common, "train.max_iter=1").status == 0
     same = ["train.max_iter=1", "train.log_period=3", "dataloader.train.num_workers=1"]
@@ -113,7 +113,7 @@ def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     done = train_net("--resume", *common, "train.max_iter=1", f"data.root={root}")
-    assert "Since the checkpoint" not in done.stdout  # the same images in another place
+    assert "Since the checkpoint" not in done.stdout  # the same images in another folder
     file = root / "balloon" / "train" / "via_region_data.json"
     content = json.loads(file.read_text())
     regions = next(iter(content.values()))["regions"]
@@ -131,7 +131,7 @@ def test_what_has_changed_since_is_said(train_net, tiny, tiny_root, tmp_path):
     assert checkpoint["fingerprint"]["data"]["images"] == 6
 
 
-def test_what_does_not_fit_is_named(train_net, tiny, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_a_one_line_error(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     assert train_net(*common).status == 0
     for override, words in (
@@ -145,8 +145,10 @@ def test_what_does_not_fit_is_named(train_net, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_photo_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
-    """Cut short behind its header, so that no check before the training can see it."""
+def test_a_broken_training_photo_stops_the_run_or_is_skipped(
+    train_net, tiny, tiny_root, tmp_path, policy
+):
+    """The photo is cut off after its header, so that the preflight checks cannot notice."""
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     bad = sorted((root / "balloon" / "train").glob("*.jpg"))[0]
@@ -167,7 +169,9 @@ def test_a_photo_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_photo_of_the_evaluation_that_breaks(train_net, tiny, tiny_root, tmp_path, policy):
+def test_a_broken_evaluation_photo_stops_the_run_or_is_skipped(
+    train_net, tiny, tiny_root, tmp_path, policy
+):
     root, work = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tiny_root, root)
     bad, good = sorted((root / "balloon" / "val").glob("*.jpg"))
@@ -187,7 +191,7 @@ def test_a_photo_of_the_evaluation_that_breaks(train_net, tiny, tiny_root, tmp_p
     assert sorted(pictures) == [bad.stem, good.stem]
 
 
-def test_config_yaml_is_read_without_running_it(train_net, tiny, tmp_path):
+def test_code_in_config_yaml_is_not_executed(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny]
     assert train_net(*common, "train.max_iter=1").status == 0
     file = tmp_path / "run" / "config.yaml"

@@ -1,4 +1,4 @@
-"""docs/datasets.md: its overrides and its code, as they stand (test_docs.py: its commands)."""
+"""Run the overrides in docs/datasets.md as written (test_docs.py runs its commands)."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def section(repo):
 
 @pytest.fixture
 def photos(tiny_root, tmp_path):
-    """a.json and b.json of the tiny balloons in COCO's format, and imgs."""
+    """Write the tiny balloons as a.json, b.json (COCO) and imgs/; return their folder."""
     for split, name in (("train", "a"), ("val", "b")):
         source = tiny_root / "balloon" / split
         records = read_via(source / "via_region_data.json", source, ["balloon"])
@@ -30,7 +30,7 @@ def photos(tiny_root, tmp_path):
     return tmp_path
 
 
-def test_the_overrides(repo, train_net, photos, section, monkeypatch):
+def test_the_overrides_of_the_page_work(repo, train_net, photos, section, monkeypatch):
     data = shlex.split(re.search(r"DATA=\((.*)\)", section)[1])
     monkeypatch.chdir(photos)
     config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
@@ -38,7 +38,7 @@ def test_the_overrides(repo, train_net, photos, section, monkeypatch):
     assert len(overrides) >= 5
     for text in overrides:
         (override,) = shlex.split(text.strip("`"))
-        if "names=" in override or "repeat=[" in override:  # of other sets
+        if "names=" in override or "repeat=[" in override:  # they name other datasets
             continue
         override = override.replace("[cat, dog]", "[balloon]").replace(", [0, 128, 0]", "")
         done = train_net("--dry-run", *data, *QUICK, override, config=config)
@@ -46,7 +46,7 @@ def test_the_overrides(repo, train_net, photos, section, monkeypatch):
 
 
 def test_overrides_add_a_dataset_a_metric_and_an_augmentation(repo, train_net, photos):
-    """They reach the run and its config.yaml, from which it trains again."""
+    """They apply to the run and are saved in config.yaml, which can start another run."""
     dataset = f"_target_: d2ext.data.datasets.declare.coco_dataset, image_root: {photos / 'imgs'}"
     flip = "{_target_: detectron2.data.transforms.RandomFlip}"
     rotate = "{_target_: detectron2.data.transforms.RandomRotation, angle: [-10, 10]}"
@@ -93,7 +93,7 @@ def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monke
 
 
 def _own(photos, train, *, images="imgs", val=None):
-    """Overrides that train on the COCO dict `train`."""
+    """Return overrides that train on the COCO dict `train`."""
     (photos / "t.json").write_text(json.dumps(train))
     options = [f"data.train.json={photos / 't.json'}", f"data.train.images={photos / images}"]
     if val:
@@ -108,7 +108,7 @@ def _plan(train_net, repo, photos, *overrides):
     return train_net(*flags, *overrides, config=config)
 
 
-def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
+def test_the_plan_counts_annotations_that_are_not_trained_on(repo, train_net, photos):
     content = json.loads((photos / "a.json").read_text())
     objects = content["annotations"]
     total = len(objects)
@@ -137,14 +137,14 @@ def test_the_plan_counts_what_is_not_trained_on(repo, train_net, photos):
 
 @pytest.fixture
 def mixed(photos):
-    """The training file, of which every second object has no outline."""
+    """Return the training annotations with every second outline removed."""
     content = json.loads((photos / "a.json").read_text())
     for annotation in content["annotations"][::2]:
         del annotation["segmentation"]
     return content
 
 
-def test_objects_without_an_outline_are_counted_with_the_remedies(repo, train_net, photos, mixed):
+def test_objects_without_an_outline_are_an_error_with_two_fixes(repo, train_net, photos, mixed):
     total = len(mixed["annotations"])
     done = _plan(train_net, repo, photos, *_own(photos, mixed))
     assert done.status == 2 and "Traceback" not in done.stderr
@@ -153,7 +153,7 @@ def test_objects_without_an_outline_are_counted_with_the_remedies(repo, train_ne
     assert "data.boxes_as_masks=True" in line and "faster_rcnn_lite0_fpn.py" in line
 
 
-def test_boxes_as_masks_train_and_are_evaluated(repo, train_net, photos, mixed):
+def test_boxes_as_masks_are_trained_on_and_evaluated(repo, train_net, photos, mixed):
     options = _own(photos, mixed, val=mixed)
     small = [
         f"dataloader.{split}.mapper.augmentations[0].short_edge_length=96"
@@ -168,7 +168,7 @@ def test_boxes_as_masks_train_and_are_evaluated(repo, train_net, photos, mixed):
     assert "custom_val/coco/segm/AP" in results
 
 
-def test_more_objects_than_the_model_returns_are_a_note(repo, train_net, photos):
+def test_more_objects_than_the_model_returns_print_a_note(repo, train_net, photos):
     content = json.loads((photos / "a.json").read_text())
     first = content["annotations"][0]
     content["annotations"] += [first | {"id": 1000 + i} for i in range(100)]

@@ -1,4 +1,4 @@
-"""tools/predict.py: photos, folders and videos to pictures and COCO files."""
+"""Test tools/predict.py: from photos, folders and videos to pictures and COCO files."""
 
 import csv
 import json
@@ -21,10 +21,10 @@ from tests.conftest import REPO, checkout_env
 
 @pytest.fixture
 def photos(tiny_root, tmp_path):
-    """Return a folder of three tiny photos, one of them below it, and one that is none."""
+    """Return a folder of three tiny photos, one of them in a subfolder, and one broken file."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
-    # Two of one size, which need no padding in a batch.
+    # Two photos of the same size, so that a batch needs no padding.
     names = {"a.jpg": "15717689633_5f7f78c28e_k", "b.jpg": "17178818589_16e58fc1e5_k"}
     names["sub/a.jpg"] = "18849792632_aad23ad513_k"
     for target, name in names.items():
@@ -35,7 +35,7 @@ def photos(tiny_root, tmp_path):
 
 @pytest.fixture
 def predict(run_tool, trained, tmp_path):
-    """Runs the tool on the run's weights, with all that it finds, into `tmp_path / "out"`."""
+    """Run the tool with the weights of `trained` and without a score threshold."""
 
     def run(*args):
         flags = ["--config-file", trained / "config.yaml", "--weights", "last"]
@@ -45,8 +45,8 @@ def predict(run_tool, trained, tmp_path):
     return run
 
 
-def test_a_folder(predict, photos, tmp_path):
-    """Each photo has its pictures; the broken one is named and passed over."""
+def test_a_folder_gets_pictures_and_coco_files(predict, photos, tmp_path):
+    """Each photo gets its pictures; the broken one is skipped and reported."""
     done = predict(photos, "--splash", "--cutouts", "--batch-size", "2")
     assert done.status == 1 and "broken.jpg cannot be read" in done.stdout
     out = tmp_path / "out"
@@ -63,7 +63,7 @@ def test_a_folder(predict, photos, tmp_path):
     assert len(list((out / "cutouts").rglob("*.png"))) == len(results)
     for r in results:
         assert r["segmentation"]["size"] == sizes[r["image_id"]] and r["category_id"] == 1
-    # Gray where no object is.
+    # The splash is gray outside the objects.
     first = [r["segmentation"] for r in results if r["image_id"] == 1]
     inside = pycocotools.mask.decode(pycocotools.mask.merge(first)).astype(bool)
     splash = np.asarray(Image.open(out / "splash" / "a.jpg")).astype(int)
@@ -72,8 +72,8 @@ def test_a_folder(predict, photos, tmp_path):
         assert cut.mode == "RGBA"
 
 
-def test_the_files_are_what_evaluate_takes(predict, photos, run_tool, tmp_path):
-    """The results' ids are those of images.json."""
+def test_evaluate_accepts_the_files(predict, photos, run_tool, tmp_path):
+    """The image ids in predictions.json match images.json."""
     (photos / "broken.jpg").unlink()
     assert predict(photos, "--no-overlays").status == 0
     out = tmp_path / "out"
@@ -83,7 +83,7 @@ def test_the_files_are_what_evaluate_takes(predict, photos, run_tool, tmp_path):
 
 
 def film(path, photo, frames=5):
-    """A video at 10 frames a second, all of them the photo."""
+    """Write a video with `frames` copies of the photo at 10 frames per second."""
     frame = cv2.imread(str(photo))
     size = frame.shape[1], frame.shape[0]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
@@ -93,8 +93,8 @@ def film(path, photo, frames=5):
     return path
 
 
-def test_a_video(predict, photos, tmp_path):
-    """Its frames are images of the files, and make up a video again; a folder's are found."""
+def test_a_video_becomes_images_and_a_drawn_video(predict, photos, tmp_path):
+    """Each frame is an image in the files; videos in a folder are found, hidden ones ignored."""
     made = film(photos / "sub" / "film.MP4", photos / "a.jpg")
     shutil.copy(made, photos / "sub" / ".hidden.mp4")
     assert predict(photos / "sub").status == 0
@@ -104,13 +104,13 @@ def test_a_video(predict, photos, tmp_path):
     drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "film.webm"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and drawn.get(cv2.CAP_PROP_FPS) == 10
     codec = int(drawn.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
-    assert codec == b"VP80"  # which browsers play
+    assert codec == b"VP80"  # browsers can play it
     good, frame = drawn.read()
     assert good and frame.shape == (images[1]["height"], images[1]["width"], 3)
 
 
-def test_videos_that_are_damaged(predict, photos, tmp_path):
-    """One that is cut off is done as far as it goes; one without frames is left out."""
+def test_damaged_videos_are_reported(predict, photos, tmp_path):
+    """A truncated video is processed up to its end; one without frames is skipped."""
     whole = film(tmp_path / "film.avi", photos / "a.jpg", 24)
     cut = tmp_path / "cut.avi"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
@@ -119,13 +119,13 @@ def test_videos_that_are_damaged(predict, photos, tmp_path):
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     read = len(images) - 24
     assert done.status == 1 and 4 < read < 21
-    told = f"cut.avi is cut off at frame {read} of 24; the frames before that were processed"
-    assert told in done.stdout
+    message = f"cut.avi is cut off at frame {read} of 24; the frames before that were processed"
+    assert message in done.stdout
     assert "none.mp4 cannot be read" in done.stdout and "film.avi is" not in done.stdout
 
 
-def test_tables_and_masks(predict, photos, tmp_path):
-    """Rows, counts and labels are those of predictions.json."""
+def test_tables_and_masks_agree_with_the_predictions(predict, photos, tmp_path):
+    """A later call without the flags removes the tables and the masks."""
     (photos / "broken.jpg").unlink()
     made = film(tmp_path / "film.mp4", photos / "a.jpg", 2)
     done = predict(photos, made, "--csv", "--masks", "--no-overlays", "--cutouts")
@@ -161,8 +161,8 @@ def test_tables_and_masks(predict, photos, tmp_path):
     assert not [p for p in ("detections.csv", "counts.csv", "masks") if (out / p).exists()]
 
 
-def test_no_file_is_skipped_without_a_word(predict, photos, tmp_path):
-    """Whatever photos there are is read or named, in the log and in images.json."""
+def test_skipped_files_are_reported(predict, photos, tmp_path):
+    """Every file is either read or listed in the log and in images.json."""
     import pillow_heif
 
     for path in photos.rglob("*.jpg"):
@@ -189,15 +189,15 @@ def test_no_file_is_skipped_without_a_word(predict, photos, tmp_path):
     assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
 
 
-def test_photos_over_the_limit_are_named_with_the_remedy(predict, photos, monkeypatch):
+def test_photos_over_the_pixel_limit_are_reported_with_the_fix(predict, photos, monkeypatch):
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
     done = predict(photos / "a.jpg")
     assert done.status == 1
     assert "pixels, more than the limit of 99; cut it into tiles" in done.stdout
 
 
-def test_output_names_lead_from_files_to_their_pictures(predict, photos, tmp_path):
-    """Also if two files differ in their suffix only, and after an earlier call into the folder."""
+def test_output_names_match_files_to_their_pictures(predict, photos, tmp_path):
+    """They are unique even if files differ only in their suffix, also in a second call."""
     for name in ("b.jpg", "broken.jpg", "sub/a.jpg"):
         (photos / name).unlink()
     for name in ("a.png", "a.tga"):
@@ -218,15 +218,14 @@ def test_output_names_lead_from_files_to_their_pictures(predict, photos, tmp_pat
             assert mask.size == (image["width"], image["height"])
 
 
-def test_images_of_one_name(predict, photos, tmp_path):
-    """Those of two folders do not overwrite one another."""
+def test_images_with_the_same_name_do_not_overwrite_each_other(predict, photos, tmp_path):
     done = predict(photos / "a.jpg", photos / "sub" / "a.jpg")
     assert done.status == 0
     assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == ["a.jpg", "a_2.jpg"]
 
 
-def test_mistakes(predict, trained, photos, run_tool, tmp_path):
-    """Each is one line and status 2, before anything is written."""
+def test_invalid_arguments_are_one_line_errors(predict, trained, photos, run_tool, tmp_path):
+    """The exit status is 2, and nothing is written."""
     (tmp_path / "empty").mkdir()
     for args, words in (
         (["nowhere"], "nowhere does not exist"),
@@ -241,8 +240,8 @@ def test_mistakes(predict, trained, photos, run_tool, tmp_path):
     assert done.status == 2 and "model_best.pth" in done.stderr
 
 
-def test_what_an_earlier_call_left(predict, photos, tmp_path):
-    """It is replaced, which the log says, and is no input; what else lies there stays."""
+def test_earlier_predictions_are_replaced(predict, photos, tmp_path):
+    """The log says so, they are not taken as input, and other files stay."""
     out = tmp_path / "out"
     first = predict(photos / "a.jpg")
     assert first.status == 0 and "are replaced" not in first.stdout
@@ -255,8 +254,8 @@ def test_what_an_earlier_call_left(predict, photos, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["images.json", "overlays/mine.jpg"])
-def test_an_output_of_somebody_elses(predict, photos, tmp_path, file):
-    """It is refused, and nothing in it changes: an images.json of the user's neither."""
+def test_an_output_folder_with_other_files_is_refused(predict, photos, tmp_path, file):
+    """Nothing in it changes, not even a user's own images.json."""
     mine = tmp_path / "out" / file
     mine.parent.mkdir(parents=True)
     mine.write_text('{"images": [], "info": {"description": "my photos"}}')
@@ -268,8 +267,8 @@ def test_an_output_of_somebody_elses(predict, photos, tmp_path, file):
     assert mine.read_text() == before
 
 
-def test_an_output_that_cannot_be(predict, photos, tmp_path):
-    """One line, and the file stays."""
+def test_an_output_that_is_a_file_is_refused(predict, photos, tmp_path):
+    """The file stays as it is."""
     (tmp_path / "out").write_text("mine")
     done = predict(photos)
     assert done.status == 2 and "out is not a directory" in done.stderr
@@ -277,14 +276,14 @@ def test_an_output_that_cannot_be(predict, photos, tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "sub"])
-def test_inputs_in_the_output(predict, photos, below):
-    """They are not passed over in silence."""
+def test_inputs_inside_the_output_are_an_error(predict, photos, below):
+    """They are not silently ignored."""
     done = predict(photos / below, "--output", photos)
     assert done.status == 2 and f"{photos / below} is in --output {photos}" in done.stderr
 
 
-def test_a_picture_that_cannot_be_written(predict, photos, tmp_path):
-    """One line that names it; the next call may have the folder."""
+def test_a_picture_that_cannot_be_written_is_named(predict, photos, tmp_path):
+    """The error is one line, and the next call can use the folder."""
     out = tmp_path / "out"
     (photos / "sub" / "a.jpg").rename(photos / "sub" / "c.jpg")
     (tmp_path / "more" / "a.jpg").mkdir(parents=True)
@@ -299,8 +298,8 @@ def test_a_picture_that_cannot_be_written(predict, photos, tmp_path):
     assert done.status == 2 and "bb_0_balloon.png: File name too long" in done.stderr
 
 
-def test_progress_on_a_terminal(trained, photos, tmp_path):
-    """Of the images, and of each video's frames."""
+def test_a_terminal_shows_progress(trained, photos, tmp_path):
+    """There is one bar for the images and one for the frames of each video."""
     (photos / "broken.jpg").unlink()
     made = film(tmp_path / "film.mp4", photos / "a.jpg")
     command = [
@@ -334,7 +333,7 @@ for n in 20, 200:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path):
-    """The pixels of 180 more of them would be 166 MB."""
+    """The pixels of 180 more images would take 166 MB."""
     Image.new("RGB", (640, 480), (90, 90, 200)).save(tmp_path / "photo.jpg")
     arguments = [trained / "config.yaml", tmp_path / "photo.jpg", tmp_path / "out"]
     command = [sys.executable, "-c", _PEAKS, *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""tools/prepare_data.py by its real command."""
+"""Test the command line of tools/prepare_data.py."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ import pytest
 
 
 def command(repo: Path, *args: object) -> list[str]:
-    """The command line of the tool."""
+    """Return the command line of the tool."""
     return [sys.executable, str(repo / "tools" / "prepare_data.py"), *map(str, args)]
 
 
-def test_a_dataset_that_is_there_is_described(repo: Path, tmp_path: Path) -> None:
+def test_balloon_photos_are_copied_once_and_described(repo: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
     for start in ("copied: ", ""):
         run = subprocess.run(
@@ -42,8 +42,8 @@ def test_a_user_error_is_one_line_and_status_2(repo: Path, tmp_path: Path) -> No
     assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1
 
 
-def test_a_full_disk_leaves_nothing(repo: Path, tmp_path: Path) -> None:
-    # A limit on the size of a file fails in the same place as a full disk.
+def test_a_full_disk_leaves_no_files(repo: Path, tmp_path: Path) -> None:
+    # A file size limit makes the same call fail as a full disk.
     limited = ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh"]
     run = subprocess.run(
         [*limited, *command(repo, "balloon", "--root", tmp_path)], capture_output=True, text=True
@@ -63,14 +63,14 @@ def test_coco_and_cityscapes_are_checked_without_torch(repo: Path, tmp_path: Pat
         line = command(repo, name, "--root", tmp_path)
         line.insert(1, "-Ximporttime")
         run = subprocess.run(line, capture_output=True, text=True)
-        said = [x for x in run.stderr.splitlines() if not x.startswith("import time:")]
+        errors = [x for x in run.stderr.splitlines() if not x.startswith("import time:")]
         assert (run.returncode, run.stdout) == (2, "")
-        assert said[0].startswith("error: ") and words in "".join(said)
+        assert errors[0].startswith("error: ") and words in "".join(errors)
         modules = {x.rsplit("|", 1)[1].strip() for x in run.stderr.splitlines() if "|" in x}
         assert "argparse" in modules and not modules & {"torch", "detectron2"}
 
 
-def test_initial_weights_are_fetched_beside_a_data_set(repo: Path, tmp_path: Path) -> None:
+def test_initial_weights_are_fetched_with_a_dataset(repo: Path, tmp_path: Path) -> None:
     recipe = repo / "configs" / "balloon" / "mask_rcnn_lite0_fpn_balloon.py"
     run = subprocess.run(
         command(repo, "balloon", "--root", tmp_path, "--weights", recipe),
@@ -102,7 +102,7 @@ def test_a_recipe_without_initial_weights_says_so(repo: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "args", [[], ["ballon"], ["balloon", "extra"], ["coco", "--parts", "val"], ["--weights"]]
 )
-def test_a_wrong_command_line_is_refused(repo: Path, args: list[str]) -> None:
+def test_an_invalid_command_line_is_an_error(repo: Path, args: list[str]) -> None:
     run = subprocess.run(command(repo, *args), capture_output=True, text=True)
     assert run.returncode == 2
     assert "usage:" in run.stderr and "Traceback" not in run.stderr

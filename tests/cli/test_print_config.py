@@ -1,4 +1,4 @@
-"""tools/print_config.py: a config whole, as a difference, and with the meaning of its keys."""
+"""Test tools/print_config.py: a whole config, differences, and documented keys."""
 
 import re
 
@@ -10,12 +10,12 @@ from tests.conftest import LITE0, REPO
 
 @pytest.fixture
 def show(run_tool):
-    """Runs the tool on the lite0 recipe."""
+    """Run the tool on the lite0 recipe."""
     return lambda *args: run_tool("print_config", REPO / LITE0, *args)
 
 
-def test_what_is_printed_is_the_config(show, tmp_path):
-    """It can be given to --config-file, and has the overrides."""
+def test_the_output_is_a_valid_config_file(show, tmp_path):
+    """The printed config includes the overrides and can be loaded again."""
     done = show("optimizer.lr=1e-3")
     assert done.status == 0 and not done.stderr
     file = tmp_path / "config.yaml"
@@ -24,8 +24,8 @@ def test_what_is_printed_is_the_config(show, tmp_path):
     assert cfg.optimizer.lr == 1e-3 and cfg.train.warmup_iters == 50
 
 
-def test_differences(show, tmp_path):
-    """A line a key; of equal configs one that says so."""
+def test_diff_prints_one_line_per_key(show, tmp_path):
+    """For equal configs, a single line says so."""
     done = show("--diff", REPO / LITE0, "optimizer.lr=1e-3", "train.max_epochs=3")
     assert done.stdout.splitlines() == [
         "optimizer.lr: 0.001, was 0.0005",
@@ -37,8 +37,8 @@ def test_differences(show, tmp_path):
     assert "train.best.metric: coco/segm/AP, was None" in other
 
 
-def test_every_key_with_its_meaning(show):
-    """A line of type, value and default where that differs, and one of what it means."""
+def test_docs_prints_every_key_with_its_meaning(show):
+    """Each key has two lines: type, value and a differing default; then its meaning."""
     lines = show("--docs").stdout.splitlines()
     heads, meanings = lines[::2], lines[1::2]
     assert all(re.match(r"[\w.\[\]]+ \(.+\): .", line) for line in heads)
@@ -50,8 +50,7 @@ def test_every_key_with_its_meaning(show):
     assert f"{batch}: ${{train.reference_batch_size}}" in lines
 
 
-def test_mistakes(run_tool, show):
-    """Are those of every tool that takes a config."""
+def test_invalid_configs_and_overrides_are_errors(run_tool, show):
     assert "does not exist" in run_tool("print_config", "nowhere.py").stderr
     done = show("train.max_itre=3")
     assert done.status == 2 and "max_iter" in done.stderr

@@ -1,4 +1,4 @@
-"""A run directory that version 0.1 wrote: resumed, evaluated, used for prediction and reported."""
+"""A run directory of version 0.1 can be resumed, evaluated, reported and used for predictions."""
 
 import json
 import math
@@ -16,16 +16,16 @@ RUN = Path("run")
 
 @pytest.fixture
 def finished(tmp_path):
-    """Put the run, at its end after 4 iterations, and its photos into the current directory."""
+    """Copy the finished run (4 iterations) and its photos to the current directory."""
     shutil.copytree(FIXTURE / "run", tmp_path / RUN)
     shutil.copytree(FIXTURE / "photos", tmp_path / "photos")
-    for name in ("model_best.pth", "model_final.pth"):  # links that the repository does not hold
+    for name in ("model_best.pth", "model_final.pth"):  # hard links in the original
         (RUN / name).hardlink_to(RUN / "model_0000003.pth")
 
 
 @pytest.fixture
 def killed(finished):
-    """Take the run back to its checkpoint after 2 iterations."""
+    """Reset the run to its checkpoint after 2 iterations."""
     for file in RUN.glob("model_*"):
         if not file.name.startswith("model_0000001.pth"):
             file.unlink()
@@ -53,8 +53,9 @@ def test_resume_computes_what_0_1_computed(killed, train_net, config):
     _check_silent(done)
     assert "model_0000001.pth; continues at iteration 2" in done.stdout
     assert _losses(RUN) == pytest.approx(_losses(FIXTURE / "run"), rel=1e-3)
-    # The CPU that 0.1 ran on gives the same bits (tests/equal_to.py). With another instruction set
-    # the difference was 3e-6 of what the two steps change, without the optimizer's state 0.7 of it.
+    # On the CPU that 0.1 ran on, the weights are equal bit for bit (tests/equal_to.py). With
+    # another instruction set, they differed by 3e-6 of the change of the two steps; without the
+    # optimizer's state, by 0.7 of it.
     start, theirs = (_weights(FIXTURE / "run" / f"model_000000{i}.pth") for i in (1, 3))
     mine = _weights(RUN / "model_final.pth")
     assert (mine - theirs).norm() < 0.05 * (theirs - start).norm()
@@ -68,7 +69,7 @@ def test_evaluation_gives_the_results_of_0_1(finished, train_net):
     theirs = json.loads((FIXTURE / "run" / "results.json").read_text())["last"]["results"]
     mine = json.loads((RUN / "eval" / "results.json").read_text())["last"]["results"]
     assert mine.keys() == theirs.keys()
-    for key, value in theirs.items():  # equal but for another CPU's rounding
+    for key, value in theirs.items():  # other CPUs round differently
         assert mine[key] is None if value is None else abs(mine[key] - value) < 1, key
 
 

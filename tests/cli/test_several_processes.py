@@ -1,4 +1,4 @@
-"""Several processes over gloo, by the real command: the same result, and a clean end always."""
+"""Several processes over gloo give the result of one process, and always end cleanly."""
 
 import json
 import os
@@ -21,13 +21,13 @@ TOOL = [str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]
 
 @pytest.fixture
 def small(tiny):
-    """Two workers of one image each; one thread a process, since cores are few."""
+    """Return overrides for a short run of two workers with one image each."""
     return [*tiny, "train.reference_world_size=2", "train.max_iter=2"]
 
 
 @pytest.fixture
 def start():
-    """Starts the command in a session of its own; kills what is left of it."""
+    """Start a command in its own session, and kill what is left of it after the test."""
     started = []
 
     def run(*args, env=None, prefix=(sys.executable,), tool=TOOL):
@@ -49,7 +49,7 @@ def start():
 
 
 def _session(leader: int) -> list[int]:
-    """Living processes of a session."""
+    """Return the living processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -62,7 +62,7 @@ def _session(leader: int) -> list[int]:
 
 
 def _end(process, seconds=120):
-    """Output and status; nothing of the session may survive."""
+    """Return output and status, and check that no process of the session survived."""
     output = process.communicate(timeout=seconds)[0]
     deadline = time.time() + 10
     while (left := _session(process.pid)) and time.time() < deadline:
@@ -72,7 +72,7 @@ def _end(process, seconds=120):
 
 
 def _table(output):
-    """Rank and local rank of each row of the table of ranks."""
+    """Return rank and local rank from each row of the table of ranks."""
     rows = [line.split() for line in output.splitlines()]
     return [row[:2] for row in rows if len(row) == 5 and row[4] == "cpu"]
 
@@ -86,8 +86,8 @@ def _losses(folder):
     return [line["total_loss"] for line in lines if "total_loss" in line]
 
 
-def test_two_processes_are_one_that_accumulates(start, small, tmp_path):
-    """Bit for bit the same images, so the same losses and weights but for the order of sums."""
+def test_two_processes_equal_one_that_accumulates(start, small, tmp_path):
+    """The images are the same bit for bit; losses and weights differ only by the order of sums."""
     two = start("--num-gpus", 2, "--work-dir", tmp_path / "two", "--options", *small)
     output, status = _end(two)
     assert status == 0, output
@@ -109,7 +109,7 @@ def test_two_processes_are_one_that_accumulates(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_and_scaling(start, small, tmp_path):
+def test_two_machines_scale_the_learning_rate(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--auto-scale-lr", "--no-validate"]
     common += ["--work-dir", tmp_path, "--options", *small, "train.reference_world_size=1"]
@@ -124,7 +124,7 @@ def test_two_machines_and_scaling(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_of_two(start, small, tmp_path):
+def test_two_machines_with_two_processes_each(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-gpus", 2, "--num-machines", 2, "--dist-url", url, "--no-validate"]
     common += ["--work-dir", tmp_path, "--options", *small, "dataloader.train.total_batch_size=4"]
@@ -139,8 +139,8 @@ def test_two_machines_of_two(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_by_the_guide_s_script(start, small, tmp_path):
-    """Without a port each finds its own."""
+def test_two_runs_of_dist_train_sh_at_once(start, small, tmp_path):
+    """If no port is given, each run finds a free one."""
     processes = [
         start(
             "2",
@@ -163,8 +163,8 @@ def test_two_runs_at_once_by_the_guide_s_script(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_with_another_number_of_workers(start, small, tmp_path):
-    """At the same global batch it goes on as if nothing had happened; at another, by images."""
+def test_a_run_resumes_with_another_number_of_workers(start, small, tmp_path):
+    """With the same global batch it continues exactly; with another, at the same image count."""
     common = ["--no-validate", "--options", *small, "train.max_iter=4", "train.accumulate=2"]
     common += ["train.checkpointer.period=2"]
     output, status = _end(start("--work-dir", tmp_path / "whole", *common))
@@ -182,7 +182,7 @@ def test_resumed_with_another_number_of_workers(start, small, tmp_path):
     output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
     assert status == 0, output
     assert "continues at iteration 1 (2 images per step before, 4 now; world size 1" in output
-    # Scaled by the flag: twice the workers, twice the images, half of the iterations.
+    # With --auto-scale-lr: twice the workers, twice the images, half the iterations.
     common = [c for c in common if "total_batch_size" not in c] + ["train.reference_world_size=1"]
     more.append("--auto-scale-lr")
     output, status = _end(start("--work-dir", tmp_path / "scaled", *more, *common))
@@ -191,7 +191,7 @@ def test_resumed_with_another_number_of_workers(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun(start, small, tmp_path):
+def test_torchrun_starts_a_training(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     prefix += ["--master-port", str(free_port())]
     process = start("--no-validate", "--work-dir", tmp_path, "--options", *small, prefix=prefix)
@@ -200,8 +200,8 @@ def test_torchrun(start, small, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
-    """Every image is broken behind its header: both ranks notice, or one and then its peer."""
+def test_a_user_error_on_a_rank_is_the_last_line(start, small, tiny_root, tmp_path):
+    """Every image is cut off after its header; one rank or both report it."""
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
@@ -218,8 +218,8 @@ def test_a_rank_s_mistake_is_the_last_line(start, small, tiny_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_machine_tells_the_cause(start, small, tiny_root, tmp_path):
-    """One machine's copy of the photos is broken; the other says so, not that it lost a peer."""
+def test_every_machine_reports_the_cause(start, small, tiny_root, tmp_path):
+    """One machine has broken photos; the other reports that, not a lost peer."""
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
@@ -236,8 +236,8 @@ def test_every_machine_tells_the_cause(start, small, tiny_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_machines_started_differently(start, small, tmp_path):
-    """What would train something else, or wait for ever, is named by every machine."""
+def test_machines_with_different_configs_are_an_error(start, small, tmp_path):
+    """The difference is named on the second machine; no run directory is created."""
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url]
     common += ["--work-dir", tmp_path / "run", "--options", *small]
@@ -250,11 +250,11 @@ def test_machines_started_differently(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_s_own_exception_is_the_last_line(start, small, tmp_path):
+def test_an_exception_on_a_rank_is_the_last_line(start, small, tmp_path):
     """A schedule that divides by zero on rank 1 only, after the first step."""
     (tmp_path / "odd.py").write_text(
         "from detectron2.utils import comm\n"
-        "def multiplier(**settings):\n"
+        "def multiplier(**arguments):\n"
         "    return lambda where: 1 / (where < 0.4 or comm.get_rank() == 0)\n"
     )
     process = start(
@@ -275,8 +275,8 @@ def test_a_rank_s_own_exception_is_the_last_line(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_tasks_of_srun(start, small, tmp_path):
-    """Two tasks of one step, by the variables that srun sets; then a port that is taken."""
+def test_srun_tasks_train_together(start, small, tmp_path):
+    """Two tasks run with the variables that srun sets; then their port is taken."""
     step = dict(SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="1", SLURM_JOB_ID="1")
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--no-validate", "--dist-url", url, "--work-dir", tmp_path, "--options", *small]
@@ -285,7 +285,7 @@ def test_tasks_of_srun(start, small, tmp_path):
     assert [status for _, status in ended] == [0, 0], ended
     assert _table(ended[0][0]) == [["0", "0"], ["1", "1"]]
     assert (tmp_path / "model_final.pth").is_file()
-    # What ends a step whose first task cannot listen; here it ends the other task.
+    # If the first task cannot listen, it cancels the step: this scancel kills the other task.
     other = start(*common, env={**step, "SLURM_PROCID": "1"})
     scancel = tmp_path / "bin" / "scancel"
     scancel.parent.mkdir()
@@ -302,7 +302,7 @@ def test_tasks_of_srun(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_tells_the_cause(start, small, tiny_root, tmp_path):
+def test_the_cause_is_reported_under_torchrun(start, small, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
@@ -312,14 +312,14 @@ def test_torchrun_tells_the_cause(start, small, tiny_root, tmp_path):
     run = tmp_path / "run"
     process = start("--work-dir", run, "--options", *small, f"data.root={root}", prefix=prefix)
     output, status = _end(process)
-    said = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert status == 1 and said and all("cannot be read" in line for line in said), output
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert status == 1 and errors and all("cannot be read" in line for line in errors), output
     assert output.count("Traceback") == 1  # torchrun's own
     assert list((run / "errors").glob("rank-*.json"))
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_machines(start, small, tmp_path):
+def test_torchrun_starts_a_training_on_two_machines(start, small, tmp_path):
     common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     common += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
     processes = [
@@ -340,7 +340,7 @@ def test_torchrun_on_two_machines(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_rank_survives_torchrun(start, small, tmp_path):
+def test_no_rank_survives_a_killed_torchrun(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     prefix += ["--master-port", str(free_port())]
     options = [*small, "train.max_iter=100000"]
@@ -351,7 +351,7 @@ def test_no_rank_survives_torchrun(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_machine_hears_of_a_killed_rank(start, small, tmp_path):
+def test_every_machine_reports_a_killed_rank(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--no-validate"]
     common += ["--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"]
@@ -404,8 +404,8 @@ def test_a_killed_rank_ends_the_run(start, small, tmp_path):
     ],
     ids=["tool-imports", "tool-training", "module", "command"],
 )
-def test_no_rank_survives_its_launcher(start, small, tmp_path, program, moment):
-    """Whatever Python takes for the main module, which it runs again in the ranks."""
+def test_no_rank_survives_a_killed_launcher(start, small, tmp_path, program, moment):
+    """This holds for each kind of main module, which Python runs again in the ranks."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/d2ext").write_text(SCRIPT)
     args = ["--num-gpus", 2, "--work-dir", tmp_path / "run", "--options", *small]
@@ -423,7 +423,7 @@ def test_no_rank_survives_its_launcher(start, small, tmp_path, program, moment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_saves(start, small, tmp_path, number):
+def test_a_signal_to_the_launcher_saves_the_run(start, small, tmp_path, number):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
     )
@@ -436,13 +436,13 @@ def test_a_signal_to_the_launcher_saves(start, small, tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_it_at_once(start, small, tmp_path):
+def test_a_second_ctrl_c_ends_the_run_at_once(start, small, tmp_path):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
     )
     _wait_for_step(process, tmp_path)
     ranks = [pid for pid in _session(process.pid) if _is_rank(pid, process.pid)]
-    for rank in ranks:  # both before a step can end
+    for rank in ranks:  # signal both before a step can end
         os.kill(rank, signal.SIGSTOP)
         os.kill(rank, signal.SIGINT)
     for rank in ranks:
@@ -456,8 +456,8 @@ def test_a_second_ctrl_c_ends_it_at_once(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_to_the_launcher_alone(start, small, tmp_path):
-    """Its ranks hang, and nobody else tells them."""
+def test_a_second_ctrl_c_to_the_launcher_ends_hanging_ranks(start, small, tmp_path):
+    """Only the launcher receives the signals; its ranks are stopped."""
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
     )
@@ -473,7 +473,7 @@ def test_a_second_ctrl_c_to_the_launcher_alone(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_before_training_ends_it(start, small, tmp_path):
+def test_a_signal_before_the_first_step_ends_the_run(start, small, tmp_path):
     process = start("--num-gpus", 2, "--work-dir", tmp_path / "run", "--options", *small)
     while len(_session(process.pid)) < 4:  # launcher, semaphore tracker, two ranks that import
         time.sleep(0.02)
@@ -484,7 +484,7 @@ def test_a_signal_before_training_ends_it(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_peers_that_do_not_come(start, small, tmp_path):
+def test_missing_peers_are_an_error_after_the_timeout(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]
     common += ["--work-dir", tmp_path, "--options", *small]
@@ -494,7 +494,7 @@ def test_peers_that_do_not_come(start, small, tmp_path):
     assert status == 2 and "machine 0 was not reached" in output.splitlines()[-1], output
 
 
-def test_a_taken_port_and_a_batch_that_does_not_divide(train_net, small, tmp_path):
+def test_invalid_ports_hosts_and_batch_sizes_are_errors(train_net, small, tmp_path):
     with socket.socket() as s:
         s.bind(("", 0))
         s.listen()
@@ -538,7 +538,7 @@ print("keys", run.results.keys() == results.keys(), len(results), flush=True)
 
 @pytest.fixture
 def script(tmp_path):
-    """Words that start a user's script in two processes, or in one."""
+    """Return the command that starts a user's script, by number of processes (1 or 2)."""
     file = tmp_path / "my_script.py"
     file.write_text(_SCRIPT)
     several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -546,8 +546,8 @@ def script(tmp_path):
     return {1: [sys.executable, str(file)], 2: [*several, str(file)]}
 
 
-def test_a_script_that_trains_in_two_processes(start, small, script, tmp_path):
-    """As in one that accumulates; run.json has the command, and all ranks the results."""
+def test_a_script_trains_in_two_processes(start, small, script, tmp_path):
+    """The result equals one process that accumulates; all ranks return the results."""
     env = {"PYTHONPATH": str(REPO)}
     for count in (2, 1):
         folder, more = tmp_path / str(count), [f"train.accumulate={3 - count}"]
@@ -564,10 +564,10 @@ def test_a_script_that_trains_in_two_processes(start, small, script, tmp_path):
     assert info["reproduce"].startswith("torchrun --standalone --nproc-per-node=2 -m d2ext train ")
 
 
-def test_a_script_s_mistake_ends_all_ranks(start, small, script, tmp_path):
+def test_a_user_error_in_a_script_ends_all_ranks(start, small, script, tmp_path):
     tool = [REPO / LITE0, tmp_path / "run", *small, "train.init_checkpoint=absent.pth"]
     process = start(prefix=script[2], tool=map(str, tool), env={"PYTHONPATH": str(REPO)})
     output, status = _end(process)
-    said = [line for line in output.splitlines() if line.startswith("error: rank ")]
-    assert status == 1 and said and all("absent.pth" in line for line in said), output
+    errors = [line for line in output.splitlines() if line.startswith("error: rank ")]
+    assert status == 1 and errors and all("absent.pth" in line for line in errors), output
     assert output.count("Traceback") == 1  # torchrun's own

@@ -1,4 +1,4 @@
-"""Training techniques by the real command on tiny data: the effect of each, and of all together."""
+"""Each training technique has its effect in a real training, and so do all of them together."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def _same(a, b, **tolerance):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, repo, tiny):
-    """A run without techniques, to compare with."""
+    """Train a run without techniques to compare with."""
     folder = tmp_path_factory.mktemp("plain")
     command = [sys.executable, str(repo / "tools/train_net.py"), "--config-file", str(repo / LITE0)]
     command += ["--no-validate", "--work-dir", str(folder), *tiny]
@@ -46,7 +46,7 @@ def plain(tmp_path_factory, repo, tiny):
     return folder
 
 
-def test_clipping_and_its_norm(train_net, tiny, tmp_path):
+def test_clipping_logs_the_gradient_norm(train_net, tiny, tmp_path):
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, "train.clip_grad_norm=0.5")
     assert done.status == 0, done.stderr
     norms = [line["grad_norm"] for line in _lines(tmp_path) if "grad_norm" in line]
@@ -79,7 +79,7 @@ def test_averaged_weights_are_evaluated_and_resumed(train_net, tiny, plain, tmp_
     assert done.status == 0, done.stderr
     rest = _load(tmp_path / "rest")
     assert all(torch.equal(rest["ema"][key], whole["ema"][key]) for key in whole["ema"])
-    # From a checkpoint without an average, it starts there.
+    # If the checkpoint has no average, the average starts from its weights.
     start = plain / "model_0000003.pth"
     options += ["train.max_iter=5"]
     done = train_net(
@@ -89,7 +89,7 @@ def test_averaged_weights_are_evaluated_and_resumed(train_net, tiny, plain, tmp_
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_the_best_checkpoint(train_net, tiny, tmp_path, mode):
+def test_the_best_checkpoint_has_the_best_score(train_net, tiny, tmp_path, mode):
     options = [*tiny, "train.eval_period=1", f"train.best.mode={mode}", "optimizer.lr=0.01"]
     options += ["train.best.metric=coco/bbox/AR100"]
     done = train_net("--work-dir", tmp_path, *options)
@@ -100,16 +100,16 @@ def test_the_best_checkpoint(train_net, tiny, tmp_path, mode):
     assert best["results"]["balloon_val/coco/bbox/AR100"] == score
     assert best["iteration"] == number == _load(tmp_path, "model_best.pth")["iterations_done"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    assert len({score for _, score in _scores(tmp_path)}) > 1  # else it would show nothing
+    assert len({score for _, score in _scores(tmp_path)}) > 1  # or it proves nothing
 
 
-def test_the_best_score_is_kept_over_a_resume(train_net, tiny, tmp_path):
+def test_a_resumed_run_keeps_the_best_score(train_net, tiny, tmp_path):
     options = [*tiny, "train.eval_period=1", "optimizer.lr=0.01", "train.checkpointer.period=1"]
     options += ["train.best.metric=coco/bbox/AR100", "train.checkpointer.max_to_keep=1"]
     for folder in ("whole", "parts"):
         lengths = [4] if folder == "whole" else [2, 4]
         for length in lengths:
-            # The same schedule: what is due in the first part is only stopped earlier.
+            # A constant rate, so that the shorter first part follows the same schedule.
             done = train_net(
                 "--work-dir",
                 tmp_path / folder,
@@ -126,11 +126,11 @@ def test_the_best_score_is_kept_over_a_resume(train_net, tiny, tmp_path):
     assert files[0] == files[1] == whole["best"]["iteration"]
 
 
-def test_an_evaluation_that_a_kill_left_out_is_made_up_for(train_net, tiny, tmp_path):
+def test_an_evaluation_lost_to_a_kill_is_run_on_resume(train_net, tiny, tmp_path):
     options = [*tiny, "train.eval_period=2", "train.checkpointer.period=2"]
     assert train_net("--work-dir", tmp_path, *options).status == 0
     whole = _results(tmp_path)
-    # As if it had been killed in the first evaluation.
+    # As if the run had been killed during the first evaluation.
     (tmp_path / "results.json").unlink()
     (tmp_path / "model_final.pth").unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
@@ -138,9 +138,9 @@ def test_an_evaluation_that_a_kill_left_out_is_made_up_for(train_net, tiny, tmp_
     assert _results(tmp_path) == whole
 
 
-def test_early_stopping_ends_whole(train_net, tiny, tmp_path):
+def test_early_stopping_ends_a_complete_run(train_net, tiny, tmp_path):
     options = [*tiny, "train.eval_period=1", "train.early_stopping_patience=1"]
-    options += ["optimizer.lr=1e-12"]  # nothing gets better
+    options += ["optimizer.lr=1e-12"]  # so that nothing improves
     done = train_net("--work-dir", tmp_path, *options)
     assert done.status == 0, done.stderr
     assert "Ended early at iteration 2: 1 evaluation did not improve" in done.stdout
@@ -154,7 +154,7 @@ def test_early_stopping_ends_whole(train_net, tiny, tmp_path):
 
 
 def test_a_compiled_backbone_has_the_same_keys_and_losses(train_net, tiny, plain, tmp_path):
-    """By the backend that needs no compiler."""
+    """The backend is the one that needs no compiler."""
     options = ["train.max_iter=1", "train.compile.enabled=True", "train.compile.backend=eager"]
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, *options)
     assert done.status == 0, done.stderr
@@ -162,7 +162,7 @@ def test_a_compiled_backbone_has_the_same_keys_and_losses(train_net, tiny, plain
     assert _load(tmp_path)["model"].keys() == _load(plain)["model"].keys()
 
 
-def test_sync_bn_trains_the_same_keys(train_net, tiny, tmp_path):
+def test_sync_bn_updates_its_statistics(train_net, tiny, tmp_path):
     options = ["train.max_iter=1", "model.backbone.norm=BN", "train.sync_bn=True"]
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, *options)
     assert done.status == 0, done.stderr
@@ -170,7 +170,7 @@ def test_sync_bn_trains_the_same_keys(train_net, tiny, tmp_path):
     assert weights["backbone.fpn_output3.norm.running_mean"].abs().sum() > 0
 
 
-def test_deterministic_runs_repeat(train_net, tiny, tmp_path):
+def test_deterministic_runs_are_reproducible(train_net, tiny, tmp_path):
     for name in "ab":
         options = [*tiny, "train.max_iter=2", "train.deterministic=True"]
         done = train_net("--no-validate", "--work-dir", tmp_path / name, *options)
@@ -185,7 +185,7 @@ def sizes():
     return ["dataloader.tta.min_sizes=[64,96]", "dataloader.tta.max_size=192"]
 
 
-def test_test_time_augmentation(train_net, tiny, plain, sizes, tmp_path):
+def test_test_time_augmentation_changes_the_detections(train_net, tiny, plain, sizes, tmp_path):
     evaluate = ["--eval-only", "--weights", plain / "model_final.pth"]
     sensitive = [*tiny, "model.roi_heads.box_predictor.test_score_thresh=0.0"]
     found = {}
@@ -201,17 +201,17 @@ def test_test_time_augmentation(train_net, tiny, plain, sizes, tmp_path):
         found[name] = json.loads((work / "eval/predictions/balloon_val.json").read_text())
     assert all("segmentation" in p for p in found["all"])
     boxes = {name: [p["bbox"] for p in ps[:5]] for name, ps in found.items()}
-    # One version of the image, at the size of the plain evaluation, is the plain evaluation.
+    # A single version at the size of the plain evaluation gives its boxes.
     assert boxes["one"] == [pytest.approx(box, abs=1.0) for box in boxes["plain"]]
     for name in ("flip", "all"):
         assert boxes[name] != [pytest.approx(box, abs=1.0) for box in boxes["plain"]]
-    # Nothing is found where nothing may be.
+    # A threshold of 1 leaves no detections, which must not fail.
     nothing = [*tiny, "model.roi_heads.box_predictor.test_score_thresh=1.0", *sizes]
     done = train_net(*evaluate, "--tta", "--work-dir", tmp_path / "nothing", *nothing)
     assert done.status == 0, done.stderr
 
 
-def test_expectations_set_the_status(train_net, tiny, tmp_path):
+def test_expect_sets_the_exit_status(train_net, tiny, tmp_path):
     options = ["--expect", f"{AP}>=0", "--work-dir", tmp_path, *tiny, "train.max_iter=1"]
     assert train_net(*options).status == 0
     done = train_net("--resume", "--expect", f"{AP}<=-1", *options)
@@ -257,7 +257,9 @@ def test_expectations_set_the_status(train_net, tiny, tmp_path):
         ("", "train.sync_bn=True", "no BatchNorm to synchronize"),
     ],
 )
-def test_contradictions_are_one_line(train_net, tiny, tmp_path, flags, options, words):
+def test_contradictory_options_are_one_line_errors(
+    train_net, tiny, tmp_path, flags, options, words
+):
     work = ["--work-dir", tmp_path / "run"]
     done = train_net(*flags.split(), *work, *tiny, *options.split())
     assert done.status == 2, done.stdout
@@ -267,7 +269,7 @@ def test_contradictions_are_one_line(train_net, tiny, tmp_path, flags, options, 
 
 @pytest.mark.slow
 def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
-    """2 x 2 micro-batches are 1 x 4, with every technique that does not mix images."""
+    """2 x 2 micro-batches equal 1 x 4, with every technique that does not mix images."""
     common = [*tiny, "train.max_iter=2", "train.reference_batch_size=4", "train.eval_period=1"]
     common += ["train.reference_world_size=4"]
     common += ["train.ema_decay=0.9", "train.clip_grad_norm=0.5", "train.amp.enabled=True"]
@@ -299,7 +301,7 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stop_early_together_and_synchronize(repo, tiny, sizes, tmp_path):
-    """Early stopping, SyncBN, --expect and --tta with 2 ranks, whose rank 0 decides."""
+    """Rank 0 decides about early stopping and --expect; SyncBN and --tta work on 2 ranks."""
     command = [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0]
     command += ["--num-gpus", "2"]
     common = ["--work-dir", str(tmp_path / "run"), *tiny, *sizes, "model.backbone.norm=BN"]

@@ -19,6 +19,7 @@ from tests.conftest import LITE0, REPO
 pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")
 
 STOP = "train.hooks=[{_target_: mine.At, iteration: 2, kind: stop}]"
+BREAK = "{_target_: mine.At, iteration: 1, kind: break}"
 FAIL = "train.hooks=[{_target_: mine.At, iteration: 2, kind: fail}]"
 
 MODULE = """
@@ -59,6 +60,9 @@ class At(HookBase):
     def before_step(self):
         if self.trainer.iter == self.iteration and self.kind == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.trainer.iter == self.iteration and self.kind == "break":
+            os.remove("run/trackers/wandb.json")
+            os.mkdir("run/trackers/wandb.json")
         elif self.trainer.iter == self.iteration:
             raise RuntimeError("a fault")
 """
@@ -238,6 +242,44 @@ def test_a_run_that_fails_has_failed(desk):
     assert run.info.status == "FAILED" and sorted(desk.steps(run)) == [0, 1]
 
 
+def test_a_record_that_cannot_be_written_stops_nothing_and_wandb_is_ended(desk):
+    """Otherwise the run of W&B would stay open in a notebook."""
+    hooks = STOP.replace("=[", f"=[{BREAK}, ")
+    done = desk.train("train.writers=[wandb]", "--no-validate", hooks)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.count("WandbWriter failed (") == 1
+    (file,) = desk.folder.glob("wandb/offline-run-*/*.wandb")
+    records = wandb_records(file)
+    assert any(r.HasField("preempting") for r in records)
+    assert [r.exit.exit_code for r in records if r.HasField("exit")] == [75]
+
+
+def test_wandb_without_a_key(desk):
+    done = desk.train(
+        "train.writers=[wandb]", "--no-validate", WANDB_MODE="online", HOME=str(desk.folder)
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "WandbWriter failed" in line]
+    assert "no API key: run `wandb login`, or set WANDB_MODE=offline" in line
+
+
+def test_a_password_in_mlflows_uri_stays_secret(desk):
+    """A resume recognizes the store without it."""
+    uri = f"file://me:secret@localhost{desk.folder}/store"
+    env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_ALLOW_FILE_STORE": "true"}
+    ids = set()
+    for flag in ("--overwrite", "--resume"):
+        done = desk.train("train.writers=[mlflow]", "--no-validate", flag, **env)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((desk.folder / "run/trackers/mlflow.json").read_text())
+        ids.add(record["run_id"])
+        assert record["store"] == uri.replace("me:secret", "***")
+        log = (desk.folder / "run/log.txt").read_text()
+        assert "MLflowWriter failed" not in log
+        assert "secret" not in done.stdout + done.stderr + log
+    assert len(ids) == 1
+
+
 def test_writers_of_the_user(desk):
     """Each gets its arguments and the run directory; those that fail are warned of once."""
     lines = desk.folder / "lines.txt"
@@ -255,8 +297,9 @@ def test_writers_of_the_user(desk):
     assert len(losses) == 4
     assert " ".join(last) == "closed after 4"
     assert done.stdout.count("Broken failed (ValueError: no such color)") == 1
-    assert "No writer train.writers[2]: FileNotFoundError" in done.stdout
-    assert "No writer train.writers[3]: TypeError: _target_ returned str" in done.stdout
+    skipped = "is skipped: it cannot be built"
+    assert f"train.writers[2] {skipped} (FileNotFoundError" in done.stdout
+    assert f"train.writers[3] {skipped} (TypeError: _target_ returned str" in done.stdout
 
 
 def test_a_missing_package_is_named_before_anything_starts(tmp_path, tiny):

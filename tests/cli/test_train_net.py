@@ -1,4 +1,4 @@
-"""tools/train_net.py, as a user types it."""
+"""Test tools/train_net.py as a user runs it."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
-_OF_THE_CLOCK = ("time", "data_time", "eta_seconds", "memory_mb")
+_TIMES_AND_MEMORY = ("time", "data_time", "eta_seconds", "memory_mb")
 
 
 def _command(repo, *args):
@@ -25,12 +25,12 @@ def _losses(folder):
 
 
 def _numbers(folder):
-    """The lines of metrics.json that are whole, without what the clock says."""
+    """Return the complete lines of metrics.json, without times and memory."""
     lines = []
     for line in (folder / "metrics.json").read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             numbers = json.loads(line)
-            lines.append({k: v for k, v in numbers.items() if k not in _OF_THE_CLOCK})
+            lines.append({k: v for k, v in numbers.items() if k not in _TIMES_AND_MEMORY})
     return lines
 
 
@@ -48,8 +48,7 @@ def test_help_needs_no_torch(repo):
         assert flag in done.stdout
 
 
-def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
-    """One smoke test of the whole: what a run leaves, and that --eval-only gives its numbers."""
+def test_a_run_writes_its_files_and_eval_only_gives_its_results(repo, tiny, tmp_path):
     work = tmp_path / "run"
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--options", *tiny, "train.seed=3"),
@@ -101,12 +100,12 @@ def test_train_then_evaluate_by_the_real_command(repo, tiny, tmp_path):
     assert json.loads((work / "results.json").read_text())["last"] == trained
 
 
-def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(train_net, tiny, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
     assert train_net("--work-dir", whole, *common).status == 0
     assert train_net("--work-dir", parts, *common).status == 0
-    # As if killed behind the first checkpoint, before the numbers of its step were written.
+    # As if killed after the first checkpoint, before the metrics of its step were written.
     (parts / "last_checkpoint").write_text("model_0000001.pth")
     (parts / "metrics.json").write_text('{"iteration": 0')
     resumed = train_net("--work-dir", parts, "--resume", *common)
@@ -117,13 +116,13 @@ def test_resumed_is_uninterrupted(train_net, tiny, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_resuming_what_is_done_or_not_begun(train_net, tiny, tmp_path):
+def test_resume_of_a_finished_or_new_run(train_net, tiny, tmp_path):
     common = ["--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1"]
     done = train_net("--resume", *common)
     assert done.status == 0 and "nothing to resume; iteration 0" in done.stdout
     before = (tmp_path / "model_final.pth").stat().st_mtime_ns
     results = (tmp_path / "results.json").read_text()
-    # As if killed in the last evaluation.
+    # As if killed during the last evaluation.
     (tmp_path / "results.json").unlink()
     done = train_net("--resume", *common)
     assert done.status == 0 and "Nothing left to train" in done.stdout
@@ -131,7 +130,7 @@ def test_resuming_what_is_done_or_not_begun(train_net, tiny, tmp_path):
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == before
 
 
-def test_a_run_s_config_goes_on_where_it_lies(train_net, tiny, tmp_path):
+def test_a_saved_config_resumes_its_run(train_net, tiny, tmp_path):
     done = train_net(
         "--no-validate", "--work-dir", tmp_path / "run", "--options", *tiny, "train.max_iter=1"
     )
@@ -143,7 +142,7 @@ def test_a_run_s_config_goes_on_where_it_lies(train_net, tiny, tmp_path):
     assert (tmp_path / "run" / "model_0000001.pth").is_file()
 
 
-def test_resume_from_takes_the_state_and_the_new_rate(train_net, tiny, tmp_path):
+def test_resume_from_uses_the_state_and_the_new_learning_rate(train_net, tiny, tmp_path):
     common = ["--no-validate", "--options", *tiny, "train.checkpointer.period=2"]
     assert train_net("--work-dir", tmp_path / "a", *common).status == 0
     done = train_net(
@@ -159,11 +158,11 @@ def test_resume_from_takes_the_state_and_the_new_rate(train_net, tiny, tmp_path)
     lines = [json.loads(x) for x in (tmp_path / "b" / "metrics.json").read_text().splitlines()]
     first = next(line for line in lines if "lr" in line)
     assert first["iteration"] == 2
-    # Cosine from 1 to 0.01, at half of the run.
+    # The cosine from 1 to 0.01 is at 0.505 halfway through the run.
     assert first["lr"] == pytest.approx(0.25 * 0.505, rel=1e-6)
 
 
-def test_a_damaged_checkpoint_is_passed_over(train_net, tiny, tmp_path):
+def test_damaged_checkpoints_are_skipped(train_net, tiny, tmp_path):
     common = [
         "--no-validate",
         "--work-dir",
@@ -185,7 +184,7 @@ def test_a_damaged_checkpoint_is_passed_over(train_net, tiny, tmp_path):
     assert done.status == 2 and "gone.pth" in done.stderr
 
 
-def test_number_of_loader_workers_changes_nothing(train_net, tiny, tmp_path):
+def test_the_number_of_loader_workers_does_not_change_the_losses(train_net, tiny, tmp_path):
     losses = []
     for workers in (0, 1, 3):
         work = tmp_path / str(workers)
@@ -196,7 +195,7 @@ def test_number_of_loader_workers_changes_nothing(train_net, tiny, tmp_path):
 
 
 def _started(repo, folder, *options):
-    """A training in folder/run, in a session of its own; what it says goes to folder/out."""
+    """Start a training in folder/run in its own session; its output goes to folder/out."""
     with open(folder / "out", "w") as out:
         return subprocess.Popen(
             _command(repo, "--work-dir", folder / "run", "--options", *options),
@@ -207,8 +206,8 @@ def _started(repo, folder, *options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
-    """To the whole process group, loader workers included, as Slurm and terminals send it."""
+def test_a_signal_saves_the_run_and_ends_it(repo, tiny, tmp_path, number):
+    """As Slurm and terminals do, it is sent to the process group, including loader workers."""
     options = [*tiny, "train.max_iter=100000", "dataloader.train.num_workers=2"]
     process = _started(repo, tmp_path, *options)
     metrics = tmp_path / "run" / "metrics.json"
@@ -225,8 +224,8 @@ def test_a_signal_saves_and_leaves(repo, tiny, tmp_path, number):
     assert signal.Signals(number).name in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_signals_from_the_first_to_the_last_moment(repo, tiny, tmp_path):
-    """Before the first step, which is then the only one, and again while it saves and ends."""
+def test_repeated_signals_end_the_run_after_its_first_step(repo, tiny, tmp_path):
+    """They arrive before the first step, and again while the run saves and ends."""
     options = [*tiny, "train.max_iter=100000"]
     process = _started(repo, tmp_path, *options)
     while "The model has" not in (tmp_path / "out").read_text():
@@ -241,7 +240,7 @@ def test_signals_from_the_first_to_the_last_moment(repo, tiny, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_epochs_name_their_checkpoints_and_old_ones_go(train_net, tiny, tmp_path):
+def test_checkpoints_are_named_by_epoch_and_old_ones_removed(train_net, tiny, tmp_path):
     options = [*tiny, "train.max_epochs=4", "train.checkpointer.period=1 epoch"]
     options.remove("train.max_iter=4")
     options.append("train.checkpointer.max_to_keep=2")
@@ -252,8 +251,8 @@ def test_epochs_name_their_checkpoints_and_old_ones_go(train_net, tiny, tmp_path
     assert len(list(tmp_path.glob("*.sha256"))) == 3
 
 
-def test_evaluation_period(train_net, tiny, tmp_path):
-    """Each one is in metrics.json at once, however seldom losses are."""
+def test_evaluations_follow_their_period(train_net, tiny, tmp_path):
+    """Each one is written to metrics.json immediately, even if losses are logged rarely."""
     options = [*tiny, "train.log_period=3", "train.max_iter=5"]
     done = train_net("--work-dir", tmp_path, "--options", *options, "train.eval_period=2")
     assert done.status == 0, done.stderr
@@ -271,7 +270,7 @@ def test_dry_run_writes_nothing(train_net, tiny, tmp_path):
     assert done.status == 0, done.stderr
 
 
-def test_the_guide_s_recipe_plans_with_local_weights(train_net, tiny_root, tmp_path, repo):
+def test_the_r50_balloon_recipe_accepts_local_weights(train_net, tiny_root, tmp_path, repo):
     (tmp_path / "w.pth").touch()
     done = train_net(
         "--dry-run",

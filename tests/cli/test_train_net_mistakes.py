@@ -1,4 +1,4 @@
-"""Bad input to tools/train_net.py: one line with the remedy, status 2, nothing left behind."""
+"""Bad input to tools/train_net.py is a one-line error with the fix; nothing is written."""
 
 import json
 import resource
@@ -12,17 +12,17 @@ import torch
 
 
 @pytest.fixture
-def mistake(train_net, tiny, tmp_path):
-    """Runs a command that must fail with one line of all these words and write no file.
+def check_error(train_net, tiny, tmp_path):
+    """Run a command and check that it fails with one line that contains all `words`.
 
-    `training`: it fails behind the first step, and leaves no checkpoint.
+    It must write no file; with `training=True` it fails during training and writes no checkpoint.
     """
 
     def run(*args, words, options=(), training=False, **kwargs):
         work = tmp_path / "run"
         done = train_net("--work-dir", work, *args, "--options", *tiny, *options, **kwargs)
         assert done.status == 2, done
-        # A progress bar may stand above it.
+        # A progress bar may precede the line.
         line = done.stderr.strip().splitlines()[-1]
         assert line.startswith("error: ") and "Traceback" not in done.stderr
         assert all(word in line for word in words), done.stderr
@@ -34,13 +34,15 @@ def mistake(train_net, tiny, tmp_path):
     return run
 
 
-def test_missing_config(mistake):
-    mistake(config="configs/nothing.py", words=["configs/nothing.py", "does not exist"])
+def test_a_missing_config_is_named(check_error):
+    check_error(config="configs/nothing.py", words=["configs/nothing.py", "does not exist"])
 
 
-def test_missing_data(mistake, tmp_path):
+def test_missing_data_is_named_with_the_fix(check_error, tmp_path):
     options = [f"data.root={tmp_path / 'none'}"]
-    mistake(options=options, words=["via_region_data.json", "balloon --root DIR", "data.root=DIR"])
+    check_error(
+        options=options, words=["via_region_data.json", "balloon --root DIR", "data.root=DIR"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,16 +102,16 @@ def test_missing_data(mistake, tmp_path):
         ("train.init_checkpoint=http://127.0.0.1:9/x.pth", ["127.0.0.1:9", "local file"]),
     ],
 )
-def test_a_wrong_field(mistake, override, words):
-    mistake(options=[override], words=words)
+def test_an_invalid_field_is_named(check_error, override, words):
+    check_error(options=[override], words=words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
 @pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--eval-only"]])
-def test_a_gpu_that_slurm_granted_and_torch_does_not_find(mistake, monkeypatch, flags):
+def test_a_granted_gpu_that_torch_does_not_find_is_an_error(check_error, monkeypatch, flags):
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    mistake(
+    check_error(
         *flags,
         words=[
             "Slurm granted GPUs (SLURM_JOB_GPUS=0), but torch finds no GPU (",
@@ -118,7 +120,7 @@ def test_a_gpu_that_slurm_granted_and_torch_does_not_find(mistake, monkeypatch, 
     )
 
 
-def test_a_flag_behind_the_overrides(train_net, tiny):
+def test_a_flag_after_the_overrides_is_an_error(train_net, tiny):
     done = train_net(*tiny, "--eval-only")
     assert done.status == 2
     assert "--eval-only" in done.stderr and "before" in done.stderr
@@ -138,29 +140,29 @@ def test_a_flag_behind_the_overrides(train_net, tiny):
         (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "no such file"]),
     ],
 )
-def test_flags_that_do_not_fit(mistake, flags, words):
-    mistake(*flags, words=words)
+def test_invalid_flags_are_errors(check_error, flags, words):
+    check_error(*flags, words=words)
 
 
-def test_a_listed_image_that_is_absent(mistake, tiny_root, tmp_path):
+def test_a_missing_image_is_named(check_error, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     gone = next((root / "balloon" / "val").glob("*.jpg"))
     gone.unlink()
-    mistake(options=[f"data.root={root}"], words=[gone.name, "balloon"])
+    check_error(options=[f"data.root={root}"], words=[gone.name, "balloon"])
 
 
-def test_an_image_that_cannot_be_decoded(mistake, tiny_root, tmp_path):
-    """Its header is whole, so that only the loader, in the middle of training, can notice."""
+def test_a_broken_image_ends_the_training_with_an_error(check_error, tiny_root, tmp_path):
+    """The header is intact, so that only the loader can notice, in the middle of training."""
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     for image in (root / "balloon" / "train").glob("*.jpg"):
         image.write_bytes(image.read_bytes()[:900])
     words = ["cannot be read", "train"]
-    mistake("--no-validate", options=[f"data.root={root}"], words=words, training=True)
+    check_error("--no-validate", options=[f"data.root={root}"], words=words, training=True)
 
 
-def test_an_output_directory_with_another_run(train_net, tiny, tmp_path):
+def test_an_output_directory_with_another_run_is_refused(train_net, tiny, tmp_path):
     work = tmp_path / "run"
     common = ["--no-validate", "--work-dir", work, "--options", *tiny, "train.max_iter=1"]
     assert train_net(*common).status == 0
@@ -176,7 +178,7 @@ def test_an_output_directory_with_another_run(train_net, tiny, tmp_path):
     assert len(aside) == 1 and (aside[0] / "metrics.json").read_text() == before
 
 
-def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
+def test_an_output_directory_below_a_file_is_refused(train_net, tiny, tmp_path):
     (tmp_path / "file").touch()
     done = train_net("--work-dir", tmp_path / "file" / "run", "--options", *tiny)
     assert done.status == 2
@@ -184,10 +186,10 @@ def test_an_output_directory_that_cannot_be(train_net, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [2**10, 2**20])
-def test_a_full_disk(repo, tiny, tmp_path, limit):
-    """A limit on file sizes stands in for the disk: the same system call fails the same way.
+def test_a_full_disk_is_an_error_without_leftovers(repo, tiny, tmp_path, limit):
+    """A file size limit makes the same system call fail as a full disk.
 
-    1 KiB is less than the log or the config takes, 1 MiB less than a checkpoint.
+    1 KiB is too small for the log or the config, 1 MiB for a checkpoint.
     """
 
     def limit_files():
@@ -226,13 +228,13 @@ def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
     shutil.copy(work / "model_final.pth", other)
     done = train_net("--resume-from", other, *common)
     assert done.status == 2 and "another run" in done.stderr
-    # Starting over from a file of the run that is moved aside.
+    # Start over from a file of the run that --overwrite moves aside.
     done = train_net("--overwrite", *common, f"train.init_checkpoint={work / 'model_final.pth'}")
     assert done.status == 0, done.stderr
 
 
-def test_a_loss_that_is_not_finite(mistake):
-    mistake(
+def test_a_non_finite_loss_is_an_error(check_error):
+    check_error(
         "--no-validate",
         options=["optimizer.lr=1e30", "train.warmup_iters=0"],
         words=["not finite", "optimizer.lr", "iteration"],
@@ -240,26 +242,26 @@ def test_a_loss_that_is_not_finite(mistake):
     )
 
 
-def test_weights_of_another_model(mistake, tmp_path):
+def test_weights_of_another_model_are_an_error(check_error, tmp_path):
     torch.save({"model": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
-    mistake(
+    check_error(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
         words=["w.pth", "do not fit the model", "0 of the backbone's"],
     )
     (tmp_path / "w.pth").write_bytes(b"no checkpoint")
-    mistake(
+    check_error(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
         words=["w.pth", "cannot be read"],
     )
     torch.save({"meta": {}, "state_dict": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
-    mistake(
+    check_error(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
         words=["w.pth", "from MMDetection", "model zoo"],
     )
 
 
-def test_results_are_json(train_net, tiny, tmp_path):
-    """No NaN in any JSON file, also where nothing was detected."""
+def test_results_are_valid_json(train_net, tiny, tmp_path):
+    """No JSON file contains NaN, even if nothing was detected."""
     done = train_net("--work-dir", tmp_path, "--options", *tiny, "train.max_iter=1")
     assert done.status == 0, done.stderr
 

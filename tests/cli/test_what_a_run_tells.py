@@ -1,4 +1,4 @@
-"""What a run leaves word of: why it failed, how to have it again, what was evaluated."""
+"""A run records why it failed, how to reproduce it, and what was evaluated."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def _losses(folder):
     return [line["total_loss"] for line in lines if "total_loss" in line]
 
 
-def test_why_it_failed(train_net, tiny, tmp_path):
-    """In the log, in run.json and on the page; a start that is refused changes none of them."""
+def test_the_reason_of_a_failure_is_recorded(train_net, tiny, tmp_path):
+    """The log, run.json and the report contain it; a refused start changes none of them."""
     done = train_net("--work-dir", tmp_path, "--options", *tiny, "optimizer.lr=1e30")
     assert done.status == 2 and "not finite" in done.stderr
     message = done.stderr.strip().removeprefix("error: ")
@@ -40,8 +40,8 @@ def test_why_it_failed(train_net, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_files_and_config_reads_before_the_first_step(repo, tiny, tmp_path, processes):
-    """The run is described before its first step, and each process reads the config once."""
+def test_run_files_exist_before_the_first_step(repo, tiny, tmp_path, processes):
+    """run.json and config.yaml exist, and each process reads the config once."""
     notes, run, recipe = tmp_path / "notes", tmp_path / "run", tmp_path / "mine.py"
     recipe.write_text(
         f"""
@@ -78,8 +78,8 @@ model["_target_"] = noting
 
 
 @pytest.mark.slow
-def test_the_command_to_have_it_again(repo, tiny, tmp_path):
-    """Of a run under torchrun: as many processes, the same losses."""
+def test_the_recorded_command_reproduces_a_torchrun_run(repo, tiny, tmp_path):
+    """The command starts as many processes, and the losses are the same."""
     out = tmp_path / "a run"
     bin_dir = str(Path(sys.executable).parent)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
@@ -121,7 +121,7 @@ TORCHRUN = "torchrun --standalone --nproc-per-node=2"
         ("/usr/bin/d2ext", "d2ext train", " -m d2ext train"),
     ],
 )
-def test_what_starts_as_many_processes(
+def test_recorded_commands_start_as_many_processes(
     monkeypatch, tmp_path, topology, before, flags, program, words, of_torchrun
 ):
     (tmp_path / "tools").symlink_to(REPO / "tools")
@@ -135,7 +135,7 @@ def test_what_starts_as_many_processes(
     assert run.start[-1] == "--no-validate"
 
 
-def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):
+def test_a_resumed_run_records_its_first_command(train_net, tiny, tmp_path):
     common = ["--no-validate", "--work-dir", tmp_path, "--options", *tiny]
     assert train_net(*common, "train.max_iter=2").status == 0
     first = _run_info(tmp_path)["command"]
@@ -146,8 +146,8 @@ def test_a_resumed_run_knows_its_first_command(train_net, tiny, tmp_path):
     assert info["resumed_from"].endswith("model_final.pth")
 
 
-def test_an_evaluation_takes_the_place_of_one_before(train_net, tiny, tmp_path):
-    """Also where that was of another dataset."""
+def test_an_evaluation_replaces_an_earlier_one(train_net, tiny, tmp_path):
+    """This holds even if the earlier one used another dataset."""
     assert train_net("--no-validate", "--work-dir", tmp_path, "--options", *tiny).status == 0
     evaluate = ["--eval-only", "--weights", "last", "--work-dir", tmp_path, "--options", *tiny]
     assert train_net(*evaluate, "dataloader.val.dataset.names=balloon_train").status == 0

@@ -1,4 +1,4 @@
-"""Every recipe: loads, states its reference, and trains a step of the model it describes."""
+"""Every recipe loads, names its reference, and trains a step of the model it describes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CUSTOM = {
 R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
 FASTER, MASK = "configs/faster_rcnn/faster_rcnn_r50", "configs/mask_rcnn/mask_rcnn_r50"
-# Workers, images a step, rate, length in epochs or iterations, steps down.
+# Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
 SCHEDULES = {
     f"{FASTER}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{FASTER}_caffe_fpn_90k_coco.py": (8, 16, 0.02, 90000, [60000, 80000]),
@@ -58,20 +58,20 @@ ONE_STEP = [
 ]
 
 
-def test_the_list_is_whole(repo):
+def test_the_list_of_recipes_is_complete(repo):
     found = {str(p.relative_to(repo)) for p in (repo / "configs").glob("*/*.py")}
     assert {p for p in found if not p.startswith("configs/common")} == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
+def test_a_recipe_names_its_reference_and_its_command(repo, recipe):
     cfg = load_config(repo / recipe)
     assert cfg.dataloader.train.total_batch_size == cfg.train.reference_batch_size
     assert cfg.train.reference_batch_size % cfg.train.reference_world_size == 0
     check_name(recipe, cfg.train.reference_world_size, cfg.train.reference_batch_size)
     text = (repo / recipe).read_text()
     assert f"CONFIG={recipe.removeprefix('configs/')}\n" in text
-    assert "\nReference: " in text  # where its numbers come from
+    assert "\nReference: " in text  # the source of its numbers
     given = r' "\$\{DATA\[@\]\}"'
     nodes = r' --num-gpus 8 "\$\{NODES\[@\]\}"'
     assert re.search(rf'    d2ext train "\$CONFIG"( --num-gpus 8|{given}|{nodes})?\n', text)
@@ -81,7 +81,7 @@ def test_a_recipe_states_its_reference_and_its_command(repo, recipe):
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
-def test_a_recipe_has_the_schedule_that_its_name_promises(repo, recipe):
+def test_the_schedule_of_a_recipe_matches_its_name(repo, recipe):
     workers, images, rate, length, steps = SCHEDULES[recipe]
     cfg = load_config(repo / recipe)
     assert (cfg.train.reference_world_size, cfg.train.reference_batch_size) == (workers, images)
@@ -91,7 +91,7 @@ def test_a_recipe_has_the_schedule_that_its_name_promises(repo, recipe):
     for i, step in enumerate(steps):
         assert multiplier(0.999 * step / length) == pytest.approx(0.1**i)
         assert multiplier(1.001 * step / length) == pytest.approx(0.1 ** (i + 1))
-    # The style of the weights is that of the model and its input.
+    # The weights, the model and its input all have PyTorch style or all have Caffe style.
     pytorch = "torchvision" in cfg.train.init_checkpoint
     assert pytorch == (recipe.startswith(f"{MASK}_fpn"))
     assert cfg.model.backbone.bottom_up.stages.stride_in_1x1 != pytorch
@@ -99,13 +99,13 @@ def test_a_recipe_has_the_schedule_that_its_name_promises(repo, recipe):
     for loader in (cfg.dataloader.train, cfg.dataloader.val):
         assert loader.mapper.image_format == cfg.model.input_format
     assert (cfg.model.pixel_std[0] == 58.395) == pytorch
-    # One scale, or several.
+    # Multi-scale recipes have several scales.
     scales = cfg.dataloader.train.mapper.augmentations[0].short_edge_length
     several = "_ms_" in recipe or recipe == CITYSCAPES
     assert (not isinstance(scales, int)) == several
 
 
-def test_the_guide_s_example(repo):
+def test_the_r50_balloon_recipe_matches_the_guide(repo):
     cfg = load_config(repo / R50_BALLOON)
     assert cfg.model.roi_heads.num_classes == 1
     assert cfg.model.roi_heads.box_predictor.num_classes == 1
@@ -131,10 +131,10 @@ CUSTOM_BY_SPEED = [
 
 
 @pytest.mark.parametrize("recipe", CUSTOM_BY_SPEED)
-def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
+def test_a_custom_recipe_trains_a_step_with_its_documented_overrides(
     repo, train_net, tiny_coco, tmp_path, monkeypatch, recipe
 ):
-    """With the very overrides of its head; categories of the two files in different order."""
+    """The overrides are those in its docstring; the two files order categories differently."""
     for split, name in (("train", "a"), ("val", "b")):
         source = tiny_coco / "coco" / "annotations" / f"instances_{split}2017.json"
         content = json.loads(source.read_text())
@@ -164,9 +164,7 @@ def test_a_recipe_for_one_s_own_data_trains_a_step_as_it_says(
 
 
 @pytest.mark.parametrize("recipe", [r for r in CUSTOM_BY_SPEED if "faster" in r.values[0]])
-def test_photos_with_boxes_alone_train_and_are_evaluated(
-    repo, train_net, tiny_coco, tmp_path, recipe
-):
+def test_faster_rcnn_recipes_train_with_boxes_only(repo, train_net, tiny_coco, tmp_path, recipe):
     data = []
     for split in ("train", "val"):
         source = tiny_coco / "coco" / "annotations" / f"instances_{split}2017.json"
@@ -186,7 +184,7 @@ def test_photos_with_boxes_alone_train_and_are_evaluated(
     assert not any("segmentation" in p for p in predictions)
 
 
-def test_data_that_are_not_given_are_one_line(repo, train_net, tmp_path):
+def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
     recipe = repo / min(CUSTOM)
     done = train_net("--work-dir", tmp_path / "run", config=recipe)
     assert done.status == 2
@@ -199,7 +197,7 @@ def test_data_that_are_not_given_are_one_line(repo, train_net, tmp_path):
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe not in QUICK))
+        pytest.param(recipe, marks=[] if recipe in QUICK else [pytest.mark.slow])
         for recipe in SCHEDULES
         if recipe != CITYSCAPES
     ],
@@ -214,7 +212,7 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
 
 
 def _cityscapes(repo, root, *options):
-    """In a process of its own: Detectron2 looks for its data sets when it is imported."""
+    """Train in a new process: Detectron2 registers its datasets when it is imported."""
     return subprocess.run(
         [sys.executable, repo / "tools/train_net.py", "--config-file", repo / CITYSCAPES, *options],
         env={**os.environ, "DETECTRON2_DATASETS": str(root)},
@@ -223,15 +221,15 @@ def _cityscapes(repo, root, *options):
     )
 
 
-def test_absent_cityscapes_are_one_line(repo, tmp_path):
+def test_missing_cityscapes_photos_are_a_one_line_error(repo, tmp_path):
     done = _cityscapes(repo, tmp_path, "--dry-run")
     assert done.returncode == 2
     assert "train holds no images; put Cityscapes there (python " in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_cityscapes_recipe_trains_a_step_and_is_evaluated(repo, tiny_cityscapes, tmp_path):
-    """Its image ids are texts."""
+def test_the_cityscapes_recipe_trains_a_step_and_evaluates(repo, tiny_cityscapes, tmp_path):
+    """The image ids of Cityscapes are strings."""
     untrained = ["optimizer.lr=1e-9", "model.roi_heads.box_predictor.test_score_thresh=0.0"]
     done = _cityscapes(repo, tiny_cityscapes, "--work-dir", tmp_path, *ONE_STEP, *untrained)
     assert done.returncode == 0, done.stderr
@@ -247,8 +245,8 @@ def test_the_cityscapes_recipe_trains_a_step_and_is_evaluated(repo, tiny_citysca
     assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 9
 
 
-def test_a_recipe_starts_from_a_model_zoo_pickle(repo, train_net, tiny_coco, tmp_path):
-    """ImageNet weights as the zoo has them: numpy arrays, named as in Detectron2's ResNet."""
+def test_a_recipe_loads_a_model_zoo_pickle(repo, train_net, tiny_coco, tmp_path):
+    """ImageNet weights of the zoo are numpy arrays with the names of Detectron2's ResNet."""
     recipe = repo / f"{FASTER}_caffe_fpn_1x_coco.py"
     torch.manual_seed(1)
     state = instantiate(load_config(recipe).model.backbone.bottom_up).state_dict()

@@ -1,6 +1,6 @@
-"""The doctor, by its real command, on this installation and on broken ones.
+"""Run the doctor on this installation and on broken ones.
 
-A broken package is a folder on PYTHONPATH that comes before the real one and fails like it.
+A broken package is a folder on PYTHONPATH that shadows the real one and fails on import.
 """
 
 import os
@@ -15,7 +15,7 @@ from d2ext.doctor import report
 
 
 def run_doctor(repo, path=""):
-    """Runs tools/doctor.py from elsewhere, as from a checkout without an installed d2ext."""
+    """Run tools/doctor.py with `path` as PYTHONPATH."""
     return subprocess.run(
         [sys.executable, str(repo / "tools/doctor.py")],
         env={**os.environ, "PYTHONPATH": str(path)},
@@ -25,20 +25,20 @@ def run_doctor(repo, path=""):
 
 
 def write_package(root, name, code):
-    """A package whose `__init__` holds `code`."""
+    """Write a package whose `__init__` contains `code`."""
     (root / name).mkdir(parents=True)
     (root / name / "__init__.py").write_text(code)
 
 
 def write_distribution(root, name, version):
-    """What pip leaves of an installed distribution."""
+    """Write the metadata of an installed distribution, as pip does."""
     folder = root / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def test_this_installation_can_train(repo):
-    """The environment that runs the tests is one that the doctor must find sound."""
+    """The doctor must find no problem in the environment that runs the tests."""
     result = run_doctor(repo)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("training works\n")
@@ -60,7 +60,7 @@ def test_this_installation_can_train(repo):
     ],
 )
 def test_broken_torch_is_reported(repo, tmp_path, code, reason):
-    """Whatever torch does on import: exit status 1, the reason, a remedy, no stack trace."""
+    """However the import of torch fails, the doctor exits with status 1, a reason and a fix."""
     write_package(tmp_path, "torch", code)
     result = run_doctor(repo, tmp_path)
     assert result.returncode == 1
@@ -82,7 +82,7 @@ def test_remedies_without_a_checkout(repo, tmp_path):
     assert "make env" not in result.stdout
 
 
-def test_old_detectron2_is_told_from_upstream(repo, tmp_path):
+def test_the_2021_release_of_detectron2_is_a_problem(repo, tmp_path):
     """Upstream and the release of 2021 both call themselves 0.6."""
     write_package(tmp_path, "detectron2", '__version__ = "0.6"')
     write_package(tmp_path, "detectron2/utils", "")
@@ -92,8 +92,8 @@ def test_old_detectron2_is_told_from_upstream(repo, tmp_path):
     assert "v0.6 (2021) or older" in result.stdout
 
 
-def test_packages_that_overwrite_one_another(repo, tmp_path):
-    """Two OpenCVs, or two Detectron2s, in one environment."""
+def test_packages_that_overwrite_each_other_are_a_warning(repo, tmp_path):
+    """There are two OpenCV packages and two Detectron2 packages in one environment."""
     write_package(tmp_path, "torch", "raise ImportError('not needed here')")
     for name in ("opencv-python", "opencv-python-headless", "detectron2", "sal-detectron2"):
         write_distribution(tmp_path, name, "5.0")
@@ -102,8 +102,8 @@ def test_packages_that_overwrite_one_another(repo, tmp_path):
     assert "warning: two Detectron2 packages" in output
 
 
-def test_requirements_of_d2ext(tmp_path, monkeypatch):
-    """What d2ext's metadata asks for is compared with what is there; extras are not asked for."""
+def test_unmet_requirements_of_d2ext_are_listed(tmp_path, monkeypatch):
+    """The requirements in the metadata are compared with installed packages, without extras."""
     write_distribution(tmp_path, "d2ext", "9")
     with open(tmp_path / "d2ext-9.dist-info/METADATA", "a") as f:
         f.write("Requires-Dist: pytest>=1\nRequires-Dist: hypothesis>=999\n")
@@ -115,13 +115,13 @@ def test_requirements_of_d2ext(tmp_path, monkeypatch):
     assert "no-such-package, found none" in unmet[1]
 
 
-def test_datasets(tmp_path, monkeypatch, real_balloon):
-    """The folder of datasets and the photos of the balloon recipes are named, or the remedy."""
+def test_the_datasets_folder_and_balloon_photos_are_reported(tmp_path, monkeypatch, real_balloon):
+    """If the photos are missing, the command that fetches them is printed."""
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
-    said = report.describe_datasets()
-    assert said == f"/data (DETECTRON2_DATASETS); balloon photos: {real_balloon}"
+    described = report.describe_datasets()
+    assert described == f"/data (DETECTRON2_DATASETS); balloon photos: {real_balloon}"
     monkeypatch.setenv("DETECTRON2_DATASETS", "")
     monkeypatch.setattr(report, "PHOTOS", tmp_path / "absent")
-    said = report.describe_datasets()
-    assert said.startswith("datasets (the default)")
-    assert "d2ext prepare balloon --root DIR" in said
+    described = report.describe_datasets()
+    assert described.startswith("datasets (the default)")
+    assert "d2ext prepare balloon --root DIR" in described

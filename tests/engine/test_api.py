@@ -28,7 +28,7 @@ def cfg(tiny):
 
 
 def _state():
-    """What a call must leave as it was."""
+    """Return the state of the process that a call must restore."""
     loggers = {name: logging.getLogger(name) for name in ("d2ext", "detectron2", "py.warnings")}
     return {
         "logging": {n: (lg.handlers[:], lg.level, lg.propagate) for n, lg in loggers.items()},
@@ -38,7 +38,7 @@ def _state():
         "files": sorted(_open_files()),
         "threads": [thread.name for thread in threading.enumerate()],
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "environment": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        "environment": dict(os.environ),
     }
 
 
@@ -73,7 +73,7 @@ def test_train_resume_overwrite_and_evaluate(cfg, tmp_path, capsys):
     assert (run.output_dir / "eval" / "report.html").is_file()
 
     with pytest.raises(
-        d2ext.UserError, match=r"another run; resume=True .* overwrite=True .* output_dir"
+        d2ext.UserError, match=r"another run; .* resume=True, .* overwrite=True, .* output_dir"
     ):
         d2ext.train(cfg, run.output_dir)
     cfg.train.max_iter = 3
@@ -129,12 +129,61 @@ class Fails(HookBase):
 def test_an_error_leaves_nothing_behind(cfg, tmp_path):
     before = _state()
     with pytest.raises(d2ext.UserError, match="a hook that fails"):
-        d2ext.train(cfg, "runs/a", hooks=[Fails()])
+        d2ext.train(cfg, "runs/a", hooks=(hook for hook in [Fails()]))
     assert _state() == before
     run_info = json.loads(Path("runs/a/run.json").read_text())
     assert run_info["ended_by"] == "a hook that fails"
     assert "reproduce" not in run_info  # a command has no such hook
     d2ext.train(cfg, "runs/a", overwrite=True, validate=False)
+
+
+class Evaluates(HookBase):
+    """Evaluates in the first step, in this thread or another one."""
+
+    def __init__(self, cfg):
+        self._cfg = cfg
+        self.errors = []
+
+    def after_step(self):
+        for call in (self._evaluate, self._in_a_thread):
+            call()
+
+    def _evaluate(self):
+        with pytest.raises(d2ext.UserError, match="this process is already training") as e:
+            d2ext.evaluate(self._cfg, "last", "runs/a")
+        self.errors.append(e)
+
+    def _in_a_thread(self):
+        thread = threading.Thread(target=self._evaluate)
+        thread.start()
+        thread.join()
+
+
+def test_one_run_at_a_time(cfg):
+    """A second call is refused, and the first one does not notice it."""
+    hook = Evaluates(cfg)
+    run = d2ext.train(cfg, "runs/a", hooks=[hook], validate=False)
+    assert run.trainer.iter == 2 and len(hook.errors) == 4
+    assert "already training" not in (run.output_dir / "log.txt").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")
+def test_a_tracker_leaves_the_environment_alone(cfg, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    cfg.train.writers = ["mlflow"]
+    before = dict(os.environ)
+    d2ext.train(cfg, "runs/a", validate=False)
+    assert dict(os.environ) == before
+
+
+def test_a_path_that_looks_like_a_flag(cfg, trained):
+    """Messages name arguments, and leave paths alone."""
+    shutil.copytree(trained, "runs/b--resume")
+    with pytest.raises(d2ext.UserError, match=r"runs/b--resume holds another run; .* resume=True"):
+        d2ext.train(cfg, "runs/b--resume")
+    with pytest.raises(d2ext.UserError, match=r"^weights best: .* use weights last or a file$"):
+        d2ext.Predictor.from_run("runs/b--resume", "best")
 
 
 class Signals(HookBase):
@@ -180,7 +229,9 @@ def test_mistakes(cfg, monkeypatch):
     with pytest.raises(d2ext.UserError, match="cfg is a str; give a config returned by"):
         d2ext.train("recipe.py", "runs/a")
     with pytest.raises(d2ext.UserError, match="hooks: function is not a hook"):
-        d2ext.train(cfg, "runs/a", hooks=[print and _state])
+        d2ext.train(cfg, "runs/a", hooks=[_state])
+    with pytest.raises(d2ext.UserError, match="hooks is a Fails; give a list of hooks"):
+        d2ext.train(cfg, "runs/a", hooks=Fails())
     with pytest.raises(d2ext.UserError, match="^weights last: .* no checkpoint"):
         d2ext.evaluate(cfg, "last", "runs/a")
     cfg.train.max_iter = "ten"
@@ -190,7 +241,7 @@ def test_mistakes(cfg, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29999")
     cfg.train.max_iter = 2
-    with pytest.raises(d2ext.UserError, match="NNODES=2: start .* with torchrun"):
+    with pytest.raises(d2ext.UserError, match="NNODES=2; start .* with torchrun"):
         d2ext.train(cfg, "runs/a")
     assert not Path("runs").exists()
 

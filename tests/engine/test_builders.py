@@ -1,4 +1,4 @@
-"""What a training is built of, where the machine decides."""
+"""Build models and schedules: memory formats by CPU, and errors that name the failing part."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,9 @@ from d2ext.errors import UserError
     ("capability", "stated", "expected"),
     [("AVX512", None, True), ("AVX2", None, False), ("AVX2", True, True), ("AVX512", False, False)],
 )
-def test_channels_last_is_for_cpus_with_avx512(monkeypatch, capability, stated, expected):
+def test_channels_last_is_the_default_on_cpus_with_avx512(
+    monkeypatch, capability, stated, expected
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     conv = L(nn.Conv2d)(in_channels=3, out_channels=4, kernel_size=3)
     cfg = OmegaConf.create({"model": conv, "train": {"channels_last": stated}})
@@ -44,7 +46,7 @@ def test_channels_last_is_for_cpus_with_avx512(monkeypatch, capability, stated, 
         ),
     ],
 )
-def test_the_part_of_a_model_that_cannot_be_built_is_named(repo, override, words):
+def test_errors_name_the_part_of_a_model_that_cannot_be_built(repo, override, words):
     cfg = load_config(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
     apply_overrides(cfg, [f"model.{override}"])
     with pytest.raises(UserError) as e:
@@ -54,7 +56,7 @@ def test_the_part_of_a_model_that_cannot_be_built_is_named(repo, override, words
     assert all(word in message.partition("; its arguments: ")[2] for word in words[1:]), message
 
 
-def test_parts_in_lists_are_named_by_index():
+def test_errors_name_parts_in_lists_by_index():
     broken = L(nn.Conv2d)(in_channels=0, out_channels=1, kernel_size=1, groups=0)
     cfg = OmegaConf.create(
         {"lr_multiplier": L(nn.Sequential)(parts=[L(nn.ReLU)(), broken], unused={"a": broken})}

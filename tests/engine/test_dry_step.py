@@ -1,4 +1,4 @@
-"""The dry step, and what fails in the first step of a training in words."""
+"""The dry step, and the explanation of errors in the first step of a training."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
 
-# Fields that only a step finds to be wrong.
+# An invalid field that only a training step reveals.
 MISFIT = "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"
 FAILS = ["first step fails in model.proposal_generator (ValueError: not enough values"]
 FAILS += ["box_regression.py:", "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"]
@@ -31,7 +31,7 @@ def test_a_dry_run_takes_a_step_and_leaves_nothing(train_net, tiny, tmp_path):
     assert not work.exists() and torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_check_for_other_machines_takes_no_step(train_net, tiny, tmp_path, monkeypatch):
+def test_a_dry_run_for_other_machines_skips_the_step(train_net, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
     done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
     assert done.status == 0, done.stderr
@@ -39,7 +39,7 @@ def test_a_check_for_other_machines_takes_no_step(train_net, tiny, tmp_path, mon
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
-def test_a_step_that_fails_names_the_fields(train_net, tiny, tmp_path, flags):
+def test_a_failing_step_names_the_fields(train_net, tiny, tmp_path, flags):
     work = tmp_path / "run"
     done = train_net("--no-validate", *flags, "--work-dir", work, "--options", *tiny, MISFIT)
     assert done.status == 2 and "Traceback" not in done.stderr
@@ -48,7 +48,7 @@ def test_a_step_that_fails_names_the_fields(train_net, tiny, tmp_path, flags):
     assert not list(work.rglob("*.pth"))
 
 
-def test_a_forward_pass_that_is_not_finite_is_not_reported_as_done(
+def test_a_non_finite_forward_pass_is_reported_as_not_finished(
     train_net, tiny, tmp_path, monkeypatch
 ):
     def fails(*args):
@@ -73,13 +73,13 @@ def test_a_forward_pass_that_is_not_finite_is_not_reported_as_done(
         ("+dataloader.val.nope=1", "dataloader.val or evaluators cannot be built: "),
     ],
 )
-def test_a_dry_run_builds_all_that_a_run_needs(train_net, tiny, tmp_path, override, words):
+def test_a_dry_run_builds_everything_that_a_run_needs(train_net, tiny, tmp_path, override, words):
     done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny, override)
     assert done.status == 2 and words in done.stderr, done.stdout + done.stderr
 
 
 class _Net(nn.Module):
-    """A model with a backbone and a head, whose `fails` raises in the head."""
+    """A model with a backbone and a head; `fails` is called in the head and may raise."""
 
     def __init__(self, fails):
         super().__init__()
@@ -162,7 +162,7 @@ def test_the_fields_around_the_failing_module_are_named():
         FloatingPointError("Predicted boxes or scores contain Inf/NaN."),
     ],
 )
-def test_errors_with_explanations_of_their_own_keep_them(error):
+def test_errors_with_their_own_explanation_keep_it(error):
     with pytest.raises((UserError, FloatingPointError)) as e:
         _run(_raising(error))
     assert "first step" not in str(e.value)
@@ -178,13 +178,13 @@ def test_errors_with_explanations_of_their_own_keep_them(error):
         OSError(5, "Input/output error"),
     ],
 )
-def test_errors_of_the_machine_are_raised_as_they_are(error):
+def test_errors_of_the_machine_are_raised_unchanged(error):
     with pytest.raises(type(error)) as e:
         _run(_raising(error))
     assert e.value is error
 
 
-def test_later_steps_raise_as_they_do():
+def test_errors_in_later_steps_are_raised_unchanged():
     error = ValueError("in the second step")
     with pytest.raises(ValueError) as e:
         _run(_raising(error, after=1), steps=2)
@@ -192,7 +192,7 @@ def test_later_steps_raise_as_they_do():
 
 
 @pytest.mark.parametrize("moment", ["before_train", "before_step", "after_step"])
-def test_errors_of_hooks_are_not_taken_for_misfits(moment):
+def test_errors_of_hooks_are_raised_unchanged(moment):
     hook, error = HookBase(), ValueError("of the hook")
     setattr(hook, moment, _raising(error))
     with pytest.raises(ValueError) as e:

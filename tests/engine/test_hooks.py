@@ -1,4 +1,4 @@
-"""Detectron2's hooks: when each method is called, and what of them a checkpoint keeps."""
+"""Hooks: when each method is called, and which state a checkpoint keeps."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from d2ext.launch.signals import StopSignals
 
 
 class Line(nn.Module):
-    """Loss w * x, so that the gradient is x."""
+    """The loss is w * x, so that the gradient is x."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def _train(hooks, steps=2, start=0, states=(), **options):
 
 
 class Moments(HookBase):
-    """Notes each call, with the gradient and the weight at that moment."""
+    """Record each call with the gradient and the weight at that moment."""
 
     def __init__(self):
         self.calls = []
@@ -52,7 +52,7 @@ class Moments(HookBase):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_every_method_is_called_at_its_moment(accumulate):
+def test_methods_are_called_at_the_right_moments(accumulate):
     """`after_backward` sees the whole step's gradients, before clipping and before the step."""
     hook = Moments()
     _train([hook], clip_grad_norm=1.0, accumulate=accumulate)
@@ -65,7 +65,7 @@ def test_every_method_is_called_at_its_moment(accumulate):
 
 
 class Calls(HookBase):
-    """Notes each call with the trainer's counters and weights, and the gradient of its step."""
+    """Record each call with the trainer's counters and weights, and the step's gradient."""
 
     def __init__(self):
         self.calls = []
@@ -104,8 +104,8 @@ def test_calls_agree_with_detectron2_s_trainer(start, steps):
     assert ours.calls == theirs.calls
 
 
-def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_theirs():
-    """Such as the one that saves the last step."""
+def test_after_train_of_all_hooks_runs_even_if_one_fails():
+    """One of the others saves the last step."""
 
     class Fails(HookBase):
         def after_train(self):
@@ -118,7 +118,7 @@ def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_theirs():
 
 
 class Ends(HookBase):
-    """Ends the run early after its first step, or fails in it."""
+    """End the run after its first step, or raise an error there."""
 
     def __init__(self, error=None):
         self._error = error
@@ -129,7 +129,7 @@ class Ends(HookBase):
         self.trainer.ended_early = "enough"
 
 
-def test_a_run_that_stops_before_its_end_is_saved_before_after_train():
+def test_a_run_that_ends_early_is_saved_before_after_train():
     calls = Calls()
     _train([Ends(), calls], steps=3, on_stop=lambda: calls.calls.append("on_stop"))
     assert calls.calls[-2] == "on_stop" and calls.calls[-1][:2] == ("after_train", (1, 1, 0, 3))
@@ -164,11 +164,11 @@ class Counts(HookBase):
 
 
 class Other(HookBase):
-    """Has no state."""
+    """A hook without state."""
 
 
-def test_each_hook_of_a_class_has_its_state_back(tmp_path):
-    """Detectron2 keeps the state of one hook per class."""
+def test_several_hooks_of_a_class_each_restore_their_state(tmp_path):
+    """Detectron2 would keep the state of only one hook per class."""
     hooks = [Counts(1), Other(), Counts(10)]
     _train(hooks, steps=3)
     content = {"model": {}, "optimizer": {}, "iterations_done": 3, "images_seen": 3}
@@ -178,7 +178,7 @@ def test_each_hook_of_a_class_has_its_state_back(tmp_path):
     assert (one.count, ten.count) == (5, 50)
 
 
-def test_a_state_that_nobody_takes_is_reported(caplog):
+def test_a_state_that_no_hook_loads_is_reported(caplog):
     class Forgets(HookBase):
         def state_dict(self):
             return {"a": 1}
@@ -194,7 +194,7 @@ def test_a_state_that_nobody_takes_is_reported(caplog):
 
 
 @pytest.mark.parametrize("value", [np.float64(1), {"x": [Line()]}, {1, 2}])
-def test_a_state_that_could_not_be_read_back_is_refused(value):
+def test_a_state_that_cannot_be_loaded_again_is_refused(value):
     class Odd(HookBase):
         def state_dict(self):
             return {"a": value}

@@ -1,4 +1,4 @@
-"""A loss that is not finite on any rank: no rank's weights change, and what is said of it."""
+"""If the loss of any rank is not finite, no rank's weights change, and the error explains why."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from d2ext.launch.spawn import exit_process
 
 
 class Net(nn.Module):
-    """Loss w * x behind a BatchNorm, whose statistics a bad batch would spoil; x -1 raises."""
+    """The loss is w * x after a BatchNorm, whose statistics a NaN would spoil; x = -1 raises."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 
 def _batches(bad):
-    """Micro-batches 0, 1, ...; `bad` gives the value of the first image of some."""
+    """Yield micro-batches 0, 1, ...; `bad` replaces the first image in some of them."""
     i = 0
     while True:
         g = torch.Generator().manual_seed(i)
@@ -58,7 +58,7 @@ def _train(steps, bad, policy="stop", most=10, accumulate=1, wrap=lambda m: m, *
     return state, nonfinite.skipped, trainer
 
 
-def test_a_skipped_step_does_not_move_the_average():
+def test_a_skipped_step_does_not_change_the_average():
     first, second = itertools.islice(_batches({}), 2)
     bad = next(_batches({0: float("nan")}))
     averages = []
@@ -83,14 +83,14 @@ def test_a_skipped_step_does_not_move_the_average():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_skipped_step_leaves_no_trace(value, accumulate):
-    """The steps around it, and running statistics, are as if it had not been there."""
+    """The other steps and the running statistics are as if the batch did not exist."""
     state, skipped, trainer = _train(3, {2: value}, "skip", accumulate=accumulate)
     assert skipped == 1 and trainer.storage.history("skipped_steps").latest() == 1
     assert all(torch.tensor(v).isfinite().all() for v in state.values())
 
     def without(batches):
-        left_out = range(2 // accumulate * accumulate, (2 // accumulate + 1) * accumulate)
-        return (batch for i, batch in enumerate(batches) if i not in left_out)
+        skipped = range(2 // accumulate * accumulate, (2 // accumulate + 1) * accumulate)
+        return (batch for i, batch in enumerate(batches) if i not in skipped)
 
     torch.manual_seed(0)
     model = Net()
@@ -101,7 +101,7 @@ def test_a_skipped_step_leaves_no_trace(value, accumulate):
     assert state == {k: v.flatten().tolist() for k, v in model.state_dict().items()}
 
 
-def test_stopping_says_what_reproduces_it():
+def test_the_error_has_what_is_needed_to_reproduce_it():
     with pytest.raises(UserError) as e:
         _train(5, {2: float("nan")})
     for words in (
@@ -118,15 +118,15 @@ def test_stopping_says_what_reproduces_it():
         _train(5, {1: -1.0})
 
 
-def test_enough_is_enough():
+def test_more_skipped_steps_than_max_skipped_are_an_error():
     nan = float("nan")
     assert _train(4, {1: nan, 2: nan}, "skip", most=2)[1] == 2
     with pytest.raises(UserError, match="one skipped step more than train.bad_loss.max_skipped=2"):
         _train(5, {1: nan, 2: nan, 3: nan}, "skip", most=2)
 
 
-def test_gradients_that_overflow_are_no_step_either():
-    """The loss is finite, and its gradient is not; the norm for clipping shows it."""
+def test_a_step_with_infinite_gradients_is_skipped():
+    """The loss is finite and its gradient is not, which the norm for clipping shows."""
 
     class Root(nn.Module):
         def __init__(self):
@@ -146,7 +146,7 @@ def test_gradients_that_overflow_are_no_step_either():
     assert nonfinite.skipped == 2 and model.w.tolist() == [0, 0]
 
 
-def test_a_resumed_run_counts_on():
+def test_a_resumed_run_continues_the_count_of_skipped_steps():
     _, _, trainer = _train(3, {1: float("nan")}, "skip")
     memory = trainer.memory()
     assert memory["skipped_steps"] == 1 and json.dumps(memory)
@@ -180,8 +180,8 @@ def _rank(rank, store, results, bad, policy):
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), -1.0])
 @pytest.mark.parametrize("policy", ["skip", "stop"])
-def test_one_rank_s_loss_is_everybody_s(tmp_path, value, policy):
-    """Rank 1's loss is bad, or its forward pass fails before there is one; nobody waits."""
+def test_all_ranks_react_to_the_loss_of_one(tmp_path, value, policy):
+    """Rank 1 has a non-finite loss, or its forward pass fails; no rank hangs."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [

@@ -1,4 +1,4 @@
-"""What a run writes of its datasets, and what it bears."""
+"""The overview that a run writes of its datasets, including unreadable ones."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ CLASSES = ["balloon", "kite", "unseen"]
 
 @pytest.fixture
 def registered(tmp_path):
-    """Registers photos as the dataset "kites"; gives their records."""
+    """Register photos as the dataset "kites" and yield their records."""
     folder = tmp_path / "photos"
     folder.mkdir()
     records = []
@@ -43,7 +43,7 @@ def registered(tmp_path):
     MetadataCatalog.remove("kites")
 
 
-def test_counts_and_sizes(registered):
+def test_summary_has_counts_and_sizes(registered):
     assert summary(registered, CLASSES) == DatasetOverview(
         images=30,
         objects=58,
@@ -60,7 +60,7 @@ def test_counts_and_sizes(registered):
     assert (empty.width, empty.measured, empty.objects) == (None, 0, 0)
 
 
-def test_files_of_a_run(registered, tmp_path):
+def test_write_overview_writes_json_and_contact_sheet(registered, tmp_path):
     write_overview(["kites"], ["kites"], tmp_path)
     content = json.loads((tmp_path / "overview" / "kites.json").read_text())
     assert content["objects"] == 58
@@ -72,7 +72,7 @@ def test_files_of_a_run(registered, tmp_path):
     assert [f.name for f in (tmp_path / "tested" / "overview").iterdir()] == ["kites.json"]
 
 
-def test_an_unreadable_image_is_left_out(registered, tmp_path, caplog):
+def test_an_unreadable_image_is_skipped(registered, tmp_path, caplog):
     registered[:] = registered[:3]
     with open(registered[1]["file_name"], "wb") as f:
         f.write(b"\xff\xd8\xff")
@@ -83,7 +83,7 @@ def test_an_unreadable_image_is_left_out(registered, tmp_path, caplog):
         assert sheet.size == (2 * 296 + 16, 226 + 16)
 
 
-def test_a_data_set_that_cannot_be_read_ends_nothing(registered, tmp_path, caplog):
+def test_an_unreadable_dataset_is_only_a_warning(registered, tmp_path, caplog):
     registered[0]["annotations"][0]["bbox_mode"] = BoxMode.XYWHA_ABS
     with caplog.at_level(logging.WARNING, "d2ext"):
         write_overview(["kites", "unknown"], ["kites"], tmp_path)

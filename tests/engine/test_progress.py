@@ -1,4 +1,4 @@
-"""What the panel of a training says."""
+"""The lines of the progress panel."""
 
 import pytest
 
@@ -30,14 +30,14 @@ def test_lines_before_an_evaluation(results):
     ]
 
 
-def test_lines_tell_the_last_and_the_best_score(results):
+def test_lines_show_the_last_and_the_best_score(results):
     results.record(10, {"coco/segm/AP": 40.04})
     results.record(20, {"coco/segm/AP": 30.0})
     *_, last = panel_lines(30, SCHEDULE, {}, results, "evaluating")
     assert last == "last coco/segm/AP 30.0 at 20   best coco/segm/AP 40.0 at 10"
 
 
-def test_no_best_metric_and_no_number(tmp_path):
+def test_lines_without_a_best_metric_and_with_a_nan_score(tmp_path):
     results = Results(tmp_path / "results.json", None, "max", iteration=0)
     results.record(10, {"set/coco/bbox/AP": float("nan"), "set/coco/bbox/AR": 1.0})
     first, last = panel_lines(0, SCHEDULE, {}, results, "evaluating")
@@ -57,10 +57,10 @@ def test_no_best_metric_and_no_number(tmp_path):
     ],
 )
 @pytest.mark.parametrize("config", ["--config-file X", "mine.py"])
-def test_the_command_that_goes_on(program, config):
-    """Flags stand before overrides, and `--resume` goes with neither of the other two."""
+def test_the_command_that_resumes_the_run(program, config):
+    """--resume comes before the overrides and replaces --overwrite and --resume-from."""
     begun = f"{program} {config} --overwrite train.max_epochs=2"
-    on = f"{program} --resume {config} train.max_epochs=2"
-    assert resuming(begun) == on and resuming(on) == on
+    resumed = f"{program} --resume {config} train.max_epochs=2"
+    assert resuming(begun) == resumed and resuming(resumed) == resumed
     other = f"{program} --resume-from a.pth {config} train.max_epochs=2"
-    assert resuming(other) == resuming(other.replace("from a", "from=a")) == on
+    assert resuming(other) == resuming(other.replace("from a", "from=a")) == resumed

@@ -1,4 +1,4 @@
-"""Lack of memory in words that name what to lower."""
+"""Out-of-memory errors name what to lower."""
 
 import errno
 
@@ -40,7 +40,7 @@ def _train(error):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
     ],
 )
-def test_batch_and_sizes_and_what_to_lower(error, first):
+def test_the_error_has_the_batch_its_size_and_what_to_lower(error, first):
     with pytest.raises(UserError) as e:
         _train(error)
     assert str(e.value).startswith(f"{first} at iteration 3: 2 images, padded to 16 x 30 pixels")
@@ -51,7 +51,7 @@ def test_batch_and_sizes_and_what_to_lower(error, first):
 @pytest.mark.parametrize(
     "text", ["of its own", "out of resource: shared memory, Required: 98304, Hardware limit: 65536"]
 )
-def test_an_error_of_the_model_s_own_stays(text):
+def test_other_runtime_errors_of_the_model_are_raised_unchanged(text):
     with pytest.raises(RuntimeError, match=text):
         _train(RuntimeError(text))
 
@@ -82,7 +82,7 @@ class Unstartable:
         ),
     ],
 )
-def test_workers_that_do_not_start(error, words):
+def test_errors_of_loader_workers_name_the_limit(error, words):
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(FiniteLossGuard(model), optimizer, Unstartable(error), [], 0)
@@ -90,6 +90,6 @@ def test_workers_that_do_not_start(error, words):
         trainer.train(3, 5, signals)
 
 
-def test_other_errors_of_the_system_stay():
+def test_other_os_errors_are_raised_unchanged():
     with pytest.raises(OSError, match="disk"):
         _train(OSError(errno.ENOSPC, "no disk"))

@@ -1,4 +1,4 @@
-"""One run as an object: what it builds, and in which order hooks act."""
+"""Test `Run`: what it builds and writes, and the order of its hooks."""
 
 import pickle
 
@@ -20,14 +20,14 @@ COMMAND = RunCommand("run", LITE0, TOOL, TOOL.split())
 
 @pytest.fixture
 def cfg(tiny, tmp_path):
-    """Yields the config of a training in `tmp_path/run`."""
+    """Yield the config of a training in `tmp_path/run`."""
     options = ["train.max_iter=2", f"train.output_dir={tmp_path}/run", "train.ema_decay=0.9"]
     yield load_config(REPO / LITE0, [*tiny, *options])
     unregister_datasets()
 
 
 class Note(HookBase):
-    """Notes its calls in a list that several hooks share."""
+    """Record its calls in a list that several hooks share."""
 
     shared: list[str] = []
 
@@ -45,7 +45,7 @@ class Note(HookBase):
         return {"noted": len(self.shared)}
 
 
-def test_what_preflight_built_is_not_built_again(cfg, tmp_path, monkeypatch):
+def test_datasets_built_by_preflight_are_not_built_again(cfg, tmp_path, monkeypatch):
     build = cfg.dataloader.train.dataset._target_
     built = []
 
@@ -61,12 +61,12 @@ def test_what_preflight_built_is_not_built_again(cfg, tmp_path, monkeypatch):
         run.setup()
     assert len(built) == 1
     assert (tmp_path / "run" / "run.json").is_file()
-    # Another process builds its own; a config may hold what cannot be pickled.
+    # Other processes build their own, because a config may contain unpicklable values.
     received = pickle.loads(pickle.dumps(plan))
     assert received == plan and received.built is None
 
 
-def test_nothing_is_written_before_all_is_built(cfg, tmp_path):
+def test_nothing_is_written_before_everything_is_built(cfg, tmp_path):
     class Fails(HookBase):
         def __init__(self):
             assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Training techniques, each alone: what it does to a model or a step."""
+"""Test each training technique alone: what it does to a model or a step."""
 
 import multiprocessing
 
@@ -24,7 +24,7 @@ from d2ext.launch.spawn import exit_process
 
 
 class Line(nn.Module):
-    """Loss w * x, so that the gradient is x."""
+    """The loss is w * x, so that the gradient is x."""
 
     def __init__(self):
         super().__init__()
@@ -49,26 +49,27 @@ def test_clipping_bounds_the_norm_of_all_gradients():
     assert model.w.tolist() == pytest.approx([-0.5 * 0.6, -0.5 * 0.8], rel=1e-5)
     assert trainer.storage.history("grad_norm").latest() == pytest.approx(5.0)
     assert _train(1)[0].w.tolist() == [-1.5, -2.0]
-    # Of the sum over micro-batches, not of each.
+    # The norm is that of the sum over micro-batches, not of each.
     accumulated, _ = _train(1, clip_grad_norm=1.0, accumulate=2)
     assert accumulated.w.tolist() == pytest.approx(model.w.tolist())
 
 
-def test_a_loss_that_overflows_float16_is_scaled_down_and_its_step_left_out():
-    """float16 itself is refused on the CPU; its scaler works there."""
+def test_a_step_that_overflows_float16_is_skipped_and_lowers_the_scale():
+    """Training in float16 is refused on the CPU, but its scaler works there."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**123)
     model, trainer = _train(2, x=(30.0, 40.0), scaler=scaler)
     assert model.w.tolist() == [-15, -20] and scaler.get_scale() == 2.0**122
     assert trainer.skipped_steps == 1
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    model, _ = _train(1, scaler=scaler, clip_grad_norm=1.0)  # clips what is unscaled
+    model, _ = _train(1, scaler=scaler, clip_grad_norm=1.0)  # clips the unscaled gradients
     assert model.w.tolist() == pytest.approx([-0.3, -0.4], rel=1e-5)
 
 
 class Overflows(nn.Module):
-    """Loss w * x, whose gradient is infinite in some calls and comes to `late` in later ones only.
+    """The loss is w * x; its gradient is infinite in the calls listed in `bad`.
 
-    The loss itself stays finite, as a float16 loss does that its scaler made too large.
+    The loss itself stays finite, as in float16 if the scale is too large. `late` gets gradients
+    only from the third call on.
     """
 
     def __init__(self, bad):
@@ -99,8 +100,8 @@ def _overflowing(steps, bad, hooks=lambda model, optimizer: [], fused=True, star
 
 
 @pytest.mark.parametrize("bad", [{0}, {0, 1}, {2}, {3}])
-def test_fused_momentum_is_that_of_the_steps_that_were_taken(bad):
-    """A fused SGD leaves its momentum uninitialized where its first step overflows."""
+def test_fused_momentum_equals_unfused_after_skipped_steps(bad):
+    """By itself, fused SGD leaves its momentum uninitialized if its first step overflows."""
     found, expected = (_overflowing(5, bad, fused=fused) for fused in (True, False))
     for name, parameter in expected[0].named_parameters():
         torch.testing.assert_close(dict(found[0].named_parameters())[name], parameter)
@@ -109,7 +110,7 @@ def test_fused_momentum_is_that_of_the_steps_that_were_taken(bad):
 
 
 def test_steps_that_the_scaler_skips_do_not_count():
-    """Neither for the averaged weights nor for the schedule, also in a resumed run."""
+    """They count neither for the averaged weights nor for the schedule, also after a resume."""
     averages, rates = [], []
 
     class Rates(HookBase):
@@ -131,14 +132,14 @@ def test_steps_that_the_scaler_skips_do_not_count():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 100])
-def test_a_run_of_nothing_but_overflows_ends_with_an_error(steps):
+def test_a_run_in_which_every_step_overflows_is_an_error(steps):
     with pytest.raises(UserError, match="overflowed in each of the last .*=bfloat16, or lower"):
         _overflowing(steps, range(200))
     # Most of a short run may overflow while the scaler looks for its scale.
     _overflowing(4, {0, 1, 2})
 
 
-def test_overflows_of_a_resumed_run_go_on():
+def test_a_resumed_run_continues_the_count_of_overflows():
     with pytest.raises(UserError, match="each of the last 30 steps, up to iteration 49"):
         _overflowing(100, range(200), start=40, memory={"overflows_in_a_row": 20})
 
@@ -155,7 +156,7 @@ def test_only_float16_is_scaled():
     assert not grad_scaler(Amp(enabled=False), "cpu").is_enabled()
 
 
-def test_the_average_follows_with_a_decay_that_grows():
+def test_the_decay_of_the_average_grows_to_its_limit():
     model = nn.BatchNorm2d(1)
     average = averaged(model, decay=0.5)
     expected = None
@@ -170,8 +171,7 @@ def test_the_average_follows_with_a_decay_that_grows():
         assert average.module.running_mean.item() == weight  # buffers are copied
 
 
-def test_deterministic_kernels_are_asked_for():
-    """And no longer after the block."""
+def test_deterministic_kernels_are_used_only_in_the_block():
     with deterministic(False):
         assert not torch.are_deterministic_algorithms_enabled()
     with deterministic(True):
@@ -212,12 +212,12 @@ def test_sync_bn_keeps_parameters_and_keys():
     assert [type(m) for m in gpu.modules()].count(nn.SyncBatchNorm) == 2
 
 
-def test_a_model_that_synchronises_already_stays():
+def test_a_model_with_sync_bn_is_left_unchanged():
     model = nn.Sequential(nn.Conv2d(2, 3, 1), NaiveSyncBatchNorm(3))
     assert type(with_sync_bn(model, "cpu")[1]) is NaiveSyncBatchNorm
 
 
-def test_sync_bn_without_batch_norm_is_said():
+def test_sync_bn_without_batch_norm_is_an_error():
     with pytest.raises(UserError, match="no BatchNorm to synchronize"):
         with_sync_bn(nn.Sequential(nn.Conv2d(2, 3, 1), FrozenBatchNorm2d(3)), "cpu")
 
@@ -234,7 +234,7 @@ def _statistics(rank, store, results, images):
     exit_process(0)
 
 
-def test_two_ranks_normalise_over_both(tmp_path):
+def test_two_ranks_normalize_over_both_batches(tmp_path):
     images = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the training techniques, and a resumed run takes from it."""
+"""The state of training techniques and optimizers in checkpoints."""
 
 import copy
 import dataclasses
@@ -14,8 +14,8 @@ from d2ext.engine.train_state import TrainState, load_optimizer
 from d2ext.preflight.plan import plan_run
 
 
-def test_scale_and_averages_go_on(repo, tiny, tmp_path):
-    """float16 is refused on the CPU before it comes to this; its state is no matter of devices."""
+def test_a_resume_restores_the_loss_scale_and_the_average(repo, tiny, tmp_path):
+    """The config switches to float16 after the plan, because the CPU would refuse it."""
     cfg = load_config(
         repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
         [*tiny, "train.amp.enabled=True", "train.amp.dtype=bfloat16", "train.ema_decay=0.9"],
@@ -26,7 +26,7 @@ def test_scale_and_averages_go_on(repo, tiny, tmp_path):
         register_datasets(cfg.datasets)
         state = TrainState.create(cfg, plan)
         assert state.start_iter == 0 and state.scaler.is_enabled()
-        state.scaler.scale(torch.zeros(1))  # makes its scale
+        state.scaler.scale(torch.zeros(1))  # initializes the scale
         state.scaler.update(new_scale=128.0)
         state.average.n_averaged.fill_(7)
         with torch.no_grad():
@@ -36,7 +36,9 @@ def test_scale_and_averages_go_on(repo, tiny, tmp_path):
         resumed = TrainState.create(cfg, dataclasses.replace(plan, resume=path))
         assert (resumed.start_iter, resumed.checkpoint_iter) == (3, 3)
         assert resumed.scaler.get_scale() == 128.0
-        assert int(resumed.average.n_averaged) == 7  # it was switched on later than the run began
+        assert (
+            int(resumed.average.n_averaged) == 7
+        )  # fewer than the steps, as if EMA was enabled later
         assert (next(resumed.average.module.parameters()) == 3.0).all()
     finally:
         unregister_datasets()
@@ -92,8 +94,8 @@ def test_optimizer_state_follows_the_layout_of_its_parameters(name, implementati
         torch.testing.assert_close(changed[key], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_step_counts_are_where_the_optimizer_wants_them():
-    """A checkpoint of a capturable or fused Adam resumes as one that is not, and vice versa."""
+def test_step_counts_are_on_the_device_that_the_optimizer_needs():
+    """A checkpoint of a fused Adam can be loaded into one that is not fused, and vice versa."""
     parameter = nn.Parameter(torch.ones(2))
     for before, now in ((True, False), (False, True)):
         first = torch.optim.Adam([parameter], fused=before)

@@ -1,4 +1,4 @@
-"""The loop and its techniques on a toy net: two ranks are one with two micro-batches."""
+"""Train a toy net: two ranks equal one rank with two micro-batches, with every technique."""
 
 import json
 import subprocess
@@ -80,15 +80,15 @@ def _weights(world: int, accumulate: int, url: str = "", **techniques) -> list:
 
 
 @pytest.mark.slow
-def test_ranks_are_micro_batches_bit_for_bit(tmp_path):
+def test_two_ranks_equal_two_micro_batches_bit_for_bit(tmp_path):
     alone = _weights(world=1, accumulate=2)
     assert _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet") == alone
     assert _weights(world=1, accumulate=1) != alone
 
 
 @pytest.mark.slow
-def test_ranks_that_accumulate(tmp_path):
-    """2 ranks x 2 micro-batches are 1 x 4, but for the order of sums."""
+def test_two_ranks_that_accumulate_equal_one_rank(tmp_path):
+    """2 ranks x 2 micro-batches equal 1 x 4, except for the order of sums."""
     four = _weights(world=2, accumulate=2, url=f"file://{tmp_path}/meet")
     for ours, theirs in zip(four, _weights(world=1, accumulate=4), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -104,7 +104,7 @@ TECHNIQUES["all"] = TECHNIQUES["clipping"] | TECHNIQUES["ema"] | TECHNIQUES["bf1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_a_technique_has_its_effect_in_any_layout(tmp_path, technique):
+def test_a_technique_has_the_same_effect_on_two_ranks(tmp_path, technique):
     changed = _weights(world=1, accumulate=2, **TECHNIQUES[technique])
     assert changed != _weights(world=1, accumulate=2)
     two = _weights(world=2, accumulate=1, url=f"file://{tmp_path}/meet", **TECHNIQUES[technique])

@@ -1,4 +1,4 @@
-"""What a split shows is what a run takes."""
+"""The samples shown for a split are those that a run uses."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from tests.conftest import LITE0
 
 @pytest.fixture
 def load(repo, tiny):
-    """The CPU recipe on tiny data: multi-scale, crops and flips."""
+    """Yield a function that loads the CPU recipe (multi-scale, crops, flips) for tiny data."""
     yield lambda *more: load_config(repo / LITE0, [*tiny, *more])
     unregister_datasets()
 
@@ -31,10 +31,10 @@ def _equal(a, b):
 
 
 @pytest.mark.parametrize("start", [0, 3, 13])
-def test_the_samples_of_a_training(load, start):
+def test_train_samples_equal_those_of_a_training(load, start):
     cfg = load("train.reference_batch_size=4", "train.accumulate=2", "train.seed=5")
     split = open_split(cfg, "train", start)
-    assert split.images == 6  # so the second epoch begins on the way
+    assert split.images == 6  # so that a second epoch begins within the samples
     shown = list(itertools.islice(split.pairs(), 9))
     loader = build_train_loader(cfg, start_iter=0)
     trained = list(itertools.islice(itertools.chain.from_iterable(loader), start, start + 9))
@@ -46,7 +46,7 @@ def test_the_samples_of_a_training(load, start):
     assert not torch.equal(other_seed["image"], trained[0]["image"])
 
 
-def test_an_evaluation_has_its_images_and_the_ground_truth(load):
+def test_val_samples_are_those_of_an_evaluation_with_ground_truth(load):
     cfg = load()
     split = open_split(cfg, "val")
     from detectron2.config import instantiate
@@ -62,7 +62,7 @@ def test_an_evaluation_has_its_images_and_the_ground_truth(load):
     ]
 
 
-def test_without_the_mapper_no_image_is_read(load, monkeypatch):
+def test_images_are_not_read_without_the_mapper(load, monkeypatch):
     split = open_split(load(), "val")
     monkeypatch.setattr("detectron2.data.detection_utils.read_image", None)
     assert [sample for _, sample in split.pairs(mapped=False)] == [None, None]
@@ -78,6 +78,6 @@ def test_without_the_mapper_no_image_is_read(load, monkeypatch):
         ("train", "dataloader.train.mapper.augmentations[1].crop_type=x", "cannot be built"),
     ],
 )
-def test_mistakes(load, split, override, words):
+def test_invalid_configs_are_errors(load, split, override, words):
     with pytest.raises(UserError, match=words):
         open_split(load(override), split)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -15,6 +17,7 @@ from d2ext.launch.failures import (
     describe_killed,
     print_failure,
 )
+from tests.conftest import checkout_env
 
 LOST = dist.DistError("Connection closed by peer")
 
@@ -103,3 +106,19 @@ def test_without_a_run_directory_nothing_is_created(tmp_path):
     folder = FailureFolder(tmp_path / "run")
     folder.add(describe_failure(0, LOST))
     assert folder.new() == [] and not (tmp_path / "run").exists()
+
+
+def test_recording_a_failure_without_open_files(tmp_path):
+    """A second error must not replace the first one."""
+    code = f"""
+import resource
+from pathlib import Path
+from d2ext.launch.failures import record_failure
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+record_failure(Path({str(tmp_path)!r}), "the cause")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=checkout_env(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: cannot record the failure" in done.stderr

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -34,6 +35,15 @@ def test_the_time_limit_and_a_signal():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received == "SIGUSR1"
     assert deadline(None, 0.0) is None
+
+
+def test_nothing_refers_to_a_finished_run():
+    """Python keeps what it calls after a fork for as long as the process lives."""
+    with StopSignals() as signals:
+        pass
+    ended = weakref.ref(signals)
+    del signals
+    assert ended() is None
 
 
 POOL = """

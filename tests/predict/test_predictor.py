@@ -1,4 +1,4 @@
-"""d2ext.Predictor: images to objects, and the names of their classes."""
+"""Test d2ext.Predictor: detections, class names and conversions."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ import d2ext
 from d2ext.errors import UserError
 from tests.conftest import LITE0, REPO
 
-# Two of one size, which need no padding in a batch.
+# Two photos of the same size, so that a batch needs no padding.
 PHOTOS = ("15717689633_5f7f78c28e_k", "17178818589_16e58fc1e5_k")
 
 
@@ -25,8 +25,8 @@ def images(tiny_root):
     return [np.asarray(Image.open(photo)) for photo in photos]
 
 
-def test_arrays_and_coco_results(trained, images):
-    """The same objects, whatever the batch; images are taken one batch at a time."""
+def test_predictions_are_arrays_and_convert_to_coco(trained, images):
+    """The batch size does not change the objects, and images are read one batch at a time."""
     predictor = d2ext.Predictor.from_run(trained, score_threshold=0)
     assert predictor.classes == ["balloon"]
     one, two = predictor.predict(images)
@@ -50,14 +50,14 @@ def test_arrays_and_coco_results(trained, images):
     assert taken == [0] and len(first.scores) == n
 
 
-def test_nothing_found(trained, images):
+def test_a_prediction_may_be_empty(trained, images):
     prediction = d2ext.Predictor.from_run(trained, "last", score_threshold=1.0)(images[0])
     assert (prediction.boxes.shape, prediction.masks.shape) == ((0, 4), (0, *images[0].shape[:2]))
     assert prediction.to_coco(1) == [] and len(prediction.to_supervision()) == 0
     assert repr(prediction) == "Prediction(nothing)"
 
 
-def test_supervision(trained, images):
+def test_predictions_convert_to_supervision(trained, images):
     prediction = d2ext.Predictor.from_run(trained, score_threshold=0)(images[0])
     found = prediction.to_supervision()
     assert np.array_equal(found.xyxy, prediction.boxes)
@@ -68,20 +68,20 @@ def test_supervision(trained, images):
     assert not np.array_equal(annotated, images[0])
 
 
-def test_without_supervision(trained, images, monkeypatch):
+def test_a_missing_supervision_is_an_error_with_the_fix(trained, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     prediction = d2ext.Predictor.from_run(trained)(images[0])
     with pytest.raises(UserError, match=r"pip install 'd2ext\[supervision\]'"):
         prediction.to_supervision()
 
 
-def test_arrays_paths_and_pillow_images(trained, tmp_path, images):
-    """All give the same objects, and a photo's EXIF orientation is applied."""
+def test_images_may_be_arrays_paths_or_pillow_images(trained, tmp_path, images):
+    """All give the same objects, and the EXIF orientation of a photo is applied."""
     predictor = d2ext.Predictor.from_run(trained, score_threshold=0)
     upright = Image.fromarray(images[0])
     upright.save(tmp_path / "upright.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter; the viewer turns it back
+    exif[0x0112] = 6  # viewers rotate the photo by 90 degrees
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     expected = predictor(images[0]).boxes
     for name in ("upright.png", "turned.png"):
@@ -101,19 +101,19 @@ def test_arrays_paths_and_pillow_images(trained, tmp_path, images):
     ],
     ids=["gray", "float", "list", "absent"],
 )
-def test_what_is_not_an_image(trained, image, words):
+def test_an_invalid_image_is_an_error(trained, image, words):
     with pytest.raises(UserError, match=words):
         d2ext.Predictor.from_run(trained)(image)
 
 
-def test_a_model_in_memory(trained, images):
-    """Its classes are given, or those that the config declares."""
+def test_a_model_in_memory_can_predict(trained, images):
+    """Its classes are those that are given or that the config declares."""
     cfg = d2ext.load_config(trained / "config.yaml")
     model = _built(cfg, trained / "model_final.pth").train()
     predictor = d2ext.Predictor(model, cfg, score_threshold=0)
     assert not model.training and predictor.classes == ["balloon"]
     expected = d2ext.Predictor.from_run(trained, score_threshold=0)(images[0])
-    assert np.allclose(predictor(images[0]).boxes, expected.boxes, atol=1e-3)  # other kernels
+    assert np.allclose(predictor(images[0]).boxes, expected.boxes, atol=1e-3)  # rounding differs
     named = d2ext.Predictor(model, cfg, ["ball"], score_threshold=0, keep=["ball"])
     assert named(images[0]).class_names == ("ball",)
     with pytest.raises(UserError, match="the model has no class 'bal'.*ball"):
@@ -127,17 +127,17 @@ def _built(cfg, weights):
     return model
 
 
-def test_the_call_of_0_1(trained):
+def test_the_constructor_arguments_of_0_1_are_an_error(trained):
     with pytest.raises(UserError, match=r"Predictor\.from_run.*Predictor\.from_config"):
         d2ext.Predictor(str(trained / "config.yaml"), "last")
 
 
-def test_a_run_that_was_moved(trained, tmp_path, images):
-    """Its weights are looked for beside its config, and a damaged run.json is passed over."""
+def test_a_moved_run_can_predict(trained, tmp_path, images):
+    """Weights are searched for next to the config, and a damaged run.json is ignored."""
     moved = tmp_path / "moved"
     shutil.copytree(trained, moved)
     shutil.copy(moved / "model_final.pth", moved / "model_best.pth")
-    (moved / "last_checkpoint").unlink()  # so that the best one is taken
+    (moved / "last_checkpoint").unlink()  # so that the best one is used
     for file in moved.glob("model_[f0]*"):
         file.unlink()
     assert d2ext.Predictor.from_run(moved).classes == ["balloon"]
@@ -148,7 +148,7 @@ def test_a_run_that_was_moved(trained, tmp_path, images):
 
 @pytest.fixture
 def alone(trained, tmp_path):
-    """A model file in a folder of its own, and how to predict with it and a config without data."""
+    """Return a function that builds a predictor from a model file without its run or its data."""
     (tmp_path / "alone").mkdir()
     file = tmp_path / "alone" / "model.pth"
     shutil.copy(trained / "model_final.pth", file)
@@ -165,16 +165,16 @@ def _save_classes(source, target, classes):
     torch.save({**content, "classes": classes}, target)
 
 
-def test_weights_without_their_run(alone, trained, caplog):
-    """Their classes are the checkpoint's own, else those that the config names, else numbers."""
+def test_classes_of_weights_without_their_run(alone, trained, caplog):
+    """They come from the checkpoint, else from the config or run.json, else they are numbers."""
     unnamed = "datasets.balloon_train.classes=null"
     caplog.set_level("INFO", "d2ext")
-    _save_classes(trained / "model_final.pth", alone.file, None)  # as before there was the key
+    _save_classes(trained / "model_final.pth", alone.file, None)  # like older checkpoints
     assert alone().classes == ["balloon"] and "class 1" not in caplog.text
     assert alone(unnamed).classes == ["class 1"]
     assert "class names are unknown; the classes are called class 1 to 1" in caplog.text
     unknown = "model.roi_heads.num_classes=null"
-    with pytest.raises(UserError, match=r"unknown: .* --options model\.roi_heads\.num_classes=N"):
+    with pytest.raises(UserError, match=r"unknown: .* override model\.roi_heads\.num_classes=N"):
         alone(unnamed, unknown)
     _save_classes(trained / "model_final.pth", alone.file, ["ball"])
     assert alone(unnamed, unknown).classes == ["ball"]
@@ -184,8 +184,8 @@ def test_weights_without_their_run(alone, trained, caplog):
     assert alone(unnamed, unknown).classes == ["another"]
 
 
-def test_a_config_whose_data_are_detectron2s(alone, trained):
-    """Their classes are Detectron2's, and no file of them is there."""
+def test_builtin_datasets_of_detectron2_have_class_names(alone, trained):
+    """No file of the dataset is needed."""
     rows = {"box_predictor.cls_score": 9, "box_predictor.bbox_pred": 32, "mask_head.predictor": 8}
     model = torch.load(trained / "model_final.pth", map_location="cpu", weights_only=True)["model"]
     for key, value in model.items():

@@ -1,4 +1,4 @@
-"""Warnings before a run if its loader workers need more than the machine has."""
+"""Warn before a run if its loader workers may need more than the machine has."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.conftest import LITE0
 
 @pytest.fixture
 def warnings(repo, tiny, monkeypatch):
-    """Returns the warnings for overrides, on a machine with 64 kB of shared memory."""
+    """Return a function that gets the warnings on a machine with 64 kB of shared memory."""
     monkeypatch.setattr(loader_needs, "shared_memory_free", lambda: 64_000)
 
     def read(*overrides, splits=("train", "val")):
@@ -23,21 +23,21 @@ def warnings(repo, tiny, monkeypatch):
     unregister_datasets()
 
 
-def test_without_workers_nothing_is_needed(warnings):
+def test_no_workers_means_no_warnings(warnings):
     assert warnings() == []
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_loader_that_needs_too_much_is_named(warnings, split):
+def test_the_warning_names_the_loader_that_needs_too_much(warnings, split):
     (line,) = warnings(f"dataloader.{split}.num_workers=2")
     assert "2 workers may need" in line and f"lower dataloader.{split}.num_workers" in line
 
 
-def test_each_test_set_counts_with_its_largest_image(warnings):
+def test_the_largest_image_of_each_test_dataset_counts(warnings):
     options = ["dataloader.val.num_workers=1"]
     assert warnings(*options, "dataloader.val.dataset.names=[balloon_val,balloon_train]")
 
 
-def test_a_loader_that_is_not_used_needs_nothing(warnings):
+def test_an_unused_loader_gives_no_warning(warnings):
     assert warnings("dataloader.val.num_workers=2", splits=["train"]) == []
     assert warnings("dataloader.train.num_workers=2", splits=["val"]) == []

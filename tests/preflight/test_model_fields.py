@@ -1,4 +1,4 @@
-"""Fields of a config that must agree: what is refused, and that sound models are not."""
+"""Model fields that must agree: contradictions are refused, and valid models pass."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ def custom(repo):
 
 @pytest.fixture
 def cfg(custom):
-    """A copy to change."""
+    """Return a copy of the config that a test may change."""
     return copy.deepcopy(custom)
 
 
@@ -69,14 +69,14 @@ def cfg(custom):
         ("input_format=XYZ", "'XYZ' is not an image format; give RGB"),
     ],
 )
-def test_fields_that_do_not_agree_are_named_with_their_values(cfg, override, words):
+def test_contradictory_fields_are_named_with_their_values(cfg, override, words):
     apply_overrides(cfg, [f"model.{override}"])
     with pytest.raises(UserError, match=words):
         check_model_fields(cfg)
 
 
-def test_gray_images(cfg):
-    """One channel with three means becomes three; with one mean the backbone cannot take it."""
+def test_gray_images_need_three_means(cfg):
+    """Three means turn the one channel into three; with one mean, the backbone does not fit."""
     apply_overrides(cfg, ["model.input_format=L"])
     check_model_fields(cfg)
     apply_overrides(cfg, ["model.pixel_mean=[127.5]", "model.pixel_std=[127.5]"])
@@ -85,7 +85,7 @@ def test_gray_images(cfg):
 
 
 @pytest.mark.parametrize("field", ["model.input_format", "dataloader.train.mapper.image_format"])
-def test_the_remedy_for_gray_images_works(cfg, field):
+def test_the_suggested_fix_for_gray_images_works(cfg, field):
     means = ["model.pixel_mean=[127.5]", "model.pixel_std=[127.5]"]
     apply_overrides(cfg, [f"{field}=L", *means])
     with pytest.raises(UserError, match=f"set {field}=RGB .*three values each"):
@@ -95,7 +95,7 @@ def test_the_remedy_for_gray_images_works(cfg, field):
     check_model_fields(cfg)
 
 
-def test_a_stem_states_its_channels(repo):
+def test_the_channels_of_a_stem_must_match_the_input(repo):
     cfg = load_config(repo / "configs/custom/mask_rcnn_r50_fpn.py")
     apply_overrides(cfg, ["model.backbone.bottom_up.stem.in_channels=4"])
     with pytest.raises(UserError, match="bottom_up takes 4 channels, but .* has 3; set .*=3") as e:
@@ -104,7 +104,7 @@ def test_a_stem_states_its_channels(repo):
     check_model_fields(cfg)
 
 
-def test_another_order_of_colors_is_a_note(cfg):
+def test_a_different_color_order_is_a_note(cfg):
     assert check_model_fields(cfg) == []
     apply_overrides(cfg, ["dataloader.val.mapper.image_format=BGR"])
     (note,) = check_model_fields(cfg)
@@ -112,7 +112,7 @@ def test_another_order_of_colors_is_a_note(cfg):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_detectron2_s_own_models_pass(custom, name):
+def test_models_of_detectron2_pass(custom, name):
     cfg = copy.deepcopy(custom)
     cfg.model = LazyConfig.load(str(ZOO / f"{name}.py")).model
     for split in ("train", "val"):
@@ -121,12 +121,12 @@ def test_detectron2_s_own_models_pass(custom, name):
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet", "cascade_rcnn"])
-def test_the_levels_of_detectron2_s_own_models_pass(name):
+def test_levels_of_models_of_detectron2_pass(name):
     model = LazyConfig.load(str(ZOO / f"{name}.py")).model
     check_levels(model, instantiate(model))
 
 
-def test_levels_that_the_backbone_does_not_have(cfg):
+def test_levels_that_the_backbone_lacks_are_an_error(cfg):
     cfg.model.roi_heads.num_classes = 1
     model = instantiate(cfg.model)
     check_levels(cfg.model, model)
@@ -141,7 +141,7 @@ def test_levels_that_the_backbone_does_not_have(cfg):
             check_levels(changed.model, model)
 
 
-def test_heads_need_their_data(cfg):
+def test_heads_without_matching_data_are_an_error(cfg):
     records = [{"annotations": [{"keypoints": [1, 2, 2] * 17}]}]
     check_heads(cfg, "x", records)
     cfg.model.roi_heads.keypoint_head = {"num_keypoints": 17}
@@ -163,7 +163,7 @@ def test_heads_need_their_data(cfg):
         check_heads(cfg, "x", records)
 
 
-def test_a_class_agnostic_mask_head_is_no_other_class_count(cfg):
+def test_a_class_agnostic_mask_head_may_have_one_class(cfg):
     apply_overrides(cfg, ["model.roi_heads.mask_head.num_classes=1"])
     check_num_classes(cfg.model, ["cat", "dog"])
     apply_overrides(cfg, ["model.roi_heads.mask_head.num_classes=3"])
@@ -171,7 +171,7 @@ def test_a_class_agnostic_mask_head_is_no_other_class_count(cfg):
         check_num_classes(cfg.model, ["cat", "dog"])
 
 
-def test_more_objects_than_detections_are_a_note(cfg):
+def test_more_objects_than_detections_give_notes(cfg):
     few = DatasetSummary("a", 1, 9, {}, 0, {}, most=100, most_of_a_class=100, problems=[])
     many = replace(few, name="b", most=251, most_of_a_class=101)
     assert list(detection_notes(cfg, {"a": few}, ["a"])) == []
@@ -192,14 +192,14 @@ def test_more_objects_than_detections_are_a_note(cfg):
         ("cascade_rcnn", r"model.roi_heads.box_predictors[2].test_topk_per_image=200"),
     ],
 )
-def test_the_limit_of_other_models(cfg, name, words):
+def test_the_note_names_the_limit_of_each_model_type(cfg, name, words):
     cfg.model = LazyConfig.load(str(ZOO / f"{name}.py")).model
     many = DatasetSummary("b", 1, 9, {}, 0, {}, most=101, most_of_a_class=50, problems=[])
     (note,) = detection_notes(cfg, {"b": many}, [])
     assert words in note
 
 
-def test_images_smaller_than_a_cell_are_a_note(cfg):
+def test_images_smaller_than_a_feature_cell_are_a_note(cfg):
     assert "images of 60 x 90 pixels" in size_note(cfg.model, {"image": torch.zeros(3, 60, 90)})
     assert size_note(cfg.model, {"image": torch.zeros(3, 64, 90)}) is None
     assert size_note(OmegaConf.create(), {"image": torch.zeros(3, 1, 1)}) is None

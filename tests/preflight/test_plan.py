@@ -1,4 +1,4 @@
-"""Preflight's decisions that no machine at hand can show."""
+"""Preflight decisions for machines other than the one that runs the tests."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from d2ext.errors import UserError
 from d2ext.launch.device import choose_device
 
 
-def test_the_device():
+def test_the_device_depends_on_the_visible_gpus():
     assert choose_device("cuda", num_gpus=2, visible=2)[0] == "cuda"
     assert choose_device("cpu", num_gpus=1, visible=2)[0] == "cpu"
     device, words = choose_device("cuda", num_gpus=1, visible=0)

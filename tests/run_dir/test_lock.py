@@ -55,7 +55,7 @@ def test_a_directory_that_another_process_holds_is_refused(tmp_path, holder):
         make_output_dir(tmp_path / "run", overwrite=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lock, "_TIMEOUT_S", 0.3)
-        with pytest.raises(UserError, match="choose another --work-dir, or wait for it"):
+        with pytest.raises(UserError, match="choose another output_dir, or wait for it"):
             wait_until_free(tmp_path / "run")
     holder.kill()
     holder.wait()

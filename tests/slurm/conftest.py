@@ -1,4 +1,4 @@
-"""The project's commands: without Slurm, and on a real one that tests/slurm/run.sh has started."""
+"""Fixtures for commands without Slurm, and on a real one that tests/slurm/run.sh started."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from tests.conftest import REPO
 LITE0 = REPO / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 TRAIN = REPO / "tools/train_net.py"
 SUBMIT = REPO / "tools/submit.py"
-PATIENCE = 400.0  # seconds; the machine may be busy with other things
+PATIENCE = 400.0  # seconds, because the machine may be busy
 
 
 def submit(*args: str | Path, env: dict[str, str] | None = None):
-    """The real command."""
+    """Run tools/submit.py."""
     return subprocess.run(
         [sys.executable, SUBMIT, *args],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
@@ -29,15 +29,15 @@ def submit(*args: str | Path, env: dict[str, str] | None = None):
 
 
 def errors(done: subprocess.CompletedProcess) -> list[str]:
-    """Return what a command wrote to stderr, without the waits of a busy machine."""
+    """Return the lines a command wrote to stderr, without the warnings of a busy machine."""
     return [line for line in done.stderr.splitlines() if not line.startswith("still waiting")]
 
 
 def until(condition: Callable[[], object], seconds: float = 200) -> None:
-    """Waits for a condition.
+    """Wait for a condition.
 
     Raises:
-        AssertionError: it does not come true.
+        AssertionError: The condition is not met within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -47,7 +47,7 @@ def until(condition: Callable[[], object], seconds: float = 200) -> None:
 
 @pytest.fixture
 def no_slurm(tmp_path: Path) -> dict[str, str]:
-    """An environment where sbatch is not found."""
+    """Return environment variables with which sbatch is not found."""
     (tmp_path / "bin").mkdir()
     for name, target in (("bash", "/bin/bash"), ("python", sys.executable)):
         (tmp_path / "bin" / name).symlink_to(target)
@@ -56,15 +56,15 @@ def no_slurm(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """The environment of the cluster's users; its nodes are node1 and node2."""
+    """Yield the environment of a user of the cluster, which has the nodes node1 and node2."""
     folder = os.environ.get("D2EXT_TEST_SLURM")
     if not folder:
-        pytest.skip("needs a Slurm of its own: `make test-slurm`, as root on Debian, starts one")
+        pytest.skip("needs a running Slurm, which `make test-slurm` starts (as root on Debian)")
     yield os.environ | {"SLURM_CONF": f"{folder}/etc/slurm.conf", "OMP_NUM_THREADS": "1"}
 
 
 class Cluster:
-    """Commands on the cluster."""
+    """Run commands on the cluster."""
 
     def __init__(self, env: dict[str, str]):
         self.env = env
@@ -82,23 +82,23 @@ class Cluster:
         return done
 
     def submit(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
-        """tools/submit.py with the Lite0 recipe."""
+        """Run tools/submit.py with the lite0 recipe."""
         command = (sys.executable, SUBMIT, "--config-file", LITE0)
         return self.run(*command, *args, check=check)
 
     def tool(self, *args: str | Path) -> str:
-        """What `submit.py status` and so on say."""
+        """Return the output of `submit.py status` and similar commands."""
         return self.run(sys.executable, SUBMIT, *args).stdout
 
     def jobs(self) -> list[str]:
-        """Ids of the jobs in the queue."""
+        """Return the ids of the jobs in the queue."""
         return self.run("squeue", "-h", "-r", "-o", "%i").stdout.split()
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Waits for a condition.
+        """Wait for a condition.
 
         Raises:
-            AssertionError: it does not come true.
+            AssertionError: The condition is not met within `PATIENCE` seconds.
         """
         deadline = time.monotonic() + PATIENCE
         while not condition():
@@ -107,7 +107,7 @@ class Cluster:
 
 
 class SlurmRun:
-    """A run directory, while a job fills it."""
+    """The run directory of a submitted job."""
 
     def __init__(self, cluster: Cluster, directory: Path):
         self.cluster, self.directory = cluster, directory
@@ -136,43 +136,45 @@ class SlurmRun:
         return json.loads(path.read_text()).get("outcome") if path.exists() else None
 
     def iterations(self) -> int:
-        """Steps whose losses were written."""
+        """Return the number of steps whose losses were written."""
         path = self.directory / "metrics.json"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def wait_for_steps(self, start: int, more: int = 2) -> None:
-        """Waits until the start with this number (from 1) has made some steps."""
-        self.cluster.until(lambda: len(self.attempts) >= start, f"no start {start}")
+        """Wait until attempt number `start` (from 1) has made `more` steps."""
+        self.cluster.until(lambda: len(self.attempts) >= start, f"attempt {start} did not start")
         before = self.iterations()
-        self.cluster.until(lambda: self.iterations() >= before + more, f"no steps in start {start}")
+        self.cluster.until(
+            lambda: self.iterations() >= before + more, f"attempt {start} made no steps"
+        )
 
     def wait_until_saved(self, start: int) -> None:
-        """The same, with a checkpoint in the directory."""
+        """Wait until attempt number `start` has made steps and a checkpoint exists."""
         self.wait_for_steps(start)
         pointer = self.directory / "last_checkpoint"
-        self.cluster.until(pointer.exists, f"no checkpoint in start {start}")
+        self.cluster.until(pointer.exists, f"attempt {start} wrote no checkpoint")
 
     def wait_for_end(self) -> dict:
-        """Waits for the end of the job; returns its outcome."""
-        self.cluster.until(lambda: self.outcome, "it does not end")
+        """Wait for the end of the job and return its outcome."""
+        self.cluster.until(lambda: self.outcome, "the job did not end")
         return self.outcome
 
 
 @pytest.fixture
 def cluster(slurm: dict[str, str]) -> Iterator[Cluster]:
-    """The cluster, which is left empty."""
+    """Yield the cluster, and cancel all jobs after the test."""
     cluster = Cluster(slurm)
     yield cluster
     if jobs := cluster.jobs():
         cluster.run("scancel", *jobs, check=False)
-    cluster.until(lambda: not cluster.jobs(), "jobs do not go")
+    cluster.until(lambda: not cluster.jobs(), "canceled jobs are still in the queue")
 
 
 @pytest.fixture
 def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., SlurmRun]:
-    """Submit a tiny training on CPUs with a name of its own; flags first, then overrides.
+    """Return a function that submits a tiny training on CPUs under a name.
 
-    The cluster's GPUs are fake: a training that asks for them ends with an error.
+    The cluster's GPUs are fake: a training that requests them fails.
     """
 
     def submit(
@@ -188,7 +190,7 @@ def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., Sl
 
 @pytest.fixture(scope="session")
 def without_slurm(tiny: list[str], tmp_path_factory: pytest.TempPathFactory):
-    """Run directory of the same training by tools/train_net.py alone, made once for each."""
+    """Return a function that trains with tools/train_net.py alone, once for each set of options."""
     made: dict[tuple, Path] = {}
 
     def train(*args: str) -> Path:
@@ -210,13 +212,13 @@ def without_slurm(tiny: list[str], tmp_path_factory: pytest.TempPathFactory):
 
 
 def losses(run_dir: Path) -> list[float]:
-    """Total losses, by iteration."""
+    """Return the total losses in order of iteration."""
     rows = [json.loads(line) for line in (run_dir / "metrics.json").read_text().splitlines()]
     return [row["total_loss"] for row in rows if "total_loss" in row]
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    """Whether two runs ended with the same bits."""
+    """Check that the final weights of two runs are equal bit for bit."""
     import torch
 
     one, other = (torch.load(d / "model_final.pth", weights_only=True)["model"] for d in (a, b))

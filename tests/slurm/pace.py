@@ -1,4 +1,4 @@
-"""A hook that keeps a tiny training from ending too early."""
+"""A hook that slows a tiny training down."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 
 
 class Pace(HookBase):
-    """Take a second more for each step until a file exists.
+    """Sleep a second after each step until a file exists.
 
     Args:
         file: Path of the file.

@@ -1,4 +1,4 @@
-"""What becomes of a job where Slurm is silent, refuses or kills; a Slurm that is played."""
+"""How jobs end if Slurm does not answer, refuses or kills; Slurm's commands are scripts."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
 
 
 class Node:
-    """A job's node, whose Slurm answers what the test says."""
+    """The node of a job, with Slurm commands that answer as the test defines."""
 
     def __init__(self, folder):
         self.bin, self.asked = folder / "bin", folder / "asked"
@@ -34,12 +34,12 @@ class Node:
             self.play(name, SILENT)
 
     def play(self, name, script):
-        """What a command of Slurm does."""
+        """Replace a Slurm command with a shell script."""
         (self.bin / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {self.asked}\n{script}\n')
         (self.bin / name).chmod(0o755)
 
     def submit(self, command, max_requeues=9, num_machines=1):
-        """Leaves what submit.py leaves of job 4242."""
+        """Write the files that submit.py writes for job 4242."""
         words = dict(command=command, overrides=[], start=[], resume_flags=[], untouched=None)
         folder = str(self.record.folder)
         limits = dict(num_machines=num_machines, max_requeues=max_requeues, port=None)
@@ -50,7 +50,7 @@ class Node:
         self.record.submitted(Submission("4242", "slurm", log))
 
     def run(self, *module, restarts=0, **env):
-        """One of the two commands of the batch script; returns its status and what it says."""
+        """Run one of the two commands of the batch script; return its status and output."""
         done = subprocess.run(
             [sys.executable, "-m", *map(str, module)],
             env=self.env | {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(restarts)} | env,
@@ -63,15 +63,15 @@ class Node:
         return done.returncode, done.stdout
 
     def task(self, restarts=0, **env):
-        """The task, by submitit."""
+        """Run the task as submitit does."""
         return self.run("submitit.core._submit", self.record.folder, restarts=restarts, **env)
 
     def after(self, status, restarts=0):
-        """The line behind srun."""
+        """Run the command that follows srun in the batch script."""
         return self.run("d2ext.slurm.after", self.record.folder, status, restarts=restarts)
 
     def requeues(self):
-        """How often Slurm was asked to bring the job back."""
+        """Return how often Slurm was asked to requeue the job."""
         return self.asked.read_text().count("scontrol requeue 4242\n")
 
     @property
@@ -86,12 +86,12 @@ def node(tmp_path, monkeypatch):
 
 
 def trainer(end):
-    """A training that ends at once."""
+    """Return the command of a training that ends at once with the statement `end`."""
     return [sys.executable, "-c", f"import os, sys; {end}"]
 
 
 def test_a_job_that_version_0_1_submitted_continues(node):
-    """Its pickle calls the flags by their former name, and its batch script names `after`."""
+    """Its pickle uses the old name of the flags, and its batch script the module `after`."""
     node.submit(trainer("open('argv', 'w').write(' '.join(sys.argv[1:])); sys.exit(0)"))
     file = node.record.folder / "4242_submitted.pkl"
     submission = DelayedSubmission.load(file)
@@ -106,16 +106,16 @@ def test_a_job_that_version_0_1_submitted_continues(node):
     assert node.after(0)[0] == 0
 
 
-def test_killed_before_it_began(node):
-    """A later start that dies at once counts, and the job comes back; another end is the end."""
+def test_an_attempt_killed_before_it_started_counts_and_is_requeued(node):
+    """A job whose processes did not start for another reason is not requeued."""
     node.submit(trainer("0"))
     node.record.begin(0, "n1", None)
     node.record.end("killed by SIGTERM")
     node.play("scontrol", "exit 0")
     assert "requeued: killed by SIGKILL\n" in node.after(137, restarts=1)[1]
     assert [a.number for a in node.record.attempts] == [0, 1] and node.requeues() == 1
-    status, said = node.after(1, restarts=2)
-    assert status == 1 and "not requeued (status 1): its processes did not start" in said
+    status, output = node.after(1, restarts=2)
+    assert status == 1 and "not requeued (status 1): its processes did not start" in output
     assert "did not start (status 1)" in node.record.outcome.reason
     assert [a.why for a in node.record.attempts[:2]] == [
         "killed by SIGTERM",
@@ -124,8 +124,8 @@ def test_killed_before_it_began(node):
 
 
 @pytest.mark.parametrize("status", [255, 139, 1])
-def test_ends_that_are_not_requeued(node, status):
-    """A failure of srun itself, a crash, a task that could not say what it had."""
+def test_other_failures_are_not_requeued(node, status):
+    """The statuses are a failure of srun, a crash, and a task that could not report its error."""
     node.submit(trainer("0"))
     node.record.begin(0, "n1", None)
     node.play("scontrol", "exit 0")
@@ -135,58 +135,58 @@ def test_ends_that_are_not_requeued(node, status):
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSEGV"])
-def test_only_signals_from_outside_bring_a_job_back(node, number):
+def test_only_signals_from_outside_cause_a_requeue(node, number):
     node.submit(trainer(f"os.kill(os.getpid(), {int(getattr(signal, number))})"))
     node.play("scontrol", "exit 0")
-    status, said = node.task()
+    status, output = node.task()
     if number == "SIGKILL":
         assert (status, node.requeues(), node.record.outcome) == (75, 1, None)
-        assert "\nrequeued: killed by SIGKILL\n" in said
+        assert "\nrequeued: killed by SIGKILL\n" in output
     else:
         assert (status, node.requeues()) == (139, 0)
         assert node.record.outcome.reason.startswith("SIGSEGV: ")
 
 
-def test_another_machine_meets_the_first_and_says_why_it_failed(node):
-    """Both get the address that the first one writes; the other's error reaches the first."""
-    told = "print('error:', os.environ['MASTER_ADDR'], os.environ['PORT']); sys.exit(3)"
-    node.submit(trainer(told), num_machines=2)
+def test_the_error_of_another_machine_reaches_the_first(node):
+    """Both machines get the address that the first one writes."""
+    prints_address = "print('error:', os.environ['MASTER_ADDR'], os.environ['PORT']); sys.exit(3)"
+    node.submit(trainer(prints_address), num_machines=2)
     node.play("scontrol", "echo n1; echo n2")
     env = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     write_record(node.record.folder / "meet-4242-0", Rendezvous("n1", "29500"))
-    assert node.task(SLURM_PROCID="1", **env)[0] == 0  # the first alone decides
+    assert node.task(SLURM_PROCID="1", **env)[0] == 0  # only the first machine decides
     failure = read_record(node.record.folder / "failed-4242-0", MachineFailure)
     assert failure.status == 3 and failure.message.startswith("machine ")
     assert failure.message.endswith(": see " + str(node.record.folder / "4242_1_log.out"))
-    status, said = node.task(SLURM_PROCID="0", **env)
+    status, output = node.task(SLURM_PROCID="0", **env)
     place = read_record(node.record.folder / "meet-4242-0", Rendezvous)
-    assert status == 3 and place.host == "n1" and f"error: n1 {place.port}\n" in said
+    assert status == 3 and place.host == "n1" and f"error: n1 {place.port}\n" in output
 
 
-def test_slurm_that_answers_later(node, tmp_path):
-    """The question is asked again; the job is called requeued once it is."""
+def test_a_requeue_that_fails_at_first_is_tried_again(node, tmp_path):
+    """The job is reported as requeued only once it is."""
     node.submit(trainer("os.kill(os.getpid(), 9)"))
     node.play("scontrol", f"[ -e {tmp_path}/once ] && exit 0; touch {tmp_path}/once; {SILENT}")
-    status, said = node.task()
-    assert status == 75 and said.count("requeued: ") == 1 and node.requeues() == 2
-    node.play("squeue", "echo COMPLETING 1")  # Slurm has counted it: all is done
+    status, output = node.task()
+    assert status == 75 and output.count("requeued: ") == 1 and node.requeues() == 2
+    node.play("squeue", "echo COMPLETING 1")  # Slurm has counted the requeue
     assert node.after(75) == (75, "") and node.requeues() == 2
 
 
 @pytest.mark.slow
-def test_slurm_that_does_not_answer(node):
-    """The job is at its end, and tells why, be it that its task was killed while it asked."""
+def test_a_requeue_that_keeps_failing_ends_the_job_with_the_reason(node):
+    """The command after srun leaves the recorded outcome as it is."""
     node.submit(trainer("sys.exit(75)"))
-    status, said = node.task()
+    status, output = node.task()
     reason = node.record.outcome.reason
-    assert status == 75 and "\nrequeued: " not in said
+    assert status == 75 and "\nrequeued: " not in output
     assert "did not requeue it: Unable to contact slurm controller" in reason
-    assert f"not requeued (status 75): {reason}" in said and node.requeues() == 5
+    assert f"not requeued (status 75): {reason}" in output and node.requeues() == 5
     assert node.after(75) == (75, "")
 
 
-def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
-    """A silent Slurm is no end; a refused cancel cancels nothing, and the others all the same."""
+def test_status_and_cancel_if_slurm_does_not_answer(node, run_tool, tmp_path, monkeypatch):
+    """The status is unknown, not ended; after a refused cancel, other jobs are still canceled."""
     monkeypatch.setenv("PATH", node.env["PATH"])
     node.submit(trainer("0"))
     run = node.record.run_dir
@@ -205,8 +205,8 @@ def test_status_and_cancel(node, run_tool, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_refused_submission_leaves_all_as_it_was(node, tiny, tmp_path):
-    """--overwrite, too."""
+def test_a_refused_submission_changes_nothing(node, tiny, tmp_path):
+    """The directory stays even with --overwrite."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "run.json").write_text(json.dumps({"kept": 1}))
@@ -215,7 +215,7 @@ def test_a_refused_submission_leaves_all_as_it_was(node, tiny, tmp_path):
     assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
     assert "controller; --cluster local trains on this machine" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
-    node.play("sbatch", "echo 4243")  # as with an option that changes its answer
+    node.play("sbatch", "echo 4243")  # an option can change its output
     done = submit(*flags, "--seeds", "1,2", env=node.env)
     assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
     assert "sbatch printed no job id" in done.stderr

@@ -1,4 +1,4 @@
-"""tools/submit.py where no Slurm is: a training on this machine."""
+"""Without Slurm, tools/submit.py trains on this machine."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from tests.slurm.conftest import LITE0, SUBMIT, submit, until
 
 
 @pytest.mark.slow
-def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
-    """It says so and trains here, in a process of its own; status and logs know it."""
+def test_submit_without_slurm_trains_on_this_machine(tiny, no_slurm, tmp_path, monkeypatch):
+    """The output says so; the job runs in its own process and is listed by `status`."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
     done = submit(*flags, *tiny, env=no_slurm)
@@ -45,7 +45,7 @@ def test_without_slurm(tiny, no_slurm, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", [True, False], ids=["tool", "command"])
 def test_a_job_names_the_user_s_command(tiny, no_slurm, tmp_path, tool):
-    """Also where files in the folder have the names of packages."""
+    """The job does so even if files in the folder have the names of packages."""
     Path("torch.py").write_text("raise SystemExit('not this one')\n")
     Path("tools").symlink_to(REPO / "tools")
     Path("bin/d2ext").write_text(SCRIPT)
@@ -69,8 +69,8 @@ def test_a_job_names_the_user_s_command(tiny, no_slurm, tmp_path, tool):
 
 
 @pytest.mark.slow
-def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
-    """Ctrl-C ends the waiting, not the training; `logs -f` shows it; canceled, it saves."""
+def test_ctrl_c_ends_only_the_waiting_and_cancel_saves(tiny, no_slurm, tmp_path, monkeypatch):
+    """After Ctrl-C, `logs -f` follows the training, which `cancel` saves and ends."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     flags = ["--config-file", LITE0, "--work-dir", out, "--wait", *tiny]
@@ -80,13 +80,13 @@ def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
         command,
         env=env,
         start_new_session=True,
-        # Tests that a script started behind itself would have it ignored.
+        # SIGINT is ignored if a script runs the tests in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until(lambda: (out / "metrics.json").exists())
     job = newest_record(out).submission.job
     try:
-        os.killpg(waiting.pid, signal.SIGINT)  # what a terminal does
+        os.killpg(waiting.pid, signal.SIGINT)  # as a terminal does
         assert waiting.wait(30) == 130
         before = (out / "metrics.json").stat().st_size
         until(lambda: (out / "metrics.json").stat().st_size > before)
@@ -104,8 +104,8 @@ def test_ctrl_c_logs_and_cancel(tiny, no_slurm, tmp_path, monkeypatch):
     assert "canceled" in submit("status", out, env=no_slurm).stdout
 
 
-def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
-    """A number that another process has by now is no run; nor is it killed."""
+def test_a_reused_process_id_is_not_taken_for_the_job(run_tool, tmp_path, monkeypatch):
+    """The other process is neither reported as the run nor killed."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     with subprocess.Popen(["sleep", "60"]) as other:
         now = identify(other.pid)
@@ -126,7 +126,7 @@ def test_a_process_of_another_time(run_tool, tmp_path, monkeypatch):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Submit shell scripts as trainings and return their records; wait for their processes."""
+    """Yield a function that submits shell scripts as trainings; wait for their processes."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = []
 
@@ -157,8 +157,8 @@ def start(tmp_path, monkeypatch):
     until(lambda: all(job.done() for job in jobs), 30)
 
 
-def test_max_requeues_bounds_the_starts(start, tmp_path):
-    """Six and more; the last one says why it is the last."""
+def test_max_requeues_limits_the_attempts(start, tmp_path):
+    """The seventh attempt is not requeued, and the outcome says why."""
     ready = tmp_path / "ready"
     script = f"trap 'exit 75' USR2; touch {ready}; while :; do sleep 0.1; done"
     (record,) = start([script], max_requeues=6)
@@ -175,8 +175,8 @@ def test_max_requeues_bounds_the_starts(start, tmp_path):
     assert len(record.attempts) == 7
 
 
-def test_nothing_is_left_of_a_killed_job(start, tmp_path):
-    """Nobody could cancel it."""
+def test_the_training_of_a_killed_job_ends(start, tmp_path):
+    """Otherwise it could not be canceled."""
     (record,) = start([f"echo $$ > {tmp_path}/pid; exec sleep 100"], max_requeues=0)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
     pid = (tmp_path / "pid").read_text().strip()
@@ -186,8 +186,8 @@ def test_nothing_is_left_of_a_killed_job(start, tmp_path):
     assert " killed " in status_table([record])
 
 
-def test_one_seed_at_a_time(start, tmp_path):
-    """They would share the GPUs; and a killed one has a reason."""
+def test_seeds_run_one_at_a_time(start, tmp_path):
+    """At once, they would share the GPUs. The outcome of a killed one has a reason."""
     alone = f"mkdir {tmp_path}/alone && sleep 1 && rmdir {tmp_path}/alone"
     records = start([alone, alone, "kill -SEGV $$"], max_requeues=0)
     assert "PENDING (waiting for its turn)" in status_table(records)

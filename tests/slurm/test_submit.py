@@ -1,4 +1,4 @@
-"""`submit` up to the submission: flags, and the sbatch file."""
+"""Test `submit` up to the submission: its flags and the sbatch file."""
 
 import os
 import shlex
@@ -25,19 +25,19 @@ from tests.slurm.conftest import LITE0, errors, submit
         *[("0", FOREVER), ("infinite", FOREVER), ("UNLIMITED", FOREVER)],
     ],
 )
-def test_times(text, minutes):
+def test_times_are_parsed_to_minutes(text, minutes):
     assert parse_time(text) == minutes
 
 
 @given(st.text(alphabet="0123456789:- x", max_size=12))
-def test_a_time_is_read_or_refused(text):
+def test_any_time_is_parsed_or_refused(text):
     try:
         assert parse_time(text) >= 1
     except UserError as e:
         assert f"--time {text}" in str(e)
 
 
-def test_options_of_sbatch():
+def test_sbatch_options_are_parsed_or_refused():
     given = ["reservation=mine", "mail-type=END", "--exclude n1,n2 -A team -w n3 --exclusive"]
     assert parse_options(given) == {
         "reservation": "mine",
@@ -63,8 +63,8 @@ def test_options_of_sbatch():
             parse_options([text])
 
 
-def test_what_a_record_tells(tmp_path, monkeypatch):
-    """Each start counts; the end of the job is told apart from the end of a start."""
+def test_a_record_has_attempts_and_the_outcome(tmp_path, monkeypatch):
+    """Each attempt counts, and only the last one ends the job."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     record = new_record(tmp_path / "run", "1")
     record.submitted(Submission("7", "slurm", "x"))
@@ -80,8 +80,8 @@ def test_what_a_record_tells(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mistakes_on_the_command_line(tiny, no_slurm, tmp_path):
-    """One line and status 2, before anything is loaded."""
+def test_invalid_arguments_are_one_line_errors(tiny, no_slurm, tmp_path):
+    """The exit status is 2."""
     for flags, words in (
         (["--seeds", "1,1"], "--seeds 1,1: give distinct"),
         (["--dist-url", "tcp://a:1"], "--dist-url is set by the job"),
@@ -106,8 +106,8 @@ def test_mistakes_on_the_command_line(tiny, no_slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_sbatch_file(repo, tiny, tmp_path):
-    """--dry-run against the golden file; it needs the names of Slurm's commands only."""
+def test_dry_run_prints_the_golden_sbatch_file(repo, tiny, tmp_path):
+    """The commands of Slurm only have to exist."""
     for name in ("sbatch", "srun"):
         (tmp_path / name).touch(mode=0o755)
     flags = "--partition dev --job-name x --num-machines 2 --num-gpus 8 --time 4:00:00 --mem 64G"
@@ -129,8 +129,8 @@ def test_the_sbatch_file(repo, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_guides_variables(repo, tiny, tmp_path):
-    """What slurm_train.sh reads, and sbatch's own variables, which would win over the script."""
+def test_slurm_train_sh_reads_its_variables(repo, tiny, tmp_path):
+    """Variables of sbatch, which would override the script, become options or are ignored."""
     for name in ("sbatch", "srun"):
         (tmp_path / name).touch(mode=0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
@@ -156,7 +156,7 @@ def test_the_guides_variables(repo, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_would_move_its_own_config(trained, tiny, no_slurm, tmp_path):
-    """It is refused before anything moves."""
+    """The command is refused before anything moves."""
     run = shutil.copytree(trained, tmp_path / "run")
     done = submit(run, "--overwrite", *tiny, env=no_slurm)
     assert done.returncode == 2 and errors(done) == [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from d2ext.checkpoint.files import first_line
 from d2ext.checkpoint.weights.weight_files import OPENMMLAB, read_weights
 from d2ext.checkpoint.weights.weight_names import Reading, readings
+from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
 from d2ext.modeling.backbones.timm_backbone import TimmBackbone
@@ -61,9 +62,9 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         local = str(Path(spec.submodule_search_locations[0]) / inside)
     else:
         # iopath's own default would be ~/.torch.
-        os.environ.setdefault("FVCORE_CACHE", str(cache_dir()))
+        cache = environment_defaults({"FVCORE_CACHE": str(cache_dir())})
         try:
-            with waiting_for(f"the weights {plain}"):
+            with cache, waiting_for(f"the weights {plain}"):
                 local = PathManager.get_local_path(plain)
         # urllib, requests and iopath each raise their own exceptions.
         except Exception as e:

@@ -39,7 +39,7 @@ from d2ext.data.loading.workers import (
 from d2ext.data.records.records import Records, View, columns_of
 from d2ext.errors import UserError, format_exception
 from d2ext.guard import die_with_parent
-from d2ext.limits import SHARED_MEMORY, exhausted, raise_open_files
+from d2ext.limits import SHARED_MEMORY, check_open_files, exhausted, raise_open_files
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
@@ -267,6 +267,9 @@ class Loader:
         if not self._loader.num_workers:
             return iter(self._loader)
         raise_open_files()
+        # If the start fails halfway, torch keeps the files open, and the functions that run at exit
+        # cannot open any. Each worker needs four; the results and a worker's start need two each.
+        check_open_files(4 * self._loader.num_workers + 4)
         before = set(multiprocessing.active_children())
         handler = signal.getsignal(signal.SIGCHLD)
         try:
