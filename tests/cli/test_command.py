@@ -149,7 +149,7 @@ def test_where_a_config_may_stand_in_other_commands():
         (["train", "--resume"], "d2ext train: error: the following arguments are required: CONFIG"),
         (["train", "a=b"], "d2ext train: error: the following arguments are required: CONFIG"),
         (["train", CUSTOM, "--config-file", "x.py"], "two configs"),
-        (["train", CUSTOM, "optimizer.lr=1", "--resume"], "put it before the first key=value"),
+        (["train", CUSTOM, "optimizer.lr=1", "--resume"], "must come before the first key=value"),
         (["train", "mine.py"], "error: the config file mine.py does not exist"),
         (["train", ""], "d2ext train: error: the following arguments are required: CONFIG"),
         (["train", CUSTOM, "mine.py"], f"error: two configs: {CUSTOM} and mine.py"),
@@ -173,7 +173,7 @@ def test_mistakes(d2ext_command, words, message):
 def test_recipes_are_listed_and_copied(d2ext_command):
     lines = d2ext_command("recipes").stdout.splitlines()
     assert len(lines) == len(list(RECIPES.glob("*/*.py"))) - len(list(RECIPES.glob("common/*.py")))
-    assert any(line.startswith(f"{CUSTOM}  ") and "your own on a laptop" in line for line in lines)
+    assert any(line.startswith(f"{CUSTOM}  ") and "your own photos with masks, on a laptop" in line for line in lines)
     few = d2ext_command("recipes", "CUSTOM/mask").stdout.splitlines()
     assert {line.split()[0] for line in few} == {CUSTOM, "custom/mask_rcnn_r50_fpn.py"}
     done = d2ext_command("copy", CUSTOM, "my config.py")
