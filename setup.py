@@ -52,7 +52,7 @@ EXTRAS_REQUIRE = {
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
-    "wandb": ["wandb>=0.31"],  # before 0.31, login() always prompts
+    "wandb": ["wandb>=0.30"],  # before 0.30, login() always prompts
     "dev": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # runs the notebook of the tests
