@@ -52,7 +52,7 @@ EXTRAS_REQUIRE = {
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.
     "mlflow": ["mlflow-skinny>=3.7", "SQLAlchemy>=2.0", "alembic>=1.13"],
-    "wandb": ["wandb>=0.31"],  # before, login() could not be told not to prompt
+    "wandb": ["wandb>=0.30"],  # before 0.30, login() always prompts
     "docs": [  # the site
         "mkdocs>=1.6",
         "mkdocs-material>=9.5",

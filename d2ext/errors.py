@@ -91,6 +91,16 @@ def config_errors(section: str, arguments: Sequence[str] = ()) -> Iterator[None]
 
 
 @contextlib.contextmanager
+def errors_located(place: str) -> Iterator[None]:
+    """Add the place of an error in the user's code, such as a hook, to the error as a note."""
+    try:
+        yield
+    except Exception as e:
+        e.add_note(f"(in {place})")
+        raise
+
+
+@contextlib.contextmanager
 def best_effort(extra: str) -> Iterator[None]:
     """Log an error in optional work instead of ending the run; raise those the user can fix."""
     try:

@@ -38,6 +38,17 @@ _OTHERS = {
 _FIELDS = {k: option.accepts for k, option in train_options().items() if option.checked} | _OTHERS
 
 
+def check_is_config(cfg: Any) -> None:
+    """Raise a UserError if the argument of a function is not a config."""
+    from omegaconf import DictConfig
+
+    if not isinstance(cfg, DictConfig):
+        raise UserError(
+            f"cfg is a {type(cfg).__name__}; give a config returned by d2ext.get_config or"
+            " d2ext.load_config"
+        )
+
+
 def check_config(cfg: Any) -> None:
     """Check the sections and the fields that d2ext reads; an absent field is fine.
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from omegaconf import DictConfig
 
-from d2ext.config.check import check_config
+from d2ext.config.check import check_config, check_is_config
 from d2ext.config.options import TrainOptions
 from d2ext.data.datasets.register import unregister_datasets
 from d2ext.engine.run import Run
@@ -182,11 +182,7 @@ def _execute(
 
 def _checked(cfg: Any, output_dir: str | os.PathLike | None) -> tuple[DictConfig, Path]:
     """Check a copy of the config and set its run directory; return both."""
-    if not isinstance(cfg, DictConfig):
-        raise UserError(
-            f"cfg is a {type(cfg).__name__}; give a config returned by d2ext.get_config or"
-            " d2ext.load_config"
-        )
+    check_is_config(cfg)
     cfg = copy.deepcopy(cfg)
     check_config(cfg)
     if output_dir is not None:

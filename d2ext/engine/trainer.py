@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.resource_errors import batch_words, resource_errors_explained
-from d2ext.errors import UserError
+from d2ext.errors import UserError, errors_located
 from d2ext.launch.collectives import sync_step
 from d2ext.launch.signals import StopSignals, StopWaiting
 from d2ext.waiting import interruptible
@@ -175,7 +175,8 @@ class Trainer:
         failure = None
         for hook in self._hooks:
             try:
-                hook.after_train()
+                with errors_located(f"{type(hook).__name__}.after_train"):
+                    hook.after_train()
             except Exception as e:
                 # Call the remaining hooks anyway. After an error, hooks may fail on an unfinished
                 # step; only the first error is raised.
@@ -359,7 +360,8 @@ class Trainer:
 
     def _call_hooks(self, moment: str) -> None:
         for hook in self._hooks:
-            getattr(hook, moment)()
+            with errors_located(f"{type(hook).__name__}.{moment}"):
+                getattr(hook, moment)()
 
 
 def _sent(batch: list[dict], device: torch.device) -> list[dict]:

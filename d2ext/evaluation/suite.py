@@ -13,9 +13,9 @@ from omegaconf import ListConfig
 from torch import nn
 
 from d2ext.data.records.records import image_ids_of
-from d2ext.errors import UserError
+from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
-from d2ext.evaluation.metric import checked_results
+from d2ext.evaluation.metric import Metric, checked_results
 from d2ext.evaluation.predictions import predict
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ class Suite:
             results = {
                 f"{name}/{metric_name}/{key}": value
                 for metric_name, metric in metrics.items()
-                for key, value in checked_results(
-                    f"evaluators.{metric_name}", metric(ground_truth, detections)
-                ).items()
+                for key, value in _results(metric_name, metric, ground_truth, detections).items()
             }
             evaluations.append(Evaluation(name, records, ground_truth, detections, results))
         return evaluations
@@ -134,6 +132,15 @@ class Suite:
                 records, metadata.thing_classes, frequencies
             )
         return self._ground_truths[name]
+
+
+def _results(
+    name: str, metric: Metric, ground_truth: GroundTruth, detections: Detections
+) -> dict[str, float]:
+    field = f"evaluators.{name}"
+    with errors_located(field):
+        results = metric(ground_truth, detections)
+    return checked_results(field, results)
 
 
 def _frequency(images: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from d2ext.errors import UserError, format_exception
+from d2ext.text import plural
 
 _DEV = Path("/dev")
 _GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
@@ -40,7 +41,7 @@ def choose_device(
 
     if requested not in ("cpu", "cuda"):
         raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
-    cpu = f"CPU, {torch.get_num_threads()} threads"
+    cpu = f"CPU, {plural(torch.get_num_threads(), 'thread')}"
     if requested == "cpu":
         return "cpu", cpu
     if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines

@@ -29,7 +29,7 @@ def describe_failure(rank: int, e: BaseException) -> RankFailure:
 
     The `kind` is user, other, interrupted or communication (a lost peer).
     """
-    message = f"{type(e).__name__}: {e}"
+    message = " ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", ())])
     if (text := user_message(e)) is not None:
         kind, message = "user", text
     elif _is_interruption(e):

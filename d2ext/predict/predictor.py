@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
+from d2ext.config.check import check_is_config
 from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
@@ -178,6 +179,9 @@ class Predictor:
                 "since d2ext 0.2, Predictor takes a model; for files, use"
                 " Predictor.from_run(run_dir) or Predictor.from_config(config_file, weights)"
             )
+        check_is_config(cfg)
+        _check_names("classes", classes)
+        _check_names("keep", keep)
         self.classes = _class_names(cfg) if classes is None else list(classes)
         check_num_classes(cfg.model, self.classes)
         self._kept = _indices(keep, self.classes)
@@ -269,8 +273,12 @@ class Predictor:
             batch_size: Number of images that the model processes together.
 
         Raises:
-            UserError: An item is not an image, or cannot be read.
+            UserError: An item is not an image or cannot be read, or an argument is not valid.
         """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise UserError("predict takes several images; give a list, or call the predictor")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: give a positive number of images")
         for batch in _batches(map(_pixels, images), batch_size):
             inputs = [self._input(image) for image in batch]
             with torch.inference_mode():
@@ -285,7 +293,10 @@ class Predictor:
         height, width = image.shape[:2]
         pixels = image if self._format == "RGB" else image[:, :, ::-1]
         seen = T.AugInput(np.ascontiguousarray(pixels))
-        self._resize(seen)
+        try:
+            self._resize(seen)
+        except ValueError as e:  # the short side of a very long image becomes 0
+            raise UserError(f"an image of {width} x {height} pixels cannot be resized: {e}") from e
         planes = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
         return {"image": planes, "height": height, "width": width}
 
@@ -305,7 +316,7 @@ def _pixels(image: Any) -> np.ndarray:
     except OSError as e:
         raise UserError(f"{image} cannot be read: {e.strerror or e}") from e
     if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return image
         given = f"an array of {image.dtype} {image.shape}"
     else:
@@ -381,6 +392,11 @@ def _declared(cfg: Any) -> list[str]:
             return []
         union.update(dict.fromkeys(mine))
     return list(union)
+
+
+def _check_names(argument: str, names: Sequence[str] | None) -> None:
+    if isinstance(names, str):  # it is a sequence of letters
+        raise UserError(f"{argument}={names!r} is a string; give a list of names")
 
 
 def _indices(wanted: Sequence[str] | None, classes: Sequence[str]) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from d2ext.errors import UserError
-from d2ext.text import shortened
+from d2ext.text import plural, shortened
 
 
 def check_num_classes(model: Any, classes: list[str]) -> None:
@@ -22,7 +22,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
         agnostic = value == 1 and field.endswith("mask_head.num_classes")
         if value is not None and value != len(classes) and not agnostic:
             raise UserError(
-                f"{field}={value}, but the data has {len(classes)} classes"
+                f"{field}={value}, but the data has {plural(len(classes), 'class')}"
                 f" ({shortened(classes, 8)}); set {field}="
                 f"{len(classes)}, or null to take it from the data"
             )

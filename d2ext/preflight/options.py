@@ -89,8 +89,14 @@ def check_options(
         field = f"train.writers[{i}]"
         target = _check_call(field, writer_call(entry, ""), EventWriter, _WRITER)
         package = getattr(target, "PACKAGE", None)
-        if package and importlib.util.find_spec(package) is None:
+        if package and not _is_installed(package):
             raise UserError(f"{field} needs {package}: pip install 'd2ext[{package}]'")
+
+
+def _is_installed(package: str) -> bool:
+    # A plain folder, such as the `wandb` of offline runs, is found as a package without a loader.
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.loader is not None
 
 
 def writer_call(entry: Any, output_dir: str) -> dict[str, Any]:

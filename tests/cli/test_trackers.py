@@ -303,8 +303,11 @@ def test_writers_of_the_user(desk):
 
 
 def test_a_missing_package_is_named_before_anything_starts(tmp_path, tiny):
-    """In an environment that lacks mlflow: every other package is linked into a new one."""
-    (tmp_path / "packages").mkdir()
+    """In an environment that lacks mlflow, except for a plain folder with this name.
+
+    Every other package is linked into a new environment.
+    """
+    (tmp_path / "packages/mlflow").mkdir(parents=True)
     for entry in Path(site.getsitepackages()[0]).iterdir():
         if not entry.name.startswith("mlflow"):
             (tmp_path / "packages" / entry.name).symlink_to(entry)

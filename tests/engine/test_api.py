@@ -137,6 +137,35 @@ def test_an_error_leaves_nothing_behind(cfg, tmp_path):
     d2ext.train(cfg, "runs/a", overwrite=True, validate=False)
 
 
+class Wrong(HookBase):
+    def before_step(self):
+        raise ValueError("a fault")
+
+
+def wrong_metric(ground_truth, detections):
+    raise ValueError("a fault")
+
+
+def test_the_place_of_an_error_is_recorded(cfg):
+    """The class of a hook, or the field of a metric."""
+
+    def recorded():
+        return json.loads(Path("runs/a/run.json").read_text())["ended_by"]
+
+    with pytest.raises(ValueError, match="^a fault"):
+        d2ext.train(cfg, "runs/a", hooks=[Wrong()])
+    assert recorded() == "ValueError: a fault (in Wrong.before_step)"
+    cfg.train.best.metric = None
+    cfg.evaluators = {"mine": {"_target_": f"{__name__}._metric"}}
+    with pytest.raises(ValueError, match="^a fault"):
+        d2ext.train(cfg, "runs/a", overwrite=True)
+    assert "ValueError: a fault (in evaluators.mine)" in recorded()
+
+
+def _metric():
+    return wrong_metric
+
+
 class Evaluates(HookBase):
     """Evaluates in the first step, in this thread or another one."""
 

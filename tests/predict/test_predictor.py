@@ -98,8 +98,10 @@ def test_images_may_be_arrays_paths_or_pillow_images(trained, tmp_path, images):
         (np.zeros((8, 8, 3)), r"an array of float64 \(8, 8, 3\)"),
         ([np.zeros((8, 8, 3), np.uint8)], "a list; .* several images to Predictor.predict"),
         ("absent.jpg", "absent.jpg cannot be read: No such file"),
+        (np.zeros((0, 10, 3), np.uint8), r"an array of uint8 \(0, 10, 3\)"),
+        (np.zeros((1, 5000, 3), np.uint8), "an image of 5000 x 1 pixels cannot be resized"),
     ],
-    ids=["gray", "float", "list", "absent"],
+    ids=["gray", "float", "list", "absent", "empty", "thin"],
 )
 def test_an_invalid_image_is_an_error(trained, image, words):
     with pytest.raises(UserError, match=words):
@@ -125,6 +127,25 @@ def _built(cfg, weights):
     model = instantiate(cfg.model)
     model.load_state_dict(torch.load(weights, weights_only=True)["model"])
     return model
+
+
+def test_wrong_arguments(trained):
+    """Each is an error of one line, also a string in place of a list of classes."""
+    cfg = d2ext.load_config(trained / "config.yaml")
+    predictor = d2ext.Predictor.from_run(trained)
+    for arguments, words in (
+        ((["a.jpg"], 0), "batch_size=0: give a positive number"),
+        (("a.jpg",), "predict takes several images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            next(predictor.predict(*arguments))
+    for arguments, words in (
+        (({},), "cfg is a dict; give a config"),
+        ((cfg, "balloon"), "classes='balloon' is a string; give a list"),
+        ((cfg, ["balloon"], 0.5, "balloon"), "keep='balloon' is a string; give a list"),
+    ):
+        with pytest.raises(UserError, match=words):
+            d2ext.Predictor(torch.nn.Linear(1, 1), *arguments)
 
 
 def test_the_constructor_arguments_of_0_1_are_an_error(trained):

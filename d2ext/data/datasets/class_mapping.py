@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from d2ext.data.datasets.register import register_datasets, use_classes
 from d2ext.errors import UserError
-from d2ext.text import did_you_mean, shortened
+from d2ext.text import did_you_mean, plural, shortened
 
 
 def register_run_datasets(cfg: Any) -> list[str]:
@@ -64,13 +64,13 @@ def _differences(
         )
     lacks, extra = [c for c in union if c not in mine], [c for c in mine if c not in union]
     if lacks:
-        yield f"{name} lacks the class {_quoted(lacks)}, which {others} has"
+        yield f"{name} lacks {plural(len(lacks), 'class')} of {others}: {_quoted(lacks)}"
     if extra:
         near = "; ".join(filter(None, (did_you_mean(c, lacks) for c in extra)))
         hint = f" ({near})" if near else ""
         yield (
-            f"{name} has the class {_quoted(extra)}, which {others} lacks: its objects are dropped"
-            f"{hint}"
+            f"{name} has {plural(len(extra), 'class')} that {others} lacks, whose objects are"
+            f" dropped: {_quoted(extra)}{hint}"
         )
 
 

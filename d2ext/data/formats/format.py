@@ -116,7 +116,7 @@ def advice_of(form: Format) -> str:
 
 
 _formats: dict[str, Format] = {}  # by name
-_pending = [GROUP]  # groups of entry points that have not been loaded yet
+_packages_loaded = False
 
 
 def register_format(format: Format) -> None:
@@ -170,8 +170,10 @@ def formats() -> dict[str, Format]:
 
     The first call imports the formats of packages. A format that fails is skipped with a warning.
     """
-    while _pending:
-        for entry in sorted(entry_points(group=_pending.pop())):  # the same order everywhere
+    global _packages_loaded
+    if not _packages_loaded:
+        _packages_loaded = True  # before the loop: a package may call this function
+        for entry in sorted(entry_points(group=GROUP)):  # the same order everywhere
             _load(entry)
     return _formats
 

@@ -19,6 +19,7 @@ from d2ext.data.formats.json_io import by_name, csv_rows, is_litter, read_text, 
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.writing import hotcoco_writer
 from d2ext.errors import UserError
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def read_open_images(
     if not here:
         raise UserError(f"{image_root} has no image of {source} (<ImageID>.jpg); check --images")
     if len(here) < len(rows):
-        logger.warning("%s: %d images are missing and skipped", source, len(rows) - len(here))
+        missing = plural(len(rows) - len(here), "missing image")
+        logger.warning("%s: %s skipped", source, missing)
     found = tuple(sorted({name for boxes in here.values() for name, _, _ in boxes}))
     wanted = tuple(classes or found)
     index = by_name(found, wanted, source)

@@ -168,8 +168,8 @@ def test_validation_classes_are_mapped_to_training_classes_by_name(write, tmp_pa
     cfg = _config("by_train", "by_val", by_train=(train, {"palette": colors}), by_val=(val, {}))
     notes = register_run_datasets(cfg)
     assert notes == [
-        "by_val lacks the class 'bird', which by_train has",
-        "by_val has the class 'kite', 'dogs', which by_train lacks: its objects are dropped",
+        "by_val lacks 1 class of by_train: 'bird'",
+        "by_val has 2 classes that by_train lacks, whose objects are dropped: 'kite', 'dogs'",
     ]
     for name in ("by_train", "by_val"):
         assert MetadataCatalog.get(name).thing_classes == ["dog", "cat", "bird"]
@@ -198,7 +198,7 @@ def test_a_correction_is_suggested_for_a_misspelled_class(write):
     train = write("train.json", _coco(["dog", "cat"], []))
     val = write("val.json", _coco(["dogg", "cat"], []))
     notes = register_run_datasets(_config("g_train", "g_val", g_train=(train, {}), g_val=(val, {})))
-    assert notes[-1].endswith("dropped (did you mean 'dog'?)")
+    assert notes[-1].endswith("dropped: 'dogg' (did you mean 'dog'?)")
 
 
 def test_joined_training_sets_have_the_union_of_classes(write):
@@ -206,8 +206,8 @@ def test_joined_training_sets_have_the_union_of_classes(write):
     b = write("b.json", _middle(["kite", "cat"], ["kite", "cat"]))
     notes = register_run_datasets(_config(["u_a", "u_b"], "u_b", u_a=(a, {}), u_b=(b, {})))
     assert notes == [
-        "u_a lacks the class 'kite', which u_b has",
-        "u_b lacks the class 'dog', which u_a has",
+        "u_a lacks 1 class of u_b: 'kite'",
+        "u_b lacks 1 class of u_a: 'dog'",
     ]
     for name, labels in (("u_a", ["dog", "cat"]), ("u_b", ["kite", "cat"])):
         assert MetadataCatalog.get(name).thing_classes == ["dog", "cat", "kite"]

@@ -286,7 +286,7 @@ class TestOpenImages:
         ]
         content = json.loads((tmp_path / "coco.json").read_text())
         assert [a.get("is_group_of") for a in content["annotations"]] == [1, None]
-        assert "1 images are missing" in caplog.text
+        assert "1 missing image skipped" in caplog.text
 
     @pytest.mark.parametrize(("text", "crowd"), [("True", 1), ("1.0", 1), ("False", 0), ("-1", 0)])
     def test_group_flags_of_other_programs(
