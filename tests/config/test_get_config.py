@@ -132,5 +132,5 @@ def test_a_module_that_is_not_found():
         load_config("mine.py")
     assert str(e.value) == (
         "mine.py:1: ModuleNotFoundError: No module named 'my_stuf'; modules must be in the"
-        " current folder, on PYTHONPATH and if installed"
+        " current folder, on PYTHONPATH, or installed"
     )

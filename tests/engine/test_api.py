@@ -190,7 +190,7 @@ def test_mistakes(cfg, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29999")
     cfg.train.max_iter = 2
-    with pytest.raises(d2ext.UserError, match="NNODES=2: start .* with torchrun"):
+    with pytest.raises(d2ext.UserError, match="NNODES=2; start .* with torchrun"):
         d2ext.train(cfg, "runs/a")
     assert not Path("runs").exists()
 

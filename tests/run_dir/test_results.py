@@ -39,11 +39,11 @@ def test_without_a_metric_no_evaluation_is_best(tmp_path):
 def test_undefined_scores_are_never_best(tmp_path):
     results = _record(tmp_path / "results.json", [math.nan, math.nan])
     assert results.best is None
-    assert "no better val/coco/segm/AP than none" in results.exhausted(1)
+    assert "did not improve val/coco/segm/AP, best none" in results.exhausted(1)
 
 
 def test_an_unknown_metric_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="train.best.metric=val/voc/AP50: .*val/coco/segm/AP"):
+    with pytest.raises(UserError, match="train.best.metric=val/voc/AP50 is not .*val/coco/segm/AP"):
         _record(tmp_path / "results.json", [1.0], metric="val/voc/AP50")
 
 
