@@ -232,7 +232,7 @@ def test_the_folder_holds_nothing_else(browse, tmp_path, tiny):
         (["--count", "0"], "'0' is not an integer from 1 to"),
         (["--start", "-1"], "-1"),
         (["--count", "1", "--all"], "not allowed with"),
-        (["--split", "val", "--start", "2"], "val has 2 images"),
+        (["--split", "val", "--start", "2"], "val has only 2 images"),
         (["dataloader.train.dataset.names=x_train"], "names=x_train is not a dataset"),
         (["data.rot=x"], "data.rot"),
         (["--no-such-flag"], "--no-such-flag"),
