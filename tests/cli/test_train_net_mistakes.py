@@ -135,7 +135,7 @@ def test_a_flag_behind_the_overrides(train_net, tiny):
         (["--eval-only", "--weights", "best"], ["--weights best", "model_best.pth"]),
         (["--eval-only", "--weights", "/no/x.pth"], ["--weights=/no/x.pth", "no such file"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
-        (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "no such file"]),
+        (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "does not exist"]),
     ],
 )
 def test_flags_that_do_not_fit(mistake, flags, words):

@@ -54,7 +54,7 @@ def test_options_of_sbatch():
         *(
             ("no-requeue", "--max-requeues"),
             ("ntasks=4", "--num-gpus"),
-            ("chdir=/", "elsewhere"),
+            ("chdir=/", "another one"),
         ),
         *(("test-only", "--dry-run"), ("--comment 'x", "No closing"), ("a=b\n#SBATCH", "one line")),
     ):
