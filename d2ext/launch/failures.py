@@ -136,7 +136,7 @@ class FailureFolder:
                 return first
             time.sleep(0.1)
 
-    def tell(self, failure: RankFailure) -> None:
+    def record(self, failure: RankFailure) -> None:
         """Record the cause in the run's files if this run has created its run.json."""
         if self._beginning() != self._begun:  # an unchanged run.json is an earlier run's
             details = failure.traceback if failure.kind == "other" else ""

@@ -151,7 +151,7 @@ def run_here(
         try:
             return target()
         except BaseException as e:
-            failures.tell(describe_failure(0, e))
+            failures.record(describe_failure(0, e))
             raise
     if not dist.is_initialized():
         _join_or_end_step(topology, timeout, device)
@@ -162,7 +162,7 @@ def run_here(
     except BaseException as e:
         failure = describe_failure(comm.get_rank(), e)
         failures.add(failure)
-        status = _tell(failures, failure, comm.is_main_process())
+        status = _report(failures, failure, comm.is_main_process())
         sys.stdout.flush()
         os._exit(status)  # destructors of process groups can wait for peers
 
@@ -274,7 +274,7 @@ def _outcome(
         mine.append(describe_killed(rank, by))
         failures.add(mine[-1])
     if first := cause(mine):
-        return _tell(failures, first, topology.machine_rank == 0)
+        return _report(failures, first, topology.machine_rank == 0)
     if failed is None or forwarded:
         by = f" by {name_of(signal.Signals[by])}" if by else ""
         print(f"interrupted{by}", file=sys.stderr)
@@ -283,11 +283,11 @@ def _outcome(
     raise UserError(_rendezvous_failed(topology, str(failed)))
 
 
-def _tell(failures: FailureFolder, failure: RankFailure, first_machine: bool) -> int:
+def _report(failures: FailureFolder, failure: RankFailure, first_machine: bool) -> int:
     """Print and record the cause of a failure; return the exit status."""
     first = failures.wait_for_cause(failure)
     if first_machine:
-        failures.tell(first)
+        failures.record(first)
     return print_failure(first)
 
 

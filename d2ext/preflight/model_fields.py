@@ -156,7 +156,7 @@ def size_note(model: Any, sample: dict) -> str | None:
     height, width = sample["image"].shape[-2:]
     if strides and min(height, width) < max(strides):
         return (
-            f"the mapper resizes images to {height} x {width} pixels, smaller than a cell of the"
+            f"the mapper returns images of {height} x {width} pixels, smaller than a cell of the"
             f" coarsest level ({max(strides)} pixels); use a larger short_edge_length"
         )
     return None
@@ -172,7 +172,7 @@ def _check_channels(cfg: Any) -> None:
     for value in stds if isinstance(stds, ListConfig) else ():
         if isinstance(value, int | float) and not 0 < value < math.inf:
             raise UserError(
-                f"model.pixel_std={list(stds)} must be positive, because pixels are divided by it"
+                f"model.pixel_std={list(stds)}: pixels are divided by it; give positive numbers"
             )
     counts = {}
     if image_format:

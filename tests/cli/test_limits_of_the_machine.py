@@ -101,8 +101,8 @@ def test_the_doctor_warns_about_low_limits():
     setup = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ulimit -n 256"
     done = _under(setup, REPO / "tools/doctor.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"warning: 67 MB of shared memory .*--shm-size", done.stdout)
-    assert "warning: 256 open files" in done.stdout
+    assert re.search(r"warning: only 67 MB of shared memory .*--shm-size", done.stdout)
+    assert "warning: only 256 open files" in done.stdout
 
 
 def test_raise_open_files_raises_the_soft_limit():

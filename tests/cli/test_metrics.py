@@ -64,7 +64,7 @@ def test_each_test_dataset_may_have_its_own_metrics(results):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("+evaluators.voc={mode: area}", "evaluators.voc is not a metric"),
+        ("+evaluators.voc={mode: area}", "evaluators.voc is neither a metric"),
         (VOC.replace("0.3", "3"), "iou_thresholds="),
         ("+evaluators.c={_target_: d2ext.evaluation.coco.CocoMetric, tasks: bbox}", "tasks='bbox'"),
         (

@@ -238,7 +238,7 @@ def test_expect_sets_the_exit_status(train_net, tiny, tmp_path):
         (
             "",
             "train.eval_period=0 train.early_stopping_patience=2",
-            "train.eval_period=0 leaves",
+            "but with train.eval_period=0",
         ),
         ("", "train.best.metric=voc/AP50", "the evaluation will not return balloon_val/voc/AP50"),
         ("", "train.best.metric=coco/segm/mAP", "results include balloon_val/coco/bbox/AP, "),
@@ -253,7 +253,7 @@ def test_expect_sets_the_exit_status(train_net, tiny, tmp_path):
             "train.compile.enabled=True +train.compile.mode=fast",
             "train.compile cannot be built",
         ),
-        ("", "train.compile.enabled=True train.compile.backend=fast", "torch has aot_eager"),
+        ("", "train.compile.enabled=True train.compile.backend=fast", "choose from aot_eager"),
         ("", "train.sync_bn=True", "no BatchNorm to synchronize"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_flag_after_the_overrides_is_an_error(train_net, tiny):
         (["--eval-only", "--weights", "best"], ["--weights best", "model_best.pth"]),
         (["--eval-only", "--weights", "/no/x.pth"], ["--weights=/no/x.pth", "no such file"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
-        (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "no such file"]),
+        (["--resume-from", "gone.pth"], ["--resume-from gone.pth", "does not exist"]),
     ],
 )
 def test_invalid_flags_are_errors(check_error, flags, words):

@@ -199,5 +199,5 @@ def test_a_state_that_cannot_be_loaded_again_is_refused(value):
         def state_dict(self):
             return {"a": value}
 
-    with pytest.raises(UserError, match=r"Odd.state_dict\(\) holds a (float64|Line|set)"):
+    with pytest.raises(UserError, match=r"Odd.state_dict\(\) contains a (float64|Line|set)"):
         hook_states([Odd()])

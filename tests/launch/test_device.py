@@ -99,7 +99,7 @@ def test_a_gpu_without_kernels_is_an_error(dev, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda i: [(9, 0), (6, 1)][i])
     monkeypatch.setattr("torch.cuda.get_device_name", lambda i: f"Card {i}")
     assert choose_device("cuda", 1, dev=dev)[0] == "cuda"
-    with pytest.raises(UserError, match="Card 1 .* 6.1, .* only for sm_80, sm_90"):
+    with pytest.raises(UserError, match="Card 1 has .* capability 6.1, .* only for sm_80, sm_90"):
         choose_device("cuda", 2, dev=dev)
 
 

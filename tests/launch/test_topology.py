@@ -104,7 +104,7 @@ def test_invalid_srun_steps(srun, more, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (dict(num_gpus=0), "count from 1"),
+        (dict(num_gpus=0), "at least 1"),
         (dict(num_machines=2, machine_rank=2), "machines are 0 to 1"),
         (dict(num_machines=2, machine_rank=-1), "machines are 0 to 1"),
         (dict(num_machines=2), "--dist-url tcp://"),

@@ -44,7 +44,7 @@ def cfg(custom):
         ("proposal_generator.anchor_generator.sizes=[[8], [16], [32], [64]]", "num_anchors=6, but"),
         ("proposal_generator.anchor_generator.sizes=[8]", "num_anchors=6, but"),
         ("proposal_generator.anchor_generator.sizes=[[8], [16, 3]]", "2 levels, but .*strides"),
-        ("proposal_generator.anchor_generator.sizes=[[8], [1], [2], [16, 3]]", "as many"),
+        ("proposal_generator.anchor_generator.sizes=[[8], [1], [2], [16, 3]]", "the same number"),
         ("proposal_generator.anchor_generator.aspect_ratios=[1]", "num_anchors=6, but .*make 2"),
         ("proposal_generator.anchor_generator.strides=[8, 16]", "in_features.*4 levels, .*has 2"),
         ("proposal_generator.head.num_anchors=3", "num_anchors=3, but .*make 6"),
@@ -57,7 +57,7 @@ def cfg(custom):
         ("roi_heads.box_predictor.input_shape.channels=8", "=8, but .*fc_dims.1.=256"),
         ("roi_heads.box_in_features=[p2, p3]", "box_in_features.*2 levels, but .*scales.*has 4"),
         ("roi_heads.mask_pooler.scales=[0.25]", "mask_in_features.*4 levels"),
-        ("backbone.in_features=[res2, res6]", "names res6, but .*out_features"),
+        ("backbone.in_features=[res2, res6]", "res6 is missing from .*out_features"),
         ("pixel_mean=[1, 2, 3, 4]", "image format RGB .*3 channels, but model.pixel_mean"),
         ("pixel_std=[1, 2]", "model.pixel_std=.1, 2. has 2 channels"),
         ("pixel_std=[0, 0, 0]", r"model.pixel_std=\[0, 0, 0\]: .*give positive numbers"),
@@ -132,7 +132,7 @@ def test_levels_that_the_backbone_lacks_are_an_error(cfg):
     check_levels(cfg.model, model)
     for override, words in [
         ("proposal_generator.in_features=[p2, p3, p4, p5]", "strides=.8, 16.* strides .4, 8"),
-        ("proposal_generator.in_features=[p3, p4, p5, p9]", "has no p9, only p2, p3, p4, p5, p6"),
+        ("proposal_generator.in_features=[p3, p4, p5, p9]", "no level p9; choose from p2, p3, p4"),
         ("roi_heads.box_pooler.scales=[0.5, 0.25, 0.125, 0.0625]", "give 1/4, 1/8, 1/16, 1/32"),
     ]:
         changed = copy.deepcopy(cfg)
@@ -180,7 +180,7 @@ def test_more_objects_than_detections_give_notes(cfg):
     assert "model.roi_heads.box_predictor.test_topk_per_image=300" in model
     assert '"evaluators.coco.max_detections=[1, 10, 200]"' in metric
     assert len(list(detection_notes(cfg, {"b": many}, []))) == 1  # not evaluated
-    overrides = [note.rpartition(": ")[2].strip('"') for note in (model, metric)]
+    overrides = [note.rpartition("; set ")[2].strip('"') for note in (model, metric)]
     apply_overrides(cfg, overrides)
     assert list(detection_notes(cfg, {"b": many}, ["b"])) == []
 

@@ -43,7 +43,7 @@ def test_undefined_scores_are_never_best(tmp_path):
 
 
 def test_an_unknown_metric_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="train.best.metric=val/voc/AP50 .*val/coco/segm/AP"):
+    with pytest.raises(UserError, match="train.best.metric=val/voc/AP50 is not .*val/coco/segm/AP"):
         _record(tmp_path / "results.json", [1.0], metric="val/voc/AP50")
 
 

@@ -51,11 +51,11 @@ def test_sbatch_options_are_parsed_or_refused():
     assert parse_options(given[:1]) == {"comment": "it's hello world"}
     assert parse_options(given[1:]) == {"comment": "a b", "time": "1:00:00"}
     for text, words in (
-        *(("signal=USR1@5", "--signal-delay"), ("-K", "only srun knows"), ("=x", "KEY")),
+        *(("signal=USR1@5", "--signal-delay"), ("-K", "options of srun"), ("=x", "KEY")),
         *(
             ("no-requeue", "--max-requeues"),
             ("ntasks=4", "--num-gpus"),
-            ("chdir=/", "elsewhere"),
+            ("chdir=/", "another one"),
         ),
         *(("test-only", "--dry-run"), ("--comment 'x", "No closing"), ("a=b\n#SBATCH", "one line")),
     ):
