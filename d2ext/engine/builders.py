@@ -71,7 +71,11 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
         # A fused SGD would also dampen its first step; see `_start_momentum` of the trainer.
         if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast, also on a CPU
-        return instantiate(settings)
+        optimizer = instantiate(settings)
+    # torch before 2.7 keeps omegaconf's lists, which a checkpoint cannot hold.
+    for values in (optimizer.defaults, *optimizer.param_groups):
+        values |= {key: tuple(v) for key, v in values.items() if isinstance(v, ListConfig)}
+    return optimizer
 
 
 def build_multiplier(cfg: Any, schedule: Schedule) -> Any:
