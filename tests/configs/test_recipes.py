@@ -189,7 +189,7 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
     done = train_net("--work-dir", tmp_path / "run", config=recipe)
     assert done.status == 2
     assert "the annotation file is not given" in done.stderr
-    assert "data.train.json=FILE data.train.images=FOLDER" in done.stderr
+    assert "data.train.json=FILE and data.train.images=FOLDER" in done.stderr
     done = train_net("--work-dir", tmp_path / "run", "data.train.json=a.json", config=recipe)
     assert "the folder of its images is not given" in done.stderr
 
