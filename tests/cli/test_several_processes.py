@@ -502,7 +502,7 @@ def test_invalid_ports_hosts_and_batch_sizes_are_errors(train_net, small, tmp_pa
         done = train_net(
             "--num-gpus", 2, "--dist-url", url, "--work-dir", tmp_path / "run", "--options", *small
         )
-    assert done.status == 2 and "is taken" in done.stderr and not (tmp_path / "run").exists()
+    assert done.status == 2 and "is in use" in done.stderr and not (tmp_path / "run").exists()
     url = "tcp://no.such.host.invalid:29515"
     done = train_net("--num-gpus", 2, "--dist-url", url, "--options", *small)
     assert done.status == 2 and "no.such.host.invalid is unknown" in done.stderr
