@@ -104,7 +104,7 @@ def test_a_wait_for_another_process_that_reads_the_same_file(tmp_path, monkeypat
     (lock.with_suffix(".json")).unlink()
     held(lock)
     cached_records(tmp_path / "a.json", {"reader": "this"}, lambda: ([], {}))
-    assert any("which reads" in text and "a.json" in text for text in _said(caplog))
+    assert any("which is reading" in text and "a.json" in text for text in _said(caplog))
 
 
 def test_a_wait_for_a_slow_server(tmp_path, caplog):
