@@ -14,6 +14,7 @@ from d2ext.run_dir.names import run_name
 from d2ext.slurm.queue import FOREVER, default_time, has_slurm, parse_time
 from d2ext.slurm.record import newest_record
 from d2ext.slurm.status import describe_state, is_over
+from d2ext.text import plural
 from d2ext.waiting import waiting_for
 
 # Fields that only Slurm uses, and sbatch's environment variables with defaults for some of them.
@@ -135,7 +136,7 @@ def make_plan(request: Request) -> Job:
     if not 0 < request.signal_delay < minutes * 60:
         raise UserError(
             f"--signal-delay {request.signal_delay}: give a positive number of seconds that is less"
-            f" than the job's {minutes} minutes"
+            f" than the job's {plural(minutes, 'minute')}"
         )
     base = Path(request.work_dir or Path("work_dirs") / run_name(request.config_file))
     runs = [SlurmRun(base / f"seed_{seed}", seed) for seed in request.seeds]
@@ -166,7 +167,7 @@ def make_plan(request: Request) -> Job:
             )
     wants_gpus = not device.startswith("CPU")
     what = "GPU" if wants_gpus else "CPU process"
-    limit = f"{minutes} minutes" if minutes < FOREVER else "no time limit"
+    limit = plural(minutes, "minute") if minutes < FOREVER else "no time limit"
     lines += [line for line in said.splitlines() if not line.startswith("device ")]
     lines.append(
         f"machines    {request.num_machines} x {request.num_gpus} {what}, {limit}, at most"

@@ -560,7 +560,8 @@ def test_a_script_trains_in_two_processes(start, small, script, tmp_path):
     for key in a:
         assert torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-6), key
     info = json.loads((tmp_path / "2" / "run.json").read_text())
-    assert info["command"].startswith("torchrun --standalone --nproc-per-node=2 my_script.py ")
+    typed = f"torchrun --standalone --nproc-per-node=2 {tmp_path / 'my_script.py'} "
+    assert info["command"].startswith(typed)
     assert info["reproduce"].startswith("torchrun --standalone --nproc-per-node=2 -m d2ext train ")
 
 

@@ -95,7 +95,7 @@ def test_missing_data_is_named_with_the_fix(check_error, tmp_path):
         ("train.device=tpu", ["train.device='tpu'", "cuda or cpu"]),
         ("dataloader.train.total_batch_size=0", ["dataloader.train.total_batch_size=0"]),
         ("dataloader.train.dataset.names=baloon_train", ["baloon_train", "balloon_train"]),
-        ("model.roi_heads.num_classes=80", ["model.roi_heads.num_classes=80", "1 classes"]),
+        ("model.roi_heads.num_classes=80", ["model.roi_heads.num_classes=80", "1 class "]),
         ("datasets.balloon_val.classes=[kite]", ["balloon_train", "kite", "balloon"]),
         ("train.init_checkpoint=/no/such.pth", ["/no/such.pth", "train.init_checkpoint="]),
         ("train.init_checkpoint=package://no_such/x.pth", ["no-such", "not installed"]),

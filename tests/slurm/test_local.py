@@ -30,7 +30,7 @@ def test_submit_without_slurm_trains_on_this_machine(tiny, no_slurm, tmp_path, m
     done = submit(*flags, *tiny, env=no_slurm)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: this machine has no Slurm, so the run starts here" in done.stdout
-    assert "ignored     --mem: without Slurm" in done.stdout
+    assert "ignored     --mem: these flags need Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
     table = submit("status", env=no_slurm).stdout
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table

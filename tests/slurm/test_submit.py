@@ -88,7 +88,7 @@ def test_invalid_arguments_are_one_line_errors(tiny, no_slurm, tmp_path):
         (["--cluster", "slurm"], "sbatch and srun are not on"),
         (["--num-machines", "2"], "needs Slurm"),
         (["--time", "soon"], "--time soon: give minutes"),
-        (["--time", "1"], "--signal-delay 120: give seconds"),
+        (["--time", "1"], "--signal-delay 120: give a positive number of seconds"),
         (["--slurm", "time=5", "--time", "6"], "contradicts --time 6"),
     ):
         done = submit("--config-file", LITE0, *flags, env=no_slurm)
