@@ -97,7 +97,7 @@ def test_invalid_arguments_are_one_line_errors(tiny, no_slurm, tmp_path):
     done = submit("--config-file", LITE0, env=no_slurm | {"PORT": "abc"})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PORT=abc" in done.stderr
     done = submit("status", tmp_path / "nowhere", env=no_slurm)
-    assert done.returncode == 2 and "nothing was submitted" in done.stderr
+    assert done.returncode == 2 and "no job was submitted" in done.stderr
     done = submit("status", "-f", env=no_slurm)
     assert done.returncode == 2 and "-f" in done.stderr
     flags = ["--config-file", LITE0, "--seeds", "1,2", f"train.output_dir={tmp_path}/one"]
