@@ -276,7 +276,7 @@ def test_an_exception_on_a_rank_is_the_last_line(start, small, tmp_path):
 
 @pytest.mark.slow
 def test_srun_tasks_train_together(start, small, tmp_path):
-    """Two tasks run with the variables that srun sets; then their port is taken."""
+    """Two tasks run with the variables that srun sets; then their port is in use."""
     step = dict(SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="1", SLURM_JOB_ID="1")
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--no-validate", "--dist-url", url, "--work-dir", tmp_path, "--options", *small]
@@ -297,7 +297,7 @@ def test_srun_tasks_train_together(start, small, tmp_path):
         s.listen()
         path = f"{scancel.parent}:{os.environ['PATH']}"
         output, status = _end(start(*common, env={**step, "SLURM_PROCID": "0", "PATH": path}))
-        assert status == 2 and "is taken" in output.splitlines()[-1], output
+        assert status == 2 and "is in use" in output.splitlines()[-1], output
         _end(other)
 
 
