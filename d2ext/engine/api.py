@@ -33,6 +33,7 @@ from d2ext.launch.spawn import run_here
 from d2ext.launch.topology import Topology, find_topology
 from d2ext.run_dir.lock import release_output_dir
 from d2ext.run_dir.logging import logging_set_up
+from d2ext.run_dir.names import usual_weights
 
 _TIMEOUT = 1800.0  # seconds to wait for other ranks, the default of --dist-timeout
 _running = threading.Lock()  # held during a run; runs share logging, datasets and handlers
@@ -100,7 +101,8 @@ def train(
     )
     flags = [] if validate else ["--no-validate"]
     # No command can pass hooks that exist only in Python.
-    run = _execute("train", cfg, output_dir, options, None if hooks else flags, hooks)
+    cfg, out = _checked(cfg, output_dir)
+    run = _execute("train", cfg, out, options, None if hooks else flags, hooks)
     if run.stopped_by == "SIGINT":
         raise KeyboardInterrupt
     if run.stopped_by:
@@ -121,8 +123,8 @@ def evaluate(
 
     Args:
         cfg: Config returned by `get_config` or `load_config`; it is not changed.
-        weights: `best` or `last` of the run directory, or a file; by default,
-            `cfg.train.init_checkpoint`.
+        weights: `best` or `last` of the run directory, or a file; by default, the best if there is
+            one, else the last, else `cfg.train.init_checkpoint`.
         output_dir: Run directory; by default, `cfg.train.output_dir`.
         tta: Use test-time augmentation with the flips and sizes of `cfg.dataloader.tta`.
 
@@ -136,24 +138,24 @@ def evaluate(
     Examples:
         >>> import d2ext
         >>> cfg = d2ext.load_config("runs/trained/config.yaml")
-        >>> results = d2ext.evaluate(cfg, "last")
+        >>> results = d2ext.evaluate(cfg)
         >>> "custom_val/coco/segm/AP" in results
         True
     """
-    options = dict(eval_only=True, weights=None if weights is None else str(weights), tta=tta)
-    return _execute("evaluate", cfg, output_dir, options).results
+    cfg, out = _checked(cfg, output_dir)
+    weights = usual_weights(out) if weights is None else str(weights)
+    return _execute("evaluate", cfg, out, dict(eval_only=True, weights=weights, tta=tta)).results
 
 
 def _execute(
     function: str,
-    cfg: Any,
-    output_dir: str | os.PathLike | None,
+    cfg: DictConfig,
+    out: Path,
     options: Mapping[str, Any],
     flags: Sequence[str] | None = None,
     hooks: Sequence[HookBase] = (),
 ) -> Run:
     """Execute a run in this process; `flags` are those of `d2ext train` for the same run."""
-    cfg, out = _checked(cfg, output_dir)
     train_options = TrainOptions.from_config(cfg.train)
     dist_options = train_options.dist
     topology = find_topology(os.environ, dist_url=dist_options.url, port=dist_options.port)
