@@ -46,6 +46,7 @@ def start():
     for process in started:
         for pid in _session(process.pid):
             os.kill(pid, signal.SIGKILL)
+        process.communicate()  # closes its pipe, which a failed test has not read
 
 
 def _session(leader: int) -> list[int]:
