@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what `_MODULES` says, for type checkers and documentation
+if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and documentation
     from d2ext.config.load import load_config as load_config
     from d2ext.config.recipes import get_config as get_config
     from d2ext.data.datasets.declare import Dataset as Dataset

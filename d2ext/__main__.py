@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # Python runs the main module again in spawned ranks, which guards them, but for a package's
-    # `__main__` only when it looks like a file.
+    # Spawned ranks run the main module again, which guards them. multiprocessing skips that for a
+    # package's `__main__` with a `__spec__`.
     __spec__ = None
     main()
