@@ -215,8 +215,8 @@ def test_without_detectron2(script, name):
     error = "ModuleNotFoundError(\"No module named 'detectron2'\", name='detectron2')"
     Path("detectron2/__init__.py").write_text(f"raise {error}\n")
     env = checkout_env() | {"PYTHONPATH": f"{Path.cwd()}:{REPO}"}
-    inputs = ["photo.jpg"] if name == "predict" else []
-    command = [sys.executable, script, name, CUSTOM, *inputs]
+    more = {"predict": ["photo.jpg"], "submit": ["--cluster", "local"]}.get(name, [])
+    command = [sys.executable, script, name, CUSTOM, *more]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         2,
