@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from d2ext._compat import innermost_config
+from d2ext.config.adapters import lazy
+from d2ext.config.adapters.own_data import names_own_data, use_own_data
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
@@ -16,6 +18,9 @@ from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 from d2ext.text import closest
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a link to configs/
+_OWN_DATA = RECIPES / "common" / "data" / "custom.py"
 
 
 def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
@@ -46,14 +51,13 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
-    cfg = execute_config(path)
+    cfg, overrides = _executed(path, overrides)
     given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # else a list, or empty
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
-        hint = " (this looks like a yacs config)" if "MODEL" in given else ""
         raise UserError(
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext needs"
-            f" {', '.join(SECTIONS)}{hint}"
+            f" {', '.join(SECTIONS)}, and one for Detectron2 {', '.join(lazy.SECTIONS)}"
         )
     rename_targets(cfg)
     if "dist_params" in cfg:  # MMDetection's name of `train.dist`
@@ -61,12 +65,29 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     # An override of one length clears the other, but a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
-    warmup = _warmup(cfg)
+    if names_own_data(overrides):
+        use_own_data(cfg, execute_config(_OWN_DATA), overrides)
+    # Schedules of other projects count in fractions of the run, and keep them.
+    warmup = None if "origin" in cfg else _warmup(cfg)
     apply_overrides(cfg, overrides)
     if warmup and _warmup(cfg) and cfg.lr_multiplier.warmup_length == warmup[0]:
         cfg.train.warmup_iters = warmup[1]
     check_config(cfg)
     return cfg
+
+
+def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """Execute a config file, and turn a config of Detectron2 into one of d2ext.
+
+    Returns:
+        The config, and the overrides that have not been applied yet.
+    """
+    from omegaconf import DictConfig
+
+    cfg = execute_config(path)
+    if isinstance(cfg, DictConfig) and lazy.is_detectron2s(cfg):
+        lazy.adapt(cfg)
+    return cfg, overrides
 
 
 def _warmup(cfg: Any) -> tuple[float, int] | None:

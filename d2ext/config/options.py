@@ -53,14 +53,14 @@ class Accepts(NamedTuple):
             return self.null
         if not self.has_type(value):
             return False
-        if self.among:
+        if self.among and isinstance(value, str):
             return value in self.among
         return not (self.least is not None and value < self.least) and (
             self.above is None or self.above < value < self.below
         )
 
     def __str__(self) -> str:
-        kinds = [*(self.among or (t.__name__ for t in self.types))]
+        kinds = [t.__name__ for t in self.types if not (self.among and t is str)] + [*self.among]
         if self.null:
             kinds.append("null")
         text = " or ".join(kinds)
@@ -94,7 +94,7 @@ def _option(default: Any, help: str, *, checked: bool = True, **bounds: Any) -> 
         default: Value in recipes, and in configs without the key.
         help: Meaning of the option.
         checked: False leaves checking the value to the code that uses it.
-        bounds: `least`, `above` and `below` of `Accepts`.
+        bounds: `among`, `least`, `above` and `below` of `Accepts`.
     """
     metadata = {"help": help, "checked": checked, "bounds": bounds}
     if isinstance(default, list):
@@ -162,10 +162,16 @@ class Dist:
 class Amp:
     """`train.amp`: mixed precision."""
 
-    enabled: bool = _option(False, "use mixed precision")
+    enabled: bool | Literal["auto"] = _option(
+        False, "use mixed precision; auto: on a GPU only", among=("auto",)
+    )
     dtype: Literal["float16", "bfloat16"] = _option(
         "float16", 'data type of mixed precision; "bfloat16" also works on the CPU'
     )
+
+    def active(self, device: str) -> bool:
+        """Return whether a run on `device` uses mixed precision."""
+        return self.enabled is True or self.enabled == "auto" and device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -358,7 +364,8 @@ def _accepts(annotation: Any, bounds: dict[str, Any]) -> Accepts:
     null = len(kinds) < len(parts)
     if get_origin(kinds[0]) is Literal:
         return Accepts((str,), null, get_args(kinds[0]))
-    return Accepts(tuple(get_origin(kind) or kind for kind in kinds), null, **bounds)
+    types = (str if get_origin(kind) is Literal else get_origin(kind) or kind for kind in kinds)
+    return Accepts(tuple(types), null, **bounds)
 
 
 def _options(cls: type) -> dict[str, dataclasses.Field]:

@@ -24,7 +24,7 @@ from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.preflight.model_fields import check_levels
-from d2ext.preflight.num_classes import with_num_classes
+from d2ext.config.num_classes import with_num_classes
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
 from d2ext.text import without_credentials

@@ -41,7 +41,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
     """Return a function that returns the context of a forward pass (`train.amp`)."""
-    if not amp.enabled:
+    if not amp.active(device):
         return contextlib.nullcontext
     dtype = getattr(torch, amp.dtype)
     return lambda: torch.autocast(device, dtype=dtype)
@@ -49,7 +49,7 @@ def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextMa
 
 def grad_scaler(amp: Amp, device: str) -> torch.amp.GradScaler:
     """Return the loss scaler (`train.amp`), which is enabled only for float16."""
-    return torch.amp.GradScaler(device, enabled=amp.enabled and amp.dtype == "float16")
+    return torch.amp.GradScaler(device, enabled=amp.active(device) and amp.dtype == "float16")
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -32,7 +32,7 @@ from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
 from d2ext.invocation import option
 from d2ext.launch.device import choose_device
-from d2ext.preflight.num_classes import check_num_classes, class_fields
+from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights

@@ -70,7 +70,7 @@ def check_options(
     follows = "nccl" if device == "cuda" else "gloo"
     if (backend := options.dist.backend or follows) != follows:
         logger.warning("train.dist.backend=%s is ignored; this device uses %s", backend, follows)
-    if options.amp.enabled and device == "cpu" and options.amp.dtype != "bfloat16":
+    if options.amp.active(device) and device == "cpu" and options.amp.dtype != "bfloat16":
         raise UserError(
             "train.amp.dtype=float16 needs a GPU, but this run is on the CPU; set"
             " train.amp.dtype=bfloat16 or train.amp.enabled=false"

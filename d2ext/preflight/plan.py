@@ -27,7 +27,7 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
-from d2ext.preflight.num_classes import check_num_classes
+from d2ext.config.num_classes import check_num_classes
 from d2ext.preflight.options import (
     best_metric,
     check_flags,
@@ -150,6 +150,7 @@ def plan_run(
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
+    _say(lines, *_origin_lines(cfg))
     check_options(cfg, options, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
@@ -207,6 +208,17 @@ def plan_run(
         expect=tuple(expect),
         built=Built(cfg, train_dataset),
     )
+
+
+def _origin_lines(cfg: Any) -> list[str]:
+    """Return lines about what became of a config that was not written for d2ext."""
+    if not (origin := cfg.get("origin")):
+        return []
+    lines = [f"config      from {origin.format}"] if origin.format else []
+    lines += [f"            {change}" for change in origin.changes]
+    if origin.ignored:
+        lines.append(f"            ignored: {', '.join(origin.ignored)}")
+    return lines
 
 
 def _say(lines: list[str], *more: str) -> None:

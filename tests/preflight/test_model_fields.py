@@ -21,7 +21,7 @@ from d2ext.preflight.model_fields import (
     detection_notes,
     size_note,
 )
-from d2ext.preflight.num_classes import check_num_classes
+from d2ext.config.num_classes import check_num_classes
 
 ZOO = Path(detectron2.model_zoo.__file__).parent / "configs" / "common" / "models"
 MODELS = [path.stem for path in sorted(ZOO.glob("*.py"))]

@@ -1,7 +1,7 @@
 """Set the class count of a model's heads from the data, or check it."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -34,10 +34,7 @@ def with_num_classes(model: Any, num_classes: int) -> Any:
     for field, value in list(class_fields(model, "")):
         if value is None:
             *parents, last = field.removeprefix(".").split(".")
-            node = model
-            for part in parents:
-                node = node[int(part) if isinstance(node, ListConfig) else part]
-            node[last] = num_classes
+            _node(model, parents)[last] = num_classes
     return model
 
 
@@ -50,3 +47,22 @@ def class_fields(node: Any, prefix: str) -> Iterator[tuple[str, int | None]]:
         # Semantic heads count stuff, not the dataset's things.
         elif isinstance(child, (DictConfig, ListConfig)) and key != "sem_seg_head":
             yield from class_fields(child, f"{prefix}.{key}")
+
+
+def follow_classes(model: Any, old: int | None) -> list[str]:
+    """Set each class count of `old` in a model's config to None, so that it follows the data.
+
+    Returns:
+        A line for each field that changed.
+    """
+    fields = [field for field, n in class_fields(model, "model") if n is not None and n == old]
+    for field in fields:
+        *parents, last = field.split(".")[1:]
+        _node(model, parents)[last] = None
+    return [f"{field}={old} follows the classes of the data" for field in fields]
+
+
+def _node(root: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        root = root[int(part) if isinstance(root, ListConfig) else part]
+    return root
