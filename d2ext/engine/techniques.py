@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
@@ -79,20 +80,32 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     Raises:
         UserError: The model has no BatchNorm, or only frozen layers.
     """
-    found = False
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            found |= isinstance(child, NaiveSyncBatchNorm)  # chosen in the model's own config
-            # Exact types only: subclasses do more, such as timm's, which include the activation.
-            if type(child) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-                found = True
-                setattr(parent, name, _naive(child) if device == "cpu" else _sync(child))
+    found = any(isinstance(child, NaiveSyncBatchNorm) for child in model.modules())
+    # Exact types only: subclasses do more, such as timm's, which include the activation.
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    found |= _replace(model, norms, _naive if device == "cpu" else _sync)
     if not found:
         raise UserError(
             "train.sync_bn=true: the model has no BatchNorm to synchronize, or only frozen layers;"
             " set norm=BN in the model's config, or train.sync_bn=false"
         )
     return model
+
+
+def use_cpu_sync_bn(model: nn.Module) -> bool:
+    """Replace torch's SyncBatchNorm, which needs a GPU, in place; return whether there was one."""
+    return _replace(model, (nn.SyncBatchNorm,), _naive)
+
+
+def _replace(model: nn.Module, types: tuple[type, ...], new: Callable[[Any], nn.Module]) -> bool:
+    """Replace all modules of exactly these types; return whether there were any."""
+    found = False
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) in types:
+                found = True
+                setattr(parent, name, new(child))
+    return found
 
 
 def compile_backbone(model: nn.Module, options: Compile) -> None:

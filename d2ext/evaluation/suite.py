@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from d2ext.data.records.records import image_ids_of
@@ -41,9 +41,14 @@ class Evaluation:
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """Return the dataset names of a test loader's config; a list means separate test sets."""
-    names = loader_cfg.dataset.names
-    return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
+    """Return the dataset names of a loader's config; a list means separate test sets.
+
+    A loader of your own that has no `dataset.names` has none.
+    """
+    names = OmegaConf.select(loader_cfg, "dataset.names")
+    if isinstance(names, (ListConfig, list, tuple)):
+        return list(names)
+    return [] if names is None else [names]
 
 
 def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,6 @@ _DATASET = "detectron2.data.build.get_detection_dataset_dicts"
 _TRAIN = "detectron2.data.build.build_detection_train_loader"
 _TEST = "detectron2.data.build.build_detection_test_loader"
 _SAMPLERS = "detectron2.data.samplers.distributed_sampler."
-# Keys of detrex's `train` that mean the same as one of d2ext's; see `_translated`.
-_DETREX = ("clip_grad", "model_ema", "wandb", "seed")
 
 
 def is_detectron2s(cfg: Any) -> bool:
@@ -34,7 +32,11 @@ def adapt(cfg: Any) -> None:
         cfg: DictConfig with the sections `model`, `dataloader`, `optimizer`, `lr_multiplier` and
             `train`; it may have an `origin`, to which lines are added.
     """
-    origin = cfg.get("origin") or {"format": "Detectron2's LazyConfig", "changes": [], "ignored": []}
+    origin = cfg.get("origin") or {
+        "format": "Detectron2's LazyConfig",
+        "changes": [],
+        "ignored": [],
+    }
     changes, ignored = list(origin["changes"]), list(origin["ignored"])
     _adapt_train(cfg, changes, ignored)
     _adapt_train_loader(cfg, changes, ignored)
@@ -69,29 +71,25 @@ def _adapt_train(cfg: Any, changes: list[str], ignored: list[str]) -> None:
 
 def _translated(theirs: Any, changes: list[str], unknown: list[str]) -> dict[str, Any]:
     """Return d2ext's keys for those of detrex's `train`; translated keys leave `unknown`."""
-    made: dict[str, Any] = {}
-    clip = theirs.get("clip_grad") or {}
+    clip, average, wandb = (theirs.get(key, {}) for key in ("clip_grad", "model_ema", "wandb"))
+    made: dict[str, tuple[str, Any]] = {}  # key of detrex: key and value of d2ext
     if clip.get("enabled") and clip.params.get("norm_type", 2) == 2:
-        made["clip_grad_norm"] = clip.params.max_norm
-        changes.append(f"train.clip_grad -> train.clip_grad_norm={clip.params.max_norm}")
-    average = theirs.get("model_ema") or {}
+        made["clip_grad"] = "clip_grad_norm", clip.params.max_norm
     if average.get("enabled"):
-        made["ema_decay"] = average.decay
-        changes.append(f"train.model_ema -> train.ema_decay={average.decay}")
-    if (theirs.get("wandb") or {}).get("enabled"):
-        made["writers"] = ["tensorboard", "wandb"]
-        changes.append("train.wandb -> train.writers=[tensorboard, wandb]")
-    if isinstance(seed := theirs.get("seed"), int) and seed < 0:
-        made["seed"] = TrainOptions().seed
-        changes.append(f"train.seed={seed} (random) -> {made['seed']}")
-    for key, translated in [
-        ("clip_grad", "clip_grad_norm" in made or not clip.get("enabled")),
-        ("model_ema", True),
-        ("wandb", True),
-    ]:
-        if key in unknown and translated:
-            unknown.remove(key)
-    return made
+        made["model_ema"] = "ema_decay", average.decay
+    if wandb.get("enabled"):
+        made["wandb"] = "writers", ["tensorboard", "wandb"]
+    if isinstance(seed := theirs.get("seed"), int) and seed < 0:  # random
+        made["seed"] = "seed", TrainOptions().seed
+    for key, (name, value) in made.items():
+        changes.append(f"train.{key} -> train.{name}={value}")
+    disabled = [key for key in ("clip_grad", "model_ema", "wandb") if not _enabled(theirs, key)]
+    unknown[:] = [key for key in unknown if key not in (*made, *disabled)]
+    return dict(made.values())
+
+
+def _enabled(theirs: Any, key: str) -> bool:
+    return key in theirs and bool(theirs[key].get("enabled"))
 
 
 def _adapt_train_loader(cfg: Any, changes: list[str], ignored: list[str]) -> None:
