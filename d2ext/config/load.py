@@ -14,6 +14,7 @@ from d2ext.config.adapters.own_data import names_own_data, use_own_data
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.registrations import registering
 from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
@@ -123,7 +124,8 @@ def execute_config(path: Path) -> Any:
         if path.suffix != ".py":
             return parse_saved(path.read_text(encoding="utf-8"), str(path))
         # Detectron2 needs an absolute path to resolve `from ..common` in a file without a folder.
-        return LazyConfig.load(os.path.abspath(path))
+        with registering(path):
+            return LazyConfig.load(os.path.abspath(path))
     except UserError:
         raise
     except (Exception, SystemExit) as e:  # a config is code, so any error is the user's
@@ -138,6 +140,8 @@ def execute_config(path: Path) -> Any:
             folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
             if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
                 words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
+        if isinstance(cause, AssertionError) and "already registered" in words:
+            words += " choose another name for the dataset"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.

@@ -3,6 +3,7 @@
 Keys that Detectron2 and d2ext share keep their names, so that overrides work as in Detectron2.
 """
 
+import math
 from typing import Any
 
 from d2ext.config.adapters.evaluators import translate_evaluators
@@ -97,7 +98,7 @@ def _adapt_train_loader(cfg: Any, changes: list[str], ignored: list[str]) -> Non
     batch = loader.get("total_batch_size")
     if isinstance(batch, int):
         if cfg.train.reference_world_size is None:
-            cfg.train.reference_world_size = _WORLD_SIZE
+            cfg.train.reference_world_size = math.gcd(_WORLD_SIZE, batch)
         cfg.train.reference_batch_size = batch
         changes.append(
             f"reference: {cfg.train.reference_world_size} workers, {batch} images per step"
