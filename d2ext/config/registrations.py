@@ -13,7 +13,7 @@ _owners: dict[str, Path] = {}  # datasets that config files have registered, and
 def registering(config_file: Path) -> Iterator[None]:
     """Allow a config file, executed in the block, to register datasets that it registered before.
 
-    Detectron2's catalog refuses a name that it has, so a config that calls `register_coco_instances`
+    Detectron2's catalog refuses a known name, so a config that calls `register_coco_instances`
     could be loaded only once in a process.
 
     Raises:
