@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import with_sync_bn
@@ -24,7 +25,6 @@ from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.preflight.model_fields import check_levels
-from d2ext.preflight.num_classes import with_num_classes
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
 from d2ext.text import without_credentials

@@ -23,6 +23,7 @@ from torch import nn
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.check import check_is_config
 from d2ext.config.load import load_config
+from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
 from d2ext.data.loading.image_io import photo_pixels, read_photo
@@ -32,7 +33,6 @@ from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import detections_of, instances_of, results_of
 from d2ext.invocation import option
 from d2ext.launch.device import choose_device
-from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights

@@ -15,6 +15,8 @@ from detectron2.config import instantiate
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
+from d2ext.config.model_kind import returns_masks
+from d2ext.config.num_classes import check_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
@@ -27,7 +29,6 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
-from d2ext.preflight.num_classes import check_num_classes
 from d2ext.preflight.options import (
     best_metric,
     check_flags,
@@ -265,8 +266,7 @@ def _check_results(
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
-    heads = cfg.model.get("roi_heads")
-    masks = heads is None or heads.get("mask_head") is not None
+    masks = returns_masks(cfg.model)
     sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
 
