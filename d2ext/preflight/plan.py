@@ -17,6 +17,7 @@ from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.flatten import flatten
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
+from d2ext.config.model_kind import returns_masks
 from d2ext.config.num_classes import check_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
@@ -285,8 +286,7 @@ def _check_results(
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
-    heads = cfg.model.get("roi_heads")
-    masks = heads is None or heads.get("mask_head") is not None
+    masks = returns_masks(cfg.model)
     sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
 

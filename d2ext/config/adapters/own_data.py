@@ -34,8 +34,8 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
         return
     trains = any(text.lstrip("+").startswith("data.train") for text in overrides)
     changes: list[str] = []
-    if trains:
-        changes += follow_classes(cfg.model, _class_count(cfg))
+    if trains and (count := _class_count(cfg)):
+        changes += follow_classes(cfg.model, count)
     for split, name in _OWN.items():
         loader = cfg.dataloader.get(split)
         same = OmegaConf.is_interpolation(cfg.dataloader, split)  # val, where it is the test loader
