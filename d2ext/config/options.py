@@ -265,7 +265,9 @@ class TrainOptions:
     )
     log_period: int = _option(20, "iterations between two lines of metrics", least=1)
     warmup_iters: int | None = _option(
-        None, "iterations of linear warm-up; at most half of the run", least=0
+        None,
+        "iterations of warm-up; at most half of the run, or the schedule's own fraction if longer",
+        least=0,
     )
     seed: int = _option(
         0,
@@ -324,6 +326,11 @@ class TrainOptions:
         "writers of metrics in addition to metrics.json: mlflow, tensorboard, wandb, or a"
         " Detectron2 EventWriter with its _target_ and arguments; [tensorboard, mlflow] uses both",
     )
+    yacs_setup: list[str] = _option(
+        [],
+        "functions, as module.function, that add a project's keys to a yacs config before its file"
+        " is read, or register its datasets",
+    )
 
     @classmethod
     def from_config(cls, train: Any) -> "TrainOptions":
@@ -381,7 +388,7 @@ def _read(cls: Any, section: Any) -> Any:
             value = section[name]
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
-            elif name in ("hooks", "writers"):
+            elif name in ("hooks", "writers", "yacs_setup"):
                 value = list(value)  # entries stay nodes; interpolations are resolved later
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):
