@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext._compat import innermost_config
-from d2ext.config.adapters import lazy
+from d2ext.config.adapters import lazy, yacs
 from d2ext.config.adapters.own_data import names_own_data, use_own_data
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.options import Dist
@@ -78,14 +78,17 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
 
 def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]:
-    """Execute a config file, and turn a config of Detectron2 into one of d2ext.
+    """Execute a config file, and turn a config of Detectron2, lazy or yacs, into one of d2ext.
 
     Returns:
         The config, and the overrides that have not been applied yet.
     """
     from omegaconf import DictConfig
 
-    cfg = execute_config(path)
+    if yacs.is_yacs(path):
+        cfg, overrides = yacs.load_yacs(path, overrides)
+    else:
+        cfg = execute_config(path)
     if isinstance(cfg, DictConfig) and lazy.is_detectron2s(cfg):
         lazy.adapt(cfg)
     return cfg, overrides
