@@ -392,7 +392,7 @@ def test_workers_end():
 
 
 def test_workers_that_hang_are_killed(monkeypatch):
-    monkeypatch.setattr("d2ext.data.loading.loader._FAREWELL", 0.2)
+    monkeypatch.setattr("d2ext.data.loading.loader._GRACE", 0.2)
     batches = iter(build_test_loader(RECORDS, Hangs(), num_workers=2))
     start = time.monotonic()
     batches.close()
