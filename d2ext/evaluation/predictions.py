@@ -41,7 +41,7 @@ def predict(
     image_ids: Sequence[Any],
     before_batch: Callable[[], None] = lambda: None,
 ) -> Detections | None:
-    """Return the detections of all ranks on the main process, and None on the others.
+    """Return the detections of all ranks on rank 0, and None on the others.
 
     If several ranks processed an image, the first detections are used; an image that no rank
     processed, because it cannot be read, has no detections.

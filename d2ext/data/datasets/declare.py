@@ -26,7 +26,7 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A function that loads a dataset, and what is known before it is called.
+    """A dataset: a function that loads it, and what is known before that.
 
     A dataset function, which a config names in `datasets`, returns one.
 

@@ -548,7 +548,7 @@ _EXACT = 2.0**52  # floats below it represent the integers of the file exactly
 
 
 class _Odd(Exception):
-    """The file is not ordinary, so that `repaired_records` has to read it."""
+    """Raised for a file that is not ordinary, which `repaired_records` has to read."""
 
 
 @no_collection()

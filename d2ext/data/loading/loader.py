@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _TIMEOUT_S = 600  # seconds for a batch, after which the storage is assumed to hang
 _LATE = 1.0  # seconds after which a batch is late
-_FAREWELL = 2.0  # seconds for workers to exit before they are killed
+_GRACE = 2.0  # seconds for workers to exit before they are killed
 _REPLACEMENTS = 20  # images to try in place of one that cannot be read
 
 
@@ -261,7 +261,7 @@ class Loader:
         finally:
             # The garbage collector may run too late, and Python would wait for workers at exit.
             if self._loader.num_workers:
-                end_workers(batches, _FAREWELL)
+                end_workers(batches, _GRACE)
 
     def _started(self) -> Iterator[list]:
         if not self._loader.num_workers:

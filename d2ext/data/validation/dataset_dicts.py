@@ -1,4 +1,4 @@
-"""Check a dataset before a run, to find errors at once that would stop the training hours later."""
+"""Check a dataset before a run, to find errors that would stop it hours later."""
 
 import os
 import shlex
@@ -141,7 +141,7 @@ def check_dataset_dicts(
 
 
 def checker_command(json_file: str, image_root: str | None) -> str:
-    """Return the command that checks a COCO file, callers may append `--fix`."""
+    """Return the command that checks a COCO file; callers may append `--fix`."""
     check = f"{command('check')} {shlex.quote(str(json_file))}"
     return check if image_root is None else f"{check} --images {shlex.quote(str(image_root))}"
 

@@ -112,7 +112,7 @@ def test_the_error_for_a_missing_annotation_file_names_the_fix(tmp_path):
     assert "prepare_data" not in str(e.value)
 
 
-def test_mistakes(tiny_root):
+def test_invalid_declarations_are_errors(tiny_root):
     register_datasets({"catalog_d": _declare(tiny_root)})
     with pytest.raises(UserError, match="catalog_d is declared twice"):
         register_datasets({"catalog_d": _declare(tiny_root, classes=["kite"])})

@@ -148,7 +148,7 @@ def test_fractions_hold_on_average():
         (dict(oversample_threshold="x"), "oversample_threshold=x"),
     ],
 )
-def test_mistakes(sets, options, message):
+def test_invalid_options_are_errors(sets, options, message):
     with pytest.raises(UserError, match=message):
         training_set("few", **options)
 
