@@ -48,7 +48,8 @@ def check_metric(field: str, metric: Any) -> None:
     if not isinstance(metric, Metric):
         raise UserError(
             f"{field}: {type(metric).__name__} is not a metric; give a class with"
-            " __call__(ground_truth, detections) that returns numbers by <task>/<name>"
+            " __call__(ground_truth, detections) that returns numbers by <task>/<name>, or a"
+            " DatasetEvaluator of Detectron2"
         )
     try:
         inspect.signature(metric).bind(None, None)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
@@ -17,7 +16,7 @@ from detectron2.utils.registry import locate
 from d2ext.config.options import WRITERS, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
-from d2ext.evaluation.metric import check_metric
+from d2ext.evaluation.evaluators import build_metric, check_entry
 from d2ext.evaluation.suite import metrics_of
 from d2ext.invocation import option
 
@@ -166,7 +165,7 @@ def check_schedule(options: TrainOptions, schedule: Schedule) -> None:
 def check_metrics(
     evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
 ) -> None:
-    """Check the metrics, and that they will return the results that options refer to.
+    """Check metrics and evaluators, and that they will return the results that options refer to.
 
     Args:
         evaluators: Section `evaluators` of the config.
@@ -178,13 +177,13 @@ def check_metrics(
             a result; the message names some that it does.
     """
     keys: set[str] = set()
-    open_ended = []  # metrics that do not declare their results
+    open_ended = []  # metrics and evaluators that do not declare their results
     for name, metrics in metrics_of(evaluators, list(sets)).items():
         classes, masks = sets[name]
         for metric, settings in metrics.items():
             with config_errors(f"evaluators.{metric}"):
-                made = instantiate(settings)
-                check_metric(f"evaluators.{metric}", made)
+                made = build_metric(settings, name)
+                check_entry(f"evaluators.{metric}", made)
                 known = made.keys(classes, masks) if hasattr(made, "keys") else None
             if known is None:
                 open_ended.append(f"{name}/{metric}/")

@@ -42,7 +42,8 @@ def adapt(cfg: Any) -> None:
     _adapt_train(cfg, changes, ignored)
     _adapt_train_loader(cfg, changes, ignored)
     _adapt_test_loader(cfg, changes, ignored)
-    evaluators, lines = translate_evaluators(cfg.dataloader.pop("evaluator", None))
+    evaluators, lines = translate_evaluators(cfg.dataloader.get("evaluator"))
+    cfg.dataloader.pop("evaluator", None)
     cfg.evaluators = evaluators
     changes += lines
     cfg.datasets = {}
