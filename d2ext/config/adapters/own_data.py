@@ -9,7 +9,7 @@ from d2ext.config.num_classes import class_fields, follow_classes
 _KEYS = ("data.train", "data.val", "data.classes", "data.boxes_as_masks", "data.class_attribute")
 _OWN = {"train": "custom_train", "val": "custom_val", "test": "custom_val"}
 _METRICS = "d2ext.evaluation."
-_FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.", f"{_METRICS}open_images.")
+_FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.")  # need annotations of these
 
 
 def names_own_data(overrides: Sequence[str]) -> bool:
