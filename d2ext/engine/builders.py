@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
-from d2ext.engine.techniques import with_sync_bn
+from d2ext.engine.techniques import freeze, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
@@ -42,6 +42,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     check_levels(cfg.model, model)
     if options.sync_bn:
         model = with_sync_bn(model, plan.device)
+    freeze(model, options.freeze)
     if options.fast_layers and torch.device(plan.device).type == "cpu":
         use_fast_layers(model)
     model = model.to(plan.device)
