@@ -69,6 +69,9 @@ def check_config(cfg: Any) -> None:
     # Types first: a field of the wrong type may be why a number is out of bounds.
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
+    for i, pattern in enumerate(found.get("train.freeze", ())):
+        if not isinstance(pattern, str):
+            raise UserError(f"train.freeze[{i}]={pattern!r}: takes str, the name of a module")
     for i, hook in enumerate(found.get("train.hooks", ())):
         if not _is_call(hook):
             raise UserError(f"train.hooks[{i}]={hook!r}: takes a dict with the _target_ of a hook")

@@ -301,6 +301,11 @@ class TrainOptions:
         "stop after this number of evaluations without a better train.best.metric",
         least=1,
     )
+    freeze: list[Any] = _option(
+        [],
+        "parts of the model that are not trained, such as [backbone.bottom_up]: names of modules or"
+        " parameters, in which * matches any characters; their BatchNorm keeps its statistics",
+    )
     sync_bn: bool = _option(
         False, "compute BatchNorm statistics over all workers, if the model's norm is BN"
     )
@@ -388,7 +393,7 @@ def _read(cls: Any, section: Any) -> Any:
             value = section[name]
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
-            elif name in ("hooks", "writers", "yacs_setup"):
+            elif name in ("freeze", "hooks", "writers", "yacs_setup"):
                 value = list(value)  # entries stay nodes; interpolations are resolved later
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
-from d2ext.engine.techniques import use_cpu_sync_bn, with_sync_bn
+from d2ext.engine.techniques import freeze, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
@@ -45,6 +45,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         model = with_sync_bn(model, plan.device)
     elif torch.device(plan.device).type == "cpu":
         use_cpu_sync_bn(model)
+    freeze(model, options.freeze)
     if options.fast_layers and torch.device(plan.device).type == "cpu":
         use_fast_layers(model)
     model = model.to(plan.device)

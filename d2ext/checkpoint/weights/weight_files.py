@@ -8,7 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -37,15 +37,25 @@ _HARMLESS: list[Callable | tuple[Callable, str]] = [
 ]
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+class WeightsFile(NamedTuple):
+    """Content of a weights file.
+
+    Attributes:
+        tensors: Tensors by name.
+        author: `__author__` in files of the model zoo, `OPENMMLAB`, or "" if unknown.
+        classes: Class names, which d2ext's checkpoints hold; empty if unknown.
+    """
+
+    tensors: dict[str, Tensor]
+    author: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> WeightsFile:
     """Read a weights file; its first bytes, not its name, determine the format.
 
     Args:
         path: Path of a file from torch, Detectron2's model zoo, Detectron1 or safetensors.
-
-    Returns:
-        The tensors by name, and the author of the file: `__author__` in files of the model zoo,
-        `OPENMMLAB`, or "" if unknown.
 
     Raises:
         ValueError: The file is damaged, is not a weights file, or holds more than tensors; the
@@ -77,8 +87,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     tensors = _tensors(content)
     heads = ("neck.", "bbox_head.", "roi_head.")
     if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
-        return tensors, OPENMMLAB
-    return tensors, str(content.get("__author__", ""))
+        return WeightsFile(tensors, OPENMMLAB)
+    classes: Any = content.get("classes")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    author = str(content.get("__author__", ""))
+    return WeightsFile(tensors, author, tuple(classes) if named else ())
 
 
 def _refuse_text(head: bytes) -> None:
