@@ -27,7 +27,7 @@ FLOORS = [
 ]
 COMMON = {
     *("_compat", "environment", "errors", "files", "guard", "html", "invocation", "limits"),
-    *("terminal", "text", "waiting"),
+    *("plain_pickle", "terminal", "text", "waiting"),
 }
 
 

@@ -5,7 +5,6 @@ import logging
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2ext.checkpoint.files import damage
+from d2ext.plain_pickle import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def read_weights(path: Path) -> WeightsFile:
             raise ValueError(f"it is damaged or incomplete ({e}); {_AGAIN}") from e
     elif head.startswith(b"\x80"):  # a pickle
         with open(path, "rb") as f:
-            content = _PlainUnpickler(f, encoding="latin1").load()
+            content = read_pickle(f, _REMEDY)
     else:
         raise ValueError("it is not a torch, pickle or safetensors file")
     tensors = _tensors(content)
@@ -175,29 +175,3 @@ def _direct(content: Any) -> dict[str, Tensor]:
         and not name.endswith("_momentum")
     }
     return tensors if any(tensor.ndim for tensor in tensors.values()) else {}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Read numpy arrays and plain containers, and refuse everything else.
-
-    https://docs.python.org/3/library/pickle.html#restricting-globals
-    """
-
-    _ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],
-        ("numpy.core.multiarray", "scalar"): _scalar,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("_codecs", "encode"):  # Python 3 writes byte strings this way
-            return super().find_class(module, name)
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}; only arrays and plain containers are read; {_REMEDY}"
-            ) from None

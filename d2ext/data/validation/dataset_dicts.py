@@ -130,9 +130,6 @@ def check_dataset_dicts(
     )
     if skipped:
         problems.append(summary.skipped_words(use))
-    if keypoints := (metadata or {}).get("keypoints"):
-        have = "object has" if keypoints == 1 else "objects have"
-        problems.append(f"{keypoints} {have} keypoints, which are not {use}")
     if unseen:
         problems.append(f"no object of {_first(unseen)}")
     if empty:
