@@ -32,6 +32,8 @@ multistep_20e = _multistep(16, 19, 20)
 multistep_3x = _multistep(27, 33, 36)
 # In iterations: Detectron2's 1x, MMDetection's 90k.
 multistep_90k = _multistep(60000, 80000, 90000)
+# Detectron2's 100 epochs with 64 images per step.
+multistep_100ep = _multistep(163889, 177546, 184375)
 # MMDetection's schedule for Cityscapes: 8 epochs on the data repeated eight times, a step after 7.
 multistep_cityscapes = _multistep(56, 64)
 cosine = _with_warmup(L(CosineParamScheduler)(start_value=1.0, end_value=0.01))

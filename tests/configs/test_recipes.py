@@ -30,31 +30,59 @@ CUSTOM = {
 R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
 FASTER, MASK = "configs/faster_rcnn/faster_rcnn_r50", "configs/mask_rcnn/mask_rcnn_r50"
+FASTER_R101, MASK_R101 = FASTER.replace("r50", "r101"), MASK.replace("r50", "r101")
+CASCADE, RETINANET = "configs/cascade_rcnn/cascade", "configs/retinanet/retinanet_r50"
+KEYPOINT = "configs/keypoint_rcnn/keypoint_rcnn_r50_caffe_fpn_ms_90k_coco.py"
+VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
 SCHEDULES = {
+    f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
+    f"{CASCADE}_mask_rcnn_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{CASCADE}_rcnn_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{FASTER}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{FASTER}_caffe_fpn_90k_coco.py": (8, 16, 0.02, 90000, [60000, 80000]),
+    f"{FASTER_R101}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    KEYPOINT: (8, 16, 0.02, 90000, [60000, 80000]),
     f"{MASK}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK}_caffe_fpn_ms_poly_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK}_caffe_fpn_ms_poly_32x3_3x_coco.py": (32, 96, 0.12, 36, [27, 33]),
     f"{MASK}_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
     f"{MASK}_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK}_fpn_8x1_20e_coco.py": (8, 8, 0.01, 20, [16, 19]),
+    f"{MASK_R101}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
+    f"{RETINANET}_fpn_1x_coco.py": (8, 16, 0.01, 12, [8, 11]),
+    VITDET: (64, 64, 1e-4, 184375, [163889, 177546]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
 }
 RECIPES = sorted({*BALLOON, *CUSTOM, *SCHEDULES})
 QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
 
 # A step from random weights (the real ones need the network) on two tiny images.
-ONE_STEP = [
+_ONE_STEP = [
     "train.init_checkpoint=",
     "train.max_iter=1",
     "train.reference_world_size=1",
     "train.reference_batch_size=2",
     "dataloader.train.num_workers=0",
     "dataloader.val.num_workers=0",
+]
+ONE_STEP = [
+    *_ONE_STEP,
     "dataloader.train.mapper.augmentations[0].short_edge_length=[64,96]",
     "dataloader.val.mapper.augmentations[0].short_edge_length=96",
+]
+ONE_STEP_OF_A_SMALL_VIT = [
+    *_ONE_STEP,
+    "train.amp.enabled=False",
+    "dataloader.train.mapper.augmentations[1].target_height=64",
+    "dataloader.train.mapper.augmentations[1].target_width=64",
+    "dataloader.train.mapper.augmentations[2].crop_size=[64, 64]",
+    "dataloader.val.mapper.augmentations[0].short_edge_length=64",
+    "dataloader.val.mapper.augmentations[0].max_size=64",
+    "model.backbone.square_pad=64",
+    *(f"model.backbone.net.{size}" for size in ("img_size=64", "embed_dim=48", "depth=4")),
+    "model.roi_heads.batch_size_per_image=16",
 ]
 
 
@@ -81,7 +109,7 @@ def test_a_recipe_names_its_reference_and_its_command(repo, recipe):
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
-def test_the_schedule_of_a_recipe_matches_its_name(repo, recipe):
+def test_the_schedule_of_a_recipe_matches_its_reference(repo, recipe):
     workers, images, rate, length, steps = SCHEDULES[recipe]
     cfg = load_config(repo / recipe)
     assert (cfg.train.reference_world_size, cfg.train.reference_batch_size) == (workers, images)
@@ -91,14 +119,23 @@ def test_the_schedule_of_a_recipe_matches_its_name(repo, recipe):
     for i, step in enumerate(steps):
         assert multiplier(0.999 * step / length) == pytest.approx(0.1**i)
         assert multiplier(1.001 * step / length) == pytest.approx(0.1 ** (i + 1))
-    # The weights, the model and its input all have PyTorch style or all have Caffe style.
-    pytorch = "torchvision" in cfg.train.init_checkpoint
-    assert pytorch == (recipe.startswith(f"{MASK}_fpn"))
-    assert cfg.model.backbone.bottom_up.stages.stride_in_1x1 != pytorch
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in SCHEDULES if recipe != VITDET])
+def test_the_style_and_scales_of_a_resnet_recipe_match_its_name(repo, recipe):
+    """The weights, the model and its input all have PyTorch style or all have Caffe style."""
+    cfg = load_config(repo / recipe)
+    pytorch = "caffe" not in recipe and recipe != CITYSCAPES
     assert cfg.model.input_format == ("RGB" if pytorch else "BGR")
     for loader in (cfg.dataloader.train, cfg.dataloader.val):
         assert loader.mapper.image_format == cfg.model.input_format
     assert (cfg.model.pixel_std[0] == 58.395) == pytorch
+    assert ("torchvision" in cfg.train.init_checkpoint) == pytorch
+    stages = cfg.model.backbone.bottom_up.stages
+    assert stages.stride_in_1x1 != pytorch
+    assert stages.depth == (101 if "r101" in recipe else 50)
+    if recipe != CITYSCAPES:
+        assert f"R-{stages.depth}" in cfg.train.init_checkpoint
     # Multi-scale recipes have several scales.
     scales = cfg.dataloader.train.mapper.augmentations[0].short_edge_length
     several = "_ms_" in recipe or recipe == CITYSCAPES
@@ -199,15 +236,20 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
     [
         pytest.param(recipe, marks=[] if recipe in QUICK else [pytest.mark.slow])
         for recipe in SCHEDULES
-        if recipe != CITYSCAPES
+        if recipe not in (CITYSCAPES, KEYPOINT)
     ],
 )
 def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recipe):
     options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}"]
-    done = train_net(*options, *ONE_STEP, config=repo / recipe)
+    one_step = ONE_STEP_OF_A_SMALL_VIT if recipe == VITDET else ONE_STEP
+    done = train_net(*options, *one_step, config=repo / recipe)
     assert done.status == 0, done.stderr
     weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
-    assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 81
+    outputs = [len(bias) for name, bias in weights.items() if name.endswith("cls_score.bias")]
+    if "retinanet" in recipe:
+        assert outputs == [9 * 80]  # anchors and classes
+    else:
+        assert outputs == [81] * (3 if "cascade" in recipe else 1)
     assert ("mask" in recipe) == any("mask_head" in name for name in weights)
 
 

@@ -190,8 +190,10 @@ def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
     used = set()
     for name in sorted(state, key=len):  # a suffix of several names belongs to the shortest one
         parts = name.split(".")
-        # The last part alone, such as `weight`, is ambiguous.
-        suffixes = (".".join(parts[i:]) for i in range(max(1, len(parts) - 1)))
+        # The last part alone is ambiguous, unless it is the name of a parameter of the entire
+        # network, such as a ViT's `pos_embed`.
+        shortest = 2 if parts[-1] in _NORM else 1
+        suffixes = (".".join(parts[i:]) for i in range(max(1, len(parts) + 1 - shortest)))
         source = next((s for s in suffixes if s in reading.tensors and s not in used), None)
         if source is None:
             continue

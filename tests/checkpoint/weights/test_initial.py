@@ -14,6 +14,7 @@ import torchvision
 from detectron2.config import instantiate
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -73,6 +74,22 @@ def _is_loaded(model, state):
         torch.allclose(mine[f"backbone.bottom_up.{name}"], state[source].float(), atol=1e-2)
         for name, source in pairs.items()
     )
+
+
+def test_weights_of_a_vit_include_its_position_embedding(tmp_path, said):
+    """The names are those of MAE's authors, whose files also have a class token and a decoder."""
+    torch.manual_seed(0)
+    net = ViT(img_size=32, patch_size=16, embed_dim=8, depth=2, num_heads=2, use_rel_pos=True)
+    state = {name: tensor for name, tensor in net.state_dict().items() if "rel_pos" not in name}
+    state["pos_embed"] = torch.randn(1, 197, 8)
+    others = {"cls_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(4, 8)}
+    torch.save({"model": state | others}, tmp_path / "mae.pth")
+    model = nn.Module()
+    model.backbone = SimpleFeaturePyramid(net, "last_feat", 8, (2.0, 1.0))
+    nn.init.zeros_(net.pos_embed)
+    load_weights(model, str(tmp_path / "mae.pth"))
+    assert torch.equal(model.backbone.net.pos_embed, state["pos_embed"])
+    assert f"Loaded {len(state)} of the model's" in said()
 
 
 WRAPPED = {
