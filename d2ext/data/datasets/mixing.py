@@ -54,6 +54,7 @@ def training_set(
     oversample_threshold: float | None = None,
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
+    subset: float | None = None,
 ) -> TrainingSet:
     """Combine registered datasets, like MMDetection's Concat-, Repeat- and ClassBalancedDataset.
 
@@ -68,6 +69,8 @@ def training_set(
             sqrt(threshold / fraction) times (Gupta et al. 2019, LVIS; the paper uses 0.001).
         min_keypoints: Number of labeled keypoints below which images are dropped.
         proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
+        subset: Fraction of the images to train on, chosen at random and the same in each run; None
+            is all. Use it to measure how accuracy depends on the amount of data.
 
     Raises:
         UserError: An argument is invalid, or no image is left.
@@ -102,6 +105,9 @@ def training_set(
         )
     records = parts[0] if len(parts) == 1 else join(parts)
     factors = np.array(repeats)
+    if subset is not None:
+        chosen = _random_subset(len(records), subset)
+        records, factors = select(records, chosen), factors[chosen]
     if oversample_threshold is not None:
         if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
             raise UserError(
@@ -121,6 +127,19 @@ def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Itera
     for i, name in enumerate(names):
         records = DatasetCatalog.get(name)
         yield with_proposals(records, proposal_files[i], name) if proposal_files else records
+
+
+def _random_subset(count: int, fraction: float) -> np.ndarray:
+    """Return which of `count` images to train on, as a bool array (count,)."""
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        raise UserError(
+            f"dataloader.train.dataset.subset={fraction}: give a fraction of the images above 0 and"
+            " up to 1, or null"
+        )
+    chosen = np.zeros(count, bool)
+    order = np.random.default_rng(0).permutation(count)
+    chosen[order[: max(int(count * fraction), 1)]] = True
+    return chosen
 
 
 def _others_as_crowds(record: dict) -> dict:
