@@ -15,7 +15,9 @@ _CITYSCAPES = _PACKAGE + "cityscapes_evaluation.CityscapesInstanceEvaluator"
 _LVIS_MAX_DETECTIONS = 300  # of LvisMetric
 
 
-def translate_evaluators(evaluator_node: Any) -> tuple[dict[str, Any], list[str]]:
+def translate_evaluators(
+    evaluator_node: Any, proposals_only: bool = False
+) -> tuple[dict[str, Any], list[str]]:
     """Translate Detectron2's evaluators into entries of `evaluators`.
 
     COCOEvaluator, LVISEvaluator and CityscapesInstanceEvaluator become metrics of d2ext with the
@@ -25,6 +27,8 @@ def translate_evaluators(evaluator_node: Any) -> tuple[dict[str, Any], list[str]
     Args:
         evaluator_node: Lazy call of an evaluator or of DatasetEvaluators, a list of calls, or None.
             It is not changed.
+        proposals_only: Whether the model returns proposals, which COCOEvaluator evaluates and
+            d2ext's metrics do not.
 
     Returns:
         The entries by name, and a line for each evaluator that is replaced by a metric.
@@ -34,7 +38,7 @@ def translate_evaluators(evaluator_node: Any) -> tuple[dict[str, Any], list[str]
     for node in _calls(evaluator_node):
         target = target_name(node["_target_"])
         kind = target.rpartition(".")[2]
-        metric = _metric(target, node)
+        metric = None if proposals_only else _metric(target, node)
         name = _unused(metric[0] if metric else _name(kind), entries)
         entries[name] = metric[1] if metric else _kept(node)
         if metric:

@@ -8,6 +8,7 @@ from typing import Any
 
 from d2ext.config.adapters.evaluators import translate_evaluators
 from d2ext.config.check import target_name
+from d2ext.config.model_kind import meta_architecture
 from d2ext.config.options import TrainOptions, train_options
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
@@ -42,7 +43,8 @@ def adapt(cfg: Any) -> None:
     _adapt_train(cfg, changes, ignored)
     _adapt_train_loader(cfg, changes, ignored)
     _adapt_test_loader(cfg, changes, ignored)
-    evaluators, lines = translate_evaluators(cfg.dataloader.get("evaluator"))
+    proposals_only = meta_architecture(cfg.model) == "ProposalNetwork"
+    evaluators, lines = translate_evaluators(cfg.dataloader.get("evaluator"), proposals_only)
     cfg.dataloader.pop("evaluator", None)
     cfg.evaluators = evaluators
     changes += lines
