@@ -36,6 +36,8 @@ _HEADS = {
     "RetinaNet": ("RETINANET",),
     "SemanticSegmentor": ("SEM_SEG_HEAD",),
 }
+# Keys that PointRend and DeepLab add; see `_crops_stuff`.
+_AUGMENTATION_KEYS = ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "INPUT.COLOR_AUG_SSD")
 _SETUP = "train.yacs_setup"
 _MODEL = "d2ext.modeling.yacs_model"
 
@@ -477,7 +479,7 @@ def _augmentations(cfg: Any, is_train: bool) -> list[Any]:
     import detectron2.data.transforms as T
     from detectron2.config import LazyCall as L
 
-    given = cfg.INPUT
+    given, crop = cfg.INPUT, cfg.INPUT.CROP
     if not is_train:
         return [
             L(T.ResizeShortestEdge)(
@@ -493,15 +495,34 @@ def _augmentations(cfg: Any, is_train: bool) -> list[Any]:
             sample_style=given.MIN_SIZE_TRAIN_SAMPLING,
         )
     ]
+    if _crops_stuff(cfg):
+        if crop.ENABLED:
+            made.append(
+                L(T.RandomCrop_CategoryAreaConstraint)(
+                    crop_type=crop.TYPE,
+                    crop_size=crop.SIZE,
+                    single_category_max_area=crop.SINGLE_CATEGORY_MAX_AREA,
+                    ignored_category=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                )
+            )
+        if given.get("COLOR_AUG_SSD"):
+            color = "detectron2.projects.point_rend.ColorAugSSDTransform"
+            made.append(L(color)(img_format="${model.config.INPUT.FORMAT}"))
+    elif crop.ENABLED:
+        made.insert(0, L(T.RandomCrop)(crop_type=crop.TYPE, crop_size=crop.SIZE))
     if given.RANDOM_FLIP == "horizontal":
         made.append(L(T.RandomFlip)(horizontal=True))
     elif given.RANDOM_FLIP == "vertical":
         made.append(L(T.RandomFlip)(horizontal=False, vertical=True))
     elif given.RANDOM_FLIP != "none":
         raise UserError(f"INPUT.RANDOM_FLIP={given.RANDOM_FLIP}: give horizontal, vertical or none")
-    if given.CROP.ENABLED:
-        made.insert(0, L(T.RandomCrop)(crop_type=given.CROP.TYPE, crop_size=given.CROP.SIZE))
     return made
+
+
+def _crops_stuff(cfg: Any) -> bool:
+    """Return whether the augmentations are those of the projects PointRend and DeepLab."""
+    semantic = "SemanticSegmentor" in cfg.MODEL.META_ARCHITECTURE
+    return semantic and "SINGLE_CATEGORY_MAX_AREA" in cfg.INPUT.CROP
 
 
 def _flip_indices(names: Sequence[str]) -> list[int]:
@@ -532,11 +553,11 @@ def _sampler(loader: Any) -> Any:
                 sqrt=loader.REPEAT_SQRT,
             )
         )
-    if name == "RandomSubsetTrainingSampler":
+    if name == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" in loader:
         return L(RandomSubsetTrainingSampler)(subset_ratio=loader.RANDOM_SUBSET_RATIO)
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN={name} has no counterpart in d2ext; set it to TrainingSampler,"
-        " RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
+        f"DATALOADER.SAMPLER_TRAIN={name} has no counterpart in d2ext; set it to TrainingSampler or"
+        " RepeatFactorTrainingSampler, or to RandomSubsetTrainingSampler with RANDOM_SUBSET_RATIO"
     )
 
 
@@ -597,10 +618,12 @@ def _ignored(cfg: Any) -> list[str]:
         lines.append("TEST.AUG.ENABLED (--tta evaluates with dataloader.tta)")
     if cfg.CUDNN_BENCHMARK:
         lines.append("CUDNN_BENCHMARK")
-    # Keys of projects are read by code that d2ext does not run, except for models.
+    # A project's own script reads these keys. Models read theirs, and False turns something off.
     known = dict(_leaves(yacs_defaults()))
+    read = _AUGMENTATION_KEYS if _crops_stuff(cfg) else ()
     for key, value in _leaves(cfg):
-        section = key.partition(".")[0]
-        if key not in known and section in _SECTIONS - {"MODEL"}:
-            lines.append(f"{key}={value}")
+        added = key not in known and key.partition(".")[0] in _SECTIONS - {"MODEL"}
+        if added and key not in read and value is not False:
+            note = " (the optimizer is SGD)" if key == "SOLVER.OPTIMIZER" else ""
+            lines.append(f"{key}={value}{note}")
     return lines

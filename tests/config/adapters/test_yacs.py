@@ -337,8 +337,9 @@ def test_samplers():
     assert sampler["_target_"].__name__ == "RepeatFactorTrainingSampler"
     assert sampler.repeat_factors.repeat_thresh == 0.001
     assert "sampler" not in load_yacs(ZOO / MASK, [])[0].dataloader.train
-    with pytest.raises(UserError, match="^DATALOADER.SAMPLER_TRAIN=Mine has no counterpart"):
-        load_yacs(ZOO / MASK, ["DATALOADER.SAMPLER_TRAIN=Mine"])
+    for name in ("Mine", "RandomSubsetTrainingSampler"):  # the latter without its ratio
+        with pytest.raises(UserError, match=f"^DATALOADER.SAMPLER_TRAIN={name} has no counterpart"):
+            load_yacs(ZOO / MASK, [f"DATALOADER.SAMPLER_TRAIN={name}"])
 
 
 @pytest.mark.parametrize(
@@ -451,7 +452,18 @@ def test_a_project_adds_keys_and_classes(tmp_path):
     assert rest == []
     assert list(cfg.train.yacs_setup) == [SETUP.partition("[")[2].rstrip("]")]
     assert type(instantiate(cfg.model).roi_heads.mask_head).__name__ == "PointRendMaskHead"
-    assert "INPUT.COLOR_AUG_SSD=False" in cfg.origin.ignored
+    assert list(cfg.origin.ignored) == ["INPUT.CROP.SINGLE_CATEGORY_MAX_AREA=1.0"]
+
+
+def test_augmentations_of_semantic_segmentation_projects():
+    words = ["INPUT.CROP.ENABLED=True", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA=0.75"]
+    cfg, _ = load_yacs(ZOO / SEMANTIC, [SETUP, *words, "INPUT.COLOR_AUG_SSD=True"])
+    made = instantiate(cfg.dataloader.train.mapper).augmentations.augs
+    names = ["ResizeShortestEdge", "RandomCrop_CategoryAreaConstraint", "RandomFlip"]
+    assert [type(a).__name__ for a in made if type(a).__name__ in names] == names
+    assert (made[1].single_category_max_area, made[1].ignored_category) == (0.75, 255)
+    assert type(made[2].tfm).__name__ == "ColorAugSSDTransform"
+    assert list(cfg.origin.ignored) == []
 
 
 def test_a_project_registers_its_datasets_once(tmp_path, monkeypatch):
