@@ -44,6 +44,10 @@ from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 
+# A run in iterations with more epochs was probably made for more images. COCO, with 118,000 images,
+# is trained for up to 400 epochs.
+_MOST_EPOCHS, _USUAL_EPOCHS, _LARGE_DATASET = 150, 24, 20_000
+
 
 @dataclass
 class Built:
@@ -328,9 +332,21 @@ def _schedule_lines(
     return [
         f"run         {images}, {s.batch_size} per step, {workers}{micro}:"
         f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
+        *_length_note(s),
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",
+    ]
+
+
+def _length_note(s: Schedule) -> list[str]:
+    """Return a line if a length in iterations was made for a larger dataset."""
+    if s.in_epochs or s.num_images > _LARGE_DATASET or s.epochs <= _MOST_EPOCHS:
+        return []
+    return [
+        f"run         note: {s.epochs:.4g} epochs were probably meant for a larger dataset;"
+        f" train.max_epochs={_USUAL_EPOCHS} is a usual length (milestones and warm-up keep"
+        " their shares of the run)"
     ]
 
 
