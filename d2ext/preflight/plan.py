@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
@@ -265,10 +266,19 @@ def _check_results(
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
-    heads = cfg.model.get("roi_heads")
-    masks = heads is None or heads.get("mask_head") is not None
-    sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
+    sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
+
+
+def _tasks(model: Any, name: str, info: DatasetInfo) -> list[str]:
+    """Return the tasks that both the model and a test set support, as in `d2ext.Metric`."""
+    heads = model.get("roi_heads")
+    keypoints = bool(MetadataCatalog.get(name).get("keypoint_names"))
+    supported = {"bbox": True, "segm": info.masks, "keypoints": keypoints}
+    if heads is not None:
+        supported["segm"] &= heads.get("mask_head") is not None
+        supported["keypoints"] &= heads.get("keypoint_head") is not None
+    return [task for task, supports in supported.items() if supports]
 
 
 def _train_dataset(cfg: Any) -> Any:
