@@ -66,8 +66,8 @@ def _results_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        choices=["bbox", "segm", "proposals"],
-        help="tasks of the metric coco (default: bbox, and segm if there are masks)",
+        choices=["bbox", "segm", "keypoints", "proposals"],
+        help="tasks of the metric coco (default: bbox, and segm or keypoints if there are any)",
     )
     parser.add_argument(
         "--max-detections",

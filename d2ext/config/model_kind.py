@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from d2ext.config.check import target_name
 
 _BOXES_ONLY = {"RetinaNet", "FCOS"}
-_MASKS_BY_FLAG = {"GeneralizedRCNN", "PanopticFPN"}  # of yacs models
+_HEADS_BY_FLAG = {"GeneralizedRCNN", "PanopticFPN"}  # of yacs models, MASK_ON and KEYPOINT_ON
 
 
 def yacs_model(model: Any) -> Any:
@@ -33,6 +33,17 @@ def returns_masks(model: Any) -> bool:
     if kind in _BOXES_ONLY:
         return False
     if keys is not None:
-        return bool(keys.MASK_ON) or kind not in _MASKS_BY_FLAG
+        return bool(keys.MASK_ON) or kind not in _HEADS_BY_FLAG
     heads = model.get("roi_heads")
     return heads is None or heads.get("mask_head") is not None
+
+
+def returns_keypoints(model: Any) -> bool:
+    """Return whether a model predicts keypoints; models that d2ext does not know may do so."""
+    kind, keys = meta_architecture(model), yacs_model(model)
+    if kind in _BOXES_ONLY:
+        return False
+    if keys is not None:
+        return bool(keys.KEYPOINT_ON) or kind not in _HEADS_BY_FLAG
+    heads = model.get("roi_heads")
+    return heads is None or heads.get("keypoint_head") is not None

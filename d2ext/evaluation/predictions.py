@@ -34,6 +34,8 @@ from d2ext.waiting import interruptible, waiting_for
 logger = logging.getLogger(__name__)
 
 _CHUNK = 256  # images whose detections a rank sends at a time
+# Detectron2's keypoints are shifted by half a pixel: COCO's x and y are indices of pixels.
+_CORNER = np.array([0.5, 0.5, 0])
 _WRITTEN = 10_000  # detections that are converted to JSON at a time
 
 
@@ -154,12 +156,16 @@ def detections_of(place: int, instances: Any) -> Detections:
         masks = encoded_masks(instances.roi_masks, boxes, *instances.image_size)
     elif instances.has("pred_masks"):
         masks = [_encoded(mask) for mask in instances.pred_masks.numpy()]
+    keypoints = None
+    if instances.has("pred_keypoints"):
+        keypoints = instances.pred_keypoints.double().numpy() - _CORNER
     return Detections(
         np.full(len(boxes), place),
         instances.pred_classes.numpy().astype(np.int64),
         BoxMode.convert(boxes.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy(),
         instances.scores.double().numpy(),
         masks,
+        keypoints=keypoints,
     )
 
 
@@ -206,7 +212,7 @@ def _gathered(
 
 
 def _joined(parts: Sequence[Detections]) -> Detections:
-    """Concatenate detections, with masks if the first ones have masks."""
+    """Concatenate detections, with masks and keypoints if the first ones have them."""
     parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
     masks = None
     if parts[0].masks is not None:
@@ -215,7 +221,10 @@ def _joined(parts: Sequence[Detections]) -> Detections:
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("image", "label", "boxes", "scores")
     )
-    return Detections(image, label, boxes, scores, masks)
+    keypoints = None
+    if parts[0].keypoints is not None:
+        keypoints = np.concatenate([part.keypoints for part in parts if part.keypoints is not None])
+    return Detections(image, label, boxes, scores, masks, keypoints=keypoints)
 
 
 _NONE = Detections(
@@ -233,12 +242,16 @@ def results_of(
         image_ids: Image ids of the dataset, in order.
         rows: Rows of the detections to yield.
     """
-    masks = detections.masks
+    masks, keypoints = detections.masks, detections.keypoints
     columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
     chosen = np.arange(len(detections.scores))[rows].tolist()
     for row, image, label, box, score in zip(chosen, *columns, strict=True):
         result = {"image_id": image_ids[image], "category_id": label, "bbox": box, "score": score}
-        yield {**result, "segmentation": masks[row]} if masks else result
+        if masks:
+            result["segmentation"] = masks[row]
+        if keypoints is not None:
+            result["keypoints"] = keypoints[row].reshape(-1).tolist()
+        yield result
 
 
 def write_predictions(

@@ -170,7 +170,7 @@ def check_metrics(
     Args:
         evaluators: Section `evaluators` of the config.
         wanted: Key of a result for each option that refers to one.
-        sets: `(class names, whether it has masks)` for each test set.
+        sets: `(class names, tasks)` for each test set, as in `d2ext.Metric`.
 
     Raises:
         UserError: A metric's arguments are wrong, it does not fit a test set, or it does not return
@@ -179,12 +179,12 @@ def check_metrics(
     keys: set[str] = set()
     open_ended = []  # metrics and evaluators that do not declare their results
     for name, metrics in metrics_of(evaluators, list(sets)).items():
-        classes, masks = sets[name]
+        classes, tasks = sets[name]
         for metric, settings in metrics.items():
             with config_errors(f"evaluators.{metric}"):
                 made = build_metric(settings, name)
                 check_entry(f"evaluators.{metric}", made)
-                known = made.keys(classes, masks) if hasattr(made, "keys") else None
+                known = made.keys(classes, tasks) if hasattr(made, "keys") else None
             if known is None:
                 open_ended.append(f"{name}/{metric}/")
             else:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.flatten import flatten
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
-from d2ext.config.model_kind import returns_masks
+from d2ext.config.model_kind import returns_keypoints, returns_masks
 from d2ext.config.num_classes import check_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
@@ -290,9 +291,19 @@ def _check_results(
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
-    masks = returns_masks(cfg.model)
-    sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
+    sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
+
+
+def _tasks(model: Any, name: str, info: DatasetInfo) -> list[str]:
+    """Return the tasks that both the model and a test set support, as in `d2ext.Metric`."""
+    keypoints = bool(MetadataCatalog.get(name).get("keypoint_names"))
+    supported = {
+        "bbox": True,
+        "segm": info.masks and returns_masks(model),
+        "keypoints": keypoints and returns_keypoints(model),
+    }
+    return [task for task, supports in supported.items() if supports]
 
 
 def _train_dataset(cfg: Any) -> Any:

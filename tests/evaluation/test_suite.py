@@ -209,7 +209,7 @@ def test_two_processes_give_the_results_of_one(tmp_path):
 
 
 def test_results_of_evaluators_are_not_known_in_advance(datasets):
-    sets = {"suite_a": (["left"], False)}
+    sets = {"suite_a": (["left"], ["bbox"])}
     evaluators = OmegaConf.create(
         {"coco": L(CocoMetric)(), "mine": L(Count)()}, flags={"allow_objects": True}
     )
@@ -225,7 +225,7 @@ def test_a_missing_package_of_an_evaluator_is_found_before_the_run(datasets, mon
     evaluators = OmegaConf.create(
         {"panoptic": L(COCOPanopticEvaluator)()}, flags={"allow_objects": True}
     )
-    sets = {"suite_a": (["left"], False)}
+    sets = {"suite_a": (["left"], ["bbox"])}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="evaluators.panoptic: COCOPanopticEvaluator needs panopt"):
         check_metrics(evaluators, {}, sets)
