@@ -1,4 +1,4 @@
-"""A model that records its first call, which is the start of a training's first step."""
+"""A model that records its first call, which is the start of the first training step."""
 
 import os
 import time

@@ -3,7 +3,7 @@
     python benchmarks/losses.py [--options data.root=...]
 
 The lite0 recipe, with the same initial weights, batches, sampling seeds and learning rates.
-Rounding makes any two computations drift apart during a training, because proposals with almost
+Rounding makes any two computations drift apart during training, because proposals with almost
 equal scores change places. Detectron2's layers with two threads and with one show by how much.
 """
 

@@ -4,7 +4,7 @@
     python benchmarks/orphans.py --launches 50 --start module
 
 Each launch trains in two processes in its own session. Its launcher receives SIGKILL between its
-start and its first steps; ten seconds later its session must be empty. Each way to start a training
+start and its first steps; ten seconds later its session must be empty. Each way to start a run
 imports the main module of its ranks differently.
 """
 
@@ -48,7 +48,7 @@ def _living(session: int) -> list[int]:
 
 
 def _left_behind(start: list[str], seconds: float, folder: str) -> int:
-    """Start a training, kill its launcher after a delay, and count living processes 10 s later."""
+    """Start a run, kill its launcher after a delay, and count living processes 10 s later."""
     command = [sys.executable, *(word.format(folder=folder) for word in start)]
     command += ["--config-file", CONFIG, "--num-gpus", "2", "--work-dir", f"{folder}/run"]
     process = subprocess.Popen(

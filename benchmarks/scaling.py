@@ -169,7 +169,7 @@ V100; no GPU was measured here. An epoch is {IMAGES} images.
 {chr(10).join(_epoch_table(gradients, mapper["ours"]))}
 
 - **Mapper**: {mapper["ours"]:.0f} images/s on one core with all pixels decoded
-  ({mapper["machine"]}). Detectron2's mapper has {mapper["theirs"]:.0f} images/s, so it needs
+  ({mapper["machine"]}). Detectron2's mapper processes {mapper["theirs"]:.0f} images/s, so it needs
   {mapper["ratio"]:.1f} times the cores.
 - **All-reduce**: 2 (n - 1) / n times {gradients / 1e6:.0f} MB of gradients. DDP sends them during
   the backward pass, which takes about {1000 * STEP * 0.6:.0f} ms; an all-reduce that takes less is
@@ -199,7 +199,7 @@ Each node builds the store once; its ranks and loader workers read the same page
   `train.accumulate=2` exchanges half as often (and doubles the batch size, which the learning rate
   follows).
 - **The batch size** grows with the GPUs, to 128 images on 64. `--auto-scale-lr` adapts the
-  learning rate and the warm-up; whether the accuracy stays the same must be tried.
+  learning rate and the warm-up; whether the accuracy stays the same must be measured.
 - **Evaluation** (5,000 images) is divided among all ranks. One process computes the numbers, which
   takes some seconds (`eval_segm` in RESULTS.md).
 """

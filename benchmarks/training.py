@@ -69,7 +69,7 @@ FIGURES = {
 
 
 class Run:
-    """A training that runs as a command.
+    """A run started as a command.
 
     Attributes:
         speed: Steps per second, from the median after the first ones; None for fewer than three.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill, stop and damage trainings for ten minutes, and report whether a step was ever lost.
+"""Kill, stop and damage runs for ten minutes, and report whether a step was ever lost.
 
 python tests/chaos.py                 # everything: `make chaos`
 python tests/chaos.py --only killed --runs 3 --seed 5

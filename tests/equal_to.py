@@ -56,7 +56,7 @@ RESUME = ["--resume", *TINY]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A training that both trees run.
+    """A run that both trees execute.
 
     Attributes:
         name: Name of the scenario and of its run directory.

@@ -1,7 +1,7 @@
 """docs/extending.md: each section runs as it stands, from an empty folder.
 
 The listings are saved under the names in their first lines, and the commands run in a shell, where
-`d2ext` and `pip` are those of this environment: a training ends after two steps on tiny photos, and
+`d2ext` and `pip` are those of this environment: training ends after two steps on tiny photos, and
 packages go to a folder of the test.
 """
 

@@ -27,7 +27,7 @@ FLOORS = [
 ]
 COMMON = {
     *("_compat", "environment", "errors", "files", "guard", "html", "invocation", "limits"),
-    *("terminal", "text", "waiting"),
+    *("plain_pickle", "terminal", "text", "waiting"),
 }
 
 
@@ -47,6 +47,7 @@ LIGHT = [
 NOT_LIGHT = {
     "d2ext.data.datasets.class_mapping",
     "d2ext.data.datasets.mixing",
+    "d2ext.evaluation.evaluators",
     "d2ext.evaluation.predictions",
     "d2ext.evaluation.roi_masks",
     "d2ext.evaluation.suite",

@@ -47,7 +47,7 @@ def _errors(outputs):
 
 
 def test_the_cell_shows_the_training(notebook, tmp_path):
-    """With loader workers; a second training prints to its own cell, each line once."""
+    """With loader workers; a second run prints to its own cell, each line once."""
     for folder in ("a", "b"):
         outputs = notebook(f"run = d2ext.train(cfg, {folder!r})\nrun.results")
         assert not _errors(outputs), outputs

@@ -93,7 +93,7 @@ def test_a_wait_for_another_run_in_the_directory(tmp_path, held, caplog):
     held(tmp_path / ".lock")
     lock.wait_until_free(tmp_path)
     lock.release_output_dir()
-    assert [text for text in _said(caplog) if f"another process to leave {tmp_path}" in text]
+    assert [text for text in _said(caplog) if f"another process to release {tmp_path}" in text]
 
 
 def test_a_wait_for_another_process_that_reads_the_same_file(tmp_path, monkeypatch, held, caplog):

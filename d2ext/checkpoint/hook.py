@@ -56,7 +56,7 @@ class CheckpointHook(HookBase):
         self._content = content
         self._asynchronous = asynchronous
         self._writer = _Writer()
-        self._saved, self._path = -1, folder  # of no checkpoint yet
+        self._saved, self._path = -1, folder  # no checkpoint yet
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1

@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "copy": "copy a recipe to your own config file",
     "print-config": "print a config, its differences from another, or its keys",
+    "analyze": "print a model's parameters, FLOPs, and the time and memory of a step",
     "report": "write a run's report, or compare runs",
     "submit": "submit a run to Slurm; show the status or logs of jobs, or cancel them",
     "doctor": "check this installation and run one training step",

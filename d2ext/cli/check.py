@@ -32,12 +32,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="with --fix: also remove entries that you could still repair: missing, damaged or"
         " malformed images, and annotations that are outside their image or have no image",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the findings as an HTML page"
+    )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="OTHER.json",
-        help="find images that this COCO file has as well, and compare the categories",
+        help="find images that are also in this COCO file, and compare the categories",
     )
     parser.add_argument(
         "--against-images",

@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _results_parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", __doc__, _USAGE)
     parser.add_argument(
-        "predictions", type=Path, metavar="PREDICTIONS.json", help="COCO results, a list"
+        "predictions", type=Path, metavar="PREDICTIONS.json", help="list of COCO results"
     )
     parser.add_argument(
         "--dataset", type=Path, required=True, metavar="JSON", help="COCO annotations"
@@ -66,8 +66,8 @@ def _results_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        choices=["bbox", "segm", "proposals"],
-        help="tasks of the metric coco (default: bbox, and segm if there are masks)",
+        choices=["bbox", "segm", "keypoints", "proposals"],
+        help="tasks of the metric coco (default: bbox, and segm or keypoints if there are any)",
     )
     parser.add_argument(
         "--max-detections",

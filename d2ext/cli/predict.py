@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_config(parser)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, videos, or folders of both")
-    add("--weights", metavar="best|last|FILE", help="(best, or last without a best)")
+    add("--weights", metavar="best|last|FILE", help="(best if there is one, else last)")
     out = Path("work_dirs/predict")
     replaces = f"output folder; replaces earlier predictions in it ({out})"
     add("--output", type=Path, default=out, metavar="DIR", help=replaces)

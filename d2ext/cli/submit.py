@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="maximum number of requeues (100)",
     )
-    delay = "seconds to save before the time limit (120)"
+    delay = "seconds reserved for saving before the time limit (120)"
     add("--signal-delay", type=int, default=120, metavar="S", help=delay)
     add("--dry-run", action="store_true", help="check, print the plan and the sbatch file, exit")
     add("--wait", action="store_true", help="show rank 0's log; exit with the run's status")

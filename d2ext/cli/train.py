@@ -32,7 +32,7 @@ def make_train_parser(name: str) -> argparse.ArgumentParser:
     parser = make_parser(name, __doc__, "CONFIG [flags] [key=value ...]")
     add_config(parser)
     add = parser.add_argument
-    add("--num-gpus", type=int, help="processes on this machine, one per GPU or on the CPU (1)")
+    add("--num-gpus", type=int, help="processes on this machine: one per GPU, or CPU processes (1)")
     add("--num-machines", type=int, help="number of machines (1, or $NNODES)")
     add("--machine-rank", type=int, help="rank of this machine, from 0 (0, or $NODE_RANK)")
     add("--dist-url", help="rendezvous, tcp://HOST:PORT (a free port on this machine)")
@@ -58,7 +58,7 @@ def make_train_parser(name: str) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="key=value",
-        help="overrides, as after the flags",
+        help="overrides, as at the end of the command",
     )
     add("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="config overrides")
     return parser

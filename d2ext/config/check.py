@@ -69,15 +69,18 @@ def check_config(cfg: Any) -> None:
     # Types first: a field of the wrong type may be why a number is out of bounds.
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
+    for i, pattern in enumerate(found.get("train.freeze", ())):
+        if not isinstance(pattern, str):
+            raise UserError(f"train.freeze[{i}]={pattern!r}: takes str, the name of a module")
     for i, hook in enumerate(found.get("train.hooks", ())):
         if not _is_call(hook):
-            raise UserError(f"train.hooks[{i}]={hook!r}: takes dict with the _target_ of a hook")
+            raise UserError(f"train.hooks[{i}]={hook!r}: takes a dict with the _target_ of a hook")
     for i, writer in enumerate(found.get("train.writers", ())):
         if writer not in WRITERS if isinstance(writer, str) else not _is_call(writer):
             hint = did_you_mean(writer, WRITERS)
             raise UserError(
-                f"train.writers[{i}]={writer!r}: takes {', '.join(WRITERS)} or dict with the"
-                f" _target_ of a writer{hint and '; '}{hint}"
+                f"train.writers[{i}]={writer!r}: takes {', '.join(WRITERS)} or a dict with"
+                f" the _target_ of a writer{hint and '; '}{hint}"
             )
 
 
@@ -174,7 +177,7 @@ def _check_sections(values: Any) -> None:
 def _check_dict(key: str, value: Any, more: str = "") -> None:
     interpolation = isinstance(value, str) and value.startswith("${")
     if not isinstance(value, dict) and not interpolation:
-        raise UserError(f"{key}={value!r}: takes dict{more}")
+        raise UserError(f"{key}={value!r}: takes a dict{more}")
 
 
 def _resolve(cfg: Any) -> Any:

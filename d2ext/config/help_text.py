@@ -42,8 +42,14 @@ _HELP = {
         "",
         "fraction of the run; train.warmup_iters takes precedence",
     ),
-    "MultiStepParamScheduler.values": ("", "multipliers, one up to each milestone"),
-    "MultiStepParamScheduler.milestones": ("", "steps of changes; the last is the end of the run"),
+    "MultiStepParamScheduler.values": (
+        "",
+        "multipliers of the learning rate, each up to its milestone",
+    ),
+    "MultiStepParamScheduler.milestones": (
+        "",
+        "steps at which the multiplier changes; the last is the end of the run",
+    ),
     "CosineParamScheduler.start_value": ("", "multiplier at the start of the run"),
     "CosineParamScheduler.end_value": ("", "multiplier at the end of the run"),
 }

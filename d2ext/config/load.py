@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from d2ext._compat import innermost_config
+from d2ext.config.adapters import lazy, yacs
+from d2ext.config.adapters.own_data import names_own_data, use_own_data
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.registrations import registering
 from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 from d2ext.text import closest
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a link to configs/
+_OWN_DATA = RECIPES / "common" / "data" / "custom.py"
 
 
 def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
@@ -46,14 +52,13 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         raise UserError(f"the config file {path} does not exist{_similar(path)}")
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"the config file {path} is neither .py nor .yaml")
-    cfg = execute_config(path)
+    cfg, overrides = _executed(path, overrides)
     given = cfg if isinstance(cfg, DictConfig) and len(cfg) else {}  # else a list, or empty
     missing = [n for n in SECTIONS if n not in given or not isinstance(given[n], DictConfig)]
     if missing:
-        hint = " (this looks like a yacs config)" if "MODEL" in given else ""
         raise UserError(
             f"{path} has no section {', '.join(missing)}; a LazyConfig for d2ext needs"
-            f" {', '.join(SECTIONS)}{hint}"
+            f" {', '.join(SECTIONS)}, and one for Detectron2 {', '.join(lazy.SECTIONS)}"
         )
     rename_targets(cfg)
     if "dist_params" in cfg:  # MMDetection's name of `train.dist`
@@ -61,12 +66,32 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     # An override of one length clears the other, but a file that sets both is ambiguous.
     if cfg.train.get("max_epochs") is not None and cfg.train.get("max_iter") is not None:
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
-    warmup = _warmup(cfg)
+    if names_own_data(overrides):
+        use_own_data(cfg, execute_config(_OWN_DATA), overrides)
+    # Schedules of other projects count in fractions of the run, and keep them.
+    warmup = None if "origin" in cfg else _warmup(cfg)
     apply_overrides(cfg, overrides)
     if warmup and _warmup(cfg) and cfg.lr_multiplier.warmup_length == warmup[0]:
         cfg.train.warmup_iters = warmup[1]
     check_config(cfg)
     return cfg
+
+
+def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """Execute a config file, and turn a config of Detectron2, lazy or yacs, into one of d2ext.
+
+    Returns:
+        The config, and the overrides that have not been applied yet.
+    """
+    from omegaconf import DictConfig
+
+    if yacs.is_yacs(path):
+        cfg, overrides = yacs.load_yacs(path, overrides)
+    else:
+        cfg = execute_config(path)
+    if isinstance(cfg, DictConfig) and lazy.is_detectron2s(cfg):
+        lazy.adapt(cfg)
+    return cfg, overrides
 
 
 def _warmup(cfg: Any) -> tuple[float, int] | None:
@@ -102,7 +127,8 @@ def execute_config(path: Path) -> Any:
         if path.suffix != ".py":
             return parse_saved(path.read_text(encoding="utf-8"), str(path))
         # Detectron2 needs an absolute path to resolve `from ..common` in a file without a folder.
-        return LazyConfig.load(os.path.abspath(path))
+        with registering(path):
+            return LazyConfig.load(os.path.abspath(path))
     except UserError:
         raise
     except (Exception, SystemExit) as e:  # a config is code, so any error is the user's
@@ -117,6 +143,8 @@ def execute_config(path: Path) -> Any:
             folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
             if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
                 words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
+        if isinstance(cause, AssertionError) and "already registered" in words:
+            words += " choose another name for the dataset"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.

@@ -53,14 +53,14 @@ class Accepts(NamedTuple):
             return self.null
         if not self.has_type(value):
             return False
-        if self.among:
+        if self.among and isinstance(value, str):
             return value in self.among
         return not (self.least is not None and value < self.least) and (
             self.above is None or self.above < value < self.below
         )
 
     def __str__(self) -> str:
-        kinds = [*(self.among or (t.__name__ for t in self.types))]
+        kinds = [t.__name__ for t in self.types if not (self.among and t is str)] + [*self.among]
         if self.null:
             kinds.append("null")
         text = " or ".join(kinds)
@@ -94,7 +94,7 @@ def _option(default: Any, help: str, *, checked: bool = True, **bounds: Any) -> 
         default: Value in recipes, and in configs without the key.
         help: Meaning of the option.
         checked: False leaves checking the value to the code that uses it.
-        bounds: `least`, `above` and `below` of `Accepts`.
+        bounds: `among`, `least`, `above` and `below` of `Accepts`.
     """
     metadata = {"help": help, "checked": checked, "bounds": bounds}
     if isinstance(default, list):
@@ -162,10 +162,16 @@ class Dist:
 class Amp:
     """`train.amp`: mixed precision."""
 
-    enabled: bool = _option(False, "use mixed precision")
+    enabled: bool | Literal["auto"] = _option(
+        False, "use mixed precision; auto: on a GPU only", among=("auto",)
+    )
     dtype: Literal["float16", "bfloat16"] = _option(
         "float16", 'data type of mixed precision; "bfloat16" also works on the CPU'
     )
+
+    def active(self, device: str) -> bool:
+        """Return whether a run on `device` uses mixed precision."""
+        return self.enabled is True or self.enabled == "auto" and device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,9 @@ class TrainOptions:
     )
     log_period: int = _option(20, "iterations between two lines of metrics", least=1)
     warmup_iters: int | None = _option(
-        None, "iterations of linear warm-up; at most half of the run", least=0
+        None,
+        "iterations of warm-up; at most half of the run, or the schedule's own fraction if longer",
+        least=0,
     )
     seed: int = _option(
         0,
@@ -293,6 +301,11 @@ class TrainOptions:
         "stop after this number of evaluations without a better train.best.metric",
         least=1,
     )
+    freeze: list[Any] = _option(
+        [],
+        "parts of the model that are not trained, such as [backbone.bottom_up]: names of modules or"
+        " parameters, in which * matches any characters; their BatchNorm keeps its statistics",
+    )
     sync_bn: bool = _option(
         False, "compute BatchNorm statistics over all workers, if the model's norm is BN"
     )
@@ -317,6 +330,11 @@ class TrainOptions:
         ["tensorboard"],
         "writers of metrics in addition to metrics.json: mlflow, tensorboard, wandb, or a"
         " Detectron2 EventWriter with its _target_ and arguments; [tensorboard, mlflow] uses both",
+    )
+    yacs_setup: list[str] = _option(
+        [],
+        "functions, as module.function, that add a project's keys to a yacs config before its file"
+        " is read, or register its datasets",
     )
 
     @classmethod
@@ -358,7 +376,8 @@ def _accepts(annotation: Any, bounds: dict[str, Any]) -> Accepts:
     null = len(kinds) < len(parts)
     if get_origin(kinds[0]) is Literal:
         return Accepts((str,), null, get_args(kinds[0]))
-    return Accepts(tuple(get_origin(kind) or kind for kind in kinds), null, **bounds)
+    types = (str if get_origin(kind) is Literal else get_origin(kind) or kind for kind in kinds)
+    return Accepts(tuple(types), null, **bounds)
 
 
 def _options(cls: type) -> dict[str, dataclasses.Field]:
@@ -374,7 +393,7 @@ def _read(cls: Any, section: Any) -> Any:
             value = section[name]
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
-            elif name in ("hooks", "writers"):
+            elif name in ("freeze", "hooks", "writers", "yacs_setup"):
                 value = list(value)  # entries stay nodes; interpolations are resolved later
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):

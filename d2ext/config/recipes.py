@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2ext.config.load import execute_config, load_config
+from d2ext.config.load import RECIPES, execute_config, load_config
 from d2ext.config.overrides import apply_overrides
 from d2ext.errors import UserError
 from d2ext.invocation import command
 from d2ext.text import closest, did_you_mean
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a link to configs/
 _COMMON = "common"  # folder of the files that recipes import
 
 

@@ -94,7 +94,8 @@ def resolve_schedule(
             `warmup_iters` and `log_period` are read.
         batch_size: Images per optimizer step over all ranks.
         num_images: Images in the training set.
-        warmup_fraction: Fraction of the run for warm-up if `warmup_iters` is None.
+        warmup_fraction: Fraction of the run for warm-up if `warmup_iters` is None. Above a half, it
+            is also the largest fraction that `warmup_iters` may take.
         evaluates: Whether the run evaluates at all.
 
     Raises:
@@ -116,7 +117,8 @@ def resolve_schedule(
         if warmup < 0:
             raise UserError(f"train.warmup_iters={warmup} is negative")
         # Short runs have a shorter warm-up, but never start at the full rate.
-        warmup = min(warmup, max(iterations // 2, 1))
+        longest = max(iterations // 2, round(warmup_fraction * iterations), 1)
+        warmup = min(warmup, longest)
     return Schedule(
         num_images,
         batch_size,

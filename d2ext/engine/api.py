@@ -199,7 +199,7 @@ def _released(topology: Topology) -> Iterator[None]:
     """Set up the process for a run, and release everything after the block.
 
     Raises:
-        UserError: Another run is going on in this process.
+        UserError: Another run is in progress in this process.
     """
     if not _running.acquire(blocking=False):
         raise UserError(

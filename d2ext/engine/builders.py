@@ -16,15 +16,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
-from d2ext.engine.techniques import with_sync_bn
+from d2ext.engine.techniques import freeze, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.preflight.model_fields import check_levels
-from d2ext.preflight.num_classes import with_num_classes
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
 from d2ext.text import without_credentials
@@ -38,10 +38,14 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """Build the model on its device, with the data's class count and seeded initial weights."""
     options = TrainOptions.from_config(cfg.train)
     torch.manual_seed(options.seed)  # initial weights
-    model = _instantiate(with_num_classes(cfg.model, len(plan.classes)), "model")
+    config = with_device(with_num_classes(cfg.model, len(plan.classes)), plan.device)
+    model = _instantiate(config, "model")
     check_levels(cfg.model, model)
     if options.sync_bn:
         model = with_sync_bn(model, plan.device)
+    elif torch.device(plan.device).type == "cpu":
+        use_cpu_sync_bn(model)
+    freeze(model, options.freeze)
     if options.fast_layers and torch.device(plan.device).type == "cpu":
         use_fast_layers(model)
     model = model.to(plan.device)
@@ -52,6 +56,15 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
     return model
+
+
+def with_device(config: Any, device: str) -> Any:
+    """Return a model's config in which `device`, which some models have, is the run's device."""
+    if "device" not in config:
+        return config
+    config = copy.deepcopy(config)  # keeps its parent, which interpolations need
+    config.device = device
+    return config
 
 
 def _channels_last_pays(device: str) -> bool:

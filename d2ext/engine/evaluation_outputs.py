@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
+from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
 from d2ext.run_dir.schema import write_record
@@ -51,11 +52,13 @@ def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write `predictions/<dataset>.json`, `analysis/<dataset>.json` and `overlays/<dataset>/`.
 
     The analysis holds the result of `analyze` by task, and `pictures`, which maps image ids (as
-    strings) to overlays in `out`. It needs hotcoco and is skipped without it. Errors in the
-    analysis or the overlays are logged.
+    strings) to overlays in `out`. It needs hotcoco and is skipped without it. Predictions and
+    analysis are skipped if the model returns no instances. Errors in the analysis or the overlays
+    are logged.
     """
     name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
-    write_predictions(name, found, ground_truth.image_ids, out / "predictions")
+    if found is not None:
+        write_predictions(name, found, ground_truth.image_ids, out / "predictions")
     with best_effort(f"analysis and pictures of {name}"):
         _write_analysis(evaluation, out)
 
@@ -63,7 +66,7 @@ def _write_evaluation(evaluation: Evaluation, out: Path) -> None:
 def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     name, ground_truth, found = evaluation.dataset, evaluation.ground_truth, evaluation.detections
     analyses: dict[str, TaskAnalysis] = {}
-    if chosen_backend("auto") == "hotcoco":
+    if found is not None and chosen_backend("auto") == "hotcoco":
         analyses = {
             task: TaskAnalysis(**analyze(ground_truth, found, task, _PARTS))
             for task in evaluable(None, ground_truth, found)
@@ -71,17 +74,12 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
     # Prefer the analysis of the masks, because the overlays show them.
     shown = list(analyses.values())[-1].images if analyses else None
     rows = _rows(shown, ground_truth.image_ids)
-    starts = np.searchsorted(found.image, np.arange(len(ground_truth.image_ids) + 1))
     # Imported here to keep matplotlib out of the startup.
     from d2ext.visualize.overlay import write_overlays
 
     files = write_overlays(
         [evaluation.records[i] for i in rows],
-        [
-            result
-            for i in rows
-            for result in results_of(found, ground_truth.image_ids, slice(starts[i], starts[i + 1]))
-        ],
+        list(_results_in(rows, found, ground_truth.image_ids)) if found else [],
         MetadataCatalog.get(name),
         out / "overlays" / name,
         **({"score_threshold": shown.min_score} if shown and shown.min_score else {}),
@@ -92,6 +90,13 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
             for i, file in zip(rows, files, strict=True)
         }
         write_record(out / "analysis" / f"{name}.json", AnalysisRecord(analyses, pictures))
+
+
+def _results_in(rows: Sequence[int], found: Detections, image_ids: Sequence[Any]) -> Iterator[dict]:
+    """Yield the detections in the images with these indices as COCO results."""
+    starts = np.searchsorted(found.image, np.arange(len(image_ids) + 1))
+    for i in rows:
+        yield from results_of(found, image_ids, slice(starts[i], starts[i + 1]))
 
 
 def _rows(shown: RankedImages | None, image_ids: Sequence[Any]) -> list[int]:

@@ -80,7 +80,7 @@ class MetricWriter(HookBase):
 class _Tolerant:
     """Call a writer and warn of its first error; while it keeps failing, call it rarely.
 
-    No error of a writer ends a training, not even a full disk: if the run's own disk is full,
+    No error of a writer ends training, not even a full disk: if the run's own disk is full,
     metrics.json fails. A writer may wait for a server; if it fails, its calls take at most a tenth
     of the run's time.
     """

@@ -89,7 +89,7 @@ class Run:
         original_cfg: Config as passed by the caller, which is saved.
         cfg: Config with the values of this run's world size, set by `setup`.
         options: Section `train` of the config, set by `setup`.
-        schedule: Schedule of the training; None for an evaluation.
+        schedule: Schedule of training; None for an evaluation.
         user_hooks: Hooks of `train.hooks`, then those of the caller; complete after `setup`.
         state: Model, optimizer, loss scaler and averaged weights; `setup` sets it for training.
         multiplier: Learning rate schedule; `setup` sets it for training.

@@ -1,7 +1,11 @@
 """Training techniques, one function per section of `train`; off unless a recipe enables them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
@@ -12,7 +16,11 @@ from d2ext._compat import set_size_divisibility
 from d2ext.config.options import Amp, Compile
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError, config_errors
+from d2ext.text import did_you_mean, plural, shortened
 
+logger = logging.getLogger(__name__)
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # read at the first multiplication
 
 
@@ -41,7 +49,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextManager]:
     """Return a function that returns the context of a forward pass (`train.amp`)."""
-    if not amp.enabled:
+    if not amp.active(device):
         return contextlib.nullcontext
     dtype = getattr(torch, amp.dtype)
     return lambda: torch.autocast(device, dtype=dtype)
@@ -49,7 +57,7 @@ def autocast(amp: Amp, device: str) -> Callable[[], contextlib.AbstractContextMa
 
 def grad_scaler(amp: Amp, device: str) -> torch.amp.GradScaler:
     """Return the loss scaler (`train.amp`), which is enabled only for float16."""
-    return torch.amp.GradScaler(device, enabled=amp.enabled and amp.dtype == "float16")
+    return torch.amp.GradScaler(device, enabled=amp.active(device) and amp.dtype == "float16")
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -79,20 +87,77 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     Raises:
         UserError: The model has no BatchNorm, or only frozen layers.
     """
-    found = False
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            found |= isinstance(child, NaiveSyncBatchNorm)  # chosen in the model's own config
-            # Exact types only: subclasses do more, such as timm's, which include the activation.
-            if type(child) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-                found = True
-                setattr(parent, name, _naive(child) if device == "cpu" else _sync(child))
+    found = any(isinstance(child, NaiveSyncBatchNorm) for child in model.modules())
+    # Exact types only: subclasses do more, such as timm's, which include the activation.
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    found |= _replace(model, norms, _naive if device == "cpu" else _sync)
     if not found:
         raise UserError(
             "train.sync_bn=true: the model has no BatchNorm to synchronize, or only frozen layers;"
             " set norm=BN in the model's config, or train.sync_bn=false"
         )
     return model
+
+
+def use_cpu_sync_bn(model: nn.Module) -> bool:
+    """Replace torch's SyncBatchNorm, which needs a GPU, in place; return whether there was one."""
+    return _replace(model, (nn.SyncBatchNorm,), _naive)
+
+
+def _replace(model: nn.Module, types: tuple[type, ...], new: Callable[[Any], nn.Module]) -> bool:
+    """Replace all modules of exactly these types; return whether there were any."""
+    found = False
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) in types:
+                found = True
+                setattr(parent, name, new(child))
+    return found
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Exclude parts of a model from training (`train.freeze`), and log what is left.
+
+    BatchNorm layers in these parts normalize with their stored statistics, which do not change.
+
+    Args:
+        model: Model, changed in place; call this before building the optimizer.
+        patterns: Names of parameters, or of modules for all parameters in them; `*` matches any
+            characters.
+
+    Raises:
+        UserError: A pattern matches no parameter, or no parameter is left to train.
+    """
+    if not patterns:
+        return
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        matched = {name: path for name in parameters if (path := _matched(name, pattern))}
+        if not matched:
+            paths = {path for name in parameters for path in _paths(name)}
+            parts = shortened([name for name, _ in model.named_children()], 8)
+            hint = did_you_mean(pattern, sorted(paths), f"its parts are {parts}")
+            raise UserError(f"train.freeze: the model has no parameters in {pattern!r}; {hint}")
+        for name in matched:
+            parameters[name].requires_grad_(False)
+        logger.info(
+            "Frozen by train.freeze=[%s]: %s (%s)",
+            pattern,
+            shortened(list(dict.fromkeys(matched.values())), 8),
+            plural(len(matched), "tensor"),
+        )
+    for name, module in model.named_modules():
+        trains = any(p.requires_grad for p in module.parameters(recurse=False))
+        named = any(_matched(f"{name}.weight", pattern) for pattern in patterns)
+        if isinstance(module, _BATCH_NORMS) and named and not trains:
+            module.register_forward_pre_hook(_use_statistics)
+    numbers = [p.numel() for p in parameters.values() if p.requires_grad]
+    if not numbers:
+        raise UserError(f"train.freeze={list(patterns)} leaves no parameter to train; freeze less")
+    total = sum(p.numel() for p in parameters.values())
+    logger.info(
+        "%.1f of the model's %.1f million parameters train", sum(numbers) / 1e6, total / 1e6
+    )
 
 
 def compile_backbone(model: nn.Module, options: Compile) -> None:
@@ -117,6 +182,21 @@ def compile_backbone(model: nn.Module, options: Compile) -> None:
                     " FPN; set it to null"
                 )
         getattr(model, "backbone", model).compile(**options.arguments())
+
+
+def _paths(name: str) -> Iterator[str]:
+    """Yield the paths of all modules that a parameter is in, then its own name."""
+    yield from itertools.accumulate(name.split("."), "{}.{}".format)
+
+
+def _matched(name: str, pattern: str) -> str | None:
+    """Return the shortest path of a parameter that matches a pattern, or None."""
+    return next((path for path in _paths(name) if fnmatchcase(path, pattern)), None)
+
+
+def _use_statistics(norm: nn.Module, inputs: tuple) -> None:
+    """Put a frozen norm into evaluation mode, which training the model around it undoes."""
+    norm.eval()
 
 
 def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:

@@ -70,7 +70,9 @@ class TrainState:
         else:
             content = {}
             if plan.weights:
-                broadcast_from_rank0(lambda: load_weights(model, plan.weights))
+                broadcast_from_rank0(
+                    lambda: load_weights(model, plan.weights, classes=plan.classes)
+                )
             broadcast_weights(model)
         average = averaged(model, options.ema_decay) if options.ema_decay else None
         if average and "ema" in content:

@@ -1,4 +1,4 @@
-"""Analyze a detector's errors: confusion matrix, precision over recall, error causes, images.
+"""Analyze a detector's errors: confusion matrix, precision-recall curves, error causes, images.
 
 Detections are matched by hotcoco, at IoU 0.5 and with up to 100 detections per image and class. The
 results are records for JSON, with None for undefined numbers; `AnalysisRecord` is the content of
@@ -48,7 +48,7 @@ class ScoreThreshold(msgspec.Struct):
 
 
 class PRCurve(msgspec.Struct):
-    """Precision over recall.
+    """A precision-recall curve.
 
     Attributes:
         precision: Highest precision at or above each of the recalls 0, 0.01, ..., 1.
@@ -60,14 +60,14 @@ class PRCurve(msgspec.Struct):
 
 
 class ClassCurve(msgspec.Struct, kw_only=True):
-    """Precision over recall of a class.
+    """The precision-recall curve of a class.
 
     Attributes:
         name: Class name; `class` in JSON.
         objects: Number of objects.
         AP50: AP at IoU 0.5 in percent; None without objects.
         best: Score threshold with the highest F1; None without hits.
-        curve: Precision over recall.
+        curve: Precision-recall curve.
     """
 
     name: str = msgspec.field(name="class")
@@ -158,7 +158,7 @@ class TaskAnalysis(msgspec.Struct):
     Attributes:
         best_score: Score threshold with the highest F1 over all classes; None without hits.
         confusion_matrix: Confusion matrix at that threshold.
-        pr_curves: Precision over recall of each class.
+        pr_curves: Precision-recall curve of each class.
         errors: Errors by cause.
         images: Best and worst images at that threshold.
     """
@@ -217,7 +217,7 @@ class Analysis:
         return _best(*self._ranked(self._order), int(self.counted.sum()))
 
     def pr_curves(self) -> list[ClassCurve]:
-        """Return precision over recall, and the best score threshold, of each class."""
+        """Return the precision-recall curve and the best score threshold of each class."""
         objects = np.bincount(
             self._ground_truth.label[self.counted], minlength=len(self._ground_truth.classes)
         ).tolist()

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "hotcoco", "pycocotools")
 _CHUNK = 5_000  # masks processed at a time
 _IGNORED_AREA = 2e10  # above every size range, so that both backends ignore the object
+# COCO's ranges of areas, in square pixels; pycocotools lacks `small` for keypoints.
+_AREAS = {"all": [0, 1e10], "small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}
 
 
 def chosen_backend(backend: str) -> str:
@@ -43,11 +45,6 @@ def chosen_backend(backend: str) -> str:
     return backend
 
 
-def usual_tasks(with_masks: bool) -> list[str]:
-    """Return the tasks to evaluate by default."""
-    return ["bbox", "segm"] if with_masks else ["bbox"]
-
-
 def evaluable(
     tasks: Sequence[str] | None, ground_truth: GroundTruth, detections: Detections
 ) -> Sequence[str]:
@@ -58,7 +55,7 @@ def evaluable(
     """
     masks = detections.masks is not None or not len(detections.scores)
     if tasks is None:
-        return usual_tasks(masks and ground_truth.segmentations is not None)
+        return ["bbox", "segm"] if masks and ground_truth.segmentations is not None else ["bbox"]
     if "segm" in tasks and not masks:
         raise UserError("the task segm needs masks; the detections have only boxes")
     return tasks
@@ -72,17 +69,19 @@ def matched(
     max_detections: Sequence[int],
     backend: str,
     by_class: bool = True,
+    oks_sigmas: Sequence[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Match and accumulate detections as COCO does (https://cocodataset.org/#detection-eval).
 
     Args:
         ground_truth: Ground truth of the dataset.
         detections: Detections in its images.
-        task: `bbox` or `segm`.
-        iou_thresholds: (T,) increasing IoU thresholds.
+        task: `bbox`, `segm` or `keypoints`.
+        iou_thresholds: (T,) increasing thresholds of the IoU, or of keypoints' OKS.
         max_detections: M increasing limits of detections per image and class.
         backend: `hotcoco` or `pycocotools`.
         by_class: Whether to match by class; otherwise all classes are treated as one.
+        oks_sigmas: K tolerances of keypoints, as a fraction of the square root of an object's area.
 
     Returns:
         `precision` (T, 101 recalls, C, 4 sizes, M) and `recall` (T, C, 4, M): fractions, or -1
@@ -94,6 +93,10 @@ def matched(
         evaluation.params.iouThrs = iou_thresholds
         evaluation.params.maxDets = list(max_detections)
         evaluation.params.useCats = int(by_class)
+        if task == "keypoints":
+            evaluation.params.kpt_oks_sigmas = np.array(oks_sigmas)
+            evaluation.params.areaRng = list(_AREAS.values())
+            evaluation.params.areaRngLbl = list(_AREAS)
         evaluation.evaluate()
         evaluation.accumulate()
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
@@ -109,7 +112,7 @@ def hotcoco_pair(
     Args:
         ground_truth: Ground truth of the dataset.
         detections: Detections in its images.
-        task: `bbox` or `segm`.
+        task: `bbox`, `segm` or `keypoints`.
         lvis_style: Evaluate as LVIS does; LVIS has no crowds, so they are treated as difficult.
     """
     import hotcoco
@@ -118,6 +121,11 @@ def hotcoco_pair(
     crowd = ground_truth.crowd | ground_truth.group_of
     areas = _areas(ground_truth)
     images, categories = _images(ground_truth), _categories(ground_truth)
+    if task == "keypoints":
+        objects, results = _keypoint_annotations(ground_truth, detections)
+        content = {"images": images, "categories": categories, "annotations": objects}
+        gt = hotcoco.COCO(content)
+        return hotcoco.COCOeval(gt, gt.load_res(results), task)
     if lvis_style:
         areas = np.where(crowd, _IGNORED_AREA, areas)
         _add_lvis(ground_truth, images, categories)
@@ -147,19 +155,16 @@ def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: s
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    masks = task == "segm"
-    areas, shapes = detections.boxes[:, 2] * detections.boxes[:, 3], None
-    if masks:
-        shapes, areas = whole_masks(_masks(detections))
-    crowd = ground_truth.crowd | ground_truth.group_of
-    objects = _annotations(
-        ground_truth, _areas(ground_truth), _segmentations(ground_truth) if masks else None
-    )
-    for a, value in zip(objects, crowd.tolist(), strict=True):
-        a["iscrowd"] = int(value)
-    results = _annotations(detections, areas, shapes)
-    for a, score in zip(results, detections.scores.tolist(), strict=True):
-        a["score"], a["iscrowd"] = score, 0
+    if task == "keypoints":
+        objects, results = _keypoint_annotations(ground_truth, detections)
+    else:
+        masks = task == "segm"
+        areas, shapes = _box_areas(detections), None
+        if masks:
+            shapes, areas = whole_masks(_masks(detections))
+        segmentations = _segmentations(ground_truth) if masks else None
+        objects = _objects(ground_truth, _areas(ground_truth), segmentations)
+        results = _results(detections, areas, shapes)
     sides = []
     for annotations in (objects, results):
         side = COCO()
@@ -199,6 +204,41 @@ def _mask_areas(masks: Sequence[dict]) -> np.ndarray:
         counts = [c.decode("ascii") if isinstance(c, bytes) else c for c in counts]
         areas[first : first + _CHUNK] = rle_areas(counts, sizes)
     return areas
+
+
+def _keypoint_annotations(
+    ground_truth: GroundTruth, detections: Detections
+) -> tuple[list[dict], list[dict]]:
+    """Return objects and detections with keypoints; the size of a detection is that of its box."""
+    objects = _objects(ground_truth, ground_truth.areas, None)
+    results = _results(detections, _box_areas(detections), None)
+    for columns, rows in ((ground_truth, objects), (detections, results)):
+        if columns.keypoints is not None:  # None without objects
+            for a, values in zip(rows, columns.keypoints, strict=True):
+                a["keypoints"] = values.reshape(-1).tolist()
+                a["num_keypoints"] = int(np.count_nonzero(values[:, 2] > 0))
+    for i in np.flatnonzero(ground_truth.difficult).tolist():
+        objects[i]["num_keypoints"] = 0  # ignored; the area is part of OKS
+    return objects, results
+
+
+def _objects(ground_truth: GroundTruth, areas: np.ndarray, masks: Sequence | None) -> list[dict]:
+    objects = _annotations(ground_truth, areas, masks)
+    crowd = ground_truth.crowd | ground_truth.group_of
+    for a, value in zip(objects, crowd.tolist(), strict=True):
+        a["iscrowd"] = int(value)
+    return objects
+
+
+def _results(detections: Detections, areas: np.ndarray, masks: Sequence | None) -> list[dict]:
+    results = _annotations(detections, areas, masks)
+    for a, score in zip(results, detections.scores.tolist(), strict=True):
+        a["score"], a["iscrowd"] = score, 0
+    return results
+
+
+def _box_areas(detections: Detections) -> np.ndarray:
+    return detections.boxes[:, 2] * detections.boxes[:, 3]
 
 
 def _annotations(

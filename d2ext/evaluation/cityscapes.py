@@ -86,9 +86,9 @@ class CityscapesMetric:
         logger.info("Cityscapes segm:\n%s", table)
         return numbers
 
-    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+    def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset; raise UserError as `__call__` does."""
-        _check(classes, with_masks)
+        _check(classes, "segm" in tasks)
         return set(named("segm", _NAMES, np.zeros((2, len(classes))), classes, self._per_class)[0])
 
 

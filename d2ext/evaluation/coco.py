@@ -1,4 +1,7 @@
-"""COCO average precision of boxes, masks and proposals (https://cocodataset.org/#detection-eval)."""
+"""COCO average precision of boxes, masks, keypoints and proposals.
+
+See https://cocodataset.org/#detection-eval and https://cocodataset.org/#keypoints-eval.
+"""
 
 import logging
 import math
@@ -9,17 +12,23 @@ from typing import TypeGuard
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, matched, usual_tasks
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, table_text
 
 logger = logging.getLogger(__name__)
 
-_TASKS = ("bbox", "segm", "proposals")
+_TASKS = ("bbox", "segm", "keypoints", "proposals")
 _SIZES = ("all", "small", "medium", "large")
 _PROPOSALS = (100, 300, 1000)  # as in the proposal metrics of Detectron2 and MMDetection
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in COCO
 MAX_DETECTIONS = (1, 10, 100)
+_KEYPOINT_DETECTIONS = 20  # as in COCO
+# Of COCO's 17 keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
+OKS_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
 
 
 class CocoMetric:
@@ -28,16 +37,20 @@ class CocoMetric:
     `bbox` and `segm` give `AP` (the mean over the IoU thresholds), `AP50` and `AP75` (if these are
     among the thresholds), `APs`, `APm`, `APl` (objects up to 32², up to 96² and larger, in pixels),
     `AR<n>` with n detections per image and class, `ARs`, `ARm`, `ARl`, and `AP-<class>`. Results
-    without n use the largest number of detections. `proposals` treats all classes as one, and gives
-    `AR@100`, `AR@300`, `AR@1000`, `ARs@1000`, `ARm@1000`, `ARl@1000` of the boxes. Edge cases are
-    defined in `d2ext.evaluation.instances`.
+    without n use the largest number of detections. `keypoints` compares keypoints by their OKS
+    instead of the IoU, with 20 detections per image and class, and gives `AP`, `AP50`, `AP75`,
+    `APm`, `APl`, the recalls `AR`, `AR50`, `AR75`, `ARm`, `ARl`, and `AP-<class>`. `proposals`
+    treats all classes as one, and gives `AR@100`, `AR@300`, `AR@1000`, `ARs@1000`, `ARm@1000`,
+    `ARl@1000` of the boxes. Edge cases are defined in `d2ext.evaluation.instances`.
 
     Args:
-        tasks: `bbox`, `segm`, `proposals` or several; None means `bbox`, and `segm` if detections
-            and ground truth have masks.
+        tasks: `bbox`, `segm`, `keypoints`, `proposals` or several; None means `bbox`, and `segm` or
+            `keypoints` if detections and ground truth have masks or keypoints.
         per_class: Add `AP-<class>`.
-        iou_thresholds: IoU thresholds above 0, up to 1.
-        max_detections: Limits of detections per image and class, by score.
+        iou_thresholds: IoU or OKS thresholds above 0, up to 1.
+        max_detections: Limits of detections per image and class, by score; not for keypoints.
+        oks_sigmas: For each keypoint, the standard deviation of annotations divided by the square
+            root of the object's area; None means those of COCO's 17 keypoints.
         backend: `hotcoco`, `pycocotools`, or `auto`: hotcoco if it is installed.
 
     Raises:
@@ -51,6 +64,7 @@ class CocoMetric:
         iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
         max_detections: Sequence[int] = MAX_DETECTIONS,
         backend: str = "auto",
+        oks_sigmas: Sequence[float] | None = None,
     ):
         check_flags("CocoMetric", per_class=per_class)
         named = _is_list(tasks) and len(tasks) > 0 and all(task in _TASKS for task in tasks)
@@ -69,7 +83,13 @@ class CocoMetric:
                 f"CocoMetric: max_detections={max_detections!r}; give a list of increasing integers"
                 " above 0, such as [1, 10, 100]"
             )
+        if oks_sigmas is not None and not _positive(oks_sigmas):
+            raise UserError(
+                f"CocoMetric: oks_sigmas={oks_sigmas!r}; give a list of numbers above 0, one for"
+                " each keypoint, or null"
+            )
         self._tasks = tasks
+        self._oks_sigmas = list(OKS_SIGMAS if oks_sigmas is None else oks_sigmas)
         self._per_class = per_class
         self._iou_thresholds = np.array(iou_thresholds, np.float64)
         self._max_detections = list(max_detections)
@@ -84,17 +104,39 @@ class CocoMetric:
 
         Returns:
             Percent by `<task>/<name>`; NaN if the dataset has no such object.
+
+        Raises:
+            UserError: Masks or keypoints are missing, or the number of keypoints is not that of
+                `oks_sigmas`.
         """
         numbers: dict[str, float] = {}
-        for task in evaluable(self._tasks, ground_truth, detections):
+        for task in self._evaluable(ground_truth, detections):
             evaluated = self._evaluate(ground_truth, detections, task)
             numbers |= {f"{task}/{name}": value for name, value in evaluated.items()}
         return numbers
 
-    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """Return the keys of the results for a dataset."""
+    def _evaluable(self, ground_truth: GroundTruth, detections: Detections) -> list[str]:
+        tasks = list(evaluable(self._tasks, ground_truth, detections))
+        found = detections.keypoints is not None or not len(detections.scores)
+        if self._tasks is None and found and ground_truth.keypoints is not None:
+            tasks.append("keypoints")
+        if "keypoints" not in tasks:
+            return tasks
+        if not found:
+            raise UserError("the task keypoints needs keypoints; the detections have none")
+        for whose, columns in (("objects", ground_truth), ("detections", detections)):
+            wanted = len(self._oks_sigmas)
+            if columns.keypoints is not None and (n := columns.keypoints.shape[1]) != wanted:
+                raise UserError(
+                    f"the {whose} have {n} keypoints, but CocoMetric has {wanted} oks_sigmas"
+                    " (by default those of COCO's keypoints); give one for each keypoint"
+                )
+        return tasks
+
+    def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
+        """Return the keys of the results for a dataset with these tasks."""
         keys: set[str] = set()
-        for task in self._tasks or usual_tasks(with_masks):
+        for task in self._tasks or tasks:
             names = [line.name for line in self._lines(task)]
             if self._per_class and task != "proposals":
                 names += [f"AP-{name}" for name in classes]
@@ -106,6 +148,8 @@ class CocoMetric:
     ) -> dict[str, float]:
         proposals = task == "proposals"
         limits = _PROPOSALS if proposals else self._max_detections
+        if task == "keypoints":
+            limits = [_KEYPOINT_DETECTIONS]
         curves = matched(
             ground_truth,
             detections,
@@ -114,6 +158,7 @@ class CocoMetric:
             limits,
             self._backend,
             by_class=not proposals,
+            oks_sigmas=self._oks_sigmas,
         )
         lines = self._lines(task)
         numbers = {line.name: _percent(line.values(curves)) for line in lines}
@@ -126,6 +171,12 @@ class CocoMetric:
         return numbers
 
     def _lines(self, task: str) -> list["_Line"]:
+        if task == "keypoints":
+            return [
+                line
+                for name, array in (("AP", "precision"), ("AR", "recall"))
+                for line in self._keypoint_lines(name, array)
+            ]
         if task == "proposals":
             limits = [(f"AR@{limit}", i, limit) for i, limit in enumerate(_PROPOSALS)]
             last, suffix = _PROPOSALS[-1], f"@{_PROPOSALS[-1]}"
@@ -134,13 +185,27 @@ class CocoMetric:
             limits = [(f"AR{limit}", i, limit) for i, limit in enumerate(self._max_detections)]
             last, suffix = self._max_detections[-1], ""
             lines = [_Line("AP", "precision", max_detections=last)]
-            for iou in (0.5, 0.75):
-                if len(at := np.flatnonzero(np.isclose(self._iou_thresholds, iou))):
-                    name = f"AP{100 * iou:.0f}"
-                    lines.append(_Line(name, "precision", int(at[0]), max_detections=last))
+            lines += self._lines_by_threshold("AP", "precision", last)
             lines += [_Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in _SIZES[1:]]
         lines += [_Line(name, "recall", None, "all", i, limit) for name, i, limit in limits]
         return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
+
+    def _keypoint_lines(self, name: str, array: str) -> list["_Line"]:
+        last = _KEYPOINT_DETECTIONS
+        return [
+            _Line(name, array, max_detections=last),
+            *self._lines_by_threshold(name, array, last),
+            *(_Line(f"{name}{s[0]}", array, None, s, -1, last) for s in _SIZES[2:]),
+        ]
+
+    def _lines_by_threshold(self, name: str, array: str, last: int) -> list["_Line"]:
+        """Return the lines for the thresholds 0.5 and 0.75, if they are among the metric's."""
+        found = ((t, np.flatnonzero(np.isclose(self._iou_thresholds, t))) for t in (0.5, 0.75))
+        return [
+            _Line(f"{name}{100 * t:.0f}", array, int(at[0]), max_detections=last)
+            for t, at in found
+            if len(at)
+        ]
 
     def _class_rows(
         self, ground_truth: GroundTruth, detections: Detections, curves: dict, lines: list["_Line"]
@@ -202,3 +267,9 @@ def _increasing(values: object, types: tuple) -> bool:
     if not _is_list(values) or not values or not all(type(v) in types for v in values):
         return False
     return all(a < b for a, b in zip([0, *values], values, strict=False))
+
+
+def _positive(values: object) -> bool:
+    """Return whether the value is a list of numbers above 0."""
+    numbers = _is_list(values) and all(type(v) in (int, float) and v > 0 for v in values)
+    return numbers and bool(values)

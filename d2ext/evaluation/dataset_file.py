@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
 from d2ext.data.formats.coco_file import read_strict
-from d2ext.evaluation.instances import GroundTruth
+from d2ext.data.formats.json_io import read_typed
+from d2ext.errors import UserError
+from d2ext.evaluation.instances import GroundTruth, keypoint_column
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +37,27 @@ class DatasetFile:
     category_ids: Sequence[int]
 
 
-def read_dataset(path: Path, with_masks: bool) -> DatasetFile:
+class _Keypoints(msgspec.Struct, gc=False):
+    keypoints: list[float] | None = None
+
+
+class _KeypointLists(msgspec.Struct):
+    annotations: list[_Keypoints]
+
+
+def read_dataset(path: Path, with_masks: bool, with_keypoints: bool = False) -> DatasetFile:
     """Read a COCO annotation file.
 
     Args:
         path: Path of the file.
         with_masks: Read segmentations, which takes most of the time.
+        with_keypoints: Read keypoints.
 
     Raises:
-        UserError: The file is not valid, as in `read_strict`.
+        UserError: The file is not valid, as in `read_strict`, or keypoints are malformed.
     """
     coco = read_strict(path, with_masks)
+    keypoints = _read_keypoints(path) if with_keypoints else None
     if flat := int((coco.boxes[:, 2:] == 0).any(1).sum()):
         logger.warning(
             "%s: %d objects have a box without an area and always count as missed (a run drops"
@@ -67,5 +82,16 @@ def read_dataset(path: Path, with_masks: bool) -> DatasetFile:
         negatives=coco.negatives,
         not_exhaustive=coco.not_exhaustive,
         frequencies=coco.frequencies,
+        keypoints=keypoints,
     )
     return DatasetFile(path, ground_truth, list(coco.category_ids))
+
+
+def _read_keypoints(path: Path) -> np.ndarray | None:
+    """Return the keypoints of all annotations, in the order of the file as `read_strict` does."""
+    wanted = "COCO annotation file whose keypoints are lists of numbers"
+    lists = read_typed(path, _KeypointLists, wanted, "coco")
+    try:
+        return keypoint_column([annotation.keypoints for annotation in lists.annotations])
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e

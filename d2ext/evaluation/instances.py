@@ -5,8 +5,8 @@ Edge cases are defined here, once for all metrics and both backends:
 - Without detections, every object is missed, so AP and AR are 0. Without objects of some kind (a
   class, a size, or in a dataset without images or annotations at all), the result is NaN, and
   averages exclude it.
-- A detection whose score, box or box area is not finite is dropped, and the log counts these. If
-  none is left, all objects are missed.
+- A detection whose score, box, box area or keypoints are not finite is dropped, and the log counts
+  these. If none is left, all objects are missed.
 - Boxes are not clipped to the image. A box without area overlaps nothing: as a detection it is a
   false positive, as an object it is always missed.
 - A crowd is a region: any number of detections in it (intersection over the detection's own area)
@@ -18,6 +18,8 @@ Edge cases are defined here, once for all metrics and both backends:
   Conversion from VOC and Open Images sets both flags, because other programs know only crowds.
 - When masks are compared, an object without a mask gets its box as mask. The size of a detection is
   then the area of its mask, as in Detectron2, not that of its box.
+- When keypoints are compared, crowds and objects without labeled keypoints are neither hits nor
+  misses, and the region of a crowd does not matter.
 - A run-length encoding that ends before its image is filled up with background, as in hotcoco
   (pycocotools itself would not terminate). An empty or damaged one is rejected.
 - Detections with the same score are ordered by their position within an image, and by image id
@@ -63,6 +65,9 @@ class GroundTruth:
         not_exhaustive: For each image, the classes (indices) whose objects are not all annotated
             (LVIS); None if there are none.
         frequencies: C strings, LVIS's `r`, `c` or `f`; None if unknown.
+        keypoints: (N, K, 3) float64, x, y and visibility (0: not labeled) of K keypoints; zeros for
+            an object without them, None if no object has any. As in COCO files, x and y are
+            indices of pixels, 0.5 less than in Detectron2's dataset dicts.
     """
 
     image_ids: Sequence[Any]
@@ -81,6 +86,7 @@ class GroundTruth:
     negatives: Sequence[Sequence[int]] | None = None
     not_exhaustive: Sequence[Sequence[int]] | None = None
     frequencies: Sequence[str | None] | None = None
+    keypoints: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Detections:
         scores: (M,) float64.
         masks: M compressed RLEs of the image's size, or None for boxes only.
         mask_areas: (M,) float64, pixels in the masks; None if they have not been counted.
+        keypoints: (M, K, 3) float64, x, y (as in the ground truth) and score of K keypoints; None
+            if the model returns none.
     """
 
     image: np.ndarray
@@ -102,6 +110,7 @@ class Detections:
     scores: np.ndarray
     masks: Sequence[dict] | None
     mask_areas: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
 
 
 Instances = TypeVar("Instances", GroundTruth, Detections)
@@ -113,7 +122,7 @@ def ground_truth_columns(
     """Return the columns of Detectron2's dataset dicts.
 
     Annotations need `bbox`, `bbox_mode` and `category_id`, and may have `area` (by default, that of
-    the mask, else of the box), `segmentation`, `iscrowd`, `difficult` or `ignore`, and
+    the mask, else of the box), `segmentation`, `keypoints`, `iscrowd`, `difficult` or `ignore`, and
     `is_group_of`. Records may have `neg_category_ids` and `not_exhaustive_category_ids`, which
     count from 1, as in Detectron2's LVIS reader.
 
@@ -123,9 +132,9 @@ def ground_truth_columns(
         frequencies: Frequencies of the classes, for LVIS.
 
     Raises:
-        UserError: A box has another mode.
+        UserError: A box has another mode, or objects have different numbers of keypoints.
     """
-    ids, names, sizes, rows, areas, segmentations = [], [], [], [], [], []
+    ids, names, sizes, rows, areas, segmentations, keypoints = [], [], [], [], [], [], []
     lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     for i, record in enumerate(records):
         ids.append(record.get("image_id", i))
@@ -142,6 +151,7 @@ def ground_truth_columns(
                 )
             segmentation = a.get("segmentation") or None
             segmentations.append(segmentation)
+            keypoints.append(a.get("keypoints"))
             x, y, w, h = a["bbox"]
             if mode == _XYXY:
                 w, h = w - x, h - y
@@ -174,7 +184,37 @@ def ground_truth_columns(
         negatives,
         not_exhaustive,
         frequencies,
+        keypoint_column(keypoints, 0.5),
     )
+
+
+def keypoint_column(
+    values: Sequence[Sequence[float] | None], shift: float = 0.0
+) -> np.ndarray | None:
+    """Return the column `keypoints` of objects or detections.
+
+    Args:
+        values: N lists [x, y, visibility or score, ...]; None or empty for an object without any.
+        shift: Number of pixels to subtract from x and y.
+
+    Raises:
+        UserError: The lists have different lengths, or one is not a list of triples.
+    """
+    lengths = {len(v) for v in values if v}
+    if not lengths:
+        return None
+    if len(lengths) > 1 or max(lengths) % 3:
+        raise UserError(
+            f"keypoints with {' and '.join(map(str, sorted(lengths)))} numbers; give x, y and"
+            " visibility of each keypoint, and the same keypoints for all objects"
+        )
+    table = np.zeros((len(values), max(lengths)))
+    for row, v in zip(table, values, strict=True):
+        if v:
+            row[:] = v
+    keypoints = table.reshape(len(values), -1, 3)
+    keypoints[..., :2] -= shift
+    return keypoints
 
 
 def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Detections:
@@ -184,7 +224,7 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
         ground_truth: Ground truth with the images.
         results: Dicts in which `image_id` is one of `ground_truth.image_ids`, `category_id` an
             index into its classes, `bbox` [x, y, width, height] in pixels, and `segmentation` a
-            compressed RLE (in all or none).
+            compressed RLE (in all or none); `keypoints` are optional.
     """
     index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
     with_masks = bool(results) and "segmentation" in results[0]
@@ -195,22 +235,25 @@ def detection_columns(ground_truth: GroundTruth, results: Sequence[dict]) -> Det
             np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4),
             np.array([r["score"] for r in results], np.float64),
             [r["segmentation"] for r in results] if with_masks else None,
+            keypoints=keypoint_column([r.get("keypoints") for r in results]),
         )
     )
 
 
 def finite(detections: Detections) -> Detections:
-    """Return the detections with finite scores, boxes and areas; count the others in a warning.
+    """Return the detections whose numbers are all finite; count the others in a warning.
 
     Non-finite values would break the sort by score in every backend.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         size = detections.boxes[:, 2:].prod(1) + detections.boxes.sum(1)
     kept = np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1) & np.isfinite(size)
+    if detections.keypoints is not None:
+        kept &= np.isfinite(detections.keypoints).all((1, 2))
     if kept.all():
         return detections
     logger.warning(
-        "%d of %d detections dropped: their score or box is not finite",
+        "%d of %d detections dropped: their score, box or keypoints are not finite",
         np.sum(~kept),
         len(kept),
     )
@@ -221,6 +264,7 @@ def take(detections: Detections, rows: np.ndarray) -> Detections:
     """Return the detections at the given rows (int64)."""
     masks = None if detections.masks is None else [detections.masks[i] for i in rows.tolist()]
     areas = None if detections.mask_areas is None else detections.mask_areas[rows]
+    keypoints = None if detections.keypoints is None else detections.keypoints[rows]
     return Detections(
         detections.image[rows],
         detections.label[rows],
@@ -228,4 +272,5 @@ def take(detections: Detections, rows: np.ndarray) -> Detections:
         detections.scores[rows],
         masks,
         areas,
+        keypoints,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair, usual_tasks
+from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
 from d2ext.evaluation.coco import exact_100
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags
@@ -76,11 +76,11 @@ class LvisMetric:
             numbers |= {f"{task}/{name}": value for name, value in values.items()}
         return numbers
 
-    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
-        """Return the keys of the results for a dataset."""
+    def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
+        """Return the keys of the results for a dataset with these tasks."""
         names = [*_NAMES, *_RECALLS]
         names += [f"AP-{name}" for name in classes] if self._per_class else []
-        tasks = self._tasks or usual_tasks(with_masks)
+        tasks = self._tasks or [task for task in tasks if task in _TASKS]
         return {f"{task}/{name}" for task in tasks for name in names}
 
 

@@ -17,10 +17,11 @@ class Metric(Protocol):
     `Detections`: `boxes` are (N, 4) float64, [x, y, width, height] in pixels; `image` and `label`
     are (N,) int64, indices into the images and classes; `scores` are (M,) float64.
 
-    A metric may also have a method `keys(classes, with_masks)` that returns the keys of its results
-    for these class names in advance. Preflight then rejects a `train.best.metric` or `--expect`
-    that no evaluation will return. The method raises a `UserError` for a test set on which the
-    metric cannot be computed.
+    A metric may also have a method `keys(classes, tasks)` that returns the keys of its results in
+    advance, for these class names and the tasks that the test set and the model support: `bbox`,
+    and `segm` and `keypoints` if both have masks or keypoints. Preflight then rejects a
+    `train.best.metric` or `--expect` that no evaluation will return. The method raises a
+    `UserError` for a test set on which the metric cannot be computed.
 
     Examples:
         >>> import d2ext
@@ -28,7 +29,7 @@ class Metric(Protocol):
         ...     def __call__(self, ground_truth, detections):
         ...         found = (detections.scores >= 0.5).sum()
         ...         return {"bbox/count_error": abs(found - len(ground_truth.label))}
-        ...     def keys(self, classes, with_masks):
+        ...     def keys(self, classes, tasks):
         ...         return ["bbox/count_error"]
         >>> isinstance(CountError(), d2ext.Metric)  # evaluators.count = L(CountError)() in a config
         True
@@ -48,7 +49,8 @@ def check_metric(field: str, metric: Any) -> None:
     if not isinstance(metric, Metric):
         raise UserError(
             f"{field}: {type(metric).__name__} is not a metric; give a class with"
-            " __call__(ground_truth, detections) that returns numbers by <task>/<name>"
+            " __call__(ground_truth, detections) that returns numbers by <task>/<name>, or a"
+            " DatasetEvaluator of Detectron2"
         )
     try:
         inspect.signature(metric).bind(None, None)

@@ -113,7 +113,11 @@ def _evaluated(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the results, and the analyses by task; `limit` is COCO's `max_detections` or None."""
     results = read_results(predictions)
-    data = read_dataset(dataset, with_masks=not results or results[0].segmentation is not None)
+    data = read_dataset(
+        dataset,
+        with_masks=not results or results[0].segmentation is not None,
+        with_keypoints=not results or results[0].keypoints is not None,
+    )
     detections = to_detections(predictions, results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth

@@ -91,7 +91,7 @@ class OpenImagesMetric:
         logger.info("Open Images bbox, %d pairs of a class and an ancestor:\n%s", pairs, table)
         return numbers
 
-    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+    def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset; raise UserError as `__call__` does."""
         self._above_by_index(classes)
         return set(

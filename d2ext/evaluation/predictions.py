@@ -9,6 +9,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,13 +17,14 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import nn
 
 from d2ext.data.datasets.classes import ABSENT
-from d2ext.errors import UserError
+from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.files import atomic_write
@@ -32,6 +34,8 @@ from d2ext.waiting import interruptible, waiting_for
 logger = logging.getLogger(__name__)
 
 _CHUNK = 256  # images whose detections a rank sends at a time
+# Detectron2's keypoints are shifted by half a pixel: COCO's x and y are indices of pixels.
+_CORNER = np.array([0.5, 0.5, 0])
 _WRITTEN = 10_000  # detections that are converted to JSON at a time
 
 
@@ -40,8 +44,10 @@ def predict(
     loader: Any,
     image_ids: Sequence[Any],
     before_batch: Callable[[], None] = lambda: None,
+    evaluators: Mapping[str, DatasetEvaluator] = MappingProxyType({}),
+    needs_instances: bool = True,
 ) -> Detections | None:
-    """Return the detections of all ranks on the main process, and None on the others.
+    """Run a model on the batches of all ranks; return the detections on rank 0, else None.
 
     If several ranks processed an image, the first detections are used; an image that no rank
     processed, because it cannot be read, has no detections.
@@ -51,6 +57,11 @@ def predict(
         loader: Loader of this rank's batches.
         image_ids: Image ids of the dataset, in order.
         before_batch: Called before each batch.
+        evaluators: Evaluators of Detectron2 by name; they are reset, and process the outputs.
+        needs_instances: Whether the model must return instances.
+
+    Returns:
+        The detections; None on other ranks, and if the model returns no instances.
 
     Raises:
         UserError: The model does not return instances (a proposal network, for example).
@@ -61,13 +72,26 @@ def predict(
     # Keep detections in one block of memory. As small objects, they would be allocated between
     # the masks of the images, and glibc could neither reuse nor release the memory of the masks.
     kept, count = io.BytesIO(), 0
+    for evaluator in evaluators.values():
+        evaluator.reset()
+    # Evaluators may keep tensors and change them later, which inference mode forbids.
+    mode = torch.no_grad() if evaluators else torch.inference_mode()
     try:
-        with torch.inference_mode():
+        with mode:
             for inputs in filter(None, _interruptibly(loader)):  # empty without readable images
                 before_batch()
-                for sample, instances in zip(inputs, instances_of(model, inputs), strict=True):
-                    pickle.dump(detections_of(place[sample["image_id"]], instances), kept)
+                outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
+                for sample, output in zip(inputs, outputs, strict=True):
+                    if needs_instances:
+                        check_instances(output)
+                    i, detections = place[sample["image_id"]], None
+                    if "instances" in output:
+                        detections = detections_of(i, output["instances"].to("cpu"))
+                    pickle.dump((i, detections), kept)
                     count += 1
+                for name, evaluator in evaluators.items():
+                    with errors_located(f"evaluators.{name}"):
+                        evaluator.process(inputs, outputs)
     finally:
         model.train(training)
     with waiting_for("the detections of the other ranks", needed=comm.is_main_process):
@@ -92,21 +116,14 @@ def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
             iterator.close()
 
 
-def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
-    """Yield a model's detections as Instances on the CPU, in pixels of the original images.
+def outputs_of(model: nn.Module, inputs: list[dict]) -> Iterator[dict[str, Any]]:
+    """Yield a model's outputs, in pixels of the original images.
 
     With Detectron2's R-CNN, masks stay relative to their boxes (`roi_masks`); calling the model
     would paste them into images (`pred_masks`).
     """
     if type(model) is not GeneralizedRCNN:
-        for output in model(inputs):
-            if "instances" not in output:
-                raise UserError(
-                    f"the model returns {', '.join(output)}, but no instances; only detectors can"
-                    " be evaluated (CocoMetric's task proposals evaluates their boxes regardless of"
-                    f" the class); turn evaluation off ({option('--no-validate')})"
-                )
-            yield output["instances"].to("cpu")
+        yield from model(inputs)
         return
     inference: Any = model.inference
     for sample, instances in zip(inputs, inference(inputs, do_postprocess=False), strict=True):
@@ -117,23 +134,38 @@ def instances_of(model: nn.Module, inputs: list[dict]) -> Iterator[Any]:
         size = (
             sample.get(side, instances.image_size[i]) for i, side in enumerate(("height", "width"))
         )
-        yield detector_postprocess(instances, *size)
+        yield {"instances": detector_postprocess(instances, *size)}
 
 
-def detections_of(place: int, instances: Any) -> tuple[int, Detections]:
-    """Convert one image's instances from `instances_of` to detections; return them and `place`."""
+def check_instances(output: Mapping[str, Any]) -> None:
+    """Raise a UserError if a model's output contains no instances."""
+    if "instances" not in output:
+        raise UserError(
+            f"the model returns {', '.join(output)}, but no instances, which metrics need"
+            " (CocoMetric's task proposals evaluates their boxes regardless of the class); use"
+            " evaluators of Detectron2 such as SemSegEvaluator, or turn evaluation off"
+            f" ({option('--no-validate')})"
+        )
+
+
+def detections_of(place: int, instances: Any) -> Detections:
+    """Convert instances on the CPU to detections in the image with the index `place`."""
     boxes = instances.pred_boxes.tensor
     masks = None
     if instances.has("roi_masks"):
         masks = encoded_masks(instances.roi_masks, boxes, *instances.image_size)
     elif instances.has("pred_masks"):
         masks = [_encoded(mask) for mask in instances.pred_masks.numpy()]
-    return place, Detections(
+    keypoints = None
+    if instances.has("pred_keypoints"):
+        keypoints = instances.pred_keypoints.double().numpy() - _CORNER
+    return Detections(
         np.full(len(boxes), place),
         instances.pred_classes.numpy().astype(np.int64),
         BoxMode.convert(boxes.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy(),
         instances.scores.double().numpy(),
         masks,
+        keypoints=keypoints,
     )
 
 
@@ -142,7 +174,9 @@ def _encoded(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
-def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -> Detections | None:
+def _gathered(
+    mine: Iterator[tuple[int, Detections | None]], length: int, count: int
+) -> Detections | None:
     """Gather all ranks' detections in chunks, so that no message holds all those of a rank.
 
     Args:
@@ -151,11 +185,13 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
         count: Number of images in the dataset.
     """
     rounds = max(comm.all_gather(-(-length // _CHUNK)))
-    seen, parts = np.zeros(count, bool), []
+    seen, parts, lacking = np.zeros(count, bool), [], False
     for _ in range(rounds):
         chunk = list(itertools.islice(mine, _CHUNK))
-        packed = ([place for place, _ in chunk], _joined([detections for _, detections in chunk]))
-        for places, detections in comm.gather(packed):
+        found = [detections for _, detections in chunk if detections is not None]
+        packed = ([place for place, _ in chunk], len(found) < len(chunk), _joined(found))
+        for places, lacks, detections in comm.gather(packed):
+            lacking |= lacks
             new = [place for place in places if not seen[place]]
             if len(new) < len(places):
                 detections = take(detections, np.flatnonzero(np.isin(detections.image, new)))
@@ -169,12 +205,14 @@ def _gathered(mine: Iterator[tuple[int, Detections]], length: int, count: int) -
             np.sum(~seen),
             count,
         )
+    if lacking:
+        return None
     detections = _joined(parts)
     return finite(take(detections, np.argsort(detections.image, kind="stable")))
 
 
 def _joined(parts: Sequence[Detections]) -> Detections:
-    """Concatenate detections, with masks if the first ones have masks."""
+    """Concatenate detections, with masks and keypoints if the first ones have them."""
     parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
     masks = None
     if parts[0].masks is not None:
@@ -183,7 +221,10 @@ def _joined(parts: Sequence[Detections]) -> Detections:
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("image", "label", "boxes", "scores")
     )
-    return Detections(image, label, boxes, scores, masks)
+    keypoints = None
+    if parts[0].keypoints is not None:
+        keypoints = np.concatenate([part.keypoints for part in parts if part.keypoints is not None])
+    return Detections(image, label, boxes, scores, masks, keypoints=keypoints)
 
 
 _NONE = Detections(
@@ -201,12 +242,16 @@ def results_of(
         image_ids: Image ids of the dataset, in order.
         rows: Rows of the detections to yield.
     """
-    masks = detections.masks
+    masks, keypoints = detections.masks, detections.keypoints
     columns = (getattr(detections, n)[rows].tolist() for n in ("image", "label", "boxes", "scores"))
     chosen = np.arange(len(detections.scores))[rows].tolist()
     for row, image, label, box, score in zip(chosen, *columns, strict=True):
         result = {"image_id": image_ids[image], "category_id": label, "bbox": box, "score": score}
-        yield {**result, "segmentation": masks[row]} if masks else result
+        if masks:
+            result["segmentation"] = masks[row]
+        if keypoints is not None:
+            result["keypoints"] = keypoints[row].reshape(-1).tolist()
+        yield result
 
 
 def write_predictions(

@@ -17,7 +17,7 @@ from d2ext.data.formats.rle import sound_text
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import whole_masks
 from d2ext.evaluation.dataset_file import DatasetFile
-from d2ext.evaluation.instances import Detections, GroundTruth, finite
+from d2ext.evaluation.instances import Detections, GroundTruth, finite, keypoint_column
 
 _REACH = 0.05  # fraction of the image's side by which boxes may extend beyond the image
 
@@ -35,10 +35,11 @@ class Result(msgspec.Struct, gc=False):
     score: float | None
     bbox: Box | None = None
     segmentation: _Rle | None = None
+    keypoints: list[float] | None = None
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return the entries of a results file; all of them have boxes, masks or both.
+    """Return the entries of a results file; all have boxes, masks or keypoints, or several.
 
     Raises:
         UserError: The file is absent, truncated, or not a list of such entries.
@@ -48,17 +49,17 @@ def read_results(path: Path) -> list[Result]:
             path,
             list[Result],
             "list of COCO results: each has image_id, category_id, score, bbox as [x, y, width,"
-            " height] and optionally segmentation as RLE",
+            " height] and optionally segmentation as RLE and keypoints",
             "results",
         )
     lacking = {}
-    for name in ("bbox", "segmentation"):
+    for name in ("bbox", "segmentation", "keypoints"):
         values = list(map(attrgetter(name), results))
         lacking[name] = values.count(None)
         if 0 < lacking[name] < len(results):
             raise UserError(f"{path}: entry {values.index(None)} has no {name}, but others do")
     if results and all(lacking.values()):
-        raise UserError(f"{path}: entry 0 has neither bbox nor segmentation")
+        raise UserError(f"{path}: entry 0 has neither bbox, segmentation nor keypoints")
     return results
 
 
@@ -72,7 +73,8 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
 
     Raises:
         UserError: An entry has an unknown image or category, appears twice, or its mask does not
-            fit its image; or boxes are [x0, y0, x1, y1].
+            fit its image; entries have different numbers of keypoints; or boxes are [x0, y0, x1,
+            y1].
     """
     ground_truth = dataset.ground_truth
     image = _known(path, results, "image", ground_truth.image_ids, dataset.path)
@@ -82,12 +84,19 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
     if results and results[0].segmentation is not None:
         masks = [r.segmentation for r in results]
         areas = _check_masks(path, masks, image, ground_truth)
-    if results and results[0].bbox is None:
-        boxes = pycocotools.mask.toBbox(masks)
-    else:
+    try:
+        keypoints = keypoint_column([r.keypoints for r in results])
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    if not results or results[0].bbox is not None:
         boxes = box_column(results)
+    elif keypoints is None or masks is not None:
+        boxes = pycocotools.mask.toBbox(masks)
+    else:  # as in pycocotools
+        start, end = keypoints[..., :2].min(1), keypoints[..., :2].max(1)
+        boxes = np.hstack([start, end - start])
     scores = np.array(list(map(attrgetter("score"), results)), np.float64)  # None becomes NaN
-    detections = Detections(image, label, boxes, scores, masks, areas)
+    detections = Detections(image, label, boxes, scores, masks, areas, keypoints)
     if results:
         _check_boxes(path, detections, ground_truth)
     _check_distinct(path, detections)
@@ -212,6 +221,8 @@ def _overlap(boxes: np.ndarray, detections: Detections, ground_truth: GroundTrut
 def _check_distinct(path: Path, detections: Detections) -> None:
     """Check that no entry is repeated, as in files that were merged from overlapping parts."""
     columns = [detections.image, detections.label, *detections.boxes.T, detections.scores]
+    if detections.keypoints is not None:
+        columns += [*detections.keypoints.reshape(len(detections.scores), -1).T]
     columns = [column.astype(np.float64) for column in columns]
     # Sorted by a checksum, which is ten times as fast as sorting rows.
     factors = np.random.default_rng(0).integers(1, 2**63, len(columns), dtype=np.uint64) | 1

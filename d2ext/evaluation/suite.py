@@ -9,11 +9,14 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import ListConfig
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from d2ext.data.records.records import image_ids_of
 from d2ext.errors import UserError, errors_located
+from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
 from d2ext.evaluation.metric import Metric, checked_results
 from d2ext.evaluation.predictions import predict
@@ -29,47 +32,56 @@ class Evaluation:
         dataset: Name of the dataset.
         records: Detectron2 dataset dicts.
         ground_truth: Objects in the records.
-        detections: Detections of the model.
+        detections: Detections of the model; None if it returns no instances.
         results: Numbers by `<dataset>/<metric>/<task>/<name>`; NaN if undefined.
     """
 
     dataset: str
     records: Sequence[dict]
     ground_truth: GroundTruth
-    detections: Detections
+    detections: Detections | None
     results: dict[str, float]
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
-    """Return the dataset names of a test loader's config; a list means separate test sets."""
-    names = loader_cfg.dataset.names
-    return list(names) if isinstance(names, (ListConfig, list, tuple)) else [names]
+    """Return the dataset names of a loader's config; a list means separate test sets.
+
+    A loader of your own that has no `dataset.names` has none.
+    """
+    names = OmegaConf.select(loader_cfg, "dataset.names")
+    if isinstance(names, (ListConfig, list, tuple)):
+        return list(names)
+    return [] if names is None else [names]
 
 
 def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each test set, by name.
+    """Return the metrics and evaluators of each test set, by name.
 
     Args:
-        evaluators: Section `evaluators` of the config. It maps metric names to configs, for all
-            test sets, and may map the name of a test set to such a section, which replaces the
-            common metrics for that set.
+        evaluators: Section `evaluators` of the config. It maps names to lazy calls of metrics or
+            Detectron2 evaluators, for all test sets, and may map the name of a test set to such a
+            section, which replaces the common entries for that set. Null entries are left out.
         names: Names of the test sets.
 
     Raises:
         UserError: An entry is neither a metric nor the name of a dataset.
     """
-    common = {key: value for key, value in evaluators.items() if "_target_" in value}
-    own = {key: value for key, value in evaluators.items() if key not in common}
+    given = {key: value for key, value in evaluators.items() if value is not None}
+    common = {key: value for key, value in given.items() if "_target_" in value}
+    own = {key: value for key, value in given.items() if key not in common}
     if unknown := [key for key in own if key not in names and key not in DatasetCatalog.list()]:
         raise UserError(
             f"evaluators.{unknown[0]} is neither a metric (such as L(CocoMetric)()) nor the name of"
             f" a dataset; the test sets are {', '.join(names)}"
         )
-    return {name: dict(own.get(name, common)) for name in names}
+    return {
+        name: {key: value for key, value in own.get(name, common).items() if value is not None}
+        for name in names
+    }
 
 
 class Suite:
-    """Test sets of a loader's config and the metrics to compute on each of them.
+    """Test sets of a loader's config, and the metrics and evaluators to run on each of them.
 
     Args:
         loader_cfg: Config of a test loader, such as `dataloader.val`.
@@ -83,14 +95,17 @@ class Suite:
         for name in names:
             one_set = copy.deepcopy(loader_cfg)  # keeps its parent, which interpolations need
             one_set.dataset.names = name
-            made = {metric: instantiate(cfg) for metric, cfg in metrics[name].items()}
+            made = {key: build_metric(settings, name) for key, settings in metrics[name].items()}
             self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
         self._ground_truths: dict[str, GroundTruth] = {}
+        self._reported: set[str] = set()  # evaluators whose other results were reported
 
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
     ) -> list[Evaluation]:
-        """Run the model on every test set, and every metric on its predictions.
+        """Run the model on every test set, and all metrics and evaluators on its outputs.
+
+        Every rank must call it, because evaluators of Detectron2 communicate.
 
         Args:
             model: Detectron2 model; its training mode is restored.
@@ -98,28 +113,60 @@ class Suite:
 
         Returns:
             One Evaluation per test set on rank 0; an empty list on other ranks.
+
+        Raises:
+            UserError: A metric needs instances, which the model does not return.
         """
         evaluations = []
-        for name, loader, records, metrics in self._sets:
+        for name, loader, records, made in self._sets:
             start = time.perf_counter()
-            detections = predict(model, loader, image_ids_of(records), before_batch)
-            if detections is None:  # on other ranks than 0
+            evaluators = {k: e for k, e in made.items() if isinstance(e, DatasetEvaluator)}
+            metrics = {k: m for k, m in made.items() if k not in evaluators}
+            ids = image_ids_of(records)
+            detections = predict(model, loader, ids, before_batch, evaluators, bool(metrics))
+            if comm.is_main_process():
+                found = 0 if detections is None else len(detections.scores)
+                seconds = time.perf_counter() - start
+                logger.info(
+                    "%s: %d images, %d detections, %.1f s", name, len(records), found, seconds
+                )
+            results = self._results_of(evaluators, name)
+            if not comm.is_main_process():
                 continue
-            logger.info(
-                "%s: %d images, %d detections, %.1f s",
-                name,
-                len(records),
-                len(detections.scores),
-                time.perf_counter() - start,
-            )
             ground_truth = self._ground_truth(name, records)
-            results = {
-                f"{name}/{metric_name}/{key}": value
-                for metric_name, metric in metrics.items()
-                for key, value in _results(metric_name, metric, ground_truth, detections).items()
-            }
+            if detections is not None:
+                results |= {
+                    f"{name}/{key}/{result}": value
+                    for key, metric in metrics.items()
+                    for result, value in _results(key, metric, ground_truth, detections).items()
+                }
             evaluations.append(Evaluation(name, records, ground_truth, detections, results))
         return evaluations
+
+    def _results_of(
+        self, evaluators: Mapping[str, DatasetEvaluator], dataset: str
+    ) -> dict[str, float]:
+        """Return the results of Detectron2's evaluators on rank 0; call it on every rank."""
+        found: dict[str, float] = {}
+        for name, evaluator in evaluators.items():
+            with errors_located(f"evaluators.{name}"):
+                results = evaluator.evaluate()
+            if not comm.is_main_process():
+                continue
+            prefix = f"{dataset}/{name}/"
+            numbers, others = flat_results(results)
+            if others and prefix not in self._reported:
+                self._reported.add(prefix)
+                logger.warning(
+                    "%s: results that are not numbers are left out: %s",
+                    prefix[:-1],
+                    ", ".join(others),
+                )
+            # As in Detectron2's own summary, a "-" is part of the names of results by class only.
+            shown = [f"{key} {value:.2f}" for key, value in numbers.items() if "-" not in key]
+            logger.info("%s: %s", prefix[:-1], ", ".join(shown) or "no results")
+            found |= {prefix + key: value for key, value in numbers.items()}
+        return found
 
     def _ground_truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
         if name not in self._ground_truths:
@@ -129,7 +176,7 @@ class Suite:
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
             self._ground_truths[name] = ground_truth_columns(
-                records, metadata.thing_classes, frequencies
+                records, metadata.get("thing_classes", []), frequencies
             )
         return self._ground_truths[name]
 

@@ -87,7 +87,7 @@ class VocMetric:
         logger.info("Pascal VOC bbox, %s:\n%s", self._mode, table)
         return numbers
 
-    def keys(self, classes: Sequence[str], with_masks: bool) -> set[str]:
+    def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset."""
         return set(self._named(np.zeros((len(self._thresholds), len(classes))), classes)[0])
 

@@ -120,7 +120,7 @@ class FailureFolder:
                 write_failure(self._folder / f"rank-{failure.rank}.json", failure)
 
     def new(self) -> list[RankFailure]:
-        """Return the failures that ranks on any machine have written since this object exists."""
+        """Return the failures written by ranks on any machine since this object was created."""
         return [
             read_record(path, RankFailure)
             for path, changed in self._times().items()

@@ -23,16 +23,21 @@ from torch import nn
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.check import check_is_config
 from d2ext.config.load import load_config
+from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
 from d2ext.data.loading.image_io import photo_pixels, read_photo
 from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.instances import Detections, take
-from d2ext.evaluation.predictions import detections_of, instances_of, results_of
+from d2ext.evaluation.predictions import (
+    check_instances,
+    detections_of,
+    outputs_of,
+    results_of,
+)
 from d2ext.invocation import option
 from d2ext.launch.device import choose_device
-from d2ext.preflight.num_classes import check_num_classes, class_fields
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights
@@ -282,12 +287,14 @@ class Predictor:
         for batch in _batches(map(_pixels, images), batch_size):
             inputs = [self._input(image) for image in batch]
             with torch.inference_mode():
-                found = list(instances_of(self._model, inputs))
-            for image, instances in zip(batch, found, strict=True):
+                outputs = list(outputs_of(self._model, inputs))
+            for image, output in zip(batch, outputs, strict=True):
+                check_instances(output)
+                instances = output["instances"].to("cpu")
                 kept = instances.scores >= self._threshold
                 if self._kept is not None:
                     kept &= torch.isin(instances.pred_classes, self._kept)
-                yield Prediction(image, detections_of(0, instances[kept])[1], self.classes)
+                yield Prediction(image, detections_of(0, instances[kept]), self.classes)
 
     def _input(self, image: np.ndarray) -> dict[str, Any]:
         height, width = image.shape[:2]

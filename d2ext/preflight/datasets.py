@@ -52,6 +52,9 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         if not loader:
             raise UserError(f"{field} is null; set it, or train with {option('--no-validate')}")
         names = test_sets(loader)
+        if not names and split == "train":
+            notes.append(f"{field} has no dataset.names, so its data is not checked")
+            continue
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"{field}.dataset.names={names}: give the name of one or more datasets")
         for name in names:

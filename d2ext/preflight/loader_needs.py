@@ -41,7 +41,7 @@ def loader_warnings(
     for split, settings in loaders.items():
         images = 1
         if split == "train":
-            images = settings.total_batch_size // (world_size * accumulate)
+            images = settings.get("total_batch_size", 1) // (world_size * accumulate)
         lines += _warnings(f"dataloader.{split}", settings, images, here)
     return lines
 
@@ -49,7 +49,7 @@ def loader_warnings(
 def _warnings(field: str, settings: Any, images: int, here: int) -> list[str]:
     """Return the lines for one loader, with `images` images in a batch."""
     workers = settings.get("num_workers", 0)
-    if not workers:
+    if not workers or not test_sets(settings):  # a loader of your own
         return []
     samples = images * (2 * workers + 1)  # including the batch in use
     free, allowed = shared_memory_free(), open_files_allowed() - _OWN_FILES

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
@@ -17,7 +16,7 @@ from detectron2.utils.registry import locate
 from d2ext.config.options import WRITERS, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
-from d2ext.evaluation.metric import check_metric
+from d2ext.evaluation.evaluators import build_metric, check_entry
 from d2ext.evaluation.suite import metrics_of
 from d2ext.invocation import option
 
@@ -70,7 +69,7 @@ def check_options(
     follows = "nccl" if device == "cuda" else "gloo"
     if (backend := options.dist.backend or follows) != follows:
         logger.warning("train.dist.backend=%s is ignored; this device uses %s", backend, follows)
-    if options.amp.enabled and device == "cpu" and options.amp.dtype != "bfloat16":
+    if options.amp.active(device) and device == "cpu" and options.amp.dtype != "bfloat16":
         raise UserError(
             "train.amp.dtype=float16 needs a GPU, but this run is on the CPU; set"
             " train.amp.dtype=bfloat16 or train.amp.enabled=false"
@@ -166,26 +165,26 @@ def check_schedule(options: TrainOptions, schedule: Schedule) -> None:
 def check_metrics(
     evaluators: Mapping[str, Any], wanted: Mapping[str, str], sets: Mapping[str, Any]
 ) -> None:
-    """Check the metrics, and that they will return the results that options refer to.
+    """Check metrics and evaluators, and that they will return the results that options refer to.
 
     Args:
         evaluators: Section `evaluators` of the config.
         wanted: Key of a result for each option that refers to one.
-        sets: `(class names, whether it has masks)` for each test set.
+        sets: `(class names, tasks)` for each test set, as in `d2ext.Metric`.
 
     Raises:
         UserError: A metric's arguments are wrong, it does not fit a test set, or it does not return
             a result; the message names some that it does.
     """
     keys: set[str] = set()
-    open_ended = []  # metrics that do not declare their results
+    open_ended = []  # metrics and evaluators that do not declare their results
     for name, metrics in metrics_of(evaluators, list(sets)).items():
-        classes, masks = sets[name]
+        classes, tasks = sets[name]
         for metric, settings in metrics.items():
             with config_errors(f"evaluators.{metric}"):
-                made = instantiate(settings)
-                check_metric(f"evaluators.{metric}", made)
-                known = made.keys(classes, masks) if hasattr(made, "keys") else None
+                made = build_metric(settings, name)
+                check_entry(f"evaluators.{metric}", made)
+                known = made.keys(classes, tasks) if hasattr(made, "keys") else None
             if known is None:
                 open_ended.append(f"{name}/{metric}/")
             else:

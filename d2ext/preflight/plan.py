@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
+from d2ext.config.flatten import flatten
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
+from d2ext.config.model_kind import returns_keypoints, returns_masks
+from d2ext.config.num_classes import check_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
@@ -27,7 +32,6 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
-from d2ext.preflight.num_classes import check_num_classes
 from d2ext.preflight.options import (
     best_metric,
     check_flags,
@@ -40,6 +44,10 @@ from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
+
+# A run in iterations with more epochs was probably made for more images. COCO, with 118,000 images,
+# is trained for up to 400 epochs.
+_MOST_EPOCHS, _USUAL_EPOCHS, _LARGE_DATASET = 150, 24, 20_000
 
 
 @dataclass
@@ -150,14 +158,17 @@ def plan_run(
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
+    _say(lines, *_origin_lines(cfg, device))
     check_options(cfg, options, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
         cfg, scaling = scale_config(cfg, world_size)
         options = TrainOptions.from_config(cfg.train)
         _say(lines, *scaling.lines())
+    # A loader of your own may not say how many images it returns; count one per worker.
+    batch_size = cfg.dataloader.train.get("total_batch_size") or world_size
     if not eval_only:
-        check_batch(cfg.dataloader.train.total_batch_size, world_size, options.accumulate)
+        check_batch(batch_size, world_size, options.accumulate)
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
     differences = register_run_datasets(cfg)
@@ -180,7 +191,9 @@ def plan_run(
     else:
         source = options.init_checkpoint or ""
         train_dataset = _train_dataset(cfg)
-        schedule = _schedule(cfg, options, len(train_dataset), validate)
+        fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
+        num_images = _num_images(train_dataset, options, batch_size)
+        schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
         check_schedule(options, schedule)
         _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
         _say(lines, _start_line(checkpoint, resume, source))
@@ -207,6 +220,19 @@ def plan_run(
         expect=tuple(expect),
         built=Built(cfg, train_dataset),
     )
+
+
+def _origin_lines(cfg: Any, device: str) -> list[str]:
+    """Return lines about what became of a config that was not written for d2ext."""
+    origin = cfg.get("origin") or {"format": "", "changes": (), "ignored": ()}
+    lines = [f"from {origin['format']}"] if origin["format"] else []
+    lines += origin["changes"]
+    if origin["ignored"]:
+        lines.append(f"ignored: {', '.join(origin['ignored'])}")
+    norms = [value for _, value in flatten(OmegaConf.to_container(cfg.model), "model", lists=True)]
+    if device == "cpu" and "SyncBN" in norms:
+        lines.append("SyncBN, which needs a GPU, becomes NaiveSyncBatchNorm")
+    return [f"{'' if i else 'config':<12}{line}" for i, line in enumerate(lines)]
 
 
 def _say(lines: list[str], *more: str) -> None:
@@ -265,28 +291,47 @@ def _check_results(
     wanted = {f"--expect {text!r}": parse_expectation(text).key for text in expect}
     if best:
         wanted["train.best.metric"] = best
-    heads = cfg.model.get("roi_heads")
-    masks = heads is None or heads.get("mask_head") is not None
-    sets = {name: (classes, masks and info.masks) for name, info in tested.items()}
+    sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
 
 
+def _tasks(model: Any, name: str, info: DatasetInfo) -> list[str]:
+    """Return the tasks that both the model and a test set support, as in `d2ext.Metric`."""
+    keypoints = bool(MetadataCatalog.get(name).get("keypoint_names"))
+    supported = {
+        "bbox": True,
+        "segm": info.masks and returns_masks(model),
+        "keypoints": keypoints and returns_keypoints(model),
+    }
+    return [task for task, supports in supported.items() if supports]
+
+
 def _train_dataset(cfg: Any) -> Any:
-    names = cfg.dataloader.train.dataset.names
-    with config_errors(f"dataloader.train.dataset ({names})"):
-        return instantiate(cfg.dataloader.train.dataset)
+    """Build the training dataset; None for a loader of your own without the key `dataset`."""
+    if not (dataset := cfg.dataloader.train.get("dataset")):
+        return None
+    with config_errors(f"dataloader.train.dataset ({dataset.get('names')})"):
+        return instantiate(dataset)
 
 
-def _schedule(cfg: Any, options: TrainOptions, num_images: int, validate: bool) -> Schedule:
-    fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
-    batch_size = cfg.dataloader.train.total_batch_size
-    return resolve_schedule(options, batch_size, num_images, fraction, validate)
+def _num_images(dataset: Any, options: TrainOptions, batch_size: int) -> int:
+    """Return the number of images in an epoch; all of the run's, if the dataset has no length."""
+    if hasattr(dataset, "__len__"):
+        return len(dataset)
+    if options.max_iter is None:
+        raise UserError(
+            "the length of dataloader.train's dataset is unknown, so the run cannot be counted in"
+            " epochs; set train.max_iter"
+        )
+    return options.max_iter * batch_size
 
 
 def _schedule_lines(
     cfg: Any, options: TrainOptions, s: Schedule, world_size: int, dataset: Any
 ) -> list[str]:
-    images = str(dataset) if isinstance(dataset, TrainingSet) else plural(len(dataset), "image")
+    images = plural(s.num_images, "image") if hasattr(dataset, "__len__") else "unknown images"
+    if isinstance(dataset, TrainingSet):
+        images = str(dataset)
     reference, batch = options.reference_world_size, options.reference_batch_size
     tuned = ""
     if reference and batch and not options.auto_scale_lr.enabled:
@@ -298,9 +343,21 @@ def _schedule_lines(
     return [
         f"run         {images}, {s.batch_size} per step, {workers}{micro}:"
         f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
+        *_length_note(s),
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",
+    ]
+
+
+def _length_note(s: Schedule) -> list[str]:
+    """Return a line if a length in iterations was made for a larger dataset."""
+    if s.in_epochs or s.num_images > _LARGE_DATASET or s.epochs <= _MOST_EPOCHS:
+        return []
+    return [
+        f"run         note: {s.epochs:.4g} epochs were probably meant for a larger dataset;"
+        f" train.max_epochs={_USUAL_EPOCHS} is a usual length (milestones and warm-up keep"
+        " their shares of the run)"
     ]
 
 

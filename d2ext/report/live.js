@@ -16,7 +16,7 @@
 
   function update() {
     if (Date.now() / 1000 - written > patience)
-      state.textContent = `No update since ${since}; the training may have ended.`;
+      state.textContent = `No update since ${since}; training may have ended.`;
   }
   update();
   setInterval(() => (line.hidden ? location.reload() : update()), 60_000);

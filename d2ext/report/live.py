@@ -22,11 +22,11 @@ def live(run: RunRecord) -> dict[str, Any]:
 
 
 def _patience(run: RunRecord) -> float:
-    """Return the number of seconds without a new page after which a training may have ended."""
+    """Return the number of seconds without a new page after which training may have ended."""
     steps = [seconds for _, seconds in run.curves.get("time", []) if seconds > 0]
     if not steps:
         return _LEAST
-    # Names of results have four parts. The time since the last evaluation also is an interval.
+    # Names of results have four parts. The time since the last evaluation is an interval, too.
     ends = {i for name, curve in run.curves.items() if name.count("/") >= 3 for i, _ in curve}
     ends |= {-1, run.curves["time"][-1][0]}
     gap = max(b - a for a, b in pairwise(sorted(ends)))

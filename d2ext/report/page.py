@@ -35,7 +35,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
     """Write the report of a run as one self-contained file.
 
     Args:
-        run_dir: Directory of a training or evaluation. The page names missing and damaged parts.
+        run_dir: Directory of a run or an evaluation. The page names missing and damaged parts.
         page: Path of the page to write; by default, `report.html` in the run directory.
 
     Returns:
@@ -196,7 +196,7 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         curve = run.curves[name]
         return Line(label, smooth(curve), raw=curve, color=color)
 
-    pale = "Pale: logged values; strong: moving average."
+    pale = "Pale: logged values; dark: moving average."
     if "total_loss" in run.curves:
         data = chart([loss_line("total_loss", "total loss")], "total loss")
         yield _chart("Total loss", data, pale)

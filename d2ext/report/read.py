@@ -87,7 +87,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _is_running(run_dir: Path, info: RunInfo) -> bool:
-    """Return whether a training has not ended, failed or been killed, judging by recent files."""
+    """Return whether training has not ended, failed or been killed, judging by recent files."""
     if not info.max_iter or info.train_seconds is not UNSET or info.ended_by:
         return False
     files = [run_dir / name for name in ("run.json", "metrics.json")]

@@ -123,7 +123,7 @@ def _lock(output_dir: Path, wait: bool) -> FileLock:
     # On file systems without locks, filelock's fallback is a file that outlives a killed process.
     lock = FileLock(output_dir / ".lock", fallback_to_soft=False)
     try:
-        with waiting_for(f"another process to leave {output_dir}", f"at most {_TIMEOUT_S:g} s"):
+        with waiting_for(f"another process to release {output_dir}", f"at most {_TIMEOUT_S:g} s"):
             lock.acquire(_TIMEOUT_S if wait else 0)
     except Timeout:
         raise UserError(

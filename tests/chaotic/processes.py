@@ -26,7 +26,7 @@ TOOL = str(REPO / "tools/train_net.py")
 
 
 class Run:
-    """One attempt of a training; poll `ended` until it is over.
+    """One attempt of a run; poll `ended` until it is over.
 
     Args:
         folder: Run directory; the output goes to a file next to it.

@@ -87,7 +87,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("words", FORMS, ids=" ".join)
-def test_where_a_config_may_stand(words):
+def test_the_config_may_precede_or_follow_the_flags(words):
     Path("mine.py").touch()
     args = train.parse(words)
     assert (args.config_file, args.validate, args.eval_only) == ("mine.py", False, False)
@@ -118,7 +118,7 @@ def test_a_run_with_an_equals_sign_in_its_path():
     assert submit.parse(["lr=0.1"]).config_file == "lr=0.1/config.yaml"
 
 
-def test_where_a_config_may_stand_in_other_commands():
+def test_the_config_is_found_among_the_flags_of_other_commands():
     Path("mine.py").touch()
     words = ["--resume", "--", "mine.py", "a=b"]
     args, given = train.parse(words), submit.parse(words)
@@ -164,7 +164,7 @@ def test_where_a_config_may_stand_in_other_commands():
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_mistakes(d2ext_command, words, message):
+def test_invalid_command_lines_are_errors(d2ext_command, words, message):
     done = d2ext_command(*words)
     assert done.status == 2 and message in done.stderr.splitlines()[-1]
     assert done.stdout == "" and list(Path().iterdir()) == []
@@ -194,7 +194,7 @@ def test_recipes_are_listed_and_copied(d2ext_command):
     assert Path("my config.py").read_text() == before
 
 
-def test_a_module_beside_the_user_is_found(script, d2ext_command):
+def test_a_module_in_the_current_folder_is_found(script, d2ext_command):
     """As with `python -m`; installed modules come first."""
     Path("my_rates.py").write_text("RATE = 0.125\n")
     Path("torch.py").write_text("raise SystemExit('not this one')\n")
@@ -230,7 +230,7 @@ def moved(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "my runs" / "moved")
 
 
-def test_a_run_goes_on_where_it_lies(d2ext_command, moved, trained, tiny):
+def test_a_moved_run_resumes_in_its_new_place(d2ext_command, moved, trained, tiny):
     """Its folder is a config, and its usual weights are the best ones."""
     before = {file.name for file in trained.iterdir()}
     done = d2ext_command("train", moved, "--resume", "--no-validate", *tiny, "train.max_iter=5")

@@ -325,3 +325,28 @@ def test_two_processes_stop_early_together_and_synchronize(repo, tiny, sizes, tm
     done = run(*evaluate)
     assert done.returncode == 0, done.stderr
     assert _results(tmp_path / "run" / "eval")["last"]["results"] == two
+
+
+@pytest.mark.slow
+def test_frozen_parts_stay_as_they_are_through_averages_resumes_and_ranks(
+    train_net, tiny, tmp_path
+):
+    options = [*tiny, "train.freeze=[backbone.bottom_up]", "train.ema_decay=0.9"]
+    options += ["train.checkpointer.period=2"]
+    done = train_net("--no-validate", "--work-dir", tmp_path / "whole", *options)
+    assert done.status == 0, done.stderr
+    assert "Frozen by train.freeze=[backbone.bottom_up]: backbone.bottom_up" in done.stdout
+    whole = _load(tmp_path / "whole")
+    start = tmp_path / "whole" / "model_0000001.pth"
+    folder = tmp_path / "rest"
+    done = train_net("--no-validate", "--work-dir", folder, "--resume-from", start, *options)
+    assert done.status == 0, done.stderr
+    rest = _load(folder)
+    assert _same(rest["model"], whole["model"]) and _same(rest["ema"], whole["ema"])
+    folder = tmp_path / "ranks"
+    done = train_net("--no-validate", "--work-dir", folder, "--num-gpus", 2, *options)
+    assert done.status == 0, done.stderr
+    other = _load(folder)["model"]
+    assert not _same(other, _load(tmp_path / "whole", "model_0000001.pth")["model"])
+    frozen = [name for name in other if name.startswith("backbone.bottom_up.")]
+    assert frozen and all(torch.equal(other[name], whole["model"][name]) for name in frozen)

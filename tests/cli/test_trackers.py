@@ -1,4 +1,4 @@
-"""Trainings that report to MLflow, W&B and writers of the user's: real packages, offline."""
+"""Runs that report to MLflow, W&B and the user's writers: real packages, offline."""
 
 import json
 import os
@@ -69,7 +69,7 @@ class At(HookBase):
 
 
 class Desk:
-    """A folder with a module of the user's, where trainings run with a local MLflow and W&B."""
+    """A folder with a user's module, where runs have a local MLflow and W&B."""
 
     def __init__(self, folder: Path, tiny: list[str]):
         self.folder, self.tiny = folder, tiny

@@ -89,7 +89,7 @@ def test_a_hook_needs_a_target(cfg, bad):
     cfg.train.hooks = [{"_target_": "a.Hook"}, bad]
     with pytest.raises(UserError) as e:
         check_config(cfg)
-    assert str(e.value).startswith(f"train.hooks[1]={bad!r}: takes dict with the _target_")
+    assert str(e.value).startswith(f"train.hooks[1]={bad!r}: takes a dict with the _target_")
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_writer_is_a_known_name_or_has_a_target(cfg, bad, hint):
     with pytest.raises(UserError) as e:
         check_config(cfg)
     assert str(e.value) == (
-        f"train.writers[1]={bad!r}: takes mlflow, tensorboard, wandb or dict with the _target_ of a"
-        f" writer{hint}"
+        f"train.writers[1]={bad!r}: takes mlflow, tensorboard, wandb or a dict with the _target_ of"
+        f" a writer{hint}"
     )
 
 

@@ -98,7 +98,7 @@ def test_parts_of_recipes():
 @pytest.mark.parametrize(
     "name", ["custom/mask_rcnn_lite_fpn.py", "../setup.py", "/etc/hosts", "", "x" * 300]
 )
-def test_a_name_of_no_recipe(name):
+def test_an_unknown_recipe_is_an_error(name):
     with pytest.raises(UserError, match="there is no recipe") as e:
         d2ext.get_config(name)
     assert ("did you mean 'custom/mask_rcnn_lite0_fpn.py'?" in str(e.value)) == ("lite" in name)

@@ -109,7 +109,7 @@ def _recipes(draw):
 
 @settings(deadline=None)  # a busy machine is not a failure
 @given(_recipes(), WORLDS, st.none() | st.integers(1, 8))
-def test_properties(cfg, world_size, images):
+def test_scaling_is_idempotent_and_proportional(cfg, world_size, images):
     if images:
         cfg.dataloader.train.total_batch_size = world_size * images
     text = OmegaConf.to_yaml(cfg)

@@ -22,6 +22,13 @@ def test_the_epochs_of_mmdetection():
     assert schedule.warmup_iters == 5
 
 
+def test_a_schedule_that_warms_up_for_longer_keeps_its_fraction():
+    train = TrainOptions(max_iter=100, warmup_iters=1000)
+    assert resolve_schedule(train, 16, 1000, warmup_fraction=1.0).warmup_iters == 100
+    assert resolve_schedule(train, 16, 1000, warmup_fraction=0.8).warmup_iters == 80
+    assert resolve_schedule(train, 16, 1000, warmup_fraction=0.3).warmup_iters == 50
+
+
 def test_warmup_takes_at_most_half_of_a_short_run():
     assert resolve_schedule(_train(max_iter=6), 2, 10).warmup_iters == 3
     assert resolve_schedule(_train(max_iter=1), 2, 10).warmup_iters == 1

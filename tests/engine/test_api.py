@@ -254,7 +254,7 @@ def test_outside_the_main_thread(cfg, capsys):
     assert capsys.readouterr().out.count("Not in the main thread") == 1
 
 
-def test_mistakes(cfg, monkeypatch):
+def test_invalid_arguments_are_errors(cfg, monkeypatch):
     with pytest.raises(d2ext.UserError, match="give output_dir=... or set train.output_dir"):
         d2ext.train(cfg)
     with pytest.raises(d2ext.UserError, match="cfg is a str; give a config returned by"):

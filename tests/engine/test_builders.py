@@ -4,12 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch import nn
 
 from d2ext.config.load import load_config
+from d2ext.config.options import TrainOptions
 from d2ext.config.overrides import apply_overrides
+from d2ext.config.schedule import resolve_schedule
 from d2ext.engine.builders import build_model, build_multiplier
 from d2ext.errors import UserError
 
@@ -63,3 +66,17 @@ def test_errors_name_parts_in_lists_by_index():
     )
     with pytest.raises(UserError, match=r"lr_multiplier.parts\[1\] cannot be built.*groups=0"):
         build_multiplier(cfg, SimpleNamespace(warmup_iters=None))
+
+
+@pytest.mark.parametrize("length", [90000, 900])
+def test_detectron2_schedules_keep_their_shares_of_a_run_of_any_length(length):
+    found = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
+    cfg = OmegaConf.create({"lr_multiplier": found})
+    options = TrainOptions(max_iter=length)
+    fraction = cfg.lr_multiplier.warmup_length
+    schedule = resolve_schedule(options, 16, 118000, fraction)
+    assert schedule.warmup_iters == length // 90
+    multiplier = build_multiplier(cfg, schedule)
+    shares = [0, 1 / 180, 1 / 90, 0.66, 0.67, 0.88, 0.89]
+    expected = [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01]
+    assert [multiplier(share) for share in shares] == pytest.approx(expected)

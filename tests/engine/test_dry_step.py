@@ -1,4 +1,4 @@
-"""The dry step, and the explanation of errors in the first step of a training."""
+"""The dry step, and the explanation of errors in the first training step."""
 
 import itertools
 

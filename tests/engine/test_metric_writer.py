@@ -1,4 +1,4 @@
-"""Writers that fail, and trainings that fail while writers are open."""
+"""Writers that fail, and runs that fail while writers are open."""
 
 import errno
 import json

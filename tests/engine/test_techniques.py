@@ -1,5 +1,6 @@
 """Test each training technique alone: what it does to a model or a step."""
 
+import logging
 import multiprocessing
 
 import pytest
@@ -14,6 +15,7 @@ from d2ext.engine.techniques import (
     averaged,
     compile_backbone,
     deterministic,
+    freeze,
     grad_scaler,
     with_sync_bn,
 )
@@ -261,3 +263,76 @@ def test_two_ranks_normalize_over_both_batches(tmp_path):
     biased = alone[1].running_var - 0.9
     biased = 0.9 + biased * 31 / 32
     assert ended[0][1] == ended[1][1] == pytest.approx(biased.tolist(), rel=1e-4)
+
+
+class Normalized(nn.Module):
+    """A backbone and a head with BatchNorm; the loss depends on both."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(2, 1, 1), nn.BatchNorm2d(1))
+
+    def forward(self, batch):
+        images = torch.stack([sample["image"] for sample in batch])
+        return {"loss": self.head(self.backbone(images)).square().mean() + images.mean()}
+
+
+def _updated(model, patterns):
+    """Freeze parts of a model, train it for two steps, and return the entries that changed."""
+    freeze(model, patterns)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=0.1)
+    images = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(1)) + 2
+    model.train()
+    for _ in range(2):
+        sum(model([{"image": image} for image in images]).values()).backward()
+        optimizer.step()
+    return {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
+
+
+def test_frozen_parts_change_neither_weights_nor_statistics(caplog):
+    caplog.set_level(logging.INFO, logger="d2ext")
+    model = Normalized()
+    changed = _updated(model, ["backbone"])
+    assert changed and all(name.startswith("head.") for name in changed)
+    assert {f"head.1.{name}" for name in ("weight", "running_mean")} <= changed
+    assert "Frozen by train.freeze=[backbone]: backbone (4 tensors)" in caplog.text
+    assert "0.0 of the model's 0.0 million parameters train" in caplog.text
+    _, _, norm = model.train(), model([{"image": torch.ones(1, 3, 3)}]), model.backbone[1]
+    assert not norm.training and model.head[1].training
+
+
+def test_patterns_match_modules_and_parameters():
+    assert not any(n.endswith("bias") for n in _updated(Normalized(), ["*.bias"]))
+    changed = _updated(Normalized(), ["*.1"])  # both norms
+    assert {name.rpartition(".")[0] for name in changed} == {"backbone.0", "head.0"}
+    only_weight = _updated(Normalized(), ["backbone.1.weight"])
+    assert {"backbone.1.bias", "backbone.1.running_mean"} <= only_weight
+    assert "backbone.1.weight" not in only_weight
+
+
+def test_averaged_weights_keep_frozen_norms_frozen():
+    model = Normalized()
+    freeze(model, ["backbone"])
+    average = averaged(model, 0.9).module.train()
+    average([{"image": torch.full((1, 3, 3), 9.0)}, {"image": torch.zeros(1, 3, 3)}])
+    assert torch.equal(average.backbone[1].running_mean, torch.zeros(2))
+    assert average.head[1].running_mean != 0
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        (["backbon"], "no parameters in 'backbon'; did you mean 'backbone'?"),
+        (["backbone", "hed.0"], "no parameters in 'hed.0'; did you mean 'head.0'"),
+        (["query"], "no parameters in 'query'; its parts are backbone, head"),
+        (["backbone.2"], "no parameters in 'backbone.2'; did you mean"),
+        (["*"], r"train.freeze=\['\*'\] leaves no parameter to train"),
+    ],
+)
+def test_patterns_without_effect_or_without_rest_are_errors(patterns, words):
+    with pytest.raises(UserError, match=words):
+        freeze(Normalized(), patterns)

@@ -88,7 +88,7 @@ def test_dataset_dicts_as_detectron2_reads_them():
     numbers = metric(ground_truth, detection_columns(ground_truth, results))
     assert numbers["bbox/APr"] == pytest.approx(50, abs=1e-9)
     assert math.isnan(numbers["bbox/APf"]) and math.isnan(numbers["bbox/AP-dog"])
-    assert numbers.keys() == metric.keys(ground_truth.classes, with_masks=False)
+    assert numbers.keys() == metric.keys(ground_truth.classes, ["bbox"])
 
 
 def test_crowds_are_neither_hit_nor_miss(tmp_path):

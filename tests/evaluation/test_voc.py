@@ -242,7 +242,7 @@ def test_the_table_is_logged(caplog):
 @pytest.mark.parametrize("classes", [(), ("cat",), ("cat", "dog")])
 def test_keys_equal_those_of_the_results(classes, per_class):
     metric = VocMetric([0.5, 0.75], per_class=per_class)
-    assert metric.keys(classes, True) == set(metric(ground_truth([], classes), detections([])))
+    assert metric.keys(classes, ["bbox"]) == set(metric(ground_truth([], classes), detections([])))
 
 
 @pytest.mark.parametrize(

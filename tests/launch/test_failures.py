@@ -64,7 +64,7 @@ def test_crashes_are_distinguished_from_kills(by, kind):
         (RuntimeError("a storage of the wrong size, no socket"), "other"),
     ],
 )
-def test_kinds(error, kind):
+def test_the_kind_of_a_failure(error, kind):
     assert describe_failure(0, error).kind == kind
 
 

@@ -27,7 +27,7 @@ def test_one_machine_finds_a_port_below_the_ephemeral_range():
     assert 1024 < int(port) < 32768 and port_is_free(int(port))
 
 
-def test_machines():
+def test_flags_for_several_machines():
     topology = find_topology(
         {}, num_gpus=4, num_machines=2, machine_rank=1, dist_url="tcp://a:1234"
     )

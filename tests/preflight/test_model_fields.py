@@ -11,6 +11,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
 from d2ext.config.load import load_config
+from d2ext.config.num_classes import check_num_classes
 from d2ext.config.overrides import apply_overrides
 from d2ext.data.validation.dataset_dicts import DatasetSummary
 from d2ext.errors import UserError
@@ -21,7 +22,6 @@ from d2ext.preflight.model_fields import (
     detection_notes,
     size_note,
 )
-from d2ext.preflight.num_classes import check_num_classes
 
 ZOO = Path(detectron2.model_zoo.__file__).parent / "configs" / "common" / "models"
 MODELS = [path.stem for path in sorted(ZOO.glob("*.py"))]

@@ -276,7 +276,7 @@ def test_page_of_a_killed_training_says_so(show, run):
     page.clock.fast_forward(180_000)
     assert page.inner_text(".live").startswith("No update since 20")
     page = show(running(run), now=datetime.now() + timedelta(days=1))
-    assert page.inner_text(".live").endswith("; the training may have ended.")
+    assert page.inner_text(".live").endswith("; training may have ended.")
 
 
 def test_touch_zooms(show, run):

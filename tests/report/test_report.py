@@ -610,7 +610,7 @@ def test_time_until_a_training_may_have_ended(tmp_path, seconds, patience):
 
 def test_command_to_repeat_a_training(tmp_path):
     run = write_run(tmp_path)
-    assert "To repeat this training" not in page(run).text
+    assert "To repeat this run" not in page(run).text
     info = json.loads((run / "run.json").read_text())
     info["reproduce"] = "torchrun tools/train_net.py <all>"
     (run / "run.json").write_text(json.dumps(info))

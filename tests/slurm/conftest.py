@@ -174,7 +174,7 @@ def cluster(slurm: dict[str, str]) -> Iterator[Cluster]:
 def start(cluster: Cluster, tiny: list[str], tmp_path: Path) -> Callable[..., SlurmRun]:
     """Return a function that submits a tiny training on CPUs under a name.
 
-    The cluster's GPUs are fake: a training that requests them fails.
+    The cluster's GPUs are fake: a run that requests them fails.
     """
 
     def submit(

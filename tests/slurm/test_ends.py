@@ -86,7 +86,7 @@ def node(tmp_path, monkeypatch):
 
 
 def trainer(end):
-    """Return the command of a training that ends at once with the statement `end`."""
+    """Return the command of a trainer that ends at once with the statement `end`."""
     return [sys.executable, "-c", f"import os, sys; {end}"]
 
 

@@ -126,7 +126,7 @@ def test_a_reused_process_id_is_not_taken_for_the_job(run_tool, tmp_path, monkey
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Yield a function that submits shell scripts as trainings; wait for their processes."""
+    """Yield a function that submits shell scripts as trainers; wait for their processes."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = []
 

@@ -181,7 +181,7 @@ def test_a_job_resumes_after_its_node_failed(cluster, start, without_slurm):
     assert same_weights(run.directory, without_slurm(*more))
 
 
-def test_a_canceled_job_stays_away_and_two_jobs_share_a_node(cluster, start, tiny):
+def test_a_canceled_job_is_not_requeued_and_two_jobs_share_a_node(cluster, start, tiny):
     """A canceled job is not requeued; two jobs of two processes each use different ports."""
     long = start("c", more=("train.max_iter=3000",))
     flags = ("--partition", "dev", "--work-dir", long.directory, "--resume")

@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from d2ext.checkpoint.files import first_line
-from d2ext.checkpoint.weights.weight_files import OPENMMLAB, read_weights
+from d2ext.checkpoint.weights.class_rows import rows_by_class
+from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, read_weights
 from d2ext.checkpoint.weights.weight_names import Reading, readings
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
 from d2ext.modeling.backbones.timm_backbone import TimmBackbone
-from d2ext.text import plural
+from d2ext.text import plural, shortened
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
 _OPENMMLAB_NAMES = "it is from MMDetection, whose models name their tensors differently"
+_ZOO = "Detectron2 Model Zoo"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 # A convolution in a ResNet stage, as Detectron2, torchvision and timm name it.
 _CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
@@ -76,16 +79,20 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
     return local + mark + query
 
 
-def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
+def load_weights(
+    model: nn.Module, path: str, whole: bool = False, classes: Sequence[str] = ()
+) -> None:
     """Load weights of Detectron2, d2ext, torchvision, timm, Lightning or safetensors into a model.
 
     Tensors that the file lacks or has in another shape (heads for other classes) keep their initial
-    values. The log names them, and warns if the weights expect a different input from the model's.
+    values, except for the rows of classes with the same name as one in the file. The log names
+    them, and warns if the weights expect a different input from the model's.
 
     Args:
         model: Model to load the weights into.
         path: Path of a local file; a `?query`, which Detectron2 allows, is ignored.
         whole: Require all parameters of the model, because it will not be trained.
+        classes: Class names of the model; without them, no rows are matched by name.
 
     Raises:
         UserError: The file cannot be read, or too few of its tensors fit the model.
@@ -93,17 +100,20 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
     file = path.partition("?")[0]
     state = model.state_dict(keep_vars=True)
     try:
-        tensors, author = read_weights(Path(file))
-        fit = _best_fit(readings(tensors, author), state)
+        content = read_weights(Path(file))
+        fit = _best_fit(readings(content.tensors, content.author), state)
     # The libraries that read files and convert names raise many types of errors.
     except Exception as e:
         raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e
-    openmmlab = author == OPENMMLAB
+    openmmlab = content.author == OPENMMLAB
     learned = {name: tensor for name, tensor in state.items() if _is_learned(name, tensor)}
     root = _backbone(model)
     _check_depth(file, fit, _under(root, learned))
-    _check_backbone(file, fit, _under(root, learned), openmmlab)
-    missing = _missing(learned, fit)
+    _check_backbone(file, fit, _under(root, learned), openmmlab, state)
+    theirs = {name: fit.reading.tensors[source] for name, source in fit.names.items()}
+    known = _classes(file, content)
+    rows = rows_by_class(model, theirs, known, classes)
+    missing = [name for name in _missing(learned, fit) if name not in rows]
     if whole and missing:
         some = ", ".join(missing[:2]) + (" ..." if len(missing) > 2 else "")
         raise UserError(
@@ -113,13 +123,11 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
             + "; use weights of exactly this model, with the same number of classes"
         )
     _check_values(file, fit)
-    model.load_state_dict(
-        {name: fit.reading.tensors[source] for name, source in fit.sources.items()}, strict=False
-    )
+    model.load_state_dict({name: theirs[name] for name in fit.sources} | rows, strict=False)
     names = f" ({fit.reading.program})" if fit.reading.program else ""
     loaded = sum(name in fit.sources for name in learned)
     logger.info("Loaded %d of the model's %d tensors from %s%s", loaded, len(learned), file, names)
-    used = set(fit.sources.values())
+    used = {*fit.sources.values(), *(fit.names[name] for name in rows)}
     unused = [
         name
         for name in fit.reading.tensors
@@ -127,8 +135,16 @@ def load_weights(model: nn.Module, path: str, whole: bool = False) -> None:
     ]
     if missing:
         logger.info("Randomly initialized: %s", _parts(missing, fit.sources))
-    if fit.other_shapes:
-        logger.info("Different shape in the file: %s", _first(fit.other_shapes.values(), 3))
+    if rows:
+        kept, new = ([name for name in classes if (name in known) is old] for old in (True, False))
+        logger.info(
+            "Kept the rows of the classes %s%s in %s",
+            shortened(kept, 8),
+            f"; randomly initialized those of {shortened(new, 8)}" if new else "",
+            ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in rows)),
+        )
+    if shapes := [_shapes(name, fit, state) for name in fit.other_shapes if name not in rows]:
+        logger.info("Different shape in the file: %s", _first(shapes, 3))
     if unused:
         logger.info("Unused tensors of the file: %s", _parts(unused, used))
     _warn_of_frozen(file, model, missing, fit)
@@ -142,7 +158,7 @@ class _Fit:
     Attributes:
         reading: The reading.
         sources: Name in the model to name in the reading, for tensors that can be loaded.
-        other_shapes: Name in the model to a text with both shapes, where the shapes differ.
+        other_shapes: Name in the model to name in the reading, where the shapes differ.
     """
 
     reading: Reading
@@ -150,16 +166,16 @@ class _Fit:
     other_shapes: dict[str, str]
 
     @property
-    def names(self) -> int:
-        """Return how many names of the model are in the file, in any shape."""
-        return len(self.sources) + len(self.other_shapes)
+    def names(self) -> dict[str, str]:
+        """Return the names in the model that are in the file, in any shape, with those there."""
+        return self.sources | self.other_shapes
 
 
 def _best_fit(choices: Iterator[Reading], state: Mapping[str, Tensor]) -> _Fit:
     best = _fit(next(choices), state)
     for reading in choices:
-        if len(reading.tensors) > best.names:
-            best = max(best, _fit(reading, state), key=lambda fit: fit.names)
+        if len(reading.tensors) > len(best.names):
+            best = max(best, _fit(reading, state), key=lambda fit: len(fit.names))
     return best
 
 
@@ -170,7 +186,7 @@ def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
     `matching_heuristics` work the same way.
     """
     sources: dict[str, str] = {}
-    other_shapes = {}
+    other_shapes: dict[str, str] = {}
     used = set()
     for name in sorted(state, key=len):  # a suffix of several names belongs to the shortest one
         parts = name.split(".")
@@ -182,12 +198,25 @@ def _fit(reading: Reading, state: Mapping[str, Tensor]) -> _Fit:
         if source is None:
             continue
         used.add(source)
-        theirs, mine = list(reading.tensors[source].shape), list(state[name].shape)
-        if theirs == mine:
-            sources[name] = source
-        else:
-            other_shapes[name] = f"{name} is {theirs}, here {mine}"
+        same = reading.tensors[source].shape == state[name].shape
+        (sources if same else other_shapes)[name] = source
     return _Fit(reading, sources, other_shapes)
+
+
+def _shapes(name: str, fit: _Fit, state: Mapping[str, Tensor]) -> str:
+    theirs = fit.reading.tensors[fit.other_shapes[name]]
+    return f"{name} is {list(theirs.shape)}, here {list(state[name].shape)}"
+
+
+def _classes(file: str, content: WeightsFile) -> Sequence[str]:
+    """Return the class names of a file: its own, or COCO's for detectors of the model zoo.
+
+    Heads of other datasets in the zoo have other class counts.
+    """
+    zoo = content.author == _ZOO or Path(file).is_relative_to(cache_dir() / "detectron2")
+    if content.classes or not zoo:
+        return content.classes
+    return [c["name"] for c in COCO_CATEGORIES if c["isthing"]]
 
 
 def _is_learned(name: str, tensor: Tensor) -> bool:
@@ -224,12 +253,14 @@ def _stages(names: Iterable[str]) -> dict[str, set[str]]:
     return stages
 
 
-def _check_backbone(file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bool) -> None:
+def _check_backbone(
+    file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bool, state: Mapping[str, Tensor]
+) -> None:
     taken = sum(name in fit.sources for name in backbone)
     if 2 * taken >= len(backbone):
         return
     why = f"the file has {_first(fit.reading.tensors, 2)}, the model {_first(backbone, 2)}"
-    if shapes := [fit.other_shapes[name] for name in backbone if name in fit.other_shapes]:
+    if shapes := [_shapes(name, fit, state) for name in backbone if name in fit.other_shapes]:
         why = f"in the file {_first(shapes, 1)}"
     remedy = "use weights for this backbone"
     if openmmlab:

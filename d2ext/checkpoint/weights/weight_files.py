@@ -5,10 +5,9 @@ import logging
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2ext.checkpoint.files import damage
+from d2ext.plain_pickle import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,25 @@ _HARMLESS: list[Callable | tuple[Callable, str]] = [
 ]
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+class WeightsFile(NamedTuple):
+    """Content of a weights file.
+
+    Attributes:
+        tensors: Tensors by name.
+        author: `__author__` in files of the model zoo, `OPENMMLAB`, or "" if unknown.
+        classes: Class names, which d2ext's checkpoints hold; empty if unknown.
+    """
+
+    tensors: dict[str, Tensor]
+    author: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> WeightsFile:
     """Read a weights file; its first bytes, not its name, determine the format.
 
     Args:
         path: Path of a file from torch, Detectron2's model zoo, Detectron1 or safetensors.
-
-    Returns:
-        The tensors by name, and the author of the file: `__author__` in files of the model zoo,
-        `OPENMMLAB`, or "" if unknown.
 
     Raises:
         ValueError: The file is damaged, is not a weights file, or holds more than tensors; the
@@ -71,14 +81,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
             raise ValueError(f"it is damaged or incomplete ({e}); {_AGAIN}") from e
     elif head.startswith(b"\x80"):  # a pickle
         with open(path, "rb") as f:
-            content = _PlainUnpickler(f, encoding="latin1").load()
+            content = read_pickle(f, _REMEDY)
     else:
         raise ValueError("it is not a torch, pickle or safetensors file")
     tensors = _tensors(content)
     heads = ("neck.", "bbox_head.", "roi_head.")
     if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
-        return tensors, OPENMMLAB
-    return tensors, str(content.get("__author__", ""))
+        return WeightsFile(tensors, OPENMMLAB)
+    classes: Any = content.get("classes")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    author = str(content.get("__author__", ""))
+    return WeightsFile(tensors, author, tuple(classes) if named else ())
 
 
 def _refuse_text(head: bytes) -> None:
@@ -162,29 +175,3 @@ def _direct(content: Any) -> dict[str, Tensor]:
         and not name.endswith("_momentum")
     }
     return tensors if any(tensor.ndim for tensor in tensors.values()) else {}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Read numpy arrays and plain containers, and refuse everything else.
-
-    https://docs.python.org/3/library/pickle.html#restricting-globals
-    """
-
-    _ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],
-        ("numpy.core.multiarray", "scalar"): _scalar,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("_codecs", "encode"):  # Python 3 writes byte strings this way
-            return super().find_class(module, name)
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}; only arrays and plain containers are read; {_REMEDY}"
-            ) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
+from d2ext.data.datasets.keypoints import keypoint_metadata
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.detect_format import detect_built_in, detect_format
@@ -26,7 +27,7 @@ from d2ext.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A function that loads a dataset, and what is known before it is called.
+    """A dataset: a function that loads it, and what is known before that.
 
     A dataset function, which a config names in `datasets`, returns one.
 
@@ -35,8 +36,7 @@ class Dataset:
             may be Python's, numpy's or torch's, and masks polygons, RLE or arrays.
         classes: Class names, indexed by `category_id`.
         metadata: More entries for Detectron2's MetadataCatalog; `load` may add entries from the
-            annotations. `left_out` is the number of skipped objects by reason, `keypoints` the
-            number of objects whose keypoints are not read.
+            annotations. `left_out` is the number of skipped objects by reason.
 
     Examples:
         >>> import d2ext
@@ -92,6 +92,7 @@ def coco_dataset(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     boxes_as_masks: bool = False,
+    flip_map: Sequence[Sequence[str]] | None = None,
 ) -> Dataset:
     """Declare photos annotated in a COCO JSON.
 
@@ -101,6 +102,8 @@ def coco_dataset(
         classes: Names of the classes to use; None uses the categories of the file, ordered by id.
         palette: One RGB color (0 to 255) per class, for pictures.
         boxes_as_masks: Whether objects without an outline get their box as one.
+        flip_map: Pairs of keypoint names that a horizontal flip exchanges; None takes the names
+            that differ only in left and right.
     """
     if classes is None:
         names = tuple(cached_value(json_file, "coco_classes", lambda: coco_classes(json_file)))
@@ -112,7 +115,9 @@ def coco_dataset(
         records = cached_coco_records(json_file, image_root, classes)
         # Detectron2 also uses this entry to write results with the category ids of the file.
         metadata[FILE_IDS] = dict(records.info["category_ids"])
-        metadata.update({key: records.info[key] for key in ("left_out", "keypoints")})
+        metadata["left_out"] = records.info["left_out"]
+        keypoints = records.info["keypoints"], records.info["skeleton"]
+        metadata.update(keypoint_metadata(*keypoints, records.columns, flip_map))
         return with_outlines(records) if boxes_as_masks else records
 
     return Dataset(load, names, metadata)
@@ -157,6 +162,7 @@ def annotated_dataset(
     palette: Sequence[Sequence[int]] | None = None,
     missing_ok: bool = False,
     boxes_as_masks: bool = False,
+    flip_map: Sequence[Sequence[str]] | None = None,
     **options: str | None,
 ) -> Dataset:
     """Declare annotated photos in a format that is detected from the file.
@@ -172,6 +178,7 @@ def annotated_dataset(
         missing_ok: Whether a class may be missing from the file, as in a validation set; it then
             has no objects. Otherwise a missing class is an error.
         boxes_as_masks: Whether objects without an outline get their box as one.
+        flip_map: As in `coco_dataset`; only for COCO files.
         attribute (str or null): The attribute that holds the class of VIA's regions; None detects
             it.
         options: `Format.options` of all formats, including `attribute`. A format ignores the
@@ -188,8 +195,10 @@ def annotated_dataset(
     own = cached_value(json_file, "built-in format", lambda: detect_built_in(json_file))
     form = formats()[own or detect_format(json_file)]
     declare = pkgutil.resolve_name(form.dataset) if form.dataset else partial(format_dataset, form)
-    options = {name: value for name, value in options.items() if name in form.options}
-    reader = partial(declare, json_file, image_root, boxes_as_masks=boxes_as_masks, **options)
+    more: dict[str, Any] = {name: options[name] for name in form.options if name in options}
+    if flip_map is not None:
+        more["flip_map"] = flip_map
+    reader = partial(declare, json_file, image_root, boxes_as_masks=boxes_as_masks, **more)
     dataset = reader(classes, palette)
     if classes is None or not missing_ok:
         return dataset

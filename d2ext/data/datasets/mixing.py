@@ -1,11 +1,12 @@
-"""Build the set of training images: join datasets, drop some images and repeat others."""
+"""Build the sets of training and test images: join datasets, drop images and repeat others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from d2ext.data.datasets.proposals import with_proposals
 from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.loading.sampler import epoch_length
 from d2ext.data.records.columns import Columns
@@ -21,11 +22,13 @@ class TrainingSet:
         records: Detectron2 dataset dicts; objects that are not trained on are marked as crowds.
         repeats: Mean number of times that each record is shown per epoch, float array (N,).
         left_out: Number of images without objects that `filter_empty` dropped.
+        few_keypoints: Number of other images that `min_keypoints` dropped.
     """
 
     records: Sequence[dict]
     repeats: np.ndarray
     left_out: int = 0
+    few_keypoints: int = 0
 
     def __len__(self) -> int:
         """Return the number of images per epoch."""
@@ -36,6 +39,8 @@ class TrainingSet:
         text = f"{len(self)} images"
         if self.left_out:
             text += f" ({self.left_out} without objects dropped, filter_empty)"
+        if self.few_keypoints:
+            text += f" ({self.few_keypoints} with few keypoints dropped, min_keypoints)"
         if len(self) != len(self.records):
             most = f"{self.repeats.max():.3g}"
             text += f" from {len(self.records)}, repeated up to {most} times"
@@ -47,8 +52,13 @@ def training_set(
     filter_empty: bool = True,
     repeat: int | Sequence[int] = 1,
     oversample_threshold: float | None = None,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+    subset: float | None = None,
 ) -> TrainingSet:
     """Combine registered datasets, like MMDetection's Concat-, Repeat- and ClassBalancedDataset.
+
+    With the arguments of Detectron2's `get_detection_dataset_dicts`, the records are the same.
 
     Args:
         names: One dataset, or several to join.
@@ -57,6 +67,10 @@ def training_set(
         oversample_threshold: If fewer than this fraction of the images (of all `names`, without
             dropped ones) contain a class, the images with it are shown more often: on average
             sqrt(threshold / fraction) times (Gupta et al. 2019, LVIS; the paper uses 0.001).
+        min_keypoints: Number of labeled keypoints below which images are dropped.
+        proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
+        subset: Fraction of the images to train on, chosen at random and the same in each run; None
+            is all. Use it to measure how accuracy depends on the amount of data.
 
     Raises:
         UserError: An argument is invalid, or no image is left.
@@ -69,13 +83,21 @@ def training_set(
             f"{field}.repeat={repeat}: give a positive integer, or one for each of"
             f" {', '.join(names)}"
         )
-    parts, repeats, left_out = [], [], 0
-    for name, count in zip(names, times, strict=True):
-        every = DatasetCatalog.get(name)
-        kept = columns_of(every).objects > 0 if filter_empty else np.ones(len(every), bool)
-        left_out += int(np.sum(~kept))
+    parts, repeats, left_out, few = [], [], 0, 0
+    for every, count in zip(_loaded(names, proposal_files), times, strict=True):
+        columns, kept = columns_of(every), np.ones(len(every), bool)
+        if len(every) and "annotations" in every[0]:  # some datasets only have maps of stuff
+            filled = columns.objects > 0 if filter_empty else kept
+            kept = filled & (columns.labeled_keypoints >= min_keypoints)
+            left_out += int(np.sum(~filled))
+            few += int(np.sum(filled & ~kept))
         parts.append(every if kept.all() else select(every, kept))
         repeats += [float(count)] * len(parts[-1])
+    if not repeats and few:
+        raise UserError(
+            f"{', '.join(names)}: no image has {min_keypoints} labeled keypoints; annotate some, or"
+            f" lower {field}.min_keypoints"
+        )
     if not repeats:
         raise UserError(
             f"{', '.join(names)}: no image has an object; annotate some, or set"
@@ -83,6 +105,9 @@ def training_set(
         )
     records = parts[0] if len(parts) == 1 else join(parts)
     factors = np.array(repeats)
+    if subset is not None:
+        chosen = _random_subset(len(records), subset)
+        records, factors = select(records, chosen), factors[chosen]
     if oversample_threshold is not None:
         if not isinstance(oversample_threshold, int | float) or not 0 < oversample_threshold <= 1:
             raise UserError(
@@ -90,7 +115,31 @@ def training_set(
                 " images above 0 and up to 1, or null"
             )
         factors *= _rare(columns_of(records), oversample_threshold)
-    return TrainingSet(applied(records, _others_as_crowds), factors, left_out)
+    return TrainingSet(applied(records, _others_as_crowds), factors, left_out, few)
+
+
+def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Iterator[Sequence[dict]]:
+    """Yield the records of each dataset, with the proposals of its file, if there are any."""
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise UserError(
+            f"proposal_files={list(proposal_files)}: give a file for each of {', '.join(names)}"
+        )
+    for i, name in enumerate(names):
+        records = DatasetCatalog.get(name)
+        yield with_proposals(records, proposal_files[i], name) if proposal_files else records
+
+
+def _random_subset(count: int, fraction: float) -> np.ndarray:
+    """Return which of `count` images to train on, as a bool array (count,)."""
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        raise UserError(
+            f"dataloader.train.dataset.subset={fraction}: give a fraction of the images above 0 and"
+            " up to 1, or null"
+        )
+    chosen = np.zeros(count, bool)
+    order = np.random.default_rng(0).permutation(count)
+    chosen[order[: max(int(count * fraction), 1)]] = True
+    return chosen
 
 
 def _others_as_crowds(record: dict) -> dict:
@@ -111,14 +160,22 @@ def _rare(columns: Columns, threshold: float) -> np.ndarray:
     return factors
 
 
-def evaluation_set(names: str | Sequence[str], filter_empty: bool = False) -> Sequence[dict]:
+def evaluation_set(
+    names: str | Sequence[str],
+    filter_empty: bool = False,
+    proposal_files: Sequence[str] | None = None,
+) -> Sequence[dict]:
     """Return the images of registered datasets in order, decoded on access.
 
     Args:
         names: One dataset, or several that are evaluated separately.
         filter_empty: Whether to drop images without objects (see `is_object`).
+        proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
+
+    Raises:
+        UserError: A proposal file is invalid, or their number is not that of `names`.
     """
     names = [names] if isinstance(names, str) else list(names)
-    parts = [DatasetCatalog.get(name) for name in names]
+    parts = list(_loaded(names, proposal_files))
     records = parts[0] if len(parts) == 1 else join(parts)
     return select(records, columns_of(records).objects > 0) if filter_empty else records

@@ -16,7 +16,7 @@ from d2ext.errors import UserError, format_exception
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
 _others: dict[str, tuple[Any, dict]] = {}  # registered outside of a config, before `use_classes`
-_COUNTS = ("left_out", "keypoints")  # of `Dataset.metadata`
+_LEFT_OUT = "left_out"  # an entry of `Dataset.metadata` that changes when a dataset is read again
 
 
 def register_datasets(datasets: Mapping[str, Any]) -> None:
@@ -118,14 +118,14 @@ def _register(name: str, dataset: Dataset) -> None:
 
 
 def counts_of(name: str) -> dict[str, Any]:
-    """Return the counts from the last `load` of a dataset; see `Dataset.metadata`."""
+    """Return `left_out` from the last `load` of a dataset, if known; see `Dataset.metadata`."""
     metadata = _datasets[name].metadata if name in _datasets else {}
-    return {key: metadata[key] for key in _COUNTS if key in metadata}
+    return {_LEFT_OUT: metadata[_LEFT_OUT]} if _LEFT_OUT in metadata else {}
 
 
 def _fixed(dataset: Dataset) -> dict[str, Any]:
     """Return the metadata without the counts, because Detectron2 forbids changing a value."""
-    return {key: value for key, value in dataset.metadata.items() if key not in _COUNTS}
+    return {key: value for key, value in dataset.metadata.items() if key != _LEFT_OUT}
 
 
 def _require_importable(name: str, target: Any) -> None:

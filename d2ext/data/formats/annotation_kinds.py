@@ -1,6 +1,6 @@
-"""Classify annotations in dataset dicts: objects to train on, flags, and mask kinds."""
+"""Classify annotations in dataset dicts: objects to train on, flags, masks and keypoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 NO_MASK, POLYGON, RLE = range(3)
 CROWD, DIFFICULT, GROUP_OF = 1, 2, 4  # bits
@@ -23,3 +23,8 @@ def mask_kind(annotation: dict) -> int:
 def flag_bits(annotation: Mapping) -> int:
     """Return an annotation's flags as a bitwise OR of CROWD, DIFFICULT and GROUP_OF."""
     return sum(bit for name, bit in _FLAGS.items() if annotation.get(name))
+
+
+def count_keypoints(keypoints: Sequence[float]) -> tuple[int, int]:
+    """Return the number of keypoints in [x, y, visibility, ...], and how many are labeled."""
+    return len(keypoints) // 3, sum(v > 0 for v in keypoints[2::3])

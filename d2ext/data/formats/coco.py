@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from d2ext.data.formats.annotation_kinds import count_keypoints
 from d2ext.data.formats.coco_file import (
     PARTS,
     category_names,
@@ -48,15 +49,18 @@ def read_coco(
     are not in `classes` are dropped as well. An annotation marked `ignore` or `difficult` gets
     `difficult` 1, and `is_group_of` is kept: such annotations are not trained on
     (`annotation_kinds.is_object`), but the metrics need them. A missing `iscrowd` becomes 0 and a
-    missing `bbox` or `area` that of the mask; the log counts these. Keypoints are not read.
+    missing `bbox` or `area` that of the mask; the log counts these. Keypoints are shifted by half a
+    pixel, as in Detectron2's `load_coco_json`; malformed ones are dropped and counted.
 
     Args:
         json_file: Path of the COCO JSON.
         image_root: The folder that its file names are relative to.
         classes: Category names; `category_id` is an index into them. None uses all categories of
             the file, ordered by id.
-        info: Receives `left_out`, the number of dropped annotations by reason, and `keypoints`,
-            the number of annotations whose keypoints are not read.
+        info: Receives `left_out`, the number of dropped annotations by reason; `keypoints`, the
+            names of the keypoints of all requested categories that have some; and `skeleton`,
+            pairs of indices into these names, from 1. The lists are empty if the categories name no
+            keypoints, or different ones.
 
     Returns:
         One dict per image, with or without annotations, ordered by `image_id` (as in the file);
@@ -78,7 +82,8 @@ def to_coco(
 
     Annotation ids start at 1: pycocotools reads 0 as "no match", which costs a detection its true
     positive. Category ids are those of the dataset dicts plus 1. A missing `area` is computed from
-    the mask or, without a mask, from the box.
+    the mask or, without a mask, from the box. Keypoints become indices of pixels again (see
+    `read_keypoints`).
 
     Args:
         records: Dataset dicts with boxes in mode XYXY_ABS or XYWH_ABS.
@@ -117,6 +122,9 @@ def to_coco(
             if segmentation := a.get("segmentation"):
                 is_rle = isinstance(segmentation, dict)
                 made["segmentation"] = compressed(segmentation) if is_rle else segmentation
+            if keypoints := a.get("keypoints"):
+                made["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(keypoints)]
+                made["num_keypoints"] = count_keypoints(keypoints)[1]
             made["area"] = float(a["area"] if "area" in a else mask_area(segmentation, w, h))
             annotations.append(made)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]

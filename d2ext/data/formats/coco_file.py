@@ -49,7 +49,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.annotation_kinds import POLYGON, mask_kind
+from d2ext.data.formats.annotation_kinds import POLYGON, count_keypoints, mask_kind
 from d2ext.data.formats.coco_objects import (
     FAR_BOX,
     FLAT_BOX,
@@ -58,6 +58,7 @@ from d2ext.data.formats.coco_objects import (
     image_record,
     mask_area,
     mask_box,
+    read_keypoints,
     read_object,
 )
 from d2ext.data.formats.json_io import (
@@ -103,6 +104,11 @@ class Category(msgspec.Struct):
     frequency: str | None = None
 
 
+class _NamedCategory(Category):
+    keypoints: Any = None
+    skeleton: Any = None
+
+
 class Annotation(msgspec.Struct, gc=False):
     """An entry of `annotations` without its mask."""
 
@@ -128,7 +134,7 @@ class _TextAnnotation(Annotation, gc=False):
 class _Lists(msgspec.Struct):
     images: list[Image]
     annotations: Sequence[Annotation]
-    categories: list[Category]
+    categories: Sequence[Category]
 
 
 class _MaskedLists(_Lists):
@@ -137,6 +143,7 @@ class _MaskedLists(_Lists):
 
 class _TextLists(_Lists):
     annotations: list[_TextAnnotation]
+    categories: list[_NamedCategory]
 
 
 # Entries for `as_is`: those of a valid file. Other programs round JSON numbers beyond 2**53.
@@ -316,7 +323,10 @@ class CocoColumns:
             from `read_repaired`, their JSON text. None if masks were not read.
         mask_kinds: `int8` (A,), kinds of `annotation_kinds`; only with `repair`.
         left_out: Number of dropped annotations by reason; `strict` keeps all.
-        keypoints: Number of annotations whose keypoints are not read; only with `repair`.
+        keypoints: JSON text of each annotation's keypoints (`read_keypoints`), or `null`; None if
+            no annotation has keypoints. Only with `repair`.
+        keypoint_counts: `int32` (A, 2), number of keypoints and of labeled ones (visibility above
+            0); None like `keypoints`.
         negatives, not_exhaustive: Indices into `classes` for each image of LVIS; otherwise None.
         frequencies: Frequency letter of each class of LVIS; otherwise None.
     """
@@ -337,7 +347,8 @@ class CocoColumns:
     masks: list | None
     mask_kinds: np.ndarray | None = None
     left_out: dict[str, int] = field(default_factory=dict)
-    keypoints: int = 0
+    keypoints: list[bytes] | None = None
+    keypoint_counts: np.ndarray | None = None
     negatives: list[list[int]] | None = None
     not_exhaustive: list[list[int]] | None = None
     frequencies: list[str | None] | None = None
@@ -548,7 +559,7 @@ _EXACT = 2.0**52  # floats below it represent the integers of the file exactly
 
 
 class _Odd(Exception):
-    """The file is not ordinary, so that `repaired_records` has to read it."""
+    """Raised for a file that is not ordinary, which `repaired_records` has to read."""
 
 
 @no_collection()
@@ -560,7 +571,7 @@ def read_repaired(
     Returns:
         Columns, or dataset dicts if the file is not ordinary, and a dict of JSON values:
         `classes`, the names by `category_id`; `category_ids`, a list of [id in the file, index
-        into classes]; and `left_out` and `keypoints` as in `coco.read_coco`.
+        into classes]; and `left_out`, `keypoints` and `skeleton` as in `coco.read_coco`.
     """
     lists = _read_lists(json_file, "repair")
     if not isinstance(lists, dict):
@@ -569,7 +580,8 @@ def read_repaired(
         except (_Odd, RecursionError, UserError, *MALFORMED):
             lists = read_content(json_file)
         else:
-            info = {"left_out": columns.left_out, "keypoints": columns.keypoints}
+            info: dict[str, Any] = {"left_out": columns.left_out}
+            info |= _keypoint_names(msgspec.to_builtins(lists.categories), classes, json_file)
             ids = [list(pair) for pair in columns.category_ids.items()]
             return columns, info | {"classes": columns.classes, "category_ids": ids}
     info = {}
@@ -640,11 +652,14 @@ def _repaired_columns(
         kinds[i] = mask_kind(read)
         texts[i] = json.dumps(read.get("segmentation")).encode()
     repaired["without iscrowd (0)"] += int(np.sum(lacks_crowd & valid & ~slow))
-    keypoints = sum(
-        bool(json.loads(bytes(entry.keypoints)))
-        for entry, is_wanted in zip(entries, wanted.tolist(), strict=True)
-        if is_wanted and entry.keypoints is not _NULL
-    )
+    with_keypoints = [i for i, entry in enumerate(entries) if entry.keypoints is not _NULL]
+    keypoints: list[bytes] = [_NULL] * len(entries) if with_keypoints else []
+    keypoint_counts = np.zeros((len(keypoints), 2), np.int32)
+    for i in with_keypoints:
+        value = msgspec.json.decode(entries[i].keypoints) if valid[i] else None
+        if points := _keypoints(value, repaired):
+            keypoints[i] = msgspec.json.encode(points)
+            keypoint_counts[i] = count_keypoints(points)
     _log_repairs(json_file, +left_out, +repaired)
     order = np.argsort(image, kind="stable")
     order = order[valid[order]]
@@ -660,7 +675,8 @@ def _repaired_columns(
         masks=[texts[i] for i in order.tolist()],
         mask_kinds=kinds[order],
         left_out=not_read(+left_out, int(np.sum(~wanted))),
-        keypoints=keypoints,
+        keypoints=[keypoints[i] for i in order.tolist()] if keypoint_counts.any() else None,
+        keypoint_counts=keypoint_counts[order] if keypoint_counts.any() else None,
         **{name: column[order] for name, column in columns.items()},
     )
 
@@ -732,7 +748,7 @@ def repaired_records(
 
     left_out: Counter = Counter()
     repaired: Counter = Counter()
-    others = keypoints = 0
+    others = 0
     for i, annotation in enumerate(content["annotations"]):
         where = f"{json_file}: annotations[{i}]"
         try:
@@ -748,7 +764,6 @@ def repaired_records(
             if category_ids[category] is None:
                 others += 1
                 continue
-            keypoints += bool(annotation.get("keypoints"))
             record = records[image_id]
             size = record["height"], record["width"]
             read, problem = repaired_annotation(annotation, *size, repaired)
@@ -761,7 +776,8 @@ def repaired_records(
             record["annotations"].append(read)
     _log_repairs(json_file, left_out, repaired)
     if info is not None:
-        info |= {"left_out": not_read(left_out, others), "keypoints": keypoints}
+        info["left_out"] = not_read(left_out, others)
+        info |= _keypoint_names(content["categories"], classes, json_file)
     indices = {id_: index for id_, index in category_ids.items() if index is not None}
     return [records[image_id] for image_id in sorted(records)], indices
 
@@ -807,7 +823,42 @@ def repaired_annotation(
         read["difficult"] = 1
     if _flag(annotation, "is_group_of"):
         read["is_group_of"] = 1
+    if points := _keypoints(annotation.get("keypoints"), repaired):
+        read["keypoints"] = points
     return read, ""
+
+
+def _keypoints(value: Any, repaired: Counter) -> list[float] | None:
+    """Return an annotation's keypoints; count malformed ones, which only some models need."""
+    try:
+        return read_keypoints(value)
+    except MALFORMED:
+        repaired["with malformed keypoints (ignored)"] += 1
+        return None
+
+
+def _keypoint_names(
+    categories: Sequence[dict], classes: Sequence[str] | None, json_file: str | Path
+) -> dict[str, list]:
+    """Return `keypoints` and `skeleton` of the requested categories, as in `coco.read_coco`."""
+    given = [c for c in categories if classes is None or c["name"] in classes]
+    named = [c for c in given if c.get("keypoints")]
+    if not named:
+        return {"keypoints": [], "skeleton": []}
+    names, skeleton = named[0]["keypoints"], named[0].get("skeleton") or []
+    try:
+        if other := next((c for c in named if c["keypoints"] != names), None):
+            raise ValueError(f"those of {other['name']!r} differ")
+        if not isinstance(names, list) or len(set(names)) < len(names) or not all(names):
+            raise ValueError("they are not a list of distinct names")
+        if not {i for pair in skeleton for i in pair} <= set(range(1, len(names) + 1)):
+            raise ValueError(f"`skeleton` has other numbers than 1 to {len(names)}")
+        names, skeleton = list(map(str, names)), [[i, j] for i, j in skeleton]
+    except MALFORMED as e:
+        where = f"{json_file}: the keypoint names of the category {named[0]['name']!r}"
+        logger.warning("%s are ignored: %s", where, short(e))
+        return {"keypoints": [], "skeleton": []}
+    return {"keypoints": names, "skeleton": skeleton}
 
 
 def _flag(annotation: dict, name: str) -> bool:

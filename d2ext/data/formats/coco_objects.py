@@ -87,6 +87,31 @@ def read_object(
     return read, ""
 
 
+def read_keypoints(values: Any) -> list[float] | None:
+    """Return an object's keypoints as Detectron2's `load_coco_json` does.
+
+    COCO's keypoints are indices of pixels, so 0.5 is added to x and y: Detectron2's coordinates
+    start at the corner of the first pixel.
+
+    Args:
+        values: x, y and visibility of each keypoint (0: not labeled, 1: hidden, 2: visible), in one
+            list; None or empty for an object without keypoints.
+
+    Returns:
+        The list with shifted x and y; None for an object without keypoints.
+
+    Raises:
+        MALFORMED: The value is not such a list, or a number is not finite or too large.
+    """
+    if not values:
+        return None
+    if not isinstance(values, list) or len(values) % 3 or not _numbers(values):
+        raise ValueError(f"the keypoints {values!r} are not x, y and visibility of each keypoint")
+    made = [value + 0.5 for value in values]
+    made[2::3] = values[2::3]
+    return made
+
+
 def _box_problem(box: Sequence[float]) -> str:
     """Return why an object with this box (x0, y0, x1, y1) is skipped; empty for a valid box."""
     x0, y0, x1, y1 = box

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _TIMEOUT_S = 600  # seconds for a batch, after which the storage is assumed to hang
 _LATE = 1.0  # seconds after which a batch is late
-_FAREWELL = 2.0  # seconds for workers to exit before they are killed
+_GRACE = 2.0  # seconds for workers to exit before they are killed
 _REPLACEMENTS = 20  # images to try in place of one that cannot be read
 
 
@@ -64,6 +64,7 @@ def build_train_loader(
     accumulate: int = 1,
     start_iter: int = 0,
     bad_images: str = "stop",
+    aspect_ratio_grouping: bool = True,
 ) -> "Loader":
     """Build the infinite loader of this rank's micro-batches, starting at step `start_iter`.
 
@@ -85,6 +86,8 @@ def build_train_loader(
         start_iter: First iteration; set by the run.
         bad_images: `stop` at an image that cannot be read, or `skip` it: another image replaces
             it, so that all ranks have the same number.
+        aspect_ratio_grouping: Whether the images of a worker share an orientation, which saves
+            padding.
 
     Raises:
         UserError: During iteration, if an image cannot be read.
@@ -96,6 +99,8 @@ def build_train_loader(
     columns = columns_of(records)
     portrait = columns.heights > columns.widths
     group_size = max(reference_batch_size // reference_world_size, 1)
+    if not aspect_ratio_grouping:
+        group_size = 1
     sampler = BatchSampler(
         EpochOrder(portrait, group_size, seed, repeats),
         total_batch_size,
@@ -261,7 +266,7 @@ class Loader:
         finally:
             # The garbage collector may run too late, and Python would wait for workers at exit.
             if self._loader.num_workers:
-                end_workers(batches, _FAREWELL)
+                end_workers(batches, _GRACE)
 
     def _started(self) -> Iterator[list]:
         if not self._loader.num_workers:

@@ -26,7 +26,7 @@ _DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
-    Arguments that are not listed here are described at Detectron2's DatasetMapper.
+    Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
     Args:
         is_train: Whether samples contain the objects to train on.

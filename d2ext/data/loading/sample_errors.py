@@ -39,13 +39,15 @@ class ReportFailures:
         try:
             return self._mapper(record)
         except FileNotFoundError:
-            return Failure(f"image {record['file_name']} is listed but missing; add or unlist it")
+            return Failure(f"image {record['file_name']} is missing; add it, or remove its entry")
         except SizeMismatchError as e:
             return Failure(f"{e} (after its EXIF orientation is applied)")
         except (OSError, SyntaxError) as e:  # Pillow's errors for damaged files
             if exhausted(str(e)):  # the machine ran out of a resource; the image may be intact
                 raise
-            return Failure(f"image {record['file_name']} cannot be read: {e}; replace or unlist it")
+            return Failure(
+                f"image {record['file_name']} cannot be read: {e}; replace it, or remove its entry"
+            )
         except UserError as e:  # too many pixels, or a format that needs another package
             return Failure(str(e))
 

@@ -30,7 +30,7 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3  # version of the records in the entries; a new one invalidates old entries
+_VERSION = 4  # version of the records in the entries; a new one invalidates old entries
 _KEPT = 30 * 24 * 3600  # seconds after which unused entries are removed
 
 Build = Callable[[], tuple[list[dict], dict[str, Any]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ext.data.formats.annotation_kinds import flag_bits, mask_kind
+from d2ext.data.formats.annotation_kinds import count_keypoints, flag_bits, mask_kind
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Columns:
         masks: `int8` (M,), NO_MASK, POLYGON or RLE.
         flags: `uint8` (M,), CROWD, DIFFICULT and GROUP_OF; 0 for objects to train on (see
             `is_object`).
+        keypoints: `int32` (M, 2), number of keypoints of each annotation, and how many of them are
+            labeled (visibility above 0).
     """
 
     heights: np.ndarray
@@ -32,13 +34,20 @@ class Columns:
     categories: np.ndarray
     masks: np.ndarray
     flags: np.ndarray
+    keypoints: np.ndarray
 
-    NAMES = ("heights", "widths", "annotations", "categories", "masks", "flags")
+    NAMES = ("heights", "widths", "annotations", "categories", "masks", "flags", "keypoints")
 
     @functools.cached_property
     def objects(self) -> np.ndarray:
         """Return the number of objects to train on in each image, int32 (N,)."""
         return self._per_image(self.flags == 0)
+
+    @property
+    def labeled_keypoints(self) -> np.ndarray:
+        """Return the number of labeled keypoints in each image, int64 (N,)."""
+        counts = np.bincount(self.images(), self.keypoints[:, 1], len(self.annotations))
+        return counts.astype(np.int64)
 
     def images(self) -> np.ndarray:
         """Return the index of each annotation's image, int64 (M,)."""
@@ -55,6 +64,7 @@ class Columns:
             self.categories[rows],
             self.masks[rows],
             self.flags[rows],
+            self.keypoints[rows],
         )
 
     def objects_only(self) -> "Columns":
@@ -86,6 +96,7 @@ class Columns:
             categories=self.categories[rows],
             masks=self.masks[rows],
             flags=self.flags[rows],
+            keypoints=self.keypoints[rows],
         )
 
     def _per_image(self, rows: np.ndarray) -> np.ndarray:
@@ -93,11 +104,17 @@ class Columns:
         return counts.astype(np.int32)
 
 
+def no_keypoints(annotations: int) -> np.ndarray:
+    """Return `Columns.keypoints` for annotations without keypoints; it takes no memory."""
+    return np.broadcast_to(np.int32(0), (annotations, 2))
+
+
 def list_columns(records: Sequence[dict]) -> Columns:
     """Build the columns from a list of dataset dicts; see `records.columns_of`."""
     sizes = [(_size(r.get("height")), _size(r.get("width"))) for r in records]
     annotations = [r.get("annotations", ()) for r in records]
     every = [a for image in annotations for a in image]
+    keypoints = [count_keypoints(a.get("keypoints") or ()) for a in every]
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T
     return Columns(
         heights,
@@ -106,6 +123,7 @@ def list_columns(records: Sequence[dict]) -> Columns:
         np.array([_integer(a.get("category_id")) for a in every], np.int32),
         np.array([mask_kind(a) for a in every], np.int8),
         np.array([flag_bits(a) for a in every], np.uint8),
+        np.array(keypoints, np.int32).reshape(-1, 2),
     )
 
 

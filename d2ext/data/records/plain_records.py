@@ -101,8 +101,18 @@ def _annotation(annotation: Mapping, box: list[float], height: Any, width: Any) 
     if "category_id" in made:
         made["category_id"] = _whole(made["category_id"])
     if "keypoints" in made:
-        made["keypoints"] = _plain(made["keypoints"])
+        made["keypoints"] = _keypoints(_plain(made["keypoints"]))
     return made | read, ""
+
+
+def _keypoints(values: Any) -> list[float]:
+    """Return keypoints, possibly a list of [x, y, visibility], as a flat list."""
+    flat = _flat(values) if isinstance(values, list) and values else values
+    if flat is None:
+        return []
+    if not isinstance(flat, list) or len(flat) % 3 or not set(map(type, flat)) <= {int, float}:
+        raise ValueError(f"keypoints={truncate_repr(values)}: give x, y and visibility of each")
+    return flat
 
 
 def _corners(annotation: Mapping, where: str) -> list[float]:

@@ -13,7 +13,7 @@ import operator
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import msgspec
@@ -21,7 +21,7 @@ import numpy as np
 
 from d2ext.data.formats.annotation_kinds import CROWD, DIFFICULT, GROUP_OF
 from d2ext.data.records.array_file import ArrayFileWriter, map_file, read_arrays
-from d2ext.data.records.columns import Columns, list_columns
+from d2ext.data.records.columns import Columns, list_columns, no_keypoints
 from d2ext.errors import UserError
 
 
@@ -69,7 +69,10 @@ class Records(_Decoded):
     @functools.cached_property
     def columns(self) -> Columns:
         """Return the columns of these records, as views of the buffer."""
-        return Columns(*(self._arrays[name] for name in Columns.NAMES))
+        columns = Columns(*(self._arrays[name] for name in Columns.NAMES))
+        if len(columns.keypoints) == len(columns.flags):
+            return columns
+        return replace(columns, keypoints=no_keypoints(len(columns.flags)))
 
     def file_names(self) -> list[str]:
         """Return the `file_name` of each record."""
@@ -91,13 +94,17 @@ class Records(_Decoded):
         content = _decode(data)
         return content if isinstance(content, dict) else self._from_columns(i, *content)
 
-    def _from_columns(self, i: int, image_id: int, file_name: str, segmentations: list) -> dict:
-        """Return the record of a COCO file, for which `data` holds only these three values."""
+    def _from_columns(
+        self, i: int, image_id: int, file_name: str, masks: list, keypoints: list | None = None
+    ) -> dict:
+        """Return the record of a COCO file, for which `data` holds only these values."""
         arrays = self._arrays
         part = slice(arrays["starts"][i], arrays["starts"][i + 1])
         rows = (arrays[name][part].tolist() for name in ("boxes", "flags", "categories", "areas"))
         annotations = []
-        for box, flags, label, area, masks in zip(*rows, segmentations, strict=True):
+        for box, flags, label, area, mask, points in zip(
+            *rows, masks, keypoints or [None] * len(masks), strict=True
+        ):
             crowd = flags & CROWD
             annotation = {"bbox": box, "bbox_mode": 0, "iscrowd": crowd, "category_id": label}
             if flags & DIFFICULT:
@@ -106,8 +113,10 @@ class Records(_Decoded):
                 annotation["is_group_of"] = 1
             if area == area:
                 annotation["area"] = area
-            if masks is not None:
-                annotation["segmentation"] = masks
+            if mask is not None:
+                annotation["segmentation"] = mask
+            if points is not None:
+                annotation["keypoints"] = points
             annotations.append(annotation)
         return {
             "file_name": file_name,
@@ -279,7 +288,8 @@ def write_columns(
         text = json.dumps(values, default=os.fspath).encode()
         writer.add(name, np.frombuffer(text, np.uint8))
     for name in Columns.NAMES:
-        writer.add(name, getattr(columns, name))
+        array = getattr(columns, name)
+        writer.add(name, array if name != "keypoints" or array.any() else array[:0])
 
 
 def _decode(data: memoryview) -> Any:

@@ -1,4 +1,4 @@
-"""Check a dataset before a run, to find errors at once that would stop the training hours later."""
+"""Check a dataset before a run, to find errors that would stop it hours later."""
 
 import os
 import shlex
@@ -130,9 +130,6 @@ def check_dataset_dicts(
     )
     if skipped:
         problems.append(summary.skipped_words(use))
-    if keypoints := (metadata or {}).get("keypoints"):
-        have = "object has" if keypoints == 1 else "objects have"
-        problems.append(f"{keypoints} {have} keypoints, which are not {use}")
     if unseen:
         problems.append(f"no object of {_first(unseen)}")
     if empty:
@@ -141,7 +138,7 @@ def check_dataset_dicts(
 
 
 def checker_command(json_file: str, image_root: str | None) -> str:
-    """Return the command that checks a COCO file, callers may append `--fix`."""
+    """Return the command that checks a COCO file; callers may append `--fix`."""
     check = f"{command('check')} {shlex.quote(str(json_file))}"
     return check if image_root is None else f"{check} --images {shlex.quote(str(image_root))}"
 

@@ -1,9 +1,9 @@
 """Fold frozen BatchNorm into the preceding convolution, which saves a pass over the features.
 
-A frozen norm computes x * scale + shift for each channel. The same results from a convolution whose
-weights are multiplied by scale and whose bias is shift. The stored weights do not change and remain
-trainable; they are multiplied at every step, which takes a negligible time compared to the
-features. State dict keys do not change either.
+A frozen norm computes x * scale + shift for each channel. Multiplying the convolution's
+weights by scale and using shift as its bias gives the same result. The stored weights do not change
+and remain trainable; they are multiplied at every step, which takes negligible time compared to a
+pass over the features. State dict keys do not change either.
 """
 
 from itertools import pairwise

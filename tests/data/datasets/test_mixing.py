@@ -79,6 +79,16 @@ def test_objects_that_are_not_trained_on_become_crowds(sets):
     assert [a["iscrowd"] for a in record["annotations"]] == [0, 1, 1, 1]
 
 
+def test_a_subset_is_the_same_in_each_run(sets):
+    names = [record["file_name"] for record in training_set(["many", "few"]).records]
+    chosen = [r["file_name"] for r in training_set(["many", "few"], subset=0.5).records]
+    assert len(chosen) == 5
+    assert chosen == [name for name in names if name in chosen]
+    assert chosen == [r["file_name"] for r in training_set(["many", "few"], subset=0.5).records]
+    with pytest.raises(UserError, match="dataset.subset=2: give a fraction of the images above 0"):
+        training_set("many", subset=2)
+
+
 def test_each_dataset_is_repeated(sets):
     dataset = training_set(["many", "few"], repeat=[1, 3])
     assert len(dataset) == 8 + 9
@@ -148,7 +158,7 @@ def test_fractions_hold_on_average():
         (dict(oversample_threshold="x"), "oversample_threshold=x"),
     ],
 )
-def test_mistakes(sets, options, message):
+def test_invalid_options_are_errors(sets, options, message):
     with pytest.raises(UserError, match=message):
         training_set("few", **options)
 

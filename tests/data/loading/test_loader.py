@@ -156,7 +156,7 @@ def test_broken_image_is_skipped_in_evaluation(num_workers):
         seen = [sample["image_id"] for batch in loader for sample in batch]
         assert seen == [r["image_id"] for r in RECORDS if r["image_id"] != 1]
         assert loader.left_out == [
-            "image 1.jpg cannot be read: image file is truncated; replace or unlist it"
+            "image 1.jpg cannot be read: image file is truncated; replace it, or remove its entry"
         ]
 
 
@@ -392,7 +392,7 @@ def test_workers_end():
 
 
 def test_workers_that_hang_are_killed(monkeypatch):
-    monkeypatch.setattr("d2ext.data.loading.loader._FAREWELL", 0.2)
+    monkeypatch.setattr("d2ext.data.loading.loader._GRACE", 0.2)
     batches = iter(build_test_loader(RECORDS, Hangs(), num_workers=2))
     start = time.monotonic()
     batches.close()

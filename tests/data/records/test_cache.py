@@ -417,7 +417,7 @@ def _annotations(masks: st.SearchStrategy, area: st.SearchStrategy) -> st.Search
             "is_group_of": st.sampled_from([False, 0, 0, 1, True]),
             "id": st.integers(),
             "attributes": st.just({"x": [1, "\u20ac\\"]}),
-            "keypoints": st.sampled_from([[], [1, 2, 2]]),
+            "keypoints": st.sampled_from([[], [1, 2, 2], [0.5, 3, 0] * 2, [1, 2], "none", None]),
         },
     )
     return st.lists(one, max_size=6)

@@ -41,7 +41,7 @@ def records(folder: Path) -> list[dict]:
     return read_via(folder / "via_region_data.json", folder, ["balloon"])
 
 
-def test_counts(records: list[dict]) -> None:
+def test_images_and_objects_are_counted(records: list[dict]) -> None:
     total = sum(len(r["annotations"]) for r in records)
     assert total > 4
     records[0]["annotations"] = []

@@ -73,7 +73,7 @@ def _album(
 
     def photos(names: Iterable[str]) -> Mapping[str, Photo]:
         names = [n for n in dict.fromkeys(names) if n]
-        assert root is not None  # without one, nobody asks
+        assert root is not None  # without a folder, no check asks for photos
         new = [n for n in names if n not in known]
         pixels = decode if decode is not None else len(names) <= DECODED_BY_DEFAULT
         known.update(read_photos(root, new, pixels))

@@ -11,7 +11,7 @@ _STAYS = "stays as it is"
 _REFUSED = "nothing is written, unless --drop-unusable removes it"
 _ELSE = f"else {_REFUSED}"
 
-# code -> severity, meaning, what --fix does. An error stops the training, or silently corrupts
+# code -> severity, meaning, what --fix does. An error stops training, or silently corrupts
 # training or metrics; a warning loses objects or hints at a mistake.
 KINDS: dict[str, tuple[str, str, str]] = {
     # images

@@ -61,7 +61,7 @@ class Files:
 
         They differ only in case, the form of accents, encoding, slashes or URL quoting. If there is
         no such file, they have the stated size and differ in one more respect: accents and spaces,
-        the suffix, or the folder (as far as `_may_lie` allows).
+        the suffix, or the folder (as far as `_may_be_elsewhere` allows).
 
         Args:
             name: File name of the entry.
@@ -73,7 +73,9 @@ class Files:
                 return found
             close = [f for f, parts in differ.items() if len(parts) == 1 and self._fits(f, size)]
             found = self._most_like(text, close)
-            if found and all("folder" not in differ[f] or self._may_lie(text, f) for f in found):
+            if found and all(
+                "folder" not in differ[f] or self._may_be_elsewhere(text, f) for f in found
+            ):
                 return found
         return []
 
@@ -84,7 +86,7 @@ class Files:
         paths = (os.path.join(root, text.replace("\\", "/")) for text in texts)
         return list(dict.fromkeys(os.path.relpath(path, root) for path in paths))
 
-    def _may_lie(self, name: str, file: str) -> bool:
+    def _may_be_elsewhere(self, name: str, file: str) -> bool:
         """Return whether a name may mean a file in another folder.
 
         One of the two may have more leading folders, as on another machine. If the folder in the

@@ -1,0 +1,1 @@
+"""Turn configs of other projects into ones of d2ext."""

@@ -1,0 +1,97 @@
+"""Train any config on your own data: `data.train.json=...` in the overrides."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from d2ext.config.check import target_name
+from d2ext.config.num_classes import class_fields, follow_classes
+
+_KEYS = ("data.train", "data.val", "data.classes", "data.boxes_as_masks", "data.class_attribute")
+_OWN = {"train": "custom_train", "val": "custom_val", "test": "custom_val"}
+_METRICS = "d2ext.evaluation."
+_FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.")  # need annotations of these
+
+
+def names_own_data(overrides: Sequence[str]) -> bool:
+    """Return whether overrides set keys of `data` that name the user's own files."""
+    return any(text.lstrip("+").startswith(_KEYS) for text in overrides)
+
+
+def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
+    """Exchange the datasets of a config for the user's own, in place.
+
+    The loaders read `custom_train` and `custom_val`, all class counts follow the data, and metrics
+    that belong to another dataset are replaced by COCO's. `origin.changes` lists what changed.
+
+    Args:
+        cfg: Config with d2ext's sections; nothing changes if it already reads its own `data`.
+        template: The variables of `configs/common/data/custom.py`.
+        overrides: Overrides, which decide whether only the validation set is exchanged.
+    """
+    from omegaconf import OmegaConf
+
+    if "train" in (cfg.get("data") or {}):
+        return
+    trains = any(text.lstrip("+").startswith("data.train") for text in overrides)
+    changes: list[str] = []
+    if trains and (count := _class_count(cfg)):
+        changes += follow_classes(cfg.model, count)
+    for split, name in _OWN.items():
+        loader = cfg.dataloader.get(split)
+        same = OmegaConf.is_interpolation(cfg.dataloader, split)  # val, where it is the test loader
+        if loader and not same and (trains or split != "train"):
+            changes += _exchange(loader, f"dataloader.{split}", name)
+    cfg.datasets = OmegaConf.merge(cfg.datasets, template.datasets)
+    cfg.data = OmegaConf.merge(cfg.get("data") or {}, template.data)
+    changes += _exchange_metrics(cfg)
+    origin = cfg.get("origin") or {"format": "", "changes": [], "ignored": []}
+    cfg.origin = {**origin, "changes": [*origin["changes"], *dict.fromkeys(changes)]}
+
+
+def _exchange(loader: Any, field: str, name: str) -> list[str]:
+    """Make a loader read the dataset `name`."""
+    made = "training_set" if name == _OWN["train"] else "evaluation_set"
+    before = loader.dataset.get("names")
+    if target_name(loader.dataset.get("_target_")).rpartition(".")[2] != made:
+        loader.dataset = {"_target_": f"d2ext.data.datasets.mixing.{made}"}
+    loader.dataset.names = name
+    for key in ("repeat", "proposal_files"):
+        loader.dataset.pop(key, None)
+    if (loader.get("mapper") or {}).get("keypoint_hflip_indices") is not None:
+        loader.mapper.keypoint_hflip_indices = {
+            "_target_": "detectron2.data.detection_utils.create_keypoint_hflip_indices",
+            "dataset_names": name,
+        }
+    return [f"{field}.dataset.names: {before} -> {name}"]
+
+
+def _class_count(cfg: Any) -> int | None:
+    """Return the class count of the datasets that a config was written for; None if unknown."""
+    from detectron2.data import MetadataCatalog
+
+    names = cfg.dataloader.train.dataset.get("names") or []
+    for name in [names] if isinstance(names, str) else names:
+        declared = (cfg.datasets.get(name) or {}).get("classes")
+        classes = declared or MetadataCatalog.get(name).get("thing_classes")
+        if classes:
+            return len(classes)
+    # Unknown until the dataset is read; a model's heads agree, except for class-agnostic ones.
+    return max((n for _, n in class_fields(cfg.model, "model") if isinstance(n, int)), default=None)
+
+
+def _exchange_metrics(cfg: Any) -> list[str]:
+    """Replace metrics that need another dataset's annotations by COCO's."""
+    lines = []
+    for name, node in list(cfg.evaluators.items()):
+        target = target_name(node.get("_target_")) if "_target_" in node else ""
+        if not target.startswith(_METRICS) or target.startswith(_FOR_OTHERS):
+            del cfg.evaluators[name]
+            lines.append(f"evaluators.{name} ({target.rpartition('.')[2] or name}) is removed")
+    if not cfg.evaluators:
+        cfg.evaluators.coco = {"_target_": f"{_METRICS}coco.CocoMetric"}
+        lines.append("evaluators.coco is added")
+    best = cfg.train.best.get("metric") if "best" in cfg.train else None
+    if best and not any(f"{name}/" in best for name in cfg.evaluators):
+        cfg.train.best.metric = None
+        lines.append(f"train.best.metric={best} is removed")
+    return lines

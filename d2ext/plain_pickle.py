@@ -1,0 +1,55 @@
+"""Read pickles without running code from them.
+
+https://docs.python.org/3/library/pickle.html#restricting-globals
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+
+_PLAIN = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],
+    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
+}
+
+
+def read_pickle(
+    file: IO[bytes], remedy: str, more: Mapping[tuple[str, str], Any] | None = None
+) -> Any:
+    """Read numpy arrays and plain containers from a pickle, and refuse everything else.
+
+    Args:
+        file: Pickle, possibly of Python 2.
+        remedy: Advice for the error.
+        more: Other harmless types to accept, by module and name.
+
+    Raises:
+        UnpicklingError: The file holds something else, or is damaged.
+    """
+    return _PlainUnpickler(file, remedy, _PLAIN | dict(more or {})).load()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], remedy: str, allowed: Mapping[tuple[str, str], Any]):
+        super().__init__(file, encoding="latin1")
+        self._remedy = remedy
+        self._allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) == ("_codecs", "encode"):  # Python 3 writes byte strings this way
+            return super().find_class(module, name)
+        try:
+            return self._allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}; only arrays and plain containers are read;"
+                f" {self._remedy}"
+            ) from None
