@@ -55,7 +55,7 @@ def predict(
     Args:
         model: Model that takes Detectron2's inputs; its training mode is restored.
         loader: Loader of this rank's batches.
-        image_ids: Image ids of the dataset, in order.
+        image_ids: Image ids of the dataset, in order; file names for images without an id.
         before_batch: Called before each batch.
         evaluators: Evaluators of Detectron2 by name; they are reset, and process the outputs.
         needs_instances: Whether the model must return instances.
@@ -84,7 +84,7 @@ def predict(
                 for sample, output in zip(inputs, outputs, strict=True):
                     if needs_instances:
                         check_instances(output)
-                    i, detections = place[sample["image_id"]], None
+                    i, detections = place[sample.get("image_id", sample["file_name"])], None
                     if "instances" in output:
                         detections = detections_of(i, output["instances"].to("cpu"))
                     pickle.dump((i, detections), kept)

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
-from d2ext.data.records.records import image_ids_of
+from d2ext.data.records.records import file_names_of, image_ids_of
 from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
@@ -123,6 +123,8 @@ class Suite:
             evaluators = {k: e for k, e in made.items() if isinstance(e, DatasetEvaluator)}
             metrics = {k: m for k, m in made.items() if k not in evaluators}
             ids = image_ids_of(records)
+            if None in ids:  # Detectron2's readers of label maps give none
+                ids = file_names_of(records)
             detections = predict(model, loader, ids, before_batch, evaluators, bool(metrics))
             if comm.is_main_process():
                 found = 0 if detections is None else len(detections.scores)
