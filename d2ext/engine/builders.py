@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import HookBase
+from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
@@ -53,6 +54,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
         model = model.to(memory_format=torch.channels_last)
+        _keep_keypoint_heads_contiguous(model)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
     return model
@@ -65,6 +67,14 @@ def with_device(config: Any, device: str) -> Any:
     config = copy.deepcopy(config)  # keeps its parent, which interpolations need
     config.device = device
     return config
+
+
+def _keep_keypoint_heads_contiguous(model: nn.Module) -> None:
+    """Keep keypoint heads in the default memory layout, because their loss views their output."""
+    for module in model.modules():
+        if isinstance(module, BaseKeypointRCNNHead):
+            module.to(memory_format=torch.contiguous_format)
+            module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
 
 
 def _channels_last_pays(device: str) -> bool:
