@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import HookBase
-from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
-from d2ext.engine.techniques import freeze, use_cpu_sync_bn, with_sync_bn
+from d2ext.engine.techniques import freeze, use_channels_last, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
@@ -53,8 +52,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     chosen = options.channels_last
     # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
-        model = model.to(memory_format=torch.channels_last)
-        _keep_keypoint_heads_contiguous(model)
+        use_channels_last(model)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
     return model
@@ -67,14 +65,6 @@ def with_device(config: Any, device: str) -> Any:
     config = copy.deepcopy(config)  # keeps its parent, which interpolations need
     config.device = device
     return config
-
-
-def _keep_keypoint_heads_contiguous(model: nn.Module) -> None:
-    """Keep keypoint heads in the default memory layout, because their loss views their output."""
-    for module in model.modules():
-        if isinstance(module, BaseKeypointRCNNHead):
-            module.to(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
 
 
 def _channels_last_pays(device: str) -> bool:
