@@ -35,11 +35,21 @@ PAGES = sorted(
 CUSTOM = "configs/custom/mask_rcnn_lite0_fpn.py"
 OWN_RUN = f"work_dirs/{Path(CUSTOM).stem}"
 RECIPE = "mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
+_ZOO = importlib.util.find_spec("detectron2").submodule_search_locations[0] + "/model_zoo/configs/"
+YACS = f"{_ZOO}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 # Placeholders for a reader's own files: a recipe, a run's config, a config that a page shows.
 STANDS_FOR = {
     "X": LITE0,
     "Y": "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
     "mine.py": CUSTOM,
+    **dict.fromkeys(
+        (
+            "mask_rcnn_R_50_FPN_3x.yaml",
+            "faster_rcnn_R_50_FPN_3x.yaml",
+            "pointrend_rcnn_R_50_FPN_1x_coco.yaml",
+        ),
+        YACS,
+    ),
     **{
         f"{run}{file}": recipe
         for run, recipe in (
@@ -146,8 +156,11 @@ def _base(file: str):
 def _config(file: str, overrides: Sequence[str] = ()):
     """Load a config like `load_config`, without running the file each time."""
     from d2ext.config.check import check_config
+    from d2ext.config.load import load_config
     from d2ext.config.overrides import apply_overrides
 
+    if file == YACS:  # overrides in capitals are applied while it is loaded
+        return load_config(file, overrides)
     cfg = copy.deepcopy(_base(file))
     apply_overrides(cfg, overrides)
     check_config(cfg)
@@ -243,6 +256,7 @@ def test_keys_in_the_text_are_known(page):
         if not _KEY.fullmatch(key) or key.endswith(_FILES) or key in _MODULES:
             continue
         file = CUSTOM if key.startswith("data.") and key != "data.root" else LITE0
+        file = YACS if key.startswith("model.config") else file
         stands_for_values = re.search(r"\.\.\.|\b[A-Z]+\b", value)
         if equals and not stands_for_values:
             _config(file, shlex.split(span))
@@ -383,6 +397,7 @@ _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_mak
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_with_a_dataset"
+_YACS = "tests/cli/test_yacs.py::test_yacs_config_"
 ELSEWHERE = {
     "make env": _PACKAGES,
     "make demo": _PACKAGES,
@@ -400,6 +415,22 @@ ELSEWHERE = {
     " d2ext train X": (
         "needs 16 GPUs",
         f"{_SEVERAL}::test_torchrun_starts_a_training_on_two_machines",
+    ),
+    "d2ext train mask_rcnn_R_50_FPN_3x.yaml --num-gpus 8": ("needs COCO", f"{_YACS}unchanged"),
+    "d2ext train mask_rcnn_R_50_FPN_3x.yaml SOLVER.BASE_LR=0.01 train.max_epochs=12": (
+        "needs COCO",
+        f"{_YACS}unchanged",
+    ),
+    "d2ext train mask_rcnn_R_50_FPN_3x.yaml SOLVER.IMS_PER_BATCH 8 'DATASETS.TRAIN=[my_train]'": (
+        "needs registered data",
+        f"{_YACS}unchanged",
+    ),
+    "d2ext train faster_rcnn_R_50_FPN_3x.yaml data.train.json=a.json data.train.images=imgs"
+    " data.val.json=b.json data.val.images=imgs": ("needs the network", f"{_YACS}own_data"),
+    "d2ext train pointrend_rcnn_R_50_FPN_1x_coco.yaml"
+    " 'train.yacs_setup=[detectron2.projects.point_rend.add_pointrend_config]'": (
+        "needs COCO",
+        f"{_YACS}own_data",
     ),
     "srun --ntasks-per-node 8 d2ext train X": (
         "needs Slurm",

@@ -47,6 +47,7 @@ LIGHT = [
 NOT_LIGHT = {
     "d2ext.data.datasets.class_mapping",
     "d2ext.data.datasets.mixing",
+    "d2ext.data.datasets.proposals",
     "d2ext.evaluation.evaluators",
     "d2ext.evaluation.predictions",
     "d2ext.evaluation.roi_masks",

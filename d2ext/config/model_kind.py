@@ -29,21 +29,20 @@ def meta_architecture(model: Any) -> str:
 
 def returns_masks(model: Any) -> bool:
     """Return whether a model predicts masks; models that d2ext does not know may do so."""
-    kind, keys = meta_architecture(model), yacs_model(model)
-    if kind in _BOXES_ONLY:
-        return False
-    if keys is not None:
-        return bool(keys.MASK_ON) or kind not in _HEADS_BY_FLAG
-    heads = model.get("roi_heads")
-    return heads is None or heads.get("mask_head") is not None
+    return _has_head(model, "mask_head", "MASK_ON")
 
 
 def returns_keypoints(model: Any) -> bool:
     """Return whether a model predicts keypoints; models that d2ext does not know may do so."""
+    return _has_head(model, "keypoint_head", "KEYPOINT_ON")
+
+
+def _has_head(model: Any, head: str, flag: str) -> bool:
+    """Return whether a model has a head, by its config's key or its yacs flag, or may have it."""
     kind, keys = meta_architecture(model), yacs_model(model)
     if kind in _BOXES_ONLY:
         return False
     if keys is not None:
-        return bool(keys.KEYPOINT_ON) or kind not in _HEADS_BY_FLAG
+        return bool(keys[flag]) or kind not in _HEADS_BY_FLAG
     heads = model.get("roi_heads")
-    return heads is None or heads.get("keypoint_head") is not None
+    return heads is None or heads.get(head) is not None

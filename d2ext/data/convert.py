@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2ext.data.formats.annotation_kinds import count_keypoints
 from d2ext.data.formats.coco import coco_classes, read_coco, write_coco
 from d2ext.data.formats.format import formats
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons
@@ -91,12 +92,15 @@ def convert_from_coco(
     records, _ = read_coco(source, "")
     for record in records:
         inside(".", record["file_name"], str(source))
+    objects = [a for record in records for a in record["annotations"]]
+    with_keypoints = sum(count_keypoints(a.get("keypoints", ()))[1] > 0 for a in objects)
+    dropped = {} if kind == "coco" else {"skipped_sets_of_keypoints": with_keypoints}
     lost = _cut_at_edges(records)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
-            counts = {**writers()[kind](records, classes, made, images), **lost}
+            counts = {**writers()[kind](records, classes, made, images), **lost, **dropped}
             os.replace(made, output)
     except OSError as e:
         raise UserError(f"cannot write {output}: {e.strerror or e}") from e

@@ -79,9 +79,14 @@ def _write_analysis(evaluation: Evaluation, out: Path) -> None:
 
     files = write_overlays(
         [evaluation.records[i] for i in rows],
-        list(_results_in(rows, found, ground_truth.image_ids)) if found else [],
+        list(_results_in(rows, found, ground_truth.image_ids)) if found else None,
         MetadataCatalog.get(name),
         out / "overlays" / name,
+        segmentations={
+            ground_truth.image_ids[i]: evaluation.segmentations[i]
+            for i in rows
+            if i in evaluation.segmentations
+        },
         **({"score_threshold": shown.min_score} if shown and shown.min_score else {}),
     )
     if analyses:

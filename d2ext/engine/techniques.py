@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -115,6 +116,17 @@ def _replace(model: nn.Module, types: tuple[type, ...], new: Callable[[Any], nn.
     return found
 
 
+def use_channels_last(model: nn.Module) -> None:
+    """Store a model's weights in the channels_last layout, in place (`train.channels_last`).
+
+    Detectron2's keypoint loss requires a contiguous view of the logits.
+    """
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, KRCNNConvDeconvUpsampleHead):
+            module.score_lowres.register_forward_hook(_contiguous)
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Exclude parts of a model from training (`train.freeze`), and log what is left.
 
@@ -197,6 +209,10 @@ def _matched(name: str, pattern: str) -> str | None:
 def _use_statistics(norm: nn.Module, inputs: tuple) -> None:
     """Put a frozen norm into evaluation mode, which training the model around it undoes."""
     norm.eval()
+
+
+def _contiguous(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.contiguous()
 
 
 def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:

@@ -16,7 +16,6 @@ import numpy as np
 
 from d2ext.data.formats.coco_file import read_strict
 from d2ext.data.formats.json_io import read_typed
-from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth, keypoint_column
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,4 @@ def _read_keypoints(path: Path) -> np.ndarray | None:
     """Return the keypoints of all annotations, in the order of the file as `read_strict` does."""
     wanted = "COCO annotation file whose keypoints are lists of numbers"
     lists = read_typed(path, _KeypointLists, wanted, "coco")
-    try:
-        return keypoint_column([annotation.keypoints for annotation in lists.annotations])
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
+    return keypoint_column([annotation.keypoints for annotation in lists.annotations])

@@ -66,8 +66,8 @@ class GroundTruth:
             (LVIS); None if there are none.
         frequencies: C strings, LVIS's `r`, `c` or `f`; None if unknown.
         keypoints: (N, K, 3) float64, x, y and visibility (0: not labeled) of K keypoints; zeros for
-            an object without them, None if no object has any. As in COCO files, x and y are
-            indices of pixels, 0.5 less than in Detectron2's dataset dicts.
+            an object without them, None if no object has any or their numbers differ. As in COCO
+            files, x and y are indices of pixels, 0.5 less than in Detectron2's dataset dicts.
     """
 
     image_ids: Sequence[Any]
@@ -132,7 +132,7 @@ def ground_truth_columns(
         frequencies: Frequencies of the classes, for LVIS.
 
     Raises:
-        UserError: A box has another mode, or objects have different numbers of keypoints.
+        UserError: A box has another mode.
     """
     ids, names, sizes, rows, areas, segmentations, keypoints = [], [], [], [], [], [], []
     lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
@@ -197,17 +197,12 @@ def keypoint_column(
         values: N lists [x, y, visibility or score, ...]; None or empty for an object without any.
         shift: Number of pixels to subtract from x and y.
 
-    Raises:
-        UserError: The lists have different lengths, or one is not a list of triples.
+    Returns:
+        (N, K, 3) float64; None if there are no keypoints, or not the same number everywhere.
     """
     lengths = {len(v) for v in values if v}
-    if not lengths:
+    if len(lengths) != 1 or max(lengths) % 3:
         return None
-    if len(lengths) > 1 or max(lengths) % 3:
-        raise UserError(
-            f"keypoints with {' and '.join(map(str, sorted(lengths)))} numbers; give x, y and"
-            " visibility of each keypoint, and the same keypoints for all objects"
-        )
     table = np.zeros((len(values), max(lengths)))
     for row, v in zip(table, values, strict=True):
         if v:

@@ -1,6 +1,7 @@
-"""Collect a model's detections from all ranks as columns, and write them to a file.
+"""Collect a model's predictions from all ranks, and write its detections to a file.
 
-Masks are encoded immediately, so that memory does not grow with the size of the images.
+Masks and label maps are encoded immediately, so that memory does not grow with the size of the
+images.
 """
 
 import io
@@ -8,9 +9,10 @@ import itertools
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +26,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2ext.data.datasets.classes import ABSENT
+from d2ext.data.segmentation import Segmentation, predicted_segmentation
 from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
@@ -32,6 +35,20 @@ from d2ext.invocation import option
 from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a model on a dataset.
+
+    Attributes:
+        detections: Its detections; None if it returns no instances.
+        segmentations: Semantic or panoptic segmentation by index of the image.
+    """
+
+    detections: Detections | None
+    segmentations: Mapping[int, Segmentation]
+
 
 _CHUNK = 256  # images whose detections a rank sends at a time
 # Detectron2's keypoints are shifted by half a pixel: COCO's x and y are indices of pixels.
@@ -46,22 +63,24 @@ def predict(
     before_batch: Callable[[], None] = lambda: None,
     evaluators: Mapping[str, DatasetEvaluator] = MappingProxyType({}),
     needs_instances: bool = True,
-) -> Detections | None:
-    """Run a model on the batches of all ranks; return the detections on rank 0, else None.
+    metadata: Any = None,
+) -> Predictions | None:
+    """Run a model on the batches of all ranks; return the predictions on rank 0, else None.
 
-    If several ranks processed an image, the first detections are used; an image that no rank
-    processed, because it cannot be read, has no detections.
+    If several ranks processed an image, the first predictions are used; an image that no rank
+    processed, because it cannot be read, has none.
 
     Args:
         model: Model that takes Detectron2's inputs; its training mode is restored.
         loader: Loader of this rank's batches.
-        image_ids: Image ids of the dataset, in order.
+        image_ids: Image ids of the dataset, in order; file names for images without an id.
         before_batch: Called before each batch.
         evaluators: Evaluators of Detectron2 by name; they are reset, and process the outputs.
         needs_instances: Whether the model must return instances.
+        metadata: Metadata of the dataset, for models that return panoptic labels only.
 
     Returns:
-        The detections; None on other ranks, and if the model returns no instances.
+        The predictions; None on other ranks.
 
     Raises:
         UserError: The model does not return instances (a proposal network, for example).
@@ -84,17 +103,18 @@ def predict(
                 for sample, output in zip(inputs, outputs, strict=True):
                     if needs_instances:
                         check_instances(output)
-                    i, detections = place[sample["image_id"]], None
+                    i, detections = place[sample.get("image_id", sample["file_name"])], None
                     if "instances" in output:
                         detections = detections_of(i, output["instances"].to("cpu"))
-                    pickle.dump((i, detections), kept)
+                    found = _Found(i, detections, predicted_segmentation(output, metadata))
+                    pickle.dump(found, kept)
                     count += 1
                 for name, evaluator in evaluators.items():
                     with errors_located(f"evaluators.{name}"):
                         evaluator.process(inputs, outputs)
     finally:
         model.train(training)
-    with waiting_for("the detections of the other ranks", needed=comm.is_main_process):
+    with waiting_for("the predictions of the other ranks", needed=comm.is_main_process):
         left_out = comm.gather(getattr(loader, "left_out", []))  # custom loaders lack it
     for message in itertools.chain.from_iterable(left_out):
         logger.warning("%s", message)
@@ -174,23 +194,32 @@ def _encoded(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
-def _gathered(
-    mine: Iterator[tuple[int, Detections | None]], length: int, count: int
-) -> Detections | None:
-    """Gather all ranks' detections in chunks, so that no message holds all those of a rank.
+class _Found(NamedTuple):
+    """Index and predictions of an image."""
+
+    image: int
+    detections: Detections | None
+    segmentation: Segmentation | None
+
+
+def _gathered(mine: Iterator[_Found], length: int, count: int) -> Predictions | None:
+    """Gather all ranks' predictions in chunks, so that no message holds all those of a rank.
 
     Args:
-        mine: Index and detections of each of this rank's images.
+        mine: Predictions of each of this rank's images.
         length: Number of these images.
         count: Number of images in the dataset.
     """
     rounds = max(comm.all_gather(-(-length // _CHUNK)))
     seen, parts, lacking = np.zeros(count, bool), [], False
+    segmentations: dict[int, Segmentation] = {}
     for _ in range(rounds):
         chunk = list(itertools.islice(mine, _CHUNK))
-        found = [detections for _, detections in chunk if detections is not None]
-        packed = ([place for place, _ in chunk], len(found) < len(chunk), _joined(found))
-        for places, lacks, detections in comm.gather(packed):
+        found = [f.detections for f in chunk if f.detections is not None]
+        maps = {f.image: f.segmentation for f in chunk if f.segmentation}
+        packed = [f.image for f in chunk], len(found) < len(chunk), _joined(found), maps
+        for places, lacks, detections, maps in comm.gather(packed):
+            segmentations = maps | segmentations  # the first ones count
             lacking |= lacks
             new = [place for place in places if not seen[place]]
             if len(new) < len(places):
@@ -206,9 +235,10 @@ def _gathered(
             count,
         )
     if lacking:
-        return None
+        return Predictions(None, segmentations)
     detections = _joined(parts)
-    return finite(take(detections, np.argsort(detections.image, kind="stable")))
+    detections = finite(take(detections, np.argsort(detections.image, kind="stable")))
+    return Predictions(detections, segmentations)
 
 
 def _joined(parts: Sequence[Detections]) -> Detections:

@@ -84,10 +84,12 @@ def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> De
     if results and results[0].segmentation is not None:
         masks = [r.segmentation for r in results]
         areas = _check_masks(path, masks, image, ground_truth)
-    try:
-        keypoints = keypoint_column([r.keypoints for r in results])
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
+    keypoints = keypoint_column([r.keypoints for r in results])
+    if keypoints is None and any(r.keypoints for r in results):
+        raise UserError(
+            f"{path}: the keypoints are not x, y and a third number of the same keypoints in every"
+            " entry; write all keypoints of each entry"
+        )
     if not results or results[0].bbox is not None:
         boxes = box_column(results)
     elif keypoints is None or masks is not None:

@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
-from d2ext.data.records.records import image_ids_of
+from d2ext.data.records.records import file_names_of, image_ids_of
+from d2ext.data.segmentation import Segmentation
 from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
@@ -33,6 +34,7 @@ class Evaluation:
         records: Detectron2 dataset dicts.
         ground_truth: Objects in the records.
         detections: Detections of the model; None if it returns no instances.
+        segmentations: Semantic or panoptic segmentation by index of the image.
         results: Numbers by `<dataset>/<metric>/<task>/<name>`; NaN if undefined.
     """
 
@@ -40,6 +42,7 @@ class Evaluation:
     records: Sequence[dict]
     ground_truth: GroundTruth
     detections: Detections | None
+    segmentations: Mapping[int, Segmentation]
     results: dict[str, float]
 
 
@@ -123,24 +126,35 @@ class Suite:
             evaluators = {k: e for k, e in made.items() if isinstance(e, DatasetEvaluator)}
             metrics = {k: m for k, m in made.items() if k not in evaluators}
             ids = image_ids_of(records)
-            detections = predict(model, loader, ids, before_batch, evaluators, bool(metrics))
-            if comm.is_main_process():
-                found = 0 if detections is None else len(detections.scores)
+            if None in ids:  # Detectron2's readers of label maps give none
+                ids = file_names_of(records)
+            predictions = predict(
+                model,
+                loader,
+                ids,
+                before_batch,
+                evaluators,
+                bool(metrics),
+                MetadataCatalog.get(name),
+            )
+            if predictions:  # on rank 0
+                found = len(predictions.detections.scores) if predictions.detections else 0
                 seconds = time.perf_counter() - start
                 logger.info(
                     "%s: %d images, %d detections, %.1f s", name, len(records), found, seconds
                 )
             results = self._results_of(evaluators, name)
-            if not comm.is_main_process():
+            if predictions is None:
                 continue
-            ground_truth = self._ground_truth(name, records)
+            ground_truth, detections = self._ground_truth(name, records), predictions.detections
             if detections is not None:
                 results |= {
                     f"{name}/{key}/{result}": value
                     for key, metric in metrics.items()
                     for result, value in _results(key, metric, ground_truth, detections).items()
                 }
-            evaluations.append(Evaluation(name, records, ground_truth, detections, results))
+            maps = predictions.segmentations
+            evaluations.append(Evaluation(name, records, ground_truth, detections, maps, results))
         return evaluations
 
     def _results_of(

@@ -18,7 +18,6 @@ from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.dataset_dicts import (
     DatasetSummary,
     check_dataset_dicts,
-    check_masks,
     check_trainable,
     checker_command,
     format_summary,
@@ -26,7 +25,12 @@ from d2ext.data.validation.dataset_dicts import (
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.suite import test_sets
 from d2ext.invocation import option
-from d2ext.preflight.model_fields import check_heads, detection_notes, size_note
+from d2ext.preflight.model_fields import (
+    check_annotations,
+    check_proposals,
+    detection_notes,
+    size_note,
+)
 from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
 
@@ -80,8 +84,8 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
             known = metadata.as_dict() | counts_of(name)
             summary = check_dataset_dicts(name, records, mine, known, use)
             if split == "train":
-                check_masks(name, records, _mask_format(loader))
-                check_heads(cfg, name, records)
+                notes += check_annotations(cfg, name, records, mine)
+            check_proposals(cfg, split, name, records)
             columns = columns_of(records)
             chosen = int(np.argmax(columns.objects > 0))  # with objects, if there is one
             sample = _map(f"{field}.mapper", loader, records[chosen])
@@ -126,11 +130,3 @@ def _check_file(json_file: str, image_root: str | None) -> None:
             f"{json_file} has {found[0]}{more}; list all with {command}, and fix them with --fix"
             " OUT.json"
         )
-
-
-def _mask_format(loader: Any) -> str | None:
-    """Return the mask format of a training mapper, polygon or bitmask; None without masks."""
-    mapper = loader.get("mapper") or {}
-    if not mapper.get("use_instance_mask", False):
-        return None
-    return mapper.get("instance_mask_format", "polygon")

@@ -3,17 +3,29 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import RandomFlip
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import ImageMode
 
-from d2ext.data.validation.dataset_dicts import DatasetSummary
-from d2ext.errors import UserError
+from d2ext.data.datasets.keypoints import flip_indices
+from d2ext.data.formats.annotation_kinds import NO_MASK
+from d2ext.data.loading.mapper import Mapper
+from d2ext.data.records.columns import Columns
+from d2ext.data.records.records import columns_of
+from d2ext.data.validation.dataset_dicts import DatasetSummary, check_masks
+from d2ext.errors import UserError, config_errors
+from d2ext.text import shortened
 
 _HEADS = ("box", "mask", "keypoint")  # of Detectron2's StandardROIHeads
-_LOOKED_AT = 20  # records to search for keypoints
+_MAPPER = "dataloader.train.mapper"
+_YACS = "model.config.MODEL"  # the values of a yacs config
 _BOXES_ONLY = "custom/faster_rcnn_lite0_fpn.py"
 
 
@@ -43,36 +55,118 @@ def check_model_fields(cfg: Any) -> list[str]:
     return list(_format_notes(cfg))
 
 
-def check_heads(cfg: Any, name: str, records: Sequence[dict]) -> None:
-    """Check that the training data has the annotations that each head of the model needs.
+@dataclass(frozen=True)
+class Needs:
+    """Annotations that a config trains on: for each kind the field that needs it, or None.
+
+    Attributes:
+        masks: Field that needs an outline of each object.
+        keypoints: Field that needs the keypoints of each object.
+        stuff: Field that needs a label map of each image.
+        proposals: Field that needs precomputed proposals for each image.
+        keypoints_field: Field with the number of keypoints of an object.
+    """
+
+    masks: str | None = None
+    keypoints: str | None = None
+    stuff: str | None = None
+    proposals: str | None = None
+    keypoints_field: str = ""
+
+
+def needs_of(cfg: Any) -> Needs:
+    """Return the annotations that the model of a config, or its training mapper, needs.
+
+    Args:
+        cfg: Config returned by `load_config`; a model of a yacs config has its values in
+            `model.config`.
+    """
+    mapper = cfg.dataloader.train.get("mapper") or {}
+
+    def first(*fields: str) -> str | None:
+        return next((field for field in fields if _get(cfg, field)), None)
+
+    masks = first("model.roi_heads.mask_head", f"{_YACS}.MASK_ON")
+    detector = first("model.roi_heads", "model.head_in_features", _YACS)
+    if not detector and _argument(mapper, "use_instance_mask"):  # an architecture of others
+        masks = f"{_MAPPER}.use_instance_mask"
+    if mapper.get("recompute_boxes"):
+        masks = masks or f"{_MAPPER}.recompute_boxes"
+    proposals = first(f"{_MAPPER}.precomputed_proposal_topk", f"{_YACS}.LOAD_PROPOSALS")
+    if cfg.model.get("roi_heads") and cfg.model.get("proposal_generator", "") is None:
+        proposals = "model.proposal_generator=null"
+    stuff = first("model.sem_seg_head")
+    if _get(cfg, f"{_YACS}.META_ARCHITECTURE") in ("PanopticFPN", "SemanticSegmentor"):
+        stuff = f"{_YACS}.META_ARCHITECTURE"
+    keypoints = first("model.roi_heads.keypoint_head", f"{_YACS}.KEYPOINT_ON")
+    number = "model.roi_heads.keypoint_head.num_keypoints"
+    if keypoints == f"{_YACS}.KEYPOINT_ON":
+        number = f"{_YACS}.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+    return Needs(masks, keypoints, stuff, proposals, number)
+
+
+def check_annotations(
+    cfg: Any, name: str, records: Sequence[dict], classes: Sequence[str]
+) -> Iterator[str]:
+    """Check that a training set has the annotations that the model needs, and yield notes.
 
     Args:
         cfg: Config returned by `load_config`.
         name: Name of the training set.
         records: Dataset dicts of the training set.
+        classes: Class names by `category_id`.
 
     Raises:
-        UserError: Annotations are missing.
+        UserError: Annotations are missing, or the mapper drops them.
     """
+    needs = needs_of(cfg)
     mapper = cfg.dataloader.train.get("mapper") or {}
-    masks, keypoints = (_argument(mapper, f"use_{w}") for w in ("instance_mask", "keypoint"))
-    if masks is False and _get(cfg, "model.roi_heads.mask_head"):
+    reads_masks = _argument(mapper, "use_instance_mask")
+    reads_keypoints = _argument(mapper, "use_keypoint")
+    if needs.masks and reads_masks is False:
         raise UserError(
-            "model.roi_heads.mask_head needs masks, but dataloader.train.mapper.use_instance_mask"
-            f"=False; set it to True, or train only boxes with {_BOXES_ONLY}"
+            f"{needs.masks} needs masks, but {_MAPPER}.use_instance_mask=False; set it to True, or"
+            f" train only boxes with {_BOXES_ONLY}"
         )
-    if head := _get(cfg, "model.roi_heads.keypoint_head"):
-        if keypoints is False:
-            raise UserError(
-                "model.roi_heads.keypoint_head needs keypoints, but dataloader.train.mapper"
-                ".use_keypoint=False; set it to True, or use a model without that head"
-            )
-        _check_keypoints(name, records, head.get("num_keypoints"))
-    detectron2s = masks is not None  # a custom mapper may create the label maps itself
-    if detectron2s and cfg.model.get("sem_seg_head") and "sem_seg_file_name" not in records[0]:
+    objects = columns_of(records).objects_only()
+    if reads_masks and (needs.masks or np.any(objects.masks != NO_MASK)):
+        check_masks(name, records, _argument(mapper, "instance_mask_format") or "polygon")
+    if needs.keypoints and reads_keypoints is False:
         raise UserError(
-            f"model.sem_seg_head needs a label map for each image, but dataset {name!r} has no"
+            f"{needs.keypoints} needs keypoints, but {_MAPPER}.use_keypoint=False; set it to True,"
+            " or use a model without that head"
+        )
+    if needs.keypoints:
+        yield from _check_keypoints(cfg, needs, name, objects, classes)
+    elif count := int(np.sum(objects.keypoints[:, 1] > 0)):
+        have = "object has" if count == 1 else "objects have"
+        yield f"{name}: {count} {have} keypoints, which are not trained on"
+    detectron2s = reads_masks is not None  # a custom mapper may create the label maps itself
+    if detectron2s and needs.stuff and "sem_seg_file_name" not in records[0]:
+        raise UserError(
+            f"{needs.stuff} needs a label map for each image, but dataset {name!r} has no"
             " sem_seg_file_name; add it to the records, or use a model without that head"
+        )
+
+
+def check_proposals(cfg: Any, split: str, name: str, records: Sequence[dict]) -> None:
+    """Check that a dataset has the precomputed proposals that the model needs.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        split: Split of its loader, train, val or test.
+        name: Name of the dataset.
+        records: Dataset dicts.
+
+    Raises:
+        UserError: Neither the loader nor the records have proposals.
+    """
+    field = f"dataloader.{split}.dataset.proposal_files"
+    needed = needs_of(cfg).proposals
+    if needed and not _get(cfg, field) and "proposal_boxes" not in records[0]:
+        raise UserError(
+            f"{needed} needs precomputed proposals, but dataset {name!r} has none; give their files"
+            f" in {field}, or use a model with a proposal generator"
         )
 
 
@@ -136,7 +230,7 @@ def detection_notes(
                     f" most {limit}; set {place}.{argument}={_hundreds(most[name])}"
                 )
     for metric, node in cfg.evaluators.items():
-        limits = _argument(node, "max_detections") if "_target_" in node else None
+        limits = _argument(node, "max_detections") if node and "_target_" in node else None
         if not isinstance(limits, Sequence) or not limits:  # another metric's argument of that name
             continue
         for name in tested:
@@ -348,22 +442,69 @@ def _agree(cfg: Any, field: str, other: str) -> None:
         raise UserError(f"{field}={value}, but {other}={wanted}; set {field}={wanted}")
 
 
-def _check_keypoints(name: str, records: Sequence[dict], number: int | None) -> None:
-    some = (records[i].get("annotations", ()) for i in range(min(len(records), _LOOKED_AT)))
-    points = [a["keypoints"] for annotations in some for a in annotations if a.get("keypoints")]
-    if not points:
+def _check_keypoints(
+    cfg: Any, needs: Needs, name: str, objects: Columns, classes: Sequence[str]
+) -> Iterator[str]:
+    """Check the number of keypoints and their mirror images; yield a note if none are known."""
+    numbers = objects.keypoints[:, 0]
+    first = {n: i for i, n in reversed(list(enumerate(numbers.tolist())))}
+    label = {n: classes[objects.categories[i]] for n, i in first.items()}
+    mapper = cfg.dataloader.train.get("mapper") or {}
+    lacking = label.pop(0, None)
+    if not label:
         raise UserError(
-            f"model.roi_heads.keypoint_head needs keypoints, but dataset {name!r} has none (d2ext's"
-            " readers ignore keypoints); use a model without that head, or your own dataset"
-            " function"
+            f"{needs.keypoints} needs keypoints, but dataset {name!r} has none; annotate them, or"
+            " use a model without that head"
         )
-    if number and all(isinstance(v, int | float) for v in points[0]):
-        if len(points[0]) != 3 * number:
-            raise UserError(
-                f"model.roi_heads.keypoint_head.num_keypoints={number}, but dataset {name!r} has"
-                f" {len(points[0]) // 3} keypoints (x, y, visibility) per object; set it to that"
-                " number"
-            )
+    choose = f"choose classes with data.classes=[...] (or datasets.{name}.classes)"
+    if len(label) > 1:
+        each = ", ".join(f"{c!r} has {n}" for n, c in sorted(label.items()))
+        raise UserError(
+            f"{needs.keypoints} needs the same number of keypoints for all objects, but in dataset"
+            f" {name!r} {each}; {choose}"
+        )
+    (number,) = label
+    if lacking and not (_target(mapper) is Mapper and mapper.get("keypoint_hflip_indices")):
+        raise UserError(
+            f"dataset {name!r}: {int(np.sum(numbers == 0))} of {len(numbers)} objects have no"
+            f" keypoints (such as {lacking!r}), but {label[number]!r} has {number}; {choose}, or"
+            " take them as not labeled with the mapper d2ext.data.loading.mapper.Mapper and its"
+            " keypoint_hflip_indices"
+        )
+    predicted = _get(cfg, needs.keypoints_field)
+    if predicted not in (None, number):
+        raise UserError(
+            f"{needs.keypoints_field}={predicted}, but dataset {name!r} has {number} keypoints (x,"
+            f" y, visibility) per object; set it to {number}"
+        )
+    return _check_flips(mapper, name, number)
+
+
+def _check_flips(mapper: Any, name: str, number: int) -> Iterator[str]:
+    """Check that a mapper exchanges left and right keypoints of the images that it flips."""
+    nodes = [node for _, node in _nodes(mapper.get("augmentations"), "")]
+    with config_errors(f"{_MAPPER}.augmentations"):
+        flips = [node for node in nodes if _target(node) is RandomFlip]
+    if not any(_argument(flip, "horizontal") for flip in flips):
+        return
+    field = f"{_MAPPER}.keypoint_hflip_indices"
+    with config_errors(field):
+        indices = instantiate(mapper.get("keypoint_hflip_indices"))
+    known = MetadataCatalog.get(name).get("keypoint_names") or []
+    if indices is None or len(indices) != number:
+        given = "is not set" if indices is None else f"has {len(indices)} entries"
+        right = flip_indices(name) if len(known) == number else "an index for each keypoint"
+        raise UserError(
+            f"{field} {given}, but images with {number} keypoints per object (dataset {name!r}) are"
+            f" flipped; set it to {right}, or remove RandomFlip"
+        )
+    if list(indices) == list(range(number)):
+        names = f" ({shortened(known, 8)})" if known else ""
+        yield (
+            f"{name}: no two keypoints{names} are known to be mirror images of each other, so"
+            " flipped images keep their order; if some are, set"
+            f" datasets.{name}.flip_map=[[LEFT, RIGHT], ...], or remove RandomFlip"
+        )
 
 
 def _level_fields(config: Any) -> Iterator[tuple[str, str]]:
@@ -380,6 +521,9 @@ def _nodes(node: Any, field: str) -> Iterator[tuple[str, DictConfig]]:
         yield field, node
         for key, child in node.items():
             yield from _nodes(child, f"{field}.{key}")
+    elif isinstance(node, ListConfig):
+        for i, child in enumerate(node):
+            yield from _nodes(child, f"{field}[{i}]")
 
 
 def _argument(node: Any, name: str) -> Any:

@@ -3,10 +3,11 @@
 import colorsys
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import cv2
 import matplotlib
@@ -18,34 +19,42 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ext.data.loading.image_io import read_photo
+from d2ext.data.segmentation import Segmentation, annotated_segmentation
 from d2ext.errors import UserError
 
 # Range in pixels of a picture's long side, so that big photos are drawn quickly, and labels on
 # small images are readable.
 _LONG_SIDE = (512, 1024)
 _HEADER, _GAP = 36, 6
+_LIKELY = 0.05  # score of a keypoint above which it is drawn, as in Detectron2
 
 Color = tuple[float, float, float]
 
 
 def write_overlays(
     records: Sequence[dict[str, Any]],
-    predictions: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]] | None,
     metadata: Any,
     out_dir: str | os.PathLike[str],
     score_threshold: float = 0.5,
     limit: int = 32,
+    segmentations: Mapping[Any, Segmentation] = MappingProxyType({}),
 ) -> list[Path]:
     """Write one JPEG per image, with ground truth on the left and predictions on the right.
 
     Args:
-        records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks).
+        records: Detectron2 dataset dicts (boxes in any mode; polygons, RLE or no masks), optionally
+            with keypoints and files of semantic or panoptic segmentation.
         predictions: COCO results of the same images; `category_id` counts from 0, `bbox` is XYWH
-            in pixels, and `segmentation` (RLE) is optional.
-        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255).
+            in pixels, `segmentation` (RLE) and `keypoints` are optional. None if the model returns
+            no instances.
+        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255),
+            `keypoint_names` and `keypoint_connection_rules`, `stuff_classes` and `stuff_colors`.
         out_dir: Output folder; pictures of earlier evaluations in it are removed.
         score_threshold: Predictions with a lower score are not drawn.
         limit: Maximum number of pictures; if there are more records, evenly spaced ones are drawn.
+        segmentations: Predicted segmentation by image id. A panoptic one is drawn instead of the
+            predictions, whose objects it contains.
 
     Returns:
         The files in the order of the records, named after the images. Images that cannot be read
@@ -57,7 +66,7 @@ def write_overlays(
         stale.unlink()
 
     by_image = defaultdict(list)
-    for p in predictions:
+    for p in predictions or ():
         if p["score"] >= score_threshold:
             by_image[p["image_id"]].append(p)
 
@@ -65,15 +74,46 @@ def write_overlays(
     files: list[Path] = []
     for i in np.linspace(0, len(records) - 1, count).astype(int):
         record = records[i]
-        ground_truth, predicted = record.get("annotations", []), by_image[record["image_id"]]
+        predicted = by_image[record["image_id"]]
+        title = f"predictions, score >= {score_threshold:.2f} ({len(predicted)})"
         panels = [
-            (f"ground truth ({len(ground_truth)})", ground_truth),
-            (f"predictions, score >= {score_threshold:.2f} ({len(predicted)})", predicted),
+            _ground_truth_panel(record, metadata),
+            _panel(
+                "predictions" if predictions is None else title,
+                predicted,
+                segmentations.get(record["image_id"]),
+            ),
         ]
         file = _free_name(out_dir, Path(record["file_name"]).stem)
         _draw(record, panels, metadata).save(file, quality=85)
         files.append(file)
     return files
+
+
+class _Panel(NamedTuple):
+    """Title of a panel, and what to draw on the photo."""
+
+    title: str
+    instances: Sequence[dict]
+    segmentation: Segmentation | None
+
+
+def _ground_truth_panel(record: dict, metadata: Any) -> _Panel:
+    objects = record.get("annotations")
+    try:
+        segmentation = annotated_segmentation(record, metadata)
+    except OSError:
+        segmentation = None
+    title = "ground truth" if objects is None else f"ground truth ({len(objects)})"
+    return _panel(title, objects or [], segmentation)
+
+
+def _panel(title: str, instances: Sequence[dict], segmentation: Segmentation | None) -> _Panel:
+    """Return a panel without the instances that a panoptic segmentation contains."""
+    if segmentation and any(s.is_thing for s in segmentation.segments):
+        title = f"{title.partition(',')[0].partition(' (')[0]} ({len(segmentation.segments)})"
+        instances = []
+    return _Panel(title, instances, segmentation)
 
 
 def _free_name(folder: Path, stem: str) -> Path:
@@ -83,7 +123,7 @@ def _free_name(folder: Path, stem: str) -> Path:
     return file
 
 
-def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> Image.Image:
+def _draw(record: dict, panels: list[_Panel], metadata: Any) -> Image.Image:
     try:
         photo = Image.fromarray(read_photo(record["file_name"], "RGB"))
     except (OSError, SyntaxError, UserError):
@@ -97,10 +137,13 @@ def _draw(record: dict, panels: list[tuple[str, list[dict]]], metadata: Any) -> 
     draw = ImageDraw.Draw(page)
     draw.rectangle((0, 0, page.width, _HEADER - 1), fill=(24, 28, 38))
     font = ImageFont.load_default(size=min(20, w / 15))  # /15: the longest header fits a panel
-    for left, (title, instances) in zip((0, w + _GAP), panels, strict=True):
-        drawn = draw_instances(np.asarray(photo), instances, metadata, _size(record))
+    for left, panel in zip((0, w + _GAP), panels, strict=True):
+        drawn = np.asarray(photo)
+        if panel.segmentation:
+            drawn = draw_segmentation(drawn, panel.segmentation, metadata)
+        drawn = draw_instances(drawn, panel.instances, metadata, _size(record))
         page.paste(Image.fromarray(drawn), (left, _HEADER))
-        draw.text((left + 10, _HEADER / 2), title, "white", font, anchor="lm")
+        draw.text((left + 10, _HEADER / 2), panel.title, "white", font, anchor="lm")
     return page
 
 
@@ -116,13 +159,14 @@ def draw_instances(
     by_class: bool = False,
     labels: bool = True,
 ) -> np.ndarray:
-    """Draw boxes, masks and labels.
+    """Draw boxes, masks, keypoints and labels.
 
     Args:
         photo: Array (H, W, 3), uint8, RGB.
         instances: Detectron2 annotations (boxes in any mode; polygons, RLE or no masks),
-            optionally with a `score`.
-        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255).
+            optionally with `keypoints` and a `score`.
+        metadata: Metadata with `thing_classes` and, optionally, `thing_colors` (RGB, 0 to 255),
+            `keypoint_names` and `keypoint_connection_rules`.
         size: Width and height of the image that coordinates refer to; the photo may be resized.
         by_class: Whether to draw all objects of a class in one color (`class_color`) instead of
             different shades or hues.
@@ -146,14 +190,70 @@ def draw_instances(
         colors = _colors(instances, metadata)
     # A "$" in a class name does not start a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
-        drawing = Visualizer(photo).overlay_instances(
+        visualizer = Visualizer(photo)
+        visualizer.overlay_instances(
             boxes=np.asarray(boxes) * np.tile(scale, 2),
             masks=[_mask(x.get("segmentation"), scale, photo.shape[:2]) for x in instances],
             labels=[_label(x, metadata) for x in instances] if labels else None,
             assigned_colors=colors,
             alpha=0.4,
         )
-        return drawing.get_image()
+        for x, color in zip(instances, colors, strict=True):
+            if x.get("keypoints"):
+                points = np.array(x["keypoints"]).reshape(-1, 3) * [*scale, 1]
+                _draw_keypoints(visualizer, points, metadata, color)
+        return visualizer.get_output().get_image()
+
+
+def _draw_keypoints(visualizer: Visualizer, points: np.ndarray, metadata: Any, color: Any) -> None:
+    """Draw the keypoints (K, 3) of an object that are labeled or likely, and their connections."""
+    names = getattr(metadata, "keypoint_names", None) or range(len(points))
+    seen = {name: p[:2] for name, p in zip(names, points, strict=False) if p[2] > _LIKELY}
+    for first, second, line_color in getattr(metadata, "keypoint_connection_rules", None) or ():
+        if first in seen and second in seen:
+            xs, ys = zip(seen[first], seen[second], strict=True)
+            visualizer.draw_line(xs, ys, tuple(v / 255 for v in line_color))
+    for place in seen.values():
+        visualizer.draw_circle(place, color)
+
+
+def draw_segmentation(photo: np.ndarray, segmentation: Segmentation, metadata: Any) -> np.ndarray:
+    """Draw the regions of a semantic or panoptic segmentation, with their class names.
+
+    Args:
+        photo: Array (H, W, 3), uint8, RGB.
+        segmentation: Segmentation of the image; the photo may be resized.
+        metadata: Metadata with `stuff_classes` and `thing_classes` and, optionally, their colors
+            (RGB, 0 to 255).
+
+    Returns:
+        Array (H, W, 3), uint8, RGB.
+    """
+    labels = cv2.resize(segmentation.labels, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    shades = _colors([{"category_id": s.category} for s in segmentation.segments], metadata)
+    visualizer = Visualizer(photo)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for k, (segment, shade) in enumerate(zip(segmentation.segments, shades, strict=True), 1):
+            if segment.is_thing:
+                name, color = class_name(segment.category, metadata), shade
+            else:
+                name, color = _stuff(segment.category, metadata)
+            # Detectron2's semantic labels of panoptic data have one class for all objects.
+            if name != "things":
+                name = name if font_has(name) else f"class {segment.category}"
+                visualizer.draw_binary_mask(labels == k, color, text=name)
+    return visualizer.get_output().get_image()
+
+
+def _stuff(category: int, metadata: Any) -> tuple[str, Color]:
+    """Return the name and the color of a class of regions."""
+    names = getattr(metadata, "stuff_classes", None) or ()
+    palette = getattr(metadata, "stuff_colors", None) or ()
+    known = category < len(palette)
+    return (
+        names[category] if category < len(names) else f"class {category}",
+        tuple(v / 255 for v in palette[category]) if known else _hue(category),
+    )
 
 
 def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:

@@ -191,13 +191,22 @@ class Found(torch.nn.Module):
 def test_detections_of_a_model_are_written_as_detectron2_does(tmp_path):
     MetadataCatalog.get("keypoint_file").set(thing_classes=["a"])
     found = predict(Found(), [[{"image_id": 7}], [{"image_id": 4}]], [4, 7])
-    file = write_predictions("keypoint_file", found, [4, 7], tmp_path)
+    file = write_predictions("keypoint_file", found.detections, [4, 7], tmp_path)
     theirs = [r for i in (4, 7) for r in instances_to_coco_json(Found().instances(), i)]
     assert json.loads(file.read_text()) == [{**r, "category_id": 1} for r in theirs]
+
+
+def test_objects_with_different_keypoints_are_evaluated_without_them(tmp_path):
+    content, results = _dataset(1)
+    content["annotations"][0]["keypoints"] = [1, 1, 1]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    numbers = evaluate_files(tmp_path / "found.json", tmp_path / "truth.json", ["coco"])
+    assert "coco/bbox/AP" in numbers and "coco/keypoints/AP" not in numbers
 
 
 def test_malformed_keypoints_of_a_file_are_refused(tmp_path):
     content, results = _dataset(1)
     results[0]["keypoints"] = results[0]["keypoints"][:6]
-    with pytest.raises(UserError, match=r"found.json: keypoints with 6 and 51 numbers"):
+    with pytest.raises(UserError, match="found.json: the keypoints are not"):
         columns(content, results, tmp_path)

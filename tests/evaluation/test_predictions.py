@@ -56,6 +56,7 @@ def _rank(file, parts):
 
     found = predict(Found(), _loader(parts[comm.get_rank()]), IDS)
     if comm.is_main_process():
+        found = found.detections
         rows = list(results_of(found, IDS, slice(None)))
         with open(file, "w") as f:
             json.dump(rows, f)
@@ -67,7 +68,7 @@ def _rank(file, parts):
 
 def test_the_columns_equal_the_output_of_the_model():
     model = Found().train()
-    found = predict(model, _loader([13, 4, 0]), IDS)
+    found = predict(model, _loader([13, 4, 0]), IDS).detections
     assert model.training
     assert found.image.tolist() == [4] * 4 + [13] * 3  # in the order of the dataset
     expected = model._found(13)
@@ -83,7 +84,7 @@ def test_the_columns_equal_the_output_of_the_model():
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_nothing_found(masks):
-    found = predict(Found(masks), _loader([0, 10]), IDS)
+    found = predict(Found(masks), _loader([0, 10]), IDS).detections
     assert len(found.scores) == 0 and found.boxes.shape == (0, 4)
 
 
@@ -104,7 +105,7 @@ def test_two_processes_with_uneven_overlapping_parts_find_the_same(tmp_path):
 
 def test_the_file_has_the_category_ids_of_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("d2ext.evaluation.predictions._WRITTEN", 4)
-    found = predict(Found(), _loader([13, 4]), IDS)
+    found = predict(Found(), _loader([13, 4]), IDS).detections
     MetadataCatalog.get("predictions_own").set(
         thing_classes=["a", "b", "c"], thing_dataset_id_to_contiguous_id={70: 0, 2: 1, 3: 2}
     )
@@ -114,7 +115,7 @@ def test_the_file_has_the_category_ids_of_the_dataset(tmp_path, monkeypatch):
         expected = list(results_of(found, IDS, slice(None)))
         assert len(written) == 7
         assert written == [{**r, "category_id": ids[r["category_id"]]} for r in expected]
-    nothing = predict(Found(), _loader([0]), IDS)
+    nothing = predict(Found(), _loader([0]), IDS).detections
     file = write_predictions("predictions_own", nothing, IDS, tmp_path)
     assert json.loads(file.read_text()) == []
 
@@ -139,7 +140,7 @@ loader = lambda n: ([{"image_id": i}] for i in range(n))
 predict(Model(), loader(100), range(100))  # glibc keeps some freed memory, up to a limit
 before = peak()
 found = predict(Model(), loader(300), range(300))
-assert len(found.masks) == 1500
+assert len(found.detections.masks) == 1500
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -155,7 +156,7 @@ def test_classes_that_the_dataset_lacks_are_not_written(tmp_path, caplog):
     MetadataCatalog.get("predictions_lacking").set(
         thing_classes=["cat", "unicorn", "dog"], **metadata
     )
-    found = predict(Found(), _loader([13, 4]), IDS)
+    found = predict(Found(), _loader([13, 4]), IDS).detections
     assert set(found.label) == {0, 1, 2}
     file = write_predictions("predictions_lacking", found, IDS, tmp_path)
     written = json.loads(file.read_text())
@@ -180,5 +181,5 @@ def test_detections_with_non_finite_values_are_dropped(caplog):
             found.scores[0] = np.nan
             return found
 
-    assert len(predict(WithNaN(), _loader([13]), IDS).scores) == 2
+    assert len(predict(WithNaN(), _loader([13]), IDS).detections.scores) == 2
     assert "1 of 3 detections dropped" in caplog.text

@@ -164,7 +164,7 @@ def test_a_model_without_instances_is_evaluated_by_evaluators(datasets, tmp_path
     suite = _suite(datasets[:1], sem_seg=L(SemSegEvaluator)())
     (evaluation,) = suite.evaluate(Model("sem_seg"))
     assert evaluation.results["suite_a/sem_seg/sem_seg/mIoU"] == 100
-    assert evaluation.detections is None
+    assert evaluation.detections is None and list(evaluation.segmentations) == [0, 1, 2]
     out = tmp_path / "out"
     assert write_evaluations([evaluation], out) == evaluation.results
     files = sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())

@@ -16,10 +16,12 @@ from d2ext.config.overrides import apply_overrides
 from d2ext.data.validation.dataset_dicts import DatasetSummary
 from d2ext.errors import UserError
 from d2ext.preflight.model_fields import (
-    check_heads,
+    check_annotations,
     check_levels,
     check_model_fields,
+    check_proposals,
     detection_notes,
+    needs_of,
     size_note,
 )
 
@@ -141,26 +143,123 @@ def test_levels_that_the_backbone_lacks_are_an_error(cfg):
             check_levels(changed.model, model)
 
 
+POINTS = [{"keypoints": [1, 2, 2] * 17, "category_id": 0}]
+
+
+def _check(cfg, annotations, classes=("person", "dog"), **more):
+    return list(check_annotations(cfg, "x", [{"annotations": annotations, **more}], classes))
+
+
 def test_heads_without_matching_data_are_an_error(cfg):
-    records = [{"annotations": [{"keypoints": [1, 2, 2] * 17}]}]
-    check_heads(cfg, "x", records)
-    cfg.model.roi_heads.keypoint_head = {"num_keypoints": 17}
-    with pytest.raises(UserError, match="keypoint_head needs keypoints, but .*use_keypoint=False"):
-        check_heads(cfg, "x", records)
-    cfg.dataloader.train.mapper.use_keypoint = True
-    check_heads(cfg, "x", records)
-    with pytest.raises(UserError, match="dataset 'x' has none"):
-        check_heads(cfg, "x", [{"annotations": [{}]}, {}])
-    cfg.model.roi_heads.keypoint_head.num_keypoints = 4
-    with pytest.raises(UserError, match="num_keypoints=4, but dataset 'x' has 17"):
-        check_heads(cfg, "x", records)
-    del cfg.model.roi_heads.keypoint_head
-    cfg.model.sem_seg_head = {"num_classes": 3}
-    with pytest.raises(UserError, match="sem_seg_head needs .* no sem_seg_file_name"):
-        check_heads(cfg, "x", records)
     cfg.dataloader.train.mapper.use_instance_mask = False
     with pytest.raises(UserError, match="mask_head needs masks, .*use_instance_mask=False"):
-        check_heads(cfg, "x", records)
+        _check(cfg, POINTS)
+    del cfg.model.roi_heads.mask_head
+    assert _check(cfg, POINTS) == ["x: 1 object has keypoints, which are not trained on"]
+    cfg.model.sem_seg_head = {"num_classes": 3}
+    with pytest.raises(UserError, match="sem_seg_head needs .* no sem_seg_file_name"):
+        _check(cfg, POINTS)
+    _check(cfg, POINTS, sem_seg_file_name="a.png")
+    cfg.dataloader.train.mapper.precomputed_proposal_topk = 100
+    with pytest.raises(UserError, match="topk needs .*; give .* dataloader.val.dataset.proposal"):
+        check_proposals(cfg, "val", "x", [{}])
+    check_proposals(cfg, "val", "x", [{"proposal_boxes": []}])
+    apply_overrides(cfg, ["+dataloader.val.dataset.proposal_files=[a.pkl]"])
+    check_proposals(cfg, "val", "x", [{}])
+
+
+def test_boxes_train_a_model_without_masks(cfg):
+    box = [{"category_id": 0}]
+    with pytest.raises(UserError, match="1 of 1 objects have no outline"):
+        _check(cfg, box)
+    del cfg.model.roi_heads.mask_head
+    assert cfg.dataloader.train.mapper.use_instance_mask
+    assert _check(cfg, box) == []
+    outline = {"segmentation": [[1, 1, 2, 2, 3, 1]], "category_id": 0}
+    with pytest.raises(UserError, match="1 of 2 objects have no outline"):
+        _check(cfg, [*box, outline])  # Detectron2's mapper wants all or none
+    cfg.dataloader.train.mapper.use_instance_mask = False
+    assert _check(cfg, [*box, outline]) == []
+
+
+@pytest.fixture
+def keypoint_cfg(cfg):
+    """Return a config with a keypoint head and without masks."""
+    del cfg.model.roi_heads.mask_head
+    cfg.model.roi_heads.keypoint_head = {"num_keypoints": 17}
+    cfg.dataloader.train.mapper.update(use_instance_mask=False, use_keypoint=True)
+    cfg.dataloader.train.mapper.keypoint_hflip_indices = [1, 0, *range(2, 17)]
+    return cfg
+
+
+def test_keypoints_of_the_head_and_the_data_must_match(keypoint_cfg):
+    cfg = keypoint_cfg
+    assert _check(cfg, POINTS) == []
+    with pytest.raises(UserError, match="keypoint_head needs keypoints, but dataset 'x' has none"):
+        _check(cfg, [{"category_id": 0}])
+    dog = {"keypoints": [1, 2, 2] * 20, "category_id": 1}
+    with pytest.raises(UserError, match="'person' has 17, 'dog' has 20; choose .*data.classes"):
+        _check(cfg, [*POINTS, dog])
+    _check(cfg, [*POINTS, {**dog, "iscrowd": 1}])
+    with pytest.raises(UserError, match="num_keypoints=17, but .*'x' has 20 .*; set it to 20"):
+        _check(cfg, [dog])
+    cfg.dataloader.train.mapper.use_keypoint = False
+    with pytest.raises(UserError, match="needs keypoints, but .*use_keypoint=False; set it to T"):
+        _check(cfg, POINTS)
+
+
+def test_objects_without_keypoints_need_a_mapper_that_fills_them_in(keypoint_cfg):
+    cfg = keypoint_cfg
+    partly = [*POINTS, {"category_id": 1}]
+    assert _check(cfg, partly) == []
+    cfg.dataloader.train.mapper["_target_"] = "detectron2.data.DatasetMapper"
+    with pytest.raises(
+        UserError, match="1 of 2 objects have no keypoints .such as 'dog'.*'person'"
+    ):
+        _check(cfg, partly)
+
+
+def test_flips_need_the_mirrored_keypoints(keypoint_cfg):
+    cfg = keypoint_cfg
+    mapper = cfg.dataloader.train.mapper
+    for indices, words in [(None, "is not set"), ([1, 0], "has 2 entries")]:
+        mapper.keypoint_hflip_indices = indices
+        with pytest.raises(UserError, match=f"hflip_indices {words}, but .*17.*remove RandomFlip"):
+            _check(cfg, POINTS)
+    mapper.keypoint_hflip_indices = list(range(17))
+    (note,) = _check(cfg, POINTS)
+    assert "are known to be mirror images of each other" in note and "datasets.x.flip_map" in note
+    mapper.keypoint_hflip_indices = None
+    mapper.augmentations = [a for a in mapper.augmentations if "horizontal" not in a]
+    assert _check(cfg, POINTS) == []
+
+
+def test_needs_of_a_model_from_a_yacs_config(cfg):
+    mapper = cfg.dataloader.train.mapper
+    values = dict(MASK_ON=False, KEYPOINT_ON=True, META_ARCHITECTURE="GeneralizedRCNN")
+    values["ROI_KEYPOINT_HEAD"] = dict(NUM_KEYPOINTS=4)
+    cfg.model = OmegaConf.create({"config": {"MODEL": {**values, "LOAD_PROPOSALS": True}}})
+    mapper.update(use_instance_mask=True, use_keypoint=True, keypoint_hflip_indices=[0] * 17)
+    with pytest.raises(UserError, match="MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS=4, but .*set it to"):
+        _check(cfg, POINTS)
+    needs = needs_of(cfg)
+    assert needs.masks is None and needs.stuff is None
+    assert needs.keypoints == "model.config.MODEL.KEYPOINT_ON"
+    assert needs.proposals == "model.config.MODEL.LOAD_PROPOSALS"
+    cfg.model.config.MODEL.update(META_ARCHITECTURE="PanopticFPN", MASK_ON=True)
+    assert needs_of(cfg).stuff == "model.config.MODEL.META_ARCHITECTURE"
+    assert needs_of(cfg).masks == "model.config.MODEL.MASK_ON"
+
+
+def test_needs_of_other_architectures_are_those_of_their_mapper(cfg):
+    cfg.model = OmegaConf.create({"transformer": {}})
+    assert needs_of(cfg).masks == "dataloader.train.mapper.use_instance_mask"
+    cfg.model = OmegaConf.create({"head_in_features": ["p3"]})  # such as RetinaNet
+    assert needs_of(cfg).masks is None
+    cfg.dataloader.train.mapper.recompute_boxes = True
+    assert needs_of(cfg).masks == "dataloader.train.mapper.recompute_boxes"
+    cfg.model = OmegaConf.create({"roi_heads": {"num_classes": 1}, "proposal_generator": None})
+    assert needs_of(cfg).proposals == "model.proposal_generator=null"
 
 
 def test_a_class_agnostic_mask_head_may_have_one_class(cfg):

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from d2ext.data.segmentation import predicted_segmentation
 from d2ext.visualize.overlay import write_overlays
 
 GRAY = 128
@@ -203,3 +205,70 @@ def test_any_class_name(tmp_path_factory, name, category):
     result = prediction(category_id=category, bbox=[50, 60, 100, 100])
     (file,) = write_overlays([record], [result], metadata, folder / "out")
     assert drawn(panels(file)[1]).any()
+
+
+POINTS = [[100, 100], [200, 300], [500, 50]]
+NAMED = SimpleNamespace(
+    thing_classes=["a"],
+    keypoint_names=["x", "y", "z"],
+    keypoint_connection_rules=[("x", "y", (255, 0, 0)), ("y", "z", (255, 0, 0))],
+)
+
+
+@pytest.mark.parametrize(("metadata", "connected"), [(CLASSES, False), (NAMED, True)])
+def test_labeled_keypoints_and_their_connections(tmp_path, metadata, connected):
+    record = write_image(tmp_path)
+    keypoints = [v for p, seen in zip(POINTS, (1, 2, 0), strict=True) for v in (*p, seen)]
+    box = {"bbox": [0, 350, 30, 40], "category_id": 0, "keypoints": keypoints}
+    record["annotations"] = [{**box, "bbox_mode": 1}]
+    scores = [v for p, score in zip(POINTS, (0.9, 0.5, 0.01), strict=True) for v in (*p, score)]
+    result = prediction(bbox=box["bbox"], keypoints=scores)
+    (file,) = write_overlays([record], [result], metadata, tmp_path / "out")
+    for panel in map(drawn, panels(file)):
+        assert panel[95:105, 95:105].any() and panel[295:305, 195:205].any()
+        assert not panel[45:55, 495:505].any()  # neither labeled nor likely
+        assert panel[195:205, 145:155].any() == connected
+
+
+def _halves(**segments):
+    """Return a panoptic segmentation of the left and the right half."""
+    labels = torch.ones(400, 600, dtype=torch.long)
+    labels[:, 300:] = 2
+    output = (labels, [{"id": i, "category_id": 0, **segments} for i in (1, 2)])
+    return predicted_segmentation({"panoptic_seg": output}, None)
+
+
+def test_semantic_segmentation_on_both_sides(tmp_path):
+    record = write_image(tmp_path)
+    del record["annotations"]
+    labels = np.full((400, 600), 255, np.uint8)
+    labels[:, :300] = 1
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    colors = [(0, 0, 250), (250, 0, 0)]
+    metadata = SimpleNamespace(stuff_classes=["sky", "road"], stuff_colors=colors)
+    scores = torch.tensor(np.stack([labels != 1, labels == 1])).float()
+    maps = {7: predicted_segmentation({"sem_seg": scores}, metadata)}
+    (file,) = write_overlays([record], None, metadata, tmp_path / "out", segmentations=maps)
+    left, right = panels(file)
+    for panel in (left, right):
+        assert panel[20, 20, 0] > panel[20, 20, 2] + 60  # red
+    assert not drawn(left)[20, 580] and right[20, 580, 2] > right[20, 580, 0] + 60
+
+
+def test_a_panoptic_segmentation_replaces_the_objects_that_it_contains(tmp_path):
+    record = write_image(tmp_path)
+    for things in (True, False):
+        maps = {7: _halves(isthing=things)}
+        arguments = [record], [prediction()], CLASSES, tmp_path / "out"
+        (file,) = write_overlays(*arguments, segmentations=maps)
+        panel = panels(file)[1].astype(int)
+        assert drawn(panel).mean() > 0.9
+        side_of_box = np.ptp(panel[320, 335:365], axis=0).max() > 30
+        assert side_of_box != things
+
+
+def test_an_unreadable_label_map_is_not_drawn(tmp_path):
+    record = {**write_image(tmp_path), "sem_seg_file_name": "nowhere.png"}
+    (file,) = write_overlays([record], [], CLASSES, tmp_path / "out")
+    assert not drawn(panels(file)[0]).any()

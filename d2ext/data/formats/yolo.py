@@ -71,8 +71,8 @@ def read_yolo(
     """Read YOLO labels (detection or segmentation) into Detectron2's dataset dicts.
 
     A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, in fractions of the image's width
-    and height from its corner. In pose datasets, the keypoints after the box are ignored. An image
-    without a label file has no objects; a warning counts these images.
+    and height from its corner. In pose datasets, the keypoints after the box are ignored, which a
+    warning says. An image without a label file has no objects; a warning counts these images.
 
     Args:
         source: `data.yaml`, or the folder with the labels, whose subfolders match those of the
@@ -142,6 +142,8 @@ def read_yolo(
         logger.warning(
             "%s: %d of %d images have no label file and so no objects", source, bare, len(records)
         )
+    if described.poses:
+        logger.warning("%s: keypoints are not read, only the boxes before them", source)
     left_out.warn(logger, source)
     return records, wanted
 

@@ -33,6 +33,9 @@ class Mapper(DatasetMapper):
         augmentations: Detectron2's augmentations, in order.
         image_format: RGB or BGR.
         use_instance_mask: Whether samples contain masks.
+        use_keypoint: Whether samples contain keypoints.
+        keypoint_hflip_indices: As in Detectron2; `flip_indices` returns it. If it is given, objects
+            without keypoints get as many unlabeled ones, which have no effect on the loss.
         decode: `exact`, or `scaled`: if the first augmentation is a ResizeShortestEdge that at
             least halves a JPEG, the file is decoded at half its size (or a fourth or an eighth).
             This is faster but changes pixels.
@@ -114,6 +117,9 @@ class Mapper(DatasetMapper):
         polygons = self.instance_mask_format == "polygon" and all(
             isinstance(m, list) for m in masks
         )
+        if self.use_keypoint and self.keypoint_hflip_indices is not None:
+            unlabeled = [0] * (3 * len(self.keypoint_hflip_indices))
+            objects = [{**a, "keypoints": a.get("keypoints") or unlabeled} for a in objects]
         if self.use_keypoint or masks and not polygons:
             dataset_dict["annotations"] = copy.deepcopy(objects)
             super()._transform_annotations(dataset_dict, transforms, image_shape)

@@ -88,18 +88,22 @@ def check_dataset_dicts(
             f"dataset {name!r}: {len(absent)} of {len(records)} images are missing, the first is"
             f" {absent[0]}; put them there, or {_paths_remedy(name, metadata or {})}"
         )
+    # Detectron2's readers of label maps give neither sizes nor ids.
+    maps_only = len(records) > 0 and "annotations" not in records[0]
     for side, values in (("height", columns.heights), ("width", columns.widths)):
         for i in np.flatnonzero(values < 0)[:1]:
+            if maps_only and side not in records[i]:
+                continue
             raise UserError(
                 f"dataset {name!r}: {names[i]} has {side}={records[i].get(side)!r}, which is not a"
                 " positive integer; correct its annotation file"
             )
     _check_sizes(name, names, columns)
     image_ids = image_ids_of(records)
-    if None in image_ids:
+    if None in image_ids and not maps_only:
         file_name = names[image_ids.index(None)]
         raise UserError(f"dataset {name!r}: {file_name} has no image_id; number the images")
-    if twice := _repeated(image_ids):
+    if twice := _repeated([i for i in image_ids if i is not None]):
         raise UserError(f"dataset {name!r} has the image_id {twice[0]!r} twice; make them distinct")
     objects = columns.objects_only()
     unknown = (objects.categories < 0) | (objects.categories >= len(classes))
@@ -229,7 +233,7 @@ def _check_sizes(name: str, paths: Sequence[str], columns: Columns) -> None:
     step = -(-len(paths) // _SIZES)
     for i in range(0, len(paths), step):
         stated = (int(columns.widths[i]), int(columns.heights[i]))
-        if (actual := image_size(paths[i])) != stated:
+        if -1 not in stated and (actual := image_size(paths[i])) != stated:
             raise UserError(
                 f"dataset {name!r}: its annotation file states {stated[0]} x {stated[1]} pixels for"
                 f" {paths[i]}, but the image has {actual[0]} x {actual[1]} (after its EXIF"

@@ -138,6 +138,14 @@ class TestYolo:
         (tmp_path / "data.yaml").write_text("names: {0: zebra, 2: cat, 1: 'no'}\n")
         return tmp_path / "labels"
 
+    def test_a_warning_says_that_keypoints_of_poses_are_not_read(
+        self, tmp_path: Path, labels: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "data.yaml").write_text("names: {0: zebra}\nkpt_shape: [1, 2]\n")
+        (labels / "sub" / "a b.c ü.txt").write_text("0 0.5 0.5 0.25 0.4 0.1 0.1")
+        assert len(objects(convert(tmp_path, "yolo", tmp_path / "data.yaml"))) == 1
+        assert "keypoints are not read, only the boxes before them" in caplog.text
+
     @pytest.mark.parametrize("source", ["data.yaml", "labels"])
     def test_boxes_and_polygons(self, tmp_path: Path, labels: Path, source: str) -> None:
         content = convert(tmp_path, "yolo", tmp_path / source)
@@ -422,6 +430,15 @@ class TestRoundTrip:
         self, tmp_path: Path, coco: Path, kind: str, words: str
     ) -> None:
         assert words in convert_from_coco(coco, kind, tmp_path / "out")
+
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
+    def test_skipped_keypoints_are_counted(self, tmp_path: Path, coco: Path, kind: str) -> None:
+        content = json.loads(coco.read_text())
+        for annotation, points in zip(content["annotations"], ([1, 2, 2], [0, 0, 0]), strict=False):
+            annotation["keypoints"] = points
+        coco.write_text(json.dumps(content))
+        said = convert_from_coco(coco, kind, tmp_path / "out")
+        assert "1 skipped sets of keypoints" in said
 
     @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
     def test_an_empty_mask(self, tmp_path: Path, coco: Path, kind: str) -> None:

@@ -123,6 +123,37 @@ def test_keypoints_match_detectron2(records):
     assert torch.equal(*keypoints)
 
 
+@pytest.mark.parametrize("chain", ["balloon recipe", "laptop recipe", "flips only"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_augmented_keypoints_match_detectron2(records, chain, masks):
+    generator = np.random.default_rng(0)
+    options = dict(use_keypoint=True, keypoint_hflip_indices=[0, 2, 1], use_instance_mask=masks)
+    for seed, record in enumerate(records):
+        people = [
+            a | {"keypoints": np.c_[generator.uniform(0, 160, (3, 2)), [0, 1, 2]].ravel().tolist()}
+            for a in record["annotations"]
+        ]
+        theirs, ours = both(record | {"annotations": people}, CHAINS[chain], seed, **options)
+        assert_alike(theirs, ours)
+        keypoints = [s["instances"].gt_keypoints.tensor for s in (theirs, ours)]
+        assert torch.equal(*keypoints)
+
+
+def test_objects_without_keypoints_get_unlabeled_ones(records):
+    annotation = records[0]["annotations"][0]
+    person = annotation | {"keypoints": [10, 20, 2, 30, 40, 2]}
+    mapper = Mapper(
+        True,
+        augmentations=[],
+        image_format="BGR",
+        use_keypoint=True,
+        keypoint_hflip_indices=[1, 0],
+    )
+    sample = mapper(records[0] | {"annotations": [annotation, person]})
+    points = sample["instances"].gt_keypoints.tensor
+    assert points.tolist() == [[[0, 0, 0]] * 2, [[10, 20, 2], [30, 40, 2]]]
+
+
 @given(
     counts=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=3), max_size=5),
     seed=st.integers(0, 1000),

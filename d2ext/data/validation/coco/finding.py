@@ -179,6 +179,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "annotations with keypoints, which only a model with a keypoint head is trained on",
         _STAYS,
     ),
+    "keypoints_malformed": (
+        WARNING,
+        "keypoints that are not x, y and visibility of each, in one list, which are ignored",
+        _STAYS,
+    ),
     "object_many": (
         WARNING,
         "images with more objects than models and metrics handle by default",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from d2ext.data.formats.annotation_kinds import count_keypoints
 from d2ext.data.formats.coco_file import (
     PARTS,
     VALID,
@@ -23,6 +24,7 @@ from d2ext.data.formats.coco_file import (
     read_content,
     require_lists,
 )
+from d2ext.data.formats.coco_objects import MALFORMED, read_keypoints
 from d2ext.data.formats.json_io import no_collection
 from d2ext.data.validation.coco.json_numbers import number
 from d2ext.data.validation.coco.outlines import Outlines, join, outlines
@@ -51,7 +53,8 @@ class CocoTable:
         crowd: (A,) bool, whether the annotation is a crowd.
         ignored: (A,) bool, whether it is marked as ignored, difficult or a group.
         rotated: (A,) bool, whether its attributes include a rotation.
-        keypoints: (A,) bool, whether it has keypoints.
+        keypoints: (A,) bool, whether it has labeled keypoints.
+        malformed_keypoints: (A,) bool, whether its keypoints are malformed.
         masks: Measurements of the masks.
         malformed: For each part, the reason by row. Such rows have the placeholder id -1.
         good: For each part, (N,) bool, False for malformed rows.
@@ -71,6 +74,7 @@ class CocoTable:
     ignored: np.ndarray
     rotated: np.ndarray
     keypoints: np.ndarray
+    malformed_keypoints: np.ndarray
     masks: Outlines
     malformed: dict[str, dict[int, str]]
     good: dict[str, np.ndarray]
@@ -138,6 +142,7 @@ def _columns(parts: Mapping[str, Sequence], decode: Decode) -> CocoTable:
         ignored=marks[:, 0],
         rotated=marks[:, 1],
         keypoints=marks[:, 2],
+        malformed_keypoints=marks[:, 3],
         box=boxes,
         area=areas,
         masks=masks,
@@ -155,7 +160,7 @@ def _annotations(
     """
     coco_table: tuple[list[Any], ...] = (
         [np.empty((0, 4), np.int64)],
-        [np.empty((0, 3), bool)],
+        [np.empty((0, 4), bool)],
         *([np.empty((0, 4))], [[]], [np.empty(0, bool)], []),
     )
     for first, reasons, *parts in _parts(entries, decode):
@@ -219,11 +224,15 @@ def _part(first: int, entries: Sequence, decode: Decode) -> tuple:
     return first, wrong, ids, marks, boxes, areas, not_finite, masks
 
 
-def _marks(a: ValidAnnotation) -> tuple[bool, bool, bool]:
-    """Return whether an annotation is marked as ignored, is rotated, and has keypoints."""
+def _marks(a: ValidAnnotation) -> tuple[bool, bool, bool, bool]:
+    """Return whether an annotation is ignored, is rotated, and has labeled or bad keypoints."""
     rotation = number(a.attributes.get("rotation")) if isinstance(a.attributes, dict) else None
-    keypoints = isinstance(a.keypoints, list) and any(a.keypoints)
-    return bool(a.ignore or a.difficult or a.is_group_of), bool(rotation), keypoints
+    try:
+        labeled, malformed = count_keypoints(read_keypoints(a.keypoints) or ())[1] > 0, False
+    except MALFORMED:
+        labeled, malformed = False, True
+    ignored = bool(a.ignore or a.difficult or a.is_group_of)
+    return ignored, bool(rotation), labeled, malformed
 
 
 def _check_unicode(entries: list, key: str, reasons: dict[int, str]) -> None:

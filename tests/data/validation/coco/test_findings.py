@@ -128,7 +128,9 @@ DAMAGES = [
     (change("annotations", 0, attributes={"rotation": 40.0}), {}),  # its polygon is exact
     (change("annotations", 0, keypoints=[3, 4, 2]), {"object_keypoints": [0]}),
     (change("annotations", 0, keypoints=[0, 0, 0]), {}),
-    (change("annotations", 0, keypoints="none", attributes="none"), {}),
+    (change("annotations", 0, attributes="none"), {}),
+    (change("annotations", 0, keypoints="none"), {"keypoints_malformed": [0]}),
+    (change("annotations", 0, keypoints=[3, 4]), {"keypoints_malformed": [0]}),
     (lambda c: c["annotations"].clear(), {"image_empty": [0, 1, 2], "category_unused": [0, 1]}),
 ]
 

@@ -55,6 +55,7 @@ def not_trained_on(c: CocoTable) -> Iterator[Finding]:
         ("object_ignored", c.ignored & ~c.crowd),
         ("object_rotated", c.rotated & no_mask),
         ("object_keypoints", c.keypoints),
+        ("keypoints_malformed", c.malformed_keypoints),
     ):
         rows = np.flatnonzero(good & marked)
         if len(rows):
