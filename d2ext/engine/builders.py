@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
-from d2ext.engine.techniques import freeze, with_sync_bn
+from d2ext.engine.techniques import freeze, use_channels_last, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
@@ -49,7 +49,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     chosen = options.channels_last
     # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
     if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
-        model = model.to(memory_format=torch.channels_last)
+        use_channels_last(model)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
     return model

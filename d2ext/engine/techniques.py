@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -102,6 +103,17 @@ def with_sync_bn(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
+def use_channels_last(model: nn.Module) -> None:
+    """Store a model's weights in the channels_last layout, in place (`train.channels_last`).
+
+    Detectron2's keypoint loss requires a contiguous view of the logits.
+    """
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, KRCNNConvDeconvUpsampleHead):
+            module.score_lowres.register_forward_hook(_contiguous)
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Exclude parts of a model from training (`train.freeze`), and log what is left.
 
@@ -184,6 +196,10 @@ def _matched(name: str, pattern: str) -> str | None:
 def _use_statistics(norm: nn.Module, inputs: tuple) -> None:
     """Put a frozen norm into evaluation mode, which training the model around it undoes."""
     norm.eval()
+
+
+def _contiguous(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.contiguous()
 
 
 def _sync(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Module:

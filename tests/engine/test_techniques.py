@@ -6,7 +6,10 @@ import multiprocessing
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
+from detectron2.structures import Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2ext.config.options import Amp, Compile
@@ -17,6 +20,7 @@ from d2ext.engine.techniques import (
     deterministic,
     freeze,
     grad_scaler,
+    use_channels_last,
     with_sync_bn,
 )
 from d2ext.engine.trainer import Trainer
@@ -201,6 +205,21 @@ def test_only_the_backbone_is_compiled():
     assert len(compiled) == 1 and list(model.state_dict()) == keys
     with pytest.raises(UserError, match="train.compile cannot be built: .*mode"):
         compile_backbone(model, Compile(enabled=True, extra={"mode": "fast"}))
+
+
+def test_keypoint_heads_train_with_channels_last():
+    torch.manual_seed(0)
+    shape = ShapeSpec(channels=4, height=2, width=2)
+    head = KRCNNConvDeconvUpsampleHead(shape, num_keypoints=3, conv_dims=[4])
+    instances = Instances((32, 32), proposal_boxes=Boxes([[0, 0, 32, 32]] * 2))
+    instances.gt_keypoints = Keypoints(torch.full((2, 3, 3), 2.0))
+    features, losses = torch.randn(2, 4, 2, 2), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if layout == torch.channels_last:
+            use_channels_last(head)
+        with EventStorage():
+            losses.append(head(features.to(memory_format=layout), [instances])["loss_keypoint"])
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
 
 
 def _norms() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 from torch import Tensor, nn
@@ -31,11 +32,13 @@ def rows_by_class(
     for name, background, values in _tensors(model):
         if name not in theirs or name not in state:  # a layer without bias
             continue
-        mine, rows = state[name].cpu().clone(), dict(shared)
+        # Copied, and not in the channels_last layout, which has no such view.
+        mine = state[name].cpu().clone(memory_format=torch.contiguous_format)
+        rows = dict(shared)
         if background:
             rows[len(new)] = len(old)
         blocks = _blocks(mine, len(new) + background, values)
-        their_blocks = _blocks(theirs[name], len(old) + background, values)
+        their_blocks = _blocks(theirs[name].contiguous(), len(old) + background, values)
         if blocks is None or their_blocks is None or blocks.shape[::2] != their_blocks.shape[::2]:
             continue
         blocks[:, list(rows)] = their_blocks[:, list(rows.values())].to(blocks.dtype)
@@ -61,6 +64,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, int, int]]:
 def _blocks(tensor: Tensor, classes: int, values: int) -> Tensor | None:
     """Return a view (anchors, classes, numbers per class) of a tensor; None if it does not fit."""
     groups, rest = divmod(len(tensor), classes * values)
-    if rest or not groups or not tensor.is_contiguous():
+    if rest or not groups:
         return None
     return tensor.view(groups, classes, -1)

@@ -97,6 +97,13 @@ def test_rows_follow_the_names_in_a_checkpoint_of_d2ext(load, new):
     _check(load(model, theirs, new, classes=old), before, theirs.state_dict(), old, new)
 
 
+def test_rows_are_kept_in_any_memory_layout(load):
+    old, new = ["cat", "dog"], ["dog", "cow"]
+    theirs, model = (Detector(2).to(memory_format=torch.channels_last) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _check(load(model, theirs, new, classes=old), before, theirs.state_dict(), old, new)
+
+
 def test_class_agnostic_tensors_are_loaded_as_they_are(load):
     theirs, model = Detector(80, agnostic=True), Detector(2, agnostic=True)
     mine = load(model, theirs, ["person", "balloon"], __author__="Detectron2 Model Zoo")
