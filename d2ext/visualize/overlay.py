@@ -110,7 +110,7 @@ def _ground_truth_panel(record: dict, metadata: Any) -> _Panel:
 
 def _panel(title: str, instances: Sequence[dict], segmentation: Segmentation | None) -> _Panel:
     """Return a panel without the instances that a panoptic segmentation contains."""
-    if segmentation and any(s.is_thing for s in segmentation.segments):
+    if segmentation and segmentation.is_panoptic:
         title = f"{title.partition(',')[0].partition(' (')[0]} ({len(segmentation.segments)})"
         instances = []
     return _Panel(title, instances, segmentation)
