@@ -49,8 +49,8 @@ class GroundTruth:
     Attributes:
         image_ids: I ids as in the dataset, integers or strings.
         file_names: I names, for messages and pages.
-        heights: (I,) int64, pixels.
-        widths: (I,) int64, pixels.
+        heights: (I,) int64, pixels; -1 if unknown, for a dataset of label maps only.
+        widths: (I,) int64, pixels; -1 if unknown.
         classes: C names.
         image: (N,) int64, index into the images.
         label: (N,) int64, index into the classes.
@@ -144,7 +144,7 @@ def ground_truth_columns(
     for i, record in enumerate(records):
         ids.append(record.get("image_id", i))
         names.append(record["file_name"])
-        sizes.append((record["height"], record["width"]))
+        sizes.append((record.get("height", -1), record.get("width", -1)))
         for key, values in lists.items():
             values.append([id_ - 1 for id_ in record[key]] if key in record else None)
         for a in record.get("annotations", ()):
