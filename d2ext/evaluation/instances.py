@@ -142,7 +142,7 @@ def ground_truth_columns(
     ids, names, sizes, rows, areas, segmentations, keypoints = [], [], [], [], [], [], []
     lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     for i, record in enumerate(records):
-        ids.append(record.get("image_id", i))
+        ids.append(record.get("image_id", record["file_name"]))
         names.append(record["file_name"])
         sizes.append((record.get("height", -1), record.get("width", -1)))
         for key, values in lists.items():
