@@ -89,7 +89,7 @@ def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]
         cfg, overrides = yacs.load_yacs(path, overrides)
     else:
         cfg = execute_config(path)
-    if isinstance(cfg, DictConfig) and lazy.is_detectron2s(cfg):
+    if isinstance(cfg, DictConfig) and len(cfg) and lazy.is_detectron2s(cfg):
         lazy.adapt(cfg)
     return cfg, overrides
 

@@ -37,6 +37,11 @@ class Segmentation:
     segments: Sequence[Segment]
 
     @property
+    def is_panoptic(self) -> bool:
+        """Return whether there are objects among the segments."""
+        return any(segment.is_thing for segment in self.segments)
+
+    @property
     def labels(self) -> np.ndarray:
         """Return the pixels of the PNG, uint8 or uint16 (H, W)."""
         labels = cv2.imdecode(np.frombuffer(self.png, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -56,8 +61,10 @@ def predicted_segmentation(output: Mapping[str, Any], metadata: Any) -> Segmenta
         labels = labels.cpu().numpy()
         if infos is not None:
             return _encoded(labels, {i["id"]: _segment(i) for i in infos})
+        if (divisor := getattr(metadata, "label_divisor", None)) is None:
+            return None  # unknown classes
         things = metadata.thing_dataset_id_to_contiguous_id.values()
-        ids = {i: i // metadata.label_divisor for i in np.unique(labels[labels >= 0]).tolist()}
+        ids = {i: i // divisor for i in np.unique(labels[labels >= 0]).tolist()}
         return _encoded(labels, {i: Segment(c, c in things) for i, c in ids.items()})
     if "sem_seg" in output:
         return _semantic(output["sem_seg"].argmax(dim=0).cpu().numpy())

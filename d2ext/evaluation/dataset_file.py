@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from d2ext.data.formats.coco_file import read_strict
+from d2ext.data.formats.coco_file import Box, read_strict
 from d2ext.data.formats.json_io import read_typed
 from d2ext.evaluation.instances import GroundTruth, keypoint_column
 
@@ -34,6 +34,16 @@ class DatasetFile:
     path: Path
     ground_truth: GroundTruth
     category_ids: Sequence[int]
+
+
+class _Area(msgspec.Struct, gc=False):
+    image_id: int | str
+    bbox: Box | None = None
+    area: float | None = None
+
+
+class _AreaLists(msgspec.Struct):
+    annotations: list[_Area]
 
 
 class _Keypoints(msgspec.Struct, gc=False):
@@ -84,6 +94,16 @@ def read_dataset(path: Path, with_masks: bool, with_keypoints: bool = False) -> 
         keypoints=keypoints,
     )
     return DatasetFile(path, ground_truth, list(coco.category_ids))
+
+
+def read_areas(path: Path) -> dict[tuple, float]:
+    """Return the areas in a COCO or LVIS file, by (image id, x, y, width, height).
+
+    The dataset dicts of Detectron2's readers lack them, but its evaluators use them.
+    """
+    lists = read_typed(path, _AreaLists, "COCO annotation file with annotations", "coco")
+    known = (a for a in lists.annotations if a.bbox and a.area is not None)
+    return {(a.image_id, *a.bbox): a.area for a in known}
 
 
 def _read_keypoints(path: Path) -> np.ndarray | None:

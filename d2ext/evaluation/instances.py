@@ -27,8 +27,9 @@ Edge cases are defined here, once for all metrics and both backends:
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,8 +49,8 @@ class GroundTruth:
     Attributes:
         image_ids: I ids as in the dataset, integers or strings.
         file_names: I names, for messages and pages.
-        heights: (I,) int64, pixels.
-        widths: (I,) int64, pixels.
+        heights: (I,) int64, pixels; -1 if unknown, for a dataset of label maps only.
+        widths: (I,) int64, pixels; -1 if unknown.
         classes: C names.
         image: (N,) int64, index into the images.
         label: (N,) int64, index into the classes.
@@ -117,19 +118,23 @@ Instances = TypeVar("Instances", GroundTruth, Detections)
 
 
 def ground_truth_columns(
-    records: Sequence[dict], classes: Sequence[str], frequencies: Sequence[str] | None = None
+    records: Sequence[dict],
+    classes: Sequence[str],
+    frequencies: Sequence[str] | None = None,
+    areas_in_file: Mapping[tuple, float] = MappingProxyType({}),
 ) -> GroundTruth:
     """Return the columns of Detectron2's dataset dicts.
 
-    Annotations need `bbox`, `bbox_mode` and `category_id`, and may have `area` (by default, that of
-    the mask, else of the box), `segmentation`, `keypoints`, `iscrowd`, `difficult` or `ignore`, and
-    `is_group_of`. Records may have `neg_category_ids` and `not_exhaustive_category_ids`, which
-    count from 1, as in Detectron2's LVIS reader.
+    Annotations need `bbox`, `bbox_mode` and `category_id`, and may have `area` (by default, that in
+    the file, of the mask or of the box), `segmentation`, `keypoints`, `iscrowd`, `difficult` or
+    `ignore`, and `is_group_of`. Records may have `neg_category_ids` and
+    `not_exhaustive_category_ids`, which count from 1, as in Detectron2's LVIS reader.
 
     Args:
         records: Dataset dicts with XYXY_ABS or XYWH_ABS boxes; each is read only once.
         classes: Class names by category_id.
         frequencies: Frequencies of the classes, for LVIS.
+        areas_in_file: Areas by (image id, x, y, width, height), see `read_areas`.
 
     Raises:
         UserError: A box has another mode.
@@ -137,9 +142,9 @@ def ground_truth_columns(
     ids, names, sizes, rows, areas, segmentations, keypoints = [], [], [], [], [], [], []
     lists: dict[str, list] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     for i, record in enumerate(records):
-        ids.append(record.get("image_id", i))
+        ids.append(record.get("image_id", record["file_name"]))
         names.append(record["file_name"])
-        sizes.append((record["height"], record["width"]))
+        sizes.append((record.get("height", -1), record.get("width", -1)))
         for key, values in lists.items():
             values.append([id_ - 1 for id_ in record[key]] if key in record else None)
         for a in record.get("annotations", ()):
@@ -155,7 +160,8 @@ def ground_truth_columns(
             x, y, w, h = a["bbox"]
             if mode == _XYXY:
                 w, h = w - x, h - y
-            areas.append(a["area"] if "area" in a else mask_area(segmentation, w, h))
+            area = a["area"] if "area" in a else areas_in_file.get((ids[-1], x, y, w, h))
+            areas.append(mask_area(segmentation, w, h) if area is None else area)
             difficult = bool(a.get("difficult") or a.get("ignore"))
             crowd, group = bool(a.get("iscrowd")), bool(a.get("is_group_of"))
             rows.append((i, a["category_id"], x, y, w, h, crowd, difficult, group))

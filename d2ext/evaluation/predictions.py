@@ -52,7 +52,7 @@ class Predictions:
 
 _CHUNK = 256  # images whose detections a rank sends at a time
 # Detectron2's keypoints are shifted by half a pixel: COCO's x and y are indices of pixels.
-_CORNER = np.array([0.5, 0.5, 0])
+CORNER = np.array([0.5, 0.5, 0])
 _WRITTEN = 10_000  # detections that are converted to JSON at a time
 
 
@@ -101,9 +101,15 @@ def predict(
                 before_batch()
                 outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
                 for sample, output in zip(inputs, outputs, strict=True):
-                    if needs_instances:
-                        check_instances(output)
-                    i, detections = place[sample.get("image_id", sample["file_name"])], None
+                    if needs_instances and "instances" not in output:
+                        raise UserError(
+                            f"the model returns {', '.join(output)}, but no instances, which"
+                            " metrics need (CocoMetric's task proposals evaluates their boxes"
+                            " regardless of the class); use evaluators of Detectron2 such as"
+                            f" SemSegEvaluator, or turn evaluation off ({option('--no-validate')})"
+                        )
+                    key = "image_id" if "image_id" in sample else "file_name"
+                    i, detections = place[sample[key]], None
                     if "instances" in output:
                         detections = detections_of(i, output["instances"].to("cpu"))
                     found = _Found(i, detections, predicted_segmentation(output, metadata))
@@ -157,17 +163,6 @@ def outputs_of(model: nn.Module, inputs: list[dict]) -> Iterator[dict[str, Any]]
         yield {"instances": detector_postprocess(instances, *size)}
 
 
-def check_instances(output: Mapping[str, Any]) -> None:
-    """Raise a UserError if a model's output contains no instances."""
-    if "instances" not in output:
-        raise UserError(
-            f"the model returns {', '.join(output)}, but no instances, which metrics need"
-            " (CocoMetric's task proposals evaluates their boxes regardless of the class); use"
-            " evaluators of Detectron2 such as SemSegEvaluator, or turn evaluation off"
-            f" ({option('--no-validate')})"
-        )
-
-
 def detections_of(place: int, instances: Any) -> Detections:
     """Convert instances on the CPU to detections in the image with the index `place`."""
     boxes = instances.pred_boxes.tensor
@@ -178,7 +173,7 @@ def detections_of(place: int, instances: Any) -> Detections:
         masks = [_encoded(mask) for mask in instances.pred_masks.numpy()]
     keypoints = None
     if instances.has("pred_keypoints"):
-        keypoints = instances.pred_keypoints.double().numpy() - _CORNER
+        keypoints = instances.pred_keypoints.double().numpy() - CORNER
     return Detections(
         np.full(len(boxes), place),
         instances.pred_classes.numpy().astype(np.int64),
@@ -243,7 +238,7 @@ def _gathered(mine: Iterator[_Found], length: int, count: int) -> Predictions | 
 
 def _joined(parts: Sequence[Detections]) -> Detections:
     """Concatenate detections, with masks and keypoints if the first ones have them."""
-    parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [_NONE]
+    parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [NO_DETECTIONS]
     masks = None
     if parts[0].masks is not None:
         masks = [mask for part in parts for mask in part.masks or ()]
@@ -257,7 +252,7 @@ def _joined(parts: Sequence[Detections]) -> Detections:
     return Detections(image, label, boxes, scores, masks, keypoints=keypoints)
 
 
-_NONE = Detections(
+NO_DETECTIONS = Detections(
     np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), None
 )
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
@@ -17,6 +18,7 @@ from torch import nn
 from d2ext.data.records.records import file_names_of, image_ids_of
 from d2ext.data.segmentation import Segmentation
 from d2ext.errors import UserError, errors_located
+from d2ext.evaluation.dataset_file import read_areas
 from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
 from d2ext.evaluation.metric import Metric, checked_results
@@ -190,9 +192,21 @@ class Suite:
                 _frequency(entry["image_count"]) for entry in sorted(counts, key=lambda c: c["id"])
             ]
             self._ground_truths[name] = ground_truth_columns(
-                records, metadata.get("thing_classes", []), frequencies
+                records,
+                metadata.get("thing_classes", []),
+                frequencies,
+                _areas_in_file(records, metadata),
             )
         return self._ground_truths[name]
+
+
+def _areas_in_file(records: Sequence[dict], metadata: Any) -> Mapping[tuple, float]:
+    """Return the areas in the file of a dataset that Detectron2 reads; empty for other datasets."""
+    if metadata.get("evaluator_type") not in ("coco", "lvis"):
+        return {}
+    first = next((a for record in records for a in record.get("annotations", ())), None)
+    lacking = first is not None and "area" not in first
+    return read_areas(Path(metadata.json_file)) if lacking else {}
 
 
 def _results(

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import detectron2.data.transforms as T
@@ -27,11 +28,13 @@ from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
 from d2ext.data.loading.image_io import photo_pixels, read_photo
+from d2ext.data.segmentation import Segmentation, predicted_segmentation
 from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import (
-    check_instances,
+    CORNER,
+    NO_DETECTIONS,
     detections_of,
     outputs_of,
     results_of,
@@ -52,6 +55,7 @@ class Prediction:
         image: uint8 (H, W, 3), RGB.
         detections: Detections in this image only.
         class_names: Names of the model's classes.
+        segmentation: Semantic or panoptic segmentation, if the model returns one.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -59,6 +63,8 @@ class Prediction:
         scores: float32 (N,), from 0 to 1.
         classes: int64 (N,), indices into `class_names`.
         class_names: Names of the model's classes.
+        keypoints: float32 (N, K, 3), x and y in pixels and score; None without keypoints.
+        segmentation: Semantic or panoptic segmentation; None without one.
 
     Examples:
         >>> import d2ext
@@ -71,8 +77,15 @@ class Prediction:
         >>> detections = prediction.to_supervision()  # pip install 'd2ext[supervision]'
     """
 
-    def __init__(self, image: np.ndarray, detections: Detections, class_names: Sequence[str]):
+    def __init__(
+        self,
+        image: np.ndarray,
+        detections: Detections,
+        class_names: Sequence[str],
+        segmentation: Segmentation | None = None,
+    ):
         self.image = image
+        self.segmentation = segmentation
         self.class_names = tuple(class_names)
         # A stable sort keeps the model's order for equal scores.
         self._detections = take(detections, np.argsort(-detections.scores, kind="stable"))
@@ -80,6 +93,8 @@ class Prediction:
         self.boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32)
         self.scores = self._detections.scores.astype(np.float32)
         self.classes = self._detections.label
+        points = self._detections.keypoints
+        self.keypoints = None if points is None else (points + CORNER).astype(np.float32)
 
     @functools.cached_property
     def masks(self) -> np.ndarray | None:
@@ -94,7 +109,8 @@ class Prediction:
     def objects(self) -> list[dict[str, Any]]:
         """Return COCO results without `image_id`; `category_id` is an index into `class_names`.
 
-        `bbox` is [x, y, width, height] in pixels; with masks, `segmentation` is a compressed RLE.
+        `bbox` is [x, y, width, height] in pixels; with masks, `segmentation` is a compressed RLE;
+        with keypoints, `keypoints` is [x, y, score, ...], where x and y are indices of pixels.
         """
         rows = results_of(self._detections, [None], slice(None))
         return [{key: value for key, value in row.items() if key != "image_id"} for row in rows]
@@ -107,7 +123,8 @@ class Prediction:
 
         Returns:
             Dicts with `image_id`, `category_id` (1 for the first of `class_names`), `bbox` ([x, y,
-            width, height] in pixels), `score` and, with masks, `segmentation` (compressed RLE).
+            width, height] in pixels), `score` and, with masks, `segmentation` (compressed RLE);
+            with keypoints, `keypoints`.
         """
         return [
             {"image_id": image_id, **found, "category_id": found["category_id"] + 1}
@@ -157,6 +174,8 @@ class Predictor:
 
     Attributes:
         classes: Names of the model's classes.
+        metadata: `thing_classes`, and the names and colors of keypoints and regions if the config's
+            data is one of Detectron2's datasets.
 
     Raises:
         UserError: The classes do not fit the config, or a class is unknown.
@@ -189,6 +208,7 @@ class Predictor:
         _check_names("keep", keep)
         self.classes = _class_names(cfg) if classes is None else list(classes)
         check_num_classes(cfg.model, self.classes)
+        self.metadata = _metadata(cfg, self.classes)
         self._kept = _indices(keep, self.classes)
         self._model = model.eval()
         with config_errors("dataloader.val.mapper"):
@@ -289,12 +309,23 @@ class Predictor:
             with torch.inference_mode():
                 outputs = list(outputs_of(self._model, inputs))
             for image, output in zip(batch, outputs, strict=True):
-                check_instances(output)
-                instances = output["instances"].to("cpu")
-                kept = instances.scores >= self._threshold
-                if self._kept is not None:
-                    kept &= torch.isin(instances.pred_classes, self._kept)
-                yield Prediction(image, detections_of(0, instances[kept]), self.classes)
+                segmentation = predicted_segmentation(output, self.metadata)
+                detections = NO_DETECTIONS
+                if "instances" in output:
+                    detections = self._detections(output["instances"].to("cpu"))
+                elif segmentation is None:
+                    raise UserError(
+                        f"the model returns {', '.join(output) or 'nothing'}; only models that"
+                        " return instances, semantic or panoptic segmentation can predict"
+                    )
+                yield Prediction(image, detections, self.classes, segmentation)
+
+    def _detections(self, instances: Any) -> Detections:
+        """Return those of an image's instances whose score and class are asked for."""
+        kept = instances.scores >= self._threshold
+        if self._kept is not None:
+            kept &= torch.isin(instances.pred_classes, self._kept)
+        return detections_of(0, instances[kept])
 
     def _input(self, image: np.ndarray) -> dict[str, Any]:
         height, width = image.shape[:2]
@@ -364,6 +395,14 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
         )
     logger.warning("The class names are unknown; the classes are called class 1 to %d", number)
     return [f"class {i}" for i in range(1, number + 1)]
+
+
+def _metadata(cfg: Any, classes: Sequence[str]) -> SimpleNamespace:
+    """Return the names and colors that pictures need; most are those of Detectron2's datasets."""
+    names = OmegaConf.select(cfg, "dataloader.val.dataset.names")
+    name = names[0] if isinstance(names, ListConfig) and names else names
+    found = MetadataCatalog.get(name).as_dict() if name in DatasetCatalog.list() else {}
+    return SimpleNamespace(**{**found, "thing_classes": classes})
 
 
 def _saved_in(weights: Path) -> list[str]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from csv import writer as csv_writer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import cv2
@@ -23,7 +22,7 @@ from d2ext.predict.predictor import Prediction, Predictor
 from d2ext.predict.sources import Item, find_inputs, readable, sources_of
 from d2ext.terminal import progress
 from d2ext.visualize.cutouts import color_splash, cutout, label_image
-from d2ext.visualize.overlay import draw_instances
+from d2ext.visualize.overlay import draw_instances, draw_segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def predict_files(
         inputs: Image files, videos, and folders, which are searched recursively.
         output: Output folder; it is new, empty, or holds earlier predictions, which are replaced.
         batch_size: Number of images that the model processes together.
-        overlays: Draw boxes, masks and labels.
+        overlays: Draw boxes, masks, keypoints, regions and labels.
         cutouts: Crop each object, with transparency around its mask.
         splash: Turn everything but the objects gray.
         csv: Write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
@@ -92,7 +91,7 @@ def predict_files(
         rows = _Rows(results)
         writers: list[Any] = []
         if overlays:
-            writers.append(_Pictures(output / "overlays", _Overlay(predictor.classes)))
+            writers.append(_Pictures(output / "overlays", _Overlay(predictor.metadata)))
         if splash:
             splashed = _Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))
             writers.append(splashed)
@@ -204,12 +203,17 @@ class _Rows:
 
 
 class _Overlay:
-    def __init__(self, classes: Sequence[str]):
-        self._metadata = SimpleNamespace(thing_classes=classes)
+    def __init__(self, metadata: Any):
+        self._metadata = metadata
 
     def __call__(self, prediction: Prediction) -> np.ndarray:
-        height, width = prediction.image.shape[:2]
-        return draw_instances(prediction.image, prediction.objects, self._metadata, (width, height))
+        photo, segmentation = prediction.image, prediction.segmentation
+        height, width = photo.shape[:2]
+        if segmentation:
+            photo = draw_segmentation(photo, segmentation, self._metadata)
+            if segmentation.is_panoptic:  # it contains the objects
+                return photo
+        return draw_instances(photo, prediction.objects, self._metadata, (width, height))
 
 
 class _Pictures:

@@ -25,6 +25,7 @@ from d2ext.errors import UserError
 # Range in pixels of a picture's long side, so that big photos are drawn quickly, and labels on
 # small images are readable.
 _LONG_SIDE = (512, 1024)
+_UNKNOWN = (640, 480)  # size of the gray picture for an image that cannot be read
 _HEADER, _GAP = 36, 6
 _LIKELY = 0.05  # score of a keypoint above which it is drawn, as in Detectron2
 
@@ -74,14 +75,15 @@ def write_overlays(
     files: list[Path] = []
     for i in np.linspace(0, len(records) - 1, count).astype(int):
         record = records[i]
-        predicted = by_image[record["image_id"]]
+        image_id = record.get("image_id", record["file_name"])
+        predicted = by_image[image_id]
         title = f"predictions, score >= {score_threshold:.2f} ({len(predicted)})"
         panels = [
             _ground_truth_panel(record, metadata),
             _panel(
                 "predictions" if predictions is None else title,
                 predicted,
-                segmentations.get(record["image_id"]),
+                segmentations.get(image_id),
             ),
         ]
         file = _free_name(out_dir, Path(record["file_name"]).stem)
@@ -110,7 +112,7 @@ def _ground_truth_panel(record: dict, metadata: Any) -> _Panel:
 
 def _panel(title: str, instances: Sequence[dict], segmentation: Segmentation | None) -> _Panel:
     """Return a panel without the instances that a panoptic segmentation contains."""
-    if segmentation and any(s.is_thing for s in segmentation.segments):
+    if segmentation and segmentation.is_panoptic:
         title = f"{title.partition(',')[0].partition(' (')[0]} ({len(segmentation.segments)})"
         instances = []
     return _Panel(title, instances, segmentation)
@@ -127,7 +129,8 @@ def _draw(record: dict, panels: list[_Panel], metadata: Any) -> Image.Image:
     try:
         photo = Image.fromarray(read_photo(record["file_name"], "RGB"))
     except (OSError, SyntaxError, UserError):
-        photo = Image.new("RGB", _size(record), "gray")
+        photo = Image.new("RGB", _size(record) or _UNKNOWN, "gray")
+    size = _size(record) or photo.size
     long = max(photo.size)
     factor = min(max(long, _LONG_SIDE[0]), _LONG_SIDE[1]) / long
     w, h = (max(1, round(side * factor)) for side in photo.size)
@@ -141,14 +144,15 @@ def _draw(record: dict, panels: list[_Panel], metadata: Any) -> Image.Image:
         drawn = np.asarray(photo)
         if panel.segmentation:
             drawn = draw_segmentation(drawn, panel.segmentation, metadata)
-        drawn = draw_instances(drawn, panel.instances, metadata, _size(record))
+        drawn = draw_instances(drawn, panel.instances, metadata, size)
         page.paste(Image.fromarray(drawn), (left, _HEADER))
         draw.text((left + 10, _HEADER / 2), panel.title, "white", font, anchor="lm")
     return page
 
 
-def _size(record: dict) -> tuple[int, int]:
-    return record["width"], record["height"]
+def _size(record: dict) -> tuple[int, int] | None:
+    """Return width and height; None for a record of a dataset with only label maps."""
+    return (record["width"], record["height"]) if "width" in record else None
 
 
 def draw_instances(

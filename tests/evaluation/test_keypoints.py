@@ -9,11 +9,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,6 +26,7 @@ from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import detection_columns, ground_truth_columns
 from d2ext.evaluation.offline import evaluate_files
 from d2ext.evaluation.predictions import predict, write_predictions
+from d2ext.evaluation.suite import Suite
 from tests.evaluation.edge_cases import columns
 
 BACKENDS = ("hotcoco", "pycocotools")
@@ -203,6 +208,56 @@ def test_objects_with_different_keypoints_are_evaluated_without_them(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(results))
     numbers = evaluate_files(tmp_path / "found.json", tmp_path / "truth.json", ["coco"])
     assert "coco/bbox/AP" in numbers and "coco/keypoints/AP" not in numbers
+
+
+class Replayed(torch.nn.Module):
+    """Return the detections of a results list."""
+
+    def __init__(self, results):
+        super().__init__()
+        self.results = results
+
+    def forward(self, inputs):
+        return [{"instances": self._instances(sample["image_id"])} for sample in inputs]
+
+    def _instances(self, image_id):
+        rows = [r for r in self.results if r["image_id"] == image_id]
+        boxes = np.array([r["bbox"] for r in rows]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found = Instances((SIDE, SIDE))
+        found.pred_boxes = Boxes(torch.tensor(boxes))
+        found.scores = torch.tensor([r["score"] for r in rows], dtype=torch.float64)
+        found.pred_classes = torch.tensor([r["category_id"] - 1 for r in rows], dtype=torch.long)
+        keypoints = np.array([r["keypoints"] for r in rows]).reshape(-1, 17, 3) + [0.5, 0.5, 0]
+        found.pred_keypoints = torch.tensor(keypoints)
+        return found
+
+
+def _batches(dataset):
+    return [[record] for record in dataset]
+
+
+def test_a_run_equals_detectron2s_coco_evaluator(tmp_path):
+    content, results = _dataset(8)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    register_coco_instances("keypoint_run", {}, str(tmp_path / "truth.json"), str(tmp_path))
+    tasks = ["bbox", "keypoints"]
+    evaluators = {
+        "ours": L(CocoMetric)(tasks=tasks),
+        "theirs": L(COCOEvaluator)(tasks=tasks, use_fast_impl=False),
+    }
+    loader = L(_batches)(dataset=L(get_detection_dataset_dicts)(filter_empty=False, names=""))
+    loader.dataset.names = "keypoint_run"
+    suite = Suite(loader, OmegaConf.create(evaluators, flags={"allow_objects": True}))
+    (evaluation,) = suite.evaluate(Replayed(results))
+    DatasetCatalog.remove("keypoint_run")
+    found = {"ours": {}, "theirs": {}}
+    for key, value in evaluation.results.items():
+        _, whose, name = key.split("/", 2)
+        found[whose][name] = value
+    assert {"keypoints/AP", "keypoints/APl", "bbox/AP50"} <= found["theirs"].keys()
+    ours = {name: found["ours"][name] for name in found["theirs"]}
+    assert ours == pytest.approx(found["theirs"], abs=1e-9, rel=0, nan_ok=True)
 
 
 def test_malformed_keypoints_of_a_file_are_refused(tmp_path):

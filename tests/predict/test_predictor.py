@@ -9,10 +9,12 @@ import pytest
 import supervision
 import torch
 from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 import d2ext
 from d2ext.errors import UserError
+from d2ext.predict.writers import predict_files
 from tests.conftest import LITE0, REPO
 
 # Two photos of the same size, so that a batch needs no padding.
@@ -216,3 +218,58 @@ def test_builtin_datasets_of_detectron2_have_class_names(alone, trained):
     torch.save({"model": model}, alone.file)
     data = "dataloader.train.dataset.names=cityscapes_fine_instance_seg_train"
     assert alone(data, "model.roi_heads.num_classes=null").classes[:2] == ["person", "rider"]
+
+
+class KeypointsAndRegions(torch.nn.Module):
+    """Return an object with two keypoints, and the left half as a region."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.kinds = kinds
+
+    def forward(self, inputs):
+        return [{kind: getattr(self, f"_{kind}")(x) for kind in self.kinds} for x in inputs]
+
+    def _instances(self, sample):
+        found = Instances((sample["height"], sample["width"]))
+        found.pred_boxes = Boxes(torch.tensor([[10.0, 10, 50, 50]]))
+        found.scores, found.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.long)
+        found.pred_keypoints = torch.tensor([[[20.0, 30.0, 0.75], [40.0, 45.0, 0.5]]])
+        return found
+
+    def _sem_seg(self, sample):
+        scores = torch.zeros(2, sample["height"], sample["width"])
+        scores[1, :, : sample["width"] // 2] = 1
+        return scores
+
+
+@pytest.fixture
+def balloon_cfg():
+    return d2ext.load_config(REPO / LITE0)
+
+
+def test_keypoints_are_in_pixels_and_coco_results_in_indices(balloon_cfg):
+    model = KeypointsAndRegions("instances")
+    prediction = d2ext.Predictor(model, balloon_cfg, ["balloon"])(np.zeros((60, 80, 3), np.uint8))
+    assert prediction.keypoints.tolist() == [[[20, 30, 0.75], [40, 45, 0.5]]]
+    (result,) = prediction.to_coco(1)
+    assert result["keypoints"] == [19.5, 29.5, 0.75, 39.5, 44.5, 0.5]
+    assert prediction.segmentation is None
+
+
+def test_regions_are_predicted_and_drawn_with_and_without_instances(balloon_cfg, tmp_path):
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
+    for kinds, count in ((["sem_seg"], 0), (["sem_seg", "instances"], 1)):
+        predictor = d2ext.Predictor(KeypointsAndRegions(*kinds), balloon_cfg, ["balloon"])
+        prediction = predictor(tmp_path / "a.jpg")
+        assert len(prediction.scores) == count
+        assert [s.category for s in prediction.segmentation.segments] == [0, 1]
+        assert predict_files(predictor, [tmp_path / "a.jpg"], tmp_path / "out") == 0
+        drawn = np.asarray(Image.open(tmp_path / "out" / "overlays" / "a.jpg")).astype(int)
+        assert np.abs(drawn[55, 2] - drawn[55, 78]).max() > 30  # two classes
+
+
+def test_a_model_without_instances_and_regions_cannot_predict(balloon_cfg):
+    predictor = d2ext.Predictor(KeypointsAndRegions(), balloon_cfg, ["balloon"])
+    with pytest.raises(UserError, match="the model returns nothing; only models that"):
+        predictor(np.zeros((60, 80, 3), np.uint8))

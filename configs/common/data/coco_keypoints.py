@@ -5,9 +5,9 @@ folder, set `data.root=/elsewhere`.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
 from d2ext.data.datasets.declare import coco_dataset
+from d2ext.data.datasets.keypoints import flip_indices
 
 from .loader import dataloader
 from .root import data
@@ -30,6 +30,6 @@ dataloader.train.dataset.min_keypoints = 1  # skip images without a labeled keyp
 dataloader.val.dataset.names = "coco_keypoints_val"
 dataloader.train.mapper.use_instance_mask = False
 dataloader.train.mapper.use_keypoint = True
-dataloader.train.mapper.keypoint_hflip_indices = L(create_keypoint_hflip_indices)(
+dataloader.train.mapper.keypoint_hflip_indices = L(flip_indices)(
     dataset_names="${...dataset.names}"
 )

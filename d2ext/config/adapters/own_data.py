@@ -59,7 +59,7 @@ def _exchange(loader: Any, field: str, name: str) -> list[str]:
         loader.dataset.pop(key, None)
     if (loader.get("mapper") or {}).get("keypoint_hflip_indices") is not None:
         loader.mapper.keypoint_hflip_indices = {
-            "_target_": "detectron2.data.detection_utils.create_keypoint_hflip_indices",
+            "_target_": "d2ext.data.datasets.keypoints.flip_indices",
             "dataset_names": name,
         }
     return [f"{field}.dataset.names: {before} -> {name}"]
