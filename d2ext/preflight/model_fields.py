@@ -136,7 +136,7 @@ def detection_notes(
                     f" most {limit}; set {place}.{argument}={_hundreds(most[name])}"
                 )
     for metric, node in cfg.evaluators.items():
-        limits = _argument(node, "max_detections") if "_target_" in node else None
+        limits = _argument(node, "max_detections") if node and "_target_" in node else None
         if not isinstance(limits, Sequence) or not limits:  # another metric's argument of that name
             continue
         for name in tested:
