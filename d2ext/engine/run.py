@@ -373,6 +373,8 @@ class Run:
             *self.user_hooks,
             OnTrainStart(lambda: broadcast_from_rank0(self._check_hook_states)),
         ]
+        if state.normalizer:
+            hooks.append(state.normalizer)
         if state.average:
             hooks.append(AverageWeightsHook(state.average, state.model))
         if main:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.options import TrainOptions
 from d2ext.engine.builders import build_model, build_optimizer
+from d2ext.engine.loss_normalizer import LossNormalizer
 from d2ext.engine.techniques import averaged, grad_scaler
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights
@@ -33,6 +35,7 @@ class TrainState:
         optimizer: Optimizer of the model's parameters.
         scaler: Loss scaler; it does nothing unless it is enabled.
         average: Averaged weights, or None.
+        normalizer: Loss normalizer of RetinaNet or FCOS; None for other models.
         start_iter: First iteration to train.
         checkpoint_iter: The same position in iterations of the resumed checkpoint, whose batch size
             may differ.
@@ -43,6 +46,7 @@ class TrainState:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
+    normalizer: LossNormalizer | None = None
     start_iter: int = 0
     checkpoint_iter: int = 0
     resumed: dict[str, Any] = field(default_factory=dict)
@@ -83,8 +87,11 @@ class TrainState:
             logger.info(
                 "The checkpoint has no averaged weights; the average starts from its weights"
             )
+        dense = isinstance(model, DenseDetector)
+        normalizer = LossNormalizer(model, content.get("loss_normalizer")) if dense else None
         rest = {key: value for key, value in content.items() if key not in _TENSORS}
-        return cls(model, optimizer, scaler, average, start, rest.get("iterations_done", 0), rest)
+        done = rest.get("iterations_done", 0)
+        return cls(model, optimizer, scaler, average, normalizer, start, done, rest)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -105,6 +112,8 @@ class TrainState:
         if self.average:
             content["ema"] = self.average.module.state_dict()
             content["ema_updates"] = int(self.average.n_averaged)
+        if self.normalizer:
+            content["loss_normalizer"] = self.normalizer.value
         if self.scaler.is_enabled():
             content["scaler"] = self.scaler.state_dict()
         return content

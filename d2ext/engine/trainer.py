@@ -226,8 +226,12 @@ class Trainer:
 
     def _loop(self, batches: Iterator[list[dict]], signals: StopSignals) -> None:
         self._iterations_done = self.start_iter
+        # TorchScript optimizes functions, such as RetinaNet's focal loss, after their first calls,
+        # which changes their rounding: a resumed run would differ.
+        exact = self._device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
         try:
-            self._steps(batches, signals)
+            with torch.jit.optimized_execution(not exact):
+                self._steps(batches, signals)
         except StopWaiting:
             # Several ranks must stop after the same step, and a partial step cannot be saved.
             if comm.get_world_size() > 1 or self._accumulated:
