@@ -190,7 +190,7 @@ def _why_custom(loader: Any, detectron2s: str) -> str | None:
     """Return why d2ext's loader cannot replace one, or None."""
     name = target_name(loader.get("_target_"))
     if name != detectron2s:
-        return name
+        return name.removeprefix("None.")  # functions of a config file have no module
     if loader.get("collate_fn") is not None:
         return "it has a collate_fn"
     return None if loader.get("mapper") and loader.get("dataset") else "it has no mapper"
