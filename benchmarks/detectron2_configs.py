@@ -4,7 +4,7 @@
 
 Every LazyConfig and yacs file of Detectron2's package is loaded and its model is built, by
 Detectron2 and by d2ext. One config of each architecture also trains for a step and evaluates, on a
-generated copy of COCO with three photos. Files of projects need their folders on PYTHONPATH.
+generated copy of COCO with three photos. The configs of projects follow with `--projects`.
 """
 
 import argparse
@@ -72,6 +72,21 @@ TRAINED = {
 }
 
 
+# Functions that add the keys and models of a project's yacs configs.
+SETUP = {
+    "DeepLab": ["detectron2.projects.deeplab.add_deeplab_config"],
+    "DensePose": ["densepose.add_densepose_config"],
+    "Panoptic-DeepLab": ["detectron2.projects.panoptic_deeplab.add_panoptic_deeplab_config"],
+    "PointRend": ["detectron2.projects.point_rend.add_pointrend_config"],
+    "PointSup": [
+        "detectron2.projects.point_rend.add_pointrend_config",
+        "point_sup.add_point_sup_config",
+    ],
+    "TensorMask": ["tensormask.add_tensormask_config"],
+    "TridentNet": ["tridentnet.add_tridentnet_config"],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--projects", type=Path, help="folder of Detectron2's projects")
@@ -81,7 +96,10 @@ def main() -> None:
     files = [f for f in sorted(ZOO.glob("*/*")) if f.suffix in (".py", ".yaml")]
     files = [f for f in files if f.parent.name not in ("common", "quick_schedules")]
     if args.projects:
-        files += sorted(args.projects.glob("*/configs/**/*.yaml"))
+        args.projects = args.projects.resolve()
+        sys.path += [str(folder) for folder in args.projects.iterdir()]
+        found = sorted(args.projects.glob("*/configs/**/*"))
+        files += [f for f in found if f.suffix in (".py", ".yaml") and "common" not in f.parts]
     print(f"{machine()}, Detectron2 {detectron2.__version__}\n")
     print("| config | Detectron2 builds | d2ext builds | one step and an evaluation |")
     print("| --- | --- | --- | --- |")
@@ -92,29 +110,30 @@ def main() -> None:
             name = file.relative_to(ZOO if file.is_relative_to(ZOO) else args.projects).as_posix()
             if args.only not in name:
                 continue
-            theirs, ours = _isolated(_detectron2s, file), _isolated(_ours, file)
+            setup = SETUP.get(name.partition("/")[0], [])
+            theirs, ours = _isolated(_detectron2s, file, setup), _isolated(_ours, file, setup)
             trained = ""
             if name in TRAINED and not args.no_train:
                 trained = _train(file, TRAINED[name], data, Path(folder) / "run")
             print(f"| {name} | {theirs} | {ours} | {trained} |", flush=True)
 
 
-def _isolated(build, file: Path) -> str:
+def _isolated(build, file: Path, setup: list[str]) -> str:
     """Return the outcome of a function in a process of its own, because models need memory."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_reported, args=(queue, build, file))
+    process = context.Process(target=_reported, args=(queue, build, file, setup))
     process.start()
     process.join()
     return queue.get() if process.exitcode == 0 else f"exit status {process.exitcode}"
 
 
-def _reported(queue, build, file: Path) -> None:
+def _reported(queue, build, file: Path, setup: list[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     warnings.simplefilter("ignore")
     sys.stdout = sys.stderr = open(os.devnull, "w")
     try:
-        count = sum(p.numel() for p in build(file).parameters())
+        count = sum(p.numel() for p in build(file, setup).parameters())
         queue.put(f"{count / 1e6:.1f} M parameters")
     except Exception as e:
         queue.put(f"{type(e).__name__}: {_cell(str(e))}")
@@ -124,9 +143,10 @@ def _cell(text: str) -> str:
     return (text.strip().splitlines() or [""])[0].replace("|", "/")[:150]
 
 
-def _detectron2s(file: Path):
+def _detectron2s(file: Path, setup: list[str]):
     from detectron2.config import LazyConfig, get_cfg, instantiate
     from detectron2.modeling import build_model
+    from detectron2.utils.registry import locate
 
     if file.suffix == ".py":
         model = LazyConfig.load(str(file)).model
@@ -134,17 +154,22 @@ def _detectron2s(file: Path):
             model.device = "cpu"
         return instantiate(model)
     cfg = get_cfg()
+    for name in setup:
+        locate(name)(cfg)
     cfg.merge_from_file(str(file))
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg)
 
 
-def _ours(file: Path):
+def _ours(file: Path, setup: list[str]):
     from detectron2.config import instantiate
 
     from d2ext import load_config
 
-    return instantiate(load_config(file, ["train.device=cpu"]).model)
+    overrides = ["train.device=cpu"]
+    if setup:
+        overrides.append(f"train.yacs_setup={json.dumps(setup)}")
+    return instantiate(load_config(file, overrides).model)
 
 
 def _train(file: Path, overrides: list[str], data: Path, run: Path) -> str:

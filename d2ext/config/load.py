@@ -68,11 +68,13 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         raise UserError(f"{path} sets both train.max_epochs and train.max_iter; set one to None")
     if names_own_data(overrides):
         use_own_data(cfg, execute_config(_OWN_DATA), overrides)
-    # Schedules of other projects count in fractions of the run, and keep them.
-    warmup = None if "origin" in cfg else _warmup(cfg)
+    before, warmup = _lengths(cfg), _warmup(cfg)
     apply_overrides(cfg, overrides)
     if warmup and _warmup(cfg) and cfg.lr_multiplier.warmup_length == warmup[0]:
         cfg.train.warmup_iters = warmup[1]
+    now = _lengths(cfg)
+    if _adapted(cfg) and now != before and now["warmup_iters"] == before["warmup_iters"]:
+        cfg.train.warmup_iters = None  # the warm-up keeps its share of a run of another length
     check_config(cfg)
     return cfg
 
@@ -94,12 +96,29 @@ def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]
     return cfg, overrides
 
 
+def _adapted(cfg: Any) -> bool:
+    """Return whether a config was written for another project."""
+    return bool("origin" in cfg and cfg.origin.format)
+
+
+def _lengths(cfg: Any) -> dict[str, Any]:
+    """Return the fields that determine the length of a run and of its warm-up."""
+    multiplier = cfg.get("lr_multiplier") or {}
+    found = {key: cfg.train.get(key) for key in ("max_epochs", "max_iter", "warmup_iters")}
+    return {**found, "fraction": multiplier.get("warmup_length")}
+
+
 def _warmup(cfg: Any) -> tuple[float, int] | None:
     """Return the warm-up of a file, as a fraction of its run and as a number of iterations."""
     multiplier = cfg.get("lr_multiplier") or {}
     fraction = multiplier.get("warmup_length") if hasattr(multiplier, "get") else None
     length = cfg.train.get("max_iter")
-    if cfg.train.get("warmup_iters") is not None or not isinstance(fraction, float) or not fraction:
+    if (
+        cfg.train.get("warmup_iters") is not None
+        or _adapted(cfg)
+        or not isinstance(fraction, float)
+        or not fraction
+    ):
         return None
     return (fraction, round(fraction * length)) if isinstance(length, int) else None
 

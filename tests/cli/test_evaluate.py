@@ -183,7 +183,7 @@ def _places() -> list[dict]:
         ("no json", "not JSON"),
         (json.dumps(_content()), "not a list of COCO results"),
         (_without("score"), "required field score"),
-        (_without("bbox"), "entry 0 has neither bbox nor segmentation"),
+        (_without("bbox"), "entry 0 has neither bbox, segmentation nor keypoints"),
         ([*_results(), *_without("bbox")], "entry 3 has no bbox, but others do"),
         (_changed(image_id=99), "image_id 99 of entry 2 (1 of 3 entries"),
         (_changed(image_id="7"), "image_id '7' of entry 2"),

@@ -80,6 +80,23 @@ def test_invalid_metrics_are_found_before_the_run(train_net, tiny, tmp_path, ove
 
 
 METRICS = """
+from detectron2.evaluation import DatasetEvaluator
+
+class Images(DatasetEvaluator):
+    def __init__(self, dataset_name):
+        self._name = dataset_name
+
+    def reset(self):
+        self._masks = []
+
+    def process(self, inputs, outputs):
+        for sample, output in zip(inputs, outputs, strict=True):
+            size = output["instances"].pred_masks.shape[1:]
+            self._masks.append(size == (sample["height"], sample["width"]))
+
+    def evaluate(self):
+        return {self._name: {"images": sum(self._masks)}}
+
 class Short:
     def __call__(self, detections):
         return {}
@@ -110,6 +127,13 @@ def test_a_metric_must_be_callable_with_two_arguments(train_net, tiny, my_metric
         done = train_net("--dry-run", *tiny, f"+evaluators.mine={{_target_: {target}}}")
         assert done.status == 2 and words in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_an_evaluator_of_detectron2_replaces_all_metrics(results, my_metrics):
+    overrides = ["evaluators.coco=null", "+evaluators.mine={_target_: my_metrics.Images}"]
+    out, numbers = results(*overrides, "train.best.metric=mine/balloon_val/images")
+    assert numbers == {"balloon_val/mine/balloon_val/images": 2.0}
+    assert (out / "predictions" / "balloon_val.json").is_file()
 
 
 def test_results_of_a_metric_are_numbers_by_task_and_name(results, train_net, tiny, my_metrics):

@@ -68,6 +68,9 @@ def _adapt_train(cfg: Any, changes: list[str], ignored: list[str]) -> None:
         changes.append(f"train.output_dir={directory} is not used; set it, or --work-dir")
     defaults = OmegaConf.create(TrainOptions().as_dict(), flags={"allow_objects": True})
     cfg.train = OmegaConf.merge(defaults, given)
+    fraction = cfg.lr_multiplier.get("warmup_length") or 0
+    if fraction and cfg.train.warmup_iters is None and cfg.train.max_iter:
+        cfg.train.warmup_iters = round(fraction * cfg.train.max_iter)
     if cfg.train.amp.enabled is True:
         cfg.train.amp.enabled = "auto"
         changes.append("train.amp.enabled=auto: mixed precision on a GPU, float32 on the CPU")
@@ -187,7 +190,7 @@ def _why_custom(loader: Any, detectron2s: str) -> str | None:
     """Return why d2ext's loader cannot replace one, or None."""
     name = target_name(loader.get("_target_"))
     if name != detectron2s:
-        return name
+        return name.removeprefix("None.")  # functions of a config file have no module
     if loader.get("collate_fn") is not None:
         return "it has a collate_fn"
     return None if loader.get("mapper") and loader.get("dataset") else "it has no mapper"

@@ -75,10 +75,22 @@ def test_overrides_use_their_keys():
         zoo_config(MASK_RCNN, "train.max_itr=2")
 
 
-def test_warm_up_keeps_its_share_of_the_run():
-    cfg = zoo_config(MASK_RCNN, "train.max_iter=900")
-    assert cfg.train.warmup_iters is None
-    assert cfg.lr_multiplier.warmup_length == 1000 / 90000
+@pytest.mark.parametrize("name", [MASK_RCNN, MASK_RCNN.replace(".py", ".yaml")])
+@pytest.mark.parametrize(
+    ("overrides", "iterations"),
+    [
+        ([], 1000),
+        (["train.max_iter=900"], None),
+        (["train.max_epochs=3"], None),
+        (["lr_multiplier.warmup_length=0.5"], None),
+        (["train.max_iter=900", "train.warmup_iters=7"], 7),
+    ],
+)
+def test_warm_up_keeps_its_share_of_a_run_of_another_length(name, overrides, iterations):
+    cfg = zoo_config(name, *overrides)
+    assert cfg.train.warmup_iters == iterations
+    if "lr_multiplier" not in str(overrides):
+        assert cfg.lr_multiplier.warmup_length == 1000 / 90000
 
 
 def test_mixed_precision_is_for_a_gpu_unless_the_user_sets_it():
