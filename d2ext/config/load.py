@@ -162,6 +162,8 @@ def execute_config(path: Path) -> Any:
             folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
             if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
                 words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
+        if "could not determine a constructor" in words:
+            words += "; use the config file that the run was started with, see run.json"
         if isinstance(cause, AssertionError) and "already registered" in words:
             words += " choose another name for the dataset"
         raise UserError(moved_import(e) or words) from e

@@ -44,3 +44,8 @@ def registering(config_file: Path) -> Iterator[None]:
                 f" registered it for {then}; rename one"
             )
     _owners.update(dict.fromkeys(new, config_file))
+
+
+def registered_by_config(name: str) -> bool:
+    """Return whether a config file, loaded in this process, has registered a dataset."""
+    return name in _owners

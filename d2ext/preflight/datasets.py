@@ -64,6 +64,8 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         for name in names:
             if name not in DatasetCatalog.list():
                 hint = did_you_mean(name, DatasetCatalog.list(), "declare it under `datasets`")
+                if cfg.get("origin"):  # config.yaml does not run the code of the original file
+                    hint += "; if a config file registers it, use that file"
                 raise UserError(f"{field}.dataset.names={name} is not a dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)

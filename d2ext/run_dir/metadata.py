@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from d2ext import __version__
 from d2ext.config.yaml_io import saved_text
+from d2ext.data.datasets.register import declare_registered
 from d2ext.files import atomic_write, write_json
 from d2ext.run_dir.schema import RunInfo, valid_part, write_record
 
@@ -125,9 +126,13 @@ def _read_content(out: Path) -> dict[str, Any] | None:
 
 
 def save_config(cfg: Any, out: Path) -> bool:
-    """Write config.yaml, whose output directory is `out`; return whether it can be loaded."""
+    """Write config.yaml, whose output directory is `out`; return whether it can be loaded.
+
+    Datasets that the original config file registered itself are declared in it.
+    """
     cfg = copy.deepcopy(cfg)
     cfg.train.output_dir = str(out)
+    declare_registered(cfg)
     text, problem = saved_text(cfg)
     if problem:
         why = f"cannot be loaded, because it cannot hold {problem}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from d2ext.config.registrations import registered_by_config
 from d2ext.config.renamed import moved_import
 from d2ext.data.datasets.declare import Dataset, with_classes
 from d2ext.data.prepare.cityscapes import name_labels
@@ -43,6 +44,8 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
         content = OmegaConf.to_container(declaration, resolve=True)
         if _registered.get(name) == content:
             continue
+        if registered_by_config(name) and _same_file(name, content):
+            continue  # `declare_registered` made this declaration of it
         if name in DatasetCatalog.list():
             other = _registered.get(name, "a registration outside of the config")
             raise UserError(
@@ -61,6 +64,38 @@ def register_datasets(datasets: Mapping[str, Any]) -> None:
             )
         _register(name, _plain(name, dataset))
         _registered[name] = content
+
+
+def declare_registered(cfg: Any) -> None:
+    """Declare the datasets that a config file registered itself, in place.
+
+    Otherwise, a run's config.yaml would need that file. Only COCO files are declared
+    (`register_coco_instances`), because other registrations are functions.
+    """
+    from detectron2.data import MetadataCatalog
+    from omegaconf import OmegaConf
+
+    for split in ("train", "val", "test"):
+        names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []
+        for name in [names] if isinstance(names, str) else names:
+            if name in cfg.datasets or not registered_by_config(name):
+                continue
+            metadata = MetadataCatalog.get(name)
+            if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+                continue
+            cfg.datasets[name] = {
+                "_target_": "d2ext.data.datasets.declare.coco_dataset",
+                "json_file": metadata.json_file,
+                "image_root": metadata.image_root,
+                "flip_map": metadata.get("keypoint_flip_map"),
+            }
+
+
+def _same_file(name: str, declaration: Any) -> bool:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    file = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
+    return file is not None and file == declaration.get("json_file")
 
 
 def use_classes(name: str, classes: Sequence[str]) -> None:
