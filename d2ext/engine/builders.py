@@ -12,10 +12,11 @@ from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.check import target_name
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
@@ -31,6 +32,8 @@ from d2ext.text import without_credentials
 
 logger = logging.getLogger(__name__)
 
+# Its data starts at any iteration; loaders of others always start with the first batch.
+_LOADER = "d2ext.data.loading.loader.build_train_loader"
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
@@ -108,7 +111,7 @@ def build_train_loader(cfg: Any, start_iter: int, dataset: Any = None) -> Any:
         dataset: Dataset of `dataloader.train.dataset`, if it has been built already.
     """
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
-    if OmegaConf.select(settings, "seed") is not None:
+    if target_name(settings.get("_target_")) == _LOADER:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning(
