@@ -12,10 +12,11 @@ from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from d2ext.config.check import target_name
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Packages whose models train in the channels_last layout.
 _TESTED = {"d2ext", "detectron2", "fvcore", "timm", "torch", "torchvision"}
+# Its data starts at any iteration; loaders of others always start with the first batch.
+_LOADER = "d2ext.data.loading.loader.build_train_loader"
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
@@ -118,7 +121,7 @@ def build_train_loader(cfg: Any, start_iter: int, dataset: Any = None) -> Any:
         dataset: Dataset of `dataloader.train.dataset`, if it has been built already.
     """
     settings = copy.deepcopy(cfg.dataloader.train)  # keeps its parent, which interpolations need
-    if OmegaConf.select(settings, "seed") is not None:
+    if target_name(settings.get("_target_")) == _LOADER:
         settings.start_iter = start_iter
     elif start_iter:
         logger.warning(

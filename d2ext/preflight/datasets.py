@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import OmegaConf
 
 from d2ext.data.datasets.register import counts_of
 from d2ext.data.formats.annotation_kinds import NO_MASK
@@ -56,7 +57,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         if not loader:
             raise UserError(f"{field} is null; set it, or train with {option('--no-validate')}")
         names = test_sets(loader)
-        if not names and split == "train":
+        if split == "train" and OmegaConf.select(loader, "dataset.names", default="") == "":
             notes.append(f"{field} has no dataset.names, so its data is not checked")
             continue
         if not names or not all(isinstance(name, str) for name in names):

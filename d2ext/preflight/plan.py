@@ -329,9 +329,10 @@ def _num_images(dataset: Any, options: TrainOptions, batch_size: int) -> int:
 def _schedule_lines(
     cfg: Any, options: TrainOptions, s: Schedule, world_size: int, dataset: Any
 ) -> list[str]:
-    images = plural(s.num_images, "image") if hasattr(dataset, "__len__") else "unknown images"
-    if isinstance(dataset, TrainingSet):
-        images = str(dataset)
+    images = str(dataset) if isinstance(dataset, TrainingSet) else plural(s.num_images, "image")
+    length = f"{s.epochs:.4g} epochs = {s.max_iter} iterations"
+    if not hasattr(dataset, "__len__"):
+        images, length = "an unknown number of images", plural(s.max_iter, "iteration")
     reference, batch = options.reference_world_size, options.reference_batch_size
     tuned = ""
     if reference and batch and not options.auto_scale_lr.enabled:
@@ -341,8 +342,7 @@ def _schedule_lines(
     share = f"{s.batch_size // world_size} on each of {world_size} workers"
     workers = "on 1 worker" if world_size == 1 else share
     return [
-        f"run         {images}, {s.batch_size} per step, {workers}{micro}:"
-        f" {s.epochs:.4g} epochs = {s.max_iter} iterations",
+        f"run         {images}, {s.batch_size} per step, {workers}{micro}: {length}",
         *_length_note(s),
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",

@@ -12,6 +12,11 @@ _WRAPPER = _PACKAGE + "evaluator.DatasetEvaluators"
 _COCO = _PACKAGE + "coco_evaluation.COCOEvaluator"
 _LVIS = _PACKAGE + "lvis_evaluation.LVISEvaluator"
 _CITYSCAPES = _PACKAGE + "cityscapes_evaluation.CityscapesInstanceEvaluator"
+# Arguments of evaluators that metrics have as well, or that do not change results.
+_TRANSLATED = {
+    *("_target_", "dataset_name", "tasks", "max_dets_per_image", "kpt_oks_sigmas"),
+    *("distributed", "use_fast_impl", "allow_cached_coco"),
+}
 _LVIS_MAX_DETECTIONS = 300  # of LvisMetric
 
 
@@ -48,6 +53,8 @@ def translate_evaluators(
                 f"dataloader.evaluator: {kind} becomes evaluators.{name},"
                 f" {replaced}({', '.join(arguments)})"
             )
+            if lost := [key for key in node if key not in _TRANSLATED and node[key] is not None]:
+                changes[-1] += f"; its {', '.join(lost)} is ignored"
     return entries, changes
 
 
@@ -55,8 +62,9 @@ def _calls(node: Any) -> list[Any]:
     """Return the lazy calls in a node, whose elements keep their parents for interpolations."""
     if node is None:
         return []
-    if "_target_" not in node:
-        return [call for part in node for call in _calls(part)]
+    if "_target_" not in node:  # a list, or a dict by name
+        parts = node.values() if hasattr(node, "values") else node
+        return [call for part in parts for call in _calls(part)]
     return _calls(node["evaluators"]) if target_name(node["_target_"]) == _WRAPPER else [node]
 
 

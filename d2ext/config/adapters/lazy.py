@@ -4,18 +4,22 @@ Keys that Detectron2 and d2ext share keep their names, so that overrides work as
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from d2ext.config.adapters.evaluators import translate_evaluators
 from d2ext.config.check import target_name
+from d2ext.config.flatten import flatten
 from d2ext.config.model_kind import meta_architecture
-from d2ext.config.options import TrainOptions, train_options
+from d2ext.config.options import WRITERS, TrainOptions, train_options
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _WORLD_SIZE = 8  # GPUs that Detectron2's configs are written for
-_DATASET = "detectron2.data.build.get_detection_dataset_dicts"
+DATASET = "detectron2.data.build.get_detection_dataset_dicts"
 _TRAIN = "detectron2.data.build.build_detection_train_loader"
 _TEST = "detectron2.data.build.build_detection_test_loader"
+_DETREX = ("clip_grad", "model_ema", "wandb")  # sections of detrex's `train`
+_ARGUMENTS = ("train.ddp", "train.compile")  # sections that may hold other arguments
 _SAMPLERS = "detectron2.data.samplers.distributed_sampler."
 
 
@@ -55,19 +59,24 @@ def adapt(cfg: Any) -> None:
 
 
 def _adapt_train(cfg: Any, changes: list[str], ignored: list[str]) -> None:
-    """Translate `train`: keys that d2ext lacks are dropped, and missing ones get its defaults."""
+    """Translate `train`: missing keys get d2ext's defaults, and keys that it lacks are listed.
+
+    These keys stay, because other sections may refer to them.
+    """
     from omegaconf import OmegaConf
 
     theirs = cfg.train
-    known = train_options()
-    given = {key: theirs[key] for key in list(theirs) if f"train.{key}" in known}
-    unknown = [key for key in theirs if key not in given]
-    given |= _translated(theirs, changes, unknown)
-    ignored += [f"train.{key}" for key in unknown]
-    if directory := given.pop("output_dir", None):
-        changes.append(f"train.output_dir={directory} is not used; set it, or --work-dir")
+    translated = _translated(theirs)
     defaults = OmegaConf.create(TrainOptions().as_dict(), flags={"allow_objects": True})
-    cfg.train = OmegaConf.merge(defaults, given)
+    cfg.train = OmegaConf.merge(defaults, theirs)
+    for key, (name, value) in translated.items():
+        cfg.train[name] = value
+        changes.append(f"train.{key} -> train.{name}={value}")
+    disabled = [key for key in _DETREX if not _section(theirs, key).get("enabled", theirs.get(key))]
+    ignored += _unknown_keys(theirs, {*translated, *disabled})
+    if directory := cfg.train.output_dir:
+        cfg.train.output_dir = None
+        changes.append(f"train.output_dir={directory} is not used; set it, or --work-dir")
     fraction = cfg.lr_multiplier.get("warmup_length") or 0
     if fraction and cfg.train.warmup_iters is None and cfg.train.max_iter:
         cfg.train.warmup_iters = round(fraction * cfg.train.max_iter)
@@ -76,39 +85,60 @@ def _adapt_train(cfg: Any, changes: list[str], ignored: list[str]) -> None:
         changes.append("train.amp.enabled=auto: mixed precision on a GPU, float32 on the CPU")
 
 
-def _translated(theirs: Any, changes: list[str], unknown: list[str]) -> dict[str, Any]:
-    """Return d2ext's keys for those of detrex's `train`; translated keys leave `unknown`."""
-    clip, average, wandb = (theirs.get(key, {}) for key in ("clip_grad", "model_ema", "wandb"))
-    made: dict[str, tuple[str, Any]] = {}  # key of detrex: key and value of d2ext
-    if clip.get("enabled") and clip.params.get("norm_type", 2) == 2:
-        made["clip_grad"] = "clip_grad_norm", clip.params.max_norm
-    if average.get("enabled"):
+def _translated(theirs: Any) -> dict[str, tuple[str, Any]]:
+    """Return, by key of detrex's `train`, d2ext's key and value."""
+    clip, average, wandb = (_section(theirs, key) for key in _DETREX)
+    made: dict[str, tuple[str, Any]] = {}
+    norm = _section(clip, "params")
+    if clip.get("enabled") and norm.get("max_norm") and norm.get("norm_type", 2) == 2:
+        made["clip_grad"] = "clip_grad_norm", norm.max_norm
+    if average.get("enabled") and average.get("decay"):
         made["model_ema"] = "ema_decay", average.decay
     if wandb.get("enabled"):
-        made["wandb"] = "writers", ["tensorboard", "wandb"]
+        project = _section(wandb, "params").get("project")
+        writer = {"_target_": WRITERS["wandb"], "project": project} if project else "wandb"
+        made["wandb"] = "writers", ["tensorboard", writer]
     if isinstance(seed := theirs.get("seed"), int) and seed < 0:  # random
         made["seed"] = "seed", TrainOptions().seed
-    for key, (name, value) in made.items():
-        changes.append(f"train.{key} -> train.{name}={value}")
-    disabled = [key for key in ("clip_grad", "model_ema", "wandb") if not _enabled(theirs, key)]
-    unknown[:] = [key for key in unknown if key not in (*made, *disabled)]
-    return dict(made.values())
+    return made
 
 
-def _enabled(theirs: Any, key: str) -> bool:
-    return key in theirs and bool(theirs[key].get("enabled"))
+def _section(node: Any, key: str) -> Any:
+    """Return a section of a config, or {} for a key that is absent or holds something else."""
+    value = node.get(key)
+    return value if hasattr(value, "get") else {}
+
+
+def _unknown_keys(theirs: Any, translated: Collection[str]) -> list[str]:
+    """Return the keys of `train` that have no meaning in d2ext, each section as one."""
+    from omegaconf import OmegaConf
+
+    known = train_options()
+    unknown: dict[str, None] = {}
+    for key, _ in flatten(OmegaConf.to_container(theirs, resolve=False), "train"):
+        top = ".".join(key.split(".")[:2])
+        if key in known or top in _ARGUMENTS or top.removeprefix("train.") in translated:
+            continue
+        unknown[key if top in known else top] = None
+    return list(unknown)
 
 
 def _adapt_train_loader(cfg: Any, changes: list[str], ignored: list[str]) -> None:
-    loader = cfg.dataloader.train
+    loader = cfg.dataloader.get("train")
+    if not hasattr(loader, "get"):  # reported by `check_config`
+        return
     batch = loader.get("total_batch_size")
     if isinstance(batch, int):
+        source = f"total_batch_size={batch}"
         if cfg.train.reference_world_size is None:
             cfg.train.reference_world_size = math.gcd(_WORLD_SIZE, batch)
+        else:
+            source = "SOLVER.REFERENCE_WORLD_SIZE and SOLVER.IMS_PER_BATCH"
         cfg.train.reference_batch_size = batch
+        loader.total_batch_size = "${train.reference_batch_size}"
         changes.append(
             f"reference: {cfg.train.reference_world_size} workers, {batch} images per step"
-            " (inferred from total_batch_size)"
+            f" (inferred from {source})"
         )
     field = "dataloader.train"
     if problem := _why_custom(loader, _TRAIN):
@@ -128,13 +158,11 @@ def _adapt_train_loader(cfg: Any, changes: list[str], ignored: list[str]) -> Non
     for key in [key for key in loader if key not in (*known, "aspect_ratio_grouping")]:
         loader.pop(key)
         ignored.append(f"{field}.{key}")
-    if target_name(loader.dataset.get("_target_")) == _DATASET:
+    if target_name(loader.dataset.get("_target_")) == DATASET:
         loader.dataset["_target_"] = "d2ext.data.datasets.mixing.training_set"
         loader.dataset.pop("check_consistency", None)
         loader.dataset.update(sampled)
     loader.setdefault("num_workers", 0)
-    if isinstance(batch, int):
-        loader.total_batch_size = "${train.reference_batch_size}"
     for key in ("seed", "accumulate", "bad_images", "reference_batch_size", "reference_world_size"):
         loader[key] = f"${{train.{key}}}"
     changes.append(f"{field} -> d2ext's loader with the same mapper (exact resume)")
@@ -179,9 +207,12 @@ def _adapt_test_loader(cfg: Any, changes: list[str], ignored: list[str]) -> None
     for key in [key for key in loader if key not in known]:
         if loader.pop(key) is not None:
             ignored.append(f"{field}.{key}")
-    if target_name(loader.dataset.get("_target_")) == _DATASET:
+    if target_name(loader.dataset.get("_target_")) == DATASET:
         loader.dataset["_target_"] = "d2ext.data.datasets.mixing.evaluation_set"
-        loader.dataset.pop("check_consistency", None)
+        loader.dataset.setdefault("filter_empty", True)  # Detectron2's default
+        for key in ("check_consistency", "min_keypoints"):
+            if loader.dataset.pop(key, None):
+                ignored.append(f"{field}.dataset.{key}")
     loader.setdefault("num_workers", 0)
     loader.bad_images = "${train.bad_images}"
 

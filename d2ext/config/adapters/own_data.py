@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from d2ext.config.adapters.lazy import DATASET
 from d2ext.config.check import target_name
 from d2ext.config.num_classes import class_fields, follow_classes
+from d2ext.errors import UserError
 
-_KEYS = ("data.train", "data.val", "data.classes", "data.boxes_as_masks", "data.class_attribute")
+_KEYS = ("data.train.", "data.val.")
 _OWN = {"train": "custom_train", "val": "custom_val", "test": "custom_val"}
 _METRICS = "d2ext.evaluation."
-_FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.")  # need annotations of these
+# Metrics and evaluators that need the annotations of a certain dataset.
+_FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.", "detectron2.evaluation.")
+_COCO = "detectron2.evaluation.coco_evaluation.COCOEvaluator"  # also for proposals, on any dataset
 
 
 def names_own_data(overrides: Sequence[str]) -> bool:
@@ -32,7 +36,7 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
 
     if "train" in (cfg.get("data") or {}):
         return
-    trains = any(text.lstrip("+").startswith("data.train") for text in overrides)
+    trains = any(text.lstrip("+").startswith("data.train.") for text in overrides)
     changes: list[str] = []
     if trains and (count := _class_count(cfg)):
         changes += follow_classes(cfg.model, count)
@@ -51,9 +55,19 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
 def _exchange(loader: Any, field: str, name: str) -> list[str]:
     """Make a loader read the dataset `name`."""
     made = "training_set" if name == _OWN["train"] else "evaluation_set"
-    before = loader.dataset.get("names")
-    if target_name(loader.dataset.get("_target_")).rpartition(".")[2] != made:
+    target = target_name(loader.get("_target_"))
+    dataset = loader.get("dataset")
+    source = target_name(dataset.get("_target_")) if hasattr(dataset, "get") else ""
+    before = dataset.get("names") if hasattr(dataset, "get") else None
+    if target.startswith("d2ext.") and not source.endswith(f".{made}"):
         loader.dataset = {"_target_": f"d2ext.data.datasets.mixing.{made}"}
+    elif not target.startswith("d2ext.") and source != DATASET:
+        name_of = target.removeprefix("None.")
+        raise UserError(
+            f"data.*.json: {field} is a loader of the config ({name_of}), whose data d2ext cannot"
+            " replace; use build_detection_train_loader with"
+            " get_detection_dataset_dicts, or change the datasets in the config"
+        )
     loader.dataset.names = name
     for key in ("repeat", "proposal_files"):
         loader.dataset.pop(key, None)
@@ -68,8 +82,9 @@ def _exchange(loader: Any, field: str, name: str) -> list[str]:
 def _class_count(cfg: Any) -> int | None:
     """Return the class count of the datasets that a config was written for; None if unknown."""
     from detectron2.data import MetadataCatalog
+    from omegaconf import OmegaConf
 
-    names = cfg.dataloader.train.dataset.get("names") or []
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names") or []
     for name in [names] if isinstance(names, str) else names:
         declared = (cfg.datasets.get(name) or {}).get("classes")
         classes = declared or MetadataCatalog.get(name).get("thing_classes")
@@ -84,7 +99,7 @@ def _exchange_metrics(cfg: Any) -> list[str]:
     lines = []
     for name, node in list(cfg.evaluators.items()):
         target = target_name(node.get("_target_")) if "_target_" in node else ""
-        if not target.startswith(_METRICS) or target.startswith(_FOR_OTHERS):
+        if target.startswith(_FOR_OTHERS) and target != _COCO:
             del cfg.evaluators[name]
             lines.append(f"evaluators.{name} ({target.rpartition('.')[2] or name}) is removed")
     if not cfg.evaluators:

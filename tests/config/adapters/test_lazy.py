@@ -115,7 +115,8 @@ def test_options_of_detrex(tmp_path):
         )
     )
     assert (cfg.train.clip_grad_norm, cfg.train.ema_decay, cfg.train.seed) == (0.1, 0.999, 0)
-    assert cfg.train.writers == ["tensorboard", "wandb"]
+    wandb = {"_target_": "d2ext.engine.trackers.WandbWriter", "project": "p"}
+    assert cfg.train.writers == ["tensorboard", wandb]
     assert list(cfg.origin.ignored) == ["train.fast_dev_run"]
     assert "train.clip_grad -> train.clip_grad_norm=0.1" in cfg.origin.changes
 
@@ -181,3 +182,40 @@ def test_arguments_without_a_meaning_are_listed(tmp_path):
     cfg = load_config(config(tmp_path, text))
     assert list(cfg.origin.ignored) == ["dataloader.train.pin_memory", "dataloader.test.batch_size"]
     assert (cfg.train.reference_world_size, cfg.train.reference_batch_size) == (4, 12)
+
+
+def test_unknown_keys_of_train_are_listed_and_can_be_referred_to(tmp_path):
+    text = """
+        train.base_lr = 0.03
+        train.amp.opt_level = "O1"
+        train.ddp.static_graph = True
+        train.wandb = True
+        train.clip_grad = None
+        optimizer.lr = "${train.base_lr}"
+    """
+    cfg = load_config(config(tmp_path, text))
+    assert cfg.optimizer.lr == 0.03
+    assert set(cfg.origin.ignored) == {"train.base_lr", "train.amp.opt_level", "train.wandb"}
+
+
+def test_test_images_without_objects_are_dropped_as_in_detectron2(tmp_path):
+    cfg = load_config(config(tmp_path, "del dataloader.test.dataset['filter_empty']"))
+    assert cfg.dataloader.val.dataset.filter_empty is True
+    assert zoo_config(MASK_RCNN).dataloader.val.dataset.filter_empty is False
+
+
+def test_evaluators_by_name_and_their_other_arguments(tmp_path):
+    text = """
+        from detectron2.evaluation import COCOEvaluator
+        dataloader.evaluator = dict(
+            a=L(COCOEvaluator)(dataset_name="coco_2017_val", output_dir="./out", tasks=("bbox",))
+        )
+    """
+    cfg = load_config(config(tmp_path, text))
+    assert cfg.evaluators.coco.tasks == ["bbox"]
+    assert any(line.endswith("its output_dir is ignored") for line in cfg.origin.changes)
+
+
+def test_a_config_without_a_training_loader(tmp_path):
+    with pytest.raises(UserError, match="dataloader.train=None: takes a dict"):
+        load_config(config(tmp_path, "del dataloader['train']"))

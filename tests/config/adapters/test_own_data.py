@@ -4,6 +4,8 @@ import pytest
 from detectron2 import model_zoo
 
 from d2ext import get_config, load_config
+from d2ext.config.check import target_name
+from d2ext.errors import UserError
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"
@@ -64,3 +66,39 @@ def test_flips_of_keypoints_follow_your_data():
 def test_overrides_still_win(name):
     cfg = load_config(ZOO / name, [*DATA, "dataloader.train.dataset.filter_empty=False"])
     assert cfg.dataloader.train.dataset.filter_empty is False
+
+
+def _kept_loader(tmp_path, text):
+    file = tmp_path / "theirs.py"
+    file.write_text(f"""
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+_cfg = model_zoo.get_config({MASK_RCNN!r})
+model, dataloader, train = _cfg.model, _cfg.dataloader, _cfg.train
+optimizer, lr_multiplier = _cfg.optimizer, _cfg.lr_multiplier
+{text}
+""")
+    return file
+
+
+def test_a_loader_that_stays_reads_your_files(tmp_path):
+    text = """
+from torch.utils.data import RandomSampler
+dataloader.train.sampler = L(RandomSampler)(data_source="${dataloader.train.dataset}")
+"""
+    cfg = load_config(_kept_loader(tmp_path, text), DATA)
+    name = "detectron2.data.build.get_detection_dataset_dicts"
+    assert target_name(cfg.dataloader.train.dataset._target_) == name
+    assert cfg.dataloader.train.dataset.names == "custom_train"
+
+
+def test_the_data_of_a_loader_of_your_own_cannot_be_replaced(tmp_path):
+    text = "dataloader.train = L(iter)(total_batch_size=2)"
+    message = "dataloader.train is a loader of the config .builtins.iter., whose data d2ext cannot"
+    with pytest.raises(UserError, match=message):
+        load_config(_kept_loader(tmp_path, text), DATA)
+
+
+def test_classes_alone_do_not_replace_the_data():
+    with pytest.raises(UserError, match="unknown key 'data.classes'"):
+        get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", ["data.classes=[cat]"])
