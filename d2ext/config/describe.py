@@ -1,6 +1,7 @@
 """Describe a config: its content, its differences from another, and the meaning of each key."""
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -162,7 +163,10 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     value = _plain(value)
-    if callable(value):
+    if isinstance(value, functools.partial):
+        given = [*map(_shown, value.args), *(f"{k}={_shown(v)}" for k, v in value.keywords.items())]
+        return f"partial({', '.join([_shown(value.func), *given])})"
+    if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return value if isinstance(value, str) and value else repr(value)
 

@@ -50,6 +50,13 @@ def test_values_and_defaults(repo):
     assert found["dataloader.train.mapper.augmentations[1]._target_"].default.endswith("RandomFlip")
 
 
+def test_partial_objects_are_shown_with_their_arguments(repo):
+    found = described(repo / "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py")
+    function = "detectron2.modeling.backbone.vit.get_vit_lr_decay_rate"
+    shown = f"partial({function}, num_layers=12, lr_decay_rate=0.7)"
+    assert found["optimizer.params.lr_factor_func"].value == shown
+
+
 def test_types(repo):
     """Types come from check.py, otherwise from a comment, the annotation or the value."""
     found = described(repo / "configs/custom/mask_rcnn_lite0_fpn.py")

@@ -30,7 +30,7 @@ def test_a_copy_is_the_same_config(name, tmp_path):
     copy = copy_recipe(name, folder)
     assert copy == folder / Path(name).name and list(folder.iterdir()) == [copy]
     mine, theirs = load_config(copy), d2ext.get_config(name)
-    assert mine == theirs and saved_text(mine) == saved_text(theirs)
+    assert saved_text(mine) == saved_text(theirs)
     text, original = copy.read_text(), (RECIPES / name).read_text()
     assert "from ." not in text and f"CONFIG='{copy}'\n" in text
     imports = [n for n in ast.parse(original).body if isinstance(n, ast.ImportFrom) and n.level]
