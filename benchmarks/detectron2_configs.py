@@ -240,8 +240,9 @@ def make_coco(root: Path) -> None:
         content = {"images": images, "annotations": objects}
         folder = coco / "annotations"
         folder.mkdir(exist_ok=True)
+        boxes = [{k: v for k, v in o.items() if "keypoints" not in k} for o in objects]
         for name, more in {
-            "instances": {"categories": things},
+            "instances": {"categories": things, "annotations": boxes},
             "person_keypoints": {"categories": [person]},
             "panoptic": {"categories": builtin_meta.COCO_CATEGORIES, "annotations": segments},
         }.items():
