@@ -316,7 +316,7 @@ class TrainOptions:
     channels_last: bool | None = _option(
         None,
         "use the channels_last memory layout; null uses it on CPUs with AVX-512, where even ResNets"
-        " are faster with it",
+        " are faster with it, for models without modules of other packages",
     )
     fast_layers: bool = _option(
         True,

@@ -1,18 +1,27 @@
-"""Save a config as YAML, and read it again without running any code.
+"""Save a config as YAML, and read it again without running any code of others.
 
 Detectron2 writes the same format, but its loader creates any Python object that a tag names.
 """
 
+import functools
 import itertools
+import pkgutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-_SHAPE = "tag:yaml.org,2002:python/object:detectron2.layers.shape_spec.ShapeSpec"
-_TUPLE = "tag:yaml.org,2002:python/tuple"
+from d2ext.config.flatten import flatten
+
+_PYTHON = "tag:yaml.org,2002:python/"
+_SHAPE = f"{_PYTHON}object:detectron2.layers.shape_spec.ShapeSpec"
+_PARTIAL = f"{_PYTHON}object/apply:functools.partial"
+_TUPLE = f"{_PYTHON}tuple"
+_NAME = f"{_PYTHON}name:"
+_PACKAGES = ("d2ext", "detectron2", "fvcore", "timm", "torch", "torchvision")
 
 
 def saved_text(cfg: Any) -> tuple[str, str | None]:
-    """Return a config as YAML, and the reason why it cannot be read again, or None.
+    """Return a config as YAML, and the fields that the text does not hold, or None.
 
     Args:
         cfg: An omegaconf DictConfig; interpolations are kept.
@@ -37,9 +46,21 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
     try:
         parse_saved(text)
     except Exception as e:  # from YAML or omegaconf
-        problem = getattr(e, "problem", None) or str(e)
-        return text, problem.splitlines()[0]
+        lost = ", ".join(_lost(_with_names(plain), Dumper))
+        return text, lost or str(e).splitlines()[0]
     return text, None
+
+
+def _lost(values: Any, dumper: Any) -> Iterator[str]:
+    """Yield each field that cannot be read again, with the name of its value."""
+    import yaml
+
+    for key, value in flatten(values, lists=True):
+        try:
+            parse_saved(yaml.dump({"value": value}, Dumper=dumper))
+        except Exception:  # from YAML or omegaconf
+            named = value if hasattr(value, "__qualname__") else type(value)
+            yield f"{key} ({named.__qualname__})"
 
 
 def _with_names(value: Any) -> Any:
@@ -67,7 +88,10 @@ def _named(target: Any) -> Any:
 
 
 def parse_saved(text: str, name: str = "config.yaml") -> Any:
-    """Return the config in a YAML text: plain values, tuples and Detectron2's ShapeSpec.
+    """Return the config in a YAML text.
+
+    It consists of plain values, tuples, Detectron2's ShapeSpec, and functions and classes of
+    Detectron2, torch and others that are safe to import, also as partial objects.
 
     Args:
         text: Content of the file.
@@ -91,6 +115,21 @@ def parse_saved(text: str, name: str = "config.yaml") -> Any:
     def values(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple:
         return tuple(loader.construct_sequence(node, deep=True))
 
+    def function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> Any:
+        try:
+            if name.partition(".")[0] in _PACKAGES:
+                return pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):  # another version, or a lambda
+            pass
+        problem = f"{name} is not in {', '.join(_PACKAGES)}"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    def partial(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Any:
+        call, values, keywords, _ = loader.construct_mapping(node, deep=True)["state"]
+        return functools.partial(call, *values, **keywords)
+
+    Loader.add_multi_constructor(_NAME, function)
+    Loader.add_constructor(_PARTIAL, partial)
     Loader.add_constructor(_SHAPE, shape)
     Loader.add_constructor(_TUPLE, values)
     loader = Loader(text)

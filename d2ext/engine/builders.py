@@ -32,6 +32,8 @@ from d2ext.text import without_credentials
 
 logger = logging.getLogger(__name__)
 
+# Packages whose models train in the channels_last layout.
+_TESTED = {"d2ext", "detectron2", "fvcore", "timm", "torch", "torchvision"}
 # Its data starts at any iteration; loaders of others always start with the first batch.
 _LOADER = "d2ext.data.loading.loader.build_train_loader"
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -53,8 +55,10 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
         use_fast_layers(model)
     model = model.to(plan.device)
     chosen = options.channels_last
-    # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
-    if broadcast_from_rank0(lambda: _channels_last_pays(plan.device)) if chosen is None else chosen:
+    if chosen is None:
+        # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
+        chosen = broadcast_from_rank0(lambda: channels_last_pays(plan.device, model))
+    if chosen:
         use_channels_last(model)
     count = sum(p.numel() for p in model.parameters())
     logger.info("The model has %.1f million parameters", count / 1e6)
@@ -70,9 +74,15 @@ def with_device(config: Any, device: str) -> Any:
     return config
 
 
-def _channels_last_pays(device: str) -> bool:
-    """Return whether measurements showed float32 convolutions to be faster in channels_last."""
-    return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+def channels_last_pays(device: str, model: nn.Module) -> bool:
+    """Return whether channels_last is faster, as measured for float32, and safe for the model.
+
+    In this layout, `view` fails for many shapes, and models of other packages may call it.
+    """
+    if device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    return packages <= _TESTED
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:

@@ -135,7 +135,9 @@ def save_config(cfg: Any, out: Path) -> bool:
     declare_registered(cfg)
     text, problem = saved_text(cfg)
     if problem:
-        logger.warning("config.yaml cannot be loaded, so start from the recipe: %s", problem)
+        why = f"cannot be loaded, because it cannot hold {problem}"
+        logger.warning("config.yaml %s; keep the config file of this run", why)
+        text = f"# This file {why}.\n{text}"
     with atomic_write(out / "config.yaml") as f:
         f.write(text)
     return not problem

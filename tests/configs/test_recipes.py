@@ -13,6 +13,7 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import check_name
@@ -251,6 +252,28 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
     else:
         assert outputs == [81] * (3 if "cascade" in recipe else 1)
     assert ("mask" in recipe) == any("mask_head" in name for name in weights)
+
+
+@pytest.mark.slow
+def test_the_keypoint_recipe_trains_a_step_and_evaluates(repo, train_net, tiny_coco, tmp_path):
+    shutil.copytree(tiny_coco / "coco", tmp_path / "coco")
+    for split in ("train", "val"):
+        folder = tmp_path / "coco" / "annotations"
+        content = json.loads((folder / f"instances_{split}2017.json").read_text())
+        for annotation in content["annotations"]:
+            left, top, width, height = annotation["bbox"]
+            points = [[left + width * i / 17, top + height * i / 17, 2] for i in range(17)]
+            annotation |= dict(category_id=1, num_keypoints=17, keypoints=sum(points, []))
+        person = dict(id=1, name="person", keypoints=list(COCO_PERSON_KEYPOINT_NAMES))
+        content["categories"] = [person]
+        (folder / f"person_keypoints_{split}2017.json").write_text(json.dumps(content))
+    untrained = ["optimizer.lr=1e-9", "model.roi_heads.box_predictor.test_score_thresh=0.0"]
+    options = ["--work-dir", tmp_path / "run", f"data.root={tmp_path}", *ONE_STEP, *untrained]
+    done = train_net(*options, config=repo / KEYPOINT)
+    assert done.status == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["results"]
+    assert {key.split("/")[2] for key in results} == {"bbox", "keypoints"}
+    assert results["coco_keypoints_val/coco/keypoints/AP"] is not None
 
 
 def _cityscapes(repo, root, *options):

@@ -1,9 +1,11 @@
 """Generated photos with annotations for the configs in this folder."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 96, 64
@@ -70,6 +72,13 @@ def write_photos(root: Path, num_train: int = 6, num_val: int = 2) -> None:
         names = ["head", "left_foot", "right_foot"]
         categories = [dict(id=1, name="person", keypoints=names, skeleton=[[1, 2], [1, 3]])]
         _write(root / "tiny" / f"people_{split}.json", images, people, categories)
+
+
+def register_photos() -> None:
+    """Register tiny_train and tiny_val, as projects with yacs configs do; $DETECTRON2_DATASETS."""
+    root = os.path.join(os.environ["DETECTRON2_DATASETS"], "tiny")
+    for split in ("train", "val"):
+        register_coco_instances(f"tiny_{split}", {}, f"{root}/{split}.json", f"{root}/{split}")
 
 
 def _object(number: int, image: int, category: int, box: tuple[int, ...]) -> dict:

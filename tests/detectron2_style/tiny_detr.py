@@ -171,9 +171,9 @@ class TinyDetr(nn.Module):
             torch.linspace(-1, 1, side, device=features.device) for side in features.shape[2:]
         )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-        memory = (features + self.position(grid[None])).flatten(2).permute(0, 2, 1)
+        memory = (features + self.position(grid[None])).view(*features.shape[:2], -1)
         queries = self.query_embed.weight[None].expand(len(images), -1, -1)
-        decoded = self.transformer(memory, queries)
+        decoded = self.transformer(memory.permute(0, 2, 1), queries)
         logits, boxes = self.class_embed(decoded), self.bbox_embed(decoded).sigmoid()
         sizes = [torch.tensor((w, h, w, h), device=boxes.device) for h, w in images.image_sizes]
         if self.training:

@@ -13,7 +13,7 @@ from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.schedule import resolve_schedule
-from d2ext.engine.builders import build_model, build_multiplier
+from d2ext.engine.builders import build_model, build_multiplier, channels_last_pays
 from d2ext.errors import UserError
 
 
@@ -80,3 +80,14 @@ def test_detectron2_schedules_keep_their_shares_of_a_run_of_any_length(length):
     shares = [0, 1 / 180, 1 / 90, 0.66, 0.67, 0.88, 0.89]
     expected = [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01]
     assert [multiplier(share) for share in shares] == pytest.approx(expected)
+
+
+def test_channels_last_is_not_chosen_for_models_of_other_packages(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    class Theirs(nn.Conv2d):
+        """A layer whose code is unknown."""
+
+    assert channels_last_pays("cpu", nn.Sequential(nn.Conv2d(3, 4, 3)))
+    assert not channels_last_pays("cpu", nn.Sequential(Theirs(3, 4, 3)))
+    assert not channels_last_pays("cuda", nn.Sequential(nn.Conv2d(3, 4, 3)))

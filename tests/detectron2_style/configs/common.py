@@ -24,13 +24,13 @@ dataloader.test.num_workers = 0
 optimizer = model_zoo.get_config("common/optim.py").SGD
 optimizer.lr = 0.01
 lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[3, 4]),
-    warmup_length=1 / 4,
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[3, 5]),
+    warmup_length=2 / 5,
     warmup_factor=0.1,
 )
 
 train = model_zoo.get_config("common/train.py").train
-train.max_iter = 4
-train.eval_period = 4
+train.max_iter = 5
+train.eval_period = 5
 train.checkpointer.period = 2
 train.log_period = 1
