@@ -3,12 +3,15 @@
 Detectron2 writes the same format, but its loader creates any Python object that a tag names.
 """
 
+import functools
 import itertools
 import sys
 from typing import Any
 
 _SHAPE = "tag:yaml.org,2002:python/object:detectron2.layers.shape_spec.ShapeSpec"
 _TUPLE = "tag:yaml.org,2002:python/tuple"
+_LOCATE = "detectron2.utils.registry.locate"
+_PARTIAL = "d2ext.config.calls.partial_of"
 
 
 def saved_text(cfg: Any) -> tuple[str, str | None]:
@@ -37,16 +40,58 @@ def saved_text(cfg: Any) -> tuple[str, str | None]:
     try:
         parse_saved(text)
     except Exception as e:  # from YAML or omegaconf
-        problem = getattr(e, "problem", None) or str(e)
-        return text, problem.splitlines()[0]
+        problem = (getattr(e, "problem", None) or str(e)).splitlines()[0]
+        if isinstance(e, yaml.constructor.ConstructorError):
+            problem = f"{_key_at(text, e.problem_mark)}: {problem}"
+        return text, problem
     return text, None
 
 
-def _with_names(value: Any) -> Any:
-    """Replace functions and classes that are targets by their names."""
+def _key_at(text: str, mark: Any) -> str:
+    """Return the key, as overrides write it, of the value at a place in a YAML text."""
+    import yaml
+
+    nodes: list[tuple[str, Any]] = [("", yaml.compose(text, yaml.SafeLoader))]
+    for key, node in nodes:
+        if node.start_mark.index == mark.index and key:
+            return key
+        if isinstance(node, yaml.MappingNode):
+            nodes += [(f"{key}.{k.value}".lstrip("."), v) for k, v in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += [(f"{key}[{i}]", v) for i, v in enumerate(node.value)]
+    return "the config"
+
+
+def _with_names(value: Any, in_call: bool = False) -> Any:
+    """Replace functions, classes and partial functions by names and lazy calls.
+
+    Args:
+        value: Content of a config, as plain dicts and lists.
+        in_call: Whether Detectron2 instantiates the value, as it does for arguments of lazy calls.
+    """
     if isinstance(value, dict):
-        return {k: _named(v) if k == "_target_" else _with_names(v) for k, v in value.items()}
-    return [_with_names(v) for v in value] if isinstance(value, list) else value
+        is_call = "_target_" in value
+        return {
+            k: _named(v) if k == "_target_" else _with_names(v, is_call) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_names(v, in_call) for v in value]
+    return _call_of(value) if in_call else value
+
+
+def _call_of(value: Any) -> Any:
+    """Return the lazy call that makes a function, class or partial function; else the value.
+
+    Its name is looked up when the config is instantiated: to import a module is to run its code.
+    """
+    if isinstance(value, functools.partial):
+        function = _call_of(value.func)
+        if function is value.func or value.args or "function" in value.keywords:
+            return value
+        arguments = _with_names(value.keywords | {"_target_": _PARTIAL})
+        return {**arguments, "function": function}
+    name = _named(value) if callable(value) else value
+    return {"_target_": _LOCATE, "name": name} if name is not value else value
 
 
 def _named(target: Any) -> Any:
