@@ -101,8 +101,8 @@ def main() -> None:
         found = sorted(args.projects.glob("*/configs/**/*"))
         files += [f for f in found if f.suffix in (".py", ".yaml") and "common" not in f.parts]
     print(f"{machine()}, Detectron2 {detectron2.__version__}\n")
-    print("| config | Detectron2 builds | d2ext builds | one step and an evaluation |")
-    print("| --- | --- | --- | --- |")
+    print("| config | built by Detectron2 and by d2ext | one step and an evaluation by d2ext |")
+    print("| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         make_coco(data)
@@ -115,7 +115,8 @@ def main() -> None:
             trained = ""
             if name in TRAINED and not args.no_train:
                 trained = _train(file, TRAINED[name], data, Path(folder) / "run")
-            print(f"| {name} | {theirs} | {ours} | {trained} |", flush=True)
+            built = ours if ours == theirs else f"Detectron2: {theirs}; d2ext: {ours}"
+            print(f"| {name} | {built} | {trained} |", flush=True)
 
 
 def _isolated(build, file: Path, setup: list[str]) -> str:
@@ -136,7 +137,7 @@ def _reported(queue, build, file: Path, setup: list[str]) -> None:
         count = sum(p.numel() for p in build(file, setup).parameters())
         queue.put(f"{count / 1e6:.1f} M parameters")
     except Exception as e:
-        queue.put(f"{type(e).__name__}: {_cell(str(e))}")
+        queue.put(f"{type(e).__name__}: {_cell(str(e).replace(f'{file.parent}/', ''))}")
 
 
 def _cell(text: str) -> str:
@@ -240,8 +241,9 @@ def make_coco(root: Path) -> None:
         content = {"images": images, "annotations": objects}
         folder = coco / "annotations"
         folder.mkdir(exist_ok=True)
+        boxes = [{k: v for k, v in o.items() if "keypoints" not in k} for o in objects]
         for name, more in {
-            "instances": {"categories": things},
+            "instances": {"categories": things, "annotations": boxes},
             "person_keypoints": {"categories": [person]},
             "panoptic": {"categories": builtin_meta.COCO_CATEGORIES, "annotations": segments},
         }.items():

@@ -1,23 +1,20 @@
-"""Save a config as YAML, and read it again without running any code of others.
+"""Save a config as YAML, and read it again without running any code.
 
 Detectron2 writes the same format, but its loader creates any Python object that a tag names.
 """
 
 import functools
 import itertools
-import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from d2ext.config.flatten import flatten
 
-_PYTHON = "tag:yaml.org,2002:python/"
-_SHAPE = f"{_PYTHON}object:detectron2.layers.shape_spec.ShapeSpec"
-_PARTIAL = f"{_PYTHON}object/apply:functools.partial"
-_TUPLE = f"{_PYTHON}tuple"
-_NAME = f"{_PYTHON}name:"
-_PACKAGES = ("d2ext", "detectron2", "fvcore", "timm", "torch", "torchvision")
+_SHAPE = "tag:yaml.org,2002:python/object:detectron2.layers.shape_spec.ShapeSpec"
+_TUPLE = "tag:yaml.org,2002:python/tuple"
+_LOCATE = "detectron2.utils.registry.locate"
+_PARTIAL = "d2ext.config.calls.partial_of"
 
 
 def saved_text(cfg: Any) -> tuple[str, str | None]:
@@ -63,11 +60,36 @@ def _lost(values: Any, dumper: Any) -> Iterator[str]:
             yield f"{key} ({named.__qualname__})"
 
 
-def _with_names(value: Any) -> Any:
-    """Replace functions and classes that are targets by their names."""
+def _with_names(value: Any, in_call: bool = False) -> Any:
+    """Replace functions, classes and partial functions by names and lazy calls.
+
+    Args:
+        value: Content of a config, as plain dicts and lists.
+        in_call: Whether Detectron2 instantiates the value, as it does for arguments of lazy calls.
+    """
     if isinstance(value, dict):
-        return {k: _named(v) if k == "_target_" else _with_names(v) for k, v in value.items()}
-    return [_with_names(v) for v in value] if isinstance(value, list) else value
+        is_call = "_target_" in value
+        return {
+            k: _named(v) if k == "_target_" else _with_names(v, is_call) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_names(v, in_call) for v in value]
+    return _call_of(value) if in_call else value
+
+
+def _call_of(value: Any) -> Any:
+    """Return the lazy call that makes a function, class or partial function; else the value.
+
+    Its name is looked up when the config is instantiated: to import a module is to run its code.
+    """
+    if isinstance(value, functools.partial):
+        function = _call_of(value.func)
+        if function is value.func or value.args or "function" in value.keywords:
+            return value
+        arguments = _with_names(value.keywords | {"_target_": _PARTIAL})
+        return {**arguments, "function": function}
+    name = _named(value) if callable(value) else value
+    return {"_target_": _LOCATE, "name": name} if name is not value else value
 
 
 def _named(target: Any) -> Any:
@@ -88,10 +110,7 @@ def _named(target: Any) -> Any:
 
 
 def parse_saved(text: str, name: str = "config.yaml") -> Any:
-    """Return the config in a YAML text.
-
-    It consists of plain values, tuples, Detectron2's ShapeSpec, and functions and classes of
-    Detectron2, torch and others that are safe to import, also as partial objects.
+    """Return the config in a YAML text: plain values, tuples and Detectron2's ShapeSpec.
 
     Args:
         text: Content of the file.
@@ -115,21 +134,6 @@ def parse_saved(text: str, name: str = "config.yaml") -> Any:
     def values(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple:
         return tuple(loader.construct_sequence(node, deep=True))
 
-    def function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> Any:
-        try:
-            if name.partition(".")[0] in _PACKAGES:
-                return pkgutil.resolve_name(name)
-        except (ImportError, AttributeError):  # another version, or a lambda
-            pass
-        problem = f"{name} is not in {', '.join(_PACKAGES)}"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-    def partial(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Any:
-        call, values, keywords, _ = loader.construct_mapping(node, deep=True)["state"]
-        return functools.partial(call, *values, **keywords)
-
-    Loader.add_multi_constructor(_NAME, function)
-    Loader.add_constructor(_PARTIAL, partial)
     Loader.add_constructor(_SHAPE, shape)
     Loader.add_constructor(_TUPLE, values)
     loader = Loader(text)
