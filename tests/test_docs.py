@@ -44,11 +44,19 @@ STANDS_FOR = {
     "mine.py": CUSTOM,
     **dict.fromkeys(
         (
+            "detectron2/configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
             "mask_rcnn_R_50_FPN_3x.yaml",
             "faster_rcnn_R_50_FPN_3x.yaml",
             "pointrend_rcnn_R_50_FPN_1x_coco.yaml",
         ),
         YACS,
+    ),
+    "detectron2/configs/COCO-Detection/fcos_R_50_FPN_1x.py": (
+        f"{_ZOO}COCO-Detection/fcos_R_50_FPN_1x.py"
+    ),
+    "mask_rcnn_R_50_FPN_1x.py": f"{_ZOO}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py",
+    "projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py": (
+        "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
     ),
     **{
         f"{run}{file}": recipe
@@ -159,7 +167,8 @@ def _config(file: str, overrides: Sequence[str] = ()):
     from d2ext.config.load import load_config
     from d2ext.config.overrides import apply_overrides
 
-    if file == YACS:  # overrides in capitals are applied while it is loaded
+    # Overrides in capitals, and your own data, are applied while the file is loaded.
+    if file.startswith(_ZOO):
         return load_config(file, overrides)
     cfg = copy.deepcopy(_base(file))
     apply_overrides(cfg, overrides)
@@ -235,7 +244,7 @@ def test_commands_are_in_bash_blocks(page):
 def _spans(page: str) -> list[str]:
     """Return the `code` in a page's text and tables, except what tables compare d2ext with."""
     text = _BLOCK.sub("", _text(page))
-    if "/from_" in page or "/troubleshooting" in page:
+    if re.search("/(from_|troubleshooting|configs)", page):
         text = re.sub(r"^\| .*? \| ", "", text, flags=re.MULTILINE)
     return [a or b for a, b in _SPAN.findall(text)]
 
@@ -332,8 +341,10 @@ def _reported(tree: ast.Module) -> Iterator[ast.AST]:
     names = {n.id for part in reported for n in ast.walk(part) if isinstance(n, ast.Name)}
     yield from reported
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names:
-            yield node.value
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+            if getattr(target, "id", "") in names:
+                yield node.value
         elif isinstance(node, ast.FunctionDef) and node.name in names:
             yield from (n for n in ast.walk(node) if isinstance(n, ast.Return))
 
@@ -368,6 +379,12 @@ def test_messages_of_the_troubleshooting_page_are_in_the_code(message):
     assert any(pattern.search(text) for text in _texts()), message
 
 
+def test_no_page_has_a_placeholder():
+    """A line of capitals, such as TABLE, stands for something that is not written yet."""
+    for page in PAGES:
+        assert not re.findall(r"^[A-Z]+$", _text(page), re.MULTILINE), page
+
+
 def test_the_troubleshooting_page_is_long_enough():
     assert len(_messages()) >= 40
 
@@ -398,6 +415,7 @@ _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_with_a_dataset"
 _YACS = "tests/cli/test_yacs.py::test_yacs_config_"
+_LAZY = "tests/cli/test_detectron2_configs.py::test_a_config_trains_"
 ELSEWHERE = {
     "make env": _PACKAGES,
     "make demo": _PACKAGES,
@@ -415,6 +433,23 @@ ELSEWHERE = {
     " d2ext train X": (
         "needs 16 GPUs",
         f"{_SEVERAL}::test_torchrun_starts_a_training_on_two_machines",
+    ),
+    "d2ext train detectron2/configs/COCO-Detection/fcos_R_50_FPN_1x.py --num-gpus 8": (
+        "needs COCO",
+        f"{_LAZY}resumes_exactly_and_evaluates",
+    ),
+    "d2ext train projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py --num-gpus 8 --resume": (
+        "needs COCO",
+        f"{_LAZY}resumes_exactly_and_evaluates",
+    ),
+    "d2ext train detectron2/configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml": (
+        "needs COCO",
+        f"{_YACS}unchanged",
+    ),
+    "d2ext train mask_rcnn_R_50_FPN_1x.py data.train.json=a.json data.train.images=imgs"
+    " data.val.json=b.json data.val.images=imgs train.max_epochs=24": (
+        "needs the network",
+        f"{_LAZY}on_your_own_photos",
     ),
     "d2ext train mask_rcnn_R_50_FPN_3x.yaml --num-gpus 8": ("needs COCO", f"{_YACS}unchanged"),
     "d2ext train mask_rcnn_R_50_FPN_3x.yaml SOLVER.BASE_LR=0.01 train.max_epochs=12": (

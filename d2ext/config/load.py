@@ -161,7 +161,7 @@ def execute_config(path: Path) -> Any:
             words += "; modules must be in the current folder, on PYTHONPATH, or installed"
             folder, name = path.resolve().parent, (cause.name or "").partition(".")[0]
             if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
-                words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one beside the config"
+                words += f"; PYTHONPATH={shlex.quote(str(folder))} finds the one next to the config"
         if "could not determine a constructor" in words:
             words += "; use the config file that the run was started with, see run.json"
         if isinstance(cause, AssertionError) and "already registered" in words:

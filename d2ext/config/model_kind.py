@@ -1,4 +1,4 @@
-"""Tell what kind of model a config builds, from lazy calls or from yacs keys."""
+"""Find out what kind of model a config builds, from lazy calls or from yacs keys."""
 
 from typing import Any
 

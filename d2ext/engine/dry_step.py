@@ -36,6 +36,7 @@ from d2ext.engine.builders import (
     build_suite,
     build_train_loader,
 )
+from d2ext.engine.losses import losses_of
 from d2ext.engine.resource_errors import batch_words, is_resource_error, resource_errors_explained
 from d2ext.engine.techniques import autocast
 from d2ext.errors import UserError, config_errors, format_exception
@@ -146,7 +147,7 @@ def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
     )
     with memory, misfits_explained(cfg, model), EventStorage():
         with autocast(TrainOptions.from_config(cfg.train).amp, device)():
-            losses = model(batch)
+            losses = losses_of(model(batch))
         sum(losses.values()).backward()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from d2ext.config.options import BadLoss
+from d2ext.engine.losses import losses_of
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class FiniteLossGuard(nn.Module):
     for this rank's gradients, it provides some for every parameter, and a loss of NaN.
 
     Args:
-        model: Model that returns a dict of losses in training.
+        model: Model that returns a dict of losses, or one loss, in training.
     """
 
     FAILED = "forward_failed"
@@ -34,7 +35,7 @@ class FiniteLossGuard(nn.Module):
     def forward(self, batch: list[dict]) -> dict[str, Tensor]:
         """Return the model's losses, or NaN under the name `FAILED`."""
         try:
-            return self.module(batch)
+            return losses_of(self.module(batch))
         except FloatingPointError as e:
             self.reason = str(e)
             some = sum(p.sum() * 0 for p in self.module.parameters() if p.requires_grad)

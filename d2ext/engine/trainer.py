@@ -257,7 +257,7 @@ class Trainer:
             self.updated = good and self._update()
             if good:
                 losses = dict(zip(losses, status.means, strict=True))
-                self.storage.put_scalars(total_loss=sum(status.means), **losses)
+                self.storage.put_scalars(**{**losses, "total_loss": sum(status.means)})
             else:
                 lr = self.optimizer.param_groups[0]["lr"]
                 self._nonfinite.note_skipped(self.model, self.iter, lr, self._seed)

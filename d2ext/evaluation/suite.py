@@ -65,7 +65,7 @@ def metrics_of(evaluators: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     Args:
         evaluators: Section `evaluators` of the config. It maps names to lazy calls of metrics or
             Detectron2 evaluators, for all test sets, and may map the name of a test set to such a
-            section, which replaces the common entries for that set. Null entries are left out.
+            section, which replaces the common entries for that set. Null entries are skipped.
         names: Names of the test sets.
 
     Raises:
@@ -174,7 +174,7 @@ class Suite:
             if others and prefix not in self._reported:
                 self._reported.add(prefix)
                 logger.warning(
-                    "%s: results that are not numbers are left out: %s",
+                    "%s: results that are not numbers are skipped: %s",
                     prefix[:-1],
                     ", ".join(others),
                 )

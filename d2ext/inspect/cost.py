@@ -30,6 +30,7 @@ from d2ext.data.loading.sample_errors import (
 )
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.engine.dry_step import misfits_explained
+from d2ext.engine.losses import losses_of
 from d2ext.engine.resource_errors import resource_errors_explained
 from d2ext.engine.techniques import autocast
 from d2ext.errors import UserError, config_errors, format_exception
@@ -83,9 +84,14 @@ def _record(cfg: Any, folder: Path) -> tuple[dict, list[str], str]:
     """Return a dataset dict, the class names, and a description of the image."""
     try:
         register_run_datasets(cfg)
-        name = test_sets(cfg.dataloader.get("val") or cfg.dataloader.train)[0]
+        names = test_sets(cfg.dataloader.get("val") or cfg.dataloader.train)
+        if not names:
+            raise UserError("the loader has no dataset.names")
+        name = names[0]
         with config_errors(f"datasets.{name}"):
             records = DatasetCatalog.get(name)
+        if not records:
+            raise UserError(f"dataset {name!r} has no images")
         record = next((r for r in records if r.get("annotations")), records[0])
         if not Path(record["file_name"]).is_file():
             raise UserError(f"{record['file_name']} does not exist")
@@ -93,7 +99,8 @@ def _record(cfg: Any, folder: Path) -> tuple[dict, list[str], str]:
         record = _random_record(folder)
         reason = str(e.__cause__ or e).partition(";")[0]
         return record, _CLASSES, f"a random photo of {_WIDTH} x {_HEIGHT}, without data: {reason}"
-    return record, list(MetadataCatalog.get(name).thing_classes), record["file_name"]
+    # Datasets for semantic segmentation have only `stuff_classes`.
+    return record, list(MetadataCatalog.get(name).get("thing_classes", ())), record["file_name"]
 
 
 def _random_record(folder: Path) -> dict:
@@ -172,7 +179,7 @@ def _training_step(
     def step() -> None:
         with EventStorage():
             with precision():
-                losses = model([sample])
+                losses = losses_of(model([sample]))
             sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

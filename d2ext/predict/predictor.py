@@ -5,6 +5,8 @@ import functools
 import itertools
 import logging
 import os
+import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from omegaconf import ListConfig, OmegaConf
 from PIL import Image
 from torch import nn
@@ -28,9 +30,10 @@ from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.config.options import TrainOptions
 from d2ext.data.formats.json_io import nearest
 from d2ext.data.loading.image_io import photo_pixels, read_photo
+from d2ext.data.loading.mapper import Mapper
 from d2ext.data.segmentation import Segmentation, predicted_segmentation
 from d2ext.engine.builders import build_model
-from d2ext.errors import UserError, config_errors
+from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import (
     CORNER,
@@ -213,7 +216,9 @@ class Predictor:
         self._model = model.eval()
         with config_errors("dataloader.val.mapper"):
             mapper = instantiate(cfg.dataloader.val.mapper)
-            self._resize, self._format = mapper.augmentations, mapper.image_format
+        # Mappers of other classes read the file themselves and may do more than resize.
+        plain = type(mapper) in (DatasetMapper, Mapper)
+        self._input = functools.partial(_resized if plain else _mapped, mapper)
         self._threshold = score_threshold
 
     @classmethod
@@ -327,16 +332,41 @@ class Predictor:
             kept &= torch.isin(instances.pred_classes, self._kept)
         return detections_of(0, instances[kept])
 
-    def _input(self, image: np.ndarray) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        pixels = image if self._format == "RGB" else image[:, :, ::-1]
-        seen = T.AugInput(np.ascontiguousarray(pixels))
+
+def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
+    """Return the model's input for an RGB image (H, W, 3), without writing a file."""
+    height, width = image.shape[:2]
+    pixels = image if mapper.image_format == "RGB" else image[:, :, ::-1]
+    seen = T.AugInput(np.ascontiguousarray(pixels))
+    try:
+        mapper.augmentations(seen)
+    except ValueError as e:  # the short side of a very long image becomes 0
+        raise UserError(f"an image of {width} x {height} pixels cannot be resized: {e}") from e
+    planes = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+    return {"image": planes, "height": height, "width": width}
+
+
+def _mapped(mapper: Any, image: np.ndarray) -> dict[str, Any]:
+    """Return the sample that a mapper makes of a file with an RGB image (H, W, 3).
+
+    Raises:
+        UserError: The mapper fails, for example because it needs annotations.
+    """
+    height, width = image.shape[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "photo.png"
+        Image.fromarray(image).save(file, compress_level=1)
+        record = {"file_name": str(file), "height": height, "width": width, "image_id": 0}
         try:
-            self._resize(seen)
-        except ValueError as e:  # the short side of a very long image becomes 0
-            raise UserError(f"an image of {width} x {height} pixels cannot be resized: {e}") from e
-        planes = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
-        return {"image": planes, "height": height, "width": width}
+            return mapper(record)
+        except Exception as e:
+            frame = traceback.extract_tb(e.__traceback__)[-1]
+            raise UserError(
+                f"dataloader.val.mapper ({type(mapper).__name__}) cannot map an image of {width} x"
+                f" {height} pixels without annotations: {format_exception(e)}"
+                f" ({frame.filename}:{frame.lineno}); set a mapper that can, such as"
+                " dataloader.val.mapper._target_=detectron2.data.DatasetMapper"
+            ) from e
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -389,7 +419,7 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
         if weights is None:
             raise UserError("the config's data does not define the classes; give classes=[...]")
         raise UserError(
-            f"the number of classes is unknown: it is not in {weights}, in a run.json beside that"
+            f"the number of classes is unknown: it is not in {weights}, in a run.json next to that"
             " file, or in the config's data; copy the run.json there, or give"
             f" the override {next(iter(stated), 'num_classes')}=N"
         )

@@ -141,7 +141,7 @@ def test_one_inference_feeds_metrics_and_evaluators_on_every_test_set(datasets, 
     assert second.results["suite_b/mine/count/images"] == 3
     assert (
         caplog.messages.count(
-            "suite_b/mine: results that are not numbers are left out: count/name, count/output_dir"
+            "suite_b/mine: results that are not numbers are skipped: count/name, count/output_dir"
         )
         == 1
     )  # although there were two evaluations

@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 from torch import nn
 
 from d2ext.config.load import load_config
@@ -20,20 +22,20 @@ SMALL = [
 
 
 class Toy(nn.Module):
-    """A 1 x 1 convolution; `traced=False` cannot be traced."""
+    """A 1 x 1 convolution; `traced=False` cannot be traced, `named=False` returns one loss."""
 
-    def __init__(self, traced: bool = True, input_format: str = "RGB"):
+    def __init__(self, traced: bool = True, named: bool = True, input_format: str = "RGB"):
         super().__init__()
         self.layer = nn.Conv2d(3, 2, 1, bias=False)
         self.frozen = nn.Linear(1000, 1000)
         self.frozen.requires_grad_(False)
-        self.traced = traced
+        self.traced, self.named = traced, named
 
     def forward(self, batch):
         out = self.layer(batch[0]["image"][None].float())
         if self.training:
             assert len(batch[0]["instances"])
-            return {"loss": out.mean()}
+            return {"loss": out.mean()} if self.named else out.mean()
         if torch.jit.is_tracing() and not self.traced:
             raise RuntimeError("no graph")
         return [out]
@@ -74,6 +76,10 @@ def test_a_model_that_cannot_be_traced_is_measured_without_flops(cfg):
     )
 
 
+def test_a_model_that_returns_one_loss_is_measured(cfg):
+    assert "training    " in _toy(cfg, named=False)
+
+
 def test_random_data_have_everything_that_detectron2_heads_need(cfg):
     cfg.dataloader.train.mapper.use_keypoint = True
 
@@ -89,6 +95,49 @@ def test_random_data_have_everything_that_detectron2_heads_need(cfg):
 
     cfg.model = L(Needs)(input_format="RGB")
     assert len(list(analyze(cfg))) == 8
+
+
+@pytest.fixture
+def registered():
+    """Return a function that registers records for a test, and returns the dataset's name."""
+    names = []
+
+    def register(records, **metadata):
+        name = f"analyzed_{len(names)}"
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+class ToySegmenter(Toy):
+    """A model that trains on images alone."""
+
+    def forward(self, batch):
+        return self.layer(batch[0]["image"][None].float()).mean()
+
+
+def test_a_dataset_without_objects_is_used(cfg, registered, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (80, 60)).save(photo)
+    record = {"file_name": str(photo), "height": 60, "width": 80, "image_id": 1}
+    name = registered([record], stuff_classes=["sky", "grass"])
+    cfg.dataloader.train.dataset.names = cfg.dataloader.val.dataset.names = name
+    cfg.model = L(ToySegmenter)(input_format="RGB")
+    text = "\n".join(analyze(cfg))
+    assert f"image       {photo}" in text and "training    " in text
+
+
+def test_a_dataset_without_images_is_replaced(cfg, registered):
+    cfg.dataloader.val.dataset.names = name = registered([], thing_classes=["cat"])
+    assert f"a random photo of 640 x 480, without data: dataset '{name}' has no images" in _toy(cfg)
+    cfg.dataloader.val.dataset.names = []
+    assert "without data: the loader has no dataset.names" in _toy(cfg)
 
 
 def test_the_state_of_random_generators_is_restored(cfg):

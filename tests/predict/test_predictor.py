@@ -16,6 +16,7 @@ import d2ext
 from d2ext.errors import UserError
 from d2ext.predict.writers import predict_files
 from tests.conftest import LITE0, REPO
+from tests.detectron2_style.photos import write_photos
 
 # Two photos of the same size, so that a batch needs no padding.
 PHOTOS = ("15717689633_5f7f78c28e_k", "17178818589_16e58fc1e5_k")
@@ -273,3 +274,42 @@ def test_a_model_without_instances_and_regions_cannot_predict(balloon_cfg):
     predictor = d2ext.Predictor(KeypointsAndRegions(), balloon_cfg, ["balloon"])
     with pytest.raises(UserError, match="the model returns nothing; only models that"):
         predictor(np.zeros((60, 80, 3), np.uint8))
+
+
+@pytest.fixture
+def detr(tmp_path, monkeypatch):
+    """Return a config with a mapper of another class, its model, and a photo of 96 x 64 pixels."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_photos(tmp_path)
+    file = REPO / "tests/detectron2_style/configs/detr.py"
+    cfg = d2ext.load_config(file, ["model.device=cpu"])
+    return cfg, instantiate(cfg.model), tmp_path / "tiny/val/photo_1.jpg"
+
+
+def test_a_mapper_of_another_class_makes_the_sample(detr):
+    """DETR's mapper, which names its arguments differently, reads a file."""
+    cfg, model, photo = detr
+    predictor = d2ext.Predictor(model, cfg, ["ball", "crate"], score_threshold=0)
+    sample = instantiate(cfg.dataloader.val.mapper)(
+        {"file_name": str(photo), "height": 64, "width": 96}
+    )
+    (output,) = model.eval()([sample])
+    expected = output["instances"].scores.sort(descending=True).values.detach().numpy()
+    for image in (photo, np.asarray(Image.open(photo))):
+        assert np.allclose(predictor(image).scores, expected, atol=1e-4)
+
+
+def test_a_mapper_that_needs_annotations_is_an_error(detr):
+    cfg, model, photo = detr
+    cfg.dataloader.val.mapper = {"_target_": f"{__name__}.NeedsAnnotations"}
+    predictor = d2ext.Predictor(model, cfg)
+    with pytest.raises(UserError, match=r"mapper \(NeedsAnnotations\) cannot map .*KeyError") as e:
+        predictor(photo)
+    assert "\n" not in str(e.value)
+
+
+class NeedsAnnotations:
+    """A mapper for training only."""
+
+    def __call__(self, record):
+        return {"objects": record["annotations"]}

@@ -1,4 +1,4 @@
-"""Keep what a checkpoint's heads know about classes that the model has as well."""
+"""Keep the rows of a checkpoint's heads for classes that the model shares."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
