@@ -165,7 +165,7 @@ def execute_config(path: Path) -> Any:
         if "could not determine a constructor" in words:
             words += "; use the config file that the run was started with, see run.json"
         if isinstance(cause, AssertionError) and "already registered" in words:
-            words += " choose another name for the dataset"
+            words = f"{words.removesuffix('!')}; choose another name for the dataset"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.
