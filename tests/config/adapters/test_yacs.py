@@ -303,7 +303,9 @@ def test_the_output_directory_is_only_that_of_the_command_line(tmp_path):
     cfg, rest = load_yacs(file, [])
     assert "output_dir" not in cfg.train and rest == []
     assert cfg.origin.ignored[0].startswith("OUTPUT_DIR=./there")
-    assert load_yacs(file, ["OUTPUT_DIR=here"])[1] == ['+train.output_dir="here"']
+    for folder in ("here", "./there"):
+        assert load_yacs(file, [f"OUTPUT_DIR={folder}"])[1] == [f'+train.output_dir="{folder}"']
+    assert load_yacs(ZOO / MASK, ["OUTPUT_DIR", "./output"])[1] == ['+train.output_dir="./output"']
 
 
 def test_datasets_of_the_loaders():
@@ -407,12 +409,29 @@ def test_overrides_in_both_forms():
         ("SOLVER.AMP=True", "^SOLVER.AMP is a section; set its keys, such as SOLVER.AMP.ENABLED"),
         ("SOLVER.BASE_LR", "has no value"),
         ("SOLVER.LR_SCHEDULER_NAME=Poly", "^SOLVER.LR_SCHEDULER_NAME=Poly is not one of"),
+        ("+SOLVER.NEW=1", r"^unknown key 'SOLVER.NEW'; only functions add .*: train.yacs_setup=\["),
+        ("SOLVER.MAX_ITER=0", "^SOLVER.MAX_ITER=0: give at least 1 iteration"),
+        ("SOLVER.MAX_ITER=null", "^SOLVER.MAX_ITER=null: give a value, such as .* 40000"),
+        ("SOLVER.STEPS=None", "^SOLVER.STEPS=null: give a value, such as"),
+        ("SEED=null", "^SEED=null: give a value, such as"),
+        ("DATASETS.TRAIN=null", "^DATASETS.TRAIN=null: give a value, such as"),
+        ("OUTPUT_DIR=null", "^OUTPUT_DIR=null: give a value, such as"),
         ("INPUT.RANDOM_FLIP=up", "^INPUT.RANDOM_FLIP=up: give horizontal, vertical or none"),
     ],
 )
 def test_wrong_overrides(override, message):
     with pytest.raises(UserError, match=message):
         load_yacs(ZOO / MASK, [override])
+
+
+def test_a_cosine_schedule_needs_a_learning_rate():
+    words = ["SOLVER.BASE_LR=0", "SOLVER.LR_SCHEDULER_NAME=WarmupCosineLR"]
+    with pytest.raises(UserError, match="^SOLVER.BASE_LR=0.0: WarmupCosineLR needs more than 0"):
+        load_yacs(ZOO / MASK, words)
+
+
+def test_a_plus_may_stand_before_a_known_key():
+    assert load_yacs(ZOO / MASK, ["+SOLVER.BASE_LR=1"])[0].optimizer.lr == 1.0
 
 
 def test_keypoints_need_the_names_of_a_registered_dataset():
