@@ -13,7 +13,7 @@ from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.schedule import resolve_schedule
-from d2ext.engine.builders import build_model, build_multiplier
+from d2ext.engine.builders import build_model, build_multiplier, with_device
 from d2ext.errors import UserError
 
 
@@ -80,3 +80,11 @@ def test_detectron2_schedules_keep_their_shares_of_a_run_of_any_length(length):
     shares = [0, 1 / 180, 1 / 90, 0.66, 0.67, 0.88, 0.89]
     expected = [0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01]
     assert [multiplier(share) for share in shares] == pytest.approx(expected)
+
+
+def test_models_with_a_device_get_that_of_the_run():
+    lazy = OmegaConf.create({"_target_": "x.Model"})
+    assert with_device(lazy, "cuda:1") == lazy
+    assert with_device(OmegaConf.create({**lazy, "device": "cuda"}), "cpu").device == "cpu"
+    yacs = OmegaConf.create({**lazy, "config": {"MODEL": {"META_ARCHITECTURE": "Model"}}})
+    assert with_device(yacs, "cuda:1").device == "cuda:1"

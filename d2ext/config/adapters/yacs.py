@@ -206,7 +206,11 @@ def _check_values(cfg: Any) -> None:
     values = dict(_leaves(cfg))
     for key, default in _leaves(yacs_defaults()):
         # Models check their own keys.
-        if values.get(key, default) is None and default is not None and not key.startswith("MODEL."):
+        if (
+            values.get(key, default) is None
+            and default is not None
+            and not key.startswith("MODEL.")
+        ):
             raise UserError(f"{key}=null: give a value, such as the default, {default!r}")
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(f"SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: give at least 1 iteration")

@@ -6,7 +6,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2s_optimizer
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from d2ext.config.adapters.yacs import is_yacs, load_yacs
+from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import resolve_schedule
 from d2ext.config.yaml_io import parse_saved, saved_text
@@ -498,6 +499,20 @@ def test_a_project_registers_its_datasets_once(tmp_path, monkeypatch):
         cfg, _ = load_yacs(ZOO / MASK, words)
     assert cfg.dataloader.evaluator["_target_"].__name__ == "LVISEvaluator"
     MetadataCatalog.remove("yacs_project_val")
+
+
+def test_a_saved_config_registers_the_datasets_of_its_project(tmp_path, monkeypatch):
+    (tmp_path / "yacs_project_2.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "def register():\n"
+        "    DatasetCatalog.register('yacs_project_2_val', list)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(saved_text(load_config(ZOO / MASK))[0])
+    load_config(file, ["train.yacs_setup=[yacs_project_2.register]"])
+    assert "yacs_project_2_val" in DatasetCatalog
+    DatasetCatalog.remove("yacs_project_2_val")
 
 
 @pytest.mark.parametrize(
