@@ -47,6 +47,6 @@ train.max_iter = 184375
 train.warmup_iters = 250
 train.eval_period = 5000
 train.checkpointer.period = 5000
-train.amp.enabled = True
+train.amp.enabled = "auto"
 train.ddp.fp16_compression = True
 train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_base.pth"

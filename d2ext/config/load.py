@@ -76,6 +76,8 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     if _adapted(cfg) and now != before and now["warmup_iters"] == before["warmup_iters"]:
         cfg.train.warmup_iters = None  # the warm-up keeps its share of a run of another length
     check_config(cfg)
+    if setup := cfg.train.get("yacs_setup"):
+        yacs.yacs_defaults(setup)  # may register datasets
     return cfg
 
 
@@ -165,7 +167,7 @@ def execute_config(path: Path) -> Any:
         if "could not determine a constructor" in words:
             words += "; use the config file that the run was started with, see run.json"
         if isinstance(cause, AssertionError) and "already registered" in words:
-            words += " choose another name for the dataset"
+            words = f"{words.removesuffix('!')}; choose another name for the dataset"
         raise UserError(moved_import(e) or words) from e
     finally:
         # Detectron2 leaves its patched import in place when a config raises.

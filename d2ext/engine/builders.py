@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from d2ext.config.check import target_name
+from d2ext.config.model_kind import yacs_model
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
@@ -67,7 +68,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
 
 def with_device(config: Any, device: str) -> Any:
     """Return a model's config in which `device`, which some models have, is the run's device."""
-    if "device" not in config:
+    if "device" not in config and yacs_model(config) is None:
         return config
     config = copy.deepcopy(config)  # keeps its parent, which interpolations need
     config.device = device

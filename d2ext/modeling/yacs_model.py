@@ -13,12 +13,13 @@ from torch import nn
 from d2ext.config.adapters.yacs import NOT_OF_MODEL, coerced, yacs_defaults
 
 
-def build_yacs_model(config: Any, yacs_setup: Sequence[str] = ()) -> nn.Module:
-    """Build a model with `detectron2.modeling.build_model`, on the CPU.
+def build_yacs_model(config: Any, yacs_setup: Sequence[str] = (), device: str = "cpu") -> nn.Module:
+    """Build a model with `detectron2.modeling.build_model`.
 
     Args:
         config: Values of a yacs config, as nested dicts; Detectron2's defaults for missing keys.
         yacs_setup: Functions that add a project's keys and classes; see `yacs_defaults`.
+        device: `MODEL.DEVICE`, to which some models move their inputs.
 
     Raises:
         UserError: A value has another type than the default.
@@ -34,7 +35,7 @@ def build_yacs_model(config: Any, yacs_setup: Sequence[str] = ()) -> nn.Module:
             node = node[name]
         del node[last]
     _update(cfg, config)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     return build_model(cfg)
 
 

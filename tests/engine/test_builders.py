@@ -13,7 +13,7 @@ from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.schedule import resolve_schedule
-from d2ext.engine.builders import build_model, build_multiplier, channels_last_pays
+from d2ext.engine.builders import build_model, build_multiplier, channels_last_pays, with_device
 from d2ext.errors import UserError
 
 
@@ -91,3 +91,11 @@ def test_channels_last_is_not_chosen_for_models_of_other_packages(monkeypatch):
     assert channels_last_pays("cpu", nn.Sequential(nn.Conv2d(3, 4, 3)))
     assert not channels_last_pays("cpu", nn.Sequential(Theirs(3, 4, 3)))
     assert not channels_last_pays("cuda", nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_models_with_a_device_get_that_of_the_run():
+    lazy = OmegaConf.create({"_target_": "x.Model"})
+    assert with_device(lazy, "cuda:1") == lazy
+    assert with_device(OmegaConf.create({**lazy, "device": "cuda"}), "cpu").device == "cpu"
+    yacs = OmegaConf.create({**lazy, "config": {"MODEL": {"META_ARCHITECTURE": "Model"}}})
+    assert with_device(yacs, "cuda:1").device == "cuda:1"

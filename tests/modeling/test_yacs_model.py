@@ -21,9 +21,10 @@ class YacsProbe(nn.Module):
             cfg[section]
 
 
-def _built(**sections):
+def _built(device="cpu", **sections):
     model = {"META_ARCHITECTURE": "YacsProbe", "READS": [], **sections.pop("MODEL", {})}
-    return build_yacs_model(OmegaConf.create({"MODEL": model, **sections}))
+    config = OmegaConf.create({"MODEL": model, **sections})
+    return build_yacs_model(config, device=device)
 
 
 def test_the_model_gets_values_in_the_types_of_detectron2s():
@@ -38,6 +39,7 @@ def test_the_model_gets_values_in_the_types_of_detectron2s():
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("mine",), ("a", "b"))
     assert cfg.PROJECT.KEY == [1, 2]
     assert cfg.MODEL.DEVICE == "cpu"
+    assert _built(device="meta").cfg.MODEL.DEVICE == "meta"
 
 
 def test_a_wrong_type_is_one_line():

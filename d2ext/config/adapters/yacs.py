@@ -79,9 +79,10 @@ def load_yacs(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
     cfg = yacs_defaults(setup)
     _merge_file(cfg, path)
     in_file = cfg.OUTPUT_DIR
-    rest = _apply(cfg, overrides)
+    rest, applied = _apply(cfg, overrides)
+    _check_values(cfg)
     made = _translated(cfg, setup)
-    if cfg.OUTPUT_DIR != in_file:
+    if "OUTPUT_DIR" in applied:
         rest.insert(0, f"+train.output_dir={json.dumps(cfg.OUTPUT_DIR)}")
     elif in_file != yacs_defaults().OUTPUT_DIR:
         made.origin.ignored.append(f"OUTPUT_DIR={in_file} (set it on the command line)")
@@ -168,13 +169,13 @@ def _merge_file(cfg: Any, path: Path) -> None:
         raise UserError(f"{path}: {format_exception(e)}") from e
 
 
-def _apply(cfg: Any, overrides: Sequence[str]) -> list[str]:
-    """Apply the overrides in yacs form to a CfgNode, and return the others."""
-    rest = []
+def _apply(cfg: Any, overrides: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Apply the overrides in yacs form to a CfgNode; return the others, and the keys applied."""
+    rest, applied = [], set()
     words = iter(overrides)
     for text in words:
-        key, equals, value = text.partition("=")
-        key = key.strip()
+        written, equals, value = text.partition("=")
+        key = written.strip().removeprefix("+")
         section = key.partition(".")[0]
         if text.startswith("-") or not (section.isupper() or section in cfg):
             rest.append(text)
@@ -192,9 +193,29 @@ def _apply(cfg: Any, overrides: Sequence[str]) -> list[str]:
             # The same name in another section is a better guess than a similar path.
             namesakes = [k for k in known if k.rpartition(".")[2] == last]
             hint = did_you_mean(key, namesakes or known, "no known key is similar", cutoff=0.4)
+            if written.startswith("+"):
+                hint = f"only functions add keys to a yacs config: {_SETUP}=[module.function]"
             raise UserError(f"unknown key {key!r}; {hint}")
         node[last] = coerced(key, _parsed(value), node[last])
-    return rest
+        applied.add(key)
+    return rest, applied
+
+
+def _check_values(cfg: Any) -> None:
+    """Raise a UserError for values from which no run can be computed."""
+    values = dict(_leaves(cfg))
+    for key, default in _leaves(yacs_defaults()):
+        # Models check their own keys.
+        if (
+            values.get(key, default) is None
+            and default is not None
+            and not key.startswith("MODEL.")
+        ):
+            raise UserError(f"{key}=null: give a value, such as the default, {default!r}")
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise UserError(f"SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: give at least 1 iteration")
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR" and cfg.SOLVER.BASE_LR <= 0:
+        raise UserError(f"SOLVER.BASE_LR={cfg.SOLVER.BASE_LR}: WarmupCosineLR needs more than 0")
 
 
 def _parsed(text: str) -> Any:

@@ -6,7 +6,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2s_optimizer
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from d2ext.config.adapters.yacs import is_yacs, load_yacs
+from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import resolve_schedule
 from d2ext.config.yaml_io import parse_saved, saved_text
@@ -303,7 +304,9 @@ def test_the_output_directory_is_only_that_of_the_command_line(tmp_path):
     cfg, rest = load_yacs(file, [])
     assert "output_dir" not in cfg.train and rest == []
     assert cfg.origin.ignored[0].startswith("OUTPUT_DIR=./there")
-    assert load_yacs(file, ["OUTPUT_DIR=here"])[1] == ['+train.output_dir="here"']
+    for folder in ("here", "./there"):
+        assert load_yacs(file, [f"OUTPUT_DIR={folder}"])[1] == [f'+train.output_dir="{folder}"']
+    assert load_yacs(ZOO / MASK, ["OUTPUT_DIR", "./output"])[1] == ['+train.output_dir="./output"']
 
 
 def test_datasets_of_the_loaders():
@@ -407,12 +410,29 @@ def test_overrides_in_both_forms():
         ("SOLVER.AMP=True", "^SOLVER.AMP is a section; set its keys, such as SOLVER.AMP.ENABLED"),
         ("SOLVER.BASE_LR", "has no value"),
         ("SOLVER.LR_SCHEDULER_NAME=Poly", "^SOLVER.LR_SCHEDULER_NAME=Poly is not one of"),
+        ("+SOLVER.NEW=1", r"^unknown key 'SOLVER.NEW'; only functions add .*: train.yacs_setup=\["),
+        ("SOLVER.MAX_ITER=0", "^SOLVER.MAX_ITER=0: give at least 1 iteration"),
+        ("SOLVER.MAX_ITER=null", "^SOLVER.MAX_ITER=null: give a value, such as .* 40000"),
+        ("SOLVER.STEPS=None", "^SOLVER.STEPS=null: give a value, such as"),
+        ("SEED=null", "^SEED=null: give a value, such as"),
+        ("DATASETS.TRAIN=null", "^DATASETS.TRAIN=null: give a value, such as"),
+        ("OUTPUT_DIR=null", "^OUTPUT_DIR=null: give a value, such as"),
         ("INPUT.RANDOM_FLIP=up", "^INPUT.RANDOM_FLIP=up: give horizontal, vertical or none"),
     ],
 )
 def test_wrong_overrides(override, message):
     with pytest.raises(UserError, match=message):
         load_yacs(ZOO / MASK, [override])
+
+
+def test_a_cosine_schedule_needs_a_learning_rate():
+    words = ["SOLVER.BASE_LR=0", "SOLVER.LR_SCHEDULER_NAME=WarmupCosineLR"]
+    with pytest.raises(UserError, match="^SOLVER.BASE_LR=0.0: WarmupCosineLR needs more than 0"):
+        load_yacs(ZOO / MASK, words)
+
+
+def test_a_plus_may_stand_before_a_known_key():
+    assert load_yacs(ZOO / MASK, ["+SOLVER.BASE_LR=1"])[0].optimizer.lr == 1.0
 
 
 def test_keypoints_need_the_names_of_a_registered_dataset():
@@ -479,6 +499,20 @@ def test_a_project_registers_its_datasets_once(tmp_path, monkeypatch):
         cfg, _ = load_yacs(ZOO / MASK, words)
     assert cfg.dataloader.evaluator["_target_"].__name__ == "LVISEvaluator"
     MetadataCatalog.remove("yacs_project_val")
+
+
+def test_a_saved_config_registers_the_datasets_of_its_project(tmp_path, monkeypatch):
+    (tmp_path / "yacs_project_2.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "def register():\n"
+        "    DatasetCatalog.register('yacs_project_2_val', list)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(saved_text(load_config(ZOO / MASK))[0])
+    load_config(file, ["train.yacs_setup=[yacs_project_2.register]"])
+    assert "yacs_project_2_val" in DatasetCatalog
+    DatasetCatalog.remove("yacs_project_2_val")
 
 
 @pytest.mark.parametrize(
