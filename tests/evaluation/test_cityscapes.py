@@ -205,11 +205,11 @@ def test_the_settings_of_the_scripts_and_the_folder_do_not_change(
 def test_keys_equal_those_of_the_results(scripts, tmp_path, per_class):
     metric = CityscapesMetric(per_class=per_class)
     results = metric(_layout(tmp_path, [_road()], ("car", "bus")), _found([]))
-    assert metric.keys(("car", "bus"), True) == set(results)
+    assert metric.keys(("car", "bus"), ["bbox", "segm"]) == set(results)
     with pytest.raises(UserError, match="no masks to evaluate; use CocoMetric"):
-        metric.keys(("car",), False)
+        metric.keys(("car",), ["bbox"])
     with pytest.raises(UserError, match=r"'balloon' is not a Cityscapes class \(person, "):
-        metric.keys(("car", "balloon"), True)
+        metric.keys(("car", "balloon"), ["bbox", "segm"])
 
 
 def test_errors_name_the_problem(scripts, tmp_path):

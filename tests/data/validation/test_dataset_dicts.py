@@ -176,7 +176,7 @@ def test_skipped_annotations_are_counted_by_reason(records: list[dict]) -> None:
     marks = [{"iscrowd": 1, "difficult": 1}, {"difficult": 1}, {"is_group_of": 1}]
     for annotation, mark in zip(records[0]["annotations"], marks, strict=False):
         annotation |= mark
-    metadata = {"json_file": "my a.json", "left_out": {"of a class": 2}, "keypoints": 5}
+    metadata = {"json_file": "my a.json", "left_out": {"of a class": 2}}
     summary = check_dataset_dicts("x", records, ["balloon"], metadata)
     assert summary.skipped == {
         "crowd": 1,
@@ -188,7 +188,6 @@ def test_skipped_annotations_are_counted_by_reason(records: list[dict]) -> None:
     assert (
         f"5 of {total + 2} annotations are not trained on: 1 crowd, 1 marked" in summary.problems[0]
     )
-    assert summary.problems[1] == "5 objects have keypoints, which are not trained on"
     check_trainable([summary])
     val = check_dataset_dicts("x", records, ["balloon"], metadata, use="evaluated")
     assert "annotations are not evaluated: 1 crowd" in val.problems[0]
