@@ -169,6 +169,7 @@ def test_mixed_precision_of_a_config_is_off_on_the_cpu(train, tmp_path):
 def test_a_lambda_is_named_by_config_yaml_and_the_run_resumes_from_its_file(train, tmp_path):
     output = train("mask_rcnn", tmp_path, "--no-validate", "train.max_iter=1")
     assert "config.yaml cannot be loaded" in output and "lambda" in output
+    assert "from the recipe: model." in output
     assert "Resumed" in train("mask_rcnn", tmp_path, "--no-validate", "--resume")
 
 
