@@ -46,7 +46,7 @@ def _write_coco(tiny_coco):
 
 @pytest.mark.slow
 def test_yacs_config_unchanged(d2ext_command, tiny_coco, tmp_path, monkeypatch):
-    """It trains on the datasets that it names, and a resumed run equals one without a stop."""
+    """Train on the datasets that it names; a resumed run equals one without a stop."""
     monkeypatch.chdir(tmp_path)
     _write_coco(tiny_coco)
     done = d2ext_command("train", MASK, *TINY)
