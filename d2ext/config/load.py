@@ -105,24 +105,26 @@ def _adapted(cfg: Any) -> bool:
 
 def _lengths(cfg: Any) -> dict[str, Any]:
     """Return the fields that determine the length of a run and of its warm-up."""
-    multiplier = cfg.get("lr_multiplier") or {}
-    found = {key: cfg.train.get(key) for key in ("max_epochs", "max_iter", "warmup_iters")}
-    return {**found, "fraction": multiplier.get("warmup_length")}
+    train, keys = _section(cfg, "train"), ("max_epochs", "max_iter", "warmup_iters")
+    fraction = _section(cfg, "lr_multiplier").get("warmup_length")
+    return {**{key: train.get(key) for key in keys}, "fraction": fraction}
+
+
+def _section(cfg: Any, name: str) -> Any:
+    """Return a section; {} for anything else, which `check_config` reports."""
+    section = cfg.get(name)
+    return section if hasattr(section, "get") else {}
 
 
 def _warmup(cfg: Any) -> tuple[float, int] | None:
     """Return the warm-up of a file, as a fraction of its run and as a number of iterations."""
-    multiplier = cfg.get("lr_multiplier") or {}
-    fraction = multiplier.get("warmup_length") if hasattr(multiplier, "get") else None
-    length = cfg.train.get("max_iter")
-    if (
-        cfg.train.get("warmup_iters") is not None
-        or _adapted(cfg)
-        or not isinstance(fraction, float)
-        or not fraction
-    ):
+    lengths = _lengths(cfg)
+    fraction, length = lengths["fraction"], lengths["max_iter"]
+    if lengths["warmup_iters"] is not None or _adapted(cfg):
         return None
-    return (fraction, round(fraction * length)) if isinstance(length, int) else None
+    if not isinstance(fraction, float) or not fraction or not isinstance(length, int):
+        return None
+    return fraction, round(fraction * length)
 
 
 def _merge_dist(cfg: Any, path: Path) -> None:

@@ -156,5 +156,5 @@ def test_a_module_that_is_not_found():
     Path("sub/my_stuf.py").touch()
     with pytest.raises(UserError) as e:
         load_config("sub/mine.py")
-    found = f"; PYTHONPATH={Path('sub').absolute()} finds the one beside the config"
+    found = f"; PYTHONPATH={Path('sub').absolute()} finds the one next to the config"
     assert str(e.value).endswith(f"or installed{found}")
