@@ -402,7 +402,7 @@ def test_overrides_in_both_forms():
     ("override", "message"),
     [
         ("SOLVER.BSE_LR=1", "^unknown key 'SOLVER.BSE_LR'; did you mean 'SOLVER.BASE_LR'"),
-        ("SOVLER.BASE_LR=1", "^unknown key 'SOVLER.BASE_LR'; did you mean 'SOLVER.BASE_LR'"),
+        ("SOLVR.BASE_LR=1", "^unknown key 'SOLVR.BASE_LR'; did you mean 'SOLVER.BASE_LR'"),
         ("SOLVER.BASE_LR.X=1", "^unknown key 'SOLVER.BASE_LR.X'"),
         ("SOLVER.BASE_LR=fast", r"^SOLVER.BASE_LR takes float, not str \('fast'\)"),
         ("DATASETS.TRAIN=coco", "^DATASETS.TRAIN takes tuple, not str"),
