@@ -15,7 +15,7 @@ from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.options import TrainOptions
 from d2ext.engine.builders import build_model, build_optimizer
-from d2ext.engine.loss_normalizer import LossNormalizer
+from d2ext.engine.losses import LossNormalizer
 from d2ext.engine.techniques import averaged, grad_scaler
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
-from d2ext.engine.loss_normalizer import LossNormalizer
+from d2ext.engine.losses import LossNormalizer
 
 
 class Counter(DenseDetector):
