@@ -434,6 +434,10 @@ ELSEWHERE = {
         "needs 16 GPUs",
         f"{_SEVERAL}::test_torchrun_starts_a_training_on_two_machines",
     ),
+    "d2ext train X '+evaluators.sem_seg={_target_: detectron2.evaluation.SemSegEvaluator}'": (
+        "needs a dataset with label maps",
+        f"{_LAZY}resumes_exactly_and_evaluates",  # panoptic_fpn
+    ),
     "d2ext train detectron2/configs/COCO-Detection/fcos_R_50_FPN_1x.py --num-gpus 8": (
         "needs COCO",
         f"{_LAZY}resumes_exactly_and_evaluates",
