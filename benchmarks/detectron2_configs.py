@@ -93,8 +93,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the names of the configs to run")
     parser.add_argument("--no-train", action="store_true", help="only build the models")
     args = parser.parse_args()
-    files = [f for f in sorted(ZOO.glob("*/*")) if f.suffix in (".py", ".yaml")]
-    files = [f for f in files if f.parent.name not in ("common", "quick_schedules")]
+    files = [f for f in sorted(ZOO.rglob("*")) if f.suffix in (".py", ".yaml")]
+    files = [f for f in files if "common" not in f.relative_to(ZOO).parts]
     if args.projects:
         args.projects = args.projects.resolve()
         sys.path += [str(folder) for folder in args.projects.iterdir()]

@@ -191,10 +191,10 @@ def check_metrics(
                 keys |= {f"{name}/{metric}/{key}" for key in known}
     for setting, key in wanted.items():
         if key not in keys and not key.startswith(tuple(open_ended)):
-            main = sorted(k for k in keys if k.endswith("/AP")) or open_ended
+            main = sorted(k for k in keys if k.endswith("/AP")) or open_ended or sorted(keys)[:8]
             raise UserError(
                 f"{setting}: the evaluation will not return {key}; its results include"
-                f" {', '.join(main)}"
+                f" {', '.join(main) or 'none, because it has no metrics'}"
             )
 
 
