@@ -1,0 +1,1 @@
+"""Import of MMDetection's configs: read, translate, and write a LazyConfig and a table."""
