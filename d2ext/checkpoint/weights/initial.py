@@ -101,7 +101,7 @@ def load_weights(
     state = model.state_dict(keep_vars=True)
     try:
         content = read_weights(Path(file))
-        fit = _best_fit(readings(content.tensors, content.author), state)
+        fit = _best_fit(readings(content.tensors, content.author, content.expects), state)
     # The libraries that read files and convert names raise many types of errors.
     except Exception as e:
         raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e

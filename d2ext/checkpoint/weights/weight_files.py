@@ -1,12 +1,14 @@
 """Read initial weights (torch, Detectron2's .pkl, safetensors) without running code from files."""
 
 import argparse
+import importlib
 import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from d2ext.checkpoint.files import damage
-from d2ext.plain_pickle import read_pickle
+from d2ext.checkpoint.weights.mmdetection import expected_input, is_background_first
+from d2ext.plain_pickle import foreign_pickle, read_pickle
+from d2ext.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,12 @@ _OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 _AGAIN = "download or copy it again"
 _REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
+# What tensors consist of in a torch file, as in torch's own list for `weights_only`.
+_TORCH = {
+    "torch": ("Size", "device"),
+    "torch._utils": ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2"),
+    "torch.storage": ("TypedStorage", "UntypedStorage"),
+}
 _scalar: Any = np.float64(0).__reduce__()[0]
 # Types that training scripts save along with the tensors, and that cannot run code.
 _HARMLESS: list[Callable | tuple[Callable, str]] = [
@@ -43,12 +53,15 @@ class WeightsFile(NamedTuple):
     Attributes:
         tensors: Tensors by name.
         author: `__author__` in files of the model zoo, `OPENMMLAB`, or "" if unknown.
-        classes: Class names, which d2ext's checkpoints hold; empty if unknown.
+        classes: Class names, in checkpoints of d2ext and MMDetection; empty if unknown.
+        expects: Input that the weights were trained with, in checkpoints of MMDetection: see
+            `expected_input`; empty if unknown.
     """
 
     tensors: dict[str, Tensor]
     author: str = ""
     classes: tuple[str, ...] = ()
+    expects: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -84,14 +97,43 @@ def read_weights(path: Path) -> WeightsFile:
             content = read_pickle(f, _REMEDY)
     else:
         raise ValueError("it is not a torch, pickle or safetensors file")
+    if isinstance(content, dict) and "meta" in content:
+        return _openmmlab(content)
     tensors = _tensors(content)
-    heads = ("neck.", "bbox_head.", "roi_head.")
-    if {"meta", "state_dict"} <= content.keys() or any(name.startswith(heads) for name in tensors):
-        return WeightsFile(tensors, OPENMMLAB)
-    classes: Any = content.get("classes")
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if any(name.startswith(("neck.", "bbox_head.", "roi_head.")) for name in tensors):
+        return _openmmlab({"meta": {}, "state_dict": tensors})
     author = str(content.get("__author__", ""))
-    return WeightsFile(tensors, author, tuple(classes) if named else ())
+    return WeightsFile(tensors, author, _names(content.get("classes")))
+
+
+def _openmmlab(content: dict[str, Any]) -> WeightsFile:
+    """Return the content of a checkpoint of MMDetection or its relatives.
+
+    MMEngine exchanges the two when it saves: `state_dict` has the averaged weights, and
+    `ema_state_dict` those of the training.
+    """
+    tensors = _direct(content.get("state_dict")) or _tensors(content)
+    meta = content["meta"] if isinstance(content["meta"], dict) else {}
+    version = meta.get("mmdet_version")
+    if is_background_first(tensors, version if isinstance(version, str) else ""):
+        raise ValueError(
+            f"it is from MMDetection {version or '1.x'}, whose background class is the first one;"
+            " upgrade it with tools/model_converters/upgrade_model_version.py of MMDetection 2.x"
+        )
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, dict) else {}
+    # The names in 3.x, in its release candidates and in 2.x.
+    given = dataset.get("classes") or dataset.get("CLASSES") or meta.get("CLASSES")
+    config = meta.get("cfg") or meta.get("config")  # in 3.x and in 2.x
+    expects = expected_input(config) if isinstance(config, str) else {}
+    return WeightsFile(tensors, OPENMMLAB, _names(given), expects)
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, str):  # MMDetection allows the name of a single class
+        return (classes,)
+    named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    return tuple(classes) if named else ()
 
 
 def _refuse_text(head: bytes) -> None:
@@ -116,6 +158,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _load_torch(path: Path) -> Any:
+    """Read a torch file; objects other than tensors and plain containers are replaced."""
     with torch.serialization.safe_globals(_HARMLESS):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,9 +166,28 @@ def _load_torch(path: Path) -> Any:
             unsafe = re.search(r"GLOBAL (\S+)", str(e))
             if not unsafe:
                 raise
-            raise ValueError(
-                f"it holds {unsafe[1]}, and d2ext does not run code from files; {_REMEDY}"
-            ) from e
+    # `weights_only` refuses the entire file. This reads the rest of it, and is as strict: no type
+    # or function of the file is imported or called, except for those in `_harmless`.
+    found: list[str] = []
+    module = foreign_pickle(_harmless, found)
+    content = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+    if not isinstance(content, dict) or not any(map(_has_tensors, [content, *content.values()])):
+        raise ValueError(f"it holds {unsafe[1]}, and d2ext does not run code from files; {_REMEDY}")
+    logger.info("Ignored what is not a tensor in %s: %s", path, shortened(sorted(set(found)), 4))
+    return content
+
+
+def _has_tensors(part: Any) -> bool:
+    return bool(_wrapped(part) or _direct(part))
+
+
+def _harmless(module: str, name: str) -> Any:
+    """Return a type or function that torch needs for tensors, or None."""
+    if name in _TORCH.get(module, ()):
+        return getattr(importlib.import_module(module), name)
+    found = getattr(torch, name, None) if module == "torch" else None
+    storage = name.endswith("Storage") and isinstance(found, type)
+    return found if storage or isinstance(found, torch.dtype) else None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
 """Tensor names in the weights of other programs, and the input that such weights expect."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
+
+from d2ext.checkpoint.weights.mmdetection import from_mmdetection, with_one_mask_head
 
 Tensors = dict[str, Tensor]
 
@@ -74,7 +76,9 @@ class Reading:
     expects: dict[str, Any] = field(default_factory=dict)
 
 
-def readings(tensors: Tensors, author: str) -> Iterator[Reading]:
+def readings(
+    tensors: Tensors, author: str, expects: Mapping[str, Any] | None = None
+) -> Iterator[Reading]:
     """Yield every way to interpret the names in a file, those with the most tensors first.
 
     Wrappers leave one or more prefixes such as `module.`, `model.` or `backbone.`; all prefixes of
@@ -83,20 +87,22 @@ def readings(tensors: Tensors, author: str) -> Iterator[Reading]:
     Args:
         tensors: The file's tensors by name.
         author: `__author__` of the file.
+        expects: Input that the file itself says its weights were trained with.
     """
     # torch.compile may wrap any part of a model.
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    expects = _TORCHVISION_INPUT if author == "torchvision" else {}
+    known = dict(expects or (_TORCHVISION_INPUT if author == "torchvision" else {}))
     inside: dict[str, Tensors] = {"": tensors}
     for name, tensor in tensors.items():
         for dot in re.finditer(r"\.", name):
             prefix = name[: dot.end()]
             inside.setdefault(prefix, {})[name.removeprefix(prefix)] = tensor
     for group in sorted(inside.values(), key=len, reverse=True):
-        yield Reading(group, expects=expects)
+        yield Reading(group, expects=known)
         for naming in _NAMINGS:
             if naming.sign in group:
-                yield Reading(naming.rename(group), naming.program, naming.expects(group))
+                input_ = known or naming.expects(group)
+                yield Reading(naming.rename(group), naming.program, input_)
 
 
 def _renamed(tensors: Tensors, rules: Sequence[tuple[str, Any]]) -> Tensors:
@@ -189,6 +195,14 @@ class _Naming(NamedTuple):
 
 
 _NAMINGS = [
+    _Naming("MMDetection", "backbone.layer1.0.conv1.weight", from_mmdetection, lambda _: {}),
+    _Naming(
+        "MMDetection",
+        "roi_head.mask_head.2.conv_logits.weight",
+        lambda tensors: with_one_mask_head(from_mmdetection(tensors)),
+        lambda _: {},
+    ),
+    _Naming("", "roi_heads.mask_head.2.predictor.weight", with_one_mask_head, lambda _: {}),
     _Naming(
         "torchvision's detectors",
         "backbone.body.layer1.0.conv1.weight",
