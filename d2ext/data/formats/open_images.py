@@ -41,6 +41,7 @@ from d2ext.text import plural
 logger = logging.getLogger(__name__)
 
 _BOX = ("XMin", "YMin", "XMax", "YMax")
+_LOW, _HIGH = -1e-3, 1 + 1e-3  # values just outside of the image are rounding errors
 _THREADS, _BATCH = 16, 256  # for reading sizes; on a network disk, each image takes a round trip
 
 
@@ -134,7 +135,7 @@ def read_columns(
     kept = np.flatnonzero((label >= 0) & ~flat)
     kept = kept[np.argsort(rows.image[kept], kind="stable")]
     image, label, group = rows.image[kept].astype(np.int64), label[kept], rows.group[kept]
-    boxes = rows.boxes[kept]
+    boxes = rows.boxes[kept].clip(0, 1)
     paths = [os.path.join(image_root, files[stem]) for stem in rows.images]
     widths, heights = _sizes(paths, source)
     boxes[:, 2:] -= boxes[:, :2]
@@ -236,11 +237,12 @@ _GROUP_OF = {"1": 1, "1.0": 1, "true": 1} | dict.fromkeys(
 
 
 def _box(cells: Sequence[str]) -> tuple[float, ...]:
-    """Return the coordinates of a box; raise ValueError unless they are from 0 to 1."""
+    """Return the coordinates of a box; raise ValueError unless they are about from 0 to 1."""
     try:
         x0, y0, x1, y1 = map(float, cells)
-        if 0 <= x0 <= 1 and 0 <= y0 <= 1 and 0 <= x1 <= 1 and 0 <= y1 <= 1:
-            return x0, y0, x1, y1
+        if _LOW <= x0 <= _HIGH and _LOW <= y0 <= _HIGH:
+            if _LOW <= x1 <= _HIGH and _LOW <= y1 <= _HIGH:
+                return x0, y0, x1, y1
     except ValueError:
         pass
     raise ValueError(f"coordinates must be from 0 to 1, not {truncate_repr(parsed(cells))}")
