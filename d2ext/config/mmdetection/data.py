@@ -4,8 +4,8 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
 
 from d2ext.config.mmdetection.draft import Call, Code, Draft
 from d2ext.config.mmdetection.fields import Fields
@@ -91,7 +91,7 @@ def translate_data(config: Fields, draft: Draft) -> None:
         if split != "train":
             _translate_test_loader(loaders[split], split, sets[split], draft)
     _write_datasets(sets, root, draft)
-    _translate_evaluators(config, sets, same_test, draft)
+    _translate_evaluators(config, sets, root, same_test, draft)
 
 
 # ---- datasets
@@ -206,7 +206,10 @@ def _declared_open_images(f: Fields, root: str, file: str, images: str, classes:
     f.became(["type", "ann_file", "label_file"], "open_images_dataset")
     f.section("data_prefix").became("img", "open_images_dataset: image_root")
     f.unused("meta_file", "sizes are read from the images")
-    f.became("hierarchy_file", "evaluators.open_images.hierarchy_file")
+    if str(f.get("hierarchy_file", "")).endswith(".json"):
+        f.became("hierarchy_file", "evaluators.open_images.hierarchy_file")
+    text = "only JSON is read; give bbox_labels_600_hierarchy.json or the challenge's JSON as"
+    f.differs("hierarchy_file", f"{text} evaluators.open_images.hierarchy_file")
     text = "image-level labels are not read: detections of classes not annotated count as false"
     f.differs("image_level_ann_file", text)
     return Call(f"{_DECLARE}.open_images_dataset", {**arguments, **classes})
@@ -356,15 +359,13 @@ def _pipeline_of(dataset: Fields, training: bool) -> _Pipeline:
     found = [_translate_pipeline(leaf.sections("pipeline"), training) for leaf in leaves]
     for leaf, made in zip(leaves, found, strict=True):
         if made != found[0]:
-            leaf.rows[leaf.name("pipeline")] = _other_pipeline(leaf)
+            text = "the pipeline of the first dataset is used for all"
+            leaf.rows.update(
+                (row.field, replace(row, outcome="differs", became=text))
+                for step in leaf.sections("pipeline")
+                for row in step.outcomes()
+            )
     return found[0] if found else _Pipeline()
-
-
-def _other_pipeline(leaf: Fields) -> Any:
-    from d2ext.config.mmdetection.fields import Row
-
-    text = "the pipeline of the first dataset is used for all"
-    return Row(leaf.name("pipeline"), leaf["pipeline"], "differs", text)
 
 
 def _translate_pipeline(steps: Sequence[Fields], training: bool) -> _Pipeline:
@@ -418,6 +419,10 @@ def _flip(prob: float = 0.5, vertical: bool = False) -> Call:
     return Call(f"{_TRANSFORMS}.RandomFlip", arguments)
 
 
+def _is_list(value: Any) -> TypeGuard[list | tuple]:
+    return isinstance(value, list | tuple)
+
+
 def _sides(scale: Any) -> tuple[int, int] | None:
     """Return the short and the long side of a scale; None for anything else."""
     if isinstance(scale, int):
@@ -435,7 +440,7 @@ def _translate_resize(step: Fields, made: _Pipeline) -> Call | None:
         return None
     text = "{}; the same sizes, with antialiasing"
     if not step.get("keep_ratio", False):
-        width, height = (scale, scale) if isinstance(scale, int) else scale
+        width, height = scale if _is_list(scale) else (scale, scale)
         step.became(every, text.format(f"Resize(shape=[{height}, {width}])"))
         return Call(f"{_TRANSFORMS}.Resize", {"shape": [height, width]})
     step.became(every, text.format(f"ResizeShortestEdge({sides[0]}, max_size={sides[1]})"))
@@ -462,9 +467,9 @@ def _translate_choice_resize(step: Fields, made: _Pipeline) -> Call | None:
 
 def _translate_random_resize(step: Fields, made: _Pipeline) -> Call | None:
     every, scale, ratios = list(step), step.get("scale"), step.get("ratio_range")
-    several = isinstance(scale, list | tuple) and all(map(_sides, scale))
-    if several and len(scale) == 2 and not isinstance(scale[0], int) and step.get("keep_ratio"):
-        (low, long), (high, other) = sorted(map(_sides, scale))  # type: ignore[type-var]
+    pairs = [pair for part in scale if (pair := _sides(part))] if _is_list(scale) else []
+    if len(pairs) == 2 and not isinstance(scale[0], int) and step.get("keep_ratio"):
+        (low, long), (high, other) = sorted(pairs)
         text = f"ResizeShortestEdge([{low}, {high}], range, max_size={max(long, other)})"
         text += "; the same sizes, with antialiasing"
         if long != other:
@@ -489,15 +494,14 @@ def _translate_random_resize(step: Fields, made: _Pipeline) -> Call | None:
 
 def _translate_flip(step: Fields, made: _Pipeline) -> Call | None:
     every, prob, direction = list(step), step.get("prob"), step.get("direction", "horizontal")
-    if isinstance(direction, list | tuple) and len(direction) == 1:
+    if _is_list(direction) and len(direction) == 1:
         direction = direction[0]
-    if isinstance(prob, list | tuple) and len(prob) == 1:
+    if _is_list(prob) and len(prob) == 1:
         prob = prob[0]
     if not prob:
         step.unused(every, "no image is flipped")
         return None
-    known = direction in ("horizontal", "vertical") and isinstance(prob, int | float)
-    if not known:
+    if direction not in ("horizontal", "vertical") or not isinstance(prob, int | float):
         step.differs(every, "several or diagonal directions; images are flipped horizontally")
         return _flip()
     step.became(every, f"RandomFlip(prob={prob}, {direction}=True)")
@@ -560,35 +564,34 @@ _STEPS = {
 
 
 def _translate_evaluators(
-    config: Fields, sets: Mapping[str, Sequence[_Set]], same_test: bool, draft: Draft
+    config: Fields, sets: Mapping[str, Sequence[_Set]], root: str, same_test: bool, draft: Draft
 ) -> None:
     """Write `evaluators`: those of the validation set, and those that a test set has alone."""
-    made = _evaluators(config.sections("val_evaluator"), sets.get("val", ()))
+    made = _evaluators(config.sections("val_evaluator"), sets.get("val", ()), root)
     if config.get("test_evaluator") in (None, config.get("val_evaluator")):
         config.became("test_evaluator", "evaluators: those of the validation set")
-    tests = _evaluators(config.sections("test_evaluator"), sets.get("test", ()))
+    tests = _evaluators(config.sections("test_evaluator"), sets.get("test", ()), root)
     draft.set("evaluators", made or {"coco": Call("d2ext.evaluation.coco.CocoMetric", {})})
     if not same_test and tests != made and tests:
         for part in sets.get("test", ()):
             draft.set(f"evaluators.{part.name}", tests)
     elif tests != made:
-        test = config.sections("test_evaluator")
-        for f in test:
+        for f in config.sections("test_evaluator"):
             f.differs(list(f), "the metrics of the validation set are used")
 
 
-def _evaluators(metrics: Sequence[Fields], sets: Sequence[_Set]) -> dict[str, Call]:
+def _evaluators(metrics: Sequence[Fields], sets: Sequence[_Set], root: str) -> dict[str, Call]:
     made = {}
     for f in metrics:
         f.unused([*_NO_EFFECT, "outfile_prefix", "prefix", "collect_device"], "only names files")
         if translate := _METRICS.get(f.type):
-            made[_METRIC_NAMES[f.type]] = translate(f, sets)
+            made[_METRIC_NAMES[f.type]] = translate(f, sets, root)
         else:
             f.differs(list(f), f"d2ext has no {f.type}; it is not computed")
     return made
 
 
-def _translate_coco_metric(f: Fields, sets: Sequence[_Set]) -> Call:
+def _translate_coco_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     names = f.get("metric", "bbox")
     names = [names] if isinstance(names, str) else list(names)
     tasks = [_TASKS[name] for name in names if name in _TASKS]
@@ -607,7 +610,7 @@ def _translate_coco_metric(f: Fields, sets: Sequence[_Set]) -> Call:
     return Call("d2ext.evaluation.coco.CocoMetric", arguments)
 
 
-def _translate_voc_metric(f: Fields, sets: Sequence[_Set]) -> Call:
+def _translate_voc_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     thresholds = f.get("iou_thrs", 0.5)
     thresholds = [thresholds] if isinstance(thresholds, float) else list(thresholds)
     mode = f.get("eval_mode", "area")
@@ -617,13 +620,12 @@ def _translate_voc_metric(f: Fields, sets: Sequence[_Set]) -> Call:
     return Call("d2ext.evaluation.voc.VocMetric", arguments)
 
 
-def _translate_open_images_metric(f: Fields, sets: Sequence[_Set]) -> Call:
-    files = [(part.fields, part.fields.get("hierarchy_file")) for part in sets]
+def _translate_open_images_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     arguments: dict[str, Any] = {}
-    for fields, file in files:
-        if file and f.get("get_supercategory", True):
-            own_root = _own_root(fields, sets)
-            arguments["hierarchy_file"] = _joined(fields, own_root, file)
+    for part in sets:
+        file = part.fields.get("hierarchy_file")
+        if file and f.get("get_supercategory", True) and str(file).endswith(".json"):
+            arguments["hierarchy_file"] = _joined(part.fields, root, file)
     f.became(["type", "get_supercategory", "use_group_of"], "evaluators.open_images")
     for name in ("iou_thrs", "ioa_thrs"):
         if f.get(name, 0.5) in (0.5, [0.5], (0.5,)):
@@ -633,19 +635,12 @@ def _translate_open_images_metric(f: Fields, sets: Sequence[_Set]) -> Call:
     return Call("d2ext.evaluation.open_images.OpenImagesMetric", arguments)
 
 
-def _own_root(fields: Fields, sets: Sequence[_Set]) -> str:
-    """Return the root that the paths of a dataset were written with."""
-    call = next(part.call for part in sets if part.fields is fields)
-    uses = call is not None and any(
-        str(value).startswith("${data.root}") for value in call.arguments.values()
-    )
-    return str(fields.get("data_root")) if uses else ""
-
-
-def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set]) -> Call:
+def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     f.became(["type", "seg_prefix"], f"evaluators.cityscapes.gt_dir={f.get('seg_prefix')}")
     f.unused(["keep_results", "dump_matches", "file_client_args"], "only names files")
     folder = f.get("seg_prefix")
+    if folder and root and folder.startswith(root):
+        folder = f"${{data.root}}/{folder.removeprefix(root).strip('/')}"
     return Call(
         "d2ext.evaluation.cityscapes.CityscapesMetric", {"gt_dir": folder} if folder else {}
     )

@@ -103,10 +103,9 @@ class Draft:
             docstring: Its text without the quotes, wrapped.
         """
         quoted = docstring.replace("\\", "\\\\").replace('"""', r"\"\"\"")
+        head = [f'"""{quoted}"""', ""]
         if any("d2ext.get_config" in line for line in self.lines):
-            head = [f'"""{quoted}\n"""', "", "import d2ext"]
-        else:
-            head = [f'"""{quoted}\n"""', ""]
+            head.append("import d2ext")
         for module, names in sorted(self.imports.items()):
             start = f"from {module} import "
             listed = _Group("(", [("", name) for name in sorted(names)], ")", is_call=True)

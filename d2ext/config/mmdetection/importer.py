@@ -44,7 +44,7 @@ class Translation:
 
     def counts(self) -> dict[str, int]:
         """Return the number of fields by outcome."""
-        counted = Counter(row.outcome for row in self.rows)
+        counted = Counter[str](row.outcome for row in self.rows)
         return {outcome: counted[outcome] for outcome in _OUTCOMES}
 
     def summary(self) -> str:
@@ -107,7 +107,7 @@ def import_config(
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} of --output does not exist")
     values = read_config(path, trust)
-    translation = translate(values, path, checkpoint)
+    translation = translate(values, path, checkpoint, output.name)
     _check_loads(translation.text, output.name)
     for file, text in ((output, translation.text), (table, _table(path, translation))):
         try:
@@ -118,13 +118,16 @@ def import_config(
     return Imported(output, table, translation)
 
 
-def translate(values: dict[str, Any], path: Path, checkpoint: str | None = None) -> Translation:
+def translate(
+    values: dict[str, Any], path: Path, checkpoint: str | None = None, output: str = ""
+) -> Translation:
     """Translate a config.
 
     Args:
         values: Result of `read_config`.
         path: The file, for texts.
         checkpoint: Initial weights; None takes those of the config.
+        output: Name of the LazyConfig, for its docstring.
 
     Raises:
         UserError: The config cannot be built here.
@@ -137,7 +140,8 @@ def translate(values: dict[str, Any], path: Path, checkpoint: str | None = None)
     translate_run(config, draft, checkpoint, path.name)
     translate_data(config, draft)
     unused_variables(config)
-    return Translation(draft.text(_docstring(path)), _original(config.outcomes(), spelling))
+    text = draft.text(_docstring(path, output or path.name))
+    return Translation(text, _original(config.outcomes(), spelling))
 
 
 def _original(rows: Sequence[Row], spelling: Spelling) -> list[Row]:
@@ -166,8 +170,16 @@ def _check_loads(text: str, name: str) -> None:
         load_config(file)
 
 
-def _docstring(path: Path) -> str:
-    return f"Imported from MMDetection's {path.name} by `d2ext import-mmdet`."
+def _docstring(path: Path, output: str) -> str:
+    """Return the docstring of the config, as the recipes have it."""
+    table = Path(output).with_suffix(".md")
+    return (
+        f"{path.name} of MMDetection.\n\n    CONFIG={shlex.quote(output)}\n"
+        '    d2ext train "$CONFIG" --num-gpus 8\n'
+        '    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU\n'
+        '    d2ext train "$CONFIG" --eval-only --weights last\n\n'
+        f"Written by `d2ext import-mmdet`; {table} lists what became of each field.\n"
+    )
 
 
 def _table(path: Path, translation: Translation) -> str:

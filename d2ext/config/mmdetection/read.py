@@ -24,6 +24,8 @@ from d2ext.errors import UserError
 
 _BASE = "_base_"
 _DELETE = "_delete_"
+# Variables of MMDetection's configs, 3.x and 2.x, that other configs do not have.
+_THEIR_NAMES = (_BASE, "train_dataloader", "optim_wrapper", "img_norm_cfg", "lr_config")
 _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _ENVIRONMENT = re.compile(r"\{\{\s*\$(\w+)\s*:\s*([^{}]*?)\s*\}\}")
 _PACKAGE_CONFIGS = (".mim", "configs")  # folder of the configs in an installed package
@@ -48,7 +50,9 @@ _BINARY: dict[type, Callable] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-_IN_PLACE = {ast.Add: operator.iadd}  # `pipeline += [...]` also changes the loader that uses it
+_IN_PLACE: dict[type, Callable] = {
+    ast.Add: operator.iadd
+}  # `pipeline += [...]` also changes the loader that uses it
 _UNARY: dict[type, Callable] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
@@ -80,12 +84,12 @@ def read_config(path: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
 
 
 def is_mmdetections(path: Path) -> bool:
-    """Return whether a file is a config of MMDetection, by its `_base_` or `read_base()`."""
+    """Return whether a Python file is a config of MMDetection, by the names that it assigns."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError):
         return False
-    return any(_is_base(node) or _is_read_base(node) for node in tree.body)
+    return any(_is_read_base(node) or _assigned(node) in _THEIR_NAMES for node in tree.body)
 
 
 def _read(path: Path, trust: bool, readers: Sequence[Path]) -> dict[str, Any]:
@@ -185,11 +189,14 @@ def _base_path(name: str, file: Path, line: int) -> Path:
 
 
 def _is_base(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id == _BASE
-    )
+    return _assigned(node) == _BASE
+
+
+def _assigned(node: ast.stmt) -> str:
+    """Return the name that a statement assigns; "" for other statements."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return ""
 
 
 def _is_read_base(node: ast.stmt) -> bool:
@@ -383,7 +390,7 @@ class _Interpreter:
         raise self._unknown(node)
 
     def _text(self, text: str) -> Any:
-        """Return a string with its `{{_base_.x}}` replaced; only one of them is the value itself."""
+        """Return a string with its `{{_base_.x}}` replaced, or the value if that is all of it."""
         if match := _BASE_VARIABLE.fullmatch(text):
             return copy.deepcopy(self._base_value(match[1]))
         return _BASE_VARIABLE.sub(lambda match: str(self._base_value(match[1])), text)
@@ -506,8 +513,8 @@ class _Attributes(dict):
     """A dict whose keys are also attributes, for executed files."""
 
     __getattr__ = dict.__getitem__
-    __setattr__ = dict.__setitem__  # type: ignore[assignment]
-    __delattr__ = dict.__delitem__  # type: ignore[assignment]
+    __setattr__ = dict.__setitem__
+    __delattr__ = dict.__delitem__
 
 
 class _Module(types.ModuleType):

@@ -199,7 +199,8 @@ def _translate_schedule(
         rate: Learning rate.
         draft: The config that is written.
     """
-    warmups, mains = [], []
+    warmups: list[Fields] = []
+    mains: list[Fields] = []
     for f in schedulers:
         is_short = f.type in ("LinearLR", "ConstantLR") and f.get("begin", 0) == 0
         (warmups if is_short and not warmups else mains).append(f)

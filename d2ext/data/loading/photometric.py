@@ -102,4 +102,4 @@ class PhotoMetricDistortion(T.Augmentation):
 
     def _drawn(self, limits: Sequence[float], neutral: float) -> float:
         """Return a number between the limits, or the neutral one, equally often."""
-        return np.random.uniform(*limits) if np.random.randint(2) else neutral
+        return np.random.uniform(limits[0], limits[1]) if np.random.randint(2) else neutral
