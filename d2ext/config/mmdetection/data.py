@@ -467,8 +467,9 @@ def _translate_choice_resize(step: Fields, made: _Pipeline) -> Call | None:
 
 def _translate_random_resize(step: Fields, made: _Pipeline) -> Call | None:
     every, scale, ratios = list(step), step.get("scale"), step.get("ratio_range")
-    pairs = [pair for part in scale if (pair := _sides(part))] if _is_list(scale) else []
-    if len(pairs) == 2 and not isinstance(scale[0], int) and step.get("keep_ratio"):
+    parts = [part for part in scale if _is_list(part)] if _is_list(scale) else []
+    pairs = [pair for part in parts if (pair := _sides(part))]
+    if len(pairs) == 2 and step.get("keep_ratio"):
         (low, long), (high, other) = sorted(pairs)
         text = f"ResizeShortestEdge([{low}, {high}], range, max_size={max(long, other)})"
         text += "; the same sizes, with antialiasing"

@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ def _docstring(path: Path, output: str) -> str:
         '    d2ext train "$CONFIG" --num-gpus 8\n'
         '    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU\n'
         '    d2ext train "$CONFIG" --eval-only --weights last\n\n'
-        f"Written by `d2ext import-mmdet`; {table} lists what became of each field.\n"
+        f"{textwrap.fill(f'Written by `d2ext import-mmdet`; {table} lists its fields.', 100)}\n"
     )
 
 
