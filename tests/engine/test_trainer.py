@@ -99,11 +99,12 @@ TECHNIQUES = {
     "ema": dict(ema_decay=0.9),
     "bf16": dict(amp=dict(enabled=True, dtype="bfloat16")),
 }
+ALONE = [pytest.param(name, marks=pytest.mark.nightly) for name in TECHNIQUES]
 TECHNIQUES["all"] = TECHNIQUES["clipping"] | TECHNIQUES["ema"] | TECHNIQUES["bf16"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("technique", ["all", *ALONE])
 def test_a_technique_has_the_same_effect_on_two_ranks(tmp_path, technique):
     changed = _weights(world=1, accumulate=2, **TECHNIQUES[technique])
     assert changed != _weights(world=1, accumulate=2)
