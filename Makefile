@@ -4,7 +4,7 @@ PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
 # Parallel tests with one thread each take a third of the time; memory limits their number.
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses logical --maxprocesses 4 \
 	--dist worksteal
-# What only `make nightly` runs is left out elsewhere.
+# `make nightly` also runs the tests that other targets skip.
 FEWER = and not nightly
 DEMO = mask_rcnn_lite0_fpn_balloon
 

@@ -30,9 +30,8 @@ RESULTS = {
 }
 QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slow tests
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
-# What is compared with runs in other processes; the other configs follow in `make nightly`.
-COMPARED = ("faster_rcnn", "mask_rcnn")
-SOME = [pytest.param(n, marks=[] if n in COMPARED else [pytest.mark.nightly]) for n in RESULTS]
+# Runs in other processes are compared with this config; in `make nightly`, with all of them.
+SOME = [pytest.param(n, marks=[pytest.mark.nightly] * (n != "mask_rcnn")) for n in RESULTS]
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +179,9 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("mask_rcnn", marks=pytest.mark.nightly),  # panoptic_fpn has its results, too
-        "keypoint_rcnn",
-        "panoptic_fpn",
+        pytest.param("mask_rcnn", marks=pytest.mark.nightly),
+        pytest.param("keypoint_rcnn", marks=pytest.mark.nightly),
+        "panoptic_fpn",  # boxes, masks and label maps
     ],
 )
 def test_results_are_those_of_detectron2s_evaluators(train, photos, tmp_path, name):

@@ -124,6 +124,7 @@ def test_two_machines_scale_the_learning_rate(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_machines_with_two_processes_each(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-gpus", 2, "--num-machines", 2, "--dist-url", url, "--no-validate"]
@@ -491,14 +492,13 @@ def test_a_signal_before_the_first_step_ends_the_run(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_missing_peers_are_an_error_after_the_timeout(start, small, tmp_path):
+def test_missing_peers_are_an_error_after_the_timeout(train_net, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]
     common += ["--work-dir", tmp_path, "--options", *small]
-    output, status = _end(start("--machine-rank", 0, *common))
-    assert status == 2 and "only 1 of 2 processes reached" in output.splitlines()[-1], output
-    output, status = _end(start("--machine-rank", 1, *common))
-    assert status == 2 and "machine 0 was not reached" in output.splitlines()[-1], output
+    for rank, words in ((0, "only 1 of 2 processes reached"), (1, "machine 0 was not reached")):
+        done = train_net("--machine-rank", rank, *common)
+        assert done.status == 2 and words in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_invalid_ports_hosts_and_batch_sizes_are_errors(train_net, small, tmp_path):

@@ -59,7 +59,7 @@ SCHEDULES = {
 RECIPES = sorted({*BALLOON, *CUSTOM, *SCHEDULES})
 QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
 
-# Their models and layers are those of other recipes, which `make test-slow` trains.
+# Recipes with the layers of others that `make test-slow` trains; `make nightly` trains these.
 VARIANTS = {
     f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py",
     f"{FASTER}_caffe_fpn_1x_coco.py",
