@@ -30,6 +30,8 @@ RESULTS = {
 }
 QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slow tests
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
+# Runs in other processes are compared with this config; in `make nightly`, with all of them.
+SOME = [pytest.param(n, marks=[pytest.mark.nightly] * (n != "mask_rcnn")) for n in RESULTS]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_a_config_trains_resumes_exactly_and_evaluates(train, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", SOME)
 def test_two_processes_are_killed_resume_and_equal_one(train, train_on_two, tmp_path, name):
     """One process has the same micro-batches; only the order of sums differs."""
     folder, options = tmp_path / "two", ["--no-validate", "train.max_iter=8"]
@@ -149,8 +151,8 @@ def test_two_processes_are_killed_resume_and_equal_one(train, train_on_two, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [*(f"{name}.py" for name in RESULTS), "mask_rcnn.yaml"])
-def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch, tmp_path, config):
+@pytest.mark.parametrize("name", [*SOME, "mask_rcnn.yaml"])
+def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch, tmp_path, name):
     """Weights, batches and seeds are the same; see tests/detectron2_style/stock.py."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(photos))
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
@@ -158,11 +160,12 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
     theirs.mkdir()
     hook = f"{{_target_: tests.detectron2_style.stock.Record, folder: {mine}}}"
     options = ["--no-validate", "--work-dir", tmp_path / "run", *STOCK, f"train.hooks=[{hook}]"]
-    if config.endswith(".yaml"):
+    config = CONFIGS / (name if name.endswith(".yaml") else f"{name}.py")
+    if config.suffix == ".yaml":
         options.append("train.yacs_setup=[tests.detectron2_style.photos.register_photos]")
-    done = train_net(*options, config=CONFIGS / config)
+    done = train_net(*options, config=config)
     assert done.status == 0, done.stderr
-    _stock(photos, "train", CONFIGS / config, mine, theirs)
+    _stock(photos, "train", config, mine, theirs)
     losses, stock = (json.loads((f / "losses.json").read_text()) for f in (mine, theirs))
     assert len(losses) == len(stock) == 5
     for step, expected in zip(losses, stock, strict=True):
@@ -173,7 +176,14 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask_rcnn", "keypoint_rcnn", "panoptic_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mask_rcnn", marks=pytest.mark.nightly),
+        pytest.param("keypoint_rcnn", marks=pytest.mark.nightly),
+        "panoptic_fpn",  # boxes, masks and label maps
+    ],
+)
 def test_results_are_those_of_detectron2s_evaluators(train, photos, tmp_path, name):
     """The model is trained until its AP is not 0."""
     longer = ["train.max_iter=120", "train.eval_period=120", "train.clip_grad_norm=1"]
