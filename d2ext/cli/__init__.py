@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "detect objects in images and videos with a trained model",
     "prepare": "set up a standard dataset, or download initial weights",
     "convert": "convert annotations to or from COCO",
+    "convert-weights": "convert a checkpoint from or to MMDetection's tensor names",
     "check": "find and fix errors in a COCO file and its images",
     "browse": "show a config's images before and after augmentation",
     "recipes": "list the recipes",

@@ -280,7 +280,9 @@ class Run:
                 self.evaluated = with_tta(model, **self.cfg.dataloader.tta)
             loader = untransformed(loader)
         self.suite = build_suite("dataloader.test", loader, self.cfg)
-        broadcast_from_rank0(lambda: load_weights(model, self.plan.weights, whole=True))
+        broadcast_from_rank0(
+            lambda: load_weights(model, self.plan.weights, whole=True, classes=self.plan.classes)
+        )
         broadcast_weights(model)
 
     def _build_training(self) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
+from d2ext.checkpoint.weights.weight_files import read_classes
 from d2ext.config.check import check_is_config
 from d2ext.config.load import load_config
 from d2ext.config.num_classes import check_num_classes, class_fields
@@ -410,9 +411,9 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
     Raises:
         UserError: Even the number of classes is unknown.
     """
-    saved = weights and (_saved_in(weights) or read_run_info(weights.parent).classes)
+    saved = weights and (read_classes(weights) or read_run_info(weights.parent).classes)
     if found := saved or _declared(cfg):
-        return found
+        return list(found)
     stated = dict(class_fields(cfg.model, "model"))
     number = next((n for n in stated.values() if n is not None), None)
     if number is None:
@@ -433,16 +434,6 @@ def _metadata(cfg: Any, classes: Sequence[str]) -> SimpleNamespace:
     name = names[0] if isinstance(names, ListConfig) and names else names
     found = MetadataCatalog.get(name).as_dict() if name in DatasetCatalog.list() else {}
     return SimpleNamespace(**{**found, "thing_classes": classes})
-
-
-def _saved_in(weights: Path) -> list[str]:
-    """Return the entry `classes` of a checkpoint without reading its tensors."""
-    try:
-        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-        return list(content["classes"])
-    # A .pkl, an old or foreign checkpoint, or a damaged one, which `load_weights` will report.
-    except Exception:
-        return []
 
 
 def _declared(cfg: Any) -> list[str]:

@@ -32,6 +32,7 @@ R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
 FASTER, MASK = "configs/faster_rcnn/faster_rcnn_r50", "configs/mask_rcnn/mask_rcnn_r50"
 FASTER_R101, MASK_R101 = FASTER.replace("r50", "r101"), MASK.replace("r50", "r101")
+FASTER_X101, MASK_X101 = FASTER.replace("r50", "x101"), MASK.replace("r50", "x101")
 CASCADE, RETINANET = "configs/cascade_rcnn/cascade", "configs/retinanet/retinanet_r50"
 KEYPOINT = "configs/keypoint_rcnn/keypoint_rcnn_r50_caffe_fpn_ms_90k_coco.py"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
@@ -43,6 +44,8 @@ SCHEDULES = {
     f"{FASTER}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{FASTER}_caffe_fpn_90k_coco.py": (8, 16, 0.02, 90000, [60000, 80000]),
     f"{FASTER_R101}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{FASTER_X101}_32x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{FASTER_X101}_64x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     KEYPOINT: (8, 16, 0.02, 90000, [60000, 80000]),
     f"{MASK}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK}_caffe_fpn_ms_poly_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
@@ -52,6 +55,8 @@ SCHEDULES = {
     f"{MASK}_fpn_8x1_20e_coco.py": (8, 8, 0.01, 20, [16, 19]),
     f"{MASK_R101}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
+    f"{MASK_X101}_32x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{MASK_X101}_64x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{RETINANET}_fpn_1x_coco.py": (8, 16, 0.01, 12, [8, 11]),
     VITDET: (64, 64, 1e-4, 184375, [163889, 177546]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
@@ -131,12 +136,16 @@ def test_the_style_and_scales_of_a_resnet_recipe_match_its_name(repo, recipe):
     for loader in (cfg.dataloader.train, cfg.dataloader.val):
         assert loader.mapper.image_format == cfg.model.input_format
     assert (cfg.model.pixel_std[0] == 58.395) == pytorch
-    assert ("torchvision" in cfg.train.init_checkpoint) == pytorch
-    stages = cfg.model.backbone.bottom_up.stages
-    assert stages.stride_in_1x1 != pytorch
-    assert stages.depth == (101 if "r101" in recipe else 50)
-    if recipe != CITYSCAPES:
-        assert f"R-{stages.depth}" in cfg.train.init_checkpoint
+    net = cfg.model.backbone.bottom_up
+    if width := re.search(r"_x101_(\d+)x4d_", recipe):
+        assert (net.depth, net.groups, net.width_per_group) == (101, int(width[1]), 4)
+        assert f"resnext101_{width[1]}x4d" in cfg.train.init_checkpoint
+    else:
+        assert ("torchvision" in cfg.train.init_checkpoint) == pytorch
+        assert net.stages.stride_in_1x1 != pytorch
+        assert net.stages.depth == (101 if "r101" in recipe else 50)
+        if recipe != CITYSCAPES:
+            assert f"R-{net.stages.depth}" in cfg.train.init_checkpoint
     # Multi-scale recipes have several scales.
     scales = cfg.dataloader.train.mapper.augmentations[0].short_edge_length
     several = "_ms_" in recipe or recipe == CITYSCAPES

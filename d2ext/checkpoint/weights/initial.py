@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from d2ext.checkpoint.files import first_line
 from d2ext.checkpoint.weights.class_rows import rows_by_class
+from d2ext.checkpoint.weights.mmdetection import fitting_recipes
 from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, read_weights
-from d2ext.checkpoint.weights.weight_names import Reading, readings
+from d2ext.checkpoint.weights.weight_names import MMDETECTION, Reading, readings
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
@@ -29,7 +30,6 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
-_OPENMMLAB_NAMES = "it is from MMDetection, whose models name their tensors differently"
 _ZOO = "Detectron2 Model Zoo"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 # A convolution in a ResNet stage, as Detectron2, torchvision and timm name it.
@@ -82,7 +82,7 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
 def load_weights(
     model: nn.Module, path: str, whole: bool = False, classes: Sequence[str] = ()
 ) -> None:
-    """Load weights of Detectron2, d2ext, torchvision, timm, Lightning or safetensors into a model.
+    """Load weights of Detectron2, MMDetection, torchvision, timm and others into a model.
 
     Tensors that the file lacks or has in another shape (heads for other classes) keep their initial
     values, except for the rows of classes with the same name as one in the file. The log names
@@ -92,7 +92,8 @@ def load_weights(
         model: Model to load the weights into.
         path: Path of a local file; a `?query`, which Detectron2 allows, is ignored.
         whole: Require all parameters of the model, because it will not be trained.
-        classes: Class names of the model; without them, no rows are matched by name.
+        classes: Class names of the model; without them, no rows are matched by name. With `whole`,
+            they are matched only if the file has the same classes in another order.
 
     Raises:
         UserError: The file cannot be read, or too few of its tensors fit the model.
@@ -105,13 +106,15 @@ def load_weights(
     # The libraries that read files and convert names raise many types of errors.
     except Exception as e:
         raise UserError(f"the weights {file} cannot be read: {first_line(e)}") from e
-    openmmlab = content.author == OPENMMLAB
+    origin = _origin(content)
     learned = {name: tensor for name, tensor in state.items() if _is_learned(name, tensor)}
     root = _backbone(model)
-    _check_depth(file, fit, _under(root, learned))
-    _check_backbone(file, fit, _under(root, learned), openmmlab, state)
+    _check_depth(file, fit, _under(root, learned), origin)
+    _check_backbone(file, fit, _under(root, learned), origin, state)
     theirs = {name: fit.reading.tensors[source] for name, source in fit.names.items()}
     known = _classes(file, content)
+    if whole and sorted(known) != sorted(classes):
+        classes = ()
     rows = rows_by_class(model, theirs, known, classes)
     missing = [name for name in _missing(learned, fit) if name not in rows]
     if whole and missing:
@@ -119,7 +122,7 @@ def load_weights(
         raise UserError(
             f"{len(missing)} of the model's parameters ({some}) are not in {file}, or have another"
             " shape there"
-            + (f" ({_OPENMMLAB_NAMES})" if openmmlab else "")
+            + (f" ({origin})" if origin else "")
             + "; use weights of exactly this model, with the same number of classes"
         )
     _check_values(file, fit)
@@ -135,6 +138,8 @@ def load_weights(
     ]
     if missing:
         logger.info("Randomly initialized: %s", _parts(missing, fit.sources))
+        if origin:
+            logger.info("%s: %s", file, origin)
     if rows:
         kept, new = ([name for name in classes if (name in known) is old] for old in (True, False))
         logger.info(
@@ -219,6 +224,14 @@ def _classes(file: str, content: WeightsFile) -> Sequence[str]:
     return [c["name"] for c in COCO_CATEGORIES if c["isthing"]]
 
 
+def _origin(content: WeightsFile) -> str:
+    """Say which model a checkpoint of MMDetection holds, and which recipes build it."""
+    if content.author != OPENMMLAB:
+        return ""
+    caffe = content.expects.get("stride_in_1x1")
+    return f"it is from MMDetection, and {fitting_recipes(content.tensors, caffe)}"
+
+
 def _is_learned(name: str, tensor: Tensor) -> bool:
     """Return whether a tensor is a parameter or a norm's buffer; frozen norms have only buffers."""
     return isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in _NORM
@@ -234,15 +247,16 @@ def _under(root: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if not root or name.startswith(f"{root}.")]
 
 
-def _check_depth(file: str, fit: _Fit, backbone: Iterable[str]) -> None:
+def _check_depth(file: str, fit: _Fit, backbone: Iterable[str], origin: str) -> None:
     """Refuse a ResNet of another depth, because its other blocks would fit by name and shape."""
     theirs, mine = _stages(fit.reading.tensors), _stages(backbone)
     for stage in sorted(theirs.keys() & mine.keys()):
         if theirs[stage] != mine[stage]:
             raise UserError(
                 f"the weights {file} are for another ResNet: {stage} has {len(theirs[stage])}"
-                f" convolutions there, but {len(mine[stage])} in the model; use weights for the"
-                " model's depth, or change the model's depth"
+                f" convolutions there, but {len(mine[stage])} in the model"
+                + (f" ({origin})" if origin else "")
+                + "; use weights for the model's depth, or change the model's depth"
             )
 
 
@@ -254,7 +268,7 @@ def _stages(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _check_backbone(
-    file: str, fit: _Fit, backbone: Sequence[str], openmmlab: bool, state: Mapping[str, Tensor]
+    file: str, fit: _Fit, backbone: Sequence[str], origin: str, state: Mapping[str, Tensor]
 ) -> None:
     taken = sum(name in fit.sources for name in backbone)
     if 2 * taken >= len(backbone):
@@ -262,13 +276,9 @@ def _check_backbone(
     why = f"the file has {_first(fit.reading.tensors, 2)}, the model {_first(backbone, 2)}"
     if shapes := [_shapes(name, fit, state) for name in backbone if name in fit.other_shapes]:
         why = f"in the file {_first(shapes, 1)}"
-    remedy = "use weights for this backbone"
-    if openmmlab:
-        why = _OPENMMLAB_NAMES
-        remedy = "use weights of the same model from Detectron2's model zoo"
     raise UserError(
         f"the weights {file} do not fit the model: {taken} of the backbone's {len(backbone)}"
-        f" tensors come from it ({why}); {remedy}"
+        f" tensors come from it ({origin or why}); use weights for this backbone"
     )
 
 
@@ -353,11 +363,18 @@ def _warn_of_input(file: str, model: nn.Module, root: str, fit: _Fit) -> None:
     for key in ("pixel_mean", "pixel_std"):
         if (values := getattr(model, key, None)) is not None:
             here[key] = _rounded(values)
-    strided = (m for m in model.modules() if isinstance(m, BottleneckBlock) and m.stride > 1)
-    if block := next(strided, None):
+    blocks = (m for m in model.modules() if isinstance(m, BottleneckBlock) and m.stride > 1)
+    # A ResNeXt always has its stride in the 3x3 convolution.
+    if block := next((m for m in blocks if m.conv2.groups == 1), None):
         here["stride_in_1x1"] = block.conv1.stride[0] > 1
     fields = {key: f"model.{key}" for key in here}
     fields["stride_in_1x1"] = ".".join(filter(None, ["model", root, "stages.stride_in_1x1"]))
+    if fit.reading.program == MMDETECTION and (unknown := [k for k in here if k not in expects]):
+        logger.warning(
+            "%s does not say which input its model expects: compare %s with its config",
+            file,
+            ", ".join(f"{fields[key]}={_compact(here[key])}" for key in unknown),
+        )
     differences = [
         f"{fields[key]}={_compact(value)} (here {_compact(here[key])})"
         for key, value in expects.items()

@@ -106,6 +106,19 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(tensors, author, _names(content.get("classes")))
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the class names in a checkpoint of d2ext or MMDetection; empty if it has none.
+
+    Tensors are not read. Files that cannot be read count as files without class names.
+    """
+    try:
+        content = _load_torch(path, mmap=zipfile.is_zipfile(path))
+        return _openmmlab(content).classes if "meta" in content else _names(content["classes"])
+    # torch raises many types of errors; `read_weights` will report them.
+    except Exception:
+        return ()
+
+
 def _openmmlab(content: dict[str, Any]) -> WeightsFile:
     """Return the content of a checkpoint of MMDetection or its relatives.
 
@@ -113,6 +126,7 @@ def _openmmlab(content: dict[str, Any]) -> WeightsFile:
     `ema_state_dict` those of the training.
     """
     tensors = _direct(content.get("state_dict")) or _tensors(content)
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     meta = content["meta"] if isinstance(content["meta"], dict) else {}
     version = meta.get("mmdet_version")
     if is_background_first(tensors, version if isinstance(version, str) else ""):
@@ -157,11 +171,11 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"it is a TorchScript program; {_REMEDY}")
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path, mmap: bool = False) -> Any:
     """Read a torch file; objects other than tensors and plain containers are replaced."""
     with torch.serialization.safe_globals(_HARMLESS):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as e:
             unsafe = re.search(r"GLOBAL (\S+)", str(e))
             if not unsafe:
@@ -170,7 +184,9 @@ def _load_torch(path: Path) -> Any:
     # or function of the file is imported or called, except for those in `_harmless`.
     found: list[str] = []
     module = foreign_pickle(_harmless, found)
-    content = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+    content = torch.load(
+        path, map_location="cpu", pickle_module=module, weights_only=False, mmap=mmap
+    )
     if not isinstance(content, dict) or not any(map(_has_tensors, [content, *content.values()])):
         raise ValueError(f"it holds {unsafe[1]}, and d2ext does not run code from files; {_REMEDY}")
     logger.info("Ignored what is not a tensor in %s: %s", path, shortened(sorted(set(found)), 4))

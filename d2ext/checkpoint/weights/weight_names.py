@@ -13,6 +13,8 @@ from d2ext.checkpoint.weights.mmdetection import from_mmdetection, with_one_mask
 
 Tensors = dict[str, Tensor]
 
+MMDETECTION = "MMDetection"  # the program whose files say themselves which input they expect
+
 _BGR_MEAN = [103.53, 116.28, 123.675]
 # torchvision trains on RGB from 0 to 1, normalized by ImageNet's mean and standard deviation.
 _TORCHVISION_INPUT = {
@@ -195,9 +197,9 @@ class _Naming(NamedTuple):
 
 
 _NAMINGS = [
-    _Naming("MMDetection", "backbone.layer1.0.conv1.weight", from_mmdetection, lambda _: {}),
+    _Naming(MMDETECTION, "backbone.layer1.0.conv1.weight", from_mmdetection, lambda _: {}),
     _Naming(
-        "MMDetection",
+        MMDETECTION,
         "roi_head.mask_head.2.conv_logits.weight",
         lambda tensors: with_one_mask_head(from_mmdetection(tensors)),
         lambda _: {},
