@@ -52,7 +52,9 @@ class _Model:
 
         path = path.lstrip(".")
         found = OmegaConf.select(self.config, path, default=default)
-        if OmegaConf.is_config(found):
+        if path.endswith("_target_"):
+            found = target_name(found)
+        elif OmegaConf.is_config(found):
             found = OmegaConf.to_container(found)
         if _plain(found) != _plain(value):
             self.draft.set(f"model.{path}", value)
@@ -106,6 +108,9 @@ def translate_model(model: Fields, draft: Draft) -> None:
             f"{model.name('type')}={model.get('type')} with {_backbone_words(kind)}:"
             f" d2ext imports {supported} C4 or DC5, and MaskRCNN with C4"
         )
+    caffe = model.section("backbone").get("style") == "caffe"
+    if caffe and detector in ("FasterRCNN", "MaskRCNN"):
+        name = name.removesuffix("_pytorch")
     recipe = f"common/models/{name}.py"
     draft.start("model", recipe)
     ours = _Model(draft, get_config(recipe).model)
@@ -293,8 +298,9 @@ def _translate_extra_levels(model: Fields, f: Fields, ours: _Model, top: int) ->
         arguments = {
             "in_channels": top if on_input else f.get("out_channels"),
             "out_channels": "${..out_channels}",
-            "in_feature": "res5" if on_input else "p5",
         }
+        if not on_input:
+            arguments["in_feature"] = "p5"
         if f.get("relu_before_extra_convs", False):
             target = "detectron2.modeling.backbone.fpn.LastLevelP6P7"
         else:
@@ -322,6 +328,7 @@ def _translate_rpn(model: Fields, ours: _Model) -> None:
         _translate_rpn_head(f, ours, path)
     else:
         _unsupported(f, "type", "RPNHead")
+    ours.set(f"{path}._target_", "d2ext.modeling.rpn.ValidAnchorRPN")
     training = model.section("train_cfg").section("rpn")
     _translate_assigner(training.section("assigner"), ours, f"{path}.anchor_matcher")
     _translate_sampler(training.section("sampler"), ours, path, objects=False)
@@ -540,7 +547,8 @@ def _translate_roi_head(model: Fields, ours: _Model, kind: str) -> None:
                 " give one per stage"
             )
         weights = _needed(f, "stage_loss_weights")
-        f.became("stage_loss_weights", ours.set(f"{path}.stage_loss_weights", list(weights)))
+        text = ours.set(f"{path}.stage_loss_weights", weights, default=[1, 0.5, 0.25])
+        f.became("stage_loss_weights", text)
     classes = heads[0].get("num_classes", 80)
     test = model.section("test_cfg").section("rcnn")
     for i, (head, stage) in enumerate(zip(heads, stages, strict=True)):

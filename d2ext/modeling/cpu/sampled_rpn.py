@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext._compat import set_class
+from d2ext.modeling.rpn import ValidAnchorRPN
 
 
 class SampledRPN(RPN):
@@ -84,6 +85,13 @@ class SampledRPN(RPN):
         return logits[back], deltas[back]
 
 
+class SampledValidAnchorRPN(SampledRPN, ValidAnchorRPN):
+    """The same for a `ValidAnchorRPN`."""
+
+
+_SAMPLED = {RPN: SampledRPN, ValidAnchorRPN: SampledValidAnchorRPN}
+
+
 def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
     """Return the 3 x 3 pixels (S, C, 3, 3) around positions y W + x of (N, C, H, W), 0 outside."""
     n, c, height, width = feature.shape
@@ -100,7 +108,7 @@ def _patches(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
 def sample_rpn(model: nn.Module) -> None:
     """Replace a model's RPN in place if it has the standard head; keep all state dict keys."""
     for module in model.modules():
-        if type(module) is RPN and type(module.rpn_head) is StandardRPNHead:
+        if type(module) in _SAMPLED and type(module.rpn_head) is StandardRPNHead:
             conv = module.rpn_head.conv
             if isinstance(conv, Conv2d) and conv.norm is None and conv.kernel_size == (3, 3):
-                set_class(module, SampledRPN)
+                set_class(module, _SAMPLED[type(module)])
