@@ -175,6 +175,26 @@ def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def tiny_voc(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root with VOC2007 and VOC2012; see `write_voc`. Tests must not change it."""
+    from tests.standard_data import write_voc
+
+    root = tmp_path_factory.mktemp("datasets")
+    write_voc(root, tiny_root / "balloon")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_open_images(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root with OpenImages; see `write_open_images`. Tests must not change it."""
+    from tests.standard_data import write_open_images
+
+    root = tmp_path_factory.mktemp("datasets")
+    write_open_images(root, tiny_root / "balloon")
+    return root
+
+
+@pytest.fixture(scope="session")
 def tiny_cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with Cityscapes' layout: 2 + 1 images of 192 x 96, two objects each."""
     import numpy as np

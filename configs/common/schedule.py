@@ -36,4 +36,6 @@ multistep_90k = _multistep(60000, 80000, 90000)
 multistep_100ep = _multistep(163889, 177546, 184375)
 # MMDetection's schedule for Cityscapes: 8 epochs on the data repeated eight times, a step after 7.
 multistep_cityscapes = _multistep(56, 64)
+# MMDetection's schedule for VOC: 4 epochs on the data repeated three times, a step after 3.
+multistep_voc0712 = _multistep(9, 12)
 cosine = _with_warmup(L(CosineParamScheduler)(start_value=1.0, end_value=0.01))

@@ -21,6 +21,7 @@ COMMANDS = {
     "browse": "show a config's images before and after augmentation",
     "recipes": "list the recipes",
     "copy": "copy a recipe to your own config file",
+    "import-mmdet": "turn a config of MMDetection into a config file",
     "print-config": "print a config, its differences from another, or its keys",
     "analyze": "print a model's parameters, FLOPs, and the time and memory of a step",
     "report": "write a run's report, or compare runs",

@@ -3,6 +3,8 @@
 d2ext prepare balloon --root /data
 d2ext prepare balloon --full
 d2ext prepare coco --parts annotations val2017
+d2ext prepare voc
+d2ext prepare open_images
 d2ext prepare cityscapes
 d2ext prepare --weights mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
 """
@@ -17,6 +19,8 @@ from d2ext.config.recipes import find_config
 from d2ext.data.prepare.balloon import prepare_balloon
 from d2ext.data.prepare.cityscapes import check_cityscapes
 from d2ext.data.prepare.coco2017 import PARTS, prepare_coco
+from d2ext.data.prepare.open_images import check_open_images
+from d2ext.data.prepare.voc import IMAGE_SETS, prepare_voc
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,6 +70,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=names,
         help="parts of the dataset (default: all)",
     )
+    names = [one.part for one in IMAGE_SETS]
+    voc = add(
+        "voc",
+        "Pascal VOC 2007 and 2012, 5,011 + 11,540 photos for training, 4,952 for the test",
+        "Check ROOT/VOC2007 and ROOT/VOC2012, and download missing image sets (2.9 GB in all)."
+        " Interrupted downloads resume.",
+    )
+    voc.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="image sets (default: all)"
+    )
+    add(
+        "open_images",
+        "Open Images V6, 1,743,042 + 41,620 photos; prints what you must download yourself",
+        "Check ROOT/OpenImages/{annotations,OpenImages/train,OpenImages/validation}.",
+    )
     add(
         "cityscapes",
         "Cityscapes' fine annotations, 2,975 + 500 photos; prints what you must download yourself",
@@ -84,6 +103,11 @@ def run(args: argparse.Namespace) -> None:
     elif args.dataset == "coco":
         for line in prepare_coco(args.root, [part for part in PARTS if part.name in args.parts]):
             print(line, flush=True)
+    elif args.dataset == "voc":
+        for line in prepare_voc(args.root, [one for one in IMAGE_SETS if one.part in args.parts]):
+            print(line, flush=True)
+    elif args.dataset == "open_images":
+        print(check_open_images(args.root))
     elif args.dataset == "cityscapes":
         print(check_cityscapes(args.root))
     if config := vars(args).get("weights"):

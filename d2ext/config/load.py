@@ -12,12 +12,14 @@ from d2ext._compat import innermost_config
 from d2ext.config.adapters import lazy, yacs
 from d2ext.config.adapters.own_data import names_own_data, use_own_data
 from d2ext.config.check import SECTIONS, check_config
+from d2ext.config.mmdetection.read import is_mmdetections
 from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.registrations import registering
 from d2ext.config.renamed import moved_import, rename_targets
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
+from d2ext.invocation import command
 from d2ext.text import closest
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs"  # in a checkout, a link to configs/
@@ -89,6 +91,9 @@ def _executed(path: Path, overrides: Sequence[str]) -> tuple[Any, Sequence[str]]
     """
     from omegaconf import DictConfig
 
+    if path.suffix == ".py" and is_mmdetections(path):
+        how = f"{command('import-mmdet')} {shlex.quote(str(path))}"
+        raise UserError(f"{path} is a config of MMDetection; `{how}` turns it into one of d2ext")
     if yacs.is_yacs(path):
         cfg, overrides = yacs.load_yacs(path, overrides)
     else:

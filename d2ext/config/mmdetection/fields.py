@@ -27,7 +27,7 @@ class Row:
 
 
 @dataclass
-class Fields(Mapping):
+class Fields(Mapping[str, Any]):
     """A section of their config; whoever reads a field says what became of it.
 
     `fields["lr"]` and `fields.get("lr")` only return values. `became`, `unused` and `differs`
@@ -41,7 +41,7 @@ class Fields(Mapping):
         rows: Outcomes by field, shared by all sections of a config.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # type: ignore[assignment]
     path: str = ""
     rows: dict[str, Row] = field(default_factory=dict)
 

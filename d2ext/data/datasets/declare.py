@@ -20,9 +20,18 @@ from d2ext.data.formats.detect_format import detect_built_in, detect_format
 from d2ext.data.formats.format import Format, formats
 from d2ext.data.formats.json_io import not_read
 from d2ext.data.formats.middle import middle_classes, read_middle
-from d2ext.data.records.cache import cached_coco_records, cached_records, cached_value
+from d2ext.data.formats.open_images import class_descriptions, folder_times, read_columns
+from d2ext.data.formats.voc import CLASSES as VOC_CLASSES
+from d2ext.data.formats.voc import listed_stamp, read_voc
+from d2ext.data.records.cache import (
+    cached_coco_records,
+    cached_columns,
+    cached_records,
+    cached_value,
+)
 from d2ext.data.records.records import columns_of
 from d2ext.errors import UserError
+from d2ext.invocation import command
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,109 @@ def middle_dataset(
         records = cached_records(json_file, options, read)
         metadata["left_out"] = records.info["left_out"]
         return with_outlines(records) if boxes_as_masks else records
+
+    return Dataset(load, names, metadata)
+
+
+def voc_dataset(
+    list_file: str,
+    annotation_root: str,
+    image_root: str,
+    classes: Sequence[str] = VOC_CLASSES,
+    palette: Sequence[Sequence[int]] | None = None,
+    min_box_side: float = 0,
+) -> Dataset:
+    """Declare an image set of Pascal VOC, or of other data in the layout of its devkit.
+
+    Boxes become xmin - 1 to xmax, as in Detectron2. Difficult objects are not trained on.
+
+    Args:
+        list_file: Names of the annotations, one per line, such as
+            VOC2007/ImageSets/Main/trainval.txt.
+        annotation_root: Folder of the XML files.
+        image_root: Folder of the photos.
+        classes: Names of the classes to use; VOC's 20 by default. Objects of other classes are
+            dropped.
+        palette: One RGB color (0 to 255) per class, for pictures.
+        min_box_side: Objects with xmax - xmin or ymax - ymin below this number of pixels become
+            difficult, like with `bbox_min_size` of MMDetection. For training sets only: the metrics
+            ignore difficult objects.
+    """
+    classes = _names(classes)
+    metadata = {**_colors(palette, classes), "image_root": image_root}
+    options = {
+        "reader": "voc",
+        "annotation_root": str(annotation_root),
+        "image_root": str(image_root),
+        "classes": list(classes),
+        "min_box_side": min_box_side,
+    }
+
+    def read() -> tuple[list[dict], dict[str, Any]]:
+        info: dict[str, Any] = {}
+        records, _ = read_voc(annotation_root, image_root, classes, list_file, info)
+        for annotation in (a for record in records for a in record["annotations"]):
+            x0, y0, x1, y1 = annotation["bbox"]
+            if min(x1 - x0, y1 - y0) - 1 < min_box_side:
+                annotation |= {"iscrowd": 1, "difficult": 1}
+        return records, info
+
+    def load() -> Sequence[dict]:
+        files = listed_stamp(annotation_root, list_file)
+        records = cached_records(list_file, options | {"files": files}, read)
+        metadata["left_out"] = records.info["left_out"]
+        return records
+
+    return Dataset(load, classes, metadata)
+
+
+def open_images_dataset(
+    annotation_file: str,
+    image_root: str,
+    class_file: str | None = None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> Dataset:
+    """Declare photos with Open Images' boxes; missing photos are skipped and counted.
+
+    Groups (`IsGroupOf`) are not trained on.
+
+    Args:
+        annotation_file: CSV of the boxes, such as oidv6-train-annotations-bbox.csv, or the text
+            file of the Challenge 2019 that MMDetection reads.
+        image_root: Folder of the photos, with or without subfolders.
+        class_file: CSV that names the classes, such as class-descriptions-boxable.csv; None takes
+            the `*class-descriptions*.csv` beside `annotation_file`.
+        classes: Names of the classes to use; None uses all classes of `class_file`, in its order.
+        palette: One RGB color (0 to 255) per class, for pictures.
+
+    Raises:
+        UserError: There is no class file, and `classes` are not given.
+    """
+    descriptions = class_descriptions(annotation_file, class_file)
+    names = tuple(dict.fromkeys(descriptions.values())) if classes is None else _names(classes)
+    if not names:
+        raise UserError(
+            f"no *class-descriptions*.csv is beside {annotation_file}; put it there, or set"
+            f" class_file ({command('prepare')} open_images says where to get it)"
+        )
+    metadata = {**_colors(palette, names), "image_root": image_root}
+    options = {
+        "reader": "open_images",
+        "image_root": str(image_root),
+        "classes": list(names),
+        "descriptions": sorted(descriptions.items()),
+    }
+
+    def load() -> Sequence[dict]:
+        folders = {"folders": folder_times(image_root)}
+        records = cached_columns(
+            annotation_file,
+            options | folders,
+            lambda: read_columns(annotation_file, image_root, names, class_file),
+        )
+        metadata["left_out"] = records.info["left_out"]
+        return records
 
     return Dataset(load, names, metadata)
 

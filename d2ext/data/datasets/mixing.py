@@ -23,12 +23,14 @@ class TrainingSet:
         repeats: Mean number of times that each record is shown per epoch, float array (N,).
         left_out: Number of images without objects that `filter_empty` dropped.
         few_keypoints: Number of other images that `min_keypoints` dropped.
+        small: Number of images that `min_size` dropped.
     """
 
     records: Sequence[dict]
     repeats: np.ndarray
     left_out: int = 0
     few_keypoints: int = 0
+    small: int = 0
 
     def __len__(self) -> int:
         """Return the number of images per epoch."""
@@ -41,6 +43,8 @@ class TrainingSet:
             text += f" ({self.left_out} without objects dropped, filter_empty)"
         if self.few_keypoints:
             text += f" ({self.few_keypoints} with few keypoints dropped, min_keypoints)"
+        if self.small:
+            text += f" ({self.small} smaller images dropped, min_size)"
         if len(self) != len(self.records):
             most = f"{self.repeats.max():.3g}"
             text += f" from {len(self.records)}, repeated up to {most} times"
@@ -55,6 +59,7 @@ def training_set(
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
     subset: float | None = None,
+    min_size: int = 0,
 ) -> TrainingSet:
     """Combine registered datasets, like MMDetection's Concat-, Repeat- and ClassBalancedDataset.
 
@@ -71,6 +76,7 @@ def training_set(
         proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
         subset: Fraction of the images to train on, chosen at random and the same in each run; None
             is all. Use it to measure how accuracy depends on the amount of data.
+        min_size: Pixels; images with a smaller width or height are dropped.
 
     Raises:
         UserError: An argument is invalid, or no image is left.
@@ -83,7 +89,7 @@ def training_set(
             f"{field}.repeat={repeat}: give a positive integer, or one for each of"
             f" {', '.join(names)}"
         )
-    parts, repeats, left_out, few = [], [], 0, 0
+    parts, repeats, left_out, few, small = [], [], 0, 0, 0
     for every, count in zip(_loaded(names, proposal_files), times, strict=True):
         columns, kept = columns_of(every), np.ones(len(every), bool)
         if len(every) and "annotations" in every[0]:  # some datasets only have maps of stuff
@@ -91,12 +97,20 @@ def training_set(
             kept = filled & (columns.labeled_keypoints >= min_keypoints)
             left_out += int(np.sum(~filled))
             few += int(np.sum(filled & ~kept))
+        large = np.minimum(columns.heights, columns.widths) >= min_size
+        small += int(np.sum(kept & ~large))
+        kept = kept & large
         parts.append(every if kept.all() else select(every, kept))
         repeats += [float(count)] * len(parts[-1])
     if not repeats and few:
         raise UserError(
             f"{', '.join(names)}: no image has {min_keypoints} labeled keypoints; annotate some, or"
             f" lower {field}.min_keypoints"
+        )
+    if not repeats and small:
+        raise UserError(
+            f"{', '.join(names)}: no image with an object has sides of {min_size} pixels; lower"
+            f" {field}.min_size"
         )
     if not repeats:
         raise UserError(
@@ -115,7 +129,7 @@ def training_set(
                 " images above 0 and up to 1, or null"
             )
         factors *= _rare(columns_of(records), oversample_threshold)
-    return TrainingSet(applied(records, _others_as_crowds), factors, left_out, few)
+    return TrainingSet(applied(records, _others_as_crowds), factors, left_out, few, small)
 
 
 def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Iterator[Sequence[dict]]:

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import gc
 import io
+import itertools
 import json
 import os
 import re
@@ -86,6 +87,8 @@ def read_bytes(path: str | Path) -> bytes:
         own = {  # datasets of the bundled recipes
             "balloon/*/via_region_data.json": "balloon",
             "coco/annotations/instances_*2017.json": "coco",
+            "VOC20*/ImageSets/Main/*.txt": "voc",
+            "OpenImages/annotations/*.csv": "open_images",
         }
         for pattern, name in own.items():
             if path.match(pattern):
@@ -206,6 +209,53 @@ def csv_rows(path: str | Path) -> csv.DictReader:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     rows.fieldnames = [name.strip().lstrip("#") for name in rows.fieldnames or ()]
     return rows
+
+
+def open_text(path: str | Path) -> Iterator[str]:
+    """Yield the lines of a text file like `read_text`, without reading it as a whole.
+
+    Raises:
+        UserError: The file cannot be read or is in another encoding.
+    """
+    try:
+        with open(path, "rb") as f:
+            head = f.read(4096)
+    except OSError:
+        read_bytes(path)  # raises a clear error
+        raise
+    if head.startswith(ARCHIVES):
+        raise UserError(f"{path} is {advice(path)}")
+    lines = 0
+    try:
+        with open(path, encoding=encoding_of(head), newline="") as f:
+            for text in f:
+                yield text
+                lines += 1
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path} is not valid {e.encoding.upper()} (after line {lines}: {e.reason}); save it as"
+            " UTF-8, for example with `iconv -f CP1252 -t UTF-8`"
+        ) from None
+
+
+def csv_lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row of a CSV, which is not read as a whole.
+
+    Cells are separated by commas, semicolons or tabs. Empty rows are skipped.
+
+    Raises:
+        UserError: The file cannot be read, is in another encoding, or is malformed.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = open_text(path)
+    first = next(lines, "")
+    rows = csv.reader(itertools.chain([first], lines), delimiter=max(",;\t", key=first.count))
+    try:
+        for row in rows:
+            if row:
+                yield rows.line_num, row
+    except csv.Error as e:
+        raise UserError(f"{path} is not a valid CSV ({e}); download it again") from e
 
 
 # Created by operating systems, file managers and servers; dot files are ignored anyway.

@@ -5,7 +5,11 @@ class names at entities ("salt &amp; pepper" becomes "pepper") and reads a missi
 supervision 0.31 decodes every image, and finds images only by the name of the XML.
 """
 
+import contextlib
+import hashlib
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,24 +21,39 @@ from d2ext.data.formats.image_folder import ImageFolder, sized_record
 from d2ext.data.formats.json_io import (
     annotation_files,
     by_name,
+    inside,
     is_text,
     natural,
+    read_text,
     read_xml,
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
 from d2ext.data.formats.writing import hotcoco_writer
 from d2ext.errors import UserError
+from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
 
 
+# The classes of VOC2007 and later, in the order of Detectron2 and MMDetection.
+CLASSES = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike"
+    " person pottedplant sheep sofa train tvmonitor".split()
+)
+
+
 def read_voc(
-    source: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
+    source: str | Path,
+    image_root: str | Path,
+    classes: Sequence[str] | None = None,
+    list_file: str | Path | None = None,
+    info: dict | None = None,
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Read VOC's boxes into Detectron2's dataset dicts.
 
-    VOC numbers pixels from 1 and boxes include their last pixel, so a box becomes xmin - 1 to xmax.
+    VOC numbers pixels from 1 and boxes include their last pixel, so a box becomes xmin - 1 to xmax,
+    as in Detectron2. (MMDetection subtracts 1 from xmax, too, and its metric adds it again.)
     Difficult objects get `difficult` 1 and also `iscrowd` 1, because other programs count only
     detections of crowds as neither true nor false positives. Rotated boxes (`robndbox`, as written
     by roLabelImg and DIOR-R) become polygons. Parts of objects are not read.
@@ -45,17 +64,31 @@ def read_voc(
             `filename` or else by the name of the XML.
         classes: Class names; `category_id` is an index into them. None uses those of the files,
             sorted.
+        list_file: An image set: a text file with one name per line, without suffix. Only the XML
+            files of these names are read, from `source`, which is then their folder.
+        info: Receives `left_out`, the number of skipped objects by reason.
 
     Returns:
-        One dict per image, ordered by the names of the XML files, and the class names.
+        One dict per image, ordered by the names of the XML files or as in `list_file`, and the
+        class names.
 
     Raises:
         UserError: A file is missing or malformed, or an image is missing or differs in size from
             its XML.
     """
     source = Path(source)
+    if list_file is None:
+        files = annotation_files(source, ".xml", "Annotations")
+    else:
+        listed = listed_files(source, list_file)
+        if absent := [file for _, file in listed if not file.is_file()]:
+            raise UserError(
+                f"{source} lacks {plural(len(absent), 'annotation')} of {list_file}, the first is"
+                f" {absent[0].name}; complete the folder, or correct the list"
+            )
+        files = [(file, os.path.dirname(name)) for name, file in listed]
     found, read = set(), []
-    for file, folder in annotation_files(source, ".xml", "Annotations"):
+    for file, folder in files:
         image, size, objects = _parse(file)
         found |= {name for name, _, _ in objects}
         read.append((file, folder, image, size, objects))
@@ -79,7 +112,34 @@ def read_voc(
                     add_polygons(record, category, [shape], left_out, **flags)
         records.append(record)
     left_out.warn(logger, source)
+    if info is not None:
+        info["left_out"] = dict(left_out)
     return records, wanted
+
+
+def listed_files(folder: str | Path, list_file: str | Path) -> list[tuple[str, Path]]:
+    """Return the names in an image set and their XML files, which may be missing.
+
+    Raises:
+        UserError: The list cannot be read, is empty, or repeats a name.
+    """
+    lines = map(str.strip, read_text(list_file).splitlines())
+    names = list(filter(None, lines))
+    if not names:
+        raise UserError(f"{list_file} is empty; list the names of the annotations, one per line")
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{list_file} repeats {truncate_repr(repeated[0])}; remove one")
+    return [(name, Path(inside(folder, f"{name}.xml", str(list_file)))) for name in names]
+
+
+def listed_stamp(folder: str | Path, list_file: str | Path) -> str:
+    """Return a hash of the sizes and times of the XML files of an image set, to detect changes."""
+    stamp = hashlib.sha256()
+    for name, file in listed_files(folder, list_file):
+        with contextlib.suppress(OSError):  # `read_voc` reports missing files
+            status = file.stat()
+            stamp.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return stamp.hexdigest()
 
 
 _Object = tuple[str, list[float], int]

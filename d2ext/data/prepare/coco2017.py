@@ -1,6 +1,5 @@
 """Prepare COCO 2017 where Detectron2 expects it: root/coco/{annotations,train2017,val2017}."""
 
-import hashlib
 import os
 import tempfile
 import zipfile
@@ -13,6 +12,7 @@ from d2ext.data.prepare.download import (
     check_space,
     download,
     format_bytes,
+    md5_of,
     unpack,
     writing,
 )
@@ -156,7 +156,7 @@ def _fetch(target: Path, part: Part) -> Iterator[str]:
             yield f"{target}: downloading {part.url} ({format_bytes(part.size)})"
             download(part.url, archive)
     yield f"{target}: unpacking {archive.name} ({format_bytes(part.unpacked)})"
-    if (found := _md5(archive)) != part.md5:
+    if (found := md5_of(archive)) != part.md5:
         if archive is by_hand:
             remedy = "delete it or replace it"
         else:
@@ -172,9 +172,3 @@ def _fetch(target: Path, part: Part) -> Iterator[str]:
         os.replace(made, target)
     if archive is not by_hand:
         archive.unlink()
-
-
-def _md5(path: Path) -> str:
-    # The archives are published with MD5, which detects damage, but not attacks.
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,6 +1,7 @@
 """Download a file, resume interrupted downloads, and unpack archives."""
 
 import contextlib
+import hashlib
 import http.client
 import os
 import shutil
@@ -111,6 +112,12 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
             ):
                 with z.open(member) as source, open(target / path.name, "wb") as f:
                     shutil.copyfileobj(source, f)
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file, which detects damage, but not attacks; archives publish it."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @contextlib.contextmanager

@@ -60,6 +60,21 @@ def cached_records(file: str | Path, options: Mapping[str, Any], build: Build) -
     return _Place(file, options).load(make)
 
 
+def cached_columns(
+    file: str | Path, options: Mapping[str, Any], build: Callable[[], CocoColumns]
+) -> Records:
+    """Return the records of an annotation file whose reader returns columns, like `cached_records`.
+
+    Their `info` holds the columns' `left_out`.
+    """
+
+    def make() -> _Write:
+        columns = build()
+        return lambda out, more: write_store(out, columns, {"left_out": columns.left_out} | more)
+
+    return _Place(file, options).load(make)
+
+
 def cached_coco_records(
     json_file: str | Path, image_root: str | Path, classes: Sequence[str] | None = None
 ) -> Records:

@@ -1,0 +1,105 @@
+"""Random changes of brightness, contrast, saturation, hue and channel order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import detectron2.data.transforms as T
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """One change of an image's colors; apply it by calling it.
+
+    Attributes:
+        brightness: Summand, in levels.
+        contrast: Factor.
+        contrast_last: Whether contrast changes after saturation and hue.
+        saturation: Factor.
+        hue: Summand, in degrees.
+        channels: Order of the channels.
+        is_rgb: Whether images are RGB, else BGR.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    contrast_last: bool = False
+    saturation: float = 1.0
+    hue: float = 0.0
+    channels: Sequence[int] = (0, 1, 2)
+    is_rgb: bool = False
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return the changed image; values are clipped to 0 to 255.
+
+        Args:
+            image: Array (H, W, 3), uint8.
+
+        Returns:
+            Array (H, W, 3), uint8.
+        """
+        pixels = image.astype(np.float32) + np.float32(self.brightness)
+        if not self.contrast_last:
+            pixels *= np.float32(self.contrast)
+        to_hsv, back = (
+            (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
+            if self.is_rgb
+            else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+        )
+        if self.saturation != 1 or self.hue:
+            hsv = cv2.cvtColor(pixels, to_hsv)  # degrees, 0 to 1, and levels
+            hsv[..., 1] = np.clip(hsv[..., 1] * np.float32(self.saturation), 0, 1)
+            hsv[..., 0] = (hsv[..., 0] + np.float32(self.hue)) % 360
+            pixels = cv2.cvtColor(hsv, back)
+        if self.contrast_last:
+            pixels *= np.float32(self.contrast)
+        pixels = pixels[..., list(self.channels)]
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+class PhotoMetricDistortion(T.Augmentation):
+    """Change colors at random, like the MMDetection transform of this name and SSD's paper.
+
+    Each change is made with a probability of 1/2. Contrast changes before or after saturation and
+    hue, equally often.
+
+    Args:
+        brightness_delta: Largest change of the levels.
+        contrast_range: Smallest and largest factor of the levels.
+        saturation_range: Smallest and largest factor of the saturation.
+        hue_delta: Largest change of the hue, in degrees.
+        image_format: RGB or BGR.
+    """
+
+    def __init__(
+        self,
+        brightness_delta: float = 32,
+        contrast_range: Sequence[float] = (0.5, 1.5),
+        saturation_range: Sequence[float] = (0.5, 1.5),
+        hue_delta: float = 18,
+        image_format: str = "BGR",
+    ):
+        super().__init__()
+        self._brightness, self._hue = brightness_delta, hue_delta
+        self._contrast, self._saturation = tuple(contrast_range), tuple(saturation_range)
+        self._is_rgb = image_format == "RGB"
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Return a random transform for an image (H, W, 3), uint8."""
+        brightness = self._drawn((-self._brightness, self._brightness), 0.0)
+        contrast_last = bool(np.random.randint(2))
+        distortion = Distortion(
+            brightness=brightness,
+            contrast=self._drawn(self._contrast, 1.0),
+            contrast_last=contrast_last,
+            saturation=self._drawn(self._saturation, 1.0),
+            hue=self._drawn((-self._hue, self._hue), 0.0),
+            channels=tuple(np.random.permutation(3) if np.random.randint(2) else (0, 1, 2)),
+            is_rgb=self._is_rgb,
+        )
+        return T.ColorTransform(distortion)
+
+    def _drawn(self, limits: Sequence[float], neutral: float) -> float:
+        """Return a number between the limits, or the neutral one, equally often."""
+        return np.random.uniform(limits[0], limits[1]) if np.random.randint(2) else neutral
