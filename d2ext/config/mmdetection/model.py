@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from d2ext.config.check import target_name
-from d2ext.config.mmdetection.draft import Call, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft
 from d2ext.config.mmdetection.fields import Fields
 from d2ext.errors import UserError
 
@@ -52,13 +52,21 @@ class _Model:
 
         path = path.lstrip(".")
         found = OmegaConf.select(self.config, path, default=default)
-        if path.endswith("_target_"):
-            found = target_name(found)
-        elif OmegaConf.is_config(found):
+        if OmegaConf.is_config(found):
             found = OmegaConf.to_container(found)
         if _plain(found) != _plain(value):
             self.draft.set(f"model.{path}", value)
         return f"model.{path}={_shown(value)}"
+
+    def set_class(self, path: str, target: str) -> None:
+        """Change the class of a module: `path._target_ = target`, with an import of the class."""
+        from omegaconf import OmegaConf
+
+        field = f"{path}._target_".lstrip(".")
+        if target_name(OmegaConf.select(self.config, field)) != target:
+            module, _, name = target.rpartition(".")
+            self.draft.use(module, name)
+            self.draft.set(f"model.{field}", Code(name))
 
     def delete(self, path: str) -> None:
         """Remove a field."""
@@ -326,7 +334,7 @@ def _translate_rpn(model: Fields, ours: _Model) -> None:
         _translate_rpn_head(f, ours, path)
     else:
         _unsupported(f, "type", "RPNHead")
-    ours.set(f"{path}._target_", "d2ext.modeling.rpn.ValidAnchorRPN")
+    ours.set_class(path, "d2ext.modeling.rpn.ValidAnchorRPN")
     training = model.section("train_cfg").section("rpn")
     _translate_assigner(training.section("assigner"), ours, f"{path}.anchor_matcher")
     _translate_sampler(training.section("sampler"), ours, path, objects=False)
@@ -434,8 +442,7 @@ def _translate_box_loss(f: Fields, ours: _Model, path: str) -> None:
         name = _IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
     elif loss.type in _OWN_IOU_LOSSES and "box_predictor" in path:
-        target = "d2ext.modeling.box_losses.IoULossOutputLayers"
-        ours.set(f"{path}._target_", target)
+        ours.set_class(path, "d2ext.modeling.box_losses.IoULossOutputLayers")
         name = _OWN_IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
         _require(loss, mode="log", linear=False)
