@@ -1,0 +1,148 @@
+"""Stacked hourglass networks (Newell et al., ECCV 2016), as in CornerNet's section 3.5."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, activation=F.relu
+) -> Conv2d:
+    """Build a convolution with padding, BatchNorm and an activation."""
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=False,
+        norm=get_norm("BN", out_channels),
+        activation=activation,
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and an identity, which is a 1x1 convolution if the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.conv2 = conv(out_channels, out_channels, 3, activation=None)
+        self.shortcut = None
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = conv(in_channels, out_channels, 1, stride, activation=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of shape (N, out_channels, H / stride, W / stride)."""
+        identity = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.conv2(self.conv1(x)) + identity)
+
+
+class Hourglass(nn.Module):
+    """One hourglass: halve the resolution several times, and return to it with skip connections."""
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int]):
+        """Build an hourglass that contains the smaller ones.
+
+        Args:
+            channels: Channels of each resolution, the largest one first; two or more.
+            blocks: Number of residual blocks of each resolution.
+        """
+        super().__init__()
+        outer, inner, count = channels[0], channels[1], blocks[0]
+        self.skip = nn.Sequential(*(Residual(outer, outer) for _ in range(count)))
+        self.down = nn.Sequential(
+            Residual(outer, inner, stride=2), *(Residual(inner, inner) for _ in range(count - 1))
+        )
+        self.inner: nn.Module
+        if len(channels) > 2:
+            self.inner = Hourglass(channels[1:], blocks[1:])
+        else:
+            self.inner = nn.Sequential(*(Residual(inner, inner) for _ in range(blocks[1])))
+        self.up = nn.Sequential(
+            *(Residual(inner, inner) for _ in range(count - 1)), Residual(inner, outer)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the shape of `x`."""
+        skip = self.skip(x)
+        low = self.up(self.inner(self.down(x)))
+        return skip + F.interpolate(low, size=skip.shape[2:], mode="nearest")
+
+
+class HourglassNet(Backbone):
+    """Hourglasses in a row, each of which returns a feature map of stride 4."""
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (256, 256, 384, 384, 384, 512),
+        blocks: Sequence[int] = (2, 2, 2, 2, 2, 4),
+        num_stacks: int = 2,
+        activation_checkpointing: bool = False,
+    ):
+        """Build the network; the defaults are Hourglass-104.
+
+        Args:
+            channels: Channels of each resolution of an hourglass; the first is also the output's.
+            blocks: Number of residual blocks of each resolution.
+            num_stacks: Number of hourglasses.
+            activation_checkpointing: Whether training stores only the input of each hourglass, and
+                computes the rest a second time in the backward pass.
+        """
+        super().__init__()
+        width = channels[0]
+        self.channels = width
+        self.activation_checkpointing = activation_checkpointing
+        self.stem = nn.Sequential(conv(3, width // 2, 7, 2), Residual(width // 2, width, 2))
+        stacks, between = range(num_stacks), range(num_stacks - 1)
+        self.hourglasses = nn.ModuleList(Hourglass(channels, blocks) for _ in stacks)
+        self.outputs = nn.ModuleList(conv(width, width, 3) for _ in stacks)
+        # Between two hourglasses: the sum of the first one's input and output, and a block.
+        self.from_input = nn.ModuleList(conv(width, width, 1, activation=None) for _ in between)
+        self.from_output = nn.ModuleList(conv(width, width, 1, activation=None) for _ in between)
+        self.merged = nn.ModuleList(Residual(width, width) for _ in between)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the feature map of each hourglass, of shape (N, channels[0], H / 4, W / 4).
+
+        Args:
+            x: Images, shape (N, 3, H, W).
+        """
+        found = {}
+        features = self.stem(x)
+        for i, hourglass in enumerate(self.hourglasses):
+            output = self.outputs[i](self._run(hourglass, features))
+            found[f"hourglass{i}"] = output
+            if i < len(self.merged):
+                merged = self.from_input[i](features) + self.from_output[i](output)
+                features = self.merged[i](F.relu(merged))
+        return found
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of each feature map."""
+        shape = ShapeSpec(channels=self.channels, stride=4)
+        return {f"hourglass{i}": shape for i in range(len(self.hourglasses))}
+
+    def _run(self, hourglass: nn.Module, x: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training):
+            return hourglass(x)
+        contexts = lambda: (nullcontext(), _statistics_kept(hourglass))  # noqa: E731
+        return checkpoint(hourglass, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Normalize by the batch's statistics without updating the running ones a second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
