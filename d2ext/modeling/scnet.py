@@ -43,7 +43,7 @@ class SemanticHead(nn.Module):
         in_features: Sequence[str],
         level: str,
         channels: int = 256,
-        num_classes: int = 183,
+        num_labels: int = 183,
         loss_weight: float = 0.2,
     ):
         """Build the head.
@@ -52,7 +52,7 @@ class SemanticHead(nn.Module):
             in_features: Names of the feature maps that are fused.
             level: The one whose resolution the result has.
             channels: Channels of the feature maps.
-            num_classes: Number of classes of things and stuff together.
+            num_labels: Number of classes of things and stuff together.
             loss_weight: Weight of the loss.
         """
         super().__init__()
@@ -64,7 +64,7 @@ class SemanticHead(nn.Module):
         )
         self.convs = nn.Sequential(ResidualPair(channels), ResidualPair(channels))
         self.embedding = Conv2d(channels, channels, 1, activation=F.relu)
-        self.predictor = Conv2d(channels, num_classes, 1)
+        self.predictor = Conv2d(channels, num_labels, 1)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits (N, classes, H, W) and features (N, channels, H, W) at the level's size."""

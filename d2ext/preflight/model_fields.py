@@ -95,7 +95,7 @@ def needs_of(cfg: Any) -> Needs:
     proposals = first(f"{_MAPPER}.precomputed_proposal_topk", f"{_YACS}.LOAD_PROPOSALS")
     if cfg.model.get("roi_heads") and cfg.model.get("proposal_generator", "") is None:
         proposals = "model.proposal_generator=null"
-    stuff = first("model.sem_seg_head")
+    stuff = first("model.sem_seg_head", "model.roi_heads.semantic")
     if _get(cfg, f"{_YACS}.META_ARCHITECTURE") in ("PanopticFPN", "SemanticSegmentor"):
         stuff = f"{_YACS}.META_ARCHITECTURE"
     keypoints = first("model.roi_heads.keypoint_head", f"{_YACS}.KEYPOINT_ON")

@@ -11,6 +11,7 @@ from d2ext.errors import UserError
 _KEYS = ("data.train.", "data.val.")
 _OWN = {"train": "custom_train", "val": "custom_val", "test": "custom_val"}
 _METRICS = "d2ext.evaluation."
+_SEMANTIC = "model.roi_heads.semantic"  # SCNet's branch
 # Metrics and evaluators that need the annotations of a certain dataset.
 _FOR_OTHERS = (f"{_METRICS}lvis.", f"{_METRICS}cityscapes.", "detectron2.evaluation.")
 _COCO = "detectron2.evaluation.coco_evaluation.COCOEvaluator"  # also for proposals, on any dataset
@@ -40,6 +41,9 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
     changes: list[str] = []
     if trains and (count := _class_count(cfg)):
         changes += follow_classes(cfg.model, count)
+    if trains and OmegaConf.select(cfg, _SEMANTIC):
+        OmegaConf.update(cfg, _SEMANTIC, False)
+        changes.append(f"{_SEMANTIC}=False: your data has no label maps ({_SEMANTIC}=True insists)")
     for split, name in _OWN.items():
         loader = cfg.dataloader.get(split)
         same = OmegaConf.is_interpolation(cfg.dataloader, split)  # val, where it is the test loader

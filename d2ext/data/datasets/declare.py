@@ -14,6 +14,7 @@ from typing import Any
 from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
 from d2ext.data.datasets.keypoints import keypoint_metadata
+from d2ext.data.datasets.label_maps import with_label_maps
 from d2ext.data.formats import via
 from d2ext.data.formats.coco import coco_classes
 from d2ext.data.formats.detect_format import detect_built_in, detect_format
@@ -102,6 +103,7 @@ def coco_dataset(
     palette: Sequence[Sequence[int]] | None = None,
     boxes_as_masks: bool = False,
     flip_map: Sequence[Sequence[str]] | None = None,
+    label_root: str | None = None,
 ) -> Dataset:
     """Declare photos annotated in a COCO JSON.
 
@@ -113,6 +115,8 @@ def coco_dataset(
         boxes_as_masks: Whether objects without an outline get their box as one.
         flip_map: Pairs of keypoint names that a horizontal flip exchanges; None takes the names
             that differ only in left and right.
+        label_root: Folder of label maps, for models with a semantic branch: PNG files with the
+            photos' names, whose pixels are classes of things and stuff, or 255 for none.
     """
     if classes is None:
         names = tuple(cached_value(json_file, "coco_classes", lambda: coco_classes(json_file)))
@@ -127,7 +131,8 @@ def coco_dataset(
         metadata["left_out"] = records.info["left_out"]
         keypoints = records.info["keypoints"], records.info["skeleton"]
         metadata.update(keypoint_metadata(*keypoints, records.columns, flip_map))
-        return with_outlines(records) if boxes_as_masks else records
+        found: Sequence[dict] = with_outlines(records) if boxes_as_masks else records
+        return with_label_maps(found, image_root, label_root) if label_root else found
 
     return Dataset(load, names, metadata)
 

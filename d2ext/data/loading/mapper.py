@@ -13,7 +13,11 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import check_image_size, filter_empty_instances
+from detectron2.data.detection_utils import (
+    check_image_size,
+    filter_empty_instances,
+    read_image,
+)
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
 from PIL import Image
@@ -76,18 +80,22 @@ class Mapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Return the model's input for a dataset dict, which is not modified."""
-        if self.proposal_topk is not None or "sem_seg_file_name" in dataset_dict:
+        if self.proposal_topk is not None:
             return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        image, transforms = self._image(sample)
+        augmented, transforms = self._augmented(sample)
+        image = augmented.image
         sample["image"] = _planes(image)
+        if augmented.sem_seg is not None:
+            sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
         if self.is_train and "annotations" in dataset_dict:
             sample["annotations"] = dataset_dict["annotations"]
             self._transform_annotations(sample, transforms, image.shape[:2])
         return sample
 
-    def _image(self, sample: dict) -> tuple[np.ndarray, TransformList]:
-        """Return the augmented image (H, W, C) and the transforms that were applied."""
+    def _augmented(self, sample: dict) -> tuple["_Input", TransformList]:
+        """Return the augmented image and label map, and the transforms that were applied."""
+        labels = sample.pop("sem_seg_file_name", None)
         augmentations, done = list(self.augmentations.augs), []
         sides: tuple[Any, Any] = (sample.get("height"), sample.get("width"))
         if self._scaled and None not in sides and type(augmentations[0]) is T.ResizeShortestEdge:
@@ -102,11 +110,11 @@ class Mapper(DatasetMapper):
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
-        augmented = _Input(image)
+        augmented = _Input(image, sem_seg=labels and read_image(labels, "L").squeeze(2))
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
-        return augmented.image, TransformList(done)
+        return augmented, TransformList(done)
 
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
@@ -144,6 +152,7 @@ class _Input(T.AugInput):
     """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
     image: np.ndarray
+    sem_seg: np.ndarray | None
 
     def transform(self, tfm: Transform) -> None:
         image = self.image
@@ -153,7 +162,9 @@ class _Input(T.AugInput):
         elif is_color and type(tfm) is HFlipTransform:
             self.image = _flipped(image)
         else:
-            super().transform(tfm)
+            self.image = tfm.apply_image(image)
+        if self.sem_seg is not None:
+            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

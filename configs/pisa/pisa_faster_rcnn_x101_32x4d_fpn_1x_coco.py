@@ -1,0 +1,45 @@
+"""PISA Faster R-CNN X101-32x4d-FPN (pytorch style) on COCO, 12 epochs.
+
+    CONFIG=pisa/pisa_faster_rcnn_x101_32x4d_fpn_1x_coco.py
+    d2ext prepare coco
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
+
+Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's
+configs/pisa/faster-rcnn_x101-32x4d_fpn_pisa_1x_coco.py, which its guide calls by this name; its
+authors report box AP 41.9 (metafile.yml). Method: Prime Sample Attention in Object Detection,
+https://arxiv.org/abs/1904.04821. Not run here. BatchNorm is frozen entirely, and objects of
+different images are never taken for one (MMDetection may do so in batches of three images or more).
+It starts from MMDetection's ImageNet weights; without a network, download the file and pass
+`train.init_checkpoint=/path/to/resnext101_32x4d-a5af3160.pth`.
+"""
+
+from detectron2.config import LazyCall as L
+
+from d2ext.modeling.backbones.resnext import build_resnext
+
+from ..common.data.coco import data, dataloader, datasets
+from ..common.evaluators import evaluators
+from ..common.models.pisa_faster_rcnn_fpn import model
+from ..common.optim import SGD as optimizer
+from ..common.schedule import multistep_1x as lr_multiplier
+from ..common.train import train
+
+model.backbone.bottom_up = L(build_resnext)(
+    depth=101,
+    groups=32,
+    width_per_group=4,
+    freeze_at=2,
+    norm="FrozenBN",
+    out_features=["res2", "res3", "res4", "res5"],
+)
+dataloader.train.mapper.use_instance_mask = False
+evaluators.coco.tasks = ["bbox"]  # also if the model detects nothing
+dataloader.train.mapper.augmentations[0].short_edge_length = 800  # one scale
+
+optimizer.lr = 0.02  # tuned for 8 workers x 2 images, the default of train.reference_*
+train.max_epochs = 12
+train.init_checkpoint = (
+    "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
+)

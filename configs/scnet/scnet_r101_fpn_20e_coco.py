@@ -1,0 +1,27 @@
+"""SCNet R101-FPN (pytorch style) on COCO, 20 epochs.
+
+    CONFIG=scnet/scnet_r101_fpn_20e_coco.py
+    d2ext prepare coco --stuff
+    d2ext train "$CONFIG" --num-gpus 8
+    d2ext train "$CONFIG" --auto-scale-lr  # on one GPU
+    d2ext train "$CONFIG" --eval-only --weights last
+
+Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's configs/scnet file of this name; its
+authors report box AP 45.8, mask AP 40.9 (metafile.yml).
+Method: SCNet, https://arxiv.org/abs/2012.10150. Not run here. BatchNorm is frozen
+entirely. Training needs COCO-stuff's label maps, unless `model.roi_heads.semantic=False`.
+"""
+
+from ..common.data.coco_stuff import data, dataloader, datasets
+from ..common.evaluators import evaluators
+from ..common.models.scnet_fpn import model
+from ..common.optim import SGD as optimizer
+from ..common.schedule import multistep_20e as lr_multiplier
+from ..common.train import train
+
+model.backbone.bottom_up.stages.depth = 101
+dataloader.train.mapper.augmentations[0].short_edge_length = 800  # one scale
+
+optimizer.lr = 0.02  # tuned for 8 workers x 2 images, the default of train.reference_*
+train.max_epochs = 20
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-101.pkl"

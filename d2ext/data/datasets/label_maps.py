@@ -1,0 +1,28 @@
+"""Give dataset dicts the label map of their photo, for models with a semantic branch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2ext.data.records.records import applied
+
+
+def with_label_maps(records: Sequence[dict], image_root: str, label_root: str) -> Sequence[dict]:
+    """Return Detectron2's dataset dicts with `sem_seg_file_name`.
+
+    Args:
+        records: Dataset dicts.
+        image_root: Folder of the photos.
+        label_root: Folder of the label maps: PNG files with the photos' names.
+    """
+    return applied(records, _LabelMaps(image_root, label_root))
+
+
+@dataclass(frozen=True)
+class _LabelMaps:
+    image_root: str
+    label_root: str
+
+    def __call__(self, record: dict) -> dict:
+        name = Path(record["file_name"]).relative_to(self.image_root).with_suffix(".png")
+        return {**record, "sem_seg_file_name": str(self.label_root / name)}
