@@ -134,6 +134,7 @@ class CornerNet(nn.Module):
         test_corners: int = 100,
         test_max_distance: float = 0.5,
         test_topk_per_image: int = 100,
+        test_scales: Sequence[float] = (1.0,),
         test_flip: bool = False,
     ):
         """Build the detector.
@@ -151,6 +152,7 @@ class CornerNet(nn.Module):
             test_corners: Number of corners of each kind that are paired.
             test_max_distance: Largest difference of the embeddings of a pair.
             test_topk_per_image: Largest number of detections.
+            test_scales: Factors by which an image is resized; detections of all sizes are joined.
             test_flip: Whether detections also come from the mirrored image.
         """
         super().__init__()
@@ -170,6 +172,7 @@ class CornerNet(nn.Module):
         self.test_corners = test_corners
         self.test_max_distance = test_max_distance
         self.test_topk_per_image = test_topk_per_image
+        self.test_scales = list(test_scales)
         self.test_flip = test_flip
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -246,13 +249,17 @@ class CornerNet(nn.Module):
         Args:
             image: Normalized image, shape (3, H, W).
         """
-        boxes, scores, classes = self._decoded(image)
-        if self.test_flip:
-            flipped, their_scores, their_classes = self._decoded(image.flip(2))
-            flipped[:, [0, 2]] = image.shape[2] - flipped[:, [2, 0]]
-            boxes = torch.cat([boxes, flipped])
-            scores = torch.cat([scores, their_scores])
-            classes = torch.cat([classes, their_classes])
+        parts = []
+        for scale in self.test_scales:
+            scaled = image if scale == 1 else _resized(image, scale)
+            back = image.shape[2] / scaled.shape[2], image.shape[1] / scaled.shape[1]
+            for mirrored in (False, True) if self.test_flip else (False,):
+                boxes, *others = self._decoded(scaled.flip(2) if mirrored else scaled)
+                if mirrored:
+                    boxes[:, [0, 2]] = scaled.shape[2] - boxes[:, [2, 0]]
+                parts.append((boxes * boxes.new_tensor([*back, *back]), *others))
+        boxes, scores, classes = (torch.cat(values) for values in zip(*parts, strict=True))
+        if len(parts) > 1:
             boxes, scores, classes = self._best(boxes, scores, classes)
         found = Instances((image.shape[1], image.shape[2]))
         found.pred_boxes = Boxes(boxes)
@@ -278,6 +285,11 @@ class CornerNet(nn.Module):
         scores, kept = soft_nms(boxes, scores, classes)
         kept, scores = kept[: self.test_topk_per_image], scores[: self.test_topk_per_image]
         return boxes[kept], scores, classes[kept]
+
+
+def _resized(image: Tensor, scale: float) -> Tensor:
+    size = [round(side * scale) for side in image.shape[1:]]
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def gaussian_radius(height: float, width: float, min_overlap: float) -> int:
