@@ -33,6 +33,6 @@ def test_training_evaluation_and_prediction_start_from_a_checkpoint(
     assert done.status == 0, done.stderr
     assert "(MMDetection)" in done.stdout
     photo = next((tiny_coco / "coco" / "val2017").iterdir())
-    predictor = Predictor.from_config(RECIPE, "mm.pth")
+    predictor = Predictor.from_config(config, "mm.pth")
     assert predictor.classes == list(oracle.CLASSES)
     assert len(predictor(photo).scores)
