@@ -414,6 +414,11 @@ _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_mak
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_with_a_dataset"
+_MMDETECTION = (
+    "needs MMDetection's checkpoint",
+    "tests/mmdetection/test_commands.py"
+    "::test_training_evaluation_and_prediction_start_from_a_checkpoint",
+)
 _YACS = "tests/cli/test_yacs.py::test_yacs_config_"
 _LAZY = "tests/cli/test_detectron2_configs.py::test_a_config_trains_"
 ELSEWHERE = {
@@ -470,6 +475,14 @@ ELSEWHERE = {
     " 'train.yacs_setup=[detectron2.projects.point_rend.add_pointrend_config]'": (
         "needs COCO",
         f"{_YACS}own_data",
+    ),
+    "d2ext train mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
+    " train.init_checkpoint=mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
+    "d2ext evaluate mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
+    " --weights mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
+    "d2ext convert-weights mmdet mask_rcnn_r50_fpn_1x_coco.pth ours.pth": (
+        "needs MMDetection's checkpoint",
+        "tests/checkpoint/weights/test_mmdetection.py::test_the_command_converts_both_ways",
     ),
     "srun --ntasks-per-node 8 d2ext train X": (
         "needs Slurm",
