@@ -426,7 +426,7 @@ def test_a_loss_of_decoded_boxes(tmp_path, loss, target, kind):
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"backbone.norm_cfg.requires_grad": True}, {"backbone.norm_cfg", "backbone.norm_eval"}),
+        ({"backbone.norm_eval": False}, {"backbone.norm_cfg", "backbone.norm_eval"}),
         ({"test_cfg.rcnn.nms.type": "soft_nms"}, {"test_cfg.rcnn.nms.type"}),
         ({"train_cfg.rcnn.sampler.type": "OHEMSampler"}, {"train_cfg.rcnn.sampler.type"}),
         (
@@ -449,6 +449,19 @@ def test_batchnorm_in_training_mode_is_trained(tmp_path):
     draft, rows = _translated(_changed(faster_rcnn(), changes))
     net = _config(draft, tmp_path).backbone.bottom_up
     assert net.stem.norm == net.stages.norm == "SyncBN"
+    assert not _differing(rows)
+
+
+@pytest.mark.parametrize("backbone", [{}, dict(type="ResNeXt", depth=50, groups=32)])
+def test_scale_and_shift_are_trained_with_fixed_statistics(tmp_path, backbone):
+    model = faster_rcnn()
+    model["backbone"] |= backbone | dict(norm_cfg=dict(type="BN", requires_grad=True))
+    draft, rows = _translated(model)
+    with torch.device("meta"):
+        net = instantiate(_config(draft, tmp_path).backbone.bottom_up)
+    kinds = {type(module).__name__ for module in net.res3.modules() if "Norm" in str(type(module))}
+    assert kinds == {"FixedStatisticsBatchNorm"}
+    assert type(net.res2[0].conv1.norm).__name__ == "FrozenBatchNorm2d"
     assert not _differing(rows)
 
 
