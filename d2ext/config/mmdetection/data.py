@@ -398,8 +398,8 @@ def _translate_annotations(step: Fields, training: bool, made: _Pipeline) -> Non
     if made.masks and not polygons:
         step.differs(
             ["with_mask", "poly2mask"],
-            f"{use}; mask targets come from polygons, which changes about 0.1% of the mask loss:"
-            " dataloader.train.mapper.instance_mask_format=bitmask takes bitmaps as MMDetection",
+            "mask targets are made of polygons, not of bitmaps;"
+            " dataloader.train.mapper.instance_mask_format=bitmask makes them of bitmaps",
         )
     step.became("with_mask", use)
     step.became("poly2mask", "masks are polygons" if made.masks else "masks are not read")

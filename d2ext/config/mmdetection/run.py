@@ -149,11 +149,11 @@ def _translate_wrapper(wrapper: Fields, draft: Draft) -> None:
     """Translate mixed precision, clipping and accumulation."""
     kind = wrapper.type
     if kind == "AmpOptimWrapper":
-        draft.set("train.amp.enabled", True)
+        draft.set("train.amp.enabled", "auto")
         dtype = wrapper.get("dtype")
         if dtype in ("float16", "bfloat16"):
             draft.set("train.amp.dtype", dtype)
-        wrapper.became(["type", "dtype"], "train.amp.enabled=True")
+        wrapper.became(["type", "dtype"], "train.amp.enabled=auto, on a GPU")
         if wrapper.get("loss_scale", "dynamic") == "dynamic":
             wrapper.became("loss_scale", "dynamic")
         wrapper.differs("loss_scale", "the loss scale is dynamic")
