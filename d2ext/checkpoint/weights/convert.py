@@ -36,9 +36,7 @@ def convert_from_mmdetection(source: Path, destination: Path) -> str:
     """
     content = _read(source)
     if content.author != OPENMMLAB:
-        raise UserError(
-            f"{source} is not a checkpoint of MMDetection; its tensors need no new names"
-        )
+        raise UserError(f"{source} is not a checkpoint of MMDetection; use it as it is")
     tensors = from_mmdetection(content.tensors)
     # Detectron2's frozen norms have no batch counts, and its other norms do not need them.
     counts = [name for name in tensors if name.endswith(".num_batches_tracked")]
@@ -107,9 +105,8 @@ def _write(destination: Path, content: dict[str, Any]) -> None:
 def _summary(
     destination: Path, tensors: Tensors, content: WeightsFile, unknown: Iterable[str]
 ) -> str:
-    names = (
-        plural(len(content.classes), "class", "classes") if content.classes else "no class names"
-    )
+    count = len(content.classes)
+    names = f"the names of {plural(count, 'class')}" if count else "no class names"
     text = f"wrote {shlex.quote(str(destination))}: {plural(len(tensors), 'tensor')}, {names}"
     if left := list(unknown):
         text += f"; left out, without a counterpart: {_listed(left)}"

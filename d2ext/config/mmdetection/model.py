@@ -1,12 +1,12 @@
 """Translate the section `model` of an MMDetection config."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from d2ext.config.check import target_name
-from d2ext.config.mmdetection.draft import Call, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft
 from d2ext.config.mmdetection.fields import Fields
 from d2ext.errors import UserError
 
@@ -52,13 +52,21 @@ class _Model:
 
         path = path.lstrip(".")
         found = OmegaConf.select(self.config, path, default=default)
-        if path.endswith("_target_"):
-            found = target_name(found)
-        elif OmegaConf.is_config(found):
+        if OmegaConf.is_config(found):
             found = OmegaConf.to_container(found)
         if _plain(found) != _plain(value):
             self.draft.set(f"model.{path}", value)
         return f"model.{path}={_shown(value)}"
+
+    def set_class(self, path: str, target: str) -> None:
+        """Change the class of a module: `path._target_ = target`, with an import of the class."""
+        from omegaconf import OmegaConf
+
+        field = f"{path}._target_".lstrip(".")
+        if target_name(OmegaConf.select(self.config, field)) != target:
+            module, _, name = target.rpartition(".")
+            self.draft.use(module, name)
+            self.draft.set(f"model.{field}", Code(name))
 
     def delete(self, path: str) -> None:
         """Remove a field."""
@@ -116,7 +124,8 @@ def translate_model(model: Fields, draft: Draft) -> None:
     ours = _Model(draft, get_config(recipe).model)
     model.became("type", recipe)
     _translate_preprocessor(model.section("data_preprocessor"), ours, kind)
-    _translate_backbone(model.section("backbone"), ours, kind)
+    start_level = model.section("neck").get("start_level", 0)
+    _translate_backbone(model.section("backbone"), ours, kind, start_level)
     channels = _translate_neck(model, ours) if kind == "fpn" else None
     if detector == "RetinaNet":
         _translate_retinanet(model, ours, channels)
@@ -177,14 +186,15 @@ def _translate_preprocessor(f: Fields, ours: _Model, kind: str) -> None:
             augment.unused("pad_mask", "masks are not padded here")
 
 
-def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
+def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) -> None:
     """Translate a ResNet or ResNeXt; its initial weights are `train.init_checkpoint`."""
     path = "backbone.bottom_up" if kind == "fpn" else "backbone"
     if f.type not in ("ResNet", "ResNeXt"):
         _unsupported(f, "type", "ResNet and ResNeXt")
     depth = _needed(f, "depth")
-    if depth not in (18, 34, 50, 101, 152):
-        _unsupported(f, "depth", "18, 34, 50, 101 and 152")
+    depths = (18, 34, 50, 101, 152) if f.type == "ResNet" else (50, 101, 152)
+    if depth not in depths:
+        _unsupported(f, "depth", ", ".join(map(str, depths)))
     if kind == "dc5" and depth != 50:
         _unsupported(f, "depth", "50 for a DC5 model")
     layout = {
@@ -200,13 +210,14 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
     freeze_at = f.get("frozen_stages", -1) + 1
     groups = f.get("groups", 1)
     if f.type == "ResNeXt" and groups > 1:
-        if caffe:
-            _unsupported(f, "style", "pytorch for a ResNeXt")
+        if caffe or kind != "fpn":
+            _unsupported(f, "type", "ResNeXts of style pytorch with an FPN")
         resnext = {
             "depth": depth,
             "groups": groups,
             "width_per_group": f.get("base_width", 4),
             "freeze_at": freeze_at,
+            "out_features": [f"res{i}" for i in range(2 + start_level, 6)],
         }
         if norm != "FrozenBN":
             resnext["norm"] = norm
@@ -225,24 +236,19 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
 def _translate_resnet(
     f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: str
 ) -> None:
-    stages = f"{path}.stages"
-    if depth != 50:
-        f.became(["type", "depth"], ours.set(f"{stages}.depth", depth))
-    f.became(["type", "depth"], f"model.{path}")
+    """Translate a ResNet, whose stages are one call, or a call each in a DC5 model."""
     f.became("frozen_stages", ours.set(f"{path}.freeze_at", freeze_at))
-    parts = [f"{path}.stem"]
-    dilated = ours.config.get("backbone").get("stages")
-    if isinstance(dilated, Sequence):
-        parts += [f"{stages}[{i}]" for i in range(len(dilated))]
-    else:
-        parts.append(stages)
-    for part in parts:
+    dilated = tuple(f.get("out_indices", ())) == (3,)
+    stages = [f"{path}.stages[{i}]" for i in range(4)] if dilated else [f"{path}.stages"]
+    text = f"model.{path}" if dilated else ours.set(f"{path}.stages.depth", depth)
+    f.became(["type", "depth"], text)
+    for part in [f"{path}.stem", *stages]:
         ours.set(f"{part}.norm", norm)
     if depth < 50:
-        ours.delete(f"{stages}.stride_in_1x1")  # basic blocks have no 1 x 1 convolution
-        f.unused("style", "a ResNet of this depth has no 1 x 1 convolutions")
+        ours.delete(f"{path}.stages.stride_in_1x1")
+        f.unused("style", "a ResNet of this depth has no 1x1 convolutions")
     else:
-        for part in parts[1:]:
+        for part in stages:
             f.became("style", ours.set(f"{part}.stride_in_1x1", caffe))
 
 
@@ -328,7 +334,7 @@ def _translate_rpn(model: Fields, ours: _Model) -> None:
         _translate_rpn_head(f, ours, path)
     else:
         _unsupported(f, "type", "RPNHead")
-    ours.set(f"{path}._target_", "d2ext.modeling.rpn.ValidAnchorRPN")
+    ours.set_class(path, "d2ext.modeling.rpn.ValidAnchorRPN")
     training = model.section("train_cfg").section("rpn")
     _translate_assigner(training.section("assigner"), ours, f"{path}.anchor_matcher")
     _translate_sampler(training.section("sampler"), ours, path, objects=False)
@@ -436,8 +442,7 @@ def _translate_box_loss(f: Fields, ours: _Model, path: str) -> None:
         name = _IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
     elif loss.type in _OWN_IOU_LOSSES and "box_predictor" in path:
-        target = "d2ext.modeling.box_losses.IoULossOutputLayers"
-        ours.set(f"{path}._target_", target)
+        ours.set_class(path, "d2ext.modeling.box_losses.IoULossOutputLayers")
         name = _OWN_IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
         _require(loss, mode="log", linear=False)
