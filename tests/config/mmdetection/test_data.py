@@ -16,7 +16,9 @@ def _plain(node):
     """Return a node with the names of its targets."""
     if isinstance(node, dict):
         return {
-            key: f"{v.__module__}.{v.__qualname__}" if key == "_target_" and callable(v) else _plain(v)
+            key: f"{v.__module__}.{v.__qualname__}"
+            if key == "_target_" and callable(v)
+            else _plain(v)
             for key, v in node.items()
         }
     return [_plain(v) for v in node] if isinstance(node, list) else node
@@ -32,14 +34,14 @@ def test_coco(imported):
     result = imported()
     found = result.values()
     assert found.data.root == "data/coco"
-    train = OmegaConf.to_container(found.datasets.coco_train)
+    train = found.datasets.coco_train
     assert train["json_file"] == "data/coco/annotations/instances_train2017.json"
     assert train["image_root"] == "data/coco/train2017" and len(train["classes"]) == 80
     loaders = found.dataloader
     assert loaders.train.dataset.names == "coco_train" and loaders.val.dataset.names == "coco_val"
     assert loaders.train.dataset.filter_empty is True and loaders.train.dataset.min_size == 32
     assert loaders.train.num_workers == loaders.val.num_workers == 2 and loaders.test is None
-    assert OmegaConf.to_container(found.evaluators)["coco"]["tasks"] == ["bbox", "segm"]
+    assert found.evaluators.coco.tasks == ["bbox", "segm"]
     assert result.fields("unknown") == []
 
 
@@ -62,7 +64,9 @@ def test_joined_repeated_and_balanced_datasets(imported):
     leaf = "dict(type='CocoDataset', ann_file='{}.json', data_root='', pipeline=[])"
     join = f"dict(type='ConcatDataset', datasets=[{leaf.format('a')}, {leaf.format('b')}])"
     repeat = f"dict(type='RepeatDataset', times=3, dataset={join})"
-    balanced = f"dict(_delete_=True, type='ClassBalancedDataset', oversample_thr=1e-3, dataset={repeat})"
+    balanced = (
+        f"dict(_delete_=True, type='ClassBalancedDataset', oversample_thr=1e-3, dataset={repeat})"
+    )
     found = imported(f"train_dataloader = dict(dataset={balanced})")
     train = found.values().dataloader.train.dataset
     assert train.names == ["coco_train_1", "coco_train_2"] and train.repeat == 3
@@ -80,11 +84,11 @@ def test_voc(imported):
         f"train_dataloader = dict(dataset={leaf.format('trainval')})\n"
         f"val_dataloader = dict(dataset={leaf.format('test')})\n"
         "test_dataloader = val_dataloader\n"
-        "val_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='11points')\n"
+        "val_evaluator = dict(_delete_=True, type='VOCMetric', eval_mode='11points')\n"
         "test_evaluator = val_evaluator"
     )
     found = result.values()
-    train = OmegaConf.to_container(found.datasets.vocdevkit_train)
+    train = found.datasets.vocdevkit_train
     assert train["list_file"] == "data/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"
     assert train["annotation_root"] == "data/VOCdevkit/VOC2007/Annotations"
     assert train["image_root"] == "data/VOCdevkit/VOC2007/JPEGImages"
@@ -107,7 +111,7 @@ def test_open_images(imported):
         " use_group_of=True, get_supercategory=True)\ntest_evaluator = val_evaluator"
     )
     found = result.values()
-    train = OmegaConf.to_container(found.datasets.openimages_train)
+    train = found.datasets.openimages_train
     assert train["annotation_file"] == "data/OpenImages/annotations/b.csv"
     assert train["class_file"] == "data/OpenImages/annotations/c.csv"
     assert found.evaluators.open_images.hierarchy_file == "data/OpenImages/annotations/h.json"
@@ -130,7 +134,9 @@ def test_cityscapes_has_several_metrics(imported):
 
 
 def test_another_dataset_needs_the_users_data(imported):
-    result = imported("\n".join(f"{s}_dataloader = dict(dataset=dict(type='Mine'))" for s in ("train", "val")))
+    result = imported(
+        "\n".join(f"{s}_dataloader = dict(dataset=dict(type='Mine'))" for s in ("train", "val"))
+    )
     found = result.values()
     assert found.dataloader.train.dataset.names == "custom_train" and "train" in found.data
     assert result.row("train_dataloader.dataset.type")[0] == "differs"
@@ -200,8 +206,8 @@ def test_steps_of_a_pipeline(imported, step, made):
 
 
 def test_crops(imported):
-    crop = "dict(type='RandomCrop', crop_type='absolute', crop_size=(300, 200), recompute_bbox=True)"
-    result = imported(_pipeline(crop.replace("recompute", "allow_negative_crop=True, recompute")))
+    crop = "type='RandomCrop', crop_size=(300, 200), recompute_bbox=True, allow_negative_crop=True"
+    result = imported(_pipeline(f"dict({crop})").replace("with_bbox", "with_mask=True, with_bbox"))
     made = {"_target_": "RandomCrop", "crop_type": "absolute", "crop_size": [200, 300]}
     assert _augmentations(result) == [made]
     assert result.values().dataloader.train.mapper.recompute_boxes is True
@@ -222,7 +228,9 @@ def test_crops(imported):
 )
 def test_steps_that_differ(imported, step):
     result = imported(_pipeline(step))
-    assert any(f.startswith("train_dataloader.dataset.pipeline.2") for f in result.fields("differs"))
+    assert any(
+        f.startswith("train_dataloader.dataset.pipeline.2") for f in result.fields("differs")
+    )
     assert result.fields("unknown") == []
 
 

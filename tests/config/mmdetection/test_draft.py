@@ -37,7 +37,9 @@ def test_the_layout_of_a_config():
     draft.set("model.roi_heads.num_classes", 1)
     draft.delete("model.x")
     draft.start("optimizer", "common/optim.py", "SGD")
-    crop = Call("detectron2.data.transforms.RandomCrop", {"crop_type": "absolute", "crop_size": [3]})
+    crop = Call(
+        "detectron2.data.transforms.RandomCrop", {"crop_type": "absolute", "crop_size": [3]}
+    )
     flip = Call("detectron2.data.transforms.RandomFlip", {"horizontal": True})
     draft.set("dataloader.train.mapper.augmentations", [crop, flip])
     draft.set("datasets", {"a": Call("d2ext.x.coco", {"classes": CLASSES, "root": Code("ROOT")})})

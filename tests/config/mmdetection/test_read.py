@@ -167,7 +167,7 @@ def test_bases_of_the_package_are_found_above_the_file(tmp_path):
         "x = [open('ran', 'w') for i in range(1)]",
         "x = ''.__class__.__mro__",
         "x = dict.fromkeys",
-        "x = f'{open(\"ran\", \"w\")}'",
+        'x = f\'{open("ran", "w")}\'',
         "def f():\n    open('ran', 'w')\n",
         "class A:\n    open('ran', 'w')\n",
         "if True:\n    x = 1\n",
