@@ -21,7 +21,6 @@ from collections import Counter
 from pathlib import Path
 
 from common import ROOT, machine
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 FOLDERS = (
@@ -30,7 +29,6 @@ FOLDERS = (
 )
 NO_CONFIGS = ("retinanet_tta.py",)  # parts that others import
 PHOTOS = ROOT / "examples" / "balloon" / "train"
-KNOWN = {*DatasetCatalog, *MetadataCatalog}  # Detectron2's datasets
 # Only what makes images small and needs no network.
 STEP = ["train.init_checkpoint=", "train.device=cpu", "train.max_iter=1", "train.warmup_iters=0"]
 STEP += ["dataloader.train.num_workers=0", "train.clip_grad_norm=1", "optimizer.lr=1e-6"]
@@ -89,9 +87,6 @@ def _check(config: Path, data: list[str], run: Path, build: bool) -> None:
     from d2ext.preflight.plan import plan_run
 
     logging.disable(logging.INFO)
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for name in set(catalog) - KNOWN:  # those of the config before
-            catalog.remove(name)
     cfg = load_config(config, [*data, "train.init_checkpoint=", f"train.output_dir={run}"])
     plan_run(cfg, config.stem)
     if build:

@@ -97,7 +97,9 @@ def test_a_run_in_iterations(imported):
 
 
 def test_steps_in_another_unit_differ(imported):
-    result = imported("param_scheduler = [dict(type='MultiStepLR', by_epoch=False, milestones=[9])]")
+    result = imported(
+        "param_scheduler = [dict(type='MultiStepLR', by_epoch=False, milestones=[9])]"
+    )
     assert result.outcome("param_scheduler.0.milestones") == "differs"
 
 
@@ -127,7 +129,8 @@ def test_optimizers(imported, optimizer, fields):
 def test_parameters_of_their_own(imported):
     result = imported(
         "optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0., bias_lr_mult=2.,"
-        " bias_decay_mult=0.5, bypass_duplicate=True, custom_keys=dict(backbone=dict(lr_mult=0.1))))"
+        " bias_decay_mult=0.5, bypass_duplicate=True,"
+        " custom_keys=dict(backbone=dict(lr_mult=0.1))))"
     )
     params = result.values().optimizer.params
     assert params.weight_decay_norm == 0 and params.bias_lr_factor == 2
@@ -161,7 +164,12 @@ def test_steps_of_the_optimizer(imported):
             (32, 96),
             "set",
         ),
-        ("auto_scale_lr = None\ntrain_dataloader = dict(batch_size=1)", "a_8x1_c.py", (8, 8), "set"),
+        (
+            "auto_scale_lr = None\ntrain_dataloader = dict(batch_size=1)",
+            "a_8x1_c.py",
+            (8, 8),
+            "set",
+        ),
     ],
 )
 def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outcome):
@@ -223,7 +231,9 @@ def test_outcomes(imported, text, field, outcome):
 
 
 def test_errors(imported):
-    with pytest.raises(UserError, match=r"optim_wrapper\.optimizer\.type=Lion is not supported; d2"):
+    with pytest.raises(
+        UserError, match=r"optim_wrapper\.optimizer\.type=Lion is not supported; d2"
+    ):
         imported("optim_wrapper = dict(optimizer=dict(type='Lion'))")
     with pytest.raises(UserError, match="has no section `model`"):
         imported("x = 1", base=None)
