@@ -18,6 +18,7 @@ CONFIGS = REPO / "tests" / "detectron2_style" / "configs"
 # Results of each config, as <metric>/<task>.
 RESULTS = {
     "cascade_rcnn": {"coco/bbox", "coco/segm"},
+    "cascade_rcnn_mmdet": {"coco/bbox", "coco/segm"},  # with d2ext's classes
     "detr": {"coco/bbox"},
     "faster_rcnn": {"coco/bbox"},
     "fcos": {"coco/bbox"},
@@ -26,6 +27,7 @@ RESULTS = {
     "mask_rcnn_c4": {"coco/bbox", "coco/segm"},
     "panoptic_fpn": {"coco/bbox", "coco/segm", "sem_seg/sem_seg"},
     "retinanet": {"coco/bbox"},
+    "retinanet_mmdet": {"coco/bbox"},
     "vitdet": {"coco/bbox", "coco/segm"},
 }
 QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slow tests

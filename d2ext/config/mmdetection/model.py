@@ -64,9 +64,13 @@ class _Model:
 
         field = f"{path}._target_".lstrip(".")
         if target_name(OmegaConf.select(self.config, field)) != target:
-            module, _, name = target.rpartition(".")
-            self.draft.use(module, name)
-            self.draft.set(f"model.{field}", Code(name))
+            self.draft.set(f"model.{field}", self.imported(target))
+
+    def imported(self, target: str) -> Code:
+        """Import a class, and return its name."""
+        module, _, name = target.rpartition(".")
+        self.draft.use(module, name)
+        return Code(name)
 
     def delete(self, path: str) -> None:
         """Remove a field."""
@@ -205,7 +209,7 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) ->
     _require(f, **layout)
     indices = {"fpn": (0, 1, 2, 3), "c4": (2,), "dc5": (3,)}[kind]
     _require(f, out_indices=indices)
-    norm, fixed = _norm(f)
+    norm = _translate_norm(f, ours)
     caffe = f.get("style", "pytorch") == "caffe"
     freeze_at = f.get("frozen_stages", -1) + 1
     groups = f.get("groups", 1)
@@ -226,15 +230,11 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) ->
         f.became(["type", "depth", "groups", "base_width", "frozen_stages", "style"], text)
     else:
         _translate_resnet(f, ours, path, depth, caffe, freeze_at, norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
     f.unused("with_cp", "has no effect on the results")
 
 
 def _translate_resnet(
-    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: str
+    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: Any
 ) -> None:
     """Translate a ResNet, whose stages are one call, or a call each in a DC5 model."""
     f.became("frozen_stages", ours.set(f"{path}.freeze_at", freeze_at))
@@ -252,22 +252,24 @@ def _translate_resnet(
             f.became("style", ours.set(f"{part}.stride_in_1x1", caffe))
 
 
-def _norm(f: Fields) -> tuple[str, bool]:
-    """Return our norm for a backbone, and whether it trains the same parameters as theirs."""
+def _translate_norm(f: Fields, ours: _Model) -> Any:
+    """Record what became of the norm of a backbone, and return ours."""
     norm_cfg = f.section("norm_cfg")
-    kind = norm_cfg.type or "BN"
+    kind, fixed = norm_cfg.type or "BN", f.get("norm_eval", True)
     trained = bool(norm_cfg.get("requires_grad", True))
-    if kind in ("BN", "SyncBN"):
-        if f.get("norm_eval", True):
-            return "FrozenBN", not trained
-        return kind, trained
-    if kind == "GN" and norm_cfg.get("num_groups") == 32:
-        return "GN", trained
-    _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
-
-
-def _fixed_norm(norm: str) -> str:
-    return f"{norm}: scale and shift are {'fixed' if norm == 'FrozenBN' else 'trained'} here"
+    norm: Any = kind
+    if kind in ("BN", "SyncBN") and fixed:
+        norm = "FrozenBN"
+        if trained:
+            norm = ours.imported("d2ext.modeling.norms.FixedStatisticsBatchNorm")
+    elif kind not in ("BN", "SyncBN") and (kind, norm_cfg.get("num_groups")) != ("GN", 32):
+        _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
+    names = ["norm_cfg", "norm_eval"]
+    if trained or norm == "FrozenBN":
+        f.became(names, norm if isinstance(norm, str) else norm.text)
+    else:
+        f.differs(names, f"{norm}: scale and shift are trained")
+    return norm
 
 
 def _translate_neck(model: Fields, ours: _Model) -> int:
@@ -613,12 +615,7 @@ def _translate_shared_head(f: Fields, ours: _Model, path: str) -> None:
     if _needed(f, "depth") < 50:
         _unsupported(f, "depth", "50, 101 and 152")
     f.became("depth", f"model.{path}")
-    norm, fixed = _norm(f)
-    ours.set(f"{path}.norm", norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
+    ours.set(f"{path}.norm", _translate_norm(f, ours))
     f.became("style", ours.set(f"{path}.stride_in_1x1", f.get("style", "pytorch") == "caffe"))
     f.became("init_cfg", "train.init_checkpoint")
 
