@@ -620,7 +620,7 @@ def _write_readers_files(balloon: Path, tiny: list[str], d2ext_command, train_ne
 
 
 def _short(tiny: list[str]) -> list[str]:
-    return [*tiny, "train.max_iter=2", "train.eval_period=1", "train.checkpointer.period=1"]
+    return [*tiny, "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=1"]
 
 
 def _film(file: str, photo: Path) -> None:
