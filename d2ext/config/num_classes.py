@@ -4,6 +4,7 @@ A model may keep its class count in several places: heads, criterion, matcher, o
 """
 
 import copy
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from d2ext.config.model_kind import meta_architecture, yacs_model
 from d2ext.errors import UserError
 from d2ext.text import plural, shortened
 
+_MASK_HEAD = re.compile(r"mask_head(\.\d+)?\.num_classes$")  # of one stage, or of each stage
 _STUFF_ONLY = {"SemanticSegmentor", "PanopticDeepLab"}  # their counts are not those of objects
 
 
@@ -29,7 +31,7 @@ def check_num_classes(model: Any, classes: list[str]) -> None:
     if yacs_model(model) is not None and len(classes) in counts.values():
         return  # sections that a project's model does not read have their default, 80
     for field, value in counts.items():
-        agnostic = value == 1 and field.endswith("mask_head.num_classes")
+        agnostic = value == 1 and _MASK_HEAD.search(field) is not None
         more = value is not None and value > len(classes) and "criterion" in model
         if value not in (None, len(classes)) and not agnostic and not more:
             raise UserError(

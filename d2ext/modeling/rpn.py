@@ -20,7 +20,7 @@ class ValidAnchorRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the labels (R,) and boxes (R, 4) of each image's anchors, like Detectron2's RPN."""
+        """Return labels (R,) and boxes (R, 4) for each image's anchors; see Detectron2's RPN."""
         all_anchors = Boxes.cat(anchors)
         all_labels, all_boxes = [], []
         for objects in gt_instances:

@@ -1,12 +1,12 @@
 """Translate the section `model` of an MMDetection config."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from d2ext.config.check import target_name
-from d2ext.config.mmdetection.draft import Call, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft
 from d2ext.config.mmdetection.fields import Fields
 from d2ext.errors import UserError
 
@@ -52,13 +52,25 @@ class _Model:
 
         path = path.lstrip(".")
         found = OmegaConf.select(self.config, path, default=default)
-        if path.endswith("_target_"):
-            found = target_name(found)
-        elif OmegaConf.is_config(found):
+        if OmegaConf.is_config(found):
             found = OmegaConf.to_container(found)
         if _plain(found) != _plain(value):
             self.draft.set(f"model.{path}", value)
         return f"model.{path}={_shown(value)}"
+
+    def set_class(self, path: str, target: str) -> None:
+        """Change the class of a module: `path._target_ = target`, with an import of the class."""
+        from omegaconf import OmegaConf
+
+        field = f"{path}._target_".lstrip(".")
+        if target_name(OmegaConf.select(self.config, field)) != target:
+            self.draft.set(f"model.{field}", self.imported(target))
+
+    def imported(self, target: str) -> Code:
+        """Import a class, and return its name."""
+        module, _, name = target.rpartition(".")
+        self.draft.use(module, name)
+        return Code(name)
 
     def delete(self, path: str) -> None:
         """Remove a field."""
@@ -116,7 +128,8 @@ def translate_model(model: Fields, draft: Draft) -> None:
     ours = _Model(draft, get_config(recipe).model)
     model.became("type", recipe)
     _translate_preprocessor(model.section("data_preprocessor"), ours, kind)
-    _translate_backbone(model.section("backbone"), ours, kind)
+    start_level = model.section("neck").get("start_level", 0)
+    _translate_backbone(model.section("backbone"), ours, kind, start_level)
     channels = _translate_neck(model, ours) if kind == "fpn" else None
     if detector == "RetinaNet":
         _translate_retinanet(model, ours, channels)
@@ -177,14 +190,15 @@ def _translate_preprocessor(f: Fields, ours: _Model, kind: str) -> None:
             augment.unused("pad_mask", "masks are not padded here")
 
 
-def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
+def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) -> None:
     """Translate a ResNet or ResNeXt; its initial weights are `train.init_checkpoint`."""
     path = "backbone.bottom_up" if kind == "fpn" else "backbone"
     if f.type not in ("ResNet", "ResNeXt"):
         _unsupported(f, "type", "ResNet and ResNeXt")
     depth = _needed(f, "depth")
-    if depth not in (18, 34, 50, 101, 152):
-        _unsupported(f, "depth", "18, 34, 50, 101 and 152")
+    depths = (18, 34, 50, 101, 152) if f.type == "ResNet" else (50, 101, 152)
+    if depth not in depths:
+        _unsupported(f, "depth", ", ".join(map(str, depths)))
     if kind == "dc5" and depth != 50:
         _unsupported(f, "depth", "50 for a DC5 model")
     layout = {
@@ -195,18 +209,19 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
     _require(f, **layout)
     indices = {"fpn": (0, 1, 2, 3), "c4": (2,), "dc5": (3,)}[kind]
     _require(f, out_indices=indices)
-    norm, fixed = _norm(f)
+    norm = _translate_norm(f, ours)
     caffe = f.get("style", "pytorch") == "caffe"
     freeze_at = f.get("frozen_stages", -1) + 1
     groups = f.get("groups", 1)
     if f.type == "ResNeXt" and groups > 1:
-        if caffe:
-            _unsupported(f, "style", "pytorch for a ResNeXt")
+        if caffe or kind != "fpn":
+            _unsupported(f, "type", "ResNeXts of style pytorch with an FPN")
         resnext = {
             "depth": depth,
             "groups": groups,
             "width_per_group": f.get("base_width", 4),
             "freeze_at": freeze_at,
+            "out_features": [f"res{i}" for i in range(2 + start_level, 6)],
         }
         if norm != "FrozenBN":
             resnext["norm"] = norm
@@ -215,53 +230,46 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str) -> None:
         f.became(["type", "depth", "groups", "base_width", "frozen_stages", "style"], text)
     else:
         _translate_resnet(f, ours, path, depth, caffe, freeze_at, norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
     f.unused("with_cp", "has no effect on the results")
 
 
 def _translate_resnet(
-    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: str
+    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: Any
 ) -> None:
-    stages = f"{path}.stages"
-    if depth != 50:
-        f.became(["type", "depth"], ours.set(f"{stages}.depth", depth))
-    f.became(["type", "depth"], f"model.{path}")
+    """Translate a ResNet, whose stages are one call, or a call each in a DC5 model."""
     f.became("frozen_stages", ours.set(f"{path}.freeze_at", freeze_at))
-    parts = [f"{path}.stem"]
-    dilated = ours.config.get("backbone").get("stages")
-    if isinstance(dilated, Sequence):
-        parts += [f"{stages}[{i}]" for i in range(len(dilated))]
-    else:
-        parts.append(stages)
-    for part in parts:
+    dilated = tuple(f.get("out_indices", ())) == (3,)
+    stages = [f"{path}.stages[{i}]" for i in range(4)] if dilated else [f"{path}.stages"]
+    text = f"model.{path}" if dilated else ours.set(f"{path}.stages.depth", depth)
+    f.became(["type", "depth"], text)
+    for part in [f"{path}.stem", *stages]:
         ours.set(f"{part}.norm", norm)
     if depth < 50:
-        ours.delete(f"{stages}.stride_in_1x1")  # basic blocks have no 1 x 1 convolution
-        f.unused("style", "a ResNet of this depth has no 1 x 1 convolutions")
+        ours.delete(f"{path}.stages.stride_in_1x1")
+        f.unused("style", "a ResNet of this depth has no 1x1 convolutions")
     else:
-        for part in parts[1:]:
+        for part in stages:
             f.became("style", ours.set(f"{part}.stride_in_1x1", caffe))
 
 
-def _norm(f: Fields) -> tuple[str, bool]:
-    """Return our norm for a backbone, and whether it trains the same parameters as theirs."""
+def _translate_norm(f: Fields, ours: _Model) -> Any:
+    """Record what became of the norm of a backbone, and return ours."""
     norm_cfg = f.section("norm_cfg")
-    kind = norm_cfg.type or "BN"
+    kind, fixed = norm_cfg.type or "BN", f.get("norm_eval", True)
     trained = bool(norm_cfg.get("requires_grad", True))
-    if kind in ("BN", "SyncBN"):
-        if f.get("norm_eval", True):
-            return "FrozenBN", not trained
-        return kind, trained
-    if kind == "GN" and norm_cfg.get("num_groups") == 32:
-        return "GN", trained
-    _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
-
-
-def _fixed_norm(norm: str) -> str:
-    return f"{norm}: scale and shift are {'fixed' if norm == 'FrozenBN' else 'trained'} here"
+    norm: Any = kind
+    if kind in ("BN", "SyncBN") and fixed:
+        norm = "FrozenBN"
+        if trained:
+            norm = ours.imported("d2ext.modeling.norms.FixedStatisticsBatchNorm")
+    elif kind not in ("BN", "SyncBN") and (kind, norm_cfg.get("num_groups")) != ("GN", 32):
+        _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
+    names = ["norm_cfg", "norm_eval"]
+    if trained or norm == "FrozenBN":
+        f.became(names, norm if isinstance(norm, str) else norm.text)
+    else:
+        f.differs(names, f"{norm}: scale and shift are trained")
+    return norm
 
 
 def _translate_neck(model: Fields, ours: _Model) -> int:
@@ -328,7 +336,7 @@ def _translate_rpn(model: Fields, ours: _Model) -> None:
         _translate_rpn_head(f, ours, path)
     else:
         _unsupported(f, "type", "RPNHead")
-    ours.set(f"{path}._target_", "d2ext.modeling.rpn.ValidAnchorRPN")
+    ours.set_class(path, "d2ext.modeling.rpn.ValidAnchorRPN")
     training = model.section("train_cfg").section("rpn")
     _translate_assigner(training.section("assigner"), ours, f"{path}.anchor_matcher")
     _translate_sampler(training.section("sampler"), ours, path, objects=False)
@@ -436,8 +444,7 @@ def _translate_box_loss(f: Fields, ours: _Model, path: str) -> None:
         name = _IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
     elif loss.type in _OWN_IOU_LOSSES and "box_predictor" in path:
-        target = "d2ext.modeling.box_losses.IoULossOutputLayers"
-        ours.set(f"{path}._target_", target)
+        ours.set_class(path, "d2ext.modeling.box_losses.IoULossOutputLayers")
         name = _OWN_IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
         _require(loss, mode="log", linear=False)
@@ -608,12 +615,7 @@ def _translate_shared_head(f: Fields, ours: _Model, path: str) -> None:
     if _needed(f, "depth") < 50:
         _unsupported(f, "depth", "50, 101 and 152")
     f.became("depth", f"model.{path}")
-    norm, fixed = _norm(f)
-    ours.set(f"{path}.norm", norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
+    ours.set(f"{path}.norm", _translate_norm(f, ours))
     f.became("style", ours.set(f"{path}.stride_in_1x1", f.get("style", "pytorch") == "caffe"))
     f.became("init_cfg", "train.init_checkpoint")
 

@@ -251,7 +251,7 @@ def _spell_normalize(spelling: Spelling, step: dict, old: str) -> None:
     if not isinstance(spelling.values.get("model"), dict):
         return
     preprocessor = "model.data_preprocessor"
-    if "data_preprocessor" not in spelling.values["model"]:
+    if not spelling.values["model"].get("data_preprocessor"):
         spelling.add(preprocessor, {"type": "DetDataPreprocessor"})
     for name, its in (("mean", "mean"), ("std", "std"), ("to_rgb", "bgr_to_rgb")):
         value = step.get(name, True if name == "to_rgb" else None)
