@@ -35,6 +35,7 @@ test_pipeline = [
 train_dataloader['dataset']['pipeline'] = train_pipeline
 train_dataloader['num_workers'] = 0
 val_dataloader['dataset']['pipeline'] = test_pipeline
+optim_wrapper = dict(optimizer=dict(lr=1e-6))  # the weights are random
 """
 
 
