@@ -85,8 +85,7 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
     if isinstance(given.get("model"), dict) and given["model"].get("pretrained"):
         checkpoint = given["model"].pop("pretrained")
         init = {"type": "Pretrained", "checkpoint": checkpoint}
-        spelling.add("model.backbone.init_cfg", init)
-        spelling.names["model.backbone.init_cfg.checkpoint"] = "model.pretrained"
+        spelling.add("model.backbone.init_cfg", init, "model.pretrained")
     if isinstance(given.get("data"), dict):
         _spell_data(spelling)
     _spell_schedule(spelling)
