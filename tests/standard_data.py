@@ -55,7 +55,8 @@ def _write_voc_set(folder: Path, name: str, records: list[dict], first: int) -> 
         for i, annotation in enumerate(record["annotations"]):
             thing = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(thing, "name").text = "cat" if i % 2 else "boat"
-            ElementTree.SubElement(thing, "difficult").text = str(int(i == 1))
+            for key, value in dict(pose="Unspecified", truncated=0, difficult=int(i == 1)).items():
+                ElementTree.SubElement(thing, key).text = str(value)
             box = ElementTree.SubElement(thing, "bndbox")
             x0, y0, x1, y1 = annotation["bbox"]
             corners = dict(xmin=int(x0) + 1, ymin=int(y0) + 1, xmax=int(x1), ymax=int(y1))

@@ -35,6 +35,11 @@ FASTER_R101, MASK_R101 = FASTER.replace("r50", "r101"), MASK.replace("r50", "r10
 FASTER_X101, MASK_X101 = FASTER.replace("r50", "x101"), MASK.replace("r50", "x101")
 CASCADE, RETINANET = "configs/cascade_rcnn/cascade", "configs/retinanet/retinanet_r50"
 KEYPOINT = "configs/keypoint_rcnn/keypoint_rcnn_r50_caffe_fpn_ms_90k_coco.py"
+VOC = {
+    "configs/faster_rcnn/faster_rcnn_r50_fpn_1x_voc0712.py",
+    "configs/retinanet/retinanet_r50_fpn_1x_voc0712.py",
+}
+OPEN_IMAGES = "configs/faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
 SCHEDULES = {
@@ -60,6 +65,8 @@ SCHEDULES = {
     f"{RETINANET}_fpn_1x_coco.py": (8, 16, 0.01, 12, [8, 11]),
     VITDET: (64, 64, 1e-4, 184375, [163889, 177546]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
+    **dict.fromkeys(VOC, (8, 16, 0.01, 12, [9])),
+    OPEN_IMAGES: (32, 64, 0.08, 12, [8, 11]),
 }
 RECIPES = sorted({*BALLOON, *CUSTOM, *SCHEDULES})
 QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
@@ -110,6 +117,7 @@ def test_a_recipe_names_its_reference_and_its_command(repo, recipe):
     nodes = r' --num-gpus 8 "\$\{NODES\[@\]\}"'
     assert re.search(rf'    d2ext train "\$CONFIG"( --num-gpus 8|{given}|{nodes})?\n', text)
     data = recipe.rpartition("_")[2].removesuffix(".py")
+    data = {"voc0712": "voc", "openimages": "open_images"}.get(data, data)
     there = recipe in CUSTOM or data == "balloon"
     assert there != (f"    d2ext prepare {data}\n" in text)
 
@@ -246,7 +254,7 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
     [
         pytest.param(recipe, marks=[] if recipe in QUICK else [pytest.mark.slow])
         for recipe in SCHEDULES
-        if recipe not in (CITYSCAPES, KEYPOINT)
+        if recipe not in {CITYSCAPES, KEYPOINT, OPEN_IMAGES, *VOC}
     ],
 )
 def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recipe):
@@ -261,6 +269,47 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
     else:
         assert outputs == [81] * (3 if "cascade" in recipe else 1)
     assert ("mask" in recipe) == any("mask_head" in name for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted({*VOC, OPEN_IMAGES}))
+def test_a_voc_or_open_images_recipe_trains_a_step_and_evaluates(
+    repo, train_net, tiny_voc, tiny_open_images, tmp_path, recipe
+):
+    """Faster runs of these recipes, with a smaller model, are in tests/cli."""
+    root, classes = (tiny_open_images, 4) if recipe == OPEN_IMAGES else (tiny_voc, 20)
+    options = ["--work-dir", tmp_path, f"data.root={root}", *ONE_STEP]
+    if recipe in VOC:
+        options.append("datasets.voc2007_trainval.min_box_side=0")
+    done = train_net(*options, config=repo / recipe)
+    assert done.status == 0, done.stderr
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    outputs = [len(bias) for name, bias in weights.items() if name.endswith("cls_score.bias")]
+    assert outputs == [9 * 20 if "retinanet" in recipe else classes + 1]
+    results = json.loads((tmp_path / "results.json").read_text())["last"]["results"]
+    metric = "open_images" if recipe == OPEN_IMAGES else "voc"
+    assert {key.split("/")[1] for key in results} == {metric}
+
+
+@pytest.mark.parametrize("recipe", sorted(VOC))
+def test_a_voc_recipe_has_mmdetection_s_settings(repo, recipe):
+    cfg = load_config(repo / recipe)
+    assert cfg.train.warmup_iters == 0
+    assert cfg.evaluators.voc.mode == "11points"
+    for loader in (cfg.dataloader.train, cfg.dataloader.val):
+        resize = loader.mapper.augmentations[0]
+        assert (resize.short_edge_length, resize.max_size) == (600, 1000)
+    trained = [cfg.datasets[name] for name in cfg.dataloader.train.dataset.names]
+    assert [d.min_box_side for d in trained] == [32, 32]
+    assert "min_box_side" not in cfg.datasets[cfg.dataloader.val.dataset.names]
+
+
+def test_the_open_images_recipe_has_mmdetection_s_settings(repo):
+    cfg = load_config(repo / OPEN_IMAGES)
+    assert (cfg.train.warmup_iters, cfg.lr_multiplier.warmup_factor) == (26000, 1 / 64)
+    assert cfg.train.clip_grad_norm == 35
+    resize = cfg.dataloader.train.mapper.augmentations[0]
+    assert (resize.short_edge_length, resize.max_size) == (800, 1024)
 
 
 @pytest.mark.slow

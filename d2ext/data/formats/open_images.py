@@ -29,7 +29,7 @@ from d2ext.data.formats.json_io import (
     by_name,
     csv_lines,
     is_litter,
-    open_text,
+    text_lines,
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
@@ -203,7 +203,9 @@ def _read_rows(source: Path, files: dict[str, str]) -> _Rows:
             raise UserError(
                 f"{source}: line {line} is malformed ({e}); download the file again"
             ) from e
-        is_group = _GROUP_OF.get(flag.strip().lower())
+        is_group = _GROUP_OF.get(flag)
+        if is_group is None:
+            is_group = _GROUP_OF.get(flag.strip().lower())
         if is_group is None:
             raise UserError(
                 f"{source}: line {line}: IsGroupOf={truncate_repr(flag)} is neither 0 nor 1;"
@@ -258,7 +260,8 @@ def _csv_rows(source: Path) -> Iterator[_Row]:
     name, code, *corners = (header.index(column) for column in ("ImageID", "LabelName", *_BOX))
     group = header.index("IsGroupOf") if "IsGroupOf" in header else None
     for line, row in rows:
-        row += [""] * (len(header) - len(row))
+        if len(row) < len(header):
+            row += [""] * (len(header) - len(row))
         flag = "" if group is None else row[group]
         yield line, row[name], row[code], [row[i] for i in corners], flag
 
@@ -270,7 +273,7 @@ def _challenge_rows(source: Path) -> Iterator[_Row]:
     boxes, and as many with `label xmin ymin xmax ymax group`. Labels count from 1, as in the third
     column of cls-label-description.csv.
     """
-    lines = enumerate(open_text(source), 1)
+    lines = enumerate(text_lines(source), 1)
     for line, name in lines:
         stem = os.path.splitext(os.path.basename(name.strip()))[0]
         next(lines, None)
@@ -282,9 +285,10 @@ def _challenge_rows(source: Path) -> Iterator[_Row]:
                 yield line, stem, code, box, group
         except (ValueError, RuntimeError) as e:  # a generator's StopIteration is a RuntimeError
             known = advice(source, "open_images")
-            reason = f"it is {known}" if known else f"line {line} does not fit"
+            remedy = f"it is {known}" if known else "download it again"
             raise UserError(
-                f"{source} is not a text file of the Open Images Challenge 2019: {reason}"
+                f"{source} is not a text file of the Open Images Challenge 2019 (line {line}):"
+                f" {remedy}"
             ) from e
 
 
