@@ -2,21 +2,24 @@
 export D2EXT_VENV ?= .venv
 PYTHON_ENV = "$(D2EXT_VENV)/bin/python"
 # Parallel tests with one thread each take a third of the time; memory limits their number.
-PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses auto --maxprocesses 4 \
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses logical --maxprocesses 4 \
 	--dist worksteal
+# `make nightly` also runs the tests that other targets skip.
+FEWER = and not nightly
 DEMO = mask_rcnn_lite0_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more test-all chaos bench lint wheel docs test-matrix
+.PHONY: help env demo test test-slow test-slurm test-browser test-more chaos nightly bench lint wheel docs test-matrix
 
 help:
 	@echo "make env       set up $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      train, evaluate and draw pictures (ARGS='train.seed=1' for overrides)"
 	@echo "make test      run the fast tests, at most 10 minutes (ARGS='-k coco' for pytest)"
-	@echo "make test-more run the slow tests and the next three targets"
+	@echo "make test-slow run whole trainings and several processes"
 	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
 	@echo "make test-browser  test the report in chromium, which is installed (root on Debian)"
+	@echo "make test-more run the three targets above"
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
-	@echo "make test-all  run all tests, with new random examples each time"
+	@echo "make nightly   run all tests and chaos, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      check style, types and spelling"
 	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
@@ -31,14 +34,14 @@ demo: env
 	@echo "report: $(CURDIR)/work_dirs/$(DEMO)/report.html"
 
 test: env
-	$(PYTEST) -m "not slow and not browser" $(ARGS)
+	$(PYTEST) -m "not slow and not browser $(FEWER)" $(ARGS)
 
 # pytest exits with status 5 if there are no slow tests.
 test-slow: env
-	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "slow $(FEWER)" $(ARGS) || [ $$? -eq 5 ]
 
 test-slurm: env
-	bash tests/slurm/run.sh $(PYTHON_ENV) $(ARGS)
+	bash tests/slurm/run.sh $(PYTHON_ENV) -m "slow $(FEWER)" $(ARGS)
 
 test-browser: env
 	bash tests/report/browser.sh $(PYTHON_ENV) $(ARGS)
@@ -46,11 +49,12 @@ test-browser: env
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)
 
-test-more: test-slow test-slurm test-browser chaos
+test-more: test-slow test-slurm test-browser
 
 # Only here, Hypothesis draws new examples; elsewhere it repeats them.
-test-all: export HYPOTHESIS_PROFILE ?= random
-test-all: test test-more
+nightly: export HYPOTHESIS_PROFILE ?= random
+nightly: FEWER =
+nightly: test test-more chaos
 
 bench: env
 	$(PYTHON_ENV) -W ignore benchmarks/run_all.py $(ARGS)

@@ -3,6 +3,7 @@
 https://docs.python.org/3/library/pickle.html#restricting-globals
 """
 
+import codecs
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 _PLAIN = {
+    ("_codecs", "encode"): codecs.encode,  # Python 3 writes byte strings this way
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -89,8 +91,6 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("_codecs", "encode"):  # Python 3 writes byte strings this way
-            return super().find_class(module, name)
         try:
             return self._allowed[module, name]
         except KeyError:

@@ -40,7 +40,7 @@ _FOLDERS = (
 _CACHES = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
 _CHECKOUT = pytest.StashKey[dict[str, int]]()
 
-# A rare failure must not block an unrelated change; `make test-all` draws new examples each time.
+# A rare failure must not block an unrelated change; `make nightly` draws new examples each time.
 hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("random", database=None, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "derandomized"))

@@ -29,8 +29,8 @@ for version in 3.11 3.12 3.13 3.14; do
             failed=1
             continue
         fi
-        OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 \
-            --dist worksteal -W default -m "not slow and not browser" "$@" 2>&1 | tee "$venv.out"
+        OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest --numprocesses logical --maxprocesses 4 \
+            --dist worksteal -W default -m "not slow and not browser and not nightly" "$@" 2>&1 | tee "$venv.out"
         [ "${PIPESTATUS[0]}" = 0 ] || failed=1
         found=$("$venv/bin/python" -c 'import platform, torch, torchvision
 print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}")')

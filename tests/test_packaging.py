@@ -130,7 +130,7 @@ def test_the_wheel_contains_only_the_package(repo, tmp_path):
     assert "d2ext = d2ext.__main__:main" in entry_points
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "wheel", "docs"])
+@pytest.mark.parametrize("target", ["demo", "test", "nightly", "lint", "wheel", "docs"])
 def test_the_makefile_names_files_that_exist(repo, target):
     """`make TARGET` works, and the files that it uses exist."""
     make = subprocess.run(

@@ -36,8 +36,9 @@ def test_help_version_and_an_unknown_command(d2ext_command):
     done = d2ext_command("--help")
     assert done.status == 0 and done.stdout.startswith("usage: d2ext COMMAND ...\n")
     assert d2ext_command().stdout == done.stdout
+    width = max(map(len, COMMANDS))
     for name, text in COMMANDS.items():
-        assert f"  {name:12}  {text}\n" in done.stdout
+        assert f"  {name:{width}}  {text}\n" in done.stdout
     assert d2ext_command("--version").stdout == f"d2ext {d2ext.__version__}\n"
     done = d2ext_command("trian", "mine.py")
     assert (done.status, done.stderr) == (
@@ -278,12 +279,12 @@ def test_a_config_beside_a_run_is_not_that_run(d2ext_command, moved, tiny, tiny_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_is_overwritten_by_its_own_config(script, moved, tiny, processes):
+def test_a_run_is_overwritten_by_its_own_config(d2ext_command, moved, tiny, processes):
     """The config is read before the run is moved aside."""
-    flags = ["--overwrite", "--no-validate", "--num-gpus", str(processes)]
+    flags = ["--overwrite", "--no-validate", "--num-gpus", processes]
     overrides = [*tiny, "train.reference_world_size=2", "train.max_iter=1"]
-    done = _run(script, "train", moved, *flags, *overrides)
-    assert done.returncode == 0, done.stderr
+    done = d2ext_command("train", moved, *flags, *overrides)
+    assert done.status == 0, done.stderr
     assert (moved / "config.yaml").is_file() and len(list(moved.parent.iterdir())) == 2
 
 
@@ -300,11 +301,14 @@ def test_predict_takes_the_run(d2ext_command, moved, tiny_root):
 @pytest.mark.parametrize(
     "start",
     [
-        ["bin/d2ext", "train"],
-        ["-m", "d2ext", "train"],
-        "-m torch.distributed.run --standalone --nproc-per-node=2 -m d2ext train".split(),
+        pytest.param(["bin/d2ext", "train"], id="command"),
+        pytest.param(["-m", "d2ext", "train"], id="module", marks=pytest.mark.nightly),
+        pytest.param(
+            "-m torch.distributed.run --standalone --nproc-per-node=2 -m d2ext train".split(),
+            id="torchrun",
+            marks=pytest.mark.nightly,
+        ),
     ],
-    ids=["command", "module", "torchrun"],
 )
 def test_two_processes(script, start, tiny, tmp_path):
     """Quiet but for rank 0; the command to resume and the one to reproduce work."""

@@ -35,6 +35,15 @@ QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slo
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
 
 
+def _nightly_except(first, names):
+    return [pytest.param(n, marks=[pytest.mark.nightly] if n != first else []) for n in names]
+
+
+# Runs in other processes are compared with one config; in `make nightly`, with all of them.
+SOME = _nightly_except("mask_rcnn", RESULTS)
+STOCK_FILES = _nightly_except("mask_rcnn.py", [f"{name}.py" for name in STOCK_MODELS])
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Return the folder that the configs read as $DETECTRON2_DATASETS."""
@@ -126,7 +135,7 @@ def test_a_config_trains_resumes_exactly_and_evaluates(train, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STOCK_MODELS)
+@pytest.mark.parametrize("name", SOME)
 def test_two_processes_are_killed_resume_and_equal_one(train, train_on_two, tmp_path, name):
     """One process has the same micro-batches; only the order of sums differs."""
     folder, options = tmp_path / "two", ["--no-validate", "train.max_iter=8"]
@@ -152,7 +161,7 @@ def test_two_processes_are_killed_resume_and_equal_one(train, train_on_two, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [*(f"{name}.py" for name in STOCK_MODELS), "mask_rcnn.yaml"])
+@pytest.mark.parametrize("config", [*STOCK_FILES, "mask_rcnn.yaml"])
 def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch, tmp_path, config):
     """Weights, batches and seeds are the same; see tests/detectron2_style/stock.py."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(photos))
@@ -161,11 +170,12 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
     theirs.mkdir()
     hook = f"{{_target_: tests.detectron2_style.stock.Record, folder: {mine}}}"
     options = ["--no-validate", "--work-dir", tmp_path / "run", *STOCK, f"train.hooks=[{hook}]"]
-    if config.endswith(".yaml"):
+    config = CONFIGS / config
+    if config.suffix == ".yaml":
         options.append("train.yacs_setup=[tests.detectron2_style.photos.register_photos]")
-    done = train_net(*options, config=CONFIGS / config)
+    done = train_net(*options, config=config)
     assert done.status == 0, done.stderr
-    _stock(photos, "train", CONFIGS / config, mine, theirs)
+    _stock(photos, "train", config, mine, theirs)
     losses, stock = (json.loads((f / "losses.json").read_text()) for f in (mine, theirs))
     assert len(losses) == len(stock) == 5
     for step, expected in zip(losses, stock, strict=True):
@@ -176,7 +186,14 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask_rcnn", "keypoint_rcnn", "panoptic_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mask_rcnn", marks=pytest.mark.nightly),
+        pytest.param("keypoint_rcnn", marks=pytest.mark.nightly),
+        "panoptic_fpn",  # boxes, masks and label maps
+    ],
+)
 def test_results_are_those_of_detectron2s_evaluators(train, photos, tmp_path, name):
     """The model is trained until its AP is not 0."""
     longer = ["train.max_iter=120", "train.eval_period=120", "train.clip_grad_norm=1"]

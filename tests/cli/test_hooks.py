@@ -233,6 +233,6 @@ def test_every_rank_builds_the_hooks_and_restores_their_state(train_net, tiny, t
     assert train_net("--work-dir", one, *common, "train.max_iter=1").status == 0
     (tmp_path / "0").unlink()
     flags = ["--resume-from", one / "model_final.pth", "--work-dir", two, "--num-gpus", "2"]
-    done = _start(*flags, *common, "train.max_iter=2")
-    assert done.returncode == 0, done.stderr
+    done = train_net(*flags, *common, "train.max_iter=2")
+    assert done.status == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]

@@ -61,7 +61,12 @@ def test_little_shared_memory_is_reported(tiny, tmp_path, setup):
     done = _train(setup, tiny, tmp_path, "dataloader.train.num_workers=2")
     _check(done, "shared memory", "/dev/shm", "--shm-size", "dataloader.train.num_workers")
     assert "loader      warning: 2 workers may need" in done.stdout
-    done = _train(setup, tiny, tmp_path / "none", "dataloader.train.num_workers=0")
+
+
+@needs_mounts
+def test_no_workers_need_no_shared_memory(tiny, tmp_path):
+    setup = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    done = _train(setup, tiny, tmp_path, "dataloader.train.num_workers=0")
     assert done.returncode == 0, done.stderr
     assert "loader      warning" not in done.stdout
 

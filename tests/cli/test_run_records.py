@@ -40,7 +40,7 @@ def test_the_reason_of_a_failure_is_recorded(train_net, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_run_files_exist_before_the_first_step(repo, tiny, tmp_path, processes):
+def test_run_files_exist_before_the_first_step(train_net, repo, tiny, tmp_path, processes):
     """run.json and config.yaml exist, and each process reads the config once."""
     notes, run, recipe = tmp_path / "notes", tmp_path / "run", tmp_path / "mine.py"
     recipe.write_text(
@@ -66,11 +66,9 @@ def noting(**arguments):
 model["_target_"] = noting
 """
     )
-    command = [sys.executable, repo / "tools/train_net.py", "--config-file", recipe]
-    command += ["--num-gpus", str(processes), "--no-validate", "--work-dir", run]
-    command += [*tiny, "train.max_iter=1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    flags = ["--num-gpus", processes, "--no-validate", "--work-dir", run]
+    done = train_net(*flags, *tiny, "train.max_iter=1", config=recipe)
+    assert done.status == 0, done.stderr
     lines = notes.read_text().splitlines()
     assert [x for x in lines if x.startswith("step")] == ["step True True"] * processes
     readers = [x for x in lines if x.startswith("read")]
@@ -78,6 +76,7 @@ model["_target_"] = noting
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_recorded_command_reproduces_a_torchrun_run(repo, tiny, tmp_path):
     """The command starts as many processes, and the losses are the same."""
     out = tmp_path / "a run"

@@ -62,7 +62,7 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _end(process, seconds=120):
+def _end(process, seconds=240):
     """Return output and status, and check that no process of the session survived."""
     output = process.communicate(timeout=seconds)[0]
     deadline = time.time() + 10
@@ -87,18 +87,16 @@ def _losses(folder):
     return [line["total_loss"] for line in lines if "total_loss" in line]
 
 
-def test_two_processes_equal_one_that_accumulates(start, small, tmp_path):
+def test_two_processes_equal_one_that_accumulates(start, train_net, small, tmp_path):
     """The images are the same bit for bit; losses and weights differ only by the order of sums."""
     two = start("--num-gpus", 2, "--work-dir", tmp_path / "two", "--options", *small)
     output, status = _end(two)
     assert status == 0, output
     assert _table(output) == [["0", "0"], ["1", "1"]] and socket.gethostname() in output
     assert "1 on each of 2 workers" in output
-    one = start(
-        "--no-validate", "--work-dir", tmp_path / "one", "--options", *small, "train.accumulate=2"
-    )
-    output, status = _end(one)
-    assert status == 0, output
+    one = ["--no-validate", "--work-dir", tmp_path / "one", "--options", *small]
+    done = train_net(*one, "train.accumulate=2")
+    assert done.status == 0, done.stderr
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-5)
     a, b = _weights(tmp_path / "two"), _weights(tmp_path / "one")
     for key in a:
@@ -110,6 +108,7 @@ def test_two_processes_equal_one_that_accumulates(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_machines_scale_the_learning_rate(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--auto-scale-lr", "--no-validate"]
@@ -125,6 +124,7 @@ def test_two_machines_scale_the_learning_rate(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_machines_with_two_processes_each(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-gpus", 2, "--num-machines", 2, "--dist-url", url, "--no-validate"]
@@ -132,7 +132,7 @@ def test_two_machines_with_two_processes_each(start, small, tmp_path):
     processes = [start("--machine-rank", rank, *common) for rank in (0, 1)]
     outputs = []
     for process in processes:
-        output, status = _end(process, seconds=240)
+        output, status = _end(process)
         assert status == 0, output
         outputs.append(output)
     assert _table(outputs[0]) == [["0", "0"], ["1", "1"], ["2", "0"], ["3", "1"]]
@@ -140,6 +140,7 @@ def test_two_machines_with_two_processes_each(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_runs_of_dist_train_sh_at_once(start, small, tmp_path):
     """If no port is given, each run finds a free one."""
     processes = [
@@ -157,41 +158,42 @@ def test_two_runs_of_dist_train_sh_at_once(start, small, tmp_path):
         for name in "ab"
     ]
     for process in processes:
-        output, status = _end(process, seconds=240)
+        output, status = _end(process)
         assert status == 0, output
     a, b = (_weights(tmp_path / name) for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_another_number_of_workers(start, small, tmp_path):
+def test_a_run_resumes_with_another_number_of_workers(start, train_net, small, tmp_path):
     """With the same global batch it continues exactly; with another, at the same image count."""
-    common = ["--no-validate", "--options", *small, "train.max_iter=4", "train.accumulate=2"]
+    common = ["--no-validate", "--options", *small, "train.max_iter=4"]
     common += ["train.checkpointer.period=2"]
-    output, status = _end(start("--work-dir", tmp_path / "whole", *common))
-    assert status == 0, output
-    first = tmp_path / "whole" / "model_0000001.pth"
-    common = [c for c in common if c != "train.accumulate=2"]
-    more = ["--num-gpus", 2, "--resume-from", first]
-    output, status = _end(start("--work-dir", tmp_path / "two", *more, *common))
+    done = train_net("--work-dir", tmp_path / "whole", *common, "train.accumulate=2")
+    assert done.status == 0, done.stderr
+    resume = ["--resume-from", tmp_path / "whole" / "model_0000001.pth"]
+    two = ["--num-gpus", 2, *resume]
+    output, status = _end(start("--work-dir", tmp_path / "two", *two, *common))
     assert status == 0, output
     assert "continues at iteration 2 (world size 1 before, 2 now; images" in output
     a, b = _weights(tmp_path / "whole"), _weights(tmp_path / "two")
     for key in a:
         assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5), key
-    common += ["dataloader.train.total_batch_size=4"]
-    output, status = _end(start("--work-dir", tmp_path / "four", *more, *common))
+    larger = ["train.accumulate=2", "dataloader.train.total_batch_size=4"]
+    done = train_net("--work-dir", tmp_path / "four", *resume, *common, *larger)
+    assert done.status == 0, done.stderr
+    assert "continues at iteration 1 (2 images per step before, 4 now" in done.stdout
+    # With --auto-scale-lr: twice the workers, twice the images, half the iterations.
+    common += ["train.reference_world_size=1"]
+    two.append("--auto-scale-lr")
+    output, status = _end(start("--work-dir", tmp_path / "scaled", *two, *common))
     assert status == 0, output
     assert "continues at iteration 1 (2 images per step before, 4 now; world size 1" in output
-    # With --auto-scale-lr: twice the workers, twice the images, half the iterations.
-    common = [c for c in common if "total_batch_size" not in c] + ["train.reference_world_size=1"]
-    more.append("--auto-scale-lr")
-    output, status = _end(start("--work-dir", tmp_path / "scaled", *more, *common))
-    assert status == 0 and "continues at iteration 1 (2 images" in output, output
     assert json.loads((tmp_path / "scaled" / "scaling.json").read_text())["batch_size"] == 4
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_torchrun_starts_a_training(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     prefix += ["--master-port", str(free_port())]
@@ -219,6 +221,7 @@ def test_a_user_error_on_a_rank_is_the_last_line(start, small, tiny_root, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_machine_reports_the_cause(start, small, tiny_root, tmp_path):
     """One machine has broken photos; the other reports that, not a lost peer."""
     root = tmp_path / "data"
@@ -303,6 +306,7 @@ def test_srun_tasks_train_together(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_cause_is_reported_under_torchrun(start, small, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
@@ -320,6 +324,7 @@ def test_the_cause_is_reported_under_torchrun(start, small, tiny_root, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_torchrun_starts_a_training_on_two_machines(start, small, tmp_path):
     common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     common += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
@@ -398,12 +403,11 @@ def test_a_killed_rank_ends_the_run(start, small, tmp_path):
 @pytest.mark.parametrize(
     ("program", "moment"),
     [
-        (TOOL[:1], "imports"),
-        (TOOL[:1], "training"),
-        (["-m", "d2ext", "train"], "imports"),
-        (["bin/d2ext", "train"], "imports"),
+        pytest.param(TOOL[:1], "imports", id="tool-imports", marks=pytest.mark.nightly),
+        pytest.param(TOOL[:1], "training", id="tool-training"),
+        pytest.param(["-m", "d2ext", "train"], "imports", id="module", marks=pytest.mark.nightly),
+        pytest.param(["bin/d2ext", "train"], "imports", id="command"),
     ],
-    ids=["tool-imports", "tool-training", "module", "command"],
 )
 def test_no_rank_survives_a_killed_launcher(start, small, tmp_path, program, moment):
     """This holds for each kind of main module, which Python runs again in the ranks."""
@@ -423,7 +427,9 @@ def test_no_rank_survives_a_killed_launcher(start, small, tmp_path, program, mom
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)]
+)
 def test_a_signal_to_the_launcher_saves_the_run(start, small, tmp_path, number):
     process = start(
         "--num-gpus", 2, "--work-dir", tmp_path, "--options", *small, "train.max_iter=100000"
@@ -457,6 +463,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(start, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_ctrl_c_to_the_launcher_ends_hanging_ranks(start, small, tmp_path):
     """Only the launcher receives the signals; its ranks are stopped."""
     process = start(
@@ -485,14 +492,13 @@ def test_a_signal_before_the_first_step_ends_the_run(start, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_missing_peers_are_an_error_after_the_timeout(start, small, tmp_path):
+def test_missing_peers_are_an_error_after_the_timeout(train_net, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     common = ["--num-machines", 2, "--dist-url", url, "--dist-timeout", 4]
     common += ["--work-dir", tmp_path, "--options", *small]
-    output, status = _end(start("--machine-rank", 0, *common))
-    assert status == 2 and "only 1 of 2 processes reached" in output.splitlines()[-1], output
-    output, status = _end(start("--machine-rank", 1, *common))
-    assert status == 2 and "machine 0 was not reached" in output.splitlines()[-1], output
+    for rank, words in ((0, "only 1 of 2 processes reached"), (1, "machine 0 was not reached")):
+        done = train_net("--machine-rank", rank, *common)
+        assert done.status == 2 and words in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_invalid_ports_hosts_and_batch_sizes_are_errors(train_net, small, tmp_path):

@@ -36,16 +36,6 @@ def _same(a, b, **tolerance):
     return all(torch.allclose(a[key].float(), b[key].float(), **tolerance) for key in a)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory, repo, tiny):
-    """Train a run without techniques to compare with."""
-    folder = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, str(repo / "tools/train_net.py"), "--config-file", str(repo / LITE0)]
-    command += ["--no-validate", "--work-dir", str(folder), *tiny]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return folder
-
-
 def test_clipping_logs_the_gradient_norm(train_net, tiny, tmp_path):
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, "train.clip_grad_norm=0.5")
     assert done.status == 0, done.stderr
@@ -53,16 +43,16 @@ def test_clipping_logs_the_gradient_norm(train_net, tiny, tmp_path):
     assert len(norms) == 4 and all(norm > 0 for norm in norms)
 
 
-def test_bfloat16_trains_about_the_same(train_net, tiny, plain, tmp_path):
+def test_bfloat16_trains_about_the_same(train_net, tiny, trained, tmp_path):
     options = ["train.max_iter=2", "train.amp.enabled=True", "train.amp.dtype=bfloat16"]
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, *options)
     assert done.status == 0, done.stderr
     first = _losses(tmp_path)[0]
-    assert first != _losses(plain)[0] and first == pytest.approx(_losses(plain)[0], rel=0.1)
+    assert first != _losses(trained)[0] and first == pytest.approx(_losses(trained)[0], rel=0.1)
     assert all(t.dtype != torch.bfloat16 for t in _load(tmp_path)["model"].values())
 
 
-def test_averaged_weights_are_evaluated_and_resumed(train_net, tiny, plain, tmp_path):
+def test_averaged_weights_are_evaluated_and_resumed(train_net, tiny, trained, tmp_path):
     options = [*tiny, "train.ema_decay=0.9", "optimizer.lr=0.01", "train.checkpointer.period=2"]
     done = train_net("--work-dir", tmp_path / "whole", *options)
     assert done.status == 0, done.stderr
@@ -80,7 +70,7 @@ def test_averaged_weights_are_evaluated_and_resumed(train_net, tiny, plain, tmp_
     rest = _load(tmp_path / "rest")
     assert all(torch.equal(rest["ema"][key], whole["ema"][key]) for key in whole["ema"])
     # If the checkpoint has no average, the average starts from its weights.
-    start = plain / "model_0000003.pth"
+    start = trained / "model_0000003.pth"
     options += ["train.max_iter=5"]
     done = train_net(
         "--no-validate", "--work-dir", tmp_path / "more", "--resume-from", start, *options
@@ -153,13 +143,13 @@ def test_early_stopping_ends_a_complete_run(train_net, tiny, tmp_path):
     assert done.status == 0 and "Ended early at iteration 3" in done.stdout
 
 
-def test_a_compiled_backbone_has_the_same_keys_and_losses(train_net, tiny, plain, tmp_path):
+def test_a_compiled_backbone_has_the_same_keys_and_losses(train_net, tiny, trained, tmp_path):
     """The backend is the one that needs no compiler."""
     options = ["train.max_iter=1", "train.compile.enabled=True", "train.compile.backend=eager"]
     done = train_net("--no-validate", "--work-dir", tmp_path, *tiny, *options)
     assert done.status == 0, done.stderr
-    assert _losses(tmp_path)[0] == pytest.approx(_losses(plain)[0], rel=1e-4)
-    assert _load(tmp_path)["model"].keys() == _load(plain)["model"].keys()
+    assert _losses(tmp_path)[0] == pytest.approx(_losses(trained)[0], rel=1e-4)
+    assert _load(tmp_path)["model"].keys() == _load(trained)["model"].keys()
 
 
 def test_sync_bn_updates_its_statistics(train_net, tiny, tmp_path):
@@ -185,8 +175,8 @@ def sizes():
     return ["dataloader.tta.min_sizes=[64,96]", "dataloader.tta.max_size=192"]
 
 
-def test_test_time_augmentation_changes_the_detections(train_net, tiny, plain, sizes, tmp_path):
-    evaluate = ["--eval-only", "--weights", plain / "model_final.pth"]
+def test_test_time_augmentation_changes_the_detections(train_net, tiny, trained, sizes, tmp_path):
+    evaluate = ["--eval-only", "--weights", trained / "model_final.pth"]
     sensitive = [*tiny, "model.roi_heads.box_predictor.test_score_thresh=0.0"]
     found = {}
     for name, flags, options in (
@@ -268,7 +258,8 @@ def test_contradictory_options_are_one_line_errors(
 
 
 @pytest.mark.slow
-def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_all_together_with_accumulation_in_two_processes(train_net, tiny, tmp_path, compiled):
     """2 x 2 micro-batches equal 1 x 4, with every technique that does not mix images."""
     common = [*tiny, "train.max_iter=2", "train.reference_batch_size=4", "train.eval_period=1"]
     common += ["train.reference_world_size=4"]
@@ -276,19 +267,13 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
     common += ["train.amp.dtype=bfloat16", "train.best.metric=coco/bbox/AR100"]
     common += ["train.early_stopping_patience=5", "train.deterministic=True", "optimizer.lr=0.001"]
     common += ["train.checkpointer.max_to_keep=1", "train.checkpointer.period=1"]
-    common += ["train.compile.enabled=True", "train.compile.backend=eager"]
+    common += [f"train.compile.enabled={compiled}", "train.compile.backend=eager"]
     for name, flags, options in (
         ("one", [], ["train.accumulate=4"]),
-        ("two", ["--num-gpus", "2"], ["train.accumulate=2"]),
+        ("two", ["--num-gpus", 2], ["train.accumulate=2"]),
     ):
-        done = subprocess.run(
-            [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0, *flags]
-            + ["--work-dir", str(tmp_path / name), *common, *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        done = train_net(*flags, "--work-dir", tmp_path / name, *common, *options)
+        assert done.status == 0, done.stderr
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-3)
     one, two = _load(tmp_path / "one"), _load(tmp_path / "two")
     for kind in ("model", "ema"):
@@ -300,7 +285,7 @@ def test_all_together_with_accumulation_in_two_processes(repo, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_early_together_and_synchronize(repo, tiny, sizes, tmp_path):
+def test_two_processes_stop_early_together_and_synchronize(repo, train_net, tiny, sizes, tmp_path):
     """Rank 0 decides about early stopping and --expect; SyncBN and --tta work on 2 ranks."""
     command = [sys.executable, repo / "tools/train_net.py", "--config-file", repo / LITE0]
     command += ["--num-gpus", "2"]
@@ -321,9 +306,8 @@ def test_two_processes_stop_early_together_and_synchronize(repo, tiny, sizes, tm
     done = run(*evaluate)
     assert done.returncode == 0, done.stderr
     two = _results(tmp_path / "run" / "eval")["last"]["results"]
-    command[-1] = "1"
-    done = run(*evaluate)
-    assert done.returncode == 0, done.stderr
+    done = train_net(*evaluate, *common)
+    assert done.status == 0, done.stderr
     assert _results(tmp_path / "run" / "eval")["last"]["results"] == two
 
 

@@ -35,7 +35,7 @@ def on_a_terminal(command, env):
     return received.decode(errors="replace"), process.wait(10)
 
 
-@pytest.mark.parametrize("no_color", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("no_color", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_training_on_a_terminal_shows_a_panel(repo, tiny, tmp_path, no_color):
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     env |= {"TERM": "xterm-256color", "COLUMNS": "100"} | ({"NO_COLOR": "1"} if no_color else {})

@@ -212,6 +212,7 @@ class TestBoth:
         assert not [name for name in files if name.startswith("events.out")]
 
 
+@pytest.mark.nightly
 def test_two_processes_send_each_step_once(desk):
     done = desk.train("train.writers=[tensorboard, mlflow]", "--no-validate", "--num-gpus=2")
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ def test_help_needs_no_torch(repo):
         assert flag in done.stdout
 
 
-def test_a_run_writes_its_files_and_eval_only_gives_its_results(repo, tiny, tmp_path):
+def test_a_run_writes_its_files_and_eval_only_gives_its_results(repo, train_net, tiny, tmp_path):
     work = tmp_path / "run"
     done = subprocess.run(
         _command(repo, "--work-dir", work, "--options", *tiny, "train.seed=3"),
@@ -86,12 +86,8 @@ def test_a_run_writes_its_files_and_eval_only_gives_its_results(repo, tiny, tmp_
         assert words in html
     assert "Training is in progress" not in html
 
-    done = subprocess.run(
-        _command(repo, "--work-dir", work, "--eval-only", "--weights", "last", *tiny),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = train_net("--work-dir", work, "--eval-only", "--weights", "last", *tiny)
+    assert done.status == 0, done.stderr
     assert "Average Precision" in done.stdout and "COCO segm" in done.stdout
     evaluated = json.loads((work / "eval" / "results.json").read_text())["last"]["results"]
     assert evaluated == pytest.approx(trained["results"])
@@ -205,7 +201,9 @@ def _started(repo, folder, *options):
         )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.nightly)]
+)
 def test_a_signal_saves_the_run_and_ends_it(repo, tiny, tmp_path, number):
     """As Slurm and terminals do, it is sent to the process group, including loader workers."""
     options = [*tiny, "train.max_iter=100000", "dataloader.train.num_workers=2"]

@@ -71,6 +71,18 @@ SCHEDULES = {
 RECIPES = sorted({*BALLOON, *CUSTOM, *SCHEDULES})
 QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make test` trains these
 
+# Recipes with the layers of others that `make test-slow` trains; `make nightly` trains these.
+VARIANTS = {
+    f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py",
+    f"{FASTER}_caffe_fpn_1x_coco.py",
+    f"{MASK}_caffe_fpn_1x_coco.py",
+    f"{MASK}_caffe_fpn_ms_poly_32x3_3x_coco.py",
+    f"{MASK}_caffe_fpn_ms_poly_3x_coco.py",
+    f"{MASK}_fpn_8x1_20e_coco.py",
+    f"{MASK_R101}_caffe_fpn_1x_coco.py",
+    f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py",
+}
+
 # A step from random weights (the real ones need the network) on two tiny images.
 _ONE_STEP = [
     "train.init_checkpoint=",
@@ -179,6 +191,12 @@ def test_the_r50_balloon_recipe_trains_a_step(repo, train_net, tiny_root, tmp_pa
     assert (tmp_path / "model_final.pth").is_file()
 
 
+def _marks(recipe):
+    if recipe in QUICK:
+        return []
+    return [pytest.mark.slow, *([pytest.mark.nightly] if recipe in VARIANTS else [])]
+
+
 CUSTOM_BY_SPEED = [
     pytest.param(recipe, marks=[pytest.mark.slow] if "r50" in recipe else [])
     for recipe in sorted(CUSTOM)
@@ -252,7 +270,7 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param(recipe, marks=[] if recipe in QUICK else [pytest.mark.slow])
+        pytest.param(recipe, marks=_marks(recipe))
         for recipe in SCHEDULES
         if recipe not in {CITYSCAPES, KEYPOINT, OPEN_IMAGES, *VOC}
     ],

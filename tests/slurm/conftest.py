@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, Finished
 
 LITE0 = REPO / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 TRAIN = REPO / "tools/train_net.py"
@@ -18,17 +18,7 @@ SUBMIT = REPO / "tools/submit.py"
 PATIENCE = 400.0  # seconds, because the machine may be busy
 
 
-def submit(*args: str | Path, env: dict[str, str] | None = None):
-    """Run tools/submit.py."""
-    return subprocess.run(
-        [sys.executable, SUBMIT, *args],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        capture_output=True,
-        text=True,
-    )
-
-
-def errors(done: subprocess.CompletedProcess) -> list[str]:
+def errors(done: Finished) -> list[str]:
     """Return the lines a command wrote to stderr, without the warnings of a busy machine."""
     return [line for line in done.stderr.splitlines() if not line.startswith("still waiting")]
 

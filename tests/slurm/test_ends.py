@@ -18,7 +18,7 @@ from d2ext.run_dir.schema import (
 from d2ext.slurm.job import Training
 from d2ext.slurm.record import new_record
 from tests.conftest import checkout_env
-from tests.slurm.conftest import LITE0, errors, submit
+from tests.slurm.conftest import LITE0, errors
 
 SILENT = "echo 'Unable to contact slurm controller' >&2; exit 1"
 
@@ -205,19 +205,21 @@ def test_status_and_cancel_if_slurm_does_not_answer(node, run_tool, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_refused_submission_changes_nothing(node, tiny, tmp_path):
+def test_a_refused_submission_changes_nothing(node, run_tool, tiny, tmp_path, monkeypatch):
     """The directory stays even with --overwrite."""
+    for name, value in node.env.items():
+        monkeypatch.setenv(name, value)
     out = tmp_path / "out"
     out.mkdir()
     (out / "run.json").write_text(json.dumps({"kept": 1}))
     flags = ["--config-file", LITE0, "--work-dir", out, "--time", "5", "--overwrite", *tiny]
-    done = submit(*flags, env=node.env)
-    assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
+    done = run_tool("submit", *flags)
+    assert (done.status, len(errors(done))) == (2, 1), done.stderr
     assert "controller; --cluster local trains on this machine" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     node.play("sbatch", "echo 4243")  # an option can change its output
-    done = submit(*flags, "--seeds", "1,2", env=node.env)
-    assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
+    done = run_tool("submit", *flags, "--seeds", "1,2")
+    assert (done.status, len(errors(done))) == (2, 1), done.stderr
     assert "sbatch printed no job id" in done.stderr
     assert [p.name for p in out.iterdir() if p.name != ".lock"] == ["run.json"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out.")]

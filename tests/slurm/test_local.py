@@ -19,31 +19,44 @@ from d2ext.slurm.pid import identify, is_alive
 from d2ext.slurm.record import new_record, newest_record
 from d2ext.slurm.status import status_table
 from tests.conftest import REPO, SCRIPT, checkout_env
-from tests.slurm.conftest import LITE0, SUBMIT, submit, until
+from tests.slurm.conftest import LITE0, SUBMIT, until
+
+
+def _submit(*args):
+    """Run tools/submit.py in a process of its own, which the job outlives."""
+    command = [sys.executable, SUBMIT, *map(str, args)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_submit_without_slurm_trains_on_this_machine(tiny, no_slurm, tmp_path, monkeypatch):
+def test_submit_without_slurm_trains_on_this_machine(
+    run_tool, tiny, no_slurm, tmp_path, monkeypatch
+):
     """The output says so; the job runs in its own process and is listed by `status`."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", no_slurm["PATH"])
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
-    done = submit(*flags, *tiny, env=no_slurm)
+    done = _submit(*flags, *tiny)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: this machine has no Slurm, so the run starts here" in done.stdout
     assert "ignored     --mem: these flags need Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
-    table = submit("status", env=no_slurm).stdout
+    table = run_tool("submit", "status").stdout
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
-    again = submit(*flags, *tiny, env=no_slurm)
-    assert again.returncode == 2 and "holds another run" in again.stderr
-    over = submit(*flags, "--overwrite", *tiny, "optimizer.lr=1e9", env=no_slurm)
+    again = run_tool("submit", *flags, *tiny)
+    assert again.status == 2 and "holds another run" in again.stderr
+    over = _submit(*flags, "--overwrite", *tiny, "optimizer.lr=1e9")
     assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", [True, False], ids=["tool", "command"])
+@pytest.mark.parametrize(
+    "tool",
+    [pytest.param(True, id="tool", marks=pytest.mark.nightly), pytest.param(False, id="command")],
+)
 def test_a_job_names_the_user_s_command(tiny, no_slurm, tmp_path, tool):
     """The job does so even if files in the folder have the names of packages."""
     Path("torch.py").write_text("raise SystemExit('not this one')\n")
@@ -69,16 +82,17 @@ def test_a_job_names_the_user_s_command(tiny, no_slurm, tmp_path, tool):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_only_the_waiting_and_cancel_saves(tiny, no_slurm, tmp_path, monkeypatch):
+def test_ctrl_c_ends_only_the_waiting_and_cancel_saves(
+    run_tool, tiny, no_slurm, tmp_path, monkeypatch
+):
     """After Ctrl-C, `logs -f` follows the training, which `cancel` saves and ends."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", no_slurm["PATH"])
     out = tmp_path / "out"
     flags = ["--config-file", LITE0, "--work-dir", out, "--wait", *tiny]
     command = [sys.executable, SUBMIT, *flags, "train.max_iter=3000"]
-    env = os.environ | no_slurm
     waiting = subprocess.Popen(
         command,
-        env=env,
         start_new_session=True,
         # SIGINT is ignored if a script runs the tests in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -91,8 +105,8 @@ def test_ctrl_c_ends_only_the_waiting_and_cancel_saves(tiny, no_slurm, tmp_path,
         before = (out / "metrics.json").stat().st_size
         until(lambda: (out / "metrics.json").stat().st_size > before)
         logs = [sys.executable, SUBMIT, "logs", "-f", str(out)]
-        following = subprocess.Popen(logs, env=env, stdout=subprocess.PIPE, text=True)
-        assert "is canceled" in submit("cancel", env=no_slurm).stdout
+        following = subprocess.Popen(logs, stdout=subprocess.PIPE, text=True)
+        assert "is canceled" in run_tool("submit", "cancel").stdout
         until(lambda: newest_record(out).outcome)
         shown = following.communicate(timeout=60)[0]
     finally:
@@ -101,7 +115,7 @@ def test_ctrl_c_ends_only_the_waiting_and_cancel_saves(tiny, no_slurm, tmp_path,
     assert following.returncode == 75 and "eta:" in shown
     assert f"[job {job} is canceled]" in shown
     assert (out / "last_checkpoint").exists()
-    assert "canceled" in submit("status", out, env=no_slurm).stdout
+    assert "canceled" in run_tool("submit", "status", out).stdout
 
 
 def test_a_reused_process_id_is_not_taken_for_the_job(run_tool, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from d2ext.run_dir.schema import JobOutcome, Submission
 from d2ext.slurm.options import parse_options
 from d2ext.slurm.queue import FOREVER, parse_time
 from d2ext.slurm.record import find_records, new_record
-from tests.slurm.conftest import LITE0, errors, submit
+from tests.slurm.conftest import LITE0, errors
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,19 @@ def test_a_record_has_attempts_and_the_outcome(tmp_path, monkeypatch):
         assert [r.folder for r in find_records(where)] == [record.folder]
 
 
-@pytest.mark.slow
-def test_invalid_arguments_are_one_line_errors(tiny, no_slurm, tmp_path):
+@pytest.fixture
+def submit(run_tool, no_slurm, monkeypatch):
+    """Return a function that runs tools/submit.py in this process, where sbatch is not found."""
+
+    def run(*args, **env):
+        for name, value in (no_slurm | env).items():
+            monkeypatch.setenv(name, value)
+        return run_tool("submit", *args)
+
+    return run
+
+
+def test_invalid_arguments_are_one_line_errors(submit, tiny, tmp_path):
     """The exit status is 2."""
     for flags, words in (
         (["--seeds", "1,1"], "--seeds 1,1: give distinct"),
@@ -91,22 +102,21 @@ def test_invalid_arguments_are_one_line_errors(tiny, no_slurm, tmp_path):
         (["--time", "1"], "--signal-delay 120: give a positive number of seconds"),
         (["--slurm", "time=5", "--time", "6"], "contradicts --time 6"),
     ):
-        done = submit("--config-file", LITE0, *flags, env=no_slurm)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        done = submit("--config-file", LITE0, *flags)
+        assert done.status == 2 and done.stderr.count("\n") == 1, done.stderr
         assert words in done.stderr
-    done = submit("--config-file", LITE0, env=no_slurm | {"PORT": "abc"})
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PORT=abc" in done.stderr
-    done = submit("status", tmp_path / "nowhere", env=no_slurm)
-    assert done.returncode == 2 and "no job was submitted" in done.stderr
-    done = submit("status", "-f", env=no_slurm)
-    assert done.returncode == 2 and "-f" in done.stderr
+    done = submit("status", tmp_path / "nowhere")
+    assert done.status == 2 and "no job was submitted" in done.stderr
+    done = submit("status", "-f")
+    assert done.status == 2 and "-f" in done.stderr
     flags = ["--config-file", LITE0, "--seeds", "1,2", f"train.output_dir={tmp_path}/one"]
-    done = submit(*flags, *tiny, env=no_slurm)
-    assert done.returncode == 2 and "--seeds gives each run its own" in done.stderr, done.stderr
+    done = submit(*flags, *tiny)
+    assert done.status == 2 and "--seeds gives each run its own" in done.stderr, done.stderr
+    done = submit("--config-file", LITE0, PORT="abc")
+    assert (done.status, done.stderr.count("\n")) == (2, 1) and "PORT=abc" in done.stderr
 
 
-@pytest.mark.slow
-def test_dry_run_prints_the_golden_sbatch_file(repo, tiny, tmp_path):
+def test_dry_run_prints_the_golden_sbatch_file(submit, repo, tiny, tmp_path):
     """The commands of Slurm only have to exist."""
     for name in ("sbatch", "srun"):
         (tmp_path / name).touch(mode=0o755)
@@ -116,9 +126,9 @@ def test_dry_run_prints_the_golden_sbatch_file(repo, tiny, tmp_path):
     done = submit(
         *("--config-file", LITE0, "--work-dir", tmp_path / "out", *flags.split()),
         *(*tiny, "train.reference_world_size=16", "train.reference_batch_size=16"),
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     plan, found, script = done.stdout.partition("#!/bin/bash")
     assert "machines    2 x 8 GPU, 240 minutes, at most 100 requeues" in plan
     assert f"seeds       3 runs, {tmp_path}/out/seed_1 to {tmp_path}/out/seed_3" in plan
@@ -155,14 +165,14 @@ def test_slurm_train_sh_reads_its_variables(repo, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_would_move_its_own_config(trained, tiny, no_slurm, tmp_path):
+def test_a_run_that_would_move_its_own_config(submit, trained, tiny, tmp_path):
     """The command is refused before anything moves."""
     run = shutil.copytree(trained, tmp_path / "run")
-    done = submit(run, "--overwrite", *tiny, env=no_slurm)
-    assert done.returncode == 2 and errors(done) == [
+    done = submit(run, "--overwrite", *tiny)
+    assert done.status == 2 and errors(done) == [
         f"error: --overwrite would move the config {run}/config.yaml aside with {run}; choose"
         " another --work-dir, or copy the config elsewhere"
     ]
     assert {p.name for p in tmp_path.iterdir()} == {"bin", "run"}
     other = ["--work-dir", tmp_path / "other", "--dry-run"]
-    assert submit(run, "--overwrite", *other, *tiny, env=no_slurm).returncode == 0
+    assert submit(run, "--overwrite", *other, *tiny).status == 0

@@ -56,6 +56,7 @@ def test_a_job_on_two_nodes_equals_a_run_without_slurm(start, without_slurm):
     assert len(list(run.folder.glob("meet-*"))) == 1
 
 
+@pytest.mark.nightly
 def test_a_preempted_and_timed_out_job_resumes_exactly(cluster, start, without_slurm, tmp_path):
     """A job in `dev` preempts it, then its time is up; both times it is saved and requeued."""
     hurry = tmp_path / "hurry"
@@ -82,6 +83,7 @@ def test_a_preempted_and_timed_out_job_resumes_exactly(cluster, start, without_s
     assert same_weights(run.directory, alone)
 
 
+@pytest.mark.nightly
 def test_a_job_of_an_installed_wheel_trains_equally(
     cluster, installed, tiny, tmp_path, without_slurm
 ):
@@ -150,6 +152,7 @@ def test_user_errors_are_not_requeued(cluster, start, tiny, tmp_path):
     assert "stopped: " in cluster.tool("status", tmp_path / "nan")
 
 
+@pytest.mark.nightly
 def test_a_config_broken_after_the_submission_ends_the_job(cluster, start, tmp_path, without_slurm):
     config = tmp_path / "config.yaml"
     config.write_text((without_slurm() / "config.yaml").read_text())
@@ -164,6 +167,7 @@ def test_a_config_broken_after_the_submission_ends_the_job(cluster, start, tmp_p
     assert "stopped: " in cluster.tool("status", run.directory)
 
 
+@pytest.mark.nightly
 def test_a_job_resumes_after_its_node_failed(cluster, start, without_slurm):
     """Slurm starts the job again, and it resumes from the newest checkpoint."""
     more = (*LONG, "train.checkpointer.period=2")
@@ -226,6 +230,7 @@ def test_slurm_train_sh_submits_a_job(cluster, tiny, tmp_path):
     assert [line.strip() for line in described if "Comment" in line] == ["Comment=it's mine"]
 
 
+@pytest.mark.nightly
 def test_train_net_in_an_allocation_is_one_process(cluster, tiny, tmp_path, without_slurm):
     """This holds in a batch script and in an interactive allocation with several tasks."""
     train = [sys.executable, TRAIN, "--config-file", LITE0, "--work-dir"]

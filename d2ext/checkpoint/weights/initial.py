@@ -369,7 +369,8 @@ def _warn_of_input(file: str, model: nn.Module, root: str, fit: _Fit) -> None:
         here["stride_in_1x1"] = block.conv1.stride[0] > 1
     fields = {key: f"model.{key}" for key in here}
     fields["stride_in_1x1"] = ".".join(filter(None, ["model", root, "stages.stride_in_1x1"]))
-    if fit.reading.program == MMDETECTION and (unknown := [k for k in here if k not in expects]):
+    unknown = [key for key, value in here.items() if value is not None and key not in expects]
+    if fit.reading.program == MMDETECTION and unknown:
         logger.warning(
             "%s does not say which input its model expects: compare %s with its config",
             file,

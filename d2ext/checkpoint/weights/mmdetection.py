@@ -179,8 +179,13 @@ def fitting_recipes(tensors: Mapping[str, Tensor], caffe: bool | None) -> str:
     if not text:
         return "d2ext has no recipe for its model"
     styles = {True: ["_caffe"], False: [""], None: ["", "_caffe"]}[caffe]
-    starts = tuple(f"{start}{style}_fpn_" for style in styles)
-    names = [name for name, _ in recipes() if PurePath(name).name.startswith(starts)]
+    known = [name for name, _ in recipes() if name.endswith("_coco.py")]
+    names = [
+        name
+        for style in styles
+        for name in known
+        if PurePath(name).name.startswith(f"{start}{style}_fpn_")
+    ]
     if not names:
         return f"it holds a {text}, for which d2ext has no recipe"
     return f"it holds a {text}, as in {shortened(names, 3)}"

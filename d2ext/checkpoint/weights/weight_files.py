@@ -189,7 +189,7 @@ def _load_torch(path: Path, mmap: bool = False) -> Any:
     )
     if not isinstance(content, dict) or not any(map(_has_tensors, [content, *content.values()])):
         raise ValueError(f"it holds {unsafe[1]}, and d2ext does not run code from files; {_REMEDY}")
-    logger.info("Ignored what is not a tensor in %s: %s", path, shortened(sorted(set(found)), 4))
+    logger.info("Ignored what is not a tensor in %s: %s", path, shortened(sorted(set(found)), 8))
     return content
 
 

@@ -240,7 +240,7 @@ REFUSED = {
     ),
     "MMDetection's": (
         lambda: {"meta": {}, "state_dict": {"backbone.patch_embed.norm.weight": torch.ones(96)}},
-        ["0 of the backbone's 100", "from MMDetection", "model zoo"],
+        ["0 of the backbone's 100", "from MMDetection", "no recipe for its model"],
     ),
     "NaN": (
         lambda: {

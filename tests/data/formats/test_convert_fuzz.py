@@ -264,7 +264,7 @@ def test_damaged_files(folder: Path, tmp_path: Path) -> None:
     assert ended["refused"] > 20 and ended["converted"] > 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_damaged_files(folder: Path, tmp_path: Path) -> None:
     ended = fuzz(folder, tmp_path, range(105, 1155))
     assert ended["refused"] > 200 and ended["converted"] > 50

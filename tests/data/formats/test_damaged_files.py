@@ -154,7 +154,7 @@ def _check(records, classes, root):
 
 @pytest.mark.parametrize(
     "seeds",
-    [range(100), pytest.param(range(100, 1000), marks=pytest.mark.slow)],
+    [range(100), pytest.param(range(100, 1000), marks=pytest.mark.nightly)],
     ids=["100", "1000"],
 )
 @pytest.mark.parametrize("format_", ["coco", "middle"])
