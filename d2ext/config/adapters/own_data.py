@@ -116,6 +116,9 @@ def _exchange_metrics(cfg: Any) -> list[str]:
         if target.startswith(_FOR_OTHERS) and target != _COCO:
             del cfg.evaluators[name]
             lines.append(f"evaluators.{name} ({target.rpartition('.')[2] or name}) is removed")
+        elif node.get("hierarchy_file"):  # of Open Images' classes
+            node.hierarchy_file = None
+            lines.append(f"evaluators.{name}.hierarchy_file is removed")
     if not cfg.evaluators:
         cfg.evaluators.coco = {"_target_": f"{_METRICS}coco.CocoMetric"}
         lines.append("evaluators.coco is added")

@@ -50,7 +50,10 @@ _NO_EFFECT = {
     "_scope_": "a prefix of type names",
 }
 # Variables of MMDetection's own files, which other files may leave without use.
-_VARIABLES = ("train_pipeline", "test_pipeline", "dataset_type", "data_root", "backend_args")
+_VARIABLES = (
+    *("train_pipeline", "test_pipeline", "dataset_type", "data_root", "backend_args"),
+    "img_norm_cfg",
+)
 _HOOKS_WITHOUT_EFFECT = {
     "NumClassCheckHook": "preflight compares the classes of the model and of the data",
     "CheckInvalidLossHook": "train.bad_loss stops at a NaN or infinite loss",
