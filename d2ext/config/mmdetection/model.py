@@ -709,7 +709,8 @@ def _translate_retinanet(model: Fields, ours: _Model, channels: int | None) -> N
         text = ours.set(f"focal_loss_{theirs}", loss.get(theirs, default))
         loss.became(theirs, text)
     _translate_box_loss(f, ours, "")
-    _translate_loss_weights(f, ours, "", "loss_cls", "loss_box_reg")
+    for part in (loss, f.section("loss_bbox")):
+        _expect(part, loss_weight=1.0)
     train, test = model.section("train_cfg"), model.section("test_cfg")
     _translate_assigner(train.section("assigner"), ours, "anchor_matcher")
     _expect(train.section("sampler"), type="PseudoSampler")

@@ -444,6 +444,13 @@ def test_what_ours_does_otherwise_is_reported(tmp_path, changes, differing):
     _config(draft, tmp_path)
 
 
+def test_weights_of_retinanets_losses_are_reported(tmp_path):
+    draft, rows = _translated(_changed(retinanet(), {"bbox_head.loss_bbox.loss_weight": 2.0}))
+    assert _differing(rows) == {"bbox_head.loss_bbox.loss_weight": "loss_weight is 1.0 here"}
+    with torch.device("meta"):
+        instantiate(_config(draft, tmp_path))
+
+
 def test_batchnorm_in_training_mode_is_trained(tmp_path):
     changes = {"backbone.norm_eval": False, "backbone.norm_cfg": dict(type="SyncBN")}
     draft, rows = _translated(_changed(faster_rcnn(), changes))
