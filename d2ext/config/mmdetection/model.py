@@ -127,7 +127,7 @@ def translate_model(model: Fields, draft: Draft) -> None:
     draft.start("model", recipe)
     ours = _Model(draft, get_config(recipe).model)
     model.became("type", recipe)
-    _translate_preprocessor(model.section("data_preprocessor"), ours, kind)
+    _translate_preprocessor(model.section("data_preprocessor"), ours)
     start_level = model.section("neck").get("start_level", 0)
     _translate_backbone(model.section("backbone"), ours, kind, start_level)
     channels = _translate_neck(model, ours) if kind == "fpn" else None
@@ -169,18 +169,17 @@ def _backbone_words(kind: str) -> str:
     return {"fpn": "an FPN", "c4": "a shared head (C4)", "dc5": "no neck (DC5)"}[kind]
 
 
-def _translate_preprocessor(f: Fields, ours: _Model, kind: str) -> None:
+def _translate_preprocessor(f: Fields, ours: _Model) -> None:
     """Translate mean, std, channel order and padding."""
     _require(f, type="DetDataPreprocessor")
     rgb = bool(f.get("bgr_to_rgb", False))
     f.became(["bgr_to_rgb", "rgb_to_bgr"], ours.set("input_format", "RGB" if rgb else "BGR"))
     f.became("mean", ours.set("pixel_mean", list(f.get("mean") or [0.0, 0.0, 0.0])))
     f.became("std", ours.set("pixel_std", list(f.get("std") or [1.0, 1.0, 1.0])))
-    divisor = 32 if kind == "fpn" else 1
-    if f.get("pad_size_divisor", 1) == divisor:
-        f.became("pad_size_divisor", _SAME)
+    if f.get("pad_size_divisor", 1) == 32:
+        f.became("pad_size_divisor", "the multiple of our backbones")
     else:
-        f.differs("pad_size_divisor", f"sizes are padded to a multiple of {divisor}")
+        f.differs("pad_size_divisor", "sizes are padded to a multiple of 32")
     f.unused(["pad_mask", "mask_pad_value"], "masks are not padded here")
     _expect(f, pad_value=0)
     for augment in f.sections("batch_augments"):
@@ -709,7 +708,8 @@ def _translate_retinanet(model: Fields, ours: _Model, channels: int | None) -> N
         text = ours.set(f"focal_loss_{theirs}", loss.get(theirs, default))
         loss.became(theirs, text)
     _translate_box_loss(f, ours, "")
-    _translate_loss_weights(f, ours, "", "loss_cls", "loss_box_reg")
+    for part in (loss, f.section("loss_bbox")):
+        _expect(part, loss_weight=1.0)
     train, test = model.section("train_cfg"), model.section("test_cfg")
     _translate_assigner(train.section("assigner"), ours, "anchor_matcher")
     _expect(train.section("sampler"), type="PseudoSampler")

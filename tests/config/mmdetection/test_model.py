@@ -344,11 +344,10 @@ def test_only_what_differs_from_our_file_is_written_and_it_builds(family, tmp_pa
     if statements is not None:
         assert draft.lines[2:] == statements
     assert not [name for name, row in rows.items() if row.outcome == "unknown"]
-    padding = {"data_preprocessor.pad_size_divisor"}  # a model without an FPN pads less
-    expected = padding if family in (faster_rcnn_c4, faster_rcnn_dc5) else set()
-    assert _differing(rows).keys() == expected
+    assert not _differing(rows)
     with torch.device("meta"):
-        instantiate(_config(draft, tmp_path))
+        built = instantiate(_config(draft, tmp_path))
+    assert built.backbone.size_divisibility == 32
 
 
 def test_a_resnext_has_the_groups_and_widths(tmp_path):
@@ -442,6 +441,13 @@ def test_what_ours_does_otherwise_is_reported(tmp_path, changes, differing):
     draft, rows = _translated(_changed(faster_rcnn(), changes))
     assert _differing(rows).keys() == differing
     _config(draft, tmp_path)
+
+
+def test_weights_of_retinanets_losses_are_reported(tmp_path):
+    draft, rows = _translated(_changed(retinanet(), {"bbox_head.loss_bbox.loss_weight": 2.0}))
+    assert _differing(rows) == {"bbox_head.loss_bbox.loss_weight": "loss_weight is 1.0 here"}
+    with torch.device("meta"):
+        instantiate(_config(draft, tmp_path))
 
 
 def test_batchnorm_in_training_mode_is_trained(tmp_path):
