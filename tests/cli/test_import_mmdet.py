@@ -40,7 +40,7 @@ def guide(tiny_root, tmp_path):
 
 
 def test_the_balloon_config_of_the_guide(d2ext_command, configs, guide, tmp_path):
-    """It is imported as it is, and trains on the guide's folders."""
+    """The config is imported unchanged, and trains on the guide's folders."""
     done = d2ext_command("import-mmdet", configs / BALLOON)
     assert done.status == 0, done.stderr
     assert f"wrote {OUTPUT}.py and {OUTPUT}.md" in done.stdout

@@ -350,7 +350,7 @@ def test_checkpoints_of_1x_are_refused(tmp_path, meta, more):
 
 
 def test_the_averaged_weights_are_under_the_name_that_mmengine_gives_them(tmp_path):
-    """It exchanges the two sets of weights when it saves a checkpoint."""
+    """EMA exchanges the two sets of weights when it saves a checkpoint."""
     raw = {f"module.{name}": tensor + 1 for name, tensor in _state().items()}
     raw["steps"] = torch.tensor(3)
     content = {"meta": {}, "state_dict": _state(), "ema_state_dict": raw}
