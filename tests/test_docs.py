@@ -414,6 +414,12 @@ _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_mak
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
 _FETCHED = "tests/cli/test_prepare_data.py::test_initial_weights_are_fetched_with_a_dataset"
+_MMDETECTION = (
+    "needs MMDetection's checkpoint",
+    "tests/mmdetection/test_commands.py"
+    "::test_training_evaluation_and_prediction_start_from_a_checkpoint",
+)
+_STANDARD = "tests/cli/test_standard_datasets.py"
 _YACS = "tests/cli/test_yacs.py::test_yacs_config_"
 _LAZY = "tests/cli/test_detectron2_configs.py::test_a_config_trains_"
 ELSEWHERE = {
@@ -423,6 +429,27 @@ ELSEWHERE = {
     ". .venv/bin/activate": _PACKAGES,
     "d2ext doctor": _PACKAGES,
     "d2ext prepare balloon --full": ("needs the network", _DOWNLOADED),
+    "d2ext prepare voc": (
+        "needs the network",
+        "tests/data/prepare/test_voc.py::test_all_image_sets_are_fetched_and_then_kept",
+    ),
+    "d2ext prepare open_images": (
+        "needs photos of half a terabyte",
+        "tests/data/prepare/test_open_images.py::test_photos_are_counted",
+    ),
+    "d2ext train faster_rcnn/faster_rcnn_r50_fpn_1x_voc0712.py --auto-scale-lr": (
+        "needs Pascal VOC",
+        f"{_STANDARD}::test_voc_with_its_own_metric_and_coco_s",
+    ),
+    "d2ext train faster_rcnn/faster_rcnn_r50_fpn_1x_voc0712.py"
+    " '+evaluators.coco={_target_: d2ext.evaluation.coco.CocoMetric}'": (
+        "needs Pascal VOC",
+        f"{_STANDARD}::test_voc_with_its_own_metric_and_coco_s",
+    ),
+    "d2ext train faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py --auto-scale-lr": (
+        "needs Open Images",
+        f"{_STANDARD}::test_open_images_with_its_own_metric_coco_s_and_voc_s",
+    ),
     "d2ext prepare cityscapes": ("needs photos that require an account", _CHECKED),
     f"d2ext prepare --weights {RECIPE}": ("needs the network", _FETCHED),
     "torchrun --nproc-per-node 8 d2ext train X": (
@@ -470,6 +497,14 @@ ELSEWHERE = {
     " 'train.yacs_setup=[detectron2.projects.point_rend.add_pointrend_config]'": (
         "needs COCO",
         f"{_YACS}own_data",
+    ),
+    "d2ext train mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
+    " train.init_checkpoint=mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
+    "d2ext evaluate mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
+    " --weights mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
+    "d2ext convert-weights mmdet mask_rcnn_r50_fpn_1x_coco.pth ours.pth": (
+        "needs MMDetection's checkpoint",
+        "tests/checkpoint/weights/test_mmdetection.py::test_the_command_converts_both_ways",
     ),
     "srun --ntasks-per-node 8 d2ext train X": (
         "needs Slurm",
@@ -585,7 +620,7 @@ def _write_readers_files(balloon: Path, tiny: list[str], d2ext_command, train_ne
 
 
 def _short(tiny: list[str]) -> list[str]:
-    return [*tiny, "train.max_iter=2", "train.eval_period=1", "train.checkpointer.period=1"]
+    return [*tiny, "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=1"]
 
 
 def _film(file: str, photo: Path) -> None:

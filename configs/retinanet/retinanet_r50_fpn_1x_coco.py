@@ -9,8 +9,8 @@
 Reference: 8 workers x 2 images, SGD 0.01, as in MMDetection's configs/retinanet file of this name
 with its schedule_1x.py; its authors report box AP 36.5 (metafile.yml). Detectron2's authors report
 37.4 (MODEL_ZOO.md) for retinanet_R_50_FPN_1x, which is caffe style with several scales, and trains
-for 90,000 iterations with a warm-up of 1,000. Not run here. The model is Detectron2's, with
-BatchNorm frozen entirely.
+for 90,000 iterations with a warm-up of 1,000. Not run here. The model follows MMDetection's rules;
+only BatchNorm's scale and shift, which MMDetection trains, are fixed.
 """
 
 from ..common.data.coco import data, dataloader, datasets

@@ -406,11 +406,10 @@ def _check_pyramid(cfg: Any) -> None:
     if not known:
         return
     fields = ["model.proposal_generator.head.in_channels"]
-    fields += [f"model.roi_heads.{prefix}_head.input_shape.channels" for prefix in _HEADS]
-    for name in ("model.roi_heads.box_heads", "model.head.input_shape"):
-        several = _get(cfg, name) or []
-        shape = "" if name.endswith("input_shape") else ".input_shape"
-        fields += [f"{name}[{i}]{shape}.channels" for i in range(len(several))]
+    heads = [head for prefix in _HEADS for head in _heads(cfg, prefix)]
+    fields += [f"{head}.input_shape.channels" for head in heads]
+    levels = _get(cfg, "model.head.input_shape") or []
+    fields += [f"model.head.input_shape[{i}].channels" for i in range(len(levels))]
     for field in fields:
         _agree(cfg, field, "model.backbone.out_channels")
 
@@ -424,15 +423,21 @@ def _check_roi_head(cfg: Any, prefix: str) -> None:
             f"{heads}_in_features={list(features)} has {len(features)} levels, but"
             f" {heads}_pooler.scales={list(scales)} has {len(scales)}; give one scale per level"
         )
-    several = range(len(_get(cfg, f"{heads}_heads") or []))
-    for head, predictor in [
-        (f"{heads}_head", f"{heads}_predictor"),
-        *((f"{heads}_heads[{i}]", f"{heads}_predictors[{i}]") for i in several),
-    ]:
+    for head in _heads(cfg, prefix):
+        predictor = head.replace(f"{heads}_head", f"{heads}_predictor")
         for side in ("height", "width"):
             _agree(cfg, f"{head}.input_shape.{side}", f"{heads}_pooler.output_size")
         if dims := _get(cfg, f"{head}.fc_dims"):
             _agree(cfg, f"{predictor}.input_shape.channels", f"{head}.fc_dims[{len(dims) - 1}]")
+
+
+def _heads(cfg: Any, prefix: str) -> list[str]:
+    """Return the fields of the heads of one kind: several in a cascade."""
+    heads = f"model.roi_heads.{prefix}"
+    for name in (f"{heads}_heads", f"{heads}_head"):
+        if isinstance(several := _get(cfg, name), ListConfig):
+            return [f"{name}[{i}]" for i in range(len(several))]
+    return [f"{heads}_head"]
 
 
 def _agree(cfg: Any, field: str, other: str) -> None:

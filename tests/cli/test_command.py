@@ -36,8 +36,9 @@ def test_help_version_and_an_unknown_command(d2ext_command):
     done = d2ext_command("--help")
     assert done.status == 0 and done.stdout.startswith("usage: d2ext COMMAND ...\n")
     assert d2ext_command().stdout == done.stdout
+    width = max(map(len, COMMANDS))
     for name, text in COMMANDS.items():
-        assert f"  {name:12}  {text}\n" in done.stdout
+        assert f"  {name:{width}}  {text}\n" in done.stdout
     assert d2ext_command("--version").stdout == f"d2ext {d2ext.__version__}\n"
     done = d2ext_command("trian", "mine.py")
     assert (done.status, done.stderr) == (

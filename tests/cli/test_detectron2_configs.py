@@ -18,6 +18,7 @@ CONFIGS = REPO / "tests" / "detectron2_style" / "configs"
 # Results of each config, as <metric>/<task>.
 RESULTS = {
     "cascade_rcnn": {"coco/bbox", "coco/segm"},
+    "cascade_rcnn_mmdet": {"coco/bbox", "coco/segm"},  # with d2ext's classes
     "detr": {"coco/bbox"},
     "faster_rcnn": {"coco/bbox"},
     "fcos": {"coco/bbox"},
@@ -26,12 +27,21 @@ RESULTS = {
     "mask_rcnn_c4": {"coco/bbox", "coco/segm"},
     "panoptic_fpn": {"coco/bbox", "coco/segm", "sem_seg/sem_seg"},
     "retinanet": {"coco/bbox"},
+    "retinanet_mmdet": {"coco/bbox"},
     "vitdet": {"coco/bbox", "coco/segm"},
 }
+STOCK_MODELS = [name for name in RESULTS if not name.endswith("_mmdet")]
 QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slow tests
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
-# Runs in other processes are compared with this config; in `make nightly`, with all of them.
-SOME = [pytest.param(n, marks=[pytest.mark.nightly] * (n != "mask_rcnn")) for n in RESULTS]
+
+
+def _nightly_except(first, names):
+    return [pytest.param(n, marks=[pytest.mark.nightly] if n != first else []) for n in names]
+
+
+# Runs in other processes are compared with one config; in `make nightly`, with all of them.
+SOME = _nightly_except("mask_rcnn", RESULTS)
+STOCK_FILES = _nightly_except("mask_rcnn.py", [f"{name}.py" for name in STOCK_MODELS])
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +161,8 @@ def test_two_processes_are_killed_resume_and_equal_one(train, train_on_two, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SOME, "mask_rcnn.yaml"])
-def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize("config", [*STOCK_FILES, "mask_rcnn.yaml"])
+def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch, tmp_path, config):
     """Weights, batches and seeds are the same; see tests/detectron2_style/stock.py."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(photos))
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
@@ -160,7 +170,7 @@ def test_losses_are_those_of_detectron2s_scripts(train_net, photos, monkeypatch,
     theirs.mkdir()
     hook = f"{{_target_: tests.detectron2_style.stock.Record, folder: {mine}}}"
     options = ["--no-validate", "--work-dir", tmp_path / "run", *STOCK, f"train.hooks=[{hook}]"]
-    config = CONFIGS / (name if name.endswith(".yaml") else f"{name}.py")
+    config = CONFIGS / config
     if config.suffix == ".yaml":
         options.append("train.yacs_setup=[tests.detectron2_style.photos.register_photos]")
     done = train_net(*options, config=config)

@@ -131,7 +131,8 @@ def test_the_plan_counts_annotations_that_are_not_trained_on(repo, train_net, ph
     done = _plan(train_net, repo, photos, *_own(photos, content))
     assert done.status == 2 and not (photos / "run").exists()
     line = done.stderr.strip().splitlines()[-1]
-    assert f"{total} of {total} annotations are not trained on: {total} crowds (CVAT" in line
+    words = f"{total} of {total} annotations are not trained on: {total - 2} crowds (CVAT"
+    assert words in line and "1 marked difficult or ignore, 1 group" in line
     assert "sed -E" in line
 
 

@@ -54,10 +54,15 @@ def test_a_full_disk_leaves_no_files(repo: Path, tmp_path: Path) -> None:
 
 
 def test_coco_and_cityscapes_are_checked_without_torch(repo: Path, tmp_path: Path) -> None:
+    image_sets = tmp_path / "VOC2012" / "ImageSets" / "Main"
+    image_sets.mkdir(parents=True)
+    (image_sets / "trainval.txt").write_text("2008_000002")
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text("{}")
     for name, words in (
         ("coco", f"{tmp_path}/coco/annotations lacks instances_val2017.json"),
+        ("voc", f"{image_sets}/trainval.txt lists 1 photo, not 11,540 and lacks 1 annotation"),
+        ("open_images", f"{tmp_path}/OpenImages lacks annotations/oidv6-train"),
         ("cityscapes", "Log in at https://www.cityscapes-dataset.com/downloads"),
     ):
         line = command(repo, name, "--root", tmp_path)

@@ -62,7 +62,7 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _end(process, seconds=120):
+def _end(process, seconds=240):
     """Return output and status, and check that no process of the session survived."""
     output = process.communicate(timeout=seconds)[0]
     deadline = time.time() + 10
@@ -132,7 +132,7 @@ def test_two_machines_with_two_processes_each(start, small, tmp_path):
     processes = [start("--machine-rank", rank, *common) for rank in (0, 1)]
     outputs = []
     for process in processes:
-        output, status = _end(process, seconds=240)
+        output, status = _end(process)
         assert status == 0, output
         outputs.append(output)
     assert _table(outputs[0]) == [["0", "0"], ["1", "1"], ["2", "0"], ["3", "1"]]
@@ -158,7 +158,7 @@ def test_two_runs_of_dist_train_sh_at_once(start, small, tmp_path):
         for name in "ab"
     ]
     for process in processes:
-        output, status = _end(process, seconds=240)
+        output, status = _end(process)
         assert status == 0, output
     a, b = (_weights(tmp_path / name) for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -258,7 +258,8 @@ def test_contradictory_options_are_one_line_errors(
 
 
 @pytest.mark.slow
-def test_all_together_with_accumulation_in_two_processes(train_net, tiny, tmp_path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_all_together_with_accumulation_in_two_processes(train_net, tiny, tmp_path, compiled):
     """2 x 2 micro-batches equal 1 x 4, with every technique that does not mix images."""
     common = [*tiny, "train.max_iter=2", "train.reference_batch_size=4", "train.eval_period=1"]
     common += ["train.reference_world_size=4"]
@@ -266,7 +267,7 @@ def test_all_together_with_accumulation_in_two_processes(train_net, tiny, tmp_pa
     common += ["train.amp.dtype=bfloat16", "train.best.metric=coco/bbox/AR100"]
     common += ["train.early_stopping_patience=5", "train.deterministic=True", "optimizer.lr=0.001"]
     common += ["train.checkpointer.max_to_keep=1", "train.checkpointer.period=1"]
-    common += ["train.compile.enabled=True", "train.compile.backend=eager"]
+    common += [f"train.compile.enabled={compiled}", "train.compile.backend=eager"]
     for name, flags, options in (
         ("one", [], ["train.accumulate=4"]),
         ("two", ["--num-gpus", 2], ["train.accumulate=2"]),

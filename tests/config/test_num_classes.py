@@ -14,6 +14,7 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 from omegaconf import OmegaConf
 from torch import nn
 
+from d2ext import get_config
 from d2ext.config.model_kind import meta_architecture, returns_masks
 from d2ext.config.num_classes import (
     check_num_classes,
@@ -194,3 +195,13 @@ def test_models_of_unknown_kinds_may_return_masks():
     assert returns_masks(
         yacs("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", META_ARCHITECTURE="MaskFormer")
     )
+
+
+def test_each_mask_head_of_a_cascade_has_a_count():
+    model = get_config("common/models/cascade_mask_rcnn_fpn_pytorch.py").model
+    filled = with_num_classes(model, 3)
+    masks = [f"roi_heads.mask_head.{i}.num_classes" for i in range(3)]
+    assert [OmegaConf.select(filled, field) for field in masks] == [3, 3, 3]
+    for head in filled.roi_heads.mask_head:
+        head.num_classes = 1  # class-agnostic masks
+    check_num_classes(filled, ["a", "b", "c"])

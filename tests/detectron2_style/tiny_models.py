@@ -2,6 +2,7 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+from omegaconf import ListConfig
 
 CHANNELS = 16
 
@@ -52,5 +53,22 @@ def shrink_rcnn(model, norm="FrozenBN"):
         predictor.input_shape.channels = CHANNELS
         predictor.test_score_thresh = 0.0
     if "mask_head" in heads:
-        heads.mask_head.input_shape.channels = CHANNELS
-        heads.mask_head.conv_dims = [CHANNELS, CHANNELS]
+        masks = heads.mask_head
+        for head in masks if isinstance(masks, ListConfig) else [masks]:
+            head.input_shape.channels = CHANNELS
+            head.conv_dims = [CHANNELS, CHANNELS]
+
+
+def shrink_retinanet(model):
+    """Change the config of a RetinaNet, with two classes, in place."""
+    shrink_resnet(model.backbone.bottom_up)
+    model.backbone.out_channels = CHANNELS
+    model.backbone.top_block.in_channels = 64
+    for shape in model.head.input_shape:
+        shape.channels = CHANNELS
+    model.head.conv_dims = [CHANNELS]
+    sizes = (8, 16, 24, 32, 48)
+    model.anchor_generator.sizes = [[size, size * 1.26, size * 1.59] for size in sizes]
+    model.pixel_std = [57.375, 57.120, 58.395]
+    model.num_classes = 2
+    model.test_score_thresh = 0.0

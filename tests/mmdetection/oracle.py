@@ -6,7 +6,7 @@ Weights are not stored: `fill` makes the same ones again from the tensors' names
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,16 @@ def shapes(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def checkpoint(name: str, path: Path) -> Path:
-    """Write a recorded model's checkpoint as MMDetection 3.x does, with 80 class names."""
-    content = {"meta": {"dataset_meta": {"classes": CLASSES}}, "state_dict": weights(name)}
+def checkpoint(name: str, path: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """Write a recorded model's checkpoint as MMDetection 3.x does, with 80 class names.
+
+    Args:
+        name: Name of the recorded model.
+        path: File to write.
+        more: Other metadata, such as `cfg`, the text of the config.
+    """
+    meta = {"dataset_meta": {"classes": CLASSES}, **(more or {})}
+    content = {"meta": meta, "state_dict": weights(name)}
     torch.save(content, path)
     return path
 

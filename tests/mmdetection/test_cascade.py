@@ -69,6 +69,7 @@ def test_stages_are_equal_on_the_same_boxes(model):
         oracle.report(NAME, **{k: oracle.assert_array(NAME, k, v) for k, v in differences.items()})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_detections_are_equal(model):
     model.eval()

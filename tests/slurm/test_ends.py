@@ -204,6 +204,7 @@ def test_status_and_cancel_if_slurm_does_not_answer(node, run_tool, tmp_path, mo
     assert "--cluster local" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_refused_submission_changes_nothing(node, run_tool, tiny, tmp_path, monkeypatch):
     """The directory stays even with --overwrite."""
     for name, value in node.env.items():

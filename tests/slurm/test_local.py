@@ -22,6 +22,13 @@ from tests.conftest import REPO, SCRIPT, checkout_env
 from tests.slurm.conftest import LITE0, SUBMIT, until
 
 
+def _submit(*args):
+    """Run tools/submit.py in a process of its own, which the job outlives."""
+    command = [sys.executable, SUBMIT, *map(str, args)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_submit_without_slurm_trains_on_this_machine(
     run_tool, tiny, no_slurm, tmp_path, monkeypatch
@@ -30,8 +37,8 @@ def test_submit_without_slurm_trains_on_this_machine(
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", no_slurm["PATH"])
     flags = ["--config-file", LITE0, "--work-dir", tmp_path / "out", "--wait", "--mem", "1G"]
-    done = run_tool("submit", *flags, *tiny)
-    assert done.status == 0, done.stdout + done.stderr
+    done = _submit(*flags, *tiny)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster     local: this machine has no Slurm, so the run starts here" in done.stdout
     assert "ignored     --mem: these flags need Slurm" in done.stdout
     assert "report: " in done.stdout and (tmp_path / "out" / "model_final.pth").is_file()
@@ -39,8 +46,8 @@ def test_submit_without_slurm_trains_on_this_machine(
     assert re.search(r"finished .* 4 of 4 .* 0$", table.strip()), table
     again = run_tool("submit", *flags, *tiny)
     assert again.status == 2 and "holds another run" in again.stderr
-    over = run_tool("submit", *flags, "--overwrite", *tiny, "optimizer.lr=1e9")
-    assert over.status == 2, over.stdout + over.stderr
+    over = _submit(*flags, "--overwrite", *tiny, "optimizer.lr=1e9")
+    assert over.returncode == 2, over.stdout + over.stderr
     assert "not requeued (status 2)" in over.stdout
     assert len(list(tmp_path.glob("out.*/model_final.pth"))) == 1
 

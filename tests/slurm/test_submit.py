@@ -164,6 +164,7 @@ def test_slurm_train_sh_reads_its_variables(repo, tiny, tmp_path):
         assert f"#SBATCH --{line}\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_would_move_its_own_config(submit, trained, tiny, tmp_path):
     """The command is refused before anything moves."""
     run = shutil.copytree(trained, tmp_path / "run")

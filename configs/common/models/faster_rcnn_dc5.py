@@ -1,15 +1,19 @@
 """Faster R-CNN with a ResNet-50 DC5, caffe style: no FPN, and a dilated res5 with stride 16.
 
-Detectron2 has the same model as configs/COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml.
+Detectron2 has the same model as configs/COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml; the padding is
+MMDetection's.
 """
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
+from d2ext.modeling.backbones.padded_resnet import PaddedResNet
+
 from .faster_rcnn_fpn import model
 
 model.backbone = model.backbone.bottom_up
+model.backbone._target_ = PaddedResNet
 model.backbone.out_features = ["res5"]
 model.backbone.stages = [
     L(ResNet.make_stage)(

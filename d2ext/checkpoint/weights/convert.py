@@ -49,7 +49,9 @@ def convert_from_mmdetection(source: Path, destination: Path) -> str:
         )
     _write(destination, {"model": kept, "classes": list(content.classes)})
     model = fitting_recipes(content.tensors, content.expects.get("stride_in_1x1"))
-    return f"{_summary(destination, kept, content, unknown)}; {model}"
+    known = ", ".join(f"{key}={value}" for key, value in content.expects.items())
+    known = f"it expects {known}" if known else "it does not say which input it expects"
+    return f"{_summary(destination, kept, content, unknown)}; {model}; {known}"
 
 
 def convert_to_mmdetection(source: Path, destination: Path) -> str:

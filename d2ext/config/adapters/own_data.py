@@ -39,6 +39,7 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
         return
     trains = any(text.lstrip("+").startswith("data.train.") for text in overrides)
     changes: list[str] = []
+    before = _names(cfg)
     if trains and (count := _class_count(cfg)):
         changes += follow_classes(cfg.model, count)
     if trains and OmegaConf.select(cfg, _SEMANTIC):
@@ -49,11 +50,24 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
         same = OmegaConf.is_interpolation(cfg.dataloader, split)  # val, where it is the test loader
         if loader and not same and (trains or split != "train"):
             changes += _exchange(loader, f"dataloader.{split}", name)
+    for name in before - _names(cfg):  # their files may be missing
+        cfg.datasets.pop(name, None)
     cfg.datasets = OmegaConf.merge(cfg.datasets, template.datasets)
     cfg.data = OmegaConf.merge(cfg.get("data") or {}, template.data)
     changes += _exchange_metrics(cfg)
     origin = cfg.get("origin") or {"format": "", "changes": [], "ignored": []}
     cfg.origin = {**origin, "changes": [*origin["changes"], *dict.fromkeys(changes)]}
+
+
+def _names(cfg: Any) -> set[str]:
+    """Return the names of the datasets that the loaders read."""
+    from omegaconf import OmegaConf
+
+    found: set[str] = set()
+    for split in _OWN:
+        names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []
+        found |= {names} if isinstance(names, str) else set(names)
+    return found
 
 
 def _exchange(loader: Any, field: str, name: str) -> list[str]:
@@ -106,6 +120,9 @@ def _exchange_metrics(cfg: Any) -> list[str]:
         if target.startswith(_FOR_OTHERS) and target != _COCO:
             del cfg.evaluators[name]
             lines.append(f"evaluators.{name} ({target.rpartition('.')[2] or name}) is removed")
+        elif node.get("hierarchy_file"):  # of Open Images' classes
+            node.hierarchy_file = None
+            lines.append(f"evaluators.{name}.hierarchy_file is removed")
     if not cfg.evaluators:
         cfg.evaluators.coco = {"_target_": f"{_METRICS}coco.CocoMetric"}
         lines.append("evaluators.coco is added")

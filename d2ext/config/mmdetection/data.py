@@ -517,7 +517,7 @@ def _translate_crop(step: Fields, made: _Pipeline) -> Call | None:
     # Theirs is (width, height), except in ranges, which both libraries use as (least, most).
     size = list(size) if kind == "absolute_range" else [size[1], size[0]]
     step.became(["type", "crop_size", "crop_type"], f"RandomCrop({kind}, {size})")
-    if step.get("recompute_bbox"):
+    if step.get("recompute_bbox") and made.masks:
         made.recompute_boxes = True
     step.became("recompute_bbox", f"dataloader.train.mapper.recompute_boxes={made.recompute_boxes}")
     if step.get("allow_negative_crop", False):
@@ -572,11 +572,12 @@ def _translate_evaluators(
     if config.get("test_evaluator") in (None, config.get("val_evaluator")):
         config.became("test_evaluator", "evaluators: those of the validation set")
     tests = _evaluators(config.sections("test_evaluator"), sets.get("test", ()), root)
-    draft.set("evaluators", made or {"coco": Call("d2ext.evaluation.coco.CocoMetric", {})})
+    found: dict[str, Any] = made or {"coco": Call("d2ext.evaluation.coco.CocoMetric", {})}
     if not same_test and tests != made and tests:
-        for part in sets.get("test", ()):
-            draft.set(f"evaluators.{part.name}", tests)
-    elif tests != made:
+        draft.set("evaluators", found | {part.name: tests for part in sets.get("test", ())})
+        return
+    draft.set("evaluators", found)
+    if tests != made:
         for f in config.sections("test_evaluator"):
             f.differs(list(f), "the metrics of the validation set are used")
 

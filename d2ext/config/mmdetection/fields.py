@@ -11,7 +11,7 @@ Outcome = Literal["set", "unused", "differs", "unknown"]
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one field.
+    """Outcome of one field.
 
     Attributes:
         field: Dotted name in their config, with indices of lists: `train_pipeline.2.scale`.

@@ -64,9 +64,13 @@ class _Model:
 
         field = f"{path}._target_".lstrip(".")
         if target_name(OmegaConf.select(self.config, field)) != target:
-            module, _, name = target.rpartition(".")
-            self.draft.use(module, name)
-            self.draft.set(f"model.{field}", Code(name))
+            self.draft.set(f"model.{field}", self.imported(target))
+
+    def imported(self, target: str) -> Code:
+        """Import a class, and return its name."""
+        module, _, name = target.rpartition(".")
+        self.draft.use(module, name)
+        return Code(name)
 
     def delete(self, path: str) -> None:
         """Remove a field."""
@@ -123,7 +127,7 @@ def translate_model(model: Fields, draft: Draft) -> None:
     draft.start("model", recipe)
     ours = _Model(draft, get_config(recipe).model)
     model.became("type", recipe)
-    _translate_preprocessor(model.section("data_preprocessor"), ours, kind)
+    _translate_preprocessor(model.section("data_preprocessor"), ours)
     start_level = model.section("neck").get("start_level", 0)
     _translate_backbone(model.section("backbone"), ours, kind, start_level)
     channels = _translate_neck(model, ours) if kind == "fpn" else None
@@ -165,18 +169,17 @@ def _backbone_words(kind: str) -> str:
     return {"fpn": "an FPN", "c4": "a shared head (C4)", "dc5": "no neck (DC5)"}[kind]
 
 
-def _translate_preprocessor(f: Fields, ours: _Model, kind: str) -> None:
+def _translate_preprocessor(f: Fields, ours: _Model) -> None:
     """Translate mean, std, channel order and padding."""
     _require(f, type="DetDataPreprocessor")
     rgb = bool(f.get("bgr_to_rgb", False))
     f.became(["bgr_to_rgb", "rgb_to_bgr"], ours.set("input_format", "RGB" if rgb else "BGR"))
     f.became("mean", ours.set("pixel_mean", list(f.get("mean") or [0.0, 0.0, 0.0])))
     f.became("std", ours.set("pixel_std", list(f.get("std") or [1.0, 1.0, 1.0])))
-    divisor = 32 if kind == "fpn" else 1
-    if f.get("pad_size_divisor", 1) == divisor:
-        f.became("pad_size_divisor", _SAME)
+    if f.get("pad_size_divisor", 1) == 32:
+        f.became("pad_size_divisor", "the multiple of our backbones")
     else:
-        f.differs("pad_size_divisor", f"sizes are padded to a multiple of {divisor}")
+        f.differs("pad_size_divisor", "sizes are padded to a multiple of 32")
     f.unused(["pad_mask", "mask_pad_value"], "masks are not padded here")
     _expect(f, pad_value=0)
     for augment in f.sections("batch_augments"):
@@ -205,7 +208,7 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) ->
     _require(f, **layout)
     indices = {"fpn": (0, 1, 2, 3), "c4": (2,), "dc5": (3,)}[kind]
     _require(f, out_indices=indices)
-    norm, fixed = _norm(f)
+    norm = _translate_norm(f, ours)
     caffe = f.get("style", "pytorch") == "caffe"
     freeze_at = f.get("frozen_stages", -1) + 1
     groups = f.get("groups", 1)
@@ -226,15 +229,11 @@ def _translate_backbone(f: Fields, ours: _Model, kind: str, start_level: int) ->
         f.became(["type", "depth", "groups", "base_width", "frozen_stages", "style"], text)
     else:
         _translate_resnet(f, ours, path, depth, caffe, freeze_at, norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
     f.unused("with_cp", "has no effect on the results")
 
 
 def _translate_resnet(
-    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: str
+    f: Fields, ours: _Model, path: str, depth: int, caffe: bool, freeze_at: int, norm: Any
 ) -> None:
     """Translate a ResNet, whose stages are one call, or a call each in a DC5 model."""
     f.became("frozen_stages", ours.set(f"{path}.freeze_at", freeze_at))
@@ -252,22 +251,24 @@ def _translate_resnet(
             f.became("style", ours.set(f"{part}.stride_in_1x1", caffe))
 
 
-def _norm(f: Fields) -> tuple[str, bool]:
-    """Return our norm for a backbone, and whether it trains the same parameters as theirs."""
+def _translate_norm(f: Fields, ours: _Model) -> Any:
+    """Record what became of the norm of a backbone, and return ours."""
     norm_cfg = f.section("norm_cfg")
-    kind = norm_cfg.type or "BN"
+    kind, fixed = norm_cfg.type or "BN", f.get("norm_eval", True)
     trained = bool(norm_cfg.get("requires_grad", True))
-    if kind in ("BN", "SyncBN"):
-        if f.get("norm_eval", True):
-            return "FrozenBN", not trained
-        return kind, trained
-    if kind == "GN" and norm_cfg.get("num_groups") == 32:
-        return "GN", trained
-    _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
-
-
-def _fixed_norm(norm: str) -> str:
-    return f"{norm}: scale and shift are {'fixed' if norm == 'FrozenBN' else 'trained'} here"
+    norm: Any = kind
+    if kind in ("BN", "SyncBN") and fixed:
+        norm = "FrozenBN"
+        if trained:
+            norm = ours.imported("d2ext.modeling.norms.FixedStatisticsBatchNorm")
+    elif kind not in ("BN", "SyncBN") and (kind, norm_cfg.get("num_groups")) != ("GN", 32):
+        _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
+    names = ["norm_cfg", "norm_eval"]
+    if trained or norm == "FrozenBN":
+        f.became(names, norm if isinstance(norm, str) else norm.text)
+    else:
+        f.differs(names, f"{norm}: scale and shift are trained")
+    return norm
 
 
 def _translate_neck(model: Fields, ours: _Model) -> int:
@@ -613,12 +614,7 @@ def _translate_shared_head(f: Fields, ours: _Model, path: str) -> None:
     if _needed(f, "depth") < 50:
         _unsupported(f, "depth", "50, 101 and 152")
     f.became("depth", f"model.{path}")
-    norm, fixed = _norm(f)
-    ours.set(f"{path}.norm", norm)
-    if fixed:
-        f.became(["norm_cfg", "norm_eval"], norm)
-    else:
-        f.differs(["norm_cfg", "norm_eval"], _fixed_norm(norm))
+    ours.set(f"{path}.norm", _translate_norm(f, ours))
     f.became("style", ours.set(f"{path}.stride_in_1x1", f.get("style", "pytorch") == "caffe"))
     f.became("init_cfg", "train.init_checkpoint")
 
@@ -712,7 +708,8 @@ def _translate_retinanet(model: Fields, ours: _Model, channels: int | None) -> N
         text = ours.set(f"focal_loss_{theirs}", loss.get(theirs, default))
         loss.became(theirs, text)
     _translate_box_loss(f, ours, "")
-    _translate_loss_weights(f, ours, "", "loss_cls", "loss_box_reg")
+    for part in (loss, f.section("loss_bbox")):
+        _expect(part, loss_weight=1.0)
     train, test = model.section("train_cfg"), model.section("test_cfg")
     _translate_assigner(train.section("assigner"), ours, "anchor_matcher")
     _expect(train.section("sampler"), type="PseudoSampler")

@@ -65,6 +65,11 @@ _MAX_ITEMS = 1_000_000  # length up to which sequences are repeated, and ranges 
 class _Name(str):
     """A name that a config imports: `mmdet.models.FasterRCNN`."""
 
+    def __getattr__(self, name: str) -> "_Name":  # of a module, in executed files
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Name(f"{self}.{name}")
+
 
 def read_config(path: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
     """Return the values of an MMDetection config (2.x or 3.x), merged over those of its bases.

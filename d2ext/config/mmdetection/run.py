@@ -49,6 +49,11 @@ _NO_EFFECT = {
     "tta_pipeline": "--tta evaluates with dataloader.tta",
     "_scope_": "a prefix of type names",
 }
+# Variables of MMDetection's own files, which other files may leave without use.
+_VARIABLES = (
+    *("train_pipeline", "test_pipeline", "dataset_type", "data_root", "backend_args"),
+    "img_norm_cfg",
+)
 _HOOKS_WITHOUT_EFFECT = {
     "NumClassCheckHook": "preflight compares the classes of the model and of the data",
     "CheckInvalidLossHook": "train.bad_loss stops at a NaN or infinite loss",
@@ -508,6 +513,8 @@ def unused_variables(config: Fields) -> None:
         user = next((n for n in [*sections, *known] if n != name and _uses(config[n], value)), None)
         if user is not None:
             config.unused(name, f"a variable; see {user}")
+        elif name in _VARIABLES:
+            config.unused(name, "a variable that no section uses")
 
 
 def _has_rows(config: Fields, name: str) -> bool:
@@ -520,8 +527,8 @@ def _uses(where: Any, value: Any) -> bool:
         return True
     if isinstance(where, str) and isinstance(value, str) and value:
         return value in where
-    if isinstance(where, Mapping):
-        return any(_uses(part, value) for part in where.values())
-    if isinstance(where, list | tuple):
-        return any(_uses(part, value) for part in where)
-    return False
+    parts = list(where.values()) if isinstance(where, Mapping) else where
+    if isinstance(parts, list | tuple) and any(_uses(part, value) for part in parts):
+        return True
+    several = isinstance(value, list | tuple) and len(value) > 0
+    return several and all(_uses(where, part) for part in value)

@@ -85,8 +85,7 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
     if isinstance(given.get("model"), dict) and given["model"].get("pretrained"):
         checkpoint = given["model"].pop("pretrained")
         init = {"type": "Pretrained", "checkpoint": checkpoint}
-        spelling.add("model.backbone.init_cfg", init)
-        spelling.names["model.backbone.init_cfg.checkpoint"] = "model.pretrained"
+        spelling.add("model.backbone.init_cfg", init, "model.pretrained")
     if isinstance(given.get("data"), dict):
         _spell_data(spelling)
     _spell_schedule(spelling)
@@ -97,6 +96,8 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
 def _spell_data(spelling: Spelling) -> None:
     data = spelling.values["data"]
     kind = _dataset_type(data.get("val") or data.get("test"))
+    names = ("samples_per_gpu", "workers_per_gpu")
+    shared = {name: data.pop(name) for name in names if name in data}
     for split in ("train", "val", "test"):
         loader = f"{split}_dataloader"
         options = data.get(loader)
@@ -104,10 +105,9 @@ def _spell_data(spelling: Spelling) -> None:
         for old, new in (("samples_per_gpu", "batch_size"), ("workers_per_gpu", "num_workers")):
             if isinstance(options, dict):
                 spelling.move(f"data.{loader}.{old}", f"{loader}.{new}")
-            if old in data and loader in spelling.values:
-                found = spelling.values[loader]
-                if split == "train" and new not in found:
-                    spelling.move(f"data.{old}", f"{loader}.{new}")
+            found = spelling.values.get(loader)
+            if found and old in shared and new not in found:
+                spelling.add(f"{loader}.{new}", shared[old], f"data.{old}")
         if isinstance(options, dict):
             for name in list(options):
                 spelling.move(f"data.{loader}.{name}", f"{loader}.{name}")
@@ -251,7 +251,7 @@ def _spell_normalize(spelling: Spelling, step: dict, old: str) -> None:
     if not isinstance(spelling.values.get("model"), dict):
         return
     preprocessor = "model.data_preprocessor"
-    if "data_preprocessor" not in spelling.values["model"]:
+    if not spelling.values["model"].get("data_preprocessor"):
         spelling.add(preprocessor, {"type": "DetDataPreprocessor"})
     for name, its in (("mean", "mean"), ("std", "std"), ("to_rgb", "bgr_to_rgb")):
         value = step.get(name, True if name == "to_rgb" else None)

@@ -211,7 +211,7 @@ def csv_rows(path: str | Path) -> csv.DictReader:
     return rows
 
 
-def open_text(path: str | Path) -> Iterator[str]:
+def text_lines(path: str | Path) -> Iterator[str]:
     """Yield the lines of a text file like `read_text`, without reading it as a whole.
 
     Raises:
@@ -225,17 +225,12 @@ def open_text(path: str | Path) -> Iterator[str]:
         raise
     if head.startswith(ARCHIVES):
         raise UserError(f"{path} is {advice(path)}")
-    lines = 0
     try:
         with open(path, encoding=encoding_of(head), newline="") as f:
-            for text in f:
-                yield text
-                lines += 1
-    except UnicodeDecodeError as e:
-        raise UserError(
-            f"{path} is not valid {e.encoding.upper()} (after line {lines}: {e.reason}); save it as"
-            " UTF-8, for example with `iconv -f CP1252 -t UTF-8`"
-        ) from None
+            yield from f
+    except UnicodeDecodeError:
+        read_text(path)  # raises an error that names the byte
+        raise
 
 
 def csv_lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
@@ -247,7 +242,7 @@ def csv_lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         UserError: The file cannot be read, is in another encoding, or is malformed.
     """
     csv.field_size_limit(sys.maxsize)
-    lines = open_text(path)
+    lines = text_lines(path)
     first = next(lines, "")
     rows = csv.reader(itertools.chain([first], lines), delimiter=max(",;\t", key=first.count))
     try:

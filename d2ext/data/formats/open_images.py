@@ -29,7 +29,7 @@ from d2ext.data.formats.json_io import (
     by_name,
     csv_lines,
     is_litter,
-    open_text,
+    text_lines,
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
@@ -273,7 +273,7 @@ def _challenge_rows(source: Path) -> Iterator[_Row]:
     boxes, and as many with `label xmin ymin xmax ymax group`. Labels count from 1, as in the third
     column of cls-label-description.csv.
     """
-    lines = enumerate(open_text(source), 1)
+    lines = enumerate(text_lines(source), 1)
     for line, name in lines:
         stem = os.path.splitext(os.path.basename(name.strip()))[0]
         next(lines, None)

@@ -71,6 +71,6 @@ def _count(folder: Path) -> int:
     subfolders = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
     return sum(
         name.lower().endswith(".jpg")
-        for place in (folder, *subfolders)
+        for place in (str(folder), *subfolders)
         for name in os.listdir(place)
     )

@@ -138,7 +138,7 @@ def _check(root: Path, one: ImageSet) -> str:
     photos = set(os.listdir(folder / "JPEGImages")) if (folder / "JPEGImages").is_dir() else set()
     lacking = []
     if len(listed) != one.images:
-        lacking.append(f"lists {len(listed):,} photos, not {one.images:,}")
+        lacking.append(f"lists {plural(len(listed), 'photo')}, not {one.images:,}")
     for what, absent in (
         ("annotation", [file.name for _, file in listed if not file.is_file()]),
         ("photo", [f"{name}.jpg" for name, _ in listed if f"{name}.jpg" not in photos]),

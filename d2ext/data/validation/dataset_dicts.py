@@ -161,13 +161,17 @@ def _most_of_a_class(objects: Columns, num_classes: int) -> int:
 
 
 def _skipped(columns: Columns, metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Count the annotations that training skips, each for one reason."""
+    """Count the annotations that training skips, each for one reason.
+
+    Difficult objects and groups usually are crowds, too, because other programs ignore only those.
+    """
     flags = columns.flags
-    crowds = int(np.sum(flags & CROWD > 0))
-    groups = int(np.sum(flags == GROUP_OF))
+    difficult = flags & DIFFICULT > 0
+    crowds = int(np.sum(flags == CROWD))
+    groups = int(np.sum((flags & GROUP_OF > 0) & ~difficult))
     counts = {
         _crowds(crowds, len(flags), metadata): crowds,
-        "marked difficult or ignore": int(np.sum((flags & DIFFICULT > 0) & (flags & CROWD == 0))),
+        "marked difficult or ignore": int(np.sum(difficult)),
         "group (is_group_of)" if groups == 1 else "groups (is_group_of)": groups,
         **metadata.get("left_out", {}),
     }

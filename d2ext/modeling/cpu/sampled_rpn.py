@@ -86,7 +86,7 @@ class SampledRPN(RPN):
 
 
 class SampledValidAnchorRPN(SampledRPN, ValidAnchorRPN):
-    """The same for a `ValidAnchorRPN`."""
+    """A `ValidAnchorRPN` that computes its losses in this way."""
 
 
 _SAMPLED = {RPN: SampledRPN, ValidAnchorRPN: SampledValidAnchorRPN}

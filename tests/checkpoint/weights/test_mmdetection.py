@@ -350,7 +350,7 @@ def test_checkpoints_of_1x_are_refused(tmp_path, meta, more):
 
 
 def test_the_averaged_weights_are_under_the_name_that_mmengine_gives_them(tmp_path):
-    """It exchanges the two sets of weights when it saves a checkpoint."""
+    """EMA exchanges the two sets of weights when it saves a checkpoint."""
     raw = {f"module.{name}": tensor + 1 for name, tensor in _state().items()}
     raw["steps"] = torch.tensor(3)
     content = {"meta": {}, "state_dict": _state(), "ema_state_dict": raw}
@@ -410,12 +410,13 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
         "backbone.bn1.num_batches_tracked": torch.tensor(7),
         "semantic_head.conv.weight": torch.zeros(1),
     }
-    content = {"meta": {"dataset_meta": {"classes": CLASSES}}, "state_dict": state}
-    torch.save(content, tmp_path / "mm.pth")
+    meta = {"dataset_meta": {"classes": CLASSES}, "cfg": "a = dict(style='caffe')"}
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "mm.pth")
     run_command(["convert-weights", "mmdet", "mm.pth", "ours.pth"])
     assert re.match(
         r"wrote ours.pth: 13 tensors, the names of 2 classes; left out, without a counterpart:"
-        r" semantic_head.conv \(1 tensor\); d2ext has no recipe for its model\n",
+        r" semantic_head.conv \(1 tensor\); d2ext has no recipe for its model; it expects"
+        r" stride_in_1x1=True\n",
         capsys.readouterr().out,
     )
     ours = torch.load(tmp_path / "ours.pth", weights_only=True)

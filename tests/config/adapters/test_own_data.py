@@ -56,6 +56,16 @@ def test_metrics_of_another_dataset_are_replaced():
     assert "evaluators.cityscapes (CityscapesMetric) is removed" in cfg.origin.changes
 
 
+def test_replaced_datasets_need_no_files():
+    """Those of Open Images read the names of their classes as soon as they are declared."""
+    cfg = get_config("faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py", DATA)
+    assert set(cfg.datasets) == {"custom_train", "custom_val"}
+    assert cfg.evaluators.open_images.hierarchy_file is None
+    assert "evaluators.open_images.hierarchy_file is removed" in cfg.origin.changes
+    only_val = get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", DATA[2:])
+    assert set(only_val.datasets) == {"coco_train", "custom_train", "custom_val"}
+
+
 def test_flips_of_keypoints_follow_your_data():
     cfg = load_config(ZOO / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py", DATA)
     assert cfg.dataloader.train.mapper.keypoint_hflip_indices.dataset_names == "custom_train"

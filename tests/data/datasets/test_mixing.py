@@ -63,6 +63,17 @@ def test_datasets_are_joined_and_empty_images_dropped(sets):
     assert len(training_set("many", filter_empty=False)) == 10
 
 
+def test_small_images_are_dropped():
+    DatasetCatalog.register("sized", lambda: [{**r, "width": 2} for r in _records("a", [[0]] * 5)])
+    try:
+        dataset = training_set("sized", min_size=2)
+        with pytest.raises(UserError, match="sized: no image with an object has sides of 3 pixels"):
+            training_set("sized", min_size=3)
+    finally:
+        DatasetCatalog.remove("sized")
+    assert str(dataset) == "2 images (3 smaller images dropped, min_size)"
+
+
 def test_objects_that_are_not_trained_on_become_crowds(sets):
     marks = [{}, {"difficult": 1}, {"is_group_of": 1}, {"iscrowd": 1}]
     records = _records("marked", [[0] * 4, [0]])
