@@ -31,6 +31,7 @@ NO_CONFIGS = ("retinanet_tta.py",)  # parts that others import
 PHOTOS = ROOT / "examples" / "balloon" / "train"
 # Only what makes images small and needs no network.
 STEP = ["train.init_checkpoint=", "train.device=cpu", "train.max_iter=1", "train.warmup_iters=0"]
+STEP += ["train.reference_world_size=1", "train.reference_batch_size=1"]
 STEP += ["dataloader.train.num_workers=0", "train.clip_grad_norm=1", "optimizer.lr=1e-6"]
 
 
@@ -88,7 +89,7 @@ def _check(config: Path, data: list[str], run: Path, build: bool) -> None:
 
     logging.disable(logging.INFO)
     cfg = load_config(config, [*data, "train.init_checkpoint=", f"train.output_dir={run}"])
-    plan_run(cfg, config.stem)
+    plan_run(cfg, config.stem, overwrite=True)
     if build:
         import d2ext
 

@@ -40,7 +40,11 @@ YACS = f"{_ZOO}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 # Placeholders for a reader's own files: a recipe, a run's config, a config that a page shows.
 STANDS_FOR = {
     "X": LITE0,
-    "Y": "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
+    **dict.fromkeys(
+        ("Y", "balloon.py", "work_dirs/balloon"),
+        "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
+    ),
+    "faster_rcnn_r50_fpn_1x_coco.py": "configs/faster_rcnn/faster_rcnn_r50_caffe_fpn_1x_coco.py",
     "mine.py": CUSTOM,
     **dict.fromkeys(
         (
@@ -419,6 +423,11 @@ _MMDETECTION = (
     "tests/mmdetection/test_commands.py"
     "::test_training_evaluation_and_prediction_start_from_a_checkpoint",
 )
+_PROJECT = (
+    "needs a project of MMDetection",
+    "tests/cli/test_mmdetection_project.py::test_a_project_of_mmdetection_moves_as_the_page_says",
+)
+_GUIDE = "mask-rcnn_r50-caffe_fpn_ms-poly-1x_balloon"
 _STANDARD = "tests/cli/test_standard_datasets.py"
 _YACS = "tests/cli/test_yacs.py::test_yacs_config_"
 _LAZY = "tests/cli/test_detectron2_configs.py::test_a_config_trains_"
@@ -502,6 +511,17 @@ ELSEWHERE = {
     " train.init_checkpoint=mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
     "d2ext evaluate mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
     " --weights mask_rcnn_r50_fpn_1x_coco.pth": _MMDETECTION,
+    f"d2ext import-mmdet balloon/{_GUIDE}.py work_dirs/{_GUIDE}/epoch_12.pth"
+    " --output balloon.py": _PROJECT,
+    "d2ext train balloon.py --dry-run": _PROJECT,
+    "d2ext evaluate balloon.py": _PROJECT,
+    "d2ext train balloon.py --auto-scale-lr train.max_epochs=2": _PROJECT,
+    "d2ext train balloon.py --auto-scale-lr --resume train.max_epochs=3": _PROJECT,
+    "d2ext evaluate work_dirs/balloon --weights last": _PROJECT,
+    "d2ext import-mmdet mask-rcnn_r50_fpn_1x_coco.py": _PROJECT,
+    "d2ext train X train.init_checkpoint=epoch_12.pth": _MMDETECTION,
+    "d2ext import-mmdet mmdetection/configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py": _PROJECT,
+    "d2ext train faster_rcnn_r50_fpn_1x_coco.py --num-gpus 8": _PROJECT,
     "d2ext convert-weights mmdet mask_rcnn_r50_fpn_1x_coco.pth ours.pth": (
         "needs MMDetection's checkpoint",
         "tests/checkpoint/weights/test_mmdetection.py::test_the_command_converts_both_ways",

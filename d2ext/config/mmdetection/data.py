@@ -514,8 +514,8 @@ def _translate_crop(step: Fields, made: _Pipeline) -> Call | None:
     if not isinstance(size, list | tuple) or len(size) != 2:
         step.differs(list(step), "only a `crop_size` of two numbers; the images are not cropped")
         return None
-    # Theirs is (width, height), except in ranges, which both libraries use as (least, most).
-    size = list(size) if kind == "absolute_range" else [size[1], size[0]]
+    # Theirs is (width, height), except in ranges, where it is as in Detectron2.
+    size = list(size) if kind.endswith("range") else [size[1], size[0]]
     step.became(["type", "crop_size", "crop_type"], f"RandomCrop({kind}, {size})")
     if step.get("recompute_bbox") and made.masks:
         made.recompute_boxes = True
@@ -543,10 +543,14 @@ def _translate_pad(step: Fields, made: _Pipeline) -> None:
 
 
 def _translate_filter(step: Fields, made: _Pipeline) -> None:
-    step.became(
-        list(step),
-        "objects without area after the augmentations are dropped",
-    )
+    least = step.get("min_gt_bbox_wh", (1, 1))
+    if max(least) > 0.01:
+        text = f"objects of less than {least[0]} x {least[1]} pixels are trained on"
+        step.differs(["type", "min_gt_bbox_wh"], text)
+    text = "objects without area after the augmentations are dropped"
+    step.became(["type", "min_gt_bbox_wh", "by_box"], text)
+    step.differs(["min_gt_mask_area", "by_mask"], "masks are not filtered by their area")
+    step.unused("keep_empty", "images without objects after the augmentations are kept")
 
 
 _STEPS = {

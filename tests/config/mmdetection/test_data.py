@@ -205,6 +205,22 @@ def test_steps_of_a_pipeline(imported, step, made):
     assert not [f for f in result.fields("differs") if f.startswith("train_dataloader")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "made"),
+    [
+        ("absolute", (30, 20), [20, 30]),
+        ("absolute_range", (20, 30), [20, 30]),
+        ("relative", (0.3, 0.2), [0.2, 0.3]),
+        ("relative_range", (0.3, 0.2), [0.3, 0.2]),
+    ],
+)
+def test_sizes_of_crops(imported, kind, size, made):
+    """Widths come first in MMDetection, except in ranges."""
+    step = f"dict(type='RandomCrop', crop_type={kind!r}, crop_size={size})"
+    [crop] = _augmentations(imported(_pipeline(step)))
+    assert crop == {"_target_": "RandomCrop", "crop_type": kind, "crop_size": made}
+
+
 def test_crops(imported):
     crop = "type='RandomCrop', crop_size=(300, 200), recompute_bbox=True, allow_negative_crop=True"
     result = imported(_pipeline(f"dict({crop})").replace("with_bbox", "with_mask=True, with_bbox"))
@@ -222,6 +238,7 @@ def test_crops(imported):
         "dict(type='RandomFlip', prob=[0.2, 0.3], direction=['horizontal', 'vertical'])",
         "dict(type='RandomCrop', crop_size=(9, 9), allow_negative_crop=False)",
         "dict(type='Pad', size=(1024, 1024))",
+        "dict(type='FilterAnnotations', min_gt_bbox_wh=(8, 8))",
         "dict(type='CachedMosaic', img_scale=(640, 640))",
         "dict(type='AutoAugment', policies=[])",
     ],
