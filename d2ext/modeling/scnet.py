@@ -245,6 +245,7 @@ class SCNetROIHeads(CascadeROIHeads):
             mask_head=[mask_head],
             **kwargs,
         )
+        self.mask_head = mask_head  # one for all stages
         self.semantic_head = semantic_head if semantic else None
         self.context_head = context_head
         self.relay_head = relay_head
@@ -293,7 +294,7 @@ class SCNetROIHeads(CascadeROIHeads):
     ) -> dict[str, Tensor]:
         positive, _ = select_foreground_proposals(samples, self.num_classes)
         pooled = self._mask_features(features, [x.proposal_boxes for x in positive])
-        losses = self.mask_head[0](pooled, positive)
+        losses = self.mask_head(pooled, positive)
         return {name: loss * self.mask_loss_weight for name, loss in losses.items()}
 
     def _forward_mask(
@@ -301,7 +302,7 @@ class SCNetROIHeads(CascadeROIHeads):
     ) -> list[Instances]:
         """Set the masks of detections."""
         pooled = self._mask_features(features, [x.pred_boxes for x in instances])
-        return self.mask_head[0](pooled, instances)
+        return self.mask_head(pooled, instances)
 
     def _mask_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Return the mask head's input: pooled features, and what the last box head relays."""

@@ -21,6 +21,15 @@ _GAINS = [
     (r"fc_cls\.weight$", 1.1),
     (r"fc_reg\.weight$", 0.5),
     (r"mask_head\.conv_logits\.weight$", 1.0),
+    # SCNet's residual branches have no norm.
+    (r"(mask_head|semantic_head|glbctx_head)\.convs\.\d+\.conv2\.weight$", 0.3),
+    (r"semantic_head\.lateral_convs\.\d+\.conv\.weight$", 0.4),
+    (r"semantic_head\.conv_embedding\.conv\.weight$", 0.5),
+    (r"backbone\.out_convs\.\d+\.conv\.weight$", 0.2),
+    (r"bbox_head\.(tl|br)_heat\.\d+\.1\.conv\.weight$", 0.25),
+    (r"bbox_head\.(tl|br)_off\.\d+\.1\.conv\.weight$", 0.1),
+    (r"bbox_head\.(tl|br)_emb\.\d+\.1\.conv\.weight$", 0.056),
+    (r"feat_relay_head\.fc\.weight$", 0.5),
     (r"neck\.lateral_convs\.\d+\.conv\.weight$", 0.25),
 ]
 
@@ -76,4 +85,9 @@ def _tensor(name: str, shape: tuple[int, ...], last: bool, caffe: bool) -> np.nd
         array = np.float32(1) + np.float32(0.1) * normal
         return array * np.float32(0.3) if last else array
     bias = np.float32(0.05) * normal
-    return bias + np.float32(-0.5) if name.endswith("rpn_head.rpn_cls.bias") else bias
+    if name.endswith("rpn_head.rpn_cls.bias"):
+        bias = bias + np.float32(-0.5)
+    if re.search(r"bbox_head\.(tl|br)_heat\.\d+\.1\.conv\.bias$", name):
+        bias = bias + np.float32(-2.0)
+        bias[:6] += np.float32(2)  # classes that win at both corners, so that there are pairs
+    return bias

@@ -19,6 +19,7 @@ _STAGES = 3  # mask heads of MMDetection's Cascade Mask R-CNN
 _RATIOS = 3  # of the anchors in all of MMDetection's RPN and RetinaNet configs
 _DEPTHS = {2: 18, 6: 50, 23: 101, 36: 152}  # by the number of blocks in the third stage
 _COUNT = ".num_batches_tracked"
+_HOURGLASS_DEPTH = 5
 
 
 def from_mmdetection(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -61,6 +62,7 @@ def to_mmdetection(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
     if (
         "roi_heads.box_predictor.0.cls_score.weight" in tensors
         and f"{head}deconv.weight" in tensors
+        and "roi_heads.relay_head.fc.weight" not in tensors  # SCNet has one, too
     ):
         single = [name for name in tensors if name.startswith(head)]
         rest = {name: tensor for name, tensor in tensors.items() if name not in single}
@@ -248,6 +250,66 @@ def _pairs(lowest: int | None) -> list[tuple[str, str]]:
             (f"{theirs}upsample.{{leaf}}", f"{ours}deconv.{{leaf}}"),
             (f"{theirs}conv_logits.{{leaf}}", f"{ours}predictor.{{leaf}}"),
         ]
+    return pairs + _scnet_pairs() + _cornernet_pairs()
+
+
+def _scnet_pairs() -> list[tuple[str, str]]:
+    pairs = []
+    for theirs, ours in (
+        ("mask_head.convs.{i}.conv{k}", "mask_head.convs.{i}.conv{k}"),
+        ("semantic_head.lateral_convs.{i}.conv", "semantic_head.laterals.{i}"),
+        ("semantic_head.convs.{i}.conv{k}", "semantic_head.convs.{i}.conv{k}"),
+        ("semantic_head.conv_embedding.conv", "semantic_head.embedding"),
+        ("semantic_head.conv_logits", "semantic_head.predictor"),
+        ("glbctx_head.convs.{i}.conv{k}", "context_head.convs.{i}.conv{k}"),
+        ("glbctx_head.fc", "context_head.predictor"),
+        ("feat_relay_head.fc", "relay_head.fc"),
+    ):
+        pairs.append((f"roi_head.{theirs}.{{leaf}}", f"roi_heads.{ours}.{{leaf}}"))
+    return pairs
+
+
+def _cornernet_pairs() -> list[tuple[str, str]]:
+    blocks = [("stem.1.0", "stem.1"), ("inters.{i}", "merged.{i}")]
+    for depth in range(_HOURGLASS_DEPTH):
+        theirs = f"hourglass_modules.{{m}}{'.low2' * depth}"
+        ours = f"hourglasses.{{m}}{'.inner' * depth}"
+        blocks += [(f"{theirs}.up1.{{b}}", f"{ours}.skip.{{b}}")]
+        blocks += [(f"{theirs}.low1.{{b}}", f"{ours}.down.{{b}}")]
+        blocks += [(f"{theirs}.low2.{{b}}", f"{ours}.inner.{{b}}")]  # the innermost one
+        blocks += [(f"{theirs}.low3.{{b}}", f"{ours}.up.{{b}}")]
+    pairs = []
+    for theirs, ours in blocks:
+        for left, right in (
+            ("conv{k}", "conv{k}"),
+            ("bn{k}", "conv{k}.norm"),
+            ("downsample.0", "shortcut"),
+            ("downsample.1", "shortcut.norm"),
+        ):
+            names = f"backbone.{theirs}.{left}.{{leaf}}", f"backbone.{ours}.{right}.{{leaf}}"
+            pairs.append(names)
+    layers = [
+        ("backbone.stem.0", "backbone.stem.0"),
+        ("backbone.out_convs.{i}", "backbone.outputs.{i}"),
+        ("backbone.conv1x1s.{i}", "backbone.from_input.{i}"),
+        ("backbone.remap_convs.{i}", "backbone.from_output.{i}"),
+    ]
+    for short, corner in (("tl", "top_left"), ("br", "bottom_right")):
+        for theirs, ours in (
+            ("direction1_conv", "vertical"),
+            ("direction2_conv", "horizontal"),
+            ("aftpool_conv", "pooled"),
+            ("conv1", "shortcut"),
+            ("conv2", "output"),
+        ):
+            names = f"bbox_head.{short}_pool.{{i}}.{theirs}", f"heads.{corner}.{{i}}.pooling.{ours}"
+            layers.append(names)
+        for theirs, ours in (("heat", "heat"), ("emb", "embedding"), ("off", "offset")):
+            names = f"bbox_head.{short}_{theirs}.{{i}}.{{k}}", f"heads.{corner}.{{i}}.{ours}.{{k}}"
+            layers.append(names)
+    for theirs, ours in layers:
+        pairs.append((f"{theirs}.conv.{{leaf}}", f"{ours}.{{leaf}}"))
+        pairs.append((f"{theirs}.bn.{{leaf}}", f"{ours}.norm.{{leaf}}"))
     return pairs
 
 
