@@ -219,7 +219,8 @@ class PISAOutputLayers(FastRCNNOutputLayers):
                 ranked = self._rank_positives(
                     overlaps, classes[positives], _objects(proposals)[positives]
                 )
-                weights[positives] = _with_same_sum(ranked, losses[positives])
+                same_sum = _with_same_sum(ranked, losses[positives])
+                weights[positives] = same_sum.to(weights.dtype)
             targets = self.box2box_transform.get_deltas(boxes[positives], objects[positives])
             scores = logits[positives].softmax(dim=1)
             scores = scores.gather(1, classes[positives, None]).squeeze(1)

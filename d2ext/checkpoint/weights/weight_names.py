@@ -198,6 +198,7 @@ class _Naming(NamedTuple):
 
 _NAMINGS = [
     _Naming(MMDETECTION, "backbone.layer1.0.conv1.weight", from_mmdetection, lambda _: {}),
+    _Naming(MMDETECTION, "backbone.stem.1.0.conv1.weight", from_mmdetection, lambda _: {}),
     _Naming(
         MMDETECTION,
         "roi_head.mask_head.2.conv_logits.weight",

@@ -1,0 +1,161 @@
+"""MMDetection's CornerNet checkpoint in our recipe gives the same numbers."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+
+from d2ext import get_config
+from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.modeling.backbones.hourglass import HourglassNet
+from d2ext.modeling.cornernet import (
+    Corners,
+    corner_pool,
+    corner_targets,
+    decode,
+    gaussian_radius,
+)
+from tests.mmdetection import oracle
+
+NAME = "cornernet_hourglass104"
+RECIPE = "cornernet/cornernet_hourglass104_mstest_32x3_210e_coco.py"
+SIZE = (255, 255)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    model = instantiate(get_config(RECIPE, ["model.num_classes=80"]).model)
+    path = oracle.checkpoint(NAME, tmp_path_factory.mktemp("weights") / "mm.pth")
+    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
+    path.unlink()
+    return model
+
+
+def _images(model, *names):
+    arrays = [oracle.inputs(NAME)[name].transpose(2, 0, 1) for name in names]
+    return [model._normalized(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays]
+
+
+def _objects(image):
+    data = oracle.inputs(NAME)
+    found = Instances(SIZE, gt_boxes=Boxes(torch.from_numpy(data[f"boxes{image}"])))
+    found.gt_classes = torch.from_numpy(data[f"labels{image}"])
+    return found
+
+
+@torch.no_grad()
+def test_corner_pooling_is_equal():
+    """Running maxima from the bottom up, from above, from the right and from the left."""
+    out = oracle.outputs(NAME)
+    given = torch.from_numpy(out["pool_in"])
+    for name, dim, reverse in (
+        ("top", 2, True),
+        ("bottom", 2, False),
+        ("left", 3, True),
+        ("right", 3, False),
+    ):
+        assert np.array_equal(corner_pool(given, dim, reverse).numpy(), out[f"pool_{name}"])
+
+
+def test_targets_are_equal():
+    out = oracle.outputs(NAME)
+    for prefix, images in (("frozen_", (0, 1)), ("frozen_empty_second_", (0, 2))):
+        shape = out[f"{prefix}topleft_heatmap_shape"].tolist()
+        both = corner_targets([_objects(i) for i in images], shape, SIZE, min_overlap=0.3)
+        for name, mine in zip(("topleft", "bottomright"), both, strict=True):
+            for part, tensor in (("heatmap", mine.heat), ("offset", mine.offset)):
+                key = f"{prefix}{name}_{part}"
+                expected = np.zeros(out[f"{key}_shape"], np.float32)
+                expected.reshape(-1)[out[f"{key}_index"]] = out[f"{key}_value"]
+                assert np.abs(tensor.numpy() - expected).max() < 1e-5, key
+    sizes, radii = out["radius_sizes"], out["radius"]
+    assert [gaussian_radius(*size, 0.3) for size in sizes] == [int(r) for r in radii]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_maps_and_detections_are_equal(model):
+    model.eval()
+    out = oracle.outputs(NAME)
+    batch = torch.stack(_images(model, "image0", "image1"))
+    features = model.backbone(batch)
+    pairs = model.predict_corners(batch)
+    differences = {"backbone": oracle.assert_map(NAME, "backbone", list(features.values()))}
+    for kind, short in enumerate(("tl", "br")):
+        for field, name in (("heat", "heat"), ("embedding", "emb"), ("offset", "off")):
+            maps = [getattr(pair[kind], field) for pair in pairs]
+            key = f"{short}_{name}"
+            differences[key] = oracle.assert_map(NAME, key, maps)
+    worst = 0.0
+    for i in (0, 1):
+        pair = tuple(Corners(*(part[i : i + 1] for part in corners)) for corners in pairs[-1])
+        boxes, scores, classes = decode(pair, SIZE, corners=100, max_distance=0.5)
+        assert scores.numpy() == pytest.approx(out[f"decoded_scores{i}"], abs=1e-4)
+        worst = max(worst, _difference(model._best(boxes, scores, classes), f"det_{{}}{i}"))
+    oracle.report(NAME, **differences, detections=worst)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_detections_of_whole_photos_are_equal(model):
+    """With the photo on a canvas, as it is and joined with the mirrored one."""
+    model.eval()
+    photo = _images(model, "test_image")[0]
+    assert model.test_flip
+    joined = model.detect(photo)
+    found = joined.pred_boxes.tensor, joined.scores, joined.pred_classes
+    oracle.report(NAME, flipped=_difference(found, "tta_{}"))
+    oracle.report(NAME, photo=_difference(model._decoded(photo), "test_{}"))
+
+
+def _difference(found, key):
+    """Return the largest difference of the boxes in pixels; scores agree to 1e-4."""
+    out = oracle.outputs(NAME)
+    boxes, scores, classes = (part.numpy() for part in found)
+    assert classes.tolist() == out[key.format("labels")].tolist()
+    assert scores == pytest.approx(out[key.format("scores")], abs=1e-4)
+    worst = float(np.abs(boxes - out[key.format("boxes")]).max())
+    assert worst <= 0.01
+    return worst
+
+
+@pytest.mark.slow
+def test_losses_are_equal(model):
+    """The norms use their statistics, or those of the batch; an image may have no objects."""
+    out = oracle.outputs(NAME)
+    names = {"heat": "det_loss", "offset": "off_loss", "pull": "pull_loss", "push": "push_loss"}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for prefix, images, training in (
+        ("frozen_", (0, 1), False),
+        ("frozen_empty_second_", (0, 2), False),
+        ("train_", (0, 1), True),
+    ):
+        model.train(training)
+        batch = torch.stack(_images(model, *(f"image{i}" for i in images)))
+        with torch.no_grad():
+            corners = model.predict_corners(batch)
+            mine = model.losses(corners, [_objects(i) for i in images], SIZE)
+        recorded = dict(zip(out[f"{prefix}loss_names"], out[f"{prefix}loss_values"], strict=True))
+        theirs = {
+            f"loss_{ours}": sum(float(v) for k, v in recorded.items() if k.startswith(name))
+            for ours, name in names.items()
+        }
+        oracle.report(NAME, **{f"{prefix}losses": oracle.assert_losses(mine, theirs)})
+    model.load_state_dict(state)
+
+
+def test_activation_checkpointing_changes_nothing():
+    """Outputs, gradients and running statistics are the same."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        net = HourglassNet([8, 8, 12], [1, 1, 2], activation_checkpointing=checkpointing)
+        net.train()
+        total = sum(output.square().sum() for output in net(images).values())
+        total.backward()
+        gradients = [p.grad for p in net.parameters()]
+        found.append([total.detach(), *gradients, *net.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,0 +1,154 @@
+"""PISA's samples, weights and losses are MMDetection's; NMS-match and ranks are checked alone."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+
+from d2ext import get_config
+from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.modeling import pisa
+from tests.mmdetection import oracle
+
+RECIPES = {
+    "pisa_faster_rcnn_r50_fpn_1x": "pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py",
+    "pisa_faster_rcnn_x101_32x4d_fpn_1x": "pisa/pisa_faster_rcnn_x101_32x4d_fpn_1x_coco.py",
+}
+X101 = "pisa_faster_rcnn_x101_32x4d_fpn_1x"
+# Prefix of the recorded arrays, images of the batch, and samples of an image.
+CASES = [
+    ("train_", [0, 1], 64),
+    ("train_empty_second_", [0, 2], 64),
+    ("train_empty_only_", [2], 64),
+    ("train_num512_", [0, 1], 512),
+]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.nightly if n == X101 else ()) for n in RECIPES],
+)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name, tmp_path_factory):
+    model = instantiate(get_config(RECIPES[name], oracle.REDUCED).model)
+    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
+    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
+    path.unlink()
+    return model
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_detections_are_equal(name, model):
+    model.eval()
+    found = [result["instances"] for result in model(oracle.batch(name))]
+    oracle.report(name, detections=oracle.assert_detections(name, "det_", found))
+
+
+@pytest.mark.parametrize(("prefix", "images", "number"), CASES, ids=[c[0] for c in CASES])
+def test_samples_weights_and_losses_are_equal(name, model, monkeypatch, prefix, images, number):
+    """Of an image without objects, and of one with all its negatives, too."""
+    model.train()
+    monkeypatch.setattr(model.roi_heads, "batch_size_per_image", number)
+    oracle.without_chance(monkeypatch)
+    for function in ("subsample_labels", "add_ground_truth_to_proposals"):
+        monkeypatch.setattr(pisa, function, getattr(oracle.roi_heads, function))
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
+    out = oracle.outputs(name)
+    proposals, objects = [], []
+    for i, image in enumerate(images):
+        objects.append(oracle.ground_truth(name, image))
+        found = Instances(objects[-1].image_size)
+        found.proposal_boxes = Boxes(torch.from_numpy(out[f"{prefix}proposals{i}"]))
+        scores = torch.from_numpy(out[f"{prefix}proposal_scores{i}"])
+        found.objectness_logits = torch.logit(scores)
+        proposals.append(found)
+    with EventStorage(), torch.no_grad():
+        features = model.backbone(model.preprocess_image(oracle.batch(name, images)).tensor)
+        samples = model.roi_heads.sample_by_importance(features, proposals, objects)
+        _, losses = model.roi_heads(None, features, proposals, objects)
+    for i, found in enumerate(samples):
+        boxes = out[f"{prefix}roi_stage0_boxes{i}"]
+        assert np.array_equal(found.proposal_boxes.tensor.numpy(), boxes)
+        positives = len(out[f"{prefix}roi_stage0_pos{i}"])
+        weights = found.get("classification_weight")[positives:].numpy()
+        assert weights == pytest.approx(out[f"{prefix}roi_stage0_neg_weight{i}"], rel=1e-5)
+    recorded = dict(zip(out[f"{prefix}loss_names"], out[f"{prefix}loss_values"], strict=True))
+    names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_carl": "loss_carl"}
+    for mine, theirs in names.items():
+        assert float(losses[mine]) == pytest.approx(recorded[theirs], rel=1e-4, abs=1e-12), mine
+
+
+def test_nms_match_groups_boxes_as_nms_does():
+    """The first box of each group is what NMS keeps; ranks count the better boxes of the group."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(200, 2, generator=generator) * 50
+    boxes = torch.cat([corners, corners + 10 + torch.rand(200, 2, generator=generator) * 20], 1)
+    scores = torch.rand(200, generator=generator)
+    ranks = pisa.nms_match_ranks(boxes, scores, 0.5)
+    overlaps = pairwise_iou(Boxes(boxes), Boxes(boxes))
+    free, expected = set(range(200)), {}
+    for first in scores.argsort(descending=True).tolist():
+        if first in free:
+            group = [i for i in free if i == first or overlaps[first, i] >= 0.5]
+            group.sort(key=lambda i: -scores[i])
+            expected |= {i: rank for rank, i in enumerate(group)}
+            free -= set(group)
+    assert ranks.tolist() == [expected[i] for i in range(200)]
+
+
+def test_gradients_are_finite_and_those_of_double_precision():
+    generator = torch.Generator().manual_seed(0)
+    layers = pisa.PISAOutputLayers(
+        8,
+        box2box_transform=_transform(),
+        num_classes=3,
+        smooth_l1_beta=1.0,
+    )
+    samples = _samples(generator)
+    features = torch.randn(len(samples[0]) * 2, 8, generator=generator)
+    gradients = []
+    for kind in (torch.float32, torch.float64):
+        layers = layers.to(kind)
+        inputs = features.to(kind).requires_grad_()
+        with EventStorage():
+            losses = layers.losses(layers(inputs), [_as(s, kind) for s in samples])
+        gradients.append(torch.autograd.grad(sum(losses.values()), inputs)[0])
+    assert gradients[0].isfinite().all()
+    assert torch.allclose(gradients[0].double(), gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def _transform():
+    from detectron2.modeling.box_regression import Box2BoxTransform
+
+    return Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+
+
+def _samples(generator):
+    found = []
+    for _ in range(2):
+        corners = torch.rand(20, 2, generator=generator) * 40
+        sides = 10 + torch.rand(20, 2, generator=generator) * 20
+        boxes = torch.cat([corners, corners + sides], 1)
+        samples = Instances((100, 100), proposal_boxes=Boxes(boxes), gt_boxes=Boxes(boxes + 1.5))
+        samples.gt_classes = torch.arange(20) % 4
+        samples.set("classification_weight", torch.ones(20))
+        samples.set("object_index", torch.arange(20) // 5)
+        found.append(samples)
+    return found
+
+
+def _as(samples, kind):
+    found = Instances(samples.image_size)
+    for key in ("proposal_boxes", "gt_boxes"):
+        found.set(key, Boxes(samples.get(key).tensor.to(kind)))
+    found.gt_classes = samples.gt_classes
+    found.set("object_index", samples.get("object_index"))
+    found.set("classification_weight", samples.get("classification_weight").to(kind))
+    return found

@@ -1,0 +1,109 @@
+"""MMDetection's SCNet checkpoint in our recipe gives the same numbers."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+
+from d2ext import get_config
+from d2ext.checkpoint.weights.initial import load_weights
+from tests.mmdetection import oracle
+
+RECIPES = {
+    "scnet_r50_fpn_1x": "scnet/scnet_r50_fpn_1x_coco.py",
+    "scnet_x101_64x4d_fpn_8xb1_20e": "scnet/scnet_x101_64x4d_fpn_8x1_20e_coco.py",
+}
+X101 = "scnet_x101_64x4d_fpn_8xb1_20e"
+STAGES = range(3)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.nightly if n == X101 else ()) for n in RECIPES],
+)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name, tmp_path_factory):
+    model = instantiate(get_config(RECIPES[name], oracle.REDUCED).model)
+    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
+    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
+    path.unlink()
+    return model
+
+
+@torch.no_grad()
+def test_heads_are_equal_on_the_same_boxes(name, model):
+    model.eval()
+    heads = model.roi_heads
+    features = model.backbone(model.preprocess_image(oracle.batch(name)).tensor)
+    logits, semantic = heads.semantic_head(features)
+    classes, context = heads.context_head(features)
+    known = {**features, "semantic": semantic, "context": context}
+    levels = [known[key] for key in heads.box_in_features]
+    differences = {
+        "semantic_logits": oracle.assert_map(name, "semantic_logits", [logits]),
+        "semantic_feat": oracle.assert_map(name, "semantic_feat", [semantic]),
+        "glbctx_logits": oracle.assert_array(name, "glbctx_logits", classes),
+        "glbctx_feat": oracle.assert_array(name, "glbctx_feat", context),
+    }
+    for stage in STAGES:
+        rois = torch.from_numpy(oracle.outputs(name)[f"roi_rois_stage{stage}"])
+        boxes = [Boxes(rois[rois[:, 0] == i, 1:]) for i in (0, 1)]
+        pooled = heads.box_pooler(levels, boxes)
+        scores, deltas = heads.box_predictor[stage](heads.box_head[stage](pooled))
+        for key, mine in ((f"roi_cls_stage{stage}", scores), (f"roi_reg_stage{stage}", deltas)):
+            differences[key] = oracle.assert_array(name, key, mine)
+    data = oracle.inputs(name)
+    rois, labels = (torch.from_numpy(data[key]) for key in ("rois", "roi_labels"))
+    boxes = [Boxes(rois[rois[:, 0] == i, 1:]) for i in (0, 1)]
+    shared = heads.box_head[-1](heads.box_pooler(levels, boxes))
+    differences["roi_relayed"] = oracle.assert_map(name, "roi_relayed", [heads.relay_head(shared)])
+    masks = heads.mask_head.layers(heads._mask_features(known, boxes))
+    own = masks[torch.arange(len(labels)), labels]
+    differences["roi_mask"] = oracle.assert_array(name, "roi_mask", own)
+    oracle.report(name, **differences)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_detections_are_equal(name, model):
+    model.eval()
+    found = [result["instances"] for result in model(oracle.batch(name))]
+    shrunk = oracle.batch(name, [1])[0] | {"height": 294, "width": 362}
+    rescaled = [result["instances"] for result in model([shrunk])]
+    oracle.report(
+        name,
+        detections=oracle.assert_detections(name, "det_", found),
+        rescaled=oracle.assert_detections(name, "det_rescaled_", rescaled),
+    )
+
+
+def test_losses_are_equal(name, model, monkeypatch):
+    model.train()
+    oracle.without_chance(monkeypatch)
+    recorded = {k: v for k, v in oracle.losses(name).items() if "loss" in k}
+    data = oracle.inputs(name)
+    labels = np.stack([data["semantic0"], data["semantic1"]]).astype(np.int64)
+    with EventStorage(), torch.no_grad():
+        images = model.preprocess_image(oracle.batch(name))
+        features = model.backbone(images.tensor)
+        objects = [oracle.ground_truth(name, i, "bitmap") for i in (0, 1)]
+        _, found = model.proposal_generator(images, features, objects)
+        proposals = [oracle.proposals(name, i) for i in (0, 1)]
+        _, heads = model.roi_heads(images, features, proposals, objects, torch.from_numpy(labels))
+    losses = {
+        "loss_rpn_cls": found["loss_rpn_cls"],
+        "loss_rpn_bbox": found["loss_rpn_loc"],
+        "loss_semantic_seg": heads["loss_semantic"],
+        "loss_glbctx": heads["loss_context"],
+        "loss_mask": heads["loss_mask"],
+    }
+    for stage in STAGES:
+        losses[f"s{stage}.loss_cls"] = heads[f"loss_cls_stage{stage}"]
+        losses[f"s{stage}.loss_bbox"] = heads[f"loss_box_reg_stage{stage}"]
+    oracle.report(name, losses=oracle.assert_losses(losses, recorded))
