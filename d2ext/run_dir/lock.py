@@ -16,12 +16,14 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
+# Files of a run, and checkpoints of MMDetection, whose folders have the same default names.
+_TRACES = ("run.json", "metrics.json", LAST, "epoch_*.pth", "iter_*.pth", "latest.pth")
 _TIMEOUT_S = 15.0  # seconds for killed processes to end
 
 
 def refuse_mixing(output_dir: Path) -> None:
     """Raise UserError if the directory holds a run."""
-    if _traces(output_dir):
+    if _holds_run(output_dir):
         raise UserError(
             f"the output directory {output_dir} holds another run; continue it with"
             f" {option('--resume')}, move it aside with {option('--overwrite')}, or choose another"
@@ -74,7 +76,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
     try:
         if output_dir.is_dir():
             _claim(output_dir, resume)
-        if overwrite and _traces(output_dir):
+        if overwrite and _holds_run(output_dir):
             whole = output_dir.resolve()  # "." has no name to add to
             stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
             names = (f"{stem}-{i}" if i else stem for i in itertools.count())
@@ -143,5 +145,5 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
-def _traces(output_dir: Path) -> list[str]:
-    return [f for f in ("run.json", "metrics.json", LAST) if (output_dir / f).exists()]
+def _holds_run(output_dir: Path) -> bool:
+    return any(next(output_dir.glob(pattern), None) for pattern in _TRACES)

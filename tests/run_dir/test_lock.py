@@ -82,3 +82,15 @@ def test_an_existing_lock_file_does_not_block_a_run(tmp_path):
     assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
     lock.release_output_dir()
     assert subprocess.run(command).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["epoch_12.pth", "iter_90000.pth", "latest.pth"])
+def test_checkpoints_of_mmdetection_are_never_mixed_with(tmp_path, name):
+    """Its default folder for a config has the same name as that of d2ext."""
+    folder = tmp_path / "work_dirs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"theirs")
+    with pytest.raises(UserError, match="holds another run"):
+        make_output_dir(folder, overwrite=False)
+    backup = make_output_dir(folder, overwrite=True)
+    assert (backup / name).read_bytes() == b"theirs" and not (folder / name).exists()

@@ -450,9 +450,8 @@ def _translate_start(config: Fields, checkpoint: str | None, draft: Draft) -> No
 
 
 def _translate_environment(config: Fields, draft: Draft) -> None:
-    if work := config.get("work_dir"):
-        draft.set("train.output_dir", work)
-    config.became("work_dir", f"train.output_dir={work}")
+    # MMDetection's own runs are there, and a run of d2ext does not share a folder with others.
+    config.unused("work_dir", "the default of train.output_dir, work_dirs/NAME of the new config")
     randomness = config.section("randomness")
     if isinstance(randomness.get("seed"), int):
         draft.set("train.seed", randomness["seed"])

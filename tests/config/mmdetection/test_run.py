@@ -184,7 +184,6 @@ def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outc
     ("text", "field", "value"),
     [
         ("load_from = 'a.pth'", "init_checkpoint", "a.pth"),
-        ("work_dir = 'runs/a'", "output_dir", "runs/a"),
         ("randomness = dict(seed=7)", "seed", 7),
         ("randomness = dict(deterministic=True)", "deterministic", True),
         ("find_unused_parameters = True", "ddp.find_unused_parameters", True),
