@@ -43,8 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{machine()}\n")
-    print("| config | preflight | set | unused | differ | unknown | what differs |")
+    print("| config | preflight | set | unused | differ | unknown | notes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    notes: dict[str, int] = {}
     passed, failed, start = Counter(), Counter(), time.time()
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder))
@@ -52,9 +53,13 @@ def main() -> None:
             if args.only not in str(file) or file.name in NO_CONFIGS:
                 continue
             outcome, counts, differs = _imported(file, Path(folder), data, args.build)
-            cells = [f"{file.parent.name}/{file.name}", outcome, *counts, differs]
+            numbers = [str(notes.setdefault(text, len(notes) + 1)) for text in differs]
+            cells = [f"{file.parent.name}/{file.name}", outcome, *counts, ", ".join(numbers)]
             print(f"| {' | '.join(cells)} |", flush=True)
             (passed if outcome == "passes" else failed)[file.parent.name] += 1
+    print("\nNotes:\n")
+    for text, number in notes.items():
+        print(f"{number}. {text}")
     total = sum(passed.values()) + sum(failed.values())
     print(f"\n{sum(passed.values())} of {total} configs pass, in {time.time() - start:.0f} s\n")
     print("| folder | configs | pass |\n| --- | --- | --- |")
@@ -63,17 +68,19 @@ def main() -> None:
             print(f"| {name} | {passed[name] + failed[name]} | {passed[name]} |")
 
 
-def _imported(file: Path, folder: Path, data: list[str], build: bool) -> tuple[str, list[str], str]:
+def _imported(
+    file: Path, folder: Path, data: list[str], build: bool
+) -> tuple[str, list[str], list[str]]:
     """Return the outcome of one config, its number of fields by outcome, and what differs."""
     from d2ext.config.mmdetection.importer import translate
     from d2ext.config.mmdetection.read import read_config
 
-    counts, differs = ["", "", "", ""], ""
+    counts, differs = ["", "", "", ""], []
     try:
         translation = translate(read_config(file), file)
         counts = [str(n) for n in translation.counts().values()]
         different = [row for row in translation.rows if row.outcome == "differs"]
-        differs = "; ".join(dict.fromkeys(_cell(row.became) for row in different))
+        differs = list(dict.fromkeys(_cell(row.became) for row in different))
         written = folder / f"{file.stem}.py"
         written.write_text(translation.text)
         with contextlib.redirect_stdout(io.StringIO()):

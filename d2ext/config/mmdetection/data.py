@@ -210,7 +210,7 @@ def _declared_open_images(f: Fields, root: str, file: str, images: str, classes:
         f.became("hierarchy_file", "evaluators.open_images.hierarchy_file")
     text = "only JSON is read; give bbox_labels_600_hierarchy.json or the challenge's JSON as"
     f.differs("hierarchy_file", f"{text} evaluators.open_images.hierarchy_file")
-    text = "image-level labels are not read: detections of classes not annotated count as false"
+    text = "image-level labels are not read: detections of unverified classes count as false"
     f.differs("image_level_ann_file", text)
     return Call(f"{_DECLARE}.open_images_dataset", {**arguments, **classes})
 
@@ -280,7 +280,7 @@ def _translate_train_loader(f: Fields, sets: Sequence[_Set], draft: Draft) -> No
         sampler.became("type", "the sampler of d2ext, which covers each epoch once")
         if sampler.get("shuffle", True):
             sampler.became("shuffle", "images are shuffled")
-    text = f"{sampler.type}(shuffle={sampler.get('shuffle')}): d2ext shuffles all images"
+    text = f"d2ext shuffles all images, without {sampler.type}(shuffle={sampler.get('shuffle')})"
     sampler.differs(list(sampler), text)
     batches = f.section("batch_sampler")
     grouped = batches.type == "AspectRatioBatchSampler"

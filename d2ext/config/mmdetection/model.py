@@ -116,9 +116,11 @@ def translate_model(model: Fields, draft: Draft) -> None:
     name = _FILES.get((detector, kind))
     if name is None:
         supported = "FasterRCNN, MaskRCNN, CascadeRCNN and RetinaNet with an FPN, FasterRCNN with"
+        known = any(known.startswith(detector) for known, _ in _FILES)
+        backbone = f" with {_backbone_words(kind)}" if known else ""
         raise UserError(
-            f"{model.name('type')}={model.get('type')} with {_backbone_words(kind)}:"
-            f" d2ext imports {supported} C4 or DC5, and MaskRCNN with C4"
+            f"{model.name('type')}={model.get('type')}{backbone} is not supported; d2ext imports"
+            f" {supported} C4 or DC5, and MaskRCNN with C4"
         )
     caffe = model.section("backbone").get("style") == "caffe"
     if caffe and detector in ("FasterRCNN", "MaskRCNN"):
@@ -391,7 +393,7 @@ def _replace_fcos(model: Fields, f: Fields, ours: _Model) -> None:
     ours.set(f"{path}.in_features", [f"p{int(math.log2(stride))}" for stride in strides])
     ours.set(f"{path}.anchor_generator.sizes", [[8 * stride] for stride in strides])
     ours.set(f"{path}.anchor_generator.strides", list(strides))
-    model.differs("rpn_head", "an RPN with 3 anchors of 8 x stride proposes the boxes, not FCOS")
+    model.differs("rpn_head", "an RPN with 3 anchors of 8 x stride instead of FCOS")
 
 
 def _translate_anchors(f: Fields, ours: _Model, path: str, levels: str) -> None:
@@ -508,7 +510,7 @@ def _translate_sampler(f: Fields, ours: _Model, path: str, objects: bool) -> Non
     if f.type == "RandomSampler":
         f.became("type", f"model.{path}")
     else:
-        f.differs("type", "proposals are sampled at random")
+        f.differs("type", f"proposals are sampled at random, without {f.type}")
     f.became("num", ours.set(f"{path}.batch_size_per_image", _needed(f, "num")))
     f.became("pos_fraction", ours.set(f"{path}.positive_fraction", _needed(f, "pos_fraction")))
     _expect(f, neg_pos_ub=-1)
@@ -528,7 +530,7 @@ def _translate_nms(f: Fields, ours: _Model, path: str, default: float) -> float:
     if nms.type == "nms":
         nms.became(["type", "iou_threshold"], text)
     else:
-        nms.differs("type", f"plain NMS with IoU {iou}")
+        nms.differs("type", f"plain NMS with IoU {iou} instead of {nms.type}")
         nms.became("iou_threshold", text)
     nms.unused(["max_num", "split_thr"], "has no effect on the results")
     return iou

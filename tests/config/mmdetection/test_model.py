@@ -481,7 +481,7 @@ def test_unknown_fields_are_reported_as_such():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "FCOS"}, "model.type=FCOS with an FPN: d2ext imports FasterRCNN, MaskRCNN"),
+        ({"type": "FCOS"}, "model.type=FCOS is not supported; d2ext imports FasterRCNN, MaskRCNN"),
         ({"backbone.type": "SwinTransformer"}, "model.backbone.type=SwinTransformer is not supp"),
         ({"backbone.depth": 77}, "model.backbone.depth=77 is not supported; d2ext imports 18, 34"),
         ({"neck.type": "PAFPN"}, "model.neck.type=PAFPN is not supported"),
