@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
-from d2ext.config.mmdetection.draft import Call, Code, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation, literal
 from d2ext.config.mmdetection.fields import Fields
 
 _DECLARE = "d2ext.data.datasets.declare"
@@ -181,9 +181,9 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
 
 
 def _declared_voc(f: Fields, root: str, file: str, classes: dict, training: bool) -> Call:
-    folder = _joined(f, root, f.section("data_prefix").get("sub_data_root", "") or "")
-    annotations = posixpath.join(folder, f.get("ann_subdir", "Annotations"))
-    images = posixpath.join(folder, f.get("img_subdir", "JPEGImages"))
+    folder = f.section("data_prefix").get("sub_data_root", "") or ""
+    annotations = _joined(f, root, posixpath.join(folder, f.get("ann_subdir", "Annotations")))
+    images = _joined(f, root, posixpath.join(folder, f.get("img_subdir", "JPEGImages")))
     arguments = {"list_file": file, "annotation_root": annotations, "image_root": images}
     f.became(["type", "ann_file"], "voc_dataset: list_file")
     f.became("data_prefix", "voc_dataset: annotation_root, image_root")
@@ -223,7 +223,7 @@ def _joined(f: Fields, root: str, path: str) -> str:
     if posixpath.isabs(path) or "://" in path:
         return path
     if root and folder == root:
-        return f"${{data.root}}/{path}".rstrip("/")
+        return Interpolation(f"${{data.root}}/{literal(path)}".rstrip("/"))
     return (posixpath.join(folder, path) if folder else path).rstrip("/") or "."
 
 
@@ -533,7 +533,7 @@ def _translate_colors(step: Fields, made: _Pipeline) -> Call:
     step.became(list(step), "PhotoMetricDistortion, clipped to 0..255")
     arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
     path = "d2ext.data.loading.photometric.PhotoMetricDistortion"
-    return Call(path, {**arguments, "image_format": "${model.input_format}"})
+    return Call(path, {**arguments, "image_format": Interpolation("${model.input_format}")})
 
 
 def _translate_pad(step: Fields, made: _Pipeline) -> None:
@@ -646,7 +646,8 @@ def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set], root: str) -> 
     f.unused(["keep_results", "dump_matches", "file_client_args"], "only names files")
     folder = f.get("seg_prefix")
     if folder and root and folder.startswith(root):
-        folder = f"${{data.root}}/{folder.removeprefix(root).strip('/')}"
+        inside = literal(folder.removeprefix(root).strip("/"))
+        folder = Interpolation(f"${{data.root}}/{inside}")
     return Call(
         "d2ext.evaluation.cityscapes.CityscapesMetric", {"gt_dir": folder} if folder else {}
     )

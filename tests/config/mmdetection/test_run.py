@@ -126,6 +126,48 @@ def test_optimizers(imported, optimizer, fields):
     assert type(made).__name__ == kind and result.fields("unknown") == []
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nesterov=False\\nimport os\\nos.system('touch ran')\\noptimizer.nesterov",
+        "eps=__import__('os').system('touch ran'), lr",
+        "no_such_argument",
+        "params",
+        "_target_",
+    ],
+)
+def test_only_arguments_of_the_optimizer_are_written(imported, tmp_path, kind, name):
+    kinds = f"optim_wrapper = dict(optimizer=dict(_delete_=True, type='{kind}', lr=0.5))\n"
+    result = imported(f'{kinds}optim_wrapper["optimizer"]["{name}"] = 0.25')
+    assert "0.25" not in result.text and result.values().optimizer.lr == 0.5
+    assert not (tmp_path / "ran").exists()
+    [unknown] = result.fields("unknown")
+    assert unknown.startswith("optim_wrapper.optimizer.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("dampening=dict(_target_='os.system', command='touch ran')", "optimizer.dampening"),
+        ("weight_decay='${oc.env:HOME}'", "optimizer.weight_decay"),
+        ("dampening=[0.5, 'x']", "optimizer.dampening"),
+        ("lr='0.01'", "optimizer.lr"),
+        ("lr=None", "optimizer.lr"),
+    ],
+)
+def test_arguments_of_the_optimizer_are_numbers(imported, argument, field):
+    message = rf"optim_wrapper\.{field}=.* is neither a number nor a list of numbers"
+    with pytest.raises(UserError, match=message):
+        imported(f"optim_wrapper = dict(optimizer=dict({argument}))")
+
+
+def test_factors_of_parameters_are_numbers(imported):
+    factor = "bias_lr_mult=dict(_target_='os.system', command='touch ran')"
+    with pytest.raises(UserError, match=r"paramwise_cfg\.bias_lr_mult=.* is neither a number"):
+        imported(f"optim_wrapper = dict(paramwise_cfg=dict({factor}))")
+
+
 def test_parameters_of_their_own(imported):
     result = imported(
         "optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0., bias_lr_mult=2.,"
