@@ -431,12 +431,17 @@ def _translate_checkpoints(f: Fields, config: Fields, by_epoch: bool, draft: Dra
         draft.set("train.checkpointer.max_to_keep", keep)
     f.became("max_keep_ckpts", f"train.checkpointer.max_to_keep={keep}")
     best = f.get("save_best")
+    several = isinstance(best, list | tuple) and len(best) > 1
+    if isinstance(best, list | tuple):
+        best = best[0] if best else None
     if best == "auto":
         best = {"VOCMetric": "pascal_voc/mAP", "OpenImagesMetric": "openimages/mAP"}.get(
             next((e.type for e in config.sections("val_evaluator")), ""), "coco/bbox_mAP"
         )
     if best in _RESULTS:
         draft.set("train.best.metric", _RESULTS[best])
+        if several:
+            f.differs("save_best", f"train.best.metric={_RESULTS[best]}: only the first is used")
         f.became(["save_best", "rule"], f"train.best.metric={_RESULTS[best]}")
     elif best:
         f.differs(["save_best", "rule"], "unknown name of a result; set train.best.metric")

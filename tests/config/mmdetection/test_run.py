@@ -239,6 +239,11 @@ def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outc
             "best.metric",
             "coco/segm/AP",
         ),
+        (
+            "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP']))",
+            "best.metric",
+            "coco/segm/AP",
+        ),
         ("default_hooks = dict(checkpoint=dict(save_best='auto'))", "best.metric", "coco/bbox/AP"),
         ("custom_hooks = [dict(type='EMAHook', momentum=0.001)]", "ema_decay", 0.999),
     ],
@@ -269,6 +274,17 @@ def test_options(imported, text, field, value):
 def test_outcomes(imported, text, field, outcome):
     field = field or "default_hooks.checkpoint.save_best"
     assert imported(text).outcome(field) == outcome
+
+
+def test_the_first_of_several_best_results_is_used(imported):
+    result = imported(
+        "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP', 'coco/bbox_mAP']))"
+    )
+    assert result.values().train.best.metric == "coco/segm/AP"
+    assert result.row("default_hooks.checkpoint.save_best") == (
+        "differs",
+        "train.best.metric=coco/segm/AP: only the first is used",
+    )
 
 
 def test_errors(imported):
