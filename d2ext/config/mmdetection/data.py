@@ -5,10 +5,12 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation, literal
 from d2ext.config.mmdetection.fields import Fields
+from d2ext.errors import UserError, format_exception
 
 _DECLARE = "d2ext.data.datasets.declare"
 _TRANSFORMS = "detectron2.data.transforms"
@@ -152,10 +154,8 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
     """Return our dataset function for their dataset; None if there is none."""
     kind, prefix = f.type, f.section("data_prefix")
     meta = f.section("metainfo")
-    given = meta.get("classes")
+    given = _class_names(meta)
     classes: dict[str, Any] = {}
-    if isinstance(given, str):
-        given = (given,)
     if given:
         classes["classes"] = list(given)
     if meta.get("palette"):
@@ -178,6 +178,24 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
     text = f"d2ext has no {kind}; give your data with data.train.* and data.val.*"
     f.differs([name for name in f if name not in ("pipeline", "filter_cfg")], text)
     return None
+
+
+def _class_names(meta: Fields) -> Sequence[str] | None:
+    """Return the classes of a dataset: given as names, as one name, or as a file of names."""
+    given = meta.get("classes")
+    if not isinstance(given, str):
+        return given
+    path = Path(given)
+    if not (path.suffix == ".txt" or "/" in given or path.is_file()):
+        return [given]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"cannot read {meta.name('classes')}={given}: {format_exception(e)}; import the config in"
+            " the folder that the path starts from"
+        ) from e
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _declared_voc(f: Fields, root: str, file: str, classes: dict, training: bool) -> Call:
