@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -192,8 +192,8 @@ def _class_names(meta: Fields) -> Sequence[str] | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as e:
         raise UserError(
-            f"cannot read {meta.name('classes')}={given}: {format_exception(e)}; import the config in"
-            " the folder that the path starts from"
+            f"cannot read {meta.name('classes')}={given}: {format_exception(e)}; import the config"
+            " in the folder that the path starts from"
         ) from e
     return [line.strip() for line in lines if line.strip()]
 
@@ -378,11 +378,8 @@ def _pipeline_of(dataset: Fields, training: bool) -> _Pipeline:
     for leaf, made in zip(leaves, found, strict=True):
         if made != found[0]:
             text = "the pipeline of the first dataset is used for all"
-            leaf.rows.update(
-                (row.field, replace(row, outcome="differs", became=text))
-                for step in leaf.sections("pipeline")
-                for row in step.outcomes()
-            )
+            for step in leaf.sections("pipeline"):
+                step.change(list(step), "differs", text)
     return found[0] if found else _Pipeline()
 
 

@@ -101,6 +101,14 @@ class Fields(Mapping[str, Any]):
         """Record that the imported config trains or evaluates otherwise than MMDetection."""
         self._record(names, "differs", text)
 
+    def change(self, names: str | Sequence[str], outcome: Outcome, text: str) -> None:
+        """Replace outcomes that were recorded before, also those of fields inside these."""
+        for name in [names] if isinstance(names, str) else names:
+            path = self.name(name)
+            for changed in [row for row in self.rows if f"{row}.".startswith(f"{path}.")]:
+                del self.rows[changed]
+        self._record(names, outcome, text)
+
     def _record(self, names: str | Sequence[str], outcome: Outcome, text: str) -> None:
         for name in [names] if isinstance(names, str) else names:
             if name in self.values:

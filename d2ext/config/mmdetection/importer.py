@@ -116,12 +116,13 @@ def import_config(
     values = read_config(path, trust)
     translation = translate(values, path, checkpoint, output.name)
     _check_loads(translation.text, output.name)
-    for file, text in ((output, translation.text), (table, _table(path, translation))):
-        try:
+    try:
+        for file, text in ((output, translation.text), (table, _table(path, translation))):
             with atomic_write(file) as opened:
                 opened.write(text)
-        except OSError as e:
-            raise UserError(f"cannot write {file}: {e.strerror}") from e
+    except BaseException:  # neither without the other
+        output.unlink(missing_ok=True)
+        raise
     return Imported(output, table, translation)
 
 

@@ -280,8 +280,7 @@ def _translate_warmup(f: Fields, total: int, by_epoch: bool, draft: Draft) -> di
     if not in_epochs:
         return {} if end == 500 else {"warmup_iters": int(end)}
     if not by_epoch:  # epochs of a run in iterations
-        f.rows.pop(f.name("end"), None)
-        f.differs("end", "the run counts iterations: no warm-up")
+        f.change("end", "differs", "the run counts iterations: no warm-up")
         return {"warmup_iters": 0}
     draft.set("lr_multiplier.warmup_length", end / total)
     return {"warmup_iters": None}

@@ -1,14 +1,17 @@
 """Configs with wrong values are reported, and nothing is half-written."""
 
+import contextlib
 import copy
 import functools
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
+import d2ext
 from d2ext.config import recipes
-from d2ext.config.mmdetection.importer import translate
+from d2ext.config.mmdetection.importer import import_config, translate
 from d2ext.config.mmdetection.read import read_config
 from d2ext.errors import UserError
 
@@ -130,3 +133,37 @@ def test_wrong_values_are_errors_of_the_user(configs, cached_recipes, which):
 def test_an_error_names_the_section(imported, text, message):
     with pytest.raises(UserError, match=f"mine.py: .*{message}"):
         imported(text)
+
+
+def test_neither_file_is_left_without_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f".mine.md.{os.getpid()}.tmp").mkdir()  # the table cannot be written
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"cannot write mine\.md"):
+        import_config(BALLOON, output=Path("mine.py"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'optim_wrapper = dict(optimizer={\'nesterov=False\\nimport os\\nos.system("touch ran")'
+        "\\noptimizer.nesterov': False})",
+        "optim_wrapper = dict(optimizer=dict(type='Adam'))\n"
+        "optim_wrapper['optimizer']['eps=__import__(\"os\").system(\"touch ran\"), lr'] = 0",
+        "optim_wrapper = dict(optimizer=dict(dampening=dict(_target_='os.system',"
+        " command='touch ran')))",
+        "load_from = '${oc.env:HOME}'",
+        "load_from = dict(_target_='os.system', command='touch ran')",
+        "train_dataloader = dict(dataset=dict(data_root='a\"); import os; os.system(\"touch ran'))",
+    ],
+)
+def test_a_config_is_never_executed(tmp_path, monkeypatch, text):
+    """Names and values that look like code, calls or interpolations stay data."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text(f"_base_ = {str(BALLOON)!r}\n{text}\n")
+    with contextlib.suppress(UserError):
+        import_config(Path("a.py"), output=Path("mine.py"))
+        cfg = d2ext.load_config("mine.py")
+        assert cfg.train.init_checkpoint != os.environ.get("HOME", "")
+    assert not Path("ran").exists()
