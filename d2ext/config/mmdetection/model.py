@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from d2ext.config.check import target_name
-from d2ext.config.mmdetection.draft import Call, Code, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation
 from d2ext.config.mmdetection.fields import Fields
 from d2ext.errors import UserError
 
@@ -306,7 +306,7 @@ def _translate_extra_levels(model: Fields, f: Fields, ours: _Model, top: int) ->
         on_input = extra == "on_input"
         arguments = {
             "in_channels": top if on_input else f.get("out_channels"),
-            "out_channels": "${..out_channels}",
+            "out_channels": Interpolation("${..out_channels}"),
         }
         if not on_input:
             arguments["in_feature"] = "p5"
