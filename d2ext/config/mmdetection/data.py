@@ -589,7 +589,9 @@ def _translate_evaluators(
 def _evaluators(metrics: Sequence[Fields], sets: Sequence[_Set], root: str) -> dict[str, Call]:
     made = {}
     for f in metrics:
-        f.unused([*_NO_EFFECT, "outfile_prefix", "prefix", "collect_device"], "only names files")
+        f.unused([*_NO_EFFECT, "collect_device"], "has no effect on the results")
+        f.unused("outfile_prefix", "only names files")
+        f.unused("prefix", "only names results")
         if translate := _METRICS.get(f.type):
             made[_METRIC_NAMES[f.type]] = translate(f, sets, root)
         else:
@@ -643,7 +645,7 @@ def _translate_open_images_metric(f: Fields, sets: Sequence[_Set], root: str) ->
 
 def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     f.became(["type", "seg_prefix"], f"evaluators.cityscapes.gt_dir={f.get('seg_prefix')}")
-    f.unused(["keep_results", "dump_matches", "file_client_args"], "only names files")
+    f.unused(["keep_results", "dump_matches"], "only keeps files")
     folder = f.get("seg_prefix")
     if folder and root and folder.startswith(root):
         folder = f"${{data.root}}/{folder.removeprefix(root).strip('/')}"

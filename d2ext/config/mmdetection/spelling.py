@@ -389,6 +389,9 @@ def _spell_runner(spelling: Spelling) -> None:
     if given.get("resume_from"):
         spelling.add("resume", True, "resume_from")
         spelling.add("load_from", given.pop("resume_from"), "resume_from")
+    elif "resume_from" in given:
+        del given["resume_from"]
+        spelling.add("resume", False, "resume_from")
     spelling.move("seed", "randomness.seed")
     spelling.move("deterministic", "randomness.deterministic")
 
