@@ -15,6 +15,7 @@ _DECLARE = "d2ext.data.datasets.declare"
 _TRANSFORMS = "detectron2.data.transforms"
 _COCO_CLASSES = Code('MetadataCatalog.get("coco_2017_train").thing_classes')
 _CITYSCAPES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+_EVALUATION = ("dataloader", "evaluator", "cfg")
 _SPLITS = ("train", "val", "test")
 _COCO = ("CocoDataset", "CityscapesDataset")
 _VOC = ("VOCDataset", "XMLDataset")
@@ -81,7 +82,7 @@ def translate_data(config: Fields, draft: Draft) -> None:
     """
     loaders = {split: config.section(f"{split}_dataloader") for split in _SPLITS}
     same_test = config.get("test_dataloader") in (None, config.get("val_dataloader"))
-    if same_test:
+    if same_test and loaders["val"]:
         config.became("test_dataloader", "dataloader.test=None, which is dataloader.val")
     splits = [split for split in _SPLITS if loaders[split] and not (split == "test" and same_test)]
     root = _common_root([loaders[split] for split in splits])
@@ -633,6 +634,9 @@ def _translate_evaluators(
     tests = _evaluators(config.sections("test_evaluator"), sets.get("test", ()), root)
     found: dict[str, Any] = made or {"coco": Call("d2ext.evaluation.coco.CocoMetric", {})}
     if not sets.get("val") and not sets.get("test"):
+        draft.set("evaluators", {})
+        names = [f"{split}_{part}" for split in ("val", "test") for part in _EVALUATION]
+        config.became(names, "train.eval_period=0, evaluators=dict(): no evaluations")
         return
     if not same_test and tests != made and tests:
         draft.set("evaluators", found | {part.name: tests for part in sets.get("test", ())})
