@@ -403,9 +403,7 @@ def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarra
         yield batch
 
 
-def _class_names(
-    cfg: Any, weights: Path | None = None, order: Sequence[str] = ()
-) -> list[str]:
+def _class_names(cfg: Any, weights: Path | None = None, order: Sequence[str] = ()) -> list[str]:
     """Return the model's classes from the most reliable source that has them; read no images.
 
     The sources are the checkpoint, the run that it is in, and the data that the config declares. If

@@ -151,7 +151,9 @@ def test_a_trusted_config_is_executed(d2ext_command, configs, tmp_path):
 
 def test_training_without_validation(configs, guide, tmp_path):
     text = f"_base_ = {str(configs / BALLOON)!r}\n"
-    text += "".join(f"{s}_{p} = None\n" for s in ("val", "test") for p in ("dataloader", "evaluator"))
+    text += "".join(
+        f"{s}_{p} = None\n" for s in ("val", "test") for p in ("dataloader", "evaluator")
+    )
     (tmp_path / "a.py").write_text(f"{text}val_cfg = test_cfg = None")
     import_config(tmp_path / "a.py", output=tmp_path / "mine.py")
     cfg = load_config(tmp_path / "mine.py", [*SMALL[:2], "train.device=cpu"])
@@ -193,5 +195,7 @@ def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
     d2ext.evaluate(cfg, tmp_path / "pets.pth", tmp_path / "run")
     found = json.loads((tmp_path / "run/eval/predictions/balloon_val.json").read_text())
     assert {detection["category_id"] for detection in found} == {1}
-    predictor = d2ext.Predictor.from_config(done.config, tmp_path / "pets.pth", ["train.device=cpu"])
+    predictor = d2ext.Predictor.from_config(
+        done.config, tmp_path / "pets.pth", ["train.device=cpu"]
+    )
     assert predictor.classes == ["dog", "cat"]

@@ -153,17 +153,22 @@ def translate(
 
 
 def _original(rows: Sequence[Row], spelling: Spelling) -> list[Row]:
-    """Return rows with the original names of their fields, without added fields.
+    """Return rows with the original names and values of their fields, without added fields.
 
     A field of 2.x that became several has the worst of their outcomes.
     """
     found: dict[str, Row] = {}
     for row in rows:
-        if name := spelling.original(row.field):
-            known = found.get(name)
-            if known is None or _WORST.index(row.outcome) < _WORST.index(known.outcome):
-                found[name] = Row(name, row.value, row.outcome, row.became)
-    return list(found.values())
+        name, value = spelling.written(spelling.original(row.field))
+        known = found.get(name)
+        worse = known is None or _WORST.index(row.outcome) < _WORST.index(known.outcome)
+        if name and worse:
+            found[name] = Row(name, value, row.outcome, row.became)
+    for old, (outcome, text) in spelling.done.items():
+        name, value = spelling.written(old)
+        if name == old:
+            found.setdefault(name, Row(name, value, outcome, text))
+    return Fields(spelling.given, rows=found).outcomes()
 
 
 def _default_output(path: Path) -> Path:

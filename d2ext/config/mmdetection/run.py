@@ -169,8 +169,8 @@ def _translate_wrapper(wrapper: Fields, draft: Draft) -> None:
             draft.set("train.amp.dtype", dtype)
         wrapper.became(["type", "dtype"], "train.amp.enabled=auto, on a GPU")
         if wrapper.get("loss_scale", "dynamic") == "dynamic":
-            wrapper.became("loss_scale", "dynamic")
-        wrapper.differs("loss_scale", "the loss scale is dynamic")
+            wrapper.became("loss_scale", "train.amp.enabled=auto, with a dynamic scale")
+        wrapper.differs("loss_scale", "train.amp.enabled=auto, with a dynamic scale")
     elif kind in ("", "OptimWrapper"):
         wrapper.became("type", "the optimizer's step")
     else:
