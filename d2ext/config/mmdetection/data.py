@@ -202,8 +202,8 @@ def _follow_annotations(f: Fields, classes: dict[str, Any]) -> None:
     if order == names:
         return
     text = (
-        f"classes={order}, the order in {path}, which numbers MMDetection's labels; checkpoints that"
-        f" were trained with it name their classes in the wrong order, {names}, which"
+        f"classes={order}, the order in {path}, which numbers MMDetection's labels; checkpoints"
+        f" that were trained with it name their classes in the wrong order, {names}, which"
         " train.init_checkpoint_classes corrects"
     )
     meta.differs("classes", text)
