@@ -159,6 +159,8 @@ def plan_run(
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
     _say(lines, *_origin_lines(cfg, device))
+    if options.eval_period == 0 and not cfg.evaluators:
+        validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:

@@ -23,6 +23,7 @@ from d2ext.invocation import command
 from d2ext.text import plural
 
 _OUTCOMES = ("set", "unused", "differs", "unknown")
+_WORST = ("unknown", "differs", "set", "unused")
 _MEANINGS = {
     "set": "has the same effect here",
     "unused": "has no effect here, and needs none",
@@ -44,10 +45,12 @@ class Translation:
     Attributes:
         text: The LazyConfig.
         rows: What became of each field, by its original name.
+        batch: The batch, in words.
     """
 
     text: str
     rows: Sequence[Row]
+    batch: str
 
     def counts(self) -> dict[str, int]:
         """Return the number of fields by outcome."""
@@ -80,6 +83,10 @@ class Imported:
     def __str__(self) -> str:
         """Return the summary: counts, what differs, what is unknown, and the next command."""
         lines = [f"wrote {self.config} and {self.table}", self.translation.summary()]
+        lines.append(
+            f"batch: {self.translation.batch}; MMDetection's batch was batch_size x GPUs: for N"
+            " GPUs use --auto-scale-lr"
+        )
         for outcome in ("differs", "unknown"):
             rows = [row for row in self.translation.rows if row.outcome == outcome]
             if rows:
@@ -148,12 +155,12 @@ def translate(
     with _expected_values(path, "the model", config):
         translate_model(config.section("model"), draft)
     with _expected_values(path, "the optimizer, schedule and hooks", config):
-        translate_run(config, draft, checkpoint, path.name)
+        batch = translate_run(config, draft, checkpoint, path)
     with _expected_values(path, "the data", config):
         translate_data(config, draft)
-    unused_variables(config)
+    unused_variables(config, values)
     text = draft.text(_docstring(path, output or path.name))
-    return Translation(text, _original(config.outcomes(), spelling))
+    return Translation(text, _original(config.outcomes(), spelling), batch)
 
 
 @contextmanager
@@ -171,12 +178,22 @@ def _expected_values(path: Path, section: str, config: Fields | None = None) -> 
 
 
 def _original(rows: Sequence[Row], spelling: Spelling) -> list[Row]:
-    """Return rows with the original names of their fields, without added fields."""
+    """Return rows with the original names and values of their fields, without added fields.
+
+    A field of 2.x that became several has the worst of their outcomes.
+    """
     found: dict[str, Row] = {}
     for row in rows:
-        if name := spelling.original(row.field):
-            found.setdefault(name, Row(name, row.value, row.outcome, row.became))
-    return list(found.values())
+        name, value = spelling.written(spelling.original(row.field))
+        known = found.get(name)
+        worse = known is None or _WORST.index(row.outcome) < _WORST.index(known.outcome)
+        if name and worse:
+            found[name] = Row(name, value, row.outcome, row.became)
+    for old, (outcome, text) in spelling.done.items():
+        name, value = spelling.written(old)
+        if name == old:
+            found.setdefault(name, Row(name, value, outcome, text))
+    return Fields(spelling.given, rows=found).outcomes()
 
 
 def _default_output(path: Path) -> Path:

@@ -173,6 +173,11 @@ def _backbone_words(kind: str) -> str:
 
 def _translate_preprocessor(f: Fields, ours: _Model) -> None:
     """Translate mean, std, channel order and padding."""
+    if "type" not in f:
+        raise UserError(
+            "no normalization found in the config (img_norm_cfg or data_preprocessor); add"
+            " model.data_preprocessor with mean, std and bgr_to_rgb"
+        )
     _require(f, type="DetDataPreprocessor")
     rgb = bool(f.get("bgr_to_rgb", False))
     f.became(["bgr_to_rgb", "rgb_to_bgr"], ours.set("input_format", "RGB" if rgb else "BGR"))
