@@ -182,6 +182,7 @@ def test_a_mismatch_names_the_recipe_that_fits(tmp_path):
     """The names and shapes of a few tensors are enough."""
     state = _state() | {
         "backbone.layer1.0.conv2.weight": torch.zeros(256, 4, 1, 1),
+        "backbone.layer1.0.conv3.weight": torch.zeros(1),
         "neck.fpn_convs.0.conv.weight": torch.zeros(1),
         **{f"backbone.layer3.{i}.conv1.weight": torch.zeros(1) for i in range(23)},
     }
