@@ -1,6 +1,5 @@
 """Configs with wrong values are reported, and nothing is half-written."""
 
-import contextlib
 import copy
 import functools
 import itertools
@@ -149,12 +148,9 @@ def test_neither_file_is_left_without_the_other(tmp_path, monkeypatch):
     [
         'optim_wrapper = dict(optimizer={\'nesterov=False\\nimport os\\nos.system("touch ran")'
         "\\noptimizer.nesterov': False})",
-        "optim_wrapper = dict(optimizer=dict(type='Adam'))\n"
-        "optim_wrapper['optimizer']['eps=__import__(\"os\").system(\"touch ran\"), lr'] = 0",
-        "optim_wrapper = dict(optimizer=dict(dampening=dict(_target_='os.system',"
-        " command='touch ran')))",
+        "optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam',"
+        ' **{\'eps=__import__("os").system("touch ran"), lr\': 0.1}))',
         "load_from = '${oc.env:HOME}'",
-        "load_from = dict(_target_='os.system', command='touch ran')",
         "train_dataloader = dict(dataset=dict(data_root='a\"); import os; os.system(\"touch ran'))",
     ],
 )
@@ -162,8 +158,21 @@ def test_a_config_is_never_executed(tmp_path, monkeypatch, text):
     """Names and values that look like code, calls or interpolations stay data."""
     monkeypatch.chdir(tmp_path)
     Path("a.py").write_text(f"_base_ = {str(BALLOON)!r}\n{text}\n")
-    with contextlib.suppress(UserError):
-        import_config(Path("a.py"), output=Path("mine.py"))
-        cfg = d2ext.load_config("mine.py")
-        assert cfg.train.init_checkpoint != os.environ.get("HOME", "")
-    assert not Path("ran").exists()
+    import_config(Path("a.py"), output=Path("mine.py"))
+    start = d2ext.load_config("mine.py").train.init_checkpoint
+    assert not Path("ran").exists() and start != os.environ["HOME"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optim_wrapper = dict(optimizer=dict(dampening=CALL))",
+        "load_from = CALL",
+        "train_dataloader = dict(num_workers=CALL)",
+        "train_dataloader = dict(dataset=dict(metainfo=dict(classes=[CALL])))",
+    ],
+)
+def test_calls_in_a_config_are_errors(imported, text):
+    """Detectron2 would call a `_target_` when it builds the run."""
+    with pytest.raises(UserError):
+        imported(text.replace("CALL", "dict(_target_='os.system', command='touch ran')"))
