@@ -592,7 +592,9 @@ def unused_variables(config: Fields, given: Mapping[str, Any]) -> None:
     variables = [name for name in config if not _has_rows(config, name)]
     sections = [name for name in given if name not in variables]
     for name in variables:
-        user = next((section for section in sections if _uses(given[section], config[name])), None)
+        value = config[name]
+        uses = _has_number if type(value) in (int, float) else _uses
+        user = next((s for s in sections if uses(given[s], value, name)), None)
         if user is not None:
             config.unused(name, f"a variable; see {user}")
         elif name in _VARIABLES:
@@ -604,13 +606,23 @@ def _has_rows(config: Fields, name: str) -> bool:
     return any(row == path or row.startswith(f"{path}.") for row in config.rows)
 
 
-def _uses(where: Any, value: Any) -> bool:
+def _has_number(where: Any, value: float, name: str) -> bool:
+    """Return whether a section has a field with the name, or its plural, and the value."""
+    if isinstance(where, Mapping):
+        found = [where.get(key) for key in (name, f"{name}s")]
+        if any(type(number) is type(value) and number == value for number in found):
+            return True
+        where = list(where.values())
+    return isinstance(where, list | tuple) and any(_has_number(p, value, name) for p in where)
+
+
+def _uses(where: Any, value: Any, name: str = "") -> bool:
     """Return whether a section contains a container or a long string, or all parts of it."""
     if isinstance(value, str):
         if isinstance(where, str):
             return len(value) >= _LONG and value in where
     elif not isinstance(value, Mapping | list | tuple) or not value:
-        return False  # numbers are equal by chance
+        return False  # equal by chance
     elif type(where) is type(value) and where == value:
         return True
     elif isinstance(value, Mapping) and isinstance(where, Mapping):

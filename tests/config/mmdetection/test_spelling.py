@@ -5,6 +5,7 @@ import pytest
 from d2ext.config.mmdetection.importer import translate
 from d2ext.config.mmdetection.read import read_config
 from d2ext.config.mmdetection.spelling import spelled
+from d2ext.errors import UserError
 
 # The changes of MMDetection 3.x to what 2.x wrote for Mask R-CNN R50, caffe style, multi-scale.
 OLD = """
@@ -274,6 +275,11 @@ def test_fields_of_2_are_listed_once_with_their_values(tmp_path):
     )
     assert [row for row in rows.values() if row.outcome == "unknown"] == []
     assert rows["img_norm_cfg"].became == "a variable; see data"
+
+
+def test_a_config_without_normalization(imported):
+    with pytest.raises(UserError, match="no normalization found in the config .img_norm_cfg or"):
+        imported("model = dict(data_preprocessor=None)")
 
 
 def test_a_config_of_3_is_not_changed():
