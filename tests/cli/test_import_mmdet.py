@@ -11,6 +11,7 @@ import d2ext
 from d2ext import load_config
 from d2ext.checkpoint.weights.mmdetection import to_mmdetection
 from d2ext.config.mmdetection.importer import import_config
+from d2ext.data.datasets.register import unregister_datasets
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
 from d2ext.preflight.plan import plan_run
@@ -43,6 +44,13 @@ def guide(tiny_root, tmp_path):
         content = to_coco(records, ["balloon"], root / split)
         (root / split / "annotation_coco.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_datasets_left():
+    """Remove what a config has registered, as if each test had a process of its own."""
+    yield
+    unregister_datasets()
 
 
 def test_the_balloon_config_of_the_guide(d2ext_command, configs, guide, tmp_path):
@@ -146,7 +154,7 @@ def test_a_trusted_config_is_executed(d2ext_command, configs, tmp_path):
     assert done.status == 0, done.stderr
     assert load_config("trusted_config.py").optimizer.lr == 1
     assert "  custom_hooks.0.{type, a}: MyHook is not supported" in done.stdout
-    assert "unknown: not known to d2ext, and ignored\n  strange\n" in done.stdout
+    assert "unknown: not known to d2ext, and ignored\n  rate\n  strange\n" in done.stdout
 
 
 def test_training_without_validation(configs, guide, tmp_path):
