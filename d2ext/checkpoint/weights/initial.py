@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from d2ext.checkpoint.files import first_line
 from d2ext.checkpoint.weights.class_rows import rows_by_class
-from d2ext.checkpoint.weights.mmdetection import fitting_recipes
+from d2ext.checkpoint.weights.mmdetection import fitting_recipes, is_detector
 from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, classes_of, read_weights
 from d2ext.checkpoint.weights.weight_names import MMDETECTION, Reading, readings
 from d2ext.environment import environment_defaults
@@ -132,7 +132,9 @@ def load_weights(
         )
     _check_values(file, fit)
     model.load_state_dict({name: theirs[name] for name in fit.sources} | rows, strict=False)
-    names = f" ({fit.reading.program})" if fit.reading.program else ""
+    program = fit.reading.program
+    program = _openmmlab_program(content) if program == MMDETECTION else program
+    names = f" ({program})" if program else ""
     loaded = sum(name in fit.sources for name in learned)
     logger.info("Loaded %d of the model's %d tensors from %s%s", loaded, len(learned), file, names)
     used = {*fit.sources.values(), *(fit.names[name] for name in rows)}
@@ -230,11 +232,16 @@ def _classes(file: str, content: WeightsFile, order: Sequence[str]) -> Sequence[
 
 
 def _origin(content: WeightsFile) -> str:
-    """Say which model a checkpoint of MMDetection holds, and which recipes build it."""
+    """Say which model a checkpoint of OpenMMLab holds, and which recipes build it."""
     if content.author != OPENMMLAB:
         return ""
     caffe = content.expects.get("stride_in_1x1")
-    return f"it is from MMDetection, and {fitting_recipes(content.tensors, caffe)}"
+    recipes = fitting_recipes(content.tensors, caffe)
+    return f"it is from {_openmmlab_program(content)}, and {recipes}"
+
+
+def _openmmlab_program(content: WeightsFile) -> str:
+    return MMDETECTION if is_detector(content.tensors) else OPENMMLAB
 
 
 def _is_learned(name: str, tensor: Tensor) -> bool:

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from d2ext.checkpoint.files import damage
-from d2ext.checkpoint.weights.mmdetection import expected_input, is_background_first
+from d2ext.checkpoint.weights.mmdetection import (
+    expected_input,
+    is_background_first,
+    is_detector,
+)
 from d2ext.plain_pickle import foreign_pickle, read_pickle
 from d2ext.text import shortened
 
@@ -100,7 +104,7 @@ def read_weights(path: Path) -> WeightsFile:
     if isinstance(content, dict) and "meta" in content:
         return _openmmlab(content)
     tensors = _tensors(content)
-    if any(name.startswith(("neck.", "bbox_head.", "roi_head.")) for name in tensors):
+    if is_detector(tensors):
         return _openmmlab({"meta": {}, "state_dict": tensors})
     author = str(content.get("__author__", ""))
     return WeightsFile(tensors, author, _names(content.get("classes")))

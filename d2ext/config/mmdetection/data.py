@@ -5,11 +5,13 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeGuard
 
-from d2ext.config.mmdetection.draft import Call, Code, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation, literal
 from d2ext.config.mmdetection.fields import Fields
+from d2ext.errors import UserError, format_exception
 
 _DECLARE = "d2ext.data.datasets.declare"
 _TRANSFORMS = "detectron2.data.transforms"
@@ -157,10 +159,8 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
     """Return our dataset function for their dataset; None if there is none."""
     kind, prefix = f.type, f.section("data_prefix")
     meta = f.section("metainfo")
-    given = meta.get("classes")
+    given = _class_names(meta)
     classes: dict[str, Any] = {}
-    if isinstance(given, str):
-        given = (given,)
     if given:
         classes["classes"] = list(given)
     if meta.get("palette"):
@@ -185,6 +185,24 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
     text = f"d2ext has no {kind}; give your data with data.train.* and data.val.*"
     f.differs([name for name in f if name not in ("pipeline", "filter_cfg")], text)
     return None
+
+
+def _class_names(meta: Fields) -> Sequence[str] | None:
+    """Return the classes of a dataset: given as names, as one name, or as a file of names."""
+    given = meta.get("classes")
+    if not isinstance(given, str):
+        return given
+    path = Path(given)
+    if not (path.suffix == ".txt" or "/" in given or path.is_file()):
+        return [given]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"cannot read {meta.name('classes')}={given}: {format_exception(e)}; import the config"
+            " in the folder that the path starts from"
+        ) from e
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _follow_annotations(f: Fields, classes: dict[str, Any]) -> None:
@@ -231,9 +249,9 @@ def _write_class_order(sets: Mapping[str, Sequence[_Set]], draft: Draft) -> None
 
 
 def _declared_voc(f: Fields, root: str, file: str, classes: dict, training: bool) -> Call:
-    folder = _joined(f, root, f.section("data_prefix").get("sub_data_root", "") or "")
-    annotations = posixpath.join(folder, f.get("ann_subdir", "Annotations"))
-    images = posixpath.join(folder, f.get("img_subdir", "JPEGImages"))
+    folder = f.section("data_prefix").get("sub_data_root", "") or ""
+    annotations = _joined(f, root, posixpath.join(folder, f.get("ann_subdir", "Annotations")))
+    images = _joined(f, root, posixpath.join(folder, f.get("img_subdir", "JPEGImages")))
     arguments = {"list_file": file, "annotation_root": annotations, "image_root": images}
     text = "voc_dataset: boxes are a pixel wider and higher, as they end after their last pixel"
     f.differs("type", text)
@@ -279,7 +297,7 @@ def _joined(f: Fields, root: str, path: str) -> str:
     if posixpath.isabs(path) or "://" in path:
         return path
     if root and folder == root:
-        return f"${{data.root}}/{path}".rstrip("/")
+        return Interpolation(f"${{data.root}}/{literal(path)}".rstrip("/"))
     return (posixpath.join(folder, path) if folder else path).rstrip("/") or "."
 
 
@@ -416,11 +434,8 @@ def _pipeline_of(dataset: Fields, training: bool) -> _Pipeline:
     for leaf, made in zip(leaves, found, strict=True):
         if made != found[0]:
             text = "the pipeline of the first dataset is used for all"
-            leaf.rows.update(
-                (row.field, replace(row, outcome="differs", became=text))
-                for step in leaf.sections("pipeline")
-                for row in step.outcomes()
-            )
+            for step in leaf.sections("pipeline"):
+                step.change(list(step), "differs", text)
     return found[0] if found else _Pipeline()
 
 
@@ -589,7 +604,7 @@ def _translate_colors(step: Fields, made: _Pipeline) -> Call:
     step.became(list(step), "PhotoMetricDistortion, clipped to 0..255")
     arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
     path = "d2ext.data.loading.photometric.PhotoMetricDistortion"
-    return Call(path, {**arguments, "image_format": "${model.input_format}"})
+    return Call(path, {**arguments, "image_format": Interpolation("${model.input_format}")})
 
 
 def _translate_pad(step: Fields, made: _Pipeline) -> None:
@@ -715,7 +730,8 @@ def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set], root: str) -> 
     f.unused(["keep_results", "dump_matches"], "only keeps files")
     folder = f.get("seg_prefix")
     if folder and root and folder.startswith(root):
-        folder = f"${{data.root}}/{folder.removeprefix(root).strip('/')}"
+        inside = literal(folder.removeprefix(root).strip("/"))
+        folder = Interpolation(f"${{data.root}}/{inside}")
     return Call(
         "d2ext.evaluation.cityscapes.CityscapesMetric", {"gt_dir": folder} if folder else {}
     )

@@ -1,5 +1,6 @@
 """Translate optimizer, schedule, runner and hooks of an MMDetection config."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,8 +114,7 @@ def _translate_optimizer(wrapper: Fields, draft: Draft) -> float:
             f"{f.name('type')}={f.get('type')} is not supported; d2ext imports"
             f" {', '.join(_OPTIMIZERS)}"
         )
-    arguments = {name: value for name, value in f.items() if name not in ("type", "params")}
-    given = {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
+    given = _optimizer_arguments(f, kind)
     parameters = _paramwise(wrapper.section("paramwise_cfg"), f)
     if kind == "SGD":
         given = {"momentum": 0, "weight_decay": 0, **given}
@@ -138,8 +138,44 @@ def _translate_optimizer(wrapper: Fields, draft: Draft) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.001
 
 
+def _optimizer_arguments(f: Fields, kind: str) -> dict[str, Any]:
+    """Return the arguments that the class in `torch.optim` has; others stay unknown.
+
+    Raises:
+        UserError: A value is neither a number nor a list of numbers.
+    """
+    import torch
+
+    parameters = inspect.signature(getattr(torch.optim, kind)).parameters
+    given: dict[str, Any] = {}
+    for name in f:
+        if name not in parameters or name == "params":
+            continue
+        value = list(f[name]) if isinstance(f[name], tuple) else f[name]
+        if value is None and parameters[name].default is None:
+            f.became(name, "the default of torch")
+        else:
+            given[name] = _number(f, name, value)
+    return given
+
+
+def _number(f: Fields, name: str, value: Any) -> Any:
+    """Return a number or a list of numbers.
+
+    Raises:
+        UserError: The value is something else.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, int | float) for part in parts):
+        raise UserError(f"{f.name(name)}={value!r} is neither a number nor a list of numbers")
+    return value
+
+
 def _paramwise(f: Fields, optimizer: Fields) -> dict[str, Any]:
     """Return the arguments of Detectron2's function for the parameters' groups."""
+    for name in ("norm_decay_mult", "bias_lr_mult", "bias_decay_mult"):
+        if f.get(name) is not None:
+            _number(f, name, f[name])
     made: dict[str, Any] = {"weight_decay_norm": None}
     decay = optimizer.get("weight_decay") or 0
     if f.get("norm_decay_mult") is not None:
@@ -260,8 +296,7 @@ def _translate_warmup(f: Fields, total: int, by_epoch: bool, draft: Draft) -> di
     if not in_epochs:
         return {} if end == 500 else {"warmup_iters": int(end)}
     if not by_epoch:  # epochs of a run in iterations
-        f.rows.pop(f.name("end"), None)
-        f.differs("end", "the run counts iterations: no warm-up")
+        f.change("end", "differs", "the run counts iterations: no warm-up")
         return {"warmup_iters": 0}
     draft.set("lr_multiplier.warmup_length", end / total)
     return {"warmup_iters": None}
@@ -437,12 +472,17 @@ def _translate_checkpoints(f: Fields, config: Fields, by_epoch: bool, draft: Dra
         draft.set("train.checkpointer.max_to_keep", keep)
     f.became("max_keep_ckpts", f"train.checkpointer.max_to_keep={keep}")
     best = f.get("save_best")
+    several = isinstance(best, list | tuple) and len(best) > 1
+    if isinstance(best, list | tuple):
+        best = best[0] if best else None
     if best == "auto":
         best = {"VOCMetric": "pascal_voc/mAP", "OpenImagesMetric": "openimages/mAP"}.get(
             next((e.type for e in config.sections("val_evaluator")), ""), "coco/bbox_mAP"
         )
     if best in _RESULTS:
         draft.set("train.best.metric", _RESULTS[best])
+        if several:
+            f.differs("save_best", f"train.best.metric={_RESULTS[best]}: only the first is used")
         f.became(["save_best", "rule"], f"train.best.metric={_RESULTS[best]}")
     elif best:
         f.differs(["save_best", "rule"], "unknown name of a result; set train.best.metric")

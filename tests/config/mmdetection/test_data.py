@@ -5,6 +5,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
+from d2ext.errors import UserError
+
 TRAIN = "train_dataloader = dict(dataset=dict({}))"
 T = "detectron2.data.transforms"
 
@@ -45,6 +47,26 @@ def test_coco(imported):
     assert loaders.train.num_workers == loaders.val.num_workers == 2 and loaders.test is None
     assert found.evaluators.coco.tasks == ["bbox", "segm"]
     assert result.fields("unknown") == []
+
+
+@pytest.mark.parametrize("spelling", ["2.x", "3.x"])
+def test_classes_in_a_file(imported, tmp_path, monkeypatch, spelling):
+    """A path of a file is relative to the current folder, as in MMDetection."""
+    monkeypatch.chdir(tmp_path)
+    text = "train_dataloader = dict(dataset=dict(metainfo=dict(classes='mine/classes.txt')))"
+    if spelling == "2.x":
+        text = "data = dict(train=dict(type='CocoDataset', classes='mine/classes.txt'))"
+    with pytest.raises(UserError, match=r"cannot read .*classes=mine/classes\.txt: .*; imp"):
+        imported(text)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "classes.txt").write_text("traffic light\ndog\n\n")
+    [made] = [v for k, v in imported(text).values().datasets.items() if k.endswith("train")]
+    assert made.classes == ["traffic light", "dog"]
+
+
+def test_a_single_class(imported):
+    meta = "train_dataloader = dict(dataset=dict(metainfo=dict(classes='traffic light')))"
+    assert imported(meta).values().datasets.coco_train.classes == ["traffic light"]
 
 
 def test_classes_and_palette_of_the_config(imported):

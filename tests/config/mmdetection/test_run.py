@@ -153,6 +153,48 @@ def test_optimizers(imported, optimizer, fields):
     assert type(made).__name__ == kind and result.fields("unknown") == []
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nesterov=False\\nimport os\\nos.system('touch ran')\\noptimizer.nesterov",
+        "eps=__import__('os').system('touch ran'), lr",
+        "no_such_argument",
+        "params",
+        "_target_",
+    ],
+)
+def test_only_arguments_of_the_optimizer_are_written(imported, tmp_path, kind, name):
+    kinds = f"optim_wrapper = dict(optimizer=dict(_delete_=True, type='{kind}', lr=0.5))\n"
+    result = imported(f'{kinds}optim_wrapper["optimizer"]["{name}"] = 0.25')
+    assert "0.25" not in result.text and result.values().optimizer.lr == 0.5
+    assert not (tmp_path / "ran").exists()
+    [unknown] = result.fields("unknown")
+    assert unknown.startswith("optim_wrapper.optimizer.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("dampening=dict(_target_='os.system', command='touch ran')", "optimizer.dampening"),
+        ("weight_decay='${oc.env:HOME}'", "optimizer.weight_decay"),
+        ("dampening=[0.5, 'x']", "optimizer.dampening"),
+        ("lr='0.01'", "optimizer.lr"),
+        ("lr=None", "optimizer.lr"),
+    ],
+)
+def test_arguments_of_the_optimizer_are_numbers(imported, argument, field):
+    message = rf"optim_wrapper\.{field}=.* is neither a number nor a list of numbers"
+    with pytest.raises(UserError, match=message):
+        imported(f"optim_wrapper = dict(optimizer=dict({argument}))")
+
+
+def test_factors_of_parameters_are_numbers(imported):
+    factor = "bias_lr_mult=dict(_target_='os.system', command='touch ran')"
+    with pytest.raises(UserError, match=r"paramwise_cfg\.bias_lr_mult=.* is neither a number"):
+        imported(f"optim_wrapper = dict(paramwise_cfg=dict({factor}))")
+
+
 def test_parameters_of_their_own(imported):
     result = imported(
         "optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0., bias_lr_mult=2.,"
@@ -233,6 +275,11 @@ def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outc
             "best.metric",
             "coco/segm/AP",
         ),
+        (
+            "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP']))",
+            "best.metric",
+            "coco/segm/AP",
+        ),
         ("default_hooks = dict(checkpoint=dict(save_best='auto'))", "best.metric", "coco/bbox/AP"),
         ("custom_hooks = [dict(type='EMAHook', momentum=0.001)]", "ema_decay", 0.999),
     ],
@@ -273,6 +320,17 @@ def test_options(imported, text, field, value):
 def test_outcomes(imported, text, field, outcome):
     field = field or "default_hooks.checkpoint.save_best"
     assert imported(text).outcome(field) == outcome
+
+
+def test_the_first_of_several_best_results_is_used(imported):
+    result = imported(
+        "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP', 'coco/bbox_mAP']))"
+    )
+    assert result.values().train.best.metric == "coco/segm/AP"
+    assert result.row("default_hooks.checkpoint.save_best") == (
+        "differs",
+        "train.best.metric=coco/segm/AP: only the first is used",
+    )
 
 
 def test_moving_averages(imported):
