@@ -174,6 +174,7 @@ def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
 
     The first row of a checkpoint's head is the file's first class, for evaluations and predictions.
     """
+    guide = guide.rename(guide.with_name("pets"))
     for split in ("train", "val"):
         file = guide / split / "annotation_coco.json"
         content = json.loads(file.read_text())
@@ -182,7 +183,8 @@ def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
     meta = "dict(classes=('cat', 'dog'), palette=[(1, 1, 1), (2, 2, 2)])"
     text = f"_base_ = {str(configs / BALLOON)!r}\n"
     for split in ("train", "val", "test"):
-        text += f"{split}_dataloader = dict(dataset=dict(metainfo={meta}))\n"
+        dataset = f"dict(data_root='data/pets/', metainfo={meta})"
+        text += f"{split}_dataloader = dict(dataset={dataset})\n"
     text += "model = dict(backbone=dict(init_cfg=None, depth=18), test_cfg=dict(rcnn=dict("
     text += "max_per_img=3)), neck=dict(in_channels=[64, 128, 256, 512]), roi_head=dict("
     text += "bbox_head=dict(num_classes=2), mask_head=dict(num_classes=2)))\n"
@@ -190,8 +192,8 @@ def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
     done = import_config(tmp_path / "pets.py", "pets.pth", tmp_path / "mine.py")
     assert "in the wrong order, ['cat', 'dog']" in str(done)
     cfg = load_config(done.config, [*SMALL[1:], "train.device=cpu"])
-    assert cfg.datasets.balloon_train.classes == ["dog", "cat"]
-    assert cfg.datasets.balloon_train.palette == [[2, 2, 2], [1, 1, 1]]
+    assert cfg.datasets.pets_train.classes == ["dog", "cat"]
+    assert cfg.datasets.pets_train.palette == [[2, 2, 2], [1, 1, 1]]
 
     model = instantiate(cfg.model)
     head = model.roi_heads.box_predictor.cls_score
@@ -201,7 +203,7 @@ def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
     meta = {"dataset_meta": {"classes": ("cat", "dog")}}
     torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "pets.pth")
     d2ext.evaluate(cfg, tmp_path / "pets.pth", tmp_path / "run")
-    found = json.loads((tmp_path / "run/eval/predictions/balloon_val.json").read_text())
+    found = json.loads((tmp_path / "run/eval/predictions/pets_val.json").read_text())
     assert {detection["category_id"] for detection in found} == {1}
     predictor = d2ext.Predictor.from_config(
         done.config, tmp_path / "pets.pth", ["train.device=cpu"]

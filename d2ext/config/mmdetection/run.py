@@ -503,7 +503,7 @@ def _translate_custom_hook(f: Fields, draft: Draft) -> None:
         same = [name for name, value in _EMA_DEFAULTS.items() if f.get(name, value) == value]
         f.became(same, "the default of train.ema_decay")
         f.unused(["priority", "strict_load"], "has no effect on the results")
-        f.differs(every, f"{text}: a constant decay, in every iteration from the first one")
+        f.differs(every, f"{text}, updated in every iteration from the first one")
     else:
         f.differs(every, f"{kind} is not supported; the run has no such hook")
 
