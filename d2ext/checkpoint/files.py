@@ -134,18 +134,19 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
 
     The newest is the one named in `last_checkpoint`, otherwise the one that has seen the most
     images. Those with more images than the named one were written before the run was resumed from
-    an older checkpoint, and are tried last. Damaged ones are logged and left in place.
+    an older checkpoint, and are tried last. Damaged ones are logged and left in place. Files of
+    other programs do not count.
     """
     candidates = _found(folder, r"(model|epoch)_(\d+|final)\.pth")[::-1]
     pointer = folder / LAST
     if pointer.is_file():
         # Use the name alone, so that a damaged pointer cannot lead out of this folder.
         named = folder / Path(pointer.read_text(errors="replace").strip() or "nothing").name
-        if named.is_file():
+        if named.is_file() and not _is_of_others(named):
             before = candidates.index(named) if named in candidates else 0
             later = [c for c in candidates[:before] if c != named]
             candidates = [named, *(c for c in candidates if c not in (named, *later)), *later]
-        else:
+        elif not named.is_file():
             logger.warning("%s names %s, which does not exist", pointer, named.name)
     damaged: list[Path] = []
     for path in candidates:
@@ -200,9 +201,17 @@ def first_line(e: BaseException) -> str:
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:
-    found = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name) and p.is_file()]
+    matching = [p for p in folder.glob("*.pth") if re.fullmatch(pattern, p.name) and p.is_file()]
+    found = [path for path in matching if not _is_of_others(path)]
     # Sorted by images, because clocks can jump; names of the same file are sorted by name.
     return sorted(found, key=lambda p: (_images_seen(p), p.stat().st_mtime_ns, p.name))
+
+
+def _is_of_others(path: Path) -> bool:
+    """Return whether a checkpoint is from another program: MMDetection's have the same names."""
+    # Ours lack a sidecar only if the process was killed right after renaming them.
+    ours = not path.name.startswith("epoch_") or _IMAGES in _sidecar_text(path)
+    return not ours and _images_seen(path) == math.inf
 
 
 def _images_seen(path: Path) -> float:

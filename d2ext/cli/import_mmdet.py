@@ -3,9 +3,9 @@
 d2ext import-mmdet configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py
 d2ext import-mmdet my_config.py epoch_12.pth --output my_d2ext_config.py
 
-MMDetection need not be installed. The config is not executed: assignments and calls of dict, list
-and the like are interpreted. The second file that is written, with the suffix .md, lists each field
-of the config and what became of it.
+MMDetection need not be installed. The config is not executed: assignments, expressions and calls of
+dict, list and the like are interpreted. The second file that is written, with the suffix .md, lists
+each field of the config and what became of it.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="execute the config, for code that is not interpreted",
+        help="execute the config and its bases, for code that is not interpreted; use it only for"
+        " files that you trust",
     )
     return parser.parse_args(argv)
 

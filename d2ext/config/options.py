@@ -250,6 +250,10 @@ class TrainOptions:
     init_checkpoint: str | None = _option(
         "", "initial weights (MMDetection's load_from); training starts at iteration 0"
     )
+    init_checkpoint_classes: list[str] = _option(
+        [],
+        "order of the classes in MMDetection's checkpoints, if it is not that of the names in them",
+    )
     max_epochs: int | float | None = _option(
         None, "length in epochs; set this or max_iter, overriding one clears the other", above=0
     )
@@ -393,7 +397,7 @@ def _read(cls: Any, section: Any) -> Any:
             value = section[name]
             if dataclasses.is_dataclass(option.type):
                 value = _read(option.type, value or {})
-            elif name in ("freeze", "hooks", "writers", "yacs_setup"):
+            elif name in ("freeze", "hooks", "init_checkpoint_classes", "writers", "yacs_setup"):
                 value = list(value)  # entries stay nodes; interpolations are resolved later
             given[name] = value
     if len(options) < len(dataclasses.fields(cls)):

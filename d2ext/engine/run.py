@@ -281,7 +281,13 @@ class Run:
             loader = untransformed(loader)
         self.suite = build_suite("dataloader.test", loader, self.cfg)
         broadcast_from_rank0(
-            lambda: load_weights(model, self.plan.weights, whole=True, classes=self.plan.classes)
+            lambda: load_weights(
+                model,
+                self.plan.weights,
+                whole=True,
+                classes=self.plan.classes,
+                order=self.options.init_checkpoint_classes,
+            )
         )
         broadcast_weights(model)
 

@@ -75,7 +75,12 @@ class TrainState:
             content = {}
             if plan.weights:
                 broadcast_from_rank0(
-                    lambda: load_weights(model, plan.weights, classes=plan.classes)
+                    lambda: load_weights(
+                        model,
+                        plan.weights,
+                        classes=plan.classes,
+                        order=options.init_checkpoint_classes,
+                    )
                 )
             broadcast_weights(model)
         average = averaged(model, options.ema_decay) if options.ema_decay else None

@@ -15,6 +15,12 @@ class RetinaNet(retinanet.RetinaNet):
     The losses are divided by the number of positive anchors in the batch, not by its moving average
     (which no checkpoint contains), and anchors in the padding of smaller images are ignored. Boxes
     are clipped before non-maximum suppression, not after it.
+
+    Arguments that are not listed here are those of Detectron2's RetinaNet.
+
+    Args:
+        input_format: RGB or BGR, the order of the channels.
+        vis_period: Number of iterations between two pictures in the event storage; 0 for none.
     """
 
     def losses(

@@ -280,7 +280,8 @@ class Predictor:
             weights = usual_weights(folder) or "last"
         source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
         file = local_weights(source, option("--weights"))
-        classes = _class_names(cfg, Path(file.partition("?")[0]))
+        order = options.init_checkpoint_classes
+        classes = _class_names(cfg, Path(file.partition("?")[0]), order)
         check_num_classes(cfg.model, classes)
         device, _ = choose_device(options.device, 1)
         plan = Plan(folder, device, classes, {}, None, file, None, None, [])
@@ -402,7 +403,7 @@ def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarra
         yield batch
 
 
-def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
+def _class_names(cfg: Any, weights: Path | None = None, order: Sequence[str] = ()) -> list[str]:
     """Return the model's classes from the most reliable source that has them; read no images.
 
     The sources are the checkpoint, the run that it is in, and the data that the config declares. If
@@ -411,7 +412,7 @@ def _class_names(cfg: Any, weights: Path | None = None) -> list[str]:
     Raises:
         UserError: Even the number of classes is unknown.
     """
-    saved = weights and (read_classes(weights) or read_run_info(weights.parent).classes)
+    saved = weights and (read_classes(weights, order) or read_run_info(weights.parent).classes)
     if found := saved or _declared(cfg):
         return list(found)
     stated = dict(class_fields(cfg.model, "model"))

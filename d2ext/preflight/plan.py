@@ -39,7 +39,13 @@ from d2ext.preflight.options import (
     check_options,
     check_schedule,
 )
-from d2ext.run_dir.lock import check_writable, refuse_mixing, wait_until_free
+from d2ext.run_dir.lock import (
+    check_writable,
+    refuse_mixing,
+    refuse_moving,
+    refuse_others,
+    wait_until_free,
+)
 from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import plural
 
@@ -159,6 +165,8 @@ def plan_run(
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
     _say(lines, *_origin_lines(cfg, device))
+    if options.eval_period == 0 and not cfg.evaluators:
+        validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
@@ -190,6 +198,10 @@ def plan_run(
         _say(lines, f"weights     {source}{initial}")
     else:
         source = options.init_checkpoint or ""
+        if overwrite and checkpoint:
+            refuse_moving(output_dir, checkpoint, option("--resume-from"))
+        elif overwrite:
+            refuse_moving(output_dir, source.partition("?")[0], "train.init_checkpoint")
         train_dataset = _train_dataset(cfg)
         fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
         num_images = _num_images(train_dataset, options, batch_size)
@@ -265,9 +277,13 @@ def _find_checkpoint(
     check_writable(output_dir)
     if not resume:
         return checkpoint, []
-    if not eval_only:
-        wait_until_free(output_dir)
-    return find_newest(output_dir)
+    if eval_only:
+        return find_newest(output_dir)
+    wait_until_free(output_dir)
+    newest, damaged = find_newest(output_dir)
+    if not newest:
+        refuse_others(output_dir)
+    return newest, damaged
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:

@@ -16,16 +16,47 @@ from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 
+_TRACES = ("run.json", "metrics.json", LAST)  # files of a run
+# MMDetection's default folder of a config has the same name as ours. Ours have a .sha256 file, too.
+_OTHERS = ("epoch_*.pth", "iter_*.pth", "latest.pth")
 _TIMEOUT_S = 15.0  # seconds for killed processes to end
 
 
 def refuse_mixing(output_dir: Path) -> None:
-    """Raise UserError if the directory holds a run."""
-    if _traces(output_dir):
+    """Raise UserError if the directory holds a run, or checkpoints of another program."""
+    refuse_others(output_dir)
+    if _holds_run(output_dir):
         raise UserError(
             f"the output directory {output_dir} holds another run; continue it with"
             f" {option('--resume')}, move it aside with {option('--overwrite')}, or choose another"
             f" {option('--work-dir')}"
+        )
+
+
+def refuse_others(output_dir: Path) -> None:
+    """Raise UserError if the directory holds checkpoints of another program, and none of a run."""
+    if others := _of_others(output_dir):
+        raise UserError(
+            f"the output directory {output_dir} holds checkpoints of another program, such as"
+            f" {others[-1].name}; choose another {option('--work-dir')}, or move it aside with"
+            f" {option('--overwrite')}"
+        )
+
+
+def refuse_moving(output_dir: Path, file: str | Path, field: str) -> None:
+    """Raise UserError if moving an earlier run aside would move a file that the new run reads.
+
+    Args:
+        output_dir: Output directory of the run.
+        file: The file; anything else, such as an address, is fine.
+        field: Name of the option with the file.
+    """
+    path = Path(file)
+    inside = path.is_file() and path.resolve().is_relative_to(output_dir.resolve())
+    if inside and (_holds_run(output_dir) or _of_others(output_dir)):
+        raise UserError(
+            f"{option('--overwrite')} would move {field}={file} aside with {output_dir}; choose"
+            f" another {option('--work-dir')}"
         )
 
 
@@ -60,7 +91,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
 
     Args:
         output_dir: Output directory of the run.
-        overwrite: Move an earlier run in the directory aside.
+        overwrite: Move an earlier run, or that of another program, aside.
         resume: Continue the run in the directory; wait for its processes to end.
 
     Returns:
@@ -74,7 +105,7 @@ def make_output_dir(output_dir: Path, overwrite: bool, resume: bool = False) -> 
     try:
         if output_dir.is_dir():
             _claim(output_dir, resume)
-        if overwrite and _traces(output_dir):
+        if overwrite and (_holds_run(output_dir) or _of_others(output_dir)):
             whole = output_dir.resolve()  # "." has no name to add to
             stem = f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}"
             names = (f"{stem}-{i}" if i else stem for i in itertools.count())
@@ -143,5 +174,13 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
-def _traces(output_dir: Path) -> list[str]:
-    return [f for f in ("run.json", "metrics.json", LAST) if (output_dir / f).exists()]
+def _holds_run(output_dir: Path) -> bool:
+    return any((output_dir / name).exists() for name in _TRACES)
+
+
+def _of_others(output_dir: Path) -> list[Path]:
+    """Return the checkpoints of another program by number; none beside checkpoints of a run."""
+    if any(output_dir.glob("*.pth.sha256")):
+        return []
+    found = [path for pattern in _OTHERS for path in output_dir.glob(pattern)]
+    return sorted(found, key=lambda path: (len(path.name), path.name))

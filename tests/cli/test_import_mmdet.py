@@ -4,10 +4,17 @@ import json
 import shutil
 
 import pytest
+import torch
+from detectron2.config import instantiate
 
+import d2ext
 from d2ext import load_config
+from d2ext.checkpoint.weights.mmdetection import to_mmdetection
+from d2ext.config.mmdetection.importer import import_config
+from d2ext.data.datasets.register import unregister_datasets
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
+from d2ext.preflight.plan import plan_run
 
 BALLOON = "balloon/mask-rcnn_r50-caffe_fpn_ms-poly-1x_balloon.py"
 OUTPUT = "mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon"
@@ -37,6 +44,13 @@ def guide(tiny_root, tmp_path):
         content = to_coco(records, ["balloon"], root / split)
         (root / split / "annotation_coco.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_datasets_left():
+    """Remove what a config has registered, as if each test had a process of its own."""
+    yield
+    unregister_datasets()
 
 
 def test_the_balloon_config_of_the_guide(d2ext_command, configs, guide, tmp_path):
@@ -140,4 +154,58 @@ def test_a_trusted_config_is_executed(d2ext_command, configs, tmp_path):
     assert done.status == 0, done.stderr
     assert load_config("trusted_config.py").optimizer.lr == 1
     assert "  custom_hooks.0.{type, a}: MyHook is not supported" in done.stdout
-    assert "unknown: not known to d2ext, and ignored\n  strange\n" in done.stdout
+    assert "unknown: not known to d2ext, and ignored\n  rate\n  strange\n" in done.stdout
+
+
+def test_training_without_validation(configs, guide, tmp_path):
+    text = f"_base_ = {str(configs / BALLOON)!r}\n"
+    text += "".join(
+        f"{s}_{p} = None\n" for s in ("val", "test") for p in ("dataloader", "evaluator")
+    )
+    (tmp_path / "a.py").write_text(f"{text}val_cfg = test_cfg = None")
+    import_config(tmp_path / "a.py", output=tmp_path / "mine.py")
+    cfg = load_config(tmp_path / "mine.py", [*SMALL[:2], "train.device=cpu"])
+    plan = plan_run(cfg, "mine")
+    assert plan.classes == ["balloon"] and cfg.train.eval_period == 0
+
+
+def test_classes_are_numbered_as_the_annotations(configs, guide, tmp_path):
+    """MMDetection numbers labels by the COCO file, while its checkpoints name them by the config.
+
+    The first row of a checkpoint's head is the file's first class, for evaluations and predictions.
+    """
+    guide = guide.rename(guide.with_name("pets"))
+    for split in ("train", "val"):
+        file = guide / split / "annotation_coco.json"
+        content = json.loads(file.read_text())
+        content["categories"] = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+        file.write_text(json.dumps(content))
+    meta = "dict(classes=('cat', 'dog'), palette=[(1, 1, 1), (2, 2, 2)])"
+    text = f"_base_ = {str(configs / BALLOON)!r}\n"
+    for split in ("train", "val", "test"):
+        dataset = f"dict(data_root='data/pets/', metainfo={meta})"
+        text += f"{split}_dataloader = dict(dataset={dataset})\n"
+    text += "model = dict(backbone=dict(init_cfg=None, depth=18), test_cfg=dict(rcnn=dict("
+    text += "max_per_img=3)), neck=dict(in_channels=[64, 128, 256, 512]), roi_head=dict("
+    text += "bbox_head=dict(num_classes=2), mask_head=dict(num_classes=2)))\n"
+    (tmp_path / "pets.py").write_text(text)
+    done = import_config(tmp_path / "pets.py", "pets.pth", tmp_path / "mine.py")
+    assert "in the wrong order, ['cat', 'dog']" in str(done)
+    cfg = load_config(done.config, [*SMALL[1:], "train.device=cpu"])
+    assert cfg.datasets.pets_train.classes == ["dog", "cat"]
+    assert cfg.datasets.pets_train.palette == [[2, 2, 2], [1, 1, 1]]
+
+    model = instantiate(cfg.model)
+    head = model.roi_heads.box_predictor.cls_score
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data[0] = 9
+    tensors, _ = to_mmdetection(model.state_dict())
+    meta = {"dataset_meta": {"classes": ("cat", "dog")}}
+    torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "pets.pth")
+    d2ext.evaluate(cfg, tmp_path / "pets.pth", tmp_path / "run")
+    found = json.loads((tmp_path / "run/eval/predictions/pets_val.json").read_text())
+    assert {detection["category_id"] for detection in found} == {1}
+    predictor = d2ext.Predictor.from_config(
+        done.config, tmp_path / "pets.pth", ["train.device=cpu"]
+    )
+    assert predictor.classes == ["dog", "cat"]

@@ -258,7 +258,7 @@ def test_weights_of_another_model_are_an_error(check_error, tmp_path):
     torch.save({"meta": {}, "state_dict": {"a.weight": torch.zeros(3)}}, tmp_path / "w.pth")
     check_error(
         options=[f"train.init_checkpoint={tmp_path / 'w.pth'}"],
-        words=["w.pth", "from MMDetection", "model zoo"],
+        words=["w.pth", "do not fit the model", "d2ext has no recipe"],
     )
 
 

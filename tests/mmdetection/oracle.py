@@ -15,12 +15,17 @@ import detectron2.modeling.roi_heads.roi_heads as roi_heads
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-from torch import Tensor
+from torch import Tensor, nn
 
+from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.config.load import load_config
+from d2ext.config.mmdetection.importer import import_config
 from tests.mmdetection.fill import fill, read_rows
 
 FOLDER = Path(__file__).with_name("oracle")
+CONFIGS = Path(__file__).parents[1] / "config" / "mmdetection" / "configs"
 # The recorded models have fewer proposals and RoIs than the configs, so that the files stay small.
 REDUCED = [
     "model.proposal_generator.pre_nms_topk=[300,300]",
@@ -63,6 +68,28 @@ def checkpoint(name: str, path: Path, more: Mapping[str, Any] | None = None) -> 
     content = {"meta": meta, "state_dict": weights(name)}
     torch.save(content, path)
     return path
+
+
+def loaded(config: Any, name: str, folder: Path) -> nn.Module:
+    """Build a model with the weights of a recorded one.
+
+    Args:
+        config: Section `model` of a config.
+        name: Name of the recorded model.
+        folder: Folder for the checkpoint, which is deleted again.
+    """
+    model = instantiate(config)
+    path = checkpoint(name, folder / "mm.pth")
+    load_weights(model, str(path), whole=True, classes=CLASSES)
+    path.unlink()
+    return model
+
+
+def imported(name: str, folder: Path) -> nn.Module:
+    """Build a model from MMDetection's config of a recorded one, with its weights."""
+    file = folder / "imported.py"
+    import_config(CONFIGS / meta(name)["config"], output=file)
+    return loaded(load_config(file, REDUCED).model, name, folder)
 
 
 def inputs(name: str) -> Arrays:

@@ -1,13 +1,14 @@
-"""MMDetection's Cascade Mask R-CNN checkpoint in our recipe gives the same numbers."""
+"""MMDetection's Cascade Mask R-CNN checkpoint gives the same numbers in our models.
+
+These are built from the recipe, and from MMDetection's config.
+"""
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
 from tests.mmdetection import oracle
 
 NAME = "cascade_mask_rcnn_r50_fpn_1x"
@@ -18,11 +19,8 @@ STAGES = range(3)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     recipe = "cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py"
-    model = instantiate(get_config(recipe, oracle.REDUCED).model)
-    path = oracle.checkpoint(NAME, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(recipe, oracle.REDUCED).model
+    return oracle.loaded(config, NAME, tmp_path_factory.mktemp("weights"))
 
 
 @torch.no_grad()
@@ -70,8 +68,23 @@ def test_stages_are_equal_on_the_same_boxes(model):
 
 
 @pytest.mark.slow
-@torch.no_grad()
 def test_detections_are_equal(model):
+    _check_detections(model)
+
+
+def test_losses_of_all_stages_are_equal(model, monkeypatch):
+    _check_losses(model, monkeypatch)
+
+
+@pytest.mark.slow
+def test_an_imported_config_gives_equal_detections_and_losses(tmp_path, monkeypatch):
+    imported = oracle.imported(NAME, tmp_path)
+    _check_detections(imported)
+    _check_losses(imported, monkeypatch)
+
+
+@torch.no_grad()
+def _check_detections(model):
     model.eval()
     found = [result["instances"] for result in model(oracle.batch(NAME))]
     shrunk = oracle.batch(NAME, [1])[0] | {"height": 294, "width": 362}
@@ -83,7 +96,7 @@ def test_detections_are_equal(model):
     )
 
 
-def test_losses_of_all_stages_are_equal(model, monkeypatch):
+def _check_losses(model, monkeypatch):
     model.train()
     oracle.without_chance(monkeypatch)
     recorded = {k: v for k, v in oracle.losses(NAME).items() if "loss" in k}

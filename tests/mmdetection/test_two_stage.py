@@ -1,13 +1,14 @@
-"""MMDetection's Faster and Mask R-CNN checkpoints in our recipes give the same numbers."""
+"""MMDetection's Faster and Mask R-CNN checkpoints give the same numbers in our models.
+
+These are built from recipes, and from configs of MMDetection.
+"""
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
 from tests.mmdetection import oracle
 
 LEVELS = ["p2", "p3", "p4", "p5", "p6"]
@@ -31,11 +32,20 @@ def name(request):
 @pytest.fixture(scope="module")
 def model(name, tmp_path_factory):
     """Return a recipe's model with the checkpoint of MMDetection's config of the same name."""
-    model = instantiate(get_config(RECIPES[name], oracle.REDUCED).model)
-    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(RECIPES[name], oracle.REDUCED).model
+    return oracle.loaded(config, name, tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "mask_rcnn_r50_fpn_1x",
+        pytest.param("mask_rcnn_r50_caffe_fpn_ms_poly_1x", marks=pytest.mark.slow),
+    ],
+)
+def imported(request, tmp_path_factory):
+    """Return the name of a config of MMDetection, and its imported model with its checkpoint."""
+    return request.param, oracle.imported(request.param, tmp_path_factory.mktemp("imported"))
 
 
 @torch.no_grad()
@@ -82,18 +92,32 @@ def test_heads_are_equal_on_the_same_boxes(name, model):
 
 @torch.no_grad()
 def test_detections_are_equal(name, model):
-    model.eval()
-    found = [result["instances"] for result in model(oracle.batch(name))]
+    _check_detections(name, model)
     shrunk = oracle.batch(name, [1])[0] | {"height": 294, "width": 362}
     rescaled = [result["instances"] for result in model([shrunk])]
-    oracle.report(
-        name,
-        detections=oracle.assert_detections(name, "det_", found),
-        rescaled=oracle.assert_detections(name, "det_rescaled_", rescaled),
-    )
+    oracle.report(name, rescaled=oracle.assert_detections(name, "det_rescaled_", rescaled))
 
 
 def test_losses_are_equal(name, model, monkeypatch):
+    _check_losses(name, model, monkeypatch)
+
+
+def test_an_imported_config_gives_equal_detections(imported):
+    _check_detections(*imported)
+
+
+def test_an_imported_config_gives_equal_losses(imported, monkeypatch):
+    _check_losses(*imported, monkeypatch)
+
+
+@torch.no_grad()
+def _check_detections(name, model):
+    model.eval()
+    found = [result["instances"] for result in model(oracle.batch(name))]
+    oracle.report(name, detections=oracle.assert_detections(name, "det_", found))
+
+
+def _check_losses(name, model, monkeypatch):
     model.train()
     oracle.without_chance(monkeypatch)
     with_masks = model.roi_heads.mask_on

@@ -1,6 +1,7 @@
 """Preflight decisions for machines other than the one that runs the tests."""
 
 import pytest
+import torch
 
 from d2ext.config.load import load_config
 from d2ext.errors import UserError
@@ -27,3 +28,26 @@ def test_a_schedule_made_for_more_images_gets_a_note(repo, tiny):
     assert "train.max_epochs=24 is a usual length" in lines("train.max_iter=90000")
     assert "usual length" not in lines("train.max_iter=450")  # 150 epochs
     assert "usual length" not in lines("train.max_epochs=1000")  # chosen for this dataset
+
+
+def test_the_folder_of_another_programs_run(repo, tiny, tmp_path):
+    """Its run is not resumed, and not moved aside if its checkpoint is to be used."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    theirs = folder / "epoch_12.pth"
+    torch.save({"meta": {}, "state_dict": {}}, theirs)
+    recipe = repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+
+    def plan(weights, **flags):
+        overrides = [f"train.output_dir={folder}", f"train.init_checkpoint={weights}"]
+        return plan_run(load_config(recipe, [*tiny, *overrides]), "run", validate=False, **flags)
+
+    for flags in ({}, {"resume": True}):
+        with pytest.raises(UserError, match="another program, such as epoch_12.pth; choose"):
+            plan("", **flags)
+    with pytest.raises(UserError, match="overwrite=True would move train.init_checkpoint=.*12.pth"):
+        plan(theirs, overwrite=True)
+    with pytest.raises(UserError, match="overwrite=True would move resume_from=.*12.pth"):
+        plan("", overwrite=True, resume_from=str(theirs))
+    assert plan("", overwrite=True).overwrite
+    assert [path.name for path in folder.iterdir()] == [theirs.name]

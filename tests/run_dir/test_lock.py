@@ -10,7 +10,7 @@ import pytest
 
 from d2ext.errors import UserError
 from d2ext.run_dir import lock
-from d2ext.run_dir.lock import make_output_dir, wait_until_free
+from d2ext.run_dir.lock import make_output_dir, refuse_moving, wait_until_free
 from tests.conftest import checkout_env
 
 
@@ -82,3 +82,29 @@ def test_an_existing_lock_file_does_not_block_a_run(tmp_path):
     assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
     lock.release_output_dir()
     assert subprocess.run(command).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["epoch_12.pth", "iter_90000.pth", "latest.pth"])
+def test_checkpoints_of_mmdetection_are_never_mixed_with(tmp_path, name):
+    """Its default folder for a config has the same name as that of d2ext."""
+    folder = tmp_path / "work_dirs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"theirs")
+    (folder / "latest.pth").write_bytes(b"theirs")
+    (folder / "last_checkpoint").write_text(str(folder / name))  # as MMDetection 3 does
+    text = f"mine holds checkpoints of another program, such as {name}; choose another output_dir"
+    with pytest.raises(UserError, match=text):
+        make_output_dir(folder, overwrite=False)
+    with pytest.raises(UserError, match=f"would move train.init_checkpoint=.*{name} aside with"):
+        refuse_moving(folder, folder / name, "train.init_checkpoint")
+    for other in (tmp_path / name, "https://example.org/a.pth", ""):
+        refuse_moving(folder, other, "train.init_checkpoint")
+    backup = make_output_dir(folder, overwrite=True)
+    assert (backup / name).read_bytes() == b"theirs" and not (folder / name).exists()
+
+
+def test_beside_checkpoints_of_a_run_another_one_is_a_run(tmp_path):
+    for name in ("run.json", "epoch_1.pth", "epoch_1.pth.sha256", "latest.pth"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="holds another run; continue it with resume=True"):
+        make_output_dir(tmp_path, overwrite=False)

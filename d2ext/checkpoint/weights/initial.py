@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from d2ext.checkpoint.files import first_line
 from d2ext.checkpoint.weights.class_rows import rows_by_class
-from d2ext.checkpoint.weights.mmdetection import fitting_recipes
-from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, read_weights
+from d2ext.checkpoint.weights.mmdetection import fitting_recipes, is_detector
+from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, classes_of, read_weights
 from d2ext.checkpoint.weights.weight_names import MMDETECTION, Reading, readings
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
@@ -80,7 +80,11 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
 
 
 def load_weights(
-    model: nn.Module, path: str, whole: bool = False, classes: Sequence[str] = ()
+    model: nn.Module,
+    path: str,
+    whole: bool = False,
+    classes: Sequence[str] = (),
+    order: Sequence[str] = (),
 ) -> None:
     """Load weights of Detectron2, MMDetection, torchvision, timm and others into a model.
 
@@ -94,6 +98,7 @@ def load_weights(
         whole: Require all parameters of the model, because it will not be trained.
         classes: Class names of the model; without them, no rows are matched by name. With `whole`,
             they are matched only if the file has the same classes in another order.
+        order: `train.init_checkpoint_classes`, see `read_classes`.
 
     Raises:
         UserError: The file cannot be read, or too few of its tensors fit the model.
@@ -112,7 +117,7 @@ def load_weights(
     _check_depth(file, fit, _under(root, learned), origin)
     _check_backbone(file, fit, _under(root, learned), origin, state)
     theirs = {name: fit.reading.tensors[source] for name, source in fit.names.items()}
-    known = _classes(file, content)
+    known = _classes(file, content, order)
     if whole and sorted(known) != sorted(classes):
         classes = ()
     rows = rows_by_class(model, theirs, known, classes)
@@ -127,7 +132,9 @@ def load_weights(
         )
     _check_values(file, fit)
     model.load_state_dict({name: theirs[name] for name in fit.sources} | rows, strict=False)
-    names = f" ({fit.reading.program})" if fit.reading.program else ""
+    program = fit.reading.program
+    program = _openmmlab_program(content) if program == MMDETECTION else program
+    names = f" ({program})" if program else ""
     loaded = sum(name in fit.sources for name in learned)
     logger.info("Loaded %d of the model's %d tensors from %s%s", loaded, len(learned), file, names)
     used = {*fit.sources.values(), *(fit.names[name] for name in rows)}
@@ -213,23 +220,28 @@ def _shapes(name: str, fit: _Fit, state: Mapping[str, Tensor]) -> str:
     return f"{name} is {list(theirs.shape)}, here {list(state[name].shape)}"
 
 
-def _classes(file: str, content: WeightsFile) -> Sequence[str]:
+def _classes(file: str, content: WeightsFile, order: Sequence[str]) -> Sequence[str]:
     """Return the class names of a file: its own, or COCO's for detectors of the model zoo.
 
     Heads of other datasets in the zoo have other class counts.
     """
     zoo = content.author == _ZOO or Path(file).is_relative_to(cache_dir() / "detectron2")
     if content.classes or not zoo:
-        return content.classes
+        return classes_of(content, order)
     return [c["name"] for c in COCO_CATEGORIES if c["isthing"]]
 
 
 def _origin(content: WeightsFile) -> str:
-    """Say which model a checkpoint of MMDetection holds, and which recipes build it."""
+    """Say which model a checkpoint of OpenMMLab holds, and which recipes build it."""
     if content.author != OPENMMLAB:
         return ""
     caffe = content.expects.get("stride_in_1x1")
-    return f"it is from MMDetection, and {fitting_recipes(content.tensors, caffe)}"
+    recipes = fitting_recipes(content.tensors, caffe)
+    return f"it is from {_openmmlab_program(content)}, and {recipes}"
+
+
+def _openmmlab_program(content: WeightsFile) -> str:
+    return MMDETECTION if is_detector(content.tensors) else OPENMMLAB
 
 
 def _is_learned(name: str, tensor: Tensor) -> bool:

@@ -17,7 +17,14 @@ Tensors = dict[str, Tensor]
 
 _STAGES = 3  # mask heads of MMDetection's Cascade Mask R-CNN
 _RATIOS = 3  # of the anchors in all of MMDetection's RPN and RetinaNet configs
-_DEPTHS = {2: 18, 6: 50, 23: 101, 36: 152}  # by the number of blocks in the third stage
+# By the number of blocks in the third stage, and whether these have three convolutions.
+_DEPTHS = {
+    (2, False): 18,
+    (6, False): 34,
+    (6, True): 50,
+    (23, True): 101,
+    (36, True): 152,
+}
 _COUNT = ".num_batches_tracked"
 _HOURGLASS_DEPTH = 5
 
@@ -138,6 +145,15 @@ def expected_input(config: str) -> dict[str, Any]:
     return expected
 
 
+def is_detector(names: Iterable[str]) -> bool:
+    """Return whether tensors are those of MMDetection, not of another program of OpenMMLab.
+
+    Args:
+        names: The tensors' names.
+    """
+    return any(name.startswith(("neck.", "rpn_head.", "bbox_head.", "roi_head.")) for name in names)
+
+
 def describe(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """Describe the model of a checkpoint by its tensors.
 
@@ -156,7 +172,8 @@ def describe(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
         masks = any(name.startswith("roi_head.mask_head.") for name in tensors)
         kinds = [*(["Cascade"] if cascade else []), *(["Mask"] if masks else []), "R-CNN"]
         kinds = ["Faster", *kinds] if kinds == ["R-CNN"] else kinds
-    depth = _DEPTHS.get(_count(tensors, r"backbone\.layer3\.\d+\.conv1\.weight"))
+    blocks = _count(tensors, r"backbone\.layer3\.\d+\.conv1\.weight")
+    depth = _DEPTHS.get((blocks, "backbone.layer1.0.conv3.weight" in tensors))
     conv = tensors.get("backbone.layer1.0.conv2.weight")
     if not kinds or depth is None or conv is None or "neck.fpn_convs.0.conv.weight" not in tensors:
         return "", ""

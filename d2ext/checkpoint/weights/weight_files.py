@@ -6,7 +6,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from d2ext.checkpoint.files import damage
-from d2ext.checkpoint.weights.mmdetection import expected_input, is_background_first
+from d2ext.checkpoint.weights.mmdetection import (
+    expected_input,
+    is_background_first,
+    is_detector,
+)
 from d2ext.plain_pickle import foreign_pickle, read_pickle
 from d2ext.text import shortened
 
@@ -100,20 +104,39 @@ def read_weights(path: Path) -> WeightsFile:
     if isinstance(content, dict) and "meta" in content:
         return _openmmlab(content)
     tensors = _tensors(content)
-    if any(name.startswith(("neck.", "bbox_head.", "roi_head.")) for name in tensors):
+    if is_detector(tensors):
         return _openmmlab({"meta": {}, "state_dict": tensors})
     author = str(content.get("__author__", ""))
     return WeightsFile(tensors, author, _names(content.get("classes")))
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
+def classes_of(content: WeightsFile, order: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the class names of a file in the order of the rows of its heads; empty if unknown.
+
+    Args:
+        content: The file.
+        order: `train.init_checkpoint_classes`: in MMDetection, a COCO file orders the classes, but
+            its checkpoints name them in the config's order. Without the same names, it is ignored.
+    """
+    if content.author == OPENMMLAB and sorted(content.classes) == sorted(order):
+        return tuple(order)
+    return content.classes
+
+
+def read_classes(path: Path, order: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the class names in a checkpoint of d2ext or MMDetection; empty if it has none.
 
     Tensors are not read. Files that cannot be read count as files without class names.
+
+    Args:
+        path: The checkpoint.
+        order: See `classes_of`.
     """
     try:
         content = _load_torch(path, mmap=zipfile.is_zipfile(path))
-        return _openmmlab(content).classes if "meta" in content else _names(content["classes"])
+        if "meta" in content:
+            return classes_of(_openmmlab(content), order)
+        return _names(content["classes"])
     # torch raises many types of errors; `read_weights` will report them.
     except Exception:
         return ()

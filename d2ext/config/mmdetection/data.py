@@ -1,20 +1,26 @@
 """Translate datasets, loaders, pipelines and evaluators of an MMDetection config."""
 
+import json
 import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeGuard
 
-from d2ext.config.mmdetection.draft import Call, Code, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation, literal
 from d2ext.config.mmdetection.fields import Fields
+from d2ext.errors import UserError, format_exception
 
 _DECLARE = "d2ext.data.datasets.declare"
 _TRANSFORMS = "detectron2.data.transforms"
 _COCO_CLASSES = Code('MetadataCatalog.get("coco_2017_train").thing_classes')
 _CITYSCAPES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+_EVALUATION = ("dataloader", "evaluator", "cfg")
 _SPLITS = ("train", "val", "test")
+_COCO = ("CocoDataset", "CityscapesDataset")
+_VOC = ("VOCDataset", "XMLDataset")
 _NO_EFFECT = (  # fields of loaders and datasets
     *("persistent_workers", "collate_fn", "pin_memory", "backend_args", "file_client_args"),
     *("prefetch_factor", "test_mode", "lazy_init", "serialize_data", "max_refetch", "_scope_"),
@@ -78,12 +84,13 @@ def translate_data(config: Fields, draft: Draft) -> None:
     """
     loaders = {split: config.section(f"{split}_dataloader") for split in _SPLITS}
     same_test = config.get("test_dataloader") in (None, config.get("val_dataloader"))
-    if same_test:
+    if same_test and loaders["val"]:
         config.became("test_dataloader", "dataloader.test=None, which is dataloader.val")
     splits = [split for split in _SPLITS if loaders[split] and not (split == "test" and same_test)]
     root = _common_root([loaders[split] for split in splits])
     sets = {s: _sets(loaders[s].section("dataset"), root, s == "train") for s in splits}
     _choose_names(sets)
+    _write_class_order(sets, draft)
     draft.start("dataloader", "common/data/loader.py")
     if "train" in sets:
         _translate_train_loader(loaders["train"], sets["train"], draft)
@@ -152,40 +159,103 @@ def _declared(f: Fields, root: str, training: bool) -> Call | None:
     """Return our dataset function for their dataset; None if there is none."""
     kind, prefix = f.type, f.section("data_prefix")
     meta = f.section("metainfo")
-    given = meta.get("classes")
+    given = _class_names(meta)
     classes: dict[str, Any] = {}
-    if isinstance(given, str):
-        given = (given,)
     if given:
         classes["classes"] = list(given)
     if meta.get("palette"):
         classes["palette"] = [list(color) for color in meta["palette"]]
+    if kind in _COCO:
+        _follow_annotations(f, classes)
     meta.became(["classes", "palette"], "classes and palette of the dataset")
     f.became("data_root", f"data.root={_shown(root)}" if root else "paths of the dataset")
     file = _joined(f, root, f.get("ann_file", ""))
     images = _joined(f, root, prefix.get("img", prefix.get("img_path", "")) or "")
-    if kind in ("CocoDataset", "CityscapesDataset"):
+    if kind in _COCO:
         default = list(_CITYSCAPES) if kind == "CityscapesDataset" else _COCO_CLASSES
         f.became(["type", "ann_file"], "coco_dataset: json_file")
         prefix.became("img", "coco_dataset: image_root")
         prefix.unused(["seg", "seg_map_path"], "semantic segmentation is not trained here")
         arguments = {"json_file": file, "image_root": images, **{"classes": default, **classes}}
         return Call(f"{_DECLARE}.coco_dataset", arguments)
-    if kind in ("VOCDataset", "XMLDataset"):
+    if kind in _VOC:
         return _declared_voc(f, root, file, classes, training)
     if kind in ("OpenImagesDataset", "OpenImagesChallengeDataset"):
-        return _declared_open_images(f, root, file, images, classes)
+        return _declared_open_images(f, root, file, images, classes, training)
     text = f"d2ext has no {kind}; give your data with data.train.* and data.val.*"
     f.differs([name for name in f if name not in ("pipeline", "filter_cfg")], text)
     return None
 
 
+def _class_names(meta: Fields) -> Sequence[str] | None:
+    """Return the classes of a dataset: given as names, as one name, or as a file of names."""
+    given = meta.get("classes")
+    if not isinstance(given, str):
+        return given
+    path = Path(given)
+    if not (path.suffix == ".txt" or "/" in given or path.is_file()):
+        return [given]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"cannot read {meta.name('classes')}={given}: {format_exception(e)}; import the config"
+            " in the folder that the path starts from"
+        ) from e
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _follow_annotations(f: Fields, classes: dict[str, Any]) -> None:
+    """Order the classes as their COCO file does, which numbers MMDetection's labels."""
+    names, meta = classes.get("classes", []), f.section("metainfo")
+    path = posixpath.join(f.get("data_root") or "", str(f.get("ann_file")))
+    if len(names) < 2:
+        return
+    if (listed := _categories(path)) is None:
+        text = f"classes of the dataset; MMDetection orders them as {path}, which cannot be read"
+        meta.became("classes", text)
+        return
+    known = [name for name in listed if name in names]
+    order = [*known, *(name for name in names if name not in known)]
+    if order == names:
+        return
+    text = (
+        f"classes={order}, the order in {path}, which numbers MMDetection's labels; checkpoints"
+        f" that were trained with it name their classes in the wrong order, {names}, which"
+        " train.init_checkpoint_classes corrects"
+    )
+    meta.differs("classes", text)
+    if len(colors := classes.get("palette", [])) == len(names):
+        classes["palette"] = [colors[names.index(name)] for name in order]
+    classes["classes"] = order
+
+
+def _categories(path: str) -> list[Any] | None:
+    """Return the names of the categories in a COCO file; None if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as opened:
+            return [category["name"] for category in json.load(opened)["categories"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # preflight will report it
+
+
+def _write_class_order(sets: Mapping[str, Sequence[_Set]], draft: Draft) -> None:
+    """Set `train.init_checkpoint_classes` if a COCO file orders the classes of the config anew."""
+    for part in (part for parts in sets.values() for part in parts):
+        row = part.fields.rows.get(part.fields.section("metainfo").name("classes"))
+        if part.call and row and row.outcome == "differs":
+            draft.set("train.init_checkpoint_classes", part.call.arguments["classes"])
+            return
+
+
 def _declared_voc(f: Fields, root: str, file: str, classes: dict, training: bool) -> Call:
-    folder = _joined(f, root, f.section("data_prefix").get("sub_data_root", "") or "")
-    annotations = posixpath.join(folder, f.get("ann_subdir", "Annotations"))
-    images = posixpath.join(folder, f.get("img_subdir", "JPEGImages"))
+    folder = f.section("data_prefix").get("sub_data_root", "") or ""
+    annotations = _joined(f, root, posixpath.join(folder, f.get("ann_subdir", "Annotations")))
+    images = _joined(f, root, posixpath.join(folder, f.get("img_subdir", "JPEGImages")))
     arguments = {"list_file": file, "annotation_root": annotations, "image_root": images}
-    f.became(["type", "ann_file"], "voc_dataset: list_file")
+    text = "voc_dataset: boxes are a pixel wider and higher, as they end after their last pixel"
+    f.differs("type", text)
+    f.became("ann_file", "voc_dataset: list_file")
     f.became("data_prefix", "voc_dataset: annotation_root, image_root")
     f.became(["ann_subdir", "img_subdir"], "voc_dataset: annotation_root, image_root")
     filters = f.section("filter_cfg")
@@ -198,11 +268,15 @@ def _declared_voc(f: Fields, root: str, file: str, classes: dict, training: bool
     return Call(f"{_DECLARE}.voc_dataset", {**arguments, **classes})
 
 
-def _declared_open_images(f: Fields, root: str, file: str, images: str, classes: dict) -> Call:
+def _declared_open_images(
+    f: Fields, root: str, file: str, images: str, classes: dict, training: bool
+) -> Call:
     labels = f.get("label_file")
     arguments: dict[str, Any] = {"annotation_file": file, "image_root": images}
     if labels:
         arguments["class_file"] = _joined(f, root, labels)
+    if training:
+        f.differs("type", "open_images_dataset: boxes of groups are not trained on")
     f.became(["type", "ann_file", "label_file"], "open_images_dataset")
     f.section("data_prefix").became("img", "open_images_dataset: image_root")
     f.unused("meta_file", "sizes are read from the images")
@@ -210,7 +284,7 @@ def _declared_open_images(f: Fields, root: str, file: str, images: str, classes:
         f.became("hierarchy_file", "evaluators.open_images.hierarchy_file")
     text = "only JSON is read; give bbox_labels_600_hierarchy.json or the challenge's JSON as"
     f.differs("hierarchy_file", f"{text} evaluators.open_images.hierarchy_file")
-    text = "image-level labels are not read: detections of classes not annotated count as false"
+    text = "image-level labels are not read: detections of unverified classes count as false"
     f.differs("image_level_ann_file", text)
     return Call(f"{_DECLARE}.open_images_dataset", {**arguments, **classes})
 
@@ -223,7 +297,7 @@ def _joined(f: Fields, root: str, path: str) -> str:
     if posixpath.isabs(path) or "://" in path:
         return path
     if root and folder == root:
-        return f"${{data.root}}/{path}".rstrip("/")
+        return Interpolation(f"${{data.root}}/{literal(path)}".rstrip("/"))
     return (posixpath.join(folder, path) if folder else path).rstrip("/") or "."
 
 
@@ -280,7 +354,7 @@ def _translate_train_loader(f: Fields, sets: Sequence[_Set], draft: Draft) -> No
         sampler.became("type", "the sampler of d2ext, which covers each epoch once")
         if sampler.get("shuffle", True):
             sampler.became("shuffle", "images are shuffled")
-    text = f"{sampler.type}(shuffle={sampler.get('shuffle')}): d2ext shuffles all images"
+    text = f"d2ext shuffles all images, without {sampler.type}(shuffle={sampler.get('shuffle')})"
     sampler.differs(list(sampler), text)
     batches = f.section("batch_sampler")
     grouped = batches.type == "AspectRatioBatchSampler"
@@ -360,11 +434,8 @@ def _pipeline_of(dataset: Fields, training: bool) -> _Pipeline:
     for leaf, made in zip(leaves, found, strict=True):
         if made != found[0]:
             text = "the pipeline of the first dataset is used for all"
-            leaf.rows.update(
-                (row.field, replace(row, outcome="differs", became=text))
-                for step in leaf.sections("pipeline")
-                for row in step.outcomes()
-            )
+            for step in leaf.sections("pipeline"):
+                step.change(list(step), "differs", text)
     return found[0] if found else _Pipeline()
 
 
@@ -533,7 +604,7 @@ def _translate_colors(step: Fields, made: _Pipeline) -> Call:
     step.became(list(step), "PhotoMetricDistortion, clipped to 0..255")
     arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
     path = "d2ext.data.loading.photometric.PhotoMetricDistortion"
-    return Call(path, {**arguments, "image_format": "${model.input_format}"})
+    return Call(path, {**arguments, "image_format": Interpolation("${model.input_format}")})
 
 
 def _translate_pad(step: Fields, made: _Pipeline) -> None:
@@ -577,6 +648,11 @@ def _translate_evaluators(
         config.became("test_evaluator", "evaluators: those of the validation set")
     tests = _evaluators(config.sections("test_evaluator"), sets.get("test", ()), root)
     found: dict[str, Any] = made or {"coco": Call("d2ext.evaluation.coco.CocoMetric", {})}
+    if not sets.get("val") and not sets.get("test"):
+        draft.set("evaluators", {})
+        names = [f"{split}_{part}" for split in ("val", "test") for part in _EVALUATION]
+        config.became(names, "train.eval_period=0, evaluators=dict(): no evaluations")
+        return
     if not same_test and tests != made and tests:
         draft.set("evaluators", found | {part.name: tests for part in sets.get("test", ())})
         return
@@ -589,7 +665,9 @@ def _translate_evaluators(
 def _evaluators(metrics: Sequence[Fields], sets: Sequence[_Set], root: str) -> dict[str, Call]:
     made = {}
     for f in metrics:
-        f.unused([*_NO_EFFECT, "outfile_prefix", "prefix", "collect_device"], "only names files")
+        f.unused([*_NO_EFFECT, "collect_device"], "has no effect on the results")
+        f.unused("outfile_prefix", "only names files")
+        f.unused("prefix", "only names results")
         if translate := _METRICS.get(f.type):
             made[_METRIC_NAMES[f.type]] = translate(f, sets, root)
         else:
@@ -619,9 +697,15 @@ def _translate_coco_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
 def _translate_voc_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     thresholds = f.get("iou_thrs", 0.5)
     thresholds = [thresholds] if isinstance(thresholds, float) else list(thresholds)
-    mode = f.get("eval_mode", "area")
-    arguments = {"iou_thresholds": thresholds, "mode": mode, "plus_one": True}
-    f.became(["type", "metric", "iou_thrs", "eval_mode"], f"evaluators.voc.mode={mode}")
+    mode = f.get("eval_mode", "11points")
+    arguments: dict[str, Any] = {"iou_thresholds": thresholds, "mode": mode}
+    # MMDetection counts the last pixel. Boxes of `voc_dataset` end after it, those of files do not.
+    if any(part.fields.type not in _VOC for part in sets):
+        arguments["plus_one"] = True
+    if f.get("metric", "mAP") not in ("mAP", ["mAP"]):
+        f.differs("metric", "AP is computed, not the recall")
+    f.became(["type", "metric", "eval_mode"], f"evaluators.voc.mode={mode}")
+    f.became("iou_thrs", f"evaluators.voc.iou_thresholds={thresholds}")
     f.differs(["scale_ranges", "proposal_nums"], "not supported: objects of all sizes count")
     return Call("d2ext.evaluation.voc.VocMetric", arguments)
 
@@ -643,10 +727,11 @@ def _translate_open_images_metric(f: Fields, sets: Sequence[_Set], root: str) ->
 
 def _translate_cityscapes_metric(f: Fields, sets: Sequence[_Set], root: str) -> Call:
     f.became(["type", "seg_prefix"], f"evaluators.cityscapes.gt_dir={f.get('seg_prefix')}")
-    f.unused(["keep_results", "dump_matches", "file_client_args"], "only names files")
+    f.unused(["keep_results", "dump_matches"], "only keeps files")
     folder = f.get("seg_prefix")
     if folder and root and folder.startswith(root):
-        folder = f"${{data.root}}/{folder.removeprefix(root).strip('/')}"
+        inside = literal(folder.removeprefix(root).strip("/"))
+        folder = Interpolation(f"${{data.root}}/{inside}")
     return Call(
         "d2ext.evaluation.cityscapes.CityscapesMetric", {"gt_dir": folder} if folder else {}
     )

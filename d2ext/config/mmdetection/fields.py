@@ -1,5 +1,6 @@
 """The fields of a config of MMDetection, and what became of each of them."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,13 +40,16 @@ class Fields(Mapping[str, Any]):
         values: The section: a dict whose values are plain (dict, list, tuple, str, number, None).
         path: Its dotted name, "" for the config.
         rows: Outcomes by field, shared by all sections of a config.
+        recent: Names of the fields that were read last, for errors; shared as well.
     """
 
     values: Mapping[str, Any]  # type: ignore[assignment]
     path: str = ""
     rows: dict[str, Row] = field(default_factory=dict)
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=3))
 
     def __getitem__(self, name: str) -> Any:
+        self._read(name)
         return self.values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -61,19 +65,25 @@ class Fields(Mapping[str, Any]):
 
     def section(self, name: str) -> "Fields":
         """Return a section inside this one; an empty one if it is absent or None."""
-        values = self.values.get(name)
-        return Fields(values if isinstance(values, Mapping) else {}, self.name(name), self.rows)
+        values = self.get(name)
+        values = values if isinstance(values, Mapping) else {}
+        return Fields(values, self.name(name), self.rows, self.recent)
 
     def sections(self, name: str) -> list["Fields"]:
         """Return the dicts of a list; a single dict counts as a list of one."""
-        values = self.values.get(name) or []
+        values = self.get(name) or []
         if isinstance(values, Mapping):
             return [self.section(name)]
         found = []
         for i, value in enumerate(values):
             if isinstance(value, Mapping):
-                found.append(Fields(value, f"{self.name(name)}.{i}", self.rows))
+                found.append(Fields(value, f"{self.name(name)}.{i}", self.rows, self.recent))
         return found
+
+    def _read(self, name: str) -> None:
+        name = self.name(name)
+        if name not in self.recent:
+            self.recent.append(name)
 
     def name(self, name: str) -> str:
         """Return the dotted name of a field."""
@@ -90,6 +100,14 @@ class Fields(Mapping[str, Any]):
     def differs(self, names: str | Sequence[str], text: str) -> None:
         """Record that the imported config trains or evaluates otherwise than MMDetection."""
         self._record(names, "differs", text)
+
+    def change(self, names: str | Sequence[str], outcome: Outcome, text: str) -> None:
+        """Replace outcomes that were recorded before, also those of fields inside these."""
+        for name in [names] if isinstance(names, str) else names:
+            path = self.name(name)
+            for changed in [row for row in self.rows if f"{row}.".startswith(f"{path}.")]:
+                del self.rows[changed]
+        self._record(names, outcome, text)
 
     def _record(self, names: str | Sequence[str], outcome: Outcome, text: str) -> None:
         for name in [names] if isinstance(names, str) else names:

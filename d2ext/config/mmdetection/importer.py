@@ -4,7 +4,8 @@ import shlex
 import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from d2ext.config.mmdetection.model import translate_model
 from d2ext.config.mmdetection.read import read_config
 from d2ext.config.mmdetection.run import translate_run, unused_variables
 from d2ext.config.mmdetection.spelling import Spelling, spelled
-from d2ext.errors import UserError
+from d2ext.errors import UserError, format_exception
 from d2ext.files import atomic_write
 from d2ext.invocation import command
 from d2ext.text import plural
 
 _OUTCOMES = ("set", "unused", "differs", "unknown")
+_WORST = ("unknown", "differs", "set", "unused")
 _MEANINGS = {
     "set": "has the same effect here",
     "unused": "has no effect here, and needs none",
@@ -29,6 +31,11 @@ _MEANINGS = {
     "unknown": "not known to d2ext, and ignored",
 }
 _CELL = 80  # characters of a value in the table
+# Errors of translators for values of another type than in MMDetection.
+_WRONG_VALUES = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration),
+    *(TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,12 @@ class Translation:
     Attributes:
         text: The LazyConfig.
         rows: What became of each field, by its original name.
+        batch: The batch, in words.
     """
 
     text: str
     rows: Sequence[Row]
+    batch: str
 
     def counts(self) -> dict[str, int]:
         """Return the number of fields by outcome."""
@@ -74,6 +83,10 @@ class Imported:
     def __str__(self) -> str:
         """Return the summary: counts, what differs, what is unknown, and the next command."""
         lines = [f"wrote {self.config} and {self.table}", self.translation.summary()]
+        lines.append(
+            f"batch: {self.translation.batch}; MMDetection's batch was batch_size x GPUs: for N"
+            " GPUs use --auto-scale-lr"
+        )
         for outcome in ("differs", "unknown"):
             rows = [row for row in self.translation.rows if row.outcome == outcome]
             if rows:
@@ -110,12 +123,13 @@ def import_config(
     values = read_config(path, trust)
     translation = translate(values, path, checkpoint, output.name)
     _check_loads(translation.text, output.name)
-    for file, text in ((output, translation.text), (table, _table(path, translation))):
-        try:
+    try:
+        for file, text in ((output, translation.text), (table, _table(path, translation))):
             with atomic_write(file) as opened:
                 opened.write(text)
-        except OSError as e:
-            raise UserError(f"cannot write {file}: {e.strerror}") from e
+    except BaseException:  # neither without the other
+        output.unlink(missing_ok=True)
+        raise
     return Imported(output, table, translation)
 
 
@@ -135,23 +149,51 @@ def translate(
     """
     if not isinstance(values.get("model"), dict):
         raise UserError(f"{path} has no section `model`; give a whole config, not a file of _base_")
-    spelling = spelled(values)
+    with _expected_values(path, "its spellings of MMDetection 2.x"):
+        spelling = spelled(values)
     config, draft = Fields(spelling.values), Draft()
-    translate_model(config.section("model"), draft)
-    translate_run(config, draft, checkpoint, path.name)
-    translate_data(config, draft)
-    unused_variables(config)
+    with _expected_values(path, "the model", config):
+        translate_model(config.section("model"), draft)
+    with _expected_values(path, "the optimizer, schedule and hooks", config):
+        batch = translate_run(config, draft, checkpoint, path)
+    with _expected_values(path, "the data", config):
+        translate_data(config, draft)
+    unused_variables(config, values)
     text = draft.text(_docstring(path, output or path.name))
-    return Translation(text, _original(config.outcomes(), spelling))
+    return Translation(text, _original(config.outcomes(), spelling), batch)
+
+
+@contextmanager
+def _expected_values(path: Path, section: str, config: Fields | None = None) -> Iterator[None]:
+    """Turn errors of translators, which rely on the types in MMDetection, into UserErrors."""
+    recent: Sequence[str] = config.recent if config is not None else ()
+    try:
+        yield
+    except _WRONG_VALUES as e:
+        fields = f"; the last fields read were {', '.join(recent)}" if recent else ""
+        raise UserError(
+            f"{path}: cannot translate {section}: a value is not what MMDetection expects"
+            f" ({format_exception(e)}){fields}"
+        ) from e
 
 
 def _original(rows: Sequence[Row], spelling: Spelling) -> list[Row]:
-    """Return rows with the original names of their fields, without added fields."""
+    """Return rows with the original names and values of their fields, without added fields.
+
+    A field of 2.x that became several has the worst of their outcomes.
+    """
     found: dict[str, Row] = {}
     for row in rows:
-        if name := spelling.original(row.field):
-            found.setdefault(name, Row(name, row.value, row.outcome, row.became))
-    return list(found.values())
+        name, value = spelling.written(spelling.original(row.field))
+        known = found.get(name)
+        worse = known is None or _WORST.index(row.outcome) < _WORST.index(known.outcome)
+        if name and worse:
+            found[name] = Row(name, value, row.outcome, row.became)
+    for old, (outcome, text) in spelling.done.items():
+        name, value = spelling.written(old)
+        if name == old:
+            found.setdefault(name, Row(name, value, outcome, text))
+    return Fields(spelling.given, rows=found).outcomes()
 
 
 def _default_output(path: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from d2ext.config.check import target_name
-from d2ext.config.mmdetection.draft import Call, Code, Draft
+from d2ext.config.mmdetection.draft import Call, Code, Draft, Interpolation
 from d2ext.config.mmdetection.fields import Fields
 from d2ext.errors import UserError
 
@@ -28,6 +28,26 @@ _SHARED_LAYERS = {  # convolutions and fully connected layers of their box heads
 _IOU_LOSSES = {"GIoULoss": "giou", "DIoULoss": "diou"}
 _OWN_IOU_LOSSES = {"IoULoss": "iou", "BoundedIoULoss": "bounded_iou", "CIoULoss": "ciou"}
 _SAME = "the same in Detectron2"
+_PARTS = ("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
+# Fields of these parts with one value here. Others that nothing here reads are None or False.
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "base_channels": 64,
+    "stem_channels": 64,
+    "stage_with_dcn": (False, False, False, False),
+    "with_cls": True,
+    "with_reg": True,
+    "predict_box_type": "hbox",
+    "cls_predictor_cfg": {"type": "Linear"},
+    "reg_predictor_cfg": {"type": "Linear"},
+    "predictor_cfg": {"type": "Conv"},
+    "reduction": "mean",
+}
+_HARMLESS = {
+    "with_cp": "has no effect on the results",
+    "zero_init_residual": "affects only values before training",
+    "init_cfg": "affects only values before training",
+}
 
 
 @dataclass
@@ -116,9 +136,11 @@ def translate_model(model: Fields, draft: Draft) -> None:
     name = _FILES.get((detector, kind))
     if name is None:
         supported = "FasterRCNN, MaskRCNN, CascadeRCNN and RetinaNet with an FPN, FasterRCNN with"
+        known = any(known.startswith(detector) for known, _ in _FILES)
+        backbone = f" with {_backbone_words(kind)}" if known else ""
         raise UserError(
-            f"{model.name('type')}={model.get('type')} with {_backbone_words(kind)}:"
-            f" d2ext imports {supported} C4 or DC5, and MaskRCNN with C4"
+            f"{model.name('type')}={model.get('type')}{backbone} is not supported; d2ext imports"
+            f" {supported} C4 or DC5, and MaskRCNN with C4"
         )
     caffe = model.section("backbone").get("style") == "caffe"
     if caffe and detector in ("FasterRCNN", "MaskRCNN"):
@@ -136,6 +158,9 @@ def translate_model(model: Fields, draft: Draft) -> None:
     else:
         _translate_rpn(model, ours)
         _translate_roi_head(model, ours, kind)
+    for part in _PARTS:
+        if model.name(part) not in model.rows:
+            _refuse_unknown(model.section(part))
 
 
 def initial_weights(model: Fields) -> str:
@@ -171,6 +196,11 @@ def _backbone_words(kind: str) -> str:
 
 def _translate_preprocessor(f: Fields, ours: _Model) -> None:
     """Translate mean, std, channel order and padding."""
+    if "type" not in f:
+        raise UserError(
+            "no normalization found in the config (img_norm_cfg or data_preprocessor); add"
+            " model.data_preprocessor with mean, std and bgr_to_rgb"
+        )
     _require(f, type="DetDataPreprocessor")
     rgb = bool(f.get("bgr_to_rgb", False))
     f.became(["bgr_to_rgb", "rgb_to_bgr"], ours.set("input_format", "RGB" if rgb else "BGR"))
@@ -254,15 +284,13 @@ def _translate_resnet(
 def _translate_norm(f: Fields, ours: _Model) -> Any:
     """Record what became of the norm of a backbone, and return ours."""
     norm_cfg = f.section("norm_cfg")
-    kind, fixed = norm_cfg.type or "BN", f.get("norm_eval", True)
+    kind, fixed = _norm(f) or "BN", f.get("norm_eval", True)
     trained = bool(norm_cfg.get("requires_grad", True))
     norm: Any = kind
     if kind in ("BN", "SyncBN") and fixed:
         norm = "FrozenBN"
         if trained:
             norm = ours.imported("d2ext.modeling.norms.FixedStatisticsBatchNorm")
-    elif kind not in ("BN", "SyncBN") and (kind, norm_cfg.get("num_groups")) != ("GN", 32):
-        _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
     names = ["norm_cfg", "norm_eval"]
     if trained or norm == "FrozenBN":
         f.became(names, norm if isinstance(norm, str) else norm.text)
@@ -282,12 +310,8 @@ def _translate_neck(model: Fields, ours: _Model) -> int:
     depth = _needed(model.section("backbone"), "depth")
     widths = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
     _require(f, in_channels=widths)
-    norm = f.section("norm_cfg").type
-    if norm not in ("", "BN", "SyncBN", "GN"):
-        _unsupported(f.section("norm_cfg"), "type", "BN, SyncBN and GN")
-    f.became("norm_cfg", ours.set("backbone.norm", norm, default=""))
-    _expect(f, end_level=-1, no_norm_on_lateral=False, act_cfg=None, conv_cfg=None)
-    _expect(f, upsample_cfg={"mode": "nearest"})
+    f.became("norm_cfg", ours.set("backbone.norm", _norm(f), default=""))
+    _require(f, end_level=-1, upsample_cfg={"mode": "nearest"})
     _translate_extra_levels(model, f, ours, widths[-1])
     return channels
 
@@ -304,7 +328,7 @@ def _translate_extra_levels(model: Fields, f: Fields, ours: _Model, top: int) ->
         on_input = extra == "on_input"
         arguments = {
             "in_channels": top if on_input else f.get("out_channels"),
-            "out_channels": "${..out_channels}",
+            "out_channels": Interpolation("${..out_channels}"),
         }
         if not on_input:
             arguments["in_feature"] = "p5"
@@ -382,7 +406,7 @@ def _translate_rpn_head(f: Fields, ours: _Model, path: str) -> None:
     _require(f.section("loss_cls"), type="CrossEntropyLoss", use_sigmoid=True)
     _translate_box_loss(f, ours, path)
     _translate_loss_weights(f, ours, path, "loss_rpn_cls", "loss_rpn_loc")
-    _expect(f, num_classes=1)
+    _require(f, num_classes=1)
 
 
 def _replace_fcos(model: Fields, f: Fields, ours: _Model) -> None:
@@ -391,7 +415,7 @@ def _replace_fcos(model: Fields, f: Fields, ours: _Model) -> None:
     ours.set(f"{path}.in_features", [f"p{int(math.log2(stride))}" for stride in strides])
     ours.set(f"{path}.anchor_generator.sizes", [[8 * stride] for stride in strides])
     ours.set(f"{path}.anchor_generator.strides", list(strides))
-    model.differs("rpn_head", "an RPN with 3 anchors of 8 x stride proposes the boxes, not FCOS")
+    model.differs("rpn_head", "an RPN with 3 anchors of 8 x stride instead of FCOS")
 
 
 def _translate_anchors(f: Fields, ours: _Model, path: str, levels: str) -> None:
@@ -404,7 +428,7 @@ def _translate_anchors(f: Fields, ours: _Model, path: str, levels: str) -> None:
         levels: Our field with the names of the feature maps.
     """
     _require(f, type="AnchorGenerator")
-    _expect(f, center_offset=0, scale_major=True, base_sizes=None, centers=None)
+    _require(f, center_offset=0, scale_major=True)
     scales = f.get("scales")
     if scales is None:
         count, base = _needed(f, "scales_per_octave"), _needed(f, "octave_base_scale")
@@ -442,11 +466,13 @@ def _translate_box_loss(f: Fields, ours: _Model, path: str) -> None:
     elif loss.type in _IOU_LOSSES:
         name = _IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
+        _require(loss, eps=1e-6)
     elif loss.type in _OWN_IOU_LOSSES and "box_predictor" in path:
         ours.set_class(path, "d2ext.modeling.box_losses.IoULossOutputLayers")
         name = _OWN_IOU_LOSSES[loss.type]
         loss.became("type", ours.set(f"{path}.box_reg_loss_type", name, default="smooth_l1"))
-        _require(loss, mode="log", linear=False)
+        bounded = loss.type == "BoundedIoULoss"
+        _require(loss, mode="log", linear=False, beta=0.2, eps=1e-3 if bounded else 1e-6)
     else:
         supported = ["L1Loss", "SmoothL1Loss", *_IOU_LOSSES]
         if "box_predictor" in path:
@@ -508,7 +534,7 @@ def _translate_sampler(f: Fields, ours: _Model, path: str, objects: bool) -> Non
     if f.type == "RandomSampler":
         f.became("type", f"model.{path}")
     else:
-        f.differs("type", "proposals are sampled at random")
+        f.differs("type", f"proposals are sampled at random, without {f.type}")
     f.became("num", ours.set(f"{path}.batch_size_per_image", _needed(f, "num")))
     f.became("pos_fraction", ours.set(f"{path}.positive_fraction", _needed(f, "pos_fraction")))
     _expect(f, neg_pos_ub=-1)
@@ -528,7 +554,7 @@ def _translate_nms(f: Fields, ours: _Model, path: str, default: float) -> float:
     if nms.type == "nms":
         nms.became(["type", "iou_threshold"], text)
     else:
-        nms.differs("type", f"plain NMS with IoU {iou}")
+        nms.differs("type", f"plain NMS with IoU {iou} instead of {nms.type}")
         nms.became("iou_threshold", text)
     nms.unused(["max_num", "split_thr"], "has no effect on the results")
     return iou
@@ -596,7 +622,7 @@ def _translate_pooler(f: Fields, ours: _Model, path: str, levels: str) -> None:
     layer.became("output_size", ours.set(f"{path}.output_size", _needed(layer, "output_size")))
     text = ours.set(f"{path}.sampling_ratio", layer.get("sampling_ratio", 0))
     layer.became("sampling_ratio", text)
-    _expect(layer, pool_mode="avg")
+    _require(layer, pool_mode="avg")
     f.became("out_channels", "the channels of the features")
     f.became("featmap_strides", ours.set(f"{path}.scales", [1 / stride for stride in strides]))
     if len(strides) > 1:
@@ -616,7 +642,7 @@ def _translate_shared_head(f: Fields, ours: _Model, path: str) -> None:
     f.became("depth", f"model.{path}")
     ours.set(f"{path}.norm", _translate_norm(f, ours))
     f.became("style", ours.set(f"{path}.stride_in_1x1", f.get("style", "pytorch") == "caffe"))
-    f.became("init_cfg", "train.init_checkpoint")
+    f.became(["init_cfg", "pretrained"], "train.init_checkpoint")
 
 
 def _translate_box_head(f: Fields, ours: _Model, head: str, predictor: str, kind: str) -> None:
@@ -637,9 +663,8 @@ def _translate_box_head(f: Fields, ours: _Model, head: str, predictor: str, kind
         text = ours.set(f"{head}.fc_dims", [width] * fcs)
         f.became(["type", "fc_out_channels"], text)
         ours.set(f"{predictor}.input_shape.channels", width)
-        norm = f.section("norm_cfg").type
-        f.became("norm_cfg", ours.set(f"{head}.conv_norm", norm, default=""))
-    _expect(f, with_avg_pool=kind == "c4")
+        f.became("norm_cfg", ours.set(f"{head}.conv_norm", _norm(f), default=""))
+    _require(f, with_avg_pool=kind == "c4")
     _translate_coder(f.section("bbox_coder"), ours, f"{predictor}.box2box_transform")
     agnostic = bool(f.get("reg_class_agnostic", False))
     text = ours.set(f"{predictor}.cls_agnostic_bbox_reg", agnostic, default=False)
@@ -679,7 +704,8 @@ def _translate_masks(model: Fields, ours: _Model, classes: int, kind: str) -> No
         width = head.get("conv_out_channels", 256)
         text = ours.set(f"{to}.conv_dims", [width] * (head.get("num_convs", 4) + 1))
         head.became(["num_convs", "conv_out_channels"], text)
-        _expect(head, upsample_cfg={"type": "deconv", "scale_factor": 2}, roi_feat_size=14)
+        _require(head, upsample_cfg={"type": "deconv", "scale_factor": 2})
+        _expect(head, roi_feat_size=14)
         loss = head.section("loss_mask")
         _require(loss, type="CrossEntropyLoss", use_mask=True)
         weight = loss.get("loss_weight", 1.0)
@@ -723,6 +749,39 @@ def _translate_retinanet(model: Fields, ours: _Model, channels: int | None) -> N
     text = ours.set("max_detections_per_image", test.get("max_per_img", 100), default=100)
     test.became("max_per_img", text)
     _expect(test, min_bbox_size=0)
+
+
+def _refuse_unknown(f: Fields) -> None:
+    """Raise a UserError for a field that nobody looked at, unless it leaves the model as it is."""
+    for name, value in f.items():
+        path = f.name(name)
+        if path in f.rows or path == "model.backbone.init_cfg":  # `initial_weights` reads that one
+            continue
+        if any(row.startswith(f"{path}.") for row in f.rows):
+            for section in f.sections(name):
+                _refuse_unknown(section)
+        elif (name == "init_cfg" and f.section(name).type == "Pretrained") or (
+            name == "pretrained" and value
+        ):
+            f.differs(name, "these weights are not loaded; set train.init_checkpoint")
+        elif name in _HARMLESS:
+            f.unused(name, _HARMLESS[name])
+        elif name in _DEFAULTS:
+            _require(f, **{name: _DEFAULTS[name]})
+        elif value in (None, False, (), [], {}):
+            f.became(name, _SAME)
+        else:
+            _unsupported(f, name, f"{f.type} without {name}" if f.type else f"None for {name}")
+
+
+def _norm(f: Fields) -> str:
+    """Return the norm of a part, "" for none; raise a UserError for one that ours cannot be."""
+    norm_cfg = f.section("norm_cfg")
+    _require(norm_cfg, **{"num_groups": 32, "eps": 1e-5, "momentum": 0.1})
+    supported = ("", "BN", "SyncBN", "GN")
+    if norm_cfg.type not in supported or (norm_cfg.type == "GN" and "num_groups" not in norm_cfg):
+        _unsupported(norm_cfg, "type", "BN, SyncBN and GN with 32 groups")
+    return norm_cfg.type
 
 
 def _check_classes(head: Fields, classes: int) -> None:

@@ -1,7 +1,8 @@
 """Read MMDetection's configs without MMDetection, and without executing them.
 
-`read_config` interprets the syntax tree of a file: assignments, literals, names, arithmetic, and
-calls of a few functions of Python (`dict(...)`, `.update(...)`). With `trust`, it executes the file
+`read_config` interprets the syntax tree of a file: assignments, literals, names, arithmetic,
+comparisons, comprehensions, and calls of a few functions of Python (`dict(...)`, `.update(...)`),
+as long as their results have the size of a config. With `trust`, it executes the file
 instead, as MMDetection does; imports of packages that are not installed then become names.
 """
 
@@ -10,15 +11,16 @@ import builtins
 import copy
 import functools
 import importlib.util
+import itertools
 import operator
 import os
 import posixpath
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from d2ext.errors import UserError
 
@@ -30,12 +32,26 @@ _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _ENVIRONMENT = re.compile(r"\{\{\s*\$(\w+)\s*:\s*([^{}]*?)\s*\}\}")
 _PACKAGE_CONFIGS = (".mim", "configs")  # folder of the configs in an installed package
 
+
+def _round(number: float, ndigits: int | None = None) -> float:
+    """Return `round(...)`; it computes a power of 10, so the number of digits is limited."""
+    if ndigits is not None and abs(ndigits) > _MAX_POWER:
+        raise ValueError(f"cannot round to {ndigits} digits")
+    return round(number, ndigits)
+
+
+def _sum(values: Iterable[Any], start: Any = 0) -> Any:
+    """Return `sum(...)`, in linear time for lists."""
+    return [*start, *itertools.chain(*values)] if isinstance(start, list) else sum(values, start)
+
+
 # Functions that a config may call, without effects outside the config.
 _FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
-    for f in (dict, list, tuple, str, int, float, bool, len, range, enumerate, zip, min, max, round)
+    for f in (dict, list, tuple, str, int, float, bool, len, range, enumerate, zip, min, max)
 }
-_FUNCTIONS |= {"os.path.join": posixpath.join, "abs": abs, "sum": sum, "sorted": sorted}
+_FUNCTIONS |= {"os.path.join": posixpath.join, "abs": abs, "sorted": sorted}
+_FUNCTIONS |= {"round": _round, "sum": _sum}
 _METHODS: dict[type, tuple[str, ...]] = {
     dict: ("update", "pop", "get", "copy", "setdefault", "keys", "values", "items", "merge"),
     list: ("append", "extend", "insert", "pop", "remove", "index", "copy", "reverse"),
@@ -58,8 +74,27 @@ _UNARY: dict[type, Callable] = {
     ast.UAdd: operator.pos,
     ast.Not: operator.not_,
 }
+_COMPARISONS: dict[type, Callable] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda part, whole: part in whole,
+    ast.NotIn: lambda part, whole: part not in whole,
+}
 _MAX_POWER = 64  # exponent up to which powers are computed
-_MAX_ITEMS = 1_000_000  # length up to which sequences are repeated, and ranges made
+_MAX_BITS = 4096  # of an integer
+_MAX_ITEMS = 1_000_000  # items and characters of a value with all that is inside it
+_MAX_STEPS = 1_000_000  # values and parts of values that are looked at per file
+# Templates of `%` and f-strings whose widths have at most 4 digits.
+_TEMPLATE = re.compile(
+    r"(?:[^%]|%%|%(?:\(\w*\))?[-#0 +]*\d{0,4}(?:\.\d{0,4})?[a-zA-Z])*", re.DOTALL
+)
+_FORMAT = re.compile(r"(?:\D|(?<!\d)\d{1,4}(?!\d))*", re.DOTALL)
 
 
 class _Name(str):
@@ -85,7 +120,10 @@ def read_config(path: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
     Raises:
         UserError: A file does not exist, fails, or contains code that is not interpreted.
     """
-    return _plain(_read(Path(path), trust, ()), str(path))
+    try:
+        return _plain(_read(Path(path), trust, ()), str(path))
+    except RecursionError:
+        raise UserError(f"{path}: a value contains itself, or is nested too deeply") from None
 
 
 def is_mmdetections(path: Path) -> bool:
@@ -117,6 +155,7 @@ def _read(path: Path, trust: bool, readers: Sequence[Path]) -> dict[str, Any]:
         for statement in tree.body:
             if not _is_base(statement):
                 reader.run(statement)
+        reader.check_size(tree, list(reader.names.values()))
     own = {
         name: value
         for name, value in reader.names.items()
@@ -244,11 +283,19 @@ class _Interpreter:
     def __init__(self, path: Path, text: str, read: Callable[[Path], dict[str, Any]]):
         self.path, self.text, self.read = path, text, read
         self.names: dict[str, Any] = {}
+        self.steps = 0  # values looked at
 
     def run(self, statement: ast.stmt) -> None:
         """Execute a statement."""
         with self._errors(statement):
             self._run(statement)
+
+    def check_size(self, node: ast.AST, value: Any) -> None:
+        """Raise a UserError if a value is too large for a config, or if reading takes too long."""
+        large, steps = _measured(value)
+        self.steps += steps
+        if large or self.steps > _MAX_STEPS:
+            raise self._too_large(node)
 
     def value(self, node: ast.expr) -> Any:
         """Return the value of an expression."""
@@ -305,7 +352,8 @@ class _Interpreter:
                 self._assign(target, self._value(value))
             case ast.AugAssign(target=target, op=op, value=value) if type(op) in _BINARY:
                 apply = _IN_PLACE.get(type(op), _BINARY[type(op)])
-                self._assign(target, apply(self._value(target), self._value(value)))
+                left, right = self._value(target), self._value(value)
+                self._assign(target, self._operate(statement, apply, left, right))
             case ast.Expr(value=ast.Constant()) | ast.Pass():
                 pass
             case ast.Expr(value=ast.Call(func=ast.Attribute()) as call):
@@ -351,10 +399,15 @@ class _Interpreter:
                 raise self._unknown(target)
 
     def _value(self, node: ast.expr) -> Any:
+        value = self._evaluated(node)
+        self.check_size(node, value)
+        return value
+
+    def _evaluated(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=str() as text):
-                return self._text(text)
-            case ast.Constant(value=value):
+                return self._text(node, text)
+            case ast.Constant(value=None | bool() | int() | float() as value):
                 return value
             case ast.Name(id=name) if name in self.names:
                 return self.names[name]
@@ -378,27 +431,41 @@ class _Interpreter:
             case ast.Slice(lower=lower, upper=upper, step=step):
                 return slice(*(part and self._value(part) for part in (lower, upper, step)))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                return self._binary(node, self._value(left), self._value(right))
+                return self._operate(node, _BINARY[type(op)], self._value(left), self._value(right))
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
                 return _UNARY[type(op)](self._value(operand))
+            case ast.BoolOp(op=op, values=values):
+                return self._first(values, until=isinstance(op, ast.Or))
+            case ast.Compare():
+                return self._compare(node)
+            case ast.IfExp(test=test, body=body, orelse=other):
+                return self._value(body if self._value(test) else other)
             case ast.JoinedStr(values=parts):
-                return "".join(str(self._value(part)) for part in parts)
+                texts = [str(self._value(part)) for part in parts]
+                self.check_size(node, texts)
+                return "".join(texts)
             case ast.FormattedValue(value=value, conversion=-1, format_spec=spec):
-                return format(self._value(value), self._value(spec) if spec else "")
+                how = self._value(spec) if spec else ""
+                if not _FORMAT.fullmatch(how):
+                    raise self._too_large(node)
+                return format(self._value(value), how)
             case ast.ListComp(elt=made) | ast.GeneratorExp(elt=made):
-                return [self._value(made) for _ in self._loops(node.generators)]
+                return [self._value(made) for _ in self._loops(node, node.generators)]
             case ast.DictComp(key=key, value=value):
-                loops = self._loops(node.generators)
+                loops = self._loops(node, node.generators)
                 return {self._value(key): self._value(value) for _ in loops}
             case ast.Call():
                 return self._call(node)
         raise self._unknown(node)
 
-    def _text(self, text: str) -> Any:
+    def _text(self, node: ast.expr, text: str) -> Any:
         """Return a string with its `{{_base_.x}}` replaced, or the value if that is all of it."""
         if match := _BASE_VARIABLE.fullmatch(text):
             return copy.deepcopy(self._base_value(match[1]))
-        return _BASE_VARIABLE.sub(lambda match: str(self._base_value(match[1])), text)
+        parts: list[Any] = _BASE_VARIABLE.split(text)
+        parts[1::2] = map(self._base_value, parts[1::2])
+        self.check_size(node, parts)
+        return "".join(map(str, parts))
 
     def _base_value(self, dotted: str) -> Any:
         return functools.reduce(operator.getitem, dotted.split("."), self.names[_BASE])
@@ -428,28 +495,50 @@ class _Interpreter:
             raise self._unknown(node)
         return value
 
-    def _binary(self, node: ast.BinOp, left: Any, right: Any) -> Any:
-        sizes = [x for x in (left, right) if isinstance(x, int)]
-        parts = [x for x in (left, right) if isinstance(x, str | list | tuple)]
-        large = isinstance(node.op, ast.Mult) and any(
-            len(part) * size > _MAX_ITEMS for part in parts for size in sizes
-        )
-        if large or isinstance(node.op, ast.Pow) and abs(right) > _MAX_POWER:
-            raise self._unknown(node)
-        return _BINARY[type(node.op)](left, right)
+    def _operate(self, node: ast.AST, apply: Callable, left: Any, right: Any) -> Any:
+        """Return the result of an operation, unless it is clearly too large to compute."""
+        if apply is operator.pow and abs(right) > _MAX_POWER:
+            raise self._too_large(node)
+        if apply is operator.mul:
+            pairs = ((left, right), (right, left))
+            if any(_length(part) * size > _MAX_ITEMS for part, size in pairs if _is_int(size)):
+                raise self._too_large(node)
+        if apply is operator.mod and isinstance(left, str) and not _TEMPLATE.fullmatch(left):
+            raise self._too_large(node)
+        result = apply(left, right)
+        self.check_size(node, result)
+        return result
 
-    def _loops(self, generators: Sequence[ast.comprehension]) -> Iterator[None]:
+    def _first(self, nodes: Sequence[ast.expr], until: bool) -> Any:
+        """Return the first value that is true (or false), or the last one."""
+        for node in nodes:
+            value = self._value(node)
+            if bool(value) is until:
+                break
+        return value
+
+    def _compare(self, node: ast.Compare) -> bool:
+        left = self._value(node.left)
+        for op, other in zip(node.ops, node.comparators, strict=True):
+            right = self._value(other)
+            if not _COMPARISONS[type(op)](left, right):
+                return False
+            left = right
+        return True
+
+    def _loops(self, node: ast.expr, generators: Sequence[ast.comprehension]) -> Iterator[None]:
         """Assign the variables of a comprehension, and restore the names after it."""
         if not generators:
             yield
             return
         first, *others = generators
-        if first.ifs or first.is_async:
-            raise self._unknown(first.iter)
+        if first.is_async:
+            raise self._unknown(node)
         before = dict(self.names)
         for item in self._value(first.iter):
             self._assign(first.target, item)
-            yield from self._loops(others)
+            if all(self._value(test) for test in first.ifs):
+                yield from self._loops(node, others)
         for name in [name for name in self.names if name not in before]:
             del self.names[name]
         self.names |= before
@@ -478,7 +567,10 @@ class _Interpreter:
             given = self._value(keyword.value)
             named |= given if keyword.arg is None else {keyword.arg: given}
         if function is range and len(range(*arguments)) > _MAX_ITEMS:
-            raise self._unknown(node)
+            raise self._too_large(node)
+        if isinstance(node.func, ast.Attribute) and isinstance(value, str):  # replace, join
+            if any(len(value) * _length(argument) > _MAX_ITEMS for argument in arguments):
+                raise self._too_large(node)
         return function(*arguments, **named)
 
     def _unknown(self, node: ast.AST) -> UserError:
@@ -491,6 +583,14 @@ class _Interpreter:
         return UserError(
             f"{self._place(node)}: the import does not execute `{_shortened(source)}`; if you trust"
             " the file, --trust does"
+        )
+
+    def _too_large(self, node: ast.AST) -> UserError:
+        source = (ast.get_source_segment(self.text, node) or "").partition("\n")[0]
+        what = f"the value of `{_shortened(source)}` is" if source else "its values are"
+        return UserError(
+            f"{self._place(node)}: {what} too large for a config; if you trust the file, --trust"
+            " executes it"
         )
 
     def _place(self, node: ast.AST) -> str:
@@ -507,6 +607,33 @@ class _Interpreter:
             raise UserError(f"{self._place(node)}: {_reason(e)}") from e
         except (RecursionError, MemoryError) as e:
             raise UserError(f"{self._place(node)}: {type(e).__name__}; simplify the config") from e
+
+
+def _measured(value: Any) -> tuple[bool, int]:
+    """Return whether a value is too large for a config, and the number of parts looked at."""
+    size, steps, stack = 0, 0, [value]
+    while stack and size <= _MAX_ITEMS:
+        part = stack.pop()
+        steps += 1
+        size += 1
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, int) and part.bit_length() > _MAX_BITS:
+            return True, steps
+        elif isinstance(part, dict):
+            stack += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            stack += part
+    return size > _MAX_ITEMS, steps
+
+
+def _length(value: Any) -> int:
+    """Return the length of a value; 0 if it has none."""
+    return len(value) if isinstance(value, Sized) else 0
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int)
 
 
 def _merge_in_place(values: dict[str, Any], place: str, other: Mapping[str, Any]) -> None:

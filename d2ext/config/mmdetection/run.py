@@ -1,7 +1,9 @@
 """Translate optimizer, schedule, runner and hooks of an MMDetection config."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from d2ext.config.mmdetection.draft import Call, Draft
@@ -9,12 +11,14 @@ from d2ext.config.mmdetection.fields import Fields
 from d2ext.config.mmdetection.model import initial_weights
 from d2ext.errors import UserError
 
+_STEPWISE = "{} changes the rate once per epoch there, and in every iteration here"
 _SCHEDULERS = "fvcore.common.param_scheduler"
 _PARAMETERS = "detectron2.solver.build.get_default_optimizer_params"
 _OPTIMIZERS = (
     *("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam"),
     *("RMSprop", "Rprop"),
 )
+_LONG = 6  # characters of a string that is not in two places by chance
 _DEFAULT_WORKERS = 8  # of MMDetection's published configs
 _WRITERS = {
     "TensorboardVisBackend": "tensorboard",
@@ -54,6 +58,8 @@ _VARIABLES = (
     *("train_pipeline", "test_pipeline", "dataset_type", "data_root", "backend_args"),
     "img_norm_cfg",
 )
+# Values of EMAHook with which it averages as `train.ema_decay` does.
+_EMA_DEFAULTS = {"begin_iter": 0, "begin_epoch": 0, "interval": 1, "update_buffers": False}
 _HOOKS_WITHOUT_EFFECT = {
     "NumClassCheckHook": "preflight compares the classes of the model and of the data",
     "CheckInvalidLossHook": "train.bad_loss stops at a NaN or infinite loss",
@@ -62,14 +68,17 @@ _HOOKS_WITHOUT_EFFECT = {
 }
 
 
-def translate_run(config: Fields, draft: Draft, checkpoint: str | None, name: str) -> None:
+def translate_run(config: Fields, draft: Draft, checkpoint: str | None, path: Path) -> str:
     """Write the sections `optimizer`, `lr_multiplier` and `train`.
 
     Args:
         config: Their config, in the spelling of MMDetection 3.x.
         draft: The config that is written.
         checkpoint: File to start from; None takes the one of the config.
-        name: Name of the config's file, which may say `_8xb2_`.
+        path: Their file, which may say `_8xb2_` in its name or `(8 GPUs) x (2 samples per GPU)`.
+
+    Returns:
+        The batch, in words.
 
     Raises:
         UserError: The optimizer is unknown.
@@ -82,14 +91,15 @@ def translate_run(config: Fields, draft: Draft, checkpoint: str | None, name: st
     draft.start("train", "common/train.py")
     for field, value in schedule.items():
         draft.set(f"train.{field}", value)
-    _translate_loop(loop, total, by_epoch, draft)
+    _translate_loop(loop, total, by_epoch, bool(config.get("val_dataloader")), draft)
     _translate_wrapper(wrapper, draft)
-    _translate_batch(config, name, draft)
+    batch = _translate_batch(config, path, draft)
     _translate_hooks(config, by_epoch, draft)
     _translate_start(config, checkpoint, draft)
     _translate_environment(config, draft)
     for field, why in _NO_EFFECT.items():
         config.unused(field, why)
+    return batch
 
 
 # ---- optimizer
@@ -104,8 +114,7 @@ def _translate_optimizer(wrapper: Fields, draft: Draft) -> float:
             f"{f.name('type')}={f.get('type')} is not supported; d2ext imports"
             f" {', '.join(_OPTIMIZERS)}"
         )
-    arguments = {name: value for name, value in f.items() if name not in ("type", "params")}
-    given = {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
+    given = _optimizer_arguments(f, kind)
     parameters = _paramwise(wrapper.section("paramwise_cfg"), f)
     if kind == "SGD":
         given = {"momentum": 0, "weight_decay": 0, **given}
@@ -129,8 +138,44 @@ def _translate_optimizer(wrapper: Fields, draft: Draft) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.001
 
 
+def _optimizer_arguments(f: Fields, kind: str) -> dict[str, Any]:
+    """Return the arguments that the class in `torch.optim` has; others stay unknown.
+
+    Raises:
+        UserError: A value is neither a number nor a list of numbers.
+    """
+    import torch
+
+    parameters = inspect.signature(getattr(torch.optim, kind)).parameters
+    given: dict[str, Any] = {}
+    for name in f:
+        if name not in parameters or name == "params":
+            continue
+        value = list(f[name]) if isinstance(f[name], tuple) else f[name]
+        if value is None and parameters[name].default is None:
+            f.became(name, "the default of torch")
+        else:
+            given[name] = _number(f, name, value)
+    return given
+
+
+def _number(f: Fields, name: str, value: Any) -> Any:
+    """Return a number or a list of numbers.
+
+    Raises:
+        UserError: The value is something else.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, int | float) for part in parts):
+        raise UserError(f"{f.name(name)}={value!r} is neither a number nor a list of numbers")
+    return value
+
+
 def _paramwise(f: Fields, optimizer: Fields) -> dict[str, Any]:
     """Return the arguments of Detectron2's function for the parameters' groups."""
+    for name in ("norm_decay_mult", "bias_lr_mult", "bias_decay_mult"):
+        if f.get(name) is not None:
+            _number(f, name, f[name])
     made: dict[str, Any] = {"weight_decay_norm": None}
     decay = optimizer.get("weight_decay") or 0
     if f.get("norm_decay_mult") is not None:
@@ -160,8 +205,8 @@ def _translate_wrapper(wrapper: Fields, draft: Draft) -> None:
             draft.set("train.amp.dtype", dtype)
         wrapper.became(["type", "dtype"], "train.amp.enabled=auto, on a GPU")
         if wrapper.get("loss_scale", "dynamic") == "dynamic":
-            wrapper.became("loss_scale", "dynamic")
-        wrapper.differs("loss_scale", "the loss scale is dynamic")
+            wrapper.became("loss_scale", "train.amp.enabled=auto, with a dynamic scale")
+        wrapper.differs("loss_scale", "train.amp.enabled=auto, with a dynamic scale")
     elif kind in ("", "OptimWrapper"):
         wrapper.became("type", "the optimizer's step")
     else:
@@ -178,7 +223,8 @@ def _translate_wrapper(wrapper: Fields, draft: Draft) -> None:
     count = wrapper.get("accumulative_counts", 1)
     if count != 1:
         draft.set("train.accumulate", count)
-    wrapper.became("accumulative_counts", f"train.accumulate={count}")
+    text = f"train.accumulate={count}, in a batch of {count} times as many images"
+    wrapper.became("accumulative_counts", text)
     wrapper.differs("constructor", "all parameters have the same rate")
 
 
@@ -239,13 +285,18 @@ def _translate_warmup(f: Fields, total: int, by_epoch: bool, draft: Draft) -> di
     if factor != 0.001:
         draft.set("lr_multiplier.warmup_factor", factor)
     in_epochs = f.get("by_epoch", True)
-    f.became([n for n in f if n not in ("end_factor",)], f"a warm-up of {end} from {factor:g}")
-    f.unused("end_factor", "the warm-up ends at the full rate")
+    if f.get("end_factor", 1) != 1:
+        f.differs("end_factor", "the warm-up ends at the full rate")
+    ours = "train.warmup_iters" if not in_epochs else "lr_multiplier.warmup_length"
+    length = end if not in_epochs else f"{end / total:g}"
+    text = f"{ours}={length}, lr_multiplier.warmup_factor={factor:g}"
+    if linear and in_epochs and by_epoch and not f.get("convert_to_iter_based"):
+        f.differs("type", _STEPWISE.format(f.type))
+    f.became(list(f), text)
     if not in_epochs:
         return {} if end == 500 else {"warmup_iters": int(end)}
     if not by_epoch:  # epochs of a run in iterations
-        f.rows.pop(f.name("end"), None)
-        f.differs("end", "the run counts iterations: no warm-up")
+        f.change("end", "differs", "the run counts iterations: no warm-up")
         return {"warmup_iters": 0}
     draft.set("lr_multiplier.warmup_length", end / total)
     return {"warmup_iters": None}
@@ -288,6 +339,10 @@ def _main_schedule(f: Fields, total: int, by_epoch: bool, rate: float) -> Call |
         text = "linear"
     else:
         return None
+    if by_epoch and f.get("by_epoch", True) and not f.get("convert_to_iter_based"):
+        f.differs("type", _STEPWISE.format(f.type))
+    if f.get("T_max") not in (None, end - begin):
+        f.differs("T_max", f"the cosine ends with the schedule, after {end - begin}")
     f.became(list(f), f"lr_multiplier.scheduler: {text}, from {begin} to {end} of {total}")
     parts = [(begin, Call(f"{_SCHEDULERS}.ConstantParamScheduler", {"value": 1.0}))]
     parts += [(end - begin, made)]
@@ -308,7 +363,9 @@ def _steps(values: Sequence[float], milestones: Sequence[int]) -> Call:
     return Call(f"{_SCHEDULERS}.MultiStepParamScheduler", arguments)
 
 
-def _translate_loop(loop: Fields, total: int, by_epoch: bool, draft: Draft) -> None:
+def _translate_loop(
+    loop: Fields, total: int, by_epoch: bool, validates: bool, draft: Draft
+) -> None:
     if by_epoch:
         if total != 12:
             draft.set("train.max_epochs", total)
@@ -318,7 +375,7 @@ def _translate_loop(loop: Fields, total: int, by_epoch: bool, draft: Draft) -> N
         draft.set("train.max_iter", total)
         loop.became(["type", "max_iters"], f"train.max_iter={total}")
     interval = loop.get("val_interval", 1 if by_epoch else 1000)
-    period = _period(interval, by_epoch)
+    period = _period(interval, by_epoch) if validates else 0
     if period != "1 epoch":
         draft.set("train.eval_period", period)
     loop.became("val_interval", f"train.eval_period={period}")
@@ -336,30 +393,50 @@ def _period(interval: Any, by_epoch: bool) -> int | str:
 # ---- batch
 
 
-def _translate_batch(config: Fields, name: str, draft: Draft) -> None:
-    """Set the batch that the rate was tuned for: `base_batch_size`, or the name's, or 8 GPUs."""
+def _translate_batch(config: Fields, path: Path, draft: Draft) -> str:
+    """Set the batch that the rate was tuned for; return it in words."""
     loader, scaling = config.section("train_dataloader"), config.section("auto_scale_lr")
     each = loader.get("batch_size", 1)
-    base = scaling.get("base_batch_size")
-    named = re.search(r"_(\d+)x(?:b)?(\d+)(?=[-_.])", name)
-    workers = int(named[1]) if named and int(named[2]) == each else _DEFAULT_WORKERS
-    batch = base if isinstance(base, int) and base > 0 else workers * each
+    batch = _tuned_batch(scaling.get("base_batch_size"), each, path)
     divides = batch % each == 0
     if divides:
         world = batch // each
     else:  # the most workers that share the batch evenly, with fewer images than theirs
         world = next(n for n in range(-(-batch // each), batch + 1) if batch % n == 0)
+    # Their accumulation multiplies the images of a step; `train.accumulate` divides them.
+    count = config.section("optim_wrapper").get("accumulative_counts", 1)
+    words = f"{batch * count} images, {world} workers x {batch // world}"
+    words += f" x {count} accumulated" if count != 1 else ""
+    batch *= count
     if (world, batch) != (8, 16):
         draft.set("train.reference_world_size", world)
         draft.set("train.reference_batch_size", batch)
     text = f"train.reference_batch_size={batch}, train.reference_world_size={world}"
     scaling.became("base_batch_size", text)
+    fixed = "on any number of GPUs; MMDetection's is batch_size x GPUs, as with --auto-scale-lr"
     if divides:
-        loader.became("batch_size", text)
+        loader.became("batch_size", f"{text}: {fixed}")
     loader.differs("batch_size", f"{text}: {each} do not divide the batch")
     if scaling.get("enable"):
         draft.set("train.auto_scale_lr.enabled", True)
     scaling.became("enable", f"train.auto_scale_lr.enabled={bool(scaling.get('enable'))}")
+    return words
+
+
+def _tuned_batch(base: Any, each: int, path: Path) -> int:
+    """Return the batch that the learning rate was tuned for, in images.
+
+    MMDetection's files repeat it in a comment, which is right where an inherited `base_batch_size`
+    is not, as in its configs for Cityscapes.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    said = re.search(r"\((\d+) GPUs?\) x \((\d+) samples? per GPU\)", text)
+    if said and int(said[2]) == each:
+        return int(said[1]) * each
+    if isinstance(base, int) and base > 0:
+        return base
+    named = re.search(r"_(\d+)x(?:b)?(\d+)(?=[-_.])", path.name)
+    return each * (int(named[1]) if named and int(named[2]) == each else _DEFAULT_WORKERS)
 
 
 # ---- hooks
@@ -395,12 +472,17 @@ def _translate_checkpoints(f: Fields, config: Fields, by_epoch: bool, draft: Dra
         draft.set("train.checkpointer.max_to_keep", keep)
     f.became("max_keep_ckpts", f"train.checkpointer.max_to_keep={keep}")
     best = f.get("save_best")
+    several = isinstance(best, list | tuple) and len(best) > 1
+    if isinstance(best, list | tuple):
+        best = best[0] if best else None
     if best == "auto":
         best = {"VOCMetric": "pascal_voc/mAP", "OpenImagesMetric": "openimages/mAP"}.get(
             next((e.type for e in config.sections("val_evaluator")), ""), "coco/bbox_mAP"
         )
     if best in _RESULTS:
         draft.set("train.best.metric", _RESULTS[best])
+        if several:
+            f.differs("save_best", f"train.best.metric={_RESULTS[best]}: only the first is used")
         f.became(["save_best", "rule"], f"train.best.metric={_RESULTS[best]}")
     elif best:
         f.differs(["save_best", "rule"], "unknown name of a result; set train.best.metric")
@@ -416,9 +498,12 @@ def _translate_custom_hook(f: Fields, draft: Draft) -> None:
         draft.set("train.ema_decay", round(1 - momentum, 12))
         text = f"train.ema_decay={1 - momentum:g}"
         average = str(f.get("ema_type", "ExponentialMovingAverage")).rpartition(".")[2]
-        if average == "ExponentialMovingAverage" and f.get("begin_epoch", 0) == 0:
-            f.became(every, text)
-        f.differs(every, f"{text}, constant and from the first iteration")
+        if average == "ExponentialMovingAverage":
+            f.became(["type", "ema_type", "momentum"], text)
+        same = [name for name, value in _EMA_DEFAULTS.items() if f.get(name, value) == value]
+        f.became(same, "the default of train.ema_decay")
+        f.unused(["priority", "strict_load"], "has no effect on the results")
+        f.differs(every, f"{text}, updated in every iteration from the first one")
     else:
         f.differs(every, f"{kind} is not supported; the run has no such hook")
 
@@ -450,9 +535,8 @@ def _translate_start(config: Fields, checkpoint: str | None, draft: Draft) -> No
 
 
 def _translate_environment(config: Fields, draft: Draft) -> None:
-    if work := config.get("work_dir"):
-        draft.set("train.output_dir", work)
-    config.became("work_dir", f"train.output_dir={work}")
+    # MMDetection's own runs are there, and a run of d2ext does not share a folder with others.
+    config.unused("work_dir", "the default of train.output_dir, work_dirs/NAME of the new config")
     randomness = config.section("randomness")
     if isinstance(randomness.get("seed"), int):
         draft.set("train.seed", randomness["seed"])
@@ -498,19 +582,19 @@ def _record_backend(f: Fields, text: str) -> None:
     f.differs(list(f), f"d2ext has no writer for {f.type}")
 
 
-def unused_variables(config: Fields) -> None:
+def unused_variables(config: Fields, given: Mapping[str, Any]) -> None:
     """Record variables of the config whose value other fields have, such as `data_root`.
 
     Args:
         config: Their config, with the outcomes of all sections.
+        given: Their config as it was written, in the spelling of 2.x or 3.x.
     """
-    sections = {n: v for n, v in config.items() if isinstance(v, dict) and n not in ("metainfo",)}
-    known = [n for n in config if config.name(n) in config.rows or _has_rows(config, n)]
-    for name in config:
-        if name in known:
-            continue
+    variables = [name for name in config if not _has_rows(config, name)]
+    sections = [name for name in given if name not in variables]
+    for name in variables:
         value = config[name]
-        user = next((n for n in [*sections, *known] if n != name and _uses(config[n], value)), None)
+        uses = _has_number if type(value) in (int, float) else _uses
+        user = next((s for s in sections if uses(given[s], value, name)), None)
         if user is not None:
             config.unused(name, f"a variable; see {user}")
         elif name in _VARIABLES:
@@ -518,17 +602,33 @@ def unused_variables(config: Fields) -> None:
 
 
 def _has_rows(config: Fields, name: str) -> bool:
-    return any(path.startswith(f"{config.name(name)}.") for path in config.rows)
+    path = config.name(name)
+    return any(row == path or row.startswith(f"{path}.") for row in config.rows)
 
 
-def _uses(where: Any, value: Any) -> bool:
-    """Return whether a value is, or is part of, a section or one of its strings."""
-    if type(where) is type(value) and where == value:
+def _has_number(where: Any, value: float, name: str) -> bool:
+    """Return whether a section has a field with the name, or its plural, and the value."""
+    if isinstance(where, Mapping):
+        found = [where.get(key) for key in (name, f"{name}s")]
+        if any(type(number) is type(value) and number == value for number in found):
+            return True
+        where = list(where.values())
+    return isinstance(where, list | tuple) and any(_has_number(p, value, name) for p in where)
+
+
+def _uses(where: Any, value: Any, name: str = "") -> bool:
+    """Return whether a section contains a container or a long string, or all parts of it."""
+    if isinstance(value, str):
+        if isinstance(where, str):
+            return len(value) >= _LONG and value in where
+    elif not isinstance(value, Mapping | list | tuple) or not value:
+        return False  # equal by chance
+    elif type(where) is type(value) and where == value:
         return True
-    if isinstance(where, str) and isinstance(value, str) and value:
-        return value in where
+    elif isinstance(value, Mapping) and isinstance(where, Mapping):
+        if value.items() <= where.items():  # dict(type="Normalize", **img_norm_cfg)
+            return True
     parts = list(where.values()) if isinstance(where, Mapping) else where
     if isinstance(parts, list | tuple) and any(_uses(part, value) for part in parts):
         return True
-    several = isinstance(value, list | tuple) and len(value) > 0
-    return several and all(_uses(where, part) for part in value)
+    return isinstance(value, list | tuple) and all(_uses(where, part) for part in value)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from d2ext.config.mmdetection.fields import Outcome
+
 _OF_RUNNERS = ("type", "max_epochs", "max_iters", "val_interval")  # in `train_cfg` since 3.0
 # Metrics of 2.x by dataset; `evaluation` names COCO's.
 _METRICS: dict[str, dict[str, Any]] = {
@@ -20,6 +22,15 @@ _BACKENDS = {
     "MlflowLoggerHook": "MLflowVisBackend",
     "TextLoggerHook": "LocalVisBackend",
 }
+# Fields of `lr_config` by those of the schedulers that they became.
+_WARMUP = {
+    **{"type": "warmup", "start_factor": "warmup_ratio", "factor": "warmup_ratio"},
+    **{"end": "warmup_iters", "by_epoch": "warmup_by_epoch"},
+}
+_POLICY = {
+    **{"type": "policy", "milestones": "step", "gamma": "gamma", "power": "power"},
+    **{"eta_min": "min_lr", "eta_min_ratio": "min_lr_ratio", "by_epoch": "by_epoch"},
+}
 _PACKED = ("DefaultFormatBundle", "Collect", "ImageToTensor")
 
 
@@ -31,10 +42,14 @@ class Spelling:
         values: The config.
         names: Original names of the fields that moved, by their new name; those inside a moved
             field moved with it. "" for a field that the original does not have.
+        given: The config as it was written.
+        done: Outcomes, and the reasons, of fields of the original that the result does not have.
     """
 
     values: dict[str, Any]
     names: dict[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    done: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
 
     def original(self, name: str) -> str:
         """Return the original name of a field; "" if the original does not have it."""
@@ -44,6 +59,29 @@ class Spelling:
             if before is not None:
                 return ".".join([before, *parts[i:]]) if before else ""
         return name
+
+    def written(self, old: str) -> tuple[str, Any]:
+        """Return the name and the value of a field in the original; "" if it does not have it.
+
+        Args:
+            old: Its original name. If a value became a section, fields in it have the value's name.
+        """
+        found: list[str] = []
+        value: Any = self.given
+        for part in old.split("."):
+            if isinstance(value, Mapping) and part in value:
+                value = value[part]
+            elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            else:
+                return ("", None) if isinstance(value, Mapping) else (".".join(found), value)
+            found.append(part)
+        return ".".join(found), value
+
+    def record(self, name: str, outcome: Outcome, text: str) -> None:
+        """Record the outcome of a field of the original that the result does not have."""
+        if name:
+            self.done[name] = (outcome, text)
 
     def move(self, old: str, new: str) -> None:
         """Move a field; nothing happens if there is none, or if it is None."""
@@ -76,7 +114,7 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
     Args:
         values: Result of `read_config`, in the spelling of 2.x or 3.x.
     """
-    spelling = Spelling(dict(copy.deepcopy(values)))
+    spelling = Spelling(dict(copy.deepcopy(values)), given=values)
     given = spelling.values
     for name in ("train_cfg", "test_cfg"):  # in 2.x, those of the model
         section = given.get(name)
@@ -86,6 +124,9 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
         checkpoint = given["model"].pop("pretrained")
         init = {"type": "Pretrained", "checkpoint": checkpoint}
         spelling.add("model.backbone.init_cfg", init, "model.pretrained")
+        spelling.record("model.backbone.init_cfg", "unused", "see model.pretrained")
+    for section in ("model.train_cfg.rpn_proposal", "model.test_cfg.rpn"):
+        _spell_proposals(spelling, section)
     if isinstance(given.get("data"), dict):
         _spell_data(spelling)
     _spell_schedule(spelling)
@@ -93,14 +134,32 @@ def spelled(values: Mapping[str, Any]) -> Spelling:
     return spelling
 
 
+def _spell_proposals(spelling: Spelling, name: str) -> None:
+    """Spell the numbers of proposals and the NMS of early versions of 2.x."""
+    owner, key = _owner(spelling.values, f"{name}.type")
+    if owner is None:
+        return
+    for old in ("max_num", "nms_post"):
+        if "max_per_img" not in owner:
+            spelling.move(f"{name}.{old}", f"{name}.max_per_img")
+    if "nms" not in owner and owner.get("nms_thr") is not None:
+        spelling.add(f"{name}.nms.type", "nms")
+        spelling.move(f"{name}.nms_thr", f"{name}.nms.iou_threshold")
+
+
 def _spell_data(spelling: Spelling) -> None:
     data = spelling.values["data"]
-    kind = _dataset_type(data.get("val") or data.get("test"))
+    evaluated = data.get("val") or data.get("test")
+    kind = _dataset_type(evaluated)
+    # VOCDataset of 2.x takes the year of its data from `img_prefix`.
+    is_2007 = kind == "VOCDataset" and "VOC2007" in repr(evaluated)
     names = ("samples_per_gpu", "workers_per_gpu")
     shared = {name: data.pop(name) for name in names if name in data}
     for split in ("train", "val", "test"):
         loader = f"{split}_dataloader"
         options = data.get(loader)
+        if split in data:
+            spelling.names[loader] = f"data.{split}"
         spelling.move(f"data.{split}", f"{loader}.dataset")
         for old, new in (("samples_per_gpu", "batch_size"), ("workers_per_gpu", "num_workers")):
             if isinstance(options, dict):
@@ -120,7 +179,7 @@ def _spell_data(spelling: Spelling) -> None:
     spelling.move("data.persistent_workers", "train_dataloader.persistent_workers")
     if not data:
         del spelling.values["data"]
-    _spell_evaluation(spelling, kind)
+    _spell_evaluation(spelling, kind, is_2007)
 
 
 def _dataset_type(dataset: Any) -> str:
@@ -190,9 +249,14 @@ def _spell_pipeline(spelling: Spelling, name: str, steps: Sequence[Any]) -> list
     made: list[Any] = []
     old = spelling.original(name)
     for i, step in enumerate(steps):
-        _spell_step(spelling, name, f"{old}.{i}", step, made)
+        _spell_step(spelling, name, _inside(old, i), step, made)
     spelling.names[name] = old
     return made
+
+
+def _inside(name: str, part: object) -> str:
+    """Return the name of a field in another; "" if that one has no name."""
+    return f"{name}.{part}" if name else ""
 
 
 def _spell_step(spelling: Spelling, name: str, old: str, step: Any, made: list[Any]) -> None:
@@ -202,13 +266,24 @@ def _spell_step(spelling: Spelling, name: str, old: str, step: Any, made: list[A
         return
     kind, step = str(step.get("type", "")), dict(step)
     if kind == "MultiScaleFlipAug":
-        inner = step.get("transforms") or []
-        scale = step.get("img_scale")
-        for k, part in enumerate(inner):
-            if isinstance(part, dict) and part.get("type") == "Resize":
-                part = {**part, "img_scale": scale}
-            if not (isinstance(part, dict) and part.get("type") == "RandomFlip"):  # see `flip`
-                _spell_step(spelling, name, f"{old}.transforms.{k}", part, made)
+        scale = _inside(old, "img_scale")
+        spelling.record(
+            _inside(old, "type"), "set", "dataloader.val, and dataloader.tta with --tta"
+        )
+        for key in ("flip", "flip_direction"):
+            text = "images are not flipped; --tta evaluates with dataloader.tta"
+            spelling.record(_inside(old, key), "differs" if step.get("flip") else "unused", text)
+        for k, part in enumerate(step.get("transforms") or []):
+            inner, kind = _inside(old, f"transforms.{k}"), part.get("type")
+            if kind == "Resize":
+                new = f"{name}.{len(made)}"
+                part = {**part, "img_scale": step.get("img_scale")}
+                _spell_step(spelling, name, inner, part, made)
+                spelling.names[f"{new}.scale"] = spelling.names[f"{new}.scales"] = scale
+            elif kind == "RandomFlip":
+                spelling.record(inner, "unused", f"see {_inside(old, 'flip')}")
+            else:
+                _spell_step(spelling, name, inner, part, made)
         return
     new = f"{name}.{len(made)}"
     spelling.names[new] = old
@@ -216,7 +291,7 @@ def _spell_step(spelling: Spelling, name: str, old: str, step: Any, made: list[A
         made.append(_spell_resize(spelling, new, old, step))
         return
     if kind == "RandomFlip" and "flip_ratio" in step:
-        spelling.names[f"{new}.prob"] = f"{old}.flip_ratio"
+        spelling.names[f"{new}.prob"] = _inside(old, "flip_ratio")
         step["prob"] = step.pop("flip_ratio")
     if kind == "Normalize":
         _spell_normalize(spelling, step, old)
@@ -232,7 +307,8 @@ def _spell_resize(spelling: Spelling, new: str, old: str, step: dict) -> dict:
     """Return a Resize of 2.x as Resize, RandomResize or RandomChoiceResize."""
     scale = step.pop("img_scale", None)
     mode = step.pop("multiscale_mode", "range")
-    spelling.names[f"{new}.scale"] = spelling.names[f"{new}.scales"] = f"{old}.img_scale"
+    spelling.names[f"{new}.scale"] = spelling.names[f"{new}.scales"] = _inside(old, "img_scale")
+    spelling.record(_inside(old, "multiscale_mode"), "set", f"see {_inside(old, 'img_scale')}")
     step.setdefault("keep_ratio", True)  # False in 3.x
     if "ratio_range" in step and step["ratio_range"] is not None:
         return {**step, "type": "RandomResize", "scale": scale}
@@ -253,20 +329,30 @@ def _spell_normalize(spelling: Spelling, step: dict, old: str) -> None:
     preprocessor = "model.data_preprocessor"
     if not spelling.values["model"].get("data_preprocessor"):
         spelling.add(preprocessor, {"type": "DetDataPreprocessor"})
+        spelling.record(preprocessor, "unused", "the pipelines normalize images")
+    made = spelling.values["model"]["data_preprocessor"]
+    spelling.record(_inside(old, "type"), "unused", "the model normalizes images")
     for name, its in (("mean", "mean"), ("std", "std"), ("to_rgb", "bgr_to_rgb")):
-        value = step.get(name, True if name == "to_rgb" else None)
-        if value is not None and its not in spelling.values["model"]["data_preprocessor"]:
+        value, field_name = step.get(name, True if name == "to_rgb" else None), _inside(old, name)
+        if value is not None and its not in made:
             spelling.add(f"{preprocessor}.{its}", value)
-            spelling.names[f"{preprocessor}.{its}"] = f"{old}.{name}"
+            spelling.names[f"{preprocessor}.{its}"] = field_name
+        elif value == made.get(its):
+            spelling.record(field_name, "set", "the model normalizes all images alike")
+        else:
+            text = f"the model normalizes all images with {name}={made.get(its)}"
+            spelling.record(field_name, "differs", text)
 
 
-def _spell_evaluation(spelling: Spelling, kind: str) -> None:
+def _spell_evaluation(spelling: Spelling, kind: str, is_2007: bool) -> None:
     """Turn `evaluation` into evaluators, `val_interval` and `save_best`."""
     given = spelling.values.get("evaluation")
     evaluation = given if isinstance(given, dict) else {}
     if "val_dataloader" in spelling.values or "test_dataloader" in spelling.values:
         default = {"type": "CocoMetric", "metric": "bbox"}
         metric = dict(_METRICS.get(kind, default))
+        if metric["type"] == "VOCMetric":
+            metric["eval_mode"] = "11points" if is_2007 else "area"
         names = evaluation.get("metric", [])
         names = [names] if isinstance(names, str) else list(names)
         evaluators: list[dict] = [metric]
@@ -303,17 +389,24 @@ def _spell_schedule(spelling: Spelling) -> None:
         spelling.move("optimizer_config.grad_clip", "optim_wrapper.clip_grad")
         spelling.move("optimizer_config.cumulative_iters", "optim_wrapper.accumulative_counts")
         if not any(value is not None for value in config.values()):
-            given.pop("optimizer_config")
+            for name in given.pop("optimizer_config"):
+                spelling.record(f"optimizer_config.{name}", "unused", "None is the default")
             spelling.add("optim_wrapper.type", "OptimWrapper")
     if isinstance(given.get("fp16"), dict):
+        spelling.add("optim_wrapper.type", "AmpOptimWrapper", "" if given["fp16"] else "fp16")
         spelling.move("fp16.loss_scale", "optim_wrapper.loss_scale")
-        spelling.add("optim_wrapper.type", "AmpOptimWrapper", "fp16")
         if not given["fp16"]:
             del given["fp16"]
     policy = given.get("lr_config")
     if isinstance(policy, dict) and (made := _schedulers(policy)):
         del given["lr_config"]
         spelling.add("param_scheduler", made, "lr_config")
+        for i, scheduler in enumerate(made):
+            names = _WARMUP if scheduler["type"] in ("LinearLR", "ConstantLR") else _POLICY
+            for name in scheduler:
+                old = names.get(name)
+                given_name = f"lr_config.{old}" if old in policy else ""
+                spelling.names[f"param_scheduler.{i}.{name}"] = given_name
 
 
 def _schedulers(policy: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -388,7 +481,12 @@ def _spell_runner(spelling: Spelling) -> None:
     spelling.move("dist_params", "env_cfg.dist_cfg")
     if given.get("resume_from"):
         spelling.add("resume", True, "resume_from")
+        if "load_from" in given:
+            spelling.record("load_from", "unused", "resume_from replaces it")
         spelling.add("load_from", given.pop("resume_from"), "resume_from")
+    elif "resume_from" in given:
+        del given["resume_from"]
+        spelling.add("resume", False, "resume_from")
     spelling.move("seed", "randomness.seed")
     spelling.move("deterministic", "randomness.deterministic")
 

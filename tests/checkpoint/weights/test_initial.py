@@ -142,6 +142,7 @@ def test_a_resnet_is_found_however_it_is_wrapped(resnet, tmp_path, said, wrap):
     load_weights(model, str(tmp_path / "w.pth"))
     assert _is_loaded(model, resnet)
     assert "Loaded 100 of the model's 118 tensors" in said()
+    assert "MMDetection" not in said()
     assert f"Randomly initialized: {RANDOM_FPN}" in said() and "head (2 tensors)" in said()
     assert "Unused tensors of the file: fc (2 tensors)" in said()
 
@@ -240,7 +241,7 @@ REFUSED = {
     ),
     "MMDetection's": (
         lambda: {"meta": {}, "state_dict": {"backbone.patch_embed.norm.weight": torch.ones(96)}},
-        ["0 of the backbone's 100", "from MMDetection", "no recipe for its model"],
+        ["0 of the backbone's 100", "it is from OpenMMLab", "no recipe for its model"],
     ),
     "NaN": (
         lambda: {

@@ -168,10 +168,21 @@ def test_the_recipes_of_a_checkpoint_are_named(name):
     assert "caffe" not in style
 
 
+def test_resnet_34_has_two_convolutions_in_each_of_its_blocks():
+    tensors = {
+        name: tensor
+        for name, tensor in _empty("faster_rcnn_r50_caffe_fpn_1x").items()
+        if ".conv3." not in name
+    }
+    assert describe(tensors)[0] == "Faster R-CNN with ResNet-34 and FPN"
+    assert "for which d2ext has no recipe" in fitting_recipes(tensors, caffe=False)
+
+
 def test_a_mismatch_names_the_recipe_that_fits(tmp_path):
     """The names and shapes of a few tensors are enough."""
     state = _state() | {
         "backbone.layer1.0.conv2.weight": torch.zeros(256, 4, 1, 1),
+        "backbone.layer1.0.conv3.weight": torch.zeros(1),
         "neck.fpn_convs.0.conv.weight": torch.zeros(1),
         **{f"backbone.layer3.{i}.conv1.weight": torch.zeros(1) for i in range(23)},
     }

@@ -1,7 +1,11 @@
 """Datasets, loaders, pipelines and evaluators of MMDetection's configs."""
 
+import json
+
 import pytest
 from omegaconf import OmegaConf
+
+from d2ext.errors import UserError
 
 TRAIN = "train_dataloader = dict(dataset=dict({}))"
 T = "detectron2.data.transforms"
@@ -45,12 +49,49 @@ def test_coco(imported):
     assert result.fields("unknown") == []
 
 
+@pytest.mark.parametrize("spelling", ["2.x", "3.x"])
+def test_classes_in_a_file(imported, tmp_path, monkeypatch, spelling):
+    """A path of a file is relative to the current folder, as in MMDetection."""
+    monkeypatch.chdir(tmp_path)
+    text = "train_dataloader = dict(dataset=dict(metainfo=dict(classes='mine/classes.txt')))"
+    if spelling == "2.x":
+        text = "data = dict(train=dict(type='CocoDataset', classes='mine/classes.txt'))"
+    with pytest.raises(UserError, match=r"cannot read .*classes=mine/classes\.txt: .*; imp"):
+        imported(text)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "classes.txt").write_text("traffic light\ndog\n\n")
+    [made] = [v for k, v in imported(text).values().datasets.items() if k.endswith("train")]
+    assert made.classes == ["traffic light", "dog"]
+
+
+def test_a_single_class(imported):
+    meta = "train_dataloader = dict(dataset=dict(metainfo=dict(classes='traffic light')))"
+    assert imported(meta).values().datasets.coco_train.classes == ["traffic light"]
+
+
 def test_classes_and_palette_of_the_config(imported):
     meta = "metainfo=dict(classes=('cat', 'dog'), palette=[(1, 2, 3), (4, 5, 6)])"
     result = imported(TRAIN.format(f"{meta}, ann_file='/abs/a.json', data_prefix=dict(img='')"))
     train = result.values().datasets.coco_train
     assert train.classes == ["cat", "dog"] and train.palette == [[1, 2, 3], [4, 5, 6]]
     assert train.json_file == "/abs/a.json" and train.image_root == "data/coco"
+
+
+def test_the_annotations_order_the_classes(imported, tmp_path):
+    """Classes that the file lacks come last; an absent file orders nothing."""
+    listed = [{"id": i, "name": name} for i, name in enumerate(("dog", "ant", "cat"))]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": listed}))
+    meta = "metainfo=dict(classes=('cat', 'cow', 'dog')), data_root=''"
+    result = imported(TRAIN.format(f"{meta}, ann_file={str(tmp_path / 'a.json')!r}"))
+    found = result.values()
+    assert found.datasets.coco_train.classes == ["dog", "cat", "cow"]
+    assert found.train.init_checkpoint_classes == ["dog", "cat", "cow"]
+    assert result.outcome("train_dataloader.dataset.metainfo.classes") == "differs"
+    result = imported(TRAIN.format(f"{meta}, ann_file='absent.json'"))
+    assert result.values().datasets.coco_train.classes == ["cat", "cow", "dog"]
+    assert result.values().train.init_checkpoint_classes == []
+    outcome, became = result.row("train_dataloader.dataset.metainfo.classes")
+    assert outcome == "set" and became.endswith("orders them as absent.json, which cannot be read")
 
 
 def test_data_roots_that_differ(imported):
@@ -93,8 +134,16 @@ def test_voc(imported):
     assert train["annotation_root"] == "data/VOCdevkit/VOC2007/Annotations"
     assert train["image_root"] == "data/VOCdevkit/VOC2007/JPEGImages"
     assert train["min_box_side"] == 16 and "min_box_side" not in found.datasets.vocdevkit_val
-    metric = found.evaluators.voc
-    assert (metric.mode, metric.plus_one, metric.iou_thresholds) == ("11points", True, [0.5])
+    metric = found.evaluators.voc  # boxes of voc_dataset end after their last pixel
+    assert (metric.mode, metric.iou_thresholds) == ("11points", [0.5]) and "plus_one" not in metric
+    assert result.outcome("train_dataloader.dataset.type") == "differs"
+
+
+def test_the_voc_metric_of_other_datasets(imported):
+    """MMDetection's metric adds a pixel to all boxes; its mode is 11 points by default."""
+    metric = "dict(_delete_=True, type='VOCMetric')"
+    found = imported(f"val_evaluator = {metric}\ntest_evaluator = {metric}").values()
+    assert found.evaluators.voc.mode == "11points" and found.evaluators.voc.plus_one is True
 
 
 def test_open_images(imported):
@@ -116,6 +165,9 @@ def test_open_images(imported):
     assert train["class_file"] == "data/OpenImages/annotations/c.csv"
     assert found.evaluators.open_images.hierarchy_file == "data/OpenImages/annotations/h.json"
     assert result.outcome("val_dataloader.dataset.image_level_ann_file") == "differs"
+    outcome, became = result.row("train_dataloader.dataset.type")
+    assert outcome == "differs" and became.endswith("boxes of groups are not trained on")
+    assert result.outcome("val_dataloader.dataset.type") == "set"
 
 
 def test_cityscapes_has_several_metrics(imported):
@@ -282,6 +334,15 @@ def test_loaders(imported, loader, field, outcome):
 def test_batches_of_mixed_orientation(imported):
     result = imported("train_dataloader = dict(batch_sampler=None)")
     assert result.values().dataloader.train.aspect_ratio_grouping is False
+
+
+def test_training_without_validation(imported):
+    """Nothing is evaluated."""
+    text = "val_dataloader = test_dataloader = val_evaluator = test_evaluator = None\n"
+    result = imported(f"{text}val_cfg = test_cfg = None")
+    found = result.values()
+    assert found.train.eval_period == 0 and found.evaluators == {}
+    assert result.fields("unknown") == []
 
 
 def test_metrics_that_are_not_computed(imported):

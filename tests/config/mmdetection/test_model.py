@@ -471,17 +471,79 @@ def test_scale_and_shift_are_trained_with_fixed_statistics(tmp_path, backbone):
     assert not _differing(rows)
 
 
-def test_unknown_fields_are_reported_as_such():
-    changes = {"backbone.dcn": dict(type="DCNv2"), "backbone.stage_with_dcn": (False, True)}
+def test_unknown_fields_of_training_and_test_are_reported_as_such():
+    changes = {"train_cfg.rcnn.soft": 2, "test_cfg.rcnn.flip": dict(type="Both")}
     _, rows = _translated(_changed(faster_rcnn(), changes))
     unknown = {name for name, row in rows.items() if row.outcome == "unknown"}
-    assert unknown == {"backbone.dcn.type", "backbone.stage_with_dcn"}
+    assert unknown == {"train_cfg.rcnn.soft", "test_cfg.rcnn.flip.type"}
+
+
+def test_fields_that_leave_the_model_as_it_is_are_fine():
+    changes = {
+        "backbone.dcn": None,
+        "backbone.stage_with_dcn": (False, False, False, False),
+        "backbone.deep_stem": False,
+        "backbone.zero_init_residual": False,
+        "backbone.pretrained": None,
+        "backbone.plugins": [],
+        "neck.conv_cfg": None,
+        "neck.init_cfg": dict(type="Xavier", layer="Conv2d"),
+        "rpn_head.anchor_generator.centers": None,
+        "roi_head.bbox_head.with_cls": True,
+        "roi_head.bbox_head.loss_cls.class_weight": None,
+        "roi_head.mask_head.predictor_cfg": dict(type="Conv"),
+        "roi_head.mask_head.norm_cfg": None,
+    }
+    _, rows = _translated(_changed(mask_rcnn(), changes))
+    found = {name: row.outcome for name, row in rows.items() if name in changes}
+    unused = dict.fromkeys(("backbone.zero_init_residual", "neck.init_cfg"), "unused")
+    assert found == dict.fromkeys(changes, "set") | unused
+
+
+def test_weights_of_one_part_are_a_difference():
+    changes = {"neck.init_cfg": dict(type="Pretrained", checkpoint="fpn.pth")}
+    _, rows = _translated(_changed(faster_rcnn(), changes))
+    text = "these weights are not loaded; set train.init_checkpoint"
+    assert _differing(rows) == {"neck.init_cfg": text}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "FCOS"}, "model.type=FCOS with an FPN: d2ext imports FasterRCNN, MaskRCNN"),
+        (
+            {"backbone.dcn": dict(type="DCNv2", deform_groups=1)},
+            "backbone.dcn={'type': 'DCNv2', 'deform_groups': 1} is not supported; d2ext imports"
+            " ResNet without dcn",
+        ),
+        ({"backbone.plugins": [dict(cfg=dict(type="ContextBlock"))]}, "backbone.plugins=[{'cfg'"),
+        ({"backbone.deep_stem": True}, "backbone.deep_stem=True is not supported"),
+        ({"backbone.in_channels": 4}, "backbone.in_channels=4 is not supported; d2ext imports 3"),
+        ({"backbone.norm_cfg": dict(type="BN", eps=0)}, "backbone.norm_cfg.eps=0 is not supported"),
+        ({"neck.conv_cfg": dict(type="ConvWS")}, "neck.conv_cfg={'type': 'ConvWS'} is not"),
+        ({"neck.norm_cfg": dict(type="GN", num_groups=8)}, "neck.norm_cfg.num_groups=8 is not"),
+        ({"rpn_head.conv_cfg": dict(type="ConvWS")}, "rpn_head.conv_cfg={'type': 'ConvWS'} is"),
+        ({"roi_head.bbox_head.with_reg": False}, "roi_head.bbox_head.with_reg=False is not"),
+        ({"roi_head.bbox_head.loss_cls.class_weight": [1, 2]}, "roi_head.bbox_head.loss_cls.class"),
+        (
+            {"roi_head.mask_head.norm_cfg": dict(type="GN", num_groups=32)},
+            "roi_head.mask_head.norm_cfg={'type': 'GN', 'num_groups': 32} is not supported; d2ext"
+            " imports FCNMaskHead without norm_cfg",
+        ),
+        ({"roi_head.bbox_roi_extractor.roi_layer.use": "cv"}, "roi_head.bbox_roi_extractor.roi_la"),
+        ({"roi_head.semantic_head": dict(type="FCN")}, "roi_head.semantic_head={'type': 'FCN'} is"),
+    ],
+)
+def test_unknown_fields_of_the_model_are_an_error(changes, message):
+    with pytest.raises(UserError) as error:
+        _translated(_changed(mask_rcnn(), changes))
+    assert str(error.value).startswith(f"model.{message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": "FCOS"}, "model.type=FCOS is not supported; d2ext imports FasterRCNN, MaskRCNN"),
         ({"backbone.type": "SwinTransformer"}, "model.backbone.type=SwinTransformer is not supp"),
         ({"backbone.depth": 77}, "model.backbone.depth=77 is not supported; d2ext imports 18, 34"),
         ({"neck.type": "PAFPN"}, "model.neck.type=PAFPN is not supported"),

@@ -1,6 +1,7 @@
 """Configs are read without executing them."""
 
 import random
+import time
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_literals_are_read_as_python_reads_them(read):
         ("dict(a=1).get('b', 3)", 3),
         ("'a,b'.split(',')", ["a", "b"]),
         ("not True", False),
+        ("[i for i in range(6) if i % 2 if i > 1]", [3, 5]),
+        ("{k: v for k, v in dict(a=1, b=2).items() if k != 'b'}", {"a": 1}),
+        ("[(a, b) for a in (1, 2) if a > 1 for b in 'xy' if b == 'y']", [(2, "y")]),
+        (
+            "[1 < 2 <= 2, 1 > 2, 3 >= 4, 1 == 1.0, 'a' in 'cab', 2 not in [2]]",
+            [True, False, False, True, True, False],
+        ),
+        ("[None is None, [] is not None]", [True, True]),
+        ("[0 or 'a', 1 and [], None or 0, 1 or [][3], 0 and [][3]]", ["a", [], 0, 1, 0]),
+        ("1 if 'a' == 'b' else dict(b=2)", {"b": 2}),
+        ("2 if True else [][3]", 2),
+        ("sum([[1], [2, 3]], []) + [sum([4, 5])]", [1, 2, 3, 9]),
+        ("round(2.567, 1) + round(1.4)", 3.6),
+        ("'50 %% of %(name)s' % dict(name='a')", "50 % of a"),
+        ("f'{3.14159:08.3f}|{5:>{2 + 1}}'", "0003.142|  5"),
+        ("10**18 * 2**64", 10**18 * 2**64),
     ],
 )
 @pytest.mark.parametrize("trust", [False, True])
@@ -177,12 +194,74 @@ def test_bases_of_the_package_are_found_above_the_file(tmp_path):
         "x = 9 ** 9 ** 9",
         "x = list(range(10**12))",
         "dict = open\nx = dict('ran', 'w')",
+        "x = [1 for i in range(2) if open('ran', 'w')]",
+        "x = 1 if open('ran', 'w') else 2",
+        "x = 0 or open('ran', 'w')",
+        "x = 1 == open('ran', 'w')",
     ],
 )
 def test_other_code_is_not_executed(read, tmp_path, attack):
     with pytest.raises(UserError, match=r"config\.py:\d+: .*--trust") as error:
         read(attack)
     assert not (tmp_path / "ran").exists() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "x = 10\n" + "x = x**64\n" * 20,
+        "x = 10\n" + "x **= 64\n" * 20,
+        "x = 10**64\n" + "x *= x\n" * 50,
+        "x = 'a'\n" + "x = x + x\n" * 50,
+        "x = 'a'\n" + "x += x\n" * 50,
+        "x = [1]\n" + "x.extend(x)\n" * 50,
+        "x = [1]\n" + "x = [*x, *x]\n" * 50,
+        "x = [1]\n" + "x = [x, x]\n" * 100,
+        "x = dict(a=1)\n" + "x = dict(a=x, b=x)\n" * 100,
+        "x = dict(a=1)\n" + "y = x\nx = dict()\nx['a'] = y\nx['b'] = y\n" * 100,
+        "x = 'a' * 999\n" + "x *= 999999\n",
+        "x = (1,)\nx *= 10**9",
+        "x = 10**9 * [1]",
+        "x = '%1000000000d' % 1",
+        "x = '%.1000000000f' % 1",
+        "x = '%*d' % (10**9, 1)",
+        "x = '%(a(b))1000000000d' % {'a(b)': 1}",
+        "x = '%d'\nx %= 1\ny = '%99999999d'\ny %= 1",
+        "x = f'{1:1000000000}'",
+        "x = f'{1:{10**9}}'",
+        "x = f'{1:.1000000000f}'",
+        "x = 'a' * 999999\nx = f'{x}" + "{x}" * 99 + "'",
+        "x = 'a' * 9999\nx = x.replace('a', x)",
+        "x = 'a' * 9999\nx = x.join(x)",
+        "x = 'a' * 9999\ny = {i: i for i in range(9999)}\nx = x.join(y.keys())",
+        "x = [0 for a in range(999999) for b in range(999999) if a < 0]",
+        "x = [0] * 99999\ny = [x == x for a in range(99999)]",
+        "x = []\nx.append(x)",
+        "x = dict()\nx['a'] = x\ny = f'{x}'",
+    ],
+)
+def test_large_values_are_not_computed(read, attack):
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"config\.py:\d+: .* too large for a config; .*--trust"):
+        read(attack)
+    assert time.perf_counter() - start < 10
+
+
+def test_values_that_python_does_not_compute(read):
+    for text in ("x = round(5, -10**9)", "x = round(5, ndigits=10**9)", "x = b'a' * 10**9"):
+        with pytest.raises(UserError, match=r"config\.py:1: "):
+            read(text)
+
+
+def test_the_size_of_values_is_not_limited_in_practice(read):
+    names = [f"a class with the number {i}" for i in range(2000)]
+    text = f"names = {names}\n" + "".join(f"x{i} = dict(names=names)\n" for i in range(9))
+    assert read(text)["x8"] == {"names": names}
+
+
+def test_a_trusted_value_may_not_contain_itself(read):
+    with pytest.raises(UserError, match=r"config\.py: a value contains itself"):
+        read("x = []\nx.append(x)", trust=True)
 
 
 def test_trusted_files_are_executed(read):
@@ -221,6 +300,7 @@ if x > 1:
         ("with read_base():\n    from .base import y", r"config\.py:2: base does not define y"),
         ("with read_base():\n    from nopackage.a import y", r"config\.py:2: .* is not installed"),
         ("x = {1, 2}", r"does not execute `\{1, 2\}`"),
+        ("x = [a async for a in 'a b'.split()]", r"does not execute `\[a async for a in 'a b'"),
     ],
 )
 def test_errors(read, config, message):

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from d2ext.errors import UserError
 
+SMOOTH = "convert_to_iter_based=True"
 SCHEDULERS = "fvcore.common.param_scheduler"
 
 
@@ -33,13 +34,13 @@ def test_the_default_schedule(imported):
         ("[dict(type='MultiStepLR', milestones=[99])]", [1, 1, 1, 1, 1]),
         ("[dict(type='StepLR', step_size=6)]", [1, 1, 0.1, 0.1, 0.1]),
         ("[]", [1, 1, 1, 1, 1]),
-        ("[dict(type='PolyLR', power=1)]", [1, 0.75, 0.5, 0.25, 0.001]),
+        (f"[dict(type='PolyLR', power=1, {SMOOTH})]", [1, 0.75, 0.5, 0.25, 0.001]),
         (
-            "[dict(type='CosineAnnealingLR', eta_min=0.002, T_max=12)]",
+            f"[dict(type='CosineAnnealingLR', eta_min=0.002, T_max=12, {SMOOTH})]",
             [1, 0.868198, 0.55, 0.231802, 0.100002],
         ),
         (
-            "[dict(type='CosineAnnealingLR', begin=6, end=12, eta_min_ratio=0.0)]",
+            f"[dict(type='CosineAnnealingLR', begin=6, end=12, eta_min_ratio=0.0, {SMOOTH})]",
             [1, 1, 1, 0.5, 0.00001],
         ),
     ],
@@ -78,6 +79,32 @@ def test_warm_ups(imported, warmup, fields):
     if "length" in fields:
         found["length"] = multiplier.warmup_length
     assert found == fields and multiplier.scheduler.milestones == [8, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "field", "words"),
+    [
+        ("type='PolyLR', power=1", "type", "PolyLR changes the rate once per epoch there"),
+        ("type='CosineAnnealingLR', eta_min=0", "type", "CosineAnnealingLR changes the rate"),
+        ("type='LinearLR', start_factor=1.0, end_factor=0.1, begin=2", "type", None),
+        (f"type='CosineAnnealingLR', T_max=6, {SMOOTH}", "T_max", "the cosine ends with the"),
+    ],
+)
+def test_schedules_that_differ(imported, scheduler, field, words):
+    result = imported(f"param_scheduler = [dict({scheduler})]")
+    outcome, became = result.row(f"param_scheduler.0.{field}")
+    assert outcome == "differs" and (words is None or became.startswith(words))
+    assert result.fields("unknown") == []
+
+
+def test_a_warm_up_that_ends_at_another_rate_differs(imported):
+    warmup = "type='LinearLR', start_factor=0.1, end_factor=0.5, by_epoch=False, end=1000"
+    result = imported(f"param_scheduler = [dict({warmup})]")
+    assert result.outcome("param_scheduler.0.end_factor") == "differs"
+    assert result.row("param_scheduler.0.end") == (
+        "set",
+        "train.warmup_iters=1000, lr_multiplier.warmup_factor=0.1",
+    )
 
 
 def test_a_run_in_iterations(imported):
@@ -126,6 +153,48 @@ def test_optimizers(imported, optimizer, fields):
     assert type(made).__name__ == kind and result.fields("unknown") == []
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nesterov=False\\nimport os\\nos.system('touch ran')\\noptimizer.nesterov",
+        "eps=__import__('os').system('touch ran'), lr",
+        "no_such_argument",
+        "params",
+        "_target_",
+    ],
+)
+def test_only_arguments_of_the_optimizer_are_written(imported, tmp_path, kind, name):
+    kinds = f"optim_wrapper = dict(optimizer=dict(_delete_=True, type='{kind}', lr=0.5))\n"
+    result = imported(f'{kinds}optim_wrapper["optimizer"]["{name}"] = 0.25')
+    assert "0.25" not in result.text and result.values().optimizer.lr == 0.5
+    assert not (tmp_path / "ran").exists()
+    [unknown] = result.fields("unknown")
+    assert unknown.startswith("optim_wrapper.optimizer.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("dampening=dict(_target_='os.system', command='touch ran')", "optimizer.dampening"),
+        ("weight_decay='${oc.env:HOME}'", "optimizer.weight_decay"),
+        ("dampening=[0.5, 'x']", "optimizer.dampening"),
+        ("lr='0.01'", "optimizer.lr"),
+        ("lr=None", "optimizer.lr"),
+    ],
+)
+def test_arguments_of_the_optimizer_are_numbers(imported, argument, field):
+    message = rf"optim_wrapper\.{field}=.* is neither a number nor a list of numbers"
+    with pytest.raises(UserError, match=message):
+        imported(f"optim_wrapper = dict(optimizer=dict({argument}))")
+
+
+def test_factors_of_parameters_are_numbers(imported):
+    factor = "bias_lr_mult=dict(_target_='os.system', command='touch ran')"
+    with pytest.raises(UserError, match=r"paramwise_cfg\.bias_lr_mult=.* is neither a number"):
+        imported(f"optim_wrapper = dict(paramwise_cfg=dict({factor}))")
+
+
 def test_parameters_of_their_own(imported):
     result = imported(
         "optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0., bias_lr_mult=2.,"
@@ -146,6 +215,9 @@ def test_steps_of_the_optimizer(imported):
         " clip_grad=dict(max_norm=35, norm_type=2), accumulative_counts=4)"
     )
     train = result.values().train
+    # Accumulation multiplies MMDetection's batch, and divides that of d2ext.
+    assert (train.reference_world_size, train.reference_batch_size) == (8, 64)
+    assert result.translation.batch == "64 images, 8 workers x 2 x 4 accumulated"
     assert train.amp.enabled == "auto" and train.amp.dtype == "bfloat16"
     assert train.clip_grad_norm == 35 and train.accumulate == 4
     assert not [n for n in result.fields("differs") if n.startswith("optim_wrapper")]
@@ -170,6 +242,12 @@ def test_steps_of_the_optimizer(imported):
             (8, 8),
             "set",
         ),
+        (  # the base is inherited
+            "train_dataloader = dict(batch_size=1)\n# = (8 GPUs) x (1 samples per GPU)",
+            "cityscapes.py",
+            (8, 8),
+            "set",
+        ),
     ],
 )
 def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outcome):
@@ -184,7 +262,6 @@ def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outc
     ("text", "field", "value"),
     [
         ("load_from = 'a.pth'", "init_checkpoint", "a.pth"),
-        ("work_dir = 'runs/a'", "output_dir", "runs/a"),
         ("randomness = dict(seed=7)", "seed", 7),
         ("randomness = dict(deterministic=True)", "deterministic", True),
         ("find_unused_parameters = True", "ddp.find_unused_parameters", True),
@@ -195,6 +272,11 @@ def test_the_batch_that_the_rate_was_tuned_for(imported, text, name, sizes, outc
         ("train_cfg = dict(val_interval=3)", "eval_period", "3 epochs"),
         (
             "default_hooks = dict(checkpoint=dict(save_best='coco/segm_mAP'))",
+            "best.metric",
+            "coco/segm/AP",
+        ),
+        (
+            "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP']))",
             "best.metric",
             "coco/segm/AP",
         ),
@@ -222,12 +304,46 @@ def test_options(imported, text, field, value):
         ("default_hooks = dict(checkpoint=dict(save_best='x'))", None, "differs"),
         ("my_field = 'x y'", "my_field", "unknown"),
         ("my_scale = (1333, 800)", "my_scale", "unused"),
+        ("my_pieces = ['annotations/', 'CocoDataset']", "my_pieces", "unused"),
+        ("use_ema = True", "use_ema", "unknown"),
+        ("num_last_epochs = 12", "num_last_epochs", "unknown"),
+        ("stage_switch = 0.5", "stage_switch", "unknown"),
+        ("nothing = None", "nothing", "unknown"),
+        ("max_epochs = 12", "max_epochs", "unused"),
+        ("max_epoch = 12", "max_epoch", "unused"),
+        ("max_epochs = 7", "max_epochs", "unknown"),
+        ("empty = []", "empty", "unknown"),
+        ("mode = 'img'", "mode", "unknown"),
         ("train_pipeline = [dict(type='A')]", "train_pipeline", "unused"),
     ],
 )
 def test_outcomes(imported, text, field, outcome):
     field = field or "default_hooks.checkpoint.save_best"
     assert imported(text).outcome(field) == outcome
+
+
+def test_the_first_of_several_best_results_is_used(imported):
+    result = imported(
+        "default_hooks = dict(checkpoint=dict(save_best=['coco/segm_mAP', 'coco/bbox_mAP']))"
+    )
+    assert result.values().train.best.metric == "coco/segm/AP"
+    assert result.row("default_hooks.checkpoint.save_best") == (
+        "differs",
+        "train.best.metric=coco/segm/AP: only the first is used",
+    )
+
+
+def test_moving_averages(imported):
+    """Only the decay of a moving average is the same here."""
+    hook = "type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.001, warm_up=9, priority=49"
+    result = imported(f"custom_hooks = [dict({hook}, update_buffers=True, begin_iter=0)]")
+    assert result.values().train.ema_decay == 0.999
+    different = [name.rpartition(".")[2] for name in result.fields("differs")[-5:]]
+    assert different == ["type", "ema_type", "momentum", "warm_up", "update_buffers"]
+    result = imported("custom_hooks = [dict(type='EMAHook', interval=10, begin_iter=0)]")
+    assert result.outcome("custom_hooks.0.type") == "set"
+    assert result.outcome("custom_hooks.0.begin_iter") == "set"
+    assert result.outcome("custom_hooks.0.interval") == "differs"
 
 
 def test_errors(imported):

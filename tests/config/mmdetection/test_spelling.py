@@ -2,7 +2,10 @@
 
 import pytest
 
+from d2ext.config.mmdetection.importer import translate
+from d2ext.config.mmdetection.read import read_config
 from d2ext.config.mmdetection.spelling import spelled
+from d2ext.errors import UserError
 
 # The changes of MMDetection 3.x to what 2.x wrote for Mask R-CNN R50, caffe style, multi-scale.
 OLD = """
@@ -199,7 +202,7 @@ def test_steps(step, made):
 def test_datasets():
     """Lists of files join; classes and prefixes move; filters are those of 2.x."""
     leaf = {"type": "CocoDataset", "ann_file": ["a", "b"], "img_prefix": ["x", "y"]}
-    leaf |= {"classes": ["cat"], "pipeline": []}
+    leaf |= {"classes": ["cat"], "pipeline": [{"type": "Pad"}]}
     repeat = {"type": "RepeatDataset", "times": 2, "dataset": leaf}
     voc = {"type": "VOCDataset", "ann_file": "c", "img_prefix": "VOC2007/", "test_mode": True}
     spelling = spelled({"data": {"train": repeat, "val": voc, "samples_per_gpu": 3}})
@@ -215,7 +218,68 @@ def test_datasets():
     assert spelling.original(f"{name}.metainfo.classes") == "data.train.dataset.classes"
     val = spelling.values["val_dataloader"]["dataset"]
     assert val["data_prefix"] == {"sub_data_root": "VOC2007/"} and "filter_cfg" not in val
-    assert spelling.values["val_evaluator"] == {"type": "VOCMetric", "metric": "mAP"}
+    metric = {"type": "VOCMetric", "metric": "mAP", "eval_mode": "11points"}
+    assert spelling.values["val_evaluator"] == metric
+    names = [f"train_dataloader.dataset.dataset.datasets.{i}.pipeline.0" for i in (0, 1)]
+    assert [spelling.original(name) for name in names] == ["data.train.dataset.pipeline.0", ""]
+
+
+def test_the_year_of_voc():
+    """2.x averages precisions at 11 recalls for VOC 2007 only."""
+    leaf = {"type": "VOCDataset", "ann_file": "c", "img_prefix": "VOC2012/"}
+    values = spelled({"data": {"val": leaf}}).values
+    assert values["val_evaluator"]["eval_mode"] == "area"
+
+
+def test_proposals_of_early_versions():
+    rpn = {"nms_post": 1000, "max_num": 900, "nms_thr": 0.6, "nms_across_levels": False}
+    late = {"max_per_img": 1, "max_num": 2, "nms": {"type": "nms"}, "nms_thr": 0.7}
+    spelling = spelled(
+        {"model": {}, "train_cfg": {"rpn_proposal": rpn}, "test_cfg": {"rpn": {"nms_post": 5}}}
+    )
+    made = spelling.values["model"]
+    assert made["train_cfg"]["rpn_proposal"] == {
+        **{"nms_post": 1000, "max_per_img": 900, "nms_across_levels": False},
+        **{"nms": {"type": "nms", "iou_threshold": 0.6}},
+    }
+    assert made["test_cfg"]["rpn"] == {"max_per_img": 5}
+    name = "model.train_cfg.rpn_proposal.nms.iou_threshold"
+    assert spelling.original(name) == "train_cfg.rpn_proposal.nms_thr"
+    assert (
+        spelled({"model": {"test_cfg": {"rpn": late}}}).values["model"]["test_cfg"]["rpn"] == late
+    )
+
+
+def test_fields_of_2_are_listed_once_with_their_values(tmp_path):
+    """The table has the fields and values of the file; the worst outcome of a field counts."""
+    from tests.config.mmdetection.conftest import CONFIGS
+
+    text = OLD.format(model=str(CONFIGS / "_base_" / "models" / "mask-rcnn_r50_fpn.py"))
+    text = text.replace("flip=False", "flip=True").replace("resume_from = None", "")
+    text += "resume_from = 'a.pth'\nfp16 = dict(loss_scale=512.)\n"
+    path = tmp_path / "old.py"
+    path.write_text(text)
+    values = read_config(path)
+    rows = {row.field: row for row in translate(values, path).rows}
+    for name, row in rows.items():
+        value = values
+        for part in name.split("."):
+            value = value[int(part) if isinstance(value, list | tuple) else part]
+        assert value == row.value, name
+    assert not [name for name in rows if any(other.startswith(f"{name}.") for other in rows)]
+    assert rows["resume_from"].outcome == rows["fp16.loss_scale"].outcome == "differs"
+    assert rows["data.val.pipeline.1.flip"].outcome == "differs"
+    assert rows["data.val.pipeline.1.img_scale"].outcome == "set"
+    assert rows["lr_config.warmup_ratio"].became == (
+        "train.warmup_iters=500, lr_multiplier.warmup_factor=0.001"
+    )
+    assert [row for row in rows.values() if row.outcome == "unknown"] == []
+    assert rows["img_norm_cfg"].became == "a variable; see data"
+
+
+def test_a_config_without_normalization(imported):
+    with pytest.raises(UserError, match="no normalization found in the config .img_norm_cfg or"):
+        imported("model = dict(data_preprocessor=None)")
 
 
 def test_a_config_of_3_is_not_changed():
