@@ -30,8 +30,6 @@ def _multistep(*steps):
 multistep_1x = _multistep(8, 11, 12)
 multistep_20e = _multistep(16, 19, 20)
 multistep_3x = _multistep(27, 33, 36)
-# CornerNet's in MMDetection.
-multistep_210e = _multistep(180, 210)
 # In iterations: Detectron2's 1x, MMDetection's 90k.
 multistep_90k = _multistep(60000, 80000, 90000)
 # Detectron2's 100 epochs with 64 images per step.

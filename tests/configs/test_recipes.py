@@ -40,6 +40,7 @@ VOC = {
     "configs/retinanet/retinanet_r50_fpn_1x_voc0712.py",
 }
 OPEN_IMAGES = "configs/faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py"
+PISA = "configs/pisa/pisa_faster_rcnn"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
 SCHEDULES = {
@@ -62,6 +63,8 @@ SCHEDULES = {
     f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
     f"{MASK_X101}_32x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{MASK_X101}_64x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{PISA}_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{PISA}_x101_32x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{RETINANET}_fpn_1x_coco.py": (8, 16, 0.01, 12, [8, 11]),
     VITDET: (64, 64, 1e-4, 184375, [163889, 177546]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
@@ -81,6 +84,7 @@ VARIANTS = {
     f"{MASK}_fpn_8x1_20e_coco.py",
     f"{MASK_R101}_caffe_fpn_1x_coco.py",
     f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py",
+    f"{PISA}_x101_32x4d_fpn_1x_coco.py",
 }
 
 # A step from random weights (the real ones need the network) on two tiny images.

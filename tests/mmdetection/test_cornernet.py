@@ -1,4 +1,4 @@
-"""MMDetection's CornerNet checkpoint in our recipe gives the same numbers."""
+"""MMDetection's CornerNet checkpoint in our model gives the same numbers."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ from d2ext.modeling.cornernet import (
 from tests.mmdetection import oracle
 
 NAME = "cornernet_hourglass104"
-RECIPE = "cornernet/cornernet_hourglass104_mstest_32x3_210e_coco.py"
+CONFIG = "common/models/cornernet.py"
 SIZE = (255, 255)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    model = instantiate(get_config(RECIPE, ["model.num_classes=80"]).model)
+    model = instantiate(get_config(CONFIG, ["model.num_classes=80"]).model)
     path = oracle.checkpoint(NAME, tmp_path_factory.mktemp("weights") / "mm.pth")
     load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
     path.unlink()
@@ -96,7 +96,7 @@ def test_maps_and_detections_are_equal(model):
     oracle.report(NAME, **differences, detections=worst)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @torch.no_grad()
 def test_detections_of_whole_photos_are_equal(model):
     """With the photo on a canvas, as it is and joined with the mirrored one."""
@@ -120,7 +120,7 @@ def _difference(found, key):
     return worst
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_losses_are_equal(model):
     """The norms use their statistics, or those of the batch; an image may have no objects."""
     out = oracle.outputs(NAME)

@@ -1,6 +1,6 @@
 """SCNet with a ResNet-50 FPN, pytorch style: Cascade Mask R-CNN with SCNet's ROI heads.
 
-The semantic branch needs label maps with COCO-stuff's 182 classes (`d2ext prepare coco --stuff`).
+The semantic branch needs label maps of COCO-stuff's 182 classes, `label_root` of a `coco_dataset`.
 With your own data, it is off unless you set `model.roi_heads.semantic=True`.
 """
 

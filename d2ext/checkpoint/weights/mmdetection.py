@@ -172,6 +172,7 @@ def describe(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
         masks = any(name.startswith("roi_head.mask_head.") for name in tensors)
         kinds = [*(["Cascade"] if cascade else []), *(["Mask"] if masks else []), "R-CNN"]
         kinds = ["Faster", *kinds] if kinds == ["R-CNN"] else kinds
+        kinds = ["SCNet"] if "roi_head.glbctx_head.fc.weight" in tensors else kinds
     blocks = _count(tensors, r"backbone\.layer3\.\d+\.conv1\.weight")
     depth = _DEPTHS.get((blocks, "backbone.layer1.0.conv3.weight" in tensors))
     conv = tensors.get("backbone.layer1.0.conv2.weight")

@@ -5,7 +5,6 @@ boxes and polygons in fewer, faster steps.
 """
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,14 +77,13 @@ class Mapper(DatasetMapper):
         )
         self._scaled = decode == "scaled" and not cache and len(self.augmentations.augs) > 0
         self._read = cached_photo if cache else read_photo
-        self._wants_boxes = any(map(_takes_boxes, self.augmentations.augs))
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Return the model's input for a dataset dict, which is not modified."""
         if self.proposal_topk is not None:
             return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        augmented, transforms = self._augmented(sample, dataset_dict.get("annotations", ()))
+        augmented, transforms = self._augmented(sample)
         image = augmented.image
         sample["image"] = _planes(image)
         if augmented.sem_seg is not None:
@@ -95,9 +93,7 @@ class Mapper(DatasetMapper):
             self._transform_annotations(sample, transforms, image.shape[:2])
         return sample
 
-    def _augmented(
-        self, sample: dict, annotations: Sequence[dict]
-    ) -> tuple["_Input", TransformList]:
+    def _augmented(self, sample: dict) -> tuple["_Input", TransformList]:
         """Return the augmented image and label map, and the transforms that were applied."""
         labels = sample.pop("sem_seg_file_name", None)
         augmentations, done = list(self.augmentations.augs), []
@@ -115,8 +111,6 @@ class Mapper(DatasetMapper):
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
         augmented = _Input(image, sem_seg=labels and read_image(labels, "L").squeeze(2))
-        if self._wants_boxes:
-            augmented.boxes = _boxes([a for a in annotations if not a.get("iscrowd", 0)])
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
@@ -138,7 +132,8 @@ class Mapper(DatasetMapper):
             dataset_dict["annotations"] = copy.deepcopy(objects)
             super()._transform_annotations(dataset_dict, transforms, image_shape)
             return
-        boxes = _boxes(objects)
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+        boxes = np.array(boxes, float).reshape(-1, 4)
         height, width = image_shape
         if objects:
             boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
@@ -157,7 +152,6 @@ class _Input(T.AugInput):
     """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
     image: np.ndarray
-    boxes: np.ndarray | None
     sem_seg: np.ndarray | None
 
     def transform(self, tfm: Transform) -> None:
@@ -169,20 +163,8 @@ class _Input(T.AugInput):
             self.image = _flipped(image)
         else:
             self.image = tfm.apply_image(image)
-        if self.boxes is not None:
-            self.boxes = tfm.apply_box(self.boxes)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
-
-
-def _takes_boxes(augmentation: T.Augmentation) -> bool:
-    return "boxes" in inspect.signature(augmentation.get_transform).parameters
-
-
-def _boxes(annotations: Sequence[dict]) -> np.ndarray:
-    """Return the boxes of annotations as x0 y0 x1 y1, shape (N, 4)."""
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    return np.array(boxes, float).reshape(-1, 4)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

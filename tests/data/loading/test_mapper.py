@@ -305,3 +305,18 @@ def test_unusable_cache_is_bypassed_with_one_warning(tmp_path, monkeypatch, capl
 def test_unknown_decode_value_is_an_error():
     with pytest.raises(ValueError, match="decode='fast': give exact or scaled"):
         Mapper(True, augmentations=[], image_format="BGR", decode="fast")
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_label_maps_match_detectron2(records, tmp_path, chain, is_train):
+    """Labels are never mixed with those of neighboring pixels."""
+    record = records[0]
+    size = record["height"], record["width"]
+    labels = np.random.default_rng(0).integers(0, 182, size, dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {**record, "sem_seg_file_name": str(tmp_path / "labels.png")}
+    theirs, ours = both(record, CHAINS[chain], is_train=is_train)
+    assert_alike(theirs, ours)
+    assert ours["sem_seg"].dtype == torch.int64
+    assert torch.equal(theirs["sem_seg"], ours["sem_seg"])
