@@ -35,10 +35,10 @@ FASTER_R101, MASK_R101 = FASTER.replace("r50", "r101"), MASK.replace("r50", "r10
 FASTER_X101, MASK_X101 = FASTER.replace("r50", "x101"), MASK.replace("r50", "x101")
 CASCADE, RETINANET = "configs/cascade_rcnn/cascade", "configs/retinanet/retinanet_r50"
 KEYPOINT = "configs/keypoint_rcnn/keypoint_rcnn_r50_caffe_fpn_ms_90k_coco.py"
-VOC = {
+VOC = (
     "configs/faster_rcnn/faster_rcnn_r50_fpn_1x_voc0712.py",
     "configs/retinanet/retinanet_r50_fpn_1x_voc0712.py",
-}
+)
 OPEN_IMAGES = "configs/faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
