@@ -323,7 +323,7 @@ def test_two_processes(script, start, tiny, tmp_path):
     words = {"bin/d2ext": "d2ext train", "-m": "python -m d2ext train"}[start[0]]
     if not processes:
         words = "torchrun --standalone --nproc-per-node=2 -m d2ext train"
-    assert info["command"].startswith(f"{words} {REPO / LITE0} ")
+    assert info["command"].startswith(f"{words} {shlex.quote(str(REPO / LITE0))} ")
     assert info["reproduce"].startswith(f"{words} ")
     more = ["--resume", *flags, *small, "train.max_iter=3"]
     done = _run(*start, REPO / LITE0, *processes, *more)
