@@ -1,6 +1,7 @@
 """The `d2ext` command: its commands and their arguments, as the user types them."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
