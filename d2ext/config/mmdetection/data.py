@@ -240,7 +240,7 @@ def _categories(path: str) -> list[Any] | None:
 
 
 def _write_class_order(sets: Mapping[str, Sequence[_Set]], draft: Draft) -> None:
-    """Set `train.init_checkpoint_classes` if a COCO file orders the classes of the config anew."""
+    """Set `train.init_checkpoint_classes` if a COCO file lists the classes in another order."""
     for part in (part for parts in sets.values() for part in parts):
         row = part.fields.rows.get(part.fields.section("metainfo").name("classes"))
         if part.call and row and row.outcome == "differs":
