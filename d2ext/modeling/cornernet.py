@@ -38,7 +38,7 @@ class Corners(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What one kind of corner should be predicted as.
+    """Targets for one kind of corner.
 
     Attributes:
         heat: 1 at corners, and less near them, shape (N, classes, H, W).

@@ -53,7 +53,7 @@ def test_detections_are_equal(name, model):
 
 @pytest.mark.parametrize(("prefix", "images", "number"), CASES, ids=[c[0] for c in CASES])
 def test_samples_weights_and_losses_are_equal(name, model, monkeypatch, prefix, images, number):
-    """Of an image without objects, and of one with all its negatives, too."""
+    """Images without objects, and images that keep all their negatives, are included."""
     model.train()
     monkeypatch.setattr(model.roi_heads, "batch_size_per_image", number)
     oracle.without_chance(monkeypatch)

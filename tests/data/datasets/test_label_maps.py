@@ -33,7 +33,7 @@ def test_each_record_names_the_map_of_its_photo(coco):
 
 
 def test_a_semantic_branch_is_off_for_your_own_data(repo, coco):
-    """It is on again if an override insists."""
+    """An override turns it on again."""
     config = coco / "scnet.py"
     config.write_text(
         "import d2ext\n"
