@@ -44,7 +44,9 @@ def refuse_others(output_dir: Path) -> None:
 
 
 def refuse_moving(output_dir: Path, file: str | Path, field: str) -> None:
-    """Raise UserError if moving an earlier run aside would move a file that the new run reads.
+    """Raise UserError if --overwrite would move another program's checkpoint that the run reads.
+
+    A file of an earlier run of d2ext may move, because it is read before that.
 
     Args:
         output_dir: Output directory of the run.
@@ -53,7 +55,7 @@ def refuse_moving(output_dir: Path, file: str | Path, field: str) -> None:
     """
     path = Path(file)
     inside = path.is_file() and path.resolve().is_relative_to(output_dir.resolve())
-    if inside and (_holds_run(output_dir) or _of_others(output_dir)):
+    if inside and _of_others(output_dir):
         raise UserError(
             f"{option('--overwrite')} would move {field}={file} aside with {output_dir}; choose"
             f" another {option('--work-dir')}"
