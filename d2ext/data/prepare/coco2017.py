@@ -9,10 +9,10 @@ from pathlib import Path
 
 from d2ext.data.prepare.download import (
     Unreachable,
+    check_md5,
     check_space,
     download,
     format_bytes,
-    md5_of,
     unpack,
     writing,
 )
@@ -156,15 +156,7 @@ def _fetch(target: Path, part: Part) -> Iterator[str]:
             yield f"{target}: downloading {part.url} ({format_bytes(part.size)})"
             download(part.url, archive)
     yield f"{target}: unpacking {archive.name} ({format_bytes(part.unpacked)})"
-    if (found := md5_of(archive)) != part.md5:
-        if archive is by_hand:
-            remedy = "delete it or replace it"
-        else:
-            archive.unlink()
-            remedy = "it was deleted"
-        raise UserError(
-            f"{archive} is damaged (md5 {found}, not {part.md5}); {remedy}, and run this again"
-        )
+    check_md5(archive, part.md5, downloaded=archive is not by_hand)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as temporary:
         made = Path(temporary) / part.name
         unpack(archive, part.name, made)

@@ -114,10 +114,26 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
                     shutil.copyfileobj(source, f)
 
 
-def md5_of(path: Path) -> str:
-    """Return the MD5 of a file, which detects damage, but not attacks; archives publish it."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def check_md5(archive: Path, md5: str, downloaded: bool) -> None:
+    """Check the MD5 of an archive, which detects damage, but not attacks.
+
+    Args:
+        archive: Path of the archive.
+        md5: MD5 that its authors publish.
+        downloaded: Whether d2ext downloaded the archive; it is deleted if it is damaged.
+
+    Raises:
+        UserError: The archive is damaged.
+    """
+    with open(archive, "rb") as f:
+        found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found == md5:
+        return
+    remedy = "delete it or replace it"
+    if downloaded:
+        archive.unlink()
+        remedy = "it was deleted"
+    raise UserError(f"{archive} is damaged (md5 {found}, not {md5}); {remedy}, and run this again")
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from d2ext.data.formats.voc import listed_files
 from d2ext.data.prepare.download import (
     Unreachable,
+    check_md5,
     check_space,
     download,
     format_bytes,
-    md5_of,
     writing,
 )
 from d2ext.errors import UserError
@@ -161,15 +161,7 @@ def _fetch(root: Path, one: ImageSet) -> Iterator[str]:
         yield f"{one.part}: downloading {one.url} ({format_bytes(one.size)})"
         download(one.url, archive)
     yield f"{one.part}: unpacking {archive.name}"
-    if (found := md5_of(archive)) != one.md5:
-        if archive is by_hand:
-            remedy = "delete it or replace it"
-        else:
-            archive.unlink()
-            remedy = "it was deleted"
-        raise UserError(
-            f"{archive} is damaged (md5 {found}, not {one.md5}); {remedy}, and run this again"
-        )
+    check_md5(archive, one.md5, downloaded=archive is not by_hand)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=root) as temporary:
         _unpack(archive, one.folder, Path(temporary))
         for part in _READ:
