@@ -1,9 +1,9 @@
 """Bootstrap intervals of results over the images of a test set. This module needs no torch.
 
-A test set is a sample of the photos that a model will see. Drawing images from it with replacement
-and computing a result for each such draw shows how much the result depends on which photos were
-labeled (Efron & Tibshirani, An Introduction to the Bootstrap, 1993). All results use the same draws,
-so that the difference of two models on one test set is the difference of their results draw by draw.
+A test set is a sample of the photos that a model will see. Drawing images from it with replacement,
+and computing a result for each such draw, shows how much the result depends on which photos were
+labeled (Efron & Tibshirani, An Introduction to the Bootstrap, 1993). All results use the same
+draws, so that the difference of two models on a test set is their difference draw by draw.
 """
 
 import hashlib
