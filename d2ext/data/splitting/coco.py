@@ -103,8 +103,8 @@ def split_coco(
         UserError: The file is not a valid COCO file, it cannot be split, or the folder exists and
             is not empty or cannot be written; in these cases, nothing is written.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} exists; give a new --output, or remove it")
+    options.check()
+    check_new(output)
     if images is not None and not images.is_dir():
         raise UserError(f"the image folder {images} does not exist; correct --images")
     content = _read(json_file)
@@ -130,6 +130,14 @@ def split_coco(
         f"train.json and val.json in fold_1 to fold_{options.folds}"
     )
     return [*lines, f"{output}: {where}"]
+
+
+def check_new(output: Path) -> None:
+    """Raise a UserError if a path is not free for a new folder; an empty folder is fine."""
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"the folder {output} is not empty; give a new --output, or remove it")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; give a folder for train.json and val.json")
 
 
 def _read(json_file: Path) -> _Content:

@@ -38,6 +38,8 @@ class SplitOptions:
             )
         if self.folds is not None and self.folds < 2:
             raise UserError(f"{self.names[1]} {self.folds}: give at least 2 folds")
+        if self.seed < 0:
+            raise UserError(f"the seed {self.seed} is negative; give 0 or more")
 
     @property
     def shares(self) -> list[float]:
@@ -65,9 +67,8 @@ def split_images(
         The side of each image, int64 (N,), and sentences about the groups.
 
     Raises:
-        UserError: An option is out of bounds, or there are fewer groups than sides.
+        UserError: `options.group_by` matches no name, or there are fewer groups than sides.
     """
-    options.check()
     order = sorted(range(len(names)), key=names.__getitem__)
     groups = find_groups([names[i] for i in order], image_root, options.group_by, options.names[2])
     rank = np.argsort(order)
