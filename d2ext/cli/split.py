@@ -44,7 +44,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="K",
         help="write fold_1 to fold_K; each image is in one of their val.json",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another split (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another split (default: 0)"
+    )
     parser.add_argument(
         "--group-by",
         metavar="REGEX",

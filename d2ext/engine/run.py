@@ -20,6 +20,7 @@ from d2ext.config.lr_scaling import scale_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
+from d2ext.data.splitting.own_data import SPLIT
 from d2ext.engine.builders import (
     build_hooks,
     build_model,
@@ -269,7 +270,7 @@ class Run:
             self.cfg = self.original_cfg
             if self.plan.scaling:
                 self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
-            register_run_datasets(self.cfg)
+            register_run_datasets(self.cfg, self.plan.split)
         self.options = TrainOptions.from_config(self.cfg.train)
 
     def _build_evaluation(self) -> None:
@@ -328,6 +329,8 @@ class Run:
             logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
             write_record(out / "scaling.json", plan.scaling)
+        if plan.split and not plan.eval_only:
+            write_record(out / SPLIT, plan.split)
         write_run_info(out, self._run_info())
         file = out / "results.json"
         if plan.eval_only:

@@ -70,7 +70,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
                 raise UserError(f"{field}.dataset.names={name} is not a dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
-            if file := metadata.get("json_file"):
+            if file := metadata.get("json_file") or metadata.get("part_of"):
                 _check_file(file, metadata.get("image_root"))
             with config_errors(f"datasets.{name}"):
                 records = DatasetCatalog.get(name)

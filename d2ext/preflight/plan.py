@@ -24,6 +24,7 @@ from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
@@ -93,6 +94,7 @@ class Plan:
         overwrite: The run moves an earlier run in its directory aside.
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
+        split: Split of `data.json`; None if the config gives a file for each set.
         built: Objects that preflight built; None if the plan came from another process.
     """
 
@@ -113,6 +115,7 @@ class Plan:
     overwrite: bool = False
     shares_directory: bool = False
     expect: tuple[str, ...] = ()
+    split: Split | None = None
     built: Built | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +182,11 @@ def plan_run(
         check_batch(batch_size, world_size, options.accumulate)
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    differences = register_run_datasets(cfg)
+    split, split_lines = own_split(
+        cfg, _kept_split(output_dir, checkpoint, resume, weights, eval_only)
+    )
+    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(split_lines)))
+    differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
     datasets, classes, table = check_datasets(cfg, loaders)
@@ -230,6 +237,7 @@ def plan_run(
         overwrite=overwrite and not eval_only,
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
+        split=split,
         built=Built(cfg, train_dataset),
     )
 
@@ -284,6 +292,17 @@ def _find_checkpoint(
     if not newest:
         refuse_others(output_dir)
     return newest, damaged
+
+
+def _kept_split(
+    output_dir: Path, checkpoint: Path | None, resume: bool, weights: str | None, eval_only: bool
+) -> Split | None:
+    """Return the split of the run that is resumed or whose weights are evaluated, if it has one."""
+    if checkpoint:
+        return kept_split(checkpoint.parent)
+    if weights and weights not in ("best", "last"):
+        return kept_split(Path(weights).parent)
+    return kept_split(output_dir) if resume or eval_only else None
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:

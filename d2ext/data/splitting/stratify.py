@@ -118,9 +118,7 @@ def _labels(groups: np.ndarray, images: np.ndarray, classes: np.ndarray) -> _Lab
     return _Labels(kinds, amounts, starts, np.bincount(kinds, amounts), len(np.unique(classes)))
 
 
-def _rarest_first(
-    labels: _Labels, sizes: np.ndarray, rng: np.random.Generator
-) -> Iterator[int]:
+def _rarest_first(labels: _Labels, sizes: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
     """Yield the groups: those with the label that the fewest remaining groups have come first.
 
     Among these, large groups come first, which are hard to place later, in powers of two.
