@@ -350,6 +350,7 @@ class Run:
             device=plan.device,
             classes=plan.classes,
             datasets=plan.datasets,
+            caveats=list(plan.caveats),
             weights=plan.weights,
             max_iter=schedule.max_iter if schedule else None,
             batch_size=schedule.batch_size if schedule else None,

@@ -20,14 +20,14 @@ from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import GroundTruth
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.evaluation.results_file import read_results, to_detections
+from d2ext.evaluation.results_file import read_parts, to_detections
 from d2ext.files import atomic_write, finite_or_none
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_files(
-    predictions: Path,
+    predictions: Sequence[Path],
     dataset: Path,
     metrics: Sequence[str],
     per_class: bool = False,
@@ -37,10 +37,10 @@ def evaluate_files(
     tasks: Sequence[str] | None = None,
     max_detections: int = MAX_DETECTIONS[-1],
 ) -> dict[str, float]:
-    """Evaluate a results file; print the tables of the metrics and write the results.
+    """Evaluate results files; print the tables of the metrics and write the results.
 
     Args:
-        predictions: File with COCO results.
+        predictions: Files with COCO results, for different images.
         dataset: File with COCO annotations.
         metrics: Names in METRICS.
         per_class: Add the results of each class.
@@ -72,7 +72,7 @@ def evaluate_files(
             )
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
-        _check_place(file, (predictions, dataset))
+        _check_place(file, (*predictions, dataset))
     limits = [*(n for n in MAX_DETECTIONS[:-1] if n < max_detections), max_detections]
     of_coco = {"backend": backend, "tasks": tasks, "max_detections": limits}
     wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
@@ -105,20 +105,20 @@ def _check_place(out: Path, inputs: Sequence[Path]) -> None:
 
 
 def _evaluated(
-    predictions: Path,
+    predictions: Sequence[Path],
     dataset: Path,
     metrics: Mapping[str, Any],
     parts: Mapping[str, bool],
     limit: int | None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the results, and the analyses by task; `limit` is COCO's `max_detections` or None."""
-    results = read_results(predictions)
+    results = read_parts(predictions)
     data = read_dataset(
         dataset,
         with_masks=not results or results[0].segmentation is not None,
         with_keypoints=not results or results[0].keypoints is not None,
     )
-    detections = to_detections(predictions, results, data)
+    detections = to_detections(Path(", ".join(map(str, predictions))), results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth
     logger.info(

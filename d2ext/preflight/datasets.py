@@ -1,6 +1,6 @@
 """Check the datasets that a run reads before anything is built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, gener
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.records.cache import cached_value
 from d2ext.data.records.records import columns_of
+from d2ext.data.validation.between_sets import compare_sets
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.dataset_dicts import (
@@ -36,7 +37,9 @@ from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
 
 
-def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+def check_datasets(
+    cfg: Any, loaders: Mapping[str, Any]
+) -> tuple[dict, list[str], list[str], list[str]]:
     """Read and check every dataset; all must have the same class names in the same order.
 
     Args:
@@ -44,7 +47,8 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         loaders: Configs of the loaders by split, train, val or test.
 
     Returns:
-        `Plan.datasets`, the class names, and the lines to print.
+        `Plan.datasets`, the class names, the lines to print, and what makes results of the test
+        sets misleading.
 
     Raises:
         UserError: A dataset is missing or damaged, has other classes, or lacks annotations that the
@@ -52,6 +56,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
     """
     datasets, classes, first, notes = {}, None, None, []
     summaries: dict[str, DatasetSummary] = {}
+    read: dict[str, Sequence[dict]] = {}
     for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
@@ -94,7 +99,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
             sample = _map(f"{field}.mapper", loader, records[chosen])
             if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
                 notes.append(f"{name}: {note}")
-            summaries[name] = summary
+            summaries[name], read[name] = summary, records
             masks = bool(np.any(columns.masks != NO_MASK))
             datasets[name] = DatasetInfo(summary.images, summary.instances, masks)
         if split == "train":
@@ -103,11 +108,22 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         name for split, loader in loaders.items() if split != "train" for name in test_sets(loader)
     ]
     notes += detection_notes(cfg, summaries, tested)
+    caveats = (
+        [
+            line
+            for name in test_sets(loaders["train"])
+            if name in read
+            for other in tested
+            for line in compare_sets(read[name], read[other], classes or [], (name, other))
+        ]
+        if "train" in loaders
+        else []
+    )
     table = [
         f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
     ]
     table += [f"data        note: {note}" for note in notes]
-    return datasets, classes or [], table
+    return datasets, classes or [], table, caveats
 
 
 def _map(field: str, loader: Any, record: dict) -> Any:

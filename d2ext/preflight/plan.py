@@ -28,7 +28,7 @@ from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
-from d2ext.invocation import option
+from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
@@ -95,6 +95,7 @@ class Plan:
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
         split: Split of `data.json`; None if the config gives a file for each set.
+        caveats: Sentences about what makes results misleading, for the report.
         built: Objects that preflight built; None if the plan came from another process.
     """
 
@@ -116,6 +117,7 @@ class Plan:
     shares_directory: bool = False
     expect: tuple[str, ...] = ()
     split: Split | None = None
+    caveats: tuple[str, ...] = ()
     built: Built | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,20 +184,22 @@ def plan_run(
         check_batch(batch_size, world_size, options.accumulate)
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    split, split_lines = own_split(
-        cfg, _kept_split(output_dir, checkpoint, resume, weights, eval_only)
-    )
-    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(split_lines)))
+    kept = _kept_split(output_dir, checkpoint, resume, weights, eval_only)
+    split, about = own_split(cfg, kept)
+    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(about)))
     differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
-    datasets, classes, table = check_datasets(cfg, loaders)
+    datasets, classes, table, caveats = check_datasets(cfg, loaders)
     _say(lines, *table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
     tested = [
         name for key, loader in loaders.items() if key != "train" for name in test_sets(loader)
     ]
     best = best_metric(options, tested) if validate and not eval_only else None
+    if best:
+        caveats.append(_best_caveat(cfg, best))
+    _say(lines, *(f"results     note: {line}" for line in caveats))
     _check_results(cfg, classes, {name: datasets[name] for name in tested}, expect, best)
 
     schedule = train_dataset = None
@@ -238,6 +242,7 @@ def plan_run(
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
         split=split,
+        caveats=tuple(caveats),
         built=Built(cfg, train_dataset),
     )
 
@@ -328,6 +333,20 @@ def _check_results(
         wanted["train.best.metric"] = best
     sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
+
+
+def _best_caveat(cfg: Any, key: str) -> str:
+    """Say that the best checkpoint is chosen on the images whose results are reported."""
+    data = "data.val.json=FILE data.val.images=FOLDER"
+    how = (
+        f"`{command('evaluate')} RUN {data}`"
+        if "val" in (cfg.get("data") or {})
+        else "dataloader.test"
+    )
+    return (
+        f"the best checkpoint is the one with the best {key}, so that this number is optimistic"
+        f" for it; evaluate images that no choice depended on with {how}"
+    )
 
 
 def _tasks(model: Any, name: str, info: DatasetInfo) -> list[str]:

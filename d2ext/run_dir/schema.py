@@ -5,6 +5,7 @@
 | run.json | `RunInfo` |
 | results.json | `ResultsRecord` |
 | scaling.json | `d2ext.config.lr_scaling.ScalingReport` |
+| split.json | `d2ext.data.splitting.own_data.Split` |
 | trackers/<tracker>.json | `TrackerRun` |
 | analysis/<dataset>.json | `d2ext.evaluation.analysis.AnalysisRecord` |
 | overview/<dataset>.json | `DatasetOverview` |
@@ -66,6 +67,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
         device: `cpu` or `cuda`.
         classes: Class names, in the order of the model's outputs.
         datasets: Sizes by dataset name.
+        caveats: Sentences about what makes the results misleading, such as images in two sets.
         weights: Path of the initial weights, or of those that are evaluated; empty for none.
         max_iter: Total number of iterations; None for an evaluation.
         batch_size: Images per optimizer step over all ranks; None for an evaluation.
@@ -87,6 +89,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
     device: str = ""
     classes: list[str] = []
     datasets: dict[str, DatasetInfo] = {}
+    caveats: list[str] = []
     weights: str = ""
     max_iter: Count | None = None
     batch_size: Count | None = None

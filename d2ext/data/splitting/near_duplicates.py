@@ -20,7 +20,7 @@ from d2ext.errors import UserError
 _SIDE, _FREQUENCIES = (
     64,
     16,
-)  # pixels of the thumbnail; lowest frequencies that are hashed, per axis
+)  # of the thumbnail in pixels, and of the hash per axis
 _BITS = _FREQUENCIES**2
 _MOST_DIFFERENT = _BITS // 10  # bits by which near-duplicates may differ
 _BLOCK = 256  # rows of the matrix of distances that are in memory
