@@ -58,7 +58,8 @@ def find_groups(
         sets.join(_equal(keys))
         lone = keys.count(None)
         line = f"{option}: {plural(len(set(keys) - {None}), 'group')} of {len(keys) - lone} images"
-        lines.append(line + (f"; {lone} images do not match" if lone else ""))
+        verb = "does" if lone == 1 else "do"
+        lines.append(line + (f"; {plural(lone, 'image')} {verb} not match" if lone else ""))
     if image_root is not None:
         paths = [existing(os.path.join(image_root, name)) for name in names]
         pairs, missing, unreadable = _cached_pairs(paths, image_root)
