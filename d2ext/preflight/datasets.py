@@ -1,5 +1,6 @@
 """Check the datasets that a run reads before anything is built."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,17 +109,12 @@ def check_datasets(
         name for split, loader in loaders.items() if split != "train" for name in test_sets(loader)
     ]
     notes += detection_notes(cfg, summaries, tested)
-    caveats = (
-        [
-            line
-            for name in test_sets(loaders["train"])
-            if name in read
-            for other in tested
-            for line in compare_sets(read[name], read[other], classes or [], (name, other))
-        ]
-        if "train" in loaders
-        else []
-    )
+    trained = test_sets(loaders["train"]) if "train" in loaders else []
+    caveats = [f"{name} is trained on and evaluated" for name in tested if name in trained]
+    for name, other in itertools.product(trained, tested):
+        if name in read and other not in trained:
+            names = (name, other)
+            caveats += compare_sets(read[name], read[other], classes or [], names)
     table = [
         f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
     ]

@@ -337,15 +337,12 @@ def _check_results(
 
 def _best_caveat(cfg: Any, key: str) -> str:
     """Say that the best checkpoint is chosen on the images whose results are reported."""
-    data = "data.val.json=FILE data.val.images=FOLDER"
-    how = (
-        f"`{command('evaluate')} RUN {data}`"
-        if "val" in (cfg.get("data") or {})
-        else "dataloader.test"
-    )
+    how = "dataloader.test"
+    if "val" in (cfg.get("data") or {}):
+        how = f"`{command('evaluate')} RUN data.val.json=FILE data.val.images=FOLDER`"
     return (
-        f"the best checkpoint is the one with the best {key}, so that this number is optimistic"
-        f" for it; evaluate images that no choice depended on with {how}"
+        f"the best checkpoint is chosen by {key}, so that its own result is optimistic; for an"
+        f" honest one, evaluate images that no choice depends on with {how}"
     )
 
 

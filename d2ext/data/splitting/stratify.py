@@ -14,7 +14,7 @@ import numpy as np
 from d2ext.errors import UserError
 from d2ext.text import plural
 
-_MAX_TRIES, _STEPS = 50, 20_000  # orders to try, and groups to assign in all of them
+_MAX_TRIES, _STEPS = 20, 20_000  # orders to try, and groups to assign in all of them
 
 
 @dataclass(frozen=True)
