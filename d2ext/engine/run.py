@@ -350,10 +350,10 @@ class Run:
             device=plan.device,
             classes=plan.classes,
             datasets=plan.datasets,
-            caveats=list(plan.caveats),
             weights=plan.weights,
             max_iter=schedule.max_iter if schedule else None,
             batch_size=schedule.batch_size if schedule else None,
+            caveats=list(plan.caveats) or UNSET,
             resumed_from=str(plan.resume) if plan.resume else UNSET,
             resumed_by=command.line if plan.resume else UNSET,
         )

@@ -67,10 +67,11 @@ class RunInfo(msgspec.Struct, kw_only=True):
         device: `cpu` or `cuda`.
         classes: Class names, in the order of the model's outputs.
         datasets: Sizes by dataset name.
-        caveats: Sentences about what makes the results misleading, such as images in two sets.
         weights: Path of the initial weights, or of those that are evaluated; empty for none.
         max_iter: Total number of iterations; None for an evaluation.
         batch_size: Images per optimizer step over all ranks; None for an evaluation.
+        caveats: Sentences about what makes the results misleading, such as images in two sets; not
+            set if there are none.
         resumed_from: Checkpoint that the last start resumed.
         resumed_by: Command of the last start, if it resumed.
         seconds_before: `train_seconds` of the earlier starts, until this one ends.
@@ -89,10 +90,10 @@ class RunInfo(msgspec.Struct, kw_only=True):
     device: str = ""
     classes: list[str] = []
     datasets: dict[str, DatasetInfo] = {}
-    caveats: list[str] = []
     weights: str = ""
     max_iter: Count | None = None
     batch_size: Count | None = None
+    caveats: list[str] | UnsetType = UNSET
     resumed_from: str | UnsetType = UNSET
     resumed_by: str | UnsetType = UNSET
     seconds_before: float | UnsetType = UNSET

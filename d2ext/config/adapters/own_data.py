@@ -32,7 +32,7 @@ def splits_own_data(cfg: Any) -> bool:
     """
     from omegaconf import OmegaConf
 
-    data = cfg.get("data") or {}
+    data: Any = cfg.get("data") or {}
     if not data.get("json"):
         return False
     # Unless overridden, the files of both sets are interpolations of `data.json`.

@@ -76,7 +76,7 @@ class _Content:
             if key in ("images", "annotations"):
                 rows = chosen if key == "images" else annotations
                 entries: Sequence[msgspec.Raw] = getattr(self, key)
-                yield b"[" + b",\n".join(entries[i] for i in np.flatnonzero(rows)) + b"]"
+                yield b"[" + b",\n".join(entries[i] for i in np.flatnonzero(rows).tolist()) + b"]"
             else:
                 yield bytes(part)
         yield b"}\n"
@@ -169,29 +169,31 @@ def _parsed(data: bytes) -> _Content:
     annotations = msgspec.json.decode(parts["annotations"], type=list[_Annotation])
     categories = msgspec.json.decode(parts["categories"], type=list[_Category])
     categories.sort(key=lambda category: (isinstance(category.id, str), category.id))
-    index = {
-        "image_id": {image.id: i for i, image in enumerate(images)},
-        "category_id": {category.id: i for i, category in enumerate(categories)} | {None: -1},
-    }
-    if len(index["image_id"]) < len(images):
+    image_ids: dict[Any, int] = {image.id: i for i, image in enumerate(images)}
+    if len(image_ids) < len(images):
         raise KeyError("two images have the same id")
-    rows = {}
-    for name, known in index.items():
-        ids = [getattr(a, name) for a in annotations]
-        for i, value in enumerate(ids):
-            if value not in known:
-                raise KeyError(f"annotations[{i}] has the unknown {name} {truncate_repr(value)}")
-        rows[name] = np.array([known[value] for value in ids], int)
+    category_ids: dict[Any, int] = {c.id: i for i, c in enumerate(categories)}
+    image_of = _indices("image_id", [a.image_id for a in annotations], image_ids)
+    labels = [a.category_id for a in annotations]
+    class_of = _indices("category_id", labels, {**category_ids, None: -1})
     objects = np.array([a.is_object for a in annotations], bool)
     return _Content(
         parts,
         msgspec.json.decode(parts["images"], type=list[msgspec.Raw]),
         msgspec.json.decode(parts["annotations"], type=list[msgspec.Raw]),
         [image.file_name for image in images],
-        rows["image_id"],
-        np.where(objects, rows["category_id"], -1),
+        image_of,
+        np.where(objects, class_of, -1),
         [category.name for category in categories],
     )
+
+
+def _indices(name: str, ids: Sequence[Any], known: Mapping[Any, int]) -> np.ndarray:
+    """Return the index of each annotation's image or category; raise KeyError if one is unknown."""
+    for i, value in enumerate(ids):
+        if value not in known:
+            raise KeyError(f"annotations[{i}] has the unknown {name} {truncate_repr(value)}")
+    return np.array([known[value] for value in ids], int)
 
 
 def _write(content: _Content, parts: Mapping[str, np.ndarray], output: Path) -> None:
@@ -244,9 +246,11 @@ def _warnings(content: _Content, sides: np.ndarray, folds: int | None) -> Iterat
         else:
             pairs = [(f"fold_{k + 1}/train.json", total - side), (f"fold_{k + 1}/val.json", side)]
         for file, counts in pairs:
-            if lacking := [content.classes[i] for i in np.flatnonzero((counts == 0) & (total > 0))]:
+            if lacking := [
+                content.classes[i] for i in np.flatnonzero((counts == 0) & (total > 0)).tolist()
+            ]:
                 yield f"warning: {file} has no object of {shortened(lacking, 10)}"
-    if unused := [content.classes[i] for i in np.flatnonzero(total == 0)]:
+    if unused := [content.classes[i] for i in np.flatnonzero(total == 0).tolist()]:
         yield f"note: the file has no object of {shortened(unused, 10)}"
 
 

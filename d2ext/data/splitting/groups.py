@@ -1,6 +1,7 @@
 """Group the images of a dataset that must stay on the same side of a split."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from d2ext.data.records.cache import cached_value
 from d2ext.data.splitting.near_duplicates import near_duplicates, perceptual_hashes
 from d2ext.errors import UserError
 from d2ext.text import plural
+from d2ext.waiting import waiting_for
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,14 @@ def find_groups(
         lines.append(line + (f"; {plural(lone, 'image')} {verb} not match" if lone else ""))
     if image_root is not None:
         paths = [existing(os.path.join(image_root, name)) for name in names]
-        pairs, missing, unreadable = _cached_pairs(paths, image_root)
+        pairs, failed = _cached_pairs(paths, image_root)
         sets.join(pairs)
-        lines.append(_near_line(pairs, len(names) - len(missing) - len(unreadable)))
-        for what, some in (("do not exist", missing), ("cannot be read", unreadable)):
-            if some:
-                lines.append(
-                    f"near-duplicates: {len(some)} of {len(names)} photos {what} and were not"
-                    f" compared, such as {paths[some[0]]}"
-                )
+        lines.append(_near_line(pairs, len(names) - len(failed)))
+        for i, reason in list(failed.items())[:1]:
+            lines.append(
+                f"near-duplicates: {len(failed)} of {plural(len(names), 'photo')} not compared,"
+                f" such as {paths[i]}: {reason}"
+            )
     return Groups(sets.numbered(), lines)
 
 
@@ -106,27 +107,26 @@ def _equal(keys: Sequence) -> Iterable[tuple[int, int]]:
 
 def _cached_pairs(
     paths: Sequence[str], image_root: str | Path
-) -> tuple[list[list[int]], list[int], list[int]]:
-    """Return enough near-duplicate pairs to connect each group, and missing and unreadable photos.
+) -> tuple[list[list[int]], dict[int, str]]:
+    """Return enough near-duplicate pairs to connect each group, and why photos were not compared.
 
     They are cached until a photo, by its size and time, or the folder changes.
     """
-    stamps = [_stamp(path) for path in paths]
-    present = [i for i, stamp in enumerate(stamps) if stamp]
-    missing = [i for i, stamp in enumerate(stamps) if not stamp]
 
     def compute() -> list:
-        hashes, failed = perceptual_hashes([paths[i] for i in present])
-        readable = np.array([k for i, k in enumerate(present) if i not in failed], int)
-        sets, kept = _Sets(len(paths)), []
-        for pairs in near_duplicates(np.delete(hashes, list(failed), axis=0)):
-            kept += sets.join(readable[pairs].T.tolist())
-        return [kept, [present[i] for i in failed]]
+        with waiting_for(f"the search for near-duplicates among {len(paths)} photos"):
+            hashes, failed = perceptual_hashes(paths)
+            rows = np.delete(np.arange(len(paths)), list(failed))
+            sets, kept = _Sets(len(paths)), []
+            for pairs in near_duplicates(hashes[rows]):
+                kept += sets.join(rows[pairs].T.tolist())
+            return [kept, list(failed.items())]
 
-    content = json.dumps([list(paths), stamps], ensure_ascii=True).encode()
+    heic = importlib.util.find_spec("pillow_heif") is not None  # decides what can be read
+    content = json.dumps([list(paths), [_stamp(path) for path in paths], heic]).encode()
     digest = hashlib.sha256(content).hexdigest()
-    pairs, unreadable = cached_value(image_root, f"near-duplicates {digest}", compute)
-    return pairs, missing, unreadable
+    pairs, failed = cached_value(image_root, f"near-duplicates {digest}", compute)
+    return pairs, dict(failed)
 
 
 def _stamp(path: str) -> list[int] | None:

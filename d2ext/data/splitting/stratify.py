@@ -19,7 +19,7 @@ _MAX_TRIES, _STEPS = 20, 20_000  # orders to try, and groups to assign in all of
 
 @dataclass(frozen=True)
 class _Labels:
-    """What groups hold: images with a class, objects of a class, images with a number of objects.
+    """Labels of groups: images with a class, objects of a class, and images by number of objects.
 
     Attributes:
         kinds: Labels of all groups in order, int (L,); the images with a class come first.
@@ -141,9 +141,9 @@ def _rarest_first(labels: _Labels, sizes: np.ndarray, rng: np.random.Generator) 
             yield group
 
 
-def _whole(number: int, shares: Sequence[float]) -> np.ndarray:
+def _whole(number: int, shares: np.ndarray) -> np.ndarray:
     """Divide a number into whole parts by largest remainder; parts are at least 1."""
-    parts = np.asarray(shares) * number
+    parts = shares * number
     whole = np.maximum(np.floor(parts + 1e-9), 1).astype(int)
     for side in np.argsort(whole - parts, kind="stable")[: number - whole.sum()]:
         whole[side] += 1
