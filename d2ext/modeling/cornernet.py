@@ -4,6 +4,7 @@ Each hourglass predicts, for top-left and for bottom-right corners, a heat map p
 embedding that pairs the corners of an object, and the offset that downsampling loses.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
 from d2ext.modeling.backbones.hourglass import conv
 
 _PRIOR = 0.1  # initial score of every corner, as in the focal loss's paper
@@ -200,6 +202,22 @@ class CornerNet(nn.Module):
             size = x.get("height", image.shape[1]), x.get("width", image.shape[2])
             found.append({"instances": detector_postprocess(detections, *size)})
         return found
+
+    def with_tta(self, scales: Sequence[float], flip: bool) -> "CornerNet":
+        """Return a model with the same weights that detects at other scales, for `--tta`.
+
+        Args:
+            scales: Like `test_scales`.
+            flip: Like `test_flip`.
+
+        Raises:
+            UserError: There are no scales.
+        """
+        if not scales:
+            raise UserError("dataloader.tta.scales=[]: give factors, such as [1.0]")
+        model = copy.copy(self)
+        model.test_scales, model.test_flip = list(scales), flip
+        return model
 
     def predict_corners(self, batch: Tensor) -> list[tuple[Corners, Corners]]:
         """Return the top-left and bottom-right corners of each feature map.

@@ -97,6 +97,7 @@ class HourglassNet(Backbone):
         super().__init__()
         width = channels[0]
         self.channels = width
+        self.coarsest_stride = 4 * 2 ** (len(channels) - 1)
         self.activation_checkpointing = activation_checkpointing
         self.stem = nn.Sequential(conv(3, width // 2, 7, 2), Residual(width // 2, width, 2))
         stacks, between = range(num_stacks), range(num_stacks - 1)
