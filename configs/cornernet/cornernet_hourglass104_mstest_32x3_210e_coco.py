@@ -13,8 +13,8 @@ Reference: 32 workers x 3 images, Adam 0.0005, as in MMDetection's config of thi
 (cornernet_hourglass104_32xb3-210e-mstest_coco in 3.x); its authors report box AP 40.4 with mirrored
 images at one scale (metafile.yml), which evaluations here do, too. `--tta` adds the paper's scales,
 0.5 to 1.5. Method: CornerNet: Detecting Objects as Paired Keypoints,
-https://arxiv.org/abs/1808.01244. Not run here. If 50 random crops hold no object, the next one is
-centered on an object; the color outside of a photo is rounded to integers.
+https://arxiv.org/abs/1808.01244. Not run here. If 1000 random crops hold no object, the next one
+is centered on an object; the color outside of a photo is rounded to integers.
 
 MMDetection's authors report 9.5 GB of GPU memory for 3 images. With
 `model.backbone.activation_checkpointing=True` it is less: see docs/training.md.

@@ -9,7 +9,8 @@ import detectron2.data.transforms as T
 import numpy as np
 from fvcore.transforms.transform import CropTransform
 
-_TRIES = 50
+_TRIES = 50  # centers for each ratio
+_ROUNDS = 20  # ratios; MMDetection has no limit
 
 
 class CropPadTransform(CropTransform):
@@ -80,12 +81,12 @@ class CropPadTransform(CropTransform):
 
 
 class CenterCropPad(T.Augmentation):
-    """Crop around a random center, and fill what lies outside of the image.
+    """Crop around a random center that keeps an object, and fill what lies outside of the image.
 
-    The side of the crop is one of several multiples of `crop_size`, drawn at random. Up to 50
-    centers are tried until the center of an object is inside; after that, the crop is centered on
-    an object. Objects whose center is outside are dropped. An image without objects is cropped
-    around the first center.
+    The size of the crop is one of several multiples of `crop_size`, drawn at random. Centers are
+    drawn until the center of an object is inside, with another ratio after 50 of them; after 1000,
+    the crop is centered on an object. Objects whose center is outside are dropped. An image without
+    objects is cropped around the first center.
     """
 
     def __init__(
@@ -119,16 +120,18 @@ class CenterCropPad(T.Augmentation):
         """
         sides = np.array(image.shape[1::-1])
         borders = [_fitting(self.border, side) for side in sides]
-        ratio = self.ratios[np.random.randint(len(self.ratios))]
-        size = np.array([int(side * ratio) for side in self.crop_size[::-1]])
         centers = _centers(boxes)
-        for _ in range(_TRIES):
-            corner = np.random.randint(borders, sides - borders) - size // 2
-            if not len(boxes) or _are_inside(centers - corner, size).any():
-                break
-        else:
-            center = centers[np.random.randint(len(centers))]
-            corner = np.floor(center).astype(int) - size // 2
+        for _ in range(_ROUNDS):
+            ratio = self.ratios[np.random.randint(len(self.ratios))]
+            size = np.array([int(side * ratio) for side in self.crop_size[::-1]])
+            for _ in range(_TRIES):
+                corner = np.random.randint(borders, sides - borders) - size // 2
+                if not len(boxes) or _are_inside(centers - corner, size).any():
+                    return self._crop(corner, size)
+        center = centers[np.random.randint(len(centers))]
+        return self._crop(np.floor(center).astype(int) - size // 2, size)
+
+    def _crop(self, corner: np.ndarray, size: np.ndarray) -> CropPadTransform:
         return CropPadTransform(*corner.tolist(), *size.tolist(), self.pad_value)
 
 

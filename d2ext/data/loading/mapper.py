@@ -94,9 +94,7 @@ class Mapper(DatasetMapper):
             self._transform_annotations(sample, transforms, image.shape[:2])
         return sample
 
-    def _augmented(
-        self, sample: dict, objects: Sequence[dict]
-    ) -> tuple["_Input", TransformList]:
+    def _augmented(self, sample: dict, objects: Sequence[dict]) -> tuple["_Input", TransformList]:
         """Return the augmented image and label map, and the transforms that were applied."""
         labels = sample.pop("sem_seg_file_name", None)
         augmentations, done = list(self.augmentations.augs), []
