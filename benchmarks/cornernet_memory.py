@@ -44,7 +44,7 @@ def measure() -> None:
     """Print a row for the number of images and the choice that the arguments state."""
     count, checkpointing = int(sys.argv[1]), sys.argv[2]
     torch.manual_seed(0)
-    options = [f"model.backbone.activation_checkpointing={checkpointing}", "model.num_classes=80"]
+    options = [f"model.activation_checkpointing={checkpointing}", "model.num_classes=80"]
     model = instantiate(get_config(RECIPE, options).model).train()
     batch = [_sample() for _ in range(count)]
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak

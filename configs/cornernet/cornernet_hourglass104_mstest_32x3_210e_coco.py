@@ -14,10 +14,11 @@ Reference: 32 workers x 3 images, Adam 0.0005, as in MMDetection's config of thi
 images at one scale (metafile.yml), which evaluations here do, too. `--tta` adds the paper's scales,
 0.5 to 1.5. Method: CornerNet: Detecting Objects as Paired Keypoints,
 https://arxiv.org/abs/1808.01244. Not run here. If 1000 random crops hold no object, the next one
-is centered on an object; the color outside of a photo is rounded to integers.
+is centered on an object; the color outside of a photo is rounded to integers; detections are
+clipped to the photo.
 
 MMDetection's authors report 9.5 GB of GPU memory for 3 images. With
-`model.backbone.activation_checkpointing=True` it is less: see docs/training.md.
+`model.activation_checkpointing=True` it is less: see docs/training.md.
 """
 
 from ..common.data.coco_corners import data, dataloader, datasets

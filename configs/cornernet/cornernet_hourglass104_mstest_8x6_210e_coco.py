@@ -11,10 +11,11 @@ Reference: 8 workers x 6 images, Adam 0.0005, as in MMDetection's config of this
 images at one scale (metafile.yml), which evaluations here do, too. `--tta` adds the paper's scales,
 0.5 to 1.5. Method: CornerNet: Detecting Objects as Paired Keypoints,
 https://arxiv.org/abs/1808.01244. Not run here. If 1000 random crops hold no object, the next one
-is centered on an object; the color outside of a photo is rounded to integers.
+is centered on an object; the color outside of a photo is rounded to integers; detections are
+clipped to the photo.
 
 MMDetection's authors report 15.9 GB of GPU memory for 6 images. With
-`model.backbone.activation_checkpointing=True` it is less: see docs/training.md.
+`model.activation_checkpointing=True` it is less: see docs/training.md.
 """
 
 from .cornernet_hourglass104_mstest_32x3_210e_coco import (

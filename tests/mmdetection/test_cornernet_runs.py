@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_bit_identically(whole, small, tmp_path):
 
 
 def test_activation_checkpointing_changes_no_bit(whole, small, tmp_path):
-    _train(tmp_path / "run", *small, *ONE, "model.backbone.activation_checkpointing=True")
+    _train(tmp_path / "run", *small, *ONE, "model.activation_checkpointing=True")
     _assert_equal(tmp_path / "run", whole)
     assert _losses(tmp_path / "run") == _losses(whole)
 
@@ -175,7 +175,8 @@ def test_evaluation_and_multi_scale_flip_testing(whole, small, train_net, tmp_pa
         found[name] = [(p["image_id"], p["bbox"]) for p in json.loads(predictions.read_text())]
     assert found["plain"] and found["plain"] == found["one scale"]
     assert found["scales"] != found["plain"] != found["not mirrored"]
-    done = train_net(*options, "--tta", "dataloader.tta.scales=[]", config=RECIPE)
+    options = ["--eval-only", "--weights", whole / "model_final.pth", "--tta", *small]
+    done = train_net(*options, "dataloader.tta.scales=[]", config=RECIPE)
     assert done.status == 2 and "dataloader.tta.scales=[]: give factors" in done.stderr
 
 
