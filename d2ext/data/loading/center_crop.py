@@ -118,8 +118,8 @@ class CenterCropPad(T.Augmentation):
             image: Shape (H, W, C).
             boxes: Shape (N, 4), x0 y0 x1 y1 in pixels.
         """
-        sides = np.array(image.shape[1::-1])
-        borders = [_fitting(self.border, side) for side in sides]
+        sides = np.array(image.shape[1::-1], int)
+        borders = np.array([_fitting(self.border, side) for side in sides.tolist()])
         centers = _centers(boxes)
         for _ in range(_ROUNDS):
             ratio = self.ratios[np.random.randint(len(self.ratios))]
@@ -132,7 +132,8 @@ class CenterCropPad(T.Augmentation):
         return self._crop(np.floor(center).astype(int) - size // 2, size)
 
     def _crop(self, corner: np.ndarray, size: np.ndarray) -> CropPadTransform:
-        return CropPadTransform(*corner.tolist(), *size.tolist(), self.pad_value)
+        (x0, y0), (width, height) = corner.tolist(), size.tolist()
+        return CropPadTransform(x0, y0, width, height, self.pad_value)
 
 
 def _centers(boxes: np.ndarray) -> np.ndarray:
@@ -140,7 +141,7 @@ def _centers(boxes: np.ndarray) -> np.ndarray:
 
 
 def _are_inside(points: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
-    return ((points > 0) & (points < size)).all(axis=1)
+    return np.all((points > 0) & (points < size), axis=1)
 
 
 def _fitting(border: int, side: int) -> int:
