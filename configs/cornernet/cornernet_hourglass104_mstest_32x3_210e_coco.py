@@ -18,7 +18,7 @@ is centered on an object; the color outside of a photo is rounded to integers; d
 clipped to the photo.
 
 MMDetection's authors report 9.5 GB of GPU memory for 3 images. With
-`model.activation_checkpointing=True` it is less: see docs/training.md.
+`model.activation_checkpointing=True` it is less: docs/configs.md has measurements.
 """
 
 from ..common.data.coco_corners import data, dataloader, datasets

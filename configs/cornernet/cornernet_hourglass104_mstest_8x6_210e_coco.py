@@ -15,7 +15,7 @@ is centered on an object; the color outside of a photo is rounded to integers; d
 clipped to the photo.
 
 MMDetection's authors report 15.9 GB of GPU memory for 6 images. With
-`model.activation_checkpointing=True` it is less: see docs/training.md.
+`model.activation_checkpointing=True` it is less: docs/configs.md has measurements.
 """
 
 from .cornernet_hourglass104_mstest_32x3_210e_coco import (
