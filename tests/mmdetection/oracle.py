@@ -20,6 +20,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.checkpoint.weights.mmdetection import from_mmdetection
 from d2ext.config.load import load_config
 from d2ext.config.mmdetection.importer import import_config
 from tests.mmdetection.fill import fill, read_rows
@@ -189,6 +190,17 @@ def without_chance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rpn, "subsample_labels", subsample)
     patch.setattr(roi_heads, "subsample_labels", subsample)
     patch.setattr(roi_heads, "add_ground_truth_to_proposals", add)
+
+
+def assert_names_and_shapes(name: str, model: nn.Module) -> None:
+    """Check that a model has the tensors of MMDetection's checkpoint, and no others.
+
+    The counts of batches in BatchNorm layers are not used and not compared.
+    """
+    theirs = from_mmdetection({key: torch.empty(shape) for key, (shape, _) in shapes(name).items()})
+    unused = "num_batches_tracked"
+    found = {key: x.shape for key, x in model.state_dict().items() if not key.endswith(unused)}
+    assert {key: x.shape for key, x in theirs.items() if not key.endswith(unused)} == found
 
 
 def assert_map(name: str, stage: str, maps: Sequence[Tensor], tolerance: float = 1e-5) -> float:

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.modeling import pisa
 from tests.mmdetection import oracle
 
@@ -36,11 +34,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def model(name, tmp_path_factory):
-    model = instantiate(get_config(RECIPES[name], oracle.REDUCED).model)
-    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(RECIPES[name], oracle.REDUCED).model
+    return oracle.loaded(config, name, tmp_path_factory.mktemp("weights"))
+
+
+def test_the_recipe_has_mmdetection_s_tensors(name, model):
+    oracle.assert_names_and_shapes(name, model)
 
 
 @pytest.mark.slow

@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
-from d2ext.modeling.backbones.resnext import build_resnext
 from tests.mmdetection import oracle
 
-X101 = "scnet_x101_64x4d_fpn_8xb1_20e"
-NAMES = ["scnet_r50_fpn_1x", pytest.param(X101, marks=pytest.mark.nightly)]
+RECIPES = {
+    "scnet_r50_fpn_1x": "scnet/scnet_r50_fpn_1x_coco.py",
+    "scnet_x101_64x4d_fpn_8xb1_20e": "scnet/scnet_x101_64x4d_fpn_8x1_20e_coco.py",
+}
+NAMES = [pytest.param(n, marks=pytest.mark.nightly if "x101" in n else ()) for n in RECIPES]
 STAGES = range(3)
 
 
@@ -25,16 +24,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def model(name, tmp_path_factory):
-    config = get_config("common/models/scnet_fpn.py", oracle.REDUCED).model
-    if name == X101:
-        config.backbone.bottom_up = L(build_resnext)(
-            depth=101, groups=64, width_per_group=4, freeze_at=2
-        )
-    model = instantiate(config)
-    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(RECIPES[name], oracle.REDUCED).model
+    return oracle.loaded(config, name, tmp_path_factory.mktemp("weights"))
+
+
+def test_the_recipe_has_mmdetection_s_tensors(name, model):
+    oracle.assert_names_and_shapes(name, model)
 
 
 @torch.no_grad()

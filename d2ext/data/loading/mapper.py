@@ -23,6 +23,8 @@ from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
 from PIL import Image
 
 from d2ext.data.loading.image_io import cached_photo, read_photo
+from d2ext.errors import UserError
+from d2ext.limits import exhausted
 
 _DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 
@@ -110,7 +112,7 @@ class Mapper(DatasetMapper):
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
-        augmented = _Input(image, sem_seg=labels and read_image(labels, "L").squeeze(2))
+        augmented = _Input(image, sem_seg=labels and _read_labels(labels))
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
@@ -165,6 +167,17 @@ class _Input(T.AugInput):
             self.image = tfm.apply_image(image)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+
+def _read_labels(file: str) -> np.ndarray:
+    """Return a label map (H, W); raise a UserError if the file is missing or damaged."""
+    try:
+        return read_image(file, "L").squeeze(2)
+    except (OSError, SyntaxError) as e:
+        if exhausted(str(e)):  # the machine ran out of a resource; the file may be intact
+            raise
+        what = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e}"
+        raise UserError(f"label map {file} {what}; replace it, or remove its image") from e
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
