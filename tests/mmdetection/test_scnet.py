@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
+from d2ext.modeling import scnet
 from tests.mmdetection import oracle
 
 RECIPES = {
@@ -79,13 +81,13 @@ def test_detections_are_equal(name, model):
     )
 
 
-def test_losses_are_equal(name, model, monkeypatch):
+def test_losses_and_gradients_are_equal(name, model, monkeypatch):
     model.train()
     oracle.without_chance(monkeypatch)
     recorded = {k: v for k, v in oracle.losses(name).items() if "loss" in k}
     data = oracle.inputs(name)
     labels = np.stack([data["semantic0"], data["semantic1"]]).astype(np.int64)
-    with EventStorage(), torch.no_grad():
+    with EventStorage():
         images = model.preprocess_image(oracle.batch(name))
         features = model.backbone(images.tensor)
         objects = [oracle.ground_truth(name, i, "bitmap") for i in (0, 1)]
@@ -102,4 +104,74 @@ def test_losses_are_equal(name, model, monkeypatch):
     for stage in STAGES:
         losses[f"s{stage}.loss_cls"] = heads[f"loss_cls_stage{stage}"]
         losses[f"s{stage}.loss_bbox"] = heads[f"loss_box_reg_stage{stage}"]
-    oracle.report(name, losses=oracle.assert_losses(losses, recorded))
+    model.zero_grad()
+    sum(losses.values()).backward()
+    oracle.report(
+        name,
+        losses=oracle.assert_losses(losses, recorded),
+        gradients=oracle.assert_gradients(name, model),
+    )
+
+
+def _semantic(part, features):
+    logits, embedded = part(features)
+    labels = torch.arange(64).view(1, 8, 8).repeat(1, 8, 8) % 7
+    return part.loss(logits, labels) + embedded.square().mean()
+
+
+def _context(part, features):
+    logits, vectors = part(features)
+    objects = Instances((64, 64), gt_classes=torch.tensor([0, 2]))
+    return part.loss(logits, [objects]) + vectors.square().mean()
+
+
+def _pooled(part, features):
+    boxes = Boxes(torch.tensor([[3.0, 5.0, 40.0, 33.0], [0.0, 0.0, 63.0, 50.0]]))
+    inputs = [features["p3"], features["p4"], features["p2"], features["p4"].mean(dim=(2, 3))]
+    return part(inputs, [boxes]).square().mean()
+
+
+def _pooler(scales, size):
+    return ROIPooler(size, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2")
+
+
+# Each new part with 4 channels, and a loss of its outputs for features of a 64 x 64 image.
+PARTS = {
+    "semantic": (
+        lambda: scnet.SemanticHead(["p2", "p3", "p4"], "p3", channels=4, num_labels=7),
+        _semantic,
+    ),
+    "context": (lambda: scnet.GlobalContextHead("p4", num_classes=3, channels=4), _context),
+    "relay": (
+        lambda: scnet.FeatureRelayHead(in_channels=4, channels=4, size=3),
+        lambda part, features: part(features["p4"].mean(dim=(2, 3))).square().mean(),
+    ),
+    "mask": (
+        lambda: scnet.SCNetMaskHead(num_classes=3, channels=4, num_pairs=2),
+        lambda part, features: part.layers(features["p4"]).square().mean(),
+    ),
+    "pooler": (
+        lambda: scnet.ContextPooler(_pooler([1 / 8, 1 / 16], 4), _pooler([1 / 4], 8)),
+        _pooled,
+    ),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_gradients_of_new_parts_are_those_of_double_precision(part):
+    build, loss_of = PARTS[part]
+    torch.manual_seed(0)
+    module = build()
+    features = {f"p{i}": torch.randn(1, 4, 64 >> i, 64 >> i) for i in (2, 3, 4)}
+    found = []
+    for kind in (torch.float32, torch.float64):
+        module = module.to(kind)
+        inputs = {key: x.to(kind).requires_grad_() for key, x in features.items()}
+        loss = loss_of(module, inputs)
+        sources = [*inputs.values(), *module.parameters()]
+        found.append(torch.autograd.grad(loss, sources, allow_unused=True))
+    assert sum(gradient is not None for gradient in found[1]) > len(list(module.parameters()))
+    for single, double in zip(*found, strict=True):
+        if double is not None:
+            assert single.isfinite().all() and double.abs().max() > 0
+            assert torch.allclose(single.double(), double, rtol=1e-3, atol=1e-6)
