@@ -17,7 +17,6 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import check_name
-from tests.balloons import write_label_maps
 
 BALLOON = {
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
@@ -291,14 +290,11 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
     ],
 )
 def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recipe):
-    options = ["--no-validate", "--work-dir", tmp_path / "run", f"data.root={tiny_coco}"]
-    if recipe.startswith(SCNET):
-        write_label_maps(tiny_coco / "coco" / "annotations" / "instances_train2017.json", tmp_path)
-        options.append(f"datasets.coco_train.label_root={tmp_path}")
+    options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}"]
     one_step = ONE_STEP_OF_A_SMALL_VIT if recipe == VITDET else ONE_STEP
     done = train_net(*options, *one_step, config=repo / recipe)
     assert done.status == 0, done.stderr
-    weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     outputs = [len(bias) for name, bias in weights.items() if name.endswith("cls_score.bias")]
     if "retinanet" in recipe:
         assert outputs == [9 * 80]  # anchors and classes
@@ -375,9 +371,11 @@ def test_the_keypoint_recipe_trains_a_step_and_evaluates(repo, train_net, tiny_c
 def test_missing_label_maps_are_a_one_line_error(repo, train_net, tiny_coco, tmp_path):
     """The error names the command that fetches them, and what trains without them."""
     options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}", *ONE_STEP]
+    maps = tmp_path / "coco" / "stuffthingmaps" / "train2017"
+    options.append(f"datasets.coco_train.label_root={maps}")
     done = train_net("--dry-run", *options, config=repo / f"{SCNET}_r50_fpn_1x_coco.py")
     assert done.status == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "stuffthingmaps/train2017 does not exist" in done.stderr
+    assert f"{maps} does not exist" in done.stderr
     assert "prepare_data.py coco --stuff" in done.stderr
 
 
