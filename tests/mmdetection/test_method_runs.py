@@ -161,7 +161,7 @@ def test_a_method_learns_is_killed_and_resumes_exactly(run, start, tmp_path, met
     run(method, whole)
     metrics = _metrics(whole)
     losses = [metrics[i]["total_loss"] for i in range(ITERATIONS)]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
     assert METHODS[method][2] <= metrics[0].keys()
     _kill_after_a_checkpoint(start(method, killed, 1), killed)
     assert "Resumed" in run(method, killed, "--resume")
