@@ -36,6 +36,7 @@ MODELS = {
     "mask_rcnn_r50_fpn_1x": "Mask R-CNN with ResNet-50 and FPN",
     "mask_rcnn_x101_32x4d_fpn_1x": "Mask R-CNN with ResNeXt-101 32x4d and FPN",
     "cascade_mask_rcnn_r50_fpn_1x": "Cascade Mask R-CNN with ResNet-50 and FPN",
+    "scnet_r50_fpn_1x": "SCNet with ResNet-50 and FPN",
 }
 
 
