@@ -199,8 +199,8 @@ def test_a_mismatch_names_the_recipe_that_fits(tmp_path):
     with pytest.raises(UserError) as e:
         load_weights(model, str(tmp_path / "mm.pth"))
     assert (
-        "it is from MMDetection, and its model is Faster R-CNN with ResNeXt-101 64x4d and FPN, as in"
-        " faster_rcnn/faster_rcnn_x101_64x4d_fpn_1x_coco.py"
+        "it is from MMDetection, and its model is Faster R-CNN with ResNeXt-101 64x4d and FPN, as"
+        " in faster_rcnn/faster_rcnn_x101_64x4d_fpn_1x_coco.py"
     ) in str(e.value)
     with pytest.raises(UserError, match="4 of the model's parameters .*faster_rcnn_x101_64x4d"):
         load_weights(Model(classes=3), str(tmp_path / "mm.pth"), whole=True)
