@@ -182,6 +182,7 @@ def build_loss_loader(
         num_workers=num_workers,
         **_worker_options(num_workers),
         collate_fn=_as_list,
+        generator=torch.Generator(),  # by default, each pass draws a seed from the run's generator
     )
     return Loader(loader)
 
