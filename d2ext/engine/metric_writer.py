@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import (
@@ -41,7 +42,7 @@ class MetricWriter(HookBase):
     def __init__(self, folder: Path, schedule: Schedule, writers: Sequence[EventWriter] = ()):
         self._file = folder / "metrics.json"
         self._schedule = schedule
-        self._others = [_Printer(schedule.max_iter), *map(_Tolerant, writers)]
+        self._others: list[Any] = [_Printer(schedule.max_iter), *map(_Tolerant, writers)]
         self._written = _last_iteration(self._file)
         _end_last_line(self._file)
 

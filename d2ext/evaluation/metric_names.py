@@ -7,7 +7,7 @@ METRICS = {
     "open_images": ("d2ext.evaluation.open_images", "OpenImagesMetric"),
     "lvis": ("d2ext.evaluation.lvis", "LvisMetric"),
 }
-VALIDATION_LOSS = "validation_loss"  # in the names of metrics.json: <dataset>/validation_loss/<loss>
+VALIDATION_LOSS = "validation_loss"  # names in metrics.json are <dataset>/validation_loss/<loss>
 
 
 def is_validation_loss(name: str) -> bool:

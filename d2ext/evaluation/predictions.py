@@ -8,7 +8,7 @@ import io
 import itertools
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -128,8 +128,8 @@ def predict(
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
 
-def interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
-    """Yield batches; a request to stop may interrupt the wait for one, and the workers are ended."""
+def interruptibly(batches: Iterable[list[dict]]) -> Generator[list[dict], None, None]:
+    """Yield batches, and end the workers; a request to stop may interrupt the wait for a batch."""
     iterator = iter(batches)
     try:
         while True:

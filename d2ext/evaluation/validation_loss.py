@@ -66,7 +66,7 @@ class ValidationLoss:
             Means by `<dataset>/validation_loss/<loss>`, the same on all ranks. `total_loss` is the
             sum of the losses. Means are NaN if the loss of an image is not finite.
         """
-        found = {}
+        found: dict[str, float] = {}
         for name, loader in list(self._loaders.items()):
             start = time.perf_counter()
             table, failure = _losses_by_image(model, loader, losses_of, iteration, before_image)

@@ -202,7 +202,7 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         suffix = f"/{VALIDATION_LOSS}/{loss}"
         names = [name for name in run.curves if name.endswith(suffix)]
         return [
-            Line(f"{loss} on {name.removesuffix(suffix)}", run.curves[name], (), color + i, True)
+            Line(f"{loss} on {name.removesuffix(suffix)}", run.curves[name], [], color + i, True)
             for i, name in enumerate(sorted(names))
         ]
 
