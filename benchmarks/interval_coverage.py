@@ -2,30 +2,27 @@
 
 python benchmarks/interval_coverage.py [--trials 500] [--images 13 50 200] [--save FILE]
 
-Photos differ in how many objects they have and how hard they are: in a hard photo, more objects are
-missed, boxes are less exact, scores are lower and there are more false positives. The true result
-is the metric's own on a very large sample. Each trial draws a test set and computes the intervals of
-its results, and of the difference of two models on the same photos, of which one is better.
+Photos differ in how many objects they have and how hard they are: in a hard photo, more objects
+are missed, boxes are less exact, scores are lower and there are more false positives. The true
+result is the metric's own on a very large sample. Each trial draws a test set and computes the
+intervals of its results, and of the difference of two models on these photos, of which B is better.
 """
 
-import argparse
-import logging
-from pathlib import Path
-
 import numpy as np
-from common import machine
 
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.resampling import draw_images, interval
+from d2ext.evaluation.resampling import draw_images
 
 TRUTH = 30_000  # photos of the sample that gives the true results
 SIDE, CELL = 640, 160  # pixels; each object has a cell of the photo
 MODELS = {"A": 0.0, "B": 0.5}  # how much better a model is, in standard deviations of the photos
-# Shares of the classes, and the key of one of them.
+_RARER = np.exp(-np.arange(40) / 12)
+# Shares of the classes, and the results that are measured.
 POPULATIONS = {
     "one class": ((1.0,), ("AP", "AP50")),
     "three classes": ((0.6, 0.3, 0.1), ("AP", "AP50", "AP-class 1", "AP-class 2")),
+    "40 classes": (tuple(_RARER / _RARER.sum()), ("AP", "AP50", "AP-class 1", "AP-class 20")),
 }
 METRIC = CocoMetric(["bbox"])
 
