@@ -103,14 +103,14 @@ def interval(
 
     Returns:
         The lower and upper end, which enclose the estimate; None if the result is undefined. With
-        objects in a single image, draws tell nothing, and the ends are those of all results.
+        objects in a single image, draws tell nothing, and the ends are `lowest` and 100.
     """
     known = values[~np.isnan(values)]
     if np.isnan(estimate) or not known.size:
         return None
     size = images_with_objects(values, images)
     if size < 1.5:
-        return lowest, 100.0
+        return min(lowest, estimate), max(100.0, estimate)
     level = NormalDist().cdf(-math.sqrt(size / (size - 1)) * _student_quantile(size - 1))
     low, high = np.quantile(known, [level, 1 - level])
     return float(min(low, estimate)), float(max(high, estimate))
