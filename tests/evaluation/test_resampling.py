@@ -249,8 +249,11 @@ def test_interval_is_lower_if_draws_are_higher_than_the_estimate():
     levels = [100 * NormalDist().cdf(2 * z - reach), 100 * NormalDist().cdf(2 * z + reach)]
     assert interval(40.0, values, 100) == pytest.approx(levels, abs=0.01)
     # Far from all draws, the interval still reaches from the estimate to about their median.
-    low, high = interval(-10.0, values, 100, lowest=-100)
+    low, high = interval(-10.0, values, 100)
     assert low == -10 and 45 < high < 55
+    # In a difference of two models, both are as much too high.
+    ends = [100 * NormalDist().cdf(-reach), 100 * NormalDist().cdf(reach)]
+    assert interval(40.0, values, 100, lowest=-100) == pytest.approx(ends, abs=0.01)
 
 
 def test_interval_of_undefined_results():
