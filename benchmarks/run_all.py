@@ -49,7 +49,7 @@ INTERVAL_TABLES = {
     "seconds": (
         "Time of intervals",
         [
-            "CPU time of 1,000 draws for all results of COCO's metric, boxes and masks together, by",
+            "CPU time of 1,000 draws for all results of COCO's metric, boxes and masks, by",
             "`intervals.py`. The target is 10 s for 1,000 images and 100,000 detections.",
         ],
     ),
