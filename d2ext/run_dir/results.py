@@ -67,8 +67,10 @@ class Results:
         self._scores = scores
 
     def known(self, iteration: int) -> dict[str, float | None] | None:
-        """Return the last evaluation's results if it took place after `iteration` iterations."""
-        return self.last.results if self.last and self.last.iteration == iteration else None
+        """Return the results and losses of the last evaluation if `iteration` is its iteration."""
+        if not self.last or self.last.iteration != iteration:
+            return None
+        return {**self.last.results, **(self.last.losses or {})}
 
     def is_better(self, results: Mapping[str, float]) -> bool:
         """Return whether results are better than the best so far; NaN is never better.
@@ -86,16 +88,25 @@ class Results:
         before = self.best.results[self._metric] if self.best else None
         return _better(results[self._metric], before, self._mode)
 
-    def record(self, iteration: int | None, results: Mapping[str, float]) -> None:
-        """Add an evaluation and write the file."""
+    def record(
+        self,
+        iteration: int | None,
+        results: Mapping[str, float],
+        losses: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add an evaluation, with its validation losses, and write the file."""
+        validation = finite_or_none(losses) if losses else UNSET
         if self.is_better(results):
             self.best = EvaluationRecord(
                 iteration=iteration,
                 metric=self._metric or UNSET,
                 mode=self._mode,
                 results=finite_or_none(results),
+                losses=validation,
             )
-        self.last = EvaluationRecord(iteration=iteration, results=finite_or_none(results))
+        self.last = EvaluationRecord(
+            iteration=iteration, results=finite_or_none(results), losses=validation
+        )
         if self._metric and iteration is not None:
             self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last.results[self._metric]))

@@ -108,12 +108,14 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
         mode: `max` or `min`, for whether higher or lower values of the metric are better; set only
             in `best`.
         results: Numbers by `<dataset>/<metric>/<task>/<name>`; None if undefined.
+        losses: Validation losses by `<dataset>/validation_loss/<loss>`; None if not finite.
     """
 
     iteration: Count | None = None
     metric: str | UnsetType = UNSET
     mode: str | UnsetType = UNSET
     results: dict[str, float | None]
+    losses: dict[str, float | None] | UnsetType = UNSET
 
 
 class ResultsRecord(msgspec.Struct, kw_only=True):

@@ -100,3 +100,17 @@ def test_another_mode_discards_the_best(tmp_path):
     _record(tmp_path / "results.json", [5.0, 4.0])
     resumed = Results(tmp_path / "results.json", KEY, "min", iteration=2)
     assert resumed.best is None and resumed.is_better({KEY: 9.0})
+
+
+def test_validation_losses_are_known_after_a_resume(tmp_path):
+    loss = "val/validation_loss/total_loss"
+    results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
+    results.record(1, {KEY: 1.0}, {loss: 0.5})
+    results.record(2, {KEY: 0.0}, {loss: math.nan})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["last"]["results"] == {KEY: 0.0} and content["last"]["losses"] == {loss: None}
+    assert content["best"]["results"] == {KEY: 1.0} and content["best"]["losses"] == {loss: 0.5}
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=2)
+    assert resumed.known(2) == {KEY: 0.0, loss: None} and resumed.known(1) is None
+    results.record(3, {KEY: 0.0})
+    assert "losses" not in json.loads((tmp_path / "results.json").read_text())["last"]
