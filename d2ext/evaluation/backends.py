@@ -87,19 +87,43 @@ def matched(
         `precision` (T, 101 recalls, C, 4 sizes, M) and `recall` (T, C, 4, M): fractions, or -1
         without objects; sizes are all, small, medium, large.
     """
-    pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it took
-        evaluation = pair(ground_truth, detections, task)
-        evaluation.params.iouThrs = iou_thresholds
-        evaluation.params.maxDets = list(max_detections)
-        evaluation.params.useCats = int(by_class)
-        if task == "keypoints":
-            evaluation.params.kpt_oks_sigmas = np.array(oks_sigmas)
-            evaluation.params.areaRng = list(_AREAS.values())
-            evaluation.params.areaRngLbl = list(_AREAS)
+        evaluation = prepared(
+            ground_truth,
+            detections,
+            task,
+            iou_thresholds,
+            max_detections,
+            backend,
+            by_class,
+            oks_sigmas,
+        )
         evaluation.evaluate()
         evaluation.accumulate()
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
+
+
+def prepared(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    task: str,
+    iou_thresholds: np.ndarray,
+    max_detections: Sequence[int],
+    backend: str,
+    by_class: bool = True,
+    oks_sigmas: Sequence[float] | None = None,
+) -> Any:
+    """Return the backend's COCOeval for the arguments of `matched`, not evaluated yet."""
+    pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
+    evaluation = pair(ground_truth, detections, task)
+    evaluation.params.iouThrs = iou_thresholds
+    evaluation.params.maxDets = list(max_detections)
+    evaluation.params.useCats = int(by_class)
+    if task == "keypoints":
+        evaluation.params.kpt_oks_sigmas = np.array(oks_sigmas)
+        evaluation.params.areaRng = list(_AREAS.values())
+        evaluation.params.areaRngLbl = list(_AREAS)
+    return evaluation
 
 
 def hotcoco_pair(
@@ -144,9 +168,7 @@ def hotcoco_pair(
     )
     dt = gt.load_res(rows, segmentation=_masks(detections) if masks else None)
     if masks:
-        areas = detections.mask_areas
-        areas = hotcoco.mask.area(_masks(detections)) if areas is None else areas
-        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=areas)
+        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=detection_areas(detections, task))
     return hotcoco.COCOeval(gt, dt, task, lvis_style=lvis_style)
 
 
@@ -159,7 +181,7 @@ def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: s
         objects, results = _keypoint_annotations(ground_truth, detections)
     else:
         masks = task == "segm"
-        areas, shapes = _box_areas(detections), None
+        areas, shapes = detection_areas(detections, task), None
         if masks:
             shapes, areas = whole_masks(_masks(detections))
         segmentations = _segmentations(ground_truth) if masks else None
@@ -211,7 +233,7 @@ def _keypoint_annotations(
 ) -> tuple[list[dict], list[dict]]:
     """Return objects and detections with keypoints; the size of a detection is that of its box."""
     objects = _objects(ground_truth, ground_truth.areas, None)
-    results = _results(detections, _box_areas(detections), None)
+    results = _results(detections, detection_areas(detections, "keypoints"), None)
     for columns, rows in ((ground_truth, objects), (detections, results)):
         if columns.keypoints is not None:  # None without objects
             for a, values in zip(rows, columns.keypoints, strict=True):
@@ -237,8 +259,13 @@ def _results(detections: Detections, areas: np.ndarray, masks: Sequence | None) 
     return results
 
 
-def _box_areas(detections: Detections) -> np.ndarray:
-    return detections.boxes[:, 2] * detections.boxes[:, 3]
+def detection_areas(detections: Detections, task: str) -> np.ndarray:
+    """Return the areas (M,) by which a task tells the sizes of detections, in square pixels."""
+    if task != "segm":
+        return detections.boxes[:, 2] * detections.boxes[:, 3]
+    if detections.mask_areas is not None:
+        return detections.mask_areas
+    return whole_masks(_masks(detections))[1]
 
 
 def _annotations(
