@@ -340,7 +340,7 @@ class Predictor:
         if self._kept is not None:
             instances = instances[torch.isin(instances.pred_classes, self._kept)]
         kept = instances.scores >= self._threshold
-        return detections_of(0, instances[kept]), instances.scores.numpy()
+        return detections_of(0, instances[kept]), instances.scores.float().numpy()
 
 
 def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
