@@ -431,7 +431,10 @@ def write_yolo(
     images: str | Path | None,
     polygons: bool,
 ) -> dict[str, int]:
-    """Write label files (outlines or boxes) in folders like the images', and data.yaml."""
+    """Write label files (outlines or boxes) in folders like the images', and the class names.
+
+    The names are in data.yaml and, for LabelImg, in classes.txt.
+    """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_mask": 0}
     for record, file in label_files(records, made, ".txt"):
         counts["images"] += 1
@@ -453,6 +456,7 @@ def write_yolo(
     content = {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (made / "data.yaml").write_text(text, encoding="utf-8")
+    (made / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     return counts if polygons else counts | count_skipped_masks(records)
 
 
