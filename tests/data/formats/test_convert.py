@@ -480,6 +480,25 @@ class TestRoundTrip:
         )
         assert made == [expected] * (1 if kind == "yolo_seg" else 2)
 
+    def test_voc_has_whole_pixels_and_images_without_objects(
+        self, tmp_path: Path, coco: Path
+    ) -> None:
+        """A box has at least one pixel, which is in the image."""
+        content = json.loads(coco.read_text())
+        boxes = [[1.4, 2.6, 10.2, 5.1], [39.8, 29.7, 0.2, 0.3]]
+        content["annotations"] = [
+            {"id": i, "image_id": 5, "category_id": 9, "bbox": box, "area": 1.0, "iscrowd": 0}
+            for i, box in enumerate(boxes, start=1)
+        ]
+        coco.write_text(json.dumps(content))
+        convert_from_coco(coco, "voc", tmp_path / "v")
+        content = convert(tmp_path, "voc", tmp_path / "v")
+        assert {image["file_name"] for image in content["images"]} == {NAME, "b.png"}
+        assert [o[:3] for o in objects(content)] == [
+            (NAME, "yes", [1, 3, 11, 5]),
+            (NAME, "yes", [39, 29, 1, 1]),
+        ]
+
     def test_yolo_names_stay_strings(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")
         names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]
