@@ -32,6 +32,7 @@ PAGES = sorted(
     str(path.relative_to(REPO))
     for path in [*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("examples/**/*.md")]
 )
+CORNERNET = "configs/cornernet/cornernet_hourglass104_mstest_32x3_210e_coco.py"
 CUSTOM = "configs/custom/mask_rcnn_lite0_fpn.py"
 OWN_RUN = f"work_dirs/{Path(CUSTOM).stem}"
 RECIPE = "mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
@@ -270,6 +271,7 @@ def test_keys_in_the_text_are_known(page):
             continue
         file = CUSTOM if key.startswith("data.") and key != "data.root" else LITE0
         file = YACS if key.startswith("model.config") else file
+        file = CORNERNET if key == "model.activation_checkpointing" else file
         stands_for_values = re.search(r"\.\.\.|\b[A-Z]+\b", value)
         if equals and not stands_for_values:
             _config(file, shlex.split(span))
@@ -438,6 +440,10 @@ ELSEWHERE = {
     ". .venv/bin/activate": _PACKAGES,
     "d2ext doctor": _PACKAGES,
     "d2ext prepare balloon --full": ("needs the network", _DOWNLOADED),
+    "d2ext prepare coco --stuff": (
+        "needs the network",
+        "tests/data/prepare/test_coco2017.py::test_label_maps_are_fetched_with_one_download",
+    ),
     "d2ext prepare voc": (
         "needs the network",
         "tests/data/prepare/test_voc.py::test_all_image_sets_are_fetched_and_then_kept",
