@@ -29,7 +29,7 @@ from d2ext.engine.builders import (
     build_writers,
 )
 from d2ext.engine.dry_step import misfits_explained
-from d2ext.engine.evaluation_outputs import write_evaluations
+from d2ext.engine.evaluation_outputs import Written, write_evaluations
 from d2ext.engine.hooks import (
     AverageWeightsHook,
     EvaluationHook,
@@ -229,13 +229,13 @@ class Run:
             before_batch = functools.partial(self._save_if_stopped, iteration)
             assert self.suite  # None in a training without evaluations only
             evaluations = self.suite.evaluate(self.evaluated, before_batch)
-        numbers: dict[str, float] = {}
+        written = Written({})
         if comm.is_main_process():
-            numbers = write_evaluations(evaluations, self.output_dir)
-        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, numbers))
+            written = write_evaluations(evaluations, self.output_dir)
+        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, written))
         if exhausted and iteration is not None and iteration < self._training.max_iter:
             self.trainer.ended_early = exhausted
-        return numbers
+        return written.results
 
     def finish(self) -> int:
         """Write the report, print where everything is, and return the exit status.
@@ -437,11 +437,11 @@ class Run:
         if self.signals.received and iteration > self.state.start_iter:
             self.checkpointer.save_now(iteration)
 
-    def _record_results(self, iteration: int | None, numbers: dict[str, float]) -> str | None:
+    def _record_results(self, iteration: int | None, written: Written) -> str | None:
         """Record an evaluation on rank 0; return why early stopping ends training, or None."""
-        if iteration is not None and self.evaluations.is_better(numbers):
+        if iteration is not None and self.evaluations.is_better(written.results):
             self.checkpointer.save_best(iteration)
-        self.evaluations.record(iteration, numbers)
+        self.evaluations.record(iteration, *written)
         return self.evaluations.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:

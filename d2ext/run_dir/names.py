@@ -7,6 +7,7 @@ LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest ch
 BEST = "model_best.pth"
 FINAL = "model_final.pth"
 CONFIG = "config.yaml"
+RESAMPLES = "resamples"  # folder with the draws of evaluations
 
 
 def run_folder(config_file: str | os.PathLike) -> Path | None:

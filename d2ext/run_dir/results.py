@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from d2ext.errors import UserError
 from d2ext.files import finite_or_none
-from d2ext.run_dir.names import BEST
+from d2ext.run_dir.names import BEST, RESAMPLES
 from d2ext.run_dir.schema import (
     EvaluationRecord,
     ResultsRecord,
@@ -86,20 +86,40 @@ class Results:
         before = self.best.results[self._metric] if self.best else None
         return _better(results[self._metric], before, self._mode)
 
-    def record(self, iteration: int | None, results: Mapping[str, float]) -> None:
-        """Add an evaluation and write the file."""
+    def record(
+        self,
+        iteration: int | None,
+        results: Mapping[str, float],
+        intervals: Mapping[str, tuple[float, float] | None] | UnsetType = UNSET,
+        samples: str | UnsetType = UNSET,
+    ) -> None:
+        """Add an evaluation, write the file, and delete the draws of replaced evaluations.
+
+        Args:
+            iteration: Number of completed iterations; None if the run does not train.
+            results: Numbers by key.
+            intervals: Intervals by key, if draws were made.
+            samples: Name of the file in resamples/ with the draws.
+        """
+        last = EvaluationRecord(
+            iteration=iteration,
+            results=finite_or_none(results),
+            intervals=UNSET if intervals is UNSET else dict(intervals),
+            samples=samples,
+        )
         if self.is_better(results):
-            self.best = EvaluationRecord(
-                iteration=iteration,
-                metric=self._metric or UNSET,
-                mode=self._mode,
-                results=finite_or_none(results),
-            )
-        self.last = EvaluationRecord(iteration=iteration, results=finite_or_none(results))
+            metric = self._metric or UNSET
+            self.best = msgspec.structs.replace(last, metric=metric, mode=self._mode)
+        self.last = last
         if self._metric and iteration is not None:
             self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last.results[self._metric]))
-        write_record(self._path, self._record())
+        record = self._record()
+        write_record(self._path, record)
+        kept = {entry.samples for entry in (record.last, record.best) if entry}
+        for file in self._path.with_name(RESAMPLES).glob("*.npz"):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
     def content(self) -> dict[str, Any]:
         """Return the content of the file as plain values."""
