@@ -4,22 +4,26 @@ hotcoco (https://github.com/derekallman/hotcoco, Rust) is 40 times as fast as py
 """
 
 import contextlib
+import gc
 import importlib.util
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from d2ext.data.formats.rle import completed, rle_areas
 from d2ext.errors import UserError
+from d2ext.evaluation.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
 _CHUNK = 5_000  # masks processed at a time
+_IMAGES = 100  # images matched at a time
 _IGNORED_AREA = 2e10  # above every size range, so that both backends ignore the object
 # COCO's ranges of areas, in square pixels; pycocotools lacks `small` for keypoints.
 _AREAS = {"all": [0, 1e10], "small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}
@@ -87,19 +91,132 @@ def matched(
         `precision` (T, 101 recalls, C, 4 sizes, M) and `recall` (T, C, 4, M): fractions, or -1
         without objects; sizes are all, small, medium, large.
     """
-    pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it took
-        evaluation = pair(ground_truth, detections, task)
-        evaluation.params.iouThrs = iou_thresholds
-        evaluation.params.maxDets = list(max_detections)
-        evaluation.params.useCats = int(by_class)
-        if task == "keypoints":
-            evaluation.params.kpt_oks_sigmas = np.array(oks_sigmas)
-            evaluation.params.areaRng = list(_AREAS.values())
-            evaluation.params.areaRngLbl = list(_AREAS)
+        evaluation = prepared(
+            ground_truth,
+            detections,
+            task,
+            iou_thresholds,
+            max_detections,
+            backend,
+            by_class,
+            oks_sigmas,
+        )
         evaluation.evaluate()
         evaluation.accumulate()
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
+
+
+def prepared(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    task: str,
+    iou_thresholds: np.ndarray,
+    max_detections: Sequence[int],
+    backend: str,
+    by_class: bool = True,
+    oks_sigmas: Sequence[float] | None = None,
+) -> Any:
+    """Return the backend's COCOeval for the arguments of `matched`, not evaluated yet."""
+    pair = hotcoco_pair if backend == "hotcoco" else _pycocotools_pair
+    evaluation = pair(ground_truth, detections, task)
+    evaluation.params.iouThrs = iou_thresholds
+    evaluation.params.maxDets = list(max_detections)
+    evaluation.params.useCats = int(by_class)
+    if task == "keypoints":
+        evaluation.params.kpt_oks_sigmas = np.array(oks_sigmas)
+        evaluation.params.areaRng = list(_AREAS.values())
+        evaluation.params.areaRngLbl = list(_AREAS)
+    return evaluation
+
+
+def matches(evaluation: Any, images: int, classes: int) -> Iterator[list[Matches]]:
+    """Match the detections of each image; for each class, yield the matches for the 4 sizes.
+
+    Args:
+        evaluation: COCOeval of either backend.
+        images: Number of images.
+        classes: Number of classes, 1 if they are treated as one.
+    """
+    parts = []
+    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
+        # In parts, because lists of Python's booleans need 10 times the memory of arrays.
+        for first in range(1, images + 1, _IMAGES):
+            evaluation.params.imgIds = list(range(first, min(first + _IMAGES, images + 1)))
+            evaluation.evaluate()
+            parts.append(_match_columns(evaluation, classes))
+    columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
+    group, image, rank, score, hit, counted, group_of_object, objects = columns
+    used = np.flatnonzero(counted.any(axis=0))
+    order = used[np.lexsort((-score[used], group[used]))]  # stable: then by image, then by rank
+    by_object = np.argsort(group_of_object, kind="stable")
+    sizes = len(_AREAS)
+    groups = np.arange(classes * sizes + 1)
+    ends = np.searchsorted(group[order], groups)
+    ends_of_objects = np.searchsorted(group_of_object[by_object], groups)
+    for c in range(classes):
+        found = []
+        for g in range(c * sizes, (c + 1) * sizes):
+            rows = order[ends[g] : ends[g + 1]]
+            mine = by_object[ends_of_objects[g] : ends_of_objects[g + 1]]
+            found.append(
+                Matches(image[rows], hit[:, rows], counted[:, rows], objects[mine], rank[rows])
+            )
+        yield found
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the garbage collector, which would search the millions of lists of `evalImgs`."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _match_columns(evaluation: Any, classes: int) -> list[np.ndarray]:
+    """Return the matches of COCOeval's `evalImgs` as columns.
+
+    Returns:
+        Of D detections: group (class and size), image, rank, score, hits (T, D), counted (T, D); of
+        N objects: group and image.
+    """
+    sizes = {tuple(map(float, limits)): i for i, limits in enumerate(evaluation.params.areaRng)}
+    entries = [e for e in evaluation.evalImgs if e is not None]
+    group = np.array(
+        [
+            (e["category_id"] - 1 if classes > 1 else 0) * len(sizes)
+            + sizes[tuple(map(float, e["aRng"]))]
+            for e in entries
+        ],
+        np.int64,
+    )
+    image = np.array([e["image_id"] - 1 for e in entries], np.int64)
+    length = np.array([len(e["dtScores"]) for e in entries], np.int64)
+    entry = np.repeat(np.arange(len(entries)), length)
+    first = np.cumsum(length) - length
+    rank = np.arange(len(entry)) - first[entry]
+    # In the flat lists, the detections of an entry repeat for each threshold.
+    thresholds = len(evaluation.params.iouThrs)
+    step = np.arange(thresholds)[:, None] * length[entry]
+    at = thresholds * first[entry] + rank + step
+    matched, ignored = (
+        np.fromiter(chain.from_iterable(chain.from_iterable(e[name] for e in entries)), np.int64)[
+            at
+        ]
+        > 0
+        for name in ("dtMatches", "dtIgnore")
+    )
+    score = np.fromiter(chain.from_iterable(e["dtScores"] for e in entries), np.float64)
+    found = [np.count_nonzero(np.asarray(e["gtIgnore"]) == 0) for e in entries]
+    objects = np.repeat(np.arange(len(entries)), np.array(found, np.int64))
+    return [
+        *(group[entry], image[entry], rank, score, matched & ~ignored, ~ignored),
+        *(group[objects], image[objects]),
+    ]
 
 
 def hotcoco_pair(

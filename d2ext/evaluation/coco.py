@@ -5,14 +5,15 @@ See https://cocodataset.org/#detection-eval and https://cocodataset.org/#keypoin
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, matched
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched, matches, prepared
+from d2ext.evaluation.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, table_text
 
@@ -24,6 +25,7 @@ _PROPOSALS = (100, 300, 1000)  # as in the proposal metrics of Detectron2 and MM
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in COCO
 MAX_DETECTIONS = (1, 10, 100)
 _KEYPOINT_DETECTIONS = 20  # as in COCO
+_RECALLS = np.linspace(0, 1, 101)  # as in COCO
 # Of COCO's 17 keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
 OKS_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
@@ -143,34 +145,59 @@ class CocoMetric:
             keys.update(f"{task}/{name}" for name in names)
         return keys
 
+    def resampled(
+        self, ground_truth: GroundTruth, detections: Detections, draws: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
+        samples: dict[str, np.ndarray] = {}
+        for task in self._evaluable(ground_truth, detections):
+            evaluation = prepared(*self._matching(ground_truth, detections, task))
+            classes = [*ground_truth.classes] if task != "proposals" else ["all"]
+            per_class = self._per_class and task != "proposals"
+            images = len(ground_truth.image_ids)
+            found = line_samples(
+                matches(evaluation, images, len(classes)),
+                [(line, classes) for line in self._lines(task)],
+                list(evaluation.params.maxDets),
+                classes,
+                draws,
+                per_class,
+            )
+            samples |= {f"{task}/{name}": values for name, values in found.items()}
+        return samples
+
     def _evaluate(
         self, ground_truth: GroundTruth, detections: Detections, task: str
     ) -> dict[str, float]:
+        curves = matched(*self._matching(ground_truth, detections, task))
+        lines = self._lines(task)
+        numbers = {line.name: _percent(line.values(curves)) for line in lines}
+        table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
+        logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
+        if self._per_class and task != "proposals":
+            rows = self._class_rows(ground_truth, detections, curves, lines)
+            numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
+            logger.info("COCO %s by class:\n%s", task, table_text(rows))
+        return numbers
+
+    def _matching(self, ground_truth: GroundTruth, detections: Detections, task: str) -> tuple:
+        """Return the arguments of `matched` for a task."""
         proposals = task == "proposals"
         limits = _PROPOSALS if proposals else self._max_detections
         if task == "keypoints":
             limits = [_KEYPOINT_DETECTIONS]
-        curves = matched(
+        return (
             ground_truth,
             detections,
             "bbox" if proposals else task,
             self._iou_thresholds,
             limits,
             self._backend,
-            by_class=not proposals,
-            oks_sigmas=self._oks_sigmas,
+            not proposals,
+            self._oks_sigmas,
         )
-        lines = self._lines(task)
-        numbers = {line.name: _percent(line.values(curves)) for line in lines}
-        table = "\n".join(line.text(numbers[line.name], self._iou_thresholds) for line in lines)
-        logger.info("COCO %s (%s), percent:\n%s", task, self._backend, table)
-        if self._per_class and not proposals:
-            rows = self._class_rows(ground_truth, detections, curves, lines)
-            numbers |= {f"AP-{row['class']}": row["AP"] for row in rows}
-            logger.info("COCO %s by class:\n%s", task, table_text(rows))
-        return numbers
 
-    def _lines(self, task: str) -> list["_Line"]:
+    def _lines(self, task: str) -> list["Line"]:
         if task == "keypoints":
             return [
                 line
@@ -184,31 +211,31 @@ class CocoMetric:
         else:
             limits = [(f"AR{limit}", i, limit) for i, limit in enumerate(self._max_detections)]
             last, suffix = self._max_detections[-1], ""
-            lines = [_Line("AP", "precision", max_detections=last)]
+            lines = [Line("AP", "precision", max_detections=last)]
             lines += self._lines_by_threshold("AP", "precision", last)
-            lines += [_Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in _SIZES[1:]]
-        lines += [_Line(name, "recall", None, "all", i, limit) for name, i, limit in limits]
-        return lines + [_Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
+            lines += [Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in _SIZES[1:]]
+        lines += [Line(name, "recall", None, "all", i, limit) for name, i, limit in limits]
+        return lines + [Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
 
-    def _keypoint_lines(self, name: str, array: str) -> list["_Line"]:
+    def _keypoint_lines(self, name: str, array: str) -> list["Line"]:
         last = _KEYPOINT_DETECTIONS
         return [
-            _Line(name, array, max_detections=last),
+            Line(name, array, max_detections=last),
             *self._lines_by_threshold(name, array, last),
-            *(_Line(f"{name}{s[0]}", array, None, s, -1, last) for s in _SIZES[2:]),
+            *(Line(f"{name}{s[0]}", array, None, s, -1, last) for s in _SIZES[2:]),
         ]
 
-    def _lines_by_threshold(self, name: str, array: str, last: int) -> list["_Line"]:
+    def _lines_by_threshold(self, name: str, array: str, last: int) -> list["Line"]:
         """Return the lines for the thresholds 0.5 and 0.75, if they are among the metric's."""
         found = ((t, np.flatnonzero(np.isclose(self._iou_thresholds, t))) for t in (0.5, 0.75))
         return [
-            _Line(f"{name}{100 * t:.0f}", array, int(at[0]), max_detections=last)
+            Line(f"{name}{100 * t:.0f}", array, int(at[0]), max_detections=last)
             for t, at in found
             if len(at)
         ]
 
     def _class_rows(
-        self, ground_truth: GroundTruth, detections: Detections, curves: dict, lines: list["_Line"]
+        self, ground_truth: GroundTruth, detections: Detections, curves: dict, lines: list["Line"]
     ) -> list[dict]:
         counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
         objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
@@ -222,7 +249,7 @@ class CocoMetric:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A number of COCO's table, and its position in the arrays."""
 
     name: str
@@ -244,6 +271,58 @@ class _Line:
         iou = ":".join(f"{t:.2f}" for t in sorted({ious[0], ious[-1]}))
         limit = f"maxDets={self.max_detections:>4}"
         return f" {what} @[ IoU={iou:<9} | area={self.size:>6} | {limit} ] = {value:6.2f}"
+
+
+def line_samples(
+    matches_by_class: Iterable[list[Matches]],
+    lines: Sequence[tuple[Line, Container[str]]],
+    limits: Sequence[int],
+    classes: Sequence[str],
+    draws: np.ndarray,
+    per_class: bool,
+) -> dict[str, np.ndarray]:
+    """Return the samples of the lines of a table.
+
+    Args:
+        matches_by_class: Matches of each class for the 4 sizes.
+        lines: Lines of the table, each with the classes that it averages.
+        limits: Limits of detections per image and class.
+        classes: Names of the classes.
+        draws: (R, I) how often each draw contains each image.
+        per_class: Add `AP-<class>`.
+
+    Returns:
+        (R,) percent by name; NaN without objects.
+    """
+    draws = draws.astype(np.int32)
+    total, known = (np.zeros((len(lines), len(draws))) for _ in range(2))
+    samples: dict[str, np.ndarray] = {}
+    for name, of_sizes in zip(classes, matches_by_class, strict=True):
+        arrays = _sampled_arrays(of_sizes, limits, draws)
+        for i, (line, included) in enumerate(lines):
+            if name in included:
+                values = line.values(arrays)
+                values = values.mean(axis=0) if values.ndim == 2 else values
+                known[i] += ~np.isnan(values)
+                total[i] += np.nan_to_num(values)
+        if per_class:
+            samples[f"AP-{name}"] = 100 * arrays["precision"][..., 0, -1].mean(axis=0)
+    means = np.divide(100 * total, known, out=np.full(total.shape, math.nan), where=known > 0)
+    return {line.name: row for (line, _), row in zip(lines, means, strict=True)} | samples
+
+
+def _sampled_arrays(
+    of_sizes: list[Matches], limits: Sequence[int], draws: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the arrays of `Line` for a class: `precision` (T, R, 4, 1), `recall` (T, R, 4, M)."""
+    precision = [m.average_precision(draws, _levels)[..., None] for m in of_sizes]
+    recall = [np.stack([m.recall(draws, n) for n in limits], axis=-1) for m in of_sizes]
+    return {"precision": np.stack(precision, axis=2), "recall": np.stack(recall, axis=2)}
+
+
+def _levels(found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Return the fraction of the 101 recall levels that are reached, compared as in pycocotools."""
+    return np.searchsorted(_RECALLS, found / objects, side="right") / len(_RECALLS)
 
 
 def _percent(values: np.ndarray) -> float:
