@@ -1,6 +1,5 @@
 """Write an evaluation to the run directory: predictions, analyses, overlays."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.resampling import Samples, write_samples
 from d2ext.evaluation.suite import Evaluation
-from d2ext.run_dir.names import RESAMPLES
+from d2ext.run_dir.names import RESAMPLES, digest_of
 from d2ext.run_dir.schema import write_record
 from d2ext.text import with_interval
 
@@ -84,7 +83,7 @@ def _write_samples(samples: Mapping[str, Samples], folder: Path) -> str:
     """
     new = folder / "new.npz"
     write_samples(new, {name: without_classes(of) for name, of in samples.items()})
-    name = f"{hashlib.sha256(new.read_bytes()).hexdigest()[:16]}.npz"
+    name = f"{digest_of(new)}.npz"
     new.replace(folder / name)
     return name
 

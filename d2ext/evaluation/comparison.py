@@ -67,7 +67,7 @@ class Difference:
             A number of at most two significant digits; None if it is above 100,000.
         """
         low, high = self.interval
-        reach = max((high - low) / 2, -low if self.value > 0 else high)
+        reach = max((high - low) / 2, self.value - low if self.value > 0 else high - self.value)
         if not self.value or (ratio := (reach / self.value) ** 2 * self.images) > _MOST_PHOTOS:
             return None
         wanted = max(math.ceil(ratio), self.images + 1)
@@ -83,7 +83,8 @@ def wants_intervals(images: int, intervals: bool | None, resamples: int) -> bool
         intervals: True or False; None for test sets of up to 1,000 images.
         resamples: Number of draws.
     """
-    return resamples > 0 and (images <= MAX_IMAGES if intervals is None else intervals)
+    wanted = images <= MAX_IMAGES if intervals is None else intervals
+    return wanted and images > 0 and resamples > 0
 
 
 def intervals(samples: Samples) -> dict[str, Interval | None]:
@@ -194,10 +195,10 @@ def seeds_meaning(difference: float, spreads: Mapping[str, Sequence[float]]) -> 
     """
     single = [name for name, values in spreads.items() if len(values) < 2]
     if single:
+        verb = "are single trainings" if len(single) > 1 else "is a single training"
         return (
-            f"Of {' and '.join(single)} there is a single training. Another seed alone changes"
-            " results, which this interval does not contain: train several seeds of each"
-            " (train.seed)."
+            f"{' and '.join(single)} {verb}. Another seed alone changes results, which the interval"
+            " does not contain: train several seeds of each (train.seed)."
         )
     widest = max(max(values) - min(values) for values in spreads.values())
     if widest >= abs(difference):

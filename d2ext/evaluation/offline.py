@@ -180,7 +180,9 @@ def _evaluated(
         for task in evaluable(None, ground_truth, detections):
             analyses[task] = analyze(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
-    if against and samples:
+    if against and not samples:
+        logger.info("%s has no images, so %s is not compared", dataset, against)
+    elif against and samples:
         logger.info("\nThe same of %s, to compare with:", against)
         others = to_detections(against, read_results(against), data)
         base = _numbers(metrics, ground_truth, others)
@@ -209,7 +211,9 @@ def _interval_table(samples: Samples, resamples: int) -> str:
     ]
     table = tabulate(rows, tablefmt="plain", disable_numparse=True)
     images = plural(samples.images, "image")
-    return f"With 95 % intervals, from {resamples} draws of the {images}:\n{table}\n{ABOUT_INTERVALS}"
+    return (
+        f"With 95 % intervals, from {resamples} draws of the {images}:\n{table}\n{ABOUT_INTERVALS}"
+    )
 
 
 def _warn_of_limit(ground_truth: GroundTruth, limit: int) -> None:

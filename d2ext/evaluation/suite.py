@@ -227,7 +227,9 @@ class Suite:
             samples = resample(metrics, ground_truth, detections, results, draws)
         seconds = time.perf_counter() - start
         logger.info("%s: intervals from %d draws of the images, %.1f s", name, draws, seconds)
-        lacking = [key for key in metrics if not any(k.startswith(f"{key}/") for k in samples.values)]
+        lacking = [
+            key for key in metrics if not any(k.startswith(f"{key}/") for k in samples.values)
+        ]
         if lacking and name not in self._reported:
             self._reported.add(name)
             logger.info(

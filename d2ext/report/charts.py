@@ -120,7 +120,11 @@ def whiskers(rows: Iterable[Difference]) -> dict[str, Any]:
         "high": high,
         "zero": place(0),
         "rows": [
-            (place(row.interval[0]), place(row.interval[1]) - place(row.interval[0]), place(row.value))
+            (
+                place(row.interval[0]),
+                place(row.interval[1]) - place(row.interval[0]),
+                place(row.value),
+            )
             for row in rows
         ],
     }

@@ -1,5 +1,6 @@
 """Compare the results of runs draw by draw, and the seeds of one config with each other."""
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from d2ext.evaluation.resampling import Samples, read_samples
 from d2ext.invocation import command
 from d2ext.report.config import leaves
 from d2ext.report.read import RunRecord
-from d2ext.run_dir.names import RESAMPLES
+from d2ext.run_dir.names import RESAMPLES, digest_of
 from d2ext.run_dir.schema import ResultsRecord, read_valid_part
 
 # Keys that differ between two trainings of one config with different seeds.
@@ -140,17 +141,16 @@ def compare_results(
     configs = {name: run.config for name, run in zip(names, runs, strict=True)}
     groups = _groups(samples, configs)
     found.spreads += [text for group in groups for text in _spreads(group)]
-    if len(groups) == 1:  # the runs differ only in their seed
+    one_config = len(groups) == 1
+    if one_config:
         groups = [Group([name], [of]) for name, of in samples.items()]
     for group in groups[1:]:
-        found.rows += _rows(group, groups[0], found.notes)
+        found.rows += _rows(group, groups[0], one_config, found.notes)
     found.rows.sort(key=lambda row: row.key)
     return found
 
 
-def _samples(
-    folder: Path, name: str, run: RunRecord, notes: list[str]
-) -> dict[str, Samples]:
+def _samples(folder: Path, name: str, run: RunRecord, notes: list[str]) -> dict[str, Samples]:
     """Return the draws of a run's best or last evaluation, or those of `d2ext evaluate RUN`.
 
     Args:
@@ -177,10 +177,11 @@ def _read(folder: Path, file: object) -> dict[str, Samples]:
     """Return the draws in a file that results.json names; {} if it is missing or damaged."""
     if not isinstance(file, str):
         return {}
-    try:
-        return read_samples(folder / RESAMPLES / Path(file).name)
-    except (OSError, ValueError, KeyError):
-        return {}
+    path = folder / RESAMPLES / Path(file).name
+    with contextlib.suppress(OSError):
+        if digest_of(path) == path.stem:
+            return read_samples(path)
+    return {}
 
 
 def _groups(samples: Mapping[str, dict[str, Samples]], configs: Mapping[str, str]) -> list[Group]:
@@ -213,8 +214,15 @@ def _spreads(group: Group) -> Iterator[str]:
                 yield f"{dataset}/{key} of {', '.join(group.names)}: {text}"
 
 
-def _rows(group: Group, base: Group, notes: list[str]) -> Iterator[Row]:
-    """Yield the differences of two groups; add datasets that cannot be compared to the notes."""
+def _rows(group: Group, base: Group, one_config: bool, notes: list[str]) -> Iterator[Row]:
+    """Yield the differences of two groups.
+
+    Args:
+        group: Runs to compare.
+        base: Runs to compare them with.
+        one_config: Whether both are runs of one config, which differ only in the seed.
+        notes: List to which a sentence is added for each dataset that cannot be compared.
+    """
     for dataset, drawn in group.samples[0].items():
         other = base.samples[0].get(dataset)
         if other is None:
@@ -229,8 +237,8 @@ def _rows(group: Group, base: Group, notes: list[str]) -> Iterator[Row]:
             continue
         for key, difference in differences(group.mean(dataset), base.mean(dataset)).items():
             if is_shown(key):
-                of_each = {
-                    str(which): which.estimates(dataset, key) for which in (base, group)
-                }
+                of_each = {str(of): of.estimates(dataset, key) for of in (base, group)}
                 seeds = seeds_meaning(difference.value, of_each)
+                if one_config:
+                    seeds = "The config is the same: only the seed makes the difference."
                 yield Row(f"{dataset}/{key}", str(group), str(base), difference, seeds)
