@@ -302,8 +302,8 @@ class TrainOptions:
     best: Best = Best()
     intervals: bool | None = _option(
         None,
-        "compute a 95 % interval of each result, from draws of the test set's images; None: for test"
-        " sets of up to 1,000 images",
+        "compute a 95 % interval of each result, from draws of the images; None: for test sets of"
+        " up to 1,000 images",
     )
     resamples: int = _option(
         1000, "draws of the images from which intervals are computed; 0: no intervals", least=0

@@ -203,8 +203,8 @@ def seeds_meaning(difference: float, spreads: Mapping[str, Sequence[float]]) -> 
     widest = max(max(values) - min(values) for values in spreads.values())
     if widest >= abs(difference):
         return (
-            f"The results of one config differ by up to {widest:.1f} from seed to seed, no less than"
-            " the difference of the means: more seeds are needed to tell."
+            f"The results of one config differ by up to {widest:.1f} from seed to seed, as much as"
+            " the means do or more: more seeds are needed to tell."
         )
     return (
         f"The results of one config differ by up to {widest:.1f} from seed to seed, less than the"

@@ -170,7 +170,8 @@ def _evaluated(
     if limit is not None:
         _warn_of_limit(ground_truth, limit)
     numbers = _numbers(metrics, ground_truth, detections)
-    samples, more = None, {}
+    samples: Samples | None = None
+    more: dict[str, Any] = {}
     if wants_intervals(len(ground_truth.image_ids), intervals, resamples):
         samples = resample(metrics, ground_truth, detections, numbers, resamples)
         more["intervals"] = intervals_of(samples)
@@ -210,10 +211,8 @@ def _interval_table(samples: Samples, resamples: int) -> str:
         for key, ends in intervals_of(samples).items()
     ]
     table = tabulate(rows, tablefmt="plain", disable_numparse=True)
-    images = plural(samples.images, "image")
-    return (
-        f"With 95 % intervals, from {resamples} draws of the {images}:\n{table}\n{ABOUT_INTERVALS}"
-    )
+    title = f"With 95 % intervals, from {resamples} draws of the {plural(samples.images, 'image')}:"
+    return f"{title}\n{table}\n{ABOUT_INTERVALS}"
 
 
 def _warn_of_limit(ground_truth: GroundTruth, limit: int) -> None:

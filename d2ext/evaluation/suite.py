@@ -170,7 +170,7 @@ class Suite:
                     for result, value in _results(key, metric, ground_truth, detections).items()
                 }
                 results |= {f"{name}/{key}": value for key, value in numbers.items()}
-                samples = self._samples(name, metrics, ground_truth, detections, numbers)
+                samples = self._samples(name, made, ground_truth, detections, numbers)
             maps = predictions.segmentations
             evaluations.append(
                 Evaluation(name, records, ground_truth, detections, maps, results, samples)
@@ -205,7 +205,7 @@ class Suite:
     def _samples(
         self,
         name: str,
-        metrics: Mapping[str, Metric],
+        made: Mapping[str, Metric | DatasetEvaluator],
         ground_truth: GroundTruth,
         detections: Detections,
         results: Mapping[str, float],
@@ -224,18 +224,16 @@ class Suite:
             return None
         start = time.perf_counter()
         with errors_located("evaluators"):
-            samples = resample(metrics, ground_truth, detections, results, draws)
+            samples = resample(made, ground_truth, detections, results, draws)
         seconds = time.perf_counter() - start
         logger.info("%s: intervals from %d draws of the images, %.1f s", name, draws, seconds)
-        lacking = [
-            key for key in metrics if not any(k.startswith(f"{key}/") for k in samples.values)
-        ]
+        lacking = made.keys() - {key.split("/")[0] for key in samples.values}
         if lacking and name not in self._reported:
             self._reported.add(name)
             logger.info(
                 "%s: no intervals of %s, which cannot compute draws (no method `resampled`)",
                 name,
-                ", ".join(lacking),
+                ", ".join(sorted(lacking)),
             )
         return samples
 

@@ -115,19 +115,11 @@ def whiskers(rows: Iterable[Difference]) -> dict[str, Any]:
     def place(value: float) -> float:
         return round(100 * (value - low) / span, 2)
 
-    return {
-        "low": low,
-        "high": high,
-        "zero": place(0),
-        "rows": [
-            (
-                place(row.interval[0]),
-                place(row.interval[1]) - place(row.interval[0]),
-                place(row.value),
-            )
-            for row in rows
-        ],
-    }
+    def width(row: Difference) -> float:
+        return place(row.interval[1]) - place(row.interval[0])
+
+    places = [(place(row.interval[0]), width(row), place(row.value)) for row in rows]
+    return {"low": low, "high": high, "zero": place(0), "rows": places}
 
 
 def page_parts() -> dict[str, Markup]:

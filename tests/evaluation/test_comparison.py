@@ -64,37 +64,17 @@ def test_undefined_results_have_no_interval():
 
 
 SENTENCES = {
-    (
-        2.1,
-        -0.4,
-        4.5,
-        13,
-    ): "B is better than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these 13"
-    " photos; it takes at least about 19 photos to settle a difference of this size",
-    (
-        -2.1,
-        -4.5,
-        0.4,
-        13,
-    ): "B is worse than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these 13"
-    " photos; it takes at least about 19 photos to settle a difference of this size",
+    (2.1, -0.4, 4.5, 13): "B is better than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
+    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
+    (-2.1, -4.5, 0.4, 13): "B is worse than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
+    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
     (-2.1, -4.0, -0.2, 200): "B is worse than A by 2.1 AP [0.2, 4.0] on these 200 photos",
-    (
-        0.5,
-        -4.5,
-        5.5,
-        13,
-    ): "B is better than A by 0.5 AP [-4.5, 5.5]: not distinguishable on these 13"
-    " photos; it takes at least about 1,300 photos to settle a difference of this size",
+    (0.5, -4.5, 5.5, 13): "B is better than A by 0.5 AP [-4.5, 5.5]: not distinguishable on these"
+    " 13 photos; it takes at least about 1,300 photos to settle a difference of this size",
     (0.01, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
     " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
-    (
-        0.0,
-        -3.0,
-        3.0,
-        13,
-    ): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these 13"
-    " photos; it takes more than 100,000 photos to settle a difference of this size",
+    (0.0, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
+    " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
     (0.0, 0.0, 0.0, 13): "B and A do not differ: 0.0 AP [0.0, 0.0] on these 13 photos",
     (5.0, 5.0, 5.0, 1): "B is better than A by 5.0 AP [5.0, 5.0]: a single photo says nothing about"
     " others",
