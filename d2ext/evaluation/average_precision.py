@@ -7,8 +7,11 @@ unless the object was hit before. Unlike in COCO's matching, the assignment does
 other detections, so no loop over detections is needed.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
+from d2ext.evaluation.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 _PAIRS = 1 << 20  # pairs of a detection and an object compared at a time: about 100 MB
@@ -42,25 +45,64 @@ def average_precision(
     Returns:
         (T, C) float64 from 0 to 1; NaN for a class without objects.
     """
+    result = np.full((len(thresholds), len(ground_truth.classes)), np.nan)
+    for c, found in enumerate(voc_matches(ground_truth, detections, thresholds, ignored, group_of)):
+        wanted = len(found.objects)
+        for t in range(len(thresholds) if wanted else 0):
+            result[t, c] = _one_class(found.hit[t], ~found.counted[t], wanted, eleven_points)
+    return result
+
+
+def voc_matches(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    thresholds: list[float],
+    ignored: np.ndarray,
+    group_of: np.ndarray,
+) -> Iterator[Matches]:
+    """For each class, yield the matches of which `average_precision` with these arguments tells."""
     order = np.lexsort((-detections.scores, detections.label))  # stable
     label, boxes = detections.label[order], _corners(detections.boxes[order])
-    group = detections.image[order] * len(ground_truth.classes) + label
+    image = detections.image[order]
+    group = image * len(ground_truth.classes) + label
     single, groups = (
         _nearest(ground_truth, np.flatnonzero(kind), group, boxes, inside)
         for kind, inside in ((~group_of, False), (group_of, True))
     )
+    hit, free = np.zeros((2, len(thresholds), len(label)), dtype=bool)
+    for t, threshold in enumerate(thresholds):
+        _match(*single, threshold, ignored, hit[t], free[t])
+        missed = ~(hit[t] | free[t])
+        _match(np.where(missed, groups[0], 0), groups[1], threshold, ignored, hit[t], free[t], True)
     ends = np.searchsorted(label, np.arange(len(ground_truth.classes) + 1))
-    wanted = np.bincount(ground_truth.label[~ignored], minlength=len(ground_truth.classes))
-    result = np.full((len(thresholds), len(ground_truth.classes)), np.nan)
-    for row, threshold in zip(result, thresholds, strict=True):
-        hit, free = np.zeros(len(label), dtype=bool), np.zeros(len(label), dtype=bool)
-        _match(*single, threshold, ignored, hit, free)
-        missed = ~(hit | free)
-        _match(np.where(missed, groups[0], 0), groups[1], threshold, ignored, hit, free, True)
-        for c in np.flatnonzero(wanted):
-            of_class = slice(ends[c], ends[c + 1])
-            row[c] = _one_class(hit[of_class], free[of_class], int(wanted[c]), eleven_points)
-    return result
+    rank = np.zeros(len(label), np.int64)  # VOC does not limit the number of detections
+    for c in range(len(ground_truth.classes)):
+        rows = slice(ends[c], ends[c + 1])
+        objects = ground_truth.image[~ignored & (ground_truth.label == c)]
+        yield Matches(image[rows], hit[:, rows], ~free[:, rows], objects, rank[rows])
+
+
+def sampled_precision(
+    matches: Iterable[Matches], draws: np.ndarray, eleven_points: bool = False
+) -> np.ndarray:
+    """Return what `average_precision` is for draws of the images.
+
+    Args:
+        matches: Matches of C classes at T thresholds.
+        draws: (R, I) how often each draw contains each image.
+        eleven_points: As in `average_precision`.
+
+    Returns:
+        (T, C, R) float64 from 0 to 1; NaN where a draw has no objects of a class.
+    """
+    levels = _eleven_levels if eleven_points else np.divide
+    draws = draws.astype(np.int32)
+    return np.stack([found.average_precision(draws, levels) for found in matches], axis=1)
+
+
+def _eleven_levels(found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Return the fraction of the recalls 0, 0.1, ..., 1 that are reached by a hit."""
+    return ((found > 0) + 10 * found // objects) / 11
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:

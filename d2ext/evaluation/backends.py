@@ -4,26 +4,22 @@ hotcoco (https://github.com/derekallman/hotcoco, Rust) is 40 times as fast as py
 """
 
 import contextlib
-import gc
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from d2ext.data.formats.rle import completed, rle_areas
 from d2ext.errors import UserError
-from d2ext.evaluation.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
 _CHUNK = 5_000  # masks processed at a time
-_IMAGES = 100  # images matched at a time
 _IGNORED_AREA = 2e10  # above every size range, so that both backends ignore the object
 # COCO's ranges of areas, in square pixels; pycocotools lacks `small` for keypoints.
 _AREAS = {"all": [0, 1e10], "small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}
@@ -130,95 +126,6 @@ def prepared(
     return evaluation
 
 
-def matches(evaluation: Any, images: int, classes: int) -> Iterator[list[Matches]]:
-    """Match the detections of each image; for each class, yield the matches for the 4 sizes.
-
-    Args:
-        evaluation: COCOeval of either backend.
-        images: Number of images.
-        classes: Number of classes, 1 if they are treated as one.
-    """
-    parts = []
-    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
-        # In parts, because lists of Python's booleans need 10 times the memory of arrays.
-        for first in range(1, images + 1, _IMAGES):
-            evaluation.params.imgIds = list(range(first, min(first + _IMAGES, images + 1)))
-            evaluation.evaluate()
-            parts.append(_match_columns(evaluation, classes))
-    columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
-    group, image, rank, score, hit, counted, group_of_object, objects = columns
-    used = np.flatnonzero(counted.any(axis=0))
-    order = used[np.lexsort((-score[used], group[used]))]  # stable: then by image, then by rank
-    by_object = np.argsort(group_of_object, kind="stable")
-    sizes = len(_AREAS)
-    groups = np.arange(classes * sizes + 1)
-    ends = np.searchsorted(group[order], groups)
-    ends_of_objects = np.searchsorted(group_of_object[by_object], groups)
-    for c in range(classes):
-        found = []
-        for g in range(c * sizes, (c + 1) * sizes):
-            rows = order[ends[g] : ends[g + 1]]
-            mine = by_object[ends_of_objects[g] : ends_of_objects[g + 1]]
-            found.append(
-                Matches(image[rows], hit[:, rows], counted[:, rows], objects[mine], rank[rows])
-            )
-        yield found
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector, which would search the millions of lists of `evalImgs`."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _match_columns(evaluation: Any, classes: int) -> list[np.ndarray]:
-    """Return the matches of COCOeval's `evalImgs` as columns.
-
-    Returns:
-        Of D detections: group (class and size), image, rank, score, hits (T, D), counted (T, D); of
-        N objects: group and image.
-    """
-    sizes = {tuple(map(float, limits)): i for i, limits in enumerate(evaluation.params.areaRng)}
-    entries = [e for e in evaluation.evalImgs if e is not None]
-    group = np.array(
-        [
-            (e["category_id"] - 1 if classes > 1 else 0) * len(sizes)
-            + sizes[tuple(map(float, e["aRng"]))]
-            for e in entries
-        ],
-        np.int64,
-    )
-    image = np.array([e["image_id"] - 1 for e in entries], np.int64)
-    length = np.array([len(e["dtScores"]) for e in entries], np.int64)
-    entry = np.repeat(np.arange(len(entries)), length)
-    first = np.cumsum(length) - length
-    rank = np.arange(len(entry)) - first[entry]
-    # In the flat lists, the detections of an entry repeat for each threshold.
-    thresholds = len(evaluation.params.iouThrs)
-    step = np.arange(thresholds)[:, None] * length[entry]
-    at = thresholds * first[entry] + rank + step
-    matched, ignored = (
-        np.fromiter(chain.from_iterable(chain.from_iterable(e[name] for e in entries)), np.int64)[
-            at
-        ]
-        > 0
-        for name in ("dtMatches", "dtIgnore")
-    )
-    score = np.fromiter(chain.from_iterable(e["dtScores"] for e in entries), np.float64)
-    found = [np.count_nonzero(np.asarray(e["gtIgnore"]) == 0) for e in entries]
-    objects = np.repeat(np.arange(len(entries)), np.array(found, np.int64))
-    return [
-        *(group[entry], image[entry], rank, score, matched & ~ignored, ~ignored),
-        *(group[objects], image[objects]),
-    ]
-
-
 def hotcoco_pair(
     ground_truth: GroundTruth, detections: Detections, task: str, lvis_style: bool = False
 ) -> Any:
@@ -261,9 +168,7 @@ def hotcoco_pair(
     )
     dt = gt.load_res(rows, segmentation=_masks(detections) if masks else None)
     if masks:
-        areas = detections.mask_areas
-        areas = hotcoco.mask.area(_masks(detections)) if areas is None else areas
-        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=areas)
+        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=detection_areas(detections, task))
     return hotcoco.COCOeval(gt, dt, task, lvis_style=lvis_style)
 
 
@@ -276,7 +181,7 @@ def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: s
         objects, results = _keypoint_annotations(ground_truth, detections)
     else:
         masks = task == "segm"
-        areas, shapes = _box_areas(detections), None
+        areas, shapes = detection_areas(detections, task), None
         if masks:
             shapes, areas = whole_masks(_masks(detections))
         segmentations = _segmentations(ground_truth) if masks else None
@@ -328,7 +233,7 @@ def _keypoint_annotations(
 ) -> tuple[list[dict], list[dict]]:
     """Return objects and detections with keypoints; the size of a detection is that of its box."""
     objects = _objects(ground_truth, ground_truth.areas, None)
-    results = _results(detections, _box_areas(detections), None)
+    results = _results(detections, detection_areas(detections, "keypoints"), None)
     for columns, rows in ((ground_truth, objects), (detections, results)):
         if columns.keypoints is not None:  # None without objects
             for a, values in zip(rows, columns.keypoints, strict=True):
@@ -354,8 +259,13 @@ def _results(detections: Detections, areas: np.ndarray, masks: Sequence | None) 
     return results
 
 
-def _box_areas(detections: Detections) -> np.ndarray:
-    return detections.boxes[:, 2] * detections.boxes[:, 3]
+def detection_areas(detections: Detections, task: str) -> np.ndarray:
+    """Return the areas (M,) by which a task tells the sizes of detections, in square pixels."""
+    if task != "segm":
+        return detections.boxes[:, 2] * detections.boxes[:, 3]
+    if detections.mask_areas is not None:
+        return detections.mask_areas
+    return whole_masks(_masks(detections))[1]
 
 
 def _annotations(

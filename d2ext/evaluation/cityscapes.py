@@ -19,6 +19,7 @@ import pycocotools.mask
 from PIL import Image
 
 from d2ext.errors import UserError
+from d2ext.evaluation.draws import Matches, counts, named_samples, parts, running
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, mean, named
 
@@ -67,24 +68,50 @@ class CityscapesMetric:
         Raises:
             UserError: Masks or ground truth files are missing, or a class is not in Cityscapes.
         """
-        scripts = _scripts()
-        _check(ground_truth.classes, detections.masks is not None or not len(detections.scores))
-        # The scripts' thresholds and sizes, copied because they are global.
-        args = copy.deepcopy(scripts.args)
-        args.instLabels = list(ground_truth.classes)
-        order = np.argsort(detections.image, kind="stable")
-        ends = np.searchsorted(detections.image[order], np.arange(len(ground_truth.image_ids) + 1))
-        matches = {}
-        for i, file_name in enumerate(ground_truth.file_names):
-            file = _ground_truth_file(file_name, self._gt_dir)
-            matches[str(file)] = _compare(
-                file, ground_truth, detections, order[ends[i] : ends[i + 1]]
-            )
+        scripts, args = _scripts(), self._arguments(ground_truth.classes)
+        matches = dict(enumerate(self._compared(ground_truth, detections)))
         (ap,) = scripts.evaluateMatches(matches, args)  # (C, 10); distances are unknown
         values = np.array([[mean(row) for row in ap], ap[:, 0]])
         numbers, table = named("segm", _NAMES, values, ground_truth.classes, self._per_class)
         logger.info("Cityscapes segm:\n%s", table)
         return numbers
+
+    def resampled(
+        self, ground_truth: GroundTruth, detections: Detections, draws: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
+        compared = self._compared(ground_truth, detections)
+        args = self._arguments(ground_truth.classes)
+        draws = draws.astype(np.int32)
+        ap = np.stack(
+            [
+                _average_precision(*_outcomes(compared, name, args), draws)
+                for name in ground_truth.classes
+            ]
+        )
+        values = np.stack([ap.mean(axis=1), ap[:, 0]])
+        return named_samples("segm", _NAMES, values, ground_truth.classes, self._per_class)
+
+    def _arguments(self, classes: Sequence[str]) -> Any:
+        """Return the scripts' thresholds and sizes, copied because they are global."""
+        args = copy.deepcopy(_scripts().args)
+        args.instLabels = list(classes)
+        return args
+
+    def _compared(self, ground_truth: GroundTruth, detections: Detections) -> list[dict]:
+        """Return the matches of each image, see `_compare`."""
+        _check(ground_truth.classes, detections.masks is not None or not len(detections.scores))
+        order = np.argsort(detections.image, kind="stable")
+        ends = np.searchsorted(detections.image[order], np.arange(len(ground_truth.image_ids) + 1))
+        return [
+            _compare(
+                _ground_truth_file(file_name, self._gt_dir),
+                ground_truth,
+                detections,
+                order[ends[i] : ends[i + 1]],
+            )
+            for i, file_name in enumerate(ground_truth.file_names)
+        ]
 
     def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset; raise UserError as `__call__` does."""
@@ -180,6 +207,79 @@ def _compare(
                     both = {"intersection": int(pixels)}
                     p["matchedGt"].append({k: o[k] for k in o if k != "matchedPred"} | both)
                     o["matchedPred"].append({k: p[k] for k in ("pixelCount", "confidence")} | both)
+    return result
+
+
+def _outcomes(compared: list[dict], name: str, args: Any) -> tuple[Matches, np.ndarray]:
+    """Return the matches of a class by the rules of `evaluateMatches`, and the scores (D,).
+
+    Objects do not overlap, so a detection has an IoU above 0.5 with at most one of them. Of the
+    detections that find an object, that with the highest score is a hit, the others are errors.
+    """
+    least = args.minRegionSizes[0]
+    thresholds = np.array(args.overlaps)
+    objects, images, scores, hits, counted = [], [], [], [], []
+    for i, image in enumerate(compared):
+        wanted = {
+            o["instID"]: np.full(len(thresholds), -1)  # the detection that found the object
+            for o in image["groundTruth"][name]
+            if o["instID"] >= 1000 and o["pixelCount"] >= least
+        }
+        objects += [i] * len(wanted)
+        for p in sorted(image["prediction"][name], key=lambda p: -p["confidence"]):
+            ignored, overlap, best = p["voidIntersection"], 0.0, None
+            for o in p["matchedGt"]:
+                shared = o["intersection"]
+                iou = shared / (o["pixelCount"] + p["pixelCount"] - shared)
+                overlap, best = max((overlap, best), (iou, o["instID"]), key=lambda pair: pair[0])
+                ignored += shared * (int(o["instID"] < 1000) + int(o["pixelCount"] < least))
+            near = overlap > thresholds
+            first = wanted[best] == -1 if best in wanted else np.zeros(len(thresholds), bool)
+            hits.append(near & first)
+            counted.append(np.where(near, best in wanted, ignored / p["pixelCount"] <= thresholds))
+            if best in wanted:
+                wanted[best][hits[-1]] = len(scores)
+            images.append(i)
+            scores.append(p["confidence"])
+    order = np.argsort(-np.array(scores), kind="stable")
+    shape = (-1, len(thresholds))
+    matches = Matches(
+        np.array(images, np.int64)[order],
+        np.array(hits, bool).reshape(shape)[order].T,
+        np.array(counted, bool).reshape(shape)[order].T,
+        np.array(objects, np.int64),
+        np.zeros(len(order), np.int64),
+    )
+    return matches, np.array(scores)[order]
+
+
+def _average_precision(matches: Matches, scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Return the AP (T, R) of draws, the area below straight lines between points of the curve.
+
+    The curve has a point for each score, and begins with a precision of 1. This is the sum of
+    `evaluateMatches`, in which absent scores change nothing.
+
+    Args:
+        matches: Matches of a class.
+        scores: (D,) float64, scores of the detections, falling.
+        draws: (R, I) int32, how often each draw contains each image.
+    """
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf)) + 1
+    objects = counts(draws, matches.objects)[:, 0]
+    result = np.full((len(matches.hit), len(draws)), np.nan)
+    for part in parts(draws, len(scores)):
+        for t, (hit, counted) in enumerate(zip(matches.hit, matches.counted, strict=True)):
+            found, total = (
+                running(draws[part], matches.image[kind])[:, np.cumsum([False, *kind])[[0, *ends]]]
+                for kind in (hit, counted)
+            )
+            precision = np.divide(found, total, out=np.ones(found.shape), where=total > 0)
+            middle = (precision[:, 1:] + precision[:, :-1]) / 2
+            area = (middle * np.diff(found, axis=1)).sum(axis=1)
+            known = objects[part] > 0
+            result[t, part] = np.divide(
+                area, objects[part], out=np.full(len(area), np.nan), where=known
+            )
     return result
 
 

@@ -12,15 +12,16 @@ from typing import TypeGuard
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.backends import chosen_backend, evaluable, matched, matches, prepared
+from d2ext.evaluation.backends import chosen_backend, evaluable, matched
 from d2ext.evaluation.draws import Matches
+from d2ext.evaluation.image_matches import coco_matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, table_text
 
 logger = logging.getLogger(__name__)
 
 _TASKS = ("bbox", "segm", "keypoints", "proposals")
-_SIZES = ("all", "small", "medium", "large")
+SIZES = ("all", "small", "medium", "large")
 _PROPOSALS = (100, 300, 1000)  # as in the proposal metrics of Detectron2 and MMDetection
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in COCO
 MAX_DETECTIONS = (1, 10, 100)
@@ -151,17 +152,15 @@ class CocoMetric:
         """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
         samples: dict[str, np.ndarray] = {}
         for task in self._evaluable(ground_truth, detections):
-            evaluation = prepared(*self._matching(ground_truth, detections, task))
+            arguments = self._matching(ground_truth, detections, task)
             classes = [*ground_truth.classes] if task != "proposals" else ["all"]
-            per_class = self._per_class and task != "proposals"
-            images = len(ground_truth.image_ids)
             found = line_samples(
-                matches(evaluation, images, len(classes)),
-                [(line, classes) for line in self._lines(task)],
-                list(evaluation.params.maxDets),
+                coco_matches(*arguments),
+                [(line, range(len(classes))) for line in self._lines(task)],
+                arguments[4],
                 classes,
                 draws,
-                per_class,
+                self._per_class and task != "proposals",
             )
             samples |= {f"{task}/{name}": values for name, values in found.items()}
         return samples
@@ -213,16 +212,16 @@ class CocoMetric:
             last, suffix = self._max_detections[-1], ""
             lines = [Line("AP", "precision", max_detections=last)]
             lines += self._lines_by_threshold("AP", "precision", last)
-            lines += [Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in _SIZES[1:]]
+            lines += [Line(f"AP{s[0]}", "precision", None, s, -1, last) for s in SIZES[1:]]
         lines += [Line(name, "recall", None, "all", i, limit) for name, i, limit in limits]
-        return lines + [Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in _SIZES[1:]]
+        return lines + [Line(f"AR{s[0]}{suffix}", "recall", None, s, -1, last) for s in SIZES[1:]]
 
     def _keypoint_lines(self, name: str, array: str) -> list["Line"]:
         last = _KEYPOINT_DETECTIONS
         return [
             Line(name, array, max_detections=last),
             *self._lines_by_threshold(name, array, last),
-            *(Line(f"{name}{s[0]}", array, None, s, -1, last) for s in _SIZES[2:]),
+            *(Line(f"{name}{s[0]}", array, None, s, -1, last) for s in SIZES[2:]),
         ]
 
     def _lines_by_threshold(self, name: str, array: str, last: int) -> list["Line"]:
@@ -261,7 +260,7 @@ class Line:
 
     def values(self, curves: dict[str, np.ndarray]) -> np.ndarray:
         """Return the values that are averaged; classes are the last axis."""
-        values = curves[self.array][..., _SIZES.index(self.size), self.limit]
+        values = curves[self.array][..., SIZES.index(self.size), self.limit]
         return values if self.iou is None else values[self.iou]
 
     def text(self, value: float, thresholds: np.ndarray) -> str:
@@ -275,7 +274,7 @@ class Line:
 
 def line_samples(
     matches_by_class: Iterable[list[Matches]],
-    lines: Sequence[tuple[Line, Container[str]]],
+    lines: Sequence[tuple[Line, Container[int]]],
     limits: Sequence[int],
     classes: Sequence[str],
     draws: np.ndarray,
@@ -285,7 +284,7 @@ def line_samples(
 
     Args:
         matches_by_class: Matches of each class for the 4 sizes.
-        lines: Lines of the table, each with the classes that it averages.
+        lines: Lines of the table, each with the indices of the classes that it averages.
         limits: Limits of detections per image and class.
         classes: Names of the classes.
         draws: (R, I) how often each draw contains each image.
@@ -297,16 +296,16 @@ def line_samples(
     draws = draws.astype(np.int32)
     total, known = (np.zeros((len(lines), len(draws))) for _ in range(2))
     samples: dict[str, np.ndarray] = {}
-    for name, of_sizes in zip(classes, matches_by_class, strict=True):
+    for c, of_sizes in enumerate(matches_by_class):
         arrays = _sampled_arrays(of_sizes, limits, draws)
         for i, (line, included) in enumerate(lines):
-            if name in included:
+            if c in included:
                 values = line.values(arrays)
                 values = values.mean(axis=0) if values.ndim == 2 else values
                 known[i] += ~np.isnan(values)
                 total[i] += np.nan_to_num(values)
         if per_class:
-            samples[f"AP-{name}"] = 100 * arrays["precision"][..., 0, -1].mean(axis=0)
+            samples[f"AP-{classes[c]}"] = 100 * arrays["precision"][..., 0, -1].mean(axis=0)
     means = np.divide(100 * total, known, out=np.full(total.shape, math.nan), where=known > 0)
     return {line.name: row for (line, _), row in zip(lines, means, strict=True)} | samples
 
@@ -315,9 +314,13 @@ def _sampled_arrays(
     of_sizes: list[Matches], limits: Sequence[int], draws: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the arrays of `Line` for a class: `precision` (T, R, 4, 1), `recall` (T, R, 4, M)."""
-    precision = [m.average_precision(draws, _levels)[..., None] for m in of_sizes]
-    recall = [np.stack([m.recall(draws, n) for n in limits], axis=-1) for m in of_sizes]
-    return {"precision": np.stack(precision, axis=2), "recall": np.stack(recall, axis=2)}
+    precision = [m.average_precision(draws, _levels) for m in of_sizes]
+    recall = np.full((*precision[0].shape, len(of_sizes), len(limits)), math.nan)
+    for i, limit in enumerate(limits):
+        recall[..., 0, i] = of_sizes[0].recall(draws, limit)
+    for size, found in enumerate(of_sizes[1:], start=1):  # only for the last limit
+        recall[..., size, -1] = found.recall(draws, limits[-1])
+    return {"precision": np.stack(precision, axis=2)[..., None], "recall": recall}
 
 
 def _levels(found: np.ndarray, objects: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
-from d2ext.evaluation.coco import exact_100
+from d2ext.evaluation.coco import SIZES, Line, exact_100, line_samples
+from d2ext.evaluation.image_matches import by_group, evaluated
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags
 
@@ -17,6 +18,16 @@ logger = logging.getLogger(__name__)
 _TASKS = ("bbox", "segm")
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _RECALLS = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
+# Lines of the table, and the frequency of the classes that they average.
+_LINES = [
+    *(
+        (Line(name, "precision", iou), None)
+        for name, iou in (("AP", None), ("AP50", 0), ("AP75", 5))
+    ),
+    *((Line(f"AP{size[0]}", "precision", None, size), None) for size in SIZES[1:]),
+    *((Line(f"AP{frequency}", "precision"), frequency) for frequency in "rcf"),
+    *((Line(name, "recall", None, size), None) for name, size in zip(_RECALLS, SIZES, strict=True)),
+]
 
 
 class LvisMetric:
@@ -75,6 +86,31 @@ class LvisMetric:
                     values[f"AP-{name}"] = _percent(float(np.mean(known)) if known.size else -1)
             numbers |= {f"{task}/{name}": value for name, value in values.items()}
         return numbers
+
+    def resampled(
+        self, ground_truth: GroundTruth, detections: Detections, draws: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
+        classes = ground_truth.classes
+        frequencies = ground_truth.frequencies or [None] * len(classes)
+        samples: dict[str, np.ndarray] = {}
+        for task in evaluable(self._tasks, ground_truth, detections):
+            evaluation = hotcoco_pair(ground_truth, detections, task, lvis_style=True)
+            parts = evaluated(evaluation, len(ground_truth.image_ids))
+            lines = [
+                (line, [c for c, f in enumerate(frequencies) if kind in (None, f)])
+                for line, kind in _LINES
+            ]
+            found = line_samples(
+                by_group(parts, len(classes)),
+                lines,
+                list(evaluation.params.maxDets),
+                classes,
+                draws,
+                self._per_class,
+            )
+            samples |= {f"{task}/{name}": values for name, values in found.items()}
+        return samples
 
     def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset with these tasks."""

@@ -17,7 +17,8 @@ import numpy as np
 from d2ext.data.formats.json_io import read_json, truncate_repr
 from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
-from d2ext.evaluation.average_precision import average_precision
+from d2ext.evaluation.average_precision import average_precision, sampled_precision, voc_matches
+from d2ext.evaluation.draws import named_samples
 from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 
@@ -80,16 +81,30 @@ class OpenImagesMetric:
             UserError: The hierarchy has none of the classes.
         """
         above = self._above_by_index(ground_truth.classes)
+        ap = average_precision(*self._matching(ground_truth, detections, above))
+        numbers, table = named("bbox", ["AP50"], ap, ground_truth.classes, self._per_class)
+        pairs = sum(map(len, above))
+        logger.info("Open Images bbox, %d pairs of a class and an ancestor:\n%s", pairs, table)
+        return numbers
+
+    def resampled(
+        self, ground_truth: GroundTruth, detections: Detections, draws: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
+        above = self._above_by_index(ground_truth.classes)
+        ap = sampled_precision(voc_matches(*self._matching(ground_truth, detections, above)), draws)
+        return named_samples("bbox", ["AP50"], ap, ground_truth.classes, self._per_class)
+
+    def _matching(
+        self, ground_truth: GroundTruth, detections: Detections, above: list[list[int]]
+    ) -> tuple:
+        """Return the arguments of `voc_matches`."""
         ground_truth = _expanded(ground_truth, above)
         if self._expand_detections:
             detections = _expanded(detections, above)
         regions = ground_truth.group_of | (ground_truth.crowd & ~ground_truth.difficult)
         ignored = ground_truth.difficult | (ground_truth.crowd & ~ground_truth.group_of)
-        ap = average_precision(ground_truth, detections, [0.5], ignored, regions)
-        numbers, table = named("bbox", ["AP50"], ap, ground_truth.classes, self._per_class)
-        pairs = sum(map(len, above))
-        logger.info("Open Images bbox, %d pairs of a class and an ancestor:\n%s", pairs, table)
-        return numbers
+        return ground_truth, detections, [0.5], ignored, regions
 
     def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset; raise UserError as `__call__` does."""

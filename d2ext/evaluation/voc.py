@@ -8,7 +8,8 @@ from numbers import Real
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.evaluation.average_precision import average_precision
+from d2ext.evaluation.average_precision import average_precision, sampled_precision, voc_matches
+from d2ext.evaluation.draws import named_samples
 from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 
@@ -57,6 +58,7 @@ class VocMetric:
             raise UserError(f"VocMetric: mode={mode!r}; choose {' or '.join(_MODES)}")
         check_flags("VocMetric", plus_one=plus_one, per_class=per_class)
         self._thresholds = sorted(set(map(float, iou_thresholds)))
+        self._names = ["AP", *(f"AP{100 * t:g}" for t in self._thresholds)]
         self._mode = mode
         self._plus_one = plus_one
         self._per_class = per_class
@@ -72,28 +74,36 @@ class VocMetric:
             `bbox/AP50` and so on for each threshold, `bbox/AP` for their mean, and each with
             `-<class>` for the classes, in percent; NaN without objects.
         """
-        if self._plus_one:
-            ground_truth, detections = _grown(ground_truth), _grown(detections)
-        ignored = ground_truth.difficult | ground_truth.crowd | ground_truth.group_of
-        ap = average_precision(
-            ground_truth,
-            detections,
-            self._thresholds,
-            ignored,
-            np.zeros_like(ignored),
-            self._mode == "11points",
-        )
+        eleven_points = self._mode == "11points"
+        ap = average_precision(*self._matching(ground_truth, detections), eleven_points)
         numbers, table = self._named(ap, ground_truth.classes)
         logger.info("Pascal VOC bbox, %s:\n%s", self._mode, table)
         return numbers
+
+    def resampled(
+        self, ground_truth: GroundTruth, detections: Detections, draws: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Evaluate draws of the images; see `d2ext.evaluation.metric.Metric`."""
+        matches = voc_matches(*self._matching(ground_truth, detections))
+        ap = sampled_precision(matches, draws, self._mode == "11points")
+        values = np.concatenate([ap.mean(axis=0, keepdims=True), ap])
+        return named_samples("bbox", self._names, values, ground_truth.classes, self._per_class)
+
+    def _matching(self, ground_truth: GroundTruth, detections: Detections) -> tuple:
+        """Return the arguments of `voc_matches`."""
+        if self._plus_one:
+            ground_truth, detections = _grown(ground_truth), _grown(detections)
+        ignored = ground_truth.difficult | ground_truth.crowd | ground_truth.group_of
+        return ground_truth, detections, self._thresholds, ignored, np.zeros_like(ignored)
 
     def keys(self, classes: Sequence[str], tasks: Sequence[str]) -> set[str]:
         """Return the keys of the results for a dataset."""
         return set(self._named(np.zeros((len(self._thresholds), len(classes))), classes)[0])
 
     def _named(self, ap: np.ndarray, classes: Sequence[str]) -> tuple[dict[str, float], str]:
-        names = ["AP", *(f"AP{100 * t:g}" for t in self._thresholds)]
-        return named("bbox", names, np.vstack([ap.mean(axis=0), ap]), classes, self._per_class)
+        return named(
+            "bbox", self._names, np.vstack([ap.mean(axis=0), ap]), classes, self._per_class
+        )
 
 
 def _is_threshold(value: object) -> bool:
