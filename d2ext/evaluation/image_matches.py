@@ -1,7 +1,6 @@
 """Match the detections of each image as COCO's tools do, as arrays for `Matches`."""
 
 import contextlib
-import gc
 import io
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d2ext.data.formats.json_io import no_collection
 from d2ext.evaluation.backends import detection_areas, prepared
 from d2ext.evaluation.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth, take
@@ -80,10 +80,11 @@ def evaluated(evaluation: Any, images: int, by_class: bool = True) -> list[Colum
         by_class: False if all classes are treated as one.
     """
     parts = []
-    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
+    with contextlib.redirect_stdout(io.StringIO()), no_collection():
         # In parts, because lists of Python's booleans need 10 times the memory of arrays.
-        for first in range(1, images + 1, _IMAGES):
-            evaluation.params.imgIds = list(range(first, min(first + _IMAGES, images + 1)))
+        for first in range(0, max(images, 1), _IMAGES):
+            last = min(first + _IMAGES, images)
+            evaluation.params.imgIds = list(range(first + 1, last + 1))
             evaluation.evaluate()
             parts.append(_columns(evaluation, by_class))
     return parts
@@ -181,15 +182,3 @@ def _unmatched(
         nothing,
         nothing,
     )
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector, which would search the millions of lists of `evalImgs`."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

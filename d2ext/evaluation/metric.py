@@ -23,6 +23,12 @@ class Metric(Protocol):
     `train.best.metric` or `--expect` that no evaluation will return. The method raises a
     `UserError` for a test set on which the metric cannot be computed.
 
+    Results get intervals if the metric also has a method `resampled(ground_truth, detections,
+    draws)`. `draws` is (R, I) int64: how often each of R draws contains each of the I images. The
+    method returns (R,) float64 by the keys of `__call__`, or some of them: the result on a test set
+    in which each image is repeated as often as in the draw; NaN if undefined. For a draw that has
+    each image once, it is the result of `__call__`.
+
     Examples:
         >>> import d2ext
         >>> class CountError:

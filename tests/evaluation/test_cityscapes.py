@@ -19,6 +19,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.cityscapes import CityscapesMetric
 from d2ext.evaluation.instances import Detections, GroundTruth
 from tests.evaluation.columns import ground_truth
+from tests.evaluation.repeated import assert_close, one_draw, repeated_images
 
 SCRIPTS = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -101,10 +102,11 @@ def _official(scripts, t: GroundTruth, rows: list, folder: Path, monkeypatch) ->
     return {key: 100 * float(value) for key, value in numbers.items()}
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
-def test_results_equal_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed):
-    """The images have void, groups, objects below 100 pixels, empty masks and equal scores."""
+def _random(seed: int) -> tuple[list[np.ndarray], list[tuple]]:
+    """Return images with void, groups and objects below 100 pixels, and detections.
+
+    Some masks are empty, and some scores are equal.
+    """
     rng = np.random.default_rng(seed)
 
     def box() -> np.ndarray:
@@ -124,11 +126,30 @@ def test_results_equal_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed
         rows += [(i, "person", box(), 0.55), (i, "bus", box(), 0.9)]
         rows += [(i, "car", _mask(0, 0, 0, 0), 1.0)]
         images.append(ids)
+    return images, rows
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
+def test_results_equal_those_of_the_scripts(scripts, tmp_path, monkeypatch, seed):
+    images, rows = _random(seed)
     t = _layout(tmp_path, images)
     ours = CityscapesMetric()(t, _found(rows))
     theirs = _official(scripts, t, rows, tmp_path, monkeypatch)
     assert 0 < theirs["segm/AP50"] < 100
     assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_draws_of_images_equal_datasets_of_these_images(scripts, tmp_path, seed):
+    images, rows = _random(seed)
+    t, found = _layout(tmp_path / "all", images), _found(rows)
+    metric = CityscapesMetric()
+    assert_close(one_draw(metric, t, found, [1, 1, 1]), metric(t, found))
+    draw = [(2, 0, 1), (3, 2, 1), (0, 0, 2)][seed % 3]
+    _, repeated = repeated_images(t, found, list(draw))
+    several = _layout(tmp_path / "drawn", [images[i] for i in np.repeat(range(3), draw)])
+    assert_close(one_draw(metric, t, found, list(draw)), metric(several, repeated))
 
 
 def test_perfect_masks_score_exactly_100(scripts, tiny_cityscapes):

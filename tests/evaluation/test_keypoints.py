@@ -28,6 +28,13 @@ from d2ext.evaluation.offline import evaluate_files
 from d2ext.evaluation.predictions import predict, write_predictions
 from d2ext.evaluation.suite import Suite
 from tests.evaluation.edge_cases import columns
+from tests.evaluation.repeated import (
+    assert_close,
+    distinct_scores,
+    draws_of_images,
+    one_draw,
+    repeated_images,
+)
 
 BACKENDS = ("hotcoco", "pycocotools")
 NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -128,6 +135,19 @@ def test_both_backends_equal_pycocotools(seed, points, nothing_found):
         numbers = metric(*_read(content, results))
         assert numbers == expected
         assert numbers.keys() == metric.keys(["a", "b"], ["bbox"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), draws_of_images)
+def test_draws_of_images_equal_datasets_of_these_images(seed, draw):
+    ground_truth, found = _read(*_dataset(seed))
+    for backend in BACKENDS:
+        metric = CocoMetric(["keypoints"], backend=backend)
+        numbers = metric(ground_truth, found)
+        assert_close(one_draw(metric, ground_truth, found, [1, 1, 1]), numbers)
+        distinct = distinct_scores(found)
+        repeated = metric(*repeated_images(ground_truth, distinct, draw[:3]))
+        assert_close(one_draw(metric, ground_truth, distinct, draw[:3]), repeated)
 
 
 def test_results_of_a_file_equal_pycocotools(tmp_path):

@@ -8,74 +8,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2ext.evaluation.coco import CocoMetric
-from d2ext.evaluation.instances import Detections, GroundTruth, take
+from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.lvis import LvisMetric
 from d2ext.evaluation.open_images import OpenImagesMetric
+from d2ext.evaluation.resampling import (
+    draw_images,
+    images_with_objects,
+    interval,
+    rare_classes,
+    resample,
+)
 from d2ext.evaluation.voc import VocMetric
+from tests.evaluation.columns import detections, ground_truth
 from tests.evaluation.edge_cases import columns, datasets
+from tests.evaluation.repeated import (
+    assert_close,
+    distinct_scores,
+    draws_of_images,
+    one_draw,
+    repeated_images,
+)
 
+BOX = (10.0, 10.0, 40.0, 40.0)
 BACKENDS = ("hotcoco", "pycocotools")
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def _close(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    assert ours == pytest.approx(theirs, abs=1e-9, rel=0, nan_ok=True)
-
-
-def _one(metric, ground_truth: GroundTruth, found: Detections, draw: list[int]) -> dict[str, float]:
-    """Return the results of a draw, computed next to others."""
-    images = len(ground_truth.image_ids)
-    draws = np.array([np.ones(images, int), draw, np.arange(images)])
-    samples = metric.resampled(ground_truth, found, draws)
-    assert {values.shape for values in samples.values()} == {(3,)}
-    return {key: float(values[1]) for key, values in samples.items()}
-
-
-def _repeated(
-    ground_truth: GroundTruth, found: Detections, draw: list[int]
-) -> tuple[GroundTruth, Detections]:
-    """Return a dataset that contains each image as often as the draw."""
-    images = np.repeat(np.arange(len(draw)), draw)
-    rows = [np.flatnonzero(ground_truth.image == i) for i in images]
-    objects = np.concatenate([np.zeros(0, np.int64), *rows])
-    columns = {
-        name: getattr(ground_truth, name)[objects]
-        for name in ("label", "boxes", "areas", "crowd", "difficult", "group_of")
-    }
-    masks, keypoints = ground_truth.segmentations, ground_truth.keypoints
-    lists = {
-        name: None if value is None else [value[i] for i in images]
-        for name in ("negatives", "not_exhaustive")
-        for value in [getattr(ground_truth, name)]
-    }
-    repeated = dataclasses.replace(
-        ground_truth,
-        image_ids=list(range(len(images))),
-        file_names=[ground_truth.file_names[i] for i in images],
-        heights=ground_truth.heights[images],
-        widths=ground_truth.widths[images],
-        image=np.repeat(np.arange(len(images)), list(map(len, rows))),
-        segmentations=None if masks is None else [masks[i] for i in objects],
-        keypoints=None if keypoints is None else keypoints[objects],
-        **columns,
-        **lists,
-    )
-    rows = [np.flatnonzero(found.image == i) for i in images]
-    several = take(found, np.concatenate([np.zeros(0, np.int64), *rows]))
-    image = np.repeat(np.arange(len(images)), list(map(len, rows)))
-    return repeated, dataclasses.replace(several, image=image)
-
-
-def _distinct(found: Detections) -> Detections:
-    """Return detections whose scores differ within an image, but not between images."""
-    of_image = np.argsort(np.argsort(found.image, kind="stable"), kind="stable")
-    first = np.searchsorted(np.sort(found.image), found.image)
-    place = of_image - first
-    # Lower scores first in some images, so that the order of the scores is not that of the rows.
-    return dataclasses.replace(found, scores=(7 * place % 11) / 10 + place / 1000)
-
-
-draws_of_images = st.lists(st.integers(0, 3), min_size=4, max_size=4)
 coco_arguments = st.fixed_dictionaries(
     {
         "iou_thresholds": st.sampled_from([(0.5, 0.75), (0.1, 0.6), (1.0,)]),
@@ -92,7 +50,7 @@ def test_draw_of_all_images_has_the_results_of_coco(tmp_path, backend, dataset, 
     ground_truth, found = columns(*dataset, tmp_path)
     metric = CocoMetric(["bbox", "segm", "proposals"], backend=backend, **arguments)
     draw = [1] * len(ground_truth.image_ids)
-    _close(_one(metric, ground_truth, found, draw), metric(ground_truth, found))
+    assert_close(one_draw(metric, ground_truth, found, draw), metric(ground_truth, found))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,10 +58,10 @@ def test_draw_of_all_images_has_the_results_of_coco(tmp_path, backend, dataset, 
 @given(dataset=datasets(), draw=draws_of_images, arguments=coco_arguments)
 def test_draw_equals_dataset_of_repeated_images(tmp_path, backend, dataset, draw, arguments):
     ground_truth, found = columns(*dataset, tmp_path)
-    found, draw = _distinct(found), draw[: len(ground_truth.image_ids)]
+    found, draw = distinct_scores(found), draw[: len(ground_truth.image_ids)]
     metric = CocoMetric(["bbox", "segm", "proposals"], backend=backend, **arguments)
-    repeated = metric(*_repeated(ground_truth, found, draw))
-    _close(_one(metric, ground_truth, found, draw), repeated)
+    repeated = metric(*repeated_images(ground_truth, found, draw))
+    assert_close(one_draw(metric, ground_truth, found, draw), repeated)
 
 
 @st.composite
@@ -152,14 +110,117 @@ def test_draw_of_all_images_has_the_results_of_other_metrics(tmp_path, dataset, 
     ground_truth, found = columns(*dataset, tmp_path)
     ground_truth = _with_lists(ground_truth, seed)
     draw = [1] * len(ground_truth.image_ids)
-    _close(_one(metric, ground_truth, found, draw), metric(ground_truth, found))
+    assert_close(one_draw(metric, ground_truth, found, draw), metric(ground_truth, found))
 
 
 @SETTINGS
 @given(dataset=flagged(), metric=metrics, draw=draws_of_images, seed=st.integers(0, 99))
 def test_draw_equals_repeated_images_for_other_metrics(tmp_path, dataset, metric, draw, seed):
     ground_truth, found = columns(*dataset, tmp_path)
-    ground_truth, found = _with_lists(ground_truth, seed), _distinct(found)
+    ground_truth, found = _with_lists(ground_truth, seed), distinct_scores(found)
     draw = draw[: len(ground_truth.image_ids)]
-    repeated = metric(*_repeated(ground_truth, found, draw))
-    _close(_one(metric, ground_truth, found, draw), repeated)
+    repeated = metric(*repeated_images(ground_truth, found, draw))
+    assert_close(one_draw(metric, ground_truth, found, draw), repeated)
+
+
+def _cats(images: int, with_cat: int, dog_in: int = 0) -> tuple[GroundTruth, Detections]:
+    """Return images of which some have a cat that is found, and some a dog that is missed."""
+    objects = [(i, 0, BOX) for i in range(with_cat)] + [(i, 1, BOX) for i in range(dog_in)]
+    found = [(i, 0, BOX, 0.9 - i / 100) for i in range(with_cat)]
+    # Errors with scores between those of the hits.
+    found += [(i, 0, (500, 500, 20, 20), 0.895 - i / 100) for i in range(0, images, 2)]
+    return ground_truth(objects, ("cat", "dog"), images), detections(found)
+
+
+def test_class_absent_from_a_draw_is_undefined_and_not_part_of_the_mean():
+    truth, found = _cats(6, 6, dog_in=1)
+    draws = np.array([[1, 1, 1, 1, 1, 1], [0, 2, 1, 1, 1, 1], [6, 0, 0, 0, 0, 0]])
+    for metric in (CocoMetric(["bbox"]), VocMetric()):
+        samples = metric.resampled(truth, found, draws)
+        cat, dog, mean = (samples[f"bbox/{k}"] for k in _names(metric))
+        assert dog.tolist()[::2] == [0, 0] and np.isnan(dog[1])
+        assert mean == pytest.approx([cat[0] / 2, cat[1], cat[2] / 2])
+
+
+def _names(metric: CocoMetric | VocMetric) -> tuple[str, str, str]:
+    name = "AP" if isinstance(metric, CocoMetric) else "AP50"
+    return f"{name}-cat", f"{name}-dog", name
+
+
+def test_images_without_objects_and_no_images():
+    for truth in (ground_truth([], images=3), ground_truth([], images=0)):
+        found = detections([(0, 0, BOX, 0.5)] if truth.image_ids else [])
+        for metric in (CocoMetric(["bbox"]), VocMetric(), OpenImagesMetric(), LvisMetric(["bbox"])):
+            samples = metric.resampled(truth, found, draw_images(len(truth.image_ids), 5))
+            assert samples.keys() == metric(truth, found).keys()
+            assert all(np.isnan(values).all() for values in samples.values())
+
+
+def test_draws_are_the_same_each_time_and_have_as_many_images_as_the_test_set():
+    draws = draw_images(13)
+    assert draws.shape == (1000, 13) and (draws.sum(axis=1) == 13).all()
+    assert (draws == draw_images(13)).all() and len(np.unique(draws, axis=0)) > 900
+
+
+def test_samples_have_the_keys_and_estimates_of_metrics_with_draws():
+    class Count:
+        def __call__(self, ground_truth, detections):
+            return {"bbox/count": 1.0}
+
+    truth, found = _cats(6, 4)
+    metrics = {"coco": CocoMetric(["bbox"]), "count": Count()}
+    results = {f"{n}/{k}": v for n, m in metrics.items() for k, v in m(truth, found).items()}
+    samples = resample(metrics, truth, found, results, 50)
+    assert samples.values.keys() == results.keys() - {"count/bbox/count"}
+    assert {v.shape for v in samples.values.values()} == {(50,)} and samples.images == 6
+    assert samples.estimates["coco/bbox/AP"] == results["coco/bbox/AP"]
+    # Twice the same draws: the difference of a model and itself is exactly 0.
+    again = resample(metrics, truth, found, results, 50)
+    assert (samples.values["coco/bbox/AP"] == again.values["coco/bbox/AP"]).all()
+
+
+def test_interval_encloses_the_estimate_and_narrows_with_more_images():
+    values = np.random.default_rng(0).normal(50, 5, 1000).clip(0, 100)
+    widths = []
+    for images in (3, 13, 50, 200, 100_000):
+        low, high = interval(50.0, values, images)
+        assert 0 <= low < 50 < high <= 100
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+    assert (low, high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.01)
+    assert interval(90.0, values, 200)[1] == 90 and interval(1.0, values, 200)[0] == 1
+    low, high = interval(-2.0, values - 52, 13)
+    assert low < -2 < high
+
+
+def test_interval_of_13_images_has_the_levels_of_hesterberg():
+    """The level is that of the t quantile 2.179 times sqrt(13 / 12) in the normal distribution."""
+    values = np.linspace(0, 100, 100_001)
+    assert interval(50.0, values, 13) == pytest.approx((1.167, 98.833), abs=0.002)
+
+
+def test_interval_of_undefined_results():
+    nothing = np.full(9, np.nan)
+    assert interval(float("nan"), np.ones(9), 13) is None
+    assert interval(50.0, nothing, 13) is None
+
+
+def test_interval_of_objects_in_one_image_is_unknown():
+    """The image is in two thirds of the draws, and its AP is the same in all of them."""
+    draws = draw_images(13)
+    values = np.where(draws[:, 0] > 0, 100.0, np.nan)
+    assert images_with_objects(values, 13) == pytest.approx(1, abs=0.1)
+    assert interval(100.0, values, 13) == (0, 100)
+    assert interval(10.0, values, 13, lowest=-100) == (-100, 100)
+    assert interval(80.0, np.full(1000, 80.0), 1) == (0, 100)
+    values = np.where(draws[:, :3].any(axis=1), draws[:, 0], np.nan)
+    assert images_with_objects(values, 13) == pytest.approx(3, abs=0.4)
+    known = values[~np.isnan(values)]
+    low, high = interval(1.0, values, 13)  # the levels are beyond those of 1,000 draws
+    assert (low, high) == pytest.approx((known.min(), known.max()), abs=0.1)
+    assert images_with_objects(np.ones(9), 13) == 13
+
+
+def test_rare_classes_have_fewer_than_20_objects_to_find():
+    objects = [(0, 0, BOX)] * 20 + [(0, 1, BOX)] * 19 + [(0, 1, BOX, "crowd")] * 9
+    assert rare_classes(ground_truth(objects, ("a", "b", "absent"))) == ["b"]
