@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from d2ext.evaluation.resampling import MAX_IMAGES, Samples, interval
+from d2ext.evaluation.instances import GroundTruth
+from d2ext.evaluation.resampling import FEW_OBJECTS, MAX_IMAGES, Samples, interval, rare_classes
+from d2ext.text import plural, shortened
 
 Interval = tuple[float, float]
 
@@ -21,8 +23,9 @@ _FEW = 50  # photos, below which the intervals are rough
 _PLOT = 41  # characters of a plot on the terminal
 
 ABOUT_INTERVALS = (
-    "[low, high] is a 95 % bootstrap interval: how far the number may be from what it would be on"
-    " all photos like these. On fewer than about 50 photos, it is rough. It does not contain how"
+    "[low, high] is a 95 % bootstrap interval: where the number would probably be on all photos"
+    " like these. It is wider the fewer photos there are, and rough below about 50 photos; for"
+    f" classes with fewer than {FEW_OBJECTS} objects, it is too narrow. It does not contain how"
     " much another training, with another seed, would change the number."
 )
 
@@ -87,6 +90,16 @@ def wants_intervals(images: int, intervals: bool | None, resamples: int) -> bool
     return wanted and images > 0 and resamples > 0
 
 
+def rare_classes_note(ground_truth: GroundTruth) -> str:
+    """Return a sentence about classes whose intervals are too narrow; "" if there are none."""
+    if not (rare := rare_classes(ground_truth)):
+        return ""
+    return (
+        f"{plural(len(rare), 'class')} with fewer than {FEW_OBJECTS} objects"
+        f" ({shortened(rare, 5)}): AP is not reliable there, and its intervals are too narrow"
+    )
+
+
 def intervals(samples: Samples) -> dict[str, Interval | None]:
     """Return the interval of each result that has samples; None if the result is undefined."""
     found = {}
@@ -131,7 +144,7 @@ def differences(samples: Samples, base: Samples) -> dict[str, Difference]:
         value = samples.estimates[key] - base.estimates[key]
         draws = min(len(samples.values[key]), len(base.values[key]))
         values = samples.values[key][:draws] - base.values[key][:draws]
-        if ends := interval(value, values, base.images):
+        if ends := interval(value, values, base.images, lowest=-100.0):
             found[key] = Difference(value, ends, base.images)
     return found
 
@@ -149,11 +162,11 @@ def sentence(name: str, base: str, metric: str, difference: Difference) -> str:
     these = f"these {difference.images} photos" if difference.images > 1 else "this photo"
     if value == 0 == low == high:
         return f"{name} and {base} do not differ: 0.0 {metric} [0.0, 0.0] on {these}"
-    word = "better"
+    who = f"{name} is better than {base}" if value else f"{name} and {base} differ"
     if value < 0:  # how much worse it is
-        word, value, low, high = "worse", -value, -high, -low
+        who, value, low, high = f"{name} is worse than {base}", -value, -high, -low
     ends = f"[{_rounded(low)}, {_rounded(high)}]"
-    text = f"{name} is {word} than {base} by {_rounded(value)} {metric} {ends}"
+    text = f"{who} by {_rounded(value)} {metric} {ends}"
     if difference.is_distinguishable:
         return f"{text} on {these}"
     if difference.images < 2:

@@ -22,6 +22,7 @@ from d2ext.evaluation.comparison import (
     ABOUT_INTERVALS,
     comparison_text,
     differences,
+    rare_classes_note,
     wants_intervals,
 )
 from d2ext.evaluation.comparison import intervals as intervals_of
@@ -176,6 +177,8 @@ def _evaluated(
         samples = resample(metrics, ground_truth, detections, numbers, resamples)
         more["intervals"] = intervals_of(samples)
         logger.info("%s\n", _interval_table(samples, resamples))
+        if note := rare_classes_note(ground_truth):
+            logger.warning("%s\n", note)
     analyses = {}
     if any(parts.values()):
         for task in evaluable(None, ground_truth, detections):

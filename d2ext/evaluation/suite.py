@@ -18,7 +18,7 @@ from torch import nn
 from d2ext.data.records.records import file_names_of, image_ids_of
 from d2ext.data.segmentation import Segmentation
 from d2ext.errors import UserError, errors_located
-from d2ext.evaluation.comparison import wants_intervals
+from d2ext.evaluation.comparison import rare_classes_note, wants_intervals
 from d2ext.evaluation.dataset_file import read_areas
 from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
@@ -227,9 +227,12 @@ class Suite:
             samples = resample(made, ground_truth, detections, results, draws)
         seconds = time.perf_counter() - start
         logger.info("%s: intervals from %d draws of the images, %.1f s", name, draws, seconds)
-        lacking = made.keys() - {key.split("/")[0] for key in samples.values}
-        if lacking and name not in self._reported:
-            self._reported.add(name)
+        if name in self._reported:
+            return samples
+        self._reported.add(name)
+        if note := rare_classes_note(ground_truth):
+            logger.warning("%s: %s", name, note)
+        if lacking := made.keys() - {key.split("/")[0] for key in samples.values}:
             logger.info(
                 "%s: no intervals of %s, which cannot compute draws (no method `resampled`)",
                 name,

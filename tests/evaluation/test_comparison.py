@@ -73,7 +73,7 @@ SENTENCES = {
     " 13 photos; it takes at least about 1,300 photos to settle a difference of this size",
     (0.01, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
     " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
-    (0.0, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
+    (0.0, -3.0, 3.0, 13): "B and A differ by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
     " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
     (0.0, 0.0, 0.0, 13): "B and A do not differ: 0.0 AP [0.0, 0.0] on these 13 photos",
     (5.0, 5.0, 5.0, 1): "B is better than A by 5.0 AP [5.0, 5.0]: a single photo says nothing about"
