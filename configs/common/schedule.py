@@ -25,11 +25,12 @@ def _multistep(*steps):
     return _with_warmup(L(MultiStepParamScheduler)(values=values, milestones=list(steps)))
 
 
-# In epochs: MMDetection's schedule_1x.py, its schedule_20e.py, and the 3x of its configs/common (12
-# epochs on the data repeated three times, with steps after 9 and 11).
+# In epochs: MMDetection's schedule_1x.py, its schedule_20e.py, the 3x of its configs/common (12
+# epochs on the data repeated three times, with steps after 9 and 11), and CornerNet's.
 multistep_1x = _multistep(8, 11, 12)
 multistep_20e = _multistep(16, 19, 20)
 multistep_3x = _multistep(27, 33, 36)
+multistep_210e = _multistep(180, 210)
 # In iterations: Detectron2's 1x, MMDetection's 90k.
 multistep_90k = _multistep(60000, 80000, 90000)
 # Detectron2's 100 epochs with 64 images per step.

@@ -29,6 +29,7 @@ _HELP = {
     "dataloader.test": ("dict or null", "like val, for --eval-only; None: use val"),
     "dataloader.tta.min_sizes": ("", "short sides in pixels; each one is evaluated"),
     "dataloader.tta.max_size": ("", "longest side in pixels"),
+    "dataloader.tta.scales": ("", "CornerNet: factors of the image's size; each one is evaluated"),
     "dataloader.tta.flip": ("", "also evaluate mirrored images"),
     "model.roi_heads.num_classes": (
         "int or null",

@@ -124,6 +124,8 @@ def _side(model: nn.Module) -> int:
     backbone = getattr(model, "backbone", None)
     shapes = backbone.output_shape().values() if hasattr(backbone, "output_shape") else ()
     strides = [shape.stride for shape in shapes if shape.stride]
+    if inner := getattr(backbone, "coarsest_stride", None):  # of a level that it does not return
+        strides.append(inner)
     return _CELLS * max(strides, default=_STRIDE)
 
 

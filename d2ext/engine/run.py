@@ -277,7 +277,7 @@ class Run:
         loader = self.cfg.dataloader.get("test") or self.cfg.dataloader.val
         if self.plan.tta:
             with config_errors(option("--tta")):
-                self.evaluated = with_tta(model, **self.cfg.dataloader.tta)
+                self.evaluated = with_tta(model, self.cfg.dataloader.tta)
             loader = untransformed(loader)
         self.suite = build_suite("dataloader.test", loader, self.cfg)
         broadcast_from_rank0(

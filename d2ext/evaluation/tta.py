@@ -1,6 +1,7 @@
 """Test-time augmentation: merge the detections of an image at several sizes and flipped."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import get_cfg
@@ -10,8 +11,26 @@ from torch import nn
 from d2ext.errors import UserError
 
 
-def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
-    """Wrap a model in Detectron2's test-time augmentation; inputs and outputs stay the same.
+def with_tta(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Return a model with test-time augmentation; inputs and outputs stay the same.
+
+    Args:
+        model: A model with a method `with_tta`, such as CornerNet, or a GeneralizedRCNN with
+            standard heads.
+        options: Section `dataloader.tta`: arguments of that method, or `min_sizes`, `max_size` and
+            `flip`.
+
+    Raises:
+        UserError: There are no sizes.
+        AssertionError, AttributeError, TypeError: The options are for another model, or its type is
+            not supported.
+    """
+    own = getattr(model, "with_tta", None)
+    return own(**options) if own else _wrapped(model, **options)
+
+
+def _wrapped(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) -> nn.Module:
+    """Wrap a model in Detectron2's test-time augmentation.
 
     The boxes of all versions go through one non-maximum suppression; masks are averaged.
 
@@ -20,10 +39,6 @@ def with_tta(model: nn.Module, min_sizes: list[int], max_size: int, flip: bool) 
         min_sizes: Short sides in pixels.
         max_size: Maximum of the long side in pixels.
         flip: Add mirrored images.
-
-    Raises:
-        UserError: There are no sizes.
-        AssertionError, AttributeError: The model is of another type.
     """
     if not min_sizes:
         raise UserError("dataloader.tta.min_sizes=[]: give short sides in pixels, such as [800]")

@@ -4,6 +4,7 @@ Each hourglass predicts, for top-left and for bottom-right corners, a heat map p
 embedding that pairs the corners of an object, and the offset that downsampling loses.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2ext.modeling.backbones.hourglass import conv
+from d2ext.errors import UserError
+from d2ext.modeling.backbones.hourglass import conv, recomputed
 
 _PRIOR = 0.1  # initial score of every corner, as in the focal loss's paper
 _EPS = 1e-12
@@ -136,6 +138,7 @@ class CornerNet(nn.Module):
         test_topk_per_image: int = 100,
         test_scales: Sequence[float] = (1.0,),
         test_flip: bool = False,
+        activation_checkpointing: bool = False,
     ):
         """Build the detector.
 
@@ -154,6 +157,8 @@ class CornerNet(nn.Module):
             test_topk_per_image: Largest number of detections.
             test_scales: Factors by which an image is resized; detections of all sizes are joined.
             test_flip: Whether detections also come from the mirrored image.
+            activation_checkpointing: Whether training stores only the input of each head, and
+                computes the rest a second time in the backward pass.
         """
         super().__init__()
         self.backbone = backbone
@@ -174,6 +179,7 @@ class CornerNet(nn.Module):
         self.test_topk_per_image = test_topk_per_image
         self.test_scales = list(test_scales)
         self.test_flip = test_flip
+        self.activation_checkpointing = activation_checkpointing
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -201,6 +207,22 @@ class CornerNet(nn.Module):
             found.append({"instances": detector_postprocess(detections, *size)})
         return found
 
+    def with_tta(self, scales: Sequence[float], flip: bool) -> "CornerNet":
+        """Return a model with the same weights that detects at other scales, for `--tta`.
+
+        Args:
+            scales: Like `test_scales`.
+            flip: Like `test_flip`.
+
+        Raises:
+            UserError: There are no scales.
+        """
+        if not scales:
+            raise UserError("dataloader.tta.scales=[]: give factors, such as [1.0]")
+        model = copy.copy(self)
+        model.test_scales, model.test_flip = list(scales), flip
+        return model
+
     def predict_corners(self, batch: Tensor) -> list[tuple[Corners, Corners]]:
         """Return the top-left and bottom-right corners of each feature map.
 
@@ -210,7 +232,10 @@ class CornerNet(nn.Module):
         features = self.backbone(batch)
         maps = [features[name] for name in self.features]
         top_left, bottom_right = (self.heads[corner] for corner in _CORNERS)
-        return [(top_left[i](x), bottom_right[i](x)) for i, x in enumerate(maps)]
+        return [
+            (self._predicted(top_left[i], x), self._predicted(bottom_right[i], x))
+            for i, x in enumerate(maps)
+        ]
 
     def losses(
         self,
@@ -266,6 +291,11 @@ class CornerNet(nn.Module):
         found.scores = scores
         found.pred_classes = classes
         return found
+
+    def _predicted(self, head: nn.Module, x: Tensor) -> Corners:
+        if self.activation_checkpointing and self.training:
+            return recomputed(head, head, x)
+        return head(x)
 
     def _normalized(self, image: Tensor) -> Tensor:
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std

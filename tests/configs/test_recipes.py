@@ -40,6 +40,7 @@ VOC = (
     "configs/retinanet/retinanet_r50_fpn_1x_voc0712.py",
 )
 OPEN_IMAGES = "configs/faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py"
+CORNERNET = "configs/cornernet/cornernet_hourglass104_mstest"
 PISA = "configs/pisa/pisa_faster_rcnn"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
@@ -47,6 +48,8 @@ SCHEDULES = {
     f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py": (8, 16, 0.02, 36, [27, 33]),
     f"{CASCADE}_mask_rcnn_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{CASCADE}_rcnn_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{CORNERNET}_32x3_210e_coco.py": (32, 96, 5e-4, 210, [180]),
+    f"{CORNERNET}_8x6_210e_coco.py": (8, 48, 5e-4, 210, [180]),
     f"{FASTER}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{FASTER}_caffe_fpn_90k_coco.py": (8, 16, 0.02, 90000, [60000, 80000]),
     f"{FASTER_R101}_caffe_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
@@ -77,6 +80,7 @@ QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make t
 # Recipes with the layers of others that `make test-slow` trains; `make nightly` trains these.
 VARIANTS = {
     f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py",
+    f"{CORNERNET}_8x6_210e_coco.py",
     f"{FASTER}_caffe_fpn_1x_coco.py",
     f"{MASK}_caffe_fpn_1x_coco.py",
     f"{MASK}_caffe_fpn_ms_poly_32x3_3x_coco.py",
@@ -112,6 +116,12 @@ ONE_STEP_OF_A_SMALL_VIT = [
     "model.backbone.square_pad=64",
     *(f"model.backbone.net.{size}" for size in ("img_size=64", "embed_dim=48", "depth=4")),
     "model.roi_heads.batch_size_per_image=16",
+]
+ONE_STEP_OF_A_SMALL_HOURGLASS = [
+    *_ONE_STEP,
+    "model.backbone.channels=[16,16,24]",
+    "model.backbone.blocks=[1,1,2]",
+    "dataloader.train.mapper.augmentations[2].shape=[96,96]",
 ]
 
 
@@ -151,7 +161,9 @@ def test_the_schedule_of_a_recipe_matches_its_reference(repo, recipe):
         assert multiplier(1.001 * step / length) == pytest.approx(0.1 ** (i + 1))
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in SCHEDULES if recipe != VITDET])
+@pytest.mark.parametrize(
+    "recipe", [r for r in SCHEDULES if r != VITDET and not r.startswith(CORNERNET)]
+)
 def test_the_style_and_scales_of_a_resnet_recipe_match_its_name(repo, recipe):
     """The weights, the model and its input all have PyTorch style or all have Caffe style."""
     cfg = load_config(repo / recipe)
@@ -282,12 +294,17 @@ def test_missing_data_overrides_are_a_one_line_error(repo, train_net, tmp_path):
 def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recipe):
     options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}"]
     one_step = ONE_STEP_OF_A_SMALL_VIT if recipe == VITDET else ONE_STEP
+    if recipe.startswith(CORNERNET):
+        one_step = ONE_STEP_OF_A_SMALL_HOURGLASS
     done = train_net(*options, *one_step, config=repo / recipe)
     assert done.status == 0, done.stderr
     weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
-    outputs = [len(bias) for name, bias in weights.items() if name.endswith("cls_score.bias")]
+    ends = ("cls_score.bias", "heat.1.bias")
+    outputs = [len(bias) for name, bias in weights.items() if name.endswith(ends)]
     if "retinanet" in recipe:
         assert outputs == [9 * 80]  # anchors and classes
+    elif "cornernet" in recipe:
+        assert outputs == [80] * 4  # two corners in two feature maps
     else:
         assert outputs == [81] * (3 if "cascade" in recipe else 1)
     assert ("mask" in recipe) == any("mask_head" in name for name in weights)
@@ -332,6 +349,24 @@ def test_the_open_images_recipe_has_mmdetection_s_settings(repo):
     assert cfg.train.clip_grad_norm == 35
     resize = cfg.dataloader.train.mapper.augmentations[0]
     assert (resize.short_edge_length, resize.max_size) == (800, 1024)
+
+
+@pytest.mark.parametrize("name", ["32x3", "8x6"])
+def test_a_cornernet_recipe_has_mmdetection_s_settings(repo, name):
+    cfg = load_config(repo / f"{CORNERNET}_{name}_210e_coco.py")
+    assert (cfg.train.warmup_iters, cfg.lr_multiplier.warmup_factor) == (500, 1 / 3)
+    assert cfg.train.clip_grad_norm == 35 and cfg.train.init_checkpoint == ""
+    assert cfg.model.input_format == "RGB" and cfg.model.pixel_std[0] == 58.395
+    assert cfg.model.test_flip and cfg.model.test_scales == [1.0]
+    colors, crop, resize, _ = cfg.dataloader.train.mapper.augmentations
+    assert colors.image_format == cfg.dataloader.train.mapper.image_format == "RGB"
+    assert crop.pad_value == cfg.model.pixel_mean
+    assert crop.crop_size == resize.shape == [511, 511]
+    assert cfg.dataloader.val.mapper.augmentations == []
+    cfg.optimizer.params.model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+    optimizer = instantiate(cfg.optimizer)
+    assert type(optimizer) is torch.optim.Adam
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0}
 
 
 @pytest.mark.slow

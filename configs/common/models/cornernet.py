@@ -1,7 +1,7 @@
 """CornerNet with Hourglass-104, which starts from random weights.
 
-On a GPU with little memory, set `model.backbone.activation_checkpointing=True`: training then keeps
-only the input of each hourglass, and computes it twice.
+On a GPU with little memory, set `model.activation_checkpointing=True`: training then keeps only the
+inputs of residual blocks and heads, and computes their layers twice.
 """
 
 from detectron2 import model_zoo
@@ -17,7 +17,7 @@ model = L(CornerNet)(
         channels=[256, 256, 384, 384, 384, 512],
         blocks=[2, 2, 2, 2, 2, 4],
         num_stacks=2,
-        activation_checkpointing=False,
+        activation_checkpointing="${model.activation_checkpointing}",
     ),
     num_classes=None,  # set from the training data
     pixel_mean=_constants.imagenet_rgb256_mean,
@@ -25,4 +25,5 @@ model = L(CornerNet)(
     input_format="RGB",
     test_scales=[1.0],
     test_flip=True,
+    activation_checkpointing=False,
 )

@@ -26,6 +26,7 @@ _DEPTHS = {
     (36, True): 152,
 }
 _COUNT = ".num_batches_tracked"
+_CORNERNET = "cornernet_hourglass104"
 _HOURGLASS_DEPTH = 5
 
 
@@ -164,6 +165,8 @@ def describe(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
         A description such as "Mask R-CNN with ResNeXt-101 32x4d and FPN", and how the file names of
         its recipes begin, such as "mask_rcnn_x101_32x4d"; both "" for models that d2ext lacks.
     """
+    if "bbox_head.tl_pool.0.direction1_conv.conv.weight" in tensors:
+        return "CornerNet with Hourglass-104", _CORNERNET
     cascade = "roi_head.bbox_head.0.fc_cls.weight" in tensors
     kinds = []
     if "bbox_head.retina_cls.weight" in tensors:
@@ -198,13 +201,15 @@ def fitting_recipes(tensors: Mapping[str, Tensor], caffe: bool | None) -> str:
     text, start = describe(tensors)
     if not text:
         return "d2ext has no recipe for its model"
-    styles = {True: ["_caffe"], False: [""], None: ["", "_caffe"]}[caffe]
+    styles = {True: ["_caffe_fpn"], False: ["_fpn"], None: ["_fpn", "_caffe_fpn"]}[caffe]
+    if start == _CORNERNET:
+        styles = [""]
     known = [name for name, _ in recipes() if name.endswith("_coco.py")]
     names = [
         name
         for style in styles
         for name in known
-        if PurePath(name).name.startswith(f"{start}{style}_fpn_")
+        if PurePath(name).name.startswith(f"{start}{style}_")
     ]
     if not names:
         return f"it holds a {text}, for which d2ext has no recipe"

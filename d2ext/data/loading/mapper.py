@@ -83,17 +83,18 @@ class Mapper(DatasetMapper):
         if self.proposal_topk is not None:
             return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        augmented, transforms = self._augmented(sample)
+        objects = _not_crowds(dataset_dict.get("annotations", ()))
+        augmented, transforms = self._augmented(sample, objects)
         image = augmented.image
         sample["image"] = _planes(image)
         if augmented.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
         if self.is_train and "annotations" in dataset_dict:
-            sample["annotations"] = dataset_dict["annotations"]
+            sample["annotations"] = objects
             self._transform_annotations(sample, transforms, image.shape[:2])
         return sample
 
-    def _augmented(self, sample: dict) -> tuple["_Input", TransformList]:
+    def _augmented(self, sample: dict, objects: Sequence[dict]) -> tuple["_Input", TransformList]:
         """Return the augmented image and label map, and the transforms that were applied."""
         labels = sample.pop("sem_seg_file_name", None)
         augmentations, done = list(self.augmentations.augs), []
@@ -110,7 +111,7 @@ class Mapper(DatasetMapper):
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
-        augmented = _Input(image, sem_seg=labels and read_image(labels, "L").squeeze(2))
+        augmented = _Input(image, labels and read_image(labels, "L").squeeze(2), objects)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
@@ -120,7 +121,7 @@ class Mapper(DatasetMapper):
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
         """Replace `annotations` by `instances`; transform all polygons at once."""
-        objects = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
+        objects = dataset_dict.pop("annotations")
         masks = [a.get("segmentation") for a in objects] if self.use_instance_mask else []
         polygons = self.instance_mask_format == "polygon" and all(
             isinstance(m, list) for m in masks
@@ -132,8 +133,7 @@ class Mapper(DatasetMapper):
             dataset_dict["annotations"] = copy.deepcopy(objects)
             super()._transform_annotations(dataset_dict, transforms, image_shape)
             return
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
-        boxes = np.array(boxes, float).reshape(-1, 4)
+        boxes = _boxes(objects)
         height, width = image_shape
         if objects:
             boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
@@ -151,10 +151,23 @@ class Mapper(DatasetMapper):
 class _Input(T.AugInput):
     """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
-    image: np.ndarray
-    sem_seg: np.ndarray | None
+    def __init__(self, image: np.ndarray, sem_seg: np.ndarray | None, objects: Sequence[dict]):
+        self.image = image
+        self.sem_seg = sem_seg
+        self._objects = objects
+        self._done: list[Transform] = []
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """Boxes of the objects in the image as it is now; most augmentations do not ask for them.
+
+        Shape (N, 4), x0 y0 x1 y1 in pixels.
+        """
+        boxes = _boxes(self._objects)
+        return TransformList(self._done).apply_box(boxes) if self._objects else boxes
 
     def transform(self, tfm: Transform) -> None:
+        self._done.append(tfm)
         image = self.image
         is_color = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         if is_color and type(tfm) is T.ResizeTransform and tfm.interp == Image.Resampling.BILINEAR:
@@ -165,6 +178,16 @@ class _Input(T.AugInput):
             self.image = tfm.apply_image(image)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+
+def _not_crowds(annotations: Sequence[dict]) -> list[dict]:
+    return [a for a in annotations if not a.get("iscrowd", 0)]
+
+
+def _boxes(objects: Sequence[dict]) -> np.ndarray:
+    """Return the boxes of annotations as x0 y0 x1 y1, shape (N, 4)."""
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    return np.array(boxes, float).reshape(-1, 4)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Stacked hourglass networks (Newell et al., ECCV 2016), as in CornerNet's section 3.5."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+_T = TypeVar("_T")
 
 
 def conv(
@@ -29,6 +32,8 @@ def conv(
 class Residual(nn.Module):
     """Two 3x3 convolutions and an identity, which is a 1x1 convolution if the shape changes."""
 
+    recomputes = False  # whether training computes it again in the backward pass
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
         self.conv1 = conv(in_channels, out_channels, 3, stride)
@@ -39,6 +44,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of shape (N, out_channels, H / stride, W / stride)."""
+        if self.recomputes and self.training:
+            return recomputed(self, self._layers, x)
+        return self._layers(x)
+
+    def _layers(self, x: Tensor) -> Tensor:
         identity = x if self.shortcut is None else self.shortcut(x)
         return F.relu(self.conv2(self.conv1(x)) + identity)
 
@@ -91,13 +101,13 @@ class HourglassNet(Backbone):
             channels: Channels of each resolution of an hourglass; the first is also the output's.
             blocks: Number of residual blocks of each resolution.
             num_stacks: Number of hourglasses.
-            activation_checkpointing: Whether training stores only the input of each hourglass, and
-                computes the rest a second time in the backward pass.
+            activation_checkpointing: Whether training stores only the inputs of residual blocks,
+                and computes their layers a second time in the backward pass.
         """
         super().__init__()
         width = channels[0]
         self.channels = width
-        self.activation_checkpointing = activation_checkpointing
+        self.coarsest_stride = 4 * 2 ** (len(channels) - 1)
         self.stem = nn.Sequential(conv(3, width // 2, 7, 2), Residual(width // 2, width, 2))
         stacks, between = range(num_stacks), range(num_stacks - 1)
         self.hourglasses = nn.ModuleList(Hourglass(channels, blocks) for _ in stacks)
@@ -106,6 +116,9 @@ class HourglassNet(Backbone):
         self.from_input = nn.ModuleList(conv(width, width, 1, activation=None) for _ in between)
         self.from_output = nn.ModuleList(conv(width, width, 1, activation=None) for _ in between)
         self.merged = nn.ModuleList(Residual(width, width) for _ in between)
+        for module in self.modules():
+            if isinstance(module, Residual):
+                module.recomputes = activation_checkpointing
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the feature map of each hourglass, of shape (N, channels[0], H / 4, W / 4).
@@ -116,7 +129,7 @@ class HourglassNet(Backbone):
         found = {}
         features = self.stem(x)
         for i, hourglass in enumerate(self.hourglasses):
-            output = self.outputs[i](self._run(hourglass, features))
+            output = self.outputs[i](hourglass(features))
             found[f"hourglass{i}"] = output
             if i < len(self.merged):
                 merged = self.from_input[i](features) + self.from_output[i](output)
@@ -128,11 +141,18 @@ class HourglassNet(Backbone):
         shape = ShapeSpec(channels=self.channels, stride=4)
         return {f"hourglass{i}": shape for i in range(len(self.hourglasses))}
 
-    def _run(self, hourglass: nn.Module, x: Tensor) -> Tensor:
-        if not (self.activation_checkpointing and self.training):
-            return hourglass(x)
-        contexts = lambda: (nullcontext(), _statistics_kept(hourglass))  # noqa: E731
-        return checkpoint(hourglass, x, use_reentrant=False, context_fn=contexts)
+
+def recomputed(module: nn.Module, function: Callable[[Tensor], _T], x: Tensor) -> _T:
+    """Call a function without storing activations; the backward pass calls it again.
+
+    Args:
+        module: Contains the layers that the function uses. Its BatchNorms update their statistics
+            only once.
+        function: The function.
+        x: Its argument.
+    """
+    contexts = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
+    return checkpoint(function, x, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

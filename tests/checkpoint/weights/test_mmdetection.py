@@ -168,6 +168,12 @@ def test_the_recipes_of_a_checkpoint_are_named(name):
     assert "caffe" not in style
 
 
+def test_the_recipes_of_a_cornernet_checkpoint_are_named():
+    text = fitting_recipes(_empty("cornernet_hourglass104"), caffe=None)
+    assert text.startswith("it holds a CornerNet with Hourglass-104, as in ")
+    assert "cornernet_hourglass104_mstest_32x3_210e_coco.py" in text
+
+
 def test_resnet_34_has_two_convolutions_in_each_of_its_blocks():
     tensors = {
         name: tensor
