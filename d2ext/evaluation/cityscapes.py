@@ -218,7 +218,11 @@ def _outcomes(compared: list[dict], name: str, args: Any) -> tuple[Matches, np.n
     """
     least = args.minRegionSizes[0]
     thresholds = np.array(args.overlaps)
-    objects, images, scores, hits, counted = [], [], [], [], []
+    objects: list[int] = []
+    images: list[int] = []
+    scores: list[float] = []
+    hits: list[np.ndarray] = []
+    counted: list[np.ndarray] = []
     for i, image in enumerate(compared):
         wanted = {
             o["instID"]: np.full(len(thresholds), -1)  # the detection that found the object

@@ -97,7 +97,7 @@ class OpenImagesMetric:
 
     def _matching(
         self, ground_truth: GroundTruth, detections: Detections, above: list[list[int]]
-    ) -> tuple:
+    ) -> tuple[GroundTruth, Detections, list[float], np.ndarray, np.ndarray]:
         """Return the arguments of `voc_matches`."""
         ground_truth = _expanded(ground_truth, above)
         if self._expand_detections:

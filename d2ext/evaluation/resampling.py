@@ -173,7 +173,7 @@ def write_samples(path: Path, samples: Mapping[str, Samples]) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for dataset, of in samples.items():
         keys = list(of.values)
         arrays[f"{dataset}/keys"] = np.array(keys)

@@ -75,7 +75,9 @@ class VocMetric:
             `-<class>` for the classes, in percent; NaN without objects.
         """
         eleven_points = self._mode == "11points"
-        ap = average_precision(*self._matching(ground_truth, detections), eleven_points)
+        ap = average_precision(
+            *self._matching(ground_truth, detections), eleven_points=eleven_points
+        )
         numbers, table = self._named(ap, ground_truth.classes)
         logger.info("Pascal VOC bbox, %s:\n%s", self._mode, table)
         return numbers
@@ -89,7 +91,9 @@ class VocMetric:
         values = np.concatenate([ap.mean(axis=0, keepdims=True), ap])
         return named_samples("bbox", self._names, values, ground_truth.classes, self._per_class)
 
-    def _matching(self, ground_truth: GroundTruth, detections: Detections) -> tuple:
+    def _matching(
+        self, ground_truth: GroundTruth, detections: Detections
+    ) -> tuple[GroundTruth, Detections, list[float], np.ndarray, np.ndarray]:
         """Return the arguments of `voc_matches`."""
         if self._plus_one:
             ground_truth, detections = _grown(ground_truth), _grown(detections)
