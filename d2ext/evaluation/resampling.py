@@ -23,6 +23,7 @@ RESAMPLES = 1_000
 MAX_IMAGES = 1_000  # test sets up to this size get intervals without being asked
 FEW_OBJECTS = 20  # a class with fewer objects has too narrow intervals
 _SEED = 0
+_DEVIATION = NormalDist().cdf(-1)
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ def interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of a result, or of a difference of results.
 
-    The ends are quantiles of the draws. Those at 2.5 % and 97.5 % would be too close to each other
-    for a small test set; the levels of Hesterberg's expanded percentile interval make up for it
-    (What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015). If only
-    some images have objects of a kind, their number counts; see `images_with_objects`.
+    The ends are quantiles of the draws, at the levels of the bias-corrected percentile interval
+    (DiCiccio & Efron, Bootstrap Confidence Intervals, Statistical Science 11, 1996): if most draws
+    are above the estimate, the estimate is likely to be above the truth, and lower quantiles are
+    taken. As the quantiles would be too close to each other for a small test set, they spread as in
+    Hesterberg's expanded percentile interval (What Teachers Should Know About the Bootstrap, The
+    American Statistician 69, 2015). If only some images have objects of a kind, their number
+    counts; see `images_with_objects`.
 
     Args:
         estimate: Result on the test set itself.
@@ -103,16 +107,20 @@ def interval(
 
     Returns:
         The lower and upper end, which enclose the estimate; None if the result is undefined. With
-        objects in a single image, draws tell nothing, and the ends are those of all results.
+        objects in a single image, draws tell nothing, and the ends are `lowest` and 100.
     """
     known = values[~np.isnan(values)]
     if np.isnan(estimate) or not known.size:
         return None
     size = images_with_objects(values, images)
     if size < 1.5:
-        return lowest, 100.0
-    level = NormalDist().cdf(-math.sqrt(size / (size - 1)) * _student_quantile(size - 1))
-    low, high = np.quantile(known, [level, 1 - level])
+        return min(lowest, estimate), max(100.0, estimate)
+    below = ((known < estimate).mean() + (known <= estimate).mean()) / 2
+    # Limited to one standard deviation, because both ends would meet beyond two.
+    middle = NormalDist().inv_cdf(min(max(below, _DEVIATION), 1 - _DEVIATION))
+    reach = math.sqrt(size / (size - 1)) * _student_quantile(size - 1)
+    levels = [NormalDist().cdf(2 * middle + step) for step in (-reach, reach)]
+    low, high = np.quantile(known, levels)
     return float(min(low, estimate)), float(max(high, estimate))
 
 

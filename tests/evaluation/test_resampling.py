@@ -1,6 +1,7 @@
 """Results of draws of images equal those of datasets that contain these images."""
 
 import dataclasses
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_interval_encloses_the_estimate_and_narrows_with_more_images():
     values = np.random.default_rng(0).normal(50, 5, 1000).clip(0, 100)
     widths = []
     for images in (3, 13, 50, 200, 100_000):
-        low, high = interval(50.0, values, images)
+        low, high = interval(np.median(values), values, images)
         assert 0 <= low < 50 < high <= 100
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
@@ -197,6 +198,17 @@ def test_interval_of_13_images_has_the_levels_of_hesterberg():
     """The level is that of the t quantile 2.179 times sqrt(13 / 12) in the normal distribution."""
     values = np.linspace(0, 100, 100_001)
     assert interval(50.0, values, 13) == pytest.approx((1.167, 98.833), abs=0.002)
+
+
+def test_interval_is_lower_if_draws_are_higher_than_the_estimate():
+    """With 40 % of the draws below the estimate, all levels fall by twice the 40 % quantile."""
+    values = np.linspace(0, 100, 100_001)
+    z, reach = -0.2533, 1.9942  # t of 99 degrees of freedom, times sqrt(100 / 99)
+    levels = [100 * NormalDist().cdf(2 * z - reach), 100 * NormalDist().cdf(2 * z + reach)]
+    assert interval(40.0, values, 100) == pytest.approx(levels, abs=0.01)
+    # Far from all draws, the interval still reaches from the estimate to about their median.
+    low, high = interval(-10.0, values, 100, lowest=-100)
+    assert low == -10 and 45 < high < 55
 
 
 def test_interval_of_undefined_results():
