@@ -4,7 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from d2ext.data.prepare.balloon import PHOTOS
 
@@ -39,3 +39,23 @@ def write_balloons(root: Path, num_train: int, num_val: int, long_side: int = 16
                 for axis in ("all_points_x", "all_points_y"):
                     shape[axis] = [(value + 0.5) * scale - 0.5 for value in shape[axis]]
         (folder / ANNOTATIONS).write_text(json.dumps(entries))
+
+
+def write_label_maps(json_file: Path, folder: Path) -> None:
+    """Write a label map for each photo of a COCO file: the class of its objects, and 100 elsewhere.
+
+    Args:
+        json_file: Annotations, with polygons.
+        folder: Folder of the maps, which have the names of the photos.
+    """
+    content = json.loads(json_file.read_text())
+    classes = [category["id"] for category in content["categories"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in content["images"]:
+        labels = Image.new("L", (image["width"], image["height"]), 100)
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                label = classes.index(annotation["category_id"])
+                for outline in annotation["segmentation"]:
+                    ImageDraw.Draw(labels).polygon(outline, fill=label)
+        labels.save(folder / Path(image["file_name"]).with_suffix(".png"))

@@ -154,11 +154,15 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data root with COCO's layout and 80 classes: the tiny balloons as sports balls."""
+    """Return a data root with COCO's layout and 80 classes: the tiny balloons as sports balls.
+
+    The training photos have label maps. Tests must not change the folder.
+    """
     from detectron2.data import MetadataCatalog
 
     from d2ext.data.formats.coco import to_coco
     from d2ext.data.formats.via import read_via
+    from tests.balloons import write_label_maps
 
     root = tmp_path_factory.mktemp("datasets")
     classes = MetadataCatalog.get("coco_2017_val").thing_classes
@@ -171,6 +175,8 @@ def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             annotation["category_id"] = classes.index("sports ball")
         content = json.dumps(to_coco(records, classes, images))
         (root / "coco" / "annotations" / f"instances_{split}2017.json").write_text(content)
+    annotations = root / "coco" / "annotations" / "instances_train2017.json"
+    write_label_maps(annotations, root / "coco" / "stuffthingmaps" / "train2017")
     return root
 
 

@@ -440,6 +440,10 @@ ELSEWHERE = {
     ". .venv/bin/activate": _PACKAGES,
     "d2ext doctor": _PACKAGES,
     "d2ext prepare balloon --full": ("needs the network", _DOWNLOADED),
+    "d2ext prepare coco --stuff": (
+        "needs the network",
+        "tests/data/prepare/test_coco2017.py::test_label_maps_are_fetched_with_one_download",
+    ),
     "d2ext prepare voc": (
         "needs the network",
         "tests/data/prepare/test_voc.py::test_all_image_sets_are_fetched_and_then_kept",

@@ -53,6 +53,7 @@ NOT_LIGHT = {
     "d2ext.evaluation.roi_masks",
     "d2ext.evaluation.suite",
     "d2ext.evaluation.tta",
+    "d2ext.evaluation.validation_loss",
 }
 
 

@@ -3,6 +3,7 @@
 d2ext prepare balloon --root /data
 d2ext prepare balloon --full
 d2ext prepare coco --parts annotations val2017
+d2ext prepare coco --stuff
 d2ext prepare voc
 d2ext prepare open_images
 d2ext prepare cityscapes
@@ -18,7 +19,7 @@ from d2ext.cli.arguments import make_parser
 from d2ext.config.recipes import find_config
 from d2ext.data.prepare.balloon import prepare_balloon
 from d2ext.data.prepare.cityscapes import check_cityscapes
-from d2ext.data.prepare.coco2017 import PARTS, prepare_coco
+from d2ext.data.prepare.coco2017 import PARTS, STUFF, prepare_coco
 from d2ext.data.prepare.open_images import check_open_images
 from d2ext.data.prepare.voc import IMAGE_SETS, prepare_voc
 
@@ -70,6 +71,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=names,
         help="parts of the dataset (default: all)",
     )
+    coco.add_argument(
+        "--stuff",
+        action="store_true",
+        help="also COCO-Stuff's label maps, for SCNet, in ROOT/coco/stuffthingmaps (0.7 GB)",
+    )
     names = [one.part for one in IMAGE_SETS]
     voc = add(
         "voc",
@@ -101,7 +107,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset == "balloon":
         print(prepare_balloon(args.root, args.full))
     elif args.dataset == "coco":
-        for line in prepare_coco(args.root, [part for part in PARTS if part.name in args.parts]):
+        parts = [part for part in PARTS if part.name in args.parts]
+        for line in prepare_coco(args.root, [*parts, *(STUFF if args.stuff else ())]):
             print(line, flush=True)
     elif args.dataset == "voc":
         for line in prepare_voc(args.root, [one for one in IMAGE_SETS if one.part in args.parts]):

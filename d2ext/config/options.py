@@ -262,6 +262,9 @@ class TrainOptions:
         "1 epoch",
         'iterations, or "N epochs", between evaluations; 0 disables periodic evaluation',
     )
+    validation_loss: bool = _option(
+        True, "compute the training losses on the validation sets, too, in each evaluation"
+    )
     checkpointer: Checkpointer = Checkpointer()
     bad_loss: BadLoss = BadLoss()
     bad_images: Literal["stop", "skip"] = _option(

@@ -6,7 +6,8 @@ micro-batches of a step start from the mean of the last step's, so that the resu
 on the number of processes nor on interruptions.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,24 @@ class LossNormalizer(HookBase):
         self._made: list[float] = []
         detector.register_forward_pre_hook(self._before_forward)
         detector.register_forward_hook(self._after_forward)
+
+    @contextlib.contextmanager
+    def for_images(self, detector: DenseDetector, batch_size: int) -> Iterator[None]:
+        """Divide the losses of single images by their share of the mean; the mean stays as it is.
+
+        Args:
+            detector: The model or its average.
+            batch_size: Images in a micro-batch, whose matched anchors the mean counts.
+        """
+        value, made = self.value, self._made
+        self._made = []
+        if value is not None:
+            self.value = value / batch_size
+            setattr(detector, _NAME, self.value)  # an average lacks the hooks
+        try:
+            yield
+        finally:
+            self.value, self._made = value, made
 
     def _before_forward(self, detector: nn.Module, _: Any) -> None:
         if self.value is not None:

@@ -7,13 +7,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    get_event_storage,
+)
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
 from d2ext.errors import format_exception
+from d2ext.evaluation.metric_names import is_validation_loss
 from d2ext.run_dir.metrics import read_metrics
 from d2ext.text import without_credentials
 
@@ -35,7 +42,7 @@ class MetricWriter(HookBase):
     def __init__(self, folder: Path, schedule: Schedule, writers: Sequence[EventWriter] = ()):
         self._file = folder / "metrics.json"
         self._schedule = schedule
-        self._others = [CommonMetricPrinter(schedule.max_iter), *map(_Tolerant, writers)]
+        self._others: list[Any] = [_Printer(schedule.max_iter), *map(_Tolerant, writers)]
         self._written = _last_iteration(self._file)
         _end_last_line(self._file)
 
@@ -75,6 +82,16 @@ class MetricWriter(HookBase):
                 os.fsync(f.fileno())
         except OSError as e:
             raise OSError(e.errno, e.strerror, str(self._file)) from e
+
+
+class _Printer(CommonMetricPrinter):
+    """Detectron2's printer without validation losses, which are logged by each evaluation."""
+
+    def write(self) -> None:
+        histories = get_event_storage().histories()
+        hidden = {name: histories.pop(name) for name in filter(is_validation_loss, [*histories])}
+        super().write()
+        histories.update(hidden)
 
 
 class _Tolerant:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from d2ext.config.schedule import Schedule
 from d2ext.engine.trainer import WINDOW
+from d2ext.evaluation.metric_names import is_validation_loss
 from d2ext.invocation import command
 from d2ext.run_dir.names import BEST
 from d2ext.run_dir.results import Results
@@ -97,7 +98,11 @@ def panel_lines(
     if seconds := numbers.get("time"):
         left = datetime.timedelta(seconds=int(seconds * (schedule.max_iter - iteration)))
         where += [f"ETA {left}", f"{schedule.batch_size / seconds:.3g} images/s"]
-    losses = {name: value for name, value in numbers.items() if "loss" in name}
+    losses = {
+        name: value
+        for name, value in numbers.items()
+        if "loss" in name and not is_validation_loss(name)
+    }
     total = losses.pop("total_loss", None)
     lines = [_SEPARATOR.join([*where, *filter(None, [state])])]
     if total is not None:

@@ -1,5 +1,6 @@
 """Execute a run, from a checked plan to a run directory with results."""
 
+import contextlib
 import functools
 import logging
 import sys
@@ -8,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer
 from detectron2.utils import comm
+from torch import Tensor
 
 from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
@@ -40,6 +43,7 @@ from d2ext.engine.hooks import (
     hook_states,
     load_hook_states,
 )
+from d2ext.engine.losses import losses_of
 from d2ext.engine.metric_writer import MetricWriter
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.overview import write_overview
@@ -52,6 +56,7 @@ from d2ext.errors import best_effort, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import Suite, test_sets
 from d2ext.evaluation.tta import untransformed, with_tta
+from d2ext.evaluation.validation_loss import ValidationLoss, loss_loader
 from d2ext.invocation import option
 from d2ext.launch.collectives import (
     broadcast_buffers,
@@ -95,6 +100,7 @@ class Run:
         multiplier: Learning rate schedule; `setup` sets it for training.
         loader: Loader of the training set; `setup` sets it for training.
         suite: Test sets and metrics, or None for training without evaluations; set by `setup`.
+        validation_loss: Losses on the validation sets; `setup` sets it for training.
         evaluated: Model to evaluate, with the averaged weights if there are any; set by `setup`.
         evaluations: Results of the evaluations so far, complete on rank 0; set by `setup`.
         checkpointer: Hook that writes checkpoints, on rank 0; set by `train`.
@@ -218,7 +224,8 @@ class Run:
             iteration: Number of completed iterations; None if this run does not train.
 
         Returns:
-            Flat results of all test sets on rank 0, an empty dict on other ranks.
+            Flat results of all test sets and, during training, validation losses on rank 0; an
+            empty dict on other ranks.
         """
         broadcast_buffers(self.evaluated)
         with resource_errors_explained(
@@ -229,13 +236,14 @@ class Run:
             before_batch = functools.partial(self._save_if_stopped, iteration)
             assert self.suite  # None in a training without evaluations only
             evaluations = self.suite.evaluate(self.evaluated, before_batch)
+            losses = {} if iteration is None else self._validation_loss(iteration)
         written = Written({})
         if comm.is_main_process():
             written = write_evaluations(evaluations, self.output_dir)
-        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, written))
+        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, written, losses))
         if exhausted and iteration is not None and iteration < self._training.max_iter:
             self.trainer.ended_early = exhausted
-        return written.results
+        return written.results | losses if comm.is_main_process() else {}
 
     def finish(self) -> int:
         """Write the report, print where everything is, and return the exit status.
@@ -301,6 +309,8 @@ class Run:
         self.loader = build_train_loader(cfg, self.state.start_iter, self._take_train_dataset())
         if self.plan.validate:
             self.suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
+        names = self.plan.validation_loss
+        self.validation_loss = ValidationLoss({n: loss_loader(cfg.dataloader, n) for n in names})
         self.user_hooks = [*build_hooks(self.options.hooks), *self.user_hooks]
 
     def _take_train_dataset(self) -> Any:
@@ -437,11 +447,32 @@ class Run:
         if self.signals.received and iteration > self.state.start_iter:
             self.checkpointer.save_now(iteration)
 
-    def _record_results(self, iteration: int | None, written: Written) -> str | None:
+    def _validation_loss(self, iteration: int) -> dict[str, float]:
+        """Compute the training losses on the validation sets; return them on every rank."""
+        normalizer, context = self.state.normalizer, autocast(self.options.amp, self.plan.device)
+        batch_size = self._training.batch_size // (comm.get_world_size() * self.options.accumulate)
+
+        def losses(batch: list[dict]) -> dict[str, Tensor]:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(context())
+                if normalizer:
+                    stack.enter_context(normalizer.for_images(self.evaluated, batch_size))
+                if self.options.compile.enabled:  # compiling the images' shapes may take minutes
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                return losses_of(self.evaluated(batch))
+
+        before_image = functools.partial(self._save_if_stopped, iteration)
+        return self.validation_loss.compute(self.evaluated, losses, iteration - 1, before_image)
+
+    def _record_results(
+        self, iteration: int | None, written: Written, losses: dict[str, float]
+    ) -> str | None:
         """Record an evaluation on rank 0; return why early stopping ends training, or None."""
         if iteration is not None and self.evaluations.is_better(written.results):
             self.checkpointer.save_best(iteration)
-        self.evaluations.record(iteration, *written)
+        self.evaluations.record(
+            iteration, written.results, losses, written.intervals, written.samples
+        )
         return self.evaluations.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:

@@ -8,7 +8,7 @@ import io
 import itertools
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -97,7 +97,7 @@ def predict(
     mode = torch.no_grad() if evaluators else torch.inference_mode()
     try:
         with mode:
-            for inputs in filter(None, _interruptibly(loader)):  # empty without readable images
+            for inputs in filter(None, interruptibly(loader)):  # empty without readable images
                 before_batch()
                 outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
                 for sample, output in zip(inputs, outputs, strict=True):
@@ -128,7 +128,8 @@ def predict(
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
 
 
-def _interruptibly(batches: Iterable[list[dict]]) -> Iterator[list[dict]]:
+def interruptibly(batches: Iterable[list[dict]]) -> Generator[list[dict], None, None]:
+    """Yield batches, and end the workers; a request to stop may interrupt the wait for a batch."""
     iterator = iter(batches)
     try:
         while True:

@@ -145,7 +145,8 @@ def check_annotations(
     if detectron2s and needs.stuff and "sem_seg_file_name" not in records[0]:
         raise UserError(
             f"{needs.stuff} needs a label map for each image, but dataset {name!r} has no"
-            " sem_seg_file_name; add it to the records, or use a model without that head"
+            " sem_seg_file_name; add it to the records (label_root of a coco_dataset), or use a"
+            " model without that head"
         )
 
 

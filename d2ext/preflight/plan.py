@@ -39,6 +39,7 @@ from d2ext.preflight.options import (
     check_options,
     check_schedule,
 )
+from d2ext.preflight.validation_loss import sets_with_loss
 from d2ext.run_dir.lock import (
     check_writable,
     refuse_mixing,
@@ -89,6 +90,7 @@ class Plan:
         damaged: Damaged checkpoints, which the run renames.
         eval_only: The run evaluates `weights` and does not train.
         validate: The run evaluates on `dataloader.val` during training.
+        validation_loss: Validation sets on which the training losses are computed.
         tta: The evaluation uses test-time augmentation.
         overwrite: The run moves an earlier run in its directory aside.
         shares_directory: The run may continue in the directory of an earlier one.
@@ -109,6 +111,7 @@ class Plan:
     damaged: tuple[Path, ...] = ()
     eval_only: bool = False
     validate: bool = True
+    validation_loss: tuple[str, ...] = ()
     tta: bool = False
     overwrite: bool = False
     shares_directory: bool = False
@@ -192,6 +195,7 @@ def plan_run(
     _check_results(cfg, classes, {name: datasets[name] for name in tested}, expect, best)
 
     schedule = train_dataset = None
+    validation_loss: tuple[str, ...] = ()
     if eval_only:
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         initial = "" if weights or checkpoint else " (train.init_checkpoint)"
@@ -209,6 +213,9 @@ def plan_run(
         check_schedule(options, schedule)
         _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
         _say(lines, _start_line(checkpoint, resume, source))
+        if validate and options.validation_loss:
+            validation_loss, notes = sets_with_loss(cfg, classes)
+            _say(lines, *notes)
     _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
     resumes = checkpoint is not None and not eval_only
     weights_field = option("--weights") if weights else "train.init_checkpoint"
@@ -226,6 +233,7 @@ def plan_run(
         damaged=() if eval_only else tuple(damaged),
         eval_only=eval_only,
         validate=validate,
+        validation_loss=validation_loss,
         tta=tta,
         overwrite=overwrite and not eval_only,
         shares_directory=eval_only or resume or checkpoint is not None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext.evaluation.comparison import ABOUT_DIFFERENCES, is_shown
+from d2ext.evaluation.metric_names import VALIDATION_LOSS
 from d2ext.files import atomic_write
 from d2ext.html import page_template
 from d2ext.report.charts import Line, chart, page_parts, smooth, whiskers
@@ -124,7 +125,9 @@ def _row(name: str, run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
 def _charts(
     names: Sequence[str], runs: Sequence[RunRecord], keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    for key in ("total_loss", *keys, "lr", "time"):
+    curves = sorted({key for run in runs for key in run.curves})
+    validation = [key for key in curves if key.endswith(f"/{VALIDATION_LOSS}/total_loss")]
+    for key in ("total_loss", *validation, *keys, "lr", "time"):
         lines = [
             Line(
                 name,

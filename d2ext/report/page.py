@@ -11,6 +11,7 @@ from msgspec import UnsetType
 
 from d2ext.errors import UserError
 from d2ext.evaluation.comparison import ABOUT_INTERVALS, NO_INTERVALS
+from d2ext.evaluation.metric_names import VALIDATION_LOSS, is_validation_loss
 from d2ext.files import atomic_write
 from d2ext.html import page_template
 from d2ext.report.analysis import sections
@@ -226,15 +227,31 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         curve = run.curves[name]
         return Line(label, smooth(curve), raw=curve, color=color)
 
+    def validation_lines(loss: str, color: int) -> list[Line]:
+        """Return a line for each validation set that has this loss."""
+        suffix = f"/{VALIDATION_LOSS}/{loss}"
+        names = [name for name in run.curves if name.endswith(suffix)]
+        return [
+            Line(f"{loss} on {name.removesuffix(suffix)}", run.curves[name], [], color + i, True)
+            for i, name in enumerate(sorted(names))
+        ]
+
     pale = "Pale: logged values; dark: moving average."
+    if any(map(is_validation_loss, run.curves)):
+        pale += (
+            " Dashed: the same loss on the validation photos, without augmentation. If it rises"
+            " while the training loss falls, the model overfits."
+        )
     if "total_loss" in run.curves:
-        data = chart([loss_line("total_loss", "total loss")], "total loss")
-        yield _chart("Total loss", data, pale)
+        lines = [loss_line("total_loss", "total loss"), *validation_lines("total_loss", 1)]
+        yield _chart("Total loss", chart(lines, "total loss"), pale)
     parts = [n for n in run.curves if n.startswith("loss")]
     # By size, so that the legend has the same order as the lines, from top to bottom.
     parts.sort(key=lambda n: -sum(v for _, v in run.curves[n]) / len(run.curves[n]))
     if parts:
-        lines = [loss_line(name, name, i) for i, name in enumerate(parts[:_MAX_LOSSES])]
+        lines = []
+        for i, name in enumerate(parts[:_MAX_LOSSES]):
+            lines += [loss_line(name, name, i), *validation_lines(name, i)]
         more = len(parts) > _MAX_LOSSES
         note = f" Only the {_MAX_LOSSES} largest of {len(parts)} are shown." if more else ""
         yield _chart("Parts of the loss", chart(lines, "loss"), pale + note)

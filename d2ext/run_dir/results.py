@@ -67,8 +67,10 @@ class Results:
         self._scores = scores
 
     def known(self, iteration: int) -> dict[str, float | None] | None:
-        """Return the last evaluation's results if it took place after `iteration` iterations."""
-        return self.last.results if self.last and self.last.iteration == iteration else None
+        """Return the results and losses of the last evaluation if `iteration` is its iteration."""
+        if not self.last or self.last.iteration != iteration:
+            return None
+        return {**self.last.results, **(self.last.losses or {})}
 
     def is_better(self, results: Mapping[str, float]) -> bool:
         """Return whether results are better than the best so far; NaN is never better.
@@ -90,6 +92,7 @@ class Results:
         self,
         iteration: int | None,
         results: Mapping[str, float],
+        losses: Mapping[str, float] | None = None,
         intervals: Mapping[str, tuple[float, float] | None] | UnsetType = UNSET,
         samples: str | UnsetType = UNSET,
     ) -> None:
@@ -98,12 +101,14 @@ class Results:
         Args:
             iteration: Number of completed iterations; None if the run does not train.
             results: Numbers by key.
+            losses: Validation losses, if there are any.
             intervals: Intervals by key, if draws were made.
             samples: Name of the file in resamples/ with the draws.
         """
         last = EvaluationRecord(
             iteration=iteration,
             results=finite_or_none(results),
+            losses=finite_or_none(losses) if losses else UNSET,
             intervals=UNSET if intervals is UNSET else dict(intervals),
             samples=samples,
         )

@@ -111,6 +111,7 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
         intervals: Lower and upper end of the 95 % intervals by the same keys; None if undefined.
             Results without draws have none; not set if no draws were made.
         samples: Name of the file in resamples/ that holds the draws; not set without draws.
+        losses: Validation losses by `<dataset>/validation_loss/<loss>`; None if not finite.
     """
 
     iteration: Count | None = None
@@ -119,6 +120,7 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
     results: dict[str, float | None]
     intervals: dict[str, tuple[float, float] | None] | UnsetType = UNSET
     samples: str | UnsetType = UNSET
+    losses: dict[str, float | None] | UnsetType = UNSET
 
 
 class ResultsRecord(msgspec.Struct, kw_only=True):

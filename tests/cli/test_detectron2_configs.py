@@ -34,6 +34,11 @@ STOCK_MODELS = [name for name in RESULTS if not name.endswith("_mmdet")]
 QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slow tests
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
 
+CHANGES_NOTHING = [  # FasterRCNN has BatchNorm in training mode
+    pytest.param(name, marks=[] if name in ("detr", "retinanet") else [pytest.mark.slow])
+    for name in ("detr", "faster_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "vitdet")
+]
+
 
 def _nightly_except(first, names):
     return [pytest.param(n, marks=[pytest.mark.nightly] if n != first else []) for n in names]
@@ -111,6 +116,17 @@ def _weights(folder, file="model_final.pth"):
     return torch.load(folder / file, weights_only=True)["model"]
 
 
+def _checkpoint(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def _metrics(folder):
+    """Return the lines of metrics.json without measurements of the machine."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    machine = ("time", "data_time", "eta_seconds", "memory_mb")
+    return [{k: v for k, v in line.items() if k not in machine} for line in lines]
+
+
 def _results(folder):
     return json.loads((folder / "results.json").read_text())["last"]["results"]
 
@@ -132,6 +148,24 @@ def test_a_config_trains_resumes_exactly_and_evaluates(train, tmp_path, name):
     assert results == _results(tmp_path / "resumed")
     train(name, tmp_path / "whole", "--eval-only", "--weights", "last")
     assert results == _results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", CHANGES_NOTHING)
+def test_validation_losses_change_nothing_else(train, tmp_path, name):
+    """Evaluate after every step, so that each later step could differ."""
+    for folder in ("with", "without"):
+        enabled = f"train.validation_loss={folder == 'with'}"
+        train(name, tmp_path / folder, "train.eval_period=1", enabled)
+    checkpoints = [_checkpoint(tmp_path / folder) for folder in ("with", "without")]
+    assert _equal(*(content["model"] for content in checkpoints))
+    normalizers = [content.get("loss_normalizer") for content in checkpoints]
+    assert normalizers[0] == normalizers[1]
+    whole, plain = (_metrics(tmp_path / folder) for folder in ("with", "without"))
+    for line, expected in zip(whole, plain, strict=True):
+        losses = [key for key in line if "/validation_loss/" in key]
+        names = {key.rpartition("/")[2] for key in losses}
+        assert names == {key for key in expected if "loss" in key}
+        assert {key: value for key, value in line.items() if key not in losses} == expected
 
 
 @pytest.mark.slow

@@ -75,6 +75,23 @@ def test_coco_and_cityscapes_are_checked_without_torch(repo: Path, tmp_path: Pat
         assert "argparse" in modules and not modules & {"torch", "detectron2"}
 
 
+def test_label_maps_are_checked_only_if_asked_for(repo: Path, tmp_path: Path) -> None:
+    for name in ("annotations/instances_train2017.json", "annotations/instances_val2017.json"):
+        file = tmp_path / "coco" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    maps = tmp_path / "coco" / "stuffthingmaps" / "val2017"
+    maps.mkdir(parents=True)
+    for i in (1, 2):
+        (maps / f"{i}.png").write_text("")
+    line = command(repo, "coco", "--root", tmp_path, "--parts", "annotations")
+    run = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "stuffthingmaps" not in run.stdout
+    run = subprocess.run([*line, "--stuff"], capture_output=True, text=True)
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
+    assert f"{maps} holds 2 label maps, not 5,000; move it away or delete it" in run.stderr
+
+
 def test_initial_weights_are_fetched_with_a_dataset(repo: Path, tmp_path: Path) -> None:
     recipe = repo / "configs" / "balloon" / "mask_rcnn_lite0_fpn_balloon.py"
     run = subprocess.run(

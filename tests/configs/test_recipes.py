@@ -42,6 +42,7 @@ VOC = (
 OPEN_IMAGES = "configs/faster_rcnn/faster_rcnn_r50_fpn_32x2_1x_openimages.py"
 CORNERNET = "configs/cornernet/cornernet_hourglass104_mstest"
 PISA = "configs/pisa/pisa_faster_rcnn"
+SCNET = "configs/scnet/scnet"
 VITDET = "configs/vitdet/mask_rcnn_vitdet_b_100ep_coco.py"
 # Workers, images per step, learning rate, length in epochs or iterations, and decay milestones.
 SCHEDULES = {
@@ -69,6 +70,9 @@ SCHEDULES = {
     f"{PISA}_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{PISA}_x101_32x4d_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
     f"{RETINANET}_fpn_1x_coco.py": (8, 16, 0.01, 12, [8, 11]),
+    f"{SCNET}_r101_fpn_20e_coco.py": (8, 16, 0.02, 20, [16, 19]),
+    f"{SCNET}_r50_fpn_1x_coco.py": (8, 16, 0.02, 12, [8, 11]),
+    f"{SCNET}_x101_64x4d_fpn_8x1_20e_coco.py": (8, 8, 0.01, 20, [16, 19]),
     VITDET: (64, 64, 1e-4, 184375, [163889, 177546]),
     CITYSCAPES: (8, 8, 0.01, 64, [56]),
     **dict.fromkeys(VOC, (8, 16, 0.01, 12, [9])),
@@ -89,6 +93,9 @@ VARIANTS = {
     f"{MASK_R101}_caffe_fpn_1x_coco.py",
     f"{MASK_R101}_caffe_fpn_ms_poly_3x_coco.py",
     f"{PISA}_x101_32x4d_fpn_1x_coco.py",
+    f"{SCNET}_r101_fpn_20e_coco.py",
+    f"{SCNET}_r50_fpn_1x_coco.py",  # tests/mmdetection trains a smaller one
+    f"{SCNET}_x101_64x4d_fpn_8x1_20e_coco.py",
 }
 
 # A step from random weights (the real ones need the network) on two tiny images.
@@ -145,7 +152,8 @@ def test_a_recipe_names_its_reference_and_its_command(repo, recipe):
     data = recipe.rpartition("_")[2].removesuffix(".py")
     data = {"voc0712": "voc", "openimages": "open_images"}.get(data, data)
     there = recipe in CUSTOM or data == "balloon"
-    assert there != (f"    d2ext prepare {data}\n" in text)
+    stuff = " --stuff" if recipe.startswith(SCNET) else ""
+    assert there != (f"    d2ext prepare {data}{stuff}\n" in text)
 
 
 @pytest.mark.parametrize("recipe", SCHEDULES)
@@ -177,11 +185,13 @@ def test_the_style_and_scales_of_a_resnet_recipe_match_its_name(repo, recipe):
         assert (net.depth, net.groups, net.width_per_group) == (101, int(width[1]), 4)
         assert f"resnext101_{width[1]}x4d" in cfg.train.init_checkpoint
     else:
-        assert ("torchvision" in cfg.train.init_checkpoint) == pytorch
+        torchvisions = ("torchvision/", "https://download.pytorch.org/models/")
+        assert any(source in cfg.train.init_checkpoint for source in torchvisions) == pytorch
         assert net.stages.stride_in_1x1 != pytorch
         assert net.stages.depth == (101 if "r101" in recipe else 50)
         if recipe != CITYSCAPES:
-            assert f"R-{net.stages.depth}" in cfg.train.init_checkpoint
+            names = f"R-{net.stages.depth}", f"resnet{net.stages.depth}-"
+            assert any(name in cfg.train.init_checkpoint for name in names)
     # Multi-scale recipes have several scales.
     scales = cfg.dataloader.train.mapper.augmentations[0].short_edge_length
     several = "_ms_" in recipe or recipe == CITYSCAPES
@@ -306,8 +316,10 @@ def test_a_coco_recipe_trains_a_step(repo, train_net, tiny_coco, tmp_path, recip
     elif "cornernet" in recipe:
         assert outputs == [80] * 4  # two corners in two feature maps
     else:
-        assert outputs == [81] * (3 if "cascade" in recipe else 1)
-    assert ("mask" in recipe) == any("mask_head" in name for name in weights)
+        cascade = "cascade" in recipe or recipe.startswith(SCNET)
+        assert outputs == [81] * (3 if cascade else 1)
+    with_masks = "mask" in recipe or recipe.startswith(SCNET)
+    assert with_masks == any("mask_head" in name for name in weights)
 
 
 @pytest.mark.slow
@@ -389,6 +401,17 @@ def test_the_keypoint_recipe_trains_a_step_and_evaluates(repo, train_net, tiny_c
     results = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["results"]
     assert {key.split("/")[2] for key in results} == {"bbox", "keypoints"}
     assert results["coco_keypoints_val/coco/keypoints/AP"] is not None
+
+
+def test_missing_label_maps_are_a_one_line_error(repo, train_net, tiny_coco, tmp_path):
+    """The error names the command that fetches them, and what trains without them."""
+    options = ["--no-validate", "--work-dir", tmp_path, f"data.root={tiny_coco}", *ONE_STEP]
+    maps = tmp_path / "coco" / "stuffthingmaps" / "train2017"
+    options.append(f"datasets.coco_train.label_root={maps}")
+    done = train_net("--dry-run", *options, config=repo / f"{SCNET}_r50_fpn_1x_coco.py")
+    assert done.status == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert f"{maps} does not exist" in done.stderr
+    assert "prepare_data.py coco --stuff" in done.stderr
 
 
 def _cityscapes(repo, root, *options):

@@ -43,3 +43,17 @@ def test_an_evaluation_and_a_failed_step_change_nothing():
     detector(10)
     normalizer.after_step()
     assert normalizer.value == 50
+
+
+@pytest.mark.parametrize("value", [None, 50.0])
+def test_a_validation_loss_divides_by_an_image_s_share_and_changes_nothing(value):
+    detector, average = Counter(), Counter()
+    normalizer = LossNormalizer(detector, value)
+    detector(10)
+    with normalizer.for_images(detector, 2):
+        assert detector(10) == pytest.approx(91.0 if value is None else 23.5)
+    with normalizer.for_images(average, 2):
+        assert average(10) == pytest.approx(91.0 if value is None else 23.5)
+    assert normalizer.value == value
+    normalizer.after_step()
+    assert normalizer.value == pytest.approx(91.0 if value is None else 46.0)

@@ -30,6 +30,12 @@ def test_lines_before_an_evaluation(results):
     ]
 
 
+def test_validation_losses_are_not_losses_of_the_step(results):
+    numbers = {**NUMBERS, "val/validation_loss/total_loss": 9.0}
+    lines = panel_lines(15, SCHEDULE, numbers, results)
+    assert lines == panel_lines(15, SCHEDULE, NUMBERS, results)
+
+
 def test_lines_show_the_last_and_the_best_score(results):
     results.record(10, {"coco/segm/AP": 40.04})
     results.record(20, {"coco/segm/AP": 30.0})

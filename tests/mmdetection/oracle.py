@@ -6,6 +6,7 @@ Weights are not stored: `fill` makes the same ones again from the tensors' names
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.checkpoint.weights.mmdetection import from_mmdetection, to_mmdetection
 from d2ext.config.load import load_config
 from d2ext.config.mmdetection.importer import import_config
 from tests.mmdetection.fill import fill, read_rows
@@ -191,6 +193,17 @@ def without_chance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(roi_heads, "add_ground_truth_to_proposals", add)
 
 
+def assert_names_and_shapes(name: str, model: nn.Module) -> None:
+    """Check that a model has the tensors of MMDetection's checkpoint, and no others.
+
+    The counts of batches in BatchNorm layers are not used and not compared.
+    """
+    theirs = from_mmdetection({key: torch.empty(shape) for key, (shape, _) in shapes(name).items()})
+    unused = "num_batches_tracked"
+    found = {key: x.shape for key, x in model.state_dict().items() if not key.endswith(unused)}
+    assert {key: x.shape for key, x in theirs.items() if not key.endswith(unused)} == found
+
+
 def assert_map(name: str, stage: str, maps: Sequence[Tensor], tolerance: float = 1e-5) -> float:
     """Compare feature maps at the recorded places, relative to each map's largest value there.
 
@@ -286,6 +299,41 @@ def assert_losses(mine: dict[str, Tensor], theirs: dict[str, float]) -> float:
     worst = max(abs(float(mine[k].detach()) - v) / abs(v) for k, v in theirs.items())
     assert worst <= 1e-4, {k: (float(mine[k].detach()), v) for k, v in theirs.items()}
     return worst
+
+
+def assert_gradients(
+    name: str, model: nn.Module, prefix: str = "train_", part: str = "", tolerance: float = 1e-4
+) -> float:
+    """Compare the norm of each parameter's gradient, relative to itself, and check all values.
+
+    BatchNorm's scale and shift, which only MMDetection trains, are not compared.
+
+    Args:
+        name: Name of the recorded model.
+        model: Model after the backward pass of the sum of all losses.
+        prefix: Prefix of the recorded arrays.
+        part: Beginning of the names in MMDetection; "" compares the whole model.
+        tolerance: Allowed relative difference.
+
+    Returns:
+        The largest relative difference.
+    """
+    out = outputs(name)
+    norms = dict(zip(out[f"{prefix}grad_names"], out[f"{prefix}grad_norms"], strict=True))
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    mine, unknown = to_mmdetection(gradients)
+    assert not unknown and all(gradient.isfinite().all() for gradient in mine.values())
+    mine = {key: gradient for key, gradient in mine.items() if key.startswith(part)}
+    batch_norms = re.compile(r"^backbone\..*(bn\d|downsample\.1)\.")
+    expected = {k for k in norms if k.startswith(part) and not batch_norms.match(k)}
+    assert mine.keys() == expected
+    worst = {
+        key: abs(float(gradient.double().norm()) - norms[key]) / (norms[key] or 1.0)
+        for key, gradient in mine.items()
+    }
+    key = max(worst, key=worst.__getitem__)
+    assert worst[key] <= tolerance, f"the gradient of {key} differs by {worst[key]:.1e}"
+    return worst[key]
 
 
 def report(name: str, **differences: float | Sequence[float]) -> None:

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.modeling import pisa
 from tests.mmdetection import oracle
 
@@ -36,11 +34,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def model(name, tmp_path_factory):
-    model = instantiate(get_config(RECIPES[name], oracle.REDUCED).model)
-    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(RECIPES[name], oracle.REDUCED).model
+    return oracle.loaded(config, name, tmp_path_factory.mktemp("weights"))
+
+
+def test_the_recipe_has_mmdetection_s_tensors(name, model):
+    oracle.assert_names_and_shapes(name, model)
 
 
 @pytest.mark.slow
@@ -52,7 +51,7 @@ def test_detections_are_equal(name, model):
 
 
 @pytest.mark.parametrize(("prefix", "images", "number"), CASES, ids=[c[0] for c in CASES])
-def test_samples_weights_and_losses_are_equal(name, model, monkeypatch, prefix, images, number):
+def test_samples_losses_and_gradients_are_equal(name, model, monkeypatch, prefix, images, number):
     """Images without objects, and images that keep all their negatives, are included."""
     model.train()
     monkeypatch.setattr(model.roi_heads, "batch_size_per_image", number)
@@ -69,20 +68,32 @@ def test_samples_weights_and_losses_are_equal(name, model, monkeypatch, prefix, 
         scores = torch.from_numpy(out[f"{prefix}proposal_scores{i}"])
         found.objectness_logits = torch.logit(scores)
         proposals.append(found)
-    with EventStorage(), torch.no_grad():
-        features = model.backbone(model.preprocess_image(oracle.batch(name, images)).tensor)
+    with EventStorage():
+        with torch.no_grad():
+            features = model.backbone(model.preprocess_image(oracle.batch(name, images)).tensor)
         samples = model.roi_heads.sample_by_importance(features, proposals, objects)
         _, losses = model.roi_heads(None, features, proposals, objects)
+    worst = []
     for i, found in enumerate(samples):
         boxes = out[f"{prefix}roi_stage0_boxes{i}"]
         assert np.array_equal(found.proposal_boxes.tensor.numpy(), boxes)
         positives = len(out[f"{prefix}roi_stage0_pos{i}"])
-        weights = found.get("classification_weight")[positives:].numpy()
-        assert weights == pytest.approx(out[f"{prefix}roi_stage0_neg_weight{i}"], rel=1e-5)
+        weights = found.get("classification_weight")[positives:]
+        worst.append(oracle.assert_array(name, f"{prefix}roi_stage0_neg_weight{i}", weights))
     recorded = dict(zip(out[f"{prefix}loss_names"], out[f"{prefix}loss_values"], strict=True))
     names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_carl": "loss_carl"}
+    compared = {key: recorded[key] for key in names.values() if recorded[key] != 0}
     for mine, theirs in names.items():
-        assert float(losses[mine]) == pytest.approx(recorded[theirs], rel=1e-4, abs=1e-12), mine
+        assert theirs in compared or float(losses[mine].detach()) == 0, mine
+    found = {names[key]: loss for key, loss in losses.items() if names[key] in compared}
+    model.zero_grad()
+    sum(losses.values()).backward()
+    oracle.report(
+        f"{name} {prefix}",
+        weights=max(worst),
+        losses=oracle.assert_losses(found, compared),
+        gradients=oracle.assert_gradients(name, model, prefix, part="roi_head."),
+    )
 
 
 def test_nms_match_groups_boxes_as_nms_does():

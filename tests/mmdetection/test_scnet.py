@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
-from detectron2.structures import Boxes
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
-from d2ext.checkpoint.weights.initial import load_weights
-from d2ext.modeling.backbones.resnext import build_resnext
+from d2ext.modeling import scnet
 from tests.mmdetection import oracle
 
-X101 = "scnet_x101_64x4d_fpn_8xb1_20e"
-NAMES = ["scnet_r50_fpn_1x", pytest.param(X101, marks=pytest.mark.nightly)]
+RECIPES = {
+    "scnet_r50_fpn_1x": "scnet/scnet_r50_fpn_1x_coco.py",
+    "scnet_x101_64x4d_fpn_8xb1_20e": "scnet/scnet_x101_64x4d_fpn_8x1_20e_coco.py",
+}
+NAMES = [pytest.param(n, marks=pytest.mark.nightly if "x101" in n else ()) for n in RECIPES]
 STAGES = range(3)
 
 
@@ -25,16 +26,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def model(name, tmp_path_factory):
-    config = get_config("common/models/scnet_fpn.py", oracle.REDUCED).model
-    if name == X101:
-        config.backbone.bottom_up = L(build_resnext)(
-            depth=101, groups=64, width_per_group=4, freeze_at=2
-        )
-    model = instantiate(config)
-    path = oracle.checkpoint(name, tmp_path_factory.mktemp("weights") / "mm.pth")
-    load_weights(model, str(path), whole=True, classes=oracle.CLASSES)
-    path.unlink()
-    return model
+    config = get_config(RECIPES[name], oracle.REDUCED).model
+    return oracle.loaded(config, name, tmp_path_factory.mktemp("weights"))
+
+
+def test_the_recipe_has_mmdetection_s_tensors(name, model):
+    oracle.assert_names_and_shapes(name, model)
 
 
 @torch.no_grad()
@@ -84,13 +81,13 @@ def test_detections_are_equal(name, model):
     )
 
 
-def test_losses_are_equal(name, model, monkeypatch):
+def test_losses_and_gradients_are_equal(name, model, monkeypatch):
     model.train()
     oracle.without_chance(monkeypatch)
     recorded = {k: v for k, v in oracle.losses(name).items() if "loss" in k}
     data = oracle.inputs(name)
     labels = np.stack([data["semantic0"], data["semantic1"]]).astype(np.int64)
-    with EventStorage(), torch.no_grad():
+    with EventStorage():
         images = model.preprocess_image(oracle.batch(name))
         features = model.backbone(images.tensor)
         objects = [oracle.ground_truth(name, i, "bitmap") for i in (0, 1)]
@@ -107,4 +104,74 @@ def test_losses_are_equal(name, model, monkeypatch):
     for stage in STAGES:
         losses[f"s{stage}.loss_cls"] = heads[f"loss_cls_stage{stage}"]
         losses[f"s{stage}.loss_bbox"] = heads[f"loss_box_reg_stage{stage}"]
-    oracle.report(name, losses=oracle.assert_losses(losses, recorded))
+    model.zero_grad()
+    sum(losses.values()).backward()
+    oracle.report(
+        name,
+        losses=oracle.assert_losses(losses, recorded),
+        gradients=oracle.assert_gradients(name, model),
+    )
+
+
+def _semantic(part, features):
+    logits, embedded = part(features)
+    labels = torch.arange(64).view(1, 8, 8).repeat(1, 8, 8) % 7
+    return part.loss(logits, labels) + embedded.square().mean()
+
+
+def _context(part, features):
+    logits, vectors = part(features)
+    objects = Instances((64, 64), gt_classes=torch.tensor([0, 2]))
+    return part.loss(logits, [objects]) + vectors.square().mean()
+
+
+def _pooled(part, features):
+    boxes = Boxes(torch.tensor([[3.0, 5.0, 40.0, 33.0], [0.0, 0.0, 63.0, 50.0]]))
+    inputs = [features["p3"], features["p4"], features["p2"], features["p4"].mean(dim=(2, 3))]
+    return part(inputs, [boxes]).square().mean()
+
+
+def _pooler(scales, size):
+    return ROIPooler(size, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2")
+
+
+# Each new part with 4 channels, and a loss of its outputs for features of a 64 x 64 image.
+PARTS = {
+    "semantic": (
+        lambda: scnet.SemanticHead(["p2", "p3", "p4"], "p3", channels=4, num_labels=7),
+        _semantic,
+    ),
+    "context": (lambda: scnet.GlobalContextHead("p4", num_classes=3, channels=4), _context),
+    "relay": (
+        lambda: scnet.FeatureRelayHead(in_channels=4, channels=4, size=3),
+        lambda part, features: part(features["p4"].mean(dim=(2, 3))).square().mean(),
+    ),
+    "mask": (
+        lambda: scnet.SCNetMaskHead(num_classes=3, channels=4, num_pairs=2),
+        lambda part, features: part.layers(features["p4"]).square().mean(),
+    ),
+    "pooler": (
+        lambda: scnet.ContextPooler(_pooler([1 / 8, 1 / 16], 4), _pooler([1 / 4], 8)),
+        _pooled,
+    ),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_gradients_of_new_parts_are_those_of_double_precision(part):
+    build, loss_of = PARTS[part]
+    torch.manual_seed(0)
+    module = build()
+    features = {f"p{i}": torch.randn(1, 4, 64 >> i, 64 >> i) for i in (2, 3, 4)}
+    found = []
+    for kind in (torch.float32, torch.float64):
+        module = module.to(kind)
+        inputs = {key: x.to(kind).requires_grad_() for key, x in features.items()}
+        loss = loss_of(module, inputs)
+        sources = [*inputs.values(), *module.parameters()]
+        found.append(torch.autograd.grad(loss, sources, allow_unused=True))
+    assert sum(gradient is not None for gradient in found[1]) > len(list(module.parameters()))
+    for single, double in zip(*found, strict=True):
+        if double is not None:
+            assert single.isfinite().all() and double.abs().max() > 0
+            assert torch.allclose(single.double(), double, rtol=1e-3, atol=1e-6)

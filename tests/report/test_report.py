@@ -169,6 +169,28 @@ def test_intervals_are_shown(tmp_path):
     assert "Bars: 95 % intervals" in shown.text
 
 
+def test_validation_losses_are_drawn_with_the_training_losses(tmp_path):
+    run = write_run(tmp_path)
+    with open(run / "metrics.json", "a") as f:
+        for i, loss in ((49, 1.5), (99, 2.5)):
+            names = {f"{d}/validation_loss/total_loss": loss + k for k, d in enumerate("ba")}
+            names["b/validation_loss/loss_cls"] = loss / 2
+            f.write(json.dumps({"iteration": 100 + i, **names}) + "\n")
+    shown = page(run)
+    total, parts = shown.charts[:2]
+    assert [(line["label"], line["dashed"]) for line in total["lines"]] == [
+        ("total loss", False),
+        ("total_loss on a", True),
+        ("total_loss on b", True),
+    ]
+    assert total["lines"][2]["curve"] == [[149, 199], [1.5, 2.5]]
+    assert len({line["color"] for line in total["lines"]}) == 3
+    assert [line["label"] for line in parts["lines"]] == ["loss_mask", "loss_cls", "loss_cls on b"]
+    assert parts["lines"][1]["color"] == parts["lines"][2]["color"]
+    assert "without augmentation" in shown.text
+    assert "without augmentation" not in page(write_run(tmp_path / "other")).text
+
+
 def test_page_loads_nothing_from_elsewhere(tmp_path):
     shown = page(write_run(tmp_path))
     for name, value in shown.attributes:

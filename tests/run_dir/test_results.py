@@ -108,7 +108,8 @@ def test_draws_are_kept_for_the_last_and_the_best_evaluation(tmp_path):
     results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
     for i, score in enumerate((1.0, 5.0, 4.0, 3.0), start=1):
         (folder / f"{i}.npz").touch()
-        results.record(i, {KEY: score}, {KEY: (score - 1, score + 1)}, f"{i}.npz")
+        ends = {KEY: (score - 1, score + 1)}
+        results.record(i, {KEY: score}, intervals=ends, samples=f"{i}.npz")
         # A kill before results.json is written leaves the new file, and all that the old one names.
         named = [results.last.samples, results.best.samples]
         assert {file.name for file in folder.iterdir()} == set(named)
@@ -125,3 +126,17 @@ def test_files_without_intervals_are_read(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["best"].keys() == {"iteration", "metric", "mode", "results"}
     assert not Results(tmp_path / "results.json", KEY, "max", iteration=2).best.intervals
+
+
+def test_validation_losses_are_known_after_a_resume(tmp_path):
+    loss = "val/validation_loss/total_loss"
+    results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
+    results.record(1, {KEY: 1.0}, {loss: 0.5})
+    results.record(2, {KEY: 0.0}, {loss: math.nan})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["last"]["results"] == {KEY: 0.0} and content["last"]["losses"] == {loss: None}
+    assert content["best"]["results"] == {KEY: 1.0} and content["best"]["losses"] == {loss: 0.5}
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=2)
+    assert resumed.known(2) == {KEY: 0.0, loss: None} and resumed.known(1) is None
+    results.record(3, {KEY: 0.0})
+    assert "losses" not in json.loads((tmp_path / "results.json").read_text())["last"]

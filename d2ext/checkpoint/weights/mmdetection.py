@@ -212,8 +212,8 @@ def fitting_recipes(tensors: Mapping[str, Tensor], caffe: bool | None) -> str:
         if PurePath(name).name.startswith(f"{start}{style}_")
     ]
     if not names:
-        return f"it holds a {text}, for which d2ext has no recipe"
-    return f"it holds a {text}, as in {shortened(names, 3)}"
+        return f"its model is {text}, for which d2ext has no recipe"
+    return f"its model is {text}, as in {shortened(names, 3)}"
 
 
 def _pairs(lowest: int | None) -> list[tuple[str, str]]:

@@ -42,7 +42,8 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
     before = _names(cfg)
     if trains and (count := _class_count(cfg)):
         changes += follow_classes(cfg.model, count)
-    if trains and OmegaConf.select(cfg, _SEMANTIC):
+    insists = any(text.lstrip("+").startswith(f"{_SEMANTIC}=") for text in overrides)
+    if trains and OmegaConf.select(cfg, _SEMANTIC) and not insists:
         OmegaConf.update(cfg, _SEMANTIC, False)
         changes.append(f"{_SEMANTIC}=False: your data has no label maps ({_SEMANTIC}=True insists)")
     for split, name in _OWN.items():

@@ -151,6 +151,42 @@ def build_test_loader(
     return Loader(loader, leaves_out=bad_images == "skip")
 
 
+def build_loss_loader(
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    *,
+    num_workers: int,
+    bad_images: str = "stop",
+) -> "Loader":
+    """Build a loader of training samples with one image per batch, for the loss on a test set.
+
+    The ranks take turns. All get the same number of batches, because a model may communicate in its
+    forward pass; the first images follow the last ones where this requires more. Random generators
+    are seeded by position.
+
+    Args:
+        dataset: Detectron2 dataset dicts.
+        mapper: Argument of `build_train_loader`.
+        num_workers: Number of loader processes of this rank.
+        bad_images: Argument of `build_train_loader`.
+
+    Raises:
+        UserError: During iteration, if an image cannot be read.
+    """
+    world_size = comm.get_world_size()
+    end = -(-len(dataset) // world_size) * world_size
+    positions = range(comm.get_rank(), end, world_size)
+    loader = DataLoader(
+        _SeededDataset(dataset, RleAsBitmaps(mapper), seed=0, replaces=bad_images == "skip"),
+        batch_sampler=[[(position % len(dataset), position)] for position in positions],
+        num_workers=num_workers,
+        **_worker_options(num_workers),
+        collate_fn=_as_list,
+        generator=torch.Generator(),  # by default, each pass draws a seed from the run's generator
+    )
+    return Loader(loader)
+
+
 class _MappedDataset(Dataset):
     """Samples by index."""
 

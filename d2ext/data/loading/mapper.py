@@ -23,6 +23,8 @@ from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
 from PIL import Image
 
 from d2ext.data.loading.image_io import cached_photo, read_photo
+from d2ext.errors import UserError
+from d2ext.limits import exhausted
 
 _DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 
@@ -111,7 +113,8 @@ class Mapper(DatasetMapper):
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
-        augmented = _Input(image, labels and read_image(labels, "L").squeeze(2), objects)
+        label_map = labels and _read_labels(labels, sample["file_name"], sides)
+        augmented = _Input(image, label_map, objects)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
@@ -188,6 +191,24 @@ def _boxes(objects: Sequence[dict]) -> np.ndarray:
     """Return the boxes of annotations as x0 y0 x1 y1, shape (N, 4)."""
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
     return np.array(boxes, float).reshape(-1, 4)
+
+
+def _read_labels(file: str, photo: str, sides: tuple[Any, Any]) -> np.ndarray:
+    """Return a label map (H, W); raise a UserError if it is missing, damaged or of another size."""
+    try:
+        labels = read_image(file, "L").squeeze(2)
+    except (OSError, SyntaxError) as e:
+        if exhausted(str(e)):  # the machine ran out of a resource; the file may be intact
+            raise
+        what = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e}"
+        raise UserError(f"label map {file} {what}; replace it, or remove its image") from e
+    if None not in sides and labels.shape != sides:
+        (height, width), (right_height, right_width) = labels.shape, sides
+        raise UserError(
+            f"label map {file} has {width} x {height} pixels, but {photo} has {right_width} x"
+            f" {right_height}; replace it, or remove its image"
+        )
+    return labels
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -127,13 +127,23 @@ def check_md5(archive: Path, md5: str, downloaded: bool) -> None:
     """
     with open(archive, "rb") as f:
         found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found == md5:
-        return
+    if found != md5:
+        raise damaged(archive, f"md5 {found}, not {md5}", downloaded)
+
+
+def damaged(archive: Path, reason: str, downloaded: bool) -> UserError:
+    """Return the error for a damaged archive, and delete the archive if d2ext downloaded it.
+
+    Args:
+        archive: Path of the archive.
+        reason: What is wrong with it.
+        downloaded: Whether d2ext downloaded the archive.
+    """
     remedy = "delete it or replace it"
     if downloaded:
         archive.unlink()
         remedy = "it was deleted"
-    raise UserError(f"{archive} is damaged (md5 {found}, not {md5}); {remedy}, and run this again")
+    return UserError(f"{archive} is damaged ({reason}); {remedy}, and run this again")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ MODELS = {
     "mask_rcnn_r50_fpn_1x": "Mask R-CNN with ResNet-50 and FPN",
     "mask_rcnn_x101_32x4d_fpn_1x": "Mask R-CNN with ResNeXt-101 32x4d and FPN",
     "cascade_mask_rcnn_r50_fpn_1x": "Cascade Mask R-CNN with ResNet-50 and FPN",
+    "scnet_r50_fpn_1x": "SCNet with ResNet-50 and FPN",
 }
 
 
@@ -163,14 +164,14 @@ def test_the_recipes_of_a_checkpoint_are_named(name):
     tensors = _empty(name)
     assert describe(tensors)[0] == MODELS[name]
     text = fitting_recipes(tensors, caffe=None)
-    assert f"it holds a {MODELS[name]}, as in " in text and f"{name}_coco.py" in text
+    assert f"its model is {MODELS[name]}, as in " in text and f"{name}_coco.py" in text
     style = fitting_recipes(tensors, caffe=False)
     assert "caffe" not in style
 
 
 def test_the_recipes_of_a_cornernet_checkpoint_are_named():
     text = fitting_recipes(_empty("cornernet_hourglass104"), caffe=None)
-    assert text.startswith("it holds a CornerNet with Hourglass-104, as in ")
+    assert text.startswith("its model is CornerNet with Hourglass-104, as in ")
     assert "cornernet_hourglass104_mstest_32x3_210e_coco.py" in text
 
 
@@ -198,8 +199,8 @@ def test_a_mismatch_names_the_recipe_that_fits(tmp_path):
     with pytest.raises(UserError) as e:
         load_weights(model, str(tmp_path / "mm.pth"))
     assert (
-        "it is from MMDetection, and it holds a Faster R-CNN with ResNeXt-101 64x4d and FPN, as in"
-        " faster_rcnn/faster_rcnn_x101_64x4d_fpn_1x_coco.py"
+        "it is from MMDetection, and its model is Faster R-CNN with ResNeXt-101 64x4d and FPN, as"
+        " in faster_rcnn/faster_rcnn_x101_64x4d_fpn_1x_coco.py"
     ) in str(e.value)
     with pytest.raises(UserError, match="4 of the model's parameters .*faster_rcnn_x101_64x4d"):
         load_weights(Model(classes=3), str(tmp_path / "mm.pth"), whole=True)

@@ -7,6 +7,7 @@ import pytest
 from d2ext.config.load import load_config
 from d2ext.data.datasets.declare import coco_dataset
 from d2ext.data.records.records import columns_of
+from d2ext.errors import UserError
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def coco(tmp_path):
 
 
 def test_each_record_names_the_map_of_its_photo(coco):
+    (coco / "maps").mkdir()
     dataset = coco_dataset(
         str(coco / "coco.json"), str(coco / "photos"), label_root=str(coco / "maps")
     )
@@ -32,15 +34,21 @@ def test_each_record_names_the_map_of_its_photo(coco):
     assert columns_of(records).widths.tolist() == [8]
 
 
+def test_a_missing_folder_of_maps_is_a_one_line_error(coco):
+    for folder, words in (
+        ("maps", "check label_root, or train without"),
+        ("coco/stuffthingmaps/train2017", r"prepare.* coco --stuff --root DIR and"),
+    ):
+        root = str(coco / folder)
+        dataset = coco_dataset(str(coco / "coco.json"), str(coco / "photos"), label_root=root)
+        with pytest.raises(UserError, match=f"label maps {root} does not exist; .*{words}") as e:
+            dataset.load()
+        assert "\n" not in str(e.value)
+
+
 def test_a_semantic_branch_is_off_for_your_own_data(repo, coco):
     """An override turns it on again."""
-    config = coco / "scnet.py"
-    config.write_text(
-        "import d2ext\n"
-        '_recipe = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py")\n'
-        '_recipe.model = d2ext.get_config("common/models/scnet_fpn.py").model\n'
-        "globals().update(_recipe)\n"
-    )
+    config = repo / "configs/scnet/scnet_r50_fpn_1x_coco.py"
     own = [f"data.train.json={coco / 'coco.json'}", f"data.train.images={coco}"]
     assert load_config(config).model.roi_heads.semantic is True
     cfg = load_config(config, own)
@@ -48,3 +56,4 @@ def test_a_semantic_branch_is_off_for_your_own_data(repo, coco):
     assert any("has no label maps" in line for line in cfg.origin.changes)
     insisting = load_config(config, [*own, "model.roi_heads.semantic=True"])
     assert insisting.model.roi_heads.semantic is True
+    assert not any("label maps" in line for line in insisting.origin.changes)

@@ -16,6 +16,7 @@ from PIL import Image
 from d2ext.data.formats.via import read_via
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.loading.mapper import Mapper, transform_polygons
+from d2ext.errors import UserError
 
 RESIZE = T.ResizeShortestEdge([96, 128], 200, "choice")
 CHAINS = {
@@ -320,3 +321,19 @@ def test_label_maps_match_detectron2(records, tmp_path, chain, is_train):
     assert_alike(theirs, ours)
     assert ours["sem_seg"].dtype == torch.int64
     assert torch.equal(theirs["sem_seg"], ours["sem_seg"])
+
+
+def test_a_label_map_that_is_missing_damaged_or_of_another_size_is_named(records, tmp_path):
+    """The photo is intact, so the error must not name it."""
+    file = tmp_path / "labels.png"
+    record = {**records[0], "sem_seg_file_name": str(file)}
+    mapper = Mapper(True, augmentations=[], image_format="BGR")
+    with pytest.raises(UserError, match=f"label map {file} is missing; replace it, or"):
+        mapper(record)
+    Image.new("L", (record["width"], record["height"]), 7).save(file)
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(UserError, match=f"label map {file} cannot be read: .*; replace it, or"):
+        mapper(record)
+    Image.new("L", (7, 5)).save(file)
+    with pytest.raises(UserError, match=f"label map {file} has 7 x 5 pixels, but .* has "):
+        mapper(record)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from d2ext.data.prepare.coco2017 import PARTS, Part, prepare_coco
+from d2ext.data.prepare.coco2017 import PARTS, STUFF, Part, prepare_coco
 from d2ext.errors import UserError
 from tests.conftest import checkout_env
 
@@ -58,6 +59,81 @@ def parts(server: Any, tmp_path: Path) -> list[Part]:
             )
         )
     return tiny
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """Return a zip archive."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as z:
+        for name, content in files.items():
+            z.writestr(name, content)
+    return archive.getvalue()
+
+
+MAPS = {
+    "train2017": {f"{i:012d}.png": os.urandom(50_000) for i in range(3)},
+    "val2017": {f"{i:012d}.png": os.urandom(50_000) for i in range(2)},
+}
+MAPS_OF_BOTH = {f"{s}/{name}": data for s, files in MAPS.items() for name, data in files.items()}
+
+
+@pytest.fixture
+def stuff(server: Any) -> list[Part]:
+    """Return the parts with label maps; both are in one tiny archive on the server."""
+    body = zipped(MAPS_OF_BOTH)
+    url = server.put("stuffthingmaps_trainval2017.zip", body)
+    return [
+        dataclasses.replace(
+            part, url=url, size=len(body), unpacked=1, images=len(MAPS[Path(part.name).name])
+        )
+        for part in STUFF
+    ]
+
+
+def test_label_maps_are_fetched_with_one_download(tmp_path: Path, server: Any, stuff: Any) -> None:
+    """No checksum is published, and the output says so."""
+    lines = run(tmp_path, stuff)
+    assert sum("no checksum of stuffthingmaps_trainval2017.zip" in line for line in lines) == 2
+    folder = tmp_path / "coco" / "stuffthingmaps"
+    assert f"{folder}/train2017 holds 3 label maps" in lines
+    for split, files in MAPS.items():
+        assert contents(folder / split) == files
+    assert server.asked == [None]
+    assert [p.name for p in folder.parent.iterdir()] == ["stuffthingmaps"]  # no archive
+    server.pages.clear()
+    assert sorted(run(tmp_path, stuff)) == [
+        f"{folder}/train2017 holds 3 label maps",
+        f"{folder}/val2017 holds 2 label maps",
+    ]
+
+
+def test_interrupted_download_of_label_maps_is_resumed(
+    tmp_path: Path, server: Any, stuff: Any
+) -> None:
+    server.breaks_at = 60_000
+    with pytest.raises(UserError, match="broke after 60000 of .* again to resume") as e:
+        run(tmp_path, stuff)
+    assert str(e.value).count(stuff[0].url) == 2  # what broke, and what to download manually
+    server.breaks_at = None
+    run(tmp_path, stuff)
+    assert server.asked == [None, "bytes=60000-"]
+    assert contents(tmp_path / "coco" / "stuffthingmaps" / "train2017") == MAPS["train2017"]
+
+
+def test_damaged_or_incomplete_label_maps_are_refused(
+    tmp_path: Path, server: Any, stuff: Any
+) -> None:
+    """Without a checksum, the CRC of each file and the number of files show it."""
+    whole = zipped(MAPS_OF_BOTH)
+    changed = bytearray(whole)
+    changed[whole.index(MAPS["val2017"]["000000000001.png"]) + 25_000] ^= 1
+    few = zipped({name: MAPS_OF_BOTH[name] for name in list(MAPS_OF_BOTH)[:-1]})
+    for body, words in ((bytes(changed), "Bad CRC-32"), (few, "holds 1 label maps, not 2")):
+        server.put("stuffthingmaps_trainval2017.zip", body)
+        with pytest.raises(UserError, match=rf"\.zip\.part is damaged .*{words}.*deleted, and run"):
+            run(tmp_path, stuff)
+        left = tmp_path / "coco"
+        assert [p for p in left.rglob("*") if p.is_file()] == []
 
 
 def test_all_parts_are_fetched_and_then_kept(tmp_path: Path, server: Any, parts: Any) -> None:
