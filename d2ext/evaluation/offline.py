@@ -178,7 +178,7 @@ def _evaluated(
         more["intervals"] = intervals_of(samples)
         logger.info("%s\n", _interval_table(samples, resamples))
         if note := rare_classes_note(ground_truth):
-            logger.warning("%s\n", note)
+            logger.info("%s\n", note)
     analyses = {}
     if any(parts.values()):
         for task in evaluable(None, ground_truth, detections):

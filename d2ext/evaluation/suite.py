@@ -231,7 +231,7 @@ class Suite:
             return samples
         self._reported.add(name)
         if note := rare_classes_note(ground_truth):
-            logger.warning("%s: %s", name, note)
+            logger.info("%s: %s", name, note)
         if lacking := made.keys() - {key.split("/")[0] for key in samples.values}:
             logger.info(
                 "%s: no intervals of %s, which cannot compute draws (no method `resampled`)",
