@@ -49,7 +49,7 @@ INTERVAL_TABLES = {
     "seconds": (
         "Time of intervals",
         [
-            "1,000 draws for all results of COCO's metric, boxes and masks together, by",
+            "CPU time of 1,000 draws for all results of COCO's metric, boxes and masks, by",
             "`intervals.py`. The target is 10 s for 1,000 images and 100,000 detections.",
         ],
     ),
@@ -60,7 +60,7 @@ INTERVAL_TABLES = {
             "detections of `interval_coverage.py`: of models A and B, and of the difference on the",
             "same photos. *Plain* are the quantiles of 2.5 % and 97.5 % of the draws, *widened* is",
             "what d2ext reports. *Mean error* is that of A's results, in points: with few objects",
-            "per class, AP is too high on average, and no interval around it makes up for that.",
+            "per class, AP is too high on average, and the interval makes up for a part of that.",
             "Photos have 3.2 objects on average. The classes of *three classes* have 60, 30 and",
             "10 % of them. Of *40 classes*, class 1 has 7.6 % and class 20 has 1.6 %.",
         ],

@@ -103,7 +103,8 @@ def interval(
         estimate: Result on the test set itself.
         values: (R,) results of the draws.
         images: Number of images of the test set.
-        lowest: Lowest possible result: 0, or -100 for a difference.
+        lowest: Lowest possible value: 0, or -100 for a difference of results. Differences are not
+            corrected, because the biases of the two results cancel out.
 
     Returns:
         The lower and upper end, which enclose the estimate; None if the result is undefined. With
@@ -118,6 +119,7 @@ def interval(
     below = ((known < estimate).mean() + (known <= estimate).mean()) / 2
     # Limited to one standard deviation, because both ends would meet beyond two.
     middle = NormalDist().inv_cdf(min(max(below, _DEVIATION), 1 - _DEVIATION))
+    middle = 0.0 if lowest < 0 else middle
     reach = math.sqrt(size / (size - 1)) * _student_quantile(size - 1)
     levels = [NormalDist().cdf(2 * middle + step) for step in (-reach, reach)]
     low, high = np.quantile(known, levels)

@@ -21,7 +21,7 @@ from d2ext.evaluation.resampling import (
 )
 from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.columns import detections, ground_truth
-from tests.evaluation.edge_cases import columns, datasets
+from tests.evaluation.edge_cases import columns, datasets, rle
 from tests.evaluation.repeated import (
     assert_close,
     distinct_scores,
@@ -124,6 +124,48 @@ def test_draw_equals_repeated_images_for_other_metrics(tmp_path, dataset, metric
     assert_close(one_draw(metric, ground_truth, found, draw), repeated)
 
 
+def _crowded(seed: int) -> tuple[GroundTruth, Detections]:
+    """Return images with objects of all sizes and kinds, detections of them, and errors."""
+    rng = np.random.default_rng(seed)
+    images, classes = 6, 4
+    kinds = ["", "", "", "", "crowd", "difficult", "group_of"]
+    objects, found = [], []
+    for _ in range(60):
+        x, y = rng.uniform(0, 800, 2)
+        w, h = rng.choice([20, 31, 33, 60, 95, 97, 150], 2)
+        image, label = int(rng.integers(images)), int(rng.integers(classes))
+        if rng.random() < 0.4:  # often in an image without objects of the class
+            found.append((image, label, (x, y, w, h), float(rng.random())))
+            continue
+        objects.append((image, label, (x, y, w, h), str(rng.choice(kinds))))
+        for spread in rng.choice([0.02, 0.1, 0.25], rng.integers(0, 4)):
+            dx, dy, dw, dh = rng.normal(0, spread, 4) * [w, h, w, h]
+            box = (x + dx, y + dy, max(1, w + dw), max(1, h + dh))
+            found.append((image, label, box, float(rng.random())))
+    return ground_truth(objects, tuple("abcd"), images), detections(found)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        CocoMetric(["bbox", "segm", "proposals"]),
+        VocMetric([0.3, 0.5, 0.75]),
+        VocMetric([0.5, 0.6], mode="11points"),
+        OpenImagesMetric(),
+        LvisMetric(["bbox"], per_class=True),
+    ],
+    ids=["coco", "voc", "voc 11 points", "open images", "lvis"],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_of_many_objects_equal_datasets_of_these_images(metric, seed):
+    truth, found = _crowded(seed)
+    masks = [rle(list(box), 1000, 1000) for box in found.boxes]
+    truth, found = _with_lists(truth, seed), dataclasses.replace(found, masks=masks)
+    for draw in ([1] * 6, [0, 2, 1, 3, 0, 0], [1, 0, 0, 1, 2, 2]):
+        repeated = metric(*repeated_images(truth, found, draw))
+        assert_close(one_draw(metric, truth, found, draw), repeated)
+
+
 def _cats(images: int, with_cat: int, dog_in: int = 0) -> tuple[GroundTruth, Detections]:
     """Return images of which some have a cat that is found, and some a dog that is missed."""
     objects = [(i, 0, BOX) for i in range(with_cat)] + [(i, 1, BOX) for i in range(dog_in)]
@@ -207,8 +249,11 @@ def test_interval_is_lower_if_draws_are_higher_than_the_estimate():
     levels = [100 * NormalDist().cdf(2 * z - reach), 100 * NormalDist().cdf(2 * z + reach)]
     assert interval(40.0, values, 100) == pytest.approx(levels, abs=0.01)
     # Far from all draws, the interval still reaches from the estimate to about their median.
-    low, high = interval(-10.0, values, 100, lowest=-100)
+    low, high = interval(-10.0, values, 100)
     assert low == -10 and 45 < high < 55
+    # In a difference of two models, both are as much too high.
+    ends = [100 * NormalDist().cdf(-reach), 100 * NormalDist().cdf(reach)]
+    assert interval(40.0, values, 100, lowest=-100) == pytest.approx(ends, abs=0.01)
 
 
 def test_interval_of_undefined_results():
