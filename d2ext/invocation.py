@@ -12,6 +12,7 @@ TOOLS = {
     "predict": "predict.py",
     "prepare": "prepare_data.py",
     "convert": "convert_dataset.py",
+    "split": "split_dataset.py",
     "check": "check_dataset.py",
     "browse": "browse_dataset.py",
     "print-config": "print_config.py",

@@ -145,6 +145,11 @@ def _commands(page: str) -> Iterator[Command]:
                 before = arrays.get(array[1], []) if array[2] else []
                 arrays[array[1]] = before + shlex.split(array[3])
                 continue
+            if loop := re.fullmatch(r"for ([A-Z]+) in (\w+) .*; do", line):
+                variables[loop[1]] = loop[2]  # a loop is run once
+                continue
+            if line == "done":
+                continue
             words = shlex.split(line, comments=True)
             env = {}
             while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
@@ -434,6 +439,10 @@ _STANDARD = "tests/cli/test_standard_datasets.py"
 _YACS = "tests/cli/test_yacs.py::test_yacs_config_"
 _LAZY = "tests/cli/test_detectron2_configs.py::test_a_config_trains_"
 ELSEWHERE = {
+    "d2ext evaluate 'runs/*/predictions/custom_val.json' --dataset a.json": (
+        "needs the runs of all folds",
+        "tests/cli/test_own_split.py::test_folds_are_evaluated_together",
+    ),
     "make env": _PACKAGES,
     "make demo": _PACKAGES,
     "make test": _PACKAGES,
@@ -554,6 +563,7 @@ LEAVES = {
     "docs/from_mmdetection.md": ["data/balloon/train/annotation_coco.json"],
     "docs/install.md": ["datasets/coco/val2017"],
     "docs/metrics.md": ["results.json", "results_analysis.json"],
+    "docs/splitting.md": ["split/val.json", f"{OWN_RUN}/split.json", "runs/1/model_final.pth"],
     "docs/resume.md": ["work_dirs/fresh/model_final.pth"],
     "docs/training.md": ["work_dirs/predict/predictions.json"],
     "examples/own_dataset/README.md": [

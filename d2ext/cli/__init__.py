@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "set up a standard dataset, or download initial weights",
     "convert": "convert annotations to or from COCO",
     "convert-weights": "convert a checkpoint from or to MMDetection's tensor names",
+    "split": "split a COCO file into training and validation, or into folds",
     "check": "find and fix errors in a COCO file and its images",
     "browse": "show a config's images before and after augmentation",
     "recipes": "list the recipes",

@@ -10,6 +10,10 @@ d2ext convert cvat annotations.xml --images images --output coco.json
 d2ext convert createml annotations.json --images photos --output coco.json
 d2ext convert open_images boxes.csv --images photos --output coco.json
 d2ext convert coco coco.json --to yolo_seg --output labels
+d2ext convert labelme annotations --images photos --val 0.2 --output split
+
+With --val, --output is a new folder for train.json and val.json, which are split as by
+`d2ext split --images DIR`.
 """
 
 import argparse
@@ -18,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.cli.arguments import make_parser
-from d2ext.data.convert import convert_from_coco, convert_to_coco
+from d2ext.data.convert import convert_and_split, convert_from_coco, convert_to_coco
 from d2ext.data.formats.format import formats
 from d2ext.data.formats.registry import converted_formats, writers
+from d2ext.data.splitting.split import SplitOptions
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -40,6 +45,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument(
             "--classes", nargs="+", metavar="NAME", help="class names (default: those of the input)"
         )
+        sub.add_argument(
+            "--val", type=float, metavar="SHARE", help="share of the images to split off"
+        )
+        sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --val (0)")
         for keyword, option in form.options.items():
             sub.add_argument(option.flag, dest=keyword, metavar="NAME", help=option.help)
     back = add("coco", "COCO: the JSON file; --to names the format to write")
@@ -58,8 +67,9 @@ def run(args: argparse.Namespace) -> None:
         print(convert_from_coco(args.input, args.to, args.output, args.images))
     else:
         options = {keyword: getattr(args, keyword) for keyword in formats()[args.format].options}
-        print(
-            convert_to_coco(
-                args.format, args.input, args.images, args.output, args.classes, **options
-            )
-        )
+        arguments = args.format, args.input, args.images, args.output, args.classes
+        if args.val is None:
+            print(convert_to_coco(*arguments, **options))
+        else:
+            split = SplitOptions(args.val, seed=args.seed)
+            print("\n".join(convert_and_split(*arguments, split, **options)))

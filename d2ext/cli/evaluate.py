@@ -3,6 +3,7 @@ r"""Evaluate the model of a run or a config, or a COCO results file written by a
 d2ext evaluate work_dirs/mine
 d2ext evaluate mine.py --weights model.pth data.val.json=b.json
 d2ext evaluate predictions.json --dataset instances_val.json
+d2ext evaluate folds/*/predictions/custom_val.json --dataset a.json
 d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
     --per-class --confusion-matrix --pr-curves --errors --out results.json
 d2ext evaluate predictions.json --dataset instances_val.json --against others.json
@@ -11,10 +12,11 @@ A run or a config is evaluated as with `d2ext train CONFIG --eval-only`, and tak
 and overrides. --weights defaults to best, or last if the run directory has no best model, or
 train.init_checkpoint if it has no model at all.
 
-A results file needs no model. Tables are printed; --out also writes the numbers in full precision,
-{"coco/bbox/AP": 41.3, ...}, with null for undefined numbers, and the results of
---confusion-matrix, --pr-curves and --errors to <its name>_analysis.json beside it. Masks are
-evaluated if both files have them.
+A results file needs no model. Several files, such as those of a cross-validation's folds, are
+evaluated together; no image may be in two of them. Tables are printed; --out also writes the
+numbers in full precision, {"coco/bbox/AP": 41.3, ...}, with null for undefined numbers, and the
+results of --confusion-matrix, --pr-curves and --errors to <its name>_analysis.json beside it. Masks
+are evaluated if both files have them.
 
 Results of up to 1,000 images have 95 % intervals; --intervals computes them for more images, and
 --resamples 0 turns them off. --against OTHERS.json says how much better or worse the predictions
@@ -32,7 +34,7 @@ from d2ext.cli.arguments import add_interval_flags, make_parser
 from d2ext.evaluation.metric_names import METRICS
 
 _USAGE = """CONFIG [flags of train] [key=value ...]
-       %(prog)s PREDICTIONS.json --dataset JSON [flags]"""
+       %(prog)s PREDICTIONS.json ... --dataset JSON [flags]"""
 
 
 def _number(text: str) -> int:
@@ -60,7 +62,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _results_parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", __doc__, _USAGE)
     parser.add_argument(
-        "predictions", type=Path, metavar="PREDICTIONS.json", help="list of COCO results"
+        "predictions",
+        type=Path,
+        nargs="+",
+        metavar="PREDICTIONS.json",
+        help="lists of COCO results",
     )
     parser.add_argument(
         "--dataset", type=Path, required=True, metavar="JSON", help="COCO annotations"

@@ -23,6 +23,7 @@ _BESIDE_TRAINING = (
     "train.early_stopping_patience",
     "train.intervals",
     "train.resamples",
+    "train.validation_loss",
     "train.ddp",
     "train.compile",
     "train.accumulate",  # part of the layout, like the number of workers

@@ -9,9 +9,18 @@ from typing import Any
 _HELP = {
     "data.root": ("", "folder of the datasets"),
     "datasets": ("", "nothing to declare: Detectron2 has registered them"),
-    "data.train.json": ("str or null", "annotation file for training"),
+    "data.json": ("str or null", "annotation file to split into training and validation"),
+    "data.images": ("str or null", "folder of its images"),
+    "data.val_fraction": ("", "share of the images of data.json for validation"),
+    "data.split_seed": ("", "seed of the split of data.json"),
+    "data.group_by": (
+        "str or null",
+        "regular expression; images of data.json with the same match stay on the same side",
+    ),
+    "data.near_duplicates": ("", "keep photos of data.json that look alike on the same side"),
+    "data.train.json": ("str or null", "annotation file for training, instead of data.json"),
     "data.train.images": ("str or null", "folder of its images"),
-    "data.val.json": ("str or null", "annotation file for validation"),
+    "data.val.json": ("str or null", "annotation file for validation; data.json is not split then"),
     "data.val.images": ("str or null", "folder of its images"),
     "data.classes": (
         "list or null",

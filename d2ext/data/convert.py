@@ -19,6 +19,8 @@ from d2ext.data.formats.format import formats
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons
 from d2ext.data.formats.json_io import inside, no_collection
 from d2ext.data.formats.registry import writers
+from d2ext.data.splitting.coco import check_new, split_coco
+from d2ext.data.splitting.split import SplitOptions
 from d2ext.errors import UserError
 from d2ext.text import shortened
 
@@ -64,6 +66,40 @@ def convert_to_coco(
     counts = write_coco(records, names, output, images)
     listed = shortened(names, 10)
     return f"{output}: {counts['images']} images, {counts['objects']} objects, classes: {listed}"
+
+
+def convert_and_split(
+    kind: str,
+    source: str | Path,
+    images: str | Path,
+    output: str | Path,
+    classes: Sequence[str] | None,
+    split: SplitOptions,
+    **options: str | None,
+) -> list[str]:
+    """Convert annotations like `convert_to_coco`, and split them like `split_coco`.
+
+    Args:
+        kind: As in `convert_to_coco`.
+        source: As in `convert_to_coco`.
+        images: As in `convert_to_coco`.
+        output: Folder to create, with train.json and val.json.
+        classes: As in `convert_to_coco`.
+        split: How to split.
+        options: As in `convert_to_coco`.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        UserError: As in `convert_to_coco` and `split_coco`; nothing is written.
+    """
+    output = Path(output)
+    check_new(output)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.json"
+        convert_to_coco(kind, source, images, whole, classes, **options)
+        return split_coco(whole, output, Path(images), split)
 
 
 def convert_from_coco(

@@ -23,6 +23,7 @@ from d2ext.config.lr_scaling import scale_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
+from d2ext.data.splitting.own_data import SPLIT
 from d2ext.engine.builders import (
     build_hooks,
     build_model,
@@ -277,7 +278,7 @@ class Run:
             self.cfg = self.original_cfg
             if self.plan.scaling:
                 self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
-            register_run_datasets(self.cfg)
+            register_run_datasets(self.cfg, self.plan.split)
         self.options = TrainOptions.from_config(self.cfg.train)
 
     def _build_evaluation(self) -> None:
@@ -338,6 +339,8 @@ class Run:
             logger.info("The earlier run was moved to %s", backup_dir)
         if plan.scaling:
             write_record(out / "scaling.json", plan.scaling)
+        if plan.split and not plan.eval_only:
+            write_record(out / SPLIT, plan.split)
         write_run_info(out, self._run_info())
         file = out / "results.json"
         if plan.eval_only:
@@ -360,6 +363,7 @@ class Run:
             weights=plan.weights,
             max_iter=schedule.max_iter if schedule else None,
             batch_size=schedule.batch_size if schedule else None,
+            caveats=list(plan.caveats) or UNSET,
             resumed_from=str(plan.resume) if plan.resume else UNSET,
             resumed_by=command.line if plan.resume else UNSET,
         )

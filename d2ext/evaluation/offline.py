@@ -30,7 +30,7 @@ from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.metric_names import METRICS
 from d2ext.evaluation.resampling import RESAMPLES, Samples, resample
-from d2ext.evaluation.results_file import read_results, to_detections
+from d2ext.evaluation.results_file import read_parts, read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
 from d2ext.text import plural, with_interval
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_files(
-    predictions: Path,
+    predictions: Sequence[Path],
     dataset: Path,
     metrics: Sequence[str],
     per_class: bool = False,
@@ -51,10 +51,10 @@ def evaluate_files(
     resamples: int = RESAMPLES,
     against: Path | None = None,
 ) -> dict[str, float]:
-    """Evaluate a results file; print the tables of the metrics and write the results.
+    """Evaluate results files; print the tables of the metrics and write the results.
 
     Args:
-        predictions: File with COCO results.
+        predictions: Files with COCO results, for different images.
         dataset: File with COCO annotations.
         metrics: Names in METRICS.
         per_class: Add the results of each class.
@@ -92,7 +92,7 @@ def evaluate_files(
             )
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
-        _check_place(file, [predictions, dataset, *([against] if against else [])])
+        _check_place(file, [*predictions, dataset, *([against] if against else [])])
     limits = [*(n for n in MAX_DETECTIONS[:-1] if n < max_detections), max_detections]
     of_coco = {"backend": backend, "tasks": tasks, "max_detections": limits}
     wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
@@ -128,7 +128,7 @@ def _check_place(out: Path, inputs: Sequence[Path]) -> None:
 
 
 def _evaluated(
-    predictions: Path,
+    predictions: Sequence[Path],
     dataset: Path,
     metrics: Mapping[str, Any],
     parts: Mapping[str, bool],
@@ -140,7 +140,7 @@ def _evaluated(
     """Evaluate the files.
 
     Args:
-        predictions: File with COCO results.
+        predictions: Files with COCO results.
         dataset: File with COCO annotations.
         metrics: Metrics by name.
         parts: Analyses to run.
@@ -152,13 +152,14 @@ def _evaluated(
     Returns:
         The results, the analyses by task, and other keys of the output file.
     """
-    results = read_results(predictions)
+    results = read_parts(predictions)
     data = read_dataset(
         dataset,
         with_masks=not results or results[0].segmentation is not None,
         with_keypoints=not results or results[0].keypoints is not None,
     )
-    detections = to_detections(predictions, results, data)
+    name = ", ".join(map(str, predictions))
+    detections = to_detections(Path(name), results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth
     logger.info(
@@ -194,7 +195,7 @@ def _evaluated(
         more["against"] = {
             key: {"difference": row.value, "interval": row.interval} for key, row in found.items()
         }
-        logger.info("\n%s", "\n".join(comparison_text(str(predictions), str(against), found)))
+        logger.info("\n%s", "\n".join(comparison_text(name, str(against), found)))
     return numbers, analyses, more
 
 

@@ -63,6 +63,33 @@ def read_results(path: Path) -> list[Result]:
     return results
 
 
+def read_parts(paths: Sequence[Path]) -> list[Result]:
+    """Return the entries of several results files, which are for different images.
+
+    Raises:
+        UserError: As in `read_results`; or files have other fields, or entries for the same image.
+    """
+    results: list[Result] = []
+    file_of: dict[int | str | float, Path] = {}
+    for path in paths:
+        more = read_results(path)
+        for name in ("bbox", "segmentation", "keypoints"):
+            if (
+                results
+                and more
+                and (getattr(results[0], name) is None) != (getattr(more[0], name) is None)
+            ):
+                raise UserError(f"{paths[0]} or {path} has no {name}, but the other has")
+        for image in {result.image_id for result in more}:
+            if (other := file_of.setdefault(image, path)) is not path:
+                raise UserError(
+                    f"{other} and {path} both have detections in image {truncate_repr(image)};"
+                    " give files for different images, such as those of the folds of one split"
+                )
+        results += more
+    return results
+
+
 def to_detections(path: Path, results: list[Result], dataset: DatasetFile) -> Detections:
     """Convert the entries to detections in the images of a dataset.
 

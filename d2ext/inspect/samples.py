@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
+from d2ext.data.splitting.own_data import kept_split
 from d2ext.errors import UserError, config_errors
 from d2ext.text import did_you_mean
 
@@ -66,7 +68,8 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: The config or the dataset is invalid.
     """
-    register_run_datasets(cfg)
+    folder = cfg.train.get("output_dir")
+    register_run_datasets(cfg, kept_split(Path(folder)) if folder else None)
     section = f"dataloader.{split}"
     settings = cfg.dataloader.get(split)
     if split == "test" and not settings:

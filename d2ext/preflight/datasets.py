@@ -1,6 +1,7 @@
 """Check the datasets that a run reads before anything is built."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, gener
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.records.cache import cached_value
 from d2ext.data.records.records import columns_of
+from d2ext.data.validation.between_sets import compare_sets
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
 from d2ext.data.validation.dataset_dicts import (
@@ -36,7 +38,9 @@ from d2ext.run_dir.schema import DatasetInfo
 from d2ext.text import did_you_mean
 
 
-def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+def check_datasets(
+    cfg: Any, loaders: Mapping[str, Any]
+) -> tuple[dict, list[str], list[str], list[str]]:
     """Read and check every dataset; all must have the same class names in the same order.
 
     Args:
@@ -44,7 +48,8 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         loaders: Configs of the loaders by split, train, val or test.
 
     Returns:
-        `Plan.datasets`, the class names, and the lines to print.
+        `Plan.datasets`, the class names, the lines to print, and what makes results of the test
+        sets misleading.
 
     Raises:
         UserError: A dataset is missing or damaged, has other classes, or lacks annotations that the
@@ -52,6 +57,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
     """
     datasets, classes, first, notes = {}, None, None, []
     summaries: dict[str, DatasetSummary] = {}
+    read: dict[str, Sequence[dict]] = {}
     for split, loader in loaders.items():
         field = f"dataloader.{split}"
         if not loader:
@@ -70,7 +76,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
                 raise UserError(f"{field}.dataset.names={name} is not a dataset; {hint}")
             metadata = MetadataCatalog.get(name)
             require_cityscapes(metadata)
-            if file := metadata.get("json_file"):
+            if file := metadata.get("json_file") or metadata.get("part_of"):
                 _check_file(file, metadata.get("image_root"))
             with config_errors(f"datasets.{name}"):
                 records = DatasetCatalog.get(name)
@@ -94,7 +100,7 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
             sample = _map(f"{field}.mapper", loader, records[chosen])
             if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
                 notes.append(f"{name}: {note}")
-            summaries[name] = summary
+            summaries[name], read[name] = summary, records
             masks = bool(np.any(columns.masks != NO_MASK))
             datasets[name] = DatasetInfo(summary.images, summary.instances, masks)
         if split == "train":
@@ -103,11 +109,17 @@ def check_datasets(cfg: Any, loaders: Mapping[str, Any]) -> tuple[dict, list[str
         name for split, loader in loaders.items() if split != "train" for name in test_sets(loader)
     ]
     notes += detection_notes(cfg, summaries, tested)
+    trained = test_sets(loaders["train"]) if "train" in loaders else []
+    caveats = [f"{name} is trained on and evaluated" for name in tested if name in trained]
+    for name, other in itertools.product(trained, tested):
+        if name in read and other not in trained:
+            names = (name, other)
+            caveats += compare_sets(read[name], read[other], classes or [], names)
     table = [
         f"data        {line}" for line in format_summary(list(summaries.values())).splitlines()
     ]
     table += [f"data        note: {note}" for note in notes]
-    return datasets, classes or [], table
+    return datasets, classes or [], table, caveats
 
 
 def _map(field: str, loader: Any, record: dict) -> Any:

@@ -24,10 +24,11 @@ from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
-from d2ext.invocation import option
+from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
@@ -95,6 +96,8 @@ class Plan:
         overwrite: The run moves an earlier run in its directory aside.
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
+        split: Split of `data.json`; None if the config gives a file for each set.
+        caveats: Sentences about what makes results misleading, for the report.
         built: Objects that preflight built; None if the plan came from another process.
     """
 
@@ -116,6 +119,8 @@ class Plan:
     overwrite: bool = False
     shares_directory: bool = False
     expect: tuple[str, ...] = ()
+    split: Split | None = None
+    caveats: tuple[str, ...] = ()
     built: Built | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,16 +187,22 @@ def plan_run(
         check_batch(batch_size, world_size, options.accumulate)
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    differences = register_run_datasets(cfg)
+    kept = _kept_split(output_dir, checkpoint, resume, weights, eval_only)
+    split, about = own_split(cfg, kept)
+    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(about)))
+    differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
-    datasets, classes, table = check_datasets(cfg, loaders)
+    datasets, classes, table, caveats = check_datasets(cfg, loaders)
     _say(lines, *table, *(f"data        note: {note}" for note in [*differences, *notes]))
     check_num_classes(cfg.model, classes)
     tested = [
         name for key, loader in loaders.items() if key != "train" for name in test_sets(loader)
     ]
     best = best_metric(options, tested) if validate and not eval_only else None
+    if best:
+        caveats.append(_best_caveat(cfg, best))
+    _say(lines, *(f"results     note: {line}" for line in caveats))
     _check_results(cfg, classes, {name: datasets[name] for name in tested}, expect, best)
 
     schedule = train_dataset = None
@@ -238,6 +249,8 @@ def plan_run(
         overwrite=overwrite and not eval_only,
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
+        split=split,
+        caveats=tuple(caveats),
         built=Built(cfg, train_dataset),
     )
 
@@ -294,6 +307,17 @@ def _find_checkpoint(
     return newest, damaged
 
 
+def _kept_split(
+    output_dir: Path, checkpoint: Path | None, resume: bool, weights: str | None, eval_only: bool
+) -> Split | None:
+    """Return the split of the run that is resumed or whose weights are evaluated, if it has one."""
+    if checkpoint:
+        return kept_split(checkpoint.parent)
+    if weights and weights not in ("best", "last"):
+        return kept_split(Path(weights).parent)
+    return kept_split(output_dir) if resume or eval_only else None
+
+
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:
     """Return the configs of the loaders that the run uses, by split (train, val or test)."""
     if eval_only:
@@ -317,6 +341,17 @@ def _check_results(
         wanted["train.best.metric"] = best
     sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
+
+
+def _best_caveat(cfg: Any, key: str) -> str:
+    """Say that the best checkpoint is chosen on the images whose results are reported."""
+    how = "dataloader.test"
+    if "val" in (cfg.get("data") or {}):
+        how = f"`{command('evaluate')} RUN data.val.json=FILE data.val.images=FOLDER`"
+    return (
+        f"the best checkpoint is chosen by {key}, so that its own result is optimistic; for an"
+        f" honest one, evaluate images that no choice depends on with {how}"
+    )
 
 
 def _tasks(model: Any, name: str, info: DatasetInfo) -> list[str]:

@@ -101,8 +101,8 @@ def require_run(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _notes(run: RunRecord) -> list[str]:
-    """Return sentences about what the page does not show, and why."""
-    notes = list(run.damaged)
+    """Return sentences about what the page does not show, and what is misleading."""
+    notes = [*run.damaged, *(f"{text[:1].upper()}{text[1:]}." for text in run.info.caveats or ())]
     if "total_loss" not in run.curves:
         notes.append("No training losses: an evaluation, or stopped before the first loss.")
     elif run.info.stopped_by or run.info.train_seconds is UNSET:

@@ -5,6 +5,7 @@
 | run.json | `RunInfo` |
 | results.json | `ResultsRecord` |
 | scaling.json | `d2ext.config.lr_scaling.ScalingReport` |
+| split.json | `d2ext.data.splitting.own_data.Split` |
 | trackers/<tracker>.json | `TrackerRun` |
 | analysis/<dataset>.json | `d2ext.evaluation.analysis.AnalysisRecord` |
 | overview/<dataset>.json | `DatasetOverview` |
@@ -69,6 +70,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
         weights: Path of the initial weights, or of those that are evaluated; empty for none.
         max_iter: Total number of iterations; None for an evaluation.
         batch_size: Images per optimizer step over all ranks; None for an evaluation.
+        caveats: Sentences about what makes the results misleading, such as images in two sets; not
+            set if there are none.
         resumed_from: Checkpoint that the last start resumed.
         resumed_by: Command of the last start, if it resumed.
         seconds_before: `train_seconds` of the earlier starts, until this one ends.
@@ -90,6 +93,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
     weights: str = ""
     max_iter: Count | None = None
     batch_size: Count | None = None
+    caveats: list[str] | UnsetType = UNSET
     resumed_from: str | UnsetType = UNSET
     resumed_by: str | UnsetType = UNSET
     seconds_before: float | UnsetType = UNSET

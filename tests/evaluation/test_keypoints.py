@@ -157,10 +157,13 @@ def test_results_of_a_file_equal_pycocotools(tmp_path):
     for found in (results, boxless):
         (tmp_path / "found.json").write_text(json.dumps(found))
         files = tmp_path / "found.json", tmp_path / "truth.json"
-        numbers = evaluate_files(*files, ["coco"], tasks=["keypoints"])
+        numbers = evaluate_files(files[:1], files[1], ["coco"], tasks=["keypoints"])
         theirs = {f"coco/{key}": value for key, value in _official(content, found).items()}
         assert numbers == pytest.approx(theirs, abs=1e-9, rel=0, nan_ok=True)
-    assert evaluate_files(*files, ["coco"]).keys() > {"coco/keypoints/AP", "coco/bbox/AP"}
+    assert evaluate_files(files[:1], files[1], ["coco"]).keys() > {
+        "coco/keypoints/AP",
+        "coco/bbox/AP",
+    }
 
 
 def test_keypoints_are_evaluated_if_data_and_model_have_them():
@@ -226,7 +229,7 @@ def test_objects_with_different_keypoints_are_evaluated_without_them(tmp_path):
     content["annotations"][0]["keypoints"] = [1, 1, 1]
     (tmp_path / "truth.json").write_text(json.dumps(content))
     (tmp_path / "found.json").write_text(json.dumps(results))
-    numbers = evaluate_files(tmp_path / "found.json", tmp_path / "truth.json", ["coco"])
+    numbers = evaluate_files([tmp_path / "found.json"], tmp_path / "truth.json", ["coco"])
     assert "coco/bbox/AP" in numbers and "coco/keypoints/AP" not in numbers
 
 

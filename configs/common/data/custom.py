@@ -1,7 +1,9 @@
 """Your own data, given on the command line; the format is detected.
 
     data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs
+    data.json=a.json data.images=imgs
 
+The second line splits one file into training and validation; the run keeps the split.
 `data.classes=[cat, dog]` trains only on these classes; `data.palette` is a color for each of them.
 `d2ext print-config FILE --docs` prints the meaning of each key.
 """
@@ -13,8 +15,14 @@ from d2ext.data.datasets.declare import annotated_dataset
 from .loader import dataloader
 
 data = dict(
-    train=dict(json=None, images=None),
-    val=dict(json=None, images=None),
+    json=None,
+    images=None,
+    val_fraction=0.2,
+    split_seed=0,
+    group_by=None,
+    near_duplicates=True,
+    train=dict(json="${data.json}", images="${data.images}"),
+    val=dict(json="${data.json}", images="${data.images}"),
     classes=None,
     boxes_as_masks=False,
     class_attribute=None,

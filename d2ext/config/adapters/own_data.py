@@ -8,8 +8,10 @@ from d2ext.config.check import target_name
 from d2ext.config.num_classes import class_fields, follow_classes
 from d2ext.errors import UserError
 
-_KEYS = ("data.train.", "data.val.")
-_OWN = {"train": "custom_train", "val": "custom_val", "test": "custom_val"}
+_WHOLE = ("data.json=", "data.images=")  # one file, which is split
+_KEYS = (*_WHOLE, "data.train.", "data.val.")
+TRAIN, VAL = "custom_train", "custom_val"
+_OWN = {"train": TRAIN, "val": VAL, "test": VAL}
 _METRICS = "d2ext.evaluation."
 _SEMANTIC = "model.roi_heads.semantic"  # SCNet's branch
 # Metrics and evaluators that need the annotations of a certain dataset.
@@ -20,6 +22,26 @@ _COCO = "detectron2.evaluation.coco_evaluation.COCOEvaluator"  # also for propos
 def names_own_data(overrides: Sequence[str]) -> bool:
     """Return whether overrides set keys of `data` that name the user's own files."""
     return any(text.lstrip("+").startswith(_KEYS) for text in overrides)
+
+
+def splits_own_data(cfg: Any) -> bool:
+    """Return whether a config splits the file `data.json` into training and validation.
+
+    Raises:
+        UserError: Another file for training is given as well.
+    """
+    from omegaconf import OmegaConf
+
+    data: Any = cfg.get("data") or {}
+    if not data.get("json"):
+        return False
+    # Unless overridden, the files of both sets are interpolations of `data.json`.
+    if not OmegaConf.is_interpolation(data.train, "json"):
+        raise UserError(
+            f"data.json={data.json} and data.train.json={data.train.json} are both given; give"
+            " data.json alone to split it, or data.train.json and data.val.json"
+        )
+    return OmegaConf.is_interpolation(data.val, "json")
 
 
 def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
@@ -37,7 +59,8 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
 
     if "train" in (cfg.get("data") or {}):
         return
-    trains = any(text.lstrip("+").startswith("data.train.") for text in overrides)
+    training = (*_WHOLE, "data.train.")
+    trains = any(text.lstrip("+").startswith(training) for text in overrides)
     changes: list[str] = []
     before = _names(cfg)
     if trains and (count := _class_count(cfg)):

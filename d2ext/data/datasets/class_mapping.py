@@ -1,17 +1,20 @@
 """Register the datasets of a run and match their classes by name."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
-from d2ext.data.datasets.register import register_datasets, use_classes
+from d2ext.config.adapters.own_data import TRAIN, VAL, splits_own_data
+from d2ext.data.datasets.register import register_datasets, use_classes, use_images
+from d2ext.data.splitting.own_data import Split, own_split
 from d2ext.errors import UserError
 from d2ext.text import did_you_mean, plural, shortened
 
 
-def register_run_datasets(cfg: Any) -> list[str]:
+def register_run_datasets(cfg: Any, split: Split | None = None) -> list[str]:
     """Register a config's datasets in this process, and map all of them to the trained classes.
 
     The training sets define the classes and their order; all other sets are mapped to them by name.
@@ -19,6 +22,7 @@ def register_run_datasets(cfg: Any) -> list[str]:
 
     Args:
         cfg: Config returned by `load_config`.
+        split: Split of `data.json`, if the config has one; None splits it.
 
     Returns:
         A line for each difference between the classes of datasets, other than their order.
@@ -27,6 +31,10 @@ def register_run_datasets(cfg: Any) -> list[str]:
         UserError: A declaration is invalid, or a dataset has no class in common with the others.
     """
     register_datasets(cfg.datasets)
+    if splits_own_data(cfg) and (split := split or own_split(cfg)[0]):
+        val = {os.path.join(cfg.data.images, name) for name in split.val}
+        use_images(TRAIN, val, keep=False)
+        use_images(VAL, val, keep=True)
     trained = _known(cfg, "train")
     if not trained:
         return []

@@ -5,11 +5,14 @@ annotations when a loader or an evaluator needs them. (Without `classes`, `coco_
 categories of the file immediately.)
 """
 
+import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from d2ext.data.datasets.boxes_as_masks import with_outlines
 from d2ext.data.datasets.classes import FILE_IDS, select_classes, select_metadata
@@ -30,7 +33,7 @@ from d2ext.data.records.cache import (
     cached_records,
     cached_value,
 )
-from d2ext.data.records.records import columns_of
+from d2ext.data.records.records import columns_of, file_names_of, select
 from d2ext.errors import UserError
 from d2ext.invocation import command
 
@@ -383,11 +386,41 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     return Dataset(load, classes, made)
 
 
+def with_images(dataset: Dataset, listed: Collection[str], keep: bool) -> Dataset:
+    """Return the part of a dataset whose file names are listed, or are not listed.
+
+    The metadata `json_file` becomes `part_of`, because evaluators would read the whole file.
+
+    Args:
+        dataset: The dataset.
+        listed: File names as in the records.
+        keep: Whether to keep the listed images, or the others.
+    """
+
+    def metadata() -> dict[str, Any]:
+        renamed = {"json_file": "part_of"}
+        known = {renamed.get(key, key): value for key, value in dataset.metadata.items()}
+        if keep:
+            known.pop("left_out", None)  # known for the whole file only, so the other part has it
+        return known
+
+    made = metadata()
+
+    def load() -> Sequence[dict]:
+        records = dataset.load()
+        made.update(metadata())  # entries added by `load`
+        chosen = [(os.fspath(name) in listed) == keep for name in file_names_of(records)]
+        return select(records, np.array(chosen, bool))
+
+    return Dataset(load, dataset.classes, made)
+
+
 def _not_given(json_file: str | None) -> list[dict]:
     lacks = "the folder of its images" if json_file else "the annotation file"
     raise UserError(
-        f"{lacks} is not given; for a custom/ recipe, set data.train.json=FILE and"
-        " data.train.images=FOLDER, and data.val.json and data.val.images for the validation"
+        f"{lacks} is not given; for a custom/ recipe, set data.json=FILE and data.images=FOLDER to"
+        " split a file, or data.train.json=FILE and data.train.images=FOLDER, and data.val.json and"
+        " data.val.images for the validation"
     )
 
 

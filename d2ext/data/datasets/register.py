@@ -2,13 +2,13 @@
 
 import pydoc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from d2ext.config.registrations import registered_by_config
 from d2ext.config.renamed import moved_import
-from d2ext.data.datasets.declare import Dataset, with_classes
+from d2ext.data.datasets.declare import Dataset, with_classes, with_images
 from d2ext.data.prepare.cityscapes import name_labels
 from d2ext.data.records.plain_records import plain_records
 from d2ext.data.records.records import Records, View, applied
@@ -17,6 +17,7 @@ from d2ext.errors import UserError, format_exception
 _registered: dict[str, Any] = {}  # the declarations
 _datasets: dict[str, Dataset] = {}
 _others: dict[str, tuple[Any, dict]] = {}  # registered outside of a config, before `use_classes`
+_wholes: dict[str, Dataset] = {}  # before `use_images`
 _LEFT_OUT = "left_out"  # an entry of `Dataset.metadata` that changes when a dataset is read again
 
 
@@ -96,6 +97,19 @@ def _same_file(name: str, declaration: Any) -> bool:
 
     file = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
     return file is not None and file == declaration.get("json_file")
+
+
+def use_images(name: str, listed: Collection[str], keep: bool) -> None:
+    """Reduce a registered dataset to a part of its images; see `with_images`.
+
+    Another call replaces the part.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    whole = _wholes.setdefault(name, _datasets[name])
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    _register(name, with_images(whole, listed, keep))
 
 
 def use_classes(name: str, classes: Sequence[str]) -> None:
@@ -189,7 +203,7 @@ def unregister_datasets() -> None:
     for name, (load, metadata) in _others.items():
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**metadata)
-    for known in (_registered, _datasets, _others):
+    for known in (_registered, _datasets, _others, _wholes):
         known.clear()
 
 

@@ -1,0 +1,1 @@
+"""Split images into training and validation: stratified, by group, without near-duplicates."""
