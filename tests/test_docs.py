@@ -654,7 +654,8 @@ def _write_readers_files(balloon: Path, tiny: list[str], d2ext_command, train_ne
         shutil.copytree("work_dirs/mine", copied)
     for suffix in ("", ".sha256"):
         shutil.copy(f"work_dirs/mine/model_final.pth{suffix}", f"a.pth{suffix}")
-    shutil.copy("work_dirs/mine/predictions/balloon_val.json", "predictions.json")
+    for file in ("predictions.json", "others.json"):
+        shutil.copy("work_dirs/mine/predictions/balloon_val.json", file)
 
 
 def _short(tiny: list[str]) -> list[str]:
