@@ -13,10 +13,10 @@ from msgspec import UNSET, UnsetType
 from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.comparison import intervals, without_classes
+from d2ext.evaluation.bootstrap.comparison import intervals, without_classes
+from d2ext.evaluation.bootstrap.resampling import Samples, write_samples
 from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import results_of, write_predictions
-from d2ext.evaluation.resampling import Samples, write_samples
 from d2ext.evaluation.suite import Evaluation
 from d2ext.run_dir.names import RESAMPLES, digest_of
 from d2ext.run_dir.schema import write_record

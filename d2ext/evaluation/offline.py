@@ -17,19 +17,19 @@ from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyze, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.coco import MAX_DETECTIONS
-from d2ext.evaluation.comparison import (
+from d2ext.evaluation.bootstrap.comparison import (
     ABOUT_INTERVALS,
     comparison_text,
     differences,
     rare_classes_note,
     wants_intervals,
 )
-from d2ext.evaluation.comparison import intervals as intervals_of
+from d2ext.evaluation.bootstrap.comparison import intervals as intervals_of
+from d2ext.evaluation.bootstrap.resampling import RESAMPLES, Samples, resample
+from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.evaluation.resampling import RESAMPLES, Samples, resample
 from d2ext.evaluation.results_file import read_parts, read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
 from d2ext.text import plural, with_interval

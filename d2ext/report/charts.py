@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from d2ext.evaluation.comparison import Difference
+from d2ext.evaluation.bootstrap.comparison import Difference
 
 Curve = list[tuple[float, float]]  # (iteration, value) in the order of the iterations
 

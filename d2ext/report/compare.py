@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2ext.evaluation.comparison import ABOUT_DIFFERENCES, is_shown
+from d2ext.evaluation.bootstrap.comparison import ABOUT_DIFFERENCES, is_shown
 from d2ext.evaluation.metric_names import VALIDATION_LOSS
 from d2ext.files import atomic_write
 from d2ext.html import page_template

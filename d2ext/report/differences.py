@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from d2ext.evaluation.comparison import (
+from d2ext.evaluation.bootstrap.comparison import (
     ABOUT_DIFFERENCES,
     Difference,
     differences,
@@ -19,7 +19,7 @@ from d2ext.evaluation.comparison import (
     sentence,
     spread,
 )
-from d2ext.evaluation.resampling import Samples, read_samples
+from d2ext.evaluation.bootstrap.resampling import Samples, read_samples
 from d2ext.invocation import command
 from d2ext.report.config import leaves
 from d2ext.report.read import RunRecord

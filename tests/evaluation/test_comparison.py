@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from d2ext.evaluation import comparison
-from d2ext.evaluation.comparison import Difference, differences, mean_of, sentence
-from d2ext.evaluation.resampling import Samples, draw_images
+from d2ext.evaluation.bootstrap import comparison
+from d2ext.evaluation.bootstrap.comparison import Difference, differences, mean_of, sentence
+from d2ext.evaluation.bootstrap.resampling import Samples, draw_images
 
 KEY = "coco/segm/AP"
 

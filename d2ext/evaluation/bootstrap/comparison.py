@@ -12,8 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from d2ext.evaluation.bootstrap.resampling import (
+    FEW_OBJECTS,
+    MAX_IMAGES,
+    Samples,
+    interval,
+    rare_classes,
+)
 from d2ext.evaluation.instances import GroundTruth
-from d2ext.evaluation.resampling import FEW_OBJECTS, MAX_IMAGES, Samples, interval, rare_classes
 from d2ext.text import plural, shortened
 
 Interval = tuple[float, float]
