@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
+from d2ext.errors import UserError
 from d2ext.modeling import scnet
 from tests.mmdetection import oracle
 
@@ -111,6 +112,22 @@ def test_losses_and_gradients_are_equal(name, model, monkeypatch):
         losses=oracle.assert_losses(losses, recorded),
         gradients=oracle.assert_gradients(name, model),
     )
+
+
+@pytest.mark.parametrize("label", [182, 183, 200, 255, None])
+def test_labels_that_the_model_lacks_are_an_error(name, model, label):
+    model.train()
+    (sample,) = oracle.batch(name, [0])
+    sample |= {"instances": oracle.ground_truth(name, 0, "bitmap"), "file_name": "a.jpg"}
+    if label is not None:
+        sample["sem_seg"] = torch.full(sample["image"].shape[1:], label)
+    if label in (182, 255):
+        with EventStorage():
+            assert model([sample])["loss_semantic"].isfinite()
+        return
+    words = "a.jpg has no label map" if label is None else f"map of a.jpg has the label {label}"
+    with pytest.raises(UserError, match=f"{words}.*; (add|give) "):
+        model([sample])
 
 
 def _semantic(part, features):
