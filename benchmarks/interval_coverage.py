@@ -14,9 +14,9 @@ import sys
 import numpy as np
 from intervals import keep
 
+from d2ext.evaluation.bootstrap.resampling import draw_images, interval
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.resampling import draw_images, interval
 
 TRUTH, TRUTH_SEED = 30_000, 12_345  # photos of the sample that gives the true results
 SIDE, CELL = 640, 160  # pixels; each object has a cell of the photo

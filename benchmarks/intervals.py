@@ -20,9 +20,9 @@ from coco_file import make_coco
 from common import machine
 from results_file import make_results
 
+from d2ext.evaluation.bootstrap.resampling import RESAMPLES, draw_images
 from d2ext.evaluation.coco import CocoMetric
 from d2ext.evaluation.dataset_file import read_dataset
-from d2ext.evaluation.resampling import RESAMPLES, draw_images
 from d2ext.evaluation.results_file import read_results, to_detections
 
 SIZES = [(1_000, 100_000), (5_000, 500_000)]

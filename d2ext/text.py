@@ -1,6 +1,7 @@
 """Parts of messages that several modules write."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,13 @@ def plural(number: int, noun: str) -> str:
     if number == 1:
         return f"{number} {noun}"
     return f"{number} {noun}es" if noun.endswith("s") else f"{number} {noun}s"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Return a result in percent, with its interval if it has one: `49.1 [44.0, 54.2]`."""
+    if value is None or not math.isfinite(value):
+        return "none"
+    return f"{value:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 
 
 def shortened(names: Sequence[str], most: int) -> str:

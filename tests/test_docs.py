@@ -562,6 +562,7 @@ LEAVES = {
     "docs/datasets.md": ["fixed.json", "report.html", f"{OWN_RUN}/eval/results.json"],
     "docs/from_mmdetection.md": ["data/balloon/train/annotation_coco.json"],
     "docs/install.md": ["datasets/coco/val2017"],
+    "docs/labeling.md": ["work_dirs/predict/rank.txt", "work_dirs/next/labelme", "next.json"],
     "docs/metrics.md": ["results.json", "results_analysis.json"],
     "docs/splitting.md": ["split/val.json", f"{OWN_RUN}/split.json", "runs/1/model_final.pth"],
     "docs/resume.md": ["work_dirs/fresh/model_final.pth"],
@@ -643,6 +644,7 @@ def _write_readers_files(balloon: Path, tiny: list[str], d2ext_command, train_ne
     shutil.copy("data/balloon/train/via_region_data.json", "via.json")
     shutil.copy("b.json", "instances_val.json")
     shutil.copytree(balloon / "val", "photos", ignore=shutil.ignore_patterns("*.json"))
+    shutil.copytree("photos", "next")
     photo = next(Path("photos").glob("*.jpg"))
     shutil.copy(photo, "a.jpg")
     _film("film.mp4", photo)
@@ -652,7 +654,8 @@ def _write_readers_files(balloon: Path, tiny: list[str], d2ext_command, train_ne
         shutil.copytree("work_dirs/mine", copied)
     for suffix in ("", ".sha256"):
         shutil.copy(f"work_dirs/mine/model_final.pth{suffix}", f"a.pth{suffix}")
-    shutil.copy("work_dirs/mine/predictions/balloon_val.json", "predictions.json")
+    for file in ("predictions.json", "others.json"):
+        shutil.copy("work_dirs/mine/predictions/balloon_val.json", file)
 
 
 def _short(tiny: list[str]) -> list[str]:

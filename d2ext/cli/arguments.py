@@ -46,6 +46,27 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_interval_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--intervals` and `--resamples`, whose value is None if it is not given."""
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="compute 95%% intervals, of test sets with more than 1,000 images, too",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=_whole,
+        metavar="N",
+        help="draws of the images for intervals (1000); 0 turns intervals off",
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 0 or more")
+    return int(text)
+
+
 def take_config(
     parser: argparse.ArgumentParser, args: argparse.Namespace, words: Sequence[str]
 ) -> list[str]:

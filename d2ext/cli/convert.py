@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     others = [name for name in writers() if name != "coco"]
     back.add_argument("--to", choices=others, required=True, help="the format to write")
     back.add_argument(
-        "--images", type=Path, metavar="DIR", help="image folder, for LabelMe's files"
+        "--images", type=Path, metavar="DIR", help="image folder, for files of LabelMe and VIA"
     )
     return parser.parse_args(argv)
 

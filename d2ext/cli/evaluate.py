@@ -6,6 +6,7 @@ d2ext evaluate predictions.json --dataset instances_val.json
 d2ext evaluate folds/*/predictions/custom_val.json --dataset a.json
 d2ext evaluate predictions.json --dataset instances_val.json --metrics coco voc \
     --per-class --confusion-matrix --pr-curves --errors --out results.json
+d2ext evaluate predictions.json --dataset instances_val.json --against others.json
 
 A run or a config is evaluated as with `d2ext train CONFIG --eval-only`, and takes the same flags
 and overrides. --weights defaults to best, or last if the run directory has no best model, or
@@ -17,6 +18,10 @@ numbers in full precision, {"coco/bbox/AP": 41.3, ...}, with null for undefined 
 results of --confusion-matrix, --pr-curves and --errors to <its name>_analysis.json beside it. Masks
 are evaluated if both files have them.
 
+Results of up to 1,000 images have 95 % intervals; --intervals computes them for more images, and
+--resamples 0 turns them off. --against OTHERS.json says how much better or worse the predictions
+are than others on the same images, and whether the images suffice to tell.
+
 Exits with status 0, or with 2 if a file is invalid.
 """
 
@@ -25,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.cli import train
-from d2ext.cli.arguments import make_parser
+from d2ext.cli.arguments import add_interval_flags, make_parser
 from d2ext.evaluation.metric_names import METRICS
 
 _USAGE = """CONFIG [flags of train] [key=value ...]
@@ -47,6 +52,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return _results_parser().parse_args(argv)
     args = train.parse(argv, "evaluate")
     args.eval_only = True
+    if args.intervals:
+        args.options.append("+train.intervals=True")
+    if args.resamples is not None:
+        args.options.append(f"+train.resamples={args.resamples}")
     return args
 
 
@@ -96,6 +105,13 @@ def _results_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="count errors by cause (TIDE), list best and worst images",
     )
+    add_interval_flags(parser)
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="OTHERS.json",
+        help="compare with these results, image by image",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON")
     parser.add_argument(
         "--backend",
@@ -123,4 +139,7 @@ def run(args: argparse.Namespace) -> int | None:
         backend=args.backend,
         tasks=args.tasks,
         max_detections=args.max_detections,
+        intervals=args.intervals or None,
+        **({} if args.resamples is None else {"resamples": args.resamples}),
+        against=args.against,
     )

@@ -3,6 +3,7 @@
 d2ext predict work_dirs/mine photos/
 d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.mp4
 d2ext predict mine.py --weights model.pth --csv --masks photos/
+d2ext predict work_dirs/mine photos/ --annotations labelme --rank uncertain
 
 Writes overlays, and predictions.json and images.json in COCO format. Files and parts of videos
 that cannot be read are skipped; the exit status is then 1.
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2ext.cli.arguments import add_config, make_parser, take_config
+from d2ext.predict.names import ANNOTATIONS, RANKS
 from d2ext.run_dir.logging import setup_logging
 
 
@@ -50,6 +52,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--csv", action="store_true", help="write detections.csv and counts.csv (per class)")
     add("--masks", action="store_true", help="write a label PNG per image: k marks object k")
     add("--splash", action="store_true", help="write images with only the objects in color")
+    tool = "write annotations to correct in a tool; earlier ones are never replaced"
+    add("--annotations", choices=list(ANNOTATIONS), help=tool)
+    order = "write rank.json and rank.txt: the photos in the order in which to label them"
+    add("--rank", choices=RANKS, help=order)
     add("--options", nargs="+", default=[], metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     args.inputs = take_config(parser, args, args.inputs)
@@ -78,4 +84,6 @@ def run(args: argparse.Namespace) -> int:
         splash=args.splash,
         csv=args.csv,
         masks=args.masks,
+        annotations=args.annotations,
+        rank=args.rank is not None,
     )

@@ -3,6 +3,10 @@
 d2ext report work_dirs/mine
 d2ext report work_dirs/mine work_dirs/other --output comparison.html
 
+Several runs are compared with the first one on the same draws of the test images: by how much each
+is better or worse, and whether the images suffice to tell. Runs of one config with different seeds
+count as one, with their mean.
+
 Reads only the run directories, even while the runs train; needs neither the data nor a model.
 """
 
@@ -30,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
     if len(args.runs) == 1:
         print(write_report(args.runs[0], args.output))
     else:
-        print(write_comparison(args.runs, args.output or Path("work_dirs/comparison.html")))
+        page = args.output or Path("work_dirs/comparison.html")
+        print(write_comparison(args.runs, page, show=print))
     return 0

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from d2ext.cli.arguments import add_config, make_parser, take_config
+from d2ext.cli.arguments import add_config, add_interval_flags, make_parser, take_config
 from d2ext.launch.signals import deadline
 from d2ext.run_dir.logging import setup_logging
 from d2ext.run_dir.names import run_folder, usual_weights
@@ -49,6 +49,8 @@ def make_train_parser(name: str) -> argparse.ArgumentParser:
     bound = "exit with status 1 if a result misses this bound"
     add("--expect", action="append", default=[], metavar="KEY>=N", help=bound)
     add("--no-validate", dest="validate", action="store_false", help="train without evaluation")
+    if name == "evaluate":
+        add_interval_flags(parser)
     add("--dry-run", action="store_true", help="check everything, print the plan, and exit")
     add(
         "--options",

@@ -21,6 +21,9 @@ _BESIDE_TRAINING = (
     "train.writers",
     "train.best",
     "train.early_stopping_patience",
+    "train.intervals",
+    "train.resamples",
+    "train.validation_loss",
     "train.ddp",
     "train.compile",
     "train.accumulate",  # part of the layout, like the number of workers

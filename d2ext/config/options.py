@@ -303,6 +303,14 @@ class TrainOptions:
         below=1,
     )
     best: Best = Best()
+    intervals: bool | None = _option(
+        None,
+        "compute a 95 % interval of each result, from draws of the images; None: for test sets of"
+        " up to 1,000 images",
+    )
+    resamples: int = _option(
+        1000, "draws of the images from which intervals are computed; 0: no intervals", least=0
+    )
     early_stopping_patience: int | None = _option(
         None,
         "stop after this number of evaluations without a better train.best.metric",

@@ -1,16 +1,16 @@
 """Convert annotations from other formats to COCO, and from COCO to other formats (`formats`).
 
-hotcoco writes boxes as VOC and Open Images. All other writers are ours, for these reasons: hotcoco
-1.3 drops the subfolders of images in YOLO labels; in CVAT XML, it turns masks into boxes, crowds
-into objects, and each part of an object into an object. supervision 0.31 writes YOLO and LabelMe
-polygons, but rasterizes each polygon and traces its outline again: a circle with 64 corners becomes
-steps between whole pixels, crowds become objects, subfolders are lost, and every image is decoded.
-Our writers do not change polygons.
+hotcoco writes boxes as Open Images. All other writers are ours, for these reasons: hotcoco 1.3
+drops the subfolders of images in YOLO labels and VOC, and VOC's images without objects; in CVAT
+XML, it turns masks into boxes, crowds into objects, and each part of an object into an object.
+supervision 0.31 writes YOLO and LabelMe polygons, but rasterizes each polygon and traces its
+outline again: a circle with 64 corners becomes steps between whole pixels, crowds become objects,
+subfolders are lost, and every image is decoded. Our writers do not change polygons.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from d2ext.data.formats.annotation_kinds import count_keypoints
@@ -110,9 +110,9 @@ def convert_from_coco(
     Args:
         source: COCO JSON file.
         kind: Name of the format, a key of `writers()`.
-        output: Folder to create, or file for `open_images` and `cvat`.
-        images: Folder of the images, for the image paths in LabelMe's files; if it is None, these
-            name images as if they were in the folder of the LabelMe file.
+        output: Folder to create, or file for `open_images`, `cvat` and `via`.
+        images: Folder of the images, for the image paths in files of LabelMe and VIA; if it is
+            None, these name images as if they were in the folder of the file.
 
     Returns:
         A line with the numbers of written and skipped objects.
@@ -132,17 +132,43 @@ def convert_from_coco(
     with_keypoints = sum(count_keypoints(a.get("keypoints", ()))[1] > 0 for a in objects)
     dropped = {} if kind == "coco" else {"skipped_sets_of_keypoints": with_keypoints}
     lost = _cut_at_edges(records)
+    counts = {**write_new(kind, records, classes, output, images), **lost, **dropped}
+    return f"{output}: " + ", ".join(
+        f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n or name == "images"
+    )
+
+
+def write_new(
+    kind: str,
+    records: Sequence[dict],
+    classes: Sequence[str],
+    output: Path,
+    images: str | Path | None,
+) -> Mapping[str, int]:
+    """Write annotations to a new file or folder, which appears only when it is complete.
+
+    Args:
+        kind: Name of the format, a key of `writers()`.
+        records: Dataset dicts.
+        classes: Class names by `category_id`.
+        output: File or folder to create.
+        images: Folder of the images; None as in `convert_from_coco`.
+
+    Returns:
+        Counts by their labels.
+
+    Raises:
+        UserError: The annotations do not fit the format, or cannot be written.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
-            counts = {**writers()[kind](records, classes, made, images), **lost, **dropped}
+            counts = writers()[kind](records, classes, made, images)
             os.replace(made, output)
     except OSError as e:
         raise UserError(f"cannot write {output}: {e.strerror or e}") from e
-    return f"{output}: " + ", ".join(
-        f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n or name == "images"
-    )
+    return counts
 
 
 def _cut_at_edges(records: Sequence[dict]) -> dict[str, int]:

@@ -177,7 +177,8 @@ def build_writers(entries: Sequence[Any], output_dir: Path) -> list[EventWriter]
 def build_suite(section: str, loader: Any, cfg: Any) -> Suite:
     """Build test sets and metrics; `section` is the loader's section of the config."""
     with config_errors(f"{section} or evaluators"):
-        return Suite(loader, cfg.evaluators)
+        options = TrainOptions.from_config(cfg.train)
+        return Suite(loader, cfg.evaluators, options.intervals, options.resamples)
 
 
 def _instantiate(config: DictConfig, field: str) -> Any:

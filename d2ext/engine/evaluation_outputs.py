@@ -2,20 +2,25 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from msgspec import UNSET, UnsetType
 
 from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
+from d2ext.evaluation.bootstrap.comparison import intervals, without_classes
+from d2ext.evaluation.bootstrap.resampling import Samples, write_samples
 from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import results_of, write_predictions
 from d2ext.evaluation.suite import Evaluation
+from d2ext.run_dir.names import RESAMPLES, digest_of
 from d2ext.run_dir.schema import write_record
+from d2ext.text import with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -23,29 +28,64 @@ _PICTURES = 32  # overlays per test set, at most 12 each of the worst and the be
 _PARTS = {"confusion_matrix": True, "pr_curves": True, "errors": True}
 
 
-def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> dict[str, float]:
+class Written(NamedTuple):
+    """Numbers of an evaluation, as `Results.record` takes them.
+
+    Attributes:
+        results: Flat results of all test sets.
+        intervals: Their intervals by the same keys; UNSET if no draws were made.
+        samples: Name of the file in resamples/ with the draws; UNSET without draws.
+    """
+
+    results: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None] | UnsetType = UNSET
+    samples: str | UnsetType = UNSET
+
+
+def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> Written:
     """Log the AP of all test sets and write their files, replacing an earlier evaluation's.
+
+    The draws of an earlier evaluation stay until `Results.record` replaces it.
 
     Args:
         evaluations: One evaluation per test set.
         out: Run directory.
 
     Returns:
-        Flat results of all test sets.
+        Results and intervals of all test sets.
 
     Raises:
         UserError: A file cannot be written.
     """
+    found: dict[str, tuple[float, float] | None] = {}
+    samples = {e.dataset: e.samples for e in evaluations if e.samples}
+    for name, of in samples.items():
+        found |= {f"{name}/{key}": ends for key, ends in intervals(of).items()}
     for folder in ("predictions", "analysis", "overlays"):  # may hold files of other test sets
         shutil.rmtree(out / folder, ignore_errors=True)
     results = {}
     for evaluation in evaluations:
         for key, value in evaluation.results.items():
             if key.endswith("/AP"):
-                logger.info("%s %.1f", key, value)
+                logger.info("%s %s", key, with_interval(value, found.get(key)))
         _write_evaluation(evaluation, out)
         results |= evaluation.results
-    return results
+    if not samples:
+        return Written(results)
+    return Written(results, found, _write_samples(samples, out / RESAMPLES))
+
+
+def _write_samples(samples: Mapping[str, Samples], folder: Path) -> str:
+    """Write the draws of all test sets, without those of single classes; return the file's name.
+
+    The name is a digest, so that an interrupted run never has a file that belongs to another
+    evaluation than results.json says.
+    """
+    new = folder / "new.npz"
+    write_samples(new, {name: without_classes(of) for name, of in samples.items()})
+    name = f"{digest_of(new)}.npz"
+    new.replace(folder / name)
+    return name
 
 
 def _write_evaluation(evaluation: Evaluation, out: Path) -> None:

@@ -21,6 +21,7 @@ from d2ext.invocation import command
 from d2ext.run_dir.names import BEST
 from d2ext.run_dir.results import Results
 from d2ext.terminal import console, is_live, show_cursor
+from d2ext.text import with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ def _scores(results: Results) -> list[str]:
         keys = [k for k in entry.results if k.endswith("/AP")] if entry else []
         key = results.best.metric if results.best else next(iter(keys), None)
         if entry and key:
-            value = entry.results[key]
-            score = "none" if value is None else f"{value:.1f}"
+            score = with_interval(entry.results[key], (entry.intervals or {}).get(key))
             words.append(f"{name} {key} {score} at {entry.iteration}")
     return words
 

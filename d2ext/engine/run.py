@@ -33,7 +33,7 @@ from d2ext.engine.builders import (
     build_writers,
 )
 from d2ext.engine.dry_step import misfits_explained
-from d2ext.engine.evaluation_outputs import write_evaluations
+from d2ext.engine.evaluation_outputs import Written, write_evaluations
 from d2ext.engine.hooks import (
     AverageWeightsHook,
     EvaluationHook,
@@ -238,13 +238,13 @@ class Run:
             assert self.suite  # None in a training without evaluations only
             evaluations = self.suite.evaluate(self.evaluated, before_batch)
             losses = {} if iteration is None else self._validation_loss(iteration)
-        numbers: dict[str, float] = {}
+        written = Written({})
         if comm.is_main_process():
-            numbers = write_evaluations(evaluations, self.output_dir)
-        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, numbers, losses))
+            written = write_evaluations(evaluations, self.output_dir)
+        exhausted = broadcast_from_rank0(lambda: self._record_results(iteration, written, losses))
         if exhausted and iteration is not None and iteration < self._training.max_iter:
             self.trainer.ended_early = exhausted
-        return numbers | losses if comm.is_main_process() else {}
+        return written.results | losses if comm.is_main_process() else {}
 
     def finish(self) -> int:
         """Write the report, print where everything is, and return the exit status.
@@ -469,12 +469,14 @@ class Run:
         return self.validation_loss.compute(self.evaluated, losses, iteration - 1, before_image)
 
     def _record_results(
-        self, iteration: int | None, numbers: dict[str, float], losses: dict[str, float]
+        self, iteration: int | None, written: Written, losses: dict[str, float]
     ) -> str | None:
         """Record an evaluation on rank 0; return why early stopping ends training, or None."""
-        if iteration is not None and self.evaluations.is_better(numbers):
+        if iteration is not None and self.evaluations.is_better(written.results):
             self.checkpointer.save_best(iteration)
-        self.evaluations.record(iteration, numbers, losses)
+        self.evaluations.record(
+            iteration, written.results, losses, written.intervals, written.samples
+        )
         return self.evaluations.exhausted(self.options.early_stopping_patience)
 
     def _report_training(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from d2ext.evaluation.draws import Matches
+from d2ext.evaluation.bootstrap.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 
 _PAIRS = 1 << 20  # pairs of a detection and an object compared at a time: about 100 MB

@@ -19,7 +19,7 @@ import pycocotools.mask
 from PIL import Image
 
 from d2ext.errors import UserError
-from d2ext.evaluation.draws import Matches, counts, named_samples, parts, running
+from d2ext.evaluation.bootstrap.draws import Matches, counts, named_samples, parts, running
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, mean, named
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, matched
-from d2ext.evaluation.draws import Matches
-from d2ext.evaluation.image_matches import coco_matches
+from d2ext.evaluation.bootstrap.draws import Matches
+from d2ext.evaluation.bootstrap.image_matches import coco_matches
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags, table_text
 

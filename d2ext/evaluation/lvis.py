@@ -8,8 +8,8 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.backends import chosen_backend, evaluable, hotcoco_pair
+from d2ext.evaluation.bootstrap.image_matches import by_group, evaluated
 from d2ext.evaluation.coco import SIZES, Line, exact_100, line_samples
-from d2ext.evaluation.image_matches import by_group, evaluated
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.tables import check_flags
 

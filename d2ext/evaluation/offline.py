@@ -11,17 +11,28 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from tabulate import tabulate
 
 from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyze, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
+from d2ext.evaluation.bootstrap.comparison import (
+    ABOUT_INTERVALS,
+    comparison_text,
+    differences,
+    rare_classes_note,
+    wants_intervals,
+)
+from d2ext.evaluation.bootstrap.comparison import intervals as intervals_of
+from d2ext.evaluation.bootstrap.resampling import RESAMPLES, Samples, resample
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
-from d2ext.evaluation.instances import GroundTruth
+from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.evaluation.results_file import read_parts, to_detections
+from d2ext.evaluation.results_file import read_parts, read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
+from d2ext.text import plural, with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +47,9 @@ def evaluate_files(
     backend: str = "auto",
     tasks: Sequence[str] | None = None,
     max_detections: int = MAX_DETECTIONS[-1],
+    intervals: bool | None = None,
+    resamples: int = RESAMPLES,
+    against: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate results files; print the tables of the metrics and write the results.
 
@@ -50,6 +64,9 @@ def evaluate_files(
         backend: Backend of the COCO metric.
         tasks: Tasks of the COCO metric.
         max_detections: Maximum detections per image and class in the COCO metric.
+        intervals: Compute 95 % intervals; None: of datasets with up to 1,000 images.
+        resamples: Number of draws of the images for intervals; 0 for none.
+        against: Another results file, to compare the first one with; implies intervals.
 
     Returns:
         Percent by `<metric>/<task>/<name>`; NaN if undefined.
@@ -63,6 +80,9 @@ def evaluate_files(
             raise UserError(f"{flag} {' '.join(values)}: name each once")
     if tasks and "coco" not in metrics:
         raise UserError(f"--tasks {' '.join(tasks)} needs --metrics coco, which is not given")
+    if not resamples and (intervals or against):
+        flag = "--against" if against else "--intervals"
+        raise UserError(f"{flag} needs draws of the images, but --resamples is 0; leave it out")
     if parts and any(parts.values()):
         chosen_backend("hotcoco")
         if parts.get("pr_curves") and out is None:
@@ -72,15 +92,18 @@ def evaluate_files(
             )
     files = [] if out is None else [out, out.with_name(f"{out.stem}_analysis.json")]
     for file in files[: 1 + any((parts or {}).values())]:
-        _check_place(file, (*predictions, dataset))
+        _check_place(file, [*predictions, dataset, *([against] if against else [])])
     limits = [*(n for n in MAX_DETECTIONS[:-1] if n < max_detections), max_detections]
     of_coco = {"backend": backend, "tasks": tasks, "max_detections": limits}
     wanted = {name: _made(name, per_class, of_coco if name == "coco" else {}) for name in metrics}
     # Everything read is freed when the call returns, so the garbage collector need not scan it.
     limit = max_detections if "coco" in wanted else None
     with _printing(), no_collection():
-        numbers, analyses = _evaluated(predictions, dataset, wanted, parts or {}, limit)
-    contents: list[Any] = [finite_or_none(numbers)]
+        wants = True if against else intervals
+        numbers, analyses, more = _evaluated(
+            predictions, dataset, wanted, parts or {}, limit, wants, resamples, against
+        )
+    contents: list[Any] = [finite_or_none(numbers) | more]
     if analyses:
         contents.append(msgspec.to_builtins(analyses))
     with contextlib.ExitStack() as stack:
@@ -110,15 +133,33 @@ def _evaluated(
     metrics: Mapping[str, Any],
     parts: Mapping[str, bool],
     limit: int | None,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the results, and the analyses by task; `limit` is COCO's `max_detections` or None."""
+    intervals: bool | None,
+    resamples: int,
+    against: Path | None,
+) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
+    """Evaluate the files.
+
+    Args:
+        predictions: Files with COCO results.
+        dataset: File with COCO annotations.
+        metrics: Metrics by name.
+        parts: Analyses to run.
+        limit: COCO's `max_detections`, or None.
+        intervals: Argument of `wants_intervals`.
+        resamples: Number of draws.
+        against: File with COCO results to compare with, or None.
+
+    Returns:
+        The results, the analyses by task, and other keys of the output file.
+    """
     results = read_parts(predictions)
     data = read_dataset(
         dataset,
         with_masks=not results or results[0].segmentation is not None,
         with_keypoints=not results or results[0].keypoints is not None,
     )
-    detections = to_detections(Path(", ".join(map(str, predictions))), results, data)
+    name = ", ".join(map(str, predictions))
+    detections = to_detections(Path(name), results, data)
     del results  # hundreds of megabytes
     ground_truth = data.ground_truth
     logger.info(
@@ -130,17 +171,52 @@ def _evaluated(
     )
     if limit is not None:
         _warn_of_limit(ground_truth, limit)
-    numbers = {
-        f"{name}/{key}": value
-        for name, metric in metrics.items()
-        for key, value in metric(ground_truth, detections).items()
-    }
+    numbers = _numbers(metrics, ground_truth, detections)
+    samples: Samples | None = None
+    more: dict[str, Any] = {}
+    if wants_intervals(len(ground_truth.image_ids), intervals, resamples):
+        samples = resample(metrics, ground_truth, detections, numbers, resamples)
+        more["intervals"] = intervals_of(samples)
+        logger.info("%s\n", _interval_table(samples, resamples))
+        if note := rare_classes_note(ground_truth):
+            logger.info("%s\n", note)
     analyses = {}
     if any(parts.values()):
         for task in evaluable(None, ground_truth, detections):
             analyses[task] = analyze(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
-    return numbers, analyses
+    if against and not samples:
+        logger.info("%s has no images, so %s is not compared", dataset, against)
+    elif against and samples:
+        logger.info("\nThe same of %s, to compare with:", against)
+        others = to_detections(against, read_results(against), data)
+        base = _numbers(metrics, ground_truth, others)
+        found = differences(samples, resample(metrics, ground_truth, others, base, resamples))
+        more["against"] = {
+            key: {"difference": row.value, "interval": row.interval} for key, row in found.items()
+        }
+        logger.info("\n%s", "\n".join(comparison_text(name, str(against), found)))
+    return numbers, analyses, more
+
+
+def _numbers(
+    metrics: Mapping[str, Any], ground_truth: GroundTruth, detections: Detections
+) -> dict[str, float]:
+    return {
+        f"{name}/{key}": value
+        for name, metric in metrics.items()
+        for key, value in metric(ground_truth, detections).items()
+    }
+
+
+def _interval_table(samples: Samples, resamples: int) -> str:
+    rows = [
+        (key, with_interval(samples.estimates[key], ends))
+        for key, ends in intervals_of(samples).items()
+    ]
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True)
+    title = f"With 95 % intervals, from {resamples} draws of the {plural(samples.images, 'image')}:"
+    return f"{title}\n{table}\n{ABOUT_INTERVALS}"
 
 
 def _warn_of_limit(ground_truth: GroundTruth, limit: int) -> None:

@@ -18,7 +18,7 @@ from d2ext.data.formats.json_io import read_json, truncate_repr
 from d2ext.data.formats.open_images import class_descriptions
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision, sampled_precision, voc_matches
-from d2ext.evaluation.draws import named_samples
+from d2ext.evaluation.bootstrap.draws import named_samples
 from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 

@@ -18,6 +18,8 @@ from torch import nn
 from d2ext.data.records.records import file_names_of, image_ids_of
 from d2ext.data.segmentation import Segmentation
 from d2ext.errors import UserError, errors_located
+from d2ext.evaluation.bootstrap.comparison import rare_classes_note, wants_intervals
+from d2ext.evaluation.bootstrap.resampling import MAX_IMAGES, RESAMPLES, Samples, resample
 from d2ext.evaluation.dataset_file import read_areas
 from d2ext.evaluation.evaluators import build_metric, flat_results
 from d2ext.evaluation.instances import Detections, GroundTruth, ground_truth_columns
@@ -38,6 +40,7 @@ class Evaluation:
         detections: Detections of the model; None if it returns no instances.
         segmentations: Semantic or panoptic segmentation by index of the image.
         results: Numbers by `<dataset>/<metric>/<task>/<name>`; NaN if undefined.
+        samples: Results of draws of the images; None if no intervals are wanted.
     """
 
     dataset: str
@@ -46,6 +49,7 @@ class Evaluation:
     detections: Detections | None
     segmentations: Mapping[int, Segmentation]
     results: dict[str, float]
+    samples: Samples | None
 
 
 def test_sets(loader_cfg: Any) -> list[str]:
@@ -91,9 +95,18 @@ class Suite:
     Args:
         loader_cfg: Config of a test loader, such as `dataloader.val`.
         evaluators: Argument of `metrics_of`.
+        intervals: Draw images for intervals; None: of test sets of up to 1,000 images.
+        resamples: Number of draws; 0 for none.
     """
 
-    def __init__(self, loader_cfg: Any, evaluators: Mapping[str, Any]):
+    def __init__(
+        self,
+        loader_cfg: Any,
+        evaluators: Mapping[str, Any],
+        intervals: bool | None = None,
+        resamples: int = RESAMPLES,
+    ):
+        self._intervals, self._resamples = intervals, resamples
         names = test_sets(loader_cfg)
         metrics = metrics_of(evaluators, names)
         self._sets = []
@@ -103,7 +116,7 @@ class Suite:
             made = {key: build_metric(settings, name) for key, settings in metrics[name].items()}
             self._sets.append((name, instantiate(one_set), DatasetCatalog.get(name), made))
         self._ground_truths: dict[str, GroundTruth] = {}
-        self._reported: set[str] = set()  # evaluators whose other results were reported
+        self._reported: set[str] = set()  # test sets and evaluators with a message that is due once
 
     def evaluate(
         self, model: nn.Module, before_batch: Callable[[], None] = lambda: None
@@ -149,14 +162,19 @@ class Suite:
             if predictions is None:
                 continue
             ground_truth, detections = self._ground_truth(name, records), predictions.detections
+            samples = None
             if detections is not None:
-                results |= {
-                    f"{name}/{key}/{result}": value
+                numbers = {
+                    f"{key}/{result}": value
                     for key, metric in metrics.items()
                     for result, value in _results(key, metric, ground_truth, detections).items()
                 }
+                results |= {f"{name}/{key}": value for key, value in numbers.items()}
+                samples = self._samples(name, made, ground_truth, detections, numbers)
             maps = predictions.segmentations
-            evaluations.append(Evaluation(name, records, ground_truth, detections, maps, results))
+            evaluations.append(
+                Evaluation(name, records, ground_truth, detections, maps, results, samples)
+            )
         return evaluations
 
     def _results_of(
@@ -183,6 +201,44 @@ class Suite:
             logger.info("%s: %s", prefix[:-1], ", ".join(shown) or "no results")
             found |= {prefix + key: value for key, value in numbers.items()}
         return found
+
+    def _samples(
+        self,
+        name: str,
+        made: Mapping[str, Metric | DatasetEvaluator],
+        ground_truth: GroundTruth,
+        detections: Detections,
+        results: Mapping[str, float],
+    ) -> Samples | None:
+        """Return the results of draws of the images if intervals are wanted, else None."""
+        images, draws = len(ground_truth.image_ids), self._resamples
+        if not wants_intervals(images, self._intervals, draws):
+            if self._intervals is None and draws and name not in self._reported:
+                self._reported.add(name)
+                logger.info(
+                    "%s: no intervals, because it has more than %d images; train.intervals=True"
+                    " computes them",
+                    name,
+                    MAX_IMAGES,
+                )
+            return None
+        start = time.perf_counter()
+        with errors_located("evaluators"):
+            samples = resample(made, ground_truth, detections, results, draws)
+        seconds = time.perf_counter() - start
+        logger.info("%s: intervals from %d draws of the images, %.1f s", name, draws, seconds)
+        if name in self._reported:
+            return samples
+        self._reported.add(name)
+        if note := rare_classes_note(ground_truth):
+            logger.info("%s: %s", name, note)
+        if lacking := made.keys() - {key.split("/")[0] for key in samples.values}:
+            logger.info(
+                "%s: no intervals of %s, which cannot compute draws (no method `resampled`)",
+                name,
+                ", ".join(sorted(lacking)),
+            )
+        return samples
 
     def _ground_truth(self, name: str, records: Sequence[dict]) -> GroundTruth:
         if name not in self._ground_truths:

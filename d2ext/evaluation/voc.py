@@ -9,7 +9,7 @@ import numpy as np
 
 from d2ext.errors import UserError
 from d2ext.evaluation.average_precision import average_precision, sampled_precision, voc_matches
-from d2ext.evaluation.draws import named_samples
+from d2ext.evaluation.bootstrap.draws import named_samples
 from d2ext.evaluation.instances import Detections, GroundTruth, Instances
 from d2ext.evaluation.tables import check_flags, named
 

@@ -60,6 +60,7 @@ class Prediction:
         detections: Detections in this image only.
         class_names: Names of the model's classes.
         segmentation: Semantic or panoptic segmentation, if the model returns one.
+        all_scores: Scores of all detections of the model; None for those of `detections`.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -69,6 +70,8 @@ class Prediction:
         class_names: Names of the model's classes.
         keypoints: float32 (N, K, 3), x and y in pixels and score; None without keypoints.
         segmentation: Semantic or panoptic segmentation; None without one.
+        all_scores: float32 (M,), scores of all detections of the model, also of those below the
+            score threshold, in any order.
 
     Examples:
         >>> import d2ext
@@ -87,6 +90,7 @@ class Prediction:
         detections: Detections,
         class_names: Sequence[str],
         segmentation: Segmentation | None = None,
+        all_scores: np.ndarray | None = None,
     ):
         self.image = image
         self.segmentation = segmentation
@@ -99,6 +103,7 @@ class Prediction:
         self.classes = self._detections.label
         points = self._detections.keypoints
         self.keypoints = None if points is None else (points + CORNER).astype(np.float32)
+        self.all_scores = self.scores if all_scores is None else all_scores
 
     @functools.cached_property
     def masks(self) -> np.ndarray | None:
@@ -317,22 +322,25 @@ class Predictor:
                 outputs = list(outputs_of(self._model, inputs))
             for image, output in zip(batch, outputs, strict=True):
                 segmentation = predicted_segmentation(output, self.metadata)
-                detections = NO_DETECTIONS
+                detections, scores = NO_DETECTIONS, None
                 if "instances" in output:
-                    detections = self._detections(output["instances"].to("cpu"))
+                    detections, scores = self._detections(output["instances"].to("cpu"))
                 elif segmentation is None:
                     raise UserError(
                         f"the model returns {', '.join(output) or 'nothing'}; only models that"
                         " return instances, semantic or panoptic segmentation can predict"
                     )
-                yield Prediction(image, detections, self.classes, segmentation)
+                yield Prediction(image, detections, self.classes, segmentation, scores)
 
-    def _detections(self, instances: Any) -> Detections:
-        """Return those of an image's instances whose score and class are asked for."""
-        kept = instances.scores >= self._threshold
+    def _detections(self, instances: Any) -> tuple[Detections, np.ndarray]:
+        """Return those of an image's instances whose score and class are asked for.
+
+        Also return the scores of all instances of these classes.
+        """
         if self._kept is not None:
-            kept &= torch.isin(instances.pred_classes, self._kept)
-        return detections_of(0, instances[kept])
+            instances = instances[torch.isin(instances.pred_classes, self._kept)]
+        kept = instances.scores >= self._threshold
+        return detections_of(0, instances[kept]), instances.scores.float().numpy()
 
 
 def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:

@@ -18,8 +18,11 @@ from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, write_json
+from d2ext.predict.annotations import Annotations
 from d2ext.predict.predictor import Prediction, Predictor
-from d2ext.predict.sources import Item, find_inputs, readable, sources_of
+from d2ext.predict.rank import FILES as RANK_FILES
+from d2ext.predict.rank import Ranking
+from d2ext.predict.sources import VIDEOS, Item, find_inputs, readable, sources_of
 from d2ext.terminal import progress
 from d2ext.visualize.cutouts import color_splash, cutout, label_image
 from d2ext.visualize.overlay import draw_instances, draw_segmentation
@@ -44,6 +47,8 @@ def predict_files(
     splash: bool = False,
     csv: bool = False,
     masks: bool = False,
+    annotations: str | None = None,
+    rank: bool = False,
 ) -> int:
     """Detect objects in images and videos, and write the predictions to a folder.
 
@@ -64,16 +69,26 @@ def predict_files(
         splash: Turn everything but the objects gray.
         csv: Write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
         masks: Write a label image for each image; see `label_image`.
+        annotations: Format of files to write for an annotation tool, a key of `ANNOTATIONS`.
+            Earlier ones are never replaced.
+        rank: Write `rank.json` and `rank.txt`, the images in the order in which to label them; see
+            `uncertainty`.
 
     Returns:
         The exit status: 0, or 1 if a file could not be read (completely), which is logged.
 
     Raises:
         UserError: There is no input, the output folder holds other files, or a file cannot be
-            written.
+            written. With `annotations` or `rank`: an input is a video, annotations of the format
+            exist, or two images would share a label file.
     """
     others: list[tuple[Path, str]] = []
     files = find_inputs(inputs, output, others)
+    if annotations or rank:
+        _check_no_videos(files)
+    labels = None
+    if annotations:
+        labels = Annotations(annotations, output, inputs, files, predictor.classes)
     categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
     index: dict[str, Any] = {
         "info": _INFO,
@@ -102,6 +117,11 @@ def predict_files(
         if csv:
             files_of = (stack.enter_context(atomic_write(output / name)) for name in _TABLES)
             writers.append(_Tables(*files_of, predictor.classes))
+        if labels:
+            writers.append(labels)
+        ranking = Ranking()
+        if rank:
+            writers.append(ranking)
         for source in sources_of(files, unreadable):
             kept: list[Item] = []
             with progress(source.name, source.total) as advance:
@@ -140,7 +160,20 @@ def predict_files(
         rows.count,
         f" ({by_class})" if by_class else "",
     )
+    if labels:
+        logger.info("%s", labels.save())
+    if rank:
+        ranking.save(output)
     return int(bool(unreadable))
+
+
+def _check_no_videos(files: Iterable[Item]) -> None:
+    for item in files:
+        if item.path.suffix.lower() in VIDEOS:
+            raise UserError(
+                f"{item.path} is a video, but --annotations and --rank are for photos; remove it,"
+                f" or give its frames as photos (ffmpeg -i {item.path.name} frames/%06d.jpg)"
+            )
 
 
 def _clear(output: Path) -> None:
@@ -154,7 +187,7 @@ def _clear(output: Path) -> None:
                 " another --output"
             )
         logger.info("Replacing the earlier predictions in %s", output)
-        for name in ("predictions.json", *_TABLES):
+        for name in ("predictions.json", *_TABLES, *RANK_FILES):
             (output / name).unlink(missing_ok=True)
         for folder in ("overlays", "cutouts", "masks", "splash"):
             if (output / folder).exists():

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from d2ext.evaluation.analysis import AnalysisRecord, ClassCurve, ConfusionMatrix, ImageScore
 from d2ext.report.charts import Line, chart
+from d2ext.run_dir.schema import EvaluationRecord
 
 _MATRIX = 20  # maximum number of classes for which the whole matrix is shown
 _CONFUSIONS = 20  # number of most frequent confusions shown for a larger matrix
@@ -15,21 +16,29 @@ _CURVES = 8  # lines in a chart
 
 
 def sections(
-    analysis: AnalysisRecord, dataset: str, results: Mapping[str, float | None]
+    analysis: AnalysisRecord, dataset: str, evaluation: EvaluationRecord
 ) -> Iterator[dict[str, Any]]:
     """Yield the content of each task's section, masks first.
 
     Args:
         analysis: Analysis of a dataset.
         dataset: Name of the dataset.
-        results: Results of the same evaluation, with the AP of each class.
+        evaluation: Results of the same evaluation, with the AP of each class.
     """
     for name, task in reversed(analysis.tasks.items()):
-        metric, of_class = _class_AP(results, dataset, name)
+        metric, of_class = _class_AP(evaluation.results, dataset, name)
+        ends = evaluation.intervals or {}
         yield {
             "task": name,
             "best": task.best_score,
-            "classes": [(row, of_class.get(row.name)) for row in task.pr_curves],
+            "classes": [
+                (
+                    row,
+                    of_class.get(row.name),
+                    ends.get(f"{dataset}/{metric}/{name}/AP-{row.name}"),
+                )
+                for row in task.pr_curves
+            ],
             "metric": metric,
             "curves": _curves(task.pr_curves),
             "causes": task.errors.causes,

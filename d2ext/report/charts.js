@@ -4,7 +4,6 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const short = (v, digits) => (v == null ? "–" : String(+v.toPrecision(digits)));
   const WHOLE = [...Array(16).keys()].flatMap((k) => [1, 2, 5].map((n) => n * 10 ** k));
-
   const FONT = "12px system-ui, sans-serif";
   const AXIS = {
     font: FONT, labelFont: FONT, labelSize: 18, stroke: () => css("--dim"),
@@ -48,6 +47,7 @@
       ],
       legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       hooks: {
+        draw: [(plot) => intervalBars(plot, content.lines, 1 + pale.length)],
         // Pale lines are not in the legend; hide them with their strong line.
         setSeries: [(plot, i, { show }) => {
           const k = pale.indexOf(content.lines[i - 1 - pale.length]);

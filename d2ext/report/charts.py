@@ -3,11 +3,14 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
+
+from d2ext.evaluation.bootstrap.comparison import Difference
 
 Curve = list[tuple[float, float]]  # (iteration, value) in the order of the iterations
 
@@ -17,13 +20,23 @@ _MAX_POINTS = 500  # per line; more are not visible, but increase the file size
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; `raw` is drawn pale below it, `dashed` sets apart lines of one color."""
+    """A line of a chart.
+
+    Attributes:
+        label: Name in the legend.
+        curve: Points of the line.
+        raw: Points of a pale line below it.
+        color: Number of the color.
+        dashed: Whether to draw dashes, which set apart lines of one color.
+        bars: Intervals as (iteration, low, high), drawn as vertical bars.
+    """
 
     label: str
     curve: Curve
     raw: Curve = ()
     color: int = 0
     dashed: bool = False
+    bars: Sequence[tuple[float, float, float]] = ()
 
 
 def smooth(curve: Curve) -> Curve:
@@ -78,6 +91,7 @@ def _plain(line: Line) -> dict:
         "dashed": line.dashed,
         "curve": _columns(line.curve),
         "raw": _columns(line.raw),
+        "bars": line.bars,
     }
 
 
@@ -86,9 +100,32 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
     return [x for x, _ in kept], [float(f"{v:.6g}") for _, v in kept]
 
 
+def whiskers(rows: Iterable[Difference]) -> dict[str, Any]:
+    """Return the places of differences and their intervals on a common scale that includes 0.
+
+    Returns:
+        `rows` of (start, width, value) in percent of the scale; `zero`, the place of 0 on it; and
+        its ends `low` and `high`.
+    """
+    rows = list(rows)
+    ends = [0.0, *(end for row in rows for end in row.interval)]
+    low, high = min(ends), max(ends)
+    span = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / span, 2)
+
+    def width(row: Difference) -> float:
+        return place(row.interval[1]) - place(row.interval[0])
+
+    places = [(place(row.interval[0]), width(row), place(row.value)) for row in rows]
+    return {"low": low, "high": high, "zero": place(0), "rows": places}
+
+
 def page_parts() -> dict[str, Markup]:
     """Return `style`, `script`, and its `script_hash` for the page's security policy."""
-    script = "".join(_text(name) for name in ("uplot/uPlot.iife.min.js", "charts.js", "live.js"))
+    scripts = ("uplot/uPlot.iife.min.js", "bars.js", "charts.js", "live.js")
+    script = "".join(map(_text, scripts))
     digest = hashlib.sha256(script.encode()).digest()
     return {
         "style": Markup(_text("uplot/uPlot.min.css")),

@@ -2,17 +2,20 @@
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2ext.evaluation.bootstrap.comparison import ABOUT_DIFFERENCES, is_shown
 from d2ext.evaluation.metric_names import VALIDATION_LOSS
 from d2ext.files import atomic_write
 from d2ext.html import page_template
-from d2ext.report.charts import Line, chart, page_parts, smooth
+from d2ext.report.charts import Line, chart, page_parts, smooth, whiskers
 from d2ext.report.config import leaves
-from d2ext.report.page import duration_words, require_run
+from d2ext.report.differences import compare_results
+from d2ext.report.page import about_intervals, duration_words, require_run
 from d2ext.report.read import RunRecord, read_run
+from d2ext.run_dir.schema import EvaluationRecord
 
 _MAX_CHANGES = 100  # keys to show
 _COLORS = 8  # in charts.js; dashed lines reuse them
@@ -21,12 +24,17 @@ _RATES = {"time": "seconds per step", "total_loss": "total loss", "lr": "learnin
 _OWN = ("train.output_dir",)
 
 
-def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> Path:
+def write_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    page: Path,
+    show: Callable[[str], object] = lambda line: None,
+) -> Path:
     """Write a page that compares runs: results, curves, and the differences of their configs.
 
     Args:
         run_dirs: Run directories.
         page: Path of the page to write.
+        show: Function that is called with each line of the comparison of results as text.
 
     Returns:
         The path of the page.
@@ -38,18 +46,25 @@ def write_comparison(run_dirs: Sequence[str | os.PathLike[str]], page: Path) -> 
     runs = [read_run(folder) for folder in folders]
     names = _names(folders)
     keys, changes, different = _keys(runs), _changes(runs), _different_data(names, runs)
+    compared = compare_results(folders, names, runs)
     html = page_template(Path(__file__).with_name("compare.html")).render(
         keys=[(key, key.split("/")[0] in different) for key in keys],
         different=different,
         lines=2 * _COLORS,
         rows=[_row(name, run, keys) for name, run in zip(names, runs, strict=True)],
         charts=list(_charts(names, runs, keys)),
+        about_intervals=about_intervals(filter(None, map(_evaluation, runs))),
+        compared=compared,
+        whiskers={key: whiskers(r.difference for r in rows) for key, rows in compared.by_key()},
+        about_differences=ABOUT_DIFFERENCES,
         changes=changes[:_MAX_CHANGES],
         left_out=len(changes[_MAX_CHANGES:]),
         **page_parts(),
     )
     with atomic_write(page, "wb") as f:
         f.write(html.encode("utf-8", errors="replace"))
+    for line in compared.lines():
+        show(line)
     return page
 
 
@@ -62,15 +77,19 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [os.path.join(*p[-length:]) for p in parts]
 
 
-def _evaluation(run: RunRecord) -> dict[str, float | None]:
-    evaluation = run.evaluations.get("best") or run.evaluations.get("last")
+def _evaluation(run: RunRecord) -> EvaluationRecord | None:
+    return run.evaluations.get("best") or run.evaluations.get("last")
+
+
+def _results(run: RunRecord) -> dict[str, float | None]:
+    evaluation = _evaluation(run)
     return evaluation.results if evaluation else {}
 
 
 def _keys(runs: Sequence[RunRecord]) -> list[str]:
     """Return the keys of AP and AP50 in the results of all runs."""
-    found = dict.fromkeys(key for run in runs for key in _evaluation(run))
-    return [key for key in found if key.endswith(("/AP", "/AP50"))]
+    found = dict.fromkeys(key for run in runs for key in _results(run))
+    return [key for key in found if is_shown(key)]
 
 
 def _different_data(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -90,10 +109,11 @@ def _row(name: str, run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
     times = [seconds for _, seconds in run.curves.get("time", [])]
     step = statistics.median(times) if times else None
     iterations = run.curves.get("total_loss", [])
-    results = _evaluation(run)
+    results, evaluation = _results(run), _evaluation(run)
+    ends = (evaluation.intervals if evaluation else None) or {}
     return {
         "name": name,
-        "numbers": [results.get(key) for key in keys],
+        "numbers": [(results.get(key), ends.get(key)) for key in keys],
         "iterations": f"{iterations[-1][0] + 1:.0f}" if iterations else "",
         "step": f"{step:.3g}" if step else "",
         "images": f"{run.info.batch_size / step:.3g}" if step and run.info.batch_size else "",

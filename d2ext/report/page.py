@@ -1,7 +1,7 @@
 """Write the report of a run: one self-contained HTML page."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from markupsafe import Markup
 from msgspec import UnsetType
 
 from d2ext.errors import UserError
+from d2ext.evaluation.bootstrap.comparison import ABOUT_INTERVALS, NO_INTERVALS
 from d2ext.evaluation.metric_names import VALIDATION_LOSS, is_validation_loss
 from d2ext.files import atomic_write
 from d2ext.html import page_template
@@ -48,7 +49,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
     run_dir = require_run(run_dir)
     run = read_run(run_dir)
     info = run.info
-    results = run.evaluations["last"].results if "last" in run.evaluations else {}
+    last = run.evaluations.get("last") or EvaluationRecord(results={})
     html = page_template(Path(__file__).with_name("page.html")).render(
         name=info.name or run_dir.resolve().name,
         info=info,
@@ -63,9 +64,10 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
         table=list(_table(run)),
         ap_names=_AP_NAMES,
         all_numbers=_all_numbers(run),
+        about_intervals=about_intervals(run.evaluations.values()),
         evaluations={k: _describe(k, e) for k, e in run.evaluations.items()},
         charts=list(_charts(run)),
-        analyses={d: list(sections(a, d, results)) for d, a in run.analyses.items()},
+        analyses={d: list(sections(a, d, last)) for d, a in run.analyses.items()},
         galleries=list(galleries(run, run_dir)),
         overviews=run.overviews,
         sheets=sheets(run, run_dir),
@@ -165,6 +167,7 @@ def _tiles(run: RunRecord) -> Iterator[dict[str, Any]]:
             yield {
                 "label": f"{task} AP",
                 "value": numbers["AP"],
+                "interval": _intervals(evaluation, dataset, task).get("AP"),
                 "ap50": numbers.get("AP50"),
                 "detail": f"{dataset} ({_describe(which, evaluation)})",
             }
@@ -184,12 +187,39 @@ def _table(run: RunRecord) -> Iterator[dict[str, Any]]:
                     "task": task,
                     "which": _describe(which, evaluation),
                     "numbers": by_row[which][dataset, task],
+                    "intervals": _intervals(evaluation, dataset, task),
                 }
 
 
-def _all_numbers(run: RunRecord) -> list[tuple[str, list[float | None]]]:
-    keys = dict.fromkeys(key for e in run.evaluations.values() for key in e.results)
-    return [(key, [e.results.get(key) for e in run.evaluations.values()]) for key in keys]
+def _intervals(evaluation: EvaluationRecord, dataset: str, task: str) -> dict[str, Any]:
+    """Return the intervals of a row of the table by name."""
+    start = f"{dataset}/{task.replace(' ', '/')}/"
+    found = evaluation.intervals or {}
+    return {name: found.get(start + name) for name in _AP_NAMES}
+
+
+def _all_numbers(run: RunRecord) -> list[tuple[str, list[tuple[float | None, Any]]]]:
+    """Return the keys of all results, with the result and interval of each evaluation."""
+    evaluations = run.evaluations.values()
+    keys = dict.fromkeys(key for e in evaluations for key in e.results)
+    return [
+        (key, [(e.results.get(key), (e.intervals or {}).get(key)) for e in evaluations])
+        for key in keys
+    ]
+
+
+def about_intervals(evaluations: Iterable[EvaluationRecord]) -> list[str]:
+    """Return sentences about the intervals of results, and about APs that have none."""
+    shown = [
+        (e.intervals or {}).get(key)
+        for e in evaluations
+        for key, value in e.results.items()
+        if value is not None and _split(key)[2] in _AP_NAMES
+    ]
+    sentences = [ABOUT_INTERVALS] if any(shown) else []
+    if not all(shown):
+        sentences.append(NO_INTERVALS)
+    return sentences
 
 
 def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
@@ -235,12 +265,15 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         if dataset and name in ("AP", "AP50"):
             tasks = datasets.setdefault(dataset, {})
             color = list(tasks).index(task) if task in tasks else len(tasks)
-            line = Line(f"{task} {name}", run.curves[key], color=color, dashed=name == "AP50")
+            bars = _bars(run, key)
+            line = Line(f"{task} {name}", run.curves[key], (), color, name == "AP50", bars)
             tasks.setdefault(task, []).append(line)
     for dataset, tasks in datasets.items():
         lines = [line for group in tasks.values() for line in group]
         data = chart(lines, "AP (percent)", ylim=(0, 100))
-        yield _chart(f"AP on {dataset}", data)
+        bars = any(line.bars for line in lines)
+        text = "Bars: 95 % intervals of the best and the last evaluation." if bars else ""
+        yield _chart(f"AP on {dataset}", data, text)
 
     seconds = [(i, s) for i, s in run.curves.get("time", []) if s > 0]
     if seconds and run.info.batch_size:
@@ -251,6 +284,16 @@ def _charts(run: RunRecord) -> Iterator[dict[str, Any]]:
         used = [(i, mb / 1024) for i, mb in run.curves["memory_mb"]]
         data = chart([Line("memory", used)], "memory (GiB)")
         yield _chart("Memory", data, "Rank 0: peak GPU memory, or process memory without a GPU.")
+
+
+def _bars(run: RunRecord, key: str) -> list[tuple[float, float, float]]:
+    """Return the intervals of a result as bars, at the iterations of metrics.json."""
+    found = {
+        e.iteration - 1: ends
+        for e in run.evaluations.values()
+        if e.iteration and (ends := (e.intervals or {}).get(key))
+    }
+    return [(iteration, *ends) for iteration, ends in found.items()]
 
 
 def _chart(title: str, data: Markup, text: str = "") -> dict[str, Any]:

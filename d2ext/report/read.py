@@ -65,7 +65,13 @@ def read_run(run_dir: Path) -> RunRecord:
     for name, evaluation in (("best", results.best), ("last", results.last)):
         if evaluation:
             numbers = {key: _number(value) for key, value in evaluation.results.items()}
-            evaluations[name] = EvaluationRecord(iteration=evaluation.iteration, results=numbers)
+            ends = {key: _interval(value) for key, value in (evaluation.intervals or {}).items()}
+            evaluations[name] = EvaluationRecord(
+                iteration=evaluation.iteration,
+                results=numbers,
+                intervals=ends,
+                samples=evaluation.samples,
+            )
     overlays = {
         folder.name: sorted(folder.glob("*.jpg"))
         for folder in sorted((run_dir / "overlays").glob("*"))
@@ -157,6 +163,12 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _interval(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return an interval if both ends can be drawn, else None."""
+    low, high = map(_number, ends or (None, None))
+    return None if low is None or high is None else (low, high)
 
 
 def _number(value: Any) -> float | None:

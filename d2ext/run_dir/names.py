@@ -1,5 +1,6 @@
 """Names of files in the run directory that more than one module of d2ext uses."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,6 +8,12 @@ LAST = "last_checkpoint"  # Detectron2's pointer file: the name of the newest ch
 BEST = "model_best.pth"
 FINAL = "model_final.pth"
 CONFIG = "config.yaml"
+RESAMPLES = "resamples"  # folder with the draws of evaluations
+
+
+def digest_of(samples: Path) -> str:
+    """Return the name, without suffix, under which a file belongs in resamples/."""
+    return hashlib.sha256(samples.read_bytes()).hexdigest()[:16]
 
 
 def run_folder(config_file: str | os.PathLike) -> Path | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from d2ext.errors import UserError
 from d2ext.files import finite_or_none
-from d2ext.run_dir.names import BEST
+from d2ext.run_dir.names import BEST, RESAMPLES
 from d2ext.run_dir.schema import (
     EvaluationRecord,
     ResultsRecord,
@@ -93,24 +93,38 @@ class Results:
         iteration: int | None,
         results: Mapping[str, float],
         losses: Mapping[str, float] | None = None,
+        intervals: Mapping[str, tuple[float, float] | None] | UnsetType = UNSET,
+        samples: str | UnsetType = UNSET,
     ) -> None:
-        """Add an evaluation, with its validation losses, and write the file."""
-        validation = finite_or_none(losses) if losses else UNSET
-        if self.is_better(results):
-            self.best = EvaluationRecord(
-                iteration=iteration,
-                metric=self._metric or UNSET,
-                mode=self._mode,
-                results=finite_or_none(results),
-                losses=validation,
-            )
-        self.last = EvaluationRecord(
-            iteration=iteration, results=finite_or_none(results), losses=validation
+        """Add an evaluation, write the file, and delete the draws of replaced evaluations.
+
+        Args:
+            iteration: Number of completed iterations; None if the run does not train.
+            results: Numbers by key.
+            losses: Validation losses, if there are any.
+            intervals: Intervals by key, if draws were made.
+            samples: Name of the file in resamples/ with the draws.
+        """
+        last = EvaluationRecord(
+            iteration=iteration,
+            results=finite_or_none(results),
+            losses=finite_or_none(losses) if losses else UNSET,
+            intervals=UNSET if intervals is UNSET else dict(intervals),
+            samples=samples,
         )
+        if self.is_better(results):
+            metric = self._metric or UNSET
+            self.best = msgspec.structs.replace(last, metric=metric, mode=self._mode)
+        self.last = last
         if self._metric and iteration is not None:
             self._scores = [score for score in self._scores if score[0] != iteration]
             self._scores.append((iteration, self.last.results[self._metric]))
-        write_record(self._path, self._record())
+        record = self._record()
+        write_record(self._path, record)
+        kept = {entry.samples for entry in (record.last, record.best) if entry}
+        for file in self._path.with_name(RESAMPLES).glob("*.npz"):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
     def content(self) -> dict[str, Any]:
         """Return the content of the file as plain values."""

@@ -112,6 +112,9 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
         mode: `max` or `min`, for whether higher or lower values of the metric are better; set only
             in `best`.
         results: Numbers by `<dataset>/<metric>/<task>/<name>`; None if undefined.
+        intervals: Lower and upper end of the 95 % intervals by the same keys; None if undefined.
+            Results without draws have none; not set if no draws were made.
+        samples: Name of the file in resamples/ that holds the draws; not set without draws.
         losses: Validation losses by `<dataset>/validation_loss/<loss>`; None if not finite.
     """
 
@@ -119,6 +122,8 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
     metric: str | UnsetType = UNSET
     mode: str | UnsetType = UNSET
     results: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None] | UnsetType = UNSET
+    samples: str | UnsetType = UNSET
     losses: dict[str, float | None] | UnsetType = UNSET
 
 

@@ -13,6 +13,7 @@ from d2ext.run_dir.schema import JobOutcome, ResultsRecord, RunInfo, read_valid_
 from d2ext.slurm.pid import is_alive
 from d2ext.slurm.queue import living_jobs, past_states
 from d2ext.slurm.record import Record
+from d2ext.text import with_interval
 
 _RECENT = 20  # latest iterations, from which the remaining time is estimated
 
@@ -117,7 +118,9 @@ def _last_ap(run_dir: Path) -> str:
     last = read_valid_part(run_dir / "results.json", ResultsRecord).last
     named = {k: value for k, value in (last.results if last else {}).items() if k.endswith("/AP")}
     key = next((k for k in named if "/segm/" in k), next(iter(named), None))
-    return "" if key is None or named[key] is None else f"{named[key]:.1f}"
+    if key is None or named[key] is None:
+        return ""
+    return with_interval(named[key], (last.intervals or {}).get(key))
 
 
 def _duration(seconds: float) -> str:

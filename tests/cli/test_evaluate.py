@@ -88,7 +88,7 @@ def test_several_metrics_are_computed_at_once(tmp_path, evaluate):
     done = evaluate(_results(), "--metrics", *metrics, "--out", tmp_path / "out.json")
     assert done.status == 0, done.stderr
     numbers = json.loads((tmp_path / "out.json").read_text())
-    assert {key.split("/")[0] for key in numbers} == set(metrics)
+    assert {key.split("/")[0] for key in numbers} == {*metrics, "intervals"}
 
 
 def test_analyses_are_written_next_to_the_results(tmp_path, evaluate):
@@ -126,7 +126,8 @@ def test_missing_runs_at_the_end_of_a_mask_are_background(tmp_path, evaluate, le
         done = evaluate(truncated, "--backend", backend, "--out", tmp_path / "out.json")
         assert done.status == 0, done.stderr
         numbers.append(json.loads((tmp_path / "out.json").read_text()))
-    assert numbers[0] == pytest.approx(numbers[1], abs=1e-9)
+    ends = [of.pop("intervals") for of in numbers]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-9) and ends[0].keys() == ends[1].keys()
 
 
 @pytest.mark.parametrize("counts", ["", "zz0", "o", "é1"])
@@ -217,6 +218,133 @@ def test_invalid_predictions_are_a_one_line_error(evaluate, results, message):
     assert done.status == 2
     assert done.stderr.count("\n") == 1 and "detections.json" in done.stderr
     assert message in done.stderr
+
+
+def _photos(count: int) -> tuple[dict, list[dict]]:
+    """Return photos with one object each, which is found ever less precisely."""
+    images = [{"id": i, "file_name": f"{i}.jpg", **SIZE} for i in range(count)]
+    objects, found = [], []
+    for i in range(count):
+        objects.append({"id": i + 1, "image_id": i, "category_id": 3, "bbox": [10, 10, 40, 40]})
+        box = [10 + i % 20, 10, 40, 40]
+        found.append({"image_id": i, "category_id": 3, "bbox": box, "score": 1 - i / 2 / count})
+    return {**_content(), "images": images, "annotations": objects}, found
+
+
+def test_intervals_of_all_results(tmp_path, evaluate):
+    content, found = _photos(30)
+    out = tmp_path / "out.json"
+    done = evaluate(found, "--per-class", "--out", out, content=content)
+    assert done.status == 0, done.stderr
+    numbers = json.loads(out.read_text(), parse_constant=pytest.fail)
+    ends = numbers.pop("intervals")
+    assert ends.keys() == numbers.keys()
+    for key, value in numbers.items():
+        if value is None:
+            assert ends[key] is None
+        else:
+            assert 0 <= ends[key][0] <= value <= ends[key][1] <= 100
+    low, high = ends["coco/bbox/AP"]
+    assert 5 < high - low < 50
+    shown = f"coco/bbox/AP {numbers['coco/bbox/AP']:.1f} [{low:.1f}, {high:.1f}]"
+    assert shown in " ".join(done.stdout.split()) and "from 1000 draws" in done.stdout
+    evaluate(found, "--per-class", "--out", out, content=content)
+    assert json.loads(out.read_text())["intervals"] == ends  # the same draws each time
+
+
+def test_resamples(tmp_path, evaluate):
+    content, found = _photos(30)
+    out = tmp_path / "out.json"
+    assert "from 50 draws" in evaluate(found, "--resamples", 50, content=content).stdout
+    done = evaluate(found, "--resamples", 0, "--out", out, content=content)
+    assert done.status == 0 and "interval" not in done.stdout
+    assert "intervals" not in json.loads(out.read_text())
+    for flags in (["--intervals"], ["--against", tmp_path / "detections.json"]):
+        done = evaluate(found, "--resamples", 0, *flags, content=content)
+        assert done.status == 2 and f"{flags[0]} needs draws" in done.stderr
+    done = evaluate(found, "--resamples", "-1", content=content)
+    assert done.status == 2 and "'-1' is not an integer of 0 or more" in done.stderr
+
+
+def test_more_than_1000_images_have_intervals_on_request(tmp_path, evaluate):
+    out = tmp_path / "out.json"
+    for count, flags in ((1000, []), (1001, []), (1001, ["--intervals"])):
+        content, found = _photos(count)
+        done = evaluate(found, "--resamples", 20, "--out", out, *flags, content=content)
+        assert done.status == 0, done.stderr
+        wanted = count == 1000 or bool(flags)
+        assert ("intervals" in json.loads(out.read_text())) is wanted
+
+
+def test_intervals_of_one_image_or_no_detections(tmp_path, evaluate):
+    content, found = _photos(1)
+    out, others = tmp_path / "out.json", tmp_path / "others.json"
+    others.write_text("[]")
+    for results in ([], found):
+        done = evaluate(results, "--out", out, "--against", others, content=content)
+        assert done.status == 0, done.stderr
+        numbers = json.loads(out.read_text(), parse_constant=pytest.fail)
+        low, high = numbers["intervals"]["coco/bbox/AP"]
+        assert low <= numbers["coco/bbox/AP"] <= high
+        words = f" by {numbers['coco/bbox/AP']:.1f} AP [-100.0, 100.0]: a single photo says nothing"
+        assert words in done.stdout
+
+
+def test_no_images_have_no_intervals(tmp_path, evaluate):
+    content, _ = _photos(0)
+    out, others = tmp_path / "out.json", tmp_path / "others.json"
+    others.write_text("[]")
+    done = evaluate([], "--out", out, "--intervals", "--against", others, content=content)
+    assert done.status == 0 and f"has no images, so {others} is not compared" in done.stdout
+    assert set(json.loads(out.read_text()).values()) == {None}
+
+
+def test_against_worse_predictions(tmp_path, evaluate):
+    """Two thirds of the scores are halved, as if another model had sorted them badly."""
+    content, found = _photos(30)
+    halved = [r | {"score": r["score"] / 2} if r["image_id"] % 3 else r for r in found]
+    wrong = [r | {"bbox": [80, 60, 40, 40], "score": r["score"] * 0.9} for r in found]
+    others, out = tmp_path / "others.json", tmp_path / "out.json"
+    others.write_text(json.dumps(halved + wrong))
+    flags = ["--against", others, "--out", out]
+    done = evaluate(found, *flags, content=content)
+    assert done.status == 0, done.stderr
+    row = json.loads(out.read_text())["against"]["coco/bbox/AP"]
+    low, high = row["interval"]
+    assert 0 < low <= row["difference"] <= high
+    ends = f"{row['difference']:.1f} AP [{low:.1f}, {high:.1f}] on these 30 photos"
+    name = tmp_path / "detections.json"
+    assert f"coco/bbox/AP: {name} is better than {others} by {ends}" in done.stdout
+    assert "The choice of photos does not explain the difference" in done.stdout
+    assert "| is no difference" in done.stdout
+    evaluate(halved + wrong, "--out", others, content=content)
+    assert row["difference"] == pytest.approx(
+        json.loads(out.read_text())["coco/bbox/AP"] - json.loads(others.read_text())["coco/bbox/AP"]
+    )
+    others.write_text(json.dumps(found))
+    done = evaluate(halved + wrong, *flags, content=content)
+    assert f"is worse than {others} by {ends}" in done.stdout
+
+
+def test_against_the_same_predictions(tmp_path, evaluate):
+    content, found = _photos(30)
+    flags = ["--against", tmp_path / "detections.json", "--out", tmp_path / "out.json"]
+    done = evaluate(found, *flags, content=content)
+    assert done.status == 0, done.stderr
+    assert "do not differ: 0.0 AP [0.0, 0.0] on these 30 photos" in done.stdout
+    rows = json.loads((tmp_path / "out.json").read_text())["against"]
+    assert rows["coco/bbox/AP"] == {"difference": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_against_predictions_for_other_images(tmp_path, evaluate):
+    content, found = _photos(3)
+    others, out = tmp_path / "others.json", tmp_path / "out.json"
+    others.write_text(json.dumps([r | {"image_id": r["image_id"] + 1} for r in found]))
+    done = evaluate(found, "--against", others, "--out", out, content=content)
+    assert done.status == 2 and f"error: {others}" in done.stderr and "3" in done.stderr
+    assert done.stderr.count("\n") == 1 and not out.exists()
+    done = evaluate(found, "--against", others, "--out", others, content=content)
+    assert done.status == 2 and "--out would replace the input" in done.stderr
 
 
 def _annotation(**values: object) -> dict:
@@ -311,9 +439,9 @@ def test_floats_for_integers_and_missing_sizes_are_accepted(tmp_path, evaluate):
         numbers.unlink()
         done = evaluate(results, "--out", numbers, "--backend", backend, content=content)
         assert done.status == 0, done.stderr
-        assert json.loads(numbers.read_text()) == pytest.approx(
-            json.loads(expected.read_text()), abs=1e-9
-        )
+        found, wanted = (json.loads(file.read_text()) for file in (numbers, expected))
+        assert found.pop("intervals").keys() == wanted.pop("intervals").keys()
+        assert found == pytest.approx(wanted, abs=1e-9)
     done = evaluate([r | {"segmentation": MASK} for r in results], content=content)
     assert done.status == 2 and "the image 7.0 has no height and width" in done.stderr
 

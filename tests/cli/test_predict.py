@@ -298,6 +298,41 @@ def test_a_picture_that_cannot_be_written_is_named(predict, photos, tmp_path):
     assert done.status == 2 and "bb_0_balloon.png: File name too long" in done.stderr
 
 
+def test_annotations_and_a_ranking_for_the_next_photos_to_label(predict, photos, tmp_path):
+    """They hold each readable photo; a second call refuses to overwrite the annotations."""
+    out = tmp_path / "out"
+    flags = [photos, "--annotations", "coco", "--rank", "uncertain", "--no-overlays"]
+    done = predict(*flags)
+    assert done.status == 1 and "broken.jpg cannot be read" in done.stdout
+    content = json.loads((out / "coco.json").read_text())
+    assert [i["file_name"] for i in content["images"]] == ["a.jpg", "b.jpg", "sub/a.jpg"]
+    results = json.loads((out / "predictions.json").read_text())
+    counted = re.search(r"coco.json: 3 photos, (\d+) objects, ([0-9.]+) points per", done.stdout)
+    assert int(counted[1]) == len(content["annotations"])
+    shown = [r for r in results if pycocotools.mask.area(r["segmentation"])]
+    for r, a in zip(shown, content["annotations"], strict=True):
+        assert (a["image_id"], a["score"]) == (r["image_id"], round(r["score"], 4))
+        drawn = pycocotools.mask.frPyObjects(a["segmentation"], *r["segmentation"]["size"])
+        merged = [pycocotools.mask.merge(drawn)]
+        assert pycocotools.mask.iou(merged, [r["segmentation"]], [0])[0, 0] >= 0.95
+    ranked = (out / "rank.txt").read_text().splitlines()
+    assert sorted(ranked) == [str(photos / name) for name in ("a.jpg", "b.jpg", "sub/a.jpg")]
+    assert [row["file_name"] for row in json.loads((out / "rank.json").read_text())] == ranked
+    assert all(name in done.stdout for name in ranked)
+    done = predict(*flags)
+    assert done.status == 2 and f"{out / 'coco.json'} exists and may contain" in done.stderr
+    assert (out / "rank.txt").exists()
+
+
+@pytest.mark.parametrize("flags", [("--annotations", "via"), ("--rank", "uncertain")])
+def test_annotations_and_rankings_of_videos_are_refused(predict, photos, tmp_path, flags):
+    """The video may be in a folder; nothing is written."""
+    made = film(photos / "sub" / "film.mp4", photos / "a.jpg", 2)
+    done = predict(photos, *flags)
+    assert done.status == 2 and f"{made} is a video, but --annotations and" in done.stderr
+    assert "ffmpeg -i film.mp4" in done.stderr and not (tmp_path / "out").exists()
+
+
 def test_a_terminal_shows_progress(trained, photos, tmp_path):
     """There is one bar for the images and one for the frames of each video."""
     (photos / "broken.jpg").unlink()

@@ -112,6 +112,12 @@ def test_a_resumed_run_keeps_the_best_score(train_net, tiny, tmp_path):
             assert done.status == 0, done.stderr
     whole, parts = _results(tmp_path / "whole"), _results(tmp_path / "parts")
     assert whole == parts and len(whole["scores"]) == 4
+    draws = [
+        {file.name: file.read_bytes() for file in (tmp_path / folder / "resamples").iterdir()}
+        for folder in ("whole", "parts")
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0].keys() == {whole[which]["samples"] for which in ("last", "best")}
     files = [_load(tmp_path / f, "model_best.pth")["iterations_done"] for f in ("whole", "parts")]
     assert files[0] == files[1] == whole["best"]["iteration"]
 

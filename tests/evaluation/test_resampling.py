@@ -8,17 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from d2ext.evaluation.coco import CocoMetric
-from d2ext.evaluation.instances import Detections, GroundTruth
-from d2ext.evaluation.lvis import LvisMetric
-from d2ext.evaluation.open_images import OpenImagesMetric
-from d2ext.evaluation.resampling import (
+from d2ext.evaluation.bootstrap.resampling import (
     draw_images,
     images_with_objects,
     interval,
     rare_classes,
     resample,
 )
+from d2ext.evaluation.coco import CocoMetric
+from d2ext.evaluation.instances import Detections, GroundTruth
+from d2ext.evaluation.lvis import LvisMetric
+from d2ext.evaluation.open_images import OpenImagesMetric
 from d2ext.evaluation.voc import VocMetric
 from tests.evaluation.columns import detections, ground_truth
 from tests.evaluation.edge_cases import columns, datasets, rle

@@ -58,6 +58,8 @@ def test_a_prediction_may_be_empty(trained, images):
     assert (prediction.boxes.shape, prediction.masks.shape) == ((0, 4), (0, *images[0].shape[:2]))
     assert prediction.to_coco(1) == [] and len(prediction.to_supervision()) == 0
     assert repr(prediction) == "Prediction(nothing)"
+    every = d2ext.Predictor.from_run(trained, "last", score_threshold=0)(images[0])
+    assert len(every.scores) and np.array_equal(np.sort(prediction.all_scores)[::-1], every.scores)
 
 
 def test_predictions_convert_to_supervision(trained, images):

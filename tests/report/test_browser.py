@@ -7,7 +7,14 @@ from datetime import datetime, timedelta
 import pytest
 
 from d2ext.report import write_comparison, write_report
-from tests.report.test_report import write_analysis, write_overview, write_run, write_scaling
+from tests.report.test_compare import write_drawn
+from tests.report.test_report import (
+    add_intervals,
+    write_analysis,
+    write_overview,
+    write_run,
+    write_scaling,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -133,6 +140,48 @@ def test_pages_are_drawn(show, run, tmp_path, width, scheme):
             part.click()
         assert len(drawn(page)) == page.evaluate("document.querySelectorAll('.chart').length")
         assert fits(page)
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_intervals_in_tables_and_charts(show, run, width):
+    options = {"viewport": {"width": width, "height": 800}}
+    chart = "[aria-label^='AP on balloon_val'] canvas"
+    inks = []
+    for with_bars in (False, True):
+        if with_bars:
+            add_intervals(run)
+        page = show(write_report(run), **options)
+        drawn(page)
+        inks.append(page.query_selector(chart).evaluate(INK)[0])
+        assert fits(page)
+    assert inks[1] > inks[0] + 100  # the bars
+    cell = page.get_by_text("[46.7, 56.7]").first
+    assert cell.is_visible() and cell.bounding_box()["height"] < 40  # one line
+    assert page.get_by_text("95 % bootstrap interval").is_visible()
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_differences_are_drawn(show, tmp_path, width, scheme):
+    runs = [write_run(tmp_path / name) for name in ("one", "better", "a_name_that_is_long_" * 4)]
+    for i, run in enumerate(runs):
+        write_drawn(run, [50 + 4 * i * (k % 3 - 0.8) for k in range(40)])
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    page = show(write_comparison(runs, tmp_path / "page.html"), **options)
+    drawn(page)
+    assert fits(page)
+    for whisker in page.query_selector_all(".whisker"):
+        area = whisker.bounding_box()
+        assert area["width"] > 200
+        zero, reach, value = (i.bounding_box() for i in whisker.query_selector_all("i"))
+        assert reach["width"] > 20 and value["width"] == 10
+        middle = value["x"] + 5
+        assert reach["x"] <= middle <= reach["x"] + reach["width"]
+        assert 0 <= reach["x"] and reach["x"] + reach["width"] <= width
+        # The second row's mean is 0.2 higher, so the interval contains 0.
+        assert reach["x"] <= zero["x"] <= reach["x"] + reach["width"]
+        assert whisker.get_attribute("aria-label").startswith(("better is", "a_name"))
+    assert len(page.query_selector_all(".whisker")) == 2
 
 
 def test_colors_follow_the_scheme(show, run):

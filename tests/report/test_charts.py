@@ -42,7 +42,8 @@ def test_peak_of_one_point_is_kept():
 
 def test_chart_data_cannot_end_its_script_element():
     evil = "</script><!-- \u2028 气球 \ud800"
-    line = Line(evil, [(0, 1 / 3), (20, 2.0)], raw=[(0, 1e38)], color=2, dashed=True)
+    bars = [(20, 1.5, 2.5)]
+    line = Line(evil, [(0, 1 / 3), (20, 2.0)], raw=[(0, 1e38)], color=2, dashed=True, bars=bars)
     text = chart([line], "loss", (0, 1))
     assert "<" not in text and text.isascii()
     assert json.loads(text) == {
@@ -56,6 +57,7 @@ def test_chart_data_cannot_end_its_script_element():
                 "dashed": True,
                 "curve": [[0, 20], [0.333333, 2.0]],
                 "raw": [[0], [1e38]],
+                "bars": [[20, 1.5, 2.5]],
             }
         ],
     }

@@ -102,6 +102,32 @@ def test_another_mode_discards_the_best(tmp_path):
     assert resumed.best is None and resumed.is_better({KEY: 9.0})
 
 
+def test_draws_are_kept_for_the_last_and_the_best_evaluation(tmp_path):
+    folder = tmp_path / "resamples"
+    folder.mkdir()
+    results = Results(tmp_path / "results.json", KEY, "max", iteration=0)
+    for i, score in enumerate((1.0, 5.0, 4.0, 3.0), start=1):
+        (folder / f"{i}.npz").touch()
+        ends = {KEY: (score - 1, score + 1)}
+        results.record(i, {KEY: score}, intervals=ends, samples=f"{i}.npz")
+        # A kill before results.json is written leaves the new file, and all that the old one names.
+        named = [results.last.samples, results.best.samples]
+        assert {file.name for file in folder.iterdir()} == set(named)
+    assert named == ["4.npz", "2.npz"]
+    resumed = Results(tmp_path / "results.json", KEY, "max", iteration=4)
+    assert resumed.best.intervals == {KEY: (4.0, 6.0)} and resumed.best == results.best
+    assert resumed.last == results.last
+    results.record(5, {KEY: 2.0})  # intervals were turned off
+    assert [file.name for file in folder.iterdir()] == ["2.npz"]
+
+
+def test_files_without_intervals_are_read(tmp_path):
+    _record(tmp_path / "results.json", [1.0, 5.0])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["best"].keys() == {"iteration", "metric", "mode", "results"}
+    assert not Results(tmp_path / "results.json", KEY, "max", iteration=2).best.intervals
+
+
 def test_validation_losses_are_known_after_a_resume(tmp_path):
     loss = "val/validation_loss/total_loss"
     results = Results(tmp_path / "results.json", KEY, "max", iteration=0)

@@ -119,6 +119,8 @@ def to_coco(
                 "iscrowd": a.get("iscrowd", 0),
             }
             made |= {name: 1 for name in ("difficult", "is_group_of") if a.get(name)}
+            if "score" in a:  # a prediction to be corrected
+                made["score"] = a["score"]
             if segmentation := a.get("segmentation"):
                 is_rle = isinstance(segmentation, dict)
                 made["segmentation"] = compressed(segmentation) if is_rle else segmentation

@@ -42,6 +42,8 @@ from d2ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 _SHAPES = ("box", "polygon", "ellipse", "mask")
+# The attribute of a label that holds the scores of predictions.
+_SCORE = {"name": "score", "mutable": "False", "input_type": "text", "default_value": ""}
 _OTHERS = ("polyline", "points", "cuboid", "skeleton", "tag")
 
 
@@ -233,15 +235,26 @@ def _drawn(polygon: list[float], record: dict) -> np.ndarray:
 def write_cvat(
     records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
 ) -> dict[str, int]:
-    """Write CVAT for images 1.1; the parts of an object form a group."""
+    """Write CVAT for images 1.1; the parts of an object form a group.
+
+    Scores become the attribute `score`, which CVAT imports if the label of the task has it.
+    """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     labels = ElementTree.SubElement(
         ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels"
     )
+    scored = any("score" in a for record in records for a in record["annotations"])
     for name in classes:
-        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = name
+        if scored:
+            attribute = ElementTree.SubElement(
+                ElementTree.SubElement(label, "attributes"), "attribute"
+            )
+            for key, value in _SCORE.items():
+                ElementTree.SubElement(attribute, key).text = value
     for record in records:
         size = {"width": str(record["width"]), "height": str(record["height"])}
         attributes = {"id": str(counts["images"]), "name": record["file_name"], **size}
@@ -256,7 +269,10 @@ def write_cvat(
             group = {"group_id": str(number)} if len(shapes) > 1 else {}
             for tag, values in shapes:
                 common = {"label": classes[a["category_id"]], "occluded": "0", **group}
-                ElementTree.SubElement(image, tag, common | values)
+                shape = ElementTree.SubElement(image, tag, common | values)
+                if "score" in a:
+                    score = ElementTree.SubElement(shape, "attribute", {"name": _SCORE["name"]})
+                    score.text = f"{a['score']:.4f}"
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(made, "utf-8", xml_declaration=True)
     return counts

@@ -125,7 +125,7 @@ def add_polygons(
     category: int,
     polygons: Sequence[list[float]],
     left_out: LeftOut,
-    **flags: int,
+    **flags: float,
 ) -> None:
     """Add one object to a dataset dict, clipped to the image, or count it as skipped.
 
@@ -134,7 +134,7 @@ def add_polygons(
         category: Index of the class.
         polygons: The object's parts, each [x0, y0, x1, y1, ...] in pixels, finite.
         left_out: Counts objects without area or outside of the image.
-        flags: More keys of the annotation, such as `iscrowd`.
+        flags: More keys of the annotation, such as `iscrowd` or `score`.
     """
     parts = [p for p in polygons if polygon_area(p) > _LEAST]
     if not parts:
@@ -153,7 +153,7 @@ def _append(
     polygons: list[list[float]],
     box: list[float],
     area: float,
-    **flags: int,
+    **flags: float,
 ) -> None:
     if area > (box[2] - box[0]) * (box[3] - box[1]) * (1 + 1e-9):  # overlapping outlines
         import shapely
@@ -213,7 +213,7 @@ def add_mask(
 
 
 def add_box(
-    record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: int
+    record: dict, category: int, box: Sequence[float], left_out: LeftOut, **flags: float
 ) -> None:
     """Add a box (x0, y0, x1, y1 in pixels) without a mask, like `add_polygons`."""
     x0, y0, x1, y1 = box

@@ -8,6 +8,7 @@ subfolders, circles and masks. hotcoco does not read the format.
 import base64
 import binascii
 import io
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -192,7 +193,8 @@ def write_labelme(
 ) -> dict[str, int]:
     """Write one JSON per image in folders like the images'; objects without masks are rectangles.
 
-    Without `images`, each file names its image as if it were in the same folder.
+    Without `images`, each file names its image as if it were in the same folder. Scores become
+    descriptions.
     """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
     for record, file in label_files(records, made, ".json"):
@@ -203,6 +205,8 @@ def write_labelme(
                 continue
             counts["annotations"] += 1
             for shape in _shapes_of(a, number):
+                if "score" in a:  # as LabelMe's own detection writes it
+                    shape["description"] = json.dumps({"score": a["score"]})
                 shapes.append({"label": classes[a["category_id"]], **shape, "flags": {}})
         counts["images"] += 1
         name = record["file_name"]

@@ -7,12 +7,14 @@ annotations.
 
 import csv
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, ReadOption, convert_advice
 from d2ext.data.formats.geometry import (
@@ -36,7 +38,9 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
+from d2ext.data.formats.writing import one_outline
 from d2ext.errors import UserError
+from d2ext.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -524,6 +528,70 @@ def _read(
     return read_via(source, image_root, classes, attribute), tuple(classes)
 
 
+def write_via(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """Write a project of VIA 2, which opens the photos of `images` by itself.
+
+    Objects without masks are rectangles. VIA has no groups, so zero-area lines join the parts and
+    holes of a mask. The attribute `class` holds the class, `score` the score.
+
+    Raises:
+        UserError: An image is not in `images`.
+    """
+    counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    entries = {}
+    for record in records:
+        name = record["file_name"]
+        size = -1 if images is None else _bytes(os.path.join(images, name))
+        regions = []
+        for a in record["annotations"]:
+            if not is_object(a):
+                counts["skipped_crowd"] += 1
+                continue
+            attributes = {"class": classes[a["category_id"]]}
+            if "score" in a:
+                attributes["score"] = f"{a['score']:.4f}"
+            regions.append({"shape_attributes": _region(a), "region_attributes": attributes})
+        counts["images"] += 1
+        counts["annotations"] += len(regions)
+        entry = {"filename": name, "size": size, "regions": regions, "file_attributes": {}}
+        entries[f"{name}{size}"] = entry  # VIA finds photos that the user adds by this key
+    folder = "" if images is None else os.path.join(os.path.abspath(images), "")
+    options = {"options": dict.fromkeys(classes, ""), "default_options": {}}
+    content = {
+        "_via_settings": {"core": {"default_filepath": folder}, "project": {"name": "d2ext"}},
+        "_via_img_metadata": entries,
+        "_via_attributes": {
+            "region": {
+                "class": {"type": "dropdown", "description": "", **options},
+                "score": {"type": "text", "description": "", "default_value": ""},
+            },
+            "file": {},
+        },
+        "_via_data_format_version": "2.0.10",
+        "_via_image_id_list": list(entries),
+    }
+    write_json(made, content)
+    return counts
+
+
+def _bytes(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError as e:
+        raise UserError(f"the image {path} does not exist; check --images") from e
+
+
+def _region(annotation: dict) -> dict[str, Any]:
+    """Return an annotation as VIA's `shape_attributes`, whose coordinates are indices of pixels."""
+    if not (outline := one_outline(annotation)):
+        x0, y0, x1, y1 = annotation["bbox"]
+        return {"name": "rect", "x": x0 - 0.5, "y": y0 - 0.5, "width": x1 - x0, "height": y1 - y0}
+    xs, ys = ([c - 0.5 for c in outline[axis::2]] for axis in (0, 1))
+    return {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+
+
 def _detect(head: FileHead) -> bool:
     if not isinstance(head.value, dict):
         return "region_shape_attributes" in head.columns
@@ -550,4 +618,5 @@ FORMAT = Format(
     },
     in_training=True,
     dataset="d2ext.data.datasets.declare.via_dataset",
+    write={"via": write_via},
 )

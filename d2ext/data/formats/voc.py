@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.file_head import FileHead
 from d2ext.data.formats.format import Format, convert_advice
 from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, parsed, rectangle
@@ -29,7 +30,7 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.writing import hotcoco_writer
+from d2ext.data.formats.writing import count_skipped_masks, label_files
 from d2ext.errors import UserError
 from d2ext.text import plural
 
@@ -196,6 +197,43 @@ def _number(element: ElementTree.Element, path: str, default: float | None = Non
     return number
 
 
+def write_voc(
+    records: Sequence[dict], classes: Sequence[str], made: Path, images: str | Path | None
+) -> dict[str, int]:
+    """Write one XML per image in folders like the images', with boxes in whole pixels.
+
+    Crowds become difficult objects.
+    """
+    counts = {"images": 0, "annotations": 0, "crowd_as_difficult": 0}
+    for record, file in label_files(records, made, ".xml"):
+        folder, name = os.path.split(record["file_name"])
+        root = _element("annotation", folder=folder, filename=name)
+        root.append(_element("size", width=record["width"], height=record["height"], depth=3))
+        for a in record["annotations"]:
+            x0, y0, x1, y1 = map(round, a["bbox"])
+            difficult = int(not is_object(a))
+            element = _element("object", name=classes[a["category_id"]], difficult=difficult)
+            # Pixels count from 1, and a box has at least one.
+            corner = {"xmin": min(x0 + 1, record["width"]), "ymin": min(y0 + 1, record["height"])}
+            last = {"xmax": max(x1, corner["xmin"]), "ymax": max(y1, corner["ymin"])}
+            element.append(_element("bndbox", **corner, **last))
+            root.append(element)
+            counts["annotations"] += 1
+            counts["crowd_as_difficult"] += difficult
+        ElementTree.indent(root)
+        ElementTree.ElementTree(root).write(file, "utf-8")
+        counts["images"] += 1
+    return counts | count_skipped_masks(records)
+
+
+def _element(tag: str, **children: object) -> ElementTree.Element:
+    """Return an element with children that hold text."""
+    element = ElementTree.Element(tag)
+    for name, value in children.items():
+        ElementTree.SubElement(element, name).text = str(value)
+    return element
+
+
 def _detect(head: FileHead) -> bool:
     return head.root == "annotation"
 
@@ -207,5 +245,5 @@ FORMAT = Format(
     detect=_detect,
     read=read_voc,
     source="Pascal VOC: the folder of the XML files",
-    write={"voc": hotcoco_writer("to_voc")},
+    write={"voc": write_voc},
 )

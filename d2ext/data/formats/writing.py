@@ -1,13 +1,14 @@
 """Helpers shared by the format writers."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.coco_objects import mask_area
+from d2ext.data.formats.rle import outlines, rings
 from d2ext.errors import UserError
 
 
@@ -51,6 +52,35 @@ def masks_of(annotation: dict) -> list[list[float]] | dict:
     return [] if is_empty else segmentation
 
 
+def one_outline(annotation: dict) -> list[float]:
+    """Return an object's mask as one outline (see `joined`); empty without a mask.
+
+    Overlapping parts are merged.
+    """
+    masks = masks_of(annotation)
+    if isinstance(masks, dict):
+        return joined(outlines(masks))
+    if len(masks) > 1:
+        import shapely
+
+        corners = ([*zip(p[::2], p[1::2], strict=True)] for p in masks)
+        merged = shapely.union_all([shapely.make_valid(shapely.Polygon(c)) for c in corners])
+        return joined(rings(merged))
+    return joined(masks)
+
+
+def joined(polygons: Sequence[list[float]]) -> list[float]:
+    """Join parts and holes to one outline that traces each from its first corner.
+
+    Zero-area lines connect one part to the next, and lead back at the end.
+    """
+    if len(polygons) <= 1:
+        return list(polygons[0]) if polygons else []
+    forward = [c for p in polygons for c in (*p, *p[:2])]
+    back = [c for p in polygons[-2:0:-1] for c in p[:2]]
+    return forward + back
+
+
 def mask_pixels(rle: dict) -> tuple[tuple[int, int, int, int], Any]:
     """Return a mask's box (left, top, width, height) and the pixels in it as a uint8 array."""
     from pycocotools import mask
@@ -66,14 +96,22 @@ def label_files(records: Sequence[dict], made: Path, suffix: str) -> Iterator[tu
         UserError: Two images would share a label file.
     """
     made.mkdir()
-    seen: dict[Path, str] = {}
+    check_label_files(record["file_name"] for record in records)
     for record in records:
-        file = made / Path(os.path.splitext(record["file_name"])[0] + suffix)
-        if file in seen:
-            raise UserError(
-                f"the images {seen[file]} and {record['file_name']} would share a label file;"
-                " rename one of them"
-            )
-        seen[file] = record["file_name"]
+        file = made / f"{_stem(record['file_name'])}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
         yield record, file
+
+
+def check_label_files(names: Iterable[str]) -> None:
+    """Raise UserError if two images, given by name, would share a label file."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(_stem(name), name)) is not name:
+            raise UserError(
+                f"the images {other} and {name} would share a label file; rename one of them"
+            )
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]

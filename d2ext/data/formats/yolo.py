@@ -30,8 +30,7 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.rle import outlines, rings
-from d2ext.data.formats.writing import count_skipped_masks, label_files, masks_of
+from d2ext.data.formats.writing import count_skipped_masks, label_files, one_outline
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -432,7 +431,10 @@ def write_yolo(
     images: str | Path | None,
     polygons: bool,
 ) -> dict[str, int]:
-    """Write label files (outlines or boxes) in folders like the images', and data.yaml."""
+    """Write label files (outlines or boxes) in folders like the images', and the class names.
+
+    The names are in data.yaml and, for LabelImg, in classes.txt.
+    """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0, "skipped_no_mask": 0}
     for record, file in label_files(records, made, ".txt"):
         counts["images"] += 1
@@ -443,7 +445,7 @@ def write_yolo(
                 continue
             x0, y0, x1, y1 = a["bbox"]
             numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
-            if polygons and not (numbers := _joined(_outlines(masks_of(a)))):
+            if polygons and not (numbers := one_outline(a)):
                 counts["skipped_no_mask"] += 1
                 continue
             sides = (record["width"], record["height"])
@@ -454,31 +456,8 @@ def write_yolo(
     content = {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (made / "data.yaml").write_text(text, encoding="utf-8")
+    (made / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     return counts if polygons else counts | count_skipped_masks(records)
-
-
-def _outlines(masks: list[list[float]] | dict) -> list[list[float]]:
-    """Return the outlines of parts and holes, with overlapping parts merged."""
-    if isinstance(masks, dict):
-        return outlines(masks)
-    if len(masks) <= 1:
-        return masks
-    import shapely
-
-    corners = ([*zip(p[::2], p[1::2], strict=True)] for p in masks)
-    return rings(shapely.union_all([shapely.make_valid(shapely.Polygon(c)) for c in corners]))
-
-
-def _joined(polygons: list[list[float]]) -> list[float]:
-    """Join parts and holes to one outline that traces each from its first corner.
-
-    Zero-area lines connect one part to the next, and lead back at the end.
-    """
-    if len(polygons) <= 1:
-        return polygons[0] if polygons else []
-    forward = [c for p in polygons for c in (*p, *p[:2])]
-    back = [c for p in polygons[-2:0:-1] for c in p[:2]]
-    return forward + back
 
 
 def _detect(head: FileHead) -> bool:

@@ -15,6 +15,7 @@ from d2ext.data.convert import convert_from_coco, convert_to_coco
 from d2ext.errors import UserError
 
 NAME = "sub/a b.c ü.jpg"
+_WRITTEN = ["cvat", "labelme", "open_images", "via", "voc", "yolo", "yolo_seg"]
 
 
 @pytest.fixture
@@ -371,15 +372,15 @@ class TestRoundTrip:
             pytest.approx(75, abs=8),
         )
 
-    @pytest.mark.parametrize("kind", ["voc", "yolo", "open_images", "cvat"])
-    def test_hotcoco_writes_boxes(self, tmp_path: Path, coco: Path, kind: str) -> None:
+    @pytest.mark.parametrize("kind", ["voc", "yolo", "open_images", "cvat", "via"])
+    def test_boxes_are_written(self, tmp_path: Path, coco: Path, kind: str) -> None:
         assert " images, " in convert_from_coco(coco, kind, tmp_path / "out")
         text = "".join(
             p.read_text() for p in [tmp_path / "out", *tmp_path.glob("out/**/*")] if p.is_file()
         )
         assert "yes" in text
 
-    @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "via", "yolo_seg"])
     def test_holes_and_parts_keep_their_area(self, tmp_path: Path, images: Path, kind: str) -> None:
         pixels = np.zeros((30, 40), np.uint8, order="F")
         pixels[2:28, 3:38] = 1
@@ -420,6 +421,7 @@ class TestRoundTrip:
         [
             ("cvat", "2 images, 4 annotations, 1 skipped crowd"),
             ("labelme", "2 images, 4 annotations, 1 skipped crowd"),
+            ("via", "2 images, 4 annotations, 1 skipped crowd"),
             ("open_images", "1 skipped images without a box, 3 skipped masks"),
             ("voc", "2 images, 5 annotations, 1 crowd as difficult, 3 skipped masks"),
             ("yolo", "2 images, 4 annotations, 1 skipped crowd, 3 skipped masks"),
@@ -431,7 +433,7 @@ class TestRoundTrip:
     ) -> None:
         assert words in convert_from_coco(coco, kind, tmp_path / "out")
 
-    @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
+    @pytest.mark.parametrize("kind", _WRITTEN)
     def test_skipped_keypoints_are_counted(self, tmp_path: Path, coco: Path, kind: str) -> None:
         content = json.loads(coco.read_text())
         for annotation, points in zip(content["annotations"], ([1, 2, 2], [0, 0, 0]), strict=False):
@@ -440,7 +442,7 @@ class TestRoundTrip:
         said = convert_from_coco(coco, kind, tmp_path / "out")
         assert "1 skipped sets of keypoints" in said
 
-    @pytest.mark.parametrize("kind", ["cvat", "labelme", "yolo_seg"])
+    @pytest.mark.parametrize("kind", ["cvat", "labelme", "via", "yolo_seg"])
     def test_an_empty_mask(self, tmp_path: Path, coco: Path, kind: str) -> None:
         content = json.loads(coco.read_text())
         content["annotations"] = content["annotations"][:1]
@@ -450,7 +452,7 @@ class TestRoundTrip:
         assert ("1 skipped no mask" in said) is (kind == "yolo_seg")
         convert(tmp_path, kind.removesuffix("_seg"), tmp_path / "out")
 
-    @pytest.mark.parametrize("kind", ["cvat", "labelme", "open_images", "voc", "yolo", "yolo_seg"])
+    @pytest.mark.parametrize("kind", _WRITTEN)
     def test_shapes_beyond_the_edge_are_clipped(
         self, tmp_path: Path, images: Path, kind: str
     ) -> None:
@@ -478,6 +480,25 @@ class TestRoundTrip:
         )
         assert made == [expected] * (1 if kind == "yolo_seg" else 2)
 
+    def test_voc_has_whole_pixels_and_images_without_objects(
+        self, tmp_path: Path, coco: Path
+    ) -> None:
+        """A box has at least one pixel, which is in the image."""
+        content = json.loads(coco.read_text())
+        boxes = [[1.4, 2.6, 10.2, 5.1], [39.8, 29.7, 0.2, 0.3]]
+        content["annotations"] = [
+            {"id": i, "image_id": 5, "category_id": 9, "bbox": box, "area": 1.0, "iscrowd": 0}
+            for i, box in enumerate(boxes, start=1)
+        ]
+        coco.write_text(json.dumps(content))
+        convert_from_coco(coco, "voc", tmp_path / "v")
+        content = convert(tmp_path, "voc", tmp_path / "v")
+        assert {image["file_name"] for image in content["images"]} == {NAME, "b.png"}
+        assert [o[:3] for o in objects(content)] == [
+            (NAME, "yes", [1, 3, 11, 5]),
+            (NAME, "yes", [39, 29, 1, 1]),
+        ]
+
     def test_yolo_names_stay_strings(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo", tmp_path / "out")
         names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]
@@ -490,11 +511,13 @@ class TestRoundTrip:
         with pytest.raises(UserError, match="out exists"):
             convert_from_coco(coco, "yolo", tmp_path / "out")
         content = json.loads(coco.read_text())
-        content["images"][1]["file_name"] = "other/" + Path(NAME).name
+        content["images"][1]["file_name"] = NAME.replace(".jpg", ".png")
         coco.write_text(json.dumps(content))
         before = set(tmp_path.iterdir())
-        with pytest.raises(UserError, match="share the file stem"):
+        with pytest.raises(UserError, match="would share a label file; rename one"):
             convert_from_coco(coco, "voc", tmp_path / "new")
+        with pytest.raises(UserError, match="none/sub/a b.c ü.jpg does not exist; check --images"):
+            convert_from_coco(coco, "via", tmp_path / "new", tmp_path / "none")
         content["images"][1]["file_name"] = "../b.png"
         coco.write_text(json.dumps(content))
         with pytest.raises(UserError, match="not in the image folder"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from d2ext.data.formats.json_io import no_collection
 from d2ext.evaluation.backends import detection_areas, prepared
-from d2ext.evaluation.draws import Matches
+from d2ext.evaluation.bootstrap.draws import Matches
 from d2ext.evaluation.instances import Detections, GroundTruth, take
 
 _IMAGES = 100  # images matched at a time

@@ -1,0 +1,292 @@
+"""Compare results of models on the same test set, and say what a difference of their size means.
+
+Differences are paired: every draw of the images gives a result of each model, and their difference.
+What makes a photo easy or hard for both models cancels out, so that the interval of a difference is
+narrower than the intervals of the results suggest.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from d2ext.evaluation.bootstrap.resampling import (
+    FEW_OBJECTS,
+    MAX_IMAGES,
+    Samples,
+    interval,
+    rare_classes,
+)
+from d2ext.evaluation.instances import GroundTruth
+from d2ext.text import plural, shortened
+
+Interval = tuple[float, float]
+
+_MOST_PHOTOS = 100_000  # larger numbers of photos to label are no longer useful to state
+_FEW = 50  # photos, below which the intervals are rough
+_PLOT = 41  # characters of a plot on the terminal
+
+ABOUT_INTERVALS = (
+    "[low, high] is a 95 % bootstrap interval: where the number would probably be on all photos"
+    " like these. It is wider the fewer photos there are, and rough below about 50 photos; for"
+    f" classes with fewer than {FEW_OBJECTS} objects, it is too narrow. It does not contain how"
+    " much another training, with another seed, would change the number."
+)
+
+NO_INTERVALS = (
+    "Results without an interval are of an evaluator of Detectron2, of a metric without"
+    " `resampled`, of more than 1,000 images (train.intervals=True computes them), or of an older"
+    " version of d2ext."
+)
+ABOUT_DIFFERENCES = (
+    "[low, high] is the 95 % interval of the difference, from draws of the photos that are the same"
+    " for both. It shows what other photos like these could change, not what another training with"
+    " another seed would."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of a result on one test set.
+
+    Attributes:
+        value: Result of a model minus that of the other one, in percent.
+        interval: Lower and upper end of its 95 % interval.
+        images: Number of images of the test set.
+    """
+
+    value: float
+    interval: Interval
+    images: int
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Return whether the interval excludes 0; a single image has no interval."""
+        low, high = self.interval
+        return self.images > 1 and (low > 0 or high < 0)
+
+    def photos_needed(self) -> int | None:
+        """Return how many photos would settle a difference that is not distinguishable, roughly.
+
+        The width of an interval falls with the square root of the number of photos.
+
+        Returns:
+            A number of at most two significant digits; None if it is above 100,000.
+        """
+        low, high = self.interval
+        reach = max((high - low) / 2, self.value - low if self.value > 0 else high - self.value)
+        if not self.value or (ratio := (reach / self.value) ** 2 * self.images) > _MOST_PHOTOS:
+            return None
+        wanted = max(math.ceil(ratio), self.images + 1)
+        digit = 10 ** max(0, len(str(wanted)) - 2)
+        return min(math.ceil(wanted / digit) * digit, _MOST_PHOTOS)
+
+
+def wants_intervals(images: int, intervals: bool | None, resamples: int) -> bool:
+    """Return whether to compute intervals of a test set.
+
+    Args:
+        images: Number of images of the test set.
+        intervals: True or False; None for test sets of up to 1,000 images.
+        resamples: Number of draws.
+    """
+    wanted = images <= MAX_IMAGES if intervals is None else intervals
+    return wanted and images > 0 and resamples > 0
+
+
+def rare_classes_note(ground_truth: GroundTruth) -> str:
+    """Return a sentence about classes whose intervals are too narrow; "" if there are none."""
+    if not (rare := rare_classes(ground_truth)):
+        return ""
+    return (
+        f"{plural(len(rare), 'class')} with fewer than {FEW_OBJECTS} objects"
+        f" ({shortened(rare, 5)}): AP is not reliable there, and its intervals are too narrow"
+    )
+
+
+def intervals(samples: Samples) -> dict[str, Interval | None]:
+    """Return the interval of each result that has samples; None if the result is undefined."""
+    found = {}
+    for key, values in samples.values.items():
+        ends = interval(samples.estimates[key], values, samples.images)
+        found[key] = ends if ends and all(map(math.isfinite, ends)) else None
+    return found
+
+
+def without_classes(samples: Samples) -> Samples:
+    """Return the samples without those of single classes, `<metric>/<task>/<name>-<class>`."""
+    values = {k: v for k, v in samples.values.items() if "-" not in k.split("/", 2)[-1]}
+    return replace(samples, estimates={k: samples.estimates[k] for k in values}, values=values)
+
+
+def mean_of(seeds: Sequence[Samples]) -> Samples:
+    """Return the mean over trainings with different seeds, draw by draw, of their common results.
+
+    Args:
+        seeds: Samples of one test set; with different numbers of draws, the first ones count.
+    """
+    first = seeds[0]
+    draws = min(len(values) for of in seeds for values in of.values.values())
+    keys = [key for key in first.values if all(key in of.values for of in seeds)]
+    return Samples(
+        images=first.images,
+        ground_truth=first.ground_truth,
+        estimates={key: statistics.fmean(of.estimates[key] for of in seeds) for key in keys},
+        values={key: np.mean([of.values[key][:draws] for of in seeds], axis=0) for key in keys},
+    )
+
+
+def differences(samples: Samples, base: Samples) -> dict[str, Difference]:
+    """Return the paired differences of the results that both have and that are defined.
+
+    Args:
+        samples: Samples of a model.
+        base: Samples of the model to compare it with, on the same test set.
+    """
+    found = {}
+    for key in (key for key in base.values if key in samples.values):
+        value = samples.estimates[key] - base.estimates[key]
+        draws = min(len(samples.values[key]), len(base.values[key]))
+        values = samples.values[key][:draws] - base.values[key][:draws]
+        if ends := interval(value, values, base.images, lowest=-100.0):
+            found[key] = Difference(value, ends, base.images)
+    return found
+
+
+def sentence(name: str, base: str, metric: str, difference: Difference) -> str:
+    """Return who is better by how much, and whether the test set shows it.
+
+    Args:
+        name: Name of a model.
+        base: Name of the model that it is compared with.
+        metric: Name of the number, such as AP.
+        difference: Result of `name` minus that of `base`.
+    """
+    value, (low, high) = difference.value, difference.interval
+    these = f"these {difference.images} photos" if difference.images > 1 else "this photo"
+    if value == 0 == low == high:
+        return f"{name} and {base} do not differ: 0.0 {metric} [0.0, 0.0] on {these}"
+    who = f"{name} is better than {base}" if value else f"{name} and {base} differ"
+    if value < 0:  # how much worse it is
+        who, value, low, high = f"{name} is worse than {base}", -value, -high, -low
+    ends = f"[{_rounded(low)}, {_rounded(high)}]"
+    text = f"{who} by {_rounded(value)} {metric} {ends}"
+    if difference.is_distinguishable:
+        return f"{text} on {these}"
+    if difference.images < 2:
+        return f"{text}: a single photo says nothing about others"
+    needed = difference.photos_needed()
+    count = f"at least about {needed:,}" if needed else f"more than {_MOST_PHOTOS:,}"
+    return (
+        f"{text}: not distinguishable on {these}; it takes {count} photos to settle a difference of"
+        " this size"
+    )
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def meaning(difference: Difference) -> str:
+    """Return what a difference of this size can mean, as sentences."""
+    if difference.value == 0 and difference.interval == (0, 0):
+        return "Every draw of the photos gives the same number for both."
+    if difference.is_distinguishable:
+        few = f", but {difference.images} photos are few" if difference.images < _FEW else ""
+        return (
+            "The choice of photos does not explain the difference: other photos like these would"
+            f" very likely show the same order{few}."
+        )
+    return (
+        "The choice of photos alone can make such a difference: on other photos like these, the"
+        " order could be the opposite."
+    )
+
+
+def seeds_meaning(difference: float, spreads: Mapping[str, Sequence[float]]) -> str:
+    """Return how a difference compares to the spread between trainings with different seeds.
+
+    Args:
+        difference: Difference of the (mean) results, in percent.
+        spreads: By name of a model, its result with each seed; one for a single training.
+    """
+    single = [name for name, values in spreads.items() if len(values) < 2]
+    if single:
+        verb = "are single trainings" if len(single) > 1 else "is a single training"
+        return (
+            f"{' and '.join(single)} {verb}. Another seed alone changes results, which the interval"
+            " does not contain: train several seeds of each (train.seed)."
+        )
+    widest = max(max(values) - min(values) for values in spreads.values())
+    if widest >= abs(difference):
+        return (
+            f"The results of one config differ by up to {widest:.1f} from seed to seed, as much as"
+            " the means do or more: more seeds are needed to tell."
+        )
+    return (
+        f"The results of one config differ by up to {widest:.1f} from seed to seed, less than the"
+        " difference of the means."
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the spread of the results of several seeds, in words."""
+    low, high, deviation = min(values), max(values), statistics.stdev(values)
+    mean = statistics.fmean(values)
+    return (
+        f"{len(values)} seeds, mean {mean:.1f}, from {low:.1f} to {high:.1f}, standard deviation"
+        f" {deviation:.1f}"
+    )
+
+
+def comparison_text(name: str, base: str, rows: Mapping[str, Difference]) -> list[str]:
+    """Return the lines that compare two models: sentences, a plot, and what they mean.
+
+    Args:
+        name: Name of a model.
+        base: Name of the model that it is compared with.
+        rows: Differences by key; those of APs are shown.
+    """
+    shown = {key: row for key, row in rows.items() if is_shown(key)}
+    if not shown:
+        return [f"{name} and {base} have no AP in common that is defined on these images."]
+    lines = [
+        f"{key}: {sentence(name, base, key.rsplit('/', 1)[-1], row)}" for key, row in shown.items()
+    ]
+    meanings = dict.fromkeys(map(meaning, shown.values()))
+    if len(meanings) == 1:
+        lines += meanings
+    return [*lines, "", *plot(shown), "", ABOUT_DIFFERENCES]
+
+
+def is_shown(key: str) -> bool:
+    """Return whether a comparison shows the result with this key: AP or AP50."""
+    return key.rsplit("/", 1)[-1] in ("AP", "AP50")
+
+
+def plot(rows: Mapping[str, Difference]) -> list[str]:
+    """Return a plot of differences for the terminal, one line each: `[` interval `]`, `o` value.
+
+    Args:
+        rows: Differences by label.
+    """
+    ends = [0.0, *(end for row in rows.values() for end in row.interval)]
+    low, high = min(ends), max(ends)
+    width = max(map(len, rows), default=0)
+
+    def place(value: float) -> int:
+        return round((value - low) / (high - low) * (_PLOT - 1)) if high > low else _PLOT // 2
+
+    lines = []
+    for label, row in rows.items():
+        marks = [" "] * _PLOT
+        left, right = map(place, row.interval)
+        marks[left : right + 1] = "-" * (right - left + 1)
+        marks[place(0)] = "|"
+        marks[left], marks[right] = "[", "]"
+        marks[place(row.value)] = "o"
+        lines.append(f"{label:{width}}  {''.join(marks)}".rstrip())
+    axis = f"{low:.1f}".ljust(_PLOT - len(f"{high:.1f}")) + f"{high:.1f}"
+    return [*lines, f"{'':{width}}  {axis}", f"{'':{width}}  | is no difference"]
