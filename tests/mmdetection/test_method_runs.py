@@ -236,5 +236,5 @@ def test_scnet_validates_with_label_maps_and_evaluates_without(train_net, tiny_c
     )
     options.append("dataloader.tta.min_sizes=[96,128]")
     run("--eval-only", "--weights", "last", "--tta")
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert "coco_val/coco/segm/AP" in json.dumps(results)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["last"]["results"]["coco_val/coco/segm/AP"] is not None
