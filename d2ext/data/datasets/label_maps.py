@@ -12,7 +12,7 @@ def with_label_maps(records: Sequence[dict], image_root: str, label_root: str) -
     """Return Detectron2's dataset dicts with `sem_seg_file_name`, if the folder of maps exists.
 
     Otherwise, the records stay as they are: evaluations and models without a semantic branch need
-    no maps. Preflight refuses to train the others; `missing_maps` is its message.
+    no maps. Preflight refuses to train the others.
 
     Args:
         records: Dataset dicts.
@@ -24,13 +24,13 @@ def with_label_maps(records: Sequence[dict], image_root: str, label_root: str) -
     return applied(records, _LabelMaps(image_root, label_root))
 
 
-def missing_maps(label_root: str) -> str:
-    """Return the message that a folder of label maps does not exist, with remedies."""
+def maps_remedy(label_root: str) -> str:
+    """Return what to do about a folder of label maps that does not exist."""
     remedy = "check label_root, or train without label maps (model.roi_heads.semantic=False)"
     if Path(label_root).match("coco/stuffthingmaps/*2017"):
         remedy += f", or run {command('prepare')} coco --stuff --root DIR and train with"
         remedy += " data.root=DIR"
-    return f"the folder of label maps {label_root} does not exist; {remedy}"
+    return remedy
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Mapper(DatasetMapper):
             transform_proposals(sample, size, transforms, proposal_topk=self.proposal_topk)
         if self.is_train and "annotations" in dataset_dict:
             sample["annotations"] = objects
-            self._transform_annotations(sample, transforms, image.shape[:2])
+            self._set_instances(sample, transforms, image.shape[:2])
         return sample
 
     def _augmented(self, sample: dict, objects: Sequence[dict]) -> tuple["_Input", TransformList]:
@@ -128,7 +128,7 @@ class Mapper(DatasetMapper):
         done += T.AugmentationList(augmentations)(augmented).transforms
         return augmented, TransformList(done)
 
-    def _transform_annotations(
+    def _set_instances(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
         """Replace `annotations` by `instances`; transform all polygons at once."""

@@ -54,7 +54,7 @@ def test_a_missing_folder_of_maps_is_an_error_only_for_a_semantic_branch(repo, c
         records = DatasetCatalog.get("without_maps")
         assert "sem_seg_file_name" not in records[0]
         cfg = load_config(repo / "configs/scnet/scnet_r50_fpn_1x_coco.py")
-        with pytest.raises(UserError, match=f"maps {root} does not exist; .*{words}") as e:
+        with pytest.raises(UserError, match=f"folder {root} does not exist; .*{words}") as e:
             list(check_annotations(cfg, "without_maps", records, ["cat"]))
         assert "\n" not in str(e.value)
         cfg.model.roi_heads.semantic = False
