@@ -1,5 +1,7 @@
 """Small models of methods beyond Detectron2 train on balloons, are killed and resume exactly."""
 
+import json
+
 import pytest
 import torch
 
@@ -185,7 +187,7 @@ def test_scnet_validates_with_label_maps_and_evaluates_without(train_net, tiny_c
         return done.stdout
 
     assert "val loss    none" not in run()
-    (losses,) = [x for x in _metrics(tmp_path).values() if "coco_val/coco/bbox/AP" in x]
+    (losses,) = [x for x in runs.metrics(tmp_path).values() if "coco_val/coco/bbox/AP" in x]
     assert losses["coco_val/validation_loss/loss_semantic"] > 0
     options.append("datasets.coco_val.label_root=nowhere/val2017")
     assert "val loss    none on coco_val: model.roi_heads.semantic needs label maps, but" in run(
