@@ -31,10 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 VIA = "via_region_data.json"
 LABELED = 20
-FINE, FOUND = (
-    (0.95, 0.9, 0.8),
-    0.5,
-)  # IoU of an outline that needs no correction, or is the object's
+FINE = (0.95, 0.9, 0.8)  # IoU of an outline that needs no correction
+FOUND = 0.5  # least IoU of an outline that belongs to an object
 
 
 def _tool(name: str, *args: object) -> None:
