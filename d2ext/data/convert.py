@@ -158,16 +158,20 @@ def write_new(
         Counts by their labels.
 
     Raises:
-        UserError: The annotations do not fit the format, or cannot be written.
+        UserError: The annotations do not fit the format, cannot be written, or the output exists.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder) / "made"
             counts = writers()[kind](records, classes, made, images)
-            os.replace(made, output)
+            if made.is_file():
+                output.open("x").close()  # fails if the file exists; os.replace overwrites it
+            os.replace(made, output)  # of folders, it replaces only empty ones
     except OSError as e:
-        raise UserError(f"cannot write {output}: {e.strerror or e}") from e
+        raise UserError(
+            f"cannot write {output}: {e.strerror or e}; free space, or choose another --output"
+        ) from e
     return counts
 
 

@@ -1,5 +1,7 @@
 """Write predictions as files that an annotation tool opens for correction."""
 
+import itertools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +16,11 @@ from d2ext.predict.predictor import Prediction
 from d2ext.predict.sources import Item
 from d2ext.text import plural
 
+logger = logging.getLogger(__name__)
+
 _ONLY_BOXES = ("yolo", "voc")
 _NO_GROUPS = ("via", "yolo_seg")
+_FILE_PER_PHOTO = ("labelme", "yolo", "yolo_seg", "voc")
 
 
 class Annotations:
@@ -29,7 +34,7 @@ class Annotations:
         classes: Names of the model's classes.
 
     Attributes:
-        file: File or folder that `save` creates.
+        file: File or folder that `save` creates; `save` takes another name if it exists by then.
 
     Raises:
         UserError: The file exists, or two photos would share a label file.
@@ -44,7 +49,7 @@ class Annotations:
         classes: Sequence[str],
     ):
         self.file = output / ANNOTATIONS[kind]
-        if self.file.exists():
+        if os.path.lexists(self.file):
             raise UserError(
                 f"{self.file} exists and may contain corrections; choose another --output, or move"
                 " it away"
@@ -55,7 +60,7 @@ class Annotations:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"the photo {twice} is given twice; give it once")
-        if Path(ANNOTATIONS[kind]).suffix == "":
+        if kind in _FILE_PER_PHOTO:
             check_label_files(names)
         self._records: list[dict] = []
         self._left_out = LeftOut()
@@ -86,22 +91,32 @@ class Annotations:
     def save(self) -> str:
         """Write the file; return a summary line.
 
+        A file that was created since the start may contain corrections and is kept: the new one
+        gets a number.
+
         Raises:
             UserError: The file cannot be written.
         """
         # A model without masks has only boxes, which are YOLO's labels for detection.
         kind = "yolo" if self._kind == "yolo_seg" and not self._has_masks else self._kind
-        write_new(kind, self._records, self._classes, self.file, self._root)
+        file = _unused(self.file)
+        write_new(kind, self._records, self._classes, file, self._root)
+        if file != self.file:
+            logger.warning("%s was created in the meantime and is kept", self.file)
         objects = [a for record in self._records for a in record["annotations"]]
-        said = (
-            f"{self.file}: {plural(len(self._records), 'photo')}, {plural(len(objects), 'object')}"
-        )
+        said = f"{file}: {plural(len(self._records), 'photo')}, {plural(len(objects), 'object')}"
         if self._has_masks and objects:
             points = sum(len(p) // 2 for a in objects for p in a["segmentation"])
             said += f", {points / len(objects):.1f} points per outline"
         for reason, n in self._left_out.items():
             said += f", {n} skipped {reason}"
         return f"{said}; image names are relative to {self._root}"
+
+
+def _unused(file: Path) -> Path:
+    """Return the path, with a number if it exists."""
+    numbered = (file.with_name(f"{file.stem}_{n}{file.suffix}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([file], numbered) if not os.path.lexists(path))
 
 
 def _common_folder(inputs: Sequence[str | Path]) -> str:

@@ -11,21 +11,23 @@ from d2ext.data.formats.json_io import polygon_area
 from d2ext.data.formats.rle import outlines
 from d2ext.data.formats.writing import joined
 
-LEAST_IOU = 0.95
 _STEP = 0.25  # pixels; the search for the tolerance ends at this precision
 
 
-def simplified(rle: dict[str, Any], one_outline: bool = False) -> list[list[float]]:
+def simplified(
+    rle: dict[str, Any], one_outline: bool = False, least_iou: float = 0.95
+) -> list[list[float]]:
     """Return a mask's outlines with few points.
 
     The mask is traced along the edges of its pixels, and cv2.approxPolyDP (Douglas-Peucker) removes
     points. A binary search finds the largest tolerance with which the polygons, rasterized by
-    pycocotools, have an IoU of at least 0.95 with the mask. Parts and holes that shrink to less
-    than a triangle are dropped. Zero-area lines join a hole to the outline around it.
+    pycocotools, have an IoU of at least `least_iou` with the mask. Parts and holes that shrink to
+    less than a triangle are dropped. Zero-area lines join a hole to the outline around it.
 
     Args:
         rle: Mask as a compressed RLE.
         one_outline: Join the parts of the mask as well, for formats without groups.
+        least_iou: Least IoU with the mask, from 0 to 1.
 
     Returns:
         [x0, y0, x1, y1, ...] in pixels for each part of the mask; empty for an empty mask.
@@ -42,7 +44,7 @@ def simplified(rle: dict[str, Any], one_outline: bool = False) -> list[list[floa
     while high - low > _STEP:
         tolerance = (low + high) / 2
         polygons = _approximated(parts, tolerance, one_outline)
-        if polygons and _iou(polygons, rle) >= LEAST_IOU:
+        if polygons and _iou(polygons, rle) >= least_iou:
             found, low = polygons, tolerance
         else:
             high = tolerance

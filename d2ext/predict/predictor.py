@@ -60,7 +60,7 @@ class Prediction:
         detections: Detections in this image only.
         class_names: Names of the model's classes.
         segmentation: Semantic or panoptic segmentation, if the model returns one.
-        all_scores: Scores of all detections of the model; None for those of `detections`.
+        all_scores: Scores of all detections of the model; None if it returns no instances.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -71,7 +71,7 @@ class Prediction:
         keypoints: float32 (N, K, 3), x and y in pixels and score; None without keypoints.
         segmentation: Semantic or panoptic segmentation; None without one.
         all_scores: float32 (M,), scores of all detections of the model, also of those below the
-            score threshold, in any order.
+            score threshold, in any order; None if the model returns only a segmentation.
 
     Examples:
         >>> import d2ext
@@ -103,7 +103,7 @@ class Prediction:
         self.classes = self._detections.label
         points = self._detections.keypoints
         self.keypoints = None if points is None else (points + CORNER).astype(np.float32)
-        self.all_scores = self.scores if all_scores is None else all_scores
+        self.all_scores = all_scores
 
     @functools.cached_property
     def masks(self) -> np.ndarray | None:

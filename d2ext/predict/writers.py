@@ -70,17 +70,17 @@ def predict_files(
         csv: Write `detections.csv`, a row for each object, and `counts.csv`, a row for each image.
         masks: Write a label image for each image; see `label_image`.
         annotations: Format of files to write for an annotation tool, a key of `ANNOTATIONS`.
-            Earlier ones are never replaced.
+            Earlier ones are never replaced. If no image can be read, none are written.
         rank: Write `rank.json` and `rank.txt`, the images in the order in which to label them; see
-            `uncertainty`.
+            `uncertainty`. If no image can be read, they are not written.
 
     Returns:
         The exit status: 0, or 1 if a file could not be read (completely), which is logged.
 
     Raises:
         UserError: There is no input, the output folder holds other files, or a file cannot be
-            written. With `annotations` or `rank`: an input is a video, annotations of the format
-            exist, or two images would share a label file.
+            written. With `annotations` or `rank`: an input is a video, the model returns only a
+            segmentation, annotations of the format exist, or two images would share a label file.
     """
     others: list[tuple[Path, str]] = []
     files = find_inputs(inputs, output, others)
@@ -128,6 +128,8 @@ def predict_files(
                 pixels = readable(source.items, kept, unreadable, advance)
                 for prediction in predictor.predict(pixels, batch_size):
                     item = kept.pop(0)
+                    if annotations or rank:
+                        _check_has_objects(prediction)
                     height, width = prediction.image.shape[:2]
                     images.append(
                         {
@@ -160,9 +162,9 @@ def predict_files(
         rows.count,
         f" ({by_class})" if by_class else "",
     )
-    if labels:
+    if labels and images:
         logger.info("%s", labels.save())
-    if rank:
+    if rank and images:
         ranking.save(output)
     return int(bool(unreadable))
 
@@ -174,6 +176,14 @@ def _check_no_videos(files: Iterable[Item]) -> None:
                 f"{item.path} is a video, but --annotations and --rank are for photos; remove it,"
                 f" or give its frames as photos (ffmpeg -i {item.path.name} frames/%06d.jpg)"
             )
+
+
+def _check_has_objects(prediction: Prediction) -> None:
+    if prediction.all_scores is None:
+        raise UserError(
+            "the model returns only a segmentation, but --annotations and --rank need objects; use"
+            " a model that detects objects, or omit both"
+        )
 
 
 def _clear(output: Path) -> None:

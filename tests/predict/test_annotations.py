@@ -207,6 +207,19 @@ def test_labelme_files_lead_to_their_photos(predictor, photos):
         assert image.with_suffix("").relative_to(photos) == file.with_suffix("").relative_to(folder)
 
 
+def test_labelme_files_behind_a_link_lead_to_their_photos(predictor, photos, tmp_path):
+    """The parent of --output is a link into a deeper folder."""
+    deep = tmp_path / "scratch" / "deep" / "deeper"
+    deep.mkdir(parents=True)
+    (tmp_path / "work_dirs").symlink_to(deep)
+    folder = written(predictor(), photos, "labelme", tmp_path / "work_dirs" / "out")
+    files = sorted(folder.rglob("*.json"))
+    assert len(files) == 3
+    for file in files:
+        assert (file.parent / json.loads(file.read_text())["imagePath"]).is_file()
+    assert set(read_again("labelme", folder, photos)) == set(PHOTOS)
+
+
 def test_inputs_in_several_folders_share_their_common_folder(predictor, photos):
     inputs = [photos / "a b" / "ü 1.jpg", photos / "c"]
     predict_files(predictor(), inputs, Path("out"), annotations="coco", overlays=False)
@@ -255,6 +268,35 @@ def test_existing_annotations_stay(predictor, photos, kind):
     assert corrected.read_text() == "corrected" and Path("out/cvat.xml").exists()
 
 
+class Saving(Model):
+    """Create a file when it is called, as a user who saves corrections does."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def forward(self, inputs):
+        self.file.parent.mkdir(exist_ok=True)
+        self.file.write_text("corrected")
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "new"),
+    [("coco", "coco.json", "coco_2.json"), ("voc", "voc/a.xml", "voc_2")],
+)
+def test_annotations_that_appear_meanwhile_stay(predictor, photos, caplog, kind, file, new):
+    """The new ones get a number, and the last lines say where they are."""
+    caplog.set_level("INFO", "d2ext")
+    corrected, new = Path("out") / file, Path("out") / new
+    cfg = d2ext.load_config(REPO / LITE0, ["model.roi_heads.num_classes=2"])
+    written(d2ext.Predictor(Saving(corrected), cfg, CLASSES), photos, kind)
+    assert corrected.read_text() == "corrected"
+    assert set(read_again(kind, new, photos)) == set(PHOTOS)
+    assert f"out/{ANNOTATIONS[kind]} was created in the meantime and is kept" in caplog.text
+    assert f"{new}: 3 photos, 4 objects" in caplog.text
+
+
 def test_photos_that_would_share_a_file_are_refused(predictor, photos):
     """This comes before the model runs, and nothing is written."""
     cfg = d2ext.load_config(REPO / LITE0)
@@ -267,6 +309,33 @@ def test_photos_that_would_share_a_file_are_refused(predictor, photos):
         twice = [photos / "c" / "none.png"] * 2
         predict_files(refusing, twice, Path("out"), annotations="coco")
     assert not Path("out").exists()
+
+
+class Semantic(torch.nn.Module):
+    """Return a label for each pixel, and no objects."""
+
+    def forward(self, inputs):
+        return [{"sem_seg": torch.ones(2, x["height"], x["width"])} for x in inputs]
+
+
+@pytest.mark.parametrize("arguments", [{"annotations": "coco"}, {"rank": True}])
+def test_models_without_objects_are_refused(photos, arguments):
+    cfg = d2ext.load_config(REPO / LITE0)
+    semantic = d2ext.Predictor(Semantic(), cfg, ["ball"])
+    with pytest.raises(UserError, match="returns only a segmentation, but --annotations and --ra"):
+        predict_files(semantic, [photos], Path("out"), overlays=False, **arguments)
+    assert not Path("out/coco.json").exists() and not Path("out/rank.txt").exists()
+
+
+def test_nothing_is_written_if_no_photo_can_be_read(predictor, tmp_path, caplog):
+    caplog.set_level("INFO", "d2ext")
+    (tmp_path / "broken.jpg").write_text("no photo")
+    status = predict_files(
+        predictor(), [tmp_path / "broken.jpg"], Path("out"), annotations="coco", rank=True
+    )
+    assert status == 1 and "broken.jpg cannot be read" in caplog.text
+    assert "Label these photos first" not in caplog.text
+    assert not Path("out/coco.json").exists() and not Path("out/rank.txt").exists()
 
 
 def test_masks_without_pixels_are_counted(predictor, photos, caplog, monkeypatch):

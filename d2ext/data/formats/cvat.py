@@ -36,7 +36,7 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.writing import mask_pixels, masks_of
+from d2ext.data.formats.writing import have_scores, mask_pixels, masks_of
 from d2ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def write_cvat(
     labels = ElementTree.SubElement(
         ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels"
     )
-    scored = any("score" in a for record in records for a in record["annotations"])
+    scored = have_scores(records)
     for name in classes:
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name

@@ -197,6 +197,10 @@ def write_labelme(
     descriptions.
     """
     counts = {"images": 0, "annotations": 0, "skipped_crowd": 0}
+    # Afterwards, `made` is moved out of its temporary folder. Relative paths start at the real
+    # folder, because ".." does not lead back through a symbolic link.
+    moved = made.parent.resolve().parent / made.name
+    root = None if images is None else os.path.realpath(images)
     for record, file in label_files(records, made, ".json"):
         shapes = []
         for number, a in enumerate(record["annotations"]):
@@ -210,14 +214,14 @@ def write_labelme(
                 shapes.append({"label": classes[a["category_id"]], **shape, "flags": {}})
         counts["images"] += 1
         name = record["file_name"]
-        place = file.parent.relative_to(made)
+        folder = moved / file.parent.relative_to(made)
         content = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
             "imagePath": os.path.basename(name)
-            if images is None
-            else os.path.relpath(os.path.join(images, name), made.parent.parent / "made" / place),
+            if root is None
+            else os.path.relpath(os.path.join(root, name), folder),
             "imageData": None,
             "imageHeight": record["height"],
             "imageWidth": record["width"],

@@ -38,7 +38,7 @@ from d2ext.data.formats.json_io import (
     truncate_repr,
 )
 from d2ext.data.formats.other_formats import advice
-from d2ext.data.formats.writing import one_outline
+from d2ext.data.formats.writing import have_scores, one_outline
 from d2ext.errors import UserError
 from d2ext.files import write_json
 
@@ -559,16 +559,13 @@ def write_via(
         entries[f"{name}{size}"] = entry  # VIA finds photos that the user adds by this key
     folder = "" if images is None else os.path.join(os.path.abspath(images), "")
     options = {"options": dict.fromkeys(classes, ""), "default_options": {}}
+    region = {"class": {"type": "dropdown", "description": "", **options}}
+    if have_scores(records):
+        region["score"] = {"type": "text", "description": "", "default_value": ""}
     content = {
         "_via_settings": {"core": {"default_filepath": folder}, "project": {"name": "d2ext"}},
         "_via_img_metadata": entries,
-        "_via_attributes": {
-            "region": {
-                "class": {"type": "dropdown", "description": "", **options},
-                "score": {"type": "text", "description": "", "default_value": ""},
-            },
-            "file": {},
-        },
+        "_via_attributes": {"region": region, "file": {}},
         "_via_data_format_version": "2.0.10",
         "_via_image_id_list": list(entries),
     }

@@ -45,6 +45,11 @@ def count_skipped_masks(records: Sequence[dict]) -> dict[str, int]:
     return {"skipped_masks_(boxes_only)": sum(bool(a.get("segmentation")) for a in objects)}
 
 
+def have_scores(records: Sequence[dict]) -> bool:
+    """Return whether any object has a score, as those of predictions do."""
+    return any("score" in a for record in records for a in record["annotations"])
+
+
 def masks_of(annotation: dict) -> list[list[float]] | dict:
     """Return an object's polygons or RLE, or an empty list if the mask has no pixels."""
     segmentation = annotation.get("segmentation") or []

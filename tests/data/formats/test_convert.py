@@ -355,6 +355,13 @@ class TestRoundTrip:
             ("yes", pytest.approx([10, 10, 10, 15], abs=1), pytest.approx(75, abs=8)),
         ]
 
+    def test_via_has_no_attribute_for_scores_without_scores(
+        self, tmp_path: Path, coco: Path
+    ) -> None:
+        convert_from_coco(coco, "via", tmp_path / "via.json")
+        made = json.loads((tmp_path / "via.json").read_text())
+        assert list(made["_via_attributes"]["region"]) == ["class"]
+
     def test_yolo_polygons_and_back(self, tmp_path: Path, coco: Path) -> None:
         convert_from_coco(coco, "yolo_seg", tmp_path / "labels")
         content = convert(tmp_path, "yolo", tmp_path / "labels")
@@ -510,6 +517,9 @@ class TestRoundTrip:
         (tmp_path / "out").mkdir()
         with pytest.raises(UserError, match="out exists"):
             convert_from_coco(coco, "yolo", tmp_path / "out")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot write .*file/new: .*choose another --output"):
+            convert_from_coco(coco, "yolo", tmp_path / "file" / "new")
         content = json.loads(coco.read_text())
         content["images"][1]["file_name"] = NAME.replace(".jpg", ".png")
         coco.write_text(json.dumps(content))
