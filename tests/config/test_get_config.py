@@ -96,7 +96,7 @@ def test_parts_of_recipes():
 
 
 @pytest.mark.parametrize(
-    "name", ["custom/mask_rcnn_lite_fpn.py", "../setup.py", "/etc/hosts", "", "x" * 300]
+    "name", ["custom/mask_rcnn_lite0_fp.py", "../setup.py", "/etc/hosts", "", "x" * 300]
 )
 def test_an_unknown_recipe_is_an_error(name):
     with pytest.raises(UserError, match="there is no recipe") as e:

@@ -23,10 +23,9 @@ BALLOON = {
     "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
 }
 CUSTOM = {
-    "configs/custom/faster_rcnn_lite0_fpn.py",
-    "configs/custom/faster_rcnn_r50_fpn.py",
-    "configs/custom/mask_rcnn_lite0_fpn.py",
-    "configs/custom/mask_rcnn_r50_fpn.py",
+    f"configs/custom/{meta}_rcnn_{net}_fpn.py"
+    for meta in ("faster", "mask")
+    for net in ("lite0", "lite1", "lite2", "r50")
 }
 R50_BALLOON = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 CITYSCAPES = "configs/cityscapes/mask_rcnn_r50_fpn_1x_cityscapes.py"
@@ -83,6 +82,8 @@ QUICK = {f"{FASTER}_caffe_fpn_90k_coco.py", f"{MASK}_fpn_1x_coco.py"}  # `make t
 
 # Recipes with the layers of others that `make test-slow` trains; `make nightly` trains these.
 VARIANTS = {
+    "configs/custom/faster_rcnn_lite1_fpn.py",
+    "configs/custom/faster_rcnn_lite2_fpn.py",
     f"{CASCADE}_mask_rcnn_r50_caffe_fpn_ms_poly_3x_coco.py",
     f"{CORNERNET}_8x6_210e_coco.py",
     f"{FASTER}_caffe_fpn_1x_coco.py",
@@ -99,8 +100,9 @@ VARIANTS = {
 }
 
 # A step from random weights (the real ones need the network) on two tiny images.
+RANDOM_WEIGHTS = "train.init_checkpoint="
 _ONE_STEP = [
-    "train.init_checkpoint=",
+    RANDOM_WEIGHTS,
     "train.max_iter=1",
     "train.reference_world_size=1",
     "train.reference_batch_size=2",
@@ -224,7 +226,7 @@ def _marks(recipe):
 
 
 CUSTOM_BY_SPEED = [
-    pytest.param(recipe, marks=[pytest.mark.slow] if "r50" in recipe else [])
+    pytest.param(recipe, marks=[] if "lite0" in recipe else _marks(recipe))
     for recipe in sorted(CUSTOM)
 ]
 
@@ -250,7 +252,9 @@ def test_a_custom_recipe_trains_a_step_with_its_documented_overrides(
         shutil.copytree(tiny_coco / "coco" / f"{split}2017", tmp_path / "imgs", dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     given = re.search(r"DATA=\((.*)\)", (repo / recipe).read_text())[1].split()
-    done = train_net("--work-dir", "run", *given, *ONE_STEP, config=repo / recipe)
+    # Weights inside a package need no network.
+    options = ONE_STEP if "r50" in recipe else [o for o in ONE_STEP if o != RANDOM_WEIGHTS]
+    done = train_net("--work-dir", "run", *given, *options, config=repo / recipe)
     assert done.status == 0, done.stderr
     weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
     assert len(weights["roi_heads.box_predictor.cls_score.bias"]) == 3

@@ -2,6 +2,7 @@
 
 The backbone is timm's tf_efficientnet_lite0 (strides 4 to 32, 24/40/112/320 channels) and expects
 RGB with mean = std = 127.5. Otherwise, only widths and sampling differ from Detectron2's R50 model.
+The recipes of Lite1 and Lite2 only replace the name of the backbone.
 """
 
 from detectron2 import model_zoo

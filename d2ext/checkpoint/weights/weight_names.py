@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -58,8 +59,6 @@ _DETECTOR = [
     (r"\.mask_predictor\.conv5_mask\.", ".mask_head.deconv."),
     (r"\.mask_predictor\.mask_fcn_logits\.", ".mask_head.predictor."),
 ]
-# Blocks of each stage of EfficientNet-Lite0.
-_LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,14 @@ def _from_caffe2(tensors: Tensors) -> Tensors:
 
 
 def _from_efficientnet(tensors: Tensors) -> Tensors:
-    """Rename lukemelas' EfficientNet-Lite0 to timm's.
+    """Rename lukemelas' EfficientNet-Lite to timm's.
 
     The old names number blocks through the whole network and BatchNorms from 0; timm numbers
     blocks per stage and names convolutions by role (pw: expand, dw: depthwise, pwl: project).
     """
-    blocks = [f"blocks.{s}.{b}" for s, count in enumerate(_LITE0_BLOCKS) for b in range(count)]
+    blocks = _efficientnet_blocks(tensors)
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    top["_fc"] = "classifier"
     parts = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
     parts |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
     # The first block has no expansion, so its numbers are lower by one.
@@ -165,13 +165,27 @@ def _from_efficientnet(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         part, _, leaf = name.partition(".")
         block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-        if block and int(block[1]) < len(blocks):
+        if block and int(block[1]) in blocks:
             number, part, leaf = int(block[1]), block[2], block[3]
             names = parts if number else first
             found[f"{blocks[number]}.{names.get(part, part)}.{leaf}"] = tensor
         else:
             found[f"{top.get(part, part)}.{leaf}"] = tensor
     return found
+
+
+def _efficientnet_blocks(tensors: Tensors) -> dict[int, str]:
+    """Return timm's name of each block: a stage is a sequence of blocks of the same width."""
+    widths = {}
+    for name, tensor in tensors.items():
+        if block := re.fullmatch(r"_blocks\.(\d+)\._bn2\.bias", name):
+            widths[int(block[1])] = tensor.shape
+    stages = groupby(sorted(widths), key=widths.__getitem__)
+    return {
+        block: f"blocks.{number}.{i}"
+        for number, (_, stage) in enumerate(stages)
+        for i, block in enumerate(stage)
+    }
 
 
 def _caffe2_input(tensors: Tensors) -> dict[str, Any]:

