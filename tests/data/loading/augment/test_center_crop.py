@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2ext.data.loading.center_crop import CenterCropPad, CropPadTransform
+from d2ext.data.loading.augment.center_crop import CenterCropPad, CropPadTransform
 from d2ext.data.loading.mapper import Mapper
 
 COLOR = (123.675, 116.28, 103.53)
