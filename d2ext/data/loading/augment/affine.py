@@ -103,8 +103,8 @@ class RandomRotateShear(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C)."""
         height, width = image.shape[:2]
-        angle = np.deg2rad(np.random.uniform(*self.angle))
-        across, down = np.tan(np.deg2rad(np.random.uniform(*self.shear, 2)))
+        angle = np.deg2rad(np.random.uniform(self.angle[0], self.angle[1]))
+        across, down = np.tan(np.deg2rad(np.random.uniform(self.shear[0], self.shear[1], 2)))
         cosine, sine = np.cos(angle), np.sin(angle)
         linear = np.array([[cosine, sine], [-sine, cosine]]) @ [[1, across], [down, 1]]
         corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ linear.T

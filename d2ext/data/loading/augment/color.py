@@ -144,12 +144,12 @@ class ColorJitter(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, 3), uint8."""
         added = np.random.uniform(-self.brightness, self.brightness)
-        factor = np.random.uniform(*self.contrast)
+        factor = np.random.uniform(self.contrast[0], self.contrast[1])
         distortion = Distortion(
             # (x + brightness) * factor = (x - mean) * factor + mean + added
             brightness=(image.mean() * (1 - factor) + added) / factor,
             contrast=factor,
-            saturation=np.random.uniform(*self.saturation),
+            saturation=np.random.uniform(self.saturation[0], self.saturation[1]),
             hue=np.random.uniform(-self.hue, self.hue),
             is_rgb=self.image_format == "RGB",
         )

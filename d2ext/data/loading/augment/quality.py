@@ -49,7 +49,7 @@ class Jpeg:
         _, data = cv2.imencode(
             ".jpg", np.ascontiguousarray(bgr), [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         )
-        decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(image.shape)
+        decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED)).reshape(image.shape)
         return decoded[..., ::-1] if self.is_rgb else decoded
 
 
@@ -90,7 +90,7 @@ class RandomBlur(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C), uint8."""
-        return T.ColorTransform(Blur(np.random.uniform(*self.sigma)))
+        return T.ColorTransform(Blur(np.random.uniform(self.sigma[0], self.sigma[1])))
 
 
 class RandomJpeg(T.Augmentation):
@@ -138,5 +138,5 @@ class RandomNoise(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C), uint8."""
-        std = np.random.uniform(*self.std)
+        std = np.random.uniform(self.std[0], self.std[1])
         return T.ColorTransform(Noise(std, int(np.random.randint(2**31))))

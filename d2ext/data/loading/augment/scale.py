@@ -31,7 +31,9 @@ class ScaleJitter(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C)."""
         sides = np.array(image.shape[:2])
-        factor = (np.array(self.size) / sides).min() * np.random.uniform(*self.scale)
+        factor = (np.array(self.size) / sides).min() * np.random.uniform(
+            self.scale[0], self.scale[1]
+        )
         height, width = np.maximum(np.rint(sides * factor), 1).astype(int).tolist()
         return T.ResizeTransform(*sides.tolist(), height, width)
 
