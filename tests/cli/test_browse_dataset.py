@@ -303,7 +303,7 @@ def test_pasted_objects_have_their_source_in_the_title(browse, tmp_path):
     paste = "d2ext.data.loading.augment.copy_paste.CopyPaste"
     override = f"+dataloader.train.copy_paste={{_target_: {paste}, prob: 1}}"
     data = coco(tmp_path / "data", [OBJECT])
-    done = browse("--html", "--count", 6, *data, override, config=COCO)
+    done = browse("--html", "--count", 12, *data, override, config=COCO)
     assert done.status == 0, done.stderr
     page = next((tmp_path / "out").glob("*.html")).read_text()
-    assert 0 < page.count("with objects of photo.png") < 6
+    assert 0 < page.count("with objects of photo.png</strong>") < 12
