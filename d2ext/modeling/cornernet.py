@@ -1,7 +1,8 @@
 """CornerNet: objects as paired corners (Law and Deng, ECCV 2018, https://arxiv.org/abs/1808.01244).
 
 Each hourglass predicts, for top-left and for bottom-right corners, a heat map per class, an
-embedding that pairs the corners of an object, and the offset that downsampling loses.
+embedding that pairs the corners of an object, and the offset that downsampling loses. Sections,
+equations and figures are those of the paper on arXiv.
 """
 
 import copy
@@ -26,7 +27,7 @@ _CORNERS = ("top_left", "bottom_right")
 
 
 class Corners(NamedTuple):
-    """Predictions of one hourglass for one kind of corner.
+    """Predictions of one hourglass for one kind of corner (figure 4).
 
     Attributes:
         heat: Logits, shape (N, classes, H, W).
@@ -40,11 +41,11 @@ class Corners(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Targets for one kind of corner.
+    """Targets for one kind of corner (section 3.2).
 
     Attributes:
         heat: 1 at corners, and less near them, shape (N, classes, H, W).
-        offset: Shape (N, 2, H, W).
+        offset: Equation (2), shape (N, 2, H, W).
         cells: For each image the cell of each object's corner, as y * W + x.
     """
 
@@ -67,7 +68,10 @@ def corner_pool(x: Tensor, dim: int, reverse: bool) -> Tensor:
 
 
 class CornerPooling(nn.Module):
-    """The corner pooling module of figure 7, a residual block that pools along edges."""
+    """The corner pooling module of section 3.4: the first part of figure 7, and the next layer.
+
+    A residual block pools along edges, and a convolution follows.
+    """
 
     def __init__(self, channels: int, reverse: bool):
         """Build the module.
@@ -92,7 +96,7 @@ class CornerPooling(nn.Module):
 
 
 class CornerHead(nn.Module):
-    """Predictions for one kind of corner from one feature map."""
+    """The prediction module of figure 7, for one kind of corner and one feature map."""
 
     def __init__(self, channels: int, num_classes: int, reverse: bool):
         """Build the head.
@@ -245,6 +249,9 @@ class CornerNet(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the losses of equation (8), each summed over the feature maps.
 
+        They are computed in float32 or float64, also if mixed precision gives other maps: scores
+        near 0 and 1 are not distinguishable from them in less.
+
         Args:
             corners: Result of `predict_corners`.
             objects: `gt_boxes` and `gt_classes` of each image.
@@ -254,6 +261,7 @@ class CornerNet(nn.Module):
         targets = corner_targets(objects, shape, size, self.min_overlap)
         sums: dict[str, Tensor] = {}
         for pair in corners:
+            pair = _precise(pair[0]), _precise(pair[1])
             found = {
                 "loss_heat": sum(map(_focal_loss, pair, targets)) / 2,
                 "loss_offset": sum(map(_offset_loss, pair, targets)) / 2,
@@ -268,8 +276,8 @@ class CornerNet(nn.Module):
     def detect(self, image: Tensor) -> Instances:
         """Return the detections of one image, in its pixels.
 
-        As in the paper, the image keeps its resolution; it is centered on a canvas whose sides are
-        the next numbers that end with seven ones in binary. Boxes are not clipped.
+        As in section 4.2, the image keeps its resolution. It is centered on a canvas whose sides
+        are the next numbers that end with seven ones in binary. Boxes are not clipped.
 
         Args:
             image: Normalized image, shape (3, H, W).
@@ -318,7 +326,7 @@ class CornerNet(nn.Module):
 
 
 def _resized(image: Tensor, scale: float) -> Tensor:
-    size = [round(side * scale) for side in image.shape[1:]]
+    size = [max(1, round(side * scale)) for side in image.shape[1:]]
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
@@ -351,7 +359,7 @@ def _larger_root(a: float, b: float, c: float) -> float:
 def corner_targets(
     objects: Sequence[Instances], shape: Sequence[int], size: Sequence[int], min_overlap: float
 ) -> tuple[Targets, Targets]:
-    """Return the targets for top-left and bottom-right corners.
+    """Return the targets for top-left and bottom-right corners (section 3.2).
 
     Args:
         objects: `gt_boxes` in pixels and `gt_classes` of each image.
@@ -392,7 +400,10 @@ def corner_targets(
 
 
 def _draw_gaussian(heat: np.ndarray, x: int, y: int, radius: int) -> None:
-    """Raise a map to a Gaussian around a cell, whose sigma is a third of the radius."""
+    """Raise a map to a Gaussian around a cell (section 3.2).
+
+    Sigma is a third of the radius, which includes half of the cell.
+    """
     sigma = (2 * radius + 1) / 6
     line = np.arange(-radius, radius + 1)
     values = np.exp(-(line[:, None] ** 2 + line[None] ** 2) / (2 * sigma * sigma))
@@ -402,6 +413,10 @@ def _draw_gaussian(heat: np.ndarray, x: int, y: int, radius: int) -> None:
     rows, columns = top - y + radius, left - x + radius
     patch = values[rows : rows + part.shape[0], columns : columns + part.shape[1]]
     np.maximum(part, patch, out=part, casting="same_kind")
+
+
+def _precise(corners: Corners) -> Corners:
+    return Corners(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in corners))
 
 
 def _focal_loss(corners: Corners, targets: Targets) -> Tensor:
@@ -449,7 +464,7 @@ def decode(
     candidates: int = 1000,
     kernel_size: int = 3,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair the best corners of one image (section 3.4 and 4.2).
+    """Pair the best corners of one image (sections 3.3 and 4.2).
 
     Args:
         pair: Predictions for one image, N = 1.
@@ -509,7 +524,8 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Lower the scores of boxes near better ones of their class, by a Gaussian of the IoU.
 
-    Soft-NMS: Bodla et al., ICCV 2017, https://arxiv.org/abs/1704.04503, equation (5).
+    The Gaussian penalty function of Soft-NMS: Bodla et al., ICCV 2017,
+    https://arxiv.org/abs/1704.04503.
 
     Args:
         boxes: Shape (N, 4), x0 y0 x1 y1.

@@ -1,16 +1,10 @@
 """Small models of methods beyond Detectron2 train on balloons, are killed and resume exactly."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
 
-from tests.conftest import REPO, checkout_env
+from tests.conftest import REPO
+from tests.mmdetection import runs
 
 ITERATIONS = 24
 # A run of seconds: small photos, a few boxes, checkpoints on the way.
@@ -86,7 +80,7 @@ def run(train_net, tiny_coco):
 
     def train(method, folder, *options):
         recipe, small, _ = METHODS[method]
-        options = ["--work-dir", folder, *_ordered(tiny_coco, small, options)]
+        options = ["--no-validate", "--work-dir", folder, *_ordered(tiny_coco, small, options)]
         done = train_net(*options, config=REPO / "configs" / recipe)
         assert done.status == 0, done.stderr
         return done.stdout
@@ -101,56 +95,22 @@ def start(tiny_coco):
 
     def train(method, folder, processes, *options):
         recipe, small, _ = METHODS[method]
-        command = [sys.executable, REPO / "tools/train_net.py", "--work-dir", folder]
-        command += ["--config-file", REPO / "configs" / recipe, "--num-gpus", str(processes)]
         threads = torch.get_num_threads() if processes == 1 else 1  # sums have the same order
-        process = subprocess.Popen(
-            [*command, *_ordered(tiny_coco, small, options)],
-            env=checkout_env() | {"OMP_NUM_THREADS": str(threads)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        options = ["--num-gpus", str(processes), *_ordered(tiny_coco, small, options)]
+        process = runs.start(folder, recipe, threads, *options)
         started.append(process)
         return process
 
     yield train
     for process in started:
-        _kill(process)
+        runs.kill(process)
 
 
 def _ordered(root, small, options):
     """Return the flags of a command, then its overrides."""
     flags = [option for option in options if "=" not in option]
     overrides = [option for option in options if "=" in option]
-    return ["--no-validate", *flags, f"data.root={root}", *RUN, *small, *overrides]
-
-
-def _kill(process):
-    """Kill a process and its session."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-
-
-def _kill_after_a_checkpoint(process, folder):
-    while process.poll() is None and not (folder / "last_checkpoint").is_file():
-        time.sleep(0.01)
-    _kill(process)
-    assert process.returncode == -signal.SIGKILL
-
-
-def _weights(folder):
-    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
-
-
-def _metrics(folder):
-    """Return all metrics except times, by iteration."""
-    clock = ("time", "data_time", "eta_seconds", "memory_mb")
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return {x["iteration"]: {k: v for k, v in x.items() if k not in clock} for x in lines}
+    return [*flags, f"data.root={root}", *RUN, *small, *overrides]
 
 
 @pytest.mark.slow
@@ -159,14 +119,13 @@ def test_a_method_learns_is_killed_and_resumes_exactly(run, start, tmp_path, met
     """A run that is killed and resumed has the weights and metrics of one that is not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(method, whole)
-    metrics = _metrics(whole)
-    losses = [metrics[i]["total_loss"] for i in range(ITERATIONS)]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
+    runs.assert_falls(whole, "total_loss", 0.7)
+    metrics = runs.metrics(whole)
     assert METHODS[method][2] <= metrics[0].keys()
-    _kill_after_a_checkpoint(start(method, killed, 1), killed)
+    runs.kill_after_a_checkpoint(start(method, killed, 1), killed)
     assert "Resumed" in run(method, killed, "--resume")
-    assert _metrics(killed) == metrics
-    expected, weights = _weights(whole), _weights(killed)
+    assert runs.metrics(killed) == metrics
+    expected, weights = runs.weights(whole), runs.weights(killed)
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
@@ -175,12 +134,10 @@ def test_a_method_learns_is_killed_and_resumes_exactly(run, start, tmp_path, met
 def test_two_processes_are_killed_resume_and_equal_one(run, start, tmp_path, method):
     """One process has the same micro-batches; only the order of sums differs."""
     two, one, short = tmp_path / "two", tmp_path / "one", "train.max_iter=12"
-    _kill_after_a_checkpoint(start(method, two, 2, short), two)
-    resumed = start(method, two, 2, "--resume", short)
-    output = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0 and "Resumed" in output, output
+    runs.kill_after_a_checkpoint(start(method, two, 2, short), two)
+    assert "Resumed" in runs.finish(start(method, two, 2, "--resume", short))
     run(method, one, short, "train.accumulate=2")
-    expected, weights = _weights(one), _weights(two)
+    expected, weights = runs.weights(one), runs.weights(two)
     for key in expected:
         assert torch.allclose(weights[key], expected[key], rtol=1e-3, atol=1e-5), key
 
@@ -199,8 +156,8 @@ def test_scnet_trains_on_your_own_photos_without_and_with_label_maps(
         flags = ["--no-validate", "--work-dir", folder]
         done = train_net(*flags, *own, *options, config=REPO / "configs" / recipe)
         assert done.status == 0, done.stderr
-        semantic = any("semantic_head" in name for name in _weights(folder))
-        assert semantic == ("loss_semantic" in _metrics(folder)[1])
+        semantic = any("semantic_head" in name for name in runs.weights(folder))
+        assert semantic == ("loss_semantic" in runs.metrics(folder)[1])
         return done.stdout, semantic
 
     output, semantic = train(tmp_path / "without")

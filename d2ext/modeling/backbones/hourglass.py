@@ -1,4 +1,9 @@
-"""Stacked hourglass networks (Newell et al., ECCV 2016), as in CornerNet's section 3.5."""
+"""Stacked hourglass networks, as CornerNet uses them.
+
+Source: Newell et al., ECCV 2016, https://arxiv.org/abs/1603.06937, with the changes of section 3.5
+of CornerNet, https://arxiv.org/abs/1808.01244: strides instead of max pooling, other channels, and
+no predictions that are fed back. That section has no equations.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,7 +35,10 @@ def conv(
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and an identity, which is a 1x1 convolution if the shape changes."""
+    """The residual module of CornerNet's section 3.5.
+
+    Two 3x3 convolutions and an identity, which is a 1x1 convolution if the shape changes.
+    """
 
     recomputes = False  # whether training computes it again in the backward pass
 
@@ -54,7 +62,10 @@ class Residual(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One hourglass: halve the resolution several times, and return to it with skip connections."""
+    """One hourglass (section 3.1 of Newell et al., and CornerNet's section 3.5).
+
+    It halves the resolution several times, and returns to it with skip connections.
+    """
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int]):
         """Build an hourglass that contains the smaller ones.
@@ -86,7 +97,11 @@ class Hourglass(nn.Module):
 
 
 class HourglassNet(Backbone):
-    """Hourglasses in a row, each of which returns a feature map of stride 4."""
+    """Hourglasses in a row, each of which returns a feature map of stride 4.
+
+    Each map can be supervised (section 3.3 of Newell et al.). CornerNet's section 3.5 describes
+    the layers before the first hourglass and between two of them.
+    """
 
     def __init__(
         self,

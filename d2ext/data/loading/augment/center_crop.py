@@ -1,6 +1,8 @@
-"""Crop around a random center and pad, as CornerNet (https://arxiv.org/abs/1808.01244) trains.
+"""Crop around a random center and pad, as CornerNet trains.
 
-Sizes, border and tries are those of MMDetection's RandomCenterCropPad for training.
+The random scaling and cropping of section 4.1 of https://arxiv.org/abs/1808.01244, which gives no
+numbers except for the size of 511 x 511 pixels. Ratios, border and tries are those of MMDetection's
+RandomCenterCropPad for training.
 """
 
 from collections.abc import Sequence
