@@ -1,1 +1,1 @@
-"""Augmentations of single images, each a Detectron2 `Augmentation` that draws from numpy."""
+"""Augmentations: of single images, as Detectron2 `Augmentation`s, and copy-paste between two."""
