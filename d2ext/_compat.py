@@ -3,10 +3,9 @@
 These names have no public equivalent and can change in any release. tests/test_compat.py checks
 each of them, so that an incompatible upgrade fails there, by name, and not during training.
 
-Three private names are used elsewhere, because they cannot be wrapped in a function; the same tests
-check them: `DatasetMapper._transform_annotations`, overridden in data/loading/mapper.py, submitit's
-`LocalExecutor._submit_command`, overridden in slurm/local.py, and `detectron2._C`, which
-doctor/probe.py looks for.
+Two private names are used elsewhere, because they cannot be wrapped in a function; the same tests
+check them: submitit's `LocalExecutor._submit_command`, overridden in slurm/local.py, and
+`detectron2._C`, which doctor/probe.py looks for.
 
 Libraries are imported inside the functions that need them, because modules that must not import
 torch or detectron2 use this one.

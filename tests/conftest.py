@@ -156,7 +156,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with COCO's layout and 80 classes: the tiny balloons as sports balls.
 
-    The training photos have label maps. Tests must not change the folder.
+    The photos have label maps. Tests must not change the folder.
     """
     from detectron2.data import MetadataCatalog
 
@@ -174,9 +174,9 @@ def tiny_coco(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         for annotation in (a for r in records for a in r["annotations"]):
             annotation["category_id"] = classes.index("sports ball")
         content = json.dumps(to_coco(records, classes, images))
-        (root / "coco" / "annotations" / f"instances_{split}2017.json").write_text(content)
-    annotations = root / "coco" / "annotations" / "instances_train2017.json"
-    write_label_maps(annotations, root / "coco" / "stuffthingmaps" / "train2017")
+        annotations = root / "coco" / "annotations" / f"instances_{split}2017.json"
+        annotations.write_text(content)
+        write_label_maps(annotations, root / "coco" / "stuffthingmaps" / f"{split}2017")
     return root
 
 

@@ -17,7 +17,6 @@ import submitit
 import torch
 import torch.distributed as dist
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetMapper
 from detectron2.layers import ShapeSpec, paste_masks_in_image
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone import Backbone
@@ -46,7 +45,6 @@ from tests.conftest import checkout_env
         ("submitit", "SlurmExecutor._submitit_command_str"),
         ("threading", "_shutdown"),
         ("torch.utils.data.dataloader", "_MultiProcessingDataLoaderIter._shutdown_workers"),
-        ("detectron2.data", "DatasetMapper._transform_annotations"),  # overridden in our Mapper
     ],
 )
 def test_private_name_exists(module, name):
@@ -200,11 +198,6 @@ def test_innermost_config_has_file_and_line(tmp_path):
         LazyConfig.load(str(tmp_path / "broken.py"))
     assert _compat.innermost_config(e.value.__traceback__) == (str(tmp_path / "broken.py"), None)
     assert _compat.innermost_config(None) is None
-
-
-def test_the_mapper_calls_its_private_method():
-    """d2ext's Mapper overrides this method."""
-    assert "self._transform_annotations(" in inspect.getsource(DatasetMapper.__call__)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ PAGES = sorted(
     for path in [*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("examples/**/*.md")]
 )
 CORNERNET = "configs/cornernet/cornernet_hourglass104_mstest_32x3_210e_coco.py"
+SCNET = "configs/scnet/scnet_r50_fpn_1x_coco.py"
 CUSTOM = "configs/custom/mask_rcnn_lite0_fpn.py"
 OWN_RUN = f"work_dirs/{Path(CUSTOM).stem}"
 RECIPE = "mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
@@ -277,6 +278,7 @@ def test_keys_in_the_text_are_known(page):
         file = CUSTOM if key.startswith("data.") and key != "data.root" else LITE0
         file = YACS if key.startswith("model.config") else file
         file = CORNERNET if key == "model.activation_checkpointing" else file
+        file = SCNET if key.startswith("model.roi_heads.semantic") else file
         stands_for_values = re.search(r"\.\.\.|\b[A-Z]+\b", value)
         if equals and not stands_for_values:
             _config(file, shlex.split(span))

@@ -35,7 +35,6 @@ COMMON = {
 
 # Modules outside _compat.py that use a private name of another library, with that name.
 PRIVATE_API = {
-    ("data/loading/mapper.py", "super()._transform_annotations"),  # overrides DatasetMapper's
     ("doctor/probe.py", "detectron2._C"),
     ("slurm/local.py", "LocalExecutor._submit_command"),  # overridden
 }

@@ -10,8 +10,10 @@ Reference: 8 workers x 2 images, SGD 0.02, as in MMDetection's configs/scnet fil
 authors report box AP 45.8, mask AP 40.9 (metafile.yml). Method: SCNet: Training Inference Sample
 Consistency for Instance Segmentation, https://arxiv.org/abs/2012.10150. Not run here.
 The model gives MMDetection's numbers with its weights. In training, BatchNorm is frozen entirely,
-and mask targets are drawn from polygons instead of bitmaps (about 0.1 % of the mask loss).
-Without label maps: `model.roi_heads.semantic=False datasets.coco_train.label_root=null`.
+mask targets are drawn from polygons instead of bitmaps (about 0.1 % of the mask loss), and each
+region learns the object with which its IoU is largest. MMDetection's ROI heads of SCNet also allow
+low-quality matches: a region above the threshold may go to another object, whose best one it is.
+Without label maps: `model.roi_heads.semantic=False`.
 It starts from torchvision's ImageNet weights, as in MMDetection; without a network, download the
 file and pass `train.init_checkpoint=/path/to/resnet101-63fe2227.pth`.
 """

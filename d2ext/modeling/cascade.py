@@ -26,7 +26,7 @@ class CascadeROIHeads(cascade_rcnn.CascadeROIHeads):
         *,
         stage_loss_weights: Sequence[float] = (1, 0.5, 0.25),
         average_logits: bool = True,
-        mask_head: Sequence[nn.Module] | None = None,
+        mask_head: Sequence[nn.Module] | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Build the heads.
@@ -35,10 +35,10 @@ class CascadeROIHeads(cascade_rcnn.CascadeROIHeads):
             stage_loss_weights: Weight of each stage's losses.
             average_logits: Compute scores from the mean of the stages' logits. Otherwise, they are
                 the mean of the stages' probabilities, as in Detectron2.
-            mask_head: A mask head for each stage; None for boxes only.
+            mask_head: A mask head for each stage, or one that a subclass uses; None for boxes only.
             **kwargs: Arguments of Detectron2's CascadeROIHeads, except for those of keypoints.
         """
-        heads = None if mask_head is None else nn.ModuleList(mask_head)
+        heads = nn.ModuleList(mask_head) if isinstance(mask_head, Sequence) else mask_head
         super().__init__(mask_head=heads, proposal_append_gt=False, **kwargs)
         self.stage_loss_weights = stage_loss_weights
         self.average_logits = average_logits

@@ -67,6 +67,7 @@ class PISAROIHeads(StandardROIHeads):
         proposals = self.sample_by_importance(features, proposals, targets)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
+        losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
     @torch.no_grad()
@@ -132,7 +133,8 @@ class PISAROIHeads(StandardROIHeads):
         Returns:
             Indices of the chosen negatives, by falling importance, and the weight of each one.
         """
-        if not len(boxes):
+        number = min(number, len(boxes))
+        if not number:
             return torch.zeros(0, dtype=torch.long, device=boxes.device), boxes.tensor.new_zeros(0)
         pooled = self.box_pooler(features, [boxes])
         logits, deltas = self.box_predictor(self.box_head(pooled))
@@ -141,7 +143,6 @@ class PISAROIHeads(StandardROIHeads):
         scores, classes = logits.softmax(dim=1)[:, :-1].max(dim=1)
         valid = torch.nonzero(scores > self.isr_n_score_threshold).flatten()
         invalid = torch.nonzero(scores <= self.isr_n_score_threshold).flatten()
-        number = min(number, len(boxes))
         if not len(valid):
             chosen = torch.randperm(len(boxes), device=logits.device)[:number]
             return chosen, logits.new_ones(number)
@@ -180,9 +181,9 @@ class PISAOutputLayers(FastRCNNOutputLayers):
             input_shape: Shape of the input features.
             isr_p_gamma: Exponent of a positive's weight, gamma in equation (2).
             isr_p_beta: Smallest weight before the exponent, beta in equation (2).
-            carl_k: Exponent of a score in CARL, k in equation (5).
+            carl_k: Exponent of a score in CARL, k in section 4.2.
             carl_b: Share of a positive's CARL weight that does not depend on its score, b in
-                equation (5).
+                section 4.2.
             **kwargs: Arguments of Detectron2's FastRCNNOutputLayers.
         """
         super().__init__(input_shape, **kwargs)
@@ -225,7 +226,7 @@ class PISAOutputLayers(FastRCNNOutputLayers):
             scores = logits[positives].softmax(dim=1)
             scores = scores.gather(1, classes[positives, None]).squeeze(1)
             v = (self.carl_b + (1 - self.carl_b) * scores) ** self.carl_k
-            v = v * len(positives) / v.sum()  # equation (5), with gradient
+            v = v * len(positives) / v.sum()  # c in section 4.2, with gradient
             regression = smooth_l1_loss(mine, targets, self.smooth_l1_beta)
             carl = (regression * v[:, None]).sum() / len(classes)
         found["loss_cls"] = (losses * weights).sum() / (weights > 0).sum().clamp(min=1)
@@ -314,5 +315,9 @@ def _weights(u: Tensor, beta: float, gamma: float) -> Tensor:
 
 
 def _with_same_sum(weights: Tensor, losses: Tensor) -> Tensor:
-    """Scale weights so that the sum of the losses does not change, as below equation (3)."""
-    return weights * (losses.sum() / (losses * weights).sum())
+    """Scale weights so that the sum of the losses does not change, as in section 4.1.
+
+    Weights of losses that are all 0 are returned unchanged.
+    """
+    total = (losses * weights).sum()
+    return weights * torch.where(total > 0, losses.sum() / total, 1.0)

@@ -1,8 +1,11 @@
 """SCNet (Vu et al., AAAI 2021, https://arxiv.org/abs/2012.10150), over Cascade R-CNN.
 
-Training and inference use the same samples for masks: those of the last stage. Semantic features
-and a global context are added to the features of each region, and the last box head relays its
-features to the only mask head.
+Figure 2(c) of the paper shows the architecture: the box branches B of a cascade, and one mask
+branch M. Both training and inference give M the samples of the last box stage (sample consistency).
+The feature relay FR passes features of the last box branch to M, and the global context branch G
+adds a vector that describes the image to the features of all regions. The figure omits the semantic
+branch, which is that of Hybrid Task Cascade (Chen et al., CVPR 2019,
+https://arxiv.org/abs/1901.07518). Constants are those of MMDetection's configs/scnet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
 from d2ext.modeling.cascade import CascadeROIHeads
 
 IGNORED = 255  # label of pixels without a class
@@ -36,7 +40,10 @@ class ResidualPair(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """Predict a class for each pixel at one level of an FPN, and features for the regions."""
+    """Predict a class for each pixel at one level of an FPN, and features for the regions.
+
+    This is the semantic branch of Hybrid Task Cascade, with residual pairs as its convolutions.
+    """
 
     def __init__(
         self,
@@ -58,6 +65,7 @@ class SemanticHead(nn.Module):
         super().__init__()
         self.in_features = list(in_features)
         self.level = level
+        self.num_labels = num_labels
         self.loss_weight = loss_weight
         self.laterals = nn.ModuleList(
             Conv2d(channels, channels, 1, activation=F.relu) for _ in in_features
@@ -92,7 +100,7 @@ class SemanticHead(nn.Module):
 
 
 class GlobalContextHead(nn.Module):
-    """Predict which classes an image contains, and a vector that describes it."""
+    """Predict which classes an image contains, and a vector that describes it: branch G."""
 
     def __init__(
         self, in_feature: str, num_classes: int, channels: int = 256, loss_weight: float = 3.0
@@ -125,7 +133,7 @@ class GlobalContextHead(nn.Module):
 
 
 class FeatureRelayHead(nn.Module):
-    """Turn a box head's vector into features for the mask head."""
+    """Turn a box head's vector into features for the mask head: feature relay FR."""
 
     def __init__(self, in_channels: int = 1024, channels: int = 256, size: int = 7):
         """Build the head.
@@ -146,7 +154,7 @@ class FeatureRelayHead(nn.Module):
 
 
 class SCNetMaskHead(BaseMaskRCNNHead):
-    """Mask head of residual pairs; loss and inference are Detectron2's."""
+    """Mask head of residual pairs, branch M; loss and inference are Detectron2's."""
 
     def __init__(self, num_classes: int, channels: int = 256, num_pairs: int = 6, **kwargs: Any):
         """Build the head.
@@ -201,7 +209,11 @@ class ContextPooler(nn.Module):
 
 
 class SCNetROIHeads(CascadeROIHeads):
-    """Cascade ROI heads with SCNet's four additions."""
+    """Cascade ROI heads with SCNet's four additions.
+
+    These are sample consistency, feature relay and global context (Figure 2(c)), and the semantic
+    branch.
+    """
 
     def __init__(
         self,
@@ -242,10 +254,9 @@ class SCNetROIHeads(CascadeROIHeads):
             mask_in_features=[*mask_in_features, *added],
             box_pooler=ContextPooler(box_pooler, pooler),
             mask_pooler=ContextPooler(mask_pooler, pooler),
-            mask_head=[mask_head],
+            mask_head=mask_head,  # one for all stages
             **kwargs,
         )
-        self.mask_head = mask_head  # one for all stages
         self.semantic_head = semantic_head if semantic else None
         self.context_head = context_head
         self.relay_head = relay_head
@@ -269,19 +280,40 @@ class SCNetROIHeads(CascadeROIHeads):
             labels: Labels of the pixels, shape (N, height, width), in training with the semantic
                 branch.
         """
-        losses: dict[str, Tensor] = {}
-        class_logits, context = self.context_head(features)
-        known = {**features, "context": context}
-        if self.semantic_head is not None:
-            pixel_logits, known["semantic"] = self.semantic_head(features)
+        known, class_logits, pixel_logits = self._with_additions(features)
         if not self.training:
             return super().forward(images, known, proposals)
         assert targets is not None
-        losses["loss_context"] = self.context_head.loss(class_logits, targets)
+        losses = {"loss_context": self.context_head.loss(class_logits, targets)}
         if self.semantic_head is not None:
             losses["loss_semantic"] = self.semantic_head.loss(pixel_logits, labels)
         samples, found = super().forward(images, known, proposals, targets)
         return samples, losses | found | self._last_mask_losses(known, samples)
+
+    def forward_with_given_boxes(
+        self, features: Mapping[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Set the masks of detections, like StandardROIHeads.
+
+        Args:
+            features: Feature maps by name. Test-time augmentation passes those of the backbone,
+                and `forward` adds the context and the semantic features.
+            instances: Detections of each image.
+        """
+        if "context" not in features:
+            features, _, _ = self._with_additions(features)
+        return super().forward_with_given_boxes(features, instances)
+
+    def _with_additions(
+        self, features: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Return the features with context and semantic features, and both heads' logits."""
+        class_logits, context = self.context_head(features)
+        known = {**features, "context": context}
+        pixel_logits = None
+        if self.semantic_head is not None:
+            pixel_logits, known["semantic"] = self.semantic_head(features)
+        return known, class_logits, pixel_logits
 
     def _mask_losses(
         self, features: dict[str, Tensor], samples: list[Instances], stage: int
@@ -301,6 +333,8 @@ class SCNetROIHeads(CascadeROIHeads):
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> list[Instances]:
         """Set the masks of detections."""
+        if not self.mask_on:  # the first pass of test-time augmentation
+            return instances
         pooled = self._mask_features(features, [x.pred_boxes for x in instances])
         return self.mask_head(pooled, instances)
 
@@ -318,13 +352,32 @@ class SCNet(GeneralizedRCNN):
         """Return losses in training, otherwise `instances` for each image; see GeneralizedRCNN."""
         if not self.training:
             return self.inference(batched_inputs)
+        labels = None
+        if self.roi_heads.semantic_head is not None:
+            number = self.roi_heads.semantic_head.num_labels
+            maps = [_label_map(x, number).to(self.device) for x in batched_inputs]
+            labels = ImageList.from_tensors(maps, self.backbone.size_divisibility, IGNORED).tensor
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, losses = self.proposal_generator(images, features, targets)
-        labels = None
-        if self.roi_heads.semantic_head is not None:
-            maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
-            labels = ImageList.from_tensors(maps, self.backbone.size_divisibility, IGNORED).tensor
         _, found = self.roi_heads(images, features, proposals, targets, labels)
         return {**found, **losses}
+
+
+def _label_map(sample: Mapping[str, Any], num_labels: int) -> Tensor:
+    """Return the label map of a sample; raise a UserError if it is missing or has other labels."""
+    photo = sample.get("file_name", "an image")
+    if "sem_seg" not in sample:
+        raise UserError(
+            f"{photo} has no label map, but model.roi_heads.semantic=True; add sem_seg_file_name to"
+            " its record, or set model.roi_heads.semantic=False"
+        )
+    labels = sample["sem_seg"]
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= num_labels))]
+    if len(wrong):
+        raise UserError(
+            f"the label map of {photo} has the label {int(wrong[0])}; give 0 to {num_labels - 1},"
+            f" or {IGNORED} for none, or set model.roi_heads.semantic_head.num_labels"
+        )
+    return labels

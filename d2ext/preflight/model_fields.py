@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import ImageMode
 
 from d2ext.data.datasets.keypoints import flip_indices
+from d2ext.data.datasets.label_maps import maps_remedy
 from d2ext.data.formats.annotation_kinds import NO_MASK
 from d2ext.data.loading.mapper import Mapper
 from d2ext.data.records.columns import Columns
@@ -143,6 +144,11 @@ def check_annotations(
         yield f"{name}: {count} {have} keypoints, which are not trained on"
     detectron2s = reads_masks is not None  # a custom mapper may create the label maps itself
     if detectron2s and needs.stuff and "sem_seg_file_name" not in records[0]:
+        if label_root := MetadataCatalog.get(name).get("label_root"):
+            raise UserError(
+                f"{needs.stuff} needs label maps, but the folder {label_root} does not exist;"
+                f" {maps_remedy(label_root)}"
+            )
         raise UserError(
             f"{needs.stuff} needs a label map for each image, but dataset {name!r} has no"
             " sem_seg_file_name; add it to the records (label_root of a coco_dataset), or use a"

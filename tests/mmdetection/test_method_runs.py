@@ -1,5 +1,7 @@
 """Small models of methods beyond Detectron2 train on balloons, are killed and resume exactly."""
 
+import json
+
 import pytest
 import torch
 
@@ -170,3 +172,28 @@ def test_scnet_trains_on_your_own_photos_without_and_with_label_maps(
     )
     assert "your data has no label maps" not in output
     assert semantic
+
+
+@pytest.mark.slow
+def test_scnet_validates_with_label_maps_and_evaluates_without(train_net, tiny_coco, tmp_path):
+    """The maps of the validation photos are for its loss only; `--tta` works."""
+    recipe, small, _ = METHODS["scnet"]
+    untrained = [f"model.roi_heads.box_predictors[{i}].test_score_thresh=0.0" for i in range(3)]
+    options = [f"data.root={tiny_coco}", *RUN, *small, *untrained, "train.max_iter=1"]
+
+    def run(*flags):
+        done = train_net("--work-dir", tmp_path, *flags, *options, config=REPO / "configs" / recipe)
+        assert done.status == 0, done.stderr
+        return done.stdout
+
+    assert "val loss    none" not in run()
+    (losses,) = [x for x in runs.metrics(tmp_path).values() if "coco_val/coco/bbox/AP" in x]
+    assert losses["coco_val/validation_loss/loss_semantic"] > 0
+    options.append("datasets.coco_val.label_root=nowhere/val2017")
+    assert "val loss    none on coco_val: model.roi_heads.semantic needs label maps, but" in run(
+        "--dry-run", "--overwrite"
+    )
+    options.append("dataloader.tta.min_sizes=[96,128]")
+    run("--eval-only", "--weights", "last", "--tta")
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["last"]["results"]["coco_val/coco/segm/AP"] is not None

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2 import model_zoo
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances, Keypoints, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
@@ -133,6 +135,67 @@ def test_gradients_are_finite_and_those_of_double_precision():
         gradients.append(torch.autograd.grad(sum(losses.values()), inputs)[0])
     assert gradients[0].isfinite().all()
     assert torch.allclose(gradients[0].double(), gradients[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [5.0, 90.0])
+def test_losses_are_finite_if_the_positives_have_none(margin):
+    """The cross entropy of a class whose logit is larger by 90 is exactly 0 in float32."""
+    samples = _samples(torch.Generator().manual_seed(0))
+    classes = torch.cat([s.gt_classes for s in samples])
+    logits = torch.zeros(len(classes), 4)
+    positives = classes < 3
+    logits[positives, classes[positives]] = margin
+    logits.requires_grad_()
+    layers = pisa.PISAOutputLayers(8, box2box_transform=_transform(), num_classes=3)
+    with EventStorage():
+        losses = layers.losses((logits, torch.zeros(len(classes), 12)), samples)
+    (gradient,) = torch.autograd.grad(sum(losses.values()), logits)
+    assert gradient.isfinite().all() and all(loss.isfinite() for loss in losses.values())
+    entropy = torch.nn.functional.cross_entropy(logits, classes)  # the sum stays the same
+    assert float(losses["loss_cls"].detach()) == pytest.approx(float(entropy.detach()), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def heads_with_keypoints():
+    cfg = get_config(RECIPES["pisa_faster_rcnn_r50_fpn_1x"], ["model.roi_heads.num_classes=1"])
+    theirs = model_zoo.get_config("common/models/keypoint_rcnn_fpn.py").model.roi_heads
+    for part in ("in_features", "pooler", "head"):
+        cfg.model.roi_heads[f"keypoint_{part}"] = theirs[f"keypoint_{part}"]
+    return instantiate(cfg.model.roi_heads)
+
+
+def _scene():
+    """Return random features of an image of 64 x 64 pixels, proposals, and an object."""
+    generator = torch.Generator().manual_seed(0)
+    features = {
+        f"p{i}": torch.randn(1, 256, 64 >> i, 64 >> i, generator=generator) for i in range(2, 6)
+    }
+    box = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
+    shifts = torch.arange(-4, 5)[:, None] * torch.tensor([1.0, 0.5, 1.0, 0.5])
+    proposals = Instances((64, 64), proposal_boxes=Boxes(torch.cat([box + shifts, box / 4])))
+    proposals.objectness_logits = torch.zeros(len(proposals))
+    objects = Instances((64, 64), gt_boxes=Boxes(box), gt_classes=torch.tensor([0]))
+    points = torch.tensor([[[20.0 + i, 25.0, 2.0] for i in range(17)]])
+    objects.gt_keypoints = Keypoints(points)
+    return features, [proposals], [objects]
+
+
+def test_a_keypoint_head_is_trained(heads_with_keypoints):
+    features, proposals, objects = _scene()
+    with EventStorage():
+        _, losses = heads_with_keypoints.train()(None, features, proposals, objects)
+    assert losses["loss_keypoint"].isfinite() and losses["loss_keypoint"] > 0
+    assert losses.keys() > {"loss_cls", "loss_box_reg", "loss_carl"}
+
+
+def test_positives_may_fill_the_batch(heads_with_keypoints, monkeypatch):
+    """No negative is chosen then."""
+    features, proposals, objects = _scene()
+    heads = heads_with_keypoints.train()
+    monkeypatch.setattr(heads, "positive_fraction", 1.0)
+    monkeypatch.setattr(heads, "batch_size_per_image", 4)
+    (samples,) = heads.sample_by_importance(features, proposals, objects)
+    assert samples.gt_classes.tolist() == [0] * 4
 
 
 def _transform():

@@ -8,6 +8,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_config
+from d2ext.errors import UserError
+from d2ext.evaluation.tta import with_tta
 from d2ext.modeling import scnet
 from tests.mmdetection import oracle
 
@@ -111,6 +113,37 @@ def test_losses_and_gradients_are_equal(name, model, monkeypatch):
         losses=oracle.assert_losses(losses, recorded),
         gradients=oracle.assert_gradients(name, model),
     )
+
+
+@torch.no_grad()
+def test_augmentation_by_the_photo_itself_changes_nothing(name, model, monkeypatch):
+    model.eval()
+    monkeypatch.setattr(model.roi_heads.box_predictor[-1], "test_topk_per_image", 5)
+    photo = oracle.batch(name, [0])[0]["image"][:, :128, :160]
+    sample = {"image": photo, "height": 128, "width": 160}
+    augmented = with_tta(model, {"min_sizes": [128], "max_size": 160, "flip": False})
+    mine, theirs = (each([dict(sample)])[0]["instances"] for each in (augmented, model))
+    assert len(mine) == 5 and torch.equal(mine.pred_classes, theirs.pred_classes)
+    assert torch.allclose(mine.pred_boxes.tensor, theirs.pred_boxes.tensor, atol=1e-3)
+    assert torch.allclose(mine.scores, theirs.scores)
+    assert theirs.pred_masks.any()
+    assert (mine.pred_masks != theirs.pred_masks).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("label", [182, 183, 200, 255, None])
+def test_labels_that_the_model_lacks_are_an_error(name, model, label):
+    model.train()
+    (sample,) = oracle.batch(name, [0])
+    sample |= {"instances": oracle.ground_truth(name, 0, "bitmap"), "file_name": "a.jpg"}
+    if label is not None:
+        sample["sem_seg"] = torch.full(sample["image"].shape[1:], label)
+    if label in (182, 255):
+        with EventStorage():
+            assert model([sample])["loss_semantic"].isfinite()
+        return
+    words = "a.jpg has no label map" if label is None else f"map of a.jpg has the label {label}"
+    with pytest.raises(UserError, match=f"{words}.*; (add|give) "):
+        model([sample])
 
 
 def _semantic(part, features):

@@ -119,13 +119,16 @@ def coco_dataset(
         flip_map: Pairs of keypoint names that a horizontal flip exchanges; None takes the names
             that differ only in left and right.
         label_root: Folder of label maps, for models with a semantic branch: PNG files with the
-            photos' names, whose pixels are classes of things and stuff, or 255 for none.
+            photos' names, whose pixels are classes of things and stuff, or 255 for none. Only
+            training such a model needs the folder.
     """
     if classes is None:
         names = tuple(cached_value(json_file, "coco_classes", lambda: coco_classes(json_file)))
     else:
         names = classes = _names(classes)
     metadata = {**_colors(palette, names), "image_root": image_root, "json_file": json_file}
+    if label_root:
+        metadata["label_root"] = label_root
 
     def load() -> Sequence[dict]:
         records = cached_coco_records(json_file, image_root, classes)

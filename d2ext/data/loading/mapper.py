@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import (
+    annotations_to_instances,
     check_image_size,
     filter_empty_instances,
-    read_image,
+    transform_instance_annotations,
+    transform_proposals,
 )
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
@@ -31,6 +33,9 @@ _DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 
 class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
+
+    Label maps are read in training only. Bitmap masks are padded with 0, also by transforms that
+    pad label maps with another label.
 
     Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
@@ -82,8 +87,6 @@ class Mapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Return the model's input for a dataset dict, which is not modified."""
-        if self.proposal_topk is not None:
-            return super().__call__(dataset_dict)
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         objects = _not_crowds(dataset_dict.get("annotations", ()))
         augmented, transforms = self._augmented(sample, objects)
@@ -91,9 +94,12 @@ class Mapper(DatasetMapper):
         sample["image"] = _planes(image)
         if augmented.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            size = image.shape[:2]
+            transform_proposals(sample, size, transforms, proposal_topk=self.proposal_topk)
         if self.is_train and "annotations" in dataset_dict:
             sample["annotations"] = objects
-            self._transform_annotations(sample, transforms, image.shape[:2])
+            self._set_instances(sample, transforms, image.shape[:2])
         return sample
 
     def _augmented(self, sample: dict, objects: Sequence[dict]) -> tuple["_Input", TransformList]:
@@ -113,14 +119,16 @@ class Mapper(DatasetMapper):
             image = read_photo(sample["file_name"], self.image_format, divisor)
             if image.shape[:2] != tuple(-(-side // divisor) for side in sides):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
-        label_map = labels and _read_labels(labels, sample["file_name"], sides)
+        label_map = None
+        if labels and self.is_train:
+            label_map = _read_labels(labels, sample["file_name"], sides)
         augmented = _Input(image, label_map, objects)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
         return augmented, TransformList(done)
 
-    def _transform_annotations(
+    def _set_instances(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
         """Replace `annotations` by `instances`; transform all polygons at once."""
@@ -133,22 +141,40 @@ class Mapper(DatasetMapper):
             unlabeled = [0] * (3 * len(self.keypoint_hflip_indices))
             objects = [{**a, "keypoints": a.get("keypoints") or unlabeled} for a in objects]
         if self.use_keypoint or masks and not polygons:
-            dataset_dict["annotations"] = copy.deepcopy(objects)
-            super()._transform_annotations(dataset_dict, transforms, image_shape)
-            return
-        boxes = _boxes(objects)
-        height, width = image_shape
-        if objects:
-            boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
-        instances = Instances(image_shape)
-        instances.gt_boxes = Boxes(boxes)
-        classes = [int(a["category_id"]) for a in objects]
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        if masks:
-            instances.gt_masks = PolygonMasks(transform_polygons(masks, transforms))
-        if self.recompute_boxes:
+            instances = self._one_by_one(objects, transforms, image_shape)
+        else:
+            boxes = _boxes(objects)
+            height, width = image_shape
+            if objects:
+                boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
+            instances = Instances(image_shape)
+            instances.gt_boxes = Boxes(boxes)
+            classes = [int(a["category_id"]) for a in objects]
+            instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+            if masks:
+                instances.gt_masks = PolygonMasks(transform_polygons(masks, transforms))
+        if self.recompute_boxes and instances.has("gt_masks"):
+            # A transform may have dropped objects, of which a part of the mask is still inside.
+            instances = filter_empty_instances(instances, by_mask=False)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = filter_empty_instances(instances)
+
+    def _one_by_one(
+        self, objects: Sequence[dict], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> Instances:
+        """Return the transformed objects by Detectron2's functions, with bitmaps or keypoints."""
+        unread = {"segmentation": not self.use_instance_mask, "keypoints": not self.use_keypoint}
+        padding_masks = TransformList([_padding_with_zeros(t) for t in transforms.transforms])
+        annotations = [
+            transform_instance_annotations(
+                {key: copy.deepcopy(a[key]) for key in a if not unread.get(key)},
+                padding_masks,
+                image_shape,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+            for a in objects
+        ]
+        return annotations_to_instances(annotations, image_shape, self.instance_mask_format)
 
 
 class _Input(T.AugInput):
@@ -183,6 +209,14 @@ class _Input(T.AugInput):
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
 
+def _padding_with_zeros(transform: Transform) -> Transform:
+    """Return a transform that pads masks with 0, if it pads label maps with another label."""
+    if getattr(transform, "seg_pad_value", 0):
+        transform = copy.copy(transform)
+        transform.seg_pad_value = 0
+    return transform
+
+
 def _not_crowds(annotations: Sequence[dict]) -> list[dict]:
     return [a for a in annotations if not a.get("iscrowd", 0)]
 
@@ -194,21 +228,30 @@ def _boxes(objects: Sequence[dict]) -> np.ndarray:
 
 
 def _read_labels(file: str, photo: str, sides: tuple[Any, Any]) -> np.ndarray:
-    """Return a label map (H, W); raise a UserError if it is missing, damaged or of another size."""
+    """Return a label map (H, W), uint8; raise a UserError if it cannot be used.
+
+    The labels of a palette PNG are its indices.
+    """
     try:
-        labels = read_image(file, "L").squeeze(2)
+        with Image.open(file) as image:
+            labels, mode = np.asarray(image), image.mode
     except (OSError, SyntaxError) as e:
         if exhausted(str(e)):  # the machine ran out of a resource; the file may be intact
             raise
         what = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e}"
         raise UserError(f"label map {file} {what}; replace it, or remove its image") from e
+    if labels.ndim != 2 or labels.max() > 255:
+        what = f"the mode {mode}" if labels.ndim != 2 else f"the label {labels.max()}"
+        raise UserError(
+            f"label map {file} has {what}; save it as a gray or palette PNG with 8 bits"
+        )
     if None not in sides and labels.shape != sides:
         (height, width), (right_height, right_width) = labels.shape, sides
         raise UserError(
             f"label map {file} has {width} x {height} pixels, but {photo} has {right_width} x"
             f" {right_height}; replace it, or remove its image"
         )
-    return labels
+    return labels.astype(np.uint8)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from detectron2.data import DatasetCatalog
+from omegaconf import OmegaConf
 
 from d2ext.config.load import load_config
 from d2ext.data.datasets.declare import coco_dataset
+from d2ext.data.datasets.register import register_datasets, unregister_datasets
 from d2ext.data.records.records import columns_of
 from d2ext.errors import UserError
+from d2ext.preflight.model_fields import check_annotations
 
 
 @pytest.fixture
@@ -34,16 +38,29 @@ def test_each_record_names_the_map_of_its_photo(coco):
     assert columns_of(records).widths.tolist() == [8]
 
 
-def test_a_missing_folder_of_maps_is_a_one_line_error(coco):
-    for folder, words in (
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
         ("maps", "check label_root, or train without"),
         ("coco/stuffthingmaps/train2017", r"prepare.* coco --stuff --root DIR and"),
-    ):
-        root = str(coco / folder)
-        dataset = coco_dataset(str(coco / "coco.json"), str(coco / "photos"), label_root=root)
-        with pytest.raises(UserError, match=f"label maps {root} does not exist; .*{words}") as e:
-            dataset.load()
+    ],
+)
+def test_a_missing_folder_of_maps_is_an_error_only_for_a_semantic_branch(repo, coco, folder, words):
+    root = str(coco / folder)
+    call = {"_target_": "d2ext.data.datasets.declare.coco_dataset", "label_root": root}
+    call |= {"json_file": str(coco / "coco.json"), "image_root": str(coco / "photos")}
+    register_datasets(OmegaConf.create({"without_maps": call}))
+    try:
+        records = DatasetCatalog.get("without_maps")
+        assert "sem_seg_file_name" not in records[0]
+        cfg = load_config(repo / "configs/scnet/scnet_r50_fpn_1x_coco.py")
+        with pytest.raises(UserError, match=f"folder {root} does not exist; .*{words}") as e:
+            list(check_annotations(cfg, "without_maps", records, ["cat"]))
         assert "\n" not in str(e.value)
+        cfg.model.roi_heads.semantic = False
+        assert list(check_annotations(cfg, "without_maps", records, ["cat"])) == []
+    finally:
+        unregister_datasets()
 
 
 def test_a_semantic_branch_is_off_for_your_own_data(repo, coco):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2ext.data.formats.via import read_via
+from d2ext.data.loading.center_crop import CropPadTransform
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.loading.mapper import Mapper, transform_polygons
 from d2ext.errors import UserError
@@ -308,16 +309,15 @@ def test_unknown_decode_value_is_an_error():
         Mapper(True, augmentations=[], image_format="BGR", decode="fast")
 
 
-@pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_label_maps_match_detectron2(records, tmp_path, chain, is_train):
+def test_label_maps_match_detectron2(records, tmp_path, chain):
     """Labels are never mixed with those of neighboring pixels."""
     record = records[0]
     size = record["height"], record["width"]
     labels = np.random.default_rng(0).integers(0, 182, size, dtype=np.uint8)
     Image.fromarray(labels).save(tmp_path / "labels.png")
     record = {**record, "sem_seg_file_name": str(tmp_path / "labels.png")}
-    theirs, ours = both(record, CHAINS[chain], is_train=is_train)
+    theirs, ours = both(record, CHAINS[chain])
     assert_alike(theirs, ours)
     assert ours["sem_seg"].dtype == torch.int64
     assert torch.equal(theirs["sem_seg"], ours["sem_seg"])
@@ -337,3 +337,95 @@ def test_a_label_map_that_is_missing_damaged_or_of_another_size_is_named(records
     Image.new("L", (7, 5)).save(file)
     with pytest.raises(UserError, match=f"label map {file} has 7 x 5 pixels, but .* has "):
         mapper(record)
+
+
+def test_evaluations_read_no_label_map(records, tmp_path):
+    record = {**records[0], "sem_seg_file_name": str(tmp_path / "missing.png")}
+    sample = Mapper(False, augmentations=[], image_format="BGR")(record)
+    assert not {"sem_seg", "sem_seg_file_name"} & sample.keys()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
+def test_labels_are_the_values_of_a_map_s_pixels(records, tmp_path, mode):
+    """Those of a palette PNG are its indices, not the gray values of their colors."""
+    labels = Image.new(mode, (records[0]["width"], records[0]["height"]), 1)
+    if mode == "P":
+        labels.putpalette([200, 100, 50] * 256)
+    labels.save(tmp_path / "map.png")
+    record = {**records[0], "sem_seg_file_name": str(tmp_path / "map.png")}
+    sample = Mapper(True, augmentations=[RESIZE], image_format="BGR")(record)
+    assert sample["sem_seg"].unique().tolist() == [1]
+    assert sample["sem_seg"].shape == sample["image"].shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "words"),
+    [("RGB", (1, 1, 1), "mode RGB"), ("LA", (1, 1), "mode LA"), ("I;16", 256, "label 256")],
+)
+def test_a_map_of_colors_or_large_labels_is_an_error(records, tmp_path, mode, color, words):
+    file = tmp_path / "map.png"
+    Image.new(mode, (records[0]["width"], records[0]["height"]), color).save(file)
+    mapper = Mapper(True, augmentations=[], image_format="BGR")
+    with pytest.raises(UserError, match=f"label map {file} has the {words}; save it as"):
+        mapper({**records[0], "sem_seg_file_name": str(file)})
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("chain", ["balloon recipe", "laptop recipe"])
+def test_precomputed_proposals_match_detectron2(records, chain, is_train):
+    """Crowds are not trained on."""
+    crowd = records[0]["annotations"][0] | {"iscrowd": 1}
+    record = records[0] | {
+        "annotations": [crowd, *records[0]["annotations"]],
+        "proposal_boxes": np.random.default_rng(0).uniform(
+            [0, 0, 60, 60], [50, 50, 99, 99], (9, 4)
+        ),
+        "proposal_objectness_logits": np.arange(9.0)[::-1],
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+    options = dict(precomputed_proposal_topk=5, use_instance_mask=False, is_train=is_train)
+    samples = []
+    for kind in (DatasetMapper, Mapper):
+        np.random.seed(0)
+        mapper = kind(augmentations=CHAINS[chain], image_format="BGR", **options)
+        samples.append(mapper(copy.deepcopy(record)))
+    theirs, ours = samples
+    assert_alike(theirs, ours)
+    assert torch.equal(
+        theirs["proposals"].proposal_boxes.tensor, ours["proposals"].proposal_boxes.tensor
+    )
+    if is_train:
+        assert len(ours["instances"]) <= len(records[0]["annotations"])
+
+
+@pytest.mark.parametrize("pad", ["crop", "Detectron2's"])
+def test_bitmap_masks_are_padded_with_zeros(tmp_path, pad):
+    """Label maps are padded with the transform's label at the same time."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    Image.new("L", (100, 100), 7).save(tmp_path / "map.png")
+    mask = np.zeros((100, 100), np.uint8, order="F")
+    mask[40:60, 40:60] = 1
+    rle = pycocotools.mask.encode(mask)
+    thing = {"bbox": [40, 40, 60, 60], "bbox_mode": 0, "category_id": 0, "segmentation": rle}
+    record = {
+        "file_name": str(tmp_path / "a.png"),
+        "sem_seg_file_name": str(tmp_path / "map.png"),
+        "height": 100,
+        "width": 100,
+        "annotations": [thing],
+    }
+    chain = {
+        "crop": CropPadTransform(20, 30, 160, 50, (0, 0, 0)),
+        "Detectron2's": T.PadTransform(0, 0, 60, 0, 100, 100, 0, 255),
+    }
+    mapper = Mapper(
+        True,
+        augmentations=[chain[pad]],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+    )
+    sample = mapper(record)
+    masks = sample["instances"].gt_masks.tensor
+    assert masks.shape[-1] == 160 and int(masks.sum()) == 400
+    assert sample["sem_seg"].unique().tolist() == [7, 255]

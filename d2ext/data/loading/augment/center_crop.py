@@ -11,6 +11,8 @@ import detectron2.data.transforms as T
 import numpy as np
 from fvcore.transforms.transform import CropTransform
 
+from d2ext.errors import UserError
+
 _TRIES = 50  # centers for each ratio
 _ROUNDS = 20  # ratios; MMDetection has no limit
 
@@ -38,7 +40,7 @@ class CropPadTransform(CropTransform):
             w: Width in pixels.
             h: Height in pixels.
             pad_value: Color of each channel outside of the image.
-            seg_pad_value: Label outside of a label map.
+            seg_pad_value: Label outside of a label map. `Mapper` pads the masks of objects with 0.
         """
         super().__init__(x0, y0, w, h)
         self.pad_value = tuple(pad_value)
@@ -113,13 +115,21 @@ class CenterCropPad(T.Augmentation):
         self.border = border
         self.pad_value = tuple(pad_value)
 
-    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> CropPadTransform:
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> CropPadTransform:
         """Return a random crop.
 
         Args:
             image: Shape (H, W, C).
             boxes: Shape (N, 4), x0 y0 x1 y1 in pixels.
+
+        Raises:
+            UserError: The mapper passes no boxes, like Detectron2's DatasetMapper.
         """
+        if boxes is None:
+            raise UserError(
+                "CenterCropPad needs the boxes of the objects, which this mapper does not pass; set"
+                " dataloader.train.mapper._target_=d2ext.data.loading.mapper.Mapper"
+            )
         sides = np.array(image.shape[1::-1], int)
         borders = np.array([_fitting(self.border, side) for side in sides.tolist()])
         centers = _centers(boxes)

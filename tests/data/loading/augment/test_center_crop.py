@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import given
@@ -11,6 +12,7 @@ from PIL import Image
 
 from d2ext.data.loading.augment.center_crop import CenterCropPad, CropPadTransform
 from d2ext.data.loading.mapper import Mapper
+from d2ext.errors import UserError
 
 COLOR = (123.675, 116.28, 103.53)
 INTEGERS = [124, 116, 104]
@@ -195,3 +197,47 @@ def test_an_image_without_objects_is_cropped(tmp_path):
     np.random.seed(0)
     sample = _mapper([CenterCropPad([64, 64], COLOR), T.Resize((64, 64))])(_record(tmp_path, []))
     assert sample["image"].shape == (3, 64, 64) and len(sample["instances"]) == 0
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_dropped_object_stays_dropped_when_boxes_are_recomputed(tmp_path, mask_format, recompute):
+    """A part of its mask is in the crop, but its center is not."""
+    boxes = [[0, 10, 22, 30], [35, 20, 45, 30]]
+    record = _record(tmp_path, boxes)
+    for annotation, (x0, y0, x1, y1) in zip(record["annotations"], boxes, strict=True):
+        annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    mapper = Mapper(
+        True,
+        augmentations=[CropPadTransform(12, 0, 50, 50, COLOR)],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format=mask_format,
+        recompute_boxes=recompute,
+    )
+    instances = mapper(record)["instances"]
+    assert instances.gt_classes.tolist() == [1]
+    assert instances.gt_boxes.tensor.tolist() == [[23, 20, 33, 30]]
+
+
+def test_a_mapper_that_passes_no_boxes_is_a_one_line_error(tmp_path):
+    mapper = DatasetMapper(True, augmentations=[CenterCropPad([64, 64], COLOR)], image_format="RGB")
+    with pytest.raises(UserError, match="needs the boxes .*; set .*loading.mapper.Mapper$"):
+        mapper(_record(tmp_path, [[0, 0, 10, 10]]))
+
+
+def test_precomputed_proposals_move_with_the_crop(tmp_path):
+    record = _record(tmp_path, [[100, 90, 120, 110]]) | {
+        "proposal_boxes": np.array([[100.0, 90, 120, 110]]),
+        "proposal_objectness_logits": np.zeros(1),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+    mapper = Mapper(
+        True,
+        augmentations=[CenterCropPad([200, 200], COLOR)],
+        image_format="RGB",
+        precomputed_proposal_topk=10,
+    )
+    sample = mapper(record)
+    boxes = sample["instances"].gt_boxes.tensor, sample["proposals"].proposal_boxes.tensor
+    assert len(boxes[0]) == 1 and torch.equal(*boxes)
