@@ -161,6 +161,8 @@ def _mapped(sample: dict, title: str, image_format: str) -> AnnotatedImage:
     photo = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
     photo = np.ascontiguousarray(photo.clip(0, 255), dtype=np.uint8)
     instances = list(_annotations(sample["instances"])) if "instances" in sample else []
+    if sources := sample.get("pasted_from"):
+        title += f", with objects of {', '.join(Path(file).name for file in sources)}"
     return AnnotatedImage(photo, instances, title, _facts(photo, instances))
 
 

@@ -297,3 +297,13 @@ def test_joined_datasets_are_labeled_with_their_own_classes(browse, tmp_path):
     assert done.status == 0, done.stderr
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count(">dog</b>") > 0 and ">cat</b>" not in page
+
+
+def test_pasted_objects_have_their_source_in_the_title(browse, tmp_path):
+    paste = "d2ext.data.loading.augment.copy_paste.CopyPaste"
+    override = f"+dataloader.train.copy_paste={{_target_: {paste}, prob: 1}}"
+    data = coco(tmp_path / "data", [OBJECT])
+    done = browse("--html", "--count", 12, *data, override, config=COCO)
+    assert done.status == 0, done.stderr
+    page = next((tmp_path / "out").glob("*.html")).read_text()
+    assert 0 < page.count("with objects of photo.png</strong>") < 12

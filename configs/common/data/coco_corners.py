@@ -6,8 +6,8 @@ The augmentation is that of MMDetection's configs/cornernet. `--tta` evaluates a
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
-from d2ext.data.loading.center_crop import CenterCropPad
-from d2ext.data.loading.photometric import PhotoMetricDistortion
+from d2ext.data.loading.augment.center_crop import CenterCropPad
+from d2ext.data.loading.augment.color import PhotoMetricDistortion
 
 from .coco import data, dataloader, datasets
 

@@ -603,7 +603,7 @@ def _translate_colors(step: Fields, made: _Pipeline) -> Call:
     given = {name: step[name] for name in names if name in step}
     step.became(list(step), "PhotoMetricDistortion, clipped to 0..255")
     arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
-    path = "d2ext.data.loading.photometric.PhotoMetricDistortion"
+    path = "d2ext.data.loading.augment.color.PhotoMetricDistortion"
     return Call(path, {**arguments, "image_format": Interpolation("${model.input_format}")})
 
 

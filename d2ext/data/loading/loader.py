@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.loading.augment.copy_paste import CopyPaste
 from d2ext.data.loading.sample_errors import (
     Failure,
     Replaced,
@@ -65,6 +66,7 @@ def build_train_loader(
     start_iter: int = 0,
     bad_images: str = "stop",
     aspect_ratio_grouping: bool = True,
+    copy_paste: CopyPaste | None = None,
 ) -> "Loader":
     """Build the infinite loader of this rank's micro-batches, starting at step `start_iter`.
 
@@ -88,6 +90,8 @@ def build_train_loader(
             it, so that all ranks have the same number.
         aspect_ratio_grouping: Whether the images of a worker share an orientation, which saves
             padding.
+        copy_paste: How objects of other images are pasted into a sample; None for never. The other
+            images are drawn uniformly, whatever their repeat factors.
 
     Raises:
         UserError: During iteration, if an image cannot be read.
@@ -110,7 +114,7 @@ def build_train_loader(
         start_iter,
     )
     loader = DataLoader(
-        _SeededDataset(records, RleAsBitmaps(mapper), seed, replaces=bad_images == "skip"),
+        _SeededDataset(records, RleAsBitmaps(mapper), seed, bad_images == "skip", copy_paste),
         batch_sampler=sampler,
         num_workers=num_workers,
         **_worker_options(num_workers),
@@ -204,7 +208,7 @@ class _MappedDataset(Dataset):
     def __getitem__(self, key: Any) -> dict | Failure | Replaced:
         return self.sample(key)
 
-    def sample(self, key: Any) -> dict | Failure:
+    def sample(self, key: Any) -> dict | Failure | Replaced:
         """Return the sample at `key`, or why there is none."""
         return self._mapper(self.record(key))
 
@@ -223,10 +227,12 @@ class _SeededDataset(_MappedDataset):
         mapper: Callable[[dict], dict],
         seed: int,
         replaces: bool = False,
+        copy_paste: CopyPaste | None = None,
     ):
         super().__init__(records, mapper)
         self._seed = seed
         self._replaces = replaces
+        self._copy_paste = copy_paste
 
     def record(self, key: tuple[int, int]) -> dict:
         return super().record(key[0])
@@ -239,13 +245,32 @@ class _SeededDataset(_MappedDataset):
         others = np.random.default_rng((self._seed, key[1], 2))
         for other in others.integers(len(self), size=_REPLACEMENTS):
             found = self.sample((int(other), key[1]))
+            if isinstance(found, Replaced):
+                found = found.sample
             if not isinstance(found, Failure):
                 return Replaced(found, sample.message)
         return Failure(f"{sample.message} (and {_REPLACEMENTS} replacements failed as well)")
 
-    def sample(self, key: tuple[int, int]) -> dict | Failure:
+    def sample(self, key: tuple[int, int]) -> dict | Failure | Replaced:
         with generators_seeded(self._seed, key[1]):
-            return super().sample(key)
+            sample = self._mapper(self.record(key))
+            if self._copy_paste is None or isinstance(sample, Failure):
+                return sample
+            return self._pasted(sample, self._copy_paste)
+
+    def _pasted(self, sample: dict, copy_paste: CopyPaste) -> dict | Failure | Replaced:
+        """Return a sample, with objects of another one if the draw says so."""
+        if np.random.random() >= copy_paste.prob:
+            return sample
+        failures: list[Failure] = []
+        tries = _REPLACEMENTS if self._replaces else 1
+        for other in np.random.randint(len(self), size=tries).tolist():
+            source = self._mapper(super().record(other))
+            if not isinstance(source, Failure):
+                made = copy_paste(sample, source)
+                return Replaced(made, failures[0].message) if failures else made
+            failures.append(source)
+        return failures[0]
 
 
 def _shared(records: Sequence[dict]) -> Sequence[dict]:

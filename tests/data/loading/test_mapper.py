@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2ext.data.formats.via import read_via
-from d2ext.data.loading.center_crop import CropPadTransform
+from d2ext.data.loading.augment.center_crop import CropPadTransform
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.loading.mapper import Mapper, transform_polygons
 from d2ext.errors import UserError

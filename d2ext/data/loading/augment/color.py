@@ -103,3 +103,54 @@ class PhotoMetricDistortion(T.Augmentation):
     def _drawn(self, limits: Sequence[float], neutral: float) -> float:
         """Return a number between the limits, or the neutral one, equally often."""
         return np.random.uniform(limits[0], limits[1]) if np.random.randint(2) else neutral
+
+
+class ColorJitter(T.Augmentation):
+    """Change brightness, contrast, saturation and hue of every image, each by a uniform draw.
+
+    The changes are those of Krizhevsky et al. 2012 and Howard 2013 (https://arxiv.org/abs/1312.5402)
+    in the form of torchvision's ColorJitter, in the fixed order brightness and contrast,
+    saturation, hue. Contrast keeps the mean level of the image. Channels are never swapped, so
+    that colors stay plausible. Saturation and hue are those of HSV.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 32,
+        contrast: Sequence[float] = (0.75, 1.25),
+        saturation: Sequence[float] = (0.75, 1.25),
+        hue: float = 8,
+        image_format: str = "BGR",
+    ):
+        """Describe the ranges.
+
+        Args:
+            brightness: Largest change of the levels, which are 0 to 255, in both directions.
+            contrast: Smallest and largest factor of the difference to the mean level; positive.
+            saturation: Smallest and largest factor of the saturation.
+            hue: Largest change of the hue in degrees, in both directions.
+            image_format: RGB or BGR.
+
+        Raises:
+            ValueError: A factor of the contrast is not positive.
+        """
+        super().__init__()
+        if min(contrast) <= 0:
+            raise ValueError(f"contrast={list(contrast)}: give positive factors")
+        self.brightness, self.hue = brightness, hue
+        self.contrast, self.saturation = tuple(contrast), tuple(saturation)
+        self.image_format = image_format
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Return a random transform for an image (H, W, 3), uint8."""
+        added = np.random.uniform(-self.brightness, self.brightness)
+        factor = np.random.uniform(self.contrast[0], self.contrast[1])
+        distortion = Distortion(
+            # (x + brightness) * factor = (x - mean) * factor + mean + added
+            brightness=(image.mean() * (1 - factor) + added) / factor,
+            contrast=factor,
+            saturation=np.random.uniform(self.saturation[0], self.saturation[1]),
+            hue=np.random.uniform(-self.hue, self.hue),
+            is_rgb=self.image_format == "RGB",
+        )
+        return T.ColorTransform(distortion)

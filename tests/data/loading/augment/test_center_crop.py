@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2ext.data.loading.center_crop import CenterCropPad, CropPadTransform
+from d2ext.data.loading.augment.center_crop import CenterCropPad, CropPadTransform
 from d2ext.data.loading.mapper import Mapper
 from d2ext.errors import UserError
 

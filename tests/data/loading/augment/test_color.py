@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from d2ext.data.loading.photometric import Distortion, PhotoMetricDistortion
+from d2ext.data.loading.augment.color import ColorJitter, Distortion, PhotoMetricDistortion
 
 
 @pytest.fixture
@@ -88,3 +88,34 @@ def test_each_change_is_made_half_of_the_time_within_its_range(image):
         assert 240 < len(changed) < 360 and changed.std() > (high - low) / 5
     assert 240 < sum(change.contrast_last for change in drawn) < 360
     assert all(change.is_rgb for change in drawn)
+
+
+def test_jitter_keeps_the_mean_level_with_contrast_alone(image):
+    np.random.seed(0)
+    gray = image[..., :1].repeat(3, axis=2)
+    mean = gray.mean()
+    for _ in range(20):
+        transform = ColorJitter(0, (0.5, 1.2), (1, 1), 0).get_transform(gray)
+        expected = (gray - mean) * transform.op.contrast + mean
+        assert np.abs(transform.apply_image(gray) - expected).max() <= 0.51
+
+
+def test_jitter_draws_every_change_uniformly(image):
+    np.random.seed(0)
+    augmentation = ColorJitter(20, (0.5, 2), (0.8, 1.2), 5, "RGB")
+    drawn = [augmentation.get_transform(image).op for _ in range(400)]
+    added = [(d.brightness * d.contrast) - image.mean() * (1 - d.contrast) for d in drawn]
+    for values, low, high in (
+        (added, -20, 20),
+        ([d.contrast for d in drawn], 0.5, 2),
+        ([d.saturation for d in drawn], 0.8, 1.2),
+        ([d.hue for d in drawn], -5, 5),
+    ):
+        counts, _ = np.histogram(values, 4, (low, high))
+        assert counts.sum() == 400 and counts.min() > 70
+    assert all(d.is_rgb and d.channels == (0, 1, 2) for d in drawn)
+
+
+def test_a_jitter_without_contrast_is_refused():
+    with pytest.raises(ValueError, match="contrast=.*positive"):
+        ColorJitter(contrast=(0, 1))

@@ -1,0 +1,1 @@
+"""Augmentations: of single images, as Detectron2 `Augmentation`s, and copy-paste between two."""

@@ -1,0 +1,49 @@
+"""Large-scale jitter resizes and crops as the paper says."""
+
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2ext.data.loading.augment.scale import LargeScaleJitter, ScaleJitter
+
+SIDES = st.integers(1, 300)
+
+
+@given(st.integers(0, 2**32 - 1), SIDES, SIDES, st.floats(0.1, 3))
+def test_sizes_equal_detectron2_s_but_are_never_zero(seed, height, width, scale):
+    image = np.broadcast_to(np.uint8(0), (height, width, 3))
+    np.random.seed(seed)
+    made = ScaleJitter([80, 120], [0.1, scale]).get_transform(image)
+    np.random.seed(seed)
+    expected = T.ResizeScale(0.1, scale, 80, 120).get_transform(image)
+    assert (made.h, made.w) == (height, width)
+    assert (made.new_h, made.new_w) == (max(expected.new_h, 1), max(expected.new_w, 1))
+
+
+def test_scales_are_uniform():
+    np.random.seed(0)
+    image = np.broadcast_to(np.uint8(0), (1000, 500, 3))
+    heights = [ScaleJitter([1000, 1000]).get_transform(image).new_h for _ in range(400)]
+    counts, _ = np.histogram(heights, 4, (99.5, 2000.5))
+    assert counts.sum() == 400 and counts.min() > 70
+
+
+def test_large_images_are_cropped_anywhere_and_small_ones_are_not_padded():
+    image = np.broadcast_to(np.uint8(0), (40, 60, 3))
+    corners = set()
+    for seed in range(60):
+        np.random.seed(seed)
+        given_image = T.AugInput(image)
+        resize, crop = LargeScaleJitter([50, 50])(given_image).transforms
+        assert given_image.image.shape[:2] == (min(resize.new_h, 50), min(resize.new_w, 50))
+        assert resize.new_w <= 100 and abs(resize.new_h - resize.new_w * 40 / 60) <= 1
+        assert 0 <= crop.x0 <= resize.new_w - crop.w and 0 <= crop.y0 <= resize.new_h - crop.h
+        corners.add((crop.x0, crop.y0))
+    assert len(corners) > 20
+
+
+def test_a_scale_of_zero_is_refused():
+    with pytest.raises(ValueError, match="scale=.*positive"):
+        LargeScaleJitter(scale=[0, 1])
