@@ -209,7 +209,8 @@ def _all_numbers(run: RunRecord) -> list[tuple[str, list[tuple[float | None, Any
 
 
 def about_intervals(evaluations: Iterable[EvaluationRecord]) -> list[str]:
-    """Return sentences about the intervals of results, and about APs that have none."""
+    """Return sentences about the intervals of results, their caveats, and APs without intervals."""
+    evaluations = list(evaluations)
     shown = [
         (e.intervals or {}).get(key)
         for e in evaluations
@@ -217,6 +218,7 @@ def about_intervals(evaluations: Iterable[EvaluationRecord]) -> list[str]:
         if value is not None and _split(key)[2] in _AP_NAMES
     ]
     sentences = [ABOUT_INTERVALS] if any(shown) else []
+    sentences += dict.fromkeys(f"{text}." for e in evaluations for text in e.caveats or ())
     if not all(shown):
         sentences.append(NO_INTERVALS)
     return sentences

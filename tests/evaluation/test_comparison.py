@@ -8,8 +8,10 @@ import pytest
 from d2ext.evaluation.bootstrap import comparison
 from d2ext.evaluation.bootstrap.comparison import Difference, differences, mean_of, sentence
 from d2ext.evaluation.bootstrap.resampling import Samples, draw_images
+from tests.evaluation.columns import ground_truth
 
 KEY = "coco/segm/AP"
+BOX = (10.0, 10.0, 40.0, 40.0)
 
 
 def _samples(values, images=13, estimate=None):
@@ -55,6 +57,15 @@ def test_fewer_draws_are_the_first_ones():
     many, few = (_of_photos(scores, draw_images(13, n)) for n in (1000, 300))
     assert differences(many, few)[KEY] == Difference(0.0, (0.0, 0.0), 13)
     assert len(mean_of([few, many]).values[KEY]) == 300
+
+
+def test_few_objects_of_some_classes_are_named_with_the_bias():
+    objects = [(0, 0, BOX)] * 20 + [(0, 1, BOX)] * 19
+    assert comparison.rare_classes_note(ground_truth(objects, ("a", "b", "absent"))) == (
+        "1 of 2 classes has fewer than 20 objects (b): AP there and over all classes is probably"
+        " too high, and its interval too narrow"
+    )
+    assert comparison.rare_classes_note(ground_truth(objects[:20], ("a",))) == ""
 
 
 def test_undefined_results_have_no_interval():

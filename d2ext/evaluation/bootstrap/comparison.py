@@ -17,6 +17,7 @@ from d2ext.evaluation.bootstrap.resampling import (
     MAX_IMAGES,
     Samples,
     interval,
+    objects_by_class,
     rare_classes,
 )
 from d2ext.evaluation.instances import GroundTruth
@@ -30,20 +31,20 @@ _PLOT = 41  # characters of a plot on the terminal
 
 ABOUT_INTERVALS = (
     "[low, high] is a 95 % bootstrap interval: where the number would probably be on all photos"
-    " like these. It is wider the fewer photos there are, and rough below about 50 photos; for"
-    f" classes with fewer than {FEW_OBJECTS} objects, it is too narrow. It does not contain how"
-    " much another training, with another seed, would change the number."
+    " like these. It is wider the fewer photos there are, and rough below about 50 photos. If low"
+    " and high are equal, all draws gave the same number, which does not make it exact. The interval"
+    " does not cover the variation between seeds."
 )
 
 NO_INTERVALS = (
-    "Results without an interval are of an evaluator of Detectron2, of a metric without"
-    " `resampled`, of more than 1,000 images (train.intervals=True computes them), or of an older"
-    " version of d2ext."
+    f"A result has no interval if intervals were off, if the test set has more than {MAX_IMAGES:,}"
+    " images (train.intervals=True), if a Detectron2 evaluator or a metric without `resampled`"
+    " computed it, or if the run is older."
 )
 ABOUT_DIFFERENCES = (
-    "[low, high] is the 95 % interval of the difference, from draws of the photos that are the same"
-    " for both. It shows what other photos like these could change, not what another training with"
-    " another seed would."
+    "[low, high] is the 95 % interval of the difference, from the same draws of the photos for both."
+    " It shows what other photos like these could change, and does not cover the variation between"
+    " seeds."
 )
 
 
@@ -97,12 +98,15 @@ def wants_intervals(images: int, intervals: bool | None, resamples: int) -> bool
 
 
 def rare_classes_note(ground_truth: GroundTruth) -> str:
-    """Return a sentence about classes whose intervals are too narrow; "" if there are none."""
+    """Return how classes with few objects bias AP and its intervals; "" if there are none."""
     if not (rare := rare_classes(ground_truth)):
         return ""
+    known = np.count_nonzero(objects_by_class(ground_truth))
+    have = "has" if len(rare) == 1 else "have"
     return (
-        f"{plural(len(rare), 'class')} with fewer than {FEW_OBJECTS} objects"
-        f" ({shortened(rare, 5)}): AP is not reliable there, and its intervals are too narrow"
+        f"{len(rare)} of {plural(known, 'class')} {have} fewer than {FEW_OBJECTS} objects"
+        f" ({shortened(rare, 5)}): AP there and over all classes is probably too high, and its"
+        " interval too narrow"
     )
 
 

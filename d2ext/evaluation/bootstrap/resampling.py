@@ -132,9 +132,14 @@ def rare_classes(ground_truth: GroundTruth) -> list[str]:
     AP of few objects is too high on average, and its interval too narrow: see
     `benchmarks/interval_coverage.py`. This holds for means over such classes, too.
     """
-    counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
-    objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
+    objects = objects_by_class(ground_truth)
     return [c for c, n in zip(ground_truth.classes, objects, strict=True) if 0 < n < FEW_OBJECTS]
+
+
+def objects_by_class(ground_truth: GroundTruth) -> np.ndarray:
+    """Return the number of objects to find of each class: (C,) int64."""
+    counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
+    return np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
 
 
 def images_with_objects(values: np.ndarray, images: int) -> float:
