@@ -12,6 +12,7 @@ from d2ext.evaluation.bootstrap.comparison import (
     Difference,
     differences,
     is_shown,
+    labeled,
     mean_of,
     meaning,
     plot,
@@ -113,12 +114,11 @@ class Comparison:
         for key, rows in self.by_key():
             lines += [f"{key}: {row.sentence}" for row in rows]
         if self.rows:
-            # Most runs share the same meanings; print each once.
-            lines += dict.fromkeys(row.meaning for row in self.rows)
             pairs = {(row.name, row.base) for row in self.rows}
             several = len(pairs) > 1
-            labels = [f"{row.name}, {row.key}" if several else row.key for row in self.rows]
-            lines += ["", *plot(dict(zip(labels, (r.difference for r in self.rows), strict=True)))]
+            rows = {f"{r.name}, {r.key}" if several else r.key: r for r in self.rows}
+            lines += labeled({label: row.meaning for label, row in rows.items()})
+            lines += ["", *plot({label: row.difference for label, row in rows.items()})]
             lines += ["", ABOUT_DIFFERENCES]
         return [*lines, *self.spreads]
 

@@ -316,7 +316,7 @@ def test_against_worse_predictions(tmp_path, evaluate):
     name = tmp_path / "detections.json"
     assert f"coco/bbox/AP: {name} is better than {others} by {ends}" in done.stdout
     assert "The choice of photos does not explain the difference" in done.stdout
-    assert "| is no difference" in done.stdout
+    assert "| marks no difference" in done.stdout
     evaluate(halved + wrong, "--out", others, content=content)
     assert row["difference"] == pytest.approx(
         json.loads(out.read_text())["coco/bbox/AP"] - json.loads(others.read_text())["coco/bbox/AP"]

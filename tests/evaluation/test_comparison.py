@@ -76,16 +76,18 @@ def test_undefined_results_have_no_interval():
 
 SENTENCES = {
     (2.1, -0.4, 4.5, 13): "B is better than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
+    " 13 photos; it takes about 38 photos to show a difference of this size in 4 of 5 cases",
     (-2.1, -4.5, 0.4, 13): "B is worse than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
+    " 13 photos; it takes about 38 photos to show a difference of this size in 4 of 5 cases",
     (-2.1, -4.0, -0.2, 200): "B is worse than A by 2.1 AP [0.2, 4.0] on these 200 photos",
     (0.5, -4.5, 5.5, 13): "B is better than A by 0.5 AP [-4.5, 5.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 1,300 photos to settle a difference of this size",
-    (0.01, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
-    " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
+    " 13 photos; it takes about 2,700 photos to show a difference of this size in 4 of 5 cases",
+    (0.01, -3.0, 3.0, 1300): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on"
+    " these 1,300 photos; it takes more than 100,000 photos to show a difference of this size in 4 of"
+    " 5 cases",
     (0.0, -3.0, 3.0, 13): "B and A differ by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
-    " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
+    " 13 photos",
+    (2.1, 0.03, 4.0, 200): "B is better than A by 2.1 AP [0.03, 4.0] on these 200 photos",
     (0.0, 0.0, 0.0, 13): "B and A do not differ: 0.0 AP [0.0, 0.0] on these 13 photos",
     (5.0, 5.0, 5.0, 1): "B is better than A by 5.0 AP [5.0, 5.0]: a single photo says nothing about"
     " others",
@@ -101,11 +103,13 @@ def test_sentences(numbers):
 @pytest.mark.parametrize(
     ("value", "interval", "images", "wanted"),
     [
-        (2.0, (-2.0, 6.0), 50, 200),  # half as wide with four times as many photos
-        (2.0, (-2.1, 6.1), 50, 220),
-        (2.0, (0.0, 2.5), 50, 51),  # wider on the other side; more photos than there are
-        (1.0, (-30.0, 32.0), 90, 87_000),
-        (1.0, (-50.0, 52.0), 90, None),
+        # To touch 0 takes an interval half as wide, of four times as many photos; to exclude it in
+        # 80 % of the cases, ((1.96 + 0.84) / 1.96) ** 2 = 2.04 times as many.
+        (2.0, (-2.0, 6.0), 50, 410),
+        (2.0, (-2.1, 6.1), 50, 430),
+        (2.0, (0.0, 2.5), 50, 110),  # wider on the other side
+        (1.0, (-20.0, 22.0), 90, 82_000),
+        (1.0, (-30.0, 32.0), 90, None),
     ],
 )
 def test_photos_that_would_settle_a_difference(value, interval, images, wanted):
@@ -123,7 +127,17 @@ def test_seeds_are_averaged_and_their_spread_is_stated():
     several = {"A": [47.1, 49.0, 51.1], "B": [50.0, 51.0, 52.0]}
     assert "more seeds are needed" in comparison.seeds_meaning(2.0, several)
     assert "less than the difference" in comparison.seeds_meaning(-5.0, several)
-    assert "B is a single training" in comparison.seeds_meaning(5.0, several | {"B": [50.0]})
+    single = comparison.seeds_meaning(5.0, several | {"B": [50.0]})
+    assert "B is a single training" in single and "up to 4.0 from seed to seed, less" in single
+
+
+def test_what_differences_mean_is_said_of_each():
+    shown, unclear = Difference(3.0, (1.0, 5.0), 60), Difference(1.0, (-1.0, 3.0), 60)
+    lines = comparison.comparison_text("B", "A", {"x/AP": shown, "x/AP50": unclear})
+    assert lines[2].startswith("x/AP: The choice of photos does not explain")
+    assert lines[3].startswith("x/AP50: The choice of photos alone can make")
+    lines = comparison.comparison_text("B", "A", {"x/AP": unclear, "x/AP50": unclear})
+    assert lines[2].startswith("The choice of photos alone") and not lines[3]
 
 
 def test_plot_on_the_terminal():
@@ -135,6 +149,6 @@ def test_plot_on_the_terminal():
         "a       [---------|---------o-------------------]",
         "longer  [----o----]",
         "        -1.0                                  3.0",
-        "        | is no difference",
+        "        | marks no difference; to its right, the run that is named first is better",
     ]
     assert comparison.plot({"a": Difference(0.0, (0.0, 0.0), 13)})[0].strip().endswith("o")
