@@ -83,8 +83,8 @@ SENTENCES = {
     (0.5, -4.5, 5.5, 13): "B is better than A by 0.5 AP [-4.5, 5.5]: not distinguishable on these"
     " 13 photos; it takes about 2,700 photos to show a difference of this size in 4 of 5 cases",
     (0.01, -3.0, 3.0, 1300): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on"
-    " these 1,300 photos; it takes more than 100,000 photos to show a difference of this size in 4 of"
-    " 5 cases",
+    " these 1,300 photos; it takes more than 100,000 photos to show a difference of this size in 4"
+    " of 5 cases",
     (0.0, -3.0, 3.0, 13): "B and A differ by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
     " 13 photos",
     (2.1, 0.03, 4.0, 200): "B is better than A by 2.1 AP [0.03, 4.0] on these 200 photos",

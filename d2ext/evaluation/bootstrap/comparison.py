@@ -34,8 +34,8 @@ _PLOT = 41  # characters of a plot on the terminal
 ABOUT_INTERVALS = (
     "[low, high] is a 95 % bootstrap interval: where the number would probably be on all photos"
     " like these. It is wider the fewer photos there are, and rough below about 50 photos. If low"
-    " and high are equal, all draws gave the same number, which does not make it exact. The interval"
-    " does not cover the variation between seeds."
+    " and high are equal, all draws gave the same number, which does not make it exact. The"
+    " interval does not cover the variation between seeds."
 )
 
 NO_INTERVALS = (
@@ -44,9 +44,9 @@ NO_INTERVALS = (
     " computed it, or if the run is older."
 )
 ABOUT_DIFFERENCES = (
-    "[low, high] is the 95 % interval of the difference, from the same draws of the photos for both."
-    " It shows what other photos like these could change, and does not cover the variation between"
-    " seeds."
+    "[low, high] is the 95 % interval of the difference, from the same draws of the photos for"
+    " both. It shows what other photos like these could change, and does not cover the variation"
+    " between seeds."
 )
 
 ABOUT_ZERO = "| marks no difference; to its right, the run that is named first is better"
@@ -73,7 +73,7 @@ class Difference:
         return self.images > 1 and (low > 0 or high < 0)
 
     def photos_needed(self) -> int | None:
-        """Return roughly how many photos would show a true difference of this size in 80 % of cases.
+        """Return roughly how many photos would show such a true difference with a power of 80 %.
 
         The width of an interval falls with the square root of the number of photos.
 

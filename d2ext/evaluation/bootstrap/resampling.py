@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from d2ext.evaluation.instances import Detections, GroundTruth
@@ -174,12 +175,22 @@ def _student_quantile(degrees: float) -> float:
 
 
 def digest(ground_truth: GroundTruth) -> str:
-    """Return a digest of the images, classes and objects of a test set."""
+    """Return a digest of the images, classes and labels of a test set.
+
+    Only what results depend on counts: not the paths of the images.
+    """
+    gt = ground_truth
     found = hashlib.sha256()
-    found.update(repr((list(map(str, ground_truth.image_ids)), ground_truth.classes)).encode())
-    for column in (ground_truth.image, ground_truth.label, ground_truth.boxes):
+    lists = (gt.classes, gt.segmentations, gt.negatives, gt.not_exhaustive, gt.frequencies)
+    found.update(msgspec.json.encode((list(map(str, gt.image_ids)), *lists), enc_hook=_to_list))
+    arrays = (gt.image, gt.label, gt.boxes, gt.areas, gt.crowd, gt.difficult, gt.group_of)
+    for column in (*arrays, *([] if gt.keypoints is None else [gt.keypoints])):
         found.update(np.ascontiguousarray(column).tobytes())
     return found.hexdigest()
+
+
+def _to_list(array: Any) -> Any:
+    return array.tolist()  # np.ndarray or a number of NumPy in a segmentation
 
 
 def write_samples(path: Path, samples: Mapping[str, Samples]) -> None:
