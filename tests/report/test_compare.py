@@ -15,19 +15,21 @@ from tests.report.test_report import Page, write_run
 KEY = "coco/segm/AP"
 
 
-def write_drawn(run, scores, seed=None, config="", ground_truth="photos", folder="."):
+def write_drawn(
+    run, scores, seed=None, config="", ground_truth="photos", folder=".", dataset="balloon_val"
+):
     """Give a run an evaluation whose AP is the mean of a score of each photo, with its draws."""
     folder = run / folder
     scores = np.asarray(scores, np.float64)
     values = draw_images(len(scores)) @ scores / len(scores)
     samples = Samples(len(scores), ground_truth, {KEY: scores.mean()}, {KEY: values})
     new = folder / "resamples" / "new.npz"
-    write_samples(new, {"balloon_val": samples})
+    write_samples(new, {dataset: samples})
     file = new.rename(new.with_name(f"{digest_of(new)}.npz"))
     evaluation = {
         "iteration": 100,
-        "results": {f"balloon_val/{KEY}": scores.mean()},
-        "intervals": {f"balloon_val/{KEY}": intervals(samples)[KEY]},
+        "results": {f"{dataset}/{KEY}": scores.mean()},
+        "intervals": {f"{dataset}/{KEY}": intervals(samples)[KEY]},
         "samples": file.name,
     }
     (folder / "results.json").write_text(json.dumps({"last": evaluation}))
@@ -194,6 +196,25 @@ def test_other_photos_or_labels_are_not_compared(tmp_path):
     note = "balloon_val of two is not compared: its photos or labels are not those of one"
     assert note in printed and note in page.text
     assert "two is" not in printed.replace(note, "") and "three is better than one" in printed
+
+
+def test_test_sets_of_one_run_only_are_named(tmp_path):
+    runs = _runs(tmp_path, {"one": _scores(50), "two": _scores(53)})
+    write_drawn(runs[1], _scores(53), dataset="night")
+    printed, _ = _compared(runs, tmp_path)
+    assert "night of two is not compared: one was not evaluated on it." in printed
+    assert "balloon_val of one is not compared: two was not evaluated on it." in printed
+
+
+def test_different_evaluators_are_named(tmp_path):
+    runs = _runs(tmp_path, {"one": _scores(50), "two": _scores(53)})
+    for run, most in zip(runs, (100, 300), strict=True):
+        write_drawn(run, _scores(50), 0, f"evaluators: {{coco: {{max_detections: {most}}}}}\n")
+    printed, page = _compared(runs, tmp_path)
+    note = "two and one may not be comparable: their evaluators differ (evaluators.coco.max_d"
+    assert note in printed and note in page.text and "two and one do not differ" in printed
+    write_drawn(runs[1], _scores(50), 0, "evaluators: {coco: {max_detections: 100}}\n")
+    assert "may not be comparable" not in _compared(runs, tmp_path)[0]
 
 
 def test_runs_without_draws_are_named_with_the_remedy(tmp_path):
