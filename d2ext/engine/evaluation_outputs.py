@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.bootstrap.comparison import (
+from d2ext.evaluation.bootstrap.intervals import (
     intervals,
     rare_classes_note,
     without_classes,

@@ -17,14 +17,13 @@ from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyze, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.bootstrap.comparison import (
+from d2ext.evaluation.bootstrap.comparison import comparison_text, differences
+from d2ext.evaluation.bootstrap.intervals import (
     ABOUT_INTERVALS,
-    comparison_text,
-    differences,
     rare_classes_note,
     wants_intervals,
 )
-from d2ext.evaluation.bootstrap.comparison import intervals as intervals_of
+from d2ext.evaluation.bootstrap.intervals import intervals as intervals_of
 from d2ext.evaluation.bootstrap.resampling import MAX_IMAGES, RESAMPLES, Samples, resample
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from msgspec import UnsetType
 
 from d2ext.errors import UserError
-from d2ext.evaluation.bootstrap.comparison import ABOUT_INTERVALS, NO_INTERVALS
+from d2ext.evaluation.bootstrap.intervals import ABOUT_INTERVALS, NO_INTERVALS
 from d2ext.evaluation.metric_names import VALIDATION_LOSS, is_validation_loss
 from d2ext.files import atomic_write
 from d2ext.html import page_template

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from d2ext.evaluation.bootstrap.comparison import intervals
+from d2ext.evaluation.bootstrap.intervals import intervals
 from d2ext.evaluation.bootstrap.resampling import read_samples
 
 # With these, the tiny model finds some objects, so that results are not all 0.

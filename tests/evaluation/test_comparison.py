@@ -7,6 +7,7 @@ import pytest
 
 from d2ext.evaluation.bootstrap import comparison
 from d2ext.evaluation.bootstrap.comparison import Difference, differences, mean_of, sentence
+from d2ext.evaluation.bootstrap.intervals import intervals, rare_classes_note
 from d2ext.evaluation.bootstrap.resampling import Samples, draw_images
 from tests.evaluation.columns import ground_truth
 
@@ -32,7 +33,7 @@ def test_the_interval_of_a_difference_is_paired():
     hard = np.linspace(0, 100, 40)
     draws = draw_images(40, 1000)
     base, better = _of_photos(hard, draws), _of_photos(hard + 2, draws)
-    low, high = comparison.intervals(base)[KEY]
+    low, high = intervals(base)[KEY]
     assert high - low > 15
     (found,) = differences(better, base).values()
     assert found.value == pytest.approx(2) and found.interval == pytest.approx((2, 2))
@@ -61,16 +62,16 @@ def test_fewer_draws_are_the_first_ones():
 
 def test_few_objects_of_some_classes_are_named_with_the_bias():
     objects = [(0, 0, BOX)] * 20 + [(0, 1, BOX)] * 19
-    assert comparison.rare_classes_note(ground_truth(objects, ("a", "b", "absent"))) == (
+    assert rare_classes_note(ground_truth(objects, ("a", "b", "absent"))) == (
         "1 of 2 classes has fewer than 20 objects (b): AP there and over all classes is probably"
         " too high, and its interval too narrow"
     )
-    assert comparison.rare_classes_note(ground_truth(objects[:20], ("a",))) == ""
+    assert rare_classes_note(ground_truth(objects[:20], ("a",))) == ""
 
 
 def test_undefined_results_have_no_interval():
     nothing = _samples([math.nan] * 10)
-    assert comparison.intervals(nothing) == {KEY: None}
+    assert intervals(nothing) == {KEY: None}
     assert differences(nothing, _samples([1.0] * 10)) == {}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2ext.errors import UserError
-from d2ext.evaluation.bootstrap.comparison import intervals
+from d2ext.evaluation.bootstrap.intervals import intervals
 from d2ext.evaluation.bootstrap.resampling import Samples, draw_images, write_samples
 from d2ext.report import write_comparison
 from d2ext.run_dir.names import digest_of
