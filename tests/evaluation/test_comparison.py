@@ -150,6 +150,6 @@ def test_plot_on_the_terminal():
         "a       [---------|---------o-------------------]",
         "longer  [----o----]",
         "        -1.0                                  3.0",
-        "        | marks no difference; to its right, the run that is named first is better",
+        "        | marks no difference; to its right, the one that is named first is better",
     ]
     assert comparison.plot({"a": Difference(0.0, (0.0, 0.0), 13)})[0].strip().endswith("o")

@@ -27,7 +27,7 @@ ABOUT_DIFFERENCES = (
     " between seeds."
 )
 
-ABOUT_ZERO = "| marks no difference; to its right, the run that is named first is better"
+ABOUT_ZERO = "| marks no difference; to its right, the one that is named first is better"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def rare_classes_note(ground_truth: GroundTruth) -> str:
     """Return how classes with few objects bias AP and its intervals; "" if there are none."""
     if not (rare := rare_classes(ground_truth)):
         return ""
-    known = np.count_nonzero(objects_by_class(ground_truth))
+    known = int(np.count_nonzero(objects_by_class(ground_truth)))
     have = "has" if len(rare) == 1 else "have"
     return (
         f"{len(rare)} of {plural(known, 'class')} {have} fewer than {FEW_OBJECTS} objects"
