@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from d2ext.cli import COMMANDS
+from d2ext.config.options import FEWEST_RESAMPLES
 from d2ext.config.recipes import find_config
 from d2ext.invocation import command
 
@@ -51,19 +52,21 @@ def add_interval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intervals",
         action="store_true",
-        help="compute 95%% intervals, of test sets with more than 1,000 images, too",
+        help="compute 95%% intervals even for test sets with more than 1,000 images",
     )
     parser.add_argument(
         "--resamples",
-        type=_whole,
+        type=_draws,
         metavar="N",
-        help="draws of the images for intervals (1000); 0 turns intervals off",
+        help="number of draws for intervals, at least 100 (default: 1000); 0 turns intervals off",
     )
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 0 or more")
+def _draws(text: str) -> int:
+    if not text.isdecimal() or 0 < int(text) < FEWEST_RESAMPLES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 0 nor an integer of at least {FEWEST_RESAMPLES}"
+        )
     return int(text)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d2ext.config.flatten import flatten
-from d2ext.config.options import WRITERS, Accepts, train_options
+from d2ext.config.options import FEWEST_RESAMPLES, WRITERS, Accepts, train_options
 from d2ext.errors import UserError
 from d2ext.text import did_you_mean
 
@@ -72,6 +72,7 @@ def check_config(cfg: Any) -> None:
     # Types first: a field of the wrong type may be why a number is out of bounds.
     for key in sorted(found, key=lambda key: _FIELDS[key].has_type(found[key])):
         check_field(key, found[key])
+    _check_draws(found.get("train.intervals"), found.get("train.resamples", FEWEST_RESAMPLES))
     for i, pattern in enumerate(found.get("train.freeze", ())):
         if not isinstance(pattern, str):
             raise UserError(f"train.freeze[{i}]={pattern!r}: takes str, the name of a module")
@@ -85,6 +86,16 @@ def check_config(cfg: Any) -> None:
                 f"train.writers[{i}]={writer!r}: takes {', '.join(WRITERS)} or a dict with"
                 f" the _target_ of a writer{hint and '; '}{hint}"
             )
+
+
+def _check_draws(intervals: bool | None, resamples: int) -> None:
+    if 0 < resamples < FEWEST_RESAMPLES:
+        raise UserError(f"train.resamples={resamples}: takes 0 or at least {FEWEST_RESAMPLES}")
+    if intervals and not resamples:
+        raise UserError(
+            "train.intervals=True needs draws of the images, but train.resamples=0; set it to 1000,"
+            " or train.intervals to False"
+        )
 
 
 def _is_call(value: Any) -> bool:

@@ -21,6 +21,9 @@ WRITERS = {
 }
 
 
+FEWEST_RESAMPLES = 100  # fewer draws do not give the ends of a 95 % interval
+
+
 class Accepts(NamedTuple):
     """Values that a field accepts.
 
@@ -309,7 +312,9 @@ class TrainOptions:
         " up to 1,000 images",
     )
     resamples: int = _option(
-        1000, "draws of the images from which intervals are computed; 0: no intervals", least=0
+        1000,
+        "draws of the images from which intervals are computed, at least 100; 0: no intervals",
+        least=0,
     )
     early_stopping_patience: int | None = _option(
         None,

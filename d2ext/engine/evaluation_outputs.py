@@ -13,7 +13,11 @@ from msgspec import UNSET, UnsetType
 from d2ext.errors import best_effort
 from d2ext.evaluation.analysis import AnalysisRecord, RankedImages, TaskAnalysis, analyze
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.bootstrap.comparison import intervals, without_classes
+from d2ext.evaluation.bootstrap.intervals import (
+    intervals,
+    rare_classes_note,
+    without_classes,
+)
 from d2ext.evaluation.bootstrap.resampling import Samples, write_samples
 from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import results_of, write_predictions
@@ -35,11 +39,13 @@ class Written(NamedTuple):
         results: Flat results of all test sets.
         intervals: Their intervals by the same keys; UNSET if no draws were made.
         samples: Name of the file in resamples/ with the draws; UNSET without draws.
+        caveats: Sentences about what biases the results and intervals; UNSET if there are none.
     """
 
     results: dict[str, float]
     intervals: dict[str, tuple[float, float] | None] | UnsetType = UNSET
     samples: str | UnsetType = UNSET
+    caveats: list[str] | UnsetType = UNSET
 
 
 def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> Written:
@@ -72,7 +78,9 @@ def write_evaluations(evaluations: Sequence[Evaluation], out: Path) -> Written:
         results |= evaluation.results
     if not samples:
         return Written(results)
-    return Written(results, found, _write_samples(samples, out / RESAMPLES))
+    notes = {e.dataset: rare_classes_note(e.ground_truth) for e in evaluations if e.samples}
+    caveats = [f"{name}: {note}" for name, note in notes.items() if note]
+    return Written(results, found, _write_samples(samples, out / RESAMPLES), caveats or UNSET)
 
 
 def _write_samples(samples: Mapping[str, Samples], folder: Path) -> str:

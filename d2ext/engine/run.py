@@ -475,7 +475,12 @@ class Run:
         if iteration is not None and self.evaluations.is_better(written.results):
             self.checkpointer.save_best(iteration)
         self.evaluations.record(
-            iteration, written.results, losses, written.intervals, written.samples
+            iteration,
+            written.results,
+            losses,
+            written.intervals,
+            written.samples,
+            written.caveats,
         )
         return self.evaluations.exhausted(self.options.early_stopping_patience)
 

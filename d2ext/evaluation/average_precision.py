@@ -60,7 +60,7 @@ def voc_matches(
     ignored: np.ndarray,
     group_of: np.ndarray,
 ) -> Iterator[Matches]:
-    """For each class, yield the matches of which `average_precision` with these arguments tells."""
+    """For each class, yield the matches that `average_precision` counts, for the same arguments."""
     order = np.lexsort((-detections.scores, detections.label))  # stable
     label, boxes = detections.label[order], _corners(detections.boxes[order])
     image = detections.image[order]
@@ -85,7 +85,7 @@ def voc_matches(
 def sampled_precision(
     matches: Iterable[Matches], draws: np.ndarray, eleven_points: bool = False
 ) -> np.ndarray:
-    """Return what `average_precision` is for draws of the images.
+    """Return the result of `average_precision` for draws of the images.
 
     Args:
         matches: Matches of C classes at T thresholds.

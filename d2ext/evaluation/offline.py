@@ -17,15 +17,14 @@ from d2ext.data.formats.json_io import no_collection
 from d2ext.errors import UserError
 from d2ext.evaluation.analysis import analyze, printed
 from d2ext.evaluation.backends import chosen_backend, evaluable
-from d2ext.evaluation.bootstrap.comparison import (
+from d2ext.evaluation.bootstrap.comparison import comparison_text, differences
+from d2ext.evaluation.bootstrap.intervals import (
     ABOUT_INTERVALS,
-    comparison_text,
-    differences,
     rare_classes_note,
     wants_intervals,
 )
-from d2ext.evaluation.bootstrap.comparison import intervals as intervals_of
-from d2ext.evaluation.bootstrap.resampling import RESAMPLES, Samples, resample
+from d2ext.evaluation.bootstrap.intervals import intervals as intervals_of
+from d2ext.evaluation.bootstrap.resampling import MAX_IMAGES, RESAMPLES, Samples, resample
 from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import Detections, GroundTruth
@@ -82,7 +81,9 @@ def evaluate_files(
         raise UserError(f"--tasks {' '.join(tasks)} needs --metrics coco, which is not given")
     if not resamples and (intervals or against):
         flag = "--against" if against else "--intervals"
-        raise UserError(f"{flag} needs draws of the images, but --resamples is 0; leave it out")
+        raise UserError(
+            f"{flag} needs draws of the images, but --resamples is 0; leave --resamples out"
+        )
     if parts and any(parts.values()):
         chosen_backend("hotcoco")
         if parts.get("pr_curves") and out is None:
@@ -161,6 +162,7 @@ def _evaluated(
     name = ", ".join(map(str, predictions))
     detections = to_detections(Path(name), results, data)
     del results  # hundreds of megabytes
+    others = to_detections(against, read_results(against), data) if against else None
     ground_truth = data.ground_truth
     logger.info(
         "%d images, %d objects of %d classes, %d detections",
@@ -180,16 +182,20 @@ def _evaluated(
         logger.info("%s\n", _interval_table(samples, resamples))
         if note := rare_classes_note(ground_truth):
             logger.info("%s\n", note)
+    elif intervals is None and len(ground_truth.image_ids) > MAX_IMAGES and resamples:
+        logger.info(
+            "No intervals, because there are more than %d images; --intervals computes them\n",
+            MAX_IMAGES,
+        )
     analyses = {}
     if any(parts.values()):
         for task in evaluable(None, ground_truth, detections):
             analyses[task] = analyze(ground_truth, detections, task, parts)
             logger.info("Analysis of %s\n\n%s", task, printed(analyses[task]))
-    if against and not samples:
+    if others and not samples:
         logger.info("%s has no images, so %s is not compared", dataset, against)
-    elif against and samples:
-        logger.info("\nThe same of %s, to compare with:", against)
-        others = to_detections(against, read_results(against), data)
+    elif others and samples:
+        logger.info("\nResults of %s, for comparison:", against)
         base = _numbers(metrics, ground_truth, others)
         found = differences(samples, resample(metrics, ground_truth, others, base, resamples))
         more["against"] = {

@@ -18,7 +18,7 @@ from torch import nn
 from d2ext.data.records.records import file_names_of, image_ids_of
 from d2ext.data.segmentation import Segmentation
 from d2ext.errors import UserError, errors_located
-from d2ext.evaluation.bootstrap.comparison import rare_classes_note, wants_intervals
+from d2ext.evaluation.bootstrap.intervals import rare_classes_note, wants_intervals
 from d2ext.evaluation.bootstrap.resampling import MAX_IMAGES, RESAMPLES, Samples, resample
 from d2ext.evaluation.dataset_file import read_areas
 from d2ext.evaluation.evaluators import build_metric, flat_results

@@ -54,7 +54,9 @@ class ValidationLoss:
     ) -> dict[str, float]:
         """Return the mean losses over the images of each set; every rank must call it.
 
-        If a set fails, a warning says why, and it is not tried again.
+        If a set fails, a warning says why, and it is not tried again. If the forward pass fails on
+        one rank only, and that of the model communicates (as DETR's does), the other ranks wait for
+        the failed one until the time limit of the launcher.
 
         Args:
             model: Model that `losses_of` calls. Buffers, attributes and training mode are restored.

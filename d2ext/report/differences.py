@@ -12,6 +12,7 @@ from d2ext.evaluation.bootstrap.comparison import (
     Difference,
     differences,
     is_shown,
+    labeled,
     mean_of,
     meaning,
     plot,
@@ -25,6 +26,7 @@ from d2ext.report.config import leaves
 from d2ext.report.read import RunRecord
 from d2ext.run_dir.names import RESAMPLES, digest_of
 from d2ext.run_dir.schema import ResultsRecord, read_valid_part
+from d2ext.text import shortened
 
 # Keys that differ between two trainings of one config with different seeds.
 _OF_A_SEED = (
@@ -113,12 +115,11 @@ class Comparison:
         for key, rows in self.by_key():
             lines += [f"{key}: {row.sentence}" for row in rows]
         if self.rows:
-            # Most runs share the same meanings; print each once.
-            lines += dict.fromkeys(row.meaning for row in self.rows)
             pairs = {(row.name, row.base) for row in self.rows}
             several = len(pairs) > 1
-            labels = [f"{row.name}, {row.key}" if several else row.key for row in self.rows]
-            lines += ["", *plot(dict(zip(labels, (r.difference for r in self.rows), strict=True)))]
+            rows = {f"{r.name}, {r.key}" if several else r.key: r for r in self.rows}
+            lines += labeled({label: row.meaning for label, row in rows.items()})
+            lines += ["", *plot({label: row.difference for label, row in rows.items()})]
             lines += ["", ABOUT_DIFFERENCES]
         return [*lines, *self.spreads]
 
@@ -145,6 +146,12 @@ def compare_results(
     if one_config:
         groups = [Group([name], [of]) for name, of in samples.items()]
     for group in groups[1:]:
+        first, other = groups[0].names[0], group.names[0]
+        if keys := _different_evaluators(configs[other], configs[first]):
+            found.notes.append(
+                f"{group} and {groups[0]} may not be comparable: their evaluators differ"
+                f" ({shortened(keys, 3)})."
+            )
         found.rows += _rows(group, groups[0], one_config, found.notes)
     found.rows.sort(key=lambda row: row.key)
     return found
@@ -206,6 +213,17 @@ def _groups(samples: Mapping[str, dict[str, Samples]], configs: Mapping[str, str
     return groups
 
 
+def _different_evaluators(config: str, base: str) -> list[str]:
+    """Return the keys of section `evaluators` in which two configs differ; [] if one is missing."""
+    if not config or not base:
+        return []
+    ours, theirs = (
+        {k: str(v) for k, v in leaves(text).items() if k.startswith("evaluators.")}
+        for text in (config, base)
+    )
+    return [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
+
+
 def _spreads(group: Group) -> Iterator[str]:
     if len(group.names) > 1:
         for dataset in group.samples[0]:
@@ -223,10 +241,12 @@ def _rows(group: Group, base: Group, one_config: bool, notes: list[str]) -> Iter
         one_config: Whether both are runs of one config, which differ only in the seed.
         notes: List to which a sentence is added for each dataset that cannot be compared.
     """
-    for dataset, drawn in group.samples[0].items():
-        other = base.samples[0].get(dataset)
-        if other is None:
-            notes.append(f"{dataset} of {group} is not compared: {base} was not evaluated on it.")
+    ours, theirs = group.samples[0], base.samples[0]
+    for dataset in {**theirs, **ours}:
+        drawn, other = ours.get(dataset), theirs.get(dataset)
+        if drawn is None or other is None:
+            has, lacks = (group, base) if other is None else (base, group)
+            notes.append(f"{dataset} of {has} is not compared: {lacks} was not evaluated on it.")
             continue
         if drawn.ground_truth != other.ground_truth:
             notes.append(

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from msgspec import UnsetType
 
 from d2ext.errors import UserError
-from d2ext.evaluation.bootstrap.comparison import ABOUT_INTERVALS, NO_INTERVALS
+from d2ext.evaluation.bootstrap.intervals import ABOUT_INTERVALS, NO_INTERVALS
 from d2ext.evaluation.metric_names import VALIDATION_LOSS, is_validation_loss
 from d2ext.files import atomic_write
 from d2ext.html import page_template
@@ -209,7 +209,8 @@ def _all_numbers(run: RunRecord) -> list[tuple[str, list[tuple[float | None, Any
 
 
 def about_intervals(evaluations: Iterable[EvaluationRecord]) -> list[str]:
-    """Return sentences about the intervals of results, and about APs that have none."""
+    """Return sentences about the intervals of results, their caveats, and APs without intervals."""
+    evaluations = list(evaluations)
     shown = [
         (e.intervals or {}).get(key)
         for e in evaluations
@@ -217,6 +218,7 @@ def about_intervals(evaluations: Iterable[EvaluationRecord]) -> list[str]:
         if value is not None and _split(key)[2] in _AP_NAMES
     ]
     sentences = [ABOUT_INTERVALS] if any(shown) else []
+    sentences += dict.fromkeys(f"{text}." for e in evaluations for text in e.caveats or ())
     if not all(shown):
         sentences.append(NO_INTERVALS)
     return sentences

@@ -71,6 +71,7 @@ def read_run(run_dir: Path) -> RunRecord:
                 results=numbers,
                 intervals=ends,
                 samples=evaluation.samples,
+                caveats=evaluation.caveats,
             )
     overlays = {
         folder.name: sorted(folder.glob("*.jpg"))

@@ -95,6 +95,7 @@ class Results:
         losses: Mapping[str, float] | None = None,
         intervals: Mapping[str, tuple[float, float] | None] | UnsetType = UNSET,
         samples: str | UnsetType = UNSET,
+        caveats: list[str] | UnsetType = UNSET,
     ) -> None:
         """Add an evaluation, write the file, and delete the draws of replaced evaluations.
 
@@ -104,6 +105,7 @@ class Results:
             losses: Validation losses, if there are any.
             intervals: Intervals by key, if draws were made.
             samples: Name of the file in resamples/ with the draws.
+            caveats: Sentences about what biases the results and intervals.
         """
         last = EvaluationRecord(
             iteration=iteration,
@@ -111,6 +113,7 @@ class Results:
             losses=finite_or_none(losses) if losses else UNSET,
             intervals=UNSET if intervals is UNSET else dict(intervals),
             samples=samples,
+            caveats=caveats,
         )
         if self.is_better(results):
             metric = self._metric or UNSET

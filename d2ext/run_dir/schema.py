@@ -115,6 +115,8 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
         intervals: Lower and upper end of the 95 % intervals by the same keys; None if undefined.
             Results without draws have none; not set if no draws were made.
         samples: Name of the file in resamples/ that holds the draws; not set without draws.
+        caveats: Sentences about what biases the results and intervals, such as classes with few
+            objects; not set if there are none.
         losses: Validation losses by `<dataset>/validation_loss/<loss>`; None if not finite.
     """
 
@@ -124,6 +126,7 @@ class EvaluationRecord(msgspec.Struct, kw_only=True):
     results: dict[str, float | None]
     intervals: dict[str, tuple[float, float] | None] | UnsetType = UNSET
     samples: str | UnsetType = UNSET
+    caveats: list[str] | UnsetType = UNSET
     losses: dict[str, float | None] | UnsetType = UNSET
 
 

@@ -35,8 +35,10 @@ QUICK = ("detr", "mask_rcnn", "panoptic_fpn", "retinanet")  # the others are slo
 ALL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RESULTS]
 
 CHANGES_NOTHING = [  # FasterRCNN has BatchNorm in training mode
-    pytest.param(name, marks=[] if name in ("detr", "retinanet") else [pytest.mark.slow])
+    pytest.param(name, [], marks=[] if name in ("detr", "retinanet") else [pytest.mark.slow])
     for name in ("detr", "faster_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "vitdet")
+] + [
+    pytest.param("retinanet", ["train.amp.enabled=True", "train.amp.dtype=bfloat16"], id="bfloat16")
 ]
 
 
@@ -131,6 +133,15 @@ def _results(folder):
     return json.loads((folder / "results.json").read_text())["last"]["results"]
 
 
+def _tensors(value):
+    """Yield the tensors in nested dicts and lists, in order."""
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
 def _equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -150,14 +161,16 @@ def test_a_config_trains_resumes_exactly_and_evaluates(train, tmp_path, name):
     assert results == _results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", CHANGES_NOTHING)
-def test_validation_losses_change_nothing_else(train, tmp_path, name):
+@pytest.mark.parametrize(("name", "options"), CHANGES_NOTHING)
+def test_validation_losses_change_nothing_else(train, tmp_path, name, options):
     """Evaluate after every step, so that each later step could differ."""
     for folder in ("with", "without"):
         enabled = f"train.validation_loss={folder == 'with'}"
-        train(name, tmp_path / folder, "train.eval_period=1", enabled)
+        train(name, tmp_path / folder, "train.eval_period=1", enabled, *options)
     checkpoints = [_checkpoint(tmp_path / folder) for folder in ("with", "without")]
     assert _equal(*(content["model"] for content in checkpoints))
+    states = [list(_tensors(content["optimizer"])) for content in checkpoints]
+    assert states[0] and all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     normalizers = [content.get("loss_normalizer") for content in checkpoints]
     assert normalizers[0] == normalizers[1]
     whole, plain = (_metrics(tmp_path / folder) for folder in ("with", "without"))

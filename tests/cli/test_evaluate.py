@@ -255,25 +255,28 @@ def test_intervals_of_all_results(tmp_path, evaluate):
 def test_resamples(tmp_path, evaluate):
     content, found = _photos(30)
     out = tmp_path / "out.json"
-    assert "from 50 draws" in evaluate(found, "--resamples", 50, content=content).stdout
+    assert "from 100 draws" in evaluate(found, "--resamples", 100, content=content).stdout
     done = evaluate(found, "--resamples", 0, "--out", out, content=content)
     assert done.status == 0 and "interval" not in done.stdout
     assert "intervals" not in json.loads(out.read_text())
     for flags in (["--intervals"], ["--against", tmp_path / "detections.json"]):
         done = evaluate(found, "--resamples", 0, *flags, content=content)
         assert done.status == 2 and f"{flags[0]} needs draws" in done.stderr
-    done = evaluate(found, "--resamples", "-1", content=content)
-    assert done.status == 2 and "'-1' is not an integer of 0 or more" in done.stderr
+    for few in ("-1", "1", "99"):
+        done = evaluate(found, "--resamples", few, content=content)
+        assert done.status == 2
+        assert f"'{few}' is neither 0 nor an integer of at least 100" in done.stderr
 
 
 def test_more_than_1000_images_have_intervals_on_request(tmp_path, evaluate):
     out = tmp_path / "out.json"
     for count, flags in ((1000, []), (1001, []), (1001, ["--intervals"])):
         content, found = _photos(count)
-        done = evaluate(found, "--resamples", 20, "--out", out, *flags, content=content)
+        done = evaluate(found, "--resamples", 100, "--out", out, *flags, content=content)
         assert done.status == 0, done.stderr
         wanted = count == 1000 or bool(flags)
         assert ("intervals" in json.loads(out.read_text())) is wanted
+        assert ("more than 1000 images; --intervals computes them" in done.stdout) is not wanted
 
 
 def test_intervals_of_one_image_or_no_detections(tmp_path, evaluate):
@@ -316,7 +319,7 @@ def test_against_worse_predictions(tmp_path, evaluate):
     name = tmp_path / "detections.json"
     assert f"coco/bbox/AP: {name} is better than {others} by {ends}" in done.stdout
     assert "The choice of photos does not explain the difference" in done.stdout
-    assert "| is no difference" in done.stdout
+    assert "| marks no difference" in done.stdout
     evaluate(halved + wrong, "--out", others, content=content)
     assert row["difference"] == pytest.approx(
         json.loads(out.read_text())["coco/bbox/AP"] - json.loads(others.read_text())["coco/bbox/AP"]
@@ -343,6 +346,7 @@ def test_against_predictions_for_other_images(tmp_path, evaluate):
     done = evaluate(found, "--against", others, "--out", out, content=content)
     assert done.status == 2 and f"error: {others}" in done.stderr and "3" in done.stderr
     assert done.stderr.count("\n") == 1 and not out.exists()
+    assert "coco" not in done.stdout  # nothing has been evaluated yet
     done = evaluate(found, "--against", others, "--out", others, content=content)
     assert done.status == 2 and "--out would replace the input" in done.stderr
 

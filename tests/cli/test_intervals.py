@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from d2ext.evaluation.bootstrap.comparison import intervals
+from d2ext.evaluation.bootstrap.intervals import intervals
 from d2ext.evaluation.bootstrap.resampling import read_samples
 
 # With these, the tiny model finds some objects, so that results are not all 0.
@@ -75,9 +75,9 @@ def test_every_result_has_an_interval(results):
 def test_intervals_may_be_off(results):
     for overrides in (["train.intervals=False"], ["train.resamples=0"]):
         run, content = results("off", *overrides, length=1)
-        assert not {"intervals", "samples"} & content["last"].keys()
+        assert not {"intervals", "samples", "caveats"} & content["last"].keys()
         assert not (run / "resamples").exists()
-        assert "Results without an interval" in (run / "report.html").read_text()
+        assert "A result has no interval if" in (run / "report.html").read_text()
         shutil.rmtree(run)
 
 
@@ -86,7 +86,10 @@ def test_metrics_without_draws_have_no_intervals(results):
     ends = content["last"]["intervals"]
     assert "balloon_val/coco/bbox/AP" in ends and "balloon_val/count/bbox/AP" not in ends
     assert "no intervals of count, which cannot compute draws" in (run / "log.txt").read_text()
-    assert "Results without an interval" in (run / "report.html").read_text()
+    assert "A result has no interval if" in (run / "report.html").read_text()
+    (caveat,) = content["last"]["caveats"]
+    assert "balloon_val: 1 of 1 class has fewer than 20 objects (balloon): AP" in caveat
+    assert caveat in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Which values the fields that d2ext reads accept."""
 
+import re
+
 import pytest
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
@@ -103,6 +105,26 @@ def test_a_writer_is_a_known_name_or_has_a_target(cfg, bad, hint):
         f"train.writers[1]={bad!r}: takes mlflow, tensorboard, wandb or a dict with the _target_ of"
         f" a writer{hint}"
     )
+
+
+@pytest.mark.parametrize(
+    ("intervals", "resamples", "message"),
+    [
+        (None, 1, "train.resamples=1: takes 0 or at least 100"),
+        (None, 99, "train.resamples=99: takes 0 or at least 100"),
+        (True, 0, "train.intervals=True needs draws of the images, but train.resamples=0"),
+        (None, 0, ""),
+        (False, 0, ""),
+        (True, 100, ""),
+    ],
+)
+def test_intervals_need_enough_draws(cfg, intervals, resamples, message):
+    cfg.train.intervals, cfg.train.resamples = intervals, resamples
+    if not message:
+        check_config(cfg)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(cfg)
 
 
 def test_a_missing_section_is_named(cfg):

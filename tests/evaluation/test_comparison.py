@@ -7,9 +7,12 @@ import pytest
 
 from d2ext.evaluation.bootstrap import comparison
 from d2ext.evaluation.bootstrap.comparison import Difference, differences, mean_of, sentence
+from d2ext.evaluation.bootstrap.intervals import intervals, rare_classes_note
 from d2ext.evaluation.bootstrap.resampling import Samples, draw_images
+from tests.evaluation.columns import ground_truth
 
 KEY = "coco/segm/AP"
+BOX = (10.0, 10.0, 40.0, 40.0)
 
 
 def _samples(values, images=13, estimate=None):
@@ -30,7 +33,7 @@ def test_the_interval_of_a_difference_is_paired():
     hard = np.linspace(0, 100, 40)
     draws = draw_images(40, 1000)
     base, better = _of_photos(hard, draws), _of_photos(hard + 2, draws)
-    low, high = comparison.intervals(base)[KEY]
+    low, high = intervals(base)[KEY]
     assert high - low > 15
     (found,) = differences(better, base).values()
     assert found.value == pytest.approx(2) and found.interval == pytest.approx((2, 2))
@@ -57,24 +60,35 @@ def test_fewer_draws_are_the_first_ones():
     assert len(mean_of([few, many]).values[KEY]) == 300
 
 
+def test_few_objects_of_some_classes_are_named_with_the_bias():
+    objects = [(0, 0, BOX)] * 20 + [(0, 1, BOX)] * 19
+    assert rare_classes_note(ground_truth(objects, ("a", "b", "absent"))) == (
+        "1 of 2 classes has fewer than 20 objects (b): AP there and over all classes is probably"
+        " too high, and its interval too narrow"
+    )
+    assert rare_classes_note(ground_truth(objects[:20], ("a",))) == ""
+
+
 def test_undefined_results_have_no_interval():
     nothing = _samples([math.nan] * 10)
-    assert comparison.intervals(nothing) == {KEY: None}
+    assert intervals(nothing) == {KEY: None}
     assert differences(nothing, _samples([1.0] * 10)) == {}
 
 
 SENTENCES = {
     (2.1, -0.4, 4.5, 13): "B is better than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
+    " 13 photos; it takes about 38 photos to show a difference of this size in 4 of 5 cases",
     (-2.1, -4.5, 0.4, 13): "B is worse than A by 2.1 AP [-0.4, 4.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 19 photos to settle a difference of this size",
+    " 13 photos; it takes about 38 photos to show a difference of this size in 4 of 5 cases",
     (-2.1, -4.0, -0.2, 200): "B is worse than A by 2.1 AP [0.2, 4.0] on these 200 photos",
     (0.5, -4.5, 5.5, 13): "B is better than A by 0.5 AP [-4.5, 5.5]: not distinguishable on these"
-    " 13 photos; it takes at least about 1,300 photos to settle a difference of this size",
-    (0.01, -3.0, 3.0, 13): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
-    " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
+    " 13 photos; it takes about 2,700 photos to show a difference of this size in 4 of 5 cases",
+    (0.01, -3.0, 3.0, 1300): "B is better than A by 0.0 AP [-3.0, 3.0]: not distinguishable on"
+    " these 1,300 photos; it takes more than 100,000 photos to show a difference of this size in 4"
+    " of 5 cases",
     (0.0, -3.0, 3.0, 13): "B and A differ by 0.0 AP [-3.0, 3.0]: not distinguishable on these"
-    " 13 photos; it takes more than 100,000 photos to settle a difference of this size",
+    " 13 photos",
+    (2.1, 0.03, 4.0, 200): "B is better than A by 2.1 AP [0.03, 4.0] on these 200 photos",
     (0.0, 0.0, 0.0, 13): "B and A do not differ: 0.0 AP [0.0, 0.0] on these 13 photos",
     (5.0, 5.0, 5.0, 1): "B is better than A by 5.0 AP [5.0, 5.0]: a single photo says nothing about"
     " others",
@@ -90,11 +104,13 @@ def test_sentences(numbers):
 @pytest.mark.parametrize(
     ("value", "interval", "images", "wanted"),
     [
-        (2.0, (-2.0, 6.0), 50, 200),  # half as wide with four times as many photos
-        (2.0, (-2.1, 6.1), 50, 220),
-        (2.0, (0.0, 2.5), 50, 51),  # wider on the other side; more photos than there are
-        (1.0, (-30.0, 32.0), 90, 87_000),
-        (1.0, (-50.0, 52.0), 90, None),
+        # To touch 0 takes an interval half as wide, of four times as many photos; to exclude it in
+        # 80 % of the cases, ((1.96 + 0.84) / 1.96) ** 2 = 2.04 times as many.
+        (2.0, (-2.0, 6.0), 50, 410),
+        (2.0, (-2.1, 6.1), 50, 430),
+        (2.0, (0.0, 2.5), 50, 110),  # wider on the other side
+        (1.0, (-20.0, 22.0), 90, 82_000),
+        (1.0, (-30.0, 32.0), 90, None),
     ],
 )
 def test_photos_that_would_settle_a_difference(value, interval, images, wanted):
@@ -112,7 +128,17 @@ def test_seeds_are_averaged_and_their_spread_is_stated():
     several = {"A": [47.1, 49.0, 51.1], "B": [50.0, 51.0, 52.0]}
     assert "more seeds are needed" in comparison.seeds_meaning(2.0, several)
     assert "less than the difference" in comparison.seeds_meaning(-5.0, several)
-    assert "B is a single training" in comparison.seeds_meaning(5.0, several | {"B": [50.0]})
+    single = comparison.seeds_meaning(5.0, several | {"B": [50.0]})
+    assert "B is a single training" in single and "up to 4.0 from seed to seed, less" in single
+
+
+def test_what_differences_mean_is_said_of_each():
+    shown, unclear = Difference(3.0, (1.0, 5.0), 60), Difference(1.0, (-1.0, 3.0), 60)
+    lines = comparison.comparison_text("B", "A", {"x/AP": shown, "x/AP50": unclear})
+    assert lines[2].startswith("x/AP: The choice of photos does not explain")
+    assert lines[3].startswith("x/AP50: The choice of photos alone can make")
+    lines = comparison.comparison_text("B", "A", {"x/AP": unclear, "x/AP50": unclear})
+    assert lines[2].startswith("The choice of photos alone") and not lines[3]
 
 
 def test_plot_on_the_terminal():
@@ -124,6 +150,6 @@ def test_plot_on_the_terminal():
         "a       [---------|---------o-------------------]",
         "longer  [----o----]",
         "        -1.0                                  3.0",
-        "        | is no difference",
+        "        | marks no difference; to its right, the one that is named first is better",
     ]
     assert comparison.plot({"a": Difference(0.0, (0.0, 0.0), 13)})[0].strip().endswith("o")

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2ext.evaluation.bootstrap.resampling import (
+    digest,
     draw_images,
     images_with_objects,
     interval,
@@ -276,6 +277,32 @@ def test_interval_of_objects_in_one_image_is_unknown():
     low, high = interval(1.0, values, 13)  # the levels are beyond those of 1,000 draws
     assert (low, high) == pytest.approx((known.min(), known.max()), abs=0.1)
     assert images_with_objects(np.ones(9), 13) == 13
+
+
+def test_labels_of_any_kind_decide_whether_draws_can_be_paired():
+    box = [[10, 10, 50, 10, 50, 50, 10, 50]]
+    same = ground_truth([(0, 0, BOX)], ("a",))
+    same = dataclasses.replace(same, segmentations=[box], keypoints=np.zeros((1, 2, 3)))
+    yes = np.array([True])
+    changes = [
+        {"crowd": yes},
+        {"difficult": yes},
+        {"group_of": yes},
+        {"areas": same.areas + 1},
+        {"boxes": same.boxes + 1},
+        {"segmentations": [[[*box[0][:-1], 51]]]},
+        {"segmentations": [{"size": [60, 60], "counts": b"PP"}]},
+        {"segmentations": [{"size": [60, 60], "counts": np.arange(3)}]},
+        {"keypoints": np.ones((1, 2, 3))},
+        {"negatives": [[0]]},
+        {"not_exhaustive": [[0]]},
+        {"classes": ["b"]},
+        {"image_ids": ["other"]},
+    ]
+    digests = {digest(dataclasses.replace(same, **change)) for change in changes}
+    assert len(digests) == len(changes) and digest(same) not in digests
+    moved = dataclasses.replace(same, file_names=["elsewhere/0.jpg"])
+    assert digest(moved) == digest(same)
 
 
 def test_rare_classes_have_fewer_than_20_objects_to_find():

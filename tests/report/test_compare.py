@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2ext.errors import UserError
-from d2ext.evaluation.bootstrap.comparison import intervals
+from d2ext.evaluation.bootstrap.intervals import intervals
 from d2ext.evaluation.bootstrap.resampling import Samples, draw_images, write_samples
 from d2ext.report import write_comparison
 from d2ext.run_dir.names import digest_of
@@ -15,19 +15,21 @@ from tests.report.test_report import Page, write_run
 KEY = "coco/segm/AP"
 
 
-def write_drawn(run, scores, seed=None, config="", ground_truth="photos", folder="."):
+def write_drawn(
+    run, scores, seed=None, config="", ground_truth="photos", folder=".", dataset="balloon_val"
+):
     """Give a run an evaluation whose AP is the mean of a score of each photo, with its draws."""
     folder = run / folder
     scores = np.asarray(scores, np.float64)
     values = draw_images(len(scores)) @ scores / len(scores)
     samples = Samples(len(scores), ground_truth, {KEY: scores.mean()}, {KEY: values})
     new = folder / "resamples" / "new.npz"
-    write_samples(new, {"balloon_val": samples})
+    write_samples(new, {dataset: samples})
     file = new.rename(new.with_name(f"{digest_of(new)}.npz"))
     evaluation = {
         "iteration": 100,
-        "results": {f"balloon_val/{KEY}": scores.mean()},
-        "intervals": {f"balloon_val/{KEY}": intervals(samples)[KEY]},
+        "results": {f"{dataset}/{KEY}": scores.mean()},
+        "intervals": {f"{dataset}/{KEY}": intervals(samples)[KEY]},
         "samples": file.name,
     }
     (folder / "results.json").write_text(json.dumps({"last": evaluation}))
@@ -143,9 +145,11 @@ def test_difference_of_two_runs(tmp_path):
     printed, page = _compared(_runs(tmp_path, scores), tmp_path)
     assert "balloon_val/coco/segm/AP: better is better than one by 3.0 AP [3.0, 3.0]" in printed
     assert ("AP: unclear is " in printed) and "not distinguishable on these 40 photos" in printed
-    assert "could be the opposite" in printed and "very likely show the same order" in printed
+    key = f"balloon_val/{KEY}"
+    assert f"\nbetter, {key}: The choice of photos does not explain the difference" in printed
+    assert f"\nunclear, {key}: The choice of photos alone can make" in printed
     assert "one and better are single trainings" in printed
-    assert "| is no difference" in printed
+    assert "| marks no difference" in printed
     for row in printed.splitlines():
         if " is better than one by " in row:
             assert row.split(": ", 1)[1] in page.text
@@ -192,6 +196,25 @@ def test_other_photos_or_labels_are_not_compared(tmp_path):
     note = "balloon_val of two is not compared: its photos or labels are not those of one"
     assert note in printed and note in page.text
     assert "two is" not in printed.replace(note, "") and "three is better than one" in printed
+
+
+def test_test_sets_of_one_run_only_are_named(tmp_path):
+    runs = _runs(tmp_path, {"one": _scores(50), "two": _scores(53)})
+    write_drawn(runs[1], _scores(53), dataset="night")
+    printed, _ = _compared(runs, tmp_path)
+    assert "night of two is not compared: one was not evaluated on it." in printed
+    assert "balloon_val of one is not compared: two was not evaluated on it." in printed
+
+
+def test_different_evaluators_are_named(tmp_path):
+    runs = _runs(tmp_path, {"one": _scores(50), "two": _scores(53)})
+    for run, most in zip(runs, (100, 300), strict=True):
+        write_drawn(run, _scores(50), 0, f"evaluators: {{coco: {{max_detections: {most}}}}}\n")
+    printed, page = _compared(runs, tmp_path)
+    note = "two and one may not be comparable: their evaluators differ (evaluators.coco.max_d"
+    assert note in printed and note in page.text and "two and one do not differ" in printed
+    write_drawn(runs[1], _scores(50), 0, "evaluators: {coco: {max_detections: 100}}\n")
+    assert "may not be comparable" not in _compared(runs, tmp_path)[0]
 
 
 def test_runs_without_draws_are_named_with_the_remedy(tmp_path):

@@ -156,17 +156,22 @@ def test_finished_run(tmp_path):
 def test_intervals_are_shown(tmp_path):
     run = write_run(tmp_path)
     without = page(run)
-    assert "95 % bootstrap" not in without.text and "Results without an interval" in without.text
+    assert "95 % bootstrap" not in without.text and "A result has no interval if" in without.text
     assert not any(line["bars"] for chart in without.charts for line in chart["lines"])
     add_intervals(run)
     shown = page(run)
     assert "51.7 [46.7, 56.7]" in shown.text and "52.7 [47.7, 57.7]" in shown.text
     assert "balloon_val/coco/segm/AP5071.0 [66.0, 76.0]70.0 [65.0, 75.0]" in shown.text
     assert "balloon_val/voc/bbox/mAP67.666.6" in shown.text
-    assert "95 % bootstrap" in shown.text and "Results without an interval" not in shown.text
+    assert "95 % bootstrap" in shown.text and "A result has no interval if" not in shown.text
     lines = {line["label"]: line for line in shown.charts[3]["lines"]}
     assert lines["coco segm AP"]["bars"] == [[49, 47.66, 57.66], [99, 46.66, 56.66]]
     assert "Bars: 95 % intervals" in shown.text
+    content = json.loads((run / "results.json").read_text())
+    for evaluation in content.values():
+        evaluation["caveats"] = ["balloon_val: its AP is too high"]
+    (run / "results.json").write_text(json.dumps(content))
+    assert page(run).text.count("balloon_val: its AP is too high.") == 1
 
 
 def test_validation_losses_are_drawn_with_the_training_losses(tmp_path):

@@ -109,14 +109,14 @@ def test_draws_are_kept_for_the_last_and_the_best_evaluation(tmp_path):
     for i, score in enumerate((1.0, 5.0, 4.0, 3.0), start=1):
         (folder / f"{i}.npz").touch()
         ends = {KEY: (score - 1, score + 1)}
-        results.record(i, {KEY: score}, intervals=ends, samples=f"{i}.npz")
+        results.record(i, {KEY: score}, intervals=ends, samples=f"{i}.npz", caveats=["few"])
         # A kill before results.json is written leaves the new file, and all that the old one names.
         named = [results.last.samples, results.best.samples]
         assert {file.name for file in folder.iterdir()} == set(named)
     assert named == ["4.npz", "2.npz"]
     resumed = Results(tmp_path / "results.json", KEY, "max", iteration=4)
     assert resumed.best.intervals == {KEY: (4.0, 6.0)} and resumed.best == results.best
-    assert resumed.last == results.last
+    assert resumed.last == results.last and resumed.last.caveats == ["few"]
     results.record(5, {KEY: 2.0})  # intervals were turned off
     assert [file.name for file in folder.iterdir()] == ["2.npz"]
 

@@ -8,43 +8,26 @@ narrower than the intervals of the results suggest.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from d2ext.evaluation.bootstrap.resampling import (
-    FEW_OBJECTS,
-    MAX_IMAGES,
-    Samples,
-    interval,
-    rare_classes,
-)
-from d2ext.evaluation.instances import GroundTruth
-from d2ext.text import plural, shortened
-
-Interval = tuple[float, float]
+from d2ext.evaluation.bootstrap.intervals import Interval
+from d2ext.evaluation.bootstrap.resampling import Samples, interval
 
 _MOST_PHOTOS = 100_000  # larger numbers of photos to label are no longer useful to state
 _FEW = 50  # photos, below which the intervals are rough
+_POWER = 1 + NormalDist().inv_cdf(0.8) / NormalDist().inv_cdf(0.975)
 _PLOT = 41  # characters of a plot on the terminal
 
-ABOUT_INTERVALS = (
-    "[low, high] is a 95 % bootstrap interval: where the number would probably be on all photos"
-    " like these. It is wider the fewer photos there are, and rough below about 50 photos; for"
-    f" classes with fewer than {FEW_OBJECTS} objects, it is too narrow. It does not contain how"
-    " much another training, with another seed, would change the number."
+ABOUT_DIFFERENCES = (
+    "[low, high] is the 95 % interval of the difference, from the same draws of the photos for"
+    " both. It shows what other photos like these could change, and does not cover the variation"
+    " between seeds."
 )
 
-NO_INTERVALS = (
-    "Results without an interval are of an evaluator of Detectron2, of a metric without"
-    " `resampled`, of more than 1,000 images (train.intervals=True computes them), or of an older"
-    " version of d2ext."
-)
-ABOUT_DIFFERENCES = (
-    "[low, high] is the 95 % interval of the difference, from draws of the photos that are the same"
-    " for both. It shows what other photos like these could change, not what another training with"
-    " another seed would."
-)
+ABOUT_ZERO = "| marks no difference; to its right, the one that is named first is better"
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class Difference:
         return self.images > 1 and (low > 0 or high < 0)
 
     def photos_needed(self) -> int | None:
-        """Return how many photos would settle a difference that is not distinguishable, roughly.
+        """Return roughly how many photos would show such a true difference with a power of 80 %.
 
         The width of an interval falls with the square root of the number of photos.
 
@@ -77,48 +60,13 @@ class Difference:
         """
         low, high = self.interval
         reach = max((high - low) / 2, self.value - low if self.value > 0 else high - self.value)
-        if not self.value or (ratio := (reach / self.value) ** 2 * self.images) > _MOST_PHOTOS:
+        if not self.value:
             return None
-        wanted = max(math.ceil(ratio), self.images + 1)
+        wanted = math.ceil((_POWER * reach / self.value) ** 2 * self.images)
+        if wanted > _MOST_PHOTOS:
+            return None
         digit = 10 ** max(0, len(str(wanted)) - 2)
         return min(math.ceil(wanted / digit) * digit, _MOST_PHOTOS)
-
-
-def wants_intervals(images: int, intervals: bool | None, resamples: int) -> bool:
-    """Return whether to compute intervals of a test set.
-
-    Args:
-        images: Number of images of the test set.
-        intervals: True or False; None for test sets of up to 1,000 images.
-        resamples: Number of draws.
-    """
-    wanted = images <= MAX_IMAGES if intervals is None else intervals
-    return wanted and images > 0 and resamples > 0
-
-
-def rare_classes_note(ground_truth: GroundTruth) -> str:
-    """Return a sentence about classes whose intervals are too narrow; "" if there are none."""
-    if not (rare := rare_classes(ground_truth)):
-        return ""
-    return (
-        f"{plural(len(rare), 'class')} with fewer than {FEW_OBJECTS} objects"
-        f" ({shortened(rare, 5)}): AP is not reliable there, and its intervals are too narrow"
-    )
-
-
-def intervals(samples: Samples) -> dict[str, Interval | None]:
-    """Return the interval of each result that has samples; None if the result is undefined."""
-    found = {}
-    for key, values in samples.values.items():
-        ends = interval(samples.estimates[key], values, samples.images)
-        found[key] = ends if ends and all(map(math.isfinite, ends)) else None
-    return found
-
-
-def without_classes(samples: Samples) -> Samples:
-    """Return the samples without those of single classes, `<metric>/<task>/<name>-<class>`."""
-    values = {k: v for k, v in samples.values.items() if "-" not in k.split("/", 2)[-1]}
-    return replace(samples, estimates={k: samples.estimates[k] for k in values}, values=values)
 
 
 def mean_of(seeds: Sequence[Samples]) -> Samples:
@@ -165,24 +113,29 @@ def sentence(name: str, base: str, metric: str, difference: Difference) -> str:
         difference: Result of `name` minus that of `base`.
     """
     value, (low, high) = difference.value, difference.interval
-    these = f"these {difference.images} photos" if difference.images > 1 else "this photo"
+    these = f"these {difference.images:,} photos" if difference.images > 1 else "this photo"
     if value == 0 == low == high:
         return f"{name} and {base} do not differ: 0.0 {metric} [0.0, 0.0] on {these}"
     who = f"{name} is better than {base}" if value else f"{name} and {base} differ"
     if value < 0:  # how much worse it is
         who, value, low, high = f"{name} is worse than {base}", -value, -high, -low
-    ends = f"[{_rounded(low)}, {_rounded(high)}]"
-    text = f"{who} by {_rounded(value)} {metric} {ends}"
     if difference.is_distinguishable:
-        return f"{text} on {these}"
+        ends = f"[{_nonzero(low)}, {_nonzero(high)}]"
+        return f"{who} by {_nonzero(value)} {metric} {ends} on {these}"
+    text = f"{who} by {_rounded(value)} {metric} [{_rounded(low)}, {_rounded(high)}]"
     if difference.images < 2:
         return f"{text}: a single photo says nothing about others"
+    text += f": not distinguishable on {these}"
+    if not value:
+        return text
     needed = difference.photos_needed()
-    count = f"at least about {needed:,}" if needed else f"more than {_MOST_PHOTOS:,}"
-    return (
-        f"{text}: not distinguishable on {these}; it takes {count} photos to settle a difference of"
-        " this size"
-    )
+    count = f"about {needed:,}" if needed else f"more than {_MOST_PHOTOS:,}"
+    return f"{text}; it takes {count} photos to show a difference of this size in 4 of 5 cases"
+
+
+def _nonzero(value: float) -> str:
+    """Return a value that is not 0 with enough digits to show that."""
+    return _rounded(value) if round(value, 1) else f"{value:.1g}"
 
 
 def _rounded(value: float) -> str:
@@ -212,23 +165,24 @@ def seeds_meaning(difference: float, spreads: Mapping[str, Sequence[float]]) -> 
         difference: Difference of the (mean) results, in percent.
         spreads: By name of a model, its result with each seed; one for a single training.
     """
-    single = [name for name, values in spreads.items() if len(values) < 2]
-    if single:
+    sentences = []
+    if any(len(values) > 1 for values in spreads.values()):
+        widest = max(max(values) - min(values) for values in spreads.values())
+        compared = (
+            "as much as the difference or more: more seeds are needed to tell"
+            if widest >= abs(difference)
+            else "less than the difference"
+        )
+        sentences.append(
+            f"The results of one config differ by up to {widest:.1f} from seed to seed, {compared}."
+        )
+    if single := [name for name, values in spreads.items() if len(values) < 2]:
         verb = "are single trainings" if len(single) > 1 else "is a single training"
-        return (
+        sentences.append(
             f"{' and '.join(single)} {verb}. Another seed alone changes results, which the interval"
-            " does not contain: train several seeds of each (train.seed)."
+            " does not cover: train several seeds of each (train.seed)."
         )
-    widest = max(max(values) - min(values) for values in spreads.values())
-    if widest >= abs(difference):
-        return (
-            f"The results of one config differ by up to {widest:.1f} from seed to seed, as much as"
-            " the means do or more: more seeds are needed to tell."
-        )
-    return (
-        f"The results of one config differ by up to {widest:.1f} from seed to seed, less than the"
-        " difference of the means."
-    )
+    return " ".join(sentences)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -255,10 +209,22 @@ def comparison_text(name: str, base: str, rows: Mapping[str, Difference]) -> lis
     lines = [
         f"{key}: {sentence(name, base, key.rsplit('/', 1)[-1], row)}" for key, row in shown.items()
     ]
-    meanings = dict.fromkeys(map(meaning, shown.values()))
-    if len(meanings) == 1:
-        lines += meanings
+    lines += labeled({key: meaning(row) for key, row in shown.items()})
     return [*lines, "", *plot(shown), "", ABOUT_DIFFERENCES]
+
+
+def labeled(texts: Mapping[str, str]) -> list[str]:
+    """Return each text once, after its labels unless all texts are the same.
+
+    Args:
+        texts: Texts by label.
+    """
+    labels: dict[str, list[str]] = {}
+    for label, text in texts.items():
+        labels.setdefault(text, []).append(label)
+    if len(labels) == 1:
+        return list(labels)
+    return [f"{'; '.join(names)}: {text}" for text, names in labels.items()]
 
 
 def is_shown(key: str) -> bool:
@@ -289,4 +255,4 @@ def plot(rows: Mapping[str, Difference]) -> list[str]:
         marks[place(row.value)] = "o"
         lines.append(f"{label:{width}}  {''.join(marks)}".rstrip())
     axis = f"{low:.1f}".ljust(_PLOT - len(f"{high:.1f}")) + f"{high:.1f}"
-    return [*lines, f"{'':{width}}  {axis}", f"{'':{width}}  | is no difference"]
+    return [*lines, f"{'':{width}}  {axis}", f"{'':{width}}  {ABOUT_ZERO}"]

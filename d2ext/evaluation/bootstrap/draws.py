@@ -5,8 +5,8 @@ contains an image k times counts each of its detections and objects k times. As 
 along the copies of a hit, only the last copy matters for the highest precision at a recall, so the
 copies are never made: cumulative sums of the counts give the curve of each draw.
 
-Copies of a detection are adjacent here. In a dataset that repeats the image, so they are unless two
-detections of a class in an image have the same score; the order of these is arbitrary in any case.
+Copies of a detection are adjacent here. In a dataset that repeats the image, they are adjacent
+unless two detections of a class in an image have the same score, whose order is arbitrary anyway.
 """
 
 from collections.abc import Callable, Iterator, Sequence

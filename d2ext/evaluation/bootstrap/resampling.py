@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from d2ext.evaluation.instances import Detections, GroundTruth
@@ -132,9 +133,14 @@ def rare_classes(ground_truth: GroundTruth) -> list[str]:
     AP of few objects is too high on average, and its interval too narrow: see
     `benchmarks/interval_coverage.py`. This holds for means over such classes, too.
     """
-    counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
-    objects = np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
+    objects = objects_by_class(ground_truth)
     return [c for c, n in zip(ground_truth.classes, objects, strict=True) if 0 < n < FEW_OBJECTS]
+
+
+def objects_by_class(ground_truth: GroundTruth) -> np.ndarray:
+    """Return the number of objects to find of each class: (C,) int64."""
+    counted = ~(ground_truth.crowd | ground_truth.difficult | ground_truth.group_of)
+    return np.bincount(ground_truth.label[counted], minlength=len(ground_truth.classes))
 
 
 def images_with_objects(values: np.ndarray, images: int) -> float:
@@ -169,12 +175,22 @@ def _student_quantile(degrees: float) -> float:
 
 
 def digest(ground_truth: GroundTruth) -> str:
-    """Return a digest of the images, classes and objects of a test set."""
+    """Return a digest of the images, classes and labels of a test set.
+
+    Only what results depend on counts: not the paths of the images.
+    """
+    gt = ground_truth
     found = hashlib.sha256()
-    found.update(repr((list(map(str, ground_truth.image_ids)), ground_truth.classes)).encode())
-    for column in (ground_truth.image, ground_truth.label, ground_truth.boxes):
+    lists = (gt.classes, gt.segmentations, gt.negatives, gt.not_exhaustive, gt.frequencies)
+    found.update(msgspec.json.encode((list(map(str, gt.image_ids)), *lists), enc_hook=_to_list))
+    arrays = (gt.image, gt.label, gt.boxes, gt.areas, gt.crowd, gt.difficult, gt.group_of)
+    for column in (*arrays, *([] if gt.keypoints is None else [gt.keypoints])):
         found.update(np.ascontiguousarray(column).tobytes())
     return found.hexdigest()
+
+
+def _to_list(array: Any) -> Any:
+    return array.tolist()  # np.ndarray or a number of NumPy in a segmentation
 
 
 def write_samples(path: Path, samples: Mapping[str, Samples]) -> None:
