@@ -177,21 +177,65 @@ def test_other_encodings_are_read(d2ext_command, photos):
     assert _content(photos / "a/val.json") == _content(photos / "b/val.json")
 
 
-def test_convert_splits_what_it_reads(d2ext_command, photos):
-    done = d2ext_command(
-        "convert", "coco", "a.json", "--to", "labelme", "--images", "imgs", "--output", "labelme"
-    )
-    assert done.status == 0, done.stderr
-    arguments = ("convert", "labelme", "labelme", "--images", "imgs")
+@pytest.mark.parametrize(
+    ("kind", "written", "source", "more"),
+    [
+        ("via", "via", "", []),
+        ("labelme", "labelme", "", []),
+        ("yolo", "yolo", "", []),
+        ("yolo", "yolo_seg", "data.yaml", ["--split", "train"]),
+        ("voc", "voc", "", []),
+        ("cvat", "cvat", "", []),
+        ("createml", None, "", []),
+        ("open_images", "open_images", "", []),
+    ],
+)
+def test_convert_splits_what_it_reads(d2ext_command, photos, kind, written, source, more):
+    if written:
+        done = d2ext_command(
+            *("convert", "coco", "a.json", "--to", written, "--images", "imgs", "--output", "b")
+        )
+        assert done.status == 0, done.stderr
+    else:
+        _write_createml(photos / "b", _content(photos / "a.json"))
+    if source == "data.yaml":
+        shutil.copytree(photos / "b", photos / "imgs", dirs_exist_ok=True)  # labels beside photos
+        (photos / "b" / source).write_text("train: ../imgs\nval: ../imgs\nnames: [balloon]\n")
+    arguments = ("convert", kind, f"b/{source}".rstrip("/"), "--images", "imgs", *more)
     done = d2ext_command(*arguments, "--output", "whole.json")
     assert done.status == 0, done.stderr
     done = d2ext_command(*arguments, "--val", "0.25", "--seed", "3", "--output", "split")
     assert done.status == 0 and re.search(r"images +18 +6\n", done.stdout), done.stderr
-    d2ext_command(
+    done = d2ext_command(
         *("split", "whole.json", "--images", "imgs", "--val", "0.25", "--seed", "3"),
         *("--output", "again"),
     )
+    assert done.status == 0, done.stderr
     for side in ("train.json", "val.json"):
         assert (photos / "split" / side).read_bytes() == (photos / "again" / side).read_bytes()
-    done = d2ext_command(*arguments, "--val", "0.25", "--output", "whole.json")
-    assert done.status == 2 and "whole.json is a file" in done.stderr
+
+
+def _write_createml(file, content):
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    entries = {i: {"image": name, "annotations": []} for i, name in names.items()}
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        box = {"x": x + w / 2, "y": y + h / 2, "width": w, "height": h}
+        entries[annotation["image_id"]]["annotations"].append(
+            {"label": "balloon", "coordinates": box}
+        )
+    file.write_text(json.dumps(list(entries.values())))
+
+
+def test_mistakes_of_convert_are_one_line(d2ext_command, photos):
+    done = d2ext_command(
+        "convert", "coco", "a.json", "--to", "via", "--images", "imgs", "--output", "via.json"
+    )
+    assert done.status == 0, done.stderr
+    arguments = ("convert", "via", "via.json", "--images", "imgs", "--output", "a.json")
+    before = (photos / "a.json").read_bytes()
+    done = d2ext_command(*arguments, "--val", "0.25")
+    assert done.status == 2 and "a.json is a file" in done.stderr
+    done = d2ext_command(*arguments, "--seed", "4")
+    assert done.status == 2 and "--seed 4 is for a split, but --val is not given" in done.stderr
+    assert (photos / "a.json").read_bytes() == before
