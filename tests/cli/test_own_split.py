@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
@@ -104,7 +105,10 @@ def test_mistakes_are_one_line(plan, overrides, words):
 
 @pytest.mark.slow
 def test_a_run_keeps_its_split(repo, train_net, d2ext_command, photos):
-    """All processes use it, also after photos were added, and it is that of d2ext split."""
+    """All processes use it, also after photos were added, and it is that of d2ext split.
+
+    A photo that was added is trained on, unless it is a copy of a validation photo.
+    """
     content = json.loads((photos / "via.json").read_text())
     few = dict(list(content.items())[:8])
     (photos / "via.json").write_text(json.dumps(few))
@@ -120,12 +124,19 @@ def test_a_run_keeps_its_split(repo, train_net, d2ext_command, photos):
     )
     assert done.status == 0 and _images(photos / "split/val.json") == set(split["val"])
 
+    with Image.open(photos / "imgs" / split["val"][0]) as photo:
+        photo.save(photos / "imgs" / "copy.png")
+    entry = next(e for e in content.values() if e["filename"] == split["val"][0])
+    content["copy.png"] = {**entry, "filename": "copy.png"}
     (photos / "via.json").write_text(json.dumps(content))
     done = train_net("--resume", "train.max_iter=3", config=photos / "run/config.yaml")
     assert done.status == 0, done.stderr
     assert "2 images added since the split, for training" in done.stdout
+    assert "1 image added since the split, such as copy.png, is not used" in done.stdout
     assert re.search(r"custom_train +8 ", done.stdout), done.stdout
-    assert json.loads((photos / "run/split.json").read_text())["val"] == split["val"]
+    kept = json.loads((photos / "run/split.json").read_text())
+    assert kept["val"] == split["val"] and kept["unused"] == ["copy.png"]
+    assert set(kept["train"]) > set(split["train"]) and "copy.png" not in kept["train"]
     assert "optimistic" in (photos / "run/report.html").read_text()
     done = d2ext_command("evaluate", "run", "--weights", "last")
     assert done.status == 0, done.stderr

@@ -97,7 +97,7 @@ def test_near_duplicates_are_on_the_same_side(d2ext_command, photos):
             *("--output", f"out{seed}"),
         )
         assert done.status == 0, done.stderr
-        assert "near-duplicates: 6 groups of 12 photos, of 30, kept together" in done.stdout
+        assert "near-duplicates: 6 groups of 12 photos, of 30, never on both sides" in done.stdout
         words = "2 of 32 photos not compared, such as imgs/absent.jpg: it does not exist"
         assert words in done.stdout
         val = {i["file_name"] for i in _content(photos / f"out{seed}/val.json")["images"]}

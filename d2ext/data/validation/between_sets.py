@@ -36,17 +36,15 @@ def common_images(train: Sequence[dict], val: Sequence[dict]) -> tuple[list[str]
     Returns:
         File names in `val`, and whether there may be more.
     """
-    others = [os.fspath(path) for path in file_names_of(val)]
-    names = set(map(os.path.basename, others))
-    paths = [
-        path for path in map(os.fspath, file_names_of(train)) if os.path.basename(path) in names
-    ]
-    known = set(map(os.path.abspath, paths))
-    found = [path for path in others if os.path.abspath(path) in known]
-    others = [path for path in others if os.path.abspath(path) not in known]
+    listed = [os.fspath(path) for path in file_names_of(val)]
+    names = set(map(os.path.basename, listed))
+    trained = [p for p in map(os.fspath, file_names_of(train)) if os.path.basename(p) in names]
+    known = set(map(os.path.abspath, trained))
+    found = [path for path in listed if os.path.abspath(path) in known]
+    others = [path for path in listed if os.path.abspath(path) not in known]
     names = set(map(os.path.basename, others))
     by_key = defaultdict(list)
-    for path in paths:
+    for path in trained:
         if os.path.basename(path) in names and (size := _size(path)):
             by_key[os.path.basename(path), size].append(path)
     candidates = [
@@ -102,8 +100,8 @@ def compare_sets(
     if common:
         yield (
             f"{'at least ' if more else ''}{plural(len(common), 'image')} of {names[1]}, such as"
-            f" {common[0]}, {'is' if len(common) == 1 else 'are'} also in {names[0]} (the same file,"
-            " or the same name and contents), so that results are too good; `"
+            f" {common[0]}, {'is' if len(common) == 1 else 'are'} also in {names[0]} (the same"
+            " file, or the same name and contents), so that results are too good; `"
             f"{command('split')}` makes sets without common images"
         )
     differ = f"{names[1]} differs from {names[0]}:"
