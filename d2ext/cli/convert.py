@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         arguments = args.format, args.input, args.images, args.output, args.classes
         if args.val is None:
             if args.seed is not None:
-                raise UserError(f"--seed {args.seed} is for a split, but --val is not given; add it")
+                raise UserError(f"--seed {args.seed} needs --val, which is not given; add it")
             print(convert_to_coco(*arguments, **options))
         else:
             split = SplitOptions(args.val, seed=args.seed or 0)

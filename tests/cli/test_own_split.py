@@ -95,6 +95,7 @@ def test_a_validation_file_needs_no_split(plan):
         (["data.split_seed=-1"], "the seed -1 is negative"),
         (["data.group_by=^x"], "data.group_by '^x' matches no file name"),
         (["data.images=null"], "the folder of its images is not given"),
+        (["data.val.images=other"], "data.val.images=other needs a file for validation"),
         (["data.json=absent.json"], "absent.json does not exist"),
     ],
 )
@@ -139,11 +140,16 @@ def test_a_run_keeps_its_split(repo, train_net, d2ext_command, photos):
     assert set(kept["train"]) > set(split["train"]) and "copy.png" not in kept["train"]
     assert "optimistic" in (photos / "run/report.html").read_text()
     done = d2ext_command("evaluate", "run", "--weights", "last")
-    assert done.status == 0, done.stderr
+    assert done.status == 0 and "optimistic" not in done.stdout, done.stderr
     overlays = {path.stem for path in (photos / "run/eval/overlays/custom_val").iterdir()}
     assert overlays == {name.rpartition(".")[0] for name in split["val"]}
     done = d2ext_command("browse", "run", "--split", "val", "--all", "--output", "seen")
     assert done.status == 0 and done.stdout.startswith("2 images")
+    done = d2ext_command("evaluate", "run", "--dry-run")  # the best weights
+    assert "the best checkpoint is chosen by custom_val/coco/segm/AP" in done.stdout, done.stderr
+    others = ["data.val.json=a.json", "data.val.images=imgs"]
+    done = d2ext_command("evaluate", "run", "--dry-run", *others)
+    assert done.status == 0 and "the best checkpoint is chosen" not in done.stdout, done.stderr
     shutil.move("run/split.json", "kept.json")
     (photos / "run/split.json").write_text("{")
     done = d2ext_command("evaluate", "run")
@@ -166,6 +172,10 @@ def test_folds_are_evaluated_together(repo, train_net, d2ext_command, photos):
     merged = [result for file in predictions for result in json.loads((photos / file).read_text())]
     assert merged
     (photos / "merged.json").write_text(json.dumps(merged))
+    one = json.loads((photos / predictions[0]).read_text())
+    empty = 10 - len({result["image_id"] for result in one})
+    done = d2ext_command("evaluate", predictions[0], "--dataset", "a.json")
+    assert done.status == 0 and f"{empty} of 10 images have no detections" in done.stdout
     for files, out in ((predictions, "folds.json"), (["merged.json"], "one.json")):
         done = d2ext_command("evaluate", *files, "--dataset", "a.json", "--out", out)
         assert done.status == 0 and "10 images" in done.stdout, done.stderr
