@@ -126,7 +126,7 @@ def compare_sets(
     if len(found) > _MAX_CLASSES:
         yield f"{differ} {plural(len(found) - _MAX_CLASSES, 'more class')} have other shares"
     pixels = [np.sqrt(c.heights.astype(float) * c.widths)[c.heights > 0] for c in sides]
-    if medians := _different(*pixels, threshold):
+    if medians := _different(pixels[0], pixels[1], threshold):
         base, own = (f"{side:.0f} x {side:.0f} pixels" for side in medians)
         yield f"{differ} the median size of its images is {own}, but that of {names[0]}'s {base}"
     if medians := _different(_object_sizes(train), _object_sizes(val), threshold):
