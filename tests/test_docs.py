@@ -138,6 +138,7 @@ def _commands(page: str) -> Iterator[Command]:
     blocks = [text for _, language, text in _BLOCK.findall(_text(page)) if language == "bash"]
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
+            line = line.removesuffix(" &&")
             for name, value in variables.items():
                 line = re.sub(rf"\${name}\b", value, line)
             for name, values in arrays.items():

@@ -26,6 +26,7 @@ from d2ext.data.convert import convert_and_split, convert_from_coco, convert_to_
 from d2ext.data.formats.format import formats
 from d2ext.data.formats.registry import converted_formats, writers
 from d2ext.data.splitting.split import SplitOptions
+from d2ext.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument(
             "--val", type=float, metavar="SHARE", help="share of the images to split off"
         )
-        sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --val (0)")
+        sub.add_argument("--seed", type=int, metavar="N", help="seed of --val (0)")
         for keyword, option in form.options.items():
             sub.add_argument(option.flag, dest=keyword, metavar="NAME", help=option.help)
     back = add("coco", "COCO: the JSON file; --to names the format to write")
@@ -69,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
         options = {keyword: getattr(args, keyword) for keyword in formats()[args.format].options}
         arguments = args.format, args.input, args.images, args.output, args.classes
         if args.val is None:
+            if args.seed is not None:
+                raise UserError(f"--seed {args.seed} needs --val, which is not given; add it")
             print(convert_to_coco(*arguments, **options))
         else:
-            split = SplitOptions(args.val, seed=args.seed)
+            split = SplitOptions(args.val, seed=args.seed or 0)
             print("\n".join(convert_and_split(*arguments, split, **options)))

@@ -42,10 +42,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--folds",
         type=int,
         metavar="K",
-        help="write fold_1 to fold_K; each image is in one of their val.json",
+        help="write fold_1 to fold_K; each image is in exactly one val.json",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="another split (default: 0)"
+        "--seed", type=int, default=0, metavar="N", help="seed of the split (default: 0)"
     )
     parser.add_argument(
         "--group-by",

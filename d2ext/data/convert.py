@@ -75,6 +75,7 @@ def convert_and_split(
     output: str | Path,
     classes: Sequence[str] | None,
     split: SplitOptions,
+    /,  # YOLO's options have a `split` as well
     **options: str | None,
 ) -> list[str]:
     """Convert annotations like `convert_to_coco`, and split them like `split_coco`.

@@ -171,6 +171,9 @@ def _evaluated(
         len(ground_truth.classes),
         len(detections.scores),
     )
+    count = len(ground_truth.image_ids)
+    if empty := count - len(np.unique(detections.image)):
+        logger.info("%d of %s have no detections", empty, plural(count, "image"))
     if limit is not None:
         _warn_of_limit(ground_truth, limit)
     numbers = _numbers(metrics, ground_truth, detections)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.flatten import flatten
+from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
 from d2ext.config.model_kind import returns_keypoints, returns_masks
 from d2ext.config.num_classes import check_num_classes
@@ -48,7 +49,8 @@ from d2ext.run_dir.lock import (
     refuse_others,
     wait_until_free,
 )
-from d2ext.run_dir.schema import DatasetInfo
+from d2ext.run_dir.names import BEST, CONFIG
+from d2ext.run_dir.schema import DatasetInfo, ResultsRecord, read_valid_part
 from d2ext.text import plural
 
 logger = logging.getLogger(__name__)
@@ -211,6 +213,9 @@ def plan_run(
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         initial = "" if weights or checkpoint else " (train.init_checkpoint)"
         _say(lines, f"weights     {source}{initial}")
+        if key := _chosen_by(cfg, Path(source), tested):
+            caveats.append(_best_caveat(cfg, key))
+            _say(lines, f"results     note: {caveats[-1]}")
     else:
         source = options.init_checkpoint or ""
         if overwrite and checkpoint:
@@ -341,6 +346,21 @@ def _check_results(
         wanted["train.best.metric"] = best
     sets = {name: (classes, _tasks(cfg.model, name, info)) for name, info in tested.items()}
     check_metrics(cfg.evaluators, wanted, sets)
+
+
+def _chosen_by(cfg: Any, weights: Path, tested: Sequence[str]) -> str | None:
+    """Return the metric by which a run chose its best weights, if on a dataset that is tested."""
+    config = weights.with_name(CONFIG)
+    best = read_valid_part(weights.with_name("results.json"), ResultsRecord).best
+    if weights.name != BEST or not best or not config.is_file():
+        return None
+    run, key = load_config(config), str(best.metric)
+    for name in tested:
+        nodes = [datasets.get(name) for datasets in (run.datasets, cfg.datasets)]
+        mine, theirs = (node and OmegaConf.to_container(node, resolve=True) for node in nodes)
+        if key.startswith(f"{name}/") and mine == theirs:
+            return key
+    return None
 
 
 def _best_caveat(cfg: Any, key: str) -> str:

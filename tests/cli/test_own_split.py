@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
@@ -94,6 +95,7 @@ def test_a_validation_file_needs_no_split(plan):
         (["data.split_seed=-1"], "the seed -1 is negative"),
         (["data.group_by=^x"], "data.group_by '^x' matches no file name"),
         (["data.images=null"], "the folder of its images is not given"),
+        (["data.val.images=other"], "data.val.images=other needs a file for validation"),
         (["data.json=absent.json"], "absent.json does not exist"),
     ],
 )
@@ -104,7 +106,10 @@ def test_mistakes_are_one_line(plan, overrides, words):
 
 @pytest.mark.slow
 def test_a_run_keeps_its_split(repo, train_net, d2ext_command, photos):
-    """All processes use it, also after photos were added, and it is that of d2ext split."""
+    """All processes use it, also after photos were added, and it is that of d2ext split.
+
+    A photo that was added is trained on, unless it is a copy of a validation photo.
+    """
     content = json.loads((photos / "via.json").read_text())
     few = dict(list(content.items())[:8])
     (photos / "via.json").write_text(json.dumps(few))
@@ -120,19 +125,31 @@ def test_a_run_keeps_its_split(repo, train_net, d2ext_command, photos):
     )
     assert done.status == 0 and _images(photos / "split/val.json") == set(split["val"])
 
+    with Image.open(photos / "imgs" / split["val"][0]) as photo:
+        photo.save(photos / "imgs" / "copy.png")
+    entry = next(e for e in content.values() if e["filename"] == split["val"][0])
+    content["copy.png"] = {**entry, "filename": "copy.png"}
     (photos / "via.json").write_text(json.dumps(content))
     done = train_net("--resume", "train.max_iter=3", config=photos / "run/config.yaml")
     assert done.status == 0, done.stderr
     assert "2 images added since the split, for training" in done.stdout
+    assert "1 image added since the split, such as copy.png, is not used" in done.stdout
     assert re.search(r"custom_train +8 ", done.stdout), done.stdout
-    assert json.loads((photos / "run/split.json").read_text())["val"] == split["val"]
+    kept = json.loads((photos / "run/split.json").read_text())
+    assert kept["val"] == split["val"] and kept["unused"] == ["copy.png"]
+    assert set(kept["train"]) > set(split["train"]) and "copy.png" not in kept["train"]
     assert "optimistic" in (photos / "run/report.html").read_text()
     done = d2ext_command("evaluate", "run", "--weights", "last")
-    assert done.status == 0, done.stderr
+    assert done.status == 0 and "optimistic" not in done.stdout, done.stderr
     overlays = {path.stem for path in (photos / "run/eval/overlays/custom_val").iterdir()}
     assert overlays == {name.rpartition(".")[0] for name in split["val"]}
     done = d2ext_command("browse", "run", "--split", "val", "--all", "--output", "seen")
     assert done.status == 0 and done.stdout.startswith("2 images")
+    done = d2ext_command("evaluate", "run", "--dry-run")  # the best weights
+    assert "the best checkpoint is chosen by custom_val/coco/segm/AP" in done.stdout, done.stderr
+    others = ["data.val.json=a.json", "data.val.images=imgs"]
+    done = d2ext_command("evaluate", "run", "--dry-run", *others)
+    assert done.status == 0 and "the best checkpoint is chosen" not in done.stdout, done.stderr
     shutil.move("run/split.json", "kept.json")
     (photos / "run/split.json").write_text("{")
     done = d2ext_command("evaluate", "run")
@@ -155,6 +172,10 @@ def test_folds_are_evaluated_together(repo, train_net, d2ext_command, photos):
     merged = [result for file in predictions for result in json.loads((photos / file).read_text())]
     assert merged
     (photos / "merged.json").write_text(json.dumps(merged))
+    one = json.loads((photos / predictions[0]).read_text())
+    empty = 10 - len({result["image_id"] for result in one})
+    done = d2ext_command("evaluate", predictions[0], "--dataset", "a.json")
+    assert done.status == 0 and f"{empty} of 10 images have no detections" in done.stdout
     for files, out in ((predictions, "folds.json"), (["merged.json"], "one.json")):
         done = d2ext_command("evaluate", *files, "--dataset", "a.json", "--out", out)
         assert done.status == 0 and "10 images" in done.stdout, done.stderr

@@ -97,7 +97,7 @@ def test_near_duplicates_are_on_the_same_side(d2ext_command, photos):
             *("--output", f"out{seed}"),
         )
         assert done.status == 0, done.stderr
-        assert "near-duplicates: 6 groups of 12 photos, of 30, kept together" in done.stdout
+        assert "near-duplicates: 6 groups of 12 photos, of 30, never on both sides" in done.stdout
         words = "2 of 32 photos not compared, such as imgs/absent.jpg: it does not exist"
         assert words in done.stdout
         val = {i["file_name"] for i in _content(photos / f"out{seed}/val.json")["images"]}
@@ -135,7 +135,10 @@ def test_a_class_on_one_side_only_is_a_warning(d2ext_command, photos):
         (["--val", "1"], "--val 1: give the share"),
         (["--val", "nan"], "--val nan: give the share"),
         (["--folds", "1"], "--folds 1: give at least 2"),
-        (["--folds", "25"], "24 images in 24 groups cannot be split into 25 parts"),
+        (
+            ["--folds", "25"],
+            "24 images cannot be split into 25 parts; give more images or fewer folds",
+        ),
         (["--seed", "-1"], "the seed -1 is negative"),
         (["--group-by", "^x"], "--group-by '^x' matches no file name"),
         (["--images", "nowhere"], "the image folder nowhere does not exist"),
@@ -146,6 +149,36 @@ def test_mistakes_are_one_line_and_nothing_is_written(d2ext_command, photos, arg
     assert done.status == 2 and done.stderr.startswith("error: ")
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
     assert sorted(path.name for path in photos.iterdir()) == ["a.json", "imgs"]
+
+
+def test_a_single_image_cannot_be_split(d2ext_command, photos):
+    content = _content(photos / "a.json")
+    content["images"] = content["images"][:1]
+    first = content["images"][0]["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == first]
+    (photos / "a.json").write_text(json.dumps(content))
+    done = d2ext_command("split", "a.json", "--images", "imgs", "--output", "out")
+    words = "1 image cannot be split into 2 parts; give more images"
+    assert done.status == 2 and done.stderr.strip() == f"error: {words}"
+
+
+def test_missing_photos_are_counted(d2ext_command, photos):
+    (photos / "none").mkdir()
+    done = d2ext_command("split", "a.json", "--images", "none", "--output", "out")
+    assert done.status == 0, done.stderr
+    assert "24 of 24 photos not compared" in done.stdout and "none among" not in done.stdout
+
+
+def test_the_output_may_be_a_link_to_an_empty_folder(d2ext_command, photos):
+    (photos / "place").mkdir()
+    (photos / "out").symlink_to("place")
+    done = d2ext_command("split", "a.json", "--output", "out")
+    assert done.status == 0, done.stderr
+    assert (photos / "out").is_symlink() and (photos / "place/val.json").is_file()
+    done = d2ext_command("split", "a.json", "--output", "a.json/out")
+    assert done.status == 2
+    assert done.stderr.startswith("error: cannot write a.json/out: ")
+    assert done.stderr.endswith("; choose another --output\n")
 
 
 def test_an_existing_folder_is_not_overwritten(d2ext_command, photos):
@@ -164,6 +197,11 @@ def test_damaged_files_name_their_error(d2ext_command, photos, real_balloon):
     done = d2ext_command("split", "b.json", "--output", "out")
     assert done.status == 2 and "annotations[2] has the unknown image_id 999" in done.stderr
     assert "d2ext check b.json" in done.stderr
+    content = _content(photos / "a.json")
+    content["categories"] *= 2
+    (photos / "b.json").write_text(json.dumps(content))
+    done = d2ext_command("split", "b.json", "--output", "out")
+    assert done.status == 2 and "b.json: two categories have the same id" in done.stderr
     via = real_balloon / "train" / "via_region_data.json"
     done = d2ext_command("split", via, "--output", "out")
     assert done.status == 2 and f"d2ext convert via {via}" in done.stderr
@@ -177,21 +215,65 @@ def test_other_encodings_are_read(d2ext_command, photos):
     assert _content(photos / "a/val.json") == _content(photos / "b/val.json")
 
 
-def test_convert_splits_what_it_reads(d2ext_command, photos):
-    done = d2ext_command(
-        "convert", "coco", "a.json", "--to", "labelme", "--images", "imgs", "--output", "labelme"
-    )
-    assert done.status == 0, done.stderr
-    arguments = ("convert", "labelme", "labelme", "--images", "imgs")
+@pytest.mark.parametrize(
+    ("kind", "written", "source", "more"),
+    [
+        ("via", "via", "", []),
+        ("labelme", "labelme", "", []),
+        ("yolo", "yolo", "", []),
+        ("yolo", "yolo_seg", "data.yaml", ["--split", "train"]),
+        ("voc", "voc", "", []),
+        ("cvat", "cvat", "", []),
+        ("createml", None, "", []),
+        ("open_images", "open_images", "", []),
+    ],
+)
+def test_convert_splits_what_it_reads(d2ext_command, photos, kind, written, source, more):
+    if written:
+        done = d2ext_command(
+            *("convert", "coco", "a.json", "--to", written, "--images", "imgs", "--output", "b")
+        )
+        assert done.status == 0, done.stderr
+    else:
+        _write_createml(photos / "b", _content(photos / "a.json"))
+    if source == "data.yaml":
+        shutil.copytree(photos / "b", photos / "imgs", dirs_exist_ok=True)  # labels beside photos
+        (photos / "b" / source).write_text("train: ../imgs\nval: ../imgs\nnames: [balloon]\n")
+    arguments = ("convert", kind, f"b/{source}".rstrip("/"), "--images", "imgs", *more)
     done = d2ext_command(*arguments, "--output", "whole.json")
     assert done.status == 0, done.stderr
     done = d2ext_command(*arguments, "--val", "0.25", "--seed", "3", "--output", "split")
     assert done.status == 0 and re.search(r"images +18 +6\n", done.stdout), done.stderr
-    d2ext_command(
+    done = d2ext_command(
         *("split", "whole.json", "--images", "imgs", "--val", "0.25", "--seed", "3"),
         *("--output", "again"),
     )
+    assert done.status == 0, done.stderr
     for side in ("train.json", "val.json"):
         assert (photos / "split" / side).read_bytes() == (photos / "again" / side).read_bytes()
-    done = d2ext_command(*arguments, "--val", "0.25", "--output", "whole.json")
-    assert done.status == 2 and "whole.json is a file" in done.stderr
+
+
+def _write_createml(file, content):
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    entries = {i: {"image": name, "annotations": []} for i, name in names.items()}
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        box = {"x": x + w / 2, "y": y + h / 2, "width": w, "height": h}
+        entries[annotation["image_id"]]["annotations"].append(
+            {"label": "balloon", "coordinates": box}
+        )
+    file.write_text(json.dumps(list(entries.values())))
+
+
+def test_mistakes_of_convert_are_one_line(d2ext_command, photos):
+    done = d2ext_command(
+        "convert", "coco", "a.json", "--to", "via", "--images", "imgs", "--output", "via.json"
+    )
+    assert done.status == 0, done.stderr
+    arguments = ("convert", "via", "via.json", "--images", "imgs", "--output", "a.json")
+    before = (photos / "a.json").read_bytes()
+    done = d2ext_command(*arguments, "--val", "0.25")
+    assert done.status == 2 and "a.json is a file" in done.stderr
+    done = d2ext_command(*arguments, "--seed", "4")
+    assert done.status == 2 and "--seed 4 needs --val, which is not given" in done.stderr
+    assert (photos / "a.json").read_bytes() == before

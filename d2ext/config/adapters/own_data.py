@@ -28,7 +28,8 @@ def splits_own_data(cfg: Any) -> bool:
     """Return whether a config splits the file `data.json` into training and validation.
 
     Raises:
-        UserError: Another file for training is given as well.
+        UserError: Another file for training, or a folder for validation without a file, is given
+            as well.
     """
     from omegaconf import OmegaConf
 
@@ -41,7 +42,14 @@ def splits_own_data(cfg: Any) -> bool:
             f"data.json={data.json} and data.train.json={data.train.json} are both given; give"
             " data.json alone to split it, or data.train.json and data.val.json"
         )
-    return OmegaConf.is_interpolation(data.val, "json")
+    splits = OmegaConf.is_interpolation(data.val, "json")
+    if splits and data.val.images != data.images:
+        raise UserError(
+            f"data.val.images={data.val.images} needs a file for validation, because data.json="
+            f"{data.json} is split, with all images in data.images={data.images}; give"
+            " data.val.json=FILE as well, or leave data.val.images out"
+        )
+    return splits
 
 
 def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:

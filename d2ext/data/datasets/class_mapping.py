@@ -32,8 +32,11 @@ def register_run_datasets(cfg: Any, split: Split | None = None) -> list[str]:
     """
     register_datasets(cfg.datasets)
     if splits_own_data(cfg) and (split := split or own_split(cfg)[0]):
-        val = {os.path.join(cfg.data.images, name) for name in split.val}
-        use_images(TRAIN, val, keep=False)
+        val, unused = (
+            {os.path.join(cfg.data.images, name) for name in names}
+            for names in (split.val, split.unused)
+        )
+        use_images(TRAIN, val | unused, keep=False)
         use_images(VAL, val, keep=True)
     trained = _known(cfg, "train")
     if not trained:

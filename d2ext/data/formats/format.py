@@ -17,7 +17,7 @@ Records = tuple[Sequence[dict], Sequence[str]]  # dataset dicts and class names
 
 GROUP = "d2ext.formats"  # group of entry points, each of which refers to a Format
 # Arguments of `d2ext convert` that exist for every format.
-_ARGUMENTS = {"classes", "format", "help", "images", "input", "output"}
+_ARGUMENTS = {"classes", "format", "help", "images", "input", "output", "seed", "val"}
 
 
 @dataclass(frozen=True)

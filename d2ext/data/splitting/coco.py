@@ -173,6 +173,8 @@ def _parsed(data: bytes) -> _Content:
     if len(image_ids) < len(images):
         raise KeyError("two images have the same id")
     category_ids: dict[Any, int] = {c.id: i for i, c in enumerate(categories)}
+    if len(category_ids) < len(categories):
+        raise KeyError("two categories have the same id")
     image_of = _indices("image_id", [a.image_id for a in annotations], image_ids)
     labels = [a.category_id for a in annotations]
     class_of = _indices("category_id", labels, {**category_ids, None: -1})
@@ -198,19 +200,19 @@ def _indices(name: str, ids: Sequence[Any], known: Mapping[Any, int]) -> np.ndar
 
 def _write(content: _Content, parts: Mapping[str, np.ndarray], output: Path) -> None:
     """Write the folder as a whole; `parts` maps subfolders to their validation images."""
-    output = output.absolute()
+    place = output.resolve()  # a link to an empty folder stays
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
             made = Path(folder) / "made"
             for name, chosen in parts.items():
                 (made / name).mkdir(parents=True, exist_ok=True)
                 for file, rows in (("train.json", ~chosen), ("val.json", chosen)):
                     with open(made / name / file, "wb") as f:
                         f.writelines(content.text(rows))
-            os.replace(made, output)
+            os.replace(made, place)
     except OSError as e:
-        raise UserError(f"cannot write {output}: {e.strerror or e}") from e
+        raise UserError(f"cannot write {output}: {e.strerror or e}; choose another --output") from e
 
 
 def _table(content: _Content, sides: np.ndarray, titles: Sequence[str]) -> list[str]:

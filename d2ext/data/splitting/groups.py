@@ -66,7 +66,8 @@ def find_groups(
         paths = [existing(os.path.join(image_root, name)) for name in names]
         pairs, failed = _cached_pairs(paths, image_root)
         sets.join(pairs)
-        lines.append(_near_line(pairs, len(names) - len(failed)))
+        if compared := len(names) - len(failed):
+            lines.append(_near_line(pairs, compared))
         for i, reason in list(failed.items())[:1]:
             lines.append(
                 f"near-duplicates: {len(failed)} of {plural(len(names), 'photo')} not compared,"
@@ -83,7 +84,7 @@ def _near_line(pairs: Sequence[Sequence[int]], compared: int) -> str:
     sets = _Sets(len(rows))
     sets.join([index[i], index[j]] for i, j in pairs)
     groups = plural(int(sets.numbered().max()) + 1, "group")
-    return f"near-duplicates: {groups} of {len(rows)} photos, of {compared}, kept together"
+    return f"near-duplicates: {groups} of {len(rows)} photos, of {compared}, never on both sides"
 
 
 def _keys(names: Sequence[str], group_by: str, option: str) -> list[tuple | None]:

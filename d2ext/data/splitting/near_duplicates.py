@@ -3,7 +3,7 @@
 The perceptual hash is pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash
 Functions, 2010) with 256 bits instead of 64. On the 74 balloon photos, copies of half the size, in
 JPEG quality 20 or with 1.3 times the brightness differ in a median of 1 to 4 % of the bits,
-and different photos in at least 37 %. The package imagehash has the same hash, but needs SciPy and
+and different photos in at least 38 %. The package imagehash has the same hash, but needs SciPy and
 PyWavelets.
 """
 
@@ -17,10 +17,8 @@ from PIL import Image
 from d2ext.data.formats.images import decoded, open_image
 from d2ext.errors import UserError
 
-_SIDE, _FREQUENCIES = (
-    64,
-    16,
-)  # of the thumbnail in pixels, and of the hash per axis
+_SIDE = 64  # of the thumbnail, in pixels
+_FREQUENCIES = 16  # of the hash, per axis
 _BITS = _FREQUENCIES**2
 _MOST_DIFFERENT = _BITS // 10  # bits by which near-duplicates may differ
 _BLOCK = 256  # rows of the matrix of distances that are in memory

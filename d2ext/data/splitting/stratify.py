@@ -64,9 +64,15 @@ def assign_sides(
     """
     sizes = np.bincount(groups)
     if len(sizes) < len(shares):
+        parts = plural(len(groups), "image")
+        remedies = ["more images"]
+        if len(shares) > 2:
+            remedies.append("fewer folds")
+        if len(sizes) < len(groups):
+            parts += f" in {plural(len(sizes), 'group')}"
+            remedies.append("smaller groups")
         raise UserError(
-            f"{plural(len(groups), 'image')} in {plural(len(sizes), 'group')} cannot be split into"
-            f" {len(shares)} parts; give more images, fewer folds, or another way to group them"
+            f"{parts} cannot be split into {len(shares)} parts; give {' or '.join(remedies)}"
         )
     labels = _labels(groups, images, classes)
     rng = np.random.default_rng(seed)
