@@ -20,6 +20,7 @@ OWN = {
     "coco_file",
     "results_file",
     "common",
+    "intervals",
     "first_call",
     "training",
     "weights",

@@ -88,7 +88,7 @@ def test_overrides_and_checks():
 
 
 def test_parts_of_recipes():
-    assert set(d2ext.get_config("common/optim.py")) == {"SGD", "AdamW"}
+    assert set(d2ext.get_config("common/optim.py")) == {"SGD", "AdamW", "Adam"}
     parts = d2ext.get_config("configs/common/data/custom", ["dataloader.train.num_workers=0"])
     assert set(parts) == {"data", "dataloader", "datasets"}
     assert parts.dataloader.train.num_workers == 0
