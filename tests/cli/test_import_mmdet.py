@@ -1,6 +1,7 @@
 """`d2ext import-mmdet` writes a config that trains, and a table of what became of each field."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -99,8 +100,8 @@ def test_training_a_config_of_mmdetection_names_the_import(d2ext_command, config
     done = d2ext_command("train", configs / BALLOON)
     path = configs / BALLOON
     assert done.status == 2 and done.stderr == (
-        f"error: {path} is a config of MMDetection; `d2ext import-mmdet {path}` turns it into one"
-        " of d2ext\n"
+        f"error: {path} is a config of MMDetection; `d2ext import-mmdet {shlex.quote(str(path))}`"
+        " turns it into one of d2ext\n"
     )
 
 

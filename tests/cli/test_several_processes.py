@@ -539,7 +539,9 @@ config, output, *overrides = sys.argv[1:]
 cfg = d2ext.load_config(config, overrides)
 run = d2ext.train(cfg, output)
 results = d2ext.evaluate(cfg, "last", output)
-print("keys", run.results.keys() == results.keys(), len(results), flush=True)
+# One write, because the processes share the output.
+sys.stdout.write(f"keys {run.results.keys() == results.keys()} {len(results)}\\n")
+sys.stdout.flush()
 """
 
 

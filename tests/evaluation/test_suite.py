@@ -167,7 +167,7 @@ def test_a_model_without_instances_is_evaluated_by_evaluators(datasets, tmp_path
     assert evaluation.results["suite_a/sem_seg/sem_seg/mIoU"] == 100
     assert evaluation.detections is None and list(evaluation.segmentations) == [0, 1, 2]
     out = tmp_path / "out"
-    assert write_evaluations([evaluation], out) == (evaluation.results, UNSET, UNSET)
+    assert write_evaluations([evaluation], out) == (evaluation.results, UNSET, UNSET, UNSET)
     files = sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
     assert files == [f"overlays/suite_a/{i}.jpg" for i in range(3)]
 

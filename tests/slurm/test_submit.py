@@ -132,7 +132,8 @@ def test_dry_run_prints_the_golden_sbatch_file(submit, repo, tiny, tmp_path):
     plan, found, script = done.stdout.partition("#!/bin/bash")
     assert "machines    2 x 8 GPU, 240 minutes, at most 100 requeues" in plan
     assert f"seeds       3 runs, {tmp_path}/out/seed_1 to {tmp_path}/out/seed_3" in plan
-    for path, name in ((sys.executable, "PYTHON"), (tmp_path / "out", "OUT"), (repo, "REPO")):
+    places = {sys.executable: "PYTHON", tmp_path / "out": "OUT", repo: "REPO"}
+    for path, name in {repo / "tools/submit.py": "REPO/tools/submit.py", **places}.items():
         script = script.replace(shlex.quote(str(path)), name)
     assert found + script.rstrip() + "\n" == (repo / "tests/slurm/sbatch.txt").read_text()
     assert not (tmp_path / "out").exists()
