@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,14 @@ def _directory_of_session_fixtures(tmp_path_factory: pytest.TempPathFactory) -> 
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `tmp_path` the current directory, so that a command's relative paths lie in it."""
     monkeypatch.chdir(tmp_path)
+
+
+# Opening lines of a Python program. As in those of pip, `#!` with the path of Python would not work
+# in a folder with a blank in its name.
+SHEBANG = f"""#!/bin/sh
+'''exec' {shlex.quote(sys.executable)} "$0" "$@"
+' '''
+"""
 
 
 def checkout_env() -> dict[str, str]:

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -19,7 +18,7 @@ import yaml
 from d2ext.cli.train import parse
 from d2ext.config.load import load_config
 from d2ext.launch.topology import find_topology, free_port
-from tests.conftest import LITE0, REPO, SCRIPT
+from tests.conftest import LITE0, REPO, SCRIPT, SHEBANG
 
 PAGE = (REPO / "docs" / "clusters.md").read_text()
 MANIFEST, TORCHRUN = (
@@ -154,7 +153,7 @@ def shared(tmp_path, tiny_root, d2ext_command):
     (tmp_path / "data").mkdir()
     for program, text in (("d2ext", SCRIPT), ("torchrun", _TORCHRUN)):
         file = tmp_path / "bin" / program
-        file.write_text(f"#!{sys.executable}\n{text}")
+        file.write_text(f"{SHEBANG}{text}")
         file.chmod(0o755)
     for split, file in (("train", "a.json"), ("val", "b.json")):
         folder = tiny_root / "balloon" / split

@@ -8,6 +8,7 @@ packages go to a folder of the test.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, SHEBANG
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -36,8 +37,7 @@ TINY = [
     "dataloader.train.mapper.augmentations[0].short_edge_length=96",
     "dataloader.val.mapper.augmentations[0].short_edge_length=96",
 ]
-D2EXT = f"""#!{sys.executable}
-import sys
+D2EXT = f"""{SHEBANG}import sys
 
 from d2ext.__main__ import main
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 """
 PIP = f"""#!/bin/sh -e
 command=$1; shift
-exec {sys.executable} -m pip $command --no-deps --no-build-isolation --no-index --quiet \\
+exec {shlex.quote(sys.executable)} -m pip $command --no-deps --no-build-isolation --no-index --quiet \\
     --target "$SITE" "$@"
 """
 
