@@ -48,8 +48,8 @@ if __name__ == "__main__":
 """
 PIP = f"""#!/bin/sh -e
 command=$1; shift
-exec {shlex.quote(sys.executable)} -m pip $command --no-deps --no-build-isolation --no-index --quiet \\
-    --target "$SITE" "$@"
+exec {shlex.quote(sys.executable)} -m pip $command --no-deps --no-build-isolation --no-index \\
+    --quiet --target "$SITE" "$@"
 """
 
 
