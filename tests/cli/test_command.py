@@ -343,7 +343,8 @@ def test_a_user_s_program_is_not_a_command_of_ours(tmp_path):
     link = tmp_path / "train"
     link.symlink_to(REPO / "tools/train_net.py")
     recipes = _run(link, "--help").stdout
-    assert recipes.startswith(f"usage: python {REPO}/tools/train_net.py CONFIG ")
+    tool = shlex.quote(f"{REPO}/tools/train_net.py")
+    assert " ".join(recipes.split()).startswith(f"usage: python {tool} CONFIG ")
 
 
 _AS_TOOL = f"""
