@@ -13,7 +13,7 @@ DEMO = mask_rcnn_lite0_fpn_balloon
 help:
 	@echo "make env       set up $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
 	@echo "make demo      train, evaluate and draw pictures (ARGS='train.seed=1' for overrides)"
-	@echo "make test      run the fast tests, at most 10 minutes (ARGS='-k coco' for pytest)"
+	@echo "make test      run the fast tests, 5 to 12 minutes (ARGS='-k coco' for pytest)"
 	@echo "make test-slow run whole trainings and several processes"
 	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
 	@echo "make test-browser  test the report in chromium, which is installed (root on Debian)"
