@@ -126,12 +126,8 @@ def split_coco(
     _write(content, parts, output)
     lines += _table(content, sides, titles)
     lines += _warnings(content, sides, options.folds)
-    where = (
-        "train.json and val.json"
-        if options.folds is None
-        else (f"train.json and val.json in fold_1 to fold_{options.folds}")
-    )
-    return [*lines, f"{output}: {where}"]
+    where = "" if options.folds is None else f" in fold_1 to fold_{options.folds}"
+    return [*lines, f"{output}: train.json and val.json{where}"]
 
 
 def check_new(output: Path) -> None:

@@ -107,6 +107,7 @@ def own_split(cfg: Any, kept: Split | None = None) -> tuple[Split | None, list[s
 def _with_added(
     kept: Split, names: list[str], data: Any, image_root: str | None
 ) -> tuple[Split, list[str]]:
+    """Return the kept split for the images that the file has now, and lines for the plan."""
     present, val = set(names), set(kept.val)
     if not present & val:
         raise UserError(

@@ -11,7 +11,7 @@ import detectron2.data.transforms as T
 import numpy as np
 from fvcore.transforms.transform import CropTransform
 
-from d2ext.errors import UserError
+from d2ext.data.loading.augment.boxes import required_boxes
 
 _TRIES = 50  # centers for each ratio
 _ROUNDS = 20  # ratios; MMDetection has no limit
@@ -125,11 +125,7 @@ class CenterCropPad(T.Augmentation):
         Raises:
             UserError: The mapper passes no boxes, like Detectron2's DatasetMapper.
         """
-        if boxes is None:
-            raise UserError(
-                "CenterCropPad needs the boxes of the objects, which this mapper does not pass; set"
-                " dataloader.train.mapper._target_=d2ext.data.loading.mapper.Mapper"
-            )
+        boxes = required_boxes(self, boxes)
         sides = np.array(image.shape[1::-1], int)
         borders = np.array([_fitting(self.border, side) for side in sides.tolist()])
         centers = _centers(boxes)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import detectron2.data.transforms as T
 import numpy as np
 
-from d2ext.errors import UserError
+from d2ext.data.loading.augment.boxes import required_boxes
 
 
 class ObjectCrop(T.Augmentation):
@@ -45,11 +45,7 @@ class ObjectCrop(T.Augmentation):
         Raises:
             UserError: The mapper passes no boxes, like Detectron2's DatasetMapper.
         """
-        if boxes is None:
-            raise UserError(
-                "ObjectCrop needs the boxes of the objects, which this mapper does not pass; set"
-                " dataloader.train.mapper._target_=d2ext.data.loading.mapper.Mapper"
-            )
+        boxes = required_boxes(self, boxes)
         sides = np.array(image.shape[1::-1])
         size = np.minimum(self.size[::-1], sides)
         last = sides - size  # corner of the last crop
