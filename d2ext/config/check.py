@@ -32,6 +32,7 @@ _BESIDE_TRAINING = (
 )
 # Fields outside `train` that d2ext reads.
 _OTHERS = {
+    "data.augmentation": Accepts((str, list), True, ("none", "light", "strong", "aerial")),
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
     "dataloader.train.num_workers": Accepts((int,), least=0),

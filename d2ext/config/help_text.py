@@ -34,6 +34,10 @@ _HELP = {
         "str or null",
         "attribute of VIA regions that holds their class; None: it is detected",
     ),
+    "data.augmentation": (
+        "str, list or null",
+        "none, light, strong, aerial, or a list of augmentations; None: the recipe's own",
+    ),
     "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
     "dataloader.test": ("dict or null", "like val, for --eval-only; None: use val"),
     "dataloader.tta.min_sizes": ("", "short sides in pixels; each one is evaluated"),

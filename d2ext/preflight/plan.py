@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
+from d2ext.config.augmentation import with_augmentation
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -170,6 +171,7 @@ def plan_run(
     """
     lines: list[str] = []
     check_flags(eval_only, weights, resume, resume_from, overwrite)
+    cfg = with_augmentation(cfg)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)

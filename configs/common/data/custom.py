@@ -27,6 +27,7 @@ data = dict(
     boxes_as_masks=False,
     class_attribute=None,
     palette=None,
+    augmentation=None,
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(
