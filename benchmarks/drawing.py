@@ -7,8 +7,10 @@ it, only texture, shading and outline show it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import shapely
 from matplotlib.font_manager import FontProperties
@@ -361,7 +363,8 @@ def strip(rng: Rng, thickness: float, bend: float) -> Loops:
     return normalized([np.array(around.exterior.coords)])
 
 
-def glyph(character: str, family: str = "DejaVu Sans") -> Loops:
-    """Return the outline of a character of matplotlib's font, without its holes."""
-    path = TextPath((0, 0), character, size=100, prop=FontProperties(family=family))
+def glyph(character: str) -> Loops:
+    """Return the outline of a character of matplotlib's own font, without its holes."""
+    font = FontProperties(fname=Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+    path = TextPath((0, 0), character, size=100, prop=font)
     return normalized([loop * (1, -1) for loop in path.to_polygons(closed_only=True)])
