@@ -5,7 +5,7 @@
 
 Each set is a folder with train.json and val.json (COCO, with masks) and images/. Equal arguments
 give equal files, without a network. The scenes are drawn on the checkout's 61 training photos of
-balloons (`drawing.py`), 41 of which serve for training and 20 for validation; the 13 validation
+balloons (`drawing.py`), 40 of which serve for training and 21 for validation; the 13 validation
 photos are not used. TUNING sets may be used to choose rules and values, TEST sets only to measure
 the result.
 
@@ -14,8 +14,8 @@ image of StarDist. Both are files of packages that need not be importable:
 
     pip install --no-deps --target DIR scikit-image==0.26.0 stardist==0.9.2
 
-and PYTHONPATH=DIR. `coco` takes photos of your own COCO file: those with objects of its classes
-with the most photos, a third of them for validation.
+and PYTHONPATH=DIR. `coco` copies the photos of your own COCO files that have objects of
+`--classes`, and splits off a third of them for validation.
 """
 
 import argparse

@@ -76,6 +76,30 @@ def test_a_shape_is_cut_where_others_cover_it(sets):
     assert objects > 50
 
 
+def test_a_set_of_your_own_coco_files_is_split(sets, tmp_path):
+    files = [sets / "chess" / f"{split}.json" for split in ("train", "val")]
+    flags = ["--coco", *files, "--images", sets / "chess/images", "--classes", "pawn"]
+    found = _script("small_sets", tmp_path, "--sets", "coco", *flags)
+    assert found.returncode == 0, found.stderr
+
+    def pawns(*paths):
+        chosen = {}
+        for path in paths:
+            content = json.loads(path.read_text())
+            names = {c["id"]: c["name"] for c in content["categories"]}
+            files = {image["id"]: image["file_name"] for image in content["images"]}
+            for a in content["annotations"]:
+                if names[a["category_id"]] == "pawn":
+                    chosen.setdefault(files[a["image_id"]], []).append(a["segmentation"])
+        return chosen
+
+    sides = [pawns(tmp_path / f"coco/{split}.json") for split in ("train", "val")]
+    assert sides[0] | sides[1] == pawns(*files) and not sides[0].keys() & sides[1].keys()
+    assert len(sides[1]) == len(pawns(*files)) // 3
+    copied = {path.name for path in (tmp_path / "coco/images").iterdir()}
+    assert copied == sides[0].keys() | sides[1].keys()
+
+
 def test_a_set_without_its_package_is_one_line(tmp_path):
     found = _script("small_sets", tmp_path / "sets", "--sets", "coins")
     if found.returncode:  # the tests' environment has no scikit-image
