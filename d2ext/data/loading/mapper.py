@@ -21,7 +21,12 @@ from detectron2.data.detection_utils import (
     transform_proposals,
 )
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
-from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
+from fvcore.transforms.transform import (
+    HFlipTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
 from PIL import Image
 
 from d2ext.data.loading.image_io import cached_photo, read_photo
@@ -35,7 +40,8 @@ class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
     Label maps are read in training only. Bitmap masks are padded with 0, also by transforms that
-    pad label maps with another label.
+    pad label maps with another label. Vertical flips exchange left and right keypoints, too, since
+    they mirror the image.
 
     Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
@@ -174,6 +180,12 @@ class Mapper(DatasetMapper):
             )
             for a in objects
         ]
+        if self.keypoint_hflip_indices is not None and _mirrors_vertically(transforms):
+            order = np.asarray(self.keypoint_hflip_indices, int)
+            annotations = [
+                {**a, "keypoints": a["keypoints"][order]} if "keypoints" in a else a
+                for a in annotations
+            ]
         return annotations_to_instances(annotations, image_shape, self.instance_mask_format)
 
 
@@ -207,6 +219,14 @@ class _Input(T.AugInput):
             self.image = tfm.apply_image(image)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+
+def _mirrors_vertically(transforms: TransformList) -> bool:
+    """Return whether transforms mirror an image, without the horizontal flips.
+
+    Detectron2's function for annotations exchanges keypoints for horizontal flips only.
+    """
+    return sum(isinstance(t, VFlipTransform) for t in transforms.transforms) % 2 == 1
 
 
 def _padding_with_zeros(transform: Transform) -> Transform:
