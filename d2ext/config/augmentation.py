@@ -10,6 +10,7 @@ from typing import Any
 
 from d2ext.config.check import PRESETS, target_name
 from d2ext.config.model_kind import returns_masks, yacs_model
+from d2ext.config.overrides import parameters
 from d2ext.errors import UserError, config_errors
 from d2ext.text import did_you_mean
 
@@ -61,6 +62,7 @@ def with_augmentation(cfg: Any) -> Any:
     kept = [a for a in mapper.augmentations if _sets_size(a)]
     mapper.augmentations = [*kept, *added]
     for field, node in zip(places, mapper.augmentations[len(kept) :], strict=True):
+        _set_image_format(node, _image_format(cfg))
         _check_built(field, node)
     if _reads_masks(cfg) and _loosens_boxes(mapper.augmentations[len(kept) :]):
         mapper.recompute_boxes = True
@@ -121,14 +123,14 @@ def _preset(field: str, name: str, cfg: Any) -> list[dict[str, Any]]:
         raise UserError(f"{field}={name!r} is not the name of a preset; {hint}")
     if name == "none":
         return []
-    image_format = cfg.dataloader.train.mapper.get("image_format", "BGR") or "RGB"
+    image_format = _image_format(cfg)
     if image_format not in _FORMATS:
         raise UserError(
             f"{field}={name} cannot change the colors of {_MAPPER}.image_format={image_format};"
             f" use {', '.join(_FORMATS)}, or give a list of augmentations"
         )
     flip = {"_target_": f"{_T}RandomFlip", "horizontal": True}
-    jitter = {"_target_": f"{_OURS}color.ColorJitter", "image_format": image_format}
+    jitter = {"_target_": f"{_OURS}color.ColorJitter"}
     if name == "light":
         return [flip, jitter]
     if name == "aerial":
@@ -141,15 +143,26 @@ def _preset(field: str, name: str, cfg: Any) -> list[dict[str, Any]]:
         "expand": False,
         "pad_value": _pad_value(cfg, 1 if image_format == "L" else 3),
     }
-    jpeg = {"_target_": f"{_OURS}quality.RandomJpeg", "image_format": image_format}
     return [
         flip,
         *([_applied(0.3, rotation)] if _reads_masks(cfg) else []),
         _applied(0.8, jitter | stronger),
         _applied(0.1, {"_target_": f"{_OURS}quality.RandomBlur"}),
         _applied(0.1, {"_target_": f"{_OURS}quality.RandomNoise"}),
-        _applied(0.1, jpeg),
+        _applied(0.1, {"_target_": f"{_OURS}quality.RandomJpeg"}),
     ]
+
+
+def _image_format(cfg: Any) -> str:
+    """Return the format of the training mapper's images; without one, photos are read as RGB."""
+    return cfg.dataloader.train.mapper.get("image_format", "BGR") or "RGB"
+
+
+def _set_image_format(node: Any, image_format: str) -> None:
+    """Set the argument `image_format`, where an augmentation has it and the config does not."""
+    for inner in _nodes(node):
+        if "_target_" in inner and "image_format" in parameters(inner):
+            inner.setdefault("image_format", image_format)
 
 
 def _applied(prob: float, augmentation: dict[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,8 @@ class AlbumentationsPipeline(T.Augmentation):
     """Augment every image by transforms of Albumentations 2.
 
     Their random numbers are seeded from numpy's global generator for each image. Install the
-    package with `pip install d2ext[albumentations]`.
+    package with `pip install 'd2ext[albumentations]'`. It is imported without its check for updates,
+    which needs a network.
     """
 
     def __init__(self, transforms: Sequence[Any], image_format: str = "BGR"):
@@ -192,8 +193,7 @@ def _composed(transforms: list[Any]) -> Any:
         A = importlib.import_module("albumentations")
     except ImportError as e:
         raise UserError(
-            f"AlbumentationsPipeline needs the package albumentations ({e}); install it with"
-            " `pip install d2ext[albumentations]`"
+            f"albumentations cannot be imported ({e}): pip install 'd2ext[albumentations]'"
         ) from e
     for transform in _leaves(transforms):
         name = type(transform).__name__

@@ -1,6 +1,7 @@
 """Samples of an Albumentations pipeline are those of its own transforms, and exact at any place."""
 
 import random
+import sys
 
 import albumentations as A
 import detectron2.data.transforms as T
@@ -264,3 +265,9 @@ def test_boxes_annotated_beyond_the_image_are_clipped(tmp_path):
     record["annotations"][0]["bbox_mode"] = BoxMode.XYXY_ABS
     sample = _sample([A.HorizontalFlip(p=1)], record, 0)
     assert sample["instances"].gt_boxes.tensor.tolist() == [[0, 30, 180, 90]]
+
+
+def test_a_missing_package_is_an_error_with_the_fix(monkeypatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    with pytest.raises(UserError, match=r"pip install 'd2ext\[albumentations\]'"):
+        AlbumentationsPipeline([])
