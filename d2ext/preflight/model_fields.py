@@ -515,8 +515,13 @@ def _check_flips(mapper: Any, name: str, number: int) -> Iterator[str]:
     nodes = [node for _, node in _nodes(mapper.get("augmentations"), "")]
     with config_errors(f"{_MAPPER}.augmentations"):
         flips = [node for node in nodes if _target(node) is RandomFlip]
-    ours = _target(mapper) is Mapper  # also exchanges keypoints for vertical flips
-    if not any(_argument(flip, "horizontal") or ours for flip in flips):
+    if any(_argument(flip, "vertical") for flip in flips):
+        yield (
+            f"{name}: vertical flips mirror images, but Detectron2 does not exchange left and right"
+            " keypoints for them; use a horizontal RandomFlip and"
+            " d2ext.data.loading.augment.quarter_turn.RandomQuarterTurn"
+        )
+    if not any(_argument(flip, "horizontal") for flip in flips):
         return
     field = f"{_MAPPER}.keypoint_hflip_indices"
     with config_errors(field):

@@ -23,12 +23,7 @@ from detectron2.data.detection_utils import (
 )
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
-from fvcore.transforms.transform import (
-    HFlipTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
+from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
 from PIL import Image
 
 from d2ext.data.loading.image_io import cached_photo, read_photo
@@ -42,8 +37,7 @@ class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
     Label maps are read in training only. Bitmap masks are padded with 0, also by transforms that
-    pad label maps with another label. All mirrored images exchange left and right keypoints, not
-    only horizontal flips. Polygons become bitmaps if a transform may bend their edges.
+    pad label maps with another label. Polygons become bitmaps if a transform may bend their edges.
 
     Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
@@ -187,7 +181,7 @@ class Mapper(DatasetMapper):
             )
             for a in objects
         ]
-        if self.keypoint_hflip_indices is not None and _mirrors_otherwise(transforms):
+        if self.keypoint_hflip_indices is not None and _pipelines_mirror(transforms):
             order = np.asarray(self.keypoint_hflip_indices, int)
             annotations = [
                 {**a, "keypoints": a["keypoints"][order]} if "keypoints" in a else a
@@ -234,13 +228,12 @@ class _Input(T.AugInput):
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
 
-def _mirrors_otherwise(transforms: TransformList) -> bool:
-    """Return whether transforms mirror an image, without counting horizontal flips.
+def _pipelines_mirror(transforms: TransformList) -> bool:
+    """Return whether left and right change places in pipelines of other libraries.
 
-    For these, Detectron2's function for annotations exchanges the keypoints.
+    Detectron2's function for annotations exchanges the keypoints for its horizontal flips.
     """
-    mirrors = [isinstance(t, VFlipTransform) or _has(t, "mirrors") for t in transforms.transforms]
-    return sum(mirrors) % 2 == 1
+    return sum(_has(t, "mirrors") for t in transforms.transforms) % 2 == 1
 
 
 def _need_bitmaps(transforms: TransformList) -> bool:

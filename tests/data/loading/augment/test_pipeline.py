@@ -134,7 +134,7 @@ def test_mirrored_images_exchange_left_and_right(tmp_path, seed):
         transforms,
         record,
         seed,
-        before=[T.RandomFlip(), T.RandomFlip(horizontal=False, vertical=True)],
+        before=[T.RandomFlip()],
         use_keypoint=True,
         keypoint_hflip_indices=np.array([1, 0, 2]),
     )
