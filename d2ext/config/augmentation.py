@@ -76,14 +76,14 @@ def with_augmentation(cfg: Any) -> Any:
     return cfg
 
 
-def augmentation_lines(cfg: Any) -> list[str]:
+def augmentation_lines(cfg: Any, effective: Any) -> list[str]:
     """Return lines for the plan about the augmentations of a training.
 
     Args:
-        cfg: Config returned by `load_config`, before `with_augmentation`.
+        cfg: Config returned by `load_config`.
+        effective: The result of `with_augmentation` for it.
     """
-    chosen, effective = _chosen(cfg), with_augmentation(cfg)
-    loader = effective.dataloader.train
+    chosen, loader = _chosen(cfg), effective.dataloader.train
     mapper = loader.get("mapper") or {}
     if not _is_list(mapper.get("augmentations")):
         return []

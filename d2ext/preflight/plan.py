@@ -171,8 +171,10 @@ def plan_run(
     """
     lines: list[str] = []
     check_flags(eval_only, weights, resume, resume_from, overwrite)
-    augmentations = [] if eval_only else augmentation_lines(cfg)
-    cfg = cfg if eval_only else with_augmentation(cfg)
+    augmentations = []
+    if not eval_only:
+        given, cfg = cfg, with_augmentation(cfg)
+        augmentations = augmentation_lines(given, cfg)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
