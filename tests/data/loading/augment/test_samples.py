@@ -11,8 +11,8 @@ from PIL import Image
 from d2ext.data.loading.augment.affine import RandomRotateShear
 from d2ext.data.loading.augment.color import ColorJitter
 from d2ext.data.loading.augment.object_crop import ObjectCrop
-from d2ext.data.loading.augment.quarter_turn import RandomQuarterTurn
 from d2ext.data.loading.augment.quality import RandomBlur, RandomJpeg, RandomNoise
+from d2ext.data.loading.augment.quarter_turn import RandomQuarterTurn
 from d2ext.data.loading.augment.scale import LargeScaleJitter
 from d2ext.data.loading.loader import build_train_loader
 from d2ext.data.loading.mapper import Mapper
