@@ -53,7 +53,8 @@ def with_augmentation(cfg: Any) -> Any:
     if target_name(mapper.get("_target_")) == _DETECTRON2S:  # gives no boxes to augmentations
         mapper["_target_"] = "d2ext.data.loading.mapper.Mapper"
     entries = [(None, chosen)] if isinstance(chosen, str) else list(enumerate(chosen))
-    added, places = [], []
+    added: list[Any] = []
+    places: list[str] = []
     for i, entry in entries:
         field = _KEY if i is None else f"{_KEY}[{i}]"
         found = _preset(field, entry, cfg) if isinstance(entry, str) else [_call(field, entry)]
@@ -84,7 +85,7 @@ def augmentation_lines(cfg: Any, effective: Any) -> list[str]:
         effective: The result of `with_augmentation` for it.
     """
     chosen, loader = _chosen(cfg), effective.dataloader.train
-    mapper = loader.get("mapper") or {}
+    mapper: Any = loader.get("mapper") or {}
     if not _is_list(mapper.get("augmentations")):
         return []
     parts = [_described(node) for node in mapper.augmentations]

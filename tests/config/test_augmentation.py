@@ -52,7 +52,7 @@ def _names(cfg):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_takes_every_preset(repo, recipe):
-    """What sets the size stays first in its order; everything else is replaced."""
+    """Sizes are set first, in the recipe's order; everything else is replaced."""
     given = load_config(repo / recipe)
     before = _names(given)
     sizes = [name for name in before if "Resize" in name or "Crop" in name]

@@ -154,7 +154,7 @@ class AlbumentationsPipeline(T.Augmentation):
     """Augment every image by transforms of Albumentations 2.
 
     Their random numbers are seeded from numpy's global generator for each image. Install the
-    package with `pip install 'd2ext[albumentations]'`. It is imported without its check for updates,
+    package with `pip install 'd2ext[albumentations]'`. The import skips its check for updates,
     which needs a network.
     """
 
