@@ -36,6 +36,7 @@ class PipelineTransform(T.Transform):
     pipeline resizes, points may be off by half a pixel, because it counts from pixels' centers.
 
     Attributes:
+        moved_boxes: New boxes of the objects, shape (N, 4); those that are gone have no area.
         needs_bitmaps: Tells `Mapper` to draw polygons before the pipeline, which may bend edges.
     """
 
@@ -71,7 +72,7 @@ class PipelineTransform(T.Transform):
         places = np.stack([rows, columns, np.full_like(rows, _MARK)], axis=2).astype(np.float32)
         made = self._run(image, places=places)
         self._made = self._in_our_order(made["image"])
-        self._made_boxes = _joined(made["bboxes"], made["box_ids"], len(self._boxes))
+        self.moved_boxes = _joined(made["bboxes"], made["box_ids"], len(self._boxes))
         self._places = np.rint(made["mask"]).astype(int)
 
     @property
@@ -116,10 +117,10 @@ class PipelineTransform(T.Transform):
         boxes = self._clipped(box)
         found = [np.flatnonzero((self._boxes == one).all(axis=1))[:1] for one in boxes]
         if all(map(len, found)):
-            return self._made_boxes[np.array(found, int).reshape(-1)]
+            return self.moved_boxes[np.array(found, int).reshape(-1)]
         both = np.concatenate([self._boxes, boxes])
         again = PipelineTransform(self._pipeline, self._seed, self._image, both, self._is_rgb)
-        return again._made_boxes[len(self._boxes) :]
+        return again.moved_boxes[len(self._boxes) :]
 
     def _run(
         self,
