@@ -276,7 +276,9 @@ class Run:
             self.cfg = built.cfg
         else:
             # The plan came from another process, so this rank builds everything itself.
-            self.cfg = with_augmentation(self.original_cfg)
+            self.cfg = self.original_cfg
+            if not self.plan.eval_only:
+                self.cfg = with_augmentation(self.cfg)
             if self.plan.scaling:
                 self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
             register_run_datasets(self.cfg, self.plan.split)

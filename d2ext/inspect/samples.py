@@ -69,7 +69,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: The config or the dataset is invalid.
     """
-    cfg = with_augmentation(cfg)
+    cfg = with_augmentation(cfg) if split == "train" else cfg
     folder = cfg.train.get("output_dir")
     register_run_datasets(cfg, kept_split(Path(folder)) if folder else None)
     section = f"dataloader.{split}"

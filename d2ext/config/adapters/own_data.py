@@ -85,7 +85,7 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
     for name in before - _names(cfg):  # their files may be missing
         cfg.datasets.pop(name, None)
     cfg.datasets = OmegaConf.merge(cfg.datasets, template.datasets)
-    cfg.data = OmegaConf.merge(cfg.get("data") or {}, template.data)
+    cfg.data = OmegaConf.merge(template.data, cfg.get("data") or {})
     changes += _exchange_metrics(cfg)
     origin = cfg.get("origin") or {"format": "", "changes": [], "ignored": []}
     cfg.origin = {**origin, "changes": [*origin["changes"], *dict.fromkeys(changes)]}
