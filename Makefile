@@ -6,7 +6,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses logical --maxp
 	--dist worksteal
 # `make nightly` also runs the tests that other targets skip.
 FEWER = and not nightly
-DEMO = mask_rcnn_lite0_fpn_balloon
+DEMO = mask_rcnn_lite1_fpn_balloon
 
 .PHONY: help env demo test test-slow test-slurm test-browser test-more chaos nightly bench lint wheel docs test-matrix
 
