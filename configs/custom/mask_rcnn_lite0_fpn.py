@@ -20,6 +20,9 @@ from ..common.optim import AdamW as optimizer
 from ..common.schedule import cosine as lr_multiplier
 from ..common.train import train
 
+data.auto = True
+data.recipe = "custom/mask_rcnn_lite0_fpn.py"
+
 # These short sides suit the model's anchors (16 to 384); a step takes about 2 s on a CPU.
 dataloader.train.mapper.augmentations[0].short_edge_length = [320, 352, 384, 416, 448, 480]
 dataloader.train.mapper.augmentations[0].max_size = 800

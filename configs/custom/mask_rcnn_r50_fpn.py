@@ -25,6 +25,9 @@ from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep_1x as lr_multiplier
 from ..common.train import train
 
+data.auto = True
+data.recipe = "custom/mask_rcnn_r50_fpn.py"
+
 train.reference_world_size = 1
 train.reference_batch_size = 2
 optimizer.lr = 0.02 / 8

@@ -33,6 +33,9 @@ _BESIDE_TRAINING = (
 # Fields outside `train` that d2ext reads.
 _OTHERS = {
     "data.augmentation": Accepts((str, list), True, ("none", "light", "strong", "aerial")),
+    "data.auto": Accepts((bool,)),
+    "data.recipe": Accepts((str,), True),
+    "data.by_hand": Accepts((list,)),
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
     "dataloader.train.num_workers": Accepts((int,), least=0),

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.augmentation import with_augmentation
+from d2ext.config.choices import with_choices
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -26,12 +27,15 @@ from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.fitting.fit import Fitted
+from d2ext.data.fitting.rules import Hardware
 from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
+from d2ext.preflight.chosen import choose_values
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
@@ -68,7 +72,8 @@ class Built:
     Mapper and metrics are not included, because preflight has used them; a run builds its own.
 
     Attributes:
-        cfg: Config with the values of this run's world size; its datasets are registered.
+        cfg: Config with the chosen values and those of this run's world size; its datasets are
+            registered.
         train_dataset: Dataset of `dataloader.train`; None for an evaluation.
     """
 
@@ -100,6 +105,7 @@ class Plan:
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
         split: Split of `data.json`; None if the config gives a file for each set.
+        fitted: Values chosen for the config; None if none are chosen.
         caveats: Sentences about what makes results misleading, for the report.
         built: Objects that preflight built; None if the plan came from another process.
     """
@@ -123,6 +129,7 @@ class Plan:
     shares_directory: bool = False
     expect: tuple[str, ...] = ()
     split: Split | None = None
+    fitted: Fitted | None = None
     caveats: tuple[str, ...] = ()
     built: Built | None = field(default=None, repr=False, compare=False)
 
@@ -171,7 +178,6 @@ def plan_run(
     """
     lines: list[str] = []
     check_flags(eval_only, weights, resume, resume_from, overwrite)
-    cfg = with_augmentation(cfg)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
@@ -180,21 +186,28 @@ def plan_run(
     if options.eval_period == 0 and not cfg.evaluators:
         validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)
+    checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
+
+    earlier = _earlier_run(output_dir, checkpoint, resume, weights, eval_only)
+    split, about = own_split(cfg, kept_split(earlier) if earlier else None)
+    _say(lines, *_titled("split", about))
+    differences = register_run_datasets(cfg, split)
+    hardware = Hardware(device, world_size * options.accumulate)
+    chosen = choose_values(cfg, hardware, earlier, eval_only or checkpoint is not None)
+    if chosen:
+        cfg = with_choices(cfg, chosen.choices)
+        _say(lines, *_titled("auto", chosen.lines()))
+    cfg = with_augmentation(cfg)
     scaling = None
     if not eval_only and options.auto_scale_lr.enabled:
         cfg, scaling = scale_config(cfg, world_size)
-        options = TrainOptions.from_config(cfg.train)
         _say(lines, *scaling.lines())
+    options = TrainOptions.from_config(cfg.train)
     # A loader of your own may not say how many images it returns; count one per worker.
     batch_size = cfg.dataloader.train.get("total_batch_size") or world_size
     if not eval_only:
         check_batch(batch_size, world_size, options.accumulate)
-    checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    kept = _kept_split(output_dir, checkpoint, resume, weights, eval_only)
-    split, about = own_split(cfg, kept)
-    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(about)))
-    differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
     datasets, classes, table, caveats = check_datasets(cfg, loaders)
@@ -257,6 +270,7 @@ def plan_run(
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
         split=split,
+        fitted=chosen,
         caveats=tuple(caveats),
         built=Built(cfg, train_dataset),
     )
@@ -272,7 +286,12 @@ def _origin_lines(cfg: Any, device: str) -> list[str]:
     norms = [value for _, value in flatten(OmegaConf.to_container(cfg.model), "model", lists=True)]
     if device == "cpu" and "SyncBN" in norms:
         lines.append("SyncBN, which needs a GPU, becomes NaiveSyncBatchNorm")
-    return [f"{'' if i else 'config':<12}{line}" for i, line in enumerate(lines)]
+    return _titled("config", lines)
+
+
+def _titled(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines of the plan, the first of which has a title."""
+    return [f"{'' if i else title:<12}{line}" for i, line in enumerate(lines)]
 
 
 def _say(lines: list[str], *more: str) -> None:
@@ -314,15 +333,15 @@ def _find_checkpoint(
     return newest, damaged
 
 
-def _kept_split(
+def _earlier_run(
     output_dir: Path, checkpoint: Path | None, resume: bool, weights: str | None, eval_only: bool
-) -> Split | None:
-    """Return the split of the run that is resumed or whose weights are evaluated, if it has one."""
+) -> Path | None:
+    """Return the folder of the run that is resumed or whose weights are evaluated, if any."""
     if checkpoint:
-        return kept_split(checkpoint.parent)
+        return checkpoint.parent
     if weights and weights not in ("best", "last"):
-        return kept_split(Path(weights).parent)
-    return kept_split(output_dir) if resume or eval_only else None
+        return Path(weights).parent
+    return output_dir if resume or eval_only else None
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""Choose values for a config: those that fit its training data, or those of an earlier run."""
+
+from pathlib import Path
+from typing import Any
+
+from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
+from d2ext.data.fitting.rules import Hardware
+
+
+def choose_values(
+    cfg: Any, hardware: Hardware, earlier: Path | None, trained: bool = False
+) -> Fitted | None:
+    """Choose values that fit the data, or take those of an earlier run.
+
+    Args:
+        cfg: Config with registered datasets.
+        hardware: What the run trains on.
+        earlier: Folder of the run that is resumed or whose weights are evaluated, if any.
+        trained: Whether there are such weights, which only fit the values they were trained with.
+
+    Returns:
+        The choices; None without `data.auto`.
+    """
+    kept = kept_choices(earlier) if earlier else None
+    if trained and not kept:
+        kept = Fitted(choices=[], skipped=[f"the run has no {AUTO} and so the recipe's values"])
+    return fitted(cfg, hardware, kept)
