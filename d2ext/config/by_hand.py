@@ -37,14 +37,22 @@ def record_by_hand(cfg: Any, overrides: Sequence[str]) -> None:
         cfg: Config after `apply_overrides`; nothing changes unless it has `data.auto` or a budget.
         overrides: The overrides, which are valid.
     """
-    data = cfg.get("data")
+    data, train = cfg.get("data"), cfg.get("train")
     if not hasattr(data, "get") or "auto" not in data:
-        if not cfg.train.get("budget"):
+        if not hasattr(train, "get") or not train.get("budget"):
             return
-        cfg.data = data = {}
+        if not hasattr(data, "get"):
+            cfg.data = data = {}
     written = [text.partition("=")[0].strip("+ ") for text in overrides if "=" in text]
-    found = [key for key in written if any(True for _ in touched([key]))]
-    cfg.data.by_hand = list(dict.fromkeys([*(data.get("by_hand") or ()), *found]))
+    found = [key for key in written if touched([key])]
+    before = data.get("by_hand") or []
+    if found and not isinstance(before, str):  # `check_config` reports a value of another type
+        cfg.data.by_hand = list(dict.fromkeys([*before, *found]))
+
+
+def overridden(cfg: Any) -> set[str]:
+    """Return those of `KEYS` that overrides, or the list `data.by_hand` of a file, name."""
+    return set(touched((cfg.get("data") or {}).get("by_hand") or ()))
 
 
 def touched(keys: Iterable[str]) -> list[str]:

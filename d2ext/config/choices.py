@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from d2ext.config.by_hand import CROP, KEYS, touched
+from d2ext.config.by_hand import CROP, KEYS, overridden
 from d2ext.config.check import target_name
 from d2ext.config.flatten import flatten
 from d2ext.config.load import execute_config
@@ -45,10 +45,9 @@ def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
             OmegaConf.select(cfg, CROP.rpartition(".")[0]).insert(1, choice.value)
         else:
             OmegaConf.update(cfg, choice.key, choice.value, merge=False, force_add=True)
-    if cfg.get("data"):
-        for key, off in (("auto", False), ("recipe", None), ("by_hand", [])):
-            if key in cfg.data:
-                cfg.data[key] = off
+    off = {"auto": False, "recipe": None, "by_hand": []}
+    for key in off.keys() & (cfg.get("data") or {}).keys():
+        cfg.data[key] = off[key]
     if cfg.train.get("budget"):
         cfg.train.budget = None
     return cfg
@@ -74,7 +73,7 @@ def set_by_hand(cfg: Any, recipe: Any = None) -> set[str]:
         cfg: Config returned by `load_config`.
         recipe: Recipe returned by `recipe_of`; None compares with nothing.
     """
-    found = set(touched((cfg.get("data") or {}).get("by_hand") or ()))
+    found = overridden(cfg)
     if recipe is not None:
         found |= {key for key in KEYS if _value(cfg, key) != _value(recipe, key)}
     return found

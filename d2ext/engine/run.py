@@ -132,7 +132,7 @@ class Run:
         signals: StopSignals,
         hooks: Sequence[HookBase] = (),
     ):
-        self.original_cfg = with_choices(cfg, plan.fitted.choices) if plan.fitted else cfg
+        self.original_cfg = with_choices(cfg, plan.fitted.applied) if plan.fitted else cfg
         self.plan = plan
         self.command = command
         self.signals = signals

@@ -70,8 +70,8 @@ def planned_config(cfg: Any) -> Any:
     register_run_datasets(cfg, kept_split(earlier) if earlier else None)
     device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
     unit = cfg.train.get("accumulate") or 1
-    chosen = choose_values(cfg, Hardware(device, unit), earlier)
-    return with_augmentation(with_choices(cfg, chosen.choices) if chosen else cfg)
+    chosen, _ = choose_values(cfg, Hardware(device, unit), earlier)
+    return with_augmentation(with_choices(cfg, chosen.applied) if chosen else cfg)
 
 
 def open_split(cfg: Any, split: str, start: int = 0) -> Split:

@@ -5,11 +5,12 @@ from typing import Any
 
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
 from d2ext.data.fitting.rules import Hardware
+from d2ext.preflight.budget import check_budget
 
 
 def choose_values(
     cfg: Any, hardware: Hardware, earlier: Path | None, trained: bool = False
-) -> Fitted | None:
+) -> tuple[Fitted | None, bool]:
     """Choose values that fit the data, or take those of an earlier run.
 
     Args:
@@ -19,9 +20,11 @@ def choose_values(
         trained: Whether there are such weights, which only fit the values they were trained with.
 
     Returns:
-        The choices; None without `data.auto`.
+        The choices, None without `data.auto` and without `train.budget`; and whether they are new.
     """
     kept = kept_choices(earlier) if earlier else None
     if trained and not kept:
         kept = Fitted(choices=[], skipped=[f"the run has no {AUTO} and so the recipe's values"])
-    return fitted(cfg, hardware, kept)
+    if not kept:
+        check_budget(cfg)
+    return fitted(cfg, hardware, kept), kept is None

@@ -5,6 +5,7 @@ every process; each failed check names the field, the value and the remedy.
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
+from d2ext.preflight.budget import Measure, Workload, fit_budget
 from d2ext.preflight.chosen import choose_values
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
@@ -153,6 +155,8 @@ def plan_run(
     validate: bool = True,
     tta: bool = False,
     expect: Sequence[str] = (),
+    measure: Measure | None = None,
+    since: float | None = None,
 ) -> Plan:
     """Check a config against the data, the model and the machine, and log the plan.
 
@@ -172,11 +176,14 @@ def plan_run(
         validate: Evaluate on `dataloader.val` during training.
         tta: Evaluate with test-time augmentation.
         expect: Bounds on results, for `parse_expectation`.
+        measure: Function that times steps, for `train.budget`.
+        since: Monotonic time at which the command started; None: now.
 
     Raises:
         UserError: The user can fix the error.
     """
     lines: list[str] = []
+    since = time.monotonic() if since is None else since
     check_flags(eval_only, weights, resume, resume_from, overwrite)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
@@ -193,16 +200,16 @@ def plan_run(
     _say(lines, *_titled("split", about))
     differences = register_run_datasets(cfg, split)
     hardware = Hardware(device, world_size * options.accumulate)
-    chosen = choose_values(cfg, hardware, earlier, eval_only or checkpoint is not None)
-    if chosen:
-        cfg = with_choices(cfg, chosen.choices)
+    trained = eval_only or checkpoint is not None
+    chosen, is_new = choose_values(cfg, hardware, earlier, trained)
+    auto = bool((cfg.get("data") or {}).get("auto"))
+    if chosen and auto:
         _say(lines, *_titled("auto", chosen.lines()))
-    cfg = with_augmentation(cfg)
-    scaling = None
-    if not eval_only and options.auto_scale_lr.enabled:
-        cfg, scaling = scale_config(cfg, world_size)
+    scales = not eval_only and options.auto_scale_lr.enabled
+    original, (cfg, scaling) = cfg, _prepared(cfg, chosen, world_size if scales else None)
+    if scaling:
         _say(lines, *scaling.lines())
-    options = TrainOptions.from_config(cfg.train)
+    budget, options = options.budget, TrainOptions.from_config(cfg.train)
     # A loader of your own may not say how many images it returns; count one per worker.
     batch_size = cfg.dataloader.train.get("total_batch_size") or world_size
     if not eval_only:
@@ -224,6 +231,7 @@ def plan_run(
 
     schedule = train_dataset = None
     validation_loss: tuple[str, ...] = ()
+    loss_notes: list[str] = []
     if eval_only:
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         initial = "" if weights or checkpoint else " (train.init_checkpoint)"
@@ -241,12 +249,23 @@ def plan_run(
         fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
         num_images = _num_images(train_dataset, options, batch_size)
         schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
+        if validate and options.validation_loss:
+            validation_loss, loss_notes = sets_with_loss(cfg, classes)
+        if budget and is_new and chosen:
+            work = Workload(
+                cfg, device, classes, train_dataset, world_size, num_gpus, validate, validation_loss
+            )
+            by_hand = chosen.by_hand if auto else None
+            length, why = fit_budget(budget, work, schedule, since, by_hand, scaling, measure)
+            _say(lines, *_titled("budget", why))
+            chosen = chosen.with_length(length, budget)
+            cfg, _ = _prepared(original, chosen, world_size if scales else None)
+            options = TrainOptions.from_config(cfg.train)
+            schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
         check_schedule(options, schedule)
         _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
         _say(lines, _start_line(checkpoint, resume, source))
-        if validate and options.validation_loss:
-            validation_loss, notes = sets_with_loss(cfg, classes)
-            _say(lines, *notes)
+        _say(lines, *loss_notes)
     _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
     resumes = checkpoint is not None and not eval_only
     weights_field = option("--weights") if weights else "train.init_checkpoint"
@@ -292,6 +311,16 @@ def _origin_lines(cfg: Any, device: str) -> list[str]:
 def _titled(title: str, lines: Sequence[str]) -> list[str]:
     """Return lines of the plan, the first of which has a title."""
     return [f"{'' if i else title:<12}{line}" for i, line in enumerate(lines)]
+
+
+def _prepared(
+    cfg: Any, chosen: Fitted | None, world_size: int | None
+) -> tuple[Any, ScalingReport | None]:
+    """Return a config as its run uses it, scaled to `world_size` unless that is None."""
+    if chosen:
+        cfg = with_choices(cfg, chosen.applied)
+    cfg = with_augmentation(cfg)
+    return (cfg, None) if world_size is None else scale_config(cfg, world_size)
 
 
 def _say(lines: list[str], *more: str) -> None:

@@ -27,7 +27,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         choices: Chosen values with their reasons.
-        by_hand: Keys that the user has set, whose values were kept.
+        by_hand: Keys that the user has set since, whose values stay.
         skipped: Rules that do not apply to the config, with the reason.
         fingerprint: Fingerprint of the training data; None if only the length was chosen.
         budget: `train.budget` of the run; None without one.
@@ -39,9 +39,18 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint | None = None
     budget: str | None = None
 
+    @property
+    def applied(self) -> list[Choice]:
+        """Return the choices for fields that the user has not set."""
+        return [choice for choice in self.choices if choice.key not in self.by_hand]
+
+    def with_length(self, choices: Sequence[Choice], budget: str) -> "Fitted":
+        """Return these choices and those made for a budget."""
+        return msgspec.structs.replace(self, choices=[*self.choices, *choices], budget=budget)
+
     def lines(self) -> list[str]:
         """Return the choices as lines for the plan; each reason once."""
-        lines = list(dict.fromkeys(choice.reason for choice in self.choices))
+        lines = list(dict.fromkeys(choice.reason for choice in self.applied))
         if self.by_hand:
             lines.append(f"set by hand and kept: {', '.join(map(keys.written, self.by_hand))}")
         if self.skipped:
@@ -70,24 +79,28 @@ def kept_choices(folder: Path) -> Fitted | None:
 def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted | None:
     """Choose values that fit the training data, if `data.auto` is set.
 
+    The length of a run with a budget is not chosen.
+
     Args:
         cfg: Config with registered datasets.
         hardware: What the run trains on.
         kept: Choices of the run that is resumed or evaluated, which are used instead.
 
     Returns:
-        The choices, without those for fields that the user has set; None without `data.auto`.
+        The choices; None without `data.auto` and without `train.budget`.
 
     Raises:
         UserError: `data.recipe` does not exist.
     """
-    if not (cfg.get("data") or {}).get("auto"):
+    auto, budget = (cfg.get("data") or {}).get("auto"), cfg.train.get("budget")
+    if not auto and not budget:
         return None
     recipe = recipe_of(cfg)
     by_hand = set_by_hand(cfg, recipe)
     if kept:
-        choices = [choice for choice in kept.choices if choice.key not in by_hand]
-        return msgspec.structs.replace(kept, choices=choices, by_hand=_ordered(by_hand))
+        return msgspec.structs.replace(kept, by_hand=_ordered(by_hand))
+    if not auto:
+        return Fitted(choices=[], by_hand=_ordered(by_hand))
     found = _training_fingerprint(cfg)
     if not found:
         why = "dataloader.train has no dataset whose objects are known"
@@ -169,7 +182,7 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
         tuned_batch=tuned,
         linear=not is_adaptive(cfg.optimizer),
         scaled=train.auto_scale_lr.enabled,
-        epochs=train.max_epochs,
+        epochs=None if train.budget else train.max_epochs,
         iterations=train.max_iter,
         warmup=train.warmup_iters,
         oversampling=dataset.get("oversample_threshold"),
@@ -183,7 +196,8 @@ def _resize(augmentations: Sequence[Any] | None) -> tuple[list[int] | None, int 
     if not hasattr(first, "get") or target_name(first.get("_target_", "")) != _RESIZE:
         return None, None
     sides = first.get("short_edge_length")
-    return [sides] if isinstance(sides, int) else list(sides), first.get("max_size")
+    listed = [sides] if isinstance(sides, int) else list(sides or ())
+    return listed or None, first.get("max_size")
 
 
 def _anchors(cfg: Any) -> list[list[float]] | None:

@@ -276,15 +276,14 @@ def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]
         raise UserError(f"the dataset cannot be cached: {e}; use plain numbers and strings") from e
     writer = ArrayFileWriter(file)
     writer.add_bytes("data", data)
-    columns = columns_of(records, boxes=True)
-    writer.add("boxes", columns.boxes)
+    writer.add("boxes", list_boxes(records))
     write_columns(
         writer,
         np.fromiter(map(len, data), np.int64, len(data)),
         np.fromiter(map(zlib.crc32, data), np.uint32, len(data)),
         file_names_of(records),
         image_ids_of(records),
-        columns,
+        columns_of(records),
     )
     writer.finish(info)
 
