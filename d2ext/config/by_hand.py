@@ -17,7 +17,7 @@ ANCHORS = "model.proposal_generator.anchor_generator.sizes"
 BATCH = "train.reference_batch_size"
 TOTAL_BATCH = "dataloader.train.total_batch_size"  # never chosen, but the rate follows it
 RATE = "optimizer.lr"
-EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
+_LENGTH = EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
 WARMUP = "train.warmup_iters"
 EVALUATIONS = "train.eval_period"
 CHECKPOINTS = "train.checkpointer.period"
@@ -52,7 +52,8 @@ def record_by_hand(cfg: Any, overrides: Sequence[str]) -> None:
 
 def overridden(cfg: Any) -> set[str]:
     """Return those of `KEYS` that overrides, or the list `data.by_hand` of a file, name."""
-    return set(touched((cfg.get("data") or {}).get("by_hand") or ()))
+    found = set(touched((cfg.get("data") or {}).get("by_hand") or ()))
+    return found | set(_LENGTH) if found & set(_LENGTH) else found
 
 
 def touched(keys: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ _SHARED = ("model", "optimizer", "lr_multiplier", "train")
 _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
 # Fields that may change on resume without changing the result.
 _BESIDE_TRAINING = (
+    "train.budget",
     "train.eval_period",
     "train.checkpointer",
     "train.log_period",

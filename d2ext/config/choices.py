@@ -45,7 +45,7 @@ def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
             OmegaConf.select(cfg, CROP.rpartition(".")[0]).insert(1, choice.value)
         else:
             OmegaConf.update(cfg, choice.key, choice.value, merge=False, force_add=True)
-    off = {"auto": False, "recipe": None, "by_hand": []}
+    off: dict[str, Any] = {"auto": False, "recipe": None, "by_hand": []}
     for key in off.keys() & (cfg.get("data") or {}).keys():
         cfg.data[key] = off[key]
     if cfg.train.get("budget"):

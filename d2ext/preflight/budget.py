@@ -100,9 +100,10 @@ def check_budget(cfg: Any) -> None:
     if not (budget := cfg.train.get("budget")):
         return
     seconds_of(budget)
-    if given := {keys.EPOCHS, keys.ITERATIONS} & keys.overridden(cfg):
+    if keys.EPOCHS in keys.overridden(cfg):
         raise UserError(
-            f"{BUDGET} and {min(given)} both set the length of the run; give one of them"
+            f"{BUDGET} and {keys.EPOCHS} (or {keys.ITERATIONS}) both set the length of the run;"
+            " give one of them"
         )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from d2ext.config.choices import with_choices
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
 from d2ext.data.fitting.rules import Hardware
 from d2ext.preflight.budget import check_budget
@@ -28,3 +29,10 @@ def choose_values(
     if not kept:
         check_budget(cfg)
     return fitted(cfg, hardware, kept), kept is None
+
+
+def as_trained(cfg: Any, folder: Path) -> Any:
+    """Return a config with the values that the run in a folder chose, as far as it has some."""
+    kept = kept_choices(folder)
+    chosen = fitted(cfg, Hardware("cpu"), kept) if kept else None
+    return with_choices(cfg, chosen.applied) if chosen else cfg

@@ -37,17 +37,21 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """Return the fingerprint as text."""
-        size, length = self.size, self.length
+        sides, sizes = self.short_side, self.size
         return [
-            f"images      {self.images} with objects, short side"
-            f" {self.short_side[5]:.0f} to {self.short_side[95]:.0f} pixels (5 to 95 %), long side"
-            f" {self.aspect[50]:.2f} times as long",
-            f"objects     {self.objects}, {self.objects / self.images:.1f} per image",
-            f"sizes       {size[5]:.1%}, {size[50]:.1%} and {size[95]:.1%} of the short side for"
-            f" 5, 50 and 95 % of the objects; longer side {length[95]:.1%} for 95 %",
-            f"classes     {len(self.images_of_class)}, in {min(self.images_of_class)} to"
-            f" {max(self.images_of_class)} images each",
+            f"images    {self.images} with objects; short side {sides[5]:.0f} to {sides[95]:.0f}"
+            f" pixels (5 to 95 % of them), long side {self.aspect[50]:.2f} times that",
+            f"objects   {self.objects}, {self.objects / self.images:.1f} per image; size"
+            f" {percent(sizes[5])}, {percent(sizes[50])} and {percent(sizes[95])} of the short side"
+            " (5, 50 and 95 % of them)",
+            f"classes   {len(self.images_of_class)}, each in {min(self.images_of_class)} to"
+            f" {max(self.images_of_class)} images",
         ]
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with a digit after the point below 10 %."""
+    return f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
 
 
 def fingerprint(
@@ -70,9 +74,9 @@ def fingerprint(
         categories: Class index of each object (M,).
         num_classes: Number of classes.
     """
-    sides = boxes[:, 2:] - boxes[:, :2]
+    wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     short = np.minimum(widths, heights)
-    valid = (sides > 0).all(axis=1) & np.isfinite(sides).all(axis=1) & (short[images] > 0)
+    valid = (wide > 0) & (high > 0) & (wide < np.inf) & (high < np.inf) & (short > 0)[images]
     valid &= (categories >= 0) & (categories < num_classes)
     rows = np.flatnonzero(valid)
     if not len(rows):
@@ -81,7 +85,7 @@ def fingerprint(
     used = np.zeros(len(short), bool)
     used[owners] = True
     thin = rows[:: -(-len(rows) // _MOST)]
-    sides = sides[thin].astype(float) / short[images[thin], None]
+    sides = np.stack([wide[thin], high[thin]], axis=1) / short[images[thin], None]
     long = np.maximum(widths, heights)
     return Fingerprint(
         images=int(used.sum()),
@@ -96,8 +100,9 @@ def fingerprint(
 
 def _images_of_class(images: np.ndarray, labels: np.ndarray, num_classes: int) -> list[int]:
     """Return the number of images of each class; a pair of image and class counts once."""
-    pairs = np.unique(images.astype(np.int64) * num_classes + labels)
-    return np.bincount(pairs % num_classes, minlength=num_classes).tolist()
+    pairs = np.sort(images.astype(np.int64) * num_classes + labels)  # np.unique is slower
+    first = np.concatenate([[True], pairs[1:] != pairs[:-1]])
+    return np.bincount(pairs[first] % num_classes, minlength=num_classes).tolist()
 
 
 def _quantiles(values: np.ndarray) -> dict[int, float]:

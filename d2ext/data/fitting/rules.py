@@ -13,7 +13,7 @@ import numpy as np
 
 from d2ext.config import by_hand as keys
 from d2ext.config.choices import Choice
-from d2ext.data.fitting.fingerprint import Fingerprint
+from d2ext.data.fitting.fingerprint import Fingerprint, percent
 
 _SMALL = 25  # percent of the objects that count as small
 _PIXELS = 32  # size that small objects should get: COCO's bound of "small"
@@ -175,9 +175,11 @@ def image_sizes(
         return
     factor = side / own
     aspect = max(most / own, min(data.aspect[95], _LONGEST / side))
+    limit = "" if side >= wanted - _MULTIPLE else ", the most that the limits allow"
     why = (
-        f"short side {side} (was {own}): objects of {data.size[_SMALL]:.1%} of it, the"
-        f" {_SMALL} % smallest, get {data.size[_SMALL] * side:.0f} pixels"
+        f"short side {side} (was {own}): the {_SMALL} % smallest objects, up to"
+        f" {percent(data.size[_SMALL])} of it, get up to {data.size[_SMALL] * side:.0f}"
+        f" pixels{limit}"
     )
     yield Choice(keys.SHORT_SIDES, [_rounded(s * factor) for s in sides], why)
     yield Choice(keys.MAX_SIZE, round(side * aspect), why)
