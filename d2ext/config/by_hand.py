@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from d2ext.errors import UserError
+from d2ext.text import did_you_mean
+
 _TRAIN = "dataloader.train.mapper.augmentations.0"
 _VAL = "dataloader.val.mapper.augmentations.0"
 SHORT_SIDES = f"{_TRAIN}.short_edge_length"
@@ -17,7 +20,7 @@ ANCHORS = "model.proposal_generator.anchor_generator.sizes"
 BATCH = "train.reference_batch_size"
 TOTAL_BATCH = "dataloader.train.total_batch_size"  # never chosen, but the rate follows it
 RATE = "optimizer.lr"
-_LENGTH = EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
+EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
 WARMUP = "train.warmup_iters"
 EVALUATIONS = "train.eval_period"
 CHECKPOINTS = "train.checkpointer.period"
@@ -43,17 +46,26 @@ def record_by_hand(cfg: Any, overrides: Sequence[str]) -> None:
             return
         if not hasattr(data, "get"):
             cfg.data = data = {}
-    written = [text.partition("=")[0].strip("+ ") for text in overrides if "=" in text]
-    found = [key for key in written if touched([key])]
+    given = [text.partition("=")[0].strip("+ ") for text in overrides if "=" in text]
+    found = [key for key in given if touched([key])]
     before = data.get("by_hand") or []
     if found and not isinstance(before, str):  # `check_config` reports a value of another type
         cfg.data.by_hand = list(dict.fromkeys([*before, *found]))
 
 
+def check_by_hand(keys: Sequence[Any]) -> None:
+    """Raise a UserError unless each entry of `data.by_hand` names a field that may be chosen."""
+    for i, key in enumerate(keys):
+        if not isinstance(key, str) or not touched([key]):
+            hint = did_you_mean(key, map(written, KEYS), "docs/auto.md lists the fields")
+            raise UserError(f"data.by_hand[{i}]={key!r} is not a field that data.auto sets; {hint}")
+
+
 def overridden(cfg: Any) -> set[str]:
     """Return those of `KEYS` that overrides, or the list `data.by_hand` of a file, name."""
     found = set(touched((cfg.get("data") or {}).get("by_hand") or ()))
-    return found | set(_LENGTH) if found & set(_LENGTH) else found
+    length = {EPOCHS, ITERATIONS}  # a run has one
+    return found | length if found & length else found
 
 
 def touched(keys: Iterable[str]) -> list[str]:

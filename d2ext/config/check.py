@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from d2ext.config.by_hand import check_by_hand
 from d2ext.config.flatten import flatten
 from d2ext.config.options import FEWEST_RESAMPLES, WRITERS, Accepts, train_options
 from d2ext.errors import UserError
@@ -81,6 +82,7 @@ def check_config(cfg: Any) -> None:
     for i, pattern in enumerate(found.get("train.freeze", ())):
         if not isinstance(pattern, str):
             raise UserError(f"train.freeze[{i}]={pattern!r}: takes str, the name of a module")
+    check_by_hand(found.get("data.by_hand", ()))
     for i, hook in enumerate(found.get("train.hooks", ())):
         if not _is_call(hook):
             raise UserError(f"train.hooks[{i}]={hook!r}: takes a dict with the _target_ of a hook")

@@ -68,10 +68,12 @@ def planned_config(cfg: Any) -> Any:
     folder = cfg.train.get("output_dir")
     earlier = Path(folder) if folder else None
     register_run_datasets(cfg, kept_split(earlier) if earlier else None)
-    device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
-    unit = cfg.train.get("accumulate") or 1
-    chosen, _ = choose_values(cfg, Hardware(device, unit), earlier)
-    return with_augmentation(with_choices(cfg, chosen.applied) if chosen else cfg)
+    if (cfg.get("data") or {}).get("auto"):
+        device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
+        hardware = Hardware(device, cfg.train.get("accumulate") or 1)
+        chosen, _ = choose_values(cfg, hardware, earlier)
+        cfg = with_choices(cfg, chosen.applied) if chosen else cfg
+    return with_augmentation(cfg)
 
 
 def open_split(cfg: Any, split: str, start: int = 0) -> Split:

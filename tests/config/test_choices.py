@@ -84,6 +84,11 @@ def test_a_file_names_what_is_set_by_hand(tmp_path):
     assert hand(cfg) == {keys.RATE, keys.EPOCHS, keys.ITERATIONS, keys.WARMUP}
 
 
+def test_by_hand_names_only_fields_that_may_be_chosen():
+    with pytest.raises(UserError, match=r"by_hand\[0\]='optimizer.lrr' is not .* 'optimizer.lr'"):
+        d2ext.get_config(RECIPE, ["data.by_hand=[optimizer.lrr]"])
+
+
 def test_an_unknown_recipe_is_an_error():
     cfg = d2ext.get_config(RECIPE, ["data.recipe=custom/mask_rcnn_lite9_fpn.py"])
     with pytest.raises(UserError, match="there is no recipe 'custom/mask_rcnn_lite9_fpn.py'; did"):

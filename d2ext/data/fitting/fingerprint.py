@@ -39,14 +39,19 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         """Return the fingerprint as text."""
         sides, sizes = self.short_side, self.size
         return [
-            f"images    {self.images} with objects; short side {sides[5]:.0f} to {sides[95]:.0f}"
-            f" pixels (5 to 95 % of them), long side {self.aspect[50]:.2f} times that",
+            f"images    {self.images} with objects; short side {_range(sides[5], sides[95])} pixels"
+            f" (5 to 95 % of them), long side {self.aspect[50]:.2f} times that",
             f"objects   {self.objects}, {self.objects / self.images:.1f} per image; size"
             f" {percent(sizes[5])}, {percent(sizes[50])} and {percent(sizes[95])} of the short side"
             " (5, 50 and 95 % of them)",
-            f"classes   {len(self.images_of_class)}, each in {min(self.images_of_class)} to"
-            f" {max(self.images_of_class)} images",
+            f"classes   {len(self.images_of_class)}, each in"
+            f" {_range(min(self.images_of_class), max(self.images_of_class))} images",
         ]
+
+
+def _range(low: float, high: float) -> str:
+    """Return two whole numbers, or one if they are equal."""
+    return f"{low:.0f} to {high:.0f}" if round(low) < round(high) else f"{low:.0f}"
 
 
 def percent(share: float) -> str:
@@ -74,7 +79,8 @@ def fingerprint(
         categories: Class index of each object (M,).
         num_classes: Number of classes.
     """
-    wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    with np.errstate(over="ignore", invalid="ignore"):  # of unchecked files
+        wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     short = np.minimum(widths, heights)
     valid = (wide > 0) & (high > 0) & (wide < np.inf) & (high < np.inf) & (short > 0)[images]
     valid &= (categories >= 0) & (categories < num_classes)
@@ -93,7 +99,7 @@ def fingerprint(
         images_of_class=_images_of_class(owners, labels, num_classes),
         short_side=_quantiles(short[used]),
         aspect=_quantiles(long[used] / short[used]),
-        size=_quantiles(np.sqrt(sides.prod(axis=1))),
+        size=_quantiles(np.sqrt(sides).prod(axis=1)),
         length=_quantiles(sides.max(axis=1)),
     )
 

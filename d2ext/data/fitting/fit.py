@@ -15,7 +15,7 @@ from d2ext.config.options import TrainOptions
 from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
 from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
-from d2ext.errors import UserError
+from d2ext.errors import UserError, config_errors
 
 AUTO = "auto.json"  # name in the run directory
 _RESIZE = "detectron2.data.transforms.augmentation_impl.ResizeShortestEdge"
@@ -138,8 +138,9 @@ def _training_fingerprint(cfg: Any) -> Fingerprint | None:
     if not names or any(name not in DatasetCatalog.list() for name in names):
         return None
     try:
-        records = [DatasetCatalog.get(name) for name in names]
-    except UserError:  # `check_datasets` reports it with its context
+        with config_errors("datasets"):
+            records = [DatasetCatalog.get(name) for name in names]
+    except UserError:  # `check_datasets` reads them again and names the one that fails
         return None
     classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
     return columns_fingerprint(columns_of(join(records), boxes=True), len(classes))

@@ -13,11 +13,13 @@ def table_fingerprint(c: CocoTable) -> Fingerprint | None:
     used = c.good["annotations"] & ~c.crowd & ~c.ignored & (images >= 0) & (categories >= 0)
     rows = np.flatnonzero(used)
     boxes = c.box[rows]
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     return fingerprint(
         c.image_size[:, 0],
         c.image_size[:, 1],
         images[rows],
-        np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
+        corners,
         categories[rows],
         len(c.category_id),
     )
