@@ -14,13 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from d2ext.config.augmentation import with_augmentation
 from d2ext.config.choices import with_choices
 from d2ext.data.datasets.class_mapping import register_run_datasets
-from d2ext.data.fitting.rules import Hardware
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.splitting.own_data import kept_split
 from d2ext.errors import UserError, config_errors
 from d2ext.launch.device import choose_device
-from d2ext.preflight.chosen import choose_values
+from d2ext.preflight.chosen import choose_values, hardware_of
 from d2ext.text import did_you_mean
 
 
@@ -70,7 +69,7 @@ def planned_config(cfg: Any) -> Any:
     register_run_datasets(cfg, kept_split(earlier) if earlier else None)
     if (cfg.get("data") or {}).get("auto"):
         device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
-        hardware = Hardware(device, cfg.train.get("accumulate") or 1)
+        hardware = hardware_of(device, 1, cfg.train.get("accumulate") or 1, 1)
         chosen, _ = choose_values(cfg, hardware, earlier)
         cfg = with_choices(cfg, chosen.applied) if chosen else cfg
     return with_augmentation(cfg)

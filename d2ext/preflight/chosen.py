@@ -1,5 +1,7 @@
 """Choose values for a config: those that fit its training data, or those of an earlier run."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,19 @@ def choose_values(
     if not kept:
         check_budget(cfg)
     return fitted(cfg, hardware, kept), kept is None
+
+
+def hardware_of(device: str, processes: int, accumulate: int, world_size: int) -> Hardware:
+    """Return the hardware of a process of a run.
+
+    Args:
+        device: `cpu` or `cuda`.
+        processes: Number of processes on this machine.
+        accumulate: Micro-batches per training step.
+        world_size: Number of processes on all machines.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return Hardware(device, max(cores // processes, 1), world_size * accumulate)
 
 
 def as_trained(cfg: Any, folder: Path) -> Any:

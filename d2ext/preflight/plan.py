@@ -29,7 +29,6 @@ from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
 from d2ext.data.fitting.fit import Fitted
-from d2ext.data.fitting.rules import Hardware
 from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
@@ -37,7 +36,7 @@ from d2ext.evaluation.suite import test_sets
 from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.budget import Measure, Workload, fit_budget
-from d2ext.preflight.chosen import choose_values
+from d2ext.preflight.chosen import choose_values, hardware_of
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
@@ -199,7 +198,7 @@ def plan_run(
     split, about = own_split(cfg, kept_split(earlier) if earlier else None)
     _say(lines, *_titled("split", about))
     differences = register_run_datasets(cfg, split)
-    hardware = Hardware(device, world_size * options.accumulate)
+    hardware = hardware_of(device, num_gpus, options.accumulate, world_size)
     trained = eval_only or checkpoint is not None
     chosen, is_new = choose_values(cfg, hardware, earlier, trained)
     auto = bool((cfg.get("data") or {}).get("auto"))

@@ -27,7 +27,7 @@ _CLOSE = 1.15  # ratio of the smallest and largest anchors up to which the recip
 _ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
 _ANCHOR_RATIO = 1.2  # smallest ratio of two sizes of anchors
 _PER_STRIDE = 1.5  # smallest size of anchors, in strides of their level
-_FEW_IMAGES, _SMALL_BATCH = 500, 2
+_FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
 _FEWEST_STEPS, _MOST_EPOCHS = 1000, 100
 _PERIODS = 6  # evaluations of a run whose length is chosen
 _MOST_WARMUP = 0.1  # share of the run
@@ -39,10 +39,12 @@ class Hardware(msgspec.Struct, frozen=True):
 
     Attributes:
         device: `cpu` or `cuda`.
+        cores: Number of CPU cores for a process.
         unit: A batch must be a multiple of this number: workers x micro-batches.
     """
 
     device: str
+    cores: int = 1
     unit: int = 1
 
 
@@ -235,20 +237,21 @@ def anchors(s: Situation) -> Iterator[Choice]:
 
 
 def batch(s: Situation) -> Iterator[Choice]:
-    """Use small batches for few images on a CPU, and let the learning rate follow the batch.
+    """Use small batches for few images on few cores, and let the learning rate follow the batch.
 
-    A step of half as many images takes about half as long on a CPU, so that a run of the same
-    duration takes twice as many steps; nnU-Net, too, uses batches of 2. The rate scales linearly
-    with the batch for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677), and with its
-    square root for the Adam family (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A rate
-    that the user has not set also follows the user's batch.
+    A step of half as many images takes about half as long on few CPU cores, so that a run of the
+    same duration takes twice as many steps; nnU-Net, too, uses batches of 2. The rate scales
+    linearly with the batch for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677), and with
+    its square root for the Adam family (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A
+    rate that the user has not set also follows the user's batch.
     """
     recipe, size, rate = s.recipe, s.recipe.batch, s.recipe.rate
     if not size:
         return
-    few = s.hardware.device == "cpu" and s.data.images < _FEW_IMAGES
+    few = s.data.images < _FEW_IMAGES
+    slow = s.hardware.device == "cpu" and s.hardware.cores <= _FEW_CORES
     own = not {keys.BATCH, keys.TOTAL_BATCH}.isdisjoint(s.by_hand)
-    if few and not own and size > _SMALL_BATCH and _SMALL_BATCH % s.hardware.unit == 0:
+    if few and slow and not own and size > _SMALL_BATCH and _SMALL_BATCH % s.hardware.unit == 0:
         size = _SMALL_BATCH
         why = f"{size} images per step (was {recipe.batch}): more steps with few images"
         yield Choice(keys.BATCH, size, why)

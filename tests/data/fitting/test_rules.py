@@ -150,8 +150,10 @@ def test_few_images_get_small_batches_on_a_cpu():
     assert found[keys.BATCH] == 2 and found[keys.RATE] == 0.000354  # 5e-4 / sqrt(2)
     assert keys.BATCH not in chosen(data(images=500))
     assert keys.BATCH not in chosen(data(images=499), hardware=GPU)
-    assert chosen(data(images=99), hardware=Hardware("cpu", 2))[keys.BATCH] == 2
-    assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", 4))
+    assert chosen(data(images=99), hardware=Hardware("cpu", cores=8))[keys.BATCH] == 2
+    assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", cores=9))
+    assert chosen(data(images=99), hardware=Hardware("cpu", unit=2))[keys.BATCH] == 2
+    assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", unit=4))
 
 
 def test_the_rate_follows_the_users_batch():
