@@ -1,7 +1,10 @@
 """The dry step, and the explanation of errors in the first training step."""
 
 import itertools
+import multiprocessing
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,6 +39,31 @@ def test_a_dry_run_for_other_machines_skips_the_step(train_net, tiny, tmp_path, 
     done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
     assert done.status == 0, done.stderr
     assert "dry step    skipped: the run is for other machines" in done.stdout
+
+
+def test_timing_steps_for_a_budget_leaves_nothing(train_net, tiny, tmp_path):
+    def state():
+        generators = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+        return generators, torch.get_num_threads(), multiprocessing.active_children()
+
+    work = tmp_path / "run"
+    options = [text for text in tiny if not text.startswith("train.max_iter")]
+    options += ["dataloader.train.num_workers=1", "train.accumulate=2", "train.budget=2 hours"]
+    before = state()
+    done = train_net("--dry-run", "--work-dir", work, "--options", *options)
+    assert done.status == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if " in 2 hours: " in line)
+    assert " s per step and " in line and " s per evaluation measured" in line
+    assert not work.exists() and state() == before
+
+
+def test_steps_of_other_machines_are_not_timed(train_net, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
+    options = [text for text in tiny if not text.startswith("train.max_iter")]
+    options.append("train.budget=2 hours")
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *options)
+    assert done.status == 0, done.stderr
+    assert "budget      2 hours: steps are timed on the machine that trains" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
