@@ -129,8 +129,9 @@ def measure_speed(work: Workload) -> Speed:
     options = TrainOptions.from_config(work.cfg.train)
     cfg = copy.deepcopy(work.cfg)
     processes = 1 if joined else work.world_size  # a loader takes its rank's share itself
-    if processes > 1:
-        cfg.dataloader.train.total_batch_size //= processes
+    batch = cfg.dataloader.train.get("total_batch_size")
+    if processes > 1 and batch:  # a loader of your own may have none
+        cfg.dataloader.train.total_batch_size = batch // processes
     if joined:  # the other ranks wait for the plan and do not answer
         cfg.train.channels_last = bool(options.channels_last)
         cfg.train.sync_bn = False
@@ -221,7 +222,7 @@ def _evaluation_time(cfg: Any, work: Workload, model: nn.Module) -> float:
                     times.append(time.perf_counter() - start)
             if hasattr(batches, "close"):
                 batches.close()
-            total += statistics.median(times[1:] or times) * len(loader)
+            total += statistics.median(times[1:] or times or [0.0]) * len(loader)
     return total
 
 

@@ -18,8 +18,8 @@ cfg.data.recipe = None
 cfg.train.init_checkpoint = ""
 cfg.train.warmup_iters = 1
 for split in ("train", "val"):
-    cfg.dataloader[split].mapper.augmentations[0].short_edge_length = 64
-    cfg.dataloader[split].mapper.augmentations[0].max_size = 96
+    cfg.dataloader[split].mapper.augmentations[0].short_edge_length = 128
+    cfg.dataloader[split].mapper.augmentations[0].max_size = 192
     cfg.dataloader[split].num_workers = 0
 model, dataloader, optimizer, lr_multiplier, train, datasets, evaluators, data = (
     cfg[name]
@@ -59,6 +59,8 @@ def _changes(done):
 def test_the_plan_explains_what_is_chosen(d2ext_command, folder):
     lines = _auto(d2ext_command("train", "mine.py", "--dry-run", *DATA, "optimizer.lr=1e-3"))
     text = "\n".join(lines)
+    assert text.startswith("short side 224 (was 128): the 25 % smallest objects, up to 14 % of it,")
+    assert "training on crops of 128 x 128 pixels around an object" in text
     assert "anchors " in text and "in training images" in text
     assert "2 images per step (was 4): more steps with few images" in text
     assert "learning rate" not in text and "100 epochs (was 24): 300 steps" in text
@@ -85,6 +87,7 @@ def test_a_run_keeps_its_values(d2ext_command, folder):
     kept = json.loads((folder / "run/auto.json").read_text())
     chosen = {choice["key"]: choice["value"] for choice in kept["choices"]}
     assert chosen[keys.BATCH] == 2 and keys.ANCHORS in chosen
+    assert chosen[keys.CROP]["size"] == [128, 128] and chosen[keys.VAL_SHORT_SIDE] > 166
     assert kept["fingerprint"]["images"] == 6 and kept["fingerprint"]["size"]["50"] > 0
     assert {choice["reason"] for choice in kept["choices"]} <= set(lines)
     saved = load_config(folder / "run/config.yaml")
@@ -92,6 +95,11 @@ def test_a_run_keeps_its_values(d2ext_command, folder):
     anchors = saved.model.proposal_generator.anchor_generator.sizes
     assert [list(level) for level in anchors] == chosen[keys.ANCHORS]
     assert saved.dataloader.train.total_batch_size == 2
+    resize, crop, _ = saved.dataloader.train.mapper.augmentations
+    assert list(resize.short_edge_length) == chosen[keys.SHORT_SIDES]
+    assert crop["_target_"].endswith(".ObjectCrop")
+    size = saved.dataloader.val.mapper.augmentations[0].short_edge_length
+    assert size == chosen[keys.VAL_SHORT_SIDE]
 
     # A dataset to which other values fit: one object of each photo, three times as large.
     file = folder / "train/via_region_data.json"
